@@ -1,0 +1,33 @@
+# `make demo` and `make test` set everything up by themselves: a virtual environment in .venv,
+# the toolkit and its pinned dependencies, then the job.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: demo test check clean
+
+demo: $(STAMP)
+	$(BIN)/ppl-lvm demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# The type checker sees models/ and guides/ under their installed names only in a real (not an
+# editable) install, so it gets one of its own.
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p ppl_lvm
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ppl_lvm needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build

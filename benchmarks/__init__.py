@@ -1,0 +1,1 @@
+"""Questions with a measured answer: one file per question."""

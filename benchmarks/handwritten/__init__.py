@@ -1,0 +1,1 @@
+"""Estimators and training steps in plain torch, the yardstick for ours."""

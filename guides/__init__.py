@@ -1,0 +1,1 @@
+"""Pyro programs: guides, built from a model's signature."""

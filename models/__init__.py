@@ -1,0 +1,1 @@
+"""Pyro programs: latent-variable models."""

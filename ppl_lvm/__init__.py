@@ -1,0 +1,1 @@
+"""Latent-variable models as Pyro programs: write them, train them, trust them."""

@@ -1,0 +1,1 @@
+"""Can this fit be trusted? One file per question."""

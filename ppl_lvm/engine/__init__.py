@@ -1,0 +1,1 @@
+"""One SVI step: eager (plain Pyro), captured, compiled."""

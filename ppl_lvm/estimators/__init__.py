@@ -1,0 +1,1 @@
+"""Bounds and gradient estimators, one file each."""

@@ -1,0 +1,1 @@
+"""Ready encoders and decoders, so that a new pair needs no network boilerplate."""
