@@ -1,0 +1,141 @@
+"""What every estimator is: a `pyro.infer.ELBO` whose conditions are data on its class.
+
+An estimator gives two functions of K particles of B data (`ppl_lvm.particles.Particles`):
+
+    bound(particles)      what it estimates, per datum, (B,), nats, goes up,
+    surrogate(particles)  S, per datum, (B,): its gradient is the gradient estimator.
+
+The base draws the particles, sums over data, multiplies with N/B outside the bound, flips the
+sign, and makes one tensor whose value is the loss and whose gradient is that of -S:
+
+    loss = -(offset + N/B Σ_b bound_b) + sg-free gradient of -(offset + N/B Σ_b S_b).
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ppl_lvm.particles import Particles, draw_particles, plan_pair
+from ppl_lvm.plan import Plan, Program
+
+
+class Estimator(ELBO, nn.Module):
+    """A bound on log p(x) and a gradient estimator for it.
+
+    Conditions, read by this base, by the tests and by the README's table:
+
+    Attributes:
+        target: the bound whose gradient is estimated, in words.
+        unbiased: whether E[∇S] = ∇E[bound] for every K it accepts.
+        min_particles: the least K it accepts.
+        needs: "any" sites in the guide, or "reparameterized" ones only.
+        instead: the class to use where a condition fails.
+        is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
+        cost: runs of guide and model for a step, in words.
+        paper: authors and year, title, link.
+    """
+
+    target: ClassVar[str]
+    unbiased: ClassVar[bool]
+    min_particles: ClassVar[int] = 1
+    needs: ClassVar[str] = "any"
+    instead: ClassVar[str] = ""
+    is_bound: ClassVar[bool] = True
+    linear: ClassVar[bool] = False
+    cost: ClassVar[str] = "K"
+    paper: ClassVar[str]
+
+    num_particles: int
+
+    def __init__(
+        self, num_particles: int | None = None, vectorize_particles: bool | None = None
+    ) -> None:
+        nn.Module.__init__(self)
+        if num_particles is None:
+            num_particles = self.min_particles
+        name = type(self).__name__
+        if num_particles < self.min_particles:
+            or_use = f", or use {self.instead}" if self.instead else ""
+            raise ValueError(
+                f"{name} needs at least {self.min_particles} particle"
+                f"{'s' if self.min_particles > 1 else ''}, got num_particles={num_particles}. "
+                f"Raise it{or_use}."
+            )
+        ELBO.__init__(self, num_particles=num_particles)
+        self.vectorize_particles = vectorize_particles
+        self._plans: dict[Any, Plan] = {}
+
+    @abstractmethod
+    def bound(self, particles: Particles) -> Tensor:
+        """What is estimated, per datum: (B,), nats."""
+
+    @abstractmethod
+    def surrogate(self, particles: Particles) -> Tensor:
+        """S, per datum: (B,). Ascending its gradient ascends the target."""
+
+    def draw(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Particles:
+        """K particles of this pair."""
+        plan = self.plan(model, guide, args, kwargs)
+        return draw_particles(model, guide, args, kwargs, plan, self.num_particles)
+
+    def plan(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Plan:
+        """The pair's structure; found out and checked when it is first seen with such inputs."""
+        kinds = tuple((a.dim(), a.dtype) if isinstance(a, Tensor) else type(a) for a in args)
+        key = (model, guide, kinds)
+        if key not in self._plans:
+            plan = plan_pair(
+                model, guide, args, kwargs, self.num_particles, self.vectorize_particles
+            )
+            self.check(plan)
+            while len(self._plans) >= 8:
+                del self._plans[next(iter(self._plans))]
+            self._plans[key] = plan
+        return self._plans[key]
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a pair that this estimator would give a wrong or zero gradient."""
+        if self.needs == "reparameterized" and plan.score_sites:
+            site = plan.score_sites[0]
+            raise ValueError(
+                f"{type(self).__name__} needs reparameterised draws, but the guide's site '{site}' "
+                f"({plan.latents[site]}) has none. Use {self.instead}."
+            )
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} works on particles, not on one trace.")
+
+    def differentiable_loss(
+        self, model: Program, guide: Program, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
+        particles = self.draw(model, guide, args, kwargs)
+        value = total(self.bound(particles), particles)
+        if not torch.is_grad_enabled():
+            return -value
+        surrogate = total(self.surrogate(particles), particles)
+        return -(value.detach() + (surrogate - surrogate.detach()))
+
+    @torch.no_grad()
+    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """-bound, summed over data and scaled to N rows, nats."""
+        return float(self.differentiable_loss(model, guide, *args, **kwargs))
+
+    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
+        """`loss`, with its gradient added to the parameters' `.grad`."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return float(loss.detach())
+
+
+def total(per_datum: Tensor, particles: Particles) -> Tensor:
+    """offset + N/B Σ_b of a quantity per datum (B,): a scalar."""
+    scaled: Tensor = per_datum.sum() * particles.scale + particles.offset
+    return scaled
