@@ -47,6 +47,7 @@ class Draw:
         is_local: inside the data plate.
         log_q: (K, B), or (K, 1) if global or joint; tempered.
         log_p: the same of the model's site; None where it is auxiliary or summed out.
+        is_constant: a point outside the data plate, which counts in the offset only.
         score: like log_q, but neither scaled nor masked: the density it was drawn from.
         analytic: computes E_q[log p - log q] of this site given those drawn before it, (K, B), or
             None where no closed form is valid.
@@ -58,6 +59,7 @@ class Draw:
     log_q: Tensor
     log_p: Tensor | None
     score: Tensor
+    is_constant: bool = False
     analytic: Callable[[], Tensor | None] = lambda: None
 
 
@@ -68,25 +70,36 @@ class Particles:
     Attributes:
         log_p: (K, B) log p(x, z), discrete sites that only the model has summed out.
         log_q: (K, B) log q(z | x).
-        score: (K, B) log q of the sites without a reparameterised draw; None if there are none.
+        score: (K, B) log q of the sites without a reparameterised draw, as they were drawn; None
+            if there are none.
+        log_q_path: (K, B) the part of log_q that belongs to the other, reparameterised sites. The
+            rest has a gradient of mean zero, which the mean of log-weights may leave out.
         draws: the guide's sites by name.
         log_likelihood: (K, B) what log_p has beside the draws' own `log_p`.
         scale: N/B, to multiply each datum's bound with.
         offset: what no draw changes, already scaled; added to the sum of bounds.
         energy: why this is the energy approximation and not a bound; None if it is a bound.
-        held: evaluates (log p, log q) on detached values: gradients reach parameters directly and
-            never through a draw.
+        tempered: whether poutine.scale or mask makes log_q another function than the density of
+            the draws.
+        held: scores detached values again: gradients reach parameters directly and never through
+            a draw.
     """
 
     log_p: Tensor
     log_q: Tensor
     score: Tensor | None = None
+    log_q_path: Tensor = None  # type: ignore[assignment]  # set below
     draws: Mapping[str, Draw] = field(default_factory=dict)
     log_likelihood: Tensor | None = None
     scale: Any = 1.0
     offset: Tensor | float = 0.0
     energy: str | None = None
-    held: Callable[[], tuple[Tensor, Tensor]] | None = None
+    tempered: bool = False
+    held: Callable[[], "Particles"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.log_q_path is None:
+            self.log_q_path = self.log_q if self.score is None else torch.zeros_like(self.log_q)
 
     @property
     def log_w(self) -> Tensor:
@@ -94,25 +107,31 @@ class Particles:
         return self.log_p - self.log_q
 
     @cached_property
-    def _held(self) -> tuple[Tensor, Tensor]:
-        if self.held is None:
-            return self.log_p, self.log_q
-        return self.held()
+    def _held(self) -> "Particles":
+        return self if self.held is None else self.held()
 
     @property
     def log_p_held(self) -> Tensor:
         """(K, B) log p with the values held still: its gradient is the parameters' own."""
-        return self._held[0]
+        return self._held.log_p
 
     @property
     def log_q_held(self) -> Tensor:
         """(K, B) log q with the values held still: its gradient is the score."""
-        return self._held[1]
+        return self._held.log_q
 
     @property
     def log_q_still(self) -> Tensor:
         """(K, B) log q with the guide's parameters held still: gradients through draws only."""
         return self.log_q - (self.log_q_held - self.log_q_held.detach())
+
+    @property
+    def tempering_held(self) -> Tensor | float:
+        """(K, B) log_q less the density of the draws, values held still; 0 if not tempered."""
+        if not self.tempered:
+            return 0.0
+        drawn = sum(draw.score for draw in self._held.draws.values() if not draw.is_constant)
+        return self.log_q_held - drawn
 
 
 def _analytic(
@@ -126,7 +145,7 @@ def _analytic(
     """
 
     def compute() -> Tensor | None:
-        if name not in model or absorbed:
+        if absorbed or name in plan.constant:
             return None
         order, in_model = list(guide), [n for n in model if n in guide]
         earlier = set(in_model[: in_model.index(name)])
@@ -150,75 +169,68 @@ def _analytic(
 def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Particles:
     """Particles from one pair of runs: K of them if vectorised, else one."""
     tables = tabulate(guide, model, plan, vectorized)
-    score_sites = set(plan.score_sites)
-    draws: dict[str, Draw] = {}
-    log_p: Any = 0.0
-    log_q: Any = 0.0
-    score: Any = None
-    offset: Any = 0.0
-    log_likelihood: Any = 0.0
-    for name, log_q_site in tables.log_q.items():
-        site = guide[name]
-        log_p_site = tables.log_p.pop(name, None)
-        draws[name] = Draw(
-            value=site["value"] if vectorized else site["value"].unsqueeze(0),
-            reparameterized=name not in score_sites,
-            is_local=plate_dim(site, plan.data_plate) is not None,
-            log_q=log_q_site,
-            log_p=log_p_site,
+    draws = {
+        name: Draw(
+            value=guide[name]["value"] if vectorized else guide[name]["value"].unsqueeze(0),
+            reparameterized=name not in plan.score_sites,
+            is_local=plate_dim(guide[name], plan.data_plate) is not None,
+            log_q=log_q,
+            log_p=tables.log_p.get(name),
             score=tables.score[name],
-            analytic=_analytic(name, guide, model, plan, absorbed=log_p_site is None),
+            is_constant=name in plan.constant,
+            analytic=_analytic(name, guide, model, plan, absorbed=name not in tables.log_p),
         )
-        if name in plan.constant:
-            offset = offset + ((0.0 if log_p_site is None else log_p_site) - log_q_site)[0].sum()
-            continue
-        log_q = log_q + log_q_site
-        if log_p_site is not None:
-            log_p = log_p + log_p_site
-        if name in score_sites:
-            score = tables.score[name] if score is None else score + tables.score[name]
-    for name, value in tables.log_p.items():
-        if name in plan.constant:
-            offset = offset + value[0].sum()
-        else:
-            log_likelihood = log_likelihood + value
-    if tables.marginal is not None:
-        log_likelihood = log_likelihood + tables.marginal
-    return _broadcast(log_p, log_q, log_likelihood, score, draws, tables, offset)
+        for name, log_q in tables.log_q.items()
+    }
+    drawn = [d for d in draws.values() if not d.is_constant]
+    log_p = _sum([d.log_p for d in drawn])
+    rest = [v for n, v in tables.log_p.items() if n not in draws and n not in plan.constant]
+    likelihood = _sum([*rest, tables.marginal])
+    log_q = _sum([d.log_q for d in drawn])
+    score = _sum([d.score for d in drawn if not d.reparameterized])
+    path = _sum([d.log_q for d in drawn if d.reparameterized])
+    shape, like = _common_shape([log_p, likelihood, log_q])
 
+    def full(part: Tensor | None) -> Tensor:
+        return like if part is None else part.expand(shape)
 
-def _broadcast(
-    log_p: Any,
-    log_q: Any,
-    log_likelihood: Any,
-    score: Tensor | None,
-    draws: dict[str, Draw],
-    tables: Tables,
-    offset: Any,
-) -> Particles:
-    """Give every table the common shape (K, B); a part that a program lacks is zero."""
-    parts = [t for t in (log_p, log_q, log_likelihood, score) if isinstance(t, Tensor)]
-    if not parts:
-        raise ValueError("The model has no sample site that takes part in the bound.")
-    shape = torch.broadcast_shapes(*(t.shape for t in parts))
-    like = parts[0].new_zeros(shape)
-
-    def full(part: Any) -> Tensor:
-        if not isinstance(part, Tensor):
-            return like
-        return part if part.shape == shape else part.expand(shape)
-
-    likelihood = full(log_likelihood)
     return Particles(
-        log_p=full(log_p) + likelihood,
+        log_p=full(log_p) + full(likelihood),
         log_q=full(log_q),
         score=None if score is None else full(score),
+        log_q_path=full(path),
         draws=draws,
-        log_likelihood=likelihood,
+        log_likelihood=full(likelihood),
         scale=tables.scale,
-        offset=offset,
+        offset=_offset(tables, plan),
         energy=tables.energy,
+        tempered=any(d.score is not d.log_q for d in drawn),
     )
+
+
+def _sum(parts: list[Tensor | None]) -> Tensor | None:
+    present = [p for p in parts if p is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
+def _common_shape(parts: list[Tensor | None]) -> tuple[torch.Size, Tensor]:
+    """(K, B) of all tables, and zeros of that shape for a part that a program lacks."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        raise ValueError("The model has no sample site that takes part in the bound.")
+    shape = torch.broadcast_shapes(*(p.shape for p in present))
+    return shape, present[0].new_zeros(shape)
+
+
+def _offset(tables: Tables, plan: Plan) -> Tensor | float:
+    """The bound's part that no draw changes: alike in every particle, so the first one's."""
+    offset: Tensor | float = 0.0
+    for name in sorted(plan.constant):
+        if name in tables.log_p:
+            offset = offset + tables.log_p[name][0].sum()
+        if name in tables.log_q:
+            offset = offset - tables.log_q[name][0].sum()
+    return offset
 
 
 def _stack(passes: list[Particles]) -> Particles:
@@ -238,6 +250,7 @@ def _stack(passes: list[Particles]) -> Particles:
             log_q=torch.cat([d.log_q for d in each]),
             log_p=cat([d.log_p for d in each]),
             score=torch.cat([d.score for d in each]),
+            is_constant=each[0].is_constant,
             analytic=lambda: cat([d.analytic() for d in each]),
         )
 
@@ -245,11 +258,13 @@ def _stack(passes: list[Particles]) -> Particles:
         log_p=torch.cat([p.log_p for p in passes]),
         log_q=torch.cat([p.log_q for p in passes]),
         score=cat([p.score for p in passes]),
+        log_q_path=torch.cat([p.log_q_path for p in passes]),
         draws={name: together(name) for name in first.draws},
         log_likelihood=cat([p.log_likelihood for p in passes]),
         scale=first.scale,
         offset=first.offset,
         energy=first.energy,
+        tempered=first.tempered,
     )
 
 
@@ -260,7 +275,8 @@ def _repeat(particles: Particles, num_particles: int) -> Particles:
         particles,
         log_p=particles.log_p.expand(shape),
         log_q=particles.log_q.expand(shape),
-        log_likelihood=None,
+        log_q_path=particles.log_q_path.expand(shape),
+        log_likelihood=particles.log_p.expand(shape),
     )
 
 
@@ -300,13 +316,12 @@ def draw_particles(
     if not any(d.value.requires_grad for d in particles.draws.values()):
         return particles  # nothing flows through the draws: the tables are already held
 
-    def held() -> tuple[Tensor, Tensor]:
+    def held() -> Particles:
         again = []
         for size, values in zip(sizes, runs, strict=True):
             sites = run_pair(model, guide, args, kwargs, plan, size, values=values)
             again.append(_one_pass(*sites, plan, vectorized=size is not None))
-        whole = again[0] if len(again) == 1 else _stack(again)
-        return whole.log_p, whole.log_q
+        return again[0] if len(again) == 1 else _stack(again)
 
     particles.held = held
     return particles

@@ -1,9 +1,25 @@
 """Bounds and gradient estimators, one file each. `__all__` is the only list of them."""
 
+from ppl_lvm.estimators.dreg import DReG
+from ppl_lvm.estimators.dreg_renyi import DReGRenyi
 from ppl_lvm.estimators.elbo import ELBO
 from ppl_lvm.estimators.iwae import IWAE
+from ppl_lvm.estimators.leave_one_out import LeaveOneOut
+from ppl_lvm.estimators.renyi import Renyi
+from ppl_lvm.estimators.score_function import ScoreFunction
+from ppl_lvm.estimators.sticking_the_landing import StickingTheLanding
+from ppl_lvm.estimators.vimco import VIMCO
+from ppl_lvm.estimators.vr_max import VRMax
 
 __all__ = [
     "ELBO",
     "IWAE",
+    "VIMCO",
+    "DReG",
+    "DReGRenyi",
+    "LeaveOneOut",
+    "Renyi",
+    "ScoreFunction",
+    "StickingTheLanding",
+    "VRMax",
 ]

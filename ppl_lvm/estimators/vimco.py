@@ -1,0 +1,43 @@
+"""Variational inference for Monte Carlo objectives (VIMCO): IWAE for every kind of draw.
+
+With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and
+
+    L = log 1/K Σ_k exp w_k,
+
+    ∇E[L] ≈ Σ_k (L - L_{-k}) ∇log q(z_k | x) + ∇L,
+
+where L_{-k} is L with w_k replaced by the mean of the other w_j (the geometric mean of their
+weights, eq. 10). ∇L includes -log q; sites with a reparameterised draw keep their pathwise
+gradient inside it, and the score is that of the other sites.
+
+Reference:
+    Mnih, Rezende (2016). Variational inference for Monte Carlo objectives.
+    https://arxiv.org/abs/1602.06725
+"""
+
+from torch import Tensor
+
+from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.estimators.leave_one_out_signal import leave_one_out_signal
+from ppl_lvm.estimators.log_mean_exp import log_mean_exp
+from ppl_lvm.particles import Particles
+
+
+class VIMCO(Estimator):
+    """The importance weighted bound with score function gradients, leave-one-out baselines."""
+
+    target = "IWAE"
+    unbiased = True
+    min_particles = 2
+    instead = "ScoreFunction"
+    paper = "Mnih, Rezende (2016). https://arxiv.org/abs/1602.06725"
+
+    def bound(self, particles: Particles) -> Tensor:
+        return log_mean_exp(particles.log_w)  # (B,)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        L = log_mean_exp(particles.log_w)  # (B,)
+        if particles.score is None:
+            return L
+        signal = leave_one_out_signal(log_mean_exp, particles.log_w)  # (K, B)
+        return L + (signal * particles.score).sum(0)  # (B,)
