@@ -1,0 +1,59 @@
+"""Importance-weighted updates: wake-sleep, the thermodynamic objective, the χ upper bound.
+
+Every function takes log p(x, z_k) and log q(z_k | x), (K, B), of draws that carry no gradient
+(cubo: that may), and returns what to maximise, (B,); w_k = p / q.
+
+    wake_model  Σ_k w̄_k ∇log p_k        unbiased for ∇IWAE_K
+    wake_guide  Σ_k w̄_k ∇log q_k        consistent for -∇KL(p(z|x) ‖ q)
+    tvo         left Riemann sum of ∫₀¹ E_{π_β} log w dβ, π_β ∝ q^(1-β) p^β; consistent
+    cubo        1/n log 1/K Σ w_kⁿ       consistent for 1/n log E wⁿ ≥ log p(x); minimised
+    exp_cubo    1/K Σ_k w_kⁿ             unbiased for E wⁿ; minimised, and scaled by exp(-n c)
+
+References:
+    Bornschein, Bengio (2015). Reweighted wake-sleep. https://arxiv.org/abs/1406.2751
+    Masrani, Le, Wood (2019). The thermodynamic variational objective.
+    https://arxiv.org/abs/1907.00031
+    Dieng et al. (2017). Variational inference via χ upper bound minimization.
+    https://arxiv.org/abs/1611.00328
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wake_model(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return ((log_p - log_q).detach().softmax(0) * log_p).sum(0)
+
+
+def wake_guide(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return ((log_p - log_q).detach().softmax(0) * log_q).sum(0)
+
+
+def wake(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Both at once: log p holds the model's parameters only, log q the guide's."""
+    return wake_model(log_p, log_q) + wake_guide(log_p, log_q)
+
+
+def tvo(log_p: Tensor, log_q: Tensor, num_partitions: int) -> Tensor:
+    log_w = log_p - log_q
+    total = torch.zeros_like(log_w[0])
+    for t in range(num_partitions):
+        beta = t / num_partitions
+        w = (beta * log_w).detach().softmax(0)  # (K, B)
+        mean = (w * log_w).sum(0)
+        score = beta * log_p + (1 - beta) * log_q
+        total = total + mean + (w * (log_w - mean).detach() * score).sum(0)
+    return total / num_partitions
+
+
+def cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0) -> Tensor:
+    """Minus the bound, since it is minimised; the draws may carry gradient."""
+    return -((n * (log_p - log_q)).logsumexp(0) - math.log(len(log_p))) / n
+
+
+def exp_cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0, constant: float = 0.0) -> Tensor:
+    """Draws without gradient; `constant` must not depend on these draws."""
+    power = (n * ((log_p - log_q).detach() - constant)).exp()
+    return -(power * ((1 - n) * log_q + n * log_p)).mean(0)

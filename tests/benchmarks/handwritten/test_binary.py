@@ -1,0 +1,135 @@
+"""Hand-written gradients for bits: exact over the uniform noise that drives them."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from ppl_lvm.benchmarks import exact
+from ppl_lvm.benchmarks.handwritten import belief_net, binary, relaxed
+from torch import Tensor
+
+X = torch.tensor([[1.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+
+
+@pytest.fixture
+def params() -> dict[str, Tensor]:
+    torch.set_default_dtype(torch.float64)
+    return belief_net.parameters()
+
+
+def signal(params: dict[str, Tensor]) -> binary.Function:
+    """log p - log q with the guide's parameters held still: f of the ELBO."""
+    still = {k: v.detach() for k, v in params.items()}
+    return lambda z: belief_net.log_p(params, X, z) - belief_net.log_q(still, X, z)
+
+
+def wanted(params: dict[str, Tensor]) -> Tensor:
+    return exact.gradients(belief_net.exact_elbo(params, X), list(params.values()))
+
+
+def cells(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise u (U, 1, D) amid every cell on which the pair is constant, and the cell's volume."""
+    s = logits.sigmoid().detach()[0]
+    edges = [sorted([0.0, p.item(), 1 - p.item(), 1.0]) for p in s]
+    middles = [[(a + b) / 2 for a, b in pairwise(e)] for e in edges]
+    lengths = [[b - a for a, b in pairwise(e)] for e in edges]
+    u = torch.cartesian_prod(*map(torch.tensor, middles)).unsqueeze(1)
+    return u, torch.cartesian_prod(*map(torch.tensor, lengths)).prod(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["disarm", "arm"])
+def test_antithetic_pair_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
+    logits = belief_net.guide_logits(params, X)
+    u, volume = cells(logits)
+    value = volume * getattr(binary, name)(logits, u, signal(params))
+    reached = exact.gradients(value, list(params.values()))
+    torch.testing.assert_close(reached, wanted(params), rtol=1e-12, atol=1e-12)
+
+
+def test_independent_pair_in_place_of_the_antithetic_is_caught(params: dict[str, Tensor]) -> None:
+    logits = belief_net.guide_logits(params, X)
+    u, volume = cells(logits)
+    wrong = exact.gradients(
+        volume * binary.disarm(2 * logits, u, signal(params)), list(params.values())
+    )
+    assert not torch.allclose(wrong, wanted(params), rtol=1e-2)
+
+
+def uniform_grid(logits: Tensor, points: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """u, v (G, 1, 1) and weights (G, 1): Gauss-Legendre on both sides of the bit's threshold."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    t, dt = (nodes + 1) / 2, weights / 2
+    # Both ends have logarithms: s = t³ (10 - 15 t + 6 t²) makes the grid finer there.
+    s, ds = t**3 * (10 - 15 * t + 6 * t**2), dt * 30 * t**2 * (1 - t) ** 2
+    cut = 1 - logits.sigmoid().item()
+    u = torch.tensor(np.concatenate([cut * s, cut + (1 - cut) * s]))
+    du = torch.tensor(np.concatenate([cut * ds, (1 - cut) * ds]))
+    uv = torch.cartesian_prod(u, torch.tensor(s))
+    weight = torch.cartesian_prod(du, torch.tensor(ds)).prod(-1, keepdim=True)
+    return uv[:, :1].unsqueeze(-1), uv[:, 1:].unsqueeze(-1), weight
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 0.4])
+def test_rebar_is_unbiased(eta: float) -> None:
+    torch.set_default_dtype(torch.float64)
+    params = belief_net.parameters(latent=1)
+    logits = belief_net.guide_logits(params, X)
+    u, v, weight = uniform_grid(logits)
+    value = weight * binary.rebar(logits, u, v, signal(params), temperature=0.6, eta=eta)
+    reached = exact.gradients(value, list(params.values()))
+    torch.testing.assert_close(reached, wanted(params), rtol=1e-6, atol=1e-6)
+
+
+def test_rebar_with_noise_that_ignores_the_bit_is_caught() -> None:
+    torch.set_default_dtype(torch.float64)
+    params = belief_net.parameters(latent=1)
+    logits = belief_net.guide_logits(params, X)
+    u, v, weight = uniform_grid(logits)
+    f = signal(params)
+    b, z, z_tilde = binary.couple(logits, u, v)
+    c_z, c_tilde = f((z / 0.6).sigmoid()), f((z_tilde.detach() / 0.6).sigmoid())
+    log_q = belief_net.log_bernoulli(logits, b)
+    value = weight * ((f(b) - c_tilde).detach() * log_q + f(b) + c_z - c_tilde)
+    wrong = exact.gradients(value, list(params.values()))
+    assert not torch.allclose(wrong, wanted(params), rtol=1e-2)
+
+
+def test_relaxation_loses_its_bias_as_the_temperature_falls() -> None:
+    torch.set_default_dtype(torch.float64)
+    params = belief_net.parameters(latent=1)
+    guide = [params["guide.weight"], params["guide.bias"]]
+    exactly = exact.gradients(belief_net.exact_elbo(params, X), guide)
+    logits = belief_net.guide_logits(params, X)
+    u, _, weight = uniform_grid(logits, points=400)
+    u, weight = u[::400], weight.view(-1, 400).sum(-1, keepdim=True)
+    f = signal(params)
+    errors = []
+    for temperature in (1.0, 0.3, 0.1):
+        value = weight * f(relaxed.concrete(logits, u, temperature))
+        errors.append((exact.gradients(value, guide) - exactly).norm() / exactly.norm())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[0] > 0.02
+    assert errors[2] < 0.1
+
+
+def test_two_categories_of_gumbel_softmax_are_the_concrete_bit() -> None:
+    """softmax over (φ, 0) with two Gumbels has the law of σ((φ + logistic) / τ)."""
+    torch.manual_seed(0)
+    logits = torch.tensor([0.8, 0.0])
+    soft = relaxed.gumbel_softmax(logits, torch.rand(100_000, 2), 0.7)[:, 0]
+    bits = relaxed.concrete(logits[:1], torch.rand(100_000, 1), 0.7)[:, 0]
+    for power in (1, 2, 3):
+        gap = (soft**power).mean() - (bits**power).mean()
+        assert gap.abs() < 5 * 2**0.5 * soft.std() / 100_000**0.5
+    assert (soft > 0.5).float().mean().item() == pytest.approx(logits[0].sigmoid().item(), abs=0.01)
+
+
+def test_straight_through_rounds_forward_and_passes_the_gradient() -> None:
+    soft = torch.tensor([[0.2, 0.5, 0.3]], requires_grad=True)
+    hard = relaxed.straight_through(soft)
+    assert hard.tolist() == [[0.0, 1.0, 0.0]]
+    (hard * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
+    assert soft.grad is not None
+    assert soft.grad.tolist() == [[1.0, 2.0, 3.0]]
+    assert relaxed.straight_through_bits(torch.tensor([0.2, 0.7])).tolist() == [0.0, 1.0]
