@@ -39,4 +39,3 @@ class Subsample(Messenger):
             scaled = frame._replace(full_size=self.size)
             msg["cond_indep_stack"] = (*frames[:i], scaled, *frames[i + 1 :])
             msg["scale"] = msg["scale"] * (self.size / frame.size)
-

@@ -1,0 +1,189 @@
+"""Words that name objects: addresses of programs, and calls with literal arguments.
+
+    "models/vae.py:VAE"            a file and a name in it
+    "ppl_lvm.models:VAE"           a module and a name in it
+    "IWAE(num_particles=5)"        a name and literal keyword arguments
+
+There is no registry: a user's file has the rights that ours have.
+"""
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+def load_program(address: str) -> Any:
+    """The object at `address`, "path/file.py:Name" or "package.module:Name".
+
+    Raises:
+        ValueError: no colon, no such name (the names on offer are listed).
+        FileNotFoundError, ImportError: no such file or module.
+    """
+    place, colon, name = address.rpartition(":")
+    if not colon or not place or not name:
+        raise ValueError(
+            f"{address!r} is not an address. Write file.py:Name or package.module:Name, "
+            "for example models/vae.py:VAE."
+        )
+    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        offered = _offered(module)
+        raise ValueError(f"{place} has no {name!r}; it offers {', '.join(offered)}.") from None
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not name.startswith(error.name):
+            raise  # the module is there; something that it imports is not
+        raise ImportError(
+            f"No module named {name!r}. For a file, write its path with .py: "
+            f"{name.replace('.', '/')}.py:Name."
+        ) from None
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.expanduser()
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
+        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
+        raise FileNotFoundError(f"There is no file {path}.{hint}")
+    path = path.resolve()
+    # One module object per file and process: classes keep their identity over several loads.
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = f"_ppl_lvm_program_{digest}_{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))  # a program may import the files beside it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _offered(module: ModuleType) -> list[str]:
+    """Names that `module` defines itself (or lists in __all__)."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return sorted(listed)
+    return sorted(
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and callable(value)
+        and getattr(value, "__module__", None) == module.__name__
+    ) or ["nothing callable"]
+
+
+def address_of(program: Any) -> str | None:
+    """The address of a class, a function, or an instance's class; None where it has none."""
+    named = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
+    name = named.__qualname__
+    if "." in name or "<" in name:  # nested in a class or function: no address reaches it
+        return None
+    if named.__module__ == "__main__" or named.__module__.startswith("_ppl_lvm_program_"):
+        try:
+            return f"{Path(inspect.getfile(named)).resolve()}:{name}"
+        except (OSError, TypeError):
+            return None  # typed at a prompt
+    return f"{named.__module__}:{name}"
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "Name(key=literal, …)" into the name and its arguments; "Name" alone has none.
+
+    >>> parse_call("IWAE(num_particles=5)")
+    ('IWAE', {'num_particles': 5})
+    """
+    usage = f"{text!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(usage) from None
+    if isinstance(node, ast.Call) and not node.args and all(k.arg for k in node.keywords):
+        name, keywords = node.func, node.keywords
+    else:
+        name, keywords = node, []
+    if not isinstance(name, ast.Name):
+        raise ValueError(usage)
+    try:
+        return name.id, {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+    except ValueError:
+        raise ValueError(usage) from None
+
+
+def parse_settings(items: Iterable[str]) -> dict[str, Any]:
+    """Arguments of a program from the command line: "components=3" -> {"components": 3}.
+
+    A value that is no Python literal is taken as text: likelihood=bernoulli.
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{item!r} is not a setting. Write name=value: components=3.")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    return settings
+
+
+def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str) -> Any:
+    """`factory(*arguments, **settings)`, with an error that lists the settings it takes."""
+    parameters = inspect.signature(factory).parameters
+    taken = [
+        p.name
+        for i, p in enumerate(parameters.values())
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and i >= len(arguments)
+    ]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in settings:
+        if name not in taken and not open_ended:
+            near = difflib.get_close_matches(name, taken, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(taken)}.{hint}")
+    return factory(*arguments, **settings)
+
+
+def settings_of(program: Any) -> dict[str, Any] | None:
+    """The constructor's arguments, read back from the attributes of the same names.
+
+    None where an argument has no such attribute or is not plain data: then a run can only be
+    loaded with the program given again.
+    """
+    settings: dict[str, Any] = {}
+    for p in inspect.signature(type(program)).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            return None
+        value = getattr(program, p.name, inspect.Parameter.empty)
+        if not _is_plain(value):
+            return None
+        settings[p.name] = value
+    return settings
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)

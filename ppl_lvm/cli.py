@@ -1,0 +1,178 @@
+"""Words from the command line -> one call. Errors of the user's are one line, without a trace."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ppl_lvm.address import parse_settings
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Latent-variable models as Pyro programs: write them, train them, trust them.",
+)
+
+Model = Annotated[
+    str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
+]
+Guide = Annotated[
+    str | None, typer.Option(help="Address of the guide (default: one that suits the model).")
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="A named set such as iris or 'digits(binarize=8)', or a .csv, .npy, .npz or "
+        ".parquet file.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An argument of the model, components=3; repeat for more."),
+]
+GuideSettings = Annotated[
+    list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
+]
+
+
+@app.command()
+def fit(
+    model: Model,
+    data: DataOption,
+    guide: Guide = None,
+    settings: Settings = None,
+    guide_settings: GuideSettings = None,
+    columns: Annotated[str | None, typer.Option(help="Columns of the file to use: a,b,c.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Column of class labels, kept from the model.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="Such as 'IWAE(num_particles=5)' (default: the ELBO).")
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="A torch optimiser: 'Adam(lr=0.001)'.")
+    ] = "Adam(lr=0.01)",
+    schedule: Annotated[
+        str | None, typer.Option(help="A torch schedule: 'CosineAnnealingLR(T_max=1000)'.")
+    ] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Updates in all (default 2000).")] = None,
+    num_epochs: Annotated[int | None, typer.Option(help="Passes over the data instead.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step (default: all).")] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Rows held out: a share below 1, or a number of rows.")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many evaluations without improvement.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
+    kl_weight: Annotated[float, typer.Option(help="Weight of the KL term.")] = 1.0,
+    kl_annealing: Annotated[int, typer.Option(help="Steps over which it grows from 0.")] = 0,
+    restarts: Annotated[int, typer.Option(help="Independent starts; the best is kept.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    directory: Annotated[
+        Path | None, typer.Option(help="Where to keep the run (default: runs/MODEL-DATA-…).")
+    ] = None,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 10.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, last line.")
+    ] = False,
+) -> None:
+    """Fit a model to data and keep the run in a directory."""
+    from ppl_lvm.data import load_data
+    from ppl_lvm.fit import fit as fit_pair
+
+    names = None if columns is None else [c.strip() for c in columns.split(",")]
+    loaded = load_data(data, columns=names, labels=labels)
+    held_out = int(validation) if validation is not None and validation >= 1 else validation
+    run = fit_pair(
+        model,
+        guide,
+        loaded,
+        objective=objective,
+        optimizer=optimizer,
+        schedule=schedule,
+        num_steps=num_steps,
+        num_epochs=num_epochs,
+        batch_size=batch_size,
+        validation=held_out,
+        patience=patience,
+        clip_norm=clip_norm,
+        kl_weight=kl_weight,
+        kl_annealing=kl_annealing,
+        restarts=restarts,
+        seed=seed,
+        settings=parse_settings(settings or []),
+        guide_settings=parse_settings(guide_settings or []),
+        directory=_directory(directory, model, loaded.name, resume),
+        checkpoint_seconds=checkpoint_seconds,
+        resume=resume,
+    )
+    if as_json:
+        print(json.dumps(_without_nan(run.results)))
+    else:
+        print_results(run)
+
+
+def print_results(run: Any) -> None:
+    """A run's figures as a table that a narrow terminal and a pipe can hold."""
+    results = run.results
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("bound", f"{results['bound']:.4f} nats per datum (training rows)")
+    if results["held_out"] is not None:
+        table.add_row("held out", f"{results['held_out']:.4f} nats per datum")
+    table.add_row(
+        "log evidence",
+        f"{results['log_evidence']:.4f} ± {results['log_evidence_standard_error']:.4f} nats per "
+        f"datum ({results['log_evidence_of']}, {results['num_particles']} particles)",
+    )
+    if len(run.restarts) > 1:
+        bounds = sorted(r["bound"] for r in run.restarts)
+        middle = bounds[len(bounds) // 2]
+        table.add_row(
+            "restarts",
+            f"{len(bounds)}: bound {bounds[0]:.4f} to {bounds[-1]:.4f}, median {middle:.4f}",
+        )
+    for restart in run.restarts:
+        if restart["degenerate"]:
+            table.add_row(
+                f"seed {restart['seed']}",
+                f"bound {restart['bound']:.4f}, "
+                + ("KEPT, for every start failed: " if restart["chosen"] else "not chosen: ")
+                + restart["degenerate"],
+            )
+    table.add_row("steps", f"{results['steps']} in {results['seconds']:.1f} s")
+    if run.directory is not None:
+        table.add_row("directory", str(run.directory))
+    Console(soft_wrap=False, highlight=False).print(table)
+
+
+def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:
+    if asked is not None:
+        return asked
+    if resume:
+        raise ValueError("--resume needs --directory, the run to continue.")
+    stem = f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"
+
+
+def _without_nan(results: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and v != v else v for k, v in results.items()}
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's ends in one line and status 2."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"ppl-lvm: {error}", file=sys.stderr)
+        sys.exit(2)

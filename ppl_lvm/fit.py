@@ -1,0 +1,379 @@
+"""fit: a model, a guide, data -> a Run.
+
+    run = fit(GaussianMixture(components=3), None, "iris", restarts=5)
+    run.results["bound"], run.parameters(), run.sample(100)
+
+The way of a step: `fit` -> `training` (batch -> step) -> the objective -> the programs.
+"""
+
+import math
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ppl_lvm import objectives, predict
+from ppl_lvm.checkpoint import write_json
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.evidence import log_evidence
+from ppl_lvm.pair import Pair, copied, data_plate_size
+from ppl_lvm.programs import GuideSource, ModelSource
+from ppl_lvm.progress import Progress
+from ppl_lvm.report.draw import draw
+from ppl_lvm.run import TEMPLATE_ROWS, Run, load_run, read_record
+from ppl_lvm.training import Options, Training
+
+INITIALIZE_ROWS = 100_000
+DEFAULT_STEPS = 2000
+EVIDENCE_PARTICLES = 1000
+
+
+def fit(
+    model: Any,
+    guide: Any,
+    data: Any,
+    *,
+    objective: str | ELBO | None = None,
+    optimizer: Any = "Adam(lr=0.01)",
+    schedule: Any = None,
+    num_steps: int | None = None,
+    num_epochs: int | None = None,
+    batch_size: int | None = None,
+    validation: int | float | Any = None,
+    validate_every: int | None = None,
+    patience: int | None = None,
+    clip_norm: float | None = None,
+    kl_weight: float = 1.0,
+    kl_annealing: int = 0,
+    restarts: int = 1,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    guide_settings: dict[str, Any] | None = None,
+    directory: str | Path | None = None,
+    checkpoint_seconds: float = 10.0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Fit a model and a guide to data by stochastic variational inference.
+
+    Works on copies: the programs passed in stay as they are, the fitted ones are `run.model` and
+    `run.guide`.
+
+    Args:
+        model: a Pyro program of the batch, `model(x)` or `model(x, y)`, with per-datum sites in
+            `pyro.plate("data", len(x))`; or a class of such, or its address. Its optional
+            methods `initialize(*batch)` (a start from the data, called on at most 100,000 rows)
+            and `degenerate(*batch)` (why this solution must not be chosen, or None) are used.
+        guide: a program with the model's signature, a builder of such, an address, or None for
+            the default guide.
+        data: see `load_data`: a name, a file, arrays, tensors, a torch Dataset or DataLoader.
+        objective: a `pyro.infer.ELBO` or its name in call syntax, "IWAE(num_particles=5)";
+            None: the ELBO, with discrete sites that the guide leaves out summed out.
+        optimizer: "Adam(lr=0.01)": any torch optimiser in call syntax, or a callable of the
+            parameters. It sees the gradient of the loss in nats per datum.
+        schedule: a torch learning-rate schedule in call syntax, stepped every step
+            (ReduceLROnPlateau: every evaluation), or a callable of the optimiser.
+        num_steps, num_epochs: how long; give one of them (default: 2,000 steps).
+        batch_size: rows a step sees (default: all, or what a DataLoader says).
+        validation: rows to hold out (an int), a fraction of them, or data of its own.
+        validate_every: steps between evaluations (default: an epoch, at least 100 steps).
+        patience: stop after this many evaluations without a better validation bound, and go back
+            to the best parameters.
+        clip_norm: cut the gradient's norm to this (nats per datum).
+        kl_weight, kl_annealing: β of the KL term, reached linearly over so many steps.
+        restarts: independent starts with seeds seed, seed + 1, …; the best one is kept that the
+            model does not call degenerate, all are reported in `run.restarts`.
+        seed: of every random number; the same seed gives the same run.
+        settings, guide_settings: arguments for programs given as classes or addresses.
+        directory: keep the run there, with checkpoints while it runs.
+        checkpoint_seconds: at least this long between two checkpoints.
+        resume: continue the run in `directory` exactly where its last checkpoint stands.
+        progress: show a bar, or plain lines where output is no terminal.
+
+    Raises:
+        ValueError: the data, the pair or the options do not fit together; the message names what
+            and the remedy.
+        NonFiniteError: the loss became NaN or infinite; names parameter, site or data row.
+    """
+    whole = data if isinstance(data, Data) else load_data(data)
+    train, held_out = _split(whole, validation, seed)
+    if batch_size is None:
+        batch_size = whole.batch_size or len(train)
+    options = Options(
+        num_steps=_num_steps(num_steps, num_epochs, len(train), batch_size),
+        batch_size=_positive("batch_size", min(batch_size, len(train))),
+        seed=seed,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        kl_weight=kl_weight,
+        kl_annealing=kl_annealing,
+        validate_every=validate_every or max(100, math.ceil(len(train) / batch_size)),
+        patience=patience,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    _positive("restarts", restarts)
+    if patience is not None and held_out is None:
+        raise ValueError("patience needs a validation bound: pass validation=0.1.")
+    if not isinstance(model, str) and not isinstance(guide, str):
+        model, guide = copied(model, guide)
+    sources = (ModelSource(model, settings), GuideSource(guide, guide_settings))
+    fitting = _Fitting(sources, objective, train, held_out, options, restarts, progress)
+    record = fitting.record(whole)
+    path = None if directory is None else Path(directory)
+    if path is not None:
+        finished = _claim(path, record, resume)
+        if finished is not None:
+            return finished
+    elif resume:
+        raise ValueError("resume=True needs the directory of the run to continue.")
+    return fitting.run(path, record)
+
+
+class _Fitting:
+    """The restarts of one fit, and what comes of the best."""
+
+    def __init__(
+        self,
+        sources: tuple[ModelSource, GuideSource],
+        objective: str | ELBO | None,
+        train: Data,
+        held_out: Data | None,
+        options: Options,
+        restarts: int,
+        progress: bool,
+    ) -> None:
+        self.model, self.guide = sources
+        self.objective, self.train, self.held_out = objective, train, held_out
+        self.options, self.restarts, self.progress = options, restarts, progress
+
+    def record(self, whole: Data) -> dict[str, Any]:
+        """What was asked, as plain data."""
+        options = {k: v if _is_plain(v) else _describe(v) for k, v in vars(self.options).items()}
+        return {
+            "model": self.model.recipe.record(),
+            "guide": self.guide.recipe.record(),
+            "objective": None if self.objective is None else _describe(self.objective),
+            "options": options,
+            "restarts_asked": self.restarts,
+            "data": {
+                "name": whole.name,
+                "fingerprint": whole.fingerprint(),
+                "tensors": len(whole.tensors),
+                "train_rows": len(self.train),
+                "held_out_rows": 0 if self.held_out is None else len(self.held_out),
+            },
+            "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
+            "threads": torch.get_num_threads(),
+            "results": None,
+        }
+
+    def run(self, path: Path | None, record: dict[str, Any]) -> Run:
+        found = [self._restart(r, path) for r in range(self.restarts)]
+        sound = [f for f in found if f[1]["degenerate"] is None]
+        best, entry = max(sound or found, key=lambda f: _rank(f[1]))
+        record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
+        record["objective"] = _describe(best.pair.objective)
+        template = _first_rows(self.train, TEMPLATE_ROWS)
+        record["results"] = self._results(best, entry)
+        run = Run(best.pair, template, best.history, record)
+        if path is not None:
+            record["results"]["directory"] = str(path)
+            run.save(path)
+            draw(run, self.held_out or self.train, path / "pictures")
+        return run
+
+    def _restart(self, number: int, path: Path | None) -> tuple[Training, dict[str, Any]]:
+        options = Options(**{**vars(self.options), "seed": self.options.seed + number})
+        pyro.set_rng_seed(options.seed)
+        start = _some_rows(self.train, INITIALIZE_ROWS)
+        model = self.model.make(start, restart=number)
+        example = _first_rows(self.train, options.batch_size)
+        with pyro.get_param_store().scope():
+            guide = self.guide.make(model, example, restart=number)
+        pair, summed = make_pair(model, guide, self.objective, example, self.train)
+        name = "checkpoint.safetensors" if self.restarts == 1 else f"restarts/{number}.safetensors"
+        training = Training(
+            pair,
+            self.train,
+            self.held_out,
+            options,
+            summed=summed,
+            path=None if path is None else path / name,
+        )
+        if training.path is not None and training.path.exists():
+            training.load()
+        title = "" if self.restarts == 1 else f"restart {number + 1} of {self.restarts}"
+        with Progress(
+            options.num_steps, done=training.step_number, title=title, shown=self.progress
+        ) as shown:
+            training.run(shown)
+        degenerate = getattr(pair.model, "degenerate", None)
+        reason = None
+        if degenerate is not None:
+            with pair.scope():
+                reason = degenerate(*start)
+        entry = {
+            "seed": options.seed,
+            "bound": training.evaluate(self.train, repeats=4),
+            "held_out": None
+            if self.held_out is None
+            else training.evaluate(self.held_out, repeats=4),
+            "steps": training.step_number,
+            "seconds": training.seconds,
+            "degenerate": reason,
+        }
+        return training, entry
+
+    def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
+        judged = self.held_out if self.held_out is not None else self.train
+        evidence = log_evidence(
+            best.pair,
+            *judged.batch(torch.arange(min(len(judged), INITIALIZE_ROWS))),
+            num_particles=EVIDENCE_PARTICLES,
+            seed=self.options.seed,
+        )
+        return {
+            "directory": None,
+            "bound": entry["bound"],
+            "held_out": entry["held_out"],
+            "log_evidence": evidence.value,
+            "log_evidence_standard_error": evidence.standard_error,
+            "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
+            "log_evidence_of": "held-out rows" if self.held_out is not None else "training rows",
+            "num_particles": evidence.num_particles,
+            "steps": entry["steps"],
+            "seconds": entry["seconds"],
+            "seed": entry["seed"],
+            "degenerate": entry["degenerate"],
+        }
+
+
+def make_pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    objective: str | ELBO | None,
+    example: tuple[Tensor, ...],
+    train: Data,
+) -> tuple[Pair, frozenset[str]]:
+    """The pair, ready to train, and the sites that are summed out of its model.
+
+    Raises:
+        ValueError: mini-batches without a plate "data", or an objective that would be wrong.
+    """
+    import pyro.poutine as poutine
+
+    pair = Pair(model, guide, objectives.objective(objective or "Trace_ELBO"))
+    model_trace = pair.prepare(*example)
+    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
+        guide_trace = poutine.trace(pair.guide).get_trace(*example)
+    if objective is None:
+        pair.objective = objectives.objective(
+            objectives.default_objective(model_trace, guide_trace)
+        )
+    rows = len(example[0])
+    if rows < len(train):
+        size = data_plate_size(model_trace)
+        if size != rows:
+            raise ValueError(
+                f"A batch of {rows} of {len(train)} rows needs its per-datum sites in "
+                'pyro.plate("data", len(x)), or their log-probability would count too little; '
+                + ("the model has no such plate." if size is None else f"its plate has {size}.")
+                + " Write the plate, or leave batch_size out."
+            )
+    objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
+    return pair, predict.summed_sites(pair, *example)
+
+
+def _claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
+    """Write run.json, or check that it asks for the same run; a finished run is returned."""
+    if (path / "run.json").exists():
+        stored = read_record(path)
+        if not resume:
+            raise ValueError(
+                f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
+                "another directory."
+            )
+        for key in ("model", "guide", "options", "data", "restarts_asked"):
+            asked, kept = _as_json(record[key]), stored[key]
+            if asked != kept:
+                names = (
+                    sorted(k for k in asked if asked[k] != kept.get(k))
+                    if isinstance(asked, dict)
+                    else []
+                )
+                raise ValueError(
+                    f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
+                    "Resume with what it was started with, or choose another directory."
+                )
+        return None if stored["results"] is None else load_run(path)
+    write_json(path / "run.json", record)
+    return None
+
+
+def _as_json(data: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(data))
+
+
+def _rank(entry: dict[str, Any]) -> float:
+    """What the best restart is best in: the held-out bound, else the bound."""
+    value = entry["held_out"] if entry["held_out"] is not None else entry["bound"]
+    return float(value)
+
+
+def _split(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
+    if validation is None or (isinstance(validation, int | float) and validation == 0):
+        return data, None
+    if isinstance(validation, int | float):
+        return data.split(validation, seed)
+    return data, validation if isinstance(validation, Data) else load_data(validation)
+
+
+def _num_steps(steps: int | None, epochs: int | None, rows: int, batch_size: int) -> int:
+    if steps is not None and epochs is not None:
+        raise ValueError("Give num_steps or num_epochs, not both.")
+    if epochs is not None:
+        return _positive("num_epochs", epochs) * math.ceil(rows / batch_size)
+    return _positive("num_steps", DEFAULT_STEPS if steps is None else steps)
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return value
+
+
+def _first_rows(data: Data, count: int) -> tuple[Tensor, ...]:
+    return data.batch(torch.arange(min(count, len(data))))
+
+
+def _some_rows(data: Data, count: int) -> tuple[Tensor, ...]:
+    if len(data) <= count:
+        return _first_rows(data, len(data))
+    return data.batch(torch.randperm(len(data))[:count].sort().values)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _describe(value: Any) -> str:
+    """An objective, optimiser or schedule in words, call syntax where it can be."""
+    if isinstance(value, str):
+        return value
+    name = getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, ELBO):
+        from ppl_lvm.address import settings_of
+
+        known = settings_of(value) or {}
+        default = settings_of(type(value)()) if known and not isinstance(value, nn.Module) else {}
+        changed = {k: v for k, v in known.items() if default is None or default.get(k) != v}
+        return f"{name}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+    return str(name)

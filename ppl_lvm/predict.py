@@ -1,0 +1,165 @@
+"""What a fitted pair says about data: codes, reconstructions, new draws.
+
+All functions run inside the pair's scope, without gradients. Rows come first in every tensor;
+D is the size of a latent site, P that of an observed one.
+"""
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
+from ppl_lvm.pair import Pair, latent_sites
+from ppl_lvm.subsample import DATA_PLATE
+
+GLOBAL_DRAWS = 64
+
+
+def is_local(site: dict[str, Any]) -> bool:
+    """Whether a site has one value per datum: it stands in the plate "data"."""
+    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
+
+
+def summed_sites(pair: Pair, *batch: Any) -> frozenset[str]:
+    """Latent sites of the model that the guide leaves out: enumerated, summed out exactly."""
+    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
+        drawn = poutine.trace(pair.guide).get_trace(*batch)
+        traced = poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*batch)
+    return frozenset(latent_sites(traced).keys() - latent_sites(drawn).keys())
+
+
+def sample(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+    """Draw from the model as many rows as `batch` has: site -> values, latent and observed.
+
+    Global latents come from the guide (one draw for all rows), local ones from the prior.
+    What a model conditions on, such as the inputs of a regression, is read from `batch`.
+    """
+    with torch.no_grad(), pair.scope(), poutine.block():
+        drawn = poutine.trace(pair.guide).get_trace(*batch)
+        fixed = {n: s["value"] for n, s in latent_sites(drawn).items() if not is_local(s)}
+        model = poutine.condition(poutine.uncondition(pair.model), data=fixed)
+        trace = poutine.trace(model).get_trace(*batch)
+    return {
+        name: site["value"]
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+    }
+
+
+def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+    """Local latent site -> its posterior's summary for each row, by the guide.
+
+    Sites of the guide: the mean of q(z_n | x_n), (N, D); where q has no closed-form mean, that
+    of 64 draws. Discrete sites, and sites summed out of the model: probabilities (N, states),
+    averaged over 64 draws of the global latents where there are any.
+    """
+    with torch.no_grad(), pair.scope(), poutine.block():
+        drawn = poutine.trace(pair.guide).get_trace(*batch)
+        codes = {
+            name: _mean(pair, name, site, batch)
+            for name, site in latent_sites(drawn).items()
+            if is_local(site)
+        }
+        summed = summed_sites(pair, *batch)
+        if summed:
+            repeats = GLOBAL_DRAWS if latent_sites(drawn) else 1
+            totals: dict[str, Tensor] = {}
+            for _ in range(repeats):
+                found = TraceEnum_ELBO().compute_marginals(pair.model, pair.guide, *batch)
+                for name in summed & found.keys():
+                    probs = _probabilities(found[name])
+                    totals[name] = totals.get(name, 0.0) + probs / repeats
+            codes |= totals
+    return codes
+
+
+def _mean(pair: Pair, name: str, site: dict[str, Any], batch: tuple[Any, ...]) -> Tensor:
+    if site["fn"].has_enumerate_support and not site["fn"].event_shape:
+        return _probabilities(site["fn"])
+    try:
+        mean = site["fn"].mean
+    except NotImplementedError:
+        mean = torch.full((), float("nan"))
+    if torch.isfinite(mean).all() and mean.shape == site["value"].shape:
+        return mean
+    draws = [
+        poutine.trace(pair.guide).get_trace(*batch).nodes[name]["value"]
+        for _ in range(GLOBAL_DRAWS)
+    ]
+    return torch.stack(draws).mean(0)
+
+
+def _probabilities(fn: Any) -> Tensor:
+    """Probabilities (..., states) of a distribution with a finite support."""
+    states = fn.enumerate_support(expand=True)  # (states, ...)
+    return fn.log_prob(states).exp().movedim(0, -1)
+
+
+def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
+    """Observed site -> mean of p(x_n | z_n) at the given codes, (N, P); categories: probabilities.
+
+    Global latents are put at the guide's means (one draw where it has none in closed form).
+    """
+    with torch.no_grad(), pair.scope(), poutine.block():
+        fixed = _centre_of_globals(pair, batch)
+        model = poutine.condition(poutine.uncondition(pair.model), data={**fixed, **codes})
+        trace = poutine.trace(model).get_trace(*batch)
+    known = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
+    if unknown := codes.keys() - known:
+        raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
+    observed = observed_names(pair, batch)
+    return {name: _expectation(trace.nodes[name]["fn"]) for name in observed}
+
+
+def _centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Global latent -> the guide's mean, or one draw of a discrete one."""
+    drawn = poutine.trace(pair.guide).get_trace(*batch)
+    return {
+        name: site["value"] if site["fn"].has_enumerate_support else _mean(pair, name, site, batch)
+        for name, site in latent_sites(drawn).items()
+        if not is_local(site)
+    }
+
+
+def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
+    """Draw the summed-out sites from p(z | x, θ) at global latents θ = `shared`."""
+    model, guide = (poutine.condition(p, data=shared) for p in (pair.model, pair.guide))
+    names = list(shared)
+    found = TraceEnum_ELBO().compute_marginals(
+        poutine.block(model, hide=names), poutine.block(guide, hide=names), *batch
+    )
+    return {name: fn.sample() for name, fn in found.items()}
+
+
+def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:
+    """Names of the sites that the model observes (factors aside)."""
+    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+        trace = poutine.trace(pair.model).get_trace(*batch)
+    return [n for n in trace.observation_nodes if type(trace.nodes[n]["fn"]).__name__ != "Unit"]
+
+
+def _expectation(fn: Any) -> Tensor:
+    inner = fn
+    while hasattr(inner, "base_dist") and not hasattr(inner, "transforms"):
+        inner = inner.base_dist
+    if type(inner).__name__ in ("Categorical", "OneHotCategorical"):
+        return inner.probs
+    return fn.mean
+
+
+def components(pair: Pair, name: str, count: int, *batch: Any) -> list[dict[str, Any]]:
+    """p(x | z = k) for each state k of the summed-out local site `name`, at row 0 of `batch`.
+
+    Observed site -> its distribution, global latents at the guide's means.
+    """
+    found = []
+    with torch.no_grad(), pair.scope(), poutine.block():
+        fixed, observed = _centre_of_globals(pair, batch), observed_names(pair, batch)
+        for state in range(count):
+            rows = torch.full((len(batch[0]),), state)
+            model = poutine.condition(poutine.uncondition(pair.model), data={**fixed, name: rows})
+            trace = poutine.trace(model).get_trace(*batch)
+            found.append({site: trace.nodes[site]["fn"] for site in observed})
+    return found

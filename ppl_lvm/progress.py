@@ -1,0 +1,82 @@
+"""How far a run has come: a bar on a terminal, plain lines elsewhere, on standard error."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+LINE_SECONDS = 10.0
+
+
+class Progress:
+    """Shows bound and validation bound (nats per datum), steps per second and time left.
+
+    Args:
+        total: steps in all.
+        done: steps already taken when a run resumes.
+        title: what is running, "restart 2 of 5".
+        shown: False prints nothing.
+    """
+
+    def __init__(self, total: int, *, done: int = 0, title: str = "", shown: bool = True) -> None:
+        self.total, self.done, self.title, self.shown = total, done, title, shown
+        self._console = Console(stderr=True)
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        self._start = self._spoken = time.monotonic()
+        self._first = self.done
+        if self.shown and self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(
+                self.title or "fit", total=self.total, completed=self.done, figures=""
+            )
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int, bound: float, validation: Sequence[float]) -> None:
+        """Say that `step` steps are done, the last with `bound`."""
+        if not self.shown:
+            return
+        now = time.monotonic()
+        if self._bar is not None:
+            if now - self._spoken > 0.1 or step == self.total:
+                self._spoken = now
+                figures = self._figures(step, bound, validation, now)
+                self._bar.update(self._task, completed=step, figures=figures)
+        elif now - self._spoken > LINE_SECONDS or step == self.total:
+            self._spoken = now
+            left = (self.total - step) * (now - self._start) / max(step - self._first, 1)
+            title = f"{self.title}: " if self.title else ""
+            figures = self._figures(step, bound, validation, now)
+            self._console.print(
+                f"{title}step {step}/{self.total}  {figures}  {left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _figures(self, step: int, bound: float, validation: Sequence[float], now: float) -> str:
+        rate = (step - self._first) / max(now - self._start, 1e-9)
+        held_out = f"  held out {validation[-1]:.4f}" if validation else ""
+        return f"bound {bound:.4f}{held_out}  {rate:.0f} steps/s"

@@ -1,0 +1,96 @@
+"""Which pictures suit a run, drawn into its directory.
+
+Every run has a training curve. A discrete site summed out of a model of continuous data gives
+the mixture picture; a continuous local latent gives samples, reconstructions and the latent
+plane. What the pictures show is read from the programs' traces, so a user's model is drawn as
+ours are.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm import predict
+from ppl_lvm.data import Data
+from ppl_lvm.report import pictures
+
+if TYPE_CHECKING:
+    from ppl_lvm.run import Run
+
+SHOWN_ROWS = 2000
+SHOWN_SAMPLES = 40
+SHOWN_RECONSTRUCTIONS = 10
+
+
+def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
+    """Draw a run on (at most 2,000 rows of) `data`; returns the files written."""
+    batch = data.batch(torch.arange(min(len(data), SHOWN_ROWS)))
+    labels = None if data.labels is None else data.labels[: len(batch[0])].numpy()
+    figures = {"training": pictures.training_curve(run.history)}
+    pair = run._pair
+    summed = predict.summed_sites(pair, *batch)
+    codes = predict.encode(pair, *batch)
+    observed = predict.decode(pair, _states(codes, summed), *batch) if codes else {}
+    if len(batch) == 1 and len(observed) == 1 and batch[0].dim() == 2:
+        x, (name, mean) = batch[0], next(iter(observed.items()))
+        continuous = {
+            n: c for n, c in codes.items() if n not in summed and c.dim() == 2 and c.shape[1] > 1
+        }
+        if len(summed) == 1 and not continuous:
+            components = _mixture(run, next(iter(summed)), name, codes, x[:1])
+            if components is not None and x.shape[1] > 1:
+                figures["mixture"] = pictures.mixture(x.numpy(), **components)
+        if continuous and mean.shape == x.shape:
+            shape = data.image_shape
+            n = SHOWN_RECONSTRUCTIONS
+            draws = run.sample(SHOWN_SAMPLES, seed=0)
+            shown = predict.decode(
+                pair,
+                {k: draws[k] for k in codes},
+                *(t[:SHOWN_SAMPLES] for t in run._rows(SHOWN_SAMPLES)),
+            )
+            figures["samples"] = pictures.samples(shown[name].numpy(), image_shape=shape)
+            figures["reconstructions"] = pictures.reconstructions(
+                x[:n].numpy(), mean[:n].numpy(), image_shape=shape
+            )
+            figures["latent_plane"] = pictures.latent_plane(
+                next(iter(continuous.values())).numpy(), labels=labels
+            )
+    files = []
+    for title, figure in figures.items():
+        path = directory / f"{title}.png"
+        pictures.save(figure, path)
+        files.append(path)
+    return files
+
+
+def _states(codes: dict[str, Tensor], summed: frozenset[str]) -> dict[str, Tensor]:
+    """Codes to decode at: means of continuous sites, the likeliest state of summed-out ones."""
+    return {n: c.argmax(-1) if n in summed else c for n, c in codes.items()}
+
+
+def _mixture(
+    run: "Run", site: str, observed: str, codes: dict[str, Tensor], row: Tensor
+) -> dict[str, Any] | None:
+    """Means, covariances and weights of a mixture's components; None where it is none."""
+    responsibilities = codes[site]
+    found = predict.components(run._pair, site, responsibilities.shape[-1], row)
+    means, covariances = [], []
+    for component in found:
+        fn = component[observed]
+        if fn.event_shape != row.shape[1:] or not torch.is_floating_point(fn.mean):
+            return None
+        means.append(fn.mean[0])
+        covariances.append(
+            fn.covariance_matrix[0]
+            if hasattr(fn, "covariance_matrix")
+            else torch.diag(fn.variance[0])
+        )
+    return {
+        "responsibilities": responsibilities.numpy(),
+        "means": torch.stack(means).numpy(),
+        "covariances": torch.stack(covariances).numpy(),
+        "weights": responsibilities.mean(0).numpy(),
+    }

@@ -1,0 +1,195 @@
+"""What a fit leaves behind, in memory and as a directory.
+
+    run.json                  what was run (addresses, settings, seed, versions, data) and results
+    parameters.safetensors    the parameters, and some rows of the data as a template
+    history.json              bound at every step, validation bound at every evaluation
+    checkpoint.safetensors    everything that `resume` needs
+    pictures/                 training curve and what suits the model
+
+Nothing in it is executed when it is loaded: programs are imported from where they stood when
+they were fitted, or handed to `load_run`.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm import predict
+from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.evidence import Evidence, log_evidence
+from ppl_lvm.objectives import objective as make_objective
+from ppl_lvm.pair import Pair
+from ppl_lvm.programs import Recipe, rebuild, source_digest
+
+TEMPLATE_ROWS = 256
+
+
+class Run:
+    """A fitted pair and its story.
+
+    Attributes:
+        model, guide: the fitted programs (copies; yours stay as they were).
+        history: "bound" (one value a step), "validation_step", "validation_bound",
+            "learning_rate" (one an evaluation). Bounds are in nats per datum.
+        results: the figures that `ppl-lvm fit --json` prints.
+        record: all that run.json holds.
+        restarts: one entry a restart: seed, bound, and why it was not chosen.
+        directory: where it is kept; None where it is only in memory.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        template: tuple[Tensor, ...],
+        history: dict[str, list[float]],
+        record: dict[str, Any],
+        directory: Path | None = None,
+    ) -> None:
+        self._pair, self._template = pair, template
+        self.history, self.record, self.directory = history, record, directory
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        return self._pair.model
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        return self._pair.guide
+
+    @property
+    def results(self) -> dict[str, Any]:
+        return self.record["results"]
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        return self.record["restarts"]
+
+    def __repr__(self) -> str:
+        place = f" in {self.directory}" if self.directory is not None else ""
+        return f"<Run of {self.record['model']['name']}: bound {self.results['bound']:.4f}{place}>"
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name -> constrained value, detached."""
+        return self._pair.parameters()
+
+    def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draw n rows from the model: site -> (n, …), latent and observed sites.
+
+        A model that conditions on inputs reads them from `x` (n rows), or from the first rows of
+        the training data, repeated.
+        """
+        batch = self._rows(n) if x is None else self.batch(x)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return predict.sample(self._pair, *batch)
+
+    def encode(self, x: Any) -> dict[str, Tensor]:
+        """Local latent site -> mean of q(z | x) (N, D), or probabilities of states (N, states)."""
+        return predict.encode(self._pair, *self.batch(x))
+
+    def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
+        """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
+        codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
+        rows = len(next(iter(codes.values())))
+        batch = self._rows(rows) if x is None else self.batch(x)
+        return predict.decode(self._pair, codes, *batch)
+
+    def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
+        """Importance-weighted log p(x), nats per datum, with its standard errors."""
+        return log_evidence(
+            self._pair,
+            *self.batch(x),
+            num_particles=num_particles,
+            seed=seed,
+        )
+
+    def to_arviz(self, x: Any, *, num_samples: int = 1000, seed: int = 0) -> Any:
+        """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain."""
+        from ppl_lvm.export import to_arviz
+
+        return to_arviz(self._pair, *self.batch(x), num_samples=num_samples, seed=seed)
+
+    def batch(self, x: Any) -> tuple[Tensor, ...]:
+        """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file."""
+        data = x if isinstance(x, Data) else load_data(x)
+        return data.batch(torch.arange(len(data)))
+
+    def _rows(self, n: int) -> tuple[Tensor, ...]:
+        index = torch.arange(n) % len(self._template[0])
+        return tuple(t[index] for t in self._template)
+
+    def _only_code(self) -> str:
+        names = sorted(predict.encode(self._pair, *self._template))
+        if len(names) != 1:
+            raise ValueError(
+                f"The model has the local latents {names}; pass a dictionary, site -> codes."
+            )
+        return names[0]
+
+    def save(self, directory: str | Path) -> None:
+        """Write the run to `directory`."""
+        self.directory = Path(directory)
+        template = {f"template/{i}": t for i, t in enumerate(self._template)}
+        tensors = {**self._pair.state(), **template}
+        save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
+        write_json(self.directory / "history.json", self.history)
+        write_json(self.directory / "run.json", self.record)
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """run.json of a run directory.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is damaged.
+    """
+    path = Path(directory) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a run directory: it has no run.json.")
+    try:
+        record = json.loads(path.read_text())
+        for key in ("model", "guide", "objective", "data", "options"):
+            record[key]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
+    return record
+
+
+def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> Run:
+    """A run from its directory.
+
+    The programs are imported from the addresses in run.json and built with the settings there.
+    Pass `model` and `guide` where they have no address (made in a function, typed at a prompt)
+    or where you would rather not import what the directory names.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, damaged, unfinished, or the programs changed.
+    """
+    directory = Path(directory)
+    record = read_record(directory)
+    if record.get("results") is None:
+        raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
+    tensors, _ = load_checkpoint(directory / "parameters.safetensors")
+    template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
+    history = json.loads((directory / "history.json").read_text())
+    recipes = {role: Recipe(**record[role]) for role in ("model", "guide")}
+    for role, given in (("model", model), ("guide", guide)):
+        stored = recipes[role]
+        if given is None and stored.digest and stored.digest != source_digest(stored.address):
+            warnings.warn(
+                f"{stored.address} has changed since the run was made; its {role} may no longer "
+                "be the one that was fitted.",
+                stacklevel=2,
+            )
+    built_model = rebuild(recipes["model"], model, template, what="model")
+    built_guide = rebuild(recipes["guide"], guide, template, what="guide", model=built_model)
+    pair = Pair(built_model, built_guide, make_objective(record["objective"]))
+    pair.prepare(*template)
+    pair.load_state(tensors)
+    return Run(pair, template, history, record, directory)

@@ -1,0 +1,532 @@
+"""fit: bounds per datum that are right under mini-batches, isolation, seeds, restarts, refusals."""
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Categorical, Normal, Poisson
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.fit import fit
+from ppl_lvm.nonfinite import NonFiniteError
+from ppl_lvm.run import Run, load_run
+
+quiet = functools.partial(fit, progress=False)
+
+
+class Factor(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(w z_n + b, s): log p(x_n) = log N(x_n; b, w wᵀ + s² I)."""
+
+    def __init__(self, observed: int = 3) -> None:
+        super().__init__()
+        self.observed = observed
+        self.w = nn.Parameter(torch.linspace(0.5, 1.5, observed))
+        self.b = nn.Parameter(torch.zeros(observed))
+        self.s = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", Normal(z * self.w + self.b, self.s).to_event(1), obs=x)
+
+
+class FactorGuide(PyroModule):
+    def __init__(self, observed: int = 3) -> None:
+        super().__init__()
+        self.observed = observed
+        self.encoder = nn.Linear(observed, 1)
+        self.spread = PyroParam(torch.tensor(0.7), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.encoder(x), self.spread).to_event(1))
+
+
+class Mean(PyroModule):
+    """A global latent: m ~ N(0, 1), x_n ~ N(m, 1)."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+
+class MeanGuide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.0))
+        self.scale = PyroParam(torch.tensor(0.5), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("m", Normal(self.loc, self.scale))
+
+
+def factor_data(n: int = 200) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(n, 1, generator=generator)
+    return z * torch.tensor([2.0, -1.0, 0.5]) + torch.randn(n, 3, generator=generator)
+
+
+def exact(run: Run, x: Tensor) -> Tensor:
+    p = run.parameters()
+    cov = torch.outer(p["w"], p["w"]) + p["s"] ** 2 * torch.eye(len(p["w"]))
+    return torch.distributions.MultivariateNormal(p["b"], cov).log_prob(x)
+
+
+def test_the_fit_approaches_the_maximum_likelihood() -> None:
+    x = factor_data()
+    run = quiet(Factor(), FactorGuide(), x, num_steps=1500, optimizer="Adam(lr=0.02)")
+    centred = x - x.mean(0)
+    # The posterior of this model is in the guide's family, so the bound can meet log p(x).
+    assert exact(run, x).mean() - run.results["bound"] < 0.02
+    evidence = run.log_evidence(x, 200)
+    error = 5 * evidence.monte_carlo_error + 1e-5
+    assert abs(evidence.value - float(exact(run, x).mean())) < error
+    normal = torch.distributions.MultivariateNormal(x.mean(0), centred.T @ centred / len(x))
+    assert 0 < normal.log_prob(x).mean() - exact(run, x).mean() < 0.05
+
+
+def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
+    """Averaged over an epoch's batches of equal size, bound and gradient are the full ones."""
+    from ppl_lvm.data import load_data
+    from ppl_lvm.pair import Pair
+    from ppl_lvm.training import Options, Training
+
+    x = torch.linspace(-1, 3, 40)
+
+    def gradients(batch_size: int, steps: int) -> tuple[float, dict[str, Tensor]]:
+        pair = Pair(Mean(), MeanGuide(), FixedDraw())
+        pair.prepare(x[:batch_size])
+        options = Options(num_steps=steps, batch_size=batch_size, optimizer="SGD(lr=1.0)")
+        training = Training(pair, load_data(x), None, options)
+        start = {n: t.detach().clone() for n, t in pair.leaves.items()}
+        totals = {n: torch.zeros_like(t) for n, t in start.items()}
+        for _ in range(steps):
+            training.step()
+            for name, leaf in pair.leaves.items():
+                totals[name] += (start[name] - leaf.detach()) / steps
+                leaf.data.copy_(start[name])
+        return float(np.mean(training.history["bound"])), totals
+
+    whole, full = gradients(40, 1)
+    part, mean = gradients(8, 5)
+    assert part == pytest.approx(whole, rel=1e-5)
+    for name in full:
+        assert torch.allclose(mean[name], full[name], rtol=1e-4, atol=1e-6), name
+
+
+class FixedDraw(Trace_ELBO):
+    """The ELBO with the same random numbers at every step, so that batches can be compared."""
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        torch.manual_seed(11)
+        return super().loss_and_grads(model, guide, *args, **kwargs)
+
+
+def test_a_bound_is_per_datum_whatever_n() -> None:
+    for n in (10, 1000):
+        run = quiet(Mean(), MeanGuide(), torch.zeros(n), num_steps=1, objective=FixedDraw())
+        loss = FixedDraw().loss_and_grads(Mean(), MeanGuide(), torch.zeros(n))
+        assert run.history["bound"][0] == pytest.approx(-loss / n, rel=1e-6)
+
+
+def test_plain_svi_takes_the_same_steps() -> None:
+    x = factor_data(64)
+    torch.manual_seed(0)
+    model, guide = Factor(), FactorGuide()
+    run = quiet(model, guide, x, num_steps=20, optimizer="SGD(lr=0.1)", objective=FixedDraw())
+    svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.1 / 64}), FixedDraw())
+    bounds = [-svi.step(x) / 64 for _ in range(20)]
+    assert np.allclose(run.history["bound"], bounds, rtol=1e-5)
+    assert torch.allclose(run.parameters()["w"], model.w.detach(), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(run.parameters()["spread"], guide.spread.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not() -> None:
+    x = factor_data()
+    runs = [
+        quiet(Factor, FactorGuide, x, num_steps=30, batch_size=32, seed=seed) for seed in (1, 1, 2)
+    ]
+    assert runs[0].history == runs[1].history
+    assert all(torch.equal(v, runs[1].parameters()[n]) for n, v in runs[0].parameters().items())
+    assert runs[0].history != runs[2].history
+
+
+def test_two_fits_leave_each_other_and_the_programs_alone() -> None:
+    x = factor_data()
+    model, guide = Factor(), FactorGuide()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    first = quiet(model, guide, x, num_steps=50)
+    kept = first.parameters()
+    second = quiet(model, guide, -x + 3, num_steps=50)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert all(torch.equal(v, kept[n]) for n, v in first.parameters().items())
+    assert not torch.equal(first.parameters()["b"], second.parameters()["b"])
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_plain_functions_with_param_statements() -> None:
+    decoder = nn.Linear(1, 3)
+    weight = decoder.weight.detach().clone()
+
+    def model(x: Tensor) -> None:
+        net = pyro.module("decoder", decoder)
+        s = pyro.param("s", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", Normal(net(z), s).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        a = pyro.param("a", torch.zeros(3, 1))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(x @ a, 1.0).to_event(1))
+
+    run = quiet(model, guide, factor_data(), num_steps=50)
+    assert sorted(run.parameters()) == ["a", "decoder$$$bias", "decoder$$$weight", "s"]
+    assert not torch.equal(run.parameters()["a"], torch.zeros(3, 1))
+    assert not torch.equal(run.parameters()["decoder$$$weight"], weight)
+    assert torch.equal(decoder.weight.detach(), weight)
+
+
+def test_autoguides_as_builder_and_as_instance() -> None:
+    x = torch.linspace(-1, 3, 40)
+    exact_mean = x.sum() / 41
+    for guide in (AutoNormal, AutoNormal(Mean())):
+        run = quiet(Mean(), guide, x, num_steps=1000, optimizer="Adam(lr=0.02)")
+        assert float(run.parameters()["locs.m"]) == pytest.approx(float(exact_mean), abs=0.1)
+
+
+def test_global_latents_under_mini_batches_meet_the_posterior() -> None:
+    x = torch.linspace(-1, 3, 400)
+    run = quiet(Mean(), MeanGuide(), x, num_steps=3000, batch_size=20, optimizer="Adam(lr=0.01)")
+    # The exact posterior is N(Σx/(N+1), 1/(N+1)); wrong scaling would give 1/(B+1) = 1/21.
+    assert float(run.parameters()["scale"]) == pytest.approx((1 / 401) ** 0.5, rel=0.3)
+    assert float(run.parameters()["loc"]) == pytest.approx(float(x.sum()) / 401, abs=0.1)
+
+
+def test_mini_batches_without_a_data_plate_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r'pyro\.plate\("data", len\(x\)\)'):
+        quiet(model, lambda x: None, torch.randn(20), batch_size=5, num_steps=3)
+    run = quiet(model, lambda x: None, torch.randn(20), num_steps=3)
+    assert run.results["steps"] == 3
+
+
+def test_renyi_scaled_outside_the_logarithm() -> None:
+    """Pyro's RenyiELBO with a mini-batch's scale inside is no bound; ours stays below log p."""
+    x = factor_data(100)
+    run = quiet(
+        Factor(),
+        FactorGuide(),
+        x,
+        objective="RenyiELBO(alpha=0, num_particles=50)",
+        batch_size=10,
+        num_steps=1,
+        optimizer="SGD(lr=0.0)",
+    )
+    assert run.results["bound"] < float(exact(run, x).mean()) + 0.02
+
+
+def test_objectives_that_would_be_silently_wrong_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("coin", Bernoulli(p))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        q = pyro.param("q", torch.tensor(0.3), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("coin", Bernoulli(q))
+
+    for name in ("RenyiELBO(num_particles=3)", "TraceMeanField_ELBO"):
+        with pytest.raises(ValueError, match="'coin'"):
+            quiet(model, guide, torch.randn(10), objective=name, num_steps=1)
+    with pytest.raises(ValueError, match=r"global latent 'm' and mini-batches"):
+        quiet(
+            Mean(),
+            MeanGuide(),
+            torch.randn(20),
+            objective="RenyiELBO(num_particles=3)",
+            batch_size=5,
+            num_steps=1,
+        )
+
+
+class Start(PyroModule):
+    """x_n ~ N(m, 1) with a random start and a wrong solution that looks best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor(0.0))
+        self.bonus = 0.0
+
+    def initialize(self, x: Tensor) -> None:
+        start = torch.randn(())
+        self.m.data.copy_(start)
+        self.bonus = 100.0 if start > 0.5 else 0.0
+
+    def degenerate(self, x: Tensor) -> str | None:
+        return "its start was above 0.5" if self.bonus else None
+
+    def forward(self, x: Tensor) -> None:
+        pyro.factor("bonus", torch.tensor(self.bonus))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.m, 1.0), obs=x)
+
+
+def test_restarts_keep_the_best_that_is_sound_and_report_all(tmp_path: Path) -> None:
+    run = quiet(
+        Start,
+        lambda x: None,
+        torch.zeros(5),
+        restarts=6,
+        num_steps=2,
+        optimizer="SGD(lr=0.0)",
+        directory=tmp_path / "run",
+    )
+    reports = run.restarts
+    assert [r["seed"] for r in reports] == [0, 1, 2, 3, 4, 5]
+    assert {bool(r["degenerate"]) for r in reports} == {True, False}
+    chosen = [r for r in reports if r["chosen"]]
+    assert len(chosen) == 1
+    assert chosen[0]["degenerate"] is None
+    assert chosen[0]["bound"] == max(r["bound"] for r in reports if not r["degenerate"])
+    assert chosen[0]["bound"] < max(r["bound"] for r in reports)
+    assert run.results["bound"] == chosen[0]["bound"]
+
+
+def test_a_restart_equals_its_own_run() -> None:
+    x = torch.arange(5.0)
+    best = quiet(Start, lambda x: None, x, restarts=4, num_steps=5)
+    alone = quiet(Start, lambda x: None, x, seed=best.results["seed"], num_steps=5)
+    assert best.history == alone.history
+
+
+def test_early_stopping_goes_back_to_the_best() -> None:
+    x = factor_data(60)
+    run = quiet(
+        Factor(),
+        FactorGuide(),
+        x[:10],
+        validation=x[10:],
+        optimizer="Adam(lr=0.1)",
+        num_steps=5000,
+        validate_every=10,
+        patience=3,
+    )
+    bounds = run.history["validation_bound"]
+    assert run.results["steps"] < 5000
+    assert len(bounds) - 1 - int(np.argmax(bounds)) == 4
+    # The figure in the results is a new evaluation of the same parameters (four draws, not one).
+    assert run.results["held_out"] == pytest.approx(max(bounds), abs=0.3)
+
+
+def test_kl_annealing_starts_without_the_kl_and_ends_with_it() -> None:
+    x = factor_data(50)
+    run = quiet(
+        Factor(),
+        FactorGuide(),
+        x,
+        objective=FixedDraw(),
+        kl_annealing=10,
+        num_steps=12,
+        optimizer="SGD(lr=0.0)",
+    )
+    bounds = run.history["bound"]
+    steps = np.diff(bounds)
+    assert np.allclose(steps[:10], steps[0], rtol=1e-3)  # linear in the weight
+    assert steps[0] < 0  # the KL is a cost
+    assert steps[10] == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "AdamW(lr=0.01)",
+        "SGD(lr=0.01, momentum=0.9)",
+        "RMSprop(lr=0.01)",
+        "LBFGS(lr=0.1, max_iter=2)",
+        torch.optim.Adam,
+        functools.partial(torch.optim.Adagrad, lr=0.1),
+    ],
+)
+def test_any_torch_optimiser(optimizer: Any) -> None:
+    run = quiet(Factor(), FactorGuide(), factor_data(), optimizer=optimizer, num_steps=60)
+    assert np.mean(run.history["bound"][-10:]) > np.mean(run.history["bound"][:3])
+
+
+def test_schedules_change_the_learning_rate() -> None:
+    common: dict[str, Any] = {"num_steps": 20, "validate_every": 5, "validation": 0.2}
+    run = quiet(
+        Factor(), FactorGuide(), factor_data(), schedule="ExponentialLR(gamma=0.9)", **common
+    )
+    assert run.history["learning_rate"][-1] == pytest.approx(0.01 * 0.9**20)
+    plateau = "ReduceLROnPlateau(patience=0, threshold=100.0)"
+    run = quiet(Factor(), FactorGuide(), factor_data(), schedule=plateau, **common)
+    assert run.history["learning_rate"][-1] < 0.01
+
+
+def test_clipping_bounds_the_step() -> None:
+    model = Mean()
+    guide = MeanGuide()
+    run = quiet(
+        model, guide, torch.full((5,), 50.0), clip_norm=0.1, optimizer="SGD(lr=1.0)", num_steps=1
+    )
+    moved = float(run.parameters()["loc"])
+    assert 0 < moved <= 0.1 + 1e-6
+
+
+def test_enumerated_sites_are_summed_out_by_default() -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor([0.3, 0.7]), constraint=constraints.simplex)
+        m = pyro.param("m", torch.tensor([-1.0, 1.0]))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(w), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(m[z], 1.0), obs=x)
+
+    x = torch.randn(30)
+    run = quiet(model, lambda x: None, x, num_steps=1, optimizer="SGD(lr=0.0)")
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.tensor([0.3, 0.7])),
+        torch.distributions.Normal(torch.tensor([-1.0, 1.0]), 1.0),
+    )
+    truth = float(mixture.log_prob(x).mean())
+    assert run.results["bound"] == pytest.approx(truth, abs=1e-5)
+    assert run.results["log_evidence"] == pytest.approx(truth, abs=1e-5)
+    assert isinstance(run._pair.objective, TraceEnum_ELBO)
+    codes = run.encode(x)["z"]
+    assert codes.shape == (30, 2)
+    assert torch.allclose(codes.sum(1), torch.ones(30), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_steps": 1, "num_epochs": 1}, "not both"),
+        ({"patience": 3}, "validation=0.1"),
+        ({"optimizer": "Adan(lr=1)"}, "torch has no optimiser 'Adan'"),
+        ({"optimizer": "Adam(rate=1)"}, "takes no 'rate'"),
+        ({"objective": "ELBOW"}, "There is no objective 'ELBOW'"),
+        ({"restarts": 0}, "restarts"),
+        ({"resume": True}, "needs the directory"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_calls_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quiet(Factor(), FactorGuide(), factor_data(), **arguments)
+
+
+class Counts(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = PyroParam(torch.tensor([1.0, 2.0]), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Poisson(self.rate).to_event(1), obs=x)
+
+
+def test_a_value_outside_the_support_names_its_row() -> None:
+    x = torch.ones(40, 2)
+    x[17, 1] = -1.0
+    with pytest.raises(NonFiniteError, match=r"site 'x'.*support of Poisson.*17|18") as raised:
+        quiet(Counts(), lambda x: None, x, batch_size=8, num_steps=20)
+    assert "row" in str(raised.value)
+
+
+class Exploding(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(torch.log(self.m), 1.0), obs=x)
+
+
+def test_a_nan_keeps_the_last_good_parameters_and_names_the_site(tmp_path: Path) -> None:
+    from ppl_lvm.checkpoint import load_checkpoint
+
+    with pytest.raises(NonFiniteError, match=r"site 'x' of the model has a loc that is NaN") as e:
+        quiet(
+            Exploding(),
+            lambda x: None,
+            torch.full((5,), -5.0),
+            optimizer="SGD(lr=0.3)",
+            num_steps=50,
+            directory=tmp_path,
+        )
+    assert "are kept" in str(e.value)
+    tensors, data = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert all(torch.isfinite(t).all() for n, t in tensors.items() if n.startswith("state/"))
+    assert data["step"] == len(tensors["history/bound"])
+
+
+def test_a_nan_gradient_under_a_finite_loss_names_the_parameter() -> None:
+    class Root(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(0.0))
+            self.fine = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("x", Normal(self.fine + torch.sqrt(self.a), 1.0), obs=x)
+
+    with pytest.raises(NonFiniteError, match=r"gradient of parameter 'a' is infinite"):
+        quiet(Root(), lambda x: None, torch.ones(5), num_steps=3)
+
+
+def test_a_run_comes_back_from_its_directory(tmp_path: Path) -> None:
+    x = factor_data()
+    run = quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+    back = load_run(tmp_path / "r", model=Factor(), guide=FactorGuide())
+    assert back.history == run.history
+    assert all(torch.equal(v, back.parameters()[n]) for n, v in run.parameters().items())
+    assert torch.equal(back.encode(x)["z"], run.encode(x)["z"])
+    assert torch.equal(back.sample(5, seed=1)["x"], run.sample(5, seed=1)["x"])
+    assert back.results == run.results
+    with pytest.raises(ValueError, match="guide=FactorGuide|Pass it: load_run"):
+        load_run(tmp_path / "r", model=Factor())
+    with pytest.raises(ValueError, match="holds a run already"):
+        quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+
+
+def test_a_run_of_other_sizes_does_not_load(tmp_path: Path) -> None:
+    quiet(Factor(), FactorGuide(), factor_data(), num_steps=2, directory=tmp_path / "r")
+    wrong = Factor()
+    wrong.extra = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="model/extra missing, unknown or of another shape"):
+        load_run(tmp_path / "r", model=wrong, guide=FactorGuide())
+
+
+def test_sample_encode_decode_shapes() -> None:
+    x = factor_data(30)
+    run = quiet(Factor(), FactorGuide(), x, num_steps=5)
+    draws = run.sample(7)
+    assert draws["x"].shape == (7, 3)
+    assert draws["z"].shape == (7, 1)
+    codes = run.encode(x)["z"]
+    assert codes.shape == (30, 1)
+    p = run.parameters()
+    assert torch.allclose(run.decode(codes)["x"], codes * p["w"] + p["b"])
+    assert torch.allclose(run.decode({"z": codes})["x"], run.decode(codes)["x"])
+    with pytest.raises(ValueError, match="no site 'y'"):
+        run.decode({"y": codes})
+    assert math.isfinite(run.log_evidence(x, 10).value)
