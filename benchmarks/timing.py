@@ -1,0 +1,46 @@
+"""Times that can be compared: taken in turn, in one process, as medians of pairs.
+
+A machine's speed drifts. So the functions are called in turn, in an order that is shuffled every
+round, and a ratio is the median over rounds of the two times of the same round.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping
+from statistics import median, quantiles
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    calls: int = 1,
+    seed: int = 0,
+) -> dict[str, list[float]]:
+    """Seconds a call, one list of `rounds` numbers for each function; `calls` in each round."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    shuffle = random.Random(seed).shuffle
+    order = list(functions)
+    for turn in range(warmup + rounds):
+        shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            for _ in range(calls):
+                functions[name]()
+            if turn >= warmup:
+                times[name].append((time.perf_counter() - start) / calls)
+    return times
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, _, high = quantiles(values, n=4)
+    return median(values), low, high
+
+
+def ratio(times: Mapping[str, list[float]], of: str, to: str) -> tuple[float, float, float]:
+    """Median and quartiles of the paired ratios of two functions' times."""
+    return spread([a / b for a, b in zip(times[of], times[to], strict=True)])
