@@ -1,0 +1,270 @@
+"""Gaussian mixture: K clusters, each a Gaussian.
+
+    z_n ~ Categorical(π)         latent    (N,)
+    x_n ~ N(μ_{z_n}, Σ_{z_n})    observed  (N, P)
+
+π, μ and Σ are parameters, to be found by maximum likelihood with z enumerated, so that the bound
+is log p(x) itself. The guide is empty.
+
+The likelihood of a mixture is unbounded: a component that rests on too few distinct rows can
+shrink its variance, and its density there grows, without end. So every covariance has a floor,
+
+    Σ_k = L_k L_kᵀ + floor · I,
+
+and `degenerate` says when a component has sunk to it.
+
+Reference:
+    Arthur, Vassilvitskii (2007). k-means++: the advantages of careful seeding.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Categorical, MultivariateNormal, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+COVARIANCES = ("full", "tied", "diag", "spherical")
+# k-means sees at most this many rows: its centres are a start, not the result.
+_START_ROWS = 50_000
+
+
+class GaussianMixture(PyroModule):
+    """K Gaussians over P columns, by maximum likelihood.
+
+    Args:
+        components: K.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        covariance: "full" (a matrix a component), "tied" (one matrix for all), "diag" (a variance
+            a column a component) or "spherical" (one variance a component).
+        floor: the least variance in any direction, in squared units of the data.
+    """
+
+    weights: Tensor  # π (K,)
+    means: Tensor  # μ (K, P)
+    scale_tril: Tensor  # L (K, P, P), or (P, P) if tied
+    scale: Tensor  # in place of L: (K, P) if diag, (K,) if spherical
+
+    def __init__(
+        self,
+        components: int = 3,
+        observed: int | None = None,
+        covariance: str = "full",
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if covariance not in COVARIANCES:
+            raise ValueError(
+                f"There is no covariance {covariance!r}; choose from {', '.join(COVARIANCES)}."
+            )
+        if components < 1 or not floor > 0:
+            raise ValueError(
+                f"A mixture needs at least one component and a floor above zero; got "
+                f"components={components}, floor={floor}."
+            )
+        self.components = components
+        self.covariance = covariance
+        self.floor = floor
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P)."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(self.weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", self._component(z), obs=x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from k-means under torch's seed, its centres chosen by k-means++.
+
+        Small clusters borrow their spread from the others: each covariance is the cluster's own,
+        averaged with P + 1 rows' worth of the one pooled over clusters.
+
+        Raises:
+            ValueError: for fewer rows than components.
+        """
+        self._meet(x)
+        r = start_clusters(x, self.components)
+        weights, means, scatter = moments(x, r)
+        pooled = torch.einsum("k,kpq->pq", weights, scatter)
+        rows, borrowed = len(x) * weights[:, None, None], x.shape[1] + 1
+        self._set(weights, means, (rows * scatter + borrowed * pooled) / (rows + borrowed))
+
+    def degenerate(self, x: Tensor) -> str | None:
+        """Why these parameters must not be chosen although their likelihood is high, or None.
+
+        A component has collapsed if the rows it explains, weighted by responsibility, vary by
+        less than ten floors in some direction: on duplicated rows, on no more distinct rows than
+        columns, on a column that is constant within it. Its likelihood then says how low the
+        floor is and nothing about the data.
+        """
+        r = self.responsibilities(x)
+        held = r.sum(0) > 0.5  # a component that explains no row cannot be said to collapse
+        weights, _, scatter = moments(x, r)
+        spread = self._least_spread(weights, scatter)
+        k = int(torch.where(held, spread, torch.inf).argmin())
+        if spread[k] > 10 * self.floor:
+            return None
+        own = x[r[:, k] > 0.5]
+        distinct = len(own.unique(dim=0))
+        return (
+            f"component {k} has collapsed: it rests on {len(own)} of {len(x)} rows, {distinct} of "
+            f"them distinct, whose least variance is {spread[k].item():.1e} beside a floor of "
+            f"{self.floor:.0e}. Its likelihood grows without bound as the floor falls. Start "
+            "again, use fewer components or a simpler covariance, or raise floor."
+        )
+
+    def log_likelihood(self, x: Tensor) -> Tensor:
+        """log p(x_n) of rows `x` (N, P), in nats: (N,)."""
+        self._meet(x)
+        return self._log_joint(x).logsumexp(-1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """p(z_n = k | x_n) of rows `x` (N, P): (N, K)."""
+        self._meet(x)
+        return self._log_joint(x).softmax(-1).detach()
+
+    def maximize(self, x: Tensor, r: Tensor) -> None:
+        """Set the parameters that are most likely given responsibilities `r` (N, K)."""
+        self._meet(x)
+        self._set(*moments(x, r))
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """Σ (K, P, P), whichever form the covariance has."""
+        means = self.means
+        eye = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
+        if self.covariance in ("full", "tied"):
+            return (self._chol() @ self._chol().mT).expand(len(means), *eye.shape)
+        return self._scale()[..., None] ** 2 * eye
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log π_k + log N(x_n; μ_k, Σ_k): (N, K)."""
+        every = torch.arange(self.components, device=x.device)
+        log_prob: Tensor = self._component(every).log_prob(x.unsqueeze(-2))
+        return log_prob + self.weights.log()
+
+    def _component(self, z: Tensor) -> Any:
+        """The Gaussian of component z, for indices of any shape.
+
+        Its log-probability needs memory for K N P numbers and not K N P²: MultivariateNormal
+        solves one triangular system a component for all its rows at once.
+        """
+        if self.covariance == "full":
+            return MultivariateNormal(self.means[z], scale_tril=self._chol()[z])
+        if self.covariance == "tied":
+            return MultivariateNormal(self.means[z], scale_tril=self._chol())
+        return Normal(self.means[z], self._scale()[z]).to_event(1)
+
+    def _chol(self) -> Tensor:
+        """The Cholesky factor of Σ = L Lᵀ + floor · I."""
+        L = self.scale_tril
+        eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+        return torch.linalg.cholesky(L @ L.mT + self.floor * eye)
+
+    def _scale(self) -> Tensor:
+        """Standard deviations (K, P) of the diagonal forms."""
+        scale = (self.scale**2 + self.floor).sqrt()
+        return scale if self.covariance == "diag" else scale[:, None].expand_as(self.means)
+
+    def _least_spread(self, weights: Tensor, scatter: Tensor) -> Tensor:
+        """The least variance (K,) that a component of this form sees in `scatter` (K, P, P)."""
+        if self.covariance == "tied":
+            scatter = torch.einsum("k,kpq->pq", weights, scatter).expand_as(scatter)
+        if self.covariance in ("full", "tied"):
+            return torch.linalg.eigvalsh(scatter)[:, 0]
+        variance = scatter.diagonal(dim1=-2, dim2=-1)
+        return variance.amin(-1) if self.covariance == "diag" else variance.mean(-1)
+
+    def _set(self, weights: Tensor, means: Tensor, scatter: Tensor) -> None:
+        """Take over π (K,), μ (K, P) and covariances (K, P, P), reduced to this form."""
+        dtype = self.means.dtype
+        self.weights = weights.to(dtype)
+        self.means = means.to(dtype)
+        if self.covariance == "full":
+            self.scale_tril = cholesky_above(scatter, self.floor).to(dtype)
+        elif self.covariance == "tied":
+            pooled = torch.einsum("k,kpq->pq", weights, scatter)
+            self.scale_tril = cholesky_above(pooled, self.floor).to(dtype)
+        else:
+            variance = scatter.diagonal(dim1=-2, dim2=-1)
+            if self.covariance == "spherical":
+                variance = variance.mean(-1)
+            self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(dtype)
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
+            expected = "P" if self.observed is None else self.observed
+            raise ValueError(
+                f"GaussianMixture takes rows (N, {expected}), got {tuple(x.shape)}. Choose "
+                f"columns, or build it with observed={x.shape[-1]}."
+            )
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        K, P = self.components, observed
+        self.observed = observed
+        self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        # Equal means would receive equal gradients and never part.
+        self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
+        eye = torch.eye(P, **like)
+        if self.covariance == "full":
+            self.scale_tril = PyroParam(eye.repeat(K, 1, 1), constraints.lower_cholesky)
+        elif self.covariance == "tied":
+            self.scale_tril = PyroParam(eye, constraints.lower_cholesky)
+        else:
+            shape = (K, P) if self.covariance == "diag" else (K,)
+            self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        means = state.get(prefix + "means_unconstrained")
+        if self.observed is None and means is not None:
+            self._resize(means.shape[1], dtype=means.dtype, device=means.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def start_clusters(x: Tensor, components: int) -> Tensor:
+    """k-means from a k-means++ start drawn by torch's generator: hard responsibilities (N, K).
+
+    Raises:
+        ValueError: for fewer distinct rows than components.
+    """
+    distinct = len(x[:_START_ROWS].unique(dim=0))
+    if distinct < components:
+        raise ValueError(
+            f"{components} components need at least as many distinct rows, and the data has "
+            f"{distinct} in {len(x)} rows. Use components={distinct} or fewer, or more data."
+        )
+    seed = int(torch.randint(2**31 - 1, ()))
+    kmeans = KMeans(components, init="k-means++", n_init=1, random_state=seed)
+    rows = torch.randperm(len(x))[:_START_ROWS] if len(x) > _START_ROWS else torch.arange(len(x))
+    kmeans.fit(x[rows].detach().cpu().double().numpy())
+    nearest = torch.from_numpy(kmeans.predict(x.detach().cpu().double().numpy())).long()
+    return torch.nn.functional.one_hot(nearest, components).to(x)
+
+
+def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (K,), means (K, P) and covariances (K, P, P) of rows `x` (N, P) weighted by `r`.
+
+    In double precision, one component at a time: memory for N P numbers beside the result.
+    """
+    x, r = x.detach().double(), r.detach().double()
+    rows = r.sum(0).clamp(min=torch.finfo(r.dtype).tiny)  # (K,)
+    means = r.mT @ x / rows[:, None]
+    scatter = torch.stack(
+        [((x - means[k]) * r[:, k : k + 1]).mT @ (x - means[k]) / rows[k] for k in range(len(rows))]
+    )
+    return rows / rows.sum(), means, scatter
+
+
+def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
+    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, as far as it lies above two floors."""
+    values, vectors = torch.linalg.eigh(scatter)
+    values = (values - floor).clamp(min=floor)
+    return torch.linalg.cholesky(vectors @ (values[..., None] * vectors.mT))

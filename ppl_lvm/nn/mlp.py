@@ -1,0 +1,66 @@
+"""A multilayer perceptron: the usual encoder and decoder of rows of numbers."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "softplus": nn.Softplus,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+}
+NORMS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}
+
+
+class MLP(nn.Module):
+    """h₀ = x, hᵢ = activation(norm(Wᵢ hᵢ₋₁ + bᵢ)), output W h + b.
+
+    Args:
+        inputs: length of a row that comes in.
+        outputs: length of a row that goes out.
+        hidden: widths of the hidden layers; `()` makes the map linear.
+        activation: one of `ACTIVATIONS`.
+        norm: "layer" (each row by itself), "batch" (each feature over the rows; then every row's
+            output depends on its batch), or None.
+
+    Raises:
+        ValueError: for a name or a width that is none.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        hidden: tuple[int, ...] = (128,),
+        activation: str = "relu",
+        norm: str | None = None,
+    ) -> None:
+        super().__init__()
+        widths = (inputs, *hidden, outputs)
+        if min(widths) < 1:
+            raise ValueError(f"An MLP needs widths of at least 1; these are {widths}.")
+        make = _choose("activation", activation, ACTIVATIONS)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths[:-1]):
+            layers.append(nn.Linear(before, after))
+            if norm is not None:
+                layers.append(_choose("norm", norm, NORMS)(after))
+            layers.append(make())
+        layers.append(nn.Linear(widths[-2], outputs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map rows `x` (..., inputs) to (..., outputs)."""
+        out: Tensor = self.layers(x if x.is_floating_point() else x.to(torch.get_default_dtype()))
+        return out
+
+
+def _choose(what: str, name: str, table: dict[str, type[nn.Module]]) -> type[nn.Module]:
+    if name not in table:
+        raise ValueError(f"There is no {what} {name!r}; choose from {', '.join(table)}.")
+    return table[name]

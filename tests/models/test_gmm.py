@@ -1,0 +1,213 @@
+"""The mixture against SciPy, against autograd of its exact likelihood, and on Iris."""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import scipy.stats
+import torch
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.optim import Adam
+from sklearn.datasets import load_iris
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def _empty_guide(x: Tensor) -> None:
+    """z is enumerated in the model: nothing is left to sample."""
+
+
+@pytest.fixture(scope="module")
+def iris() -> Tensor:
+    return torch.tensor(load_iris().data).float()
+
+
+def _scattered(covariance: str) -> GaussianMixture:
+    """A mixture with no two numbers alike, in double precision."""
+    model = GaussianMixture(3, covariance=covariance, floor=0.01)
+    x = torch.randn(40, 2, dtype=torch.float64)
+    model.maximize(x, torch.distributions.Dirichlet(torch.ones(3).double()).sample((40,)))
+    return model
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_its_likelihood_is_scipys(covariance: str) -> None:
+    model, x = _scattered(covariance), torch.randn(7, 2, dtype=torch.float64)
+    density = sum(
+        pi * scipy.stats.multivariate_normal(mu, sigma).pdf(x)
+        for pi, mu, sigma in zip(
+            model.weights.detach().numpy(),
+            model.means.detach().numpy(),
+            model.covariance_matrix.detach().numpy(),
+            strict=True,
+        )
+    )
+    np.testing.assert_allclose(model.log_likelihood(x).detach(), np.log(density), rtol=1e-10)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_enumerated_bound_and_its_gradient_are_exact(covariance: str) -> None:
+    model, x = _scattered(covariance), torch.randn(7, 2, dtype=torch.float64)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss_and_grads(model, _empty_guide, x)
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    exact = -model.log_likelihood(x).sum()
+    exact.backward()
+    assert loss == pytest.approx(exact.item(), rel=1e-12)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(found[name], p.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_the_maximizing_step_never_lowers_the_likelihood() -> None:
+    model, x = _scattered("full"), torch.randn(40, 2, dtype=torch.float64)
+    before = -torch.inf
+    for _ in range(20):
+        model.maximize(x, model.responsibilities(x))
+        now = model.log_likelihood(x).mean().item()
+        assert now >= before - 1e-12
+        before = now
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_no_variance_falls_under_the_floor(covariance: str) -> None:
+    model = GaussianMixture(2, covariance=covariance, floor=0.1)
+    model.maximize(torch.ones(6, 3), torch.full((6, 2), 0.5))
+    least = torch.linalg.eigvalsh(model.covariance_matrix.double())[:, 0]
+    assert (least >= 0.1).all()
+
+
+def test_a_covariance_above_the_floor_is_kept_exactly() -> None:
+    A = torch.randn(3, 4, 4, dtype=torch.float64)
+    scatter = A @ A.mT + torch.eye(4)
+    L = cholesky_above(scatter, 1e-3)
+    torch.testing.assert_close(L @ L.mT + 1e-3 * torch.eye(4), scatter, check_dtype=False)
+
+
+def test_moments_are_numpys_weighted_ones() -> None:
+    x = torch.randn(30, 2, dtype=torch.float64)
+    r = torch.distributions.Dirichlet(torch.ones(3).double()).sample((30,))
+    weights, means, scatter = moments(x, r)
+    for k in range(3):
+        expected = np.cov(x.T.numpy(), aweights=r[:, k].numpy(), bias=True)
+        np.testing.assert_allclose(scatter[k], expected)
+        np.testing.assert_allclose(means[k], np.average(x, axis=0, weights=r[:, k]))
+    torch.testing.assert_close(weights, r.mean(0))
+
+
+def _train(model: GaussianMixture, x: Tensor, num_steps: int) -> None:
+    svi = SVI(model, _empty_guide, Adam({"lr": 0.01}), TraceEnum_ELBO(max_plate_nesting=1))
+    for _ in range(num_steps):
+        svi.step(x)
+
+
+def test_plain_svi_finds_the_known_optimum_on_iris(iris: Tensor) -> None:
+    model = GaussianMixture(components=3)
+    model.initialize(iris)
+    _train(model, iris, 400)
+    assert model.log_likelihood(iris).mean().item() == pytest.approx(-1.2012, abs=1e-3)
+    clusters = model.responsibilities(iris).argmax(-1)
+    assert adjusted_rand_score(load_iris().target, clusters) >= 0.90
+    assert model.degenerate(iris) is None
+
+
+def test_a_collapsed_component_is_recognised_on_iris(iris: Tensor) -> None:
+    """29 flowers have petals 0.2 cm wide: a component on these alone has no width there."""
+    x = iris.double()
+    model = GaussianMixture(components=3)
+    species = torch.tensor(load_iris().target)
+    start = torch.where(species == 0, (iris[:, 3] == 0.2).long(), 2)
+    model.maximize(x, torch.nn.functional.one_hot(start, 3))
+    for _ in range(100):
+        model.maximize(x, model.responsibilities(x))
+    assert model.log_likelihood(x).mean() > -1.19  # better than the true optimum: too good
+    said = model.degenerate(x)
+    assert said is not None
+    assert "component 1 has collapsed: it rests on 29 of 150 rows" in said
+    assert "raise floor" in said
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag", "spherical"])
+def test_a_component_on_duplicated_rows_is_recognised(covariance: str) -> None:
+    x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
+    model = GaussianMixture(2, covariance=covariance)
+    r = torch.zeros(45, 2)
+    r[:40, 0] = r[40:, 1] = 1
+    model.maximize(x, r)
+    assert "component 1 has collapsed: it rests on 5 of 45 rows, 1 of them distinct" in str(
+        model.degenerate(x)
+    )
+    r[35:40] = torch.tensor([0.0, 1.0])  # five rows more, and it stands on its own
+    model.maximize(x, r)
+    assert model.degenerate(x) is None
+
+
+def test_the_start_is_the_seeds(iris: Tensor) -> None:
+    starts = []
+    for seed in [0, 0]:
+        pyro.set_rng_seed(seed)
+        model = GaussianMixture(components=5)
+        model.initialize(iris)
+        starts.append(model.means.detach())
+    assert torch.equal(*starts)
+
+
+def test_sizes_come_from_the_data_or_from_a_loaded_state(iris: Tensor) -> None:
+    model = GaussianMixture(components=3)
+    model(iris)
+    assert model.means.shape == (3, 4)
+    loaded = GaussianMixture(components=3)
+    loaded.load_state_dict(model.state_dict())
+    assert torch.equal(loaded.log_likelihood(iris), model.log_likelihood(iris))
+
+
+def test_rows_of_another_width_are_refused(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 2\), got \(150, 4\).*observed=4"):
+        GaussianMixture(observed=2).initialize(iris)
+
+
+def test_fewer_distinct_rows_than_components_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"5 components .* has 2 in 9 rows. Use components=2"):
+        GaussianMixture(components=5).initialize(torch.arange(9).fmod(2).float()[:, None])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"covariance": "fulll"}, "no covariance 'fulll'; choose from full, tied"),
+        ({"components": 0}, "components=0"),
+        ({"floor": 0.0}, "floor=0.0"),
+    ],
+)
+def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(**settings)
+
+
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest storage that any operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                made = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.numbers = max(self.numbers, made)
+        return out
+
+
+def test_memory_is_linear_in_rows_components_and_columns() -> None:
+    N, K, P = 200, 5, 8
+    model, x = GaussianMixture(K), torch.randn(N, P)
+    model.initialize(x)
+    with _Largest() as largest:
+        TraceEnum_ELBO(max_plate_nesting=1).loss_and_grads(model, _empty_guide, x)
+    assert largest.numbers <= N * K * P
+    with _Largest() as largest:
+        model.responsibilities(x)
+    assert largest.numbers <= N * K * P
