@@ -34,6 +34,7 @@ class Estimator(ELBO, nn.Module):
         needs: "any" sites in the guide, or "reparameterized" ones only.
         instead: the class to use where a condition fails.
         is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
+        draws: "particles" of the guide as it is, or another way of drawing, in a word.
         cost: runs of guide and model for a step, in words.
         paper: authors and year, title, link.
     """
@@ -44,7 +45,7 @@ class Estimator(ELBO, nn.Module):
     needs: ClassVar[str] = "any"
     instead: ClassVar[str] = ""
     is_bound: ClassVar[bool] = True
-    linear: ClassVar[bool] = False
+    draws: ClassVar[str] = "particles"
     cost: ClassVar[str] = "K"
     paper: ClassVar[str]
 

@@ -33,7 +33,6 @@ class ELBO(Estimator):
     unbiased = True
     needs = "reparameterized"
     instead = "LeaveOneOut"
-    linear = True
     paper = "Kingma, Welling (2014). https://arxiv.org/abs/1312.6114"
 
     def __init__(
