@@ -15,7 +15,6 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Latent-variable models as Pyro programs: write them, train them, trust them.",
 )
 
 Model = Annotated[
@@ -39,6 +38,11 @@ Settings = Annotated[
 GuideSettings = Annotated[
     list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
 ]
+
+
+@app.callback()
+def _root() -> None:
+    """Latent-variable models as Pyro programs: write them, train them, trust them."""
 
 
 @app.command()

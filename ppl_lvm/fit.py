@@ -213,6 +213,7 @@ class _Fitting:
             options.num_steps, done=training.step_number, title=title, shown=self.progress
         ) as shown:
             training.run(shown)
+        pair.freeze()
         degenerate = getattr(pair.model, "degenerate", None)
         reason = None
         if degenerate is not None:

@@ -165,6 +165,11 @@ class Pair:
             for owner, name, value in found
         }
 
+    def freeze(self) -> None:
+        """Put every module in evaluation mode: dropout off, batch normalisation fixed."""
+        for _, module in self.modules():
+            module.eval()
+
     def state(self) -> dict[str, Tensor]:
         """Copies of every tensor that training changes, by name: leaves and modules' buffers."""
         with self.scope():

@@ -51,6 +51,7 @@ class Run:
         record: dict[str, Any],
         directory: Path | None = None,
     ) -> None:
+        pair.freeze()
         self._pair, self._template = pair, template
         self.history, self.record, self.directory = history, record, directory
 

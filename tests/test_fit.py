@@ -502,7 +502,7 @@ def test_a_run_comes_back_from_its_directory(tmp_path: Path) -> None:
     assert torch.equal(back.encode(x)["z"], run.encode(x)["z"])
     assert torch.equal(back.sample(5, seed=1)["x"], run.sample(5, seed=1)["x"])
     assert back.results == run.results
-    with pytest.raises(ValueError, match="guide=FactorGuide|Pass it: load_run"):
+    with pytest.raises(ValueError, match="Pass it: load_run"):
         load_run(tmp_path / "r", model=Factor())
     with pytest.raises(ValueError, match="holds a run already"):
         quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")

@@ -1,0 +1,124 @@
+"""A run killed at any moment continues to the same parameters, state and history, bit for bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_lvm.checkpoint import load_checkpoint
+
+PROGRAM = '''
+import random, time
+import numpy as np, pyro, torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import nn
+
+class Noisy(PyroModule):
+    """Draws from every generator there is, and keeps a running mean in a buffer."""
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width
+        self.norm = nn.BatchNorm1d(width)
+        self.decoder = nn.Linear(2, width)
+
+    def forward(self, x):
+        time.sleep(0.002)
+        noise = 0.01 * (np.random.standard_normal() + random.gauss(0, 1))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Normal(self.norm(self.decoder(z)) + noise, 1.0).to_event(1), obs=x)
+
+class Guide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.encoder(x), 0.5).to_event(1))
+'''
+
+STEPS = 200
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    program = tmp_path / "noisy.py"
+    program.write_text(PROGRAM)
+    data = tmp_path / "x.npy"
+    np.save(data, np.random.default_rng(0).normal(size=(70, 3)))
+    return [
+        *(sys.executable, "-W", "ignore", "-m", "ppl_lvm", "fit", f"{program}:Noisy"),
+        *("--guide", f"{program}:Guide", "--data", str(data), "--num-steps", str(STEPS)),
+        *("--batch-size", "16", "--validation", "10", "--patience", "1000", "--seed", "4"),
+        *("--schedule", "OneCycleLR(max_lr=0.01, total_steps=200)", "--kl-annealing", "100"),
+        *("--checkpoint-seconds", "0", "--json"),
+    ]
+
+
+def same(a: Path, b: Path) -> None:
+    tensors, data = load_checkpoint(a / "checkpoint.safetensors")
+    others, other = load_checkpoint(b / "checkpoint.safetensors")
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(
+            tensor.nan_to_num(nan=-1.0) if tensor.is_floating_point() else tensor,
+            others[name].nan_to_num(nan=-1.0) if tensor.is_floating_point() else others[name],
+        ), name
+    for key in data.keys() - {"seconds"}:
+        assert data[key] == other[key], key
+
+
+@pytest.mark.slow
+def test_killed_twice_and_resumed_equals_uninterrupted(command: list[str], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, "--directory", str(whole)], check=True, capture_output=True)
+    seen = 0
+    for attempt in range(2):
+        process = subprocess.Popen(
+            [*command, "--directory", str(killed), *["--resume"] * bool(attempt)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        checkpoint = killed / "checkpoint.safetensors"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if checkpoint.exists() and load_checkpoint(checkpoint)[1]["step"] > seen + 20:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        step = load_checkpoint(checkpoint)[1]["step"]
+        assert seen < step < STEPS, "killed too late to prove anything"
+        seen = step
+    last = subprocess.run(
+        [*command, "--directory", str(killed), "--resume"], check=True, capture_output=True
+    )
+    same(whole, killed)
+    results = json.loads(last.stdout.splitlines()[-1])
+    assert results["steps"] == STEPS
+    assert results["bound"] == json.loads((whole / "run.json").read_text())["results"]["bound"]
+    again = subprocess.run(
+        [*command, "--directory", str(killed), "--resume"], check=True, capture_output=True
+    )
+    assert json.loads(again.stdout.splitlines()[-1])["bound"] == results["bound"]
+
+
+@pytest.mark.slow
+def test_resume_refuses_another_run(command: list[str], tmp_path: Path) -> None:
+    directory = ["--directory", str(tmp_path / "r")]
+    command[command.index("--num-steps") + 1] = "3"
+    command[command.index("--schedule") + 1] = "StepLR(step_size=1)"
+    subprocess.run([*command, *directory], check=True, capture_output=True)
+    command[command.index("--seed") + 1] = "5"
+    refused = subprocess.run([*command, *directory, "--resume"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "holds another run: its options differs in seed" in refused.stderr
+    assert refused.stdout == ""
