@@ -1,0 +1,134 @@
+"""How pictures look: size, colours, titles, legends; what all of them share."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# Okabe and Ito (2008), without black and with yellow last, which is faint on white.
+# https://jfly.uni-koeln.de/color/
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "^", "s", "X")
+GREY, INK = "#BBBBBB", "#222222"
+WIDTH, TEXT = 4.8, 10  # inches, points: readable when the picture is 360 pixels wide
+MAX_POINTS = 5000  # more only blacken the picture
+
+
+def plot(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
+    """One plot under a title wrapped to the width."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    title_above(figure, title)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=TEXT - 1)
+    return figure, axes
+
+
+def title_above(figure: Figure, title: str) -> None:
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(w_pad=0.08, h_pad=0.06)  # inches, or labels touch the edge
+    figure.suptitle(
+        textwrap.fill(title, 58), x=0.02, ha="left", fontsize=TEXT, fontweight="bold", color=INK
+    )
+
+
+def picture_grid(
+    title: str, pictures: Array, rows: int, columns: int, names: Sequence[str]
+) -> Figure:
+    """Pictures (N, H, W) row by row on one scale of grey, with a name before each row."""
+    ratio = pictures.shape[1] / pictures.shape[2]
+    figure = Figure(
+        figsize=(WIDTH, max(1.6, 0.6 + rows * ratio * WIDTH / (columns + 1))), layout="constrained"
+    )
+    title_above(figure, title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    low, high = float(pictures.min()), float(pictures.max())
+    for n, axes in enumerate(grid.flat):
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+        if n < len(pictures):
+            axes.imshow(pictures[n], cmap="gray_r", vmin=low, vmax=high, interpolation="nearest")
+    for name, axes in zip(names, grid[:, 0], strict=True):
+        axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=TEXT)
+    return figure
+
+
+def circle() -> Array:
+    angle = np.linspace(0, 2 * np.pi, 100)
+    return np.stack([np.cos(angle), np.sin(angle)])
+
+
+def thin(count: int) -> Array:
+    """At most `MAX_POINTS` row numbers, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(int))
+
+
+def write_at(axes: Axes, point: Sequence[float] | Array, text: str) -> None:
+    halo = [withStroke(linewidth=3, foreground="white")]
+    axes.annotate(
+        text,
+        (float(point[0]), float(point[1])),
+        ha="center",
+        va="center",
+        fontsize=TEXT - 1,
+        fontweight="bold",
+        color=INK,
+        path_effects=halo,
+        annotation_clip=True,
+    )
+
+
+def note(axes: Axes, text: str) -> None:
+    axes.text(
+        0.01, 0.99, text, transform=axes.transAxes, va="top", fontsize=TEXT - 2, color="#555555"
+    )
+
+
+def say(axes: Axes, text: str) -> Figure:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", fontsize=TEXT)
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def legend_below(figure: Figure) -> None:
+    """Names under the plot, in as many columns as fit; the figure grows by what they need."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    longest = max(len(name) for name in names)
+    rows = -(-len(names) // max(1, 44 // (longest + 4)))
+    figure.set_figheight(figure.get_figheight() + 0.2 * rows)
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=-(-len(names) // rows),
+        frameon=False,
+        fontsize=TEXT - 1,
+        markerscale=1.8,
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
+
+
+def component_colours(count: int) -> Array:
+    """RGB (K, 3), repeated after seven: components also bear numbers."""
+    rgb = [[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in COLOURS]
+    return np.array([rgb[k % len(rgb)] for k in range(count)])
+
+
+def limit_to(axes: Axes, points: Array) -> None:
+    """The data with a margin, so that one wide component does not shrink them to a dot."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.15 * np.maximum(high - low, 1e-9)
+    axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
+    axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
