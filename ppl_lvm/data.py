@@ -69,6 +69,11 @@ class Data:
         return f"Data({self.name!r}, {len(self)} rows of shape {shapes})"
 
     @cached_property
+    def num_tensors(self) -> int:
+        """How many arguments `model(*batch)` takes; reads one row."""
+        return len(self.batch(torch.tensor([0])))
+
+    @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """All rows (N, ...).
 
@@ -294,11 +299,11 @@ def _iterable(what: str) -> str:
 
 
 def _held_out_rows(held_out: int | float, total: int) -> int:
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float)):
+    if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
         raise ValueError(f"held_out={held_out!r} must be a number of rows or a fraction.")
     if isinstance(held_out, float) and not 0 < held_out < 1:
         raise ValueError(f"held_out={held_out} is no fraction between 0 and 1; rows are integers.")
-    size = round(held_out * total) if isinstance(held_out, float) else held_out
+    size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
     if not 0 < size < total:
         raise ValueError(
             f"held_out={held_out} of {total} rows sets {size} aside; at least one row must be on "

@@ -52,9 +52,7 @@ def read(
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Name a file in it.")
     if not path.exists():
-        names = [other.name for other in path.parent.glob("*")] if path.parent.is_dir() else []
-        hint = offer(path.name, names) if names else f"nor is there a folder {path.parent}."
-        raise FileNotFoundError(f"There is no file {path}; {hint}")
+        raise FileNotFoundError(f"There is no file {path}; {_neighbour(path, ['.csv', *readers])}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Check what wrote it.")
     if suffix == ".csv":
@@ -62,6 +60,14 @@ def read(
     if header is not None:
         raise ValueError(f"{path}: header={header} is a question about .csv files only.")
     return readers[suffix](path, columns, labels, missing)
+
+
+def _neighbour(path: Path, suffixes: list[str]) -> str:
+    """What could have been meant instead of a file that is not there."""
+    if not path.parent.is_dir():
+        return f"nor is there a folder {path.parent}."
+    names = sorted(other.name for other in path.parent.iterdir() if other.suffix in suffixes)
+    return offer(path.name, names) if names else f"{path.parent.resolve()} holds no data files."
 
 
 def read_npy(

@@ -273,4 +273,4 @@ def offer(wanted: str, known: Sequence[str]) -> str:
     if near:
         return f"did you mean {near[0]!r}?"
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"it offers {shown}."
+    return f"there are {shown}."

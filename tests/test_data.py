@@ -109,7 +109,7 @@ def test_columns_of_a_named_set() -> None:
     ("text", "said"),
     [
         ("irsi", "did you mean 'iris'"),
-        ("elephants", "it offers iris, digits"),
+        ("elephants", "there are iris, digits"),
         ("digits(binarise=8)", "did you mean 'binarize'"),
         ("digits(binarize=99)", "at most 16"),
         ("iris(n=3)", "takes no arguments"),
@@ -257,6 +257,7 @@ def test_a_batch_of_a_mapped_file_reads_its_rows_only(tmp_path: Path) -> None:
     assert x[:, 0].tolist() == [5.0, 7.0, 0.0]
     assert data.fingerprint() == load_data(path).fingerprint()
     assert "row 78 (index 77)" in data.locate(77)
+    path.unlink()  # no copy of the temporary folder should try to take it along
 
 
 def test_mapped_rows_are_checked_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,6 +393,8 @@ def test_file_not_found_offers_its_neighbour(tmp_path: Path) -> None:
     _write(tmp_path / "flowers.csv", "a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"did you mean 'flowers\.csv'"):
         load_data(tmp_path / "flowes.csv")
+    with pytest.raises(FileNotFoundError, match=r"there are flowers\.csv\."):
+        load_data(tmp_path / "zzz.npy")
     with pytest.raises(FileNotFoundError, match="nor is there a folder"):
         load_data("/nowhere/at/all.csv")
 
@@ -414,7 +417,7 @@ def test_unknown_extensions_and_folders(tmp_path: Path) -> None:
         ({"columns": "a"}, "columns=['a']"),
         ({"columns": ["a"], "labels": "a"}, "be the labels too"),
         ({"labels": "zebra"}, "has no 'zebra'"),
-        ({"missing": "drop"}, "it offers error, keep"),
+        ({"missing": "drop"}, "there are error, keep"),
     ],
 )
 def test_wrong_choices_of_columns(tmp_path: Path, options: dict[str, Any], said: str) -> None:
@@ -464,7 +467,7 @@ def test_numpy_integers_become_floats_and_torch_integers_stay() -> None:
 def test_tuples_keep_labels_apart() -> None:
     x, y, k = torch.tensor(TABLE), torch.arange(4.0), np.array([3, 3, 7, 3])
     data = load_data((x, y, k), labels=2)
-    assert len(data.tensors) == 2
+    assert len(data.tensors) == data.num_tensors == 2
     assert data.label_names == ["3", "7"]
     assert "array 2 of 2" in data.locate(0, part=1)
 
