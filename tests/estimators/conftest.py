@@ -124,3 +124,9 @@ def exact() -> Exact:
     """In double precision, so that "equal" can mean 1e-9."""
     torch.set_default_dtype(torch.float64)
     return Exact()
+
+
+@pytest.fixture
+def forced() -> type[Forced]:
+    """The handler that puts a case in the place of draws."""
+    return Forced
