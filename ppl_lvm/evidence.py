@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.pair import Pair
+from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.particles import log_weights
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
@@ -61,12 +62,16 @@ def log_evidence(
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 
-    Sites summed out of the model are exact: without latents in the guide, so is the value.
+    Sites summed out of the model are exact: without latents in the guide so is the value, and one
+    particle is enough.
     With global latents the rows in `batch` are one data set with one joint weight.
     """
     rows = len(batch[0])
     with torch.no_grad(), torch.random.fork_rng(), pair.scope():
         torch.manual_seed(seed)
+        with poutine.block():
+            if not latent_sites(poutine.trace(pair.guide).get_trace(*batch)):
+                num_particles = 1
         log_w = _weights(pair, batch, num_particles)
     K = len(log_w)
     per_datum = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)

@@ -8,6 +8,7 @@ The way of a step: `fit` -> `training` (batch -> step) -> the objective -> the p
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,15 @@ def fit(
     sources = (ModelSource(model, settings), GuideSource(guide, guide_settings))
     fitting = _Fitting(sources, objective, train, held_out, options, restarts, progress)
     record = fitting.record(whole)
+    if directory is None and resume:
+        raise ValueError("resume=True needs the directory of the run to continue.")
+    first = fitting.start(0)  # whatever does not fit together shows before anything is written
     path = None if directory is None else Path(directory)
     if path is not None:
         finished = _claim(path, record, resume)
         if finished is not None:
             return finished
-    elif resume:
-        raise ValueError("resume=True needs the directory of the run to continue.")
-    return fitting.run(path, record)
+    return fitting.run(first, path, record)
 
 
 class _Fitting:
@@ -164,7 +166,7 @@ class _Fitting:
             "data": {
                 "name": whole.name,
                 "fingerprint": whole.fingerprint(),
-                "tensors": len(whole.tensors),
+                "tensors": whole.num_tensors,
                 "train_rows": len(self.train),
                 "held_out_rows": 0 if self.held_out is None else len(self.held_out),
             },
@@ -173,8 +175,12 @@ class _Fitting:
             "results": None,
         }
 
-    def run(self, path: Path | None, record: dict[str, Any]) -> Run:
-        found = [self._restart(r, path) for r in range(self.restarts)]
+    def run(self, first: Training, path: Path | None, record: dict[str, Any]) -> Run:
+        """Train every restart, keep the best."""
+        found = [
+            self._train(first if number == 0 else self.start(number), number, path)
+            for number in range(self.restarts)
+        ]
         sound = [f for f in found if f[1]["degenerate"] is None]
         best, entry = max(sound or found, key=lambda f: _rank(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
@@ -188,24 +194,24 @@ class _Fitting:
             draw(run, self.held_out or self.train, path / "pictures")
         return run
 
-    def _restart(self, number: int, path: Path | None) -> tuple[Training, dict[str, Any]]:
-        options = Options(**{**vars(self.options), "seed": self.options.seed + number})
+    def start(self, number: int) -> Training:
+        """Restart `number` before its first step, with the random state that belongs to it."""
+        options = replace(self.options, seed=self.options.seed + number)
         pyro.set_rng_seed(options.seed)
-        start = _some_rows(self.train, INITIALIZE_ROWS)
-        model = self.model.make(start, restart=number)
+        rows = _some_rows(self.train, INITIALIZE_ROWS)
+        model = self.model.make(rows, restart=number)
         example = _first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():
             guide = self.guide.make(model, example, restart=number)
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
+        return Training(pair, self.train, self.held_out, options, summed=summed)
+
+    def _train(
+        self, training: Training, number: int, path: Path | None
+    ) -> tuple[Training, dict[str, Any]]:
+        pair, options = training.pair, training.options
         name = "checkpoint.safetensors" if self.restarts == 1 else f"restarts/{number}.safetensors"
-        training = Training(
-            pair,
-            self.train,
-            self.held_out,
-            options,
-            summed=summed,
-            path=None if path is None else path / name,
-        )
+        training.path = None if path is None else path / name
         if training.path is not None and training.path.exists():
             training.load()
         title = "" if self.restarts == 1 else f"restart {number + 1} of {self.restarts}"
@@ -214,11 +220,12 @@ class _Fitting:
         ) as shown:
             training.run(shown)
         pair.freeze()
+        rows = _some_rows(self.train, INITIALIZE_ROWS)
         degenerate = getattr(pair.model, "degenerate", None)
         reason = None
         if degenerate is not None:
             with pair.scope():
-                reason = degenerate(*start)
+                reason = degenerate(*rows)
         entry = {
             "seed": options.seed,
             "bound": training.evaluate(self.train, repeats=4),

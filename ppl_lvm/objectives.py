@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm import estimators
 from ppl_lvm.address import build, parse_call
-from ppl_lvm.pair import data_plate_size, latent_sites
+from ppl_lvm.pair import data_plate_size, latent_sites, plate_nesting
 
 PYRO_OBJECTIVES = (
     "Trace_ELBO",
@@ -52,7 +52,9 @@ def _listed(ours: list[str]) -> str:
 def default_objective(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
     """The ELBO that suits a pair: discrete sites that the guide leaves out are summed out."""
     summed = latent_sites(model_trace).keys() - latent_sites(guide_trace).keys()
-    return "TraceEnum_ELBO" if summed else "Trace_ELBO"
+    if not summed:
+        return "Trace_ELBO"
+    return f"TraceEnum_ELBO(max_plate_nesting={plate_nesting(model_trace)})"
 
 
 def scales_inside(objective: ELBO) -> bool:

@@ -236,3 +236,9 @@ def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
         and not site["is_observed"]
         and type(site["fn"]).__name__ != "_Subsample"
     }
+
+
+def plate_nesting(trace: poutine.Trace) -> int:
+    """How many dimensions on the right the plates of a trace take up."""
+    frames = [f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ())]
+    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)

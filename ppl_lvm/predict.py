@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.pair import Pair, latent_sites
+from ppl_lvm.pair import Pair, latent_sites, plate_nesting
 from ppl_lvm.subsample import DATA_PLATE
 
 GLOBAL_DRAWS = 64
@@ -66,8 +66,11 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
         if summed:
             repeats = GLOBAL_DRAWS if latent_sites(drawn) else 1
             totals: dict[str, Tensor] = {}
+            nesting = plate_nesting(poutine.trace(pair.model).get_trace(*batch))
             for _ in range(repeats):
-                found = TraceEnum_ELBO().compute_marginals(pair.model, pair.guide, *batch)
+                found = TraceEnum_ELBO(max_plate_nesting=nesting).compute_marginals(
+                    pair.model, pair.guide, *batch
+                )
                 for name in summed & found.keys():
                     probs = _probabilities(found[name])
                     totals[name] = totals.get(name, 0.0) + probs / repeats
@@ -127,7 +130,8 @@ def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[st
     """Draw the summed-out sites from p(z | x, θ) at global latents θ = `shared`."""
     model, guide = (poutine.condition(p, data=shared) for p in (pair.model, pair.guide))
     names = list(shared)
-    found = TraceEnum_ELBO().compute_marginals(
+    nesting = plate_nesting(poutine.trace(pair.model).get_trace(*batch))
+    found = TraceEnum_ELBO(max_plate_nesting=nesting).compute_marginals(
         poutine.block(model, hide=names), poutine.block(guide, hide=names), *batch
     )
     return {name: fn.sample() for name, fn in found.items()}

@@ -41,7 +41,7 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
         if len(summed) == 1 and not continuous:
             components = _mixture(run, next(iter(summed)), name, codes, x[:1])
             if components is not None and x.shape[1] > 1:
-                figures["mixture"] = pictures.mixture(x.numpy(), **components)
+                figures["mixture"] = pictures.mixture(x.numpy(), names=data.columns, **components)
         if continuous and mean.shape == x.shape:
             shape = data.image_shape
             n = SHOWN_RECONSTRUCTIONS
@@ -51,12 +51,18 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
                 {k: draws[k] for k in codes},
                 *(t[:SHOWN_SAMPLES] for t in run._rows(SHOWN_SAMPLES)),
             )
-            figures["samples"] = pictures.samples(shown[name].numpy(), image_shape=shape)
+            figures["samples"] = pictures.samples(
+                shown[name].numpy(),
+                image_shape=shape,
+                data=None if shape is not None else x.numpy(),
+            )
             figures["reconstructions"] = pictures.reconstructions(
                 x[:n].numpy(), mean[:n].numpy(), image_shape=shape
             )
             figures["latent_plane"] = pictures.latent_plane(
-                next(iter(continuous.values())).numpy(), labels=labels
+                next(iter(continuous.values())).numpy(),
+                labels=labels,
+                label_names=data.label_names,
             )
     files = []
     for title, figure in figures.items():

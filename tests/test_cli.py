@@ -1,0 +1,85 @@
+"""The command line: one call, one line of JSON, one line for a mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import pyro, torch
+from pyro.distributions import Categorical, Normal
+from pyro.nn import PyroModule
+from torch import nn
+
+class Two(PyroModule):
+    def __init__(self, gap: float = 2.0) -> None:
+        super().__init__()
+        self.gap = gap
+        self.m = nn.Parameter(torch.tensor([0.0, gap]))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.m[z].unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+def guide(x):
+    pass
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> str:
+    (tmp_path / "two.py").write_text(PROGRAM)
+    (tmp_path / "x.csv").write_text("length\n" + "\n".join(str(i / 10) for i in range(40)))
+    return "two.py:Two"
+
+
+def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", "-m", "ppl_lvm", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+
+
+def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Path) -> None:
+    words = ["fit", program, "--guide", "two.py:guide", "--data", "x.csv", "--num-steps", "5"]
+    done = run(tmp_path, *words, "--set", "gap=3.0", "--validation", "0.25", "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert {"directory", "bound", "log_evidence", "held_out"} <= results.keys()
+    directory = tmp_path / results["directory"]
+    assert directory == tmp_path / "runs" / "Two-x-1"
+    assert (directory / "pictures" / "training.png").stat().st_size > 1000
+    record = json.loads((directory / "run.json").read_text())
+    assert record["model"]["settings"] == {"gap": 3.0}
+    assert record["data"]["train_rows"] == 30
+    second = run(tmp_path, *words)
+    assert "runs/Two-x-2" in second.stdout
+    assert max(len(line) for line in second.stdout.splitlines()) <= 90
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["two.py:Tow", "--data", "x.csv"], "two.py has no 'Tow'; it offers Two, guide."),
+        (["two.py:Two", "--data", "y.csv"], "y.csv"),
+        (["two.py:Two", "--data", "iriss"], "iris"),
+        (["two.py:Two", "--data", "x.csv", "--set", "gab=1"], "Did you mean gap?"),
+        (["two.py:Two", "--data", "x.csv", "--objective", "ELBOO"], "There is no objective"),
+        (["two.py:Two", "--data", "x.csv", "--resume"], "--resume needs --directory"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    program: str, tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = run(tmp_path, "fit", *words, "--guide", "two.py:guide")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
