@@ -45,8 +45,8 @@ def guide_logits(params: Parameters, x: Tensor) -> Tensor:
 
 def draw(params: Parameters, x: Tensor, num_particles: int) -> Draw:
     """Categories (K, B), without gradient, and z (K, B, D), with."""
-    probs = guide_logits(params, x).exp().detach()
-    c = torch.multinomial(probs, num_particles, replacement=True).T
+    probs = guide_logits(params, x).exp().detach().repeat(num_particles, 1)  # (K B, C)
+    c = torch.multinomial(probs, 1, replacement=True).view(num_particles, len(x))
     noise = torch.randn(num_particles, len(x), params["guide.bias"].shape[1], dtype=x.dtype)
     return c, place(params, x, c, noise)
 

@@ -1,0 +1,262 @@
+"""Which gradient estimators are right on this pair, and what does a given precision cost?
+
+Every estimator that applies, by three hands (ours, Pyro's, plain torch), on three programs whose
+gradients are known, or on a pair of your own:
+
+    python -m ppl_lvm.benchmarks.gradients mine.py:Model --guide mine.py:Guide --data x.csv
+
+For each, on the model's and on the guide's parameters:
+
+    bias       |E g - target| / |target|; E g is a finite sum where the guide has one finite site,
+               else the mean of draws, with its standard error
+    variance   Σ Var g over the parameters
+    SNR        |E g| / sqrt(variance)
+    ms         one gradient, median of rounds taken in turn
+    cost       variance × ms: time to reach a given precision of the guide's gradient
+
+On the three programs the target is exact. On a pair of your own it is the mean of many draws of
+ours that declares itself unbiased for the same bound, and has a standard error.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from ppl_lvm.benchmarks import gradient_samples as samples
+from ppl_lvm.benchmarks import record
+from ppl_lvm.benchmarks.gradient_samples import Judgement, judge, local_parameters
+from ppl_lvm.benchmarks.implementations import Implementation
+from ppl_lvm.benchmarks.programs import KNOWN
+from ppl_lvm.benchmarks.record import Result, Row
+from ppl_lvm.benchmarks.subjects import SUBSAMPLED, Subject, double, known_subject, user_subject
+from ppl_lvm.benchmarks.timing import interleaved
+from torch import Tensor
+
+Measured = tuple[Row, dict[str, Judgement]]
+
+
+def run(
+    *,
+    smoke: bool = False,
+    directory: str | Path | None = None,
+    seed: int = 0,
+    model: Any = None,
+    guide: Any = None,
+    data: Any = None,
+    settings: str | None = None,
+    particles: int = 2,
+    rows: int = 20,
+    repeats: int = 1000,
+) -> Result:
+    """On `model`, `guide`, `data` if given (addresses, or objects), else on the three programs.
+
+    Args:
+        settings: the model's, "components=3 latent=2".
+        particles: K, of every estimator; the exact targets allow 2 or 3.
+        rows: how many of the data's first rows are looked at.
+        repeats: gradients drawn from every implementation.
+    """
+    if (model is None) != (data is None):
+        raise ValueError("A pair of your own needs both: mine.py:Model and --data x.csv.")
+    repeats, rounds = (25, 2) if smoke else (repeats, 50)
+    found: list[Measured] = []
+    torch.manual_seed(seed)
+    with local_parameters():
+        if model is not None:
+            subject = user_subject(
+                model, guide, data, settings=settings, num_particles=particles, rows=rows
+            )
+            with subject.pair.scope():
+                subject.estimate_references(4 * repeats)
+                found = measure(subject, repeats, rounds, seed)
+        else:
+            with double():
+                for known in KNOWN.values():
+                    subject = known_subject(known, particles, seed)
+                    with subject.pair.scope():
+                        found += measure(subject, repeats, rounds, seed)
+    return record.publish(
+        "gradients",
+        __doc__ or "",
+        [row for row, _ in found],
+        draw(found),
+        seed=seed,
+        directory=directory,
+        smoke=smoke,
+        groups=[{**_label(row), "groups": _plain(groups)} for row, groups in found],
+    )
+
+
+def measure(subject: Subject, repeats: int, rounds: int, seed: int) -> list[Measured]:
+    """A row for every implementation, refusals included."""
+    pair, batch = subject.pair, subject.batch
+    positions = samples.groups(pair.model, pair.guide, batch, pair.leaves)
+    works: list[Implementation] = []
+    refused: list[Measured] = []
+    for implementation in subject.implementations():
+        try:
+            samples.gradient(implementation.step, batch, pair.leaves)
+            works.append(implementation)
+        except (ValueError, NotImplementedError) as refusal:
+            remedy = re.search(r"[Uu]se (\w+)", str(refusal))
+            words = "refuses this pair" + (f": use {remedy[1]}" if remedy else "")
+            refused.append((_row(subject, implementation, {}, None, words), {}))
+    times = interleaved({_key(i): partial(i.step, *batch) for i in works}, rounds=rounds, seed=seed)
+    under = values_under_subsampling(subject, repeats)
+    found: list[Measured] = []
+    for implementation in works:
+        judged = judge_groups(subject, implementation, positions, repeats)
+        key = _key(implementation)
+        words = verdict(implementation, judged, under.get(key))
+        found.append((_row(subject, implementation, judged, median(times[key]), words), judged))
+    return found + refused
+
+
+def judge_groups(
+    subject: Subject, implementation: Implementation, positions: dict[str, Tensor], repeats: int
+) -> dict[str, Judgement]:
+    """One judgement for each group of parameters; none where nobody knows the target."""
+    target = subject.target(implementation)
+    draws, _ = samples.sample(implementation.step, subject.batch, subject.pair.leaves, repeats)
+    if target is None:
+        return {}
+    exactly = subject.exact_mean(implementation)
+    mean = None if exactly is None else exactly[0]
+    return {
+        name: judge(
+            draws[:, where],
+            None if mean is None else mean[where],
+            target[0][where],
+            target[1][where],
+        )
+        for name, where in positions.items()
+    }
+
+
+def values_under_subsampling(subject: Subject, repeats: int) -> dict[str, str]:
+    """What is wrong with a bound when the batch stands for more rows, by implementation."""
+    evidence, error = subject.log_evidence()
+    above = SUBSAMPLED * (evidence + error)
+    by_row = {_key(i): i for i in subject.subsampled(1)}
+    by_batch = {_key(i): i for i in subject.subsampled(len(subject.batch[0]))}
+    found = {}
+    for alone in subject.implementations():
+        key = _key(alone)
+        if key not in by_row:
+            continue  # hand-written: what a batch stands for is its caller's business
+        scaled = by_row[key] if subject.is_finite(alone) else by_batch[key]
+        try:
+            value, spread = _bound(subject, scaled, repeats)
+            plain, plain_spread = _bound(subject, alone, repeats)
+        except (ValueError, NotImplementedError):
+            continue
+        slack = 5 * (spread + SUBSAMPLED * plain_spread) + 1e-6 * abs(value)
+        if value - slack > above:
+            found[key] = "not a bound under subsampling"
+        elif abs(value - SUBSAMPLED * plain) > slack:
+            found[key] = "another bound under subsampling"
+    return found
+
+
+def _key(implementation: Implementation) -> str:
+    return f"{implementation.by} {implementation.estimator}"
+
+
+def _bound(subject: Subject, implementation: Implementation, repeats: int) -> tuple[float, float]:
+    """Mean bound and its standard error."""
+    exactly = subject.exact_mean(implementation)
+    if exactly is not None:
+        return exactly[1], 0.0
+    _, bounds = samples.sample(implementation.step, subject.batch, subject.pair.leaves, repeats)
+    return bounds.mean().item(), (bounds.std() / repeats**0.5).item()
+
+
+def verdict(
+    implementation: Implementation, judged: dict[str, Judgement], subsampling: str | None
+) -> str:
+    """In words: unbiased, or what is wrong where."""
+    faults = []
+    for name, judgement in judged.items():
+        where = name.replace("guide ", "site ") if name.startswith("guide ") else f"the {name}"
+        if judgement.zero:
+            faults.append(f"zero gradient at {where}")
+        elif judgement.biased:
+            faults.append(f"biased by {judgement.bias:.0%} at {where}")
+    if not judged:
+        faults.append("no target to compare with")
+    elif not faults:
+        faults.append("unbiased" if implementation.declared else "no bias seen")
+    if not implementation.declared:
+        faults[-1] += " (declared biased or only consistent)"
+    if subsampling is not None:
+        faults.append(subsampling)
+    return "; ".join(faults)
+
+
+def _row(
+    subject: Subject,
+    implementation: Implementation,
+    judged: dict[str, Judgement],
+    seconds: float | None,
+    words: str,
+) -> Row:
+    model = judged.get("model")
+    guide = [j for name, j in judged.items() if name != "model"]
+    variance = sum(j.variance for j in guide) if guide else None
+    milliseconds = None if seconds is None else 1000 * seconds
+    worst = max(guide, key=lambda j: j.bias, default=None)
+    return {
+        "program": subject.name,
+        "estimator": implementation.estimator,
+        "by": implementation.by,
+        "target": implementation.target,
+        "bias model": model and model.bias,
+        "bias guide": worst and worst.bias,
+        "± guide": worst and worst.error,
+        "var model": model and model.variance,
+        "var guide": variance,
+        "SNR guide": min((j.snr for j in guide), default=None),
+        "ms": milliseconds,
+        "cost": None if variance is None or milliseconds is None else variance * milliseconds,
+        "verdict": words,
+    }
+
+
+def _label(row: Row) -> dict[str, Any]:
+    return {key: row[key] for key in ("program", "estimator", "by")}
+
+
+def _plain(groups: dict[str, Judgement]) -> dict[str, Any]:
+    return {name: asdict(judgement) for name, judgement in groups.items()}
+
+
+def draw(found: Sequence[Measured]) -> Figure:
+    """Cost against bias of the guide's gradient: right and cheap is down and left."""
+    programs = sorted({str(row["program"]) for row, _ in found})
+    figure = Figure(figsize=(6 * len(programs), 5), layout="constrained")
+    colors = {"ppl_lvm": "tab:blue", "Pyro": "tab:red", "hand": "tab:gray"}
+    for axes, program in zip(
+        figure.subplots(1, len(programs), squeeze=False)[0], programs, strict=True
+    ):
+        for row, _ in found:
+            if row["program"] != program or row["cost"] is None:
+                continue
+            at = max(row["bias guide"], 1e-12), max(row["cost"], 1e-12)
+            axes.plot(*at, "o", color=colors[row["by"]])
+            axes.annotate(row["estimator"], at, fontsize=6, rotation=20)
+        for by, color in colors.items():
+            axes.plot([], [], "o", color=color, label=by)
+        axes.set(xscale="log", yscale="log", title=program)
+        axes.set(xlabel="bias of the guide's gradient, relative", ylabel="variance × ms")
+        axes.legend()
+    return figure
+
+
+if __name__ == "__main__":
+    record.command(run)

@@ -1,0 +1,176 @@
+"""What the gradient benchmark looks at: a pair, its batch, every implementation, and the truth."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from ppl_lvm.benchmarks import gradient_samples as samples
+from ppl_lvm.benchmarks.implementations import BOUNDS, Implementation, hands, ours, pyros
+from ppl_lvm.benchmarks.programs import Known, by_hand
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from ppl_lvm import estimators
+from ppl_lvm.address import parse_settings
+from ppl_lvm.data import load_data
+from ppl_lvm.pair import Pair
+from ppl_lvm.programs import GuideSource, ModelSource
+from ppl_lvm.subsample import Subsample
+
+SUBSAMPLED = 10  # a batch of B stands for 10 B rows where mini-batches are looked at
+
+
+@dataclass
+class Subject:
+    """A prepared pair. `known` is None for a user's, whose targets are estimated.
+
+    Attributes:
+        nesting: plates to the left of a site, at most: where Pyro puts its particles.
+        references: estimated targets and their standard errors, by name of the bound.
+    """
+
+    name: str
+    pair: Pair
+    batch: tuple[Tensor, ...]
+    num_particles: int
+    known: Known | None = None
+    nesting: int = 1
+    references: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def implementations(self) -> Iterator[Implementation]:
+        """All hands."""
+        yield from ours(self.pair, self.num_particles)
+        yield from pyros(self.pair, self.num_particles, self.nesting)
+        if self.known is not None:
+            yield from hands(self.known, self.pair, self.num_particles)
+
+    def subsampled(self, rows: int) -> Iterator[Implementation]:
+        """Ours and Pyro's, where a batch of so many rows stands for SUBSAMPLED times as many."""
+        scale = Subsample(SUBSAMPLED * rows)
+        programs = SimpleNamespace(model=scale(self.pair.model), guide=scale(self.pair.guide))
+        yield from ours(programs, self.num_particles)
+        yield from pyros(programs, self.num_particles, self.nesting)
+
+    def is_finite(self, implementation: Implementation) -> bool:
+        """Whether its mean is a finite sum, taken row by row."""
+        return self.known is not None and self.known.states is not None and implementation.forced
+
+    def exact_mean(self, implementation: Implementation) -> tuple[Tensor, float] | None:
+        """Mean gradient and bound by a finite sum, where there is one."""
+        known = self.known
+        if not self.is_finite(implementation) or known is None or known.states is None:
+            return None
+        x, params = self.batch[0], by_hand(self.pair.leaves)
+        states = known.states.to(x)
+        log_q = known.by_hand.log_q(params, x, states.expand(-1, len(x), -1)).detach()
+        return samples.enumerate_draws(
+            implementation.step, x, self.pair.leaves, states, log_q, self.num_particles
+        )
+
+    def target(self, implementation: Implementation) -> tuple[Tensor, Tensor] | None:
+        """What the gradient should be, (P,), and its standard error; None where nobody knows."""
+        if self.known is None:
+            return self.references.get(implementation.target)
+        x, params = self.batch[0], by_hand(self.pair.leaves)
+        bound = BOUNDS.get("IWAE" if implementation.target == "wake" else implementation.target)
+        if bound is None:
+            return None
+        leaves = list(self.pair.leaves.values())
+        value = self.known.expected(params, x, bound, self.num_particles)
+        vector = _vector(value, leaves)
+        if implementation.target == "wake":
+            if self.known.states is None:
+                return None
+            vector = self._wake(params, x, vector)
+        return vector, torch.zeros_like(vector)
+
+    def _wake(self, params: dict[str, Tensor], x: Tensor, iwae: Tensor) -> Tensor:
+        """IWAE's gradient for the model, -KL(p(z|x) ‖ q)'s for the guide."""
+        assert self.known is not None
+        assert self.known.states is not None
+        states = self.known.states.to(x).expand(-1, len(x), -1)
+        posterior = self.known.by_hand.log_p(params, x, states).detach().softmax(0)
+        wake = (posterior * self.known.by_hand.log_q(params, x, states)).sum(0)
+        guide = _vector(wake, list(self.pair.leaves.values()))
+        return torch.where(guide != 0, guide, iwae)
+
+    def log_evidence(self) -> tuple[float, float]:
+        """log p(x) summed over the batch and a bound on its error: exact, or of 2,000 particles."""
+        if self.known is not None:
+            params = by_hand(self.pair.leaves)
+            return self.known.by_hand.log_evidence(params, self.batch[0]).sum().item(), 0.0
+        objective = estimators.VIMCO(num_particles=2000)
+        pair, batch = self.pair, self.batch
+        draws = torch.tensor([-objective.loss(pair.model, pair.guide, *batch) for _ in range(8)])
+        return draws.mean().item(), 3 * draws.std().item()
+
+    def estimate_references(self, repeats: int) -> None:
+        """For each bound, many draws of the first of ours that declares itself unbiased."""
+        for implementation in ours(self.pair, self.num_particles):
+            if implementation.target in self.references or not implementation.declared:
+                continue
+            try:
+                draws, _ = samples.sample(
+                    implementation.step, self.batch, self.pair.leaves, repeats
+                )
+            except (ValueError, NotImplementedError):
+                continue  # it refuses this pair: another one will do
+            error = draws.std(0) / repeats**0.5
+            self.references[implementation.target] = draws.mean(0), error
+
+
+def _vector(value: Tensor, leaves: list[Tensor]) -> Tensor:
+    found = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
+    parts = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
+    return torch.cat([part.flatten() for part in parts])
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """New tensors are float64 inside, so that an exact zero is told from rounding."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def known_subject(known: Known, num_particles: int, seed: int) -> Subject:
+    """One of the three programs, in the default dtype."""
+    params = known.parameters(seed)
+    pair = Pair(known.model(params), known.guide(params), Trace_ELBO())
+    batch = (known.data(seed),)
+    pair.prepare(*batch)
+    return Subject(known.name, pair, batch, num_particles, known)
+
+
+def user_subject(
+    model: Any,
+    guide: Any,
+    data: Any,
+    *,
+    settings: str | None,
+    num_particles: int,
+    rows: int,
+) -> Subject:
+    """A user's pair, started from its data, on its first rows."""
+    loaded = load_data(data)
+    everything = loaded.batch(torch.arange(len(loaded)))
+    batch = tuple(part[:rows] for part in everything)
+    source = ModelSource(model, parse_settings((settings or "").split()))
+    program = source.make(everything)
+    pair = Pair(program, GuideSource(guide).make(program, batch), Trace_ELBO())
+    trace = pair.prepare(*batch)
+    depths = [
+        -frame.dim
+        for site in trace.nodes.values()
+        if site["type"] == "sample"
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized
+    ]
+    name = getattr(program, "__name__", type(program).__name__)
+    return Subject(name, pair, batch, num_particles, nesting=max(depths, default=0))

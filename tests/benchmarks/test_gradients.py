@@ -1,0 +1,164 @@
+"""The gradient benchmark tells right from wrong, and says where."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ppl_lvm.benchmarks import exact, gradients
+from ppl_lvm.benchmarks import gradient_samples as samples
+from ppl_lvm.benchmarks.implementations import BOUNDS, ours
+from ppl_lvm.benchmarks.programs import KNOWN, by_hand
+from ppl_lvm.benchmarks.record import Result
+from ppl_lvm.benchmarks.subjects import double, known_subject
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return gradients.run(smoke=True, directory=tmp_path_factory.mktemp("gradients"))
+
+
+def row(result: Result, program: str, by: str, estimator: str) -> dict[str, object]:
+    return next(
+        r
+        for r in result["rows"]
+        if (r["program"], r["by"], r["estimator"]) == (program, by, estimator)
+    )
+
+
+@pytest.mark.slow
+def test_verdicts_on_bits(result: Result) -> None:
+    for ours_ in ("VIMCO", "LeaveOneOut", "Renyi", "ScoreFunction"):
+        good = row(result, "belief_net", "ppl_lvm", ours_)
+        assert good["verdict"] == "unbiased"
+        assert good["bias guide"] < 1e-9  # type: ignore[operator]
+    renyi = row(result, "belief_net", "Pyro", "RenyiELBO(0)")
+    assert renyi["verdict"] == "zero gradient at site z; not a bound under subsampling"
+    half = row(result, "belief_net", "Pyro", "RenyiELBO(0.5)")
+    assert "biased by" in str(half["verdict"])
+    assert row(result, "belief_net", "ppl_lvm", "IWAE")["verdict"] == (
+        "refuses this pair: use VIMCO"
+    )
+
+
+@pytest.mark.slow
+def test_verdict_names_the_discrete_site_of_a_mixed_guide(result: Result) -> None:
+    assert "zero gradient at site c" in str(
+        row(result, "decoders", "Pyro", "RenyiELBO(0)")["verdict"]
+    )
+    assert row(result, "decoders", "ppl_lvm", "VIMCO")["verdict"] == "unbiased"
+
+
+@pytest.mark.slow
+def test_nothing_of_ours_is_biased_without_saying_so(result: Result) -> None:
+    for found in result["rows"]:
+        if found["by"] == "ppl_lvm" and "biased by" in found["verdict"]:
+            assert "declared" in found["verdict"], found
+
+
+def test_forced_draws_give_the_exact_mean() -> None:
+    """The finite sum over forced draws is the autograd of the finite sum over a table."""
+    with double(), samples.local_parameters():
+        subject = known_subject(KNOWN["belief_net"], 2, 0)
+        with subject.pair.scope():
+            for implementation in ours(subject.pair, 2):
+                if implementation.estimator == "LeaveOneOut":
+                    exactly = subject.exact_mean(implementation)
+            assert exactly is not None
+            params = by_hand(subject.pair.leaves)
+            elbo = KNOWN["belief_net"].by_hand.exact_elbo(params, subject.batch[0])
+            wanted = exact.gradients(elbo, list(subject.pair.leaves.values()))
+    torch.testing.assert_close(exactly[0], wanted)
+    assert exactly[1] == pytest.approx(elbo.sum().item())
+
+
+@pytest.mark.parametrize("known", KNOWN)
+def test_bounds_rise_to_the_evidence(known: str) -> None:
+    """ELBO = IWAE_1 ≤ IWAE_2 ≤ log p(x), by the exact sums that serve as targets."""
+    with double():
+        program = KNOWN[known]
+        params, x = program.parameters(0), program.data(1)
+        one, two = (program.expected(params, x, BOUNDS["IWAE"], K) for K in (1, 2))
+        torch.testing.assert_close(
+            one, program.expected(params, x, BOUNDS["ELBO"], 2), rtol=1e-6, atol=1e-6
+        )
+        assert (one < two).all()
+        assert (two < program.by_hand.log_evidence(params, x)).all()
+
+
+def test_judge_sees_a_bias_that_the_errors_do_not_cover() -> None:
+    torch.manual_seed(0)
+    draws = torch.randn(1000, 3)
+    exactly = torch.zeros(3)
+    assert not samples.judge(draws, None, exactly + 1e-3, exactly).biased
+    assert samples.judge(draws, None, exactly + 0.2, exactly).biased
+    zero = samples.judge(torch.zeros(10, 3), None, torch.ones(3), exactly)
+    assert zero.zero
+    assert zero.biased
+    assert not samples.judge(draws, exactly + 0.2, exactly + 0.2, exactly).biased
+    assert samples.judge(draws, exactly + 0.2, exactly + 0.21, exactly).biased
+
+
+def test_groups_follow_the_sites_of_a_hierarchical_guide() -> None:
+    with samples.local_parameters():
+        subject = known_subject(KNOWN["decoders"], 2, 0)
+        pair = subject.pair
+        with pair.scope():
+            found = samples.groups(pair.model, pair.guide, subject.batch, pair.leaves)
+    assert set(found) == {"model", "guide c", "guide z"}
+    sizes = {name: len(positions) for name, positions in found.items()}
+    assert sizes["guide c"] == 3 * 2 + 3  # a weight and a bias of three categories
+
+
+USER = """
+import pyro, torch
+from pyro.distributions import Bernoulli, Categorical, Normal
+from pyro.nn import PyroModule
+from torch import nn
+
+
+class Model(PyroModule):
+    def __init__(self, components=2):
+        super().__init__()
+        self.means = nn.Parameter(torch.linspace(-1, 1, components))
+
+    def forward(self, x):
+        means = self.means
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Categorical(logits=torch.zeros(len(means))))
+            pyro.sample("x", Normal(means[c].unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+
+class Guide(PyroModule):
+    def __init__(self, components=2):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.5], [-0.5]]))
+
+    def forward(self, x):
+        weight = self.weight
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("c", Categorical(logits=x @ weight.T))
+"""
+
+
+@pytest.mark.slow
+def test_on_a_users_pair(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USER)
+    rows = np.random.default_rng(0).normal(size=(30, 1))
+    np.savetxt(tmp_path / "x.csv", rows, header="a", comments="", delimiter=",")
+    mine = tmp_path / "mine.py"
+    result = gradients.run(
+        smoke=True,
+        directory=tmp_path,
+        model=f"{mine}:Model",
+        guide=f"{mine}:Guide",
+        data=str(tmp_path / "x.csv"),
+        rows=5,
+    )
+    assert row(result, "Model", "ppl_lvm", "VIMCO")["verdict"] == "unbiased"
+    assert "zero gradient at site c" in str(row(result, "Model", "Pyro", "RenyiELBO(0)")["verdict"])
+
+
+def test_a_pair_needs_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--data"):
+        gradients.run(model="mine.py:Model", directory=tmp_path)
