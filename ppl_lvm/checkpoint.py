@@ -11,7 +11,7 @@ import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +79,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def random_state() -> dict[str, Tensor]:
     """The state of every random generator that a program may draw from, as tensors."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state_of_numpy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state_of_numpy
     assert (version, name) == (3, "MT19937")
     state = {
         "random/torch": torch.get_rng_state(),

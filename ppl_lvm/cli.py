@@ -124,6 +124,19 @@ def fit(
         print_results(run)
 
 
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Option(help="Where the runs go (default: runs/demo-1, -2, …).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+) -> None:
+    """Fit a mixture to Iris and a VAE to the digits, judge and picture them."""
+    from ppl_lvm.demo import main as run_demo
+
+    run_demo(directory or _unused("demo"), seed=seed)
+
+
 def print_results(run: Any) -> None:
     """A run's figures as a table that a narrow terminal and a pipe can hold."""
     results = run.results
@@ -162,7 +175,10 @@ def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:
         return asked
     if resume:
         raise ValueError("--resume needs --directory, the run to continue.")
-    stem = f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}"
+    return _unused(f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}")
+
+
+def _unused(stem: str) -> Path:
     number = 1
     while (Path("runs") / f"{stem}-{number}").exists():
         number += 1

@@ -74,7 +74,8 @@ def fit(
             the default guide.
         data: see `load_data`: a name, a file, arrays, tensors, a torch Dataset or DataLoader.
         objective: a `pyro.infer.ELBO` or its name in call syntax, "IWAE(num_particles=5)";
-            None: the ELBO, with discrete sites that the guide leaves out summed out.
+            None: the ELBO, discrete sites that the guide leaves out summed out, by the
+            leave-one-out score function where the guide is not reparameterised.
         optimizer: "Adam(lr=0.01)": any torch optimiser in call syntax, or a callable of the
             parameters. It sees the gradient of the loss in nats per datum.
         schedule: a torch learning-rate schedule in call syntax, stepped every step

@@ -50,11 +50,18 @@ def _listed(ours: list[str]) -> str:
 
 
 def default_objective(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
-    """The ELBO that suits a pair: discrete sites that the guide leaves out are summed out."""
-    summed = latent_sites(model_trace).keys() - latent_sites(guide_trace).keys()
-    if not summed:
-        return "Trace_ELBO"
-    return f"TraceEnum_ELBO(max_plate_nesting={plate_nesting(model_trace)})"
+    """The objective that suits a pair.
+
+    Discrete sites that the guide leaves out, or enumerates itself, are summed out; a guide that
+    is not reparameterised gets the leave-one-out score function; any other the pathwise ELBO.
+    """
+    drawn = latent_sites(guide_trace)
+    enumerated = [n for n, s in drawn.items() if s["infer"].get("enumerate")]
+    if latent_sites(model_trace).keys() - drawn.keys() or enumerated:
+        return f"TraceEnum_ELBO(max_plate_nesting={plate_nesting(model_trace)})"
+    if all(site["fn"].has_rsample for site in drawn.values()):
+        return "ELBO"
+    return "LeaveOneOut(num_particles=4)"
 
 
 def scales_inside(objective: ELBO) -> bool:

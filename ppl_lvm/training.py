@@ -130,6 +130,14 @@ class Training:
         self.optimizer = objectives.optimizer(options.optimizer, self._leaves)
         self.schedule = objectives.schedule(options.schedule, self.optimizer)
         self._kl = KLWeight(summed)
+        # Wrapped once: objectives may remember what they found out about a program.
+        self._model, self._guide = pair.model, pair.guide
+        if options.kl_weight != 1.0 or options.kl_annealing:
+            self._model, self._guide = self._kl(self._model), self._kl(self._guide)
+        self._scale_after = objectives.scales_inside(pair.objective)
+        if not self._scale_after:
+            scale = Subsample(len(train))
+            self._model, self._guide = scale(self._model), scale(self._guide)
         self._order = RowOrder(len(train), options.batch_size, options.seed)
         self._whole: tuple[Tensor, ...] | None = None
         self._best_state: dict[str, Tensor] = {}
@@ -214,14 +222,8 @@ class Training:
         return -float(loss)
 
     def _programs(self, rows: int) -> tuple[Callable[..., Any], Callable[..., Any], float]:
-        """Model and guide as the objective sees them on `rows` rows, and loss -> nats per datum."""
-        model, guide = self.pair.model, self.pair.guide
-        if self._kl.value != 1.0:
-            model, guide = self._kl(model), self._kl(guide)
-        if objectives.scales_inside(self.pair.objective):
-            return model, guide, 1.0 / rows
-        scale = Subsample(len(self.train))
-        return scale(model), scale(guide), 1.0 / len(self.train)
+        """Model and guide as the objective sees them, and what makes its loss nats per datum."""
+        return self._model, self._guide, 1.0 / (rows if self._scale_after else len(self.train))
 
     def _kl_weight(self) -> float:
         done = (
