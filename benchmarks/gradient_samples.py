@@ -14,6 +14,7 @@ import torch
 from ppl_lvm.benchmarks import exact
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from scipy.stats import t
 from torch import Tensor
 
 Step = Callable[..., float]
@@ -148,8 +149,9 @@ def judge(draws: Tensor, mean: Tensor | None, target: Tensor, target_error: Tens
         mean = draws.mean(0)
         error = (variance / len(draws) + target_error**2).sqrt()
         surprise = (mean - target).abs() / error.clamp_min(1e-6 * size + 1e-300)
-        chance = math.erfc(surprise.max().item() / math.sqrt(2)) * len(target)
-        biased = chance < 1e-4
+        # Student's t: few draws know little of their own variance.
+        chance = 2 * t.sf(surprise.max().item(), len(draws) - 1) * len(target)
+        biased = bool(chance < 1e-4)
     else:
         error = target_error
         biased = (mean - target).norm().item() > 1e-5 * size + 5 * error.norm().item()

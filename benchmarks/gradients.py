@@ -64,7 +64,7 @@ def run(
     """
     if (model is None) != (data is None):
         raise ValueError("A pair of your own needs both: mine.py:Model and --data x.csv.")
-    repeats, rounds = (25, 2) if smoke else (repeats, 50)
+    repeats, rounds = (40, 2) if smoke else (repeats, 50)
     found: list[Measured] = []
     torch.manual_seed(seed)
     with local_parameters():
@@ -73,6 +73,7 @@ def run(
                 model, guide, data, settings=settings, num_particles=particles, rows=rows
             )
             with subject.pair.scope():
+                torch.manual_seed(seed + 1)  # draws of its own, also for the reference itself
                 subject.estimate_references(4 * repeats)
                 found = measure(subject, repeats, rounds, seed)
         else:
@@ -111,6 +112,7 @@ def measure(subject: Subject, repeats: int, rounds: int, seed: int) -> list[Meas
     under = values_under_subsampling(subject, repeats)
     found: list[Measured] = []
     for implementation in works:
+        torch.manual_seed(seed)  # its draws do not depend on which others are there
         judged = judge_groups(subject, implementation, positions, repeats)
         key = _key(implementation)
         words = verdict(implementation, judged, under.get(key))
@@ -237,24 +239,23 @@ def _plain(groups: dict[str, Judgement]) -> dict[str, Any]:
 
 
 def draw(found: Sequence[Measured]) -> Figure:
-    """Cost against bias of the guide's gradient: right and cheap is down and left."""
-    programs = sorted({str(row["program"]) for row, _ in found})
+    """Cost of each estimator on the guide's gradient; a cross where it is not unbiased."""
+    programs = list(dict.fromkeys(row["program"] for row, _ in found))
     figure = Figure(figsize=(6 * len(programs), 5), layout="constrained")
     colors = {"ppl_lvm": "tab:blue", "Pyro": "tab:red", "hand": "tab:gray"}
-    for axes, program in zip(
-        figure.subplots(1, len(programs), squeeze=False)[0], programs, strict=True
-    ):
-        for row, _ in found:
-            if row["program"] != program or row["cost"] is None:
-                continue
-            at = max(row["bias guide"], 1e-12), max(row["cost"], 1e-12)
-            axes.plot(*at, "o", color=colors[row["by"]])
-            axes.annotate(row["estimator"], at, fontsize=6, rotation=20)
+    panels = figure.subplots(1, len(programs), squeeze=False)[0]
+    for axes, program in zip(panels, programs, strict=True):
+        rows = [row for row, _ in found if row["program"] == program and row["cost"]]
+        rows.sort(key=lambda row: row["cost"], reverse=True)
+        for y, row in enumerate(rows):
+            marker = "o" if row["verdict"].startswith("unbiased") else "x"
+            axes.plot(row["cost"], y, marker, color=colors[row["by"]])
+        axes.set_yticks(range(len(rows)), [row["estimator"] for row in rows], fontsize=8)
         for by, color in colors.items():
             axes.plot([], [], "o", color=color, label=by)
-        axes.set(xscale="log", yscale="log", title=program)
-        axes.set(xlabel="bias of the guide's gradient, relative", ylabel="variance × ms")
-        axes.legend()
+        axes.plot([], [], "x", color="black", label="not unbiased")
+        axes.set(xscale="log", title=program, xlabel="guide's gradient: variance × ms")
+        axes.legend(fontsize=8)
     return figure
 
 

@@ -110,7 +110,7 @@ def show(title: str, rows: Sequence[Row]) -> None:
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
         table.add_row(*(words(row[column]) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def words(value: Any) -> str:
