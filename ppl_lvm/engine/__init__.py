@@ -1,1 +1,96 @@
-"""One SVI step: eager (plain Pyro), captured, compiled."""
+"""One step of stochastic variational inference: eager, captured or compiled.
+
+A Pyro program spends most of a small step in Python: handlers, plates, traces. The engine writes
+down the tensor operations of the step while it runs (`tape.py`), checks that the next step does
+the same ones (`compare.py`), turns them into a graph (`recording.py`), checks that the graph
+predicts an eager step from its seed (`gradient.py`), and from then on runs the graph. Under one
+seed the levels take the same steps, to rounding.
+
+On its own, in place of `pyro.infer.SVI`:
+
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    loss = svi.step(x)
+
+In a loop that has its own optimiser, as `fit` has:
+
+    gradient = make_step(loss_and_grads, parameters, engine="auto", watched=(model, guide, elbo))
+    update = make_update(optimizer)
+    loss = gradient(*batch)       # gradients are now in each parameter's .grad
+    update()                      # optimizer.step(), on flat vectors where it has a rule
+
+`loss_and_grads(*batch)` runs the program, calls `backward` itself (once or more), may go on to
+divide or clip `.grad` by torch operations, and returns the loss. It reads no value into Python.
+What may change between steps: parameters, batch tensors, and the contents of any tensor that the
+program or `loss_and_grads` reads. So an annealed weight is a tensor that is filled in place
+(`weight.fill_(0.3)`); as a Python number it would be frozen, and a step that changes one itself
+is found out and refused. Replacing such a number from outside is not noticed: call
+`gradient.forget()` after it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_lvm.engine.flat import FlatOptimizer
+from ppl_lvm.engine.gradient import Gradient
+from ppl_lvm.engine.refusal import CannotCaptureError
+from ppl_lvm.engine.svi import CompiledSVI, Level, owned
+
+__all__ = ["CannotCaptureError", "CompiledSVI", "Gradient", "Level", "make_step", "make_update"]
+
+
+def make_step(
+    loss_and_grads: Callable[..., Any],
+    parameters: Sequence[Tensor],
+    engine: Level = "auto",
+    *,
+    watched: Sequence[object] = (),
+    announce: Callable[[str], None] | None = None,
+    max_captures: int = 8,
+) -> Callable[..., Any]:
+    """A function of a batch that returns the loss and leaves gradients in `.grad`.
+
+    Args:
+        loss_and_grads: see the module's docstring.
+        parameters: leaf tensors.
+        engine: "eager" calls `loss_and_grads` itself, after clearing gradients; "auto" captures
+            where possible; "captured" and "compiled" raise where it is not.
+        watched: model, guide and objective: a step must not change their plain attributes.
+        announce: receives one-line messages.
+        max_captures: kinds of arguments that are captured.
+    """
+    if engine == "eager":
+
+        def eager(*args: Any, **kwargs: Any) -> Any:
+            for parameter in parameters:
+                parameter.grad = None
+            return loss_and_grads(*args, **kwargs)
+
+        return eager
+    return Gradient(
+        loss_and_grads,
+        parameters,
+        strict=engine in ("captured", "compiled"),
+        watched=watched,
+        announce=announce,
+        max_captures=max_captures,
+    )
+
+
+def make_update(optimizer: Optimizer) -> Callable[[], None]:
+    """`optimizer.step` on flat vectors: Adam, AdamW, SGD and Pyro's ClippedAdam; others as ever.
+
+    `optimizer.state_dict()` stays what the optimiser itself would have written.
+    """
+    flat = FlatOptimizer()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def update() -> None:
+        places = owned(optimizer, [p for p in parameters if p.grad is not None])
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules look for
+        if not flat.step(places):
+            optimizer.step()
+
+    return update

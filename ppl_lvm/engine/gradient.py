@@ -1,0 +1,289 @@
+"""The loss and its gradient, first by running the program, then from its recording.
+
+A program is recorded in three steps, each of which is an ordinary eager step of the run, so the
+sequence of parameters and random numbers is the one that it would have been:
+
+1. a plain step, with Pyro's own validation, after which every parameter exists;
+2. a watched step: the tape shows whether the program can be captured at all;
+3. a second watched step: its tape must agree with the first, and the graph made from the *first*
+   tape, given this step's random numbers, batch and state, must return this step's loss, gradient
+   and new state. Only then are steps taken from a graph.
+
+Arguments of another shape are recorded in two steps more, up to `max_captures` shapes.
+"""
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ppl_lvm.engine import outside
+from ppl_lvm.engine.arguments import Arguments, flatten
+from ppl_lvm.engine.compare import state_pairs
+from ppl_lvm.engine.recording import Recording, build, changed_sources, refuse_data_dependence
+from ppl_lvm.engine.refusal import CannotCaptureError
+from ppl_lvm.engine.tape import Tape
+from ppl_lvm.engine.watching import watch
+
+logger = logging.getLogger("ppl_lvm.engine")
+
+_TOLERANCE = 1e-5  # relative, of a check of the same operations on the same numbers
+_ATTEMPTS = 3  # watched steps that may disagree (caches filling up) before we give up
+
+
+@dataclass
+class _Entry:
+    """What is known about arguments of one key."""
+
+    tape: Tape | None = None
+    plain: dict[str, Any] | None = None
+    attempts: int = 0
+    recording: Recording | None = None
+
+
+class Gradient:
+    """`(batch) -> loss` with gradients in the parameters' `.grad`, captured when possible.
+
+    Args:
+        loss_and_grads: runs the program, leaves gradients in `.grad`, returns the loss. It may go
+            on to change the gradients (divide, clip) by torch operations.
+        parameters: the leaf tensors, or a function that lists them after the first step.
+        strict: raise `CannotCaptureError` where the default goes on eagerly with one message.
+        watched: the model, guide and objective, whose plain attributes must not change.
+        announce: receives one-line messages; they go to the logger `ppl_lvm.engine` by default.
+        max_captures: kinds of arguments that are captured; others run eagerly.
+    """
+
+    def __init__(
+        self,
+        loss_and_grads: Callable[..., Any],
+        parameters: Sequence[Tensor] | Callable[[], Sequence[Tensor]],
+        *,
+        strict: bool = False,
+        watched: Sequence[object] = (),
+        announce: Callable[[str], None] | None = None,
+        max_captures: int = 8,
+    ) -> None:
+        self.refusal: CannotCaptureError | None = None
+        self.parameters: list[Tensor] = []
+        self._loss_and_grads = loss_and_grads
+        self._list_parameters = parameters
+        self._strict = strict
+        self._watched = watched
+        self._announce = announce or logger.warning
+        self._max_captures = max_captures
+        self._entries: dict[Hashable, _Entry] = {}
+        self._modules = outside.modules(watched)
+        self._full = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss (tensors once captured, what the program returns before)."""
+        if self.refusal is not None:
+            return self._eager(args, kwargs)
+        try:
+            arguments, recording = self.lookup(args, kwargs)
+            if recording is not None:
+                return self._replay(recording, arguments)
+            return self._learn(arguments, args, kwargs)
+        except CannotCaptureError as refusal:
+            if self._strict:
+                raise
+            self.refusal = refusal
+            self._entries.clear()
+            self._announce(f"Running eagerly, not captured. {refusal}")
+            return self._eager(args, kwargs)
+
+    def lookup(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Arguments, Recording | None]:
+        """The arguments sorted, and the recording that serves them if there is one."""
+        arguments = flatten(args, kwargs)
+        entry = self._entries.get(self.key(arguments))
+        return arguments, entry.recording if entry is not None else None
+
+    def key(self, arguments: Arguments) -> Hashable:
+        return arguments.key, tuple([m.training for m in self._modules])
+
+    @property
+    def num_captures(self) -> int:
+        return sum(e.recording is not None for e in self._entries.values())
+
+    def forget(self) -> None:
+        """Drop every recording (a parameter or a module has been replaced)."""
+        self._entries.clear()
+        self.parameters.clear()
+        self.refusal, self._full = None, False
+
+    # Steps that run the program
+
+    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        for parameter in self.parameters:
+            parameter.grad = None
+        return self._loss_and_grads(*args, **kwargs)
+
+    def _learn(self, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.parameters:
+            loss = self._eager(args, kwargs)
+            listed = self._list_parameters
+            self.parameters = list(listed() if callable(listed) else listed)
+            return loss
+        key = self.key(arguments)
+        if key not in self._entries and len(self._entries) >= self._max_captures:
+            self._say_full()
+            return self._eager(args, kwargs)
+        entry = self._entries.setdefault(key, _Entry())
+        return self._watch(entry, arguments, args, kwargs)
+
+    def _say_full(self) -> None:
+        if not self._full:
+            self._full = True
+            self._announce(
+                f"{self._max_captures} kinds of arguments are captured; others run eagerly. Pass "
+                "changing numbers as tensors and keep to few batch sizes."
+            )
+
+    def _watch(
+        self, entry: _Entry, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if any(t.requires_grad for t in arguments.tensors):
+            raise CannotCaptureError("an argument requires a gradient")
+        before = outside.random_states()
+        plain = outside.plain_state(self._watched)
+        batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
+        try:
+            loss, tape = watch(
+                lambda: arguments.call(self._loss_and_grads, batch), self.parameters, batch
+            )
+        except CannotCaptureError:
+            outside.restore_random(before)
+            raise
+        refusal = self._judge(entry, tape, before, plain, batch)
+        if refusal is not None:
+            return self._give_up(refusal, loss)
+        return loss
+
+    def _judge(
+        self,
+        entry: _Entry,
+        tape: Tape,
+        before: dict[str, Any],
+        plain: dict[str, Any],
+        batch: list[Tensor],
+    ) -> CannotCaptureError | None:
+        """Take a tape into account; the reason if it shows that the program cannot be captured."""
+        try:
+            outside.refuse_foreign_randomness(before)
+            refuse_data_dependence(tape, changed_sources(tape))
+            self._refuse_new_parameters(tape)
+        except CannotCaptureError as refusal:
+            return refusal
+        after = outside.plain_state(self._watched)
+        try:
+            if entry.tape is not None:
+                outside.refuse_counting(plain, after)
+                self._record(entry, entry.tape, tape, before, batch)
+                return None
+        except CannotCaptureError as refusal:
+            entry.attempts += 1
+            if entry.attempts >= _ATTEMPTS:
+                return refusal
+        entry.tape = tape
+        return None
+
+    def _refuse_new_parameters(self, tape: Tape) -> None:
+        for source in tape.sources:
+            if (
+                source.tensor.requires_grad
+                and source.tensor.is_leaf
+                and source.tensor.grad is not None
+            ):
+                raise CannotCaptureError(
+                    f"a parameter of shape {tuple(source.tensor.shape)} gets a gradient but is not "
+                    "among those that are trained; make its module a PyroModule, or create it in "
+                    "the first step",
+                    source.where,
+                )
+
+    def _give_up(self, refusal: CannotCaptureError, loss: Any) -> Any:
+        """The step has been taken, its gradients are in place: keep it, and go on eagerly."""
+        if self._strict:
+            raise refusal
+        self.refusal = refusal
+        self._entries.clear()
+        self._announce(f"Running eagerly, not captured. {refusal}")
+        return loss
+
+    # The recording
+
+    def _record(
+        self,
+        entry: _Entry,
+        earlier: Tape,
+        later: Tape,
+        before: dict[str, Any],
+        batch: list[Tensor],
+    ) -> None:
+        pairs = state_pairs(earlier, later)
+        old = {s.index: s.before.clone() for s in later.sources}
+        trial = build(earlier, pairs, old)
+        self._check(trial, later, pairs, before, batch)
+        recording = build(later, pairs, {s: later.held[r] for s, r in pairs.items()})
+        if pairs:  # the program holds this step's state: recordings made before hold older ones
+            self._forget_others(entry)
+        entry.tape, entry.recording = None, recording
+        if self.num_captures > 1:
+            logger.info("captured a step for another kind of arguments (%d)", self.num_captures)
+
+    def _forget_others(self, entry: _Entry) -> None:
+        for key in [k for k, e in self._entries.items() if e is not entry]:
+            self._entries[key] = _Entry(attempts=self._entries[key].attempts + 1)
+
+    def _check(
+        self,
+        trial: Recording,
+        tape: Tape,
+        pairs: dict[int, int],
+        before: dict[str, Any],
+        batch: list[Tensor],
+    ) -> None:
+        """The earlier step's graph must predict the later step, from its seed and its state."""
+        after = outside.random_states()
+        outside.restore_random(before)
+        wanted = [p.grad for p in self.parameters if p.grad is not None]
+        losses = [v for v in pytree.tree_leaves(tape.losses) if isinstance(v, Tensor)]
+        try:
+            with torch.no_grad():
+                found = trial.module(*self.parameters, *batch, *trial.sources)
+        finally:
+            moved = torch.get_rng_state()
+            outside.restore_random(after)
+        if not torch.equal(moved, after["torch"]):
+            raise CannotCaptureError("the captured step draws other random numbers")
+        for got, expected in zip(found, [*losses, *wanted], strict=True):
+            _agree(got, expected, "the loss or a gradient")
+        for source, state in zip(tape.sources, trial.sources, strict=True):
+            now = tape.held[pairs[source.index]] if source.index in pairs else source.tensor
+            _agree(state, now, "a tensor that the program keeps")
+
+    def _replay(self, recording: Recording, arguments: Arguments) -> Any:
+        with torch.no_grad():
+            out = recording.module(*self.parameters, *arguments.tensors, *recording.sources)
+        gradients = iter(out[recording.num_losses :])
+        for parameter, active in zip(self.parameters, recording.active, strict=True):
+            parameter.grad = next(gradients) if active else None
+        return recording.losses(out)
+
+
+def _agree(found: Tensor, expected: Tensor, what: str) -> None:
+    scale = expected.detach().abs().max() if expected.numel() else torch.tensor(0.0)
+    if expected.is_floating_point() and bool(scale.isfinite()):
+        tolerance = {"rtol": _TOLERANCE, "atol": _TOLERANCE * float(scale)}
+    else:
+        tolerance = {"rtol": 0.0, "atol": 0.0}
+    if not torch.allclose(found.detach(), expected.detach(), equal_nan=True, **tolerance):
+        worst = float((found.double() - expected.double()).abs().max())
+        raise CannotCaptureError(f"{what} captured differs from the eager one by {worst:.3g}")

@@ -1,0 +1,97 @@
+"""What a step may change outside torch, where no tape sees it: random states and plain numbers.
+
+A model that counts its own steps (`self.t += 1`) or draws from NumPy does so in Python, and a
+captured step runs no Python. Looking at these things before and after a step finds it.
+"""
+
+import inspect
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ppl_lvm.engine.refusal import CannotCaptureError
+
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def random_states() -> dict[str, Any]:
+    """Torch's, Python's and NumPy's random states, as `restore_random` takes them."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+    }
+
+
+def restore_random(states: dict[str, Any]) -> None:
+    """Set the random states that `random_states` read."""
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.set_rng_state_all(states["cuda"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+
+
+def refuse_foreign_randomness(before: dict[str, Any]) -> None:
+    """Raise if Python's or NumPy's generator has moved since `before`."""
+    if random.getstate() != before["python"]:
+        raise CannotCaptureError("draws from Python's random; use torch's random functions")
+    now: Any = np.random.get_state()
+    then = before["numpy"]
+    if now[2] != then[2] or not np.array_equal(now[1], then[1]):
+        raise CannotCaptureError("draws from numpy.random; use torch's random functions")
+
+
+def modules(objects: Iterable[object]) -> list[nn.Module]:
+    """Every module in the given objects."""
+    found = [m for item in objects if isinstance(item, nn.Module) for m in item.modules()]
+    return list(dict.fromkeys(found))
+
+
+def plain_state(objects: Sequence[object]) -> dict[str, Any]:
+    """The plain numbers and strings that objects keep: attributes, closures, globals they name."""
+    owners = {id(item): item for item in [*objects, *modules(objects)]}
+    state: dict[str, Any] = {}
+    for owner in owners.values():
+        state.update(_plain(type(owner).__name__, getattr(owner, "__dict__", {})))
+        if inspect.ismethod(owner):
+            state.update(_plain(type(owner.__self__).__name__, vars(owner.__self__)))
+        if inspect.isfunction(owner):
+            state.update(_plain(owner.__name__, dict(_surroundings(owner))))
+    return state
+
+
+def _plain(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, _PLAIN):
+            kept[f"{name}.{key}"] = value
+        elif isinstance(value, (list, dict)) and not key.startswith("_"):
+            kept[f"len({name}.{key})"] = len(value)
+    return kept
+
+
+def _surroundings(function: Any) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # a name that is not bound yet
+            continue
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def refuse_counting(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raise if a step has changed a plain attribute."""
+    for name, value in after.items():
+        if name not in before or before[name] != value:
+            raise CannotCaptureError(
+                f"a step changes {name} (from {before.get(name)!r} to {value!r}); a captured step "
+                "would not: keep it in a tensor that is changed in place"
+            )

@@ -1,0 +1,214 @@
+"""From a tape to a graph: the step as a function of tensors, free of Pyro and of Python.
+
+    graph(*parameters, *batch, *sources) -> (*losses, *gradients)
+
+The graph draws its random numbers where the step drew them, from torch's global generator, so
+that under one seed it takes the same step. Tensors that the program changes in place (batch
+normalisation's averages) are changed in place here too; state that it binds anew each step is
+written into the tensor that the program holds.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from ppl_lvm.engine.refusal import CannotCaptureError
+from ppl_lvm.engine.tape import Call, Ref, Tape
+
+
+@dataclass
+class Recording:
+    """A step as a graph, and the tensors it is to be called with.
+
+    `module(*parameters, *batch, *sources)` returns the flattened losses followed by the gradients
+    of those parameters whose place in `active` is true.
+    """
+
+    module: fx.GraphModule
+    sources: list[Tensor]
+    active: list[bool]
+    results: Any  # the loss's structure: Ref stands for the next returned tensor
+    num_losses: int
+    mutated: list[int]  # places in `sources` that the step changes
+
+    def losses(self, flat: Iterable[Tensor]) -> Any:
+        """The loss as the program returned it, from the graph's first outputs."""
+        values = iter(flat)
+        return pytree.tree_map(
+            lambda leaf: next(values) if isinstance(leaf, Ref) else leaf, self.results
+        )
+
+
+def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Recording:
+    """The graph of a tape.
+
+    Args:
+        tape: what the step did.
+        rebound: state, as `compare.state_pairs` found it: number of source -> number of result.
+        holders: for each such source the tensor that the program holds now.
+
+    Raises:
+        CannotCaptureError: an operation's outcome in Python, or its shape, depends on the data.
+    """
+    changed = changed_sources(tape) | set(rebound)
+    refuse_data_dependence(tape, changed)
+    graph = fx.Graph()
+    nodes: dict[int, fx.Node] = {i: graph.placeholder(f"given_{i}") for i in range(len(tape.given))}
+    for source in tape.sources:
+        nodes[source.index] = graph.placeholder(f"source_{source.index}")
+    root = torch.nn.Module()  # holds the constants
+    for call in tape.calls:
+        _add(call, graph, nodes, root, tape)
+    for place, result in rebound.items():
+        graph.call_function(torch.ops.aten.copy_.default, (nodes[place], nodes[result]))
+    refs = [leaf for leaf in pytree.tree_leaves(tape.results) if isinstance(leaf, Ref)]
+    losses = [nodes[ref.index] for ref in refs]
+    gradients = [nodes[g] for g in tape.gradients if g is not None]
+    graph.output((*losses, *gradients))
+    _drop_dead(graph)
+    return Recording(
+        module=fx.GraphModule(root, graph),
+        sources=[holders.get(s.index, s.tensor) for s in tape.sources],
+        active=[g is not None for g in tape.gradients],
+        results=tape.results,
+        num_losses=len(losses),
+        mutated=[i for i, s in enumerate(tape.sources) if s.index in changed],
+    )
+
+
+def _add(
+    call: Call, graph: fx.Graph, nodes: dict[int, fx.Node], root: torch.nn.Module, tape: Tape
+) -> None:
+    if call.reads and not call.results:
+        return  # a number for Python, already known to be the same at every step
+    if any(isinstance(leaf, torch.Generator) for leaf in call.leaves):
+        raise CannotCaptureError("draws from a torch.Generator of its own", call.where)
+    leaves = [
+        _node(leaf.index, graph, nodes, root, tape) if isinstance(leaf, Ref) else leaf
+        for leaf in call.leaves
+    ]
+    args, kwargs = call.arguments(leaves)
+    node = graph.call_function(call.op, args, kwargs)
+    node.meta["where"] = call.where
+    returns = call.op._schema.returns
+    if len(returns) == 1 and not isinstance(returns[0].type, torch.ListType):
+        for index in call.results:
+            nodes.setdefault(index, node)  # in place: the earlier name stays
+        return
+    for place, index in enumerate(call.results):
+        nodes.setdefault(index, graph.call_function(_item, (node, place)))
+
+
+def _item(values: Any, place: int) -> Any:
+    """The place-th tensor of an operation that returns several."""
+    return [v for v in pytree.tree_leaves(values) if isinstance(v, Tensor)][place]
+
+
+def _node(
+    index: int, graph: fx.Graph, nodes: dict[int, fx.Node], root: torch.nn.Module, tape: Tape
+) -> fx.Node:
+    if index not in nodes:
+        name = f"constant_{index}"
+        root.register_buffer(name, tape.constants[index].value, persistent=False)
+        # A copy each time: the step may go on to change it in place.
+        constant = graph.get_attr(name)
+        nodes[index] = graph.call_function(torch.ops.aten.clone.default, (constant,))
+    return nodes[index]
+
+
+def _writes(call: Call) -> list[int]:
+    """Numbers of the tensors that an operation changes."""
+    if not isinstance(call.op, torch._ops.OpOverload):
+        return []
+    args, kwargs = call.arguments(call.leaves)
+    written = []
+    for place, argument in enumerate(call.op._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        written += [leaf.index for leaf in pytree.tree_leaves(value) if isinstance(leaf, Ref)]
+    return written
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _views(call: Call) -> bool:
+    schema = getattr(call.op, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def changed_sources(tape: Tape) -> set[int]:
+    """Sources that the step changes in place, itself or through a view."""
+    root = {source.index: source.index for source in tape.sources}
+    changed = {s.index for s in tape.sources if not _equal(s.before, s.tensor)}
+    for call in tape.calls:
+        if _views(call):
+            seen = [root[a.index] for a in call.leaves if isinstance(a, Ref) and a.index in root]
+            root.update({index: seen[0] for index in call.results if seen})
+        changed.update(root[index] for index in _writes(call) if index in root)
+    return changed
+
+
+def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
+    """Follow what varies from step to step; nothing may be decided by it in Python."""
+    varies = set(range(len(tape.given))) | changed
+    loose = {s.index for s in tape.sources if s.tensor.is_floating_point()} - changed
+    for call in tape.calls:
+        used = {leaf.index for leaf in call.leaves if isinstance(leaf, Ref)}
+        random = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
+        if call.reads and used & (varies | loose):
+            raise CannotCaptureError(
+                "Python reads the value of a tensor that may change from step to step (a branch "
+                "or a loop on it, float(), int(), .tolist(), .numpy(), a print); use torch.where "
+                "and tensor operations instead",
+                call.where,
+            )
+        if used & (varies | loose) and _shape_depends(call, varies | loose, tape):
+            raise CannotCaptureError(
+                f"the shape of {call.op}'s result depends on the data; use torch.where with a "
+                "mask instead",
+                call.where,
+            )
+        if random or used & varies:
+            varies.update(call.results)
+            varies.update(_writes(call))
+        elif used & loose:
+            loose.update(call.results)
+
+
+def _shape_depends(call: Call, varies: set[int], tape: Tape) -> bool:
+    if torch.Tag.dynamic_output_shape not in getattr(call.op, "tags", ()):
+        return False
+    if call.op is not torch.ops.aten.index.Tensor:
+        return True
+    args, _ = call.arguments(call.leaves)
+    masks = [a.index for a in pytree.tree_leaves(args[1]) if isinstance(a, Ref)]
+    return any(index in varies and _dtype(tape, index) is torch.bool for index in masks)
+
+
+def _dtype(tape: Tape, index: int) -> torch.dtype | None:
+    if index < len(tape.given):
+        return tape.given[index]
+    for call in tape.calls:
+        if index in call.results:
+            return call.shapes[call.results.index(index)][1]
+    return next((s.tensor.dtype for s in tape.sources if s.index == index), None)
+
+
+def _drop_dead(graph: fx.Graph) -> None:
+    """Remove what nothing uses; keep draws (they move the generator) and changes in place."""
+    for node in reversed(list(graph.nodes)):
+        if node.op not in ("call_function", "get_attr") or node.users:
+            continue
+        op = node.target
+        if isinstance(op, torch._ops.OpOverload) and (
+            op._schema.is_mutable or torch.Tag.nondeterministic_seeded in op.tags
+        ):
+            continue
+        graph.erase_node(node)
