@@ -1,1 +1,7 @@
 """Pyro programs: guides, built from a model's signature."""
+
+from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.shared import SharedNormal
+
+__all__ = ["AmortizedNormal", "AutoGuide", "SharedNormal", "auto_guide"]

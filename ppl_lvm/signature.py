@@ -288,7 +288,7 @@ def _site_row(site: Site) -> tuple[str, ...]:
 def _values(site: Site) -> str:
     if not site.discrete:
         return "continuous"
-    return "infinitely many" if site.values is None else str(site.values)
+    return "discrete" if site.values is None else str(site.values)
 
 
 def _plate_row(plate: Plate) -> tuple[str, ...]:

@@ -1,0 +1,105 @@
+"""A sensible guide for any model: `auto_guide(model, *batch)`.
+
+    discrete, marked for enumeration      nothing: the objective sums them out
+    local and continuous                  AmortizedNormal: one encoder for all data
+    shared and continuous                 SharedNormal: a distribution each
+
+`str(guide)` says in one sentence what was chosen and why.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.pushed import enumerated, open_plates
+from ppl_lvm.guides.shared import SharedNormal
+from pyro.nn import PyroModule, PyroModuleList
+
+from ppl_lvm.signature import Signature, Site, signature
+
+
+class AutoGuide(PyroModule):
+    """Several guides, each for its own sites, run one after the other.
+
+    Attributes:
+        reason: one sentence: what was chosen and why.
+    """
+
+    def __init__(
+        self, parts: list[SharedNormal | AmortizedNormal], declared: Signature, reason: str
+    ) -> None:
+        super().__init__()
+        self._signature = declared
+        self._sites = [site for part in parts for site in part.sites]
+        self.parts = PyroModuleList(parts)
+        self.reason = reason
+
+    def forward(self, *batch: Any) -> None:
+        rows = len(batch[0]) if batch else 0
+        plates = open_plates(self._sites, self._signature, rows)
+        for part in self.parts:
+            part.draw(plates, *batch)
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+def auto_guide(
+    model: Callable[..., Any], *batch: Any, hidden: tuple[int, ...] = (128,)
+) -> AutoGuide:
+    """Choose a guide for the latents that `model(*batch)` declares.
+
+    Args:
+        model: any model.
+        batch: what it is called with.
+        hidden: widths of the encoder's hidden layers, if there is one.
+
+    Raises:
+        ValueError: for a latent that no guide here serves, naming it and the remedy.
+    """
+    declared = signature(model, *batch)
+    summed = [site for site in declared.latents if enumerated(site)]
+    sampled = [site for site in declared.latents if not enumerated(site)]
+    for site in sampled:
+        if site.discrete:
+            raise ValueError(_unserved(site))
+    own = [site for site in sampled if site.local]
+    shared = [site for site in sampled if not site.local]
+    parts: list[SharedNormal | AmortizedNormal] = []
+    if shared:
+        parts.append(SharedNormal(model, *batch))
+    if own:
+        kept = tuple(site for site in declared.sites if site not in shared)
+        part = Signature(kept, declared.plates, declared.parameters)
+        parts.append(AmortizedNormal(part, *batch, hidden=hidden))
+    return AutoGuide(parts, declared, _reason(summed, own, shared))
+
+
+def _reason(summed: list[Site], own: list[Site], shared: list[Site]) -> str:
+    clauses = []
+    if summed:
+        values = ", ".join(f"{site.name} ({site.values} values)" for site in summed)
+        clauses.append(f"{values} summed out, being few and marked for enumeration")
+    if own:
+        clauses.append(f"one encoder with normal output for {_names(own)}, which each datum has")
+    if shared:
+        clauses.append(f"a distribution of its own for each of {_names(shared)}, which all share")
+    return f"Guide: {'; '.join(clauses) or 'empty, since the model has no latents'}."
+
+
+def _names(sites: list[Site]) -> str:
+    return ", ".join(site.name for site in sites)
+
+
+def _unserved(site: Site) -> str:
+    if site.values is None:
+        return (
+            f"No guide can be chosen for {site.name!r} ~ {site.distribution}: it is discrete with "
+            "too many values to enumerate. Write a guide that samples it, and train with a "
+            "score-function objective."
+        )
+    return (
+        f"{site.name!r} ~ {site.distribution} takes {site.values} values but nobody sums it out. "
+        'Add infer={"enumerate": "parallel"} to its pyro.sample (or wrap the model in '
+        "pyro.infer.config_enumerate), and train with TraceEnum_ELBO."
+    )

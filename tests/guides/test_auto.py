@@ -1,0 +1,90 @@
+"""What auto_guide chooses, that it says so, and that it covers the model's latents exactly."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from ppl_lvm.guides import auto_guide
+from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.vae import VAE
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+
+from ppl_lvm.signature import signature
+
+
+def test_a_mixture_needs_no_guide() -> None:
+    x = torch.randn(9, 2)
+    guide = auto_guide(GaussianMixture(3), x)
+    assert signature(guide, x).sites == ()
+    assert str(guide) == ("Guide: z (3 values) summed out, being few and marked for enumeration.")
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(GaussianMixture(3), guide, x)
+    assert loss > 0
+
+
+def test_a_vae_gets_an_encoder() -> None:
+    x = torch.bernoulli(torch.full((9, 6), 0.5))
+    model = VAE(3)
+    guide = auto_guide(model, x)
+    assert [site.name for site in signature(guide, x).sites] == ["z"]
+    assert str(guide) == "Guide: one encoder with normal output for z, which each datum has."
+
+
+def _labelled(x: Tensor) -> None:
+    """A plate "labels" around a shared site and inside the data."""
+    labels = pyro.plate("labels", 3, dim=-2)
+    with labels:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with labels, pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(3, -1))
+
+
+def test_parts_share_a_plate() -> None:
+    x = torch.randn(5)
+    read = signature(auto_guide(_labelled, x), x)
+    assert read["w"].batch_shape == (3, 1)
+    assert read["z"].batch_shape == (3, 5)
+    assert Trace_ELBO().loss(_labelled, auto_guide(_labelled, x), x) > 0
+
+
+def _both(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 10.0))
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+def test_shared_and_local_latents_get_a_part_each() -> None:
+    x = 4 + torch.randn(200)
+    guide = auto_guide(_both, x)
+    assert {site.name for site in signature(guide, x).sites} == {"w", "scale", "z"}
+    assert guide.reason == (
+        "Guide: one encoder with normal output for z, which each datum has; "
+        "a distribution of its own for each of w, scale, which all share."
+    )
+    svi = SVI(_both, guide, Adam({"lr": 0.02}), Trace_ELBO())
+    for _ in range(400):
+        svi.step(x)
+    w = _mean_of_w(guide, x)
+    assert w == pytest.approx(x.mean().item(), abs=0.5)
+
+
+def _mean_of_w(guide: pyro.nn.PyroModule, x: Tensor) -> float:
+    """Mean of 50 draws of w."""
+    draws = [pyro.poutine.trace(guide).get_trace(x).nodes["w"]["value"] for _ in range(50)]
+    return torch.stack(draws).mean().item()
+
+
+def test_a_discrete_site_nobody_sums_out_is_named_with_the_remedy() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(torch.ones(4)))
+            pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
+
+    x = torch.randn(5)
+    with pytest.raises(ValueError, match=r"'k' ~ Categorical takes 4 values.*config_enumerate"):
+        auto_guide(model, x)
+    assert signature(auto_guide(pyro.infer.config_enumerate(model), x), x).sites == ()

@@ -1,0 +1,141 @@
+"""The VAE against a hand-written bound under the same random numbers, and on real pixels."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.vae import VAE
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def _log_normal(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    z = (x - mean) / scale
+    return -0.5 * z**2 - scale.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
+
+
+def _data(likelihood: str) -> Tensor:
+    if likelihood == "bernoulli":
+        return torch.bernoulli(torch.full((6, 5), 0.5))
+    if likelihood == "categorical":
+        return torch.randint(3, (6, 5)).float()
+    return 10 + 3 * torch.randn(6, 5)
+
+
+def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
+    out = model.decoder(z)
+    if model.likelihood == "bernoulli":
+        return -F.binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
+    if model.likelihood == "categorical":
+        logits = out.reshape(len(x), -1, 3).mT
+        return -F.cross_entropy(logits, x.long(), reduction="none").sum(-1)
+    unit = ((x - x.mean(0)) ** 2).mean().sqrt()
+    scale = unit * torch.sqrt(model.scale**2 + model.floor)
+    return _log_normal(x, x.mean(0) + unit * out, scale).sum(-1)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian", "gaussian-shared", "categorical"])
+def test_the_bound_is_the_hand_written_one(likelihood: str) -> None:
+    x = _data(likelihood)
+    model = VAE(2, likelihood=likelihood, categories=3 if likelihood == "categorical" else None)
+    model.initialize(x)
+    guide = AmortizedNormal(model, x)
+    pyro.set_rng_seed(3)
+    loss = Trace_ELBO().loss(model, guide, x)
+    pyro.set_rng_seed(3)
+    mean, log_scale = guide.encoder(x).chunk(2, dim=-1)
+    z = mean + log_scale.exp() * torch.empty(6, 2).normal_()
+    log_q = _log_normal(z, mean, log_scale.exp()).sum(-1)
+    log_prior = _log_normal(z, torch.tensor(0.0), torch.tensor(1.0)).sum(-1)
+    bound = (_log_likelihood(model, x, z) + log_prior - log_q).sum()
+    assert loss == pytest.approx(-bound.item(), rel=1e-5)
+
+
+def test_decoding_gives_what_is_expected_of_x() -> None:
+    z = torch.randn(4, 2)
+    bits = VAE(2, observed=5)
+    torch.testing.assert_close(bits.decode(z), torch.sigmoid(bits.decoder(z)))
+    levels = VAE(2, observed=5, likelihood="categorical", categories=3)
+    assert levels.decode(z).shape == (4, 5, 3)
+    torch.testing.assert_close(levels.decode(z).sum(-1), torch.ones(4, 5))
+
+
+def test_constant_columns_are_named_and_do_not_run_away() -> None:
+    x = torch.tensor(load_digits().data[:200]).float()
+    constant = torch.where(x.var(0) == 0)[0].tolist()
+    model = VAE(2, likelihood="gaussian", hidden=(16,))
+    with pytest.warns(UserWarning, match="never change") as warned:
+        model.initialize(x)
+    assert f"Columns {', '.join(map(str, constant[:8]))}" in str(warned[0].message)
+    with torch.no_grad():  # as far down as any training could bring it
+        model.scale = torch.full_like(model.scale, 1e-20)
+    density = model._likelihood(torch.zeros(1, 2)).base_dist
+    least = model.floor**0.5 * x.var(0, correction=0).mean().sqrt()
+    torch.testing.assert_close(density.scale.min(), least)
+    assert torch.isfinite(model._likelihood(torch.randn(200, 2)).log_prob(x)).all()
+
+
+def test_one_shared_variance_needs_no_warning() -> None:
+    x = torch.tensor(load_digits().data[:50]).float()
+    VAE(2, likelihood="gaussian-shared").initialize(x)  # a warning would be an error here
+
+
+def test_training_raises_the_bound() -> None:
+    x = (torch.tensor(load_digits().data[:256]) >= 8).float()
+    model = VAE(4, hidden=(32,))
+    model.initialize(x)
+    guide = AmortizedNormal(model, x, hidden=(32,))
+    svi = SVI(model, guide, Adam({"lr": 5e-3}), Trace_ELBO())
+    losses = [svi.step(x) / 256 for _ in range(150)]
+    independent = -(x * x.mean(0).log().clamp(-20) + (1 - x) * (1 - x.mean(0)).log().clamp(-20))
+    assert losses[-1] < losses[0] - 15
+    assert losses[-1] < independent.sum(-1).mean()  # better than pixels on their own
+
+
+def test_sizes_come_from_a_loaded_state() -> None:
+    for settings in [{"likelihood": "gaussian"}, {"likelihood": "categorical", "categories": 3}]:
+        model = VAE(2, observed=5, **settings)  # type: ignore[arg-type]
+        loaded = VAE(2, **settings)  # type: ignore[arg-type]
+        loaded.load_state_dict(model.state_dict())
+        z = torch.randn(3, 2)
+        torch.testing.assert_close(loaded.decode(z), model.decode(z))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "value", "message"),
+    [
+        ("bernoulli", 0.5, "row 2, column 1 of x is 0.5 .*Binarise"),
+        ("categorical", 3.0, "integers 0 to 2, but row 2, column 1 of x is 3 .*set categories"),
+        ("gaussian", torch.nan, "finite numbers, but row 2, column 1 of x is nan"),
+    ],
+)
+def test_values_outside_the_support_are_named(likelihood: str, value: float, message: str) -> None:
+    x = _data(likelihood)
+    x[2, 1] = value
+    model = VAE(2, likelihood=likelihood, categories=3 if likelihood == "categorical" else None)
+    with pytest.raises(ValueError, match=message):
+        model.initialize(x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"likelihood": "normal"}, "no likelihood 'normal'; choose from bernoulli"),
+        ({"likelihood": "categorical"}, "needs categories=C"),
+        ({"categories": 3}, "the other likelihoods take none"),
+        ({"latent": 0}, "latent=0"),
+    ],
+)
+def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VAE(**settings)
+
+
+def test_images_are_to_be_flattened() -> None:
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\). Flatten images with x.flatten\(1\)"):
+        VAE().initialize(torch.zeros(3, 8, 8))
