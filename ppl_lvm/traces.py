@@ -77,9 +77,8 @@ def trace_program(
     many dimensions the program's own plates take. Sites named in `enumerated` take all values of
     their support at once. `drawing` is a handler that changes how sites are drawn.
     """
-    handlers: list[Any] = [poutine.trace()]
-    if drawing is not None:
-        handlers.append(drawing)
+    recorder = poutine.trace()
+    handlers: list[Any] = [recorder] if drawing is None else [drawing, recorder]
     if given is not None:
         handlers.append(given)
     if enumerated:
@@ -90,7 +89,7 @@ def trace_program(
     if enumerated:
         program = infer_config(program, config_fn=_only(enumerated))
     _run_under(handlers, program, args, kwargs)
-    nodes = handlers[0].trace.nodes
+    nodes = recorder.trace.nodes
     return {name: site for name, site in nodes.items() if site["type"] == "sample"}
 
 

@@ -1,25 +1,35 @@
 """Bounds and gradient estimators, one file each. `__all__` is the only list of them."""
 
+from ppl_lvm.estimators.cubo import CUBO
+from ppl_lvm.estimators.decaying_average_baseline import DecayingAverageBaseline
 from ppl_lvm.estimators.dreg import DReG
 from ppl_lvm.estimators.dreg_renyi import DReGRenyi
 from ppl_lvm.estimators.elbo import ELBO
 from ppl_lvm.estimators.iwae import IWAE
 from ppl_lvm.estimators.leave_one_out import LeaveOneOut
+from ppl_lvm.estimators.neural_baseline import NeuralBaseline
 from ppl_lvm.estimators.renyi import Renyi
+from ppl_lvm.estimators.reweighted_wake_sleep import ReweightedWakeSleep
 from ppl_lvm.estimators.score_function import ScoreFunction
 from ppl_lvm.estimators.sticking_the_landing import StickingTheLanding
+from ppl_lvm.estimators.thermodynamic import ThermodynamicELBO
 from ppl_lvm.estimators.vimco import VIMCO
 from ppl_lvm.estimators.vr_max import VRMax
 
 __all__ = [
+    "CUBO",
     "ELBO",
     "IWAE",
     "VIMCO",
     "DReG",
     "DReGRenyi",
+    "DecayingAverageBaseline",
     "LeaveOneOut",
+    "NeuralBaseline",
     "Renyi",
+    "ReweightedWakeSleep",
     "ScoreFunction",
     "StickingTheLanding",
+    "ThermodynamicELBO",
     "VRMax",
 ]

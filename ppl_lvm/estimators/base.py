@@ -2,20 +2,31 @@
 
 An estimator gives two functions of K particles of B data (`ppl_lvm.particles.Particles`):
 
-    bound(particles)      what it estimates, per datum, (B,), nats, goes up,
-    surrogate(particles)  S, per datum, (B,): its gradient is the gradient estimator.
+    bound(particles)      what it estimates, per datum, (B,), nats,
+    surrogate(particles)  S, per datum, (B,): its gradient, ascended, is the gradient estimator.
 
 The base draws the particles, sums over data, multiplies with N/B outside the bound, flips the
 sign, and makes one tensor whose value is the loss and whose gradient is that of -S:
 
-    loss = -(offset + N/B Σ_b bound_b) + sg-free gradient of -(offset + N/B Σ_b S_b).
+    loss = -(offset + N/B Σ_b bound_b)     in value,
+          -(offset + N/B Σ_b S_b)         in gradient.
+
+An upper bound is descended: its loss is +(offset + N/B Σ_b bound_b).
+
+State that an estimator learns is its own: submodules' parameters are announced to the optimiser
+as Pyro announces a module's, decaying averages are buffers, and `state_dict` has all of it. State
+changes in training mode only (`estimator.eval()` freezes it), after it was used: what a step adds
+to an average cannot bias that step.
 """
 
+import weakref
 from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_lvm.particles import Particles, draw_particles, plan_pair
@@ -29,12 +40,15 @@ class Estimator(ELBO, nn.Module):
 
     Attributes:
         target: the bound whose gradient is estimated, in words.
-        unbiased: whether E[∇S] = ∇E[bound] for every K it accepts.
+        unbiased: whether E[∇S] = ∇E[objective] for every K it accepts.
         min_particles: the least K it accepts.
-        needs: "any" sites in the guide, or "reparameterized" ones only.
+        needs: "any" sites in the guide, "reparameterized" ones only, ... see `check`.
         instead: the class to use where a condition fails.
+        upper: whether the bound is an upper one, to be descended.
         is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
         draws: "particles" of the guide as it is, or another way of drawing, in a word.
+        reads_rows: whether it looks at the rows of the batch: the model's arguments must be these
+            rows, and each must have a log-weight of its own.
         cost: runs of guide and model for a step, in words.
         paper: authors and year, title, link.
     """
@@ -44,8 +58,10 @@ class Estimator(ELBO, nn.Module):
     min_particles: ClassVar[int] = 1
     needs: ClassVar[str] = "any"
     instead: ClassVar[str] = ""
+    upper: ClassVar[bool] = False
     is_bound: ClassVar[bool] = True
     draws: ClassVar[str] = "particles"
+    reads_rows: ClassVar[bool] = False
     cost: ClassVar[str] = "K"
     paper: ClassVar[str]
 
@@ -77,12 +93,24 @@ class Estimator(ELBO, nn.Module):
     def surrogate(self, particles: Particles) -> Tensor:
         """S, per datum: (B,). Ascending its gradient ascends the target."""
 
+    def objective(self, particles: Particles) -> Tensor:
+        """What S ascends, per datum (B,): the bound, unless a class says otherwise."""
+        return -self.bound(particles) if self.upper else self.bound(particles)
+
+    def learn(self, particles: Particles) -> None:
+        """Update averages from particles that were used. Called in training mode."""
+
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
         """K particles of this pair."""
         plan = self.plan(model, guide, args, kwargs)
-        return draw_particles(model, guide, args, kwargs, plan, self.num_particles)
+        drawing = self.drawing()
+        return draw_particles(model, guide, args, kwargs, plan, self.num_particles, drawing=drawing)
+
+    def drawing(self) -> Messenger | None:
+        """A handler that changes how the guide draws, new for every step; None for as it is."""
+        return None
 
     def plan(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -108,6 +136,11 @@ class Estimator(ELBO, nn.Module):
                 f"{type(self).__name__} needs reparameterised draws, but the guide's site '{site}' "
                 f"({plan.latents[site]}) has none. Use {self.instead}."
             )
+        if self.reads_rows and plan.data_plate is None:
+            raise ValueError(
+                f"{type(self).__name__} needs one log-weight per datum, but this pair has a joint "
+                f"one: {plan.joint_because}. Use LeaveOneOut or DecayingAverageBaseline."
+            )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         raise NotImplementedError(f"{type(self).__name__} works on particles, not on one trace.")
@@ -116,12 +149,24 @@ class Estimator(ELBO, nn.Module):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
+        sign = 1.0 if self.upper else -1.0
         particles = self.draw(model, guide, args, kwargs)
         value = total(self.bound(particles), particles)
         if not torch.is_grad_enabled():
-            return -value
-        surrogate = total(self.surrogate(particles), particles)
-        return -(value.detach() + (surrogate - surrogate.detach()))
+            return sign * value
+        surrogate = self.surrogate(particles).sum() * particles.scale  # ascended
+        self._announce()
+        gradient = surrogate - sign * particles.offset
+        if self.training:
+            self.learn(particles)
+        return sign * value.detach() - (gradient - gradient.detach())
+
+    def _announce(self) -> None:
+        """Show the estimator's own parameters to whoever collects parameters, as SVI does."""
+        for name, parameter in self.named_parameters():
+            alias = parameter.view_as(parameter)
+            alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+            _parameter(alias, name=f"{type(self).__name__}.{name}")
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -134,6 +179,11 @@ class Estimator(ELBO, nn.Module):
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return float(loss.detach())
+
+
+@effectful(type="param")
+def _parameter(value: Tensor) -> Tensor:
+    return value
 
 
 def total(per_datum: Tensor, particles: Particles) -> Tensor:

@@ -73,6 +73,9 @@ class Exact:
 
         Cases that differ in rows only are equally likely: the sums are divided by the total mass.
         """
+        estimator.eval()  # averages stay as they are from case to case, and not at zero
+        for buffer in estimator.buffers():
+            buffer.fill_(0.7)
         estimator.plan(model, guide, args, {})  # looks at the pair with draws of its own
         estimate = torch.zeros(sum(p.numel() for p in parameters))
         target = torch.zeros(())
@@ -84,9 +87,9 @@ class Exact:
             estimate += probability.detach() * _flat_gradient(loss, parameters)
             with Forced(case):
                 particles = estimator.draw(model, guide, args, {})
-            value = -total(estimator.bound(particles), particles)
-            assert torch.allclose(value, loss, rtol=1e-9)
-            target = target + probability * value
+            value = total(estimator.bound(particles), particles)
+            assert torch.allclose(value if estimator.upper else -value, loss, rtol=1e-9)
+            target = target - probability * total(estimator.objective(particles), particles)
             mass += float(probability.detach())
         return estimate / mass, _flat_gradient(target, parameters) / mass
 

@@ -26,6 +26,8 @@ Program = Callable[..., Any]
 class Pair:
     """A small program with its guide, its data, its parameters and all cases of its draws."""
 
+    rows_are_arguments = True
+
     def __init__(self, exact: Any, num_particles: int) -> None:
         gen = torch.Generator().manual_seed(3)
         self.exact, self.K = exact, num_particles
@@ -117,6 +119,8 @@ class SubsamplePair(BernoulliPair):
 class PyroSubsamplePair(BernoulliPair):
     """Pyro's own subsample_size: every choice of one row out of three is a case."""
 
+    rows_are_arguments = False
+
     def __init__(self, exact: Any, num_particles: int) -> None:
         super().__init__(exact, num_particles)
         self.x = torch.tensor([0.3, -1.0, 2.0])
@@ -138,6 +142,8 @@ class PyroSubsamplePair(BernoulliPair):
 
 class GlobalPair(Pair):
     """A global Bernoulli and one per datum: one joint weight, N/B inside."""
+
+    rows_are_arguments = False
 
     def model(self, x: Tensor) -> None:
         theta = self.p["theta"]
@@ -235,14 +241,16 @@ def gradients(cls: type[Estimator], pair: Any, **options: Any) -> tuple[Tensor, 
     )
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda c: c.__name__)
-@pytest.mark.parametrize("cls", ANY_SITE, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    ("cls", "pair"),
+    [(c, p) for c in ANY_SITE for p in PAIRS if p.rows_are_arguments or not c.reads_rows],
+)
 def test_expected_gradient_is_the_targets(
     exact: Any, cls: type[Estimator], pair: type[Pair]
 ) -> None:
     estimate, target = gradients(cls, pair(exact, 2))
-    assert target.abs().max() > 1e-3, "a zero target would be met by a zero gradient"
-    assert (estimate - target).abs().max() < 1e-9
+    assert target.abs().max() > 1e-5, "a zero target would be met by a zero gradient"
+    assert (estimate - target).abs().max() < 1e-9 * max(1.0, float(target.abs().max()))
 
 
 @pytest.mark.parametrize(

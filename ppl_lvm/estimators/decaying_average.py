@@ -1,0 +1,35 @@
+"""A decaying average of what past steps gave, as a buffer that checkpoints carry.
+
+    a ← β a + (1 - β) m,   n ← β n + (1 - β),   average = a / n
+
+where dividing by n takes away the weight of the start at zero. Before the first step it is 0.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class DecayingAverage(nn.Module):
+    """The average, a scalar; `add` after use."""
+
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        if not 0.0 <= beta < 1.0:
+            raise ValueError(f"A decaying average needs 0 <= beta < 1, got beta={beta}.")
+        self.beta = beta
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
+
+    def forward(self) -> Tensor:
+        """The average so far, a scalar tensor."""
+        tiny = torch.finfo(self.weight.dtype).tiny
+        return (self.total / self.weight.clamp_min(tiny)).to(torch.get_default_dtype())
+
+    @torch.no_grad()
+    def add(self, value: Tensor) -> None:
+        """Take `value` (any shape) into the average by its mean."""
+        self.total.mul_(self.beta).add_((1 - self.beta) * value.mean())
+        self.weight.mul_(self.beta).add_(1 - self.beta)

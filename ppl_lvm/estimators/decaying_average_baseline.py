@@ -1,0 +1,56 @@
+"""The score function estimator with a decaying average of past weights as its baseline.
+
+With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
+
+    ∇ELBO ≈ 1/K Σ_k (w_k - c) ∇log q(z_k | x) + ∇log p(x, z_k),
+    c ← β c + (1 - β) mean(w)      after use,
+
+so c knows nothing of this step's draws and any β leaves the gradient unbiased. One number serves
+all data: where data differ much in their evidence, NeuralBaseline or LeaveOneOut suit better.
+
+Reference:
+    Mnih, Gregor (2014). Neural variational inference and learning in belief networks, section
+    2.3. https://arxiv.org/abs/1402.0030
+"""
+
+from torch import Tensor
+
+from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.estimators.decaying_average import DecayingAverage
+from ppl_lvm.particles import Particles
+
+
+class DecayingAverageBaseline(Estimator):
+    """The evidence lower bound with score function gradients, a running mean as baseline.
+
+    Args:
+        num_particles: K.
+        beta: what the average keeps of itself at each step, in [0, 1).
+        vectorize_particles: run particles in one pass; by default where the program allows it.
+    """
+
+    target = "ELBO"
+    unbiased = True
+    paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        beta: float = 0.9,
+        vectorize_particles: bool | None = None,
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles)
+        self.average = DecayingAverage(beta)
+
+    def bound(self, particles: Particles) -> Tensor:
+        return particles.log_w.mean(0)  # (B,)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        pathwise = particles.log_p - particles.log_q_path  # (K, B)
+        if particles.score is None:
+            return pathwise.mean(0)
+        c = self.average().to(pathwise)
+        return (pathwise + (particles.log_w.detach() - c) * particles.score).mean(0)  # (B,)
+
+    def learn(self, particles: Particles) -> None:
+        self.average.add(particles.log_w)

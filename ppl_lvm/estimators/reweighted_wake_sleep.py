@@ -1,0 +1,46 @@
+"""Reweighted wake-sleep, in its wake-wake form.
+
+With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and normalised
+weights v_k = exp w_k / Σ_j exp w_j,
+
+    ∇θ = Σ_k v_k ∇log p(x, z_k),     ∇φ = Σ_k v_k ∇log q(z_k | x).
+
+The model ascends IWAE, unbiased. The guide descends KL(p(z | x) || q(z | x)) instead, by
+self-normalised importance sampling: biased at finite K, better as K grows, and no score function
+or reparameterised draw is needed. Weights are per datum: particles of one datum compete among
+themselves. The sleep phase, which trains the guide on the model's own data, needs a program that
+can run without data and is left out.
+
+References:
+    Bornschein, Bengio (2015). Reweighted wake-sleep. https://arxiv.org/abs/1406.2751
+    Le, Kosiorek, Siddharth, Teh, Wood (2019). Revisiting reweighted wake-sleep.
+    https://arxiv.org/abs/1805.10469
+"""
+
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.estimators.log_mean_exp import log_mean_exp
+from ppl_lvm.estimators.without_path import WithoutPath
+from ppl_lvm.particles import Particles
+
+
+class ReweightedWakeSleep(Estimator):
+    """Wake-wake: the model by IWAE, the guide by KL(p || q)."""
+
+    target = "IWAE; KL(p || q) for the guide"
+    unbiased = False
+    min_particles = 2
+    instead = "ScoreFunction"
+    paper = "Bornschein, Bengio (2015). https://arxiv.org/abs/1406.2751"
+
+    def drawing(self) -> Messenger:
+        return WithoutPath()
+
+    def bound(self, particles: Particles) -> Tensor:
+        return log_mean_exp(particles.log_w)  # (B,)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        v = particles.log_w.detach().softmax(0)  # (K, B)
+        return (v * (particles.log_p + particles.log_q)).sum(0)  # (B,)
