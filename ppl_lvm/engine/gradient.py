@@ -121,9 +121,21 @@ class Gradient:
     # Steps that run the program
 
     def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._drop_rebinding()
         for parameter in self.parameters:
             parameter.grad = None
         return self._loss_and_grads(*args, **kwargs)
+
+    def _drop_rebinding(self) -> None:
+        """The program is about to bind its state anew: recordings that hold the old are void."""
+        for key, entry in self._entries.items():
+            if entry.recording is not None and entry.recording.rebinds:
+                self._entries[key] = _Entry(attempts=entry.attempts + 1)
+                if entry.attempts + 1 >= _ATTEMPTS:
+                    raise CannotCaptureError(
+                        "the program binds its state anew each step and its arguments change "
+                        "shape; change the state in place (tensor.copy_)"
+                    )
 
     def _learn(self, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.parameters:
@@ -151,6 +163,7 @@ class Gradient:
     ) -> Any:
         if any(t.requires_grad for t in arguments.tensors):
             raise CannotCaptureError("an argument requires a gradient")
+        self._drop_rebinding()
         before = outside.random_states()
         plain = outside.plain_state(self._watched)
         batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
@@ -232,15 +245,9 @@ class Gradient:
         trial = build(earlier, pairs, old)
         self._check(trial, later, pairs, before, batch)
         recording = build(later, pairs, {s: later.held[r] for s, r in pairs.items()})
-        if pairs:  # the program holds this step's state: recordings made before hold older ones
-            self._forget_others(entry)
         entry.tape, entry.recording = None, recording
         if self.num_captures > 1:
             logger.info("captured a step for another kind of arguments (%d)", self.num_captures)
-
-    def _forget_others(self, entry: _Entry) -> None:
-        for key in [k for k, e in self._entries.items() if e is not entry]:
-            self._entries[key] = _Entry(attempts=self._entries[key].attempts + 1)
 
     def _check(
         self,

@@ -34,6 +34,7 @@ class Recording:
     results: Any  # the loss's structure: Ref stands for the next returned tensor
     num_losses: int
     mutated: list[int]  # places in `sources` that the step changes
+    rebinds: bool  # some of them by binding a new tensor
 
     def losses(self, flat: Iterable[Tensor]) -> Any:
         """The loss as the program returned it, from the graph's first outputs."""
@@ -77,6 +78,7 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
         results=tape.results,
         num_losses=len(losses),
         mutated=[i for i, s in enumerate(tape.sources) if s.index in changed],
+        rebinds=bool(rebound),
     )
 
 

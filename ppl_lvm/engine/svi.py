@@ -87,6 +87,11 @@ class CompiledSVI:
         return "captured" if self._gradient.num_captures else "eager"
 
     @property
+    def num_captures(self) -> int:
+        """How many kinds of arguments have been captured."""
+        return self._gradient.num_captures
+
+    @property
     def refusal(self) -> str | None:
         """Why steps are eager, if the program cannot be captured."""
         return str(self._gradient.refusal) if self._gradient.refusal is not None else None

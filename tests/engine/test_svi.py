@@ -1,11 +1,14 @@
 """One seed, one sequence of losses: CompiledSVI against `pyro.infer.SVI`."""
 
+import copy
 import importlib.util
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
+import torch
 from pyro.infer import SVI
 
 from ppl_lvm.engine import CompiledSVI
@@ -51,3 +54,88 @@ def test_another_seed_takes_other_steps() -> None:
     model, guide, loss, batch = PROGRAMS["vae"]()
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
     assert [svi.step(*batch) for _ in range(5)] != pytest.approx(expected, rel=1e-5)
+
+
+OPTIMISERS: dict[str, Any] = {
+    "adam": lambda: pyro.optim.Adam({"lr": 0.05}),
+    "adam, decay": lambda: pyro.optim.Adam({"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
+    "adamw": lambda: pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1}),
+    "clipped adam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 0.5, "lrd": 0.95}),
+    "centred": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "centered_variance": True}),
+    "sgd": lambda: pyro.optim.SGD({"lr": 1e-3}),
+    "momentum": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9, "dampening": 0.3}),
+    "nesterov": lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9, "nesterov": True}),
+    "clip": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.3}),
+    "per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "loc" in name else 0.01}),
+    "rmsprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
+    "amsgrad": lambda: pyro.optim.Adam({"lr": 0.05, "amsgrad": True}),
+    "partial": lambda: partial(torch.optim.Adam, lr=0.05),
+    "schedule": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.9}
+    ),
+}
+
+
+def stepped(
+    optimizer: Any, engine: Any, steps: int, name: str = "AutoMultivariateNormal"
+) -> list[float]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS[name]()
+    svi = CompiledSVI(model, guide, optimizer, loss, engine=engine)
+    got = []
+    for _ in range(steps):
+        got.append(svi.step(*batch))
+        if isinstance(optimizer, pyro.optim.PyroLRScheduler):
+            optimizer.step()
+    return got
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_flat_optimisers_take_the_optimisers_steps(name: str) -> None:
+    expected = stepped(OPTIMISERS[name](), "eager", 40)
+    assert stepped(OPTIMISERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "clipped adam", "momentum", "rmsprop"])
+@pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])
+def test_state_resumes_at_another_level(name: str, first: str, second: str) -> None:
+    """Parameters, optimiser and random state saved at one level continue at the other."""
+    expected = stepped(OPTIMISERS[name](), "eager", 24)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS["AutoMultivariateNormal"]()
+    optimizer = OPTIMISERS[name]()
+    svi = CompiledSVI(model, guide, optimizer, loss, engine=first)  # type: ignore[arg-type]
+    got = [svi.step(*batch) for _ in range(12)]
+    state = copy.deepcopy(optimizer.get_state())
+    again = OPTIMISERS[name]()
+    again.set_state(state)
+    svi = CompiledSVI(model, guide, again, loss, engine=second)  # type: ignore[arg-type]
+    got += [svi.step(*batch) for _ in range(12)]
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_modules_see_the_flat_parameters_and_loading_into_them_is_seen() -> None:
+    pyro.set_rng_seed(0)
+    model, guide, loss, batch = PROGRAMS["vae"]()
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine="captured")
+    for _ in range(6):
+        svi.step(*batch)
+    kept = copy.deepcopy(model.state_dict())
+    svi.step(*batch)
+    assert not torch.equal(kept["net.0.weight"], model.net[0].weight)
+    torch.manual_seed(1)
+    model.load_state_dict(kept)
+    wanted = svi.evaluate_loss(*batch)
+    torch.manual_seed(1)
+    assert svi.step(*batch) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_unknown_level_or_a_bare_loss_is_refused() -> None:
+    model, guide, loss, _ = PROGRAMS["vae"]()
+    optimizer = pyro.optim.Adam({"lr": 0.02})
+    with pytest.raises(ValueError, match="'fast' is none of"):
+        CompiledSVI(model, guide, optimizer, loss, engine="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must be a pyro\.infer\.ELBO"):
+        CompiledSVI(model, guide, optimizer, loss.loss)
