@@ -1,0 +1,115 @@
+"""Data from the model itself, with the latents that made them, in the shape of a batch.
+
+Draw z ~ p(z), x ~ p(x | z); then z is an exact draw of p(z | x). The drawn x takes the place of
+the observed tensor in the batch, so that an amortised guide reads it; what a model only
+conditions on (inputs, lengths) stays.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.plan import Plan, Program
+from ppl_lvm.traces import PARTICLE_PLATE, Given, Sites, is_subsample, trace_program
+
+CELLS = 2**24  # numbers of one replicate set drawn at once
+
+
+def simulate(
+    model: Program, *batch: Any, given: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
+    """(site -> drawn value, batch with the observed tensors redrawn); `given` sites are fixed."""
+    places = observed_places(model, *batch)
+    fixed = Given(given) if given else None
+    with torch.no_grad():
+        free = poutine.uncondition(model)
+        sites = trace_program(free, batch, {}, particles=None, nesting=0, given=fixed)
+    values = {name: site["value"] for name, site in sites.items() if not is_subsample(site)}
+    fresh = list(batch)
+    for name, place in places.items():
+        fresh[place] = values[name].reshape(batch[place].shape).to(batch[place].dtype)
+    return values, tuple(fresh)
+
+
+def observed_places(model: Program, *batch: Any) -> dict[str, int]:
+    """Observed site -> position of its tensor among the arguments.
+
+    Raises:
+        CannotSayError: an observed value is none of the arguments.
+    """
+    with torch.no_grad(), torch.random.fork_rng():
+        sites = trace_program(model, batch, {}, particles=None, nesting=0)
+    places = {}
+    for name, site in sites.items():
+        if not site["is_observed"] or type(site["fn"]).__name__ == "Unit":
+            continue
+        found = [i for i, t in enumerate(batch) if isinstance(t, Tensor) and _same(t, site)]
+        if not found:
+            raise CannotSayError(
+                f"The observed value of site '{name}' is none of the model's arguments, so data "
+                "simulated from the model cannot be handed to it. Pass obs=x for an argument x."
+            )
+        places[name] = found[0]
+    return places
+
+
+def _same(tensor: Tensor, site: dict[str, Any]) -> bool:
+    value = site["value"]
+    if value is tensor:
+        return True
+    return value.numel() == tensor.numel() and torch.equal(
+        value.reshape(-1).double().nan_to_num(), tensor.reshape(-1).double().nan_to_num()
+    )
+
+
+def replicates(
+    model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, count: int, prior: bool
+) -> dict[str, Tensor]:
+    """Observed site -> (count, ...) fresh data sets; local latents are always from the prior.
+
+    Global latents come from the guide, or from the prior if `prior`. A new draw of z_n, not one
+    from q(z_n | x_n), which has seen x_n and would reproduce it whatever the model.
+    """
+    places = observed_places(model, *batch)
+    size = sum(batch[i].numel() for i in places.values())
+    chunk = max(1, min(count, CELLS // max(size, 1))) if plan.vectorized else None
+    drawn: dict[str, list[Tensor]] = {name: [] for name in places}
+    done = 0
+    while done < count:
+        number = min(chunk, count - done) if chunk else None
+        with torch.no_grad():
+            shared = {} if prior else _globals(guide, batch, plan, number)
+            sites = trace_program(
+                poutine.uncondition(model),
+                batch,
+                {},
+                particles=number,
+                nesting=plan.nesting,
+                given=Given(shared),
+            )
+        for name, place in places.items():
+            shape = (number or 1, *batch[place].shape)
+            drawn[name].append(_all_particles(sites[name], number, shape))
+        done += number or 1
+    return {name: torch.cat(parts) for name, parts in drawn.items()}
+
+
+def _globals(
+    guide: Program, batch: tuple[Any, ...], plan: Plan, number: int | None
+) -> dict[str, Tensor]:
+    sites: Sites = trace_program(guide, batch, {}, particles=number, nesting=plan.nesting)
+    return {name: s["value"] for name, s in sites.items() if not _is_local(s, plan)}
+
+
+def _is_local(site: dict[str, Any], plan: Plan) -> bool:
+    frames = [f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE]
+    return (plan.data_plate or "data") in frames
+
+
+def _all_particles(site: dict[str, Any], number: int | None, shape: tuple[int, ...]) -> Tensor:
+    value: Tensor = site["value"]
+    return value.reshape(shape)
