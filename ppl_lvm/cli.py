@@ -141,9 +141,11 @@ def print_results(run: Any) -> None:
     """A run's figures as a table that a narrow terminal and a pipe can hold."""
     results = run.results
     table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_row("bound", f"{results['bound']:.4f} nats per datum (training rows)")
+    error = results["bound_monte_carlo_error"]
+    table.add_row("bound", f"{results['bound']:.4f} ± {error:.4f} nats per datum (training rows)")
     if results["held_out"] is not None:
-        table.add_row("held out", f"{results['held_out']:.4f} nats per datum")
+        error = results["held_out_monte_carlo_error"]
+        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum")
     table.add_row(
         "log evidence",
         f"{results['log_evidence']:.4f} ± {results['log_evidence_standard_error']:.4f} nats per "

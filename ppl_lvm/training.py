@@ -242,30 +242,35 @@ class Training:
 
     # Evaluation
 
-    def evaluate(self, data: Data, *, repeats: int = 1) -> float:
-        """The bound on `data`, nats per datum, at full KL weight and with a seed of its own.
+    def evaluate(self, data: Data, *, repeats: int = 1) -> tuple[float, float]:
+        """The bound on `data`, nats per datum, and its Monte-Carlo error (NaN for one repeat).
 
-        Global latents count as in training: their terms are divided by the training rows.
+        At full KL weight, in evaluation mode, with a seed of its own: two evaluations of the same
+        parameters are equal. Global latents count as in training: their terms are divided by the
+        training rows.
         """
         self._kl.value = self.options.kl_weight
-        modules = [m for _, m in self.pair.modules()]
-        training = [m.training for m in modules]
-        total = 0.0
+        modules = [module for _, module in self.pair.modules()]
+        training = [module.training for module in modules]
         try:
             with torch.no_grad(), torch.random.fork_rng(), self.pair.scope():
                 torch.manual_seed(self.options.seed)
-                for module in modules:
-                    module.eval()
-                for _ in range(repeats):
-                    for rows in torch.arange(len(data)).split(max(self.options.batch_size, 1)):
-                        batch = data.batch(rows)
-                        model, guide, per_datum = self._programs(len(batch[0]))
-                        loss = self.pair.objective.loss(model, guide, *batch) * per_datum
-                        total -= float(loss) * len(rows) / len(data)
+                self.pair.freeze()
+                values = [self._evaluate_once(data) for _ in range(repeats)]
         finally:
             for module, mode in zip(modules, training, strict=True):
                 module.train(mode)
-        return total / repeats
+        error = np.std(values, ddof=1) / math.sqrt(repeats) if repeats > 1 else math.nan
+        return float(np.mean(values)), float(error)
+
+    def _evaluate_once(self, data: Data) -> float:
+        total = 0.0
+        for rows in torch.arange(len(data)).split(self.options.batch_size):
+            batch = data.batch(rows)
+            model, guide, per_datum = self._programs(len(rows))
+            loss = self.pair.objective.loss(model, guide, *batch) * per_datum
+            total -= float(loss) * len(rows) / len(data)
+        return total
 
     def _validate(self) -> bool:
         """Evaluate; whether to go on."""
@@ -273,7 +278,7 @@ class Training:
         self.history["learning_rate"].append(float(self.optimizer.param_groups[0]["lr"]))
         if self.held_out is None:
             return True
-        bound = self.evaluate(self.held_out)
+        bound, _ = self.evaluate(self.held_out)
         self.history["validation_bound"].append(bound)
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(-bound)

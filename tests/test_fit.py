@@ -87,7 +87,8 @@ def test_the_fit_approaches_the_maximum_likelihood() -> None:
     run = quiet(Factor(), FactorGuide(), x, num_steps=1500, optimizer="Adam(lr=0.02)")
     centred = x - x.mean(0)
     # The posterior of this model is in the guide's family, so the bound can meet log p(x).
-    assert exact(run, x).mean() - run.results["bound"] < 0.02
+    gap = float(exact(run, x).mean()) - run.results["bound"]
+    assert abs(gap) < 0.02 + 5 * run.results["bound_monte_carlo_error"]
     evidence = run.log_evidence(x, 200)
     error = 5 * evidence.monte_carlo_error + 1e-5
     assert abs(evidence.value - float(exact(run, x).mean())) < error
@@ -332,7 +333,8 @@ def test_early_stopping_goes_back_to_the_best() -> None:
     assert run.results["steps"] < 5000
     assert len(bounds) - 1 - int(np.argmax(bounds)) == 4
     # The figure in the results is a new evaluation of the same parameters (four draws, not one).
-    assert run.results["held_out"] == pytest.approx(max(bounds), abs=0.3)
+    error = run.results["held_out_monte_carlo_error"]
+    assert abs(run.results["held_out"] - max(bounds)) < 5 * error * 8**0.5
 
 
 def test_kl_annealing_starts_without_the_kl_and_ends_with_it() -> None:
