@@ -28,13 +28,15 @@ def to_arviz(pair: Pair, *batch: Any, num_samples: int = 500, seed: int = 0) -> 
 
     Groups: posterior (latent sites, those summed out of the model included), posterior_predictive,
     log_likelihood, prior, prior_predictive, observed_data; log p and log q of each draw in
-    sample_stats where the guide has latents.
+    sample_stats where the guide has global latents. Without global latents the parameters are
+    point estimates: the log-likelihood's draws then differ only by the error of their importance
+    sampling, and LOO says nothing of what the parameters have learnt by heart.
     """
     with torch.no_grad(), torch.random.fork_rng(), pair.scope():
         torch.manual_seed(seed)
         summed = predict.summed_sites(pair, *batch)
         draws = [_one_draw(pair, batch, summed) for _ in range(num_samples)]
-        prior = [predict.sample(pair, *batch) for _ in range(num_samples)]
+        prior = [predict.sample_prior(pair, *batch) for _ in range(num_samples)]
         log_likelihood, log_p, log_q = _densities(pair, batch, [d["globals"] for d in draws])
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)

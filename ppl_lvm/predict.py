@@ -39,8 +39,18 @@ def sample(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     with torch.no_grad(), pair.scope(), poutine.block():
         drawn = poutine.trace(pair.guide).get_trace(*batch)
         fixed = {n: s["value"] for n, s in latent_sites(drawn).items() if not is_local(s)}
-        model = poutine.condition(poutine.uncondition(pair.model), data=fixed)
-        trace = poutine.trace(model).get_trace(*batch)
+        return _generate(pair, fixed, batch)
+
+
+def sample_prior(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+    """Like `sample`, with the global latents too drawn from the prior."""
+    with torch.no_grad(), pair.scope(), poutine.block():
+        return _generate(pair, {}, batch)
+
+
+def _generate(pair: Pair, fixed: dict[str, Tensor], batch: tuple[Any, ...]) -> dict[str, Tensor]:
+    model = poutine.condition(poutine.uncondition(pair.model), data=fixed)
+    trace = poutine.trace(model).get_trace(*batch)
     return {
         name: site["value"]
         for name, site in trace.nodes.items()
