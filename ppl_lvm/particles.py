@@ -81,6 +81,7 @@ class Particles:
         energy: why this is the energy approximation and not a bound; None if it is a bound.
         tempered: whether poutine.scale or mask makes log_q another function than the density of
             the draws.
+        aside: what a handler that draws in its own way leaves for its estimator.
         held: scores detached values again: gradients reach parameters directly and never through
             a draw.
     """
@@ -95,6 +96,7 @@ class Particles:
     offset: Tensor | float = 0.0
     energy: str | None = None
     tempered: bool = False
+    aside: Mapping[str, Tensor] = field(default_factory=dict)
     held: Callable[[], "Particles"] | None = None
 
     def __post_init__(self) -> None:
@@ -218,7 +220,8 @@ def _common_shape(parts: list[Tensor | None]) -> tuple[torch.Size, Tensor]:
     present = [p for p in parts if p is not None]
     if not present:
         raise ValueError("The model has no sample site that takes part in the bound.")
-    shape = torch.broadcast_shapes(*(p.shape for p in present))
+    K, B = (max(p.shape[d] for p in present) for d in (0, 1))
+    shape = torch.Size((K, B))
     return shape, present[0].new_zeros(shape)
 
 

@@ -39,12 +39,13 @@ class Given(Messenger):
             return
         value = self.values[msg["name"]]
         if self.recompute_points and is_point(msg["fn"]):
-            value = _innermost(msg["fn"]).v.detach()
+            value = innermost(msg["fn"]).v.detach()
         msg["value"] = value
         msg["done"] = True
 
 
-def _innermost(fn: Any) -> Any:
+def innermost(fn: Any) -> Any:
+    """The distribution under wrappers that add dimensions, masks or expansion."""
     while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
         fn = fn.base_dist
     return fn
@@ -52,7 +53,7 @@ def _innermost(fn: Any) -> Any:
 
 def is_point(fn: Any) -> bool:
     """Whether a distribution is a Delta, possibly wrapped."""
-    return isinstance(_innermost(fn), Delta)
+    return isinstance(innermost(fn), Delta)
 
 
 def is_subsample(site: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from ppl_lvm.estimators.cubo import CUBO
 from ppl_lvm.estimators.decaying_average_baseline import DecayingAverageBaseline
+from ppl_lvm.estimators.disarm import DisARM
 from ppl_lvm.estimators.dreg import DReG
 from ppl_lvm.estimators.dreg_renyi import DReGRenyi
 from ppl_lvm.estimators.elbo import ELBO
@@ -24,6 +25,7 @@ __all__ = [
     "DReG",
     "DReGRenyi",
     "DecayingAverageBaseline",
+    "DisARM",
     "LeaveOneOut",
     "NeuralBaseline",
     "Renyi",

@@ -42,7 +42,8 @@ class Estimator(ELBO, nn.Module):
         target: the bound whose gradient is estimated, in words.
         unbiased: whether E[∇S] = ∇E[objective] for every K it accepts.
         min_particles: the least K it accepts.
-        needs: "any" sites in the guide, "reparameterized" ones only, ... see `check`.
+        needs: "any" sites in the guide, "reparameterized" ones only, one "bernoulli" site and no
+            other, or "discrete" sites that can be relaxed.
         instead: the class to use where a condition fails.
         upper: whether the bound is an upper one, to be descended.
         is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
@@ -136,6 +137,14 @@ class Estimator(ELBO, nn.Module):
                 f"{type(self).__name__} needs reparameterised draws, but the guide's site '{site}' "
                 f"({plan.latents[site]}) has none. Use {self.instead}."
             )
+        if self.needs == "bernoulli":
+            random = [n for n in plan.latents if n not in plan.constant]
+            if len(random) != 1 or plan.latents[random[0]] != "Bernoulli":
+                kinds = ", ".join(f"'{n}' ({plan.latents[n]})" for n in random)
+                raise ValueError(
+                    f"{type(self).__name__} needs a guide with one Bernoulli site and no other, "
+                    f"but it draws {kinds or 'nothing'}. Use {self.instead}."
+                )
         if self.reads_rows and plan.data_plate is None:
             raise ValueError(
                 f"{type(self).__name__} needs one log-weight per datum, but this pair has a joint "
