@@ -4,6 +4,7 @@ Where the guide has one finite site the mean needs no draws: `Forced` puts every
 in its place, and the gradients are averaged with their probabilities.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ppl_lvm.benchmarks import exact
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from scipy.stats import t
-from torch import Tensor
+from torch import Tensor, nn
 
 Step = Callable[..., float]
 Leaves = Mapping[str, Tensor]
@@ -40,6 +41,22 @@ def gradient(step: Step, batch: tuple[Tensor, ...], leaves: Leaves) -> tuple[Ten
     loss = step(*batch)
     parts = [torch.zeros_like(v) if v.grad is None else v.grad for v in leaves.values()]
     return -torch.cat([part.flatten() for part in parts]), -loss
+
+
+def steady(step: Step, objective: Any) -> Step:
+    """The step with what the objective has learned so far, put back before every draw.
+
+    A baseline is right for any value that this draw has not touched: so its draws are of one law.
+    """
+    if not isinstance(objective, nn.Module) or not objective.state_dict():
+        return step
+    learned = copy.deepcopy(objective.state_dict())
+
+    def restored(*batch: Tensor) -> float:
+        objective.load_state_dict(learned)
+        return step(*batch)
+
+    return restored
 
 
 def sample(

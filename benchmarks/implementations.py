@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,7 @@ class Implementation:
         step: takes the batch; gradient into `.grad`, returns the loss.
         forced: whether its draws are the guide's sites alone, so that they can be enumerated.
         declared: what the class says of its own bias: unbiased or not.
+        objective: the `pyro.infer.ELBO`; of a hand-written one what its target depends on, if any.
     """
 
     estimator: str
@@ -55,6 +57,7 @@ class Implementation:
     step: Callable[[Tensor], float]
     forced: bool = False
     declared: bool = True
+    objective: Any = None
 
 
 def ours(pair: Programs, num_particles: int) -> Iterator[Implementation]:
@@ -64,7 +67,11 @@ def ours(pair: Programs, num_particles: int) -> Iterator[Implementation]:
         offered = inspect.signature(cls).parameters
         settings: dict[str, Any] = {"num_particles": num_particles, "alpha": ALPHA}
         given = {key: value for key, value in settings.items() if key in offered}
-        objective = cls(**given)
+        try:
+            objective = cls(**given)
+        except ValueError as refusal:
+            yield Implementation(name, "ppl_lvm", cls.target, partial(_refuse, refusal))
+            continue
         yield Implementation(
             name,
             "ppl_lvm",
@@ -72,7 +79,12 @@ def ours(pair: Programs, num_particles: int) -> Iterator[Implementation]:
             partial(_pyro_step, objective, pair),
             forced=cls.draw is estimators.IWAE.draw,
             declared=cls.unbiased,
+            objective=objective,
         )
+
+
+def _refuse(refusal: ValueError, *batch: Tensor) -> float:
+    raise refusal
 
 
 def pyros(pair: Programs, num_particles: int, nesting: int = 1) -> Iterator[Implementation]:
@@ -110,9 +122,11 @@ def hands(known: Known, pair: Pair, num_particles: int) -> Iterator[Implementati
     make = {"belief_net": _bits, "linear_gaussian": _paths, "decoders": _mixed}[known.name]
     for name, target, surrogate in make(params, num_particles):
         step = partial(_hand_step, surrogate)
-        yield Implementation(name, "hand", target, step, declared=name not in BIASED)
+        declared = name not in BIASED
+        yield Implementation(name, "hand", target, step, declared=declared, objective=EVEN_PATH)
 
 
+EVEN_PATH = SimpleNamespace(betas=[t / 4 for t in range(5)])  # of the hand-written TVO
 BIASED = {"ReweightedWakeSleep", "ThermodynamicELBO", "GumbelSoftmax", "StraightThrough", "CUBO"}
 Surrogate = Callable[[Tensor], tuple[Tensor, Tensor]]
 Named = tuple[str, str, Surrogate]

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from ppl_lvm.benchmarks import gradient_samples as samples
-from ppl_lvm.benchmarks.implementations import BOUNDS, Implementation, hands, ours, pyros
+from ppl_lvm.benchmarks.implementations import Implementation, hands, ours, pyros
 from ppl_lvm.benchmarks.programs import Known, by_hand
+from ppl_lvm.benchmarks.targets import true_gradient
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
@@ -66,36 +67,17 @@ class Subject:
         x, params = self.batch[0], by_hand(self.pair.leaves)
         states = known.states.to(x)
         log_q = known.by_hand.log_q(params, x, states.expand(-1, len(x), -1)).detach()
-        return samples.enumerate_draws(
-            implementation.step, x, self.pair.leaves, states, log_q, self.num_particles
-        )
+        step = samples.steady(implementation.step, implementation.objective)
+        return samples.enumerate_draws(step, x, self.pair.leaves, states, log_q, self.num_particles)
 
     def target(self, implementation: Implementation) -> tuple[Tensor, Tensor] | None:
         """What the gradient should be, (P,), and its standard error; None where nobody knows."""
         if self.known is None:
             return self.references.get(implementation.target)
-        x, params = self.batch[0], by_hand(self.pair.leaves)
-        bound = BOUNDS.get("IWAE" if implementation.target == "wake" else implementation.target)
-        if bound is None:
-            return None
-        leaves = list(self.pair.leaves.values())
-        value = self.known.expected(params, x, bound, self.num_particles)
-        vector = _vector(value, leaves)
-        if implementation.target == "wake":
-            if self.known.states is None:
-                return None
-            vector = self._wake(params, x, vector)
-        return vector, torch.zeros_like(vector)
-
-    def _wake(self, params: dict[str, Tensor], x: Tensor, iwae: Tensor) -> Tensor:
-        """IWAE's gradient for the model, -KL(p(z|x) ‖ q)'s for the guide."""
-        assert self.known is not None
-        assert self.known.states is not None
-        states = self.known.states.to(x).expand(-1, len(x), -1)
-        posterior = self.known.by_hand.log_p(params, x, states).detach().softmax(0)
-        wake = (posterior * self.known.by_hand.log_q(params, x, states)).sum(0)
-        guide = _vector(wake, list(self.pair.leaves.values()))
-        return torch.where(guide != 0, guide, iwae)
+        vector = true_gradient(
+            self.known, self.pair.leaves, self.batch[0], implementation, self.num_particles
+        )
+        return None if vector is None else (vector, torch.zeros_like(vector))
 
     def log_evidence(self) -> tuple[float, float]:
         """log p(x) summed over the batch and a bound on its error: exact, or of 2,000 particles."""
@@ -120,12 +102,6 @@ class Subject:
                 continue  # it refuses this pair: another one will do
             error = draws.std(0) / repeats**0.5
             self.references[implementation.target] = draws.mean(0), error
-
-
-def _vector(value: Tensor, leaves: list[Tensor]) -> Tensor:
-    found = torch.autograd.grad(value.sum(), leaves, allow_unused=True)
-    parts = [torch.zeros_like(v) if g is None else g for g, v in zip(found, leaves, strict=True)]
-    return torch.cat([part.flatten() for part in parts])
 
 
 @contextmanager
