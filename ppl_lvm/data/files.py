@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ppl_lvm.csv_file import read_csv
-from ppl_lvm.stores import Loaded, MappedStore, memory_store
-from ppl_lvm.values import (
+from ppl_lvm.data.csv_file import read_csv
+from ppl_lvm.data.stores import Loaded, MappedStore, memory_store
+from ppl_lvm.data.values import (
     Array,
     Columns,
     Place,

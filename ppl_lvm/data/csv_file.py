@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppl_lvm.stores import Loaded, memory_store
-from ppl_lvm.values import Array, Columns, Place, check_names, pick_columns
+from ppl_lvm.data.stores import Loaded, memory_store
+from ppl_lvm.data.values import Array, Columns, Place, check_names, pick_columns
 
 CHUNK = 8192  # lines turned into numbers at a time, so that the text never stands whole in memory
 

@@ -7,7 +7,7 @@
                                              Dataset, a DataLoader
 
 What the model sees are tensors with rows first. Numbers become torch's default floating-point
-type (torch tensors of integers stay integers, see `ppl_lvm.values`). Labels are kept apart and
+type (torch tensors of integers stay integers, see `ppl_lvm.data.values`). Labels are kept apart and
 never reach the model. Nothing is dropped or filled; whatever cannot be used is an error that
 names file, row and column and says what to do.
 """
@@ -33,9 +33,9 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ppl_lvm import datasets, files
-from ppl_lvm.stores import ItemStore, Loaded, Store, item_store, memory_store, part_names
-from ppl_lvm.values import MISSING, Array, Columns, Place, check_shape, code_labels, offer
+from ppl_lvm.data import datasets, files
+from ppl_lvm.data.stores import ItemStore, Loaded, Store, item_store, memory_store, part_names
+from ppl_lvm.data.values import MISSING, Array, Columns, Place, check_shape, code_labels, offer
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from ppl_lvm import files
-from ppl_lvm.data import Data, load_data
+from ppl_lvm.data import Data, files, load_data
 
 TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
 
