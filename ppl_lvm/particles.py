@@ -82,8 +82,8 @@ class Particles:
         tempered: whether poutine.scale or mask makes log_q another function than the density of
             the draws.
         aside: what a handler that draws in its own way leaves for its estimator.
-        held: scores detached values again: gradients reach parameters directly and never through
-            a draw.
+        rescore: scores the same particles again on detached values, with other values, (K, ...),
+            in place of some: gradients reach parameters and these values, and go through no draw.
     """
 
     log_p: Tensor
@@ -97,7 +97,7 @@ class Particles:
     energy: str | None = None
     tempered: bool = False
     aside: Mapping[str, Tensor] = field(default_factory=dict)
-    held: Callable[[], "Particles"] | None = None
+    rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
 
     def __post_init__(self) -> None:
         if self.log_q_path is None:
@@ -110,7 +110,8 @@ class Particles:
 
     @cached_property
     def _held(self) -> "Particles":
-        return self if self.held is None else self.held()
+        has_path = any(draw.value.requires_grad for draw in self.draws.values())
+        return self.rescore({}) if has_path and self.rescore is not None else self
 
     @property
     def log_p_held(self) -> Tensor:
@@ -316,17 +317,16 @@ def draw_particles(
     particles = passes[0] if len(passes) == 1 else _stack(passes)
     if not plan.latents:
         particles = _repeat(particles, num_particles)
-    if not any(d.value.requires_grad for d in particles.draws.values()):
-        return particles  # nothing flows through the draws: the tables are already held
 
-    def held() -> Particles:
+    def rescore(others: Mapping[str, Tensor]) -> Particles:
         again = []
-        for size, values in zip(sizes, runs, strict=True):
-            sites = run_pair(model, guide, args, kwargs, plan, size, values=values)
+        for k, (size, values) in enumerate(zip(sizes, runs, strict=True)):
+            new = {n: v[k] if size is None else v for n, v in others.items()}
+            sites = run_pair(model, guide, args, kwargs, plan, size, values={**values, **new})
             again.append(_one_pass(*sites, plan, vectorized=size is not None))
         return again[0] if len(again) == 1 else _stack(again)
 
-    particles.held = held
+    particles.rescore = rescore
     return particles
 
 

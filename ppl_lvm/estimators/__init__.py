@@ -9,6 +9,8 @@ from ppl_lvm.estimators.elbo import ELBO
 from ppl_lvm.estimators.iwae import IWAE
 from ppl_lvm.estimators.leave_one_out import LeaveOneOut
 from ppl_lvm.estimators.neural_baseline import NeuralBaseline
+from ppl_lvm.estimators.rebar import REBAR
+from ppl_lvm.estimators.relax import RELAX
 from ppl_lvm.estimators.renyi import Renyi
 from ppl_lvm.estimators.reweighted_wake_sleep import ReweightedWakeSleep
 from ppl_lvm.estimators.score_function import ScoreFunction
@@ -21,6 +23,8 @@ __all__ = [
     "CUBO",
     "ELBO",
     "IWAE",
+    "REBAR",
+    "RELAX",
     "VIMCO",
     "DReG",
     "DReGRenyi",
