@@ -81,18 +81,11 @@ class GaussianMixture(PyroModule):
     def initialize(self, x: Tensor) -> None:
         """Start from k-means under torch's seed, its centres chosen by k-means++.
 
-        Small clusters borrow their spread from the others: each covariance is the cluster's own,
-        averaged with P + 1 rows' worth of the one pooled over clusters.
-
         Raises:
             ValueError: for fewer rows than components.
         """
         self._meet(x)
-        r = start_clusters(x, self.components)
-        weights, means, scatter = moments(x, r)
-        pooled = torch.einsum("k,kpq->pq", weights, scatter)
-        rows, borrowed = len(x) * weights[:, None, None], x.shape[1] + 1
-        self._set(weights, means, (rows * scatter + borrowed * pooled) / (rows + borrowed))
+        self._set(*blended(x, start_clusters(x, self.components)))
 
     def degenerate(self, x: Tensor) -> str | None:
         """Why these parameters must not be chosen although their likelihood is high, or None.
@@ -261,6 +254,18 @@ def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         [((x - means[k]) * r[:, k : k + 1]).mT @ (x - means[k]) / rows[k] for k in range(len(rows))]
     )
     return rows / rows.sum(), means, scatter
+
+
+def blended(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`moments` to start from: small clusters borrow their spread from the others.
+
+    Each covariance is the cluster's own, averaged with P + 1 rows' worth of the one pooled over
+    clusters, so that a cluster of few rows does not start collapsed.
+    """
+    weights, means, scatter = moments(x, r)
+    pooled = torch.einsum("k,kpq->pq", weights, scatter)
+    rows, borrowed = len(x) * weights[:, None, None], x.shape[1] + 1
+    return weights, means, (rows * scatter + borrowed * pooled) / (rows + borrowed)
 
 
 def cholesky_above(scatter: Tensor, floor: float) -> Tensor:

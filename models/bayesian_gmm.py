@@ -1,0 +1,161 @@
+"""Bayesian Gaussian mixture: K clusters at most; those that the data does not need stay empty.
+
+    π       ~ Dirichlet(α, …, α)           global, α = 1/K: sparse
+    μ_k     ~ N(m, diag s²)                global    (K, P)
+    σ_k     ~ LogNormal(log(s / 2), 1)     global    (K, P)
+    R_k R_kᵀ ~ LKJ(1)                      global    (K, P, P), a correlation matrix
+    z_n     ~ Categorical(π)               latent    (N,), enumerated
+    x_n     ~ N(μ_{z_n}, Σ_{z_n})          observed  (N, P)
+
+with Σ_k = diag(σ_k) R_k R_kᵀ diag(σ_k), and m and s the columns' means and standard deviations,
+which `initialize` takes from the data. With `covariance="diag"` there is no R.
+
+A Dirichlet with α < 1 has its mass at the corners of the simplex. A component that explains no
+row then costs less with weight zero than with any other, so surplus components empty. The guide
+must be able to put a weight there: `SharedNormal` has a Dirichlet for it.
+
+Reference:
+    Rousseau, Mengersen (2011). Asymptotic behaviour of the posterior distribution in overfitted
+    mixture models. https://doi.org/10.1111/j.1467-9868.2011.00781.x
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from ppl_lvm.models.gmm import moments, start_clusters
+from pyro.distributions import (
+    Categorical,
+    Dirichlet,
+    LKJCholesky,
+    LogNormal,
+    MultivariateNormal,
+    Normal,
+)
+from pyro.nn import PyroModule
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+
+COVARIANCES = ("full", "diag")
+
+
+class BayesianGaussianMixture(PyroModule):
+    """At most K Gaussians over P columns, with priors on all that describes them.
+
+    Args:
+        components: K, more than are expected.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        covariance: "full" or "diag".
+        concentration: α. If None, 1/K.
+    """
+
+    center: Tensor  # m (P,)
+    spread: Tensor  # s (P,)
+
+    def __init__(
+        self,
+        components: int = 10,
+        observed: int | None = None,
+        covariance: str = "full",
+        concentration: float | None = None,
+    ) -> None:
+        super().__init__()
+        if covariance not in COVARIANCES:
+            raise ValueError(
+                f"There is no covariance {covariance!r}; choose from {', '.join(COVARIANCES)}."
+            )
+        if components < 2 or (concentration is not None and not concentration > 0):
+            raise ValueError(
+                "A Bayesian mixture needs at least two components and a concentration above "
+                f"zero; got components={components}, concentration={concentration}."
+            )
+        self.components = components
+        self.covariance = covariance
+        self.concentration = 1 / components if concentration is None else concentration
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P)."""
+        self._meet(x)
+        K, P = self.components, len(self.center)
+        pi = pyro.sample("weights", Dirichlet(x.new_full((K,), self.concentration)))
+        # Components are an event and no plate, so that a plate of particles fits to their left.
+        mu = pyro.sample("means", Normal(self.center, self.spread).expand([K, P]).to_event(2))
+        prior = LogNormal((self.spread / 2).log(), 1.0)
+        sigma = pyro.sample("scales", prior.expand([K, P]).to_event(2))
+        R = None
+        if self._correlated:
+            one = torch.ones_like(self.center[0])
+            R = pyro.sample("correlations", LKJCholesky(P, one).expand([K]).to_event(1))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(pi), infer={"enumerate": "parallel"})
+            pyro.sample("x", _gaussian(mu, sigma, R, z), obs=x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Take the columns' means and standard deviations from the rows `x` (N, P).
+
+        Raises:
+            ValueError: for a constant column, which no Gaussian can explain.
+        """
+        self._meet(x)
+        rows = x.detach().double()
+        spread = rows.std(0, correction=0)
+        if (spread == 0).any():
+            column = int((spread == 0).nonzero()[0])
+            raise ValueError(f"Column {column} of x never changes. Leave it out.")
+        self.center.copy_(rows.mean(0))
+        self.spread.copy_(spread)
+
+    def starting_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Where a guide may start: centres by k-means under torch's seed, each as wide as all data.
+
+        Wide components overlap and compete from the first step. From tight ones, each on its
+        own cluster, training seldom finds the way to fewer.
+        """
+        self._meet(x)
+        _, means, _ = moments(x, start_clusters(x, self.components))
+        K, P = means.shape
+        start = {
+            "weights": torch.full((K,), 1 / K).to(means),
+            "means": means,
+            "scales": self.spread.expand(K, P),
+        }
+        if self._correlated:
+            start["correlations"] = torch.eye(P).expand(K, P, P)
+        return {name: value.to(self.center.dtype) for name, value in start.items()}
+
+    @property
+    def _correlated(self) -> bool:
+        return self.covariance == "full" and len(self.center) > 1
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
+            expected = "P" if self.observed is None else self.observed
+            raise ValueError(
+                f"BayesianGaussianMixture takes rows (N, {expected}), got {tuple(x.shape)}. "
+                f"Choose columns, or build it with observed={x.shape[-1]}."
+            )
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        self.observed = observed
+        self.register_buffer("center", torch.zeros(observed, **like))
+        self.register_buffer("spread", torch.ones(observed, **like))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        center = state.get(prefix + "center")
+        if self.observed is None and center is not None:
+            self._resize(len(center), dtype=center.dtype, device=center.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _gaussian(mu: Tensor, sigma: Tensor, R: Tensor | None, z: Tensor) -> Any:
+    """The Gaussian of component z, for μ, σ (…, K, P) and R (…, K, P, P)."""
+    if R is None:
+        return Normal(Vindex(mu)[..., z, :], Vindex(sigma)[..., z, :]).to_event(1)
+    L = sigma[..., None] * R
+    return MultivariateNormal(Vindex(mu)[..., z, :], scale_tril=Vindex(L)[..., z, :, :])
