@@ -6,6 +6,7 @@ from ppl_lvm.estimators.disarm import DisARM
 from ppl_lvm.estimators.dreg import DReG
 from ppl_lvm.estimators.dreg_renyi import DReGRenyi
 from ppl_lvm.estimators.elbo import ELBO
+from ppl_lvm.estimators.gumbel_softmax import GumbelSoftmax
 from ppl_lvm.estimators.iwae import IWAE
 from ppl_lvm.estimators.leave_one_out import LeaveOneOut
 from ppl_lvm.estimators.neural_baseline import NeuralBaseline
@@ -15,6 +16,7 @@ from ppl_lvm.estimators.renyi import Renyi
 from ppl_lvm.estimators.reweighted_wake_sleep import ReweightedWakeSleep
 from ppl_lvm.estimators.score_function import ScoreFunction
 from ppl_lvm.estimators.sticking_the_landing import StickingTheLanding
+from ppl_lvm.estimators.straight_through import StraightThrough
 from ppl_lvm.estimators.thermodynamic import ThermodynamicELBO
 from ppl_lvm.estimators.vimco import VIMCO
 from ppl_lvm.estimators.vr_max import VRMax
@@ -30,12 +32,14 @@ __all__ = [
     "DReGRenyi",
     "DecayingAverageBaseline",
     "DisARM",
+    "GumbelSoftmax",
     "LeaveOneOut",
     "NeuralBaseline",
     "Renyi",
     "ReweightedWakeSleep",
     "ScoreFunction",
     "StickingTheLanding",
+    "StraightThrough",
     "ThermodynamicELBO",
     "VRMax",
 ]

@@ -145,6 +145,14 @@ class Estimator(ELBO, nn.Module):
                     f"{type(self).__name__} needs a guide with one Bernoulli site and no other, "
                     f"but it draws {kinds or 'nothing'}. Use {self.instead}."
                 )
+        if self.needs == "discrete":
+            for site in plan.score_sites:
+                if plan.latents[site] not in ("Bernoulli", "OneHotCategorical"):
+                    raise ValueError(
+                        f"{type(self).__name__} relaxes Bernoulli and OneHotCategorical sites, but "
+                        f"the guide's site '{site}' is {plan.latents[site]}. Write it one-hot, or "
+                        f"use {self.instead}."
+                    )
         if self.reads_rows and plan.data_plate is None:
             raise ValueError(
                 f"{type(self).__name__} needs one log-weight per datum, but this pair has a joint "

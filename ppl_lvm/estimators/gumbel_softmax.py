@@ -1,0 +1,98 @@
+"""Gumbel-softmax (Concrete) relaxation of discrete draws: low variance, biased.
+
+With logits φ, Gumbel noise g and temperature τ a one-hot draw becomes a point of the simplex,
+
+    y = softmax((φ + g) / τ)          (a bit: y = σ((φ + logit u) / τ)),
+
+in the model too, and both densities become those of the Concrete distribution:
+
+    E_y[log p_τ(x, y) - log q_τ(y | x)],
+
+the ELBO of another, relaxed model. Its pathwise gradient is unbiased for that objective alone; for
+the discrete ELBO it is biased, the less so the smaller τ, at a variance that grows with 1/τ. Its
+value bounds nothing about the discrete model. The model must accept points of the simplex (not
+checked). Categorical sites, whose values are indices, are refused.
+
+References:
+    Jang, Gu, Poole (2017). Categorical reparameterization with Gumbel-softmax.
+    https://arxiv.org/abs/1611.01144
+    Maddison, Mnih, Teh (2017). The Concrete distribution. https://arxiv.org/abs/1611.00712
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.particles import Particles, draw_particles
+from ppl_lvm.plan import Program
+from ppl_lvm.traces import innermost
+
+
+class Concrete(Messenger):
+    """Give these sites, in the guide and in the model, their Concrete distribution."""
+
+    def __init__(self, sites: tuple[str, ...], temperature: float) -> None:
+        super().__init__()
+        self.sites = sites
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.sites or msg["is_observed"]:
+            return
+        fn = msg["fn"]
+        base = innermost(fn)
+        tau = torch.as_tensor(self.temperature, dtype=base.logits.dtype, device=base.logits.device)
+        one_hot = len(base.event_shape) == 1
+        relaxed = RelaxedOneHotCategorical if one_hot else RelaxedBernoulli
+        concrete = relaxed(tau, logits=base.logits)
+        msg["fn"] = concrete.to_event(fn.event_dim - concrete.event_dim)
+
+
+class GumbelSoftmax(Estimator):
+    """The relaxed evidence lower bound, pathwise through relaxed draws.
+
+    Args:
+        num_particles: K.
+        temperature: τ, positive.
+        vectorize_particles: run particles in one pass; by default where the program allows it.
+    """
+
+    target = "relaxed ELBO"
+    unbiased = False
+    is_bound = False
+    needs = "discrete"
+    instead = "LeaveOneOut"
+    draws = "relaxed"
+    paper = "Jang, Gu, Poole (2017). https://arxiv.org/abs/1611.01144"
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        temperature: float = 0.5,
+        vectorize_particles: bool | None = None,
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles)
+        if not temperature > 0:
+            raise ValueError(f"GumbelSoftmax needs a positive temperature, got {temperature}.")
+        self.temperature = temperature
+
+    def draw(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Particles:
+        plan = self.plan(model, guide, args, kwargs)
+        relaxed = replace(plan, score_sites=())
+        drawing = Concrete(plan.score_sites, self.temperature)
+        return draw_particles(
+            model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
+        )
+
+    def bound(self, particles: Particles) -> Tensor:
+        return particles.log_w.mean(0)  # (B,)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        return self.bound(particles)

@@ -1,0 +1,122 @@
+"""Straight-through gradients of discrete draws: cheap, biased.
+
+Forward a discrete draw b, backward as if it were a smooth function of the logits φ,
+
+    b + (y - sg y),     y = σ(φ) or softmax(φ)                  without a temperature,
+                        y = the Gumbel-softmax draw at τ        with one (b is its arg max),
+
+and densities interpolate linearly between the corners of the simplex. The value is the ELBO's; the
+gradient is exact where log p(x, b) - log q(b) is linear in every one of independent bits and there
+is no temperature, and otherwise biased in a way that no temperature takes away. The model must
+accept points of the simplex (not checked). Categorical sites, whose values are indices, are
+refused.
+
+References:
+    Bengio, Léonard, Courville (2013). Estimating or propagating gradients through stochastic
+    neurons for conditional computation. https://arxiv.org/abs/1308.3432
+    Jang, Gu, Poole (2017). Categorical reparameterization with Gumbel-softmax (section 2.2).
+    https://arxiv.org/abs/1611.01144
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.distributions import OneHotCategorical
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.particles import Particles, draw_particles
+from ppl_lvm.plan import Program
+from ppl_lvm.traces import innermost
+
+
+class _LinearOneHot(OneHotCategorical):
+    """A one-hot density with a gradient in its value."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return (value * self.logits).sum(-1)
+
+
+class Straight(Messenger):
+    """Draw these sites of the guide hard forward and soft backward; score them linearly."""
+
+    def __init__(self, sites: tuple[str, ...], temperature: float | None) -> None:
+        super().__init__()
+        self.sites = sites
+        self.temperature = temperature
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self.sites or msg["is_observed"]:
+            return
+        base = innermost(msg["fn"])
+        if len(base.event_shape) == 1:
+            linear = _LinearOneHot(logits=base.logits)
+            msg["fn"] = linear.to_event(msg["fn"].event_dim - 1)
+        if msg["done"]:
+            return
+        hard, soft = self._draw(base)
+        msg["value"] = hard + (soft - soft.detach())
+        msg["done"] = True
+
+    def _draw(self, base: Any) -> tuple[Tensor, Tensor]:
+        """(b, y) of a Bernoulli or one-hot distribution."""
+        logits = base.logits
+        one_hot = len(base.event_shape) == 1
+        if self.temperature is None:
+            return base.sample(), logits.softmax(-1) if one_hot else logits.sigmoid()
+        eps = torch.finfo(logits.dtype).eps
+        u = torch.rand_like(logits).clamp(eps, 1 - eps)
+        if not one_hot:
+            z = logits + u.logit()
+            return (z > 0).to(logits), (z / self.temperature).sigmoid()
+        z = logits - (-u.log()).log()
+        hard = torch.zeros_like(logits).scatter(-1, z.argmax(-1, keepdim=True), 1.0)
+        return hard, (z / self.temperature).softmax(-1)
+
+
+class StraightThrough(Estimator):
+    """The evidence lower bound with straight-through gradients.
+
+    Args:
+        num_particles: K.
+        temperature: τ of the Gumbel-softmax draw behind; None for the mean σ(φ) or softmax(φ).
+        vectorize_particles: run particles in one pass; by default where the program allows it.
+    """
+
+    target = "ELBO"
+    unbiased = False
+    needs = "discrete"
+    instead = "LeaveOneOut"
+    draws = "straight-through"
+    paper = "Bengio, Léonard, Courville (2013). https://arxiv.org/abs/1308.3432"
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        temperature: float | None = None,
+        vectorize_particles: bool | None = None,
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles)
+        if temperature is not None and not temperature > 0:
+            raise ValueError(
+                f"StraightThrough needs a positive temperature or None, got {temperature}."
+            )
+        self.temperature = temperature
+
+    def draw(
+        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Particles:
+        plan = self.plan(model, guide, args, kwargs)
+        relaxed = replace(plan, score_sites=())
+        drawing = Straight(plan.score_sites, self.temperature)
+        return draw_particles(
+            model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
+        )
+
+    def bound(self, particles: Particles) -> Tensor:
+        return particles.log_w.mean(0)  # (B,)
+
+    def surrogate(self, particles: Particles) -> Tensor:
+        return self.bound(particles)
