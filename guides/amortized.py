@@ -98,8 +98,8 @@ class RowEncoder(nn.Module):
     """An `MLP` over all the columns of a batch, in units of the batch it was built with.
 
     Columns whose values all lie in [0, 1] (bits, grey levels) come as they are; if any does not,
-    each column is centred and divided by its standard deviation, or by a thousandth of the
-    largest one where it varies less.
+    each column is centred and divided by its standard deviation, or by the largest one where it
+    is constant.
     """
 
     shift: Tensor
@@ -111,8 +111,10 @@ class RowEncoder(nn.Module):
         shift, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
         if x.min() < 0 or x.max() > 1:
             shift, spread = x.mean(0), x.std(0, correction=0)
-            least = spread.max() / 1000
-            scale = spread.clamp(min=least) if least > 0 else scale
+            # A column that these rows show as constant may vary in others: not by its rounding.
+            constant = spread <= 1e-6 * x.abs().amax(0)
+            if not constant.all():
+                scale = spread.where(~constant, spread.max())
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
         self.net = MLP(x.shape[1], outputs, hidden).to(x)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,8 +192,13 @@ def _without_nan(results: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and v != v else v for k, v in results.items()}
 
 
+def _one_line(message: Warning | str, *_: Any) -> None:
+    print(f"ppl-lvm: {message}", file=sys.stderr)
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and status 2."""
+    warnings.showwarning = _one_line
     try:
         app()
     except (ValueError, FileNotFoundError, ImportError) as error:

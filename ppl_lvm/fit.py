@@ -30,6 +30,7 @@ from ppl_lvm.run import TEMPLATE_ROWS, Run, load_run, read_record
 from ppl_lvm.training import Options, Training
 
 INITIALIZE_ROWS = 100_000
+GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
 DEFAULT_STEPS = 2000
 EVIDENCE_PARTICLES = 1000
 EVALUATIONS = 8  # of the final bound: enough to say how far its draws let it wander
@@ -204,7 +205,7 @@ class _Fitting:
         model = self.model.make(rows, restart=number)
         example = _first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():
-            guide = self.guide.make(model, example, restart=number)
+            guide = self.guide.make(model, _first_rows(self.train, GUIDE_ROWS), restart=number)
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
 

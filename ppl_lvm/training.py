@@ -214,11 +214,18 @@ class Training:
         loss = self.pair.objective.loss_and_grads(model, guide, *batch) * per_datum
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         torch._foreach_mul_(gradients, per_datum)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not (math.isfinite(loss) and torch.isfinite(norm)):
+        if not gradients:
+            raise ValueError(
+                "No parameter received a gradient: none of "
+                f"{', '.join(n.split('/', 1)[1] for n in self.pair.leaves)} reaches the bound."
+            )
+        largest = torch.stack(torch._foreach_norm(gradients, math.inf)).max()
+        if not (math.isfinite(loss) and torch.isfinite(largest)):
             raise NonFiniteError("loss or gradient is not finite")
         if self.options.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._leaves, self.options.clip_norm, norm)
+            # In double precision, for the square of a large gradient is no float32.
+            norm = torch.nn.utils.get_total_norm([g.double() for g in gradients])
+            torch._foreach_mul_(gradients, min(1.0, self.options.clip_norm / float(norm + 1e-12)))
         return -float(loss)
 
     def _programs(self, rows: int) -> tuple[Callable[..., Any], Callable[..., Any], float]:
