@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.particles import draw_particles, plan_pair
 from ppl_lvm.plan import Program
 from ppl_lvm.psis import psis
@@ -166,8 +167,7 @@ def pareto_k(
     Raises:
         CannotSayError: the guide draws nothing, so that the bound is exact.
     """
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
+    with own_random(seed), torch.no_grad():
         plan = plan_pair(model, guide, batch, {}, num_draws)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")

@@ -32,6 +32,7 @@ from ppl_lvm.diagnostics.annealing import (
 )
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.joint import Joint, log_mean
+from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
 from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.plan import Program
@@ -192,8 +193,7 @@ def tightness(
     Raises:
         CannotSayError: the guide draws nothing, so that the bound is log p(x) itself.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with own_random(seed):
         bounds = iwae(model, guide, *batch, particles=particles)
         exact = _exact(model, batch)
         try:
@@ -218,8 +218,7 @@ def sandwich(
     Raises:
         CannotSayError: as `Joint` and `simulate` do.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with own_random(seed):
         values, fresh = simulate(model, *batch)
         joint = Joint(model, guide, *fresh)
         posterior = joint.flatten({name: values[name][None] for name in joint.parts})
