@@ -1,0 +1,238 @@
+"""Which estimator trains a model best, at equal steps and at equal seconds?
+
+The same model, guide, data and optimiser under every estimator that takes the pair, K particles
+each; held-out log p(x) in nats per datum, by 1,000 particles, mean and standard error over seeds.
+
+    normal   digits, z_n ~ Normal(0, I) of 8, decoder and encoder with one hidden layer of 128
+    bits     digits, z_n ~ Bernoulli(a) of 16, the same networks
+    mixture  iris, c_n ~ Categorical(π) of 3, x_n ~ Normal(μ_c, diag σ_c²); the guide's q(c | x) a
+             network of one hidden layer of 32
+
+"Equal seconds" runs as many steps as fit into the time at the speed of the equal-steps run. Seconds
+are those spent in steps.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pyro
+import torch
+from matplotlib.figure import Figure
+from ppl_lvm.benchmarks import record
+from ppl_lvm.benchmarks.record import Result, Row
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.vae import VAE
+from pyro.distributions import Bernoulli, Categorical, Normal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm import estimators
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.fit import fit
+from ppl_lvm.nn import MLP
+from ppl_lvm.run import Run
+
+
+class BinaryVAE(PyroModule):
+    """z_n ~ Bernoulli(σ(a)) of D bits, x_n ~ Bernoulli(σ(decoder(z_n))) of P pixels."""
+
+    def __init__(self, latent: int = 16, observed: int = 64, hidden: int = 128) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.zeros(latent))
+        self.decoder = MLP(latent, observed, (hidden,))
+
+    def forward(self, x: Tensor) -> None:
+        a = self.a
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(logits=a).to_event(1))
+            pyro.sample("x", Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+class BinaryGuide(PyroModule):
+    """q(z_n | x_n) = Bernoulli(σ(encoder(x_n)))."""
+
+    def __init__(self, latent: int = 16, observed: int = 64, hidden: int = 128) -> None:
+        super().__init__()
+        self.encoder = MLP(observed, latent, (hidden,))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(logits=self.encoder(x)).to_event(1))
+
+
+class Mixture(PyroModule):
+    """c_n ~ Categorical(π), x_n ~ Normal(μ_c, diag σ_c²)."""
+
+    def __init__(self, components: int = 3, observed: int = 4) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.means = nn.Parameter(torch.randn(components, observed) + 3)
+        self.log_scales = nn.Parameter(torch.zeros(components, observed))
+
+    def forward(self, x: Tensor) -> None:
+        logits, means, log_scales = self.logits, self.means, self.log_scales
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Categorical(logits=logits))
+            scales = 0.05 + log_scales[c].exp()
+            pyro.sample("x", Normal(means[c], scales).to_event(1), obs=x)
+
+
+class MixtureGuide(PyroModule):
+    """q(c_n | x_n) = Categorical(softmax(encoder(x_n)))."""
+
+    def __init__(self, components: int = 3, observed: int = 4) -> None:
+        super().__init__()
+        self.encoder = MLP(observed, components, (32,))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("c", Categorical(logits=self.encoder(x)))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pair and its data."""
+
+    name: str
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    data: str
+    held_out: int
+    learning_rate: float
+
+
+TASKS = (
+    Task("normal", VAE, AmortizedNormal, "digits(binarize=8)", 297, 1e-3),
+    Task("bits", BinaryVAE, BinaryGuide, "digits(binarize=8)", 297, 1e-3),
+    Task("mixture", Mixture, MixtureGuide, "iris", 50, 1e-2),
+)
+
+
+def candidates(num_particles: int) -> Iterator[str]:
+    """Every estimator in call syntax, but for those that fit a guide to a given model (CUBO)."""
+    for name in estimators.__all__:
+        if not getattr(getattr(estimators, name), "upper", False):
+            yield f"{name}(num_particles={num_particles})"
+
+
+def train(task: Task, pool: Data, few: Data, objective: str, steps: int, seed: int) -> Run:
+    """One fit, batches of 100. It judges itself on a `few` rows, which nobody reads."""
+    return fit(
+        task.model,
+        task.guide,
+        pool,
+        objective=objective,
+        optimizer=f"Adam(lr={task.learning_rate})",
+        num_steps=steps,
+        batch_size=100,
+        validation=few,
+        validate_every=steps,
+        seed=seed,
+        progress=False,
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long, how often, and how finely judged."""
+
+    steps: int
+    seconds: float
+    seeds: int
+    particles: int
+    rows: int | None = None  # of the training data; all of them if None
+
+
+def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[Row]:
+    """Two rows for each estimator that takes the pair."""
+    pool, held_out = load_data(task.data).split(task.held_out, seed)
+    _, few = held_out.split(10, seed)
+    if budget.rows is not None:
+        _, pool = pool.split(budget.rows, seed)
+        held_out = few
+    rows: list[Row] = []
+    for objective in candidates(num_particles):
+        reached: dict[str, list[tuple[float, int, float]]] = {"steps": [], "seconds": []}
+        try:
+            for start in range(seed, seed + budget.seeds):
+                run = train(task, pool, few, objective, budget.steps, start)
+                reached["steps"].append(_judge(run, held_out, budget.particles))
+                per_step = reached["steps"][-1][2] / budget.steps
+                steps = max(1, math.floor(budget.seconds / per_step))
+                run = train(task, pool, few, objective, steps, start)
+                reached["seconds"].append(_judge(run, held_out, budget.particles))
+        except ValueError as refusal:
+            print(f"{task.name}: {objective} left out: {refusal}")
+            continue
+        for equal, found in reached.items():
+            values = [value for value, _, _ in found]
+            error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+            rows.append(
+                {
+                    "task": task.name,
+                    "equal": equal,
+                    "estimator": objective.partition("(")[0],
+                    "K": num_particles,
+                    "held-out log p(x), nats": mean(values),
+                    "± over seeds": error,
+                    "steps": round(mean(steps for _, steps, _ in found)),
+                    "seconds": mean(seconds for _, _, seconds in found),
+                }
+            )
+    return rows
+
+
+def _judge(run: Run, held_out: Data, particles: int) -> tuple[float, int, float]:
+    """Held-out log p(x), steps and seconds."""
+    entry = run.restarts[0]
+    value = run.log_evidence(held_out, num_particles=particles).value
+    return value, int(entry["steps"]), float(entry["seconds"])
+
+
+def run(
+    *,
+    smoke: bool = False,
+    directory: str | Path | None = None,
+    seed: int = 0,
+    particles: int = 4,
+    steps: int = 1500,
+    seconds: float = 5.0,
+    seeds: int = 3,
+) -> Result:
+    """All three tasks; `particles` is K of every estimator, and even, for antithetic pairs."""
+    budget = Budget(2, 0.005, 1, 10, rows=50) if smoke else Budget(steps, seconds, seeds, 1000)
+    rows = [row for task in TASKS for row in measure(task, particles, budget, seed)]
+    rows.sort(key=lambda row: (row["task"], row["equal"], -row["held-out log p(x), nats"]))
+    return record.publish(
+        "training", __doc__ or "", rows, draw(rows), seed=seed, directory=directory, smoke=smoke
+    )
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Held-out log p(x) of every estimator, equal steps and equal seconds."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    figure = Figure(figsize=(6 * len(tasks), 5), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        mine = [row for row in rows if row["task"] == task]
+        names = list(dict.fromkeys(row["estimator"] for row in mine))[::-1]
+        for equal, marker in (("steps", "o"), ("seconds", "s")):
+            line = [row for row in mine if row["equal"] == equal]
+            axes.errorbar(
+                [row["held-out log p(x), nats"] for row in line],
+                [names.index(row["estimator"]) for row in line],
+                xerr=[0 if math.isnan(e := row["± over seeds"]) else e for row in line],
+                fmt=marker,
+                label=f"equal {equal}",
+            )
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+        axes.set(title=task, xlabel="held-out log p(x), nats per datum")
+        axes.legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    record.command(run)
