@@ -138,6 +138,53 @@ def demo(
     run_demo(directory or _unused("demo"), seed=seed)
 
 
+@app.command()
+def show(
+    model: Model,
+    data: DataOption,
+    settings: Settings = None,
+    rows: Annotated[int, typer.Option(help="Rows of the data to call the model with.")] = 100,
+) -> None:
+    """Print what a model declares: sites, plates, supports, shapes, parameters."""
+    import torch
+
+    from ppl_lvm.data import load_data
+    from ppl_lvm.programs import ModelSource
+    from ppl_lvm.signature import signature
+
+    loaded = load_data(data)
+    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
+    program = ModelSource(model, parse_settings(settings or [])).make(batch)
+    print(signature(program, *batch))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which question; none lists them.")] = None,
+) -> None:
+    """Run a benchmark: ppl-lvm bench gradients --smoke. Its own options follow its name."""
+    import importlib
+    import pkgutil
+
+    from ppl_lvm import benchmarks
+
+    questions = {}
+    for found in pkgutil.iter_modules(benchmarks.__path__):
+        if name in (None, found.name) and not found.ispkg:
+            module = importlib.import_module(f"ppl_lvm.benchmarks.{found.name}")
+            if hasattr(module, "run"):
+                questions[found.name] = module
+    if name is None:
+        for found_name, module in questions.items():
+            print(f"{found_name:<12}{(module.__doc__ or '').strip().splitlines()[0]}")
+    elif name not in questions:
+        raise ValueError(f"There is no benchmark {name!r}; `ppl-lvm bench` lists them.")
+    else:
+        record = importlib.import_module("ppl_lvm.benchmarks.record")
+        record.command(questions[name].run, context.args)
+
+
 def print_results(run: Any) -> None:
     """A run's figures as a table that a narrow terminal and a pipe can hold."""
     results = run.results

@@ -1,0 +1,48 @@
+"""Write the README's table of estimators from the classes: `python docs/estimator_table.py`."""
+
+import re
+from pathlib import Path
+
+from ppl_lvm import estimators
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
+
+
+def table() -> str:
+    """One row a class, in the order of its name."""
+    rows = [
+        "| estimator | ascends | guide's sites | unbiased | bound for every K | least K | runs a step | paper |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in sorted(estimators.__all__, key=str.lower):
+        cls = getattr(estimators, name)
+        rows.append(
+            f"| `{name}` | {_cell(cls.target)} | {cls.needs} | {'yes' if cls.unbiased else '**no**'} | "
+            f"{'yes' if cls.is_bound else '**no**'} | {cls.min_particles} | {cls.cost} | "
+            f"{_paper(cls.paper)} |"
+        )
+    return "\n".join(rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("||", "‖").replace("|", "\\|")
+
+
+def _paper(text: str) -> str:
+    """Authors and year, linked."""
+    link = re.search(r"https?://\S+", text)
+    label = re.sub(r"\s+", " ", text[: link.start()] if link else text).strip(" .,;")
+    label = re.sub(r"(\(\d{4}\)|\b\d{4}\b).*", r"\1", label).rstrip(" ,")
+    return f"[{label}]({link.group().rstrip('.,;)')})" if link else label
+
+
+def updated(readme: str) -> str:
+    """The README's text with the table as the classes now say it."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(updated(README.read_text()))
