@@ -81,7 +81,7 @@ class Particles:
         energy: why this is the energy approximation and not a bound; None if it is a bound.
         tempered: whether poutine.scale or mask makes log_q another function than the density of
             the draws.
-        aside: what a handler that draws in its own way leaves for its estimator.
+        aside: what an estimator that draws in its own way keeps beside the draws.
         rescore: scores the same particles again on detached values, with other values, (K, ...),
             in place of some: gradients reach parameters and these values, and go through no draw.
     """
@@ -96,7 +96,7 @@ class Particles:
     offset: Tensor | float = 0.0
     energy: str | None = None
     tempered: bool = False
-    aside: Mapping[str, Tensor] = field(default_factory=dict)
+    aside: Mapping[str, Any] = field(default_factory=dict)
     rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
 
     def __post_init__(self) -> None:

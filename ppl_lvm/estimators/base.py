@@ -19,6 +19,7 @@ changes in training mode only (`estimator.eval()` freezes it), after it was used
 to an average cannot bias that step.
 """
 
+import warnings
 import weakref
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -45,6 +46,8 @@ class Estimator(ELBO, nn.Module):
         needs: "any" sites in the guide, "reparameterized" ones only, one "bernoulli" site and no
             other, or "discrete" sites that can be relaxed.
         instead: the class to use where a condition fails.
+        linear: whether the bound is the mean of log-weights, the one kind that stays unbiased where
+            N/B stands inside a joint log-weight.
         upper: whether the bound is an upper one, to be descended.
         is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
         draws: "particles" of the guide as it is, or another way of drawing, in a word.
@@ -59,6 +62,7 @@ class Estimator(ELBO, nn.Module):
     min_particles: ClassVar[int] = 1
     needs: ClassVar[str] = "any"
     instead: ClassVar[str] = ""
+    linear: ClassVar[bool] = False
     upper: ClassVar[bool] = False
     is_bound: ClassVar[bool] = True
     draws: ClassVar[str] = "particles"
@@ -85,6 +89,7 @@ class Estimator(ELBO, nn.Module):
         ELBO.__init__(self, num_particles=num_particles)
         self.vectorize_particles = vectorize_particles
         self._plans: dict[Any, Plan] = {}
+        self._warned = False
 
     @abstractmethod
     def bound(self, particles: Particles) -> Tensor:
@@ -168,6 +173,7 @@ class Estimator(ELBO, nn.Module):
         """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
         sign = 1.0 if self.upper else -1.0
         particles = self.draw(model, guide, args, kwargs)
+        self._warn_of_energy(particles)
         value = total(self.bound(particles), particles)
         if not torch.is_grad_enabled():
             return sign * value
@@ -177,6 +183,17 @@ class Estimator(ELBO, nn.Module):
         if self.training:
             self.learn(particles)
         return sign * value.detach() - (gradient - gradient.detach())
+
+    def _warn_of_energy(self, particles: Particles) -> None:
+        if particles.energy is None or self.linear or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{type(self).__name__} is no bound on log p(x) here: {particles.energy}, so N/B "
+            "multiplies log-weights and not bounds (the energy approximation). Use the whole data, "
+            "or ELBO or LeaveOneOut, which stay unbiased.",
+            stacklevel=3,
+        )
 
     def _announce(self) -> None:
         """Show the estimator's own parameters to whoever collects parameters, as SVI does."""
@@ -195,7 +212,7 @@ class Estimator(ELBO, nn.Module):
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return float(loss.detach())
+        return loss.item()  # the engine's recording keeps the tensor of an item(), not of a float()
 
 
 @effectful(type="param")

@@ -31,6 +31,7 @@ class DecayingAverageBaseline(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
     def __init__(

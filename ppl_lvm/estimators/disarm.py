@@ -93,6 +93,7 @@ class DisARM(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     min_particles = 2
     needs = "bernoulli"
     instead = "LeaveOneOut"

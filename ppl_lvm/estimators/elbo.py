@@ -31,6 +31,7 @@ class ELBO(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     needs = "reparameterized"
     instead = "LeaveOneOut"
     paper = "Kingma, Welling (2014). https://arxiv.org/abs/1312.6114"

@@ -64,6 +64,7 @@ class GumbelSoftmax(Estimator):
 
     target = "relaxed ELBO"
     unbiased = False
+    linear = True
     is_bound = False
     needs = "discrete"
     instead = "LeaveOneOut"

@@ -25,6 +25,7 @@ class LeaveOneOut(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     min_particles = 2
     instead = "ScoreFunction"
     paper = "Kool, van Hoof, Welling (2019). https://openreview.net/forum?id=r1lgTGL5DE"

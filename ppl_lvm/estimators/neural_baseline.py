@@ -43,6 +43,7 @@ class NeuralBaseline(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     reads_rows = True
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
@@ -61,7 +62,6 @@ class NeuralBaseline(Estimator):
                 warnings.simplefilter("ignore", UserWarning)
                 network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.network = network
-        self._rows: Tensor | None = None
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -76,7 +76,8 @@ class NeuralBaseline(Estimator):
                 "Pass the rows of the mini-batch (not subsample_size), or use LeaveOneOut."
             )
         dtype = torch.get_default_dtype()
-        self._rows = torch.cat([a.reshape(size, -1).to(dtype) for a in tensors], -1)
+        rows = torch.cat([a.reshape(size, -1).to(dtype) for a in tensors], -1)  # (B, P)
+        particles.aside = {"rows": rows}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
@@ -86,8 +87,7 @@ class NeuralBaseline(Estimator):
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
         if particles.score is None:
             return pathwise.mean(0)
-        assert self._rows is not None
-        C = self.network(self._rows).reshape(-1)  # (B,)
+        C = self.network(particles.aside["rows"]).reshape(-1)  # (B,)
         error = particles.log_w.detach() - self.average().to(C) - C  # (K, B)
         fit = -0.5 * error**2  # its gradient is ψ's alone
         return (pathwise + error.detach() * particles.score + fit).mean(0)  # (B,)

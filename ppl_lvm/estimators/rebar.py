@@ -37,6 +37,7 @@ class REBAR(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     needs = "bernoulli"
     instead = "LeaveOneOut"
     draws = "relaxed pair"
@@ -54,23 +55,23 @@ class REBAR(Estimator):
             raise ValueError(f"REBAR needs a positive temperature, got {temperature}.")
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_tau = nn.Parameter(torch.tensor(math.log(temperature)))
-        self._drawn: RelaxedBernoulli | None = None
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
         plan = self.plan(model, guide, args, kwargs)
-        self._drawn = RelaxedBernoulli(plan)
-        return draw_particles(
-            model, guide, args, kwargs, plan, self.num_particles, drawing=self._drawn
+        drawn = RelaxedBernoulli(plan)
+        particles = draw_particles(
+            model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
         )
+        particles.aside = {"relaxed": drawn}
+        return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn = self._drawn
-        assert drawn is not None
+        drawn: RelaxedBernoulli = particles.aside["relaxed"]
 
         def control(z: Tensor) -> Tensor:
             f = relaxed_log_weight(particles, drawn.name, z, self.log_tau.exp())

@@ -40,6 +40,7 @@ class RELAX(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     needs = "bernoulli"
     instead = "LeaveOneOut"
     draws = "relaxed pair"
@@ -63,23 +64,23 @@ class RELAX(Estimator):
         with warnings.catch_warnings():  # LazyLinear announces that it is new
             warnings.simplefilter("ignore", UserWarning)
             self.network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        self._drawn: RelaxedBernoulli | None = None
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
         plan = self.plan(model, guide, args, kwargs)
-        self._drawn = RelaxedBernoulli(plan)
-        return draw_particles(
-            model, guide, args, kwargs, plan, self.num_particles, drawing=self._drawn
+        drawn = RelaxedBernoulli(plan)
+        particles = draw_particles(
+            model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
         )
+        particles.aside = {"relaxed": drawn}
+        return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn = self._drawn
-        assert drawn is not None
+        drawn: RelaxedBernoulli = particles.aside["relaxed"]
 
         def control(z: Tensor) -> Tensor:
             r: Tensor = self.network(drawn.per_datum(z)).squeeze(-1)  # (K, B)

@@ -27,6 +27,7 @@ class StickingTheLanding(Estimator):
 
     target = "ELBO"
     unbiased = True
+    linear = True
     needs = "reparameterized"
     instead = "LeaveOneOut"
     cost = "K, scored twice"

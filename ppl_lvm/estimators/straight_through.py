@@ -87,6 +87,7 @@ class StraightThrough(Estimator):
 
     target = "ELBO"
     unbiased = False
+    linear = True
     needs = "discrete"
     instead = "LeaveOneOut"
     draws = "straight-through"

@@ -13,6 +13,7 @@ from pyro.infer import config_enumerate
 from torch import Tensor, nn
 
 import ppl_lvm.estimators as estimators
+from ppl_lvm.engine import CompiledSVI
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles
 from ppl_lvm.subsample import Subsample
@@ -241,6 +242,7 @@ def gradients(cls: type[Estimator], pair: Any, **options: Any) -> tuple[Tensor, 
     )
 
 
+@pytest.mark.filterwarnings("ignore:.* is no bound on log p:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "pair"),
     [(c, p) for c in ANY_SITE for p in PAIRS if p.rows_are_arguments or not c.reads_rows],
@@ -369,3 +371,46 @@ def test_a_discrete_site_is_refused_by_name_with_a_remedy(cls: type[Estimator]) 
     estimator = cls(num_particles=max(2, cls.min_particles))
     with pytest.raises(ValueError, match=rf"'z' \(Bernoulli\).*Use {cls.instead}"):
         estimator.loss(model, guide, torch.zeros(2))
+
+
+@pytest.mark.parametrize("cls", ANY_SITE, ids=lambda c: c.__name__)
+def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
+    exact: Any, cls: type[Estimator]
+) -> None:
+    pair = GlobalPair(exact, 2)
+    if cls.reads_rows:
+        return
+    estimator = cls(num_particles=2)
+    if not cls.linear:
+        with pytest.warns(UserWarning, match=rf"{cls.__name__} is no bound.*'g' stands outside"):
+            estimator.loss(pair.model, pair.guide, pair.x)
+    estimator.loss(pair.model, pair.guide, pair.x)  # a warning now would be an error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_captured_steps_are_the_eager_ones(cls: type[Estimator]) -> None:
+    x = torch.randn(6, 3)
+    bits = cls.needs != "reparameterized"
+    prior: Any = Bernoulli(torch.full((2,), 0.4)) if bits else Normal(torch.zeros(2), 1.0)
+
+    def model(x: Tensor) -> None:
+        W = pyro.param("W", torch.full((2, 3), 0.3))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        A = pyro.param("A", torch.full((3, 2), 0.2))
+        with pyro.plate("data", len(x), dim=-1):
+            q = Bernoulli(logits=x @ A) if bits else Normal(x @ A, 0.5)
+            pyro.sample("z", q.to_event(1))
+
+    def losses(engine: Any) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        optimizer, estimator = pyro.optim.Adam({"lr": 0.01}), cls(num_particles=2)
+        svi = CompiledSVI(model, guide, optimizer, estimator, engine=engine)
+        return [float(svi.step(x)) for _ in range(6)]
+
+    assert losses("captured") == pytest.approx(losses("eager"), rel=1e-4)
