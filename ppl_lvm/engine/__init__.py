@@ -35,8 +35,10 @@ from torch.optim import Optimizer
 
 from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
+from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.refusal import CannotCaptureError
-from ppl_lvm.engine.svi import CompiledSVI, Level, owned
+from ppl_lvm.engine.step import Level
+from ppl_lvm.engine.svi import CompiledSVI
 
 __all__ = ["CannotCaptureError", "CompiledSVI", "Gradient", "Level", "make_step", "make_update"]
 
@@ -85,12 +87,12 @@ def make_update(optimizer: Optimizer) -> Callable[[], None]:
     `optimizer.state_dict()` stays what the optimiser itself would have written.
     """
     flat = FlatOptimizer()
+    stepper = TorchStepper(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def update() -> None:
-        places = owned(optimizer, [p for p in parameters if p.grad is not None])
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules look for
-        if not flat.step(places):
+        owned = stepper.owned([p for p in parameters if p.grad is not None])
+        if not flat.step(owned or []):
             optimizer.step()
 
     return update

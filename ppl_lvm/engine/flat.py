@@ -60,6 +60,11 @@ class FlatGroup:
             s.get(self.rule.moments[0]) if self.rule.moments else None for s in self._states
         ]
 
+    def views(self, vector: Tensor) -> list[Tensor]:
+        """A flat vector as tensors of the parameters' shapes."""
+        pieces = vector.split([p.numel() for p in self.parameters])
+        return [v.view(p.shape) for v, p in zip(pieces, self.parameters, strict=True)]
+
     def intact(self, owned: Sequence[Owned]) -> bool:
         """Whether parameters, state and learning rates are still the ones laid out here."""
         name = self.rule.moments[0] if self.rule.moments else None

@@ -264,7 +264,7 @@ class Gradient:
         losses = [v for v in pytree.tree_leaves(tape.losses) if isinstance(v, Tensor)]
         try:
             with torch.no_grad():
-                found = trial.module(*self.parameters, *batch, *trial.sources)
+                found = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
         finally:
             moved = torch.get_rng_state()
             outside.restore_random(after)
@@ -278,7 +278,9 @@ class Gradient:
 
     def _replay(self, recording: Recording, arguments: Arguments) -> Any:
         with torch.no_grad():
-            out = recording.module(*self.parameters, *arguments.tensors, *recording.sources)
+            out = recording.module(
+                *self.parameters, *arguments.tensors, *recording.sources, *recording.constants
+            )
         gradients = iter(out[recording.num_losses :])
         for parameter, active in zip(self.parameters, recording.active, strict=True):
             parameter.grad = next(gradients) if active else None

@@ -1,6 +1,6 @@
 """From a tape to a graph: the step as a function of tensors, free of Pyro and of Python.
 
-    graph(*parameters, *batch, *sources) -> (*losses, *gradients)
+    graph(*parameters, *batch, *sources, *constants) -> (*losses, *gradients)
 
 The graph draws its random numbers where the step drew them, from torch's global generator, so
 that under one seed it takes the same step. Tensors that the program changes in place (batch
@@ -24,12 +24,13 @@ from ppl_lvm.engine.tape import Call, Ref, Tape
 class Recording:
     """A step as a graph, and the tensors it is to be called with.
 
-    `module(*parameters, *batch, *sources)` returns the flattened losses followed by the gradients
-    of those parameters whose place in `active` is true.
+    `module(*parameters, *batch, *sources, *constants)` returns the flattened losses followed by
+    the gradients of those parameters whose place in `active` is true.
     """
 
     module: fx.GraphModule
     sources: list[Tensor]
+    constants: list[Tensor]
     active: list[bool]
     results: Any  # the loss's structure: Ref stands for the next returned tensor
     num_losses: int
@@ -61,9 +62,12 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
     nodes: dict[int, fx.Node] = {i: graph.placeholder(f"given_{i}") for i in range(len(tape.given))}
     for source in tape.sources:
         nodes[source.index] = graph.placeholder(f"source_{source.index}")
-    root = torch.nn.Module()  # holds the constants
+    for index in tape.constants:
+        nodes[index] = graph.placeholder(f"constant_{index}")
+    for index in tape.constants.keys() & _written(tape, tape.constants):
+        nodes[index] = graph.call_function(torch.ops.aten.clone.default, (nodes[index],))
     for call in tape.calls:
-        _add(call, graph, nodes, root, tape)
+        _add(call, graph, nodes)
     for place, result in rebound.items():
         graph.call_function(torch.ops.aten.copy_.default, (nodes[place], nodes[result]))
     refs = [leaf for leaf in pytree.tree_leaves(tape.results) if isinstance(leaf, Ref)]
@@ -72,8 +76,9 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
     graph.output((*losses, *gradients))
     _drop_dead(graph)
     return Recording(
-        module=fx.GraphModule(root, graph),
+        module=fx.GraphModule(torch.nn.Module(), graph),
         sources=[holders.get(s.index, s.tensor) for s in tape.sources],
+        constants=[constant.value for constant in tape.constants.values()],
         active=[g is not None for g in tape.gradients],
         results=tape.results,
         num_losses=len(losses),
@@ -82,17 +87,15 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
     )
 
 
-def _add(
-    call: Call, graph: fx.Graph, nodes: dict[int, fx.Node], root: torch.nn.Module, tape: Tape
-) -> None:
+def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
     if call.reads and not call.results:
         return  # a number for Python, already known to be the same at every step
     if any(isinstance(leaf, torch.Generator) for leaf in call.leaves):
         raise CannotCaptureError("draws from a torch.Generator of its own", call.where)
-    leaves = [
-        _node(leaf.index, graph, nodes, root, tape) if isinstance(leaf, Ref) else leaf
-        for leaf in call.leaves
-    ]
+    leaves = [nodes[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in call.leaves]
+    if call.op is torch.ops.aten.detach.default:  # the same numbers: no gradients are taken here
+        nodes.setdefault(call.results[0], leaves[0])
+        return
     args, kwargs = call.arguments(leaves)
     node = graph.call_function(call.op, args, kwargs)
     node.meta["where"] = call.where
@@ -108,18 +111,6 @@ def _add(
 def _item(values: Any, place: int) -> Any:
     """The place-th tensor of an operation that returns several."""
     return [v for v in pytree.tree_leaves(values) if isinstance(v, Tensor)][place]
-
-
-def _node(
-    index: int, graph: fx.Graph, nodes: dict[int, fx.Node], root: torch.nn.Module, tape: Tape
-) -> fx.Node:
-    if index not in nodes:
-        name = f"constant_{index}"
-        root.register_buffer(name, tape.constants[index].value, persistent=False)
-        # A copy each time: the step may go on to change it in place.
-        constant = graph.get_attr(name)
-        nodes[index] = graph.call_function(torch.ops.aten.clone.default, (constant,))
-    return nodes[index]
 
 
 def _writes(call: Call) -> list[int]:
@@ -146,9 +137,15 @@ def _views(call: Call) -> bool:
 
 
 def changed_sources(tape: Tape) -> set[int]:
-    """Sources that the step changes in place, itself or through a view."""
-    root = {source.index: source.index for source in tape.sources}
+    """Sources that the step changes."""
     changed = {s.index for s in tape.sources if not _equal(s.before, s.tensor)}
+    return changed | _written(tape, [source.index for source in tape.sources])
+
+
+def _written(tape: Tape, starts: Iterable[int]) -> set[int]:
+    """Which of these tensors are changed in place, themselves or through a view."""
+    root = {index: index for index in starts}
+    changed: set[int] = set()
     for call in tape.calls:
         if _views(call):
             seen = [root[a.index] for a in call.leaves if isinstance(a, Ref) and a.index in root]

@@ -1,7 +1,7 @@
 """`CompiledSVI`: `pyro.infer.SVI` whose step is taken from a recording once it can be."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.engine.flat import FlatOptimizer, Owned
-from ppl_lvm.engine.gradient import Gradient
-
-Level = Literal["auto", "eager", "captured", "compiled"]
+from ppl_lvm.engine.gradient import Gradient, logger
+from ppl_lvm.engine.optimizers import PyroStepper, Stepper, TorchStepper
+from ppl_lvm.engine.step import LEVELS, Level, WholeStep
 
 
 class _Parameters(Messenger):
@@ -43,6 +42,12 @@ class CompiledSVI:
             on eagerly with one message.
         announce: receives the messages; the logger `ppl_lvm.engine` by default.
         max_captures: how many kinds of arguments (shapes, non-tensor values) are captured.
+        same_random: whether compiled steps draw the eager step's random numbers; False lets the
+            compiler draw its own, the same in distribution.
+
+    Raises:
+        ValueError: for an unknown level or a loss that is not an ELBO.
+        CannotCaptureError: from `step`, where "captured" or "compiled" cannot be had.
     """
 
     def __init__(
@@ -55,8 +60,9 @@ class CompiledSVI:
         *,
         announce: Callable[[str], None] | None = None,
         max_captures: int = 8,
+        same_random: bool = True,
     ) -> None:
-        if engine not in ("auto", "eager", "captured", "compiled"):
+        if engine not in LEVELS:
             raise ValueError(
                 f"engine={engine!r} is none of 'auto', 'eager', 'captured' and 'compiled'."
             )
@@ -66,46 +72,43 @@ class CompiledSVI:
                 "for a bare loss function."
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
-        self._make_optimizer = optimizer
-        self.optimizer: PyroOptim | Optimizer | None = None
-        if isinstance(optimizer, PyroOptim):
-            self.optimizer = optimizer
         self._found: list[Tensor] = []
-        self._flat = FlatOptimizer()
-        self._gradient = Gradient(
+        say = announce or logger.warning
+        gradient = Gradient(
             self._loss_and_grads,
             lambda: [p for p in self._found if p.grad is not None],
             strict=engine in ("captured", "compiled"),
             watched=(model, guide, loss),
-            announce=announce,
+            announce=say,
             max_captures=max_captures,
         )
+        stepper: Stepper = (
+            PyroStepper(optimizer) if isinstance(optimizer, PyroOptim) else TorchStepper(optimizer)
+        )
+        self._step = WholeStep(gradient, stepper, engine, say, same_random)
 
     @property
     def level(self) -> str:
         """The level at which steps are taken: "eager" until something is captured."""
-        return "captured" if self._gradient.num_captures else "eager"
+        return self._step.reached
 
     @property
     def num_captures(self) -> int:
         """How many kinds of arguments have been captured."""
-        return self._gradient.num_captures
+        return self._step.gradient.num_captures
 
     @property
     def refusal(self) -> str | None:
         """Why steps are eager, if the program cannot be captured."""
-        return str(self._gradient.refusal) if self._gradient.refusal is not None else None
+        return str(self._step.gradient.refusal) if self._step.gradient.refusal is not None else None
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
         if self.engine == "eager":
             loss = self._loss_and_grads(*args, **kwargs)
+            self._step.update([p for p in self._found if p.grad is not None])
         else:
-            loss = self._gradient(*args, **kwargs)
-        parameters = [p for p in self._found if p.grad is not None]
-        self._update(parameters)
-        for p in parameters:
-            p.grad = None
+            loss = self._step(args, kwargs, lambda: self._found)
         return pytree.tree_map(lambda v: v.item() if isinstance(v, Tensor) else v, loss)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -119,35 +122,3 @@ class CompiledSVI:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self._found = list(found.tensors.values())
         return loss
-
-    def _update(self, parameters: list[Tensor]) -> None:
-        if self.optimizer is None:
-            assert not isinstance(self._make_optimizer, PyroOptim)
-            self.optimizer = self._make_optimizer(parameters)
-        if isinstance(self.optimizer, PyroOptim):
-            self._update_pyro(self.optimizer, parameters)
-        elif self.engine == "eager" or not self._flat.step(owned(self.optimizer, parameters)):
-            self.optimizer.step()
-
-    def _update_pyro(self, optimizer: PyroOptim, parameters: list[Tensor]) -> None:
-        if any(p not in optimizer.optim_objs for p in parameters) or self.engine == "eager":
-            optimizer(parameters)  # makes an optimiser for a parameter it has not seen
-            return
-        places: list[Owned] = []
-        for p in parameters:
-            made = optimizer.optim_objs[p]
-            inner = getattr(made, "optimizer", made)  # a schedule wraps its optimiser
-            places.append((p, inner, inner.param_groups[0]))
-        if self._flat.plan(places) is None:
-            optimizer(parameters)
-            return
-        for p in parameters:
-            if optimizer.grad_clip[p] is not None:
-                optimizer.grad_clip[p](p)
-        self._flat.step(places)
-
-
-def owned(optimizer: Optimizer, parameters: list[Tensor]) -> list[Owned]:
-    """Each parameter with its optimiser and its group there; those it does not own are left out."""
-    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    return [(p, optimizer, group_of[id(p)]) for p in parameters if id(p) in group_of]

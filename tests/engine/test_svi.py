@@ -11,7 +11,7 @@ import pytest
 import torch
 from pyro.infer import SVI
 
-from ppl_lvm.engine import CompiledSVI
+from ppl_lvm.engine import CannotCaptureError, CompiledSVI
 
 _spec = importlib.util.spec_from_file_location(
     "engine_programs", Path(__file__).with_name("programs.py")
@@ -46,6 +46,24 @@ def test_captured_takes_pyros_steps(name: str) -> None:
     got, svi = losses(name, "captured", 50)
     assert svi.level == "captured"
     assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mixture", "belief net, decaying average"])
+def test_compiled_takes_pyros_steps(name: str) -> None:
+    expected, _ = losses(name, None, 50)
+    got, svi = losses(name, "compiled", 50)
+    assert svi.level == "compiled"
+    assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+
+
+SLOW = ["vae", "vae, batch norm", "belief net, wake-sleep", "hmm", "subsampled", "gamma", "reparam"]
+SLOW += ["AutoMultivariateNormal", "AutoIAFNormal", "mixture, guide", "vae, renyi"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_compiled_takes_pyros_steps_slow(name: str) -> None:
+    test_compiled_takes_pyros_steps(name)
 
 
 def test_another_seed_takes_other_steps() -> None:
@@ -95,6 +113,23 @@ def stepped(
 def test_flat_optimisers_take_the_optimisers_steps(name: str) -> None:
     expected = stepped(OPTIMISERS[name](), "eager", 40)
     assert stepped(OPTIMISERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+
+
+COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per parameter", "schedule"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_optimisers_take_the_optimisers_steps(name: str) -> None:
+    expected = stepped(OPTIMISERS[name](), "eager", 40, "mixture")
+    assert stepped(OPTIMISERS[name](), "compiled", 40, "mixture") == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_an_optimiser_without_a_flat_rule_is_captured_or_refused() -> None:
+    with pytest.raises(CannotCaptureError, match="no flat rule"):
+        stepped(OPTIMISERS["rmsprop"](), "compiled", 8)
 
 
 @pytest.mark.parametrize("name", ["adam", "clipped adam", "momentum", "rmsprop"])
