@@ -11,22 +11,31 @@ BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
 
 def table() -> str:
     """One row a class, in the order of its name."""
-    rows = [
-        "| estimator | ascends | guide's sites | unbiased | bound for every K | least K | runs a step | paper |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    titles = ["estimator", "ascends", "guide's sites", "unbiased", "bound for every K"]
+    titles += ["least K", "runs a step", "paper"]
+    rows = [_row(titles), "|---" * len(titles) + "|"]
     for name in sorted(estimators.__all__, key=str.lower):
         cls = getattr(estimators, name)
         rows.append(
-            f"| `{name}` | {_cell(cls.target)} | {cls.needs} | {'yes' if cls.unbiased else '**no**'} | "
-            f"{'yes' if cls.is_bound else '**no**'} | {cls.min_particles} | {cls.cost} | "
-            f"{_paper(cls.paper)} |"
+            _row(
+                [
+                    f"`{name}`",
+                    cls.target,
+                    cls.needs,
+                    "yes" if cls.unbiased else "**no**",
+                    "yes" if cls.is_bound else "**no**",
+                    str(cls.min_particles),
+                    cls.cost,
+                    _paper(cls.paper),
+                ]
+            )
         )
     return "\n".join(rows)
 
 
-def _cell(text: str) -> str:
-    return text.replace("||", "‖").replace("|", "\\|")
+def _row(cells: list[str]) -> str:
+    escaped = [cell.replace("||", "‖").replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _paper(text: str) -> str:
