@@ -97,7 +97,10 @@ def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
         nodes.setdefault(call.results[0], leaves[0])
         return
     args, kwargs = call.arguments(leaves)
-    node = graph.call_function(call.op, args, kwargs)
+    op = call.op
+    if op is torch.ops.aten.native_batch_norm.default and args[3] is not None:
+        op = torch.ops.aten._native_batch_norm_legit.default  # the same, saying what it changes
+    node = graph.call_function(op, args, kwargs)
     node.meta["where"] = call.where
     returns = call.op._schema.returns
     if len(returns) == 1 and not isinstance(returns[0].type, torch.ListType):
