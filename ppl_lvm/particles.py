@@ -84,6 +84,7 @@ class Particles:
         aside: what an estimator that draws in its own way keeps beside the draws.
         rescore: scores the same particles again on detached values, with other values, (K, ...),
             in place of some: gradients reach parameters and these values, and go through no draw.
+            Points (Delta sites) are functions of parameters and draws, and stay so.
     """
 
     log_p: Tensor

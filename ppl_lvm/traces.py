@@ -25,8 +25,9 @@ Sites = dict[str, Site]
 class Given(Messenger):
     """Put known values in the place of draws.
 
-    A Delta site of a guide recomputes its point from the values given before it: comparing a
-    stored point with a recomputed one bit for bit would turn a rounding error into -inf.
+    A Delta site of a guide recomputes its point from the values given before it, for two reasons:
+    comparing a stored point with a recomputed one bit for bit would turn a rounding error into
+    -inf, and a point that depends on parameters is one of them, not a draw to be held still.
     """
 
     def __init__(self, values: Mapping[str, Any], recompute_points: bool = False) -> None:
@@ -39,7 +40,7 @@ class Given(Messenger):
             return
         value = self.values[msg["name"]]
         if self.recompute_points and is_point(msg["fn"]):
-            value = innermost(msg["fn"]).v.detach()
+            value = innermost(msg["fn"]).v
         msg["value"] = value
         msg["done"] = True
 

@@ -134,6 +134,10 @@ class Estimator(ELBO, nn.Module):
             self._plans[key] = plan
         return self._plans[key]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has the learned state, and finds out the structure of its pairs by itself."""
+        return {**self.__dict__, "_plans": {}}
+
     def check(self, plan: Plan) -> None:
         """Refuse a pair that this estimator would give a wrong or zero gradient."""
         if self.needs == "reparameterized" and plan.score_sites:

@@ -31,5 +31,5 @@ class DecayingAverage(nn.Module):
     @torch.no_grad()
     def add(self, value: Tensor) -> None:
         """Take `value` (any shape) into the average by its mean."""
-        self.total.mul_(self.beta).add_((1 - self.beta) * value.mean())
+        self.total.mul_(self.beta).add_((1 - self.beta) * value.mean().to(self.total))
         self.weight.mul_(self.beta).add_(1 - self.beta)

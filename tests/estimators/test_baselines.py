@@ -136,3 +136,28 @@ def test_a_network_of_x_needs_the_rows() -> None:
 
     with pytest.raises(ValueError, match="'g' stands outside plate 'data'"):
         NeuralBaseline().loss_and_grads(with_global, q_global, X)
+
+
+def test_a_copy_has_the_state_and_not_the_programs() -> None:
+    estimator = DecayingAverageBaseline()
+    estimator.loss_and_grads(model, guide, X)
+    copied = copy.deepcopy(estimator)
+    assert float(copied.average()) == float(estimator.average()) != 0
+    assert not copied._plans
+    assert estimator._plans
+
+
+def test_an_elbo_module_has_the_networks_parameters() -> None:
+    class Program(torch.nn.Module):
+        def __init__(self, program: Any) -> None:
+            super().__init__()
+            self.program = program
+
+        def forward(self, x: Tensor) -> None:
+            self.program(x)
+
+    estimator = NeuralBaseline()
+    module = estimator(Program(model), Program(guide))
+    module(X).backward()
+    assert len(list(module.parameters())) == 4
+    assert all(p.grad is not None for p in estimator.parameters())

@@ -6,10 +6,17 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Categorical, Normal
+from pyro.distributions import Categorical, Delta, Normal
 from torch import Tensor, nn
 
-from ppl_lvm.estimators import CUBO, LeaveOneOut, Renyi, ReweightedWakeSleep, ThermodynamicELBO
+from ppl_lvm.estimators import (
+    CUBO,
+    IWAE,
+    LeaveOneOut,
+    Renyi,
+    ReweightedWakeSleep,
+    ThermodynamicELBO,
+)
 from ppl_lvm.particles import Particles
 
 
@@ -137,6 +144,31 @@ def test_thermodynamic_bias_is_declared_and_falls_with_particles(exact: Any) -> 
         biases.append(relative(-ours, gradient(exact_tvo(pair, betas), pair)))
     assert biases[0] > biases[1] > 1e-3
     assert biases[1] < 0.2
+
+
+@pytest.mark.parametrize("make", [ReweightedWakeSleep, ThermodynamicELBO])
+def test_point_estimates_keep_their_gradient(make: Any) -> None:
+    point = torch.tensor(0.4, requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        s = pyro.sample("s", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z + s, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("s", Delta(point))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(0.5 * x, 1.0))
+
+    def gradient(estimator: Any) -> Tensor:
+        loss = estimator.differentiable_loss(model, guide, torch.full((4_000,), 2.0))
+        return torch.autograd.grad(loss, point)[0] / 4_000
+
+    pyro.set_rng_seed(0)
+    ours = gradient(make(num_particles=20))
+    assert torch.allclose(ours, gradient(IWAE(num_particles=20)), atol=0.1)
+    assert ours.abs() > 0.3
 
 
 def test_wake_sleep_is_unbiased_for_the_model_and_declares_its_guides_bias(exact: Any) -> None:

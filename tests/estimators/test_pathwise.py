@@ -12,7 +12,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Delta, Normal
 from pyro.poutine import mask, scale
 from torch import Tensor, nn
 
@@ -101,6 +101,36 @@ class Masked(Pair):
             super().guide(x)
 
 
+class GlobalPoint(Pair):
+    """A point-estimated scale outside the plate: a parameter of both programs' densities."""
+
+    def model(self, x: Tensor) -> None:
+        s = pyro.sample("s", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(self.theta[0] * s, 1.0))
+            pyro.sample("x", Normal(self.shared * z + s, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        s = pyro.sample("s", Delta(self.theta[1]))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.phi[0] + s * x, self.phi[1].exp()))
+
+
+class LocalPoint(Pair):
+    """A point for every row, drawn before the latent and seen by it."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            s = pyro.sample("s", Normal(0.0, 1.0))
+            z = pyro.sample("z", Normal(self.theta[0] * s, 1.0))
+            pyro.sample("x", Normal(self.shared * z + s, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            s = pyro.sample("s", Delta(self.theta[1] * x))
+            pyro.sample("z", Normal(self.phi[0] + s, self.phi[1].exp()))
+
+
 def expected(
     exact: Any, forced: Any, estimator: Any, pair: Pair, nodes: int
 ) -> tuple[Tensor, Tensor]:
@@ -131,7 +161,9 @@ def name(estimator: Any) -> str:
     return f"{type(estimator).__name__}{getattr(estimator, 'alpha', '')}"
 
 
-@pytest.mark.parametrize("pair", [Pair, Tempered, Masked], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "pair", [Pair, Tempered, Masked, GlobalPoint, LocalPoint], ids=lambda c: c.__name__
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=name)
 def test_expected_gradient_is_the_bounds(
     exact: Any, forced: Any, estimator: Estimator, pair: type[Pair]
