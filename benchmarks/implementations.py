@@ -12,7 +12,16 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
-from ppl_lvm.benchmarks.handwritten import binary, decoders, pathwise, relaxed, score, wake
+from ppl_lvm.benchmarks.handwritten import (
+    belief_net,
+    binary,
+    decoders,
+    linear_gaussian,
+    pathwise,
+    relaxed,
+    score,
+    wake,
+)
 from ppl_lvm.benchmarks.programs import Bound, Known, by_hand
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
@@ -140,12 +149,11 @@ def _hand_step(surrogate: Surrogate, x: Tensor) -> float:
 
 def _bits(params: dict[str, Tensor], K: int) -> Iterator[Named]:
     """On the belief net: scores, and the estimators made for bits."""
-    from ppl_lvm.benchmarks.handwritten import belief_net as net
 
     def scored(surrogate: Bound, bound: Bound) -> Surrogate:
         def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            z = net.draw(params, x, K)
-            tables = net.log_p(params, x, z), net.log_q(params, x, z)
+            z = belief_net.draw(params, x, K)
+            tables = belief_net.log_p(params, x, z), belief_net.log_q(params, x, z)
             return bound(*tables), surrogate(*tables)
 
         return both
@@ -157,31 +165,60 @@ def _bits(params: dict[str, Tensor], K: int) -> Iterator[Named]:
     yield "Renyi", "Rényi", scored(partial(score.renyi, alpha=ALPHA), renyi)
     yield "ReweightedWakeSleep", "wake", scored(wake.wake, iwae)
     yield "ThermodynamicELBO", "TVO", scored(partial(wake.tvo, num_partitions=4), elbo)
+    yield from _uniform_bits(params, K)
 
-    def uniform(x: Tensor, draws: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        logits = net.guide_logits(params, x).expand(draws, -1, -1)
-        still = {k: v.detach() for k, v in params.items()}
+
+class Signal:
+    """f(z) = log p - log q, q's parameters held still; it keeps its values, which are the bound."""
+
+    def __init__(self, params: dict[str, Tensor], x: Tensor) -> None:
+        self.params, self.x = params, x
+        self.still = {name: value.detach() for name, value in params.items()}
+        self.values: list[Tensor] = []
+
+    def __call__(self, z: Tensor) -> Tensor:
+        log_p = belief_net.log_p(self.params, self.x, z)
+        self.values.append(log_p - belief_net.log_q(self.still, self.x, z))
+        return self.values[-1]
+
+    def held(self, z: Tensor) -> Tensor:
+        """The same with all parameters held still."""
+        log_p = belief_net.log_p(self.still, self.x, z)
+        return log_p - belief_net.log_q(self.still, self.x, z)
+
+    def bound(self) -> Tensor:
+        """Mean over all that was asked, (B,)."""
+        return torch.stack(self.values).mean((0, 1))
+
+
+def _uniform_bits(params: dict[str, Tensor], K: int) -> Iterator[Named]:
+    """On the belief net: what draws by uniform noise of its own."""
+
+    def uniform(x: Tensor, draws: int) -> tuple[Tensor, Tensor]:
+        logits = belief_net.guide_logits(params, x).expand(draws, -1, -1)
         tiny = torch.finfo(x.dtype).tiny
-        u = torch.rand(2, *logits.shape, dtype=x.dtype).clamp_min(tiny)
-        return logits, u, lambda z: net.log_p(params, x, z) - net.log_q(still, x, z)
+        return logits, torch.rand(2, *logits.shape, dtype=x.dtype).clamp_min(tiny)
 
-    def antithetic(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, u, f = uniform(x, max(1, K // 2))  # a pair of draws is two particles
-        value = binary.disarm(logits, u[0], f).mean(0)
-        return value, value
+    def disarm(x: Tensor) -> tuple[Tensor, Tensor]:
+        f = Signal(params, x)
+        logits, u = uniform(x, max(1, K // 2))  # a pair of draws is two particles
+        surrogate = binary.disarm(logits, u[0], f).mean(0)
+        return f.bound(), surrogate
 
     def rebar(x: Tensor) -> tuple[Tensor, Tensor]:
-        logits, u, f = uniform(x, K)
-        value = binary.rebar(logits, u[0], u[1], f).mean(0)
-        return value, value
+        f = Signal(params, x)
+        logits, u = uniform(x, K)
+        surrogate = binary.rebar(logits, u[0], u[1], f, f.held).mean(0)
+        return f.bound(), surrogate
 
     def relaxation(x: Tensor, straight: bool) -> tuple[Tensor, Tensor]:
-        logits, u, f = uniform(x, K)
+        f = Signal(params, x)
+        logits, u = uniform(x, K)
         soft = relaxed.concrete(logits, u[0], temperature=0.5)
-        value = f(relaxed.straight_through_bits(soft) if straight else soft).mean(0)
-        return value, value
+        surrogate = f(relaxed.straight_through_bits(soft) if straight else soft).mean(0)
+        return f.bound(), surrogate
 
-    yield "DisARM", "ELBO", antithetic
+    yield "DisARM", "ELBO", disarm
     yield "REBAR", "ELBO", rebar
     yield "GumbelSoftmax", "ELBO", partial(relaxation, straight=False)
     yield "StraightThrough", "ELBO", partial(relaxation, straight=True)
@@ -189,14 +226,12 @@ def _bits(params: dict[str, Tensor], K: int) -> Iterator[Named]:
 
 def _paths(params: dict[str, Tensor], K: int) -> Iterator[Named]:
     """On the linear-Gaussian model: everything pathwise."""
-    from ppl_lvm.benchmarks.handwritten import linear_gaussian as linear
-
     still = {k: v.detach() if k.startswith("guide") else v for k, v in params.items()}
 
     def plain(bound: Bound) -> Surrogate:
         def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            z = linear.draw(params, x, K)
-            value = bound(linear.log_p(params, x, z), linear.log_q(params, x, z))
+            z = linear_gaussian.draw(params, x, K)
+            value = bound(linear_gaussian.log_p(params, x, z), linear_gaussian.log_q(params, x, z))
             return value, value
 
         return both
@@ -205,8 +240,8 @@ def _paths(params: dict[str, Tensor], K: int) -> Iterator[Named]:
         surrogate: Callable[[Tensor, Tensor, Tensor], Tensor], bound: Bound
     ) -> Surrogate:
         def both(x: Tensor) -> tuple[Tensor, Tensor]:
-            z = linear.draw(params, x, K)
-            log_p, log_q = linear.log_p(params, x, z), linear.log_q(still, x, z)
+            z = linear_gaussian.draw(params, x, K)
+            log_p, log_q = linear_gaussian.log_p(params, x, z), linear_gaussian.log_q(still, x, z)
             return bound(log_p, log_q), surrogate(z, log_p, log_q)
 
         return both

@@ -67,8 +67,9 @@ def rebar(
     u: Tensor,
     v: Tensor,
     f: Function,
+    still: Function,
     temperature: float = 0.5,
     eta: float | Tensor = 1.0,
 ) -> Tensor:
-    """f's own parameters get their gradient from f(b) only in expectation: c's cancel."""
-    return relax(logits, u, v, f, lambda z: f((z / temperature).sigmoid()), eta)
+    """`still` is f with all parameters held still: what c gives them has mean zero anyway."""
+    return relax(logits, u, v, f, lambda z: still((z / temperature).sigmoid()), eta)
