@@ -41,6 +41,8 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
         set_rng_state(random_state)
         with torch.no_grad():
             for buffer, before in buffers:
-                buffer.copy_(before)
+                # Writing into one that nobody changed would spoil graphs that hold it.
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
         for part, held in parameters:
             part._parameters.update(held)

@@ -1,0 +1,102 @@
+"""Will every parameter be trained, and each only as itself?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_lvm.check.findings import Finding
+from ppl_lvm.check.look import Look, Run, run
+from ppl_lvm.dry_run import dry_run
+
+
+def check_parameters(look: Look) -> Iterator[Finding]:
+    yield from _collisions(look)
+    yield from _untrained(look)
+
+
+def _collisions(look: Look) -> Iterator[Finding]:
+    """One name, two tensors of modules: Pyro's store keeps the first and forgets the second."""
+    model, guide = look.apart
+    if model.error or guide.error:
+        return
+    ours, theirs = model.parameters(), guide.parameters()
+    owned = _owned(look.programs[0]) | _owned(look.programs[1])
+    for name in ours.keys() & theirs.keys():
+        if ours[name] is theirs[name]:
+            continue
+        if id(ours[name]) not in owned and id(theirs[name]) not in owned:
+            continue  # pyro.param in functions: sharing by name is how it is meant
+        yield guide.finding(
+            "parameter-collision",
+            "warning",
+            name,
+            f"Model and guide each have a parameter {name!r}.",
+            "Under plain pyro.infer.SVI the two share one place in Pyro's store, and only one of "
+            "them is trained. (fit keeps them apart.)",
+            f"Rename the guide's {name!r}, or pyro.settings.set(module_local_params=True).",
+        )
+
+
+def _owned(program: Any) -> set[int]:
+    return {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
+
+
+def _untrained(look: Look) -> Iterator[Finding]:
+    """Which parameters the bound's graph does not reach, in a run of its own.
+
+    (Running statistics that another run changes would spoil the graph.)
+    """
+    model, guide = look.programs
+    with dry_run(model, guide):
+        drawn = run(guide, *look.batch)
+        runs = (run(model, *look.batch, values=drawn.trace), drawn)
+        if runs[0].error or runs[1].error:
+            return
+        total = _bound(*runs)
+        leaves = [_leaves(*pair) for pair in zip(runs, look.programs, strict=True)]
+        every = [leaf for named in leaves for leaf in named.values()]
+        if not every or total is None:
+            return
+        reached: tuple[Any, ...] = (None,) * len(every)
+        if total.requires_grad:
+            reached = torch.autograd.grad(total, every, allow_unused=True)
+    names = [(one, name) for one, named in zip(runs, leaves, strict=True) for name in named]
+    for (one, name), gradient in zip(names, reached, strict=True):
+        if gradient is None:
+            yield one.finding(
+                "no-gradient",
+                "warning",
+                name,
+                f"The parameter {name!r} never receives a gradient.",
+                "It stays as it was made: something that should use it does not, or a detach(), "
+                ".data or torch.no_grad() stands between.",
+                f"Use {name!r} in a site, remove it, or say requires_grad_(False).",
+            )
+
+
+def _bound(*runs: Run) -> Tensor | None:
+    """All log-probabilities added up: its graph reaches what an objective's would."""
+    total = torch.zeros(())
+    for one in runs:
+        for node in one.nodes().values():
+            try:
+                total = total + node["fn"].log_prob(node["value"]).sum().cpu()
+            except (ValueError, RuntimeError, NotImplementedError):
+                return None
+    return total
+
+
+def _leaves(one: Run, program: Any) -> dict[str, Tensor]:
+    """Name -> leaf, of what the run used and of what the module has besides."""
+    leaves = {
+        name: leaf for name, leaf in one.parameters().items() if leaf.requires_grad and leaf.is_leaf
+    }
+    known = {id(leaf) for leaf in leaves.values()}
+    if isinstance(program, nn.Module):
+        for name, leaf in program.named_parameters():
+            if leaf.requires_grad and id(leaf) not in known:
+                leaves[name.removesuffix("_unconstrained")] = leaf
+                known.add(id(leaf))
+    return leaves

@@ -1,0 +1,168 @@
+"""Do the guide's sites answer the model's, with the same shapes in the same plates?"""
+
+import difflib
+from collections.abc import Iterator
+
+from ppl_lvm.check.findings import Finding
+from ppl_lvm.check.look import Look
+from ppl_lvm.signature import Signature, Site
+
+
+def check_sites(look: Look) -> Iterator[Finding]:
+    """Sites missing in either, observed sites in the guide, discrete latents left alone."""
+    model, guide = look.model.signature, look.guide.signature
+    assert model is not None
+    assert guide is not None
+    nodes = look.guide.nodes()
+    if not model.observed:
+        yield look.model.finding(
+            "nothing-observed",
+            "warning",
+            None,
+            "The model observes nothing: no pyro.sample has obs=.",
+            "The guide is then fitted to the prior, whatever the data says.",
+            'pyro.sample("x", ..., obs=x)',
+        )
+    for site in guide.sites:
+        if nodes[site.name]["infer"].get("is_auxiliary"):
+            continue
+        if site.observed:
+            yield look.guide.finding(
+                "guide-observes",
+                "error",
+                site.name,
+                f"The guide observes {site.name!r}.",
+                "A guide is a distribution over latents; data enters it as its argument.",
+                f"Take obs= away from pyro.sample({site.name!r}, ...) in the guide, or move the "
+                "site to the model.",
+            )
+        elif site.name in model and model[site.name].observed:
+            yield look.guide.finding(
+                "observed-in-guide",
+                "error",
+                site.name,
+                f"The guide samples {site.name!r}, which the model observes.",
+                "Its log-probability would be taken from the bound though nothing is inferred.",
+                f"Remove pyro.sample({site.name!r}, ...) from the guide.",
+            )
+        elif site.name not in model:
+            yield _extra(look, site, model, guide)
+    for site in model.latents:
+        if site.name not in guide:
+            yield from _missing(look, site)
+
+
+def _extra(look: Look, site: Site, model: Signature, guide: Signature) -> Finding:
+    free = [latent.name for latent in model.latents if latent.name not in guide]
+    near = difflib.get_close_matches(site.name, free, n=1, cutoff=0.5) or free[:1]
+    rename = f"Rename it to {near[0]!r}, or remove it." if near else "Remove it."
+    return look.guide.finding(
+        "missing-in-model",
+        "error",
+        site.name,
+        f"The guide samples {site.name!r}, but the model's latents are "
+        f"{[latent.name for latent in model.latents]}.",
+        "The model never reads its value, and its log-probability makes the bound wrong.",
+        f"{rename} A helper of the guide's own takes infer={{'is_auxiliary': True}}.",
+    )
+
+
+def _missing(look: Look, site: Site) -> Iterator[Finding]:
+    if site.enumerate == "parallel" and site.values is not None:
+        return
+    if site.enumerate == "sequential" and site.values is not None:
+        return
+    if site.discrete and site.values is not None:
+        yield look.model.finding(
+            "discrete-not-enumerated",
+            "error",
+            site.name,
+            f"Nobody enumerates, samples or relaxes the discrete latent {site.name!r} "
+            f"({site.values} values).",
+            "The model would draw it from the prior in each step, blind to the data.",
+            f"pyro.sample({site.name!r}, dist.{site.distribution}(...), "
+            'infer={"enumerate": "parallel"})  # and train with TraceEnum_ELBO',
+        )
+        return
+    event = f".to_event({len(site.event_shape)})" if site.event_shape else ""
+    code = f"pyro.sample({site.name!r}, dist.{site.distribution}(...){event})"
+    for name in reversed(site.plates):
+        code = f"with pyro.plate({name!r}, ...): {code}"
+    yield look.model.finding(
+        "missing-in-guide",
+        "error",
+        site.name,
+        f"The model's latent {site.name!r} is not in the guide.",
+        "The model would draw it from the prior in each step, blind to the data.",
+        f"Add to the guide: {code}",
+    )
+
+
+def check_shapes(look: Look) -> Iterator[Finding]:
+    """Event dimensions, shapes and plates of the sites that both have."""
+    model, guide = look.apart[0].signature or look.model.signature, look.guide.signature
+    assert model is not None
+    assert guide is not None
+    for site in guide.sites:
+        if site.name not in model or model[site.name].observed or site.observed:
+            continue
+        theirs = model[site.name]
+        if len(site.event_shape) != len(theirs.event_shape):
+            yield _event_dim(look, site, theirs)
+        elif site.plates != theirs.plates or _dims(site, guide) != _dims(theirs, model):
+            yield _plates(look, site, theirs, guide, model)
+        elif site.shape != theirs.shape:
+            yield look.guide.finding(
+                "shape",
+                "error",
+                site.name,
+                f"{site.name!r} has shape {tuple(site.shape)} in the guide and "
+                f"{tuple(theirs.shape)} in the model.",
+                "Broadcasting would pair values with densities that are not theirs.",
+                f"Give its parameters in the guide the shape {tuple(theirs.shape)}.",
+            )
+
+
+def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
+    want, have = len(theirs.event_shape), len(site.event_shape)
+    call = f".to_event({want - have})" if want > have else f"{have - want} fewer in .to_event(...)"
+    return look.guide.finding(
+        "event-dim",
+        "error",
+        site.name,
+        f"{site.name!r} has event shape {tuple(site.event_shape)} in the guide and "
+        f"{tuple(theirs.event_shape)} in the model.",
+        "One log-probability stands for an event: they would be summed over different things.",
+        f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...){call})"
+        if want > have
+        else f"In the guide: {call} of {site.name!r}, so that the event is "
+        f"{tuple(theirs.event_shape)}.",
+    )
+
+
+def _plates(look: Look, site: Site, theirs: Site, guide: Signature, model: Signature) -> Finding:
+    """Plates of the same site that differ by name, order, dim or size."""
+    code = f"pyro.sample({site.name!r}, ...)"
+    for name in reversed(theirs.plates):
+        plate = model.plate(name)
+        code = f"with pyro.plate({name!r}, {plate.size}, dim={plate.dim}): {code}"
+    return look.guide.finding(
+        "plates",
+        "error",
+        site.name,
+        f"{site.name!r} stands in {_named(site, guide)} in the guide and in "
+        f"{_named(theirs, model)} in the model.",
+        "Plates say what is independent and what a mini-batch scales; the two must agree.",
+        f"In the guide: {code}",
+    )
+
+
+def _dims(site: Site, signature: Signature) -> dict[str, tuple[int | None, int, int]]:
+    plates = [signature.plate(name) for name in site.plates]
+    return {plate.name: (plate.dim, plate.size, plate.full_size) for plate in plates}
+
+
+def _named(site: Site, signature: Signature) -> str:
+    plates = [signature.plate(name) for name in site.plates]
+    listed = [f"plate {p.name!r} (dim {p.dim}, size {p.size})" for p in plates]
+    return " inside ".join(reversed(listed)) or "no plate"

@@ -1,0 +1,157 @@
+"""Do values lie where the distributions have density: guide against prior, data, arguments?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ppl_lvm.check.findings import Finding
+from ppl_lvm.check.look import Look, Run
+from ppl_lvm.signature import Site, describe
+
+
+def check_supports(look: Look) -> Iterator[Finding]:
+    yield from _guide_against_prior(look)
+    for one in (look.model, look.guide):
+        yield from _arguments(one)
+    yield from _observations(look.model)
+
+
+def _guide_against_prior(look: Look) -> Iterator[Finding]:
+    model, guide = look.model.signature, look.guide.signature
+    assert model is not None
+    assert guide is not None
+    drawn = look.guide.nodes()
+    for site in guide.sites:
+        if site.name not in model or model[site.name].observed or site.observed:
+            continue
+        prior = model[site.name]
+        inside = prior.support.check(drawn[site.name]["value"])
+        wider, narrower = _compare(site, prior)
+        if not inside.all() or wider:
+            yield look.guide.finding(
+                "support-wider",
+                "error",
+                site.name,
+                f"The guide's {site.name!r} ~ {site.distribution} can leave the prior's support, "
+                f"{describe(prior.support)}.",
+                "There the model's density is zero: the bound is minus infinity or NaN.",
+                f"pyro.sample({site.name!r}, dist.TransformedDistribution(dist.Normal(loc, scale),"
+                f" biject_to(prior.support)))  # or a guide of the prior's family, "
+                f"dist.{prior.distribution}",
+            )
+        elif narrower:
+            yield look.guide.finding(
+                "support-narrower",
+                "warning",
+                site.name,
+                f"The guide's {site.name!r} ~ {site.distribution} has support "
+                f"{describe(site.support)}, only a part of the prior's, "
+                f"{describe(prior.support)}.",
+                "What the posterior has outside of it can never be found.",
+                f"pyro.sample({site.name!r}, dist.Normal(loc, scale)) or another distribution "
+                f"with support {describe(prior.support)}.",
+            )
+
+
+def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
+    """Whether the guide's support is wider, and whether it is narrower, as far as bounds tell."""
+    if site.distribution == "Delta":  # a point: its own support says nothing
+        return False, False
+    ours, theirs = _bounds(site.support), _bounds(prior.support)
+    if ours is None or theirs is None or site.discrete or prior.discrete:
+        return False, False
+    if site.distribution == "TransformedDistribution" and ours[0] == -ours[1]:
+        # torch calls the image of an affine map the real line, whatever was mapped.
+        return False, False
+    wider = bool((ours[0] < theirs[0]).any() or (ours[1] > theirs[1]).any())
+    narrower = bool((ours[0] > theirs[0]).any() or (ours[1] < theirs[1]).any())
+    return wider, narrower
+
+
+def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    infinity = torch.tensor(torch.inf)
+    if isinstance(support, type(constraints.real)):
+        return -infinity, infinity
+    if hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
+        low = torch.as_tensor(getattr(support, "lower_bound", -infinity), dtype=torch.float64)
+        high = torch.as_tensor(getattr(support, "upper_bound", infinity), dtype=torch.float64)
+        # One number for all: shapes of two programs need not agree here.
+        return low.min(), high.max()
+    return None
+
+
+def _arguments(one: Run) -> Iterator[Finding]:
+    """Arguments that a distribution does not take: a scale below zero, weights that are NaN."""
+    for name, node in one.nodes().items():
+        fn = node["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        for argument, constraint in getattr(fn, "arg_constraints", {}).items():
+            if constraints.is_dependent(constraint) or argument not in fn.__dict__:
+                continue
+            value = getattr(fn, argument)
+            if isinstance(value, Tensor) and not constraint.check(value).all():
+                worst = value[~constraint.check(value)].flatten() if _whole(constraint) else value
+                yield one.finding(
+                    "argument",
+                    "error",
+                    name,
+                    f"The argument {argument} of {name!r} ~ {type(fn).__name__} must be "
+                    f"{describe(constraint)}, but is {worst.flatten()[0].item():g} somewhere.",
+                    "The density does not exist there; the loss becomes NaN or is meaningless.",
+                    f"Constrain it: pyro.param(..., constraint=constraints.{_word(constraint)}), "
+                    "or pass a network's output through softplus, exp or softmax.",
+                )
+                break
+
+
+def _whole(constraint: Any) -> bool:
+    return getattr(constraint, "event_dim", 0) == 0
+
+
+def _word(constraint: Any) -> str:
+    word = describe(constraint).replace("lower Cholesky", "lower_cholesky")
+    return word if word.isidentifier() else "positive"
+
+
+def _observations(one: Run) -> Iterator[Finding]:
+    for name, node in one.nodes().items():
+        if not node["is_observed"] or node["mask"] is False:
+            continue
+        fn, value = node["fn"], node["value"]
+        try:
+            support = fn.support
+        except NotImplementedError:
+            continue
+        if type(fn).__name__ in ("Unit", "Delta") or not isinstance(value, Tensor):
+            continue
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        good = support.check(value)
+        if isinstance(node["mask"], Tensor) and node["mask"].shape == good.shape:
+            good = good | ~node["mask"].bool()
+        if not good.all():
+            where = tuple((~good).nonzero()[0].tolist())
+            shown = value[where].flatten()[0].item()
+            yield one.finding(
+                "value-outside-support",
+                "error",
+                name,
+                f"{int((~good).sum())} observed values of {name!r} lie outside the support of "
+                f"{type(fn).__name__ if not hasattr(fn, 'base_dist') else _base(fn)}, "
+                f"{describe(support)}; the first, at {where}, is {shown:g}.",
+                "Their log-probability is minus infinity, NaN, or a number without meaning.",
+                f"Choose a likelihood with the data's values for {name!r}, or clean the data; "
+                "mark missing values with .mask(~x.isnan()) and fill them.",
+            )
+
+
+def _base(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__

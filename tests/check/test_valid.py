@@ -1,0 +1,241 @@
+"""Valid programs, plain and unusual: no error, and no warning either."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from ppl_lvm.guides import AmortizedNormal, SharedNormal, auto_guide
+from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
+from pyro.infer import autoguide, config_enumerate
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.ops.indexing import Vindex
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.check import check
+
+Pair = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]
+REAL = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+BITS = (REAL > 0).float()
+COUNTS = torch.arange(8.0)
+
+
+def _nothing(*batch: Tensor) -> None:
+    """A guide for models without latents to sample."""
+
+
+def _normal(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x[:, 0])
+
+
+def _normal_guide(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=constraints.positive)
+    pyro.sample("w", dist.Normal(loc, scale))
+
+
+def _ours(model: Any, x: Tensor) -> Pair:
+    model.initialize(x)
+    return model, auto_guide(model, x), (x,)
+
+
+def _auto(model: Callable[..., Any], guide: type, *batch: Tensor) -> Pair:
+    return model, guide(model), batch
+
+
+class Regression(PyroModule):
+    """Weights are PyroSamples of a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = PyroModule[nn.Linear](3, 1)
+        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+        self.linear.bias = PyroSample(dist.Normal(0.0, 1.0).expand([1]).to_event(1))
+        self.noise = PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        mean = self.linear(x).squeeze(-1)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Normal(mean, self.noise), obs=y)
+
+
+def _hmm(x: Tensor) -> None:
+    """Three steps of two states, enumerated."""
+    move = pyro.param("move", torch.full((2, 2), 0.5), constraint=constraints.simplex)
+    with pyro.plate("data", len(x), dim=-1):
+        z: Any = 0
+        for t in pyro.markov(range(3)):
+            z = pyro.sample(
+                f"z_{t}", dist.Categorical(Vindex(move)[..., z, :]), infer={"enumerate": "parallel"}
+            )
+            pyro.sample(f"x_{t}", dist.Normal(z.float(), 1.0), obs=x[:, t])
+
+
+def _process(x: Tensor) -> None:
+    """A Gaussian process: the rows are one event, and no plate is meant."""
+    distance = (x[:, None] - x).square().sum(-1)
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+    matrix = torch.exp(-distance / scale) + 0.1 * torch.eye(8)
+    pyro.sample("y", dist.MultivariateNormal(torch.zeros(8), matrix), obs=x[:, 0])
+
+
+def _topics(x: Tensor) -> None:
+    """Counts, a plate beside the data, and a discrete site of each word summed out."""
+    with pyro.plate("topics", 2, dim=-1):
+        phi = pyro.sample("phi", dist.Dirichlet(torch.ones(4)))
+    with pyro.plate("data", len(x), dim=-1):
+        theta = pyro.sample("theta", dist.Dirichlet(torch.ones(2)))
+        with pyro.plate("words", 3, dim=-2):
+            k = pyro.sample("k", dist.Categorical(theta), infer={"enumerate": "parallel"})
+            word = x.argmax(-1).expand(3, -1)
+            pyro.sample("word", dist.Categorical(phi[k]), obs=word)
+
+
+def _subsampled(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=4, dim=-1) as index:
+        pyro.sample("x", dist.Normal(w, 1.0).expand([4]), obs=x[index, 0])
+
+
+def _masked(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    missing = x[:, 0] < 0
+    with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=~missing):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x[:, 0].where(~missing, 0.0))
+
+
+def _annealed(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        with pyro.poutine.scale(scale=0.3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def _annealed_guide(x: Tensor) -> None:
+    net = pyro.module("net", _NET)
+    with pyro.plate("data", len(x), dim=-1), pyro.poutine.scale(scale=0.3):
+        pyro.sample("z", dist.Normal(net(x).squeeze(-1), 1.0))
+
+
+_NET = nn.Linear(3, 1)
+
+
+def _sampled_discrete(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("x", dist.Normal(k, 1.0), obs=x[:, 0])
+
+
+def _sampled_discrete_guide(x: Tensor) -> None:
+    net = pyro.module("net", _NET)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("k", dist.Bernoulli(logits=net(x).squeeze(-1)))
+
+
+def _auxiliary_guide(x: Tensor) -> None:
+    u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+    loc = pyro.param("loc", torch.tensor(0.0))
+    pyro.sample("w", dist.Normal(loc + u, 1.0))
+
+
+def _poisson(x: Tensor) -> None:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def _factor(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    pyro.factor("penalty", -(w**2))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.deterministic("twice", 2 * w)
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x[:, 0])
+
+
+def _shared_param_model(x: Tensor) -> None:
+    """Model and guide share a parameter by its name, on purpose."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(pyro.param("both", torch.tensor(0.0)), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def _shared_param_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(pyro.param("both", torch.tensor(0.0)), 1.0))
+
+
+class _Normed(PyroModule):
+    """An encoder with batch normalisation: a row's output depends on its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.net(x).squeeze(-1), 1.0))
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "plain functions": lambda: (_normal, _normal_guide, (REAL,)),
+    "mixture": lambda: _ours(GaussianMixture(2), REAL),
+    "tied mixture": lambda: _ours(GaussianMixture(2, covariance="tied"), REAL),
+    "diagonal mixture": lambda: _ours(GaussianMixture(2, covariance="diag"), REAL),
+    "spherical mixture": lambda: _ours(GaussianMixture(2, covariance="spherical"), REAL),
+    "bayesian mixture": lambda: _ours(BayesianGaussianMixture(3), REAL),
+    "vae, bits": lambda: _ours(VAE(2), BITS),
+    "vae, normal": lambda: _ours(VAE(2, likelihood="gaussian"), REAL),
+    "vae, one variance": lambda: _ours(VAE(2, likelihood="gaussian-shared"), REAL),
+    "vae, categories": lambda: _ours(VAE(2, likelihood="categorical", categories=2), BITS),
+    "AutoNormal": lambda: _auto(_normal, autoguide.AutoNormal, REAL),
+    "AutoDelta": lambda: _auto(_normal, autoguide.AutoDelta, REAL),
+    "AutoMultivariateNormal": lambda: _auto(_normal, autoguide.AutoMultivariateNormal, REAL),
+    "AutoLowRank": lambda: _auto(_normal, autoguide.AutoLowRankMultivariateNormal, REAL),
+    "AutoDelta on positives": lambda: _auto(_poisson, autoguide.AutoDelta, COUNTS),
+    "AutoNormal on positives": lambda: _auto(_poisson, autoguide.AutoNormal, COUNTS),
+    "PyroSample regression": lambda: _auto(Regression(), autoguide.AutoNormal, REAL, REAL[:, 0]),
+    "SharedNormal": lambda: (_poisson, SharedNormal(_poisson, COUNTS), (COUNTS,)),
+    "hidden Markov": lambda: (_hmm, _nothing, (REAL,)),
+    "Gaussian process": lambda: _auto(_process, autoguide.AutoNormal, REAL),
+    "topics": lambda: (_topics, auto_guide(_topics, REAL), (REAL,)),
+    "Pyro's subsampling": lambda: (_subsampled, _normal_guide, (REAL,)),
+    "masked rows": lambda: (_masked, _normal_guide, (REAL,)),
+    "annealed KL": lambda: (_annealed, _annealed_guide, (REAL,)),
+    "sampled discrete": lambda: (_sampled_discrete, _sampled_discrete_guide, (REAL,)),
+    "config_enumerate": lambda: (config_enumerate(_sampled_discrete), _nothing, (REAL,)),
+    "auxiliary site": lambda: (_normal, _auxiliary_guide, (REAL,)),
+    "factor": lambda: (_factor, _normal_guide, (REAL,)),
+    "shared parameter": lambda: (_shared_param_model, _shared_param_guide, (REAL,)),
+    "batch norm": lambda: (_annealed_plain, _Normed(), (REAL,)),
+    "amortised": lambda: (_annealed_plain, AmortizedNormal(_annealed_plain, REAL), (REAL,)),
+}
+
+
+def _annealed_plain(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_valid_pair_passes_without_noise(name: str) -> None:
+    model, guide, batch = PAIRS[name]()
+    findings = check(model, guide, *batch)
+    assert [str(f) for f in findings if f.severity != "note"] == []
+
+
+def test_looking_changes_nothing() -> None:
+    model, guide, batch = PAIRS["batch norm"]()
+    pyro.param("mine", torch.tensor(3.0))
+    state = torch.get_rng_state()
+    before = {name: value.clone() for name, value in guide.state_dict().items()}  # type: ignore[attr-defined]
+    check(model, guide, *batch)
+    assert torch.equal(state, torch.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    for name, value in guide.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(before[name], value)
