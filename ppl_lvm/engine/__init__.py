@@ -11,15 +11,22 @@ On its own, in place of `pyro.infer.SVI`:
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     loss = svi.step(x)
 
-In a loop that has its own optimiser, as `fit` has:
+In a loop that has its own torch optimiser and schedule, as `fit` has, a step at every level:
 
-    gradient = make_step(loss_and_grads, parameters, engine="auto", watched=(model, guide, elbo))
+    step = make_whole_step(loss_and_grads, optimizer, "auto", watched=(model, guide, elbo))
+    loss = step(*batch)           # what loss_and_grads returns; parameters are updated
+
+and the same in two halves, which reach "captured":
+
+    gradient = make_step(loss_and_grads, parameters, "auto", watched=(model, guide, elbo))
     update = make_update(optimizer)
     loss = gradient(*batch)       # gradients are now in each parameter's .grad
     update()                      # optimizer.step(), on flat vectors where it has a rule
 
 `loss_and_grads(*batch)` runs the program, calls `backward` itself (once or more), may go on to
-divide or clip `.grad` by torch operations, and returns the loss. It reads no value into Python.
+divide or clip `.grad` by torch operations, and returns the loss, or a tuple of tensors (the loss
+and the gradient's largest entry, say, for a check by the caller). It reads no value into Python:
+`float(norm)` or `if loss.isfinite()` stays outside.
 What may change between steps: parameters, batch tensors, and the contents of any tensor that the
 program or `loss_and_grads` reads. So an annealed weight is a tensor that is filled in place
 (`weight.fill_(0.3)`); as a Python number it would be frozen, and a step that changes one itself
@@ -34,13 +41,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_lvm.engine.flat import FlatOptimizer
-from ppl_lvm.engine.gradient import Gradient
+from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.refusal import CannotCaptureError
-from ppl_lvm.engine.step import Level
+from ppl_lvm.engine.step import Level, WholeStep
 from ppl_lvm.engine.svi import CompiledSVI
 
-__all__ = ["CannotCaptureError", "CompiledSVI", "Gradient", "Level", "make_step", "make_update"]
+__all__ = [
+    "CannotCaptureError",
+    "CompiledSVI",
+    "Gradient",
+    "Level",
+    "make_step",
+    "make_update",
+    "make_whole_step",
+]
 
 
 def make_step(
@@ -79,6 +94,39 @@ def make_step(
         announce=announce,
         max_captures=max_captures,
     )
+
+
+def make_whole_step(
+    loss_and_grads: Callable[..., Any],
+    optimizer: Optimizer,
+    engine: Level = "auto",
+    *,
+    watched: Sequence[object] = (),
+    announce: Callable[[str], None] | None = None,
+    max_captures: int = 8,
+    same_random: bool = True,
+) -> Callable[..., Any]:
+    """A function of a batch that takes a whole step and returns what `loss_and_grads` returns.
+
+    Arguments as for `make_step`; the parameters are the optimiser's. After a compiled step `.grad`
+    is None. `same_random` is as for `CompiledSVI`.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    say = announce or logger.warning
+    gradient = Gradient(
+        loss_and_grads,
+        parameters,
+        strict=engine in ("captured", "compiled"),
+        watched=watched,
+        announce=say,
+        max_captures=max_captures,
+    )
+    whole = WholeStep(gradient, TorchStepper(optimizer), engine, say, same_random)
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        return whole(args, kwargs, lambda: parameters)
+
+    return step
 
 
 def make_update(optimizer: Optimizer) -> Callable[[], None]:

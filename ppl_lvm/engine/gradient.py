@@ -83,7 +83,7 @@ class Gradient:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The loss (tensors once captured, what the program returns before)."""
         if self.refusal is not None:
-            return self._eager(args, kwargs)
+            return self.eager(args, kwargs)
         try:
             arguments, recording = self.lookup(args, kwargs)
             if recording is not None:
@@ -95,7 +95,7 @@ class Gradient:
             self.refusal = refusal
             self._entries.clear()
             self._announce(f"Running eagerly, not captured. {refusal}")
-            return self._eager(args, kwargs)
+            return self.eager(args, kwargs)
 
     def lookup(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -120,7 +120,8 @@ class Gradient:
 
     # Steps that run the program
 
-    def _eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the program, whatever has been captured."""
         self._drop_rebinding()
         for parameter in self.parameters:
             parameter.grad = None
@@ -139,14 +140,14 @@ class Gradient:
 
     def _learn(self, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.parameters:
-            loss = self._eager(args, kwargs)
+            loss = self.eager(args, kwargs)
             listed = self._list_parameters
             self.parameters = list(listed() if callable(listed) else listed)
             return loss
         key = self.key(arguments)
         if key not in self._entries and len(self._entries) >= self._max_captures:
             self._say_full()
-            return self._eager(args, kwargs)
+            return self.eager(args, kwargs)
         entry = self._entries.setdefault(key, _Entry())
         return self._watch(entry, arguments, args, kwargs)
 

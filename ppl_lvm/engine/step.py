@@ -71,11 +71,18 @@ class WholeStep:
                 if step is not None:
                     return step(arguments.tensors)
         begun = time.perf_counter()
-        loss = self.gradient(*args, **kwargs)
+        loss = self._loss(args, kwargs)
         self.update([p for p in parameters() if p.grad is not None])
         if self.gradient.num_captures:
             self._seconds += time.perf_counter() - begun
         return loss
+
+    def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (
+            self.gradient.eager(args, kwargs)
+            if self.level == "eager"
+            else self.gradient(*args, **kwargs)
+        )
 
     def update(self, parameters: list[Tensor]) -> None:
         """Step the optimiser from the parameters' gradients, and clear them."""
@@ -115,6 +122,7 @@ class WholeStep:
         self, recording: Recording, groups: list[FlatGroup], batch: list[Tensor]
     ) -> CompiledStep | None:
         clip = clipped(self.stepper) if self.stepper.clips() else None
+        self._announce("Compiling the step, which takes some ten seconds; steps go on after it.")
         try:
             parameters = self.gradient.parameters
             return CompiledStep(recording, parameters, groups, batch, clip, self._same_random)
