@@ -17,7 +17,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppl_lvm.traces import Sites, is_one, is_subsample, plate_dim, plate_ratio, table, temper
+from ppl_lvm.traces import Sites, is_one, is_scored, plate_dim, plate_ratio, table, temper
 
 
 def sum_out(
@@ -31,7 +31,7 @@ def sum_out(
     """
     trace = Trace()
     for name, site in model.items():
-        if not is_subsample(site):
+        if is_scored(site):
             trace.nodes[name] = site
     trace.symbolize_dims()
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()

@@ -27,6 +27,7 @@ from ppl_lvm.traces import (
     Sites,
     check_batch_shape,
     is_point,
+    is_scored,
     is_subsample,
     log_prob,
     plate_frames,
@@ -98,8 +99,8 @@ def make_plan(
     """
     with undisturbed():
         guide_sites, model_sites = run_plainly(model, guide, args, kwargs)
-        guide_latents = _without_subsamples(guide_sites)
-        model_all = _without_subsamples(model_sites)
+        guide_latents = _scored(guide_sites)
+        model_all = _scored(model_sites)
         enumerated = _check_sites(guide_latents, model_all)
         for site in (*guide_latents.values(), *model_all.values()):
             check_batch_shape(site, log_prob(site).shape, None)
@@ -129,8 +130,8 @@ def make_plan(
     )
 
 
-def _without_subsamples(sites: Sites) -> Sites:
-    return {name: site for name, site in sites.items() if not is_subsample(site)}
+def _scored(sites: Sites) -> Sites:
+    return {name: site for name, site in sites.items() if is_scored(site)}
 
 
 def _family(fn: Any) -> str:
@@ -240,5 +241,5 @@ def _site_that_moves(
 
 
 def _same_site(a: Any, b: Any) -> bool:
-    values: list[tuple[Tensor, Tensor]] = [(log_prob(a), log_prob(b)), (a["value"], b["value"])]
-    return all(torch.equal(x, y) for x, y in values if x.shape == y.shape)
+    pairs: list[tuple[Tensor, Tensor]] = [(log_prob(a), log_prob(b)), (a["value"], b["value"])]
+    return all(torch.equal(x, y) for x, y in pairs)

@@ -13,7 +13,7 @@ from ppl_lvm.traces import (
     Given,
     Sites,
     is_one,
-    is_subsample,
+    is_scored,
     log_prob,
     plate_dim,
     plate_ratio,
@@ -93,7 +93,7 @@ def tabulate(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Tables
     tables = Tables({}, {}, {}, None, 1.0, None)
     factors = {}
     for name, site in guide.items():
-        if not is_subsample(site):
+        if is_scored(site):
             log_q = log_prob(site)
             dim = plate_dim(site, plan.data_plate)
             tempered = temper(log_q, inside_scale(site, plan), site["mask"])
@@ -101,7 +101,7 @@ def tabulate(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Tables
             same = tempered is log_q
             tables.score[name] = tables.log_q[name] if same else table(log_q, plan.nesting, dim)
     for name, site in model.items():
-        if is_subsample(site):
+        if not is_scored(site):
             continue
         log_p = log_prob(site)
         if log_p.dim() > rank:

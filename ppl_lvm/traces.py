@@ -62,6 +62,11 @@ def is_subsample(site: Mapping[str, Any]) -> bool:
     return type(site["fn"]).__name__ == "_Subsample"
 
 
+def is_scored(site: Mapping[str, Any]) -> bool:
+    """Whether a site has a density: all but index draws and `pyro.deterministic`."""
+    return not is_subsample(site) and not site["infer"].get("_deterministic")
+
+
 def trace_program(
     program: Callable[..., Any],
     args: tuple[Any, ...],

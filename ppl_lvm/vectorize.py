@@ -31,7 +31,8 @@ def why_not_vectorized(
     """
     with undisturbed():
         plain_guide, _ = run_pair(model, guide, args, kwargs, plan, None)
-        shapes = {name: site["value"].shape for name, site in plain_guide.items()}
+        drawn = {name: s for name, s in plain_guide.items() if not s["is_observed"]}
+        shapes = {name: site["value"].shape for name, site in drawn.items()}
         try:
             sites = run_pair(model, guide, args, kwargs, plan, num_particles)
             together = tabulate(*sites, plan, vectorized=True)

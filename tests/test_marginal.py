@@ -13,6 +13,8 @@ from pyro.distributions import (
     constraints,
 )
 from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_lvm.estimators import ELBO
@@ -124,3 +126,28 @@ def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
     assert float(log_weights(model, nothing, x)) == pytest.approx(float(expected), rel=1e-5)
     with Subsample(30), pytest.raises(ValueError, match=r"'c'.*scaled by"):
         log_weights(model, nothing, x)
+
+
+@pytest.mark.parametrize("make", [AutoDelta, AutoNormal])
+def test_a_mixture_with_learned_components_agrees_with_pyro(make: Any) -> None:
+    @config_enumerate
+    def mixture(x: Tensor) -> None:
+        with pyro.plate("components", 2, dim=-1):
+            loc = pyro.sample("loc", Normal(0.0, 2.0))
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", Normal(Vindex(loc.unsqueeze(-2))[..., c], 1.0), obs=x)
+
+    x = X.reshape(-1)
+    guide = make(pyro.poutine.block(mixture, expose=["loc"]))
+    scaled, guided = Subsample(60)(mixture), Subsample(60)(guide)
+    guide(x)
+    ours, theirs = ELBO(), TraceEnum_ELBO(max_plate_nesting=1)
+    ours.loss(scaled, guided, x)
+    values = []
+    for objective in (ours, theirs):
+        pyro.set_rng_seed(4)
+        values.append(objective.loss(scaled, guided, x))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    columns = 6 if make is AutoDelta else 1
+    assert log_weights(mixture, guide, x, num_particles=3).shape == (3, columns)

@@ -126,6 +126,27 @@ def test_a_site_outside_that_depends_on_the_draws_makes_the_weight_joint() -> No
     assert "'penalty'" in plan.joint_because
 
 
+def test_deterministic_sites_have_no_density_and_decide_nothing() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            y = pyro.deterministic("y", 2 * z)
+            pyro.sample("x", Normal(y, 1.0), obs=x)
+        pyro.deterministic("mean", z.mean(-1))
+
+    def guide(x: Tensor) -> None:
+        scalar_guide(x)
+        pyro.deterministic("rows", torch.tensor(len(x)))
+
+    for K in (1, 4):
+        p = particles(model, guide, X[:, 0], K=K)
+        z, std = p.draws["z"].value, Normal(0.0, 1.0)
+        x = X[:, 0]
+        expected = std.log_prob(z) + std.log_prob(x - 2 * z) - std.log_prob(z - x)
+        assert torch.allclose(p.log_w, expected, atol=1e-5)
+        assert list(p.draws) == ["z"]
+
+
 def test_a_point_estimated_global_is_an_offset_too() -> None:
     def model(x: Tensor) -> None:
         s = pyro.sample("s", LogNormal(0.0, 1.0))

@@ -22,6 +22,7 @@ to an average cannot bias that step.
 import warnings
 import weakref
 from abc import abstractmethod
+from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
@@ -122,8 +123,8 @@ class Estimator(ELBO, nn.Module):
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Plan:
         """The pair's structure; found out and checked when it is first seen with such inputs."""
-        kinds = tuple((a.dim(), a.dtype) if isinstance(a, Tensor) else type(a) for a in args)
-        key = (model, guide, kinds)
+        inputs = (*args, *kwargs, *kwargs.values())
+        key = (model, guide, *(_kind(value) for value in inputs))
         if key not in self._plans:
             plan = plan_pair(
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles
@@ -222,6 +223,15 @@ class Estimator(ELBO, nn.Module):
 @effectful(type="param")
 def _parameter(value: Tensor) -> Tensor:
     return value
+
+
+def _kind(value: Any) -> Hashable:
+    """What the structure of a pair may depend on: a tensor's type, a plain value itself."""
+    if isinstance(value, Tensor):
+        return (value.dim(), value.dtype)
+    if isinstance(value, bool | int | float | str):
+        return value
+    return type(value).__qualname__
 
 
 def total(per_datum: Tensor, particles: Particles) -> Tensor:
