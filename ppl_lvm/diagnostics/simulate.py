@@ -5,7 +5,7 @@ the observed tensor in the batch, so that an amortised guide reads it; what a mo
 conditions on (inputs, lengths) stays.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.plan import Plan, Program
 from ppl_lvm.traces import PARTICLE_PLATE, Given, Sites, is_subsample, trace_program
 
-CELLS = 2**24  # numbers of one replicate set drawn at once
+CELLS = 2**23  # numbers of replicated data drawn at once
 
 
 def simulate(
@@ -68,16 +68,16 @@ def _same(tensor: Tensor, site: dict[str, Any]) -> bool:
 
 def replicates(
     model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, count: int, prior: bool
-) -> dict[str, Tensor]:
-    """Observed site -> (count, ...) fresh data sets; local latents are always from the prior.
+) -> Iterator[dict[str, Tensor]]:
+    """Observed site -> (R, ...) fresh data sets, `count` in all, as many at once as memory allows.
 
-    Global latents come from the guide, or from the prior if `prior`. A new draw of z_n, not one
+    Global latents come from the guide, or from the prior if `prior`; local ones always from the
+    prior. A new draw of z_n, not one
     from q(z_n | x_n), which has seen x_n and would reproduce it whatever the model.
     """
     places = observed_places(model, *batch)
     size = sum(batch[i].numel() for i in places.values())
     chunk = max(1, min(count, CELLS // max(size, 1))) if plan.vectorized else None
-    drawn: dict[str, list[Tensor]] = {name: [] for name in places}
     done = 0
     while done < count:
         number = min(chunk, count - done) if chunk else None
@@ -91,11 +91,11 @@ def replicates(
                 nesting=plan.nesting,
                 given=Given(shared),
             )
-        for name, place in places.items():
-            shape = (number or 1, *batch[place].shape)
-            drawn[name].append(_all_particles(sites[name], number, shape))
         done += number or 1
-    return {name: torch.cat(parts) for name, parts in drawn.items()}
+        yield {
+            name: sites[name]["value"].reshape(number or 1, *batch[place].shape)
+            for name, place in places.items()
+        }
 
 
 def _globals(
@@ -108,8 +108,3 @@ def _globals(
 def _is_local(site: dict[str, Any], plan: Plan) -> bool:
     frames = [f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE]
     return (plan.data_plate or "data") in frames
-
-
-def _all_particles(site: dict[str, Any], number: int | None, shape: tuple[int, ...]) -> Tensor:
-    value: Tensor = site["value"]
-    return value.reshape(shape)

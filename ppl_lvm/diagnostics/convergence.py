@@ -1,0 +1,171 @@
+"""Has it converged? Slope and Monte-Carlo error of the bound, R̂, spread over restarts.
+
+Over the last stretch of training (a fifth of its steps) the bound b_t is cut into 20 batches of
+consecutive steps; a straight line through the batches' means gives
+
+    gain = slope × length of the stretch,
+
+what another such stretch would add if nothing changed, and its standard error, which neighbouring
+steps' correlation does not make too small as that of single steps would be. Training has not
+converged when the gain is both significant (|t| > 3) and large. The same stretch gives
+
+    R̂ = √(((n − 1)/n W + B/n) / W)
+
+over halves and chains of any iterates (bounds here; parameters by `r_hat`).
+
+References:
+    Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
+    localization: an improved R̂. https://arxiv.org/abs/1903.08008 (split R̂ and 1.01)
+    Dhaka et al. (2020). Robust, accurate stochastic optimization for variational inference.
+    https://arxiv.org/abs/2009.00666 (R̂ over iterates)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+
+QUESTION = "Has it converged?"
+STRETCH, BATCHES = 0.2, 20
+SIGNIFICANT = 3.0  # t, with 18 degrees of freedom: one false alarm in 130
+SMALL, LARGE = 0.01, 0.1  # nats per datum
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Bounds in nats per datum.
+
+    Attributes:
+        bound: mean over the last stretch, with `bound_error` from batch means.
+        gain: slope times length of the stretch, with `gain_error`.
+        r_hat: split R̂ of the stretch's batch means: halves against each other.
+        steps: length of the stretch.
+        restarts: final bounds of the restarts that may be chosen (empty: one start only).
+    """
+
+    bound: float
+    bound_error: float
+    gain: float
+    gain_error: float
+    r_hat: float
+    steps: int
+    restarts: tuple[float, ...]
+
+    @property
+    def significant(self) -> bool:
+        return abs(self.gain) > SIGNIFICANT * self.gain_error
+
+    @property
+    def converged(self) -> bool:
+        return not (self.significant and abs(self.gain) > SMALL)
+
+    def findings(self) -> list[Finding]:
+        rows = [self._gain_finding(), self._r_hat_finding()]
+        return rows + ([self._spread_finding()] if len(self.restarts) > 1 else [])
+
+    def _gain_finding(self) -> Finding:
+        verdict = graded(abs(self.gain), SMALL, LARGE) if self.significant else "good"
+        direction = "rises" if self.gain > 0 else "falls"
+        return Finding(
+            QUESTION,
+            f"gain of the bound over the last {self.steps} steps, nats per datum",
+            self.gain,
+            self.gain_error,
+            f"good ≤ {SMALL} or not significant (|t| ≤ 3), bad > {LARGE}",
+            OURS,
+            verdict,
+            f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; "
+            + (f"it still {direction}." if verdict != "good" else "no trend to speak of."),
+            ""
+            if verdict == "good"
+            else "Train longer."
+            if self.gain > 0
+            else "Lower the learning rate or clip gradients; the optimiser diverges.",
+        )
+
+    def _r_hat_finding(self) -> Finding:
+        # In as few batch means R̂ strays by chance; a trend too small to matter is let pass.
+        meaningful = self.significant and abs(self.gain) > SMALL
+        return Finding(
+            QUESTION,
+            "split R̂ of the bound over the last stretch",
+            self.r_hat,
+            None,
+            "good ≤ 1.1 or gain above not significant, bad > 1.5",
+            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}",
+            graded(self.r_hat, 1.1, 1.5) if meaningful else "good",
+            "The two halves of the last stretch against their own scatter.",
+            "Train longer." if meaningful and self.r_hat > 1.1 else "",
+        )
+
+    def _spread_finding(self) -> Finding:
+        best, low = max(self.restarts), min(self.restarts)
+        reached = sum(b > best - LARGE for b in self.restarts)
+        return Finding(
+            QUESTION,
+            f"spread of {len(self.restarts)} restarts' bounds (best − worst), nats per datum",
+            best - low,
+            None,
+            f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
+            OURS,
+            "good" if best - low <= LARGE else "bad" if reached == 1 else "look",
+            f"{reached} of {len(self.restarts)} came within {LARGE} nats of the best; sd "
+            f"{np.std(self.restarts, ddof=1):.3f}.",
+            "" if best - low <= LARGE else "More restarts: the bound has several optima.",
+        )
+
+
+def convergence(
+    history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
+) -> Convergence:
+    """From a run's history ("bound": one value a step) and its restarts' final bounds.
+
+    Raises:
+        CannotSayError: fewer than 100 steps, or a bound that is not finite in the last stretch.
+    """
+    bounds = np.asarray(history["bound"], np.float64)
+    steps = max(int(len(bounds) * STRETCH), 2 * BATCHES)
+    if len(bounds) < 100:
+        raise CannotSayError(f"The history has {len(bounds)} steps; 100 are needed to see a trend.")
+    last = bounds[-(steps // BATCHES * BATCHES) :]
+    if not np.isfinite(last).all():
+        raise CannotSayError("The bound is not finite in the last stretch: training broke down.")
+    means = last.reshape(BATCHES, -1).mean(1)
+    slope, slope_error = _line(means)
+    return Convergence(
+        bound=float(last.mean()),
+        bound_error=float(means.std(ddof=1) / math.sqrt(BATCHES)),
+        gain=slope * BATCHES,
+        gain_error=slope_error * BATCHES,
+        r_hat=float(r_hat(means[None])),
+        steps=len(last),
+        restarts=tuple(restarts),
+    )
+
+
+def _line(y: Floats) -> tuple[float, float]:
+    """Least-squares slope per position and its standard error."""
+    t = np.arange(len(y)) - (len(y) - 1) / 2
+    slope = float(t @ y / (t @ t))
+    rest = y - y.mean() - slope * t
+    return slope, math.sqrt(float(rest @ rest) / (len(y) - 2) / float(t @ t))
+
+
+def r_hat(chains: ArrayLike) -> Floats:
+    """Split R̂ of iterates (M, n, ...): M chains (restarts) of n steps, each cut in halves."""
+    x = np.asarray(chains, np.float64)
+    half = x.shape[1] // 2
+    if half < 2:
+        raise ValueError(f"r_hat needs at least 4 iterates a chain, got {x.shape[1]}.")
+    halves = np.concatenate([x[:, :half], x[:, -half:]])  # (2M, n/2, ...)
+    within = halves.var(1, ddof=1).mean(0)
+    between = halves.mean(1).var(0, ddof=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (half - 1) / half + between / within
+    still = (within == 0) & (between == 0)  # iterates that do not move have converged
+    return np.asarray(np.sqrt(np.where(still, 1.0, ratio)))

@@ -1,0 +1,336 @@
+"""Does it reproduce the data? Predictive checks, PIT, a two-sample test, leave-one-out.
+
+Replicated data x_rep have fresh local latents z ~ p(z) and global ones from q: z from q(z | x) has
+seen x and would reproduce it whatever the model.
+
+    test quantity T:   p = P(T(x_rep) > T(x)) + ½ P(T(x_rep) = T(x))
+    PIT:               u_np = P(x_rep,np < x_np), ties by a fair draw, uniform over rows n
+    two-sample test:   can a classifier tell data from replicates? Two of them, nearest neighbours
+                       and ridge regression on x, x² and products, both left-one-out; the null
+                       distribution permutes the labels, so that sharing data between folds and
+                       taking the better classifier cost nothing.
+
+Checks on rows that the parameters were fitted to are conservative: give held-out rows.
+
+References:
+    Gelman, Meng, Stern (1996). Posterior predictive assessment of model fitness.
+    Lopez-Paz, Oquab (2017). Revisiting classifier two-sample tests.
+    https://arxiv.org/abs/1610.06545
+    Magnusson, Andersen, Jonasson, Vehtari (2019). Bayesian leave-one-out cross-validation for
+    large data. https://arxiv.org/abs/1904.10679
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from ppl_lvm import psis
+from ppl_lvm.diagnostics.finding import OURS, Finding, graded
+from ppl_lvm.diagnostics.leave_out import pointwise
+from ppl_lvm.diagnostics.seeds import own_random
+from ppl_lvm.diagnostics.simulate import observed_places, replicates
+from ppl_lvm.particles import plan_pair
+from ppl_lvm.plan import Program
+
+QUESTION = "Does it reproduce the data?"
+LOOK, BAD = 0.02, 0.01
+MAX_EIGEN = 64  # columns up to which the largest eigenvalue is a test quantity
+ROWS, NEIGHBOURS, PERMUTATIONS = 500, 11, 499
+Quantity = Callable[[Tensor], Tensor]
+Floats = NDArray[np.float64]
+
+
+def quantities(columns: int) -> dict[str, Quantity]:
+    """The usual test quantities: each maps data sets (R, N, P) to (R,)."""
+    found: dict[str, Quantity] = {
+        "mean": lambda x: x.mean((1, 2)),
+        "sd": lambda x: x.flatten(1).std(1),
+        "sd of row means": lambda x: x.mean(2).std(1),
+        "smallest": lambda x: x.amin((1, 2)),
+        "largest": lambda x: x.amax((1, 2)),
+    }
+    if columns == 1:
+        found["skewness"] = lambda x: _skewness(x.flatten(1))
+        del found["sd of row means"]  # the sd itself
+    elif columns <= MAX_EIGEN:
+        found["largest eigenvalue"] = _largest_eigenvalue
+    return found
+
+
+def _skewness(x: Tensor) -> Tensor:
+    centred = x - x.mean(1, keepdim=True)
+    return (centred**3).mean(1) / (centred**2).mean(1) ** 1.5
+
+
+def _largest_eigenvalue(x: Tensor) -> Tensor:
+    centred = x - x.mean(1, keepdim=True)
+    covariance = centred.mT @ centred / x.shape[1]
+    return torch.linalg.eigvalsh(covariance)[:, -1]
+
+
+@dataclass(frozen=True)
+class Check:
+    """Attributes:
+    observed: "site: quantity" -> T(x).
+    replicated: the same -> T(x_rep) (R,).
+    pit: site -> u (N, P).
+    """
+
+    observed: dict[str, float]
+    replicated: dict[str, Floats]
+    pit: dict[str, Floats]
+
+    @property
+    def p_values(self) -> dict[str, float]:
+        """Quantity -> P(T(x_rep) ≥ T(x)), ties counted half."""
+        return {
+            n: float((t > self.observed[n]).mean() + (t == self.observed[n]).mean() / 2)
+            for n, t in self.replicated.items()
+        }
+
+    @property
+    def pit_p_values(self) -> dict[str, Floats]:
+        """Site -> p-value of the Kolmogorov–Smirnov test of uniformity, per column (P,)."""
+        return {
+            name: np.array([stats.kstest(column, "uniform").pvalue for column in u.T])
+            for name, u in self.pit.items()
+        }
+
+    def findings(self) -> list[Finding]:
+        each = {n: 2 * min(p, 1 - p) for n, p in self.p_values.items()}
+        worst = min(each, key=lambda n: each[n])
+        p, R = self.p_values[worst], len(self.replicated[worst])
+        corrected = min(1.0, each[worst] * len(each))
+        low, high = np.quantile(self.replicated[worst], [0.05, 0.95])
+        rows = [
+            Finding(
+                QUESTION,
+                "predictive check: p-value of the worst test quantity",
+                p,
+                math.sqrt(p * (1 - p) / R),
+                f"two-sided × {len(each)} quantities: good ≥ {LOOK}, bad < {BAD}",
+                OURS,
+                graded(-corrected, -LOOK, -BAD),
+                f"{worst} is {self.observed[worst]:.4g}; 90% of {R} replicated data sets have "
+                f"{low:.4g} to {high:.4g}.",
+                "" if corrected >= LOOK else _REMEDY,
+            )
+        ]
+        return rows + self._pit_findings()
+
+    def _pit_findings(self) -> list[Finding]:
+        rows = []
+        for name, p in self.pit_p_values.items():
+            corrected = min(1.0, float(p.min()) * len(p))
+            bad = int((p * len(p) < LOOK).sum())
+            rows.append(
+                Finding(
+                    QUESTION,
+                    f"PIT of {name}: p-value of the least uniform column",
+                    corrected,
+                    None,
+                    f"Bonferroni over {len(p)}: good ≥ {LOOK}, bad < 0.001",
+                    OURS,
+                    graded(-corrected, -LOOK, -0.001),
+                    f"{bad} of {len(p)} columns have a marginal that the model does not "
+                    f"reproduce (first: {int(p.argmin())}).",
+                    "" if corrected >= LOOK else _REMEDY,
+                )
+            )
+        return rows
+
+
+_REMEDY = "The likelihood or the prior does not fit: another family, more components, latents."
+
+
+def check(
+    model: Program,
+    guide: Program,
+    *batch: Any,
+    own: Mapping[str, Quantity] | None = None,
+    num_replicates: int = 999,
+    prior: bool = False,
+    seed: int = 0,
+) -> Check:
+    """Test quantities and PIT of `batch` among replicated data.
+
+    `own` adds test quantities, each from data sets (R, N, P) to (R,). `prior` takes global latents
+    from the prior too (prior predictive check).
+
+    Raises:
+        CannotSayError: data cannot be simulated from the model.
+    """
+    with own_random(seed), torch.no_grad():
+        plan = plan_pair(model, guide, batch, {}, 2)
+        data = {n: _flat(batch[i][None]) for n, i in observed_places(model, *batch).items()}
+        asked = {n: quantities(x.shape[2]) | dict(own or {}) for n, x in data.items()}
+        drawn: dict[str, list[Tensor]] = {f"{n}: {q}": [] for n in asked for q in asked[n]}
+        below = {n: torch.zeros(x.shape[1:]) for n, x in data.items()}
+        tied = {n: torch.zeros(x.shape[1:]) for n, x in data.items()}
+        for chunk in replicates(model, guide, batch, plan, num_replicates, prior):
+            for name, values in chunk.items():
+                x_rep = _flat(values)
+                for q, T in asked[name].items():
+                    drawn[f"{name}: {q}"].append(T(x_rep))
+                below[name] += (x_rep < data[name]).sum(0)
+                tied[name] += (x_rep == data[name]).sum(0)
+        observed = {f"{n}: {q}": float(T(data[n])[0]) for n in asked for q, T in asked[n].items()}
+        pit = {
+            n: ((below[n] + torch.rand(below[n].shape) * (tied[n] + 1)) / (num_replicates + 1))
+            for n in data
+        }
+    return Check(
+        observed,
+        {n: torch.cat(t).double().numpy() for n, t in drawn.items()},
+        {n: u.double().numpy() for n, u in pit.items()},
+    )
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(R, N, ...) as floating-point (R, N, P)."""
+    x = x if x.is_floating_point() else x.to(torch.get_default_dtype())
+    return x.reshape(*x.shape[:2], -1)
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    """Attributes:
+    accuracy: classifier -> left-one-out accuracy.
+    p_value: of the better classifier, by permutation.
+    rows: of each sample.
+    """
+
+    accuracy: dict[str, float]
+    p_value: float
+    rows: int
+
+    def findings(self) -> list[Finding]:
+        best = max(self.accuracy, key=lambda n: self.accuracy[n])
+        value = self.accuracy[best]
+        verdict = "good" if self.p_value >= LOOK else "look" if value <= 0.6 else "bad"
+        return [
+            Finding(
+                QUESTION,
+                "classifier two-sample test: accuracy",
+                value,
+                math.sqrt(0.25 / (2 * self.rows)),
+                f"good if p ≥ {LOOK}, else bad > 0.6",
+                f"Lopez-Paz & Oquab 2017, arXiv:1610.06545; levels: {OURS}",
+                verdict,  # type: ignore[arg-type]
+                f"p = {self.p_value:.3f}; {best} tells {self.rows} rows of data from as many of "
+                "the model. A weak classifier hides faults.",
+                "" if verdict == "good" else _REMEDY,
+            )
+        ]
+
+
+def two_sample(model: Program, guide: Program, *batch: Any, seed: int = 0) -> TwoSample:
+    """Data against one replicated data set, at most 500 rows each.
+
+    Raises:
+        CannotSayError: data cannot be simulated from the model.
+    """
+    with own_random(seed), torch.no_grad():
+        plan = plan_pair(model, guide, batch, {}, 2)
+        (drawn,) = replicates(model, guide, batch, plan, 1, prior=False)
+        places = observed_places(model, *batch)
+        x = torch.cat([_flat(batch[i][None])[0] for i in places.values()], -1)
+        y = torch.cat([_flat(drawn[n])[0] for n in places], -1)
+    generator = np.random.default_rng(seed)
+    pick = generator.permutation(len(x))[:ROWS]
+    other = generator.permutation(len(y))[:ROWS]
+    return classify(x.double().numpy()[pick], y.double().numpy()[other], generator)
+
+
+def classify(x: Floats, y: Floats, generator: np.random.Generator) -> TwoSample:
+    """Can classifiers tell samples x, y (n, P) apart? Null distribution by permutation."""
+    z = np.concatenate([x, y])
+    sd = z.std(0)
+    z = (z - z.mean(0))[:, sd > 0] / sd[sd > 0]
+    labels = np.repeat([1.0, -1.0], [len(x), len(y)])
+    orders = [np.arange(len(z))] + [generator.permutation(len(z)) for _ in range(PERMUTATIONS)]
+    Y = labels[np.stack(orders, 1)]  # (2n, 1 + permutations), the true labels first
+    scores = np.stack([_accuracy(f(z, Y), Y) for f in (_neighbours, _ridge)])  # (2, 1 + …)
+    null = scores[:, 1:]
+    best = ((scores - null.mean(1, keepdims=True)) / (null.std(1, keepdims=True) + 1e-12)).max(0)
+    p = (1 + (best[1:] >= best[0]).sum()) / (1 + PERMUTATIONS)
+    return TwoSample(
+        {"nearest neighbours": float(scores[0, 0]), "ridge": float(scores[1, 0])}, float(p), len(x)
+    )
+
+
+def _accuracy(predicted: Floats, Y: Floats) -> Floats:
+    accuracy: Floats = (np.sign(predicted) == Y).mean(0)
+    return accuracy
+
+
+def _neighbours(z: Floats, Y: Floats) -> Floats:
+    """Vote of each row's nearest other rows: (2n, permutations)."""
+    square = (z**2).sum(1)
+    distance = square[:, None] + square - 2 * z @ z.T
+    np.fill_diagonal(distance, np.inf)
+    k = min(NEIGHBOURS, (len(z) - 1) // 2 * 2 - 1)
+    nearest = np.argpartition(distance, k, axis=1)[:, :k]  # (2n, k)
+    votes = np.zeros_like(Y)
+    for j in range(k):
+        votes += Y[nearest[:, j]]
+    return votes
+
+
+def _ridge(z: Floats, Y: Floats) -> Floats:
+    """Ridge regression's prediction of each row from the others: (y − ŷ) / (1 − h) taken off y."""
+    P = z.shape[1]
+    features = [np.ones((len(z), 1)), z, z**2]
+    if P <= 10:
+        i, j = np.triu_indices(P, 1)
+        features.append(z[:, i] * z[:, j])
+    A = np.concatenate(features, 1)
+    gram = A.T @ A + 0.01 * len(z) * np.eye(A.shape[1])
+    H = A @ np.linalg.solve(gram, A.T)  # (2n, 2n)
+    out: Floats = Y - (Y - H @ Y) / (1 - np.diag(H))[:, None]
+    return out
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """`loo`: what `ppl_lvm.psis.loo` gives, corrected for draws from q."""
+
+    loo: psis.Loo
+
+    def findings(self) -> list[Finding]:
+        k, N = self.loo.k, len(self.loo.k)
+        share = float((k > self.loo.good_k).mean())
+        return [
+            Finding(
+                QUESTION,
+                "leave-one-out: share of data with unreliable k̂",
+                share,
+                math.sqrt(share * (1 - share) / N),
+                f"k̂ ≤ {self.loo.good_k:.2f}; good ≤ 0.05, bad > 0.2",
+                f"Magnusson et al. 2019, arXiv:1904.10679; shares: {OURS}",
+                graded(share, 0.05, 0.2),
+                f"elpd {self.loo.elpd:.2f} ± {self.loo.se:.2f} nats in all, effective parameters "
+                f"{self.loo.p:.1f}.",
+                "" if share <= 0.05 else "Refit without those data, or K-fold cross-validation.",
+            )
+        ]
+
+
+def loo(
+    model: Program, guide: Program, *batch: Any, num_draws: int = 1000, seed: int = 0
+) -> LeaveOneOut:
+    """Expected log predictive density of each datum given the others, by smoothed weights.
+
+    Raises:
+        CannotSayError: no global latent: the parameters are points that have seen every datum.
+    """
+    with own_random(seed), torch.no_grad():
+        l, log_p, log_q = pointwise(model, guide, batch, num_draws)
+    return LeaveOneOut(psis.loo(l.numpy(), log_p.numpy(), log_q.numpy()))
