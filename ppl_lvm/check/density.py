@@ -1,5 +1,6 @@
 """Are all log-probabilities finite at the start, and does the pair run as it will be trained?"""
 
+import warnings
 from collections.abc import Iterator
 
 import pyro
@@ -66,8 +67,13 @@ def check_enumeration(look: Look) -> Iterator[Finding]:
     dims = [plate.dim or 0 for plate in look.model.signature.plates]
     nesting = -min(dims, default=0)
     model, guide = look.programs
-    with dry_run(model, guide, seed=0), pyro.validation_enabled(True):
+    with (
+        dry_run(model, guide, seed=0),
+        pyro.validation_enabled(True),
+        warnings.catch_warnings(),
+    ):
         try:
+            warnings.simplefilter("ignore")
             TraceEnum_ELBO(max_plate_nesting=nesting).loss(model, guide, *look.batch)
             return
         except Exception as error:  # whatever a user's program raises is a finding

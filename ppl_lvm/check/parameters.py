@@ -55,7 +55,11 @@ def _untrained(look: Look) -> Iterator[Finding]:
         if runs[0].error or runs[1].error:
             return
         total = _bound(*runs)
-        leaves = [_leaves(*pair) for pair in zip(runs, look.programs, strict=True)]
+        baselines = _baselines(drawn)
+        leaves = [
+            {name: leaf for name, leaf in _leaves(*pair).items() if id(leaf) not in baselines}
+            for pair in zip(runs, look.programs, strict=True)
+        ]
         every = [leaf for named in leaves for leaf in named.values()]
         if not every or total is None:
             return
@@ -86,6 +90,16 @@ def _bound(*runs: Run) -> Tensor | None:
             except (ValueError, RuntimeError, NotImplementedError):
                 return None
     return total
+
+
+def _baselines(guide: Run) -> set[int]:
+    """Parameters of neural baselines, which learn from a loss of their own."""
+    found = set()
+    for node in guide.nodes().values():
+        network = node["infer"].get("baseline", {}).get("nn_baseline")
+        if isinstance(network, nn.Module):
+            found |= {id(parameter) for parameter in network.parameters()}
+    return found
 
 
 def _leaves(one: Run, program: Any) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 
@@ -145,18 +144,22 @@ def _order(look: Look) -> Iterator[Finding]:
         for part in look.batch
     )
     with dry_run(look.programs[1]), torch.no_grad():
-        pyro.set_rng_seed(0)
         backwards = run(look.programs[1], *turned)
-    if backwards.error is not None:
+    with dry_run(look.programs[1]), torch.no_grad():
+        elsewhere = run(look.programs[1], *look.batch, seed=3)
+    if backwards.error is not None or elsewhere.error is not None:
         return
-    there, back = guide.nodes(), backwards.nodes()
+    there, back, noisy = guide.nodes(), backwards.nodes(), elsewhere.nodes()
     for site in local:
         if site.name not in back or len(site.batch_shape) != 1:
             continue
         value = there[site.name]["value"]
         same = _density(there[site.name], value), _density(back[site.name], value.flip(0))
-        if None in same or site.distribution == "Delta":
+        again = _density(noisy.get(site.name, there[site.name]), value)
+        if any(density is None for density in (*same, again)) or site.distribution == "Delta":
             continue
+        if not torch.allclose(same[0], again):
+            continue  # parameters that are random themselves (dropout) cannot be compared so
         if not torch.allclose(same[0], same[1].flip(0), rtol=1e-3, atol=1e-3):
             yield guide.finding(
                 "batch-order",

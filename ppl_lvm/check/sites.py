@@ -24,8 +24,8 @@ def check_sites(look: Look) -> Iterator[Finding]:
             'pyro.sample("x", ..., obs=x)',
         )
     for site in guide.sites:
-        if nodes[site.name]["infer"].get("is_auxiliary"):
-            continue
+        if nodes[site.name]["infer"].get("is_auxiliary") or site.distribution == "Unit":
+            continue  # a helper of the guide's own, or a pyro.factor
         if site.observed:
             yield look.guide.finding(
                 "guide-observes",

@@ -61,7 +61,7 @@ def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
     if site.distribution == "Delta":  # a point: its own support says nothing
         return False, False
     ours, theirs = _bounds(site.support), _bounds(prior.support)
-    if ours is None or theirs is None or site.discrete or prior.discrete:
+    if ours is None or theirs is None or site.discrete != prior.discrete:
         return False, False
     if site.distribution == "TransformedDistribution" and ours[0] == -ours[1]:
         # torch calls the image of an affine map the real line, whatever was mapped.
@@ -133,8 +133,11 @@ def _observations(one: Run) -> Iterator[Finding]:
         while isinstance(support, constraints.independent):
             support = support.base_constraint
         good = support.check(value)
-        if isinstance(node["mask"], Tensor) and node["mask"].shape == good.shape:
-            good = good | ~node["mask"].bool()
+        for mask in _masks(node):
+            # A mask of the batch stands for all the elements of its events.
+            if mask.dim() <= len(fn.batch_shape):
+                mask = mask.reshape(mask.shape + (1,) * len(fn.event_shape))
+            good = good | ~mask
         if not good.all():
             where = tuple((~good).nonzero()[0].tolist())
             shown = value[where].flatten()[0].item()
@@ -149,6 +152,17 @@ def _observations(one: Run) -> Iterator[Finding]:
                 f"Choose a likelihood with the data's values for {name!r}, or clean the data; "
                 "mark missing values with .mask(~x.isnan()) and fill them.",
             )
+
+
+def _masks(node: dict[str, Any]) -> Iterator[Tensor]:
+    """Masks by poutine.mask and by `.mask(...)` of the distribution or of what it wraps."""
+    if isinstance(node["mask"], Tensor):
+        yield node["mask"].bool()
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(getattr(fn, "_mask", None), Tensor):
+            yield fn._mask.bool()
+        fn = fn.base_dist
 
 
 def _base(fn: Any) -> str:

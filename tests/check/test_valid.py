@@ -181,6 +181,130 @@ class _Normed(PyroModule):
             pyro.sample("z", dist.Normal(self.net(x).squeeze(-1), 1.0))
 
 
+def _masked_elements(x: Tensor) -> None:
+    """Missing entries of a row, masked one by one inside the event."""
+    x = x.masked_fill(x < -1, torch.nan)
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        likelihood = dist.Normal(w, torch.ones(3)).mask(~x.isnan()).to_event(1)
+        pyro.sample("x", likelihood, obs=x.nan_to_num())
+
+
+def _masked_nan(x: Tensor) -> None:
+    missing = x[:, 0] < 0
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=~missing):
+        likelihood = dist.Normal(w, torch.ones(3)).to_event(1)
+        pyro.sample("x", likelihood, obs=x.masked_fill(missing[:, None], torch.nan))
+
+
+def _factor_guide(x: Tensor) -> None:
+    _normal_guide(x)
+    pyro.factor("correction", torch.tensor(0.1), has_rsample=True)
+
+
+_BASELINE = nn.Linear(3, 1)
+
+
+def _baseline_guide(x: Tensor) -> None:
+    net, baseline = pyro.module("net", _NET), pyro.module("baseline", _BASELINE)
+    infer = {"baseline": {"nn_baseline": baseline, "nn_baseline_input": x}}
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("k", dist.Bernoulli(logits=net(x).squeeze(-1)), infer=infer)
+
+
+class _Dropout(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.net(x).squeeze(-1), 1.0))
+
+
+def _positive(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+        share = pyro.sample("share", dist.Beta(1.0, 1.0))
+        pyro.sample("x", dist.Normal(rate * share, 1.0), obs=x[:, 0])
+
+
+def _positive_guide(x: Tensor) -> None:
+    """Other families of the same supports."""
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("rate", dist.LogNormal(loc, 1.0))
+        pyro.sample("share", dist.Uniform(0.0, 1.0))
+
+
+def _linked_guide(x: Tensor) -> None:
+    """A local site that leans on a global one."""
+    loc = pyro.param("loc", torch.tensor(0.0))
+    w = pyro.sample("w", dist.Normal(loc, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(w + x[:, 0], 1.0))
+
+
+def _linked(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def _semi_supervised(x: Tensor, y: Tensor) -> None:
+    """The first rows have labels; the others' are summed out."""
+    with pyro.plate("data", len(x), dim=-1):
+        known = torch.arange(len(x)) < 4
+        likelihood = dist.Categorical(torch.ones(len(x), 2))
+        with pyro.poutine.mask(mask=known):
+            pyro.sample("y", likelihood, obs=y)
+        with pyro.poutine.mask(mask=~known):
+            k = pyro.sample("k", likelihood, infer={"enumerate": "parallel"})
+        label = torch.where(known, y, k).float()
+        pyro.sample("x", dist.Normal(label, 1.0), obs=x[:, 0])
+
+
+def _matrix(x: Tensor) -> None:
+    """Every entry is a datum of its own: two plates."""
+    with pyro.plate("columns", 3, dim=-2):
+        v = pyro.sample("v", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(v, 1.0), obs=x.T)
+
+
+def _dynamics(x: Tensor) -> None:
+    """A chain of continuous states."""
+    with pyro.plate("data", len(x), dim=-1):
+        z: Any = torch.zeros(())
+        for t in range(3):
+            z = pyro.sample(f"z_{t}", dist.Normal(z, 1.0))
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+
+def _no_latent(x: Tensor) -> None:
+    """A maximum-likelihood density."""
+    loc = pyro.param("loc", torch.zeros(3))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def _one_hot(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.OneHotCategorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(k, 1.0).to_event(1), obs=x)
+
+
+def _one_hot_guide(x: Tensor) -> None:
+    net = pyro.module("wide", _WIDE)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("k", dist.OneHotCategoricalStraightThrough(logits=net(x)))
+
+
+_WIDE = nn.Linear(3, 3)
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "plain functions": lambda: (_normal, _normal_guide, (REAL,)),
     "mixture": lambda: _ours(GaussianMixture(2), REAL),
@@ -211,6 +335,32 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "auxiliary site": lambda: (_normal, _auxiliary_guide, (REAL,)),
     "factor": lambda: (_factor, _normal_guide, (REAL,)),
     "shared parameter": lambda: (_shared_param_model, _shared_param_guide, (REAL,)),
+    "masked elements": lambda: (_masked_elements, _normal_guide, (REAL,)),
+    "NaN under a mask": lambda: (_masked_nan, _normal_guide, (REAL,)),
+    "factor in the guide": lambda: (_normal, _factor_guide, (REAL,)),
+    "neural baseline": lambda: (_sampled_discrete, _baseline_guide, (REAL,)),
+    "dropout": lambda: (_annealed_plain, _Dropout(), (REAL,)),
+    "other families": lambda: (_positive, _positive_guide, (REAL,)),
+    "linked sites": lambda: (_linked, _linked_guide, (REAL,)),
+    "semi-supervised": lambda: (_semi_supervised, _nothing, (REAL, (REAL[:, 1] > 0).long())),
+    "matrix": lambda: (_matrix, auto_guide(_matrix, REAL), (REAL,)),
+    "dynamics": lambda: (_dynamics, auto_guide(_dynamics, REAL), (REAL,)),
+    "no latent": lambda: (_no_latent, _nothing, (REAL,)),
+    "one-hot": lambda: (_one_hot, _one_hot_guide, (REAL,)),
+    "conditioned": lambda: (
+        pyro.condition(_linked, {"w": torch.tensor(0.5)}),
+        auto_guide(pyro.condition(_linked, {"w": torch.tensor(0.5)}), REAL),
+        (REAL,),
+    ),
+    "AutoDiagonalNormal": lambda: _auto(_poisson, autoguide.AutoDiagonalNormal, COUNTS),
+    "AutoLaplace": lambda: _auto(_normal, autoguide.AutoLaplaceApproximation, REAL),
+    "AutoStructured": lambda: _auto(_poisson, autoguide.AutoStructured, COUNTS),
+    "enumerated guide": lambda: (
+        _sampled_discrete,
+        config_enumerate(_sampled_discrete_guide),
+        (REAL,),
+    ),
+    "one row": lambda: (_normal, _normal_guide, (REAL[:1],)),
     "batch norm": lambda: (_annealed_plain, _Normed(), (REAL,)),
     "amortised": lambda: (_annealed_plain, AmortizedNormal(_annealed_plain, REAL), (REAL,)),
 }
