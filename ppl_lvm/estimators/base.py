@@ -56,6 +56,15 @@ class Estimator(ELBO, nn.Module):
             rows, and each must have a log-weight of its own.
         cost: runs of guide and model for a step, in words.
         paper: authors and year, title, link.
+
+    Args:
+        num_particles: K; by default the least that the class accepts.
+        vectorize_particles: whether particles run in one pass. By default they do where the
+            program allows it, which is tried when the pair is first seen: give the same callables
+            at every step (wrap a program once, not anew each time).
+
+    Raises:
+        ValueError: too few particles; from a loss, a pair that the class cannot treat.
     """
 
     target: ClassVar[str]
@@ -80,6 +89,8 @@ class Estimator(ELBO, nn.Module):
         if num_particles is None:
             num_particles = self.min_particles
         name = type(self).__name__
+        if not isinstance(num_particles, int):
+            raise ValueError(f"{name} needs a whole number of particles, got {num_particles!r}.")
         if num_particles < self.min_particles:
             or_use = f", or use {self.instead}" if self.instead else ""
             raise ValueError(
@@ -124,7 +135,8 @@ class Estimator(ELBO, nn.Module):
     ) -> Plan:
         """The pair's structure; found out and checked when it is first seen with such inputs."""
         inputs = (*args, *kwargs, *kwargs.values())
-        key = (model, guide, *(_kind(value) for value in inputs))
+        programs = [p if isinstance(p, Hashable) else id(p) for p in (model, guide)]
+        key = (*programs, *(_kind(value) for value in inputs))
         if key not in self._plans:
             plan = plan_pair(
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles

@@ -355,6 +355,28 @@ def test_too_few_particles_are_refused_at_construction(cls: type[Estimator]) -> 
         cls(num_particles=cls.min_particles - 1)
 
 
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_a_fraction_of_a_particle_is_refused(cls: type[Estimator]) -> None:
+    with pytest.raises(ValueError, match=r"whole number of particles, got 2\.5"):
+        cls(num_particles=2.5)  # type: ignore[arg-type]
+
+
+def test_a_pair_is_looked_at_once(exact: Any) -> None:
+    pair, seen = BernoulliPair(exact, 2), []
+
+    def model(x: Tensor) -> None:
+        seen.append(len(x))
+        pair.model(x)
+
+    estimator = estimators.VIMCO(num_particles=2)
+    estimator.loss(model, pair.guide, pair.x)
+    looked = len(seen)
+    estimator.loss(model, pair.guide, pair.x)
+    estimator.loss(model, pair.guide, pair.x[:1])  # another number of rows is no other structure
+    assert looked > 1
+    assert len(seen) == looked + 2
+
+
 @pytest.mark.parametrize(
     "cls", [c for c in CLASSES if c.needs == "reparameterized"], ids=lambda c: c.__name__
 )
