@@ -19,7 +19,9 @@ _APART = 1e6
 def check_density(look: Look, blamed: set[str]) -> Iterator[Finding]:
     """`blamed` names sites that other findings already explain."""
     sizes: dict[str, float] = {}
-    for one in (look.model, look.guide):
+    # What the guide draws wrongly makes the model's densities wrong: they are not to blame.
+    blamed = blamed | (set(look.model.nodes()) if blamed & set(look.guide.nodes()) else set())
+    for one in (look.guide, look.model):
         for name, node in one.nodes().items():
             try:
                 log_prob: Tensor = node["fn"].log_prob(node["value"]).detach()

@@ -12,6 +12,9 @@ from ppl_lvm.check.findings import Finding
 from ppl_lvm.check.look import Look, Run, rows, run
 from ppl_lvm.dry_run import dry_run
 
+# A branch that one run in two takes goes unseen by all of these one time in 32.
+_SEEDS = (2, 3, 4, 5, 6)
+
 
 def check_repeats(look: Look) -> Iterator[Finding]:
     for program, one in zip(look.programs, (look.model, look.guide), strict=True):
@@ -21,16 +24,18 @@ def check_repeats(look: Look) -> Iterator[Finding]:
             again = run(program, *look.batch, seed=1)
         with dry_run(program):
             other = _with_other_numpy(program, *look.batch, seed=1)
-        with dry_run(program):
-            elsewhere = run(program, *look.batch, seed=2)
-        if first.error or again.error or other.error or elsewhere.error:
+        if first.error or again.error or other.error:
             continue
         if (site := _differing(first, again)) is not None:
             yield _nondeterministic(one, site)
         elif (site := _differing(first, other)) is not None:
             yield _foreign(one, site)
-        if _structure(first) != _structure(elsewhere):
-            yield _varies(one, first, elsewhere)
+        for seed in _SEEDS:
+            with dry_run(program):
+                elsewhere = run(program, *look.batch, seed=seed)
+            if not elsewhere.error and _structure(first) != _structure(elsewhere):
+                yield _varies(one, first, elsewhere)
+                break
         for file, line in sorted(set(one.concrete)):
             yield Finding(
                 "item",

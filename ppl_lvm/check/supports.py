@@ -14,8 +14,9 @@ from ppl_lvm.signature import Site, describe
 
 def check_supports(look: Look) -> Iterator[Finding]:
     yield from _guide_against_prior(look)
-    for one in (look.model, look.guide):
-        yield from _arguments(one)
+    wrong = list(_arguments(look.guide))
+    # A NaN that the guide drew would be the model's fault too.
+    yield from wrong or _arguments(look.model)
     yield from _observations(look.model)
 
 
