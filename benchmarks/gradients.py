@@ -249,6 +249,7 @@ def draw(found: Sequence[Measured]) -> Figure:
     panels = figure.subplots(1, len(programs), squeeze=False)[0]
     for axes, program in zip(panels, programs, strict=True):
         rows = [row for row, _ in found if row["program"] == program and row["cost"]]
+        rows = [row for row in rows if row["bias guide"] is not None]
         rows.sort(key=lambda row: row["cost"], reverse=True)
         for y, row in enumerate(rows):
             marker = "o" if row["verdict"].startswith("unbiased") else "x"

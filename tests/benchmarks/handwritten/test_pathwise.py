@@ -1,15 +1,13 @@
 """Hand-written pathwise gradients equal their targets' by Gauss-Hermite quadrature."""
 
-import math
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 
-import numpy as np
 import pytest
 import torch
 from ppl_lvm.benchmarks import exact
 from ppl_lvm.benchmarks.handwritten import decoders, linear_gaussian, pathwise, score
+from ppl_lvm.benchmarks.programs import normal_grid
 from torch import Tensor
 
 X = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
@@ -27,10 +25,8 @@ def params() -> dict[str, Tensor]:
 
 def grid(num_particles: int, points: int = 120) -> tuple[Tensor, Tensor]:
     """Noise (K, G, 1) and weights (G,) of a tensor grid."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-    noise = torch.tensor(list(product(nodes, repeat=num_particles))).T.unsqueeze(-1)
-    weight = torch.tensor(list(product(weights / math.sqrt(2 * math.pi), repeat=num_particles)))
-    return noise, weight.prod(-1)
+    noise, weight = normal_grid(num_particles, points)
+    return noise.unsqueeze(-1), weight
 
 
 def still(params: dict[str, Tensor]) -> dict[str, Tensor]:
