@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -84,6 +84,9 @@ def fit(
         Path | None, typer.Option(help="Where to keep the run (default: runs/MODEL-DATA-…).")
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 10.0,
+    engine: Annotated[
+        str, typer.Option(help="eager, auto or captured (replays recorded operations: faster).")
+    ] = "eager",
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object, last line.")
@@ -117,6 +120,7 @@ def fit(
         guide_settings=parse_settings(guide_settings or []),
         directory=_directory(directory, model, loaded.name, resume),
         checkpoint_seconds=checkpoint_seconds,
+        engine=cast(Any, engine),
         resume=resume,
     )
     if as_json:
@@ -136,6 +140,58 @@ def demo(
     from ppl_lvm.demo import main as run_demo
 
     run_demo(directory or _unused("demo"), seed=seed)
+
+
+@app.command()
+def diagnose(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    data: Annotated[
+        str | None, typer.Option(help="The training data (default: what the run names).")
+    ] = None,
+    held_out: Annotated[str | None, typer.Option(help="Data it has not seen.")] = None,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON list, last line.")
+    ] = False,
+) -> None:
+    """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
+    from ppl_lvm.run import load_run
+
+    def say(name: str, done: int, total: int) -> None:
+        if name:
+            print(f"{done + 1}/{total} {name}", file=sys.stderr)
+
+    found = load_run(directory).diagnose(data, held_out=held_out, seed=seed, say=say)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        Console(highlight=False).print(found)
+
+
+@app.command()
+def check(
+    model: Model,
+    data: DataOption,
+    guide: Guide = None,
+    settings: Settings = None,
+    guide_settings: GuideSettings = None,
+    rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
+) -> None:
+    """Does this guide fit this model? Findings with remedies; status 1 where one is an error."""
+    import torch
+
+    from ppl_lvm.check import check as check_pair
+    from ppl_lvm.data import load_data
+    from ppl_lvm.programs import GuideSource, ModelSource
+
+    loaded = load_data(data)
+    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
+    program = ModelSource(model, parse_settings(settings or [])).make(batch)
+    partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
+    findings = check_pair(program, partner, *batch)
+    print(findings)
+    if not findings.ok:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -245,7 +301,7 @@ def _one_line(message: Warning | str, *_: Any) -> None:
 
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one line and status 2."""
-    warnings.showwarning = _one_line
+    warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
         app()
     except (ValueError, FileNotFoundError, ImportError) as error:

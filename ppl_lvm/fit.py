@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppl_lvm import objectives, predict
 from ppl_lvm.checkpoint import write_json
 from ppl_lvm.data import Data, load_data
+from ppl_lvm.engine import Level
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.pair import Pair, copied, data_plate_size
 from ppl_lvm.programs import GuideSource, ModelSource
@@ -59,6 +60,7 @@ def fit(
     guide_settings: dict[str, Any] | None = None,
     directory: str | Path | None = None,
     checkpoint_seconds: float = 10.0,
+    engine: Level = "eager",
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -96,6 +98,9 @@ def fit(
         settings, guide_settings: arguments for programs given as classes or addresses.
         directory: keep the run there, with checkpoints while it runs.
         checkpoint_seconds: at least this long between two checkpoints.
+        engine: "eager"; "auto" or "captured" replay the step's recorded tensor operations, which
+            saves Pyro's overhead and is equal to rounding ("auto" goes on eagerly, and says why,
+            where a program cannot be captured; "captured" then fails).
         resume: continue the run in `directory` exactly where its last checkpoint stands.
         progress: show a bar, or plain lines where output is no terminal.
 
@@ -120,6 +125,7 @@ def fit(
         validate_every=validate_every or max(100, math.ceil(len(train) / batch_size)),
         patience=patience,
         checkpoint_seconds=checkpoint_seconds,
+        engine=_one_of("engine", engine, ("eager", "auto", "captured")),
     )
     _positive("restarts", restarts)
     if patience is not None and held_out is None:
@@ -127,7 +133,8 @@ def fit(
     if not isinstance(model, str) and not isinstance(guide, str):
         model, guide = copied(model, guide)
     sources = (ModelSource(model, settings), GuideSource(guide, guide_settings))
-    fitting = _Fitting(sources, objective, train, held_out, options, restarts, progress)
+    share = validation if isinstance(validation, int | float) else None
+    fitting = _Fitting(sources, objective, train, held_out, options, restarts, progress, share)
     record = fitting.record(whole)
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
@@ -152,10 +159,12 @@ class _Fitting:
         options: Options,
         restarts: int,
         progress: bool,
+        validation: int | float | None,
     ) -> None:
         self.model, self.guide = sources
         self.objective, self.train, self.held_out = objective, train, held_out
         self.options, self.restarts, self.progress = options, restarts, progress
+        self.validation = validation
 
     def record(self, whole: Data) -> dict[str, Any]:
         """What was asked, as plain data."""
@@ -168,6 +177,8 @@ class _Fitting:
             "restarts_asked": self.restarts,
             "data": {
                 "name": whole.name,
+                "source": whole.source,
+                "validation": self.validation,
                 "fingerprint": whole.fingerprint(),
                 "tensors": whole.num_tensors,
                 "train_rows": len(self.train),
@@ -357,6 +368,12 @@ def _num_steps(steps: int | None, epochs: int | None, rows: int, batch_size: int
 def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    return value
+
+
+def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
     return value
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from ppl_lvm import predict
 from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
+from ppl_lvm.diagnostics.diagnose import Diagnosis, Say, diagnose
 from ppl_lvm.evidence import Evidence, log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
@@ -116,6 +117,47 @@ class Run:
         from ppl_lvm.export import to_arviz
 
         return to_arviz(self._pair, *self.batch(x), num_samples=num_samples, seed=seed)
+
+    def data(self) -> tuple[Data, Data | None]:
+        """The rows it was fitted to and those it was not, loaded and split as they were then.
+
+        Raises:
+            ValueError: the data had no name or path, or have changed since.
+        """
+        record = self.record["data"]
+        if record["source"] is None:
+            raise ValueError(
+                f"The data ({record['name']}) had no name or path to load them by; pass them."
+            )
+        whole = load_data(**record["source"])
+        if whole.fingerprint() != record["fingerprint"]:
+            raise ValueError(f"{record['name']} has changed since the run was made; pass the data.")
+        if not record["validation"]:
+            return whole, None
+        return whole.split(record["validation"], self.record["options"]["seed"])
+
+    def diagnose(
+        self, x: Any = None, *, held_out: Any = None, seed: int = 0, say: Say | None = None
+    ) -> Diagnosis:
+        """Can this fit be trusted? A table of questions with figures, verdicts and remedies.
+
+        Args:
+            x: the rows it was fitted to (default: loaded by name or path, with those held out).
+            held_out: rows it has not seen.
+            say: called as say(name, done, total) before each diagnostic.
+        """
+        if x is None:
+            x, held_out = self.data()
+        bounds = [r["bound"] for r in self.restarts if r["degenerate"] is None]
+        return diagnose(
+            self._pair,
+            self.history,
+            *self.batch(x),
+            held_out=None if held_out is None else self.batch(held_out),
+            restarts=bounds if len(self.restarts) > 1 else (),
+            seed=seed,
+            say=say,
+        )
 
     def batch(self, x: Any) -> tuple[Tensor, ...]:
         """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file."""

@@ -36,6 +36,7 @@ from ppl_lvm.checkpoint import (
     unpack,
 )
 from ppl_lvm.data import Data
+from ppl_lvm.engine import Level, make_step
 from ppl_lvm.nonfinite import NonFiniteError, blame
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
@@ -58,6 +59,9 @@ class Options:
         patience: evaluations without a better validation bound before the run stops early and
             goes back to the best parameters; None never stops.
         checkpoint_seconds: at least this long between two checkpoints (0: one every step).
+        engine: "eager" runs the program at every step; "auto" and "captured" record its tensor
+            operations and replay them, equal to rounding ("captured": or fail). A resumed run is
+            equal bit for bit only where every step is eager.
     """
 
     num_steps: int
@@ -71,6 +75,7 @@ class Options:
     validate_every: int = 100
     patience: int | None = None
     checkpoint_seconds: float = 10.0
+    engine: Level = "eager"
 
 
 class KLWeight(Messenger):
@@ -81,7 +86,7 @@ class KLWeight(Messenger):
 
     def __init__(self, summed: frozenset[str]) -> None:
         super().__init__()
-        self.value = 1.0
+        self.value = torch.ones(())  # a tensor: a captured step reads it anew
         self.summed = summed
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -138,6 +143,12 @@ class Training:
         if not self._scale_after:
             scale = Subsample(len(train))
             self._model, self._guide = scale(self._model), scale(self._guide)
+        self._loss_and_grads = make_step(
+            lambda *batch: pair.objective.loss_and_grads(self._model, self._guide, *batch),
+            self._leaves,
+            "eager" if isinstance(self.optimizer, LBFGS) else options.engine,
+            watched=(pair.model, pair.guide, pair.objective),
+        )
         self._order = RowOrder(len(train), options.batch_size, options.seed)
         self._whole: tuple[Tensor, ...] | None = None
         self._best_state: dict[str, Tensor] = {}
@@ -163,7 +174,7 @@ class Training:
         begun = time.perf_counter()
         rows = self._order.rows(self.step_number)
         batch = self._batch(rows)
-        self._kl.value = self._kl_weight()
+        self._kl.value.fill_(self._kl_weight())
         before = torch.get_rng_state()
         try:
             # Pyro's own checks (shapes, supports) on everything once, then they cost nothing.
@@ -209,9 +220,8 @@ class Training:
 
     def _gradient(self, batch: tuple[Tensor, ...]) -> float:
         """Leave the gradient of the loss in nats per datum in `.grad`; return the bound."""
-        self.optimizer.zero_grad(set_to_none=True)
-        model, guide, per_datum = self._programs(len(batch[0]))
-        loss = self.pair.objective.loss_and_grads(model, guide, *batch) * per_datum
+        _, _, per_datum = self._programs(len(batch[0]))
+        loss = float(self._loss_and_grads(*batch)) * per_datum
         gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
         torch._foreach_mul_(gradients, per_datum)
         if not gradients:
@@ -256,7 +266,7 @@ class Training:
         parameters are equal. Global latents count as in training: their terms are divided by the
         training rows.
         """
-        self._kl.value = self.options.kl_weight
+        self._kl.value.fill_(self.options.kl_weight)
         modules = [module for _, module in self.pair.modules()]
         training = [module.training for module in modules]
         try:

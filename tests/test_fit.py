@@ -532,3 +532,40 @@ def test_sample_encode_decode_shapes() -> None:
     with pytest.raises(ValueError, match="no site 'y'"):
         run.decode({"y": codes})
     assert math.isfinite(run.log_evidence(x, 10).value)
+
+
+@pytest.mark.parametrize("pair", ["factor", "mean", "annealed"])
+def test_captured_steps_equal_eager_ones(pair: str) -> None:
+    x = factor_data(64) if pair != "mean" else torch.linspace(-1, 3, 64)
+    programs = (Mean, MeanGuide) if pair == "mean" else (Factor, FactorGuide)
+    runs = [
+        quiet(
+            *programs,
+            x,
+            engine=engine,
+            num_steps=60,
+            batch_size=24,
+            kl_annealing=30 if pair == "annealed" else 0,
+        )
+        for engine in ("eager", "captured")
+    ]
+    assert np.allclose(runs[0].history["bound"], runs[1].history["bound"], rtol=1e-5, atol=1e-6)
+    for name, value in runs[0].parameters().items():
+        assert torch.allclose(value, runs[1].parameters()[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.zeros(4))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(m, 1.0).to_event(1), obs=x)
+
+    run = quiet(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
+    train, held_out = run.data()
+    assert (len(train), len(held_out or ())) == (120, 30)
+    again = run.data()[1]
+    assert held_out is not None
+    assert again is not None
+    assert torch.equal(held_out.tensors[0], again.tensors[0])
+    with pytest.raises(ValueError, match="no name or path"):
+        quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()

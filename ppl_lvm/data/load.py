@@ -49,6 +49,7 @@ class Data:
             They are for pictures and scores; the model never sees them.
         image_shape: height and width when a datum is a flattened picture.
         batch_size: that of the DataLoader the data came from, else None.
+        source: what `load_data` was called with, where that was a name or a path; else None.
         store, rows: where the rows are, and which of them these are (None: all).
     """
 
@@ -60,6 +61,7 @@ class Data:
     image_shape: tuple[int, int] | None = None
     batch_size: int | None = None
     rows: Tensor | None = None
+    source: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.store) if self.rows is None else len(self.rows)
@@ -163,10 +165,13 @@ def load_data(
     if isinstance(source, str) and _is_call(source):
         if labels is not None or header is not None:
             raise ValueError(f"{source} has no header and brings its own labels; leave these out.")
-        return _data(_named(source, columns), source.strip())
+        named = _data(_named(source, columns), source.strip())
+        return replace(named, source={"source": source, "columns": columns})
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        return _data(files.read(path, columns, labels, missing, header), path.name)
+        loaded_file = _data(files.read(path, columns, labels, missing, header), path.name)
+        words = {"columns": columns, "labels": labels, "missing": missing, "header": header}
+        return replace(loaded_file, source={"source": str(path.resolve()), **words})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
     loaded = _from_object(source, columns, labels, missing)
     return replace(_data(loaded, loaded.store.place.source), batch_size=batch_size)
