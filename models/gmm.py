@@ -21,6 +21,7 @@ from typing import Any
 
 import pyro
 import torch
+from ppl_lvm.models import mixture_em
 from pyro.distributions import Categorical, MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
@@ -125,6 +126,32 @@ class GaussianMixture(PyroModule):
         """Set the parameters that are most likely given responsibilities `r` (N, K)."""
         self._meet(x)
         self._set(*moments(x, r))
+
+    def em_state(self) -> dict[str, Tensor]:
+        """θ of expectation-maximisation (`ppl_lvm.em`), as `mixture_em` describes it."""
+        if self.covariance == "full":
+            variance = self.covariance_matrix
+        elif self.covariance == "tied":
+            variance = self.covariance_matrix[0]
+        else:
+            variance = self.scale**2 + self.floor
+        state = {"weights": self.weights, "means": self.means, "variance": variance}
+        return {name: t.detach().double() for name, t in state.items()}
+
+    def set_em_state(self, state: dict[str, Tensor]) -> None:
+        """Take over θ."""
+        means, variance = state["means"], state["variance"]
+        if self.covariance in ("diag", "spherical"):
+            variance = torch.diag_embed(variance.reshape(len(means), -1).expand_as(means))
+        self._set(state["weights"], means, variance.expand(*means.shape, means.shape[1]))
+
+    def e_step(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Responsibilities' sums over rows `x` (N, P), and log p(x): see `mixture_em.expect`."""
+        return mixture_em.expect(state, x, self.covariance)
+
+    def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """θ' in closed form; the least variance is twice the floor, as in every start."""
+        return mixture_em.maximize(state, statistics, self.covariance, 2 * self.floor)
 
     @property
     def covariance_matrix(self) -> Tensor:

@@ -1,0 +1,194 @@
+"""The driver against scikit-learn's mixtures, and against models whose steps are wrong."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
+from ppl_lvm.models.vae import VAE
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture as Sklearn
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from ppl_lvm.data import load_data
+from ppl_lvm.em import EM, NotMonotoneError, fit_em
+from ppl_lvm.run import load_run
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)  # what data become; tests/conftest.py puts it back
+
+
+@pytest.fixture(scope="module")
+def iris() -> Tensor:
+    return torch.tensor(load_iris().data)
+
+
+def _sklearn(x: Tensor, state: dict[str, Tensor], covariance: str) -> Sklearn:
+    """scikit-learn's optimum from θ, without its addition to the variances."""
+    variance = state["variance"].numpy()
+    precision = np.linalg.inv(variance) if covariance in ("full", "tied") else 1 / variance
+    theirs = Sklearn(
+        len(state["weights"]),
+        covariance_type=covariance,
+        reg_covar=0,
+        tol=1e-13,
+        max_iter=3000,
+        weights_init=state["weights"].numpy(),
+        means_init=state["means"].numpy(),
+        precisions_init=precision,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return theirs.fit(x.numpy())
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_it_reaches_scikit_learns_optimum_from_the_same_start(
+    iris: Tensor, covariance: str
+) -> None:
+    model = GaussianMixture(3, covariance=covariance, floor=1e-9)
+    torch.manual_seed(0)
+    model.initialize(iris)
+    theirs = _sklearn(iris, model.em_state(), covariance)
+    data = load_data(iris)
+    em = EM(model, data, {k: t[None] for k, t in model.em_state().items()}, tolerance=1e-12)
+    em.run(3000)
+    assert em.converged == [True]
+    found = {name: t[0] for name, t in em.state.items()}
+    assert em.bounds[0][-1] == pytest.approx(theirs.score(iris.numpy()), abs=1e-9)
+    np.testing.assert_allclose(found["weights"], theirs.weights_, atol=1e-6)
+    np.testing.assert_allclose(found["means"], theirs.means_, atol=1e-6)
+    np.testing.assert_allclose(found["variance"], theirs.covariances_, atol=1e-6)
+    model.set_em_state(found)
+    assert model.log_likelihood(iris).mean().item() == pytest.approx(em.bounds[0][-1], abs=1e-8)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_one_iteration_is_the_hand_written_one(covariance: str) -> None:
+    x = torch.randn(60, 3, dtype=torch.float64) + 1e4  # far from zero: moments of x lose digits
+    model = GaussianMixture(4, covariance=covariance)
+    model.initialize(x)
+    state = model.em_state()
+    with torch.no_grad():
+        statistics, log_likelihood = model.e_step(state, x)
+        exact = model.log_likelihood(x).sum()
+        found = model.m_step(state, statistics)
+        model.maximize(x, model.responsibilities(x))
+    torch.testing.assert_close(log_likelihood, exact, rtol=1e-8, atol=0)
+    for name, expected in model.em_state().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_result_does_not_depend_on_the_batches(iris: Tensor) -> None:
+    whole = fit_em(GaussianMixture, iris, settings={"components": 3})
+    parts = fit_em(GaussianMixture, iris, settings={"components": 3}, batch_size=17)
+    assert parts.history["bound"] == pytest.approx(whole.history["bound"], abs=1e-10)
+
+
+def test_a_memory_mapped_file_is_never_read_whole(iris: Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", iris.numpy())
+    data = load_data(tmp_path / "rows.npy")
+    asked = []
+    take = type(data).batch
+
+    class Watched(type(data)):  # type: ignore[misc]
+        def batch(self, index: Tensor) -> tuple[Tensor, ...]:
+            asked.append(len(index))
+            return take(self, index)
+
+    model = GaussianMixture(2)
+    model.initialize(iris)
+    watched = Watched(data.store, data.name)
+    em = EM(model, watched, {k: t[None] for k, t in model.em_state().items()}, batch_size=32)
+    em.run(3)
+    assert max(asked) == 32
+    assert sum(asked) == 3 * 150 + 1  # the one row tells how many tensors there are
+
+
+def test_restarts_together_are_the_restarts_alone(iris: Tensor) -> None:
+    together = fit_em(GaussianMixture, iris, settings={"components": 3}, restarts=4, seed=2)
+    assert [e["seed"] for e in together.restarts] == [2, 3, 4, 5]
+    for entry in together.restarts:
+        alone = fit_em(GaussianMixture, iris, settings={"components": 3}, seed=entry["seed"])
+        assert entry["bound"] == pytest.approx(alone.results["bound"], abs=1e-9)
+        assert entry["steps"] == alone.results["steps"]
+    best = max(e["bound"] for e in together.restarts)
+    assert together.results["bound"] == best
+    assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_caller_s_model_stays_as_it_was(iris: Tensor) -> None:
+    model = GaussianMixture(3, observed=4)
+    before = model.means.detach().clone()
+    fit_em(model, iris, max_iterations=3)
+    assert torch.equal(model.means, before)
+
+
+class _Swapped(GaussianMixture):
+    """A wrong twin: each component has another one's weight."""
+
+    def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = super().m_step(state, statistics)
+        return {**found, "weights": found["weights"].flip(0)}
+
+
+class _Averaged(GaussianMixture):
+    """A wrong twin: its statistics are means over a batch, not sums."""
+
+    def e_step(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        statistics, log_likelihood = super().e_step(state, x)
+        return {name: t / len(x) ** 2 for name, t in statistics.items()}, log_likelihood
+
+
+@pytest.mark.parametrize("wrong", [_Swapped, _Averaged])
+def test_a_step_that_lowers_the_likelihood_is_caught(iris: Tensor, wrong: Any) -> None:
+    with pytest.raises(NotMonotoneError, match=r"fell by .* nats per datum at iteration \d+"):
+        fit_em(wrong(3), iris, batch_size=149)
+
+
+def test_a_model_without_the_steps_is_refused(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match="VAE does not offer expectation-maximisation: it needs"):
+        fit_em(VAE(likelihood="gaussian"), iris.float())
+
+
+@pytest.mark.parametrize("option", ["max_iterations", "restarts"])
+def test_what_is_no_count(iris: Tensor, option: str) -> None:
+    options: dict[str, Any] = {option: 0}
+    with pytest.raises(ValueError, match=f"{option} must be a whole number"):
+        fit_em(GaussianMixture(3), iris, **options)
+
+
+def test_a_run_is_kept_and_loaded(iris: Tensor, tmp_path: Path) -> None:
+    run = fit_em(GaussianMixture(3), iris, directory=tmp_path / "run", restarts=2)
+    loaded = load_run(tmp_path / "run")
+    assert loaded.results["bound"] == run.results["bound"]
+    for name, value in run.parameters().items():
+        torch.testing.assert_close(loaded.parameters()[name], value)
+    assert (tmp_path / "run" / "pictures").is_dir()
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit_em(GaussianMixture(3), iris, directory=tmp_path / "run")
+
+
+def _fit_a_part(rank: int, world: int, folder: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
+    )
+    x = torch.tensor(load_iris().data)
+    run = fit_em(GaussianMixture(3), x, seed=1, batch_size=40)
+    np.save(f"{folder}/{rank}.npy", np.array(run.history["bound"]))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
+    spawn(_fit_a_part, (2, str(tmp_path)), nprocs=2)
+    alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
+    for rank in range(2):
+        assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
