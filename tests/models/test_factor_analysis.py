@@ -1,0 +1,97 @@
+"""Factor analysis against scikit-learn's optimum and SciPy's normal density."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from ppl_lvm.models.factor_analysis import FactorAnalysis
+from ppl_lvm.models.ppca import PPCA
+from pyro.infer import Trace_ELBO
+from sklearn.decomposition import FactorAnalysis as Sklearn
+from torch import Tensor
+
+from ppl_lvm.data import load_data
+from ppl_lvm.em import ExactPosterior, fit_em
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    """Two factors, eight columns in unlike units."""
+    draw = torch.Generator().manual_seed(3)
+    z, noise = (torch.randn(400, d, generator=draw, dtype=torch.float64) for d in (2, 8))
+    W = torch.randn(8, 2, generator=draw, dtype=torch.float64)
+    units = torch.logspace(-1, 1, 8, dtype=torch.float64)
+    return (z @ W.mT + noise * torch.linspace(0.4, 1.2, 8, dtype=torch.float64) + 3) * units
+
+
+def test_em_reaches_scikit_learns_optimum(rows: Tensor) -> None:
+    theirs = Sklearn(2, tol=1e-12, max_iter=20000, svd_method="lapack").fit(rows.numpy())
+    run = fit_em(FactorAnalysis(2), rows, tolerance=1e-12, max_iterations=5000)
+    assert run.results["converged"]
+    assert run.results["bound"] == pytest.approx(theirs.score(rows.numpy()), abs=1e-7)
+    found: Any = run.model
+    np.testing.assert_allclose(found.noise.detach(), theirs.noise_variance_, rtol=1e-3)
+    shared = PPCA(2)  # one noise for all columns is less likely
+    shared.maximize(rows)
+    assert shared.log_evidence(rows).mean() < run.results["bound"] - 0.1
+
+
+def test_its_evidence_is_scipys_with_values_missing(rows: Tensor) -> None:
+    x = torch.where(torch.rand(rows.shape) < 0.3, torch.nan, rows)
+    model = FactorAnalysis(2)
+    model.initialize(x)
+    covariance = (model.W @ model.W.mT + torch.diag(model.noise)).detach().numpy()
+    for n in range(20):
+        o = ~x[n].isnan().numpy()
+        normal = scipy.stats.multivariate_normal(
+            model.mu.detach().numpy()[o], covariance[np.ix_(o, o)]
+        )
+        expected = normal.logpdf(x[n].numpy()[o])
+        assert model.log_evidence(x[n : n + 1]).item() == pytest.approx(expected, rel=1e-9)
+    exact = model.log_evidence(x).sum().item()
+    assert -Trace_ELBO().loss(model, ExactPosterior(model), x) == pytest.approx(exact, rel=1e-9)
+
+
+def test_missing_values_at_random_cost_little(rows: Tensor) -> None:
+    x = torch.where(torch.rand(rows.shape) < 0.2, torch.nan, rows)
+    whole = fit_em(FactorAnalysis(2), rows, tolerance=1e-8)
+    holed = fit_em(FactorAnalysis(2), load_data(x.numpy(), missing="keep"), tolerance=1e-10)
+    found: Any = holed.model
+    assert found.log_evidence(rows).mean().item() > whole.results["bound"] - 0.05
+    found.log_evidence(x).mean().backward()
+    assert max(p.grad.abs().max().item() for p in found.parameters()) < 1e-3
+
+
+def test_columns_in_other_units_give_the_same_model(rows: Tensor) -> None:
+    """Multiplying columns shifts the log-likelihood by the logarithms, which PPCA cannot say."""
+    units = torch.logspace(-2, 2, 8)
+    one = fit_em(FactorAnalysis(2, floor=1e-12), rows, tolerance=1e-12, max_iterations=5000)
+    two = fit_em(FactorAnalysis(2, floor=1e-12), rows * units, tolerance=1e-12, max_iterations=5000)
+    shift = units.log().sum().item()
+    assert two.results["bound"] == pytest.approx(one.results["bound"] - shift, abs=1e-7)
+
+
+def test_a_column_without_noise_is_recognised(rows: Tensor) -> None:
+    model = FactorAnalysis(2)
+    model.initialize(rows)
+    assert model.degenerate(rows) is None
+    state = model.em_state()
+    state["noise"][5] = 0.0
+    model.set_em_state(state)
+    assert "column 5 has no noise left" in str(model.degenerate(rows))
+
+
+def test_what_it_refuses(rows: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\(N, 3\), got \(400, 8\).*observed=8"):
+        FactorAnalysis(2, observed=3).log_evidence(rows)
+    with pytest.raises(ValueError, match="latent >= 1"):
+        FactorAnalysis(0)
+    with pytest.raises(ValueError, match="floating-point"):
+        FactorAnalysis(2).initialize(torch.ones(4, 3, dtype=torch.int64))

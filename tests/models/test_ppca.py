@@ -1,0 +1,140 @@
+"""PPCA against scikit-learn's PCA, SciPy's normal density, and itself by EM and by SVI."""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import scipy.stats
+import torch
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.ppca import PPCA
+from pyro.infer import SVI, Trace_ELBO
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from ppl_lvm.data import load_data
+from ppl_lvm.em import ExactPosterior, fit_em
+from ppl_lvm.run import load_run
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def iris() -> Tensor:
+    return torch.tensor(load_iris().data)
+
+
+def _with_holes(x: Tensor) -> Tensor:
+    holes = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    holes[0] = False
+    holes[1] = True  # a row of which nothing is known
+    return torch.where(holes, torch.nan, x)
+
+
+def _normal(model: Any, x: Tensor) -> Tensor:
+    """log p of the values that are there, by SciPy."""
+    covariance = (model.W @ model.W.mT + model.noise * torch.eye(x.shape[1])).detach().numpy()
+    mu, found = model.mu.detach().numpy(), []
+    for row in x.numpy():
+        o = ~np.isnan(row)
+        normal = scipy.stats.multivariate_normal
+        found.append(normal(mu[o], covariance[np.ix_(o, o)]).logpdf(row[o]) if o.any() else 0.0)
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("latent", [1, 2, 3])
+def test_its_closed_form_is_scikit_learns(iris: Tensor, latent: int) -> None:
+    model = PPCA(latent, floor=1e-12)
+    model.maximize(iris, correction=1)
+    expected = PCA(latent).fit(iris.numpy()).score(iris.numpy())
+    assert model.log_evidence(iris).mean().item() == pytest.approx(expected, abs=1e-9)
+    model.maximize(iris)  # the maximum: dividing by N - 1 is not
+    assert model.log_evidence(iris).mean().item() > expected + 1e-6
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_its_evidence_is_scipys(iris: Tensor, holes: bool) -> None:
+    model, x = PPCA(2), _with_holes(iris) if holes else iris
+    model.initialize(x)
+    torch.testing.assert_close(model.log_evidence(x).detach(), _normal(model, x))
+    filled = x.nan_to_num(0.0)
+    assert torch.allclose(model.log_evidence(filled), model.log_evidence(x)) is not holes
+
+
+def test_em_reaches_the_closed_form(iris: Tensor) -> None:
+    model = PPCA(2)
+    model.maximize(iris)
+    run = fit_em(PPCA(2), iris, tolerance=1e-13, max_iterations=5000)
+    exact = model.log_evidence(iris).mean().item()
+    assert run.results["bound"] == pytest.approx(exact, abs=1e-10)
+    found: Any = run.model
+    torch.testing.assert_close(found.W @ found.W.mT, model.W @ model.W.mT, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.noise, model.noise, rtol=1e-5, atol=0)
+
+
+def test_em_with_missing_values_ends_where_the_gradient_is_zero(iris: Tensor) -> None:
+    x = _with_holes(iris)
+    data = load_data(x.numpy(), missing="keep")
+    run = fit_em(PPCA(2), data, tolerance=1e-14, max_iterations=5000)
+    model: Any = run.model
+    model.log_evidence(x).mean().backward()
+    assert max(p.grad.abs().max().item() for p in model.parameters()) < 1e-5
+    assert run.results["bound"] == pytest.approx(_normal(model, x).mean().item(), abs=1e-9)
+    filled = PPCA(2)  # a wrong twin: column means in place of what is missing
+    filled.maximize(torch.where(x.isnan(), x.nanmean(0), x))
+    assert filled.log_evidence(x).mean().item() < run.results["bound"] - 0.1
+
+
+def test_the_exact_posterior_makes_the_bound_the_evidence(iris: Tensor) -> None:
+    x = _with_holes(iris)
+    model = PPCA(2)
+    model.initialize(x)
+    guide = ExactPosterior(model)
+    exact = model.log_evidence(x).sum().item()
+    for _ in range(2):  # whatever z is drawn
+        assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(exact, rel=1e-9)
+    other = PPCA(2, observed=4)
+    assert -Trace_ELBO().loss(model, ExactPosterior(other), x) < exact - 1
+
+
+@pytest.mark.slow
+def test_svi_reaches_the_closed_form(iris: Tensor) -> None:
+    x = iris - iris.mean(0)
+    exact, model = PPCA(2), PPCA(2)
+    exact.maximize(x)
+    model.initialize(x)
+    guide = AmortizedNormal(model, x, hidden=())  # the posterior mean is linear in x
+    elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
+    for lr in (0.02, 0.002):
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": lr}), elbo)
+        for _ in range(800):
+            svi.step(x)
+    optimum = exact.log_evidence(x).mean().item()
+    assert model.log_evidence(x).mean().item() == pytest.approx(optimum, abs=0.01)
+
+
+def test_a_run_of_it_encodes_and_comes_back(iris: Tensor, tmp_path: Any) -> None:
+    run = fit_em(PPCA, iris, directory=tmp_path / "run")
+    assert run.results["log_evidence"] == pytest.approx(run.results["bound"], abs=1e-6)
+    codes = run.encode(iris)["z"]
+    loaded = load_run(tmp_path / "run")
+    torch.testing.assert_close(loaded.encode(iris)["z"], codes)
+    assert loaded.sample(5)["x"].shape == (5, 4)
+
+
+def test_what_it_refuses(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
+        PPCA(4).maximize(iris)
+    with pytest.raises(ValueError, match="closed form needs every value"):
+        PPCA(2).maximize(_with_holes(iris))
+    with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\).*observed=4"):
+        PPCA(2, observed=3).log_evidence(iris)
+    with pytest.raises(ValueError, match="Column 1 has no value in 3 rows"):
+        PPCA(1).initialize(torch.tensor([[1.0, torch.nan]] * 3))
+    with pytest.raises(ValueError, match="latent >= 1"):
+        PPCA(0)
