@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 Step = Callable[..., float]
 Leaves = Mapping[str, Tensor]
+MANY = 100
 
 
 class Forced(Messenger):
@@ -158,20 +159,23 @@ class Judgement:
     zero: bool
 
 
-def judge(draws: Tensor, mean: Tensor | None, target: Tensor, target_error: Tensor) -> Judgement:
-    """Compare draws (R, G), or their exact mean (G,), with the target (G,) and its errors (G,)."""
+def judge(
+    draws: Tensor, mean: Tensor | None, target: Tensor, reference: Tensor | None = None
+) -> Judgement:
+    """Compare draws (R, G), or their exact mean (G,), with the target (G,).
+
+    Args:
+        reference: the draws (n, G) whose mean the target is; None if it is exact.
+    """
     size = target.norm().item()
     variance = draws.var(0)
     if mean is None:
         mean = draws.mean(0)
-        error = (variance / len(draws) + target_error**2).sqrt()
-        surprise = (mean - target).abs() / error.clamp_min(1e-6 * size + 1e-300)
-        # Student's t: few draws know little of their own variance.
-        chance = 2 * t.sf(surprise.max().item(), len(draws) - 1) * len(target)
-        biased = bool(chance < 1e-4)
+        error = (variance / len(draws) + _error(reference, target)).sqrt()
+        biased = _surprising(draws, target, reference)
     else:
-        error = target_error
-        biased = (mean - target).norm().item() > 1e-5 * size + 5 * error.norm().item()
+        error = torch.zeros_like(target)
+        biased = (mean - target).norm().item() > 1e-5 * size
     total, norm = variance.sum().item(), mean.norm().item()
     return Judgement(
         bias=(mean - target).norm().item() / size if size else math.nan,
@@ -181,6 +185,30 @@ def judge(draws: Tensor, mean: Tensor | None, target: Tensor, target_error: Tens
         snr=norm / math.sqrt(total) if total else (math.inf if norm else 0.0),
         zero=bool((draws == 0).all()) and size > 0,
     )
+
+
+def _error(reference: Tensor | None, like: Tensor) -> Tensor:
+    """Squared standard error of the reference's mean, (G,)."""
+    return torch.zeros_like(like) if reference is None else reference.var(0) / len(reference)
+
+
+def _surprising(draws: Tensor, target: Tensor, reference: Tensor | None) -> bool:
+    """Does chance put the mean so far from the target with a probability below 1e-4?
+
+    Few parameters are looked at one by one. Of many, some are nearly always 0 and no normal law
+    holds for their mean: there the direction of the target and some random signs are looked at.
+    """
+    if len(target) > MANY:
+        generator = torch.Generator().manual_seed(0)
+        signs = torch.randint(0, 2, (16, len(target)), generator=generator) * 2.0 - 1.0
+        directions = torch.cat([target.unsqueeze(0), signs.to(target)]).T  # (G, 17)
+        draws, target = draws @ directions, target @ directions
+        reference = None if reference is None else reference @ directions
+    error = (draws.var(0) / len(draws) + _error(reference, target)).sqrt()
+    floor = 1e-6 * target.norm().item() + 1e-300
+    surprise = ((draws.mean(0) - target).abs() / error.clamp_min(floor)).max().item()
+    # Student's t: few draws know little of their own variance.
+    return bool(2 * t.sf(surprise, len(draws) - 1) * len(target) < 1e-4)
 
 
 def local_parameters() -> Any:

@@ -148,18 +148,18 @@ def look(subject: Subject, implementation: Implementation, repeats: int) -> Seen
 
 
 def judge_groups(
-    target: tuple[Tensor, Tensor] | None, seen: Seen, positions: dict[str, Tensor]
+    target: tuple[Tensor, Tensor | None] | None, seen: Seen, positions: dict[str, Tensor]
 ) -> dict[str, Judgement]:
     """One judgement for each group of parameters."""
     if target is None:
-        nobody_knows = torch.full_like(seen.draws[0], math.nan)
-        target = nobody_knows, nobody_knows
+        target = torch.full_like(seen.draws[0], math.nan), None
+    wanted, reference = target
     return {
         name: judge(
             seen.draws[:, where],
             None if seen.mean is None else seen.mean[where],
-            target[0][where],
-            target[1][where],
+            wanted[where],
+            None if reference is None else reference[:, where],
         )
         for name, where in positions.items()
     }

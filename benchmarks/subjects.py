@@ -21,6 +21,7 @@ from ppl_lvm.pair import Pair
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.subsample import Subsample
 
+REFERENCE_NUMBERS = 100_000_000  # kept at most for each target: 400 MB
 SUBSAMPLED = 10  # a batch of B stands for 10 B rows where mini-batches are looked at
 
 
@@ -30,7 +31,7 @@ class Subject:
 
     Attributes:
         nesting: plates to the left of a site, at most: where Pyro puts its particles.
-        references: estimated targets and their standard errors, by name of the bound.
+        references: draws (n, P) whose mean stands for the target, by name of the bound.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Subject:
     num_particles: int
     known: Known | None = None
     nesting: int = 1
-    references: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    references: dict[str, Tensor] = field(default_factory=dict)
 
     def implementations(self) -> Iterator[Implementation]:
         """All hands."""
@@ -70,14 +71,18 @@ class Subject:
         step = samples.steady(implementation.step, implementation.objective)
         return samples.enumerate_draws(step, x, self.pair.leaves, states, log_q, self.num_particles)
 
-    def target(self, implementation: Implementation) -> tuple[Tensor, Tensor] | None:
-        """What the gradient should be, (P,), and its standard error; None where nobody knows."""
+    def target(self, implementation: Implementation) -> tuple[Tensor, Tensor | None] | None:
+        """What the gradient should be, (P,), and the draws that say so if it is not exact.
+
+        None where nobody knows.
+        """
         if self.known is None:
-            return self.references.get(implementation.target)
+            drawn = self.references.get(implementation.target)
+            return None if drawn is None else (drawn.mean(0), drawn)
         vector = true_gradient(
             self.known, self.pair.leaves, self.batch[0], implementation, self.num_particles
         )
-        return None if vector is None else (vector, torch.zeros_like(vector))
+        return None if vector is None else (vector, None)
 
     def log_evidence(self) -> tuple[float, float]:
         """log p(x) summed over the batch and a bound on its error: exact, or of 2,000 particles."""
@@ -91,6 +96,8 @@ class Subject:
 
     def estimate_references(self, repeats: int) -> None:
         """For each bound, many draws of the first of ours that declares itself unbiased."""
+        size = sum(leaf.numel() for leaf in self.pair.leaves.values())
+        repeats = max(100, min(repeats, REFERENCE_NUMBERS // size))
         for implementation in ours(self.pair, self.num_particles):
             if implementation.target in self.references or not implementation.declared:
                 continue
@@ -100,8 +107,7 @@ class Subject:
                 )
             except (ValueError, NotImplementedError):
                 continue  # it refuses this pair: another one will do
-            error = draws.std(0) / repeats**0.5
-            self.references[implementation.target] = draws.mean(0), error
+            self.references[implementation.target] = draws
 
 
 @contextmanager

@@ -88,15 +88,29 @@ def test_bounds_rise_to_the_evidence(known: str) -> None:
 
 def test_judge_sees_a_bias_that_the_errors_do_not_cover() -> None:
     torch.manual_seed(0)
-    draws = torch.randn(1000, 3)
-    exactly = torch.zeros(3)
-    assert not samples.judge(draws, None, exactly + 1e-3, exactly).biased
-    assert samples.judge(draws, None, exactly + 0.2, exactly).biased
-    zero = samples.judge(torch.zeros(10, 3), None, torch.ones(3), exactly)
+    draws, exactly = torch.randn(1000, 3), torch.zeros(3)
+    assert not samples.judge(draws, None, exactly + 1e-3).biased
+    assert samples.judge(draws, None, exactly + 0.2).biased
+    zero = samples.judge(torch.zeros(10, 3), None, torch.ones(3))
     assert zero.zero
     assert zero.biased
-    assert not samples.judge(draws, exactly + 0.2, exactly + 0.2, exactly).biased
-    assert samples.judge(draws, exactly + 0.2, exactly + 0.21, exactly).biased
+    assert not samples.judge(draws, exactly + 0.2, exactly + 0.2).biased
+    assert samples.judge(draws, exactly + 0.2, exactly + 0.21).biased
+
+
+def test_judge_allows_for_the_errors_of_an_estimated_target() -> None:
+    torch.manual_seed(0)
+    draws, reference = torch.randn(1000, 3), torch.randn(20, 3)
+    assert not samples.judge(draws, None, reference.mean(0), reference).biased
+    assert samples.judge(draws, None, reference.mean(0)).biased  # taken for exact, it is not met
+
+
+def test_judge_of_many_parameters_some_of_which_rarely_move() -> None:
+    torch.manual_seed(0)
+    rare = torch.rand(30, 2000) < 0.05
+    draws = rare * 20.0 * torch.rand(30, 2000)  # of mean 0.5
+    assert not samples.judge(draws, None, torch.full((2000,), 0.5)).biased
+    assert samples.judge(draws, None, torch.full((2000,), 0.7)).biased
 
 
 def test_groups_follow_the_sites_of_a_hierarchical_guide() -> None:
