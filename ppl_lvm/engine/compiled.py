@@ -55,6 +55,7 @@ class CompiledStep:
         self._parameters, self._clip = list(parameters), clip
         self._places = {id(p): place for place, p in enumerate(parameters)}
         self._constants = [c for c in recording.constants if c.dim() > 0]
+        self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
         self._numbers = [
             torch.zeros(len(g.rule.numbers(dict(g.options), 1)), dtype=g.vector.dtype)
             for g in groups
@@ -88,11 +89,14 @@ class CompiledStep:
             for p, view in zip(group.parameters, group.views(vector), strict=True):
                 leaves[self._places[id(p)]] = view
         recording = self.recording
-        given = iter(constants)
-        filled = [
-            next(given) if c.dim() > 0 else torch.full((), c.item(), dtype=c.dtype, device=c.device)
-            for c in recording.constants
-        ]
+        given, scalars = iter(constants), iter(self._scalars)
+        filled = []  # scalars stand in the graph as numbers, for the compiler to fold
+        for constant in recording.constants:
+            if constant.dim() > 0:
+                filled.append(next(given))
+            else:
+                value, dtype, device = next(scalars)
+                filled.append(torch.full((), value, dtype=dtype, device=device))
         out = recording.module(*leaves, *batch, *sources, *filled)
         active = [p for p, used in zip(self._parameters, recording.active, strict=True) if used]
         gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}

@@ -37,9 +37,15 @@ class Recording:
     mutated: list[int]  # places in `sources` that the step changes
     rebinds: bool  # some of them by binding a new tensor
 
+    def trained(self, parameters: Iterable[Tensor]) -> list[Tensor]:
+        """Those of the parameters that the step gives a gradient."""
+        return [p for p, used in zip(parameters, self.active, strict=True) if used]
+
     def losses(self, flat: Iterable[Tensor]) -> Any:
         """The loss as the program returned it, from the graph's first outputs."""
         values = iter(flat)
+        if isinstance(self.results, Ref):
+            return next(values)
         return pytree.tree_map(
             lambda leaf: next(values) if isinstance(leaf, Ref) else leaf, self.results
         )

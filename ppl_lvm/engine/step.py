@@ -21,7 +21,7 @@ from ppl_lvm.engine.refusal import CannotCaptureError
 
 Level = Literal["auto", "eager", "captured", "compiled"]
 LEVELS = ("auto", "eager", "captured", "compiled")
-_PAYS_AFTER = 20.0  # seconds of captured steps: about what compiling costs
+_COST = (15.0, 0.02)  # seconds that compiling costs: in all, and for each node of the graph
 
 
 class WholeStep:
@@ -66,7 +66,7 @@ class WholeStep:
                 arguments, recording = self.gradient.lookup(args, kwargs)
             except CannotCaptureError:
                 recording = None  # the gradient will say so
-            if recording is not None and self._pays():
+            if recording is not None and self._pays(recording):
                 step = self._find(arguments, recording)
                 if step is not None:
                     return step(arguments.tensors)
@@ -97,13 +97,14 @@ class WholeStep:
         for p in parameters:
             p.grad = None
 
-    def _pays(self) -> bool:
-        return self.level == "compiled" or bool(self._compiled) or self._seconds > _PAYS_AFTER
+    def _pays(self, recording: Recording) -> bool:
+        """Whether captured steps have cost what compiling will: at worst twice the best choice."""
+        if self.level == "compiled":
+            return True
+        return self._seconds > _cost(recording)
 
     def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | None:
-        active = [
-            p for p, used in zip(self.gradient.parameters, recording.active, strict=True) if used
-        ]
+        active = recording.trained(self.gradient.parameters)
         owned = self.stepper.owned(active)
         groups = None if owned is None else self._flat.plan(owned)
         if groups is None:
@@ -122,7 +123,9 @@ class WholeStep:
         self, recording: Recording, groups: list[FlatGroup], batch: list[Tensor]
     ) -> CompiledStep | None:
         clip = clipped(self.stepper) if self.stepper.clips() else None
-        self._announce("Compiling the step, which takes some ten seconds; steps go on after it.")
+        self._announce(
+            f"Compiling the step, about {_cost(recording):.0f} s once; steps go on after it."
+        )
         try:
             parameters = self.gradient.parameters
             return CompiledStep(recording, parameters, groups, batch, clip, self._same_random)
@@ -135,3 +138,7 @@ class WholeStep:
             raise CannotCaptureError(f"the step cannot be compiled: {reason}") from error
         self._compiles = False
         self._announce(f"Running captured, not compiled: {reason}")
+
+
+def _cost(recording: Recording) -> float:
+    return _COST[0] + _COST[1] * len(recording.module.graph.nodes)

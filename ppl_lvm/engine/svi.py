@@ -109,16 +109,22 @@ class CompiledSVI:
             self._step.update([p for p in self._found if p.grad is not None])
         else:
             loss = self._step(args, kwargs, lambda: self._found)
-        return pytree.tree_map(lambda v: v.item() if isinstance(v, Tensor) else v, loss)
+        return _numbers(loss)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
         with torch.no_grad():
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
-        return pytree.tree_map(lambda v: v.item() if isinstance(v, Tensor) else v, loss)
+        return _numbers(loss)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         with _Parameters() as found:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self._found = list(found.tensors.values())
         return loss
+
+
+def _numbers(loss: Any) -> Any:
+    if isinstance(loss, Tensor):
+        return loss.item()
+    return pytree.tree_map(lambda v: v.item() if isinstance(v, Tensor) else v, loss)

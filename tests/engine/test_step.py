@@ -76,7 +76,7 @@ def test_two_halves_make_the_whole() -> None:
 def test_auto_compiles_once_captured_steps_have_cost_what_compiling_costs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_module, "_PAYS_AFTER", 1e-4)
+    monkeypatch.setattr(step_module, "_COST", (1e-4, 0.0))
     expected, _ = whole("eager")
     said: list[str] = []
     parameters, (loss_and_grads, weight), x = problem()
@@ -99,7 +99,7 @@ def _no_compiler(*args: Any, **kwargs: Any) -> Any:
 def test_without_a_compiler_captured_serves_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_module, "_PAYS_AFTER", 0.0)
+    monkeypatch.setattr(step_module, "_COST", (0.0, 0.0))
     monkeypatch.setattr(compiled.CompiledStep, "_compile", _no_compiler)
     expected, _ = whole("eager")
     said: list[str] = []
