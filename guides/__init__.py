@@ -1,7 +1,16 @@
 """Pyro programs: guides, built from a model's signature."""
 
 from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
+from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.shared import SharedNormal
 
-__all__ = ["AmortizedNormal", "AutoGuide", "SharedNormal", "auto_guide"]
+__all__ = [
+    "AmortizedCategorical",
+    "AmortizedMultivariateNormal",
+    "AmortizedNormal",
+    "AutoGuide",
+    "SharedNormal",
+    "auto_guide",
+]

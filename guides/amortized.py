@@ -63,13 +63,14 @@ class AmortizedNormal(PyroModule):
         self.sites = served(declared)
         self._pushed = [PushedNormal(site) for site in self.sites]
         self._sizes = [
-            math.prod(pushed.shape) * math.prod(_beside_data(site, declared))
+            math.prod(pushed.shape) * math.prod(beside_data(site, declared))
             for site, pushed in zip(self.sites, self._pushed, strict=True)
         ]
         if encoder is None:
             encoder = RowEncoder(*batch, outputs=2 * sum(self._sizes), hidden=tuple(hidden))
         self.encoder = encoder
-        _check_width(encoder, batch, sum(self._sizes), [site.name for site in self.sites])
+        names, k = [site.name for site in self.sites], sum(self._sizes)
+        check_width(encoder, batch, 2 * k, names, f"μ and log σ of {k} numbers a datum")
 
     def forward(self, *batch: Tensor) -> None:
         self.draw(open_plates(self.sites, self._signature, len(batch[0])), *batch)
@@ -81,17 +82,10 @@ class AmortizedNormal(PyroModule):
             locs.split(self._sizes, dim=-1), log_scales.split(self._sizes, dim=-1), strict=True
         )
         for site, pushed, (loc, log_scale) in zip(self.sites, self._pushed, split, strict=True):
-            loc = self._arrange(loc, site, pushed.shape)
-            scale = self._arrange(log_scale, site, pushed.shape).exp()
+            loc = arrange(loc, site, self._signature, pushed.shape)
+            scale = arrange(log_scale, site, self._signature, pushed.shape).exp()
             with inside(site, plates):
                 pyro.sample(site.name, pushed(loc, scale))
-
-    def _arrange(self, numbers: Tensor, site: Site, event: torch.Size) -> Tensor:
-        """Numbers (B, k) in the site's batch shape, with its unconstrained event."""
-        beside = _beside_data(site, self._signature)
-        arranged = numbers.reshape(len(numbers), *beside, *event)
-        data_dim = self._signature.plate(DATA_PLATE).dim
-        return arranged.movedim(0, len(beside) + 1 + (data_dim or -1))
 
 
 class RowEncoder(nn.Module):
@@ -124,8 +118,8 @@ class RowEncoder(nn.Module):
         return out
 
 
-def served(declared: Signature) -> list[Site]:
-    """The sites that an amortised normal serves.
+def served(declared: Signature, guide: str = "AmortizedNormal") -> list[Site]:
+    """The sites that an amortised normal serves; `guide` is what errors call it.
 
     Raises:
         ValueError: naming the first latent that it does not, or if it has none to serve.
@@ -135,10 +129,10 @@ def served(declared: Signature) -> list[Site]:
         if enumerated(site):
             continue
         if site.discrete:
-            raise ValueError(f"AmortizedNormal serves continuous sites, but {_discrete(site)}")
+            raise ValueError(f"{guide} serves continuous sites, but {_discrete(site)}")
         if not site.local:
             raise ValueError(
-                f"AmortizedNormal serves sites inside the plate {DATA_PLATE!r}, but {site.name!r} "
+                f"{guide} serves sites inside the plate {DATA_PLATE!r}, but {site.name!r} "
                 "is shared by all data. Use ppl_lvm.guides:auto_guide, which adds a guide for it, "
                 f"or put it inside pyro.plate({DATA_PLATE!r}, len(x)) if each datum has its own."
             )
@@ -146,7 +140,7 @@ def served(declared: Signature) -> list[Site]:
         sites.append(site)
     if not sites:
         raise ValueError(
-            "AmortizedNormal found no continuous latent to serve: the model's latents are "
+            f"{guide} found no continuous latent to serve: the model's latents are "
             f"{[site.name for site in declared.latents]}. Use ppl_lvm.guides:auto_guide."
         )
     return sites
@@ -164,7 +158,14 @@ def _discrete(site: Site) -> str:
     )
 
 
-def _beside_data(site: Site, declared: Signature) -> list[int]:
+def arrange(numbers: Tensor, site: Site, declared: Signature, event: tuple[int, ...]) -> Tensor:
+    """Numbers (B, k) of an encoder in the site's batch shape, with `event` to the right."""
+    beside = beside_data(site, declared)
+    arranged = numbers.reshape(len(numbers), *beside, *event)
+    return arranged.movedim(0, len(beside) + 1 + (declared.plate(DATA_PLATE).dim or -1))
+
+
+def beside_data(site: Site, declared: Signature) -> list[int]:
     """The batch shape without the data dimension."""
     data_dim = declared.plate(DATA_PLATE).dim
     shape = list(site.batch_shape)
@@ -178,12 +179,14 @@ def _columns(batch: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([x.reshape(len(x), -1).to(dtype) for x in batch], dim=-1)
 
 
-def _check_width(encoder: nn.Module, batch: tuple[Tensor, ...], k: int, names: list[str]) -> None:
+def check_width(
+    encoder: nn.Module, batch: tuple[Tensor, ...], width: int, names: list[str], what: str
+) -> None:
     with dry_run(encoder), torch.no_grad():
         out = encoder(*batch)
-    expected = (len(batch[0]), 2 * k)
+    expected = (len(batch[0]), width)
     if tuple(out.shape) != expected:
         raise ValueError(
-            f"The encoder returns {tuple(out.shape)}, but {names} need {expected}: μ and log σ "
-            f"of {k} numbers a datum. Let its last layer have {2 * k} outputs."
+            f"The encoder returns {tuple(out.shape)}, but {names} need {expected}: {what}. "
+            f"Let its last layer have {width} outputs."
         )

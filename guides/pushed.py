@@ -46,7 +46,10 @@ class PushedNormal:
 
     def __call__(self, loc: Tensor, scale: Tensor) -> Any:
         """The distribution with `loc` and `scale` (..., *shape)."""
-        base = Normal(loc, scale).to_event(len(self.shape))
+        return self.push(Normal(loc, scale).to_event(len(self.shape)))
+
+    def push(self, base: Any) -> Any:
+        """`base`, a distribution of unconstrained events, on the support."""
         return base if self._real else TransformedDistribution(base, [self._transform])
 
     def unconstrain(self, value: Tensor) -> Tensor:

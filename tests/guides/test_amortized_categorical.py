@@ -1,0 +1,71 @@
+"""The discrete guide on a posterior that Bayes' rule gives exactly."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from ppl_lvm.guides import AmortizedCategorical
+from pyro import poutine
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+
+from ppl_lvm.check import check
+
+CENTRES = torch.tensor([-1.0, 0.0, 2.0])
+
+
+def _three(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(CENTRES[k], 1.0), obs=x)
+
+
+def test_it_finds_the_posterior_of_bayes_rule() -> None:
+    """The logits of equal-variance classes are linear in x: no hidden layer is needed."""
+    x = torch.linspace(-2, 3, 11)
+    guide = AmortizedCategorical(_three, x, hidden=(), enumerate="parallel")
+    svi = SVI(_three, guide, Adam({"lr": 0.05}), TraceEnum_ELBO(max_plate_nesting=1))
+    for _ in range(400):
+        svi.step(x)
+    q = poutine.trace(guide).get_trace(x).nodes["k"]["fn"]
+    exact = (-0.5 * (x[:, None] - CENTRES) ** 2).softmax(-1)
+    torch.testing.assert_close(q.probs, exact, atol=0.02, rtol=0)
+
+
+def _families(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        b = pyro.sample("b", dist.Bernoulli(torch.full((4,), 0.5)).to_event(1))
+        one = pyro.sample("one", dist.OneHotCategorical(torch.ones(3)))
+        with pyro.plate("parts", 2, dim=-2):
+            k = pyro.sample("k", dist.Categorical(torch.ones(5)))
+        pyro.sample("x", dist.Normal(b.sum(-1) + one[..., 0] + k.sum(0), 1.0), obs=x)
+
+
+def test_all_families_have_the_models_shapes_and_pass_the_check() -> None:
+    x = torch.randn(6)
+    findings = check(_families, AmortizedCategorical(_families, x), x)
+    assert len(findings) == 0, str(findings)
+
+
+def test_models_it_does_not_serve_are_told_why() -> None:
+    def continuous(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def counts(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("n", dist.Poisson(2.0))
+
+    def shared(x: Tensor) -> None:
+        pyro.sample("k", dist.Bernoulli(0.5))
+
+    x = torch.randn(3)
+    with pytest.raises(ValueError, match=r"'z' ~ Normal is continuous. Use AmortizedNormal"):
+        AmortizedCategorical(continuous, x)
+    with pytest.raises(ValueError, match="'n' is Poisson"):
+        AmortizedCategorical(counts, x)
+    with pytest.raises(ValueError, match="'k' is shared by all data"):
+        AmortizedCategorical(shared, x)
+    with pytest.raises(ValueError, match="got 'paralel'"):
+        AmortizedCategorical(_three, x, enumerate="paralel")
