@@ -1,1 +1,1 @@
-"""Can this fit be trusted? One file per question."""
+"""Can this fit be trusted? One file per question; `diagnose` asks them all."""

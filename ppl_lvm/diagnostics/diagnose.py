@@ -31,13 +31,29 @@ from ppl_lvm.diagnostics import (
     predictive,
     tightness,
 )
-from ppl_lvm.diagnostics.finding import Finding, cannot_say
+from ppl_lvm.diagnostics.finding import CannotSayError, Finding, cannot_say
 from ppl_lvm.pair import Pair
+from ppl_lvm.plan import make_plan
 
 MAX_ROWS = 1000
-ANNEALED_ROWS = 300
+ANNEALED_ROWS, SANDWICH_ROWS = 300, 100
 KEYS = ("question", "name", "value", "error", "threshold", "verdict", "remedy")
 STYLES = {"good": "green", "look": "yellow", "bad": "bold red", "cannot say": "dim"}
+NAMES = {
+    "convergence": "convergence of the bound",
+    "tightness": "gap between ELBO and log p(x)",
+    "sandwich": "sandwich on simulated data",
+    "gaps": "approximation and amortisation gap",
+    "generalisation": "generalisation gap",
+    "khat": "Pareto k̂",
+    "calibration": "simulation-based calibration",
+    "predictive": "predictive checks",
+    "two_sample": "classifier two-sample test",
+    "loo": "leave-one-out",
+    "latents": "use of the latent space",
+    "mixtures": "components",
+    "gradient": "gradient",
+}
 Say = Callable[[str, int, int], None]
 
 
@@ -93,6 +109,12 @@ class Diagnosis:
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+def _reason(error: Exception) -> str:
+    lines = str(error).splitlines()
+    said = lines[0] if lines else "no reason given"
+    return said if isinstance(error, CannotSayError) else f"{type(error).__name__}: {said}"
+
+
 def _plain(text: str) -> str:
     return text.replace("[", r"\[")  # "z[0]" is no markup
 
@@ -103,6 +125,7 @@ def diagnose(
     *batch: Any,
     held_out: tuple[Any, ...] | None = None,
     restarts: Sequence[float] = (),
+    temperatures: int = 100,
     seed: int = 0,
     say: Say | None = None,
 ) -> Diagnosis:
@@ -114,9 +137,10 @@ def diagnose(
         held_out: rows that training did not see; q, bounds and predictions are then judged on
             them, and the generalisation gap is measured.
         restarts: final bounds of the restarts that may be chosen.
+        temperatures: of the annealing; more make log p(x) tighter and cost in proportion.
         say: called as say(name, done, total) before each diagnostic.
     """
-    asking = _Asking(pair, history, batch, held_out, tuple(restarts), seed)
+    asking = _Asking(pair, history, batch, held_out, tuple(restarts), temperatures, seed)
     findings: list[Finding] = []
     details: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -130,7 +154,7 @@ def diagnose(
                 details[name] = ask(details)
             findings += details[name].findings()
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            findings.append(cannot_say(question, name, str(error).splitlines()[0]))
+            findings.append(cannot_say(question, NAMES[name], _reason(error)))
         seconds[name] = time.perf_counter() - start
     if say is not None:
         say("", len(steps), len(steps))
@@ -147,23 +171,26 @@ class _Asking:
         batch: tuple[Any, ...],
         held_out: tuple[Any, ...] | None,
         restarts: tuple[float, ...],
+        temperatures: int,
         seed: int,
     ) -> None:
+        self.temperatures = temperatures
         self.pair, self.history, self.restarts, self.seed = pair, history, restarts, seed
         self.train = some_rows(batch, MAX_ROWS)
         self.held_out = None if held_out is None else some_rows(held_out, MAX_ROWS)
         judged = self.train if self.held_out is None else self.held_out
         # With global latents rows belong together: those that q was fitted to.
         self.judged, self.few = judged, some_rows(judged, ANNEALED_ROWS)
-        if _has_globals(pair, batch):
+        self.joint = _has_globals(pair, batch)
+        if self.joint:
             self.train = self.judged = self.few = batch
 
     def steps(self) -> list[tuple[str, str, Callable[[dict[str, Any]], Any]]]:
         m, g, s = self.pair.model, self.pair.guide, self.seed
-        x, few = self.judged, self.few
+        x = self.judged
         return [
             ("convergence", convergence.QUESTION, lambda _: self._convergence()),
-            ("tightness", tightness.QUESTION, lambda _: tightness.tightness(m, g, *few, seed=s)),
+            ("tightness", tightness.QUESTION, lambda _: self._tightness()),
             ("sandwich", tightness.QUESTION, lambda _: self._sandwich()),
             ("gaps", gaps.QUESTION, self._gaps),
             ("generalisation", gaps.QUESTION, lambda _: self._generalisation()),
@@ -180,9 +207,24 @@ class _Asking:
     def _convergence(self) -> convergence.Convergence:
         return convergence.convergence(self.history, self.restarts)
 
+    def _tightness(self) -> tightness.Tightness:
+        return tightness.tightness(
+            self.pair.model,
+            self.pair.guide,
+            *self.few,
+            temperatures=self.temperatures,
+            seed=self.seed,
+        )
+
     def _sandwich(self) -> tightness.Sandwich:
-        rows = some_rows(self.few, 100) if self.few is not self.train else self.few
-        return tightness.sandwich(self.pair.model, self.pair.guide, *rows, seed=self.seed)
+        rows = self.few if self.joint else some_rows(self.few, SANDWICH_ROWS)
+        return tightness.sandwich(
+            self.pair.model,
+            self.pair.guide,
+            *rows,
+            temperatures=self.temperatures,
+            seed=self.seed,
+        )
 
     def _gaps(self, details: dict[str, Any]) -> gaps.Gaps:
         found = details.get("tightness")
@@ -193,7 +235,9 @@ class _Asking:
 
     def _generalisation(self) -> gaps.Generalisation:
         if self.held_out is None:
-            raise ValueError("No held-out rows were given (fit with validation=, or pass them).")
+            raise CannotSayError(
+                "No held-out rows were given (fit with validation=, or pass them)."
+            )
         return gaps.generalisation(
             self.pair.model, self.pair.guide, self.train, self.held_out, seed=self.seed
         )
@@ -218,8 +262,6 @@ def some_rows(batch: tuple[Any, ...], count: int) -> tuple[Any, ...]:
 
 
 def _has_globals(pair: Pair, batch: tuple[Any, ...]) -> bool:
-    from ppl_lvm.plan import make_plan
-
     with pair.scope():
         return make_plan(pair.model, pair.guide, batch, {}).data_plate is None
 
