@@ -7,7 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedNormal, SharedNormal, auto_guide
+from ppl_lvm.guides import (
+    AmortizedCategorical,
+    AmortizedMultivariateNormal,
+    AmortizedNormal,
+    SharedNormal,
+    auto_guide,
+)
 from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 from pyro.infer import autoguide, config_enumerate
 from pyro.nn import PyroModule, PyroParam, PyroSample
@@ -305,6 +311,70 @@ def _one_hot_guide(x: Tensor) -> None:
 _WIDE = nn.Linear(3, 3)
 
 
+def _hierarchy(x: Tensor) -> None:
+    """Groups of effects around a common mean, and rows that choose their group."""
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    spread = pyro.sample("spread", dist.HalfNormal(1.0))
+    with pyro.plate("groups", 4, dim=-1):
+        effect = pyro.sample("effect", dist.Normal(mean, spread))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(effect[torch.arange(len(x)) % 4], 1.0), obs=x[:, 0])
+
+
+def _poisson_regression(x: Tensor, n: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("n", dist.Poisson((x @ w).clamp(max=5).exp()), obs=n)
+
+
+def _zero_inflated(n: Tensor) -> None:
+    gate = pyro.sample("gate", dist.Beta(1.0, 1.0))
+    with pyro.plate("data", len(n), dim=-1):
+        pyro.sample("n", dist.ZeroInflatedPoisson(torch.tensor(2.0), gate=gate), obs=n)
+
+
+def _heavy_tails(x: Tensor) -> None:
+    """Student's t as a scale mixture."""
+    with pyro.plate("data", len(x), dim=-1):
+        precision = pyro.sample("precision", dist.Gamma(2.0, 2.0))
+        pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x[:, 0])
+
+
+def _volatility(x: Tensor) -> None:
+    """One series: its length is an event, and each row is another series."""
+    with pyro.plate("data", len(x), dim=-1):
+        walk = dist.MultivariateNormal(torch.zeros(3), scale_tril=torch.ones(3, 3).tril())
+        h = pyro.sample("h", walk)
+        pyro.sample("x", dist.Normal(0.0, h.exp()).to_event(1), obs=x)
+
+
+def _belief_net(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
+        logits = z.sum(-1, keepdim=True).expand(-1, 3)
+        pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def _mixture_with_code(x: Tensor) -> None:
+    """A discrete cause summed out above a continuous one."""
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", dist.Normal(k.float(), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def _ordered(x: Tensor, n: Tensor) -> None:
+    cuts = pyro.sample("cuts", dist.Normal(0.0, 1.0).expand([2]).to_event(1)).sort().values
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("n", dist.OrderedLogistic(x[:, 0], cuts), obs=n)
+
+
+def _covariance(x: Tensor) -> None:
+    R = pyro.sample("R", dist.LKJCholesky(3, torch.tensor(2.0)))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(3), scale_tril=R), obs=x)
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "plain functions": lambda: (_normal, _normal_guide, (REAL,)),
     "mixture": lambda: _ours(GaussianMixture(2), REAL),
@@ -361,6 +431,23 @@ PAIRS: dict[str, Callable[[], Pair]] = {
         (REAL,),
     ),
     "one row": lambda: (_normal, _normal_guide, (REAL[:1],)),
+    "hierarchy": lambda: (_hierarchy, auto_guide(_hierarchy, REAL), (REAL,)),
+    "Poisson regression": lambda: _auto(_poisson_regression, autoguide.AutoNormal, REAL, COUNTS),
+    "zero-inflated": lambda: (_zero_inflated, auto_guide(_zero_inflated, COUNTS), (COUNTS,)),
+    "heavy tails": lambda: (_heavy_tails, auto_guide(_heavy_tails, REAL), (REAL,)),
+    "volatility": lambda: (_volatility, AmortizedMultivariateNormal(_volatility, REAL), (REAL,)),
+    "belief net": lambda: (_belief_net, AmortizedCategorical(_belief_net, BITS), (BITS,)),
+    "mixture with a code": lambda: (
+        _mixture_with_code,
+        auto_guide(_mixture_with_code, REAL),
+        (REAL,),
+    ),
+    "ordered classes": lambda: _auto(
+        _ordered, autoguide.AutoNormal, REAL, torch.arange(8).remainder(3)
+    ),
+    "covariance": lambda: (_covariance, auto_guide(_covariance, REAL), (REAL,)),
+    "one component": lambda: _ours(GaussianMixture(1), REAL),
+    "one column": lambda: _ours(BayesianGaussianMixture(2), REAL[:, :1]),
     "batch norm": lambda: (_annealed_plain, _Normed(), (REAL,)),
     "amortised": lambda: (_annealed_plain, AmortizedNormal(_annealed_plain, REAL), (REAL,)),
 }
