@@ -196,7 +196,7 @@ class _Fitting:
             for number in range(self.restarts)
         ]
         sound = [f for f in found if f[1]["degenerate"] is None]
-        best, entry = max(sound or found, key=lambda f: _rank(f[1]))
+        best, entry = max(sound or found, key=lambda f: -f[0].sign * _rank(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
         record["objective"] = _describe(best.pair.objective)
         template = _first_rows(self.train, TEMPLATE_ROWS)

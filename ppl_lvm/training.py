@@ -139,6 +139,8 @@ class Training:
         self._model, self._guide = pair.model, pair.guide
         if options.kl_weight != 1.0 or options.kl_annealing:
             self._model, self._guide = self._kl(self._model), self._kl(self._guide)
+        # An upper bound is what its objective descends; any other is what it ascends.
+        self.sign = 1.0 if getattr(pair.objective, "upper", False) else -1.0
         self._scale_after = objectives.scales_inside(pair.objective)
         if not self._scale_after:
             scale = Subsample(len(train))
@@ -206,10 +208,10 @@ class Training:
 
             def closure() -> float:
                 torch.set_rng_state(before)  # the line search compares like with like
-                return -self._gradient(batch)
+                return self.sign * self._gradient(batch)
 
             loss = self.optimizer.step(closure)
-            bound = -float(loss)
+            bound = self.sign * float(loss)
         else:
             bound = self._gradient(batch)
             self.optimizer.step()
@@ -236,7 +238,7 @@ class Training:
             # In double precision, for the square of a large gradient is no float32.
             norm = torch.nn.utils.get_total_norm([g.double() for g in gradients])
             torch._foreach_mul_(gradients, min(1.0, self.options.clip_norm / float(norm + 1e-12)))
-        return -float(loss)
+        return self.sign * float(loss)
 
     def _programs(self, rows: int) -> tuple[Callable[..., Any], Callable[..., Any], float]:
         """Model and guide as the objective sees them, and what makes its loss nats per datum."""
@@ -286,7 +288,7 @@ class Training:
             batch = data.batch(rows)
             model, guide, per_datum = self._programs(len(rows))
             loss = self.pair.objective.loss(model, guide, *batch) * per_datum
-            total -= float(loss) * len(rows) / len(data)
+            total += self.sign * float(loss) * len(rows) / len(data)
         return total
 
     def _validate(self) -> bool:
@@ -298,9 +300,9 @@ class Training:
         bound, _ = self.evaluate(self.held_out)
         self.history["validation_bound"].append(bound)
         if isinstance(self.schedule, ReduceLROnPlateau):
-            self.schedule.step(-bound)
-        if bound > self._best_bound:
-            self._best_bound, self._waited = bound, 0
+            self.schedule.step(self.sign * bound)
+        if -self.sign * bound > self._best_bound:
+            self._best_bound, self._waited = -self.sign * bound, 0
             if self.options.patience is not None:
                 self._best_state = self.pair.state()
         else:

@@ -569,3 +569,10 @@ def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(held_out.tensors[0], again.tensors[0])
     with pytest.raises(ValueError, match="no name or path"):
         quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
+
+
+def test_an_upper_bound_keeps_its_sign() -> None:
+    """CUBO descends; its estimate is near log p(x), not near -log p(x)."""
+    x = factor_data(100)
+    run = quiet(Factor(), FactorGuide(), x, objective="CUBO(num_particles=200)", num_steps=300)
+    assert abs(run.results["bound"] - float(exact(run, x).mean())) < 0.5
