@@ -106,7 +106,7 @@ def measure(subject: Subject, repeats: int, rounds: int, seed: int) -> list[Meas
             samples.gradient(implementation.step, batch, pair.leaves)
             works.append(implementation)
         except (ValueError, NotImplementedError) as refusal:
-            remedy = re.search(r"[Uu]se (?:an? )?(\w+)", str(refusal))
+            remedy = re.search(r"[Uu]se (?:an? )?([A-Z]\w+)", str(refusal))
             words = "refuses this pair" + (f": use {remedy[1]}" if remedy else "")
             refused.append((_row(subject, implementation, {}, None, words), {}))
     times = interleaved({_key(i): partial(i.step, *batch) for i in works}, rounds=rounds, seed=seed)

@@ -23,7 +23,7 @@ from ppl_lvm.benchmarks.handwritten import (
     wake,
 )
 from ppl_lvm.benchmarks.programs import Bound, Known, by_hand
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
 from torch import Tensor
 
@@ -107,6 +107,7 @@ def pyros(pair: Programs, num_particles: int, nesting: int = 1) -> Iterator[Impl
         "Trace_ELBO": ("ELBO", Trace_ELBO(**common)),
         "TraceMeanField_ELBO": ("ELBO", TraceMeanField_ELBO(**common)),
         "TraceGraph_ELBO": ("ELBO", TraceGraph_ELBO(**common)),
+        "TraceEnum_ELBO": ("ELBO", TraceEnum_ELBO(strict_enumeration_warning=False, **common)),
         "RenyiELBO(0)": ("IWAE", RenyiELBO(alpha=0.0, **common)),
         f"RenyiELBO({ALPHA})": ("Rényi", RenyiELBO(alpha=ALPHA, **common)),
         "ReweightedWakeSleep": (
@@ -115,9 +116,16 @@ def pyros(pair: Programs, num_particles: int, nesting: int = 1) -> Iterator[Impl
         ),
     }
     for name, (target, objective) in objectives.items():
-        yield Implementation(
-            name, "Pyro", target, partial(_pyro_step, objective, pair), forced=True
-        )
+        step = partial(_others_step, objective, pair)
+        yield Implementation(name, "Pyro", target, step, forced=True)
+
+
+def _others_step(objective: Any, pair: Programs, *batch: Tensor) -> float:
+    """Pyro's step. Where it cannot take a pair it fails in many ways: each is a refusal here."""
+    try:
+        return _pyro_step(objective, pair, *batch)
+    except (KeyError, AttributeError, RuntimeError, ValueError) as failure:
+        raise ValueError(f"{type(failure).__name__}: {failure}") from failure
 
 
 def _pyro_step(objective: Any, pair: Programs, *batch: Tensor) -> float:

@@ -173,6 +173,23 @@ def test_on_a_users_pair(tmp_path: Path) -> None:
     assert "zero gradient at site c" in str(row(result, "Model", "Pyro", "RenyiELBO(0)")["verdict"])
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
+def test_on_a_model_whose_latent_is_summed_out(tmp_path: Path) -> None:
+    """Pyro's mean-field bound fails on it with a KeyError: that is a refusal, not an end."""
+    result = gradients.run(
+        smoke=True,
+        directory=tmp_path,
+        model="ppl_lvm.models.gmm:GaussianMixture",
+        data="iris",
+        rows=5,
+    )
+    verdicts = {(r["by"], r["estimator"]): r["verdict"] for r in result["rows"]}
+    assert verdicts["Pyro", "TraceMeanField_ELBO"].startswith("refuses")
+    assert verdicts["ppl_lvm", "ELBO"] == "unbiased"
+    assert verdicts["Pyro", "TraceEnum_ELBO"] == "unbiased"
+
+
 def test_a_pair_needs_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--data"):
         gradients.run(model="mine.py:Model", directory=tmp_path)
