@@ -11,8 +11,8 @@ and the M-step, with m̄ = m / R, is
 
 the last one pooled over components (tied), its diagonal (diag), or the mean of that (spherical),
 its eigenvalues raised to the least one allowed: the maximum under that condition. Moments of u
-lose no digits, wherever the data lie, since u is of order one where r is not small; and with u of
-shape (rows, K P) both steps are matrix products.
+lose no digits, wherever the data lie, since u is of order one where r is not small. Both steps
+are matrix products; with u of shape (K, P, rows), rows last, they run at the processor's speed.
 
 θ is {"weights": π (K,), "means": μ (K, P), "variance": Σ}, in doubles, with Σ of shape (K, P, P)
 if full, (P, P) if tied, and variances (K, P) if diag, (K,) if spherical. Nothing here branches on
@@ -42,23 +42,22 @@ def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     means = state["means"]
     K, P = means.shape
     centre = means.mean(0)
-    W, log_det = _whitening(state, covariance)  # (K, P, P) upper triangular, or scales (K, P)
+    W, log_det = _whitening(state, covariance)  # L⁻¹ (K, P, P), or 1 / scales (K, P)
     constant = state["weights"].log() - log_det - 0.5 * P * math.log(2 * math.pi)
+    shift = W @ (means - centre)[..., None] if W.dim() == 3 else means[..., None]
     total: dict[str, Any] = {}
     log_likelihood: Any = 0.0
-    if W.dim() == 3:
-        wide = W.permute(1, 0, 2).reshape(P, K * P)
-        shift = torch.einsum("kp,kpq->kq", means - centre, W).reshape(K * P)
     for block in x.split(max(64, BLOCK_NUMBERS // (K * P))):
-        if W.dim() == 3:
-            u = ((block - centre) @ wide - shift).unflatten(-1, (K, P))  # (B, K, P)
+        if W.dim() == 3:  # one product of (K P, P) and (P, B)
+            u = torch.addmm(shift.flatten()[:, None], W.flatten(0, 1), (block - centre).mT, beta=-1)
+            u = u.unflatten(0, (K, P))  # (K, P, B)
         else:
-            u = (block.unsqueeze(-2) - means) * W
-        log_joint = constant - 0.5 * u.square().sum(-1)  # (B, K)
-        log_p = log_joint.logsumexp(-1, keepdim=True)
+            u = (block.mT - shift) * W[..., None]
+        log_joint = constant[:, None] - 0.5 * u.square().sum(1)  # (K, B)
+        log_p = log_joint.logsumexp(0)
         r = (log_joint - log_p).exp()
-        ru = u * r.unsqueeze(-1)
-        sums = {"rows": r.sum(0), "shift": ru.sum(0), "scatter": _scatter(u, ru, covariance)}
+        ru = u * r[:, None]
+        sums = {"rows": r.sum(-1), "shift": ru.sum(-1), "scatter": _scatter(u, ru, covariance)}
         log_likelihood = log_likelihood + log_p.sum()
         total = {name: total.get(name, 0.0) + t for name, t in sums.items()}
     return total, log_likelihood
@@ -97,15 +96,14 @@ def maximize(state: State, statistics: State, covariance: str, least: float) -> 
 
 
 def _scatter(u: Tensor, ru: Tensor, covariance: str) -> Tensor:
-    if covariance == "full":
-        return ru.permute(1, 2, 0) @ u.transpose(0, 1)  # K products (P, B) (B, P)
-    if covariance == "tied":
-        return ru.flatten(0, 1).mT @ u.flatten(0, 1)
-    return (ru * u).sum(0)
+    if covariance in ("diag", "spherical"):
+        return (ru * u).sum(-1)
+    scatter = ru @ u.mT  # K products (P, B) (B, P)
+    return scatter.sum(0) if covariance == "tied" else scatter
 
 
 def _whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
-    """L_k⁻ᵀ (K, P, P) and log det L_k (K,); for diagonal forms 1 / scales (K, P)."""
+    """L_k⁻¹ (K, P, P) and log det L_k (K,); for diagonal forms 1 / scales (K, P)."""
     means, variance = state["means"], state["variance"]
     if covariance in ("full", "tied"):
         L = torch.linalg.cholesky(variance)
@@ -113,7 +111,7 @@ def _whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
         inverse = torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
         log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         K = len(means)
-        return inverse.mT.expand(K, *eye.shape), log_det.expand(K)
+        return inverse.expand(K, *eye.shape), log_det.expand(K)
     scale = _scales(variance, means)
     return 1 / scale, scale.log().sum(-1)
 
