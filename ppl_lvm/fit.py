@@ -34,6 +34,8 @@ INITIALIZE_ROWS = 100_000
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
 DEFAULT_STEPS = 2000
 EVIDENCE_PARTICLES = 1000
+EVIDENCE_ROWS = 1000
+EVALUATION_ROWS = 10_000
 EVALUATIONS = 8  # of the final bound: enough to say how far its draws let it wander
 
 
@@ -235,12 +237,13 @@ class _Fitting:
             training.run(shown)
         pair.freeze()
         rows = _some_rows(self.train, INITIALIZE_ROWS)
+        judged = _at_most(self.train, EVALUATION_ROWS, options.seed)
         degenerate = getattr(pair.model, "degenerate", None)
         reason = None
         if degenerate is not None:
             with pair.scope():
                 reason = degenerate(*rows)
-        bound, error = training.evaluate(self.train, repeats=EVALUATIONS)
+        bound, error = training.evaluate(judged, repeats=EVALUATIONS)
         held_out = held_out_error = None
         if self.held_out is not None:
             held_out, held_out_error = training.evaluate(self.held_out, repeats=EVALUATIONS)
@@ -258,9 +261,10 @@ class _Fitting:
 
     def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
         judged = self.held_out if self.held_out is not None else self.train
+        few = _at_most(judged, EVIDENCE_ROWS, self.options.seed)
         evidence = log_evidence(
             best.pair,
-            *judged.batch(torch.arange(min(len(judged), INITIALIZE_ROWS))),
+            *_first_rows(few, len(few)),
             num_particles=EVIDENCE_PARTICLES,
             seed=self.options.seed,
         )
@@ -271,6 +275,7 @@ class _Fitting:
             "log_evidence_standard_error": evidence.standard_error,
             "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
             "log_evidence_of": "held-out rows" if self.held_out is not None else "training rows",
+            "log_evidence_rows": len(few),
             "num_particles": evidence.num_particles,
         }
 
@@ -379,6 +384,14 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
 
 def _first_rows(data: Data, count: int) -> tuple[Tensor, ...]:
     return data.batch(torch.arange(min(count, len(data))))
+
+
+def _at_most(data: Data, count: int, seed: int) -> Data:
+    """The data, or so many of its rows drawn at random: figures must not cost more as N grows."""
+    if len(data) <= count:
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.subset(order[:count].sort().values)
 
 
 def _some_rows(data: Data, count: int) -> tuple[Tensor, ...]:

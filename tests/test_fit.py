@@ -576,3 +576,28 @@ def test_an_upper_bound_keeps_its_sign() -> None:
     x = factor_data(100)
     run = quiet(Factor(), FactorGuide(), x, objective="CUBO(num_particles=200)", num_steps=300)
     assert abs(run.results["bound"] - float(exact(run, x).mean())) < 0.5
+
+
+@pytest.mark.slow
+def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
+    """The same batch size on 2,000 rows and on 2,000,000 from a file, steps taken in turn."""
+    import time
+
+    from ppl_lvm.data import load_data
+    from ppl_lvm.pair import Pair
+    from ppl_lvm.training import Options, Training
+
+    np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(2_000_000, 3)))
+    trainings = []
+    for data in (load_data(factor_data(2000)), load_data(tmp_path / "large.npy")):
+        pair = Pair(Factor(), FactorGuide(), Trace_ELBO())
+        pair.prepare(*data.batch(torch.arange(32)))
+        options = Options(num_steps=1, batch_size=32)
+        trainings.append(Training(pair, data, None, options))
+    seconds: list[list[float]] = [[], []]
+    for _ in range(300):
+        for i, training in enumerate(trainings):
+            begun = time.perf_counter()
+            training.step()
+            seconds[i].append(time.perf_counter() - begun)
+    assert np.median(seconds[1]) < 2 * np.median(seconds[0])

@@ -120,9 +120,10 @@ class Data:
         """
         size = _held_out_rows(held_out, len(self))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return self._subset(order[size:].sort().values), self._subset(order[:size].sort().values)
+        return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
-    def _subset(self, index: Tensor) -> "Data":
+    def subset(self, index: Tensor) -> "Data":
+        """The rows `index` (n,), in that order; nothing is read yet."""
         return replace(
             self,
             rows=index if self.rows is None else self.rows[index],

@@ -352,6 +352,8 @@ def _limit_to_the_later_steps(axes: Axes, curves: Sequence[Array]) -> None:
         return
     low, high = np.quantile(later, 0.02), every.max()
     low -= 0.1 * (high - low)
+    # A tenth of the whole climb at least: else a run that has arrived shows nothing but wobble.
+    low = min(low, high - 0.1 * (every.max() - every.min()))
     if high - low < 0.3 * (every.max() - every.min()):
         axes.set_ylim(low, high + 0.05 * (high - low))
         note(axes, f"starts below the picture, at {every.min():.4g}")
