@@ -54,16 +54,16 @@ class CompiledStep:
         self.recording, self.groups = recording, groups
         self._parameters, self._clip = list(parameters), clip
         self._places = {id(p): place for place, p in enumerate(parameters)}
-        self._constants = [c for c in recording.constants if c.dim() > 0]
+        self.constants = [c for c in recording.constants if c.dim() > 0]
         self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
-        self._numbers = [
+        self.numbers = [
             torch.zeros(len(g.rule.numbers(dict(g.options), 1)), dtype=g.vector.dtype)
             for g in groups
         ]
-        self._tables = [numbers.numpy() for numbers in self._numbers]
+        self._tables = [numbers.numpy() for numbers in self.numbers]
         state = [[g.vector, *g.moments] for g in groups]
-        example = (state, self._numbers, list(batch), recording.sources, self._constants)
-        self._fixed, self._spec = self._flatten(state), pytree.tree_structure(example)
+        example = (state, self.numbers, list(batch), recording.sources, self.constants)
+        self.state, self._spec = self._flatten(state), pytree.tree_structure(example)
         self._compiled = self._compile(pytree.tree_leaves(example), same_random)
         self.seconds = time.perf_counter() - begun
 
@@ -73,7 +73,7 @@ class CompiledStep:
             table[:] = group.numbers()
         with torch.no_grad():
             losses = self._compiled(
-                *self._fixed, *self._numbers, *batch, *self.recording.sources, *self._constants
+                *self.state, *self.numbers, *batch, *self.recording.sources, *self.constants
             )
         return self.recording.losses(losses)
 
@@ -81,7 +81,7 @@ class CompiledStep:
     def _flatten(state: list[list[Tensor]]) -> list[Tensor]:
         return [tensor for vectors in state for tensor in vectors]
 
-    def _step(self, *flat: Tensor) -> list[Tensor]:
+    def trace(self, *flat: Tensor) -> list[Tensor]:
         """The step as a function of tensors: what is traced."""
         state, numbers, batch, sources, constants = pytree.tree_unflatten(flat, self._spec)
         leaves: list[Any] = list(self._parameters)  # those without gradient are not read
@@ -118,7 +118,7 @@ class CompiledStep:
         options = {"fallback_random": same_random}
         with torch.no_grad(), warnings.catch_warnings(), config.patch(options):
             warnings.simplefilter("ignore")  # the compiler's remarks on its own internals
-            graph = make_fx(self._step, tracing_mode="fake")(*flat)
+            graph = make_fx(self.trace, tracing_mode="fake")(*flat)
             compiled = cast(Callable[..., Any], compile_fx(graph, flat))
             self._check(compiled, flat, same_random)
         return compiled
@@ -129,10 +129,10 @@ class CompiledStep:
         Parameters are left out under Adam's rules, which make a whole step of the rounding error
         of a gradient that is zero; its moments hold the same gradient.
         """
-        for numbers, group in zip(self._numbers, self.groups, strict=True):
+        for numbers, group in zip(self.numbers, self.groups, strict=True):
             numbers.copy_(torch.tensor(group.rule.numbers(dict(group.options), group.count + 1)))
         before = torch.get_rng_state()
-        changed = {id(tensor) for tensor in self._fixed}
+        changed = {id(tensor) for tensor in self.state}
         changed |= {id(self.recording.sources[place]) for place in self.recording.mutated}
         ours, theirs = [
             [tensor.clone() if id(tensor) in changed else tensor for tensor in flat]
@@ -140,7 +140,7 @@ class CompiledStep:
         ]
         found = [*compiled(*ours), *ours]
         torch.set_rng_state(before)
-        expected = [*self._step(*theirs), *theirs]
+        expected = [*self.trace(*theirs), *theirs]
         torch.set_rng_state(before)
         start = len(found) - len(flat)
         left_out, place = set(), start

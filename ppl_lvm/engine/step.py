@@ -15,6 +15,7 @@ from ppl_lvm.engine.arguments import Arguments
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
+from ppl_lvm.engine.many import ManySteps
 from ppl_lvm.engine.optimizers import Stepper, clipped
 from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
@@ -47,6 +48,7 @@ class WholeStep:
         self._announce, self._same_random = announce, same_random
         self._flat = FlatOptimizer()
         self._compiled: dict[Hashable, CompiledStep] = {}
+        self._many: dict[int, ManySteps] = {}
         self._compiles = level in ("auto", "compiled")
         self._seconds = 0.0
 
@@ -76,6 +78,18 @@ class WholeStep:
         if self.gradient.num_captures:
             self._seconds += time.perf_counter() - begun
         return loss
+
+    def many(self, data: list[Tensor], rows: Tensor) -> Tensor | None:
+        """Steps on `data[...][rows[s]]` for each s in one call, None if that cannot be had now."""
+        batch = tuple(tensor[rows[0]] for tensor in data)
+        arguments, recording = self.gradient.lookup(batch, {})
+        step = None if recording is None else self._find(arguments, recording)
+        if step is None:
+            return None
+        found = self._many.get(len(rows))
+        if found is None or found.step is not step:
+            found = self._many[len(rows)] = ManySteps(step, len(rows), self._same_random)
+        return found(data, rows)
 
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.optimizers import PyroStepper, Stepper, TorchStepper
+from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.step import LEVELS, Level, WholeStep
 
 
@@ -73,6 +74,7 @@ class CompiledSVI:
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
         self._found: list[Tensor] = []
+        self._loops = False  # whether many steps are a loop for good
         say = announce or logger.warning
         gradient = Gradient(
             self._loss_and_grads,
@@ -110,6 +112,33 @@ class CompiledSVI:
         else:
             loss = self._step(args, kwargs, lambda: self._found)
         return _numbers(loss)
+
+    def steps(self, *data: Tensor, rows: Tensor) -> list[float]:
+        """One step for each row of `rows` (S, B), on the data at these indices; the S losses.
+
+        At the level "compiled" they are one call, once the first steps have been recorded; at the
+        others, and for programs that keep state or return several losses, a plain loop. Either
+        way the result is that of `step(*[d[r] for d in data])` for each r in `rows`.
+        """
+        losses: list[float] = []
+        while len(losses) < len(rows):
+            left = rows[len(losses) :]
+            found = self._many(list(data), left)
+            if found is not None:
+                return losses + found
+            losses.append(self.step(*[tensor[left[0]] for tensor in data]))
+        return losses
+
+    def _many(self, data: list[Tensor], rows: Tensor) -> list[float] | None:
+        whole = self._step
+        if self.engine != "compiled" or self._loops or whole.reached != "compiled":
+            return None
+        try:
+            losses = whole.many(data, rows)
+        except CannotCaptureError:
+            self._loops = True
+            return None
+        return None if losses is None else losses.tolist()
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
