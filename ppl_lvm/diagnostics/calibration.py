@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from ppl_lvm.diagnostics.amortised import require_amortised
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.layout import by_row
 from ppl_lvm.diagnostics.seeds import own_random
@@ -192,7 +193,7 @@ def sbc(
         plan = plan_pair(model, guide, batch, {}, num_draws)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
-        _refuse_unread(model, guide, batch, plan)
+        require_amortised(model, guide, batch, plan)
         each = 1 if plan.data_plate is None else len(batch[0])
         passes = [
             _one_pass(model, guide, batch, plan, num_draws)
@@ -200,24 +201,6 @@ def sbc(
         ]
     ranks = {name: np.concatenate([p[name] for p in passes]) for name in passes[0]}
     return Calibration(ranks, num_draws)
-
-
-def _refuse_unread(model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan) -> None:
-    """A guide whose density is the same on two simulated data sets is not amortised."""
-    values, first = simulate(model, *batch)
-    if missing := [n for n in plan.latents if n not in values]:
-        raise CannotSayError(f"The guide's site '{missing[0]}' is not in the model: no truth.")
-    _, second = simulate(model, *batch)
-    scores = [
-        tabulate(*run_pair(model, guide, b, {}, plan, None, values=values), plan, False).log_q
-        for b in (first, second)
-    ]
-    moving = [n for n in plan.latents if n not in plan.constant]
-    if all(torch.equal(scores[0][n], scores[1][n]) for n in moving):
-        raise CannotSayError(
-            "The guide does not read the data: for simulated data it would have to be fitted "
-            "again. Use an amortised guide, or vsbc with a function that fits."
-        )
 
 
 def _one_pass(

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, cannot_say, graded
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.particles import draw_particles, plan_pair
 from ppl_lvm.plan import Program
@@ -37,6 +37,7 @@ from ppl_lvm.psis import psis
 QUESTION = "Is q a usable posterior?"
 CHUNK = 200_000  # log-weights drawn at once
 EQUAL = 1e-3  # log-weights within this are equal up to rounding: a "tail" of it means nothing
+FEW = 30  # effective draws below which a corrected sd is noise
 Floats = NDArray[np.float64]
 
 
@@ -140,19 +141,25 @@ class ParetoK:
         )
 
     def _sd_finding(self) -> Finding:
+        name = "posterior sd against q's sd, factor"
+        effective = float(np.median(self.ess))
+        if not self.moments:
+            return cannot_say(QUESTION, name, "No continuous latent.")
+        if effective < FEW:
+            return cannot_say(
+                QUESTION, name, f"{effective:.0f} effective draws tell no standard deviation."
+            )
         ratio = self.sd_ratio()
         return Finding(
             QUESTION,
-            "posterior sd against q's sd, factor",
-            ratio if self.moments else None,
-            ratio * math.sqrt(1 / max(float(np.median(self.ess)), 2.0)) if self.moments else None,
+            name,
+            ratio,
+            ratio / math.sqrt(2 * effective),
             "good ≤ 1.25, bad > 1.5",
             OURS,
-            graded(ratio, 1.25, 1.5) if self.moments else "cannot say",
+            graded(ratio, 1.25, 1.5),
             "Median over data of the importance-corrected sd over q's own (or its inverse), in "
-            "the worst dimension."
-            if self.moments
-            else "No continuous latent.",
+            "the worst dimension.",
             "" if ratio <= 1.25 else "Report the corrected moments; use a richer guide.",
         )
 
@@ -171,10 +178,10 @@ def pareto_k(
         plan = plan_pair(model, guide, batch, {}, num_draws)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
-        chunk = max(1, CHUNK // len(batch[0]))
+        parts = -(-num_draws * len(batch[0]) // CHUNK)
         weights, values = [], []
-        for start in range(0, num_draws, chunk):
-            size = min(chunk, num_draws - start)
+        # Of equal size: a rest of one draw would run without the particle plate.
+        for size in np.diff(np.linspace(0, num_draws, parts + 1).round().astype(int)).tolist():
             p = draw_particles(model, guide, batch, {}, plan, size)
             weights.append(p.log_w.double().numpy())
             values.append({n: d.value.numpy() for n, d in p.draws.items() if _is_smooth(d.value)})

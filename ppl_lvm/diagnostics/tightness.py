@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.diagnostics.amortised import require_amortised
 from ppl_lvm.diagnostics.annealing import (
     Schedule,
     adapt,
@@ -216,9 +217,11 @@ def sandwich(
     """Bidirectional Monte Carlo on as many simulated rows as `batch` has.
 
     Raises:
-        CannotSayError: as `Joint` and `simulate` do.
+        CannotSayError: as `Joint`, `simulate` and `require_amortised` do.
     """
     with own_random(seed):
+        plan = plan_pair(model, guide, batch, {}, 2)
+        require_amortised(model, guide, batch, plan)
         values, fresh = simulate(model, *batch)
         joint = Joint(model, guide, *fresh)
         posterior = joint.flatten({name: values[name][None] for name in joint.parts})

@@ -94,3 +94,13 @@ def _one_dimensional_guide(width: float) -> Any:
             pyro.sample("z", Normal(x[:, 0] / 2, width * 0.5**0.5))
 
     return guide
+
+
+def test_draws_in_several_chunks_are_all_counted(
+    linear: Any, exact_guide: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = linear.simulate(10)
+    monkeypatch.setattr("ppl_lvm.diagnostics.khat.CHUNK", 330)
+    result = pareto_k(linear, exact_guide(linear), x, num_draws=100)  # 33 at once, rest 1
+    assert result.moments["z"].mean.shape == (10, 2)
+    np.testing.assert_allclose(result.ess, 100, rtol=1e-3)

@@ -9,11 +9,13 @@ import torch
 from pyro.distributions import Bernoulli, Beta, Gamma, Normal
 from torch import Tensor
 
+from ppl_lvm.diagnostics.amortised import require_amortised
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.joint import Joint
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
 from ppl_lvm.diagnostics.tightness import sandwich, tightness
+from ppl_lvm.plan import make_plan
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])
@@ -39,6 +41,9 @@ def test_sandwich_holds_exact_evidence_of_its_own_data(linear: Any, exact_guide:
     x = linear.simulate(60)
     found = sandwich(linear, exact_guide(linear, 0.6, 0.5), x, seed=3)
     with own_random(3):
+        require_amortised(
+            linear, exact_guide(linear), (x,), make_plan(linear, exact_guide(linear), (x,), {})
+        )
         _, (fresh,) = simulate(linear, x)
     exact = float(linear.exact(fresh).mean())
     assert abs(found.lower.value - exact) < 0.05
@@ -137,3 +142,16 @@ def test_discrete_guide_is_refused_by_name() -> None:
         Joint(model, guide, x)
     result = tightness(model, guide, x, particles=(1, 10))
     assert result.findings()[1].verdict == "cannot say"
+
+
+def test_guide_that_does_not_read_the_data_has_no_sandwich() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", Normal(0.3, 0.2))
+
+    with pytest.raises(CannotSayError, match="does not read the data"):
+        sandwich(model, guide, torch.zeros(10))

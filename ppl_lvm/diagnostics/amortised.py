@@ -1,0 +1,34 @@
+"""Does the guide read the data? Only then is it a posterior of simulated data, too."""
+
+from typing import Any
+
+import torch
+
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.diagnostics.simulate import simulate
+from ppl_lvm.plan import Plan, Program
+from ppl_lvm.tables import run_pair, tabulate
+
+
+def require_amortised(model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan) -> None:
+    """Refuse a guide that does not read the data, or whose sites have no truth to be held to.
+
+    Its density of the same latents is the same on two simulated data sets, to the last bit.
+
+    Raises:
+        CannotSayError: saying which.
+    """
+    values, first = simulate(model, *batch)
+    if missing := [n for n in plan.latents if n not in values]:
+        raise CannotSayError(f"The guide's site '{missing[0]}' is not in the model: no truth.")
+    _, second = simulate(model, *batch)
+    scores = [
+        tabulate(*run_pair(model, guide, b, {}, plan, None, values=values), plan, False).log_q
+        for b in (first, second)
+    ]
+    moving = [n for n in plan.latents if n not in plan.constant]
+    if all(torch.equal(scores[0][n], scores[1][n]) for n in moving):
+        raise CannotSayError(
+            "The guide does not read the data: for simulated data it would have to be fitted "
+            "again. Use an amortised guide, or calibrate with vsbc and a function that fits."
+        )
