@@ -13,6 +13,8 @@ from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
@@ -192,3 +194,63 @@ def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Pa
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
     for rank in range(2):
         assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
+
+
+class _Largest(TorchDispatchMode):
+    """The number of elements of the largest storage that any operation made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                made = leaf.untyped_storage().nbytes() // leaf.element_size()
+                self.numbers = max(self.numbers, made)
+        return out
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_memory_is_linear_in_rows_components_and_columns(covariance: str) -> None:
+    N, K, P = 200, 5, 8
+    model, x = GaussianMixture(K, covariance=covariance), torch.randn(N, P)
+    model.initialize(x)
+    state = model.em_state()
+    with torch.no_grad(), _Largest() as largest:
+        model.m_step(state, model.e_step(state, x)[0])
+    assert largest.numbers <= N * K * P
+    assert N * K * P < N * K * P * P  # what a matrix a row and component would take
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_component_that_lost_its_rows_stays_where_it_is(covariance: str) -> None:
+    x = torch.randn(40, 2)
+    model = GaussianMixture(2, covariance=covariance)
+    model.initialize(x)
+    state = model.em_state()
+    state["means"][1] = 1e6
+    found = model.m_step(state, model.e_step(state, x)[0])
+    assert found["weights"].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(found["means"][0], x.mean(0), atol=1e-7, rtol=1e-6)
+    assert torch.equal(found["means"][1], state["means"][1])
+    again, log_likelihood = model.e_step(found, x)
+    assert torch.isfinite(log_likelihood)
+    assert all(torch.isfinite(t).all() for t in again.values())
+
+
+def test_the_floor_holds_and_the_likelihood_does_not_fall() -> None:
+    x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
+    run = fit_em(GaussianMixture(3, floor=1e-4), x, restarts=3, max_iterations=200)
+    model: Any = run.model
+    least = torch.linalg.eigvalsh(model.covariance_matrix)[:, 0].min().item()
+    assert least == pytest.approx(2e-4, rel=1e-6)
+    assert run.results["degenerate"] is None or all(e["degenerate"] for e in run.restarts)
+
+
+def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
+    model = GaussianMixture(2)
+    model.initialize(iris)
+    bad = load_data(torch.where(iris > 7.8, torch.nan, iris).numpy(), missing="keep")
+    em = EM(model, bad, {k: t[None] for k, t in model.em_state().items()})
+    with pytest.raises(ValueError, match="log-likelihood is nan at iteration 1"):
+        em.run(2)
