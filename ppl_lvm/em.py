@@ -140,7 +140,7 @@ class EM:
 
     def e_step(self, state: State) -> tuple[Statistics, Tensor]:
         """T̄ and log-likelihood (R,) of `state` over all rows, of all processes."""
-        step = torch.vmap(self.model.e_step, in_dims=(0, *[None] * self.data.num_tensors))
+        step = self._step_for(len(next(iter(state.values()))))
         total: Statistics = {}
         log_likelihood: Any = 0.0
         for batch in self._batches(like=next(iter(state.values()))):
@@ -151,6 +151,18 @@ class EM:
             for t in (*total.values(), log_likelihood):
                 dist.all_reduce(t)
         return total, log_likelihood
+
+    def _step_for(self, restarts: int) -> Callable[..., tuple[Statistics, Tensor]]:
+        if restarts > 1:
+            return torch.vmap(self.model.e_step, in_dims=(0, *[None] * self.data.num_tensors))
+
+        def alone(state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
+            """The same without vmap, which forbids the fastest matrix products."""
+            only = {name: t[0] for name, t in state.items()}
+            statistics, log_likelihood = self.model.e_step(only, *batch)
+            return {name: t[None] for name, t in statistics.items()}, log_likelihood[None]
+
+        return alone
 
     def _batches(self, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """This process's part of the rows."""
