@@ -11,6 +11,8 @@ On its own, in place of `pyro.infer.SVI`:
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     loss = svi.step(x)
 
+    losses = svi.steps(x, rows=index)   # index (S, B): S steps, in one call when compiled
+
 In a loop that has its own torch optimiser and schedule, as `fit` has, a step at every level:
 
     step = make_whole_step(loss_and_grads, optimizer, "auto", watched=(model, guide, elbo))
@@ -27,6 +29,9 @@ and the same in two halves, which reach "captured":
 divide or clip `.grad` by torch operations, and returns the loss, or a tuple of tensors (the loss
 and the gradient's largest entry, say, for a check by the caller). It reads no value into Python:
 `float(norm)` or `if loss.isfinite()` stays outside.
+Limits, not checked: a count that a program hides (in a list, a closure over an object) and that
+first makes a difference after the first steps; data bound anew to a global name.
+
 What may change between steps: parameters, batch tensors, and the contents of any tensor that the
 program or `loss_and_grads` reads. So an annealed weight is a tensor that is filled in place
 (`weight.fill_(0.3)`); as a Python number it would be frozen, and a step that changes one itself

@@ -5,6 +5,7 @@ rows of the data by index and its numbers of the optimiser from a table that the
 A learning rate is constant within a call: schedules move at its boundaries.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,15 +24,24 @@ class ManySteps:
         CannotCaptureError: the program keeps state, or returns several losses.
     """
 
-    def __init__(self, step: CompiledStep, num_steps: int, same_random: bool) -> None:
+    def __init__(
+        self, step: CompiledStep, data: list[Tensor], rows: Tensor, same_random: bool
+    ) -> None:
         if step.recording.mutated or step.recording.num_losses != 1:
             raise CannotCaptureError(
                 "many steps in one call need a program without state of its own, and one loss"
             )
-        self.step, self.num_steps = step, num_steps
+        self.step, self.num_steps = step, len(rows)
         self._options = {"fallback_random": same_random}
-        self._tables = [torch.zeros(num_steps, len(h), dtype=h.dtype) for h in step.numbers]
+        self._tables = [h.expand(len(rows), -1).clone() for h in step.numbers]
         self._compiled: Callable[..., Any] = torch.compile(self._many, dynamic=False)
+        before = torch.get_rng_state()
+        try:  # compile now, on copies, so that a failure costs nothing
+            self._run([tensor.clone() for tensor in step.state], data, rows)
+        except Exception as error:
+            raise CannotCaptureError(f"many steps in one call: {type(error).__name__}") from error
+        finally:
+            torch.set_rng_state(before)
 
     def __call__(self, data: list[Tensor], rows: Tensor) -> Tensor:
         """Take a step on `data[...][rows[s]]` for each s; losses (num_steps,)."""
@@ -39,26 +49,26 @@ class ManySteps:
             view = table.numpy()
             for place in range(self.num_steps):
                 view[place] = group.numbers()
-        from torch._dynamo import config as dynamo
-        from torch._inductor import config as inductor
-
-        recording = self.step.recording
-        with (
-            torch.no_grad(),
-            dynamo.patch(capture_scalar_outputs=True),
-            inductor.patch(self._options),
-        ):
-            state, losses = self._compiled(
-                self.step.state,
-                self._tables,
-                rows,
-                data,
-                [*recording.sources, *self.step.constants],
-            )
+        with torch.no_grad():
+            state, losses = self._run(self.step.state, data, rows)
             for held, new in zip(self.step.state, state, strict=True):
                 held.copy_(new)
         result: Tensor = losses
         return result
+
+    def _run(self, state: list[Tensor], data: list[Tensor], rows: Tensor) -> Any:
+        from torch._dynamo import config as dynamo
+        from torch._inductor import config as inductor
+
+        rest = [*self.step.recording.sources, *self.step.constants]
+        with (
+            torch.no_grad(),
+            warnings.catch_warnings(),
+            dynamo.patch(capture_scalar_outputs=True),
+            inductor.patch(self._options),
+        ):
+            warnings.simplefilter("ignore")  # the compiler's remarks on its own internals
+            return self._compiled(state, self._tables, rows, data, rest)
 
     def _many(
         self,

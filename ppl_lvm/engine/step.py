@@ -88,7 +88,7 @@ class WholeStep:
             return None
         found = self._many.get(len(rows))
         if found is None or found.step is not step:
-            found = self._many[len(rows)] = ManySteps(step, len(rows), self._same_random)
+            found = self._many[len(rows)] = ManySteps(step, data, rows, self._same_random)
         return found(data, rows)
 
     def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
