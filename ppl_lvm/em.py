@@ -40,6 +40,7 @@ from ppl_lvm.run import TEMPLATE_ROWS, Run
 
 INITIALIZE_ROWS = 100_000
 READ_ROWS = 65_536
+TOGETHER_ROWS = 1024
 # A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
 ROUNDING = 1e-10
 
@@ -140,11 +141,10 @@ class EM:
 
     def e_step(self, state: State) -> tuple[Statistics, Tensor]:
         """T̄ and log-likelihood (R,) of `state` over all rows, of all processes."""
-        step = self._step_for(len(next(iter(state.values()))))
         total: Statistics = {}
         log_likelihood: Any = 0.0
         for batch in self._batches(like=next(iter(state.values()))):
-            statistics, part = step(state, *batch)
+            statistics, part = self._sums(state, *batch)
             log_likelihood = log_likelihood + part
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
         if _processes() > 1:
@@ -152,17 +152,19 @@ class EM:
                 dist.all_reduce(t)
         return total, log_likelihood
 
-    def _step_for(self, restarts: int) -> Callable[..., tuple[Statistics, Tensor]]:
-        if restarts > 1:
-            return torch.vmap(self.model.e_step, in_dims=(0, *[None] * self.data.num_tensors))
+    def _sums(self, state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
+        """`e_step` of every restart: together where rows are few, in turn where they are many.
 
-        def alone(state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
-            """The same without vmap, which forbids the fastest matrix products."""
-            only = {name: t[0] for name, t in state.items()}
-            statistics, log_likelihood = self.model.e_step(only, *batch)
-            return {name: t[None] for name, t in statistics.items()}, log_likelihood[None]
-
-        return alone
+        In turn, a batch stays in the processor's cache and the fastest matrix products apply,
+        which vmap forbids; together, the operations' fixed costs are paid once.
+        """
+        R = len(next(iter(state.values())))
+        if R > 1 and len(batch[0]) <= TOGETHER_ROWS:
+            step = torch.vmap(self.model.e_step, in_dims=(0, *[None] * len(batch)))
+            return step(state, *batch)
+        found = [self.model.e_step({k: t[r] for k, t in state.items()}, *batch) for r in range(R)]
+        statistics = {k: torch.stack([each[k] for each, _ in found]) for k in found[0][0]}
+        return statistics, torch.stack([log_likelihood for _, log_likelihood in found])
 
     def _batches(self, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """This process's part of the rows."""
