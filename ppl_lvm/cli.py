@@ -252,8 +252,8 @@ def print_results(run: Any) -> None:
         table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum")
     table.add_row(
         "log evidence",
-        f"{results['log_evidence']:.4f} ± {results['log_evidence_standard_error']:.4f} nats per "
-        f"datum ({results['log_evidence_of']}, {results['num_particles']} particles)",
+        f"{results['log_evidence']:.4f} {_error(results)} nats per datum "
+        f"({results['log_evidence_of']}, particles: {results['num_particles']})",
     )
     if len(run.restarts) > 1:
         bounds = sorted(r["bound"] for r in run.restarts)
@@ -274,6 +274,14 @@ def print_results(run: Any) -> None:
     if run.directory is not None:
         table.add_row("directory", str(run.directory))
     Console(soft_wrap=False, highlight=False).print(table)
+
+
+def _error(results: dict[str, Any]) -> str:
+    """± the standard error over data; of the draws for a joint weight, which has no other."""
+    error = results["log_evidence_standard_error"]
+    if error is None or error != error:
+        return f"± {results['log_evidence_monte_carlo_error']:.4f} (of the draws)"
+    return f"± {error:.4f}"
 
 
 def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:

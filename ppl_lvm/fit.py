@@ -19,6 +19,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from ppl_lvm import objectives, predict
+from ppl_lvm.check import check
 from ppl_lvm.checkpoint import write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.engine import Level
@@ -140,7 +141,9 @@ def fit(
     record = fitting.record(whole)
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
-    first = fitting.start(0)  # whatever does not fit together shows before anything is written
+    # Whatever does not fit together shows before anything is written.
+    first = fitting.start(0)
+    refuse_faulty(first.pair, *_first_rows(train, options.batch_size))
     path = None if directory is None else Path(directory)
     if path is not None:
         finished = _claim(path, record, resume)
@@ -314,6 +317,15 @@ def make_pair(
             )
     objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
     return pair, predict.summed_sites(pair, *example)
+
+
+def refuse_faulty(pair: Pair, *batch: Tensor) -> None:
+    """Raise where `check` finds an error; the message has each with its remedy."""
+    with pair.scope():
+        findings = check(pair.model, pair.guide, *batch)
+    if not findings.ok:
+        listed = "\n".join(str(finding) for finding in findings.errors)
+        raise ValueError(f"The guide does not fit the model.\n{listed}")
 
 
 def _claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:

@@ -5,6 +5,7 @@ a class or a function that builds one. A builder whose first parameter is called
 with the model, and with the batch too where it takes *batch.
 """
 
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -184,5 +185,7 @@ def rebuild(
             raise ValueError(f"{recipe.address} is not a model: it is no torch or Pyro module.")
         given = build(given, settings=settings, what=recipe.name)
         if hasattr(given, "initialize"):
-            given.initialize(*template)
+            # For the sizes only; too few rows for a start are no matter, its values are replaced.
+            with contextlib.suppress(ValueError):
+                given.initialize(*template)
     return given
