@@ -116,7 +116,7 @@ def checks(found: Check) -> Picture:
         shift = np.clip((found.observed[name] - centre) / spread, -6, 6)
         axes.plot(shift, i, "o", color=COLOURS[4])
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("standard deviations of the replicates (cut at ± 6)")
+    axes.set_xlabel("sd of the replicates (cut at ± 6)")
     shown = ", ".join(f"{n} p = {p:.3f}" for n, p in found.p_values.items())
     return Picture(
         "Predictive checks",
