@@ -11,7 +11,8 @@ For each, on the model's and on the guide's parameters:
                else the mean of draws, with its standard error
     variance   Σ Var g over the parameters
     SNR        |E g| / sqrt(variance)
-    ms         one gradient, median of rounds taken in turn
+    ms         one eager gradient, median of rounds taken in turn
+    × hand     ours over the hand-written one's time: median and quartiles of pairs of one round
     cost       variance × ms: time to reach a given precision of the guide's gradient
 
 On the three programs the target is exact. On a pair of your own it is the mean of many draws of
@@ -36,7 +37,7 @@ from ppl_lvm.benchmarks.implementations import Implementation
 from ppl_lvm.benchmarks.programs import KNOWN
 from ppl_lvm.benchmarks.record import Result, Row
 from ppl_lvm.benchmarks.subjects import SUBSAMPLED, Subject, double, known_subject, user_subject
-from ppl_lvm.benchmarks.timing import interleaved
+from ppl_lvm.benchmarks.timing import interleaved, ratio
 from torch import Tensor
 
 Measured = tuple[Row, dict[str, Judgement]]
@@ -122,8 +123,19 @@ def measure(subject: Subject, repeats: int, rounds: int, seed: int) -> list[Meas
         words = verdict(implementation, judged)
         if scaled is not None:  # what a batch stands for is a hand-written one's caller's business
             words += fault_of_value(seen, look(subject, scaled, repeats), evidence)
-        found.append((_row(subject, implementation, judged, median(times[key]), words), judged))
+        row = _row(subject, implementation, judged, median(times[key]), words)
+        row["× hand"] = _against_hand(times, implementation)
+        found.append((row, judged))
     return found + refused
+
+
+def _against_hand(times: dict[str, list[float]], implementation: Implementation) -> str | None:
+    """Our time over the hand-written one's: median and quartiles of paired ratios."""
+    hand = f"hand {implementation.estimator}"
+    if implementation.by != "ppl_lvm" or hand not in times:
+        return None
+    middle, low, high = ratio(times, _key(implementation), hand)
+    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
 
 
 @dataclass(frozen=True)
@@ -206,7 +218,7 @@ def _row(
     judged: dict[str, Judgement],
     seconds: float | None,
     words: str,
-) -> Row:
+) -> dict[str, Any]:
     model = judged.get("model")
     guide = [j for name, j in judged.items() if name != "model"]
     variance = sum(j.variance for j in guide) if guide else None
@@ -224,6 +236,7 @@ def _row(
         "var guide": variance,
         "SNR guide": min((j.snr for j in guide), default=None),
         "ms": milliseconds,
+        "× hand": None,
         "cost": None if variance is None or milliseconds is None else variance * milliseconds,
         "verdict": words,
     }

@@ -1,5 +1,6 @@
 """Bounds against K and α, where log p(x) is known."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ GAP, ERROR = "log p(x) - bound, nats", "± (standard error)"
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return bounds.run(smoke=True, directory=tmp_path_factory.mktemp("bounds"))
+def result(smoke: Callable[[str], tuple[Result, Path]]) -> Result:
+    return smoke("bounds")[0]
 
 
 @pytest.mark.slow
-def test_sampled_values_are_the_exact_ones(result: Result, tmp_path: Path) -> None:
+def test_sampled_values_are_the_exact_ones(result: Result) -> None:
     compared = [row for row in result["rows"] if row["K"] and row["exact"] is not None]
     assert len(compared) == 3 * 2 * len(bounds.ALPHAS)
     for row in compared:

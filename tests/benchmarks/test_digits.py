@@ -1,14 +1,16 @@
 """The digits benchmark trains both hands on the same rows."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from ppl_lvm.benchmarks import digits
+from ppl_lvm.benchmarks.record import Result
 
 
 @pytest.mark.slow
-def test_smoke_compares_both_hands(tmp_path: Path) -> None:
-    result = digits.run(smoke=True, directory=tmp_path)
+def test_smoke_compares_both_hands(smoke: Callable[[str], tuple[Result, Path]]) -> None:
+    result, _ = smoke("digits")
     assert [row["objective"] for row in result["rows"]] == ["ELBO", "IWAE-5"]
     for row in result["rows"]:
         # Two epochs take either hand from -44 (all pixels even) to about -30.

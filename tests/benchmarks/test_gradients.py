@@ -1,5 +1,6 @@
 """The gradient benchmark tells right from wrong, and says where."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from ppl_lvm.benchmarks.subjects import double, known_subject
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return gradients.run(smoke=True, directory=tmp_path_factory.mktemp("gradients"))
+def result(smoke: Callable[[str], tuple[Result, Path]]) -> Result:
+    return smoke("gradients")[0]
 
 
 def row(result: Result, program: str, by: str, estimator: str) -> dict[str, object]:
