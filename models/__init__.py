@@ -1,7 +1,9 @@
-"""Pyro programs: models."""
+"""Pyro programs: latent-variable models."""
 
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
+from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.models.vae import VAE
 
-__all__ = ["VAE", "BayesianGaussianMixture", "GaussianMixture"]
+__all__ = ["PPCA", "VAE", "BayesianGaussianMixture", "FactorAnalysis", "GaussianMixture"]

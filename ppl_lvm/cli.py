@@ -18,6 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# The options of `fit` that expectation-maximisation knows.
+EM_OPTIONS = {
+    *("model", "data", "settings", "columns", "labels", "objective", "num_steps"),
+    *("batch_size", "restarts", "seed", "directory", "as_json"),
+}
+
 Model = Annotated[
     str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
 ]
@@ -48,6 +54,7 @@ def _root() -> None:
 
 @app.command()
 def fit(
+    context: typer.Context,
     model: Model,
     data: DataOption,
     guide: Guide = None,
@@ -58,7 +65,8 @@ def fit(
         str | None, typer.Option(help="Column of class labels, kept from the model.")
     ] = None,
     objective: Annotated[
-        str | None, typer.Option(help="Such as 'IWAE(num_particles=5)' (default: the ELBO).")
+        str | None,
+        typer.Option(help="Such as 'IWAE(num_particles=5)', or em (default: the ELBO)."),
     ] = None,
     optimizer: Annotated[
         str, typer.Option(help="A torch optimiser: 'Adam(lr=0.001)'.")
@@ -94,11 +102,27 @@ def fit(
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
     from ppl_lvm.data import load_data
+    from ppl_lvm.em import fit_em
     from ppl_lvm.fit import fit as fit_pair
 
     names = None if columns is None else [c.strip() for c in columns.split(",")]
     loaded = load_data(data, columns=names, labels=labels)
     held_out = int(validation) if validation is not None and validation >= 1 else validation
+    place = _directory(directory, model, loaded.name, resume)
+    if objective == "em":
+        _refuse_gradient_options(context)
+        run = fit_em(
+            model,
+            loaded,
+            max_iterations=num_steps or 1000,
+            batch_size=batch_size,
+            restarts=restarts,
+            seed=seed,
+            settings=parse_settings(settings or []),
+            directory=place,
+        )
+        _say_results(run, as_json)
+        return
     run = fit_pair(
         model,
         guide,
@@ -118,11 +142,23 @@ def fit(
         seed=seed,
         settings=parse_settings(settings or []),
         guide_settings=parse_settings(guide_settings or []),
-        directory=_directory(directory, model, loaded.name, resume),
+        directory=place,
         checkpoint_seconds=checkpoint_seconds,
         engine=cast(Any, engine),
         resume=resume,
     )
+    _say_results(run, as_json)
+
+
+def _refuse_gradient_options(context: typer.Context) -> None:
+    """Expectation-maximisation has no optimiser and no guide: an option for one is a mistake."""
+    for name in sorted(context.params.keys() - EM_OPTIONS):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--objective em takes no --{name.replace('_', '-')}; leave it out.")
+
+
+def _say_results(run: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_without_nan(run.results)))
     else:
@@ -223,7 +259,7 @@ def bench(
     import importlib
     import pkgutil
 
-    from ppl_lvm import benchmarks
+    benchmarks = importlib.import_module("ppl_lvm.benchmarks")
 
     questions = {}
     for found in pkgutil.iter_modules(benchmarks.__path__):
@@ -312,6 +348,6 @@ def main() -> None:
     warnings.showwarning = _one_line  # type: ignore[assignment]
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, ArithmeticError) as error:
         print(f"ppl-lvm: {error}", file=sys.stderr)
         sys.exit(2)

@@ -83,3 +83,14 @@ def test_a_mistake_is_one_line(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_expectation_maximisation_by_name(tmp_path: Path) -> None:
+    words = ["fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--set", "components=3"]
+    done = run(tmp_path, *words, "--objective", "em", "--restarts", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["bound"] == pytest.approx(-1.2012, abs=0.001)
+    refused = run(tmp_path, *words, "--objective", "em", "--optimizer", "Adam(lr=1.0)")
+    assert refused.returncode == 2
+    assert "--objective em takes no --optimizer" in refused.stderr
