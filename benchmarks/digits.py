@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+
 from ppl_lvm.benchmarks import record
 from ppl_lvm.benchmarks.handwritten import vae
 from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models.vae import VAE
-from torch import Tensor
-
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fit import fit
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.vae import VAE
 
 OBJECTIVES = {"ELBO": 1, "IWAE-5": 5, "IWAE-50": 50}
 FIGURE = 0.15

@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
-from ppl_lvm.models.gmm import GaussianMixture
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
 
+from ppl_lvm.benchmarks import record
+from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM
+from ppl_lvm.models.gmm import GaussianMixture
 
 RESTARTS = 16
 SIZES = ((150, 4, 3), (10_000, 8, 8), (100_000, 16, 32))  # N, P, K

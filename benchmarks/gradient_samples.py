@@ -12,11 +12,12 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.benchmarks import exact
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from scipy.stats import t
 from torch import Tensor, nn
+
+from ppl_lvm.benchmarks import exact
 
 Step = Callable[..., float]
 Leaves = Mapping[str, Tensor]

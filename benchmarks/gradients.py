@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
+
 from ppl_lvm.benchmarks import gradient_samples as samples
 from ppl_lvm.benchmarks import record
 from ppl_lvm.benchmarks.gradient_samples import Judgement, judge, local_parameters
@@ -38,7 +40,6 @@ from ppl_lvm.benchmarks.programs import KNOWN
 from ppl_lvm.benchmarks.record import Result, Row
 from ppl_lvm.benchmarks.subjects import SUBSAMPLED, Subject, double, known_subject, user_subject
 from ppl_lvm.benchmarks.timing import interleaved, ratio
-from torch import Tensor
 
 Measured = tuple[Row, dict[str, Judgement]]
 

@@ -12,6 +12,11 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
+from torch import Tensor
+
+from ppl_lvm import estimators
 from ppl_lvm.benchmarks.handwritten import (
     belief_net,
     binary,
@@ -23,11 +28,6 @@ from ppl_lvm.benchmarks.handwritten import (
     wake,
 )
 from ppl_lvm.benchmarks.programs import Bound, Known, by_hand
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
-from pyro.infer import ReweightedWakeSleep as PyroReweightedWakeSleep
-from torch import Tensor
-
-from ppl_lvm import estimators
 from ppl_lvm.pair import Pair
 
 ALPHA = 0.5

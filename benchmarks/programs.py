@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from ppl_lvm.benchmarks import exact
-from ppl_lvm.benchmarks.handwritten import belief_net, decoders, linear_gaussian
 from pyro.distributions import Bernoulli, Categorical, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+
+from ppl_lvm.benchmarks import exact
+from ppl_lvm.benchmarks.handwritten import belief_net, decoders, linear_gaussian
 
 Bound = Callable[[Tensor, Tensor], Tensor]
 Parameters = dict[str, Tensor]

@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from ppl_lvm import estimators
 from ppl_lvm.benchmarks import record
 from ppl_lvm.benchmarks.gradient_samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import linear_gaussian, pathwise
 from ppl_lvm.benchmarks.programs import LinearGaussian, LinearGaussianGuide, Parameters, by_hand
 from ppl_lvm.benchmarks.record import Result, Row
-from pyro.infer import Trace_ELBO
-from torch import Tensor
-
-from ppl_lvm import estimators
 from ppl_lvm.pair import Pair
 
 THEORY = {"IWAE": (-0.5, 0.5), "DReG": (0.5, 0.5)}

@@ -14,12 +14,12 @@ from typing import Any
 import pyro
 import torch
 from matplotlib.figure import Figure
-from ppl_lvm.benchmarks.record import Result, command, publish
-from ppl_lvm.benchmarks.speed_programs import PROGRAMS, Program
-from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
 from pyro.infer import SVI
 from torch import Tensor
 
+from ppl_lvm.benchmarks.record import Result, command, publish
+from ppl_lvm.benchmarks.speed_programs import PROGRAMS, Program
+from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
 from ppl_lvm.engine import CompiledSVI, Level
 
 _OURS: tuple[Level, ...] = ("eager", "captured", "compiled")

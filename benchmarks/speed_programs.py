@@ -6,16 +6,16 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.benchmarks.handwritten import chains, mixture, vae
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models import VAE, GaussianMixture
 from pyro import distributions as dist
 from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.benchmarks.handwritten import chains, mixture, vae
 from ppl_lvm.estimators import IWAE, VIMCO
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models import VAE, GaussianMixture
 
 
 @dataclass

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from ppl_lvm.benchmarks import gradient_samples as samples
-from ppl_lvm.benchmarks.implementations import Implementation, hands, ours, pyros
-from ppl_lvm.benchmarks.programs import Known, by_hand
-from ppl_lvm.benchmarks.targets import true_gradient
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm import estimators
 from ppl_lvm.address import parse_settings
+from ppl_lvm.benchmarks import gradient_samples as samples
+from ppl_lvm.benchmarks.implementations import Implementation, hands, ours, pyros
+from ppl_lvm.benchmarks.programs import Known, by_hand
+from ppl_lvm.benchmarks.targets import true_gradient
 from ppl_lvm.data import load_data
 from ppl_lvm.pair import Pair
 from ppl_lvm.programs import GuideSource, ModelSource

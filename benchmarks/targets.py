@@ -5,10 +5,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from ppl_lvm.benchmarks import exact
 from ppl_lvm.benchmarks.implementations import BOUNDS, Implementation
 from ppl_lvm.benchmarks.programs import Known, Parameters, by_hand
-from torch import Tensor
 
 
 def true_gradient(

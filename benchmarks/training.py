@@ -22,17 +22,17 @@ from typing import Any
 import pyro
 import torch
 from matplotlib.figure import Figure
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models.vae import VAE
 from pyro.distributions import Bernoulli, Categorical, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm import estimators
+from ppl_lvm.benchmarks import record
+from ppl_lvm.benchmarks.record import Result, Row
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fit import fit
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.vae import VAE
 from ppl_lvm.nn import MLP
 from ppl_lvm.run import Run
 

@@ -18,6 +18,10 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm.dry_run import dry_run
 from ppl_lvm.guides.pushed import (
     PushedNormal,
     enumerated,
@@ -25,10 +29,6 @@ from ppl_lvm.guides.pushed import (
     open_plates,
     require_plain_plates,
 )
-from pyro.nn import PyroModule
-from torch import Tensor, nn
-
-from ppl_lvm.dry_run import dry_run
 from ppl_lvm.nn import MLP
 from ppl_lvm.signature import Signature, Site, signature
 from ppl_lvm.subsample import DATA_PLATE

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width
-from ppl_lvm.guides.pushed import inside, open_plates, require_plain_plates
 from pyro.distributions import Bernoulli, Categorical, OneHotCategorical
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width
+from ppl_lvm.guides.pushed import inside, open_plates, require_plain_plates
 from ppl_lvm.signature import Signature, Site, signature
 
 FAMILIES = ("Bernoulli", "Categorical", "OneHotCategorical")

@@ -17,12 +17,12 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width, served
-from ppl_lvm.guides.pushed import PushedNormal, inside, open_plates
 from pyro.distributions import MultivariateNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width, served
+from ppl_lvm.guides.pushed import PushedNormal, inside, open_plates
 from ppl_lvm.signature import Signature, signature
 
 _LEAST_VARIANCE = 1e-6

@@ -10,11 +10,11 @@
 from collections.abc import Callable
 from typing import Any
 
+from pyro.nn import PyroModule, PyroModuleList
+
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.pushed import enumerated, open_plates
 from ppl_lvm.guides.shared import SharedNormal
-from pyro.nn import PyroModule, PyroModuleList
-
 from ppl_lvm.signature import Signature, Site, signature
 
 

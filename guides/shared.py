@@ -17,6 +17,12 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
+from pyro.distributions import Dirichlet, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from ppl_lvm.dry_run import dry_run
 from ppl_lvm.guides.pushed import (
     PushedNormal,
     enumerated,
@@ -24,12 +30,6 @@ from ppl_lvm.guides.pushed import (
     open_plates,
     require_plain_plates,
 )
-from pyro import poutine
-from pyro.distributions import Dirichlet, constraints
-from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
-
-from ppl_lvm.dry_run import dry_run
 from ppl_lvm.signature import Signature, Site, signature
 from ppl_lvm.subsample import DATA_PLATE
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.models.gmm import moments, start_clusters
 from pyro.distributions import (
     Categorical,
     Dirichlet,
@@ -35,6 +34,8 @@ from pyro.distributions import (
 from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
+
+from ppl_lvm.models.gmm import moments, start_clusters
 
 COVARIANCES = ("full", "diag")
 

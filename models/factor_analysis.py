@@ -19,11 +19,12 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.models import linear_gaussian
-from ppl_lvm.models.ppca import check_rows, column_moments
 from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+
+from ppl_lvm.models import linear_gaussian
+from ppl_lvm.models.ppca import check_rows, column_moments
 
 
 class FactorAnalysis(PyroModule):

@@ -21,11 +21,12 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.models import mixture_em
 from pyro.distributions import Categorical, MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
+
+from ppl_lvm.models import mixture_em
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 # k-means sees at most this many rows: its centres are a start, not the result.

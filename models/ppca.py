@@ -20,10 +20,11 @@ from typing import Any
 
 import pyro
 import torch
-from ppl_lvm.models import linear_gaussian
 from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+
+from ppl_lvm.models import linear_gaussian
 
 
 class PPCA(PyroModule):

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
-from ppl_lvm.models.vae import VAE
 from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
@@ -18,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
+from ppl_lvm.models.vae import VAE
 from ppl_lvm.run import load_run
 
 

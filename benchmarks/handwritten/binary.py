@@ -19,8 +19,9 @@ References:
 
 from collections.abc import Callable
 
-from ppl_lvm.benchmarks.handwritten.belief_net import log_bernoulli
 from torch import Tensor
+
+from ppl_lvm.benchmarks.handwritten.belief_net import log_bernoulli
 
 Function = Callable[[Tensor], Tensor]
 

@@ -12,10 +12,11 @@ tensors, named "model.…" and "guide.…".
 """
 
 import torch
-from ppl_lvm.benchmarks.handwritten.linear_gaussian import log_normal
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.nn.functional import one_hot
+
+from ppl_lvm.benchmarks.handwritten.linear_gaussian import log_normal
 
 Parameters = dict[str, Tensor]
 Draw = tuple[Tensor, Tensor]

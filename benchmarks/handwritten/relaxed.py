@@ -13,9 +13,10 @@ References:
 """
 
 import torch
-from ppl_lvm.benchmarks.handwritten.binary import logit
 from torch import Tensor
 from torch.nn.functional import one_hot
+
+from ppl_lvm.benchmarks.handwritten.binary import logit
 
 
 def concrete(logits: Tensor, u: Tensor, temperature: float) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.simulate import simulate
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.tables import run_pair, tabulate
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.tables import run_pair, tabulate
 
 
 def require_amortised(model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan) -> None:

@@ -40,8 +40,8 @@ from ppl_lvm.diagnostics.layout import by_row
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
 from ppl_lvm.particles import draw_particles, plan_pair
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.tables import run_pair, tabulate
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.tables import run_pair, tabulate
 
 QUESTION = "Is it calibrated?"
 JOINT = "log p(x, z)"

@@ -33,7 +33,7 @@ from ppl_lvm.diagnostics import (
 )
 from ppl_lvm.diagnostics.finding import CannotSayError, Finding, cannot_say
 from ppl_lvm.pair import Pair
-from ppl_lvm.plan import make_plan
+from ppl_lvm.particles.plan import make_plan
 
 MAX_ROWS = 1000
 ANNEALED_ROWS, SANDWICH_ROWS = 300, 100

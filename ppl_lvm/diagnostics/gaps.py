@@ -27,8 +27,8 @@ from torch.distributions import transform_to
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.particles import draw_particles, log_weights, plan_pair
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.traces import is_point, trace_program
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.traces import is_point, trace_program
 
 QUESTION = "Whose fault is the gap?"
 # Constructor arguments that settle a distribution, of the families that guides are made of.

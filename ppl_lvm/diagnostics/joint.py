@@ -16,9 +16,9 @@ from torch.distributions import biject_to
 
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles import plan_pair
-from ppl_lvm.plan import Program
-from ppl_lvm.tables import run_pair, tabulate
-from ppl_lvm.traces import Sites, is_point, plate_dim, table
+from ppl_lvm.particles.plan import Program
+from ppl_lvm.particles.tables import run_pair, tabulate
+from ppl_lvm.particles.traces import Sites, is_point, plate_dim, table
 
 
 @dataclass(frozen=True)

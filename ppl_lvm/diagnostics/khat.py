@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, cannot_say, graded
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.particles import draw_particles, plan_pair
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 from ppl_lvm.psis import psis
 
 QUESTION = "Is q a usable posterior?"

@@ -25,8 +25,8 @@ from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.layout import as_particles, by_row
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.particles import Particles, draw_particles, plan_pair
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.traces import Given, log_prob, plate_dim, table, trace_program
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.traces import Given, log_prob, plate_dim, table, trace_program
 
 QUESTION = "Is the latent space used?"
 ACTIVE = 0.01

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles import log_weights, plan_pair
-from ppl_lvm.plan import Plan, Program
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.tables import run_pair, tabulate
+from ppl_lvm.particles.traces import Sites, plate_dim, trace_program
 from ppl_lvm.subsample import DATA_PLATE
-from ppl_lvm.tables import run_pair, tabulate
-from ppl_lvm.traces import Sites, plate_dim, trace_program
 
 LOCAL_PARTICLES = 64
 

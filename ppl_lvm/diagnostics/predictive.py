@@ -37,7 +37,7 @@ from ppl_lvm.diagnostics.leave_out import pointwise
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import observed_places, replicates
 from ppl_lvm.particles import plan_pair
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 
 QUESTION = "Does it reproduce the data?"
 LOOK, BAD = 0.02, 0.01

@@ -13,8 +13,8 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.traces import PARTICLE_PLATE, Given, Sites, is_subsample, trace_program
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.traces import PARTICLE_PLATE, Given, Sites, is_subsample, trace_program
 
 CELLS = 2**23  # numbers of replicated data drawn at once
 

@@ -36,7 +36,7 @@ from ppl_lvm.diagnostics.joint import Joint, log_mean
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
 from ppl_lvm.particles import log_weights, plan_pair
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 
 QUESTION = "How tight is the bound?"
 PARTICLES = (1, 10, 100, 1000)

@@ -32,7 +32,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_lvm.particles import Particles, draw_particles, plan_pair
-from ppl_lvm.plan import Plan, Program
+from ppl_lvm.particles.plan import Plan, Program
 
 
 class Estimator(ELBO, nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.estimators.relaxed_bernoulli import RelaxedBernoulli
 from ppl_lvm.particles import Particles
-from ppl_lvm.traces import innermost
+from ppl_lvm.particles.traces import innermost
 
 Control = Callable[[Tensor], Tensor]  # z (K, ...) -> c (K, B)
 

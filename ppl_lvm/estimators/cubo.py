@@ -30,7 +30,7 @@ from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.decaying_average import DecayingAverage
 from ppl_lvm.estimators.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 
 
 class CUBO(Estimator):

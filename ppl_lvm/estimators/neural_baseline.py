@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.decaying_average import DecayingAverage
 from ppl_lvm.particles import Particles
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 
 
 class NeuralBaseline(Estimator):

@@ -23,7 +23,7 @@ from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.control_variate import logit_gradient, relaxed_log_weight, surrogate
 from ppl_lvm.estimators.relaxed_bernoulli import RelaxedBernoulli
 from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.plan import Program
+from ppl_lvm.particles.plan import Program
 
 
 class REBAR(Estimator):

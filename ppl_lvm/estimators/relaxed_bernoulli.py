@@ -14,8 +14,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.plan import Plan
-from ppl_lvm.traces import PARTICLE_PLATE, innermost, plate_dim
+from ppl_lvm.particles.plan import Plan
+from ppl_lvm.particles.traces import PARTICLE_PLATE, innermost, plate_dim
 
 
 def uniforms(like: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.traces import is_point, is_subsample
+from ppl_lvm.particles.traces import is_point, is_subsample
 
 
 class WithoutPath(Messenger):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ppl_lvm.benchmarks.record import Result
 
 Smoke = Callable[[str], tuple[Result, Path]]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ppl_lvm.benchmarks import bounds
 from ppl_lvm.benchmarks.record import Result
 

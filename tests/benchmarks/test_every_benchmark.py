@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import ppl_lvm.benchmarks
 import pytest
+
+import ppl_lvm.benchmarks
 from ppl_lvm.benchmarks.record import Result
 
 FOLDER = Path(ppl_lvm.benchmarks.__path__[0])

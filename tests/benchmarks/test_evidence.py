@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ppl_lvm.benchmarks import evidence
 
 

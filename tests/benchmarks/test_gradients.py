@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ppl_lvm.benchmarks import exact, gradients
 from ppl_lvm.benchmarks import gradient_samples as samples
 from ppl_lvm.benchmarks.implementations import BOUNDS, ours

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from matplotlib.figure import Figure
+
 from ppl_lvm.benchmarks import record
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+
+from ppl_lvm import estimators
 from ppl_lvm.benchmarks import gradient_samples as samples
 from ppl_lvm.benchmarks.implementations import Implementation, hands, ours
 from ppl_lvm.benchmarks.programs import KNOWN
 from ppl_lvm.benchmarks.subjects import Subject, known_subject
-
-from ppl_lvm import estimators
 
 # Ours are other forms: other densities of relaxed draws, another path of temperatures.
 OTHER_FORM = {"GumbelSoftmax", "StraightThrough", "ThermodynamicELBO"}

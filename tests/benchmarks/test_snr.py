@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from ppl_lvm.benchmarks import snr
 from ppl_lvm.benchmarks.gradient_samples import local_parameters
 

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+
 from ppl_lvm.benchmarks import timing
 
 

@@ -7,6 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import autoguide, config_enumerate
+from pyro.nn import PyroModule, PyroParam, PyroSample
+from pyro.ops.indexing import Vindex
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.check import check
 from ppl_lvm.guides import (
     AmortizedCategorical,
     AmortizedMultivariateNormal,
@@ -15,13 +22,6 @@ from ppl_lvm.guides import (
     auto_guide,
 )
 from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
-from pyro.infer import autoguide, config_enumerate
-from pyro.nn import PyroModule, PyroParam, PyroSample
-from pyro.ops.indexing import Vindex
-from torch import Tensor, nn
-from torch.distributions import constraints
-
-from ppl_lvm.check import check
 
 Pair = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]
 REAL = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ppl_lvm.models.gmm import GaussianMixture
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from sklearn.mixture import GaussianMixture as Reference
 
@@ -17,6 +16,7 @@ from ppl_lvm.diagnostics.mixtures import (
     relabel,
     stability,
 )
+from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.pair import Pair
 
 

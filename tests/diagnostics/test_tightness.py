@@ -15,7 +15,7 @@ from ppl_lvm.diagnostics.joint import Joint
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
 from ppl_lvm.diagnostics.tightness import sandwich, tightness
-from ppl_lvm.plan import make_plan
+from ppl_lvm.particles.plan import make_plan
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])

@@ -8,12 +8,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedNormal, auto_guide
-from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 from pyro.infer import SVI, TraceEnum_ELBO
 
 from ppl_lvm import estimators
 from ppl_lvm.engine import CompiledSVI
+from ppl_lvm.guides import AmortizedNormal, auto_guide
+from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 
 _spec = importlib.util.spec_from_file_location(
     "engine_programs", Path(__file__).with_name("programs.py")

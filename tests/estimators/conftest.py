@@ -19,7 +19,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator, total
-from ppl_lvm.traces import is_subsample
+from ppl_lvm.particles.traces import is_subsample
 
 Case = dict[str, Tensor]  # by site: (K, ...) values, (K, ...) noise, or (B,) rows
 

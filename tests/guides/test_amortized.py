@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedNormal
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
 
+from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.nn import MLP
 from ppl_lvm.signature import signature
 

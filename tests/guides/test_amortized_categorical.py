@@ -4,13 +4,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedCategorical
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
 from ppl_lvm.check import check
+from ppl_lvm.guides import AmortizedCategorical
 
 CENTRES = torch.tensor([-1.0, 0.0, 2.0])
 

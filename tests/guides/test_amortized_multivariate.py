@@ -4,13 +4,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedMultivariateNormal
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
 
 from ppl_lvm.check import check
+from ppl_lvm.guides import AmortizedMultivariateNormal
 
 
 def _sum(x: Tensor) -> None:

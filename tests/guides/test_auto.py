@@ -4,13 +4,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import auto_guide
-from ppl_lvm.models.gmm import GaussianMixture
-from ppl_lvm.models.vae import VAE
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from ppl_lvm.guides import auto_guide
+from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.vae import VAE
 from ppl_lvm.signature import signature
 
 

@@ -4,12 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from ppl_lvm.guides import SharedNormal
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from ppl_lvm.guides import SharedNormal
 from ppl_lvm.signature import signature
 
 

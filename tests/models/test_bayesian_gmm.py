@@ -5,14 +5,15 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from ppl_lvm.guides import auto_guide
-from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_iris
 from torch import Tensor
 from torch.distributions import Dirichlet, LKJCholesky, LogNormal, MultivariateNormal, Normal
+
+from ppl_lvm.guides import auto_guide
+from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])

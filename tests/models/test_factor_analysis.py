@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from ppl_lvm.models.factor_analysis import FactorAnalysis
-from ppl_lvm.models.ppca import PPCA
 from pyro.infer import Trace_ELBO
 from sklearn.decomposition import FactorAnalysis as Sklearn
 from torch import Tensor
 
 from ppl_lvm.data import load_data
 from ppl_lvm.em import ExactPosterior, fit_em
+from ppl_lvm.models.factor_analysis import FactorAnalysis
+from ppl_lvm.models.ppca import PPCA
 
 
 @pytest.fixture(autouse=True)

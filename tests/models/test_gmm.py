@@ -7,7 +7,6 @@ import pyro
 import pytest
 import scipy.stats
 import torch
-from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_iris
@@ -15,6 +14,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
 
 
 def _empty_guide(x: Tensor) -> None:

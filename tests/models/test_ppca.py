@@ -7,8 +7,6 @@ import pyro
 import pytest
 import scipy.stats
 import torch
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models.ppca import PPCA
 from pyro.infer import SVI, Trace_ELBO
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
@@ -16,6 +14,8 @@ from torch import Tensor
 
 from ppl_lvm.data import load_data
 from ppl_lvm.em import ExactPosterior, fit_em
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.run import load_run
 
 

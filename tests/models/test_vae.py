@@ -5,13 +5,14 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models.vae import VAE
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
+
+from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models.vae import VAE
 
 
 def _log_normal(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from ppl_lvm.benchmarks import exact
 from ppl_lvm.benchmarks.handwritten import belief_net, binary, relaxed
-from torch import Tensor
 
 X = torch.tensor([[1.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
 

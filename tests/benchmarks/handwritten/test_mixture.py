@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from ppl_lvm.benchmarks.handwritten import mixture
 from scipy.stats import multivariate_normal
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_iris
+
+from ppl_lvm.benchmarks.handwritten import mixture
 
 
 def test_log_evidence_is_the_mixture_density() -> None:

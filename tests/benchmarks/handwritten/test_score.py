@@ -4,9 +4,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
+
 from ppl_lvm.benchmarks import exact
 from ppl_lvm.benchmarks.handwritten import belief_net, pathwise, score, wake
-from torch import Tensor
 
 K = 3
 X = torch.tensor([[1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.0]], dtype=torch.float64)

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from ppl_lvm.benchmarks.handwritten import vae
 from sklearn.datasets import load_digits
 from torch import Tensor
+
+from ppl_lvm.benchmarks.handwritten import vae
 
 
 def exact_bounds(params: vae.Parameters, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from ppl_lvm.traces import Sites, is_one, is_scored, plate_dim, plate_ratio, table, temper
+from ppl_lvm.particles.traces import Sites, is_one, is_scored, plate_dim, plate_ratio, table, temper
 
 
 def sum_out(

@@ -7,9 +7,9 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.marginal import sum_out
-from ppl_lvm.plan import Plan, Program
-from ppl_lvm.traces import (
+from ppl_lvm.particles.marginal import sum_out
+from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.traces import (
     Given,
     Sites,
     is_one,

@@ -21,8 +21,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_lvm.subsample import DATA_PLATE
-from ppl_lvm.traces import (
+from ppl_lvm.particles.traces import (
     Given,
     Sites,
     check_batch_shape,
@@ -33,6 +32,7 @@ from ppl_lvm.traces import (
     plate_frames,
     trace_program,
 )
+from ppl_lvm.subsample import DATA_PLATE
 
 Program = Callable[..., Any]
 

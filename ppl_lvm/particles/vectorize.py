@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ppl_lvm.plan import Plan, Program, undisturbed
-from ppl_lvm.tables import Tables, run_pair, tabulate
-from ppl_lvm.traces import is_subsample
+from ppl_lvm.particles.plan import Plan, Program, undisturbed
+from ppl_lvm.particles.tables import Tables, run_pair, tabulate
+from ppl_lvm.particles.traces import is_subsample
 
 
 def why_not_vectorized(

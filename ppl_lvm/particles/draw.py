@@ -31,10 +31,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_lvm.plan import Plan, Program, make_plan
-from ppl_lvm.tables import Tables, inside_scale, run_pair, tabulate
-from ppl_lvm.traces import Sites, is_one, is_subsample, log_prob, plate_dim, table, temper
-from ppl_lvm.vectorize import why_not_vectorized
+from ppl_lvm.particles.plan import Plan, Program, make_plan
+from ppl_lvm.particles.tables import Tables, inside_scale, run_pair, tabulate
+from ppl_lvm.particles.traces import Sites, is_one, is_subsample, log_prob, plate_dim, table, temper
+from ppl_lvm.particles.vectorize import why_not_vectorized
 
 
 @dataclass(frozen=True)
