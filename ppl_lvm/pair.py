@@ -18,6 +18,7 @@ from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.subsample import DATA_PLATE
 
@@ -106,6 +107,20 @@ class Pair:
         self.leaves = self._collect()
         return traced
 
+    def introduce(self, *batch: Any) -> None:
+        """Let the objective see the pair once: it refuses what it cannot treat, and learned
+        parts of it (a baseline's network) take their sizes from the data.
+        """
+        objective = self.objective
+        if isinstance(objective, nn.Module):
+            with self.scope(), torch.random.fork_rng():
+                objective.eval()  # its averages learn nothing from this
+                objective.loss_and_grads(self.model, self.guide, *batch)
+                objective.train()
+                self.leaves = self._collect()
+                for leaf in self.leaves.values():
+                    leaf.grad = None
+
     def _refuse_tied_names(self) -> None:
         """Constrained parameters live in Pyro's store by name: two of one name would be one."""
         names = [
@@ -124,7 +139,11 @@ class Pair:
         seen: set[int] = set()
         for owner, module in self.modules():
             for name, parameter in module.named_parameters():
-                if id(parameter) not in seen and parameter.requires_grad:
+                if (
+                    id(parameter) not in seen
+                    and parameter.requires_grad
+                    and not isinstance(parameter, UninitializedParameter)
+                ):
                     seen.add(id(parameter))
                     leaves[f"{owner}/{name}"] = parameter
         for name, parameter in self._store["params"].items():

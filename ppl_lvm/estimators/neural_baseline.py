@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.decaying_average import DecayingAverage
-from ppl_lvm.particles import Particles
+from ppl_lvm.particles import Particles, Plan
 from ppl_lvm.particles.plan import Program
 
 
@@ -62,6 +62,16 @@ class NeuralBaseline(Estimator):
                 warnings.simplefilter("ignore", UserWarning)
                 network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.network = network
+
+    def check(self, plan: Plan) -> None:
+        """Also refuse a guide without a site for the baseline to serve."""
+        super().check(plan)
+        if not plan.score_sites:
+            sites = ", ".join(f"{name!r} ({kind})" for name, kind in plan.latents.items())
+            raise ValueError(
+                "NeuralBaseline lowers the variance of draws that are not reparameterised, and "
+                f"the guide has none: it draws {sites or 'nothing'}. Use ELBO."
+            )
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
