@@ -191,17 +191,28 @@ def diagnose(
     ] = False,
 ) -> None:
     """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
+    from ppl_lvm.diagnostics.show import progress
     from ppl_lvm.run import load_run
 
-    def say(name: str, done: int, total: int) -> None:
-        if name:
-            print(f"{done + 1}/{total} {name}", file=sys.stderr)
-
-    found = load_run(directory).diagnose(data, held_out=held_out, seed=seed, say=say)
+    with progress() as say:
+        found = load_run(directory).diagnose(data, held_out=held_out, seed=seed, say=say)
     if as_json:
         print(json.dumps(found.to_json()))
     else:
         Console(highlight=False).print(found)
+
+
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Diagnose runs and write one HTML page with verdicts and pictures."""
+    from ppl_lvm.diagnostics.show import progress
+    from ppl_lvm.report.runs import report as write_report
+
+    with progress() as say:
+        print(write_report(directories, output, say=say))
 
 
 @app.command()

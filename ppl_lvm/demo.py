@@ -63,18 +63,18 @@ def digits(directory: Path, seed: int) -> dict[str, Run]:
         "1,500 to learn from, 297 held out)"
     )
     data = load_data("digits(binarize=8)")
-    train, held_out = data.split(297, seed)
+    _, held_out = data.split(297, seed)  # as fit splits
     runs = {}
     for objective in ("ELBO", "IWAE(num_particles=5)", "IWAE(num_particles=50)"):
         runs[objective] = run = fit(
             VAE,
             AMORTIZED,
-            train,
+            data,
             objective=objective,
             optimizer="Adam(lr=0.001)",
             num_epochs=150,
             batch_size=128,
-            validation=held_out,
+            validation=297,
             seed=seed,
             directory=directory / objective.partition("(")[0].lower() / _particles(objective),
         )

@@ -111,11 +111,11 @@ class Pair:
         """Let the objective see the pair once: it refuses what it cannot treat, and learned
         parts of it (a baseline's network) take their sizes from the data.
         """
-        objective = self.objective
+        objective: Any = self.objective
         if isinstance(objective, nn.Module):
             with self.scope(), torch.random.fork_rng():
                 objective.eval()  # its averages learn nothing from this
-                objective.loss_and_grads(self.model, self.guide, *batch)
+                self.objective.loss_and_grads(self.model, self.guide, *batch)
                 objective.train()
                 self.leaves = self._collect()
                 for leaf in self.leaves.values():

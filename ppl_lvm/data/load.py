@@ -128,6 +128,7 @@ class Data:
             self,
             rows=index if self.rows is None else self.rows[index],
             labels=None if self.labels is None else self.labels[index],
+            source=None,  # the name leads to all rows, not to these
         )
 
 

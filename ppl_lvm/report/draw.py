@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm import predict
@@ -24,11 +25,46 @@ SHOWN_SAMPLES = 40
 SHOWN_RECONSTRUCTIONS = 10
 
 
+# Slug -> how to read the picture, and what it shows to those who cannot see it.
+READINGS = {
+    "training": (
+        "It has arrived where the curve is flat; a gap to the validation curve is overfitting.",
+        "The bound in nats per datum against the step.",
+    ),
+    "mixture": (
+        "A component that hugs a few points, or that covers two clouds, is a reason to look.",
+        "The data coloured by component, with each component's ellipses.",
+    ),
+    "samples": (
+        "They should look like data, and differ from one another.",
+        "Draws from the model.",
+    ),
+    "reconstructions": (
+        "What is lost from above to below is what the latents do not carry.",
+        "Data above, the mean of the model at their codes below.",
+    ),
+    "latent_plane": (
+        "Groups that the model found by itself; a round cloud about 0 is what the prior expects.",
+        "Posterior means of the data in the plane of the two latents that vary most.",
+    ),
+}
+
+
 def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
-    """Draw a run on (at most 2,000 rows of) `data`; returns the files written."""
+    """Draw a run into `directory`; returns the files written."""
+    files = []
+    for slug, figure in figures(run, data).items():
+        path = directory / f"{slug}.png"
+        pictures.save(figure, path)
+        files.append(path)
+    return files
+
+
+def figures(run: "Run", data: Data) -> dict[str, Figure]:
+    """Slug -> figure: what suits a run, on at most 2,000 rows of `data`."""
     batch = data.batch(torch.arange(min(len(data), SHOWN_ROWS)))
     labels = None if data.labels is None else data.labels[: len(batch[0])].numpy()
-    figures = {"training": pictures.training_curve(run.history)}
+    found = {"training": pictures.training_curve(run.history)}
     pair = run._pair
     summed = predict.summed_sites(pair, *batch)
     codes = predict.encode(pair, *batch)
@@ -41,7 +77,7 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
         if len(summed) == 1 and not continuous:
             components = _mixture(run, next(iter(summed)), name, codes, x[:1])
             if components is not None and x.shape[1] > 1:
-                figures["mixture"] = pictures.mixture(x.numpy(), names=data.columns, **components)
+                found["mixture"] = pictures.mixture(x.numpy(), names=data.columns, **components)
         if continuous and mean.shape == x.shape:
             shape = data.image_shape
             n = SHOWN_RECONSTRUCTIONS
@@ -51,25 +87,20 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
                 {k: draws[k] for k in codes},
                 *(t[:SHOWN_SAMPLES] for t in run._rows(SHOWN_SAMPLES)),
             )
-            figures["samples"] = pictures.samples(
+            found["samples"] = pictures.samples(
                 shown[name].numpy(),
                 image_shape=shape,
                 data=None if shape is not None else x.numpy(),
             )
-            figures["reconstructions"] = pictures.reconstructions(
+            found["reconstructions"] = pictures.reconstructions(
                 x[:n].numpy(), mean[:n].numpy(), image_shape=shape
             )
-            figures["latent_plane"] = pictures.latent_plane(
+            found["latent_plane"] = pictures.latent_plane(
                 next(iter(continuous.values())).numpy(),
                 labels=labels,
                 label_names=data.label_names,
             )
-    files = []
-    for title, figure in figures.items():
-        path = directory / f"{title}.png"
-        pictures.save(figure, path)
-        files.append(path)
-    return files
+    return found
 
 
 def _states(codes: dict[str, Tensor], summed: frozenset[str]) -> dict[str, Tensor]:
