@@ -21,7 +21,6 @@ References:
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,7 +35,7 @@ from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair, copied
 from ppl_lvm.programs import GuideSource, ModelSource
-from ppl_lvm.run import TEMPLATE_ROWS, Run
+from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
 
 INITIALIZE_ROWS = 100_000
 READ_ROWS = 65_536
@@ -323,7 +322,8 @@ def _as_run(
     objective = "TraceEnum_ELBO(max_plate_nesting=1)" if guide is None else "Trace_ELBO"
     pair = Pair(model, made, make_objective(objective))
     pair.prepare(*template)
-    evidence = log_evidence(pair, *_some_rows(data), num_particles=10, seed=options["seed"])
+    rows = _some_rows(data)
+    evidence = log_evidence(pair, *rows, num_particles=10, seed=options["seed"])
     results = {key: best[key] for key in ("bound", "held_out", "steps", "seconds", "seed")}
     record = {
         "model": source.recipe.record(),
@@ -333,23 +333,12 @@ def _as_run(
         "options": options,
         "restarts_asked": len(entries),
         "restarts": entries,
-        "data": {
-            "name": data.name,
-            "fingerprint": data.fingerprint(),
-            "tensors": data.num_tensors,
-            "train_rows": len(data),
-            "held_out_rows": 0,
-        },
-        "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
-        "threads": torch.get_num_threads(),
+        **surroundings(data, train_rows=len(data)),
         "results": {
             "directory": None,
             **results,
-            "log_evidence": evidence.value,
-            "log_evidence_standard_error": evidence.standard_error,
-            "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
-            "log_evidence_of": "training rows",
-            "num_particles": evidence.num_particles,
+            "bound_monte_carlo_error": 0.0,  # log p(x) itself
+            **evidence_record(evidence, of="training rows", rows=len(rows[0])),
             "converged": best["converged"],
             "degenerate": best["degenerate"],
         },

@@ -9,7 +9,6 @@ The way of a step: `fit` -> `training` (batch -> step) -> the objective -> the p
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,14 @@ from ppl_lvm.pair import Pair, copied, data_plate_size
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.report.draw import draw
-from ppl_lvm.run import TEMPLATE_ROWS, Run, load_run, read_record
+from ppl_lvm.run import (
+    TEMPLATE_ROWS,
+    Run,
+    evidence_record,
+    load_run,
+    read_record,
+    surroundings,
+)
 from ppl_lvm.training import Options, Training
 
 INITIALIZE_ROWS = 100_000
@@ -180,17 +186,12 @@ class _Fitting:
             "objective": None if self.objective is None else _describe(self.objective),
             "options": options,
             "restarts_asked": self.restarts,
-            "data": {
-                "name": whole.name,
-                "source": whole.source,
-                "validation": self.validation,
-                "fingerprint": whole.fingerprint(),
-                "tensors": whole.num_tensors,
-                "train_rows": len(self.train),
-                "held_out_rows": 0 if self.held_out is None else len(self.held_out),
-            },
-            "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
-            "threads": torch.get_num_threads(),
+            **surroundings(
+                whole,
+                train_rows=len(self.train),
+                held_out_rows=0 if self.held_out is None else len(self.held_out),
+                validation=self.validation,
+            ),
             "results": None,
         }
 
@@ -274,12 +275,11 @@ class _Fitting:
         return {
             "directory": None,
             **entry,
-            "log_evidence": evidence.value,
-            "log_evidence_standard_error": evidence.standard_error,
-            "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
-            "log_evidence_of": "held-out rows" if self.held_out is not None else "training rows",
-            "log_evidence_rows": len(few),
-            "num_particles": evidence.num_particles,
+            **evidence_record(
+                evidence,
+                of="held-out rows" if self.held_out is not None else "training rows",
+                rows=len(few),
+            ),
         }
 
 

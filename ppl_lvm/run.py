@@ -13,6 +13,7 @@ they were fitted, or handed to `load_run`.
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,37 @@ class Run:
         save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
         write_json(self.directory / "history.json", self.history)
         write_json(self.directory / "run.json", self.record)
+
+
+def surroundings(
+    data: Data, *, train_rows: int, held_out_rows: int = 0, validation: float | None = None
+) -> dict[str, Any]:
+    """What run.json says of the data and of the versions that a run was made with."""
+    return {
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "validation": validation,
+            "fingerprint": data.fingerprint(),
+            "tensors": data.num_tensors,
+            "train_rows": train_rows,
+            "held_out_rows": held_out_rows,
+        },
+        "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:
+    """What run.json says of the log evidence of `rows` rows, nats per datum."""
+    return {
+        "log_evidence": evidence.value,
+        "log_evidence_standard_error": evidence.standard_error,
+        "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
+        "log_evidence_of": of,
+        "log_evidence_rows": rows,
+        "num_particles": evidence.num_particles,
+    }
 
 
 def read_record(directory: str | Path) -> dict[str, Any]:

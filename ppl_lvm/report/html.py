@@ -74,7 +74,7 @@ h1 { font-size: 1.6rem; } h2 { font-size: 1.3rem; margin-top: 2rem; } h3 { font-
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .5rem;
   border-bottom: 1px solid #ddd; overflow-wrap: anywhere; }
-.v { font-weight: 700; white-space: nowrap; }
+.v { font-weight: 700; white-space: nowrap; } .figure { white-space: nowrap; }
 .good { color: #00664a; } .look { color: #8a5a00; } .bad { color: #b00020; }
 .cannot-say { color: #595959; }
 .pictures { display: grid; gap: 1.5rem;
@@ -103,7 +103,7 @@ figure { margin: 0; } img { width: 100%; height: auto; } figcaption { font-size:
 <tbody>
 {% for row in entry.findings %}
 <tr><td class="v {{ row.verdict | replace(' ', '-') }}">{{ row.verdict }}</td>
-<td><small>{{ row.question }}</small><br>{{ row.name }}</td><td>{{ row.figure }}</td>
+<td><small>{{ row.question }}</small><br>{{ row.name }}</td><td class="figure">{{ row.figure }}</td>
 <td>{{ row.threshold }}{% if row.source %}<br><small>{{ row.source }}</small>{% endif %}</td>
 <td>{{ row.why }} <strong>{{ row.remedy }}</strong></td></tr>
 {% endfor %}

@@ -5,8 +5,7 @@ someone who has not read anything else, fits the width of a phone, and uses colo
 who see colours differently can tell apart.
 """
 
-import os
-import tempfile
+import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from ppl_lvm.checkpoint import write_atomic
 from ppl_lvm.report.canvas import (
     COLOURS,
     GREY,
@@ -281,16 +281,9 @@ def latent_plane(
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a picture; a reader sees the old one or the new one, never half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format=Path(path).suffix[1:])
+    write_atomic(Path(path), buffer.getvalue())
 
 
 def _pictures(x: Array, image_shape: tuple[int, int] | None) -> Array | None:
