@@ -7,7 +7,6 @@ The way of a step: `fit` -> `training` (batch -> step) -> the objective -> the p
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ppl_lvm import objectives, predict
-from ppl_lvm.check import check
 from ppl_lvm.checkpoint import write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.engine import Level
 from ppl_lvm.evidence import log_evidence
-from ppl_lvm.pair import Pair, copied, data_plate_size
+from ppl_lvm.pair import copied
+from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.report.draw import draw
@@ -281,52 +279,6 @@ class _Fitting:
                 rows=len(few),
             ),
         }
-
-
-def make_pair(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    objective: str | ELBO | None,
-    example: tuple[Tensor, ...],
-    train: Data,
-) -> tuple[Pair, frozenset[str]]:
-    """The pair, ready to train, and the sites that are summed out of its model.
-
-    Raises:
-        ValueError: mini-batches without a plate "data", or an objective that would be wrong.
-    """
-    import pyro.poutine as poutine
-
-    pair = Pair(model, guide, objectives.objective(objective or "Trace_ELBO"))
-    model_trace = pair.prepare(*example)
-    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
-        guide_trace = poutine.trace(pair.guide).get_trace(*example)
-    if objective is None:
-        pair.objective = objectives.objective(
-            objectives.default_objective(model_trace, guide_trace)
-        )
-    rows = len(example[0])
-    if rows < len(train):
-        size = data_plate_size(model_trace)
-        if size != rows:
-            raise ValueError(
-                f"A batch of {rows} of {len(train)} rows needs its per-datum sites in "
-                'pyro.plate("data", len(x)), or their log-probability would count too little; '
-                + ("the model has no such plate." if size is None else f"its plate has {size}.")
-                + " Write the plate, or leave batch_size out."
-            )
-    objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
-    pair.introduce(*example)
-    return pair, predict.summed_sites(pair, *example)
-
-
-def refuse_faulty(pair: Pair, *batch: Tensor) -> None:
-    """Raise where `check` finds an error; the message has each with its remedy."""
-    with pair.scope():
-        findings = check(pair.model, pair.guide, *batch)
-    if not findings.ok:
-        listed = "\n".join(str(finding) for finding in findings.errors)
-        raise ValueError(f"The guide does not fit the model.\n{listed}")
 
 
 def _claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:

@@ -1,0 +1,58 @@
+"""A model and a guide -> a pair that may be trained, or the reason why not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from ppl_lvm import objectives, predict
+from ppl_lvm.check import check
+from ppl_lvm.data import Data
+from ppl_lvm.pair import Pair, data_plate_size
+
+
+def make_pair(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    objective: str | ELBO | None,
+    example: tuple[Tensor, ...],
+    train: Data,
+) -> tuple[Pair, frozenset[str]]:
+    """The pair, ready to train, and the sites that are summed out of its model.
+
+    Raises:
+        ValueError: mini-batches without a plate "data", or an objective that would be wrong.
+    """
+    pair = Pair(model, guide, objectives.objective(objective or "Trace_ELBO"))
+    model_trace = pair.prepare(*example)
+    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
+        guide_trace = poutine.trace(pair.guide).get_trace(*example)
+    if objective is None:
+        pair.objective = objectives.objective(
+            objectives.default_objective(model_trace, guide_trace)
+        )
+    rows = len(example[0])
+    if rows < len(train):
+        size = data_plate_size(model_trace)
+        if size != rows:
+            raise ValueError(
+                f"A batch of {rows} of {len(train)} rows needs its per-datum sites in "
+                'pyro.plate("data", len(x)), or their log-probability would count too little; '
+                + ("the model has no such plate." if size is None else f"its plate has {size}.")
+                + " Write the plate, or leave batch_size out."
+            )
+    objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
+    pair.introduce(*example)
+    return pair, predict.summed_sites(pair, *example)
+
+
+def refuse_faulty(pair: Pair, *batch: Tensor) -> None:
+    """Raise where `check` finds an error; the message has each with its remedy."""
+    with pair.scope():
+        findings = check(pair.model, pair.guide, *batch)
+    if not findings.ok:
+        listed = "\n".join(str(finding) for finding in findings.errors)
+        raise ValueError(f"The guide does not fit the model.\n{listed}")
