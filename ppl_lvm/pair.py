@@ -107,15 +107,16 @@ class Pair:
         self.leaves = self._collect()
         return traced
 
-    def introduce(self, *batch: Any) -> None:
-        """Let the objective see the pair once: it refuses what it cannot treat, and learned
-        parts of it (a baseline's network) take their sizes from the data.
+    def introduce(self, model: Program, guide: Program, *batch: Any) -> None:
+        """Let the objective see the pair once, as it will be called: it refuses what it cannot
+        treat, finds out what it wants to know (running the programs, which may move buffers),
+        and learned parts of it (a baseline's network) take their sizes from the data.
         """
         objective: Any = self.objective
         if isinstance(objective, nn.Module):
             with self.scope(), torch.random.fork_rng():
                 objective.eval()  # its averages learn nothing from this
-                self.objective.loss_and_grads(self.model, self.guide, *batch)
+                self.objective.loss_and_grads(model, guide, *batch)
                 objective.train()
                 self.leaves = self._collect()
                 for leaf in self.leaves.values():

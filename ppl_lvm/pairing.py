@@ -45,7 +45,6 @@ def make_pair(
                 + " Write the plate, or leave batch_size out."
             )
     objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
-    pair.introduce(*example)
     return pair, predict.summed_sites(pair, *example)
 
 

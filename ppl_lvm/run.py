@@ -266,6 +266,6 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     built_guide = rebuild(recipes["guide"], guide, template, what="guide", model=built_model)
     pair = Pair(built_model, built_guide, make_objective(record["objective"]))
     pair.prepare(*template)
-    pair.introduce(*template)
+    pair.introduce(pair.model, pair.guide, *template)
     pair.load_state(tensors)
     return Run(pair, template, history, record, directory)

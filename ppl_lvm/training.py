@@ -129,11 +129,6 @@ class Training:
             "validation_bound": [],
             "learning_rate": [],
         }
-        self._leaves = list(pair.leaves.values())
-        if not self._leaves:
-            raise ValueError("Neither the model nor the guide has a parameter to train.")
-        self.optimizer = objectives.optimizer(options.optimizer, self._leaves)
-        self.schedule = objectives.schedule(options.schedule, self.optimizer)
         self._kl = KLWeight(summed)
         # Wrapped once: objectives may remember what they found out about a program.
         self._model, self._guide = pair.model, pair.guide
@@ -145,6 +140,14 @@ class Training:
         if not self._scale_after:
             scale = Subsample(len(train))
             self._model, self._guide = scale(self._model), scale(self._guide)
+        # Before anything is loaded from a checkpoint: a resumed run must not do it once more.
+        first = torch.arange(min(options.batch_size, len(train)))
+        pair.introduce(self._model, self._guide, *train.batch(first))
+        self._leaves = list(pair.leaves.values())
+        if not self._leaves:
+            raise ValueError("Neither the model nor the guide has a parameter to train.")
+        self.optimizer = objectives.optimizer(options.optimizer, self._leaves)
+        self.schedule = objectives.schedule(options.schedule, self.optimizer)
         self._loss_and_grads = make_step(
             lambda *batch: pair.objective.loss_and_grads(self._model, self._guide, *batch),
             self._leaves,

@@ -113,7 +113,7 @@ def _nondeterministic(one: Run, site: str) -> Finding:
 def _foreign(one: Run, site: str) -> Finding:
     return one.finding(
         "foreign-randomness",
-        "error",
+        "warning",
         site,
         f"{site!r} depends on random numbers of NumPy or Python.",
         "They belong to no site, so their density is missing; a captured step would freeze them.",
