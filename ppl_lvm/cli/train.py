@@ -1,8 +1,6 @@
-"""Words from the command line -> one call. Errors of the user's are one line, without a trace."""
+"""Train: `fit` and `demo`."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,45 +9,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ppl_lvm.address import parse_settings
+from ppl_lvm.cli.options import DataOption, Guide, GuideSettings, Model, Settings
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer()
 
 # The options of `fit` that expectation-maximisation knows.
 EM_OPTIONS = {
     *("model", "data", "settings", "columns", "labels", "objective", "num_steps"),
     *("batch_size", "restarts", "seed", "directory", "as_json"),
 }
-
-Model = Annotated[
-    str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
-]
-Guide = Annotated[
-    str | None, typer.Option(help="Address of the guide (default: one that suits the model).")
-]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="A named set such as iris or 'digits(binarize=8)', or a .csv, .npy, .npz or "
-        ".parquet file.",
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="An argument of the model, components=3; repeat for more."),
-]
-GuideSettings = Annotated[
-    list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
-]
-
-
-@app.callback()
-def _root() -> None:
-    """Latent-variable models as Pyro programs: write them, train them, trust them."""
 
 
 @app.command()
@@ -178,116 +146,6 @@ def demo(
     run_demo(directory or _unused("demo"), seed=seed)
 
 
-@app.command()
-def diagnose(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    data: Annotated[
-        str | None, typer.Option(help="The training data (default: what the run names).")
-    ] = None,
-    held_out: Annotated[str | None, typer.Option(help="Data it has not seen.")] = None,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list, last line.")
-    ] = False,
-) -> None:
-    """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
-    from ppl_lvm.diagnostics.show import progress
-    from ppl_lvm.run import load_run
-
-    with progress() as say:
-        found = load_run(directory).diagnose(data, held_out=held_out, seed=seed, say=say)
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        Console(highlight=False).print(found)
-
-
-@app.command()
-def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")],
-    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-) -> None:
-    """Diagnose runs and write one HTML page with verdicts and pictures."""
-    from ppl_lvm.diagnostics.show import progress
-    from ppl_lvm.report.runs import report as write_report
-
-    with progress() as say:
-        print(write_report(directories, output, say=say))
-
-
-@app.command()
-def check(
-    model: Model,
-    data: DataOption,
-    guide: Guide = None,
-    settings: Settings = None,
-    guide_settings: GuideSettings = None,
-    rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
-) -> None:
-    """Does this guide fit this model? Findings with remedies; status 1 where one is an error."""
-    import torch
-
-    from ppl_lvm.check import check as check_pair
-    from ppl_lvm.data import load_data
-    from ppl_lvm.programs import GuideSource, ModelSource
-
-    loaded = load_data(data)
-    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
-    program = ModelSource(model, parse_settings(settings or [])).make(batch)
-    partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
-    findings = check_pair(program, partner, *batch)
-    print(findings)
-    if not findings.ok:
-        raise typer.Exit(1)
-
-
-@app.command()
-def show(
-    model: Model,
-    data: DataOption,
-    settings: Settings = None,
-    rows: Annotated[int, typer.Option(help="Rows of the data to call the model with.")] = 100,
-) -> None:
-    """Print what a model declares: sites, plates, supports, shapes, parameters."""
-    import torch
-
-    from ppl_lvm.data import load_data
-    from ppl_lvm.programs import ModelSource
-    from ppl_lvm.signature import signature
-
-    loaded = load_data(data)
-    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
-    program = ModelSource(model, parse_settings(settings or [])).make(batch)
-    print(signature(program, *batch))
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def bench(
-    context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="Which question; none lists them.")] = None,
-) -> None:
-    """Run a benchmark: ppl-lvm bench gradients --smoke. Its own options follow its name."""
-    import importlib
-    import pkgutil
-
-    benchmarks = importlib.import_module("ppl_lvm.benchmarks")
-
-    questions = {}
-    for found in pkgutil.iter_modules(benchmarks.__path__):
-        if name in (None, found.name) and not found.ispkg:
-            module = importlib.import_module(f"ppl_lvm.benchmarks.{found.name}")
-            if hasattr(module, "run"):
-                questions[found.name] = module
-    if name is None:
-        for found_name, module in questions.items():
-            print(f"{found_name:<12}{(module.__doc__ or '').strip().splitlines()[0]}")
-    elif name not in questions:
-        raise ValueError(f"There is no benchmark {name!r}; `ppl-lvm bench` lists them.")
-    else:
-        record = importlib.import_module("ppl_lvm.benchmarks.record")
-        record.command(questions[name].run, context.args)
-
-
 def print_results(run: Any) -> None:
     """A run's figures as a table that a narrow terminal and a pipe can hold."""
     results = run.results
@@ -348,17 +206,3 @@ def _unused(stem: str) -> Path:
 
 def _without_nan(results: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and v != v else v for k, v in results.items()}
-
-
-def _one_line(message: Warning | str, *_: Any) -> None:
-    print(f"ppl-lvm: {message}", file=sys.stderr)
-
-
-def main() -> None:
-    """Run the command line; a mistake of the user's ends in one line and status 2."""
-    warnings.showwarning = _one_line  # type: ignore[assignment]
-    try:
-        app()
-    except (ValueError, FileNotFoundError, ImportError, ArithmeticError) as error:
-        print(f"ppl-lvm: {error}", file=sys.stderr)
-        sys.exit(2)

@@ -1,0 +1,34 @@
+"""Measure: `bench`."""
+
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(help="Which question; none lists them.")] = None,
+) -> None:
+    """Run a benchmark: ppl-lvm bench gradients --smoke. Its own options follow its name."""
+    import importlib
+    import pkgutil
+
+    benchmarks = importlib.import_module("ppl_lvm.benchmarks")
+
+    questions = {}
+    for found in pkgutil.iter_modules(benchmarks.__path__):
+        if name in (None, found.name) and not found.ispkg:
+            module = importlib.import_module(f"ppl_lvm.benchmarks.{found.name}")
+            if hasattr(module, "run"):
+                questions[found.name] = module
+    if name is None:
+        for found_name, module in questions.items():
+            print(f"{found_name:<12}{(module.__doc__ or '').strip().splitlines()[0]}")
+    elif name not in questions:
+        raise ValueError(f"There is no benchmark {name!r}; `ppl-lvm bench` lists them.")
+    else:
+        record = importlib.import_module("ppl_lvm.benchmarks.record")
+        record.command(questions[name].run, context.args)
