@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm import predict
@@ -63,13 +64,10 @@ def _stack(values: list[Tensor]) -> np.ndarray[Any, Any]:
 
 def _one_draw(pair: Pair, batch: tuple[Any, ...], summed: frozenset[str]) -> dict[str, Any]:
     with poutine.block():
-        drawn = poutine.trace(pair.guide).get_trace(*batch)
-        latents = {n: s["value"] for n, s in latent_sites(drawn).items()}
-        shared = {n: latents[n] for n, s in latent_sites(drawn).items() if not predict.is_local(s)}
+        latents, shared = predict.draw_guide(pair, batch)
         if summed:
             latents |= predict.sample_summed(pair, shared, *batch)
-        model = poutine.condition(poutine.uncondition(pair.model), data=latents)
-        replayed = poutine.trace(model).get_trace(*batch)
+        replayed = predict.run_model(pair, latents, batch)
     return {
         "globals": shared,
         "posterior": latents,
@@ -133,7 +131,7 @@ def _dims(pair: Pair, batch: tuple[Any, ...]) -> dict[str, list[str]]:
     dims = {}
     for trace in traces:
         for name, site in trace.nodes.items():
-            if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+            if site["type"] != "sample" or site_is_subsample(site):
                 continue
             plates = {f.dim: f.name for f in site["cond_indep_stack"] if f.dim is not None}
             batch_dims = len(site["fn"].batch_shape)

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.data import Data
@@ -60,7 +61,7 @@ def blame(
 def _site_at_fault(
     name: str, site: dict[str, Any], program: str, rows: Tensor | None, data: Data
 ) -> str | None:
-    if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
+    if site["type"] != "sample" or site_is_subsample(site):
         return None
     fn, value = site["fn"], site["value"]
     where = f"site {name!r} of the {program}"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.pair import Pair, latent_sites, plate_nesting
@@ -37,24 +38,34 @@ def sample(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     What a model conditions on, such as the inputs of a regression, is read from `batch`.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        drawn = poutine.trace(pair.guide).get_trace(*batch)
-        fixed = {n: s["value"] for n, s in latent_sites(drawn).items() if not is_local(s)}
-        return _generate(pair, fixed, batch)
+        return _values(run_model(pair, draw_guide(pair, batch)[1], batch))
 
 
 def sample_prior(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     """Like `sample`, with the global latents too drawn from the prior."""
     with torch.no_grad(), pair.scope(), poutine.block():
-        return _generate(pair, {}, batch)
+        return _values(run_model(pair, {}, batch))
 
 
-def _generate(pair: Pair, fixed: dict[str, Tensor], batch: tuple[Any, ...]) -> dict[str, Tensor]:
+def draw_guide(pair: Pair, batch: tuple[Any, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """One draw of the guide: the values of all its latents, and of its global ones."""
+    drawn = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
+    shared = {name: site["value"] for name, site in drawn.items() if not is_local(site)}
+    return {name: site["value"] for name, site in drawn.items()}, shared
+
+
+def run_model(pair: Pair, fixed: dict[str, Tensor], batch: tuple[Any, ...]) -> poutine.Trace:
+    """A run of the model with the sites of `fixed` at these values and every other drawn anew,
+    the observed ones too."""
     model = poutine.condition(poutine.uncondition(pair.model), data=fixed)
-    trace = poutine.trace(model).get_trace(*batch)
+    return poutine.trace(model).get_trace(*batch)
+
+
+def _values(trace: poutine.Trace) -> dict[str, Tensor]:
     return {
         name: site["value"]
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+        if site["type"] == "sample" and not site_is_subsample(site)
     }
 
 
@@ -116,9 +127,7 @@ def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tenso
     Global latents are put at the guide's means (one draw where it has none in closed form).
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        fixed = _centre_of_globals(pair, batch)
-        model = poutine.condition(poutine.uncondition(pair.model), data={**fixed, **codes})
-        trace = poutine.trace(model).get_trace(*batch)
+        trace = run_model(pair, {**_centre_of_globals(pair, batch), **codes}, batch)
     known = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - known:
         raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
@@ -151,7 +160,7 @@ def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:
     """Names of the sites that the model observes (factors aside)."""
     with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
         trace = poutine.trace(pair.model).get_trace(*batch)
-    return [n for n in trace.observation_nodes if type(trace.nodes[n]["fn"]).__name__ != "Unit"]
+    return [n for n in trace.observation_nodes if not site_is_factor(trace.nodes[n])]
 
 
 def _expectation(fn: Any) -> Tensor:
@@ -173,7 +182,6 @@ def components(pair: Pair, name: str, count: int, *batch: Any) -> list[dict[str,
         fixed, observed = _centre_of_globals(pair, batch), observed_names(pair, batch)
         for state in range(count):
             rows = torch.full((len(batch[0]),), state)
-            model = poutine.condition(poutine.uncondition(pair.model), data={**fixed, name: rows})
-            trace = poutine.trace(model).get_trace(*batch)
+            trace = run_model(pair, {**fixed, name: rows}, batch)
             found.append({site: trace.nodes[site]["fn"] for site in observed})
     return found
