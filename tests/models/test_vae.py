@@ -29,14 +29,14 @@ def _data(likelihood: str) -> Tensor:
 
 
 def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
-    out = model.decoder(z)
+    out = model.decoder.net(z)
     if model.likelihood == "bernoulli":
         return -F.binary_cross_entropy_with_logits(out, x, reduction="none").sum(-1)
     if model.likelihood == "categorical":
         logits = out.reshape(len(x), -1, 3).mT
         return -F.cross_entropy(logits, x.long(), reduction="none").sum(-1)
     unit = ((x - x.mean(0)) ** 2).mean().sqrt()
-    scale = unit * torch.sqrt(model.scale**2 + model.floor)
+    scale = unit * torch.sqrt(model.decoder.scale**2 + model.floor)
     return _log_normal(x, x.mean(0) + unit * out, scale).sum(-1)
 
 
@@ -60,7 +60,7 @@ def test_the_bound_is_the_hand_written_one(likelihood: str) -> None:
 def test_decoding_gives_what_is_expected_of_x() -> None:
     z = torch.randn(4, 2)
     bits = VAE(2, observed=5)
-    torch.testing.assert_close(bits.decode(z), torch.sigmoid(bits.decoder(z)))
+    torch.testing.assert_close(bits.decode(z), torch.sigmoid(bits.decoder.net(z)))
     levels = VAE(2, observed=5, likelihood="categorical", categories=3)
     assert levels.decode(z).shape == (4, 5, 3)
     torch.testing.assert_close(levels.decode(z).sum(-1), torch.ones(4, 5))
@@ -74,11 +74,11 @@ def test_constant_columns_are_named_and_do_not_run_away() -> None:
         model.initialize(x)
     assert f"Columns {', '.join(map(str, constant[:8]))}" in str(warned[0].message)
     with torch.no_grad():  # as far down as any training could bring it
-        model.scale = torch.full_like(model.scale, 1e-20)
-    density = model._likelihood(torch.zeros(1, 2)).base_dist
+        model.decoder.scale = torch.full_like(model.decoder.scale, 1e-20)
+    density = model.decoder(torch.zeros(1, 2)).base_dist
     least = model.floor**0.5 * x.var(0, correction=0).mean().sqrt()
     torch.testing.assert_close(density.scale.min(), least)
-    assert torch.isfinite(model._likelihood(torch.randn(200, 2)).log_prob(x)).all()
+    assert torch.isfinite(model.decoder(torch.randn(200, 2)).log_prob(x)).all()
 
 
 def test_one_shared_variance_needs_no_warning() -> None:

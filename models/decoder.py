@@ -1,0 +1,195 @@
+"""What a network says of P columns: the likelihood that every auto-encoder here shares.
+
+    x_n ~ p(x | f(h_n)),   f an MLP, h_n whatever causes x_n (codes, a label, the other columns)
+
+with p one of
+
+    bernoulli         x_np ~ Bernoulli(σ(f_p(h_n)))                  x in {0, 1}
+    gaussian          x_np ~ N(f_p(h_n), σ_p²), σ_p² = s_p² + floor  one variance a column
+    gaussian-shared   x_np ~ N(f_p(h_n), σ²),   σ²  = s² + floor     one variance for all
+    categorical       x_np ~ Categorical(softmax(f_p(h_n)))          x in {0, …, C - 1}
+
+The Gaussian likelihoods are unbounded: a column that never changes (a corner pixel) lets its
+variance run to zero and the loss to minus infinity. So variances have a floor, by default a
+millionth of the data's mean square distance from its column means, and `initialize` warns of
+such columns.
+"""
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from pyro.distributions import Bernoulli, Categorical, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from ppl_lvm.nn import MLP
+
+LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
+
+
+class Decoder(PyroModule):
+    """p(x | h): a network of `inputs` numbers, and one of the likelihoods above.
+
+    Args:
+        inputs: length of h.
+        observed: P. If None, it is taken from the first data met, or from a loaded state.
+        hidden: widths of the hidden layers; `()` makes f linear.
+        likelihood: one of `LIKELIHOODS`.
+        categories: C, for `likelihood="categorical"` only.
+        floor: the least variance of a Gaussian likelihood, as a fraction of the variance that
+            `initialize` finds in the data (mean over columns; 1 before that).
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+
+    means: Tensor  # of the columns (P,): what a Gaussian's network adds to
+    unit: Tensor  # standard deviation over all columns: a Gaussian's unit
+    scale: Tensor  # s in those units: (P,) or ()
+
+    def __init__(
+        self,
+        inputs: int,
+        observed: int | None = None,
+        hidden: tuple[int, ...] = (128,),
+        likelihood: str = "bernoulli",
+        categories: int | None = None,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
+            )
+        if (likelihood == "categorical") != (categories is not None):
+            raise ValueError(
+                "likelihood='categorical' needs categories=C, how many values a column takes; "
+                f"the other likelihoods take none. Got {likelihood!r}, categories={categories}."
+            )
+        if inputs < 1 or not floor > 0:
+            raise ValueError(
+                f"A decoder needs latent >= 1 and floor > 0; got latent={inputs}, floor={floor}."
+            )
+        self.inputs = inputs
+        self.hidden = tuple(hidden)
+        self.likelihood = likelihood
+        self.categories = categories
+        self.floor = floor
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, *causes: Tensor) -> Any:
+        """p(x | h) for h = `causes` side by side, each (..., d): event (P,)."""
+        out = self.net(side_by_side(*causes))
+        if self.likelihood == "bernoulli":
+            return Bernoulli(logits=out).to_event(1)
+        if self.likelihood == "categorical":
+            return Categorical(logits=out.unflatten(-1, (self.observed, -1))).to_event(1)
+        scale = (self.scale**2 + self.floor).sqrt()
+        return Normal(self.means + self.unit * out, self.unit * scale).to_event(1)
+
+    def mean(self, *causes: Tensor) -> Tensor:
+        """What is expected of x: means (..., P), or p(x_p = c) (..., P, C)."""
+        fn = self(*causes)
+        found: Tensor = fn.base_dist.probs if self.likelihood == "categorical" else fn.mean
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+    def meet(self, x: Tensor, model: str) -> None:
+        """Take P from the rows `x` (N, P) if nobody gave it; refuse data of another width.
+
+        Raises:
+            ValueError: what came, and what `model` takes.
+        """
+        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
+            expected = "P" if self.observed is None else self.observed
+            raise ValueError(
+                f"{model} takes rows (N, {expected}), got {tuple(x.shape)}. Flatten images with "
+                f"x.flatten(1), or build it with observed={x.shape[-1]}."
+            )
+        if self.observed is None:
+            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+            self._resize(x.shape[1], dtype=dtype, device=x.device)
+
+    def initialize(self, x: Tensor, model: str) -> None:
+        """Take P, and the columns' means and spread, from the rows `x` (N, P).
+
+        Warns of constant columns where a Gaussian likelihood would learn their variance.
+
+        Raises:
+            ValueError: for values outside the likelihood's support, or data that never changes.
+        """
+        self.meet(x, model)
+        _check_support(x, self.likelihood, self.categories)
+        if not self.likelihood.startswith("gaussian"):
+            return
+        variance = x.detach().double().var(0, correction=0)
+        constant = torch.where(variance == 0)[0].tolist()
+        if len(constant) == x.shape[1]:
+            raise ValueError(
+                f"All {len(x)} rows are the same: there is no variance to model. Give other data."
+            )
+        if constant and self.likelihood == "gaussian":
+            warnings.warn(
+                f"Columns {_shorten(constant)} never change: their learned variance will sink to "
+                f"the floor, {self.floor:g} of the data's, where each adds a constant "
+                f"{-0.5 * math.log(self.floor):.1f} nats or more to the bound, which says nothing "
+                "about the model. Leave them out, or use likelihood='gaussian-shared'.",
+                stacklevel=3,
+            )
+        self.means.copy_(x.detach().double().mean(0))
+        self.unit.copy_(variance.mean().sqrt())
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        self.observed = observed
+        self.net = MLP(self.inputs, observed * (self.categories or 1), self.hidden).to(**like)
+        if self.likelihood.startswith("gaussian"):
+            shape = (observed,) if self.likelihood == "gaussian" else ()
+            self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)
+            self.register_buffer("means", torch.zeros(observed, **like))
+            self.register_buffer("unit", torch.ones((), **like))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        bias = state.get(f"{prefix}net.layers.{2 * len(self.hidden)}.bias")
+        if self.observed is None and bias is not None:
+            self._resize(len(bias) // (self.categories or 1), dtype=bias.dtype, device=bias.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def side_by_side(*parts: Tensor) -> Tensor:
+    """Tensors (..., d_i) as one (..., Σ d_i), their batch shapes broadcast."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
+    return torch.cat([part.expand(*shape, part.shape[-1]) for part in parts], dim=-1)
+
+
+def _check_support(x: Tensor, likelihood: str, categories: int | None) -> None:
+    if likelihood.startswith("gaussian"):
+        wrong, expected = ~x.isfinite(), "finite numbers"
+        remedy = "Fill or leave out rows with missing values."
+    elif likelihood == "bernoulli":
+        wrong, expected = (x != 0) & (x != 1), "0 or 1"
+        remedy = "Binarise the data, or use likelihood='gaussian-shared'."
+    else:
+        top = (categories or 1) - 1
+        wrong, expected = (x < 0) | (x > top) | (x != x.round()), f"integers 0 to {top}"
+        remedy = "Count the values a column takes and set categories to it."
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"likelihood={likelihood!r} needs {expected}, but row {row}, column {column} of x is "
+            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). {remedy}"
+        )
+
+
+def _shorten(columns: list[int]) -> str:
+    """Up to eight column numbers, and how many more."""
+    shown = ", ".join(map(str, columns[:8]))
+    return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8} more"
