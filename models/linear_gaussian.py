@@ -25,11 +25,132 @@ References:
 """
 
 import math
+from typing import Any
 
+import pyro
 import torch
-from torch import Tensor
+from pyro.distributions import MultivariateNormal, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from ppl_lvm.models.rows import check_rows, column_moments
 
 State = dict[str, Tensor]
+
+
+class LinearGaussian(PyroModule):
+    """What `PPCA` and `FactorAnalysis` share: everything but the shape of the noise.
+
+    Args:
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        floor: the least noise variance, in squared units of the data.
+    """
+
+    W: Tensor  # (P, D)
+    mu: Tensor  # μ (P,)
+    scale: Tensor  # s, as many as there are noises: ψ = s² + floor
+
+    def __init__(self, latent: int = 2, observed: int | None = None, floor: float = 1e-6) -> None:
+        super().__init__()
+        if latent < 1 or not floor > 0:
+            raise ValueError(
+                f"{type(self).__name__} needs latent >= 1 and floor > 0; got latent={latent}, "
+                f"floor={floor}."
+            )
+        self.latent = latent
+        self.floor = floor
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def noises(self, variance: Tensor) -> Tensor:
+        """One number a noise of the model, from one a column (P,): their mean, or they."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P), NaN where a value is missing."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            noise = self.noise.sqrt().expand(len(self.W))
+            likelihood = Normal(z @ self.W.mT + self.mu, noise).mask(~x.isnan())
+            pyro.sample("x", likelihood.to_event(1), obs=x.nan_to_num(0.0))
+
+    def posterior(self, x: Tensor) -> None:
+        """A guide: z drawn from p(z | x), exactly."""
+        mean, L = posterior(self._theta(), x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", MultivariateNormal(mean, precision_matrix=L @ L.mT))
+
+    @property
+    def noise(self) -> Tensor:
+        """ψ: variances, one for all columns () or one a column (P,)."""
+        return self.scale**2 + self.floor
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
+        self._meet(x)
+        return log_evidence(self._theta(), x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from the columns' means, with half of the variance as noise and W at random.
+
+        Raises:
+            ValueError: for a column without a value, or data that never changes.
+        """
+        self._meet(x)
+        means, variance = column_moments(x)
+        noise = 0.5 * self.noises(variance)
+        W = torch.randn(self.W.shape, dtype=self.W.dtype).to(x).double()
+        W = W * (noise.expand(len(W)) / self.latent).sqrt()[:, None]
+        self.set_em_state({"W": W, "mu": means, "noise": noise})
+
+    def em_state(self) -> State:
+        """θ of expectation-maximisation (`ppl_lvm.em`)."""
+        return {name: t.detach().double() for name, t in self._theta().items()}
+
+    def set_em_state(self, state: State) -> None:
+        """Take over θ."""
+        with torch.no_grad():
+            self.W.copy_(state["W"])
+            self.mu.copy_(state["mu"])
+        tiny = torch.finfo(self.W.dtype).tiny  # a scale of 0 has no logarithm
+        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(self.W.dtype)
+
+    def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """Moments of (z, 1) summed over rows `x` (N, P), and log p(x)."""
+        return expect(state, x)
+
+    def m_step(self, state: State, statistics: State) -> State:
+        """θ' in closed form."""
+        return maximize(state, statistics, self.floor)
+
+    def carry(self, state: State, new: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ'."""
+        return carry(state, new, statistics)
+
+    def _theta(self) -> State:
+        return {"W": self.W, "mu": self.mu, "noise": self.noise}
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.observed, type(self).__name__)
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        self.observed = observed
+        self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
+        self.mu = nn.Parameter(torch.zeros(observed, **like))
+        self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
+
+    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
+        mu = state.get(prefix + "mu")
+        if self.observed is None and mu is not None:
+            self._resize(len(mu), dtype=mu.dtype, device=mu.device)
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 def posterior(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +210,33 @@ def maximize(state: State, statistics: State, least: float) -> State:
     left = statistics["c"] - (b * solved).sum(-1)
     noise = left / rows if state["noise"].dim() else left.sum() / rows.sum()
     W, mu = solved[:, :-1], state["mu"] + solved[:, -1]
+    eta, gamma = _prior(statistics)
+    return {"W": W @ gamma, "mu": mu + W @ eta, "noise": noise.clamp(min=least)}
+
+
+def _prior(statistics: State) -> tuple[Tensor, Tensor]:
+    """η (D,) and the Cholesky factor γ (D, D) of Γ, of the latents' expanded prior."""
     Z = statistics["Z"] / statistics["Z"][-1, -1]
     eta = Z[-1, :-1]
-    gamma = torch.linalg.cholesky(Z[:-1, :-1] - eta[:, None] * eta)
-    return {"W": W @ gamma, "mu": mu + W @ eta, "noise": noise.clamp(min=least)}
+    return eta, torch.linalg.cholesky(Z[:-1, :-1] - eta[:, None] * eta)
+
+
+def carry(state: State, new: State, statistics: State) -> State:
+    """The sums of `expect` at θ in the coordinates of θ', which `maximize` made of them.
+
+    There z' = γ⁻¹ (z - η) and d' = d + μ - μ'.
+    """
+    eta, gamma = _prior(statistics)
+    D = len(eta)
+    G = torch.nn.functional.pad(torch.linalg.inv(gamma), (0, 1, 0, 1))  # on (z, 1)
+    shift = torch.cat([-(G[:D, :D] @ eta), torch.ones_like(eta[:1])])
+    G = torch.cat([G[:, :D], shift[:, None]], -1)
+    delta = state["mu"] - new["mu"]
+    A, b, c, rows = (statistics[name] for name in ("A", "b", "c", "rows"))
+    return {
+        "A": G @ A @ G.mT,
+        "b": (b + delta[:, None] * A[:, -1]) @ G.mT,
+        "c": c + 2 * delta * b[:, -1] + delta.square() * rows,
+        "rows": rows,
+        "Z": G @ statistics["Z"] @ G.mT,
+    }

@@ -1,0 +1,54 @@
+"""What every model of rows of numbers asks of its data, and what a start takes from them."""
+
+import torch
+from torch import Tensor
+
+
+def check_rows(x: Tensor, observed: int | None, name: str) -> None:
+    """Refuse data that are no rows (N, P) of floating-point numbers.
+
+    Raises:
+        ValueError: what came, and the remedy.
+    """
+    if x.dim() != 2 or (observed is not None and x.shape[1] != observed):
+        raise ValueError(
+            f"{name} takes rows (N, {observed or 'P'}), got {tuple(x.shape)}. Choose columns, or "
+            f"build it with observed={x.shape[-1]}."
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"{name} takes floating-point numbers, got {x.dtype}. Pass x.float().")
+
+
+def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and variances (P,) of the values that are there, in doubles.
+
+    Raises:
+        ValueError: for a column without a value, or data that never changes.
+    """
+    x = x.detach().double()
+    means = _column_means(x)
+    variance = (x - means).square().nanmean(0)
+    if not variance.any():
+        raise ValueError(
+            f"All {len(x)} rows are the same: there is no variance to model. Give other data."
+        )
+    return means, variance
+
+
+def filled(x: Tensor) -> Tensor:
+    """`x` (N, P) with its columns' means where a value is missing: to start from, not to fit.
+
+    Raises:
+        ValueError: for a column without a value.
+    """
+    if not x.isnan().any():
+        return x
+    return torch.where(x.isnan(), _column_means(x.detach().double()).to(x), x)
+
+
+def _column_means(x: Tensor) -> Tensor:
+    if (empty := x.isnan().all(0)).any():
+        raise ValueError(
+            f"Column {int(empty.nonzero()[0])} has no value in {len(x)} rows. Leave it out."
+        )
+    return x.nanmean(0)
