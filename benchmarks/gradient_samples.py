@@ -46,7 +46,7 @@ def gradient(step: Step, batch: tuple[Tensor, ...], leaves: Leaves) -> tuple[Ten
 
 
 def steady(step: Step, objective: Any) -> Step:
-    """The step with what the objective has learned so far, put back before every draw.
+    """The step with what the objective has learned so far, put back around every draw.
 
     A baseline is right for any value that this draw has not touched: so its draws are of one law.
     """
@@ -56,7 +56,9 @@ def steady(step: Step, objective: Any) -> Step:
 
     def restored(*batch: Tensor) -> float:
         objective.load_state_dict(learned)
-        return step(*batch)
+        loss = step(*batch)
+        objective.load_state_dict(learned)
+        return loss
 
     return restored
 

@@ -26,6 +26,7 @@ from ppl_lvm.benchmarks.handwritten import belief_net, decoders, linear_gaussian
 
 Bound = Callable[[Tensor, Tensor], Tensor]
 Parameters = dict[str, Tensor]
+Tables = tuple[Tensor, Tensor, Tensor]
 
 
 def _adopt(module: nn.Module, params: Parameters, owner: str) -> None:
@@ -135,10 +136,23 @@ def _points(num_particles: int) -> int:
     return {1: 200, 2: 120, 3: 40}[num_particles]
 
 
+def _belief_net_tables(params: Parameters, x: Tensor) -> Tables:
+    z = belief_net.states(len(params["model.prior"]), x.dtype).expand(-1, len(x), -1)
+    log_p, log_q = belief_net.log_p(params, x, z), belief_net.log_q(params, x, z)
+    return log_p, log_q, torch.zeros_like(log_p)
+
+
 def _belief_net(params: Parameters, x: Tensor, bound: Bound, num_particles: int) -> Tensor:
     z = belief_net.states(len(params["model.prior"]), x.dtype).expand(-1, len(x), -1)
     log_p, log_q = belief_net.log_p(params, x, z), belief_net.log_q(params, x, z)
     return exact.target(bound, log_p, log_q, num_particles)
+
+
+def _linear_gaussian_tables(params: Parameters, x: Tensor) -> Tables:
+    noise, weight = normal_grid(1, _points(1))
+    z = linear_gaussian.place(params, x, noise[0, :, None, None].to(x)).detach()  # (G, B, 1)
+    log_p, log_q = linear_gaussian.log_p(params, x, z), linear_gaussian.log_q(params, x, z)
+    return log_p, log_q, weight.to(x).log()[:, None] - log_q.detach()
 
 
 def _linear_gaussian(params: Parameters, x: Tensor, bound: Bound, num_particles: int) -> Tensor:
@@ -146,6 +160,19 @@ def _linear_gaussian(params: Parameters, x: Tensor, bound: Bound, num_particles:
     z = linear_gaussian.place(params, x, noise[..., None, None].to(x))  # (K, G, B, 1)
     log_w = linear_gaussian.log_p(params, x, z), linear_gaussian.log_q(params, x, z)
     return (weight[:, None].to(x) * bound(*log_w)).sum(0)
+
+
+def _decoders_tables(params: Parameters, x: Tensor) -> Tables:
+    noise, weight = normal_grid(1, _points(1))
+    parts = []
+    for c in range(len(params["model.prior"])):
+        category = torch.full((len(weight), len(x)), c)
+        z = decoders.place(params, x, category, noise[0, :, None, None].to(x)).detach()
+        log_c, log_z = decoders.log_q_parts(params, x, (category, z))
+        log_dz = weight.to(x).log()[:, None] - log_z.detach()
+        parts.append((decoders.log_p(params, x, (category, z)), log_c + log_z, log_dz))
+    log_p, log_q, log_dz = (torch.cat(part) for part in zip(*parts, strict=True))
+    return log_p, log_q, log_dz
 
 
 def _decoders(params: Parameters, x: Tensor, bound: Bound, num_particles: int) -> Tensor:
@@ -171,6 +198,8 @@ class Known:
         model, guide: classes of Pyro programs, built from hand-written parameters.
         by_hand: the module in `handwritten/`.
         expected: E bound per datum, (B,), of (params, x, bound, K); differentiable.
+        tables: log p(x, z), log q(z | x) and log dz at points z that stay where they are, (G, B)
+            each: Σ_z dz f(z) is the integral of f, or the sum over all states (dz = 1).
         states: every value of the guide's one site, (S, 1, ...); None if they are not finite.
         reparameterized: whether all the guide's draws are.
     """
@@ -180,6 +209,7 @@ class Known:
     guide: Callable[[Parameters], nn.Module]
     by_hand: ModuleType
     expected: Callable[[Parameters, Tensor, Bound, int], Tensor]
+    tables: Callable[[Parameters, Tensor], Tables]
     states: Tensor | None
     reparameterized: bool
 
@@ -209,6 +239,7 @@ KNOWN = {
         BeliefNetGuide,
         belief_net,
         _belief_net,
+        _belief_net_tables,
         belief_net.states(2),
         False,
     ),
@@ -218,8 +249,11 @@ KNOWN = {
         LinearGaussianGuide,
         linear_gaussian,
         _linear_gaussian,
+        _linear_gaussian_tables,
         None,
         True,
     ),
-    "decoders": Known("decoders", Decoders, DecodersGuide, decoders, _decoders, None, False),
+    "decoders": Known(
+        "decoders", Decoders, DecodersGuide, decoders, _decoders, _decoders_tables, None, False
+    ),
 }

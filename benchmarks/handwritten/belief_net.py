@@ -44,10 +44,14 @@ def draw(params: Parameters, x: Tensor, num_particles: int) -> Tensor:
     return torch.bernoulli(probs.expand(num_particles, *probs.shape))
 
 
+def log_likelihood(params: Parameters, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x | z), (..., B), for z (..., B, D) in [0, 1]."""
+    return log_bernoulli(z @ params["model.weight"].T + params["model.bias"], x)
+
+
 def log_p(params: Parameters, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z), (..., B), for z (..., B, D)."""
-    logits = z @ params["model.weight"].T + params["model.bias"]
-    return log_bernoulli(params["model.prior"], z) + log_bernoulli(logits, x)
+    return log_bernoulli(params["model.prior"], z) + log_likelihood(params, x, z)
 
 
 def log_q(params: Parameters, x: Tensor, z: Tensor) -> Tensor:

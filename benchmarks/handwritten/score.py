@@ -8,6 +8,7 @@ w_k = p / q, K particles in dimension 0.
     vimco       Σ_k (L - L_{-k}) ∇log q_k + ∇L, L = log 1/K Σ w, slot k of L_{-k} filled by
                 the geometric mean of the others
     renyi       vimco's form, L = 1/(1-α) log 1/K Σ w^(1-α)
+    vr_max      vimco's form, L = max_k log w_k
     mixed       vimco's form for guides in which only some sites need the score
     nvil        reinforce with a baseline that is trained by least squares beside it
 
@@ -54,6 +55,13 @@ def vimco(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 def renyi(log_p: Tensor, log_q: Tensor, alpha: float) -> Tensor:
     return mixed(log_p, log_q, log_q, alpha)
+
+
+def vr_max(log_p: Tensor, log_q: Tensor) -> Tensor:
+    log_w = log_p - log_q
+    without = leave_one_out(log_w.detach()).max(1).values  # (K, B)
+    bound = log_w.max(0).values
+    return bound + ((bound.detach() - without) * log_q).sum(0)
 
 
 def mixed(log_p: Tensor, log_q: Tensor, log_q_score: Tensor, alpha: float = 0.0) -> Tensor:

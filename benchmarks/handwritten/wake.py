@@ -18,6 +18,7 @@ References:
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,16 +37,32 @@ def wake(log_p: Tensor, log_q: Tensor) -> Tensor:
     return wake_model(log_p, log_q) + wake_guide(log_p, log_q)
 
 
-def tvo(log_p: Tensor, log_q: Tensor, num_partitions: int) -> Tensor:
+def log_spaced(num_partitions: int, first: float = 0.05) -> list[float]:
+    """0 = β_0 < β_1 = first < … < β_T = 1, evenly in the logarithm."""
+    T = num_partitions
+    return [0.0] + [first ** (1 - t / (T - 1)) for t in range(T - 1)] + [1.0] if T > 1 else [0, 1]
+
+
+def tvo(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
+    """The covariance is divided by 1 - Σ w², as a sample's variance is by its degrees of freedom:
+    so that one partition is leave-one-out at any K."""
     log_w = log_p - log_q
     total = torch.zeros_like(log_w[0])
-    for t in range(num_partitions):
-        beta = t / num_partitions
+    for beta, after in pairwise(betas):
         w = (beta * log_w).detach().softmax(0)  # (K, B)
         mean = (w * log_w).sum(0)
         score = beta * log_p + (1 - beta) * log_q
-        total = total + mean + (w * (log_w - mean).detach() * score).sum(0)
-    return total / num_partitions
+        covariance = (w * (log_w - mean).detach() * score).sum(0) / (1 - (w**2).sum(0))
+        total = total + (after - beta) * (mean + covariance)
+    return total
+
+
+def tvo_bound(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
+    """Its value."""
+    log_w = log_p - log_q
+    steps = pairwise(betas)
+    means = [(b - a) * ((a * log_w).softmax(0) * log_w).sum(0) for a, b in steps]
+    return torch.stack(means).sum(0)
 
 
 def cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0) -> Tensor:

@@ -168,6 +168,12 @@ class Estimator(ELBO, nn.Module):
                     f"but it draws {kinds or 'nothing'}. Use {self.instead}."
                 )
         if self.needs == "discrete":
+            if not plan.score_sites:
+                kinds = ", ".join(f"'{n}' ({kind})" for n, kind in plan.latents.items())
+                raise ValueError(
+                    f"{type(self).__name__} relaxes discrete draws, but the guide has none: it "
+                    f"draws {kinds or 'nothing'}. Use ELBO."
+                )
             for site in plan.score_sites:
                 if plan.latents[site] not in ("Bernoulli", "OneHotCategorical"):
                     raise ValueError(

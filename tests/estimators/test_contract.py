@@ -395,6 +395,24 @@ def test_a_discrete_site_is_refused_by_name_with_a_remedy(cls: type[Estimator]) 
         estimator.loss(model, guide, torch.zeros(2))
 
 
+@pytest.mark.parametrize(
+    "cls", [c for c in CLASSES if c.needs in ("discrete", "bernoulli")], ids=lambda c: c.__name__
+)
+def test_a_guide_without_a_discrete_site_is_refused_by_name(cls: type[Estimator]) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 2):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 2):
+            pyro.sample("z", Normal(0.0, 1.0))
+
+    estimator = cls(num_particles=max(2, cls.min_particles))
+    with pytest.raises(ValueError, match=r"'z' \(Normal\).*Use \w+\."):
+        estimator.loss(model, guide, torch.zeros(2))
+
+
 @pytest.mark.parametrize("cls", ANY_SITE, ids=lambda c: c.__name__)
 def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
     exact: Any, cls: type[Estimator]

@@ -135,4 +135,21 @@ def test_straight_through_rounds_forward_and_passes_the_gradient() -> None:
     (hard * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     assert soft.grad is not None
     assert soft.grad.tolist() == [[1.0, 2.0, 3.0]]
-    assert relaxed.straight_through_bits(torch.tensor([0.2, 0.7])).tolist() == [0.0, 1.0]
+    bits, mean = torch.tensor([0.0, 1.0]), torch.tensor([0.2, 0.7], requires_grad=True)
+    passed = relaxed.straight_through_bits(bits, mean)
+    assert passed.tolist() == [0.0, 1.0]
+    (passed * torch.tensor([1.0, 2.0])).sum().backward()
+    assert mean.grad is not None
+    assert mean.grad.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0])
+def test_density_of_the_relaxed_bit_is_that_of_its_draws(temperature: float) -> None:
+    """log q(y) = log |du/dy| where y = σ((φ + logit u) / τ) and u is uniform."""
+    torch.set_default_dtype(torch.float64)
+    logits = torch.tensor([[0.7]])
+    u = torch.linspace(0.02, 0.98, 9).reshape(-1, 1).requires_grad_()
+    soft = relaxed.concrete(logits, u, temperature)
+    (slope,) = torch.autograd.grad(soft.sum(), u)  # dy/du
+    density = relaxed.log_concrete(logits, soft, temperature)
+    torch.testing.assert_close(density, -slope.squeeze(-1).log())
