@@ -36,6 +36,7 @@ from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair, copied
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
+from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings
 
 INITIALIZE_ROWS = 100_000
 READ_ROWS = 65_536
@@ -263,6 +264,7 @@ def fit_em(
     options = {"max_iterations": max_iterations, "tolerance": tolerance, "seed": seed}
     options["batch_size"] = em.batch_size
     run = _as_run(made, source, guide, whole, options, entries, best, em.bounds[chosen])
+    run.trails = _trails(run, em, chosen)
     if directory is not None and (_processes() == 1 or dist.get_rank() == 0):
         from ppl_lvm.report.draw import draw
 
@@ -270,6 +272,17 @@ def fit_em(
         run.save(directory)
         draw(run, whole, Path(directory) / "pictures")
     return run
+
+
+def _trails(run: Run, em: EM, chosen: int) -> tuple[Trail, ...]:
+    """How each restart divides some of the rows."""
+    model: Any = run.model
+    rows = em.data.batch(torch.arange(min(CLUSTERED_ROWS, len(em.data))))
+    R, trails = len(em.bounds), {}
+    for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen one is left in place
+        model.set_em_state({name: t[r] for name, t in em.state.items()})
+        trails[r] = Trail(responsibilities=clusterings(run._pair, *rows))
+    return tuple(trails[r] for r in range(R))
 
 
 def _starts(source: ModelSource, data: Data, restarts: int, seed: int) -> tuple[Any, list[State]]:

@@ -33,6 +33,7 @@ from ppl_lvm.run import (
     read_record,
     surroundings,
 )
+from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
 from ppl_lvm.training import Options, Training
 
 INITIALIZE_ROWS = 100_000
@@ -199,13 +200,14 @@ class _Fitting:
             self._train(first if number == 0 else self.start(number), number, path)
             for number in range(self.restarts)
         ]
+        trails = [self._trail(training) for training, _ in found]
         sound = [f for f in found if f[1]["degenerate"] is None]
         best, entry = max(sound or found, key=lambda f: -f[0].sign * _rank(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
         record["objective"] = _describe(best.pair.objective)
         template = _first_rows(self.train, TEMPLATE_ROWS)
         record["results"] = self._results(best, entry)
-        run = Run(best.pair, template, best.history, record)
+        run = Run(best.pair, template, best.history, record, trails=trails)
         if path is not None:
             record["results"]["directory"] = str(path)
             run.save(path)
@@ -260,6 +262,14 @@ class _Fitting:
             "degenerate": reason,
         }
         return training, entry
+
+    def _trail(self, training: Training) -> Trail:
+        rows = _first_rows(self.train, CLUSTERED_ROWS)
+        return Trail(
+            training.iterates.tensors(),
+            last_bounds(training.history["bound"]),
+            clusterings(training.pair, *rows),
+        )
 
     def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
         judged = self.held_out if self.held_out is not None else self.train

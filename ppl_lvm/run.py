@@ -2,6 +2,7 @@
 
     run.json                  what was run (addresses, settings, seed, versions, data) and results
     parameters.safetensors    the parameters, and some rows of the data as a template
+    trails.safetensors        some of each start's way, for the diagnostics
     history.json              bound at every step, validation bound at every evaluation
     checkpoint.safetensors    everything that `resume` needs
     pictures/                 training curve and what suits the model
@@ -12,7 +13,7 @@ they were fitted, or handed to `load_run`.
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ppl_lvm.evidence import Evidence, log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
 from ppl_lvm.programs import Recipe, rebuild, source_digest
+from ppl_lvm.trail import Trail, pack, unpack
 
 TEMPLATE_ROWS = 256
 
@@ -42,6 +44,7 @@ class Run:
         results: the figures that `ppl-lvm fit --json` prints.
         record: all that run.json holds.
         restarts: one entry a restart: seed, bound, and why it was not chosen.
+        trails: what each restart left for the diagnostics, see `ppl_lvm.trail`.
         directory: where it is kept; None where it is only in memory.
     """
 
@@ -52,8 +55,10 @@ class Run:
         history: dict[str, list[float]],
         record: dict[str, Any],
         directory: Path | None = None,
+        trails: Sequence[Trail] = (),
     ) -> None:
         pair.freeze()
+        self.trails = tuple(trails)
         self._pair, self._template = pair, template
         self.history, self.record, self.directory = history, record, directory
 
@@ -183,6 +188,7 @@ class Run:
         template = {f"template/{i}": t for i, t in enumerate(self._template)}
         tensors = {**self._pair.state(), **template}
         save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
+        save_checkpoint(self.directory / "trails.safetensors", pack(self.trails), {})
         write_json(self.directory / "history.json", self.history)
         write_json(self.directory / "run.json", self.record)
 
@@ -268,4 +274,6 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     pair.prepare(*template)
     pair.introduce(pair.model, pair.guide, *template)
     pair.load_state(tensors)
-    return Run(pair, template, history, record, directory)
+    trails = directory / "trails.safetensors"
+    left = unpack(load_checkpoint(trails)[0]) if trails.exists() else []
+    return Run(pair, template, history, record, directory, left)

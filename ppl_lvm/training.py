@@ -41,6 +41,7 @@ from ppl_lvm.nonfinite import NonFiniteError, blame
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.subsample import Subsample
+from ppl_lvm.trail import Iterates
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ class Training:
             "eager" if isinstance(self.optimizer, LBFGS) else options.engine,
             watched=(pair.model, pair.guide, pair.objective),
         )
+        self.iterates = Iterates(pair.leaves, options.num_steps)
         self._order = RowOrder(len(train), options.batch_size, options.seed)
         self._whole: tuple[Tensor, ...] | None = None
         self._best_state: dict[str, Tensor] = {}
@@ -201,6 +203,7 @@ class Training:
             ) from error
         self.history["bound"].append(bound)
         self.step_number += 1
+        self.iterates.keep(self.step_number)
         self.seconds += time.perf_counter() - begun
         return bound
 
@@ -348,6 +351,7 @@ class Training:
         for name, values in self.history.items():
             tensors[f"history/{name}"] = torch.tensor(values, dtype=torch.float64)
         tensors |= {f"best/{name}": tensor for name, tensor in self._best_state.items()}
+        tensors |= {f"iterates/{name}": t for name, t in self.iterates.tensors().items()}
         save_checkpoint(
             self.path,
             {**self.pair.state(), **tensors, **random_state()},
@@ -374,6 +378,9 @@ class Training:
             name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")
         }
         self.step_number, self.seconds = data["step"], data["seconds"]
+        mine = "iterates/"
+        kept = {n.removeprefix(mine): t for n, t in tensors.items() if n.startswith(mine)}
+        self.iterates.load(kept, self.step_number)
         self._best_bound, self._waited = data["best_bound"], data["waited"]
         set_random_state(tensors)
 
