@@ -29,7 +29,7 @@ from ppl_lvm.guides.pushed import (
     open_plates,
     require_plain_plates,
 )
-from ppl_lvm.nn import MLP
+from ppl_lvm.nn import RowEncoder
 from ppl_lvm.signature import Signature, Site, signature
 from ppl_lvm.subsample import DATA_PLATE
 
@@ -43,7 +43,7 @@ class AmortizedNormal(PyroModule):
             default encoder takes its inputs' scale from them.
         encoder: a network called as `encoder(*batch)` that returns (B, 2 k) numbers: μ, then
             log σ, of the k unconstrained numbers that a datum's latents hold (in the order of
-            the model's code). If None, an `MLP` over all columns of the batch.
+            the model's code). If None, a `RowEncoder` over all columns, gaps (NaN) and all.
         hidden: widths of the hidden layers of the default encoder.
 
     Raises:
@@ -86,36 +86,6 @@ class AmortizedNormal(PyroModule):
             scale = arrange(log_scale, site, self._signature, pushed.shape).exp()
             with inside(site, plates):
                 pyro.sample(site.name, pushed(loc, scale))
-
-
-class RowEncoder(nn.Module):
-    """An `MLP` over all the columns of a batch, in units of the batch it was built with.
-
-    Columns whose values all lie in [0, 1] (bits, grey levels) come as they are; if any does not,
-    each column is centred and divided by its standard deviation, or by the largest one where it
-    is constant.
-    """
-
-    shift: Tensor
-    scale: Tensor
-
-    def __init__(self, *batch: Tensor, outputs: int, hidden: tuple[int, ...] = (128,)) -> None:
-        super().__init__()
-        x = _columns(batch)
-        shift, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
-        if x.min() < 0 or x.max() > 1:
-            shift, spread = x.mean(0), x.std(0, correction=0)
-            # A column that these rows show as constant may vary in others: not by its rounding.
-            constant = spread <= 1e-6 * x.abs().amax(0)
-            if not constant.all():
-                scale = spread.where(~constant, spread.max())
-        self.register_buffer("shift", shift)
-        self.register_buffer("scale", scale)
-        self.net = MLP(x.shape[1], outputs, hidden).to(x)
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        out: Tensor = self.net((_columns(batch) - self.shift) / self.scale)
-        return out
 
 
 def served(declared: Signature, guide: str = "AmortizedNormal") -> list[Site]:
@@ -171,12 +141,6 @@ def beside_data(site: Site, declared: Signature) -> list[int]:
     shape = list(site.batch_shape)
     del shape[len(shape) + (data_dim or -1)]
     return shape
-
-
-def _columns(batch: tuple[Tensor, ...]) -> Tensor:
-    """All numbers of a datum side by side: (B, total)."""
-    dtype = next((x.dtype for x in batch if x.is_floating_point()), torch.get_default_dtype())
-    return torch.cat([x.reshape(len(x), -1).to(dtype) for x in batch], dim=-1)
 
 
 def check_width(

@@ -23,8 +23,9 @@ from pyro.distributions import Bernoulli, Categorical, OneHotCategorical
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width
+from ppl_lvm.guides.amortized import arrange, beside_data, check_width
 from ppl_lvm.guides.pushed import inside, open_plates, require_plain_plates
+from ppl_lvm.nn import RowEncoder
 from ppl_lvm.signature import Signature, Site, signature
 
 FAMILIES = ("Bernoulli", "Categorical", "OneHotCategorical")
@@ -37,7 +38,7 @@ class AmortizedCategorical(PyroModule):
         model: the model, or its signature.
         batch: what the model is called with: some typical rows.
         encoder: a network called as `encoder(*batch)` that returns the logits of a datum's
-            latents in the order of the model's code. If None, an `MLP` over all columns.
+            latents in the order of the model's code. If None, a `RowEncoder`.
         hidden: widths of the hidden layers of the default encoder.
         enumerate: "parallel" or "sequential" marks the sites for TraceEnum_ELBO; None samples.
 

@@ -21,8 +21,9 @@ from pyro.distributions import MultivariateNormal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.guides.amortized import RowEncoder, arrange, beside_data, check_width, served
+from ppl_lvm.guides.amortized import arrange, beside_data, check_width, served
 from ppl_lvm.guides.pushed import PushedNormal, inside, open_plates
+from ppl_lvm.nn import RowEncoder
 from ppl_lvm.signature import Signature, signature
 
 _LEAST_VARIANCE = 1e-6
@@ -36,7 +37,7 @@ class AmortizedMultivariateNormal(PyroModule):
         batch: what the model is called with: some typical rows.
         encoder: a network called as `encoder(*batch)` that returns, for each site in the order of
             the model's code, k numbers of μ and k² of S - I, row by row: (B, Σ (k + k²)). If
-            None, an `MLP` over all columns of the batch.
+            None, a `RowEncoder` over all columns of the batch.
         hidden: widths of the hidden layers of the default encoder.
 
     Raises:

@@ -44,12 +44,12 @@ class MLP(nn.Module):
         widths = (inputs, *hidden, outputs)
         if min(widths) < 1:
             raise ValueError(f"An MLP needs widths of at least 1; these are {widths}.")
-        make = _choose("activation", activation, ACTIVATIONS)
+        make = choose("activation", activation, ACTIVATIONS)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths[:-1]):
             layers.append(nn.Linear(before, after))
             if norm is not None:
-                layers.append(_choose("norm", norm, NORMS)(after))
+                layers.append(choose("norm", norm, NORMS)(after))
             layers.append(make())
         layers.append(nn.Linear(widths[-2], outputs))
         self.layers = nn.Sequential(*layers)
@@ -60,7 +60,8 @@ class MLP(nn.Module):
         return out
 
 
-def _choose(what: str, name: str, table: dict[str, type[nn.Module]]) -> type[nn.Module]:
+def choose(what: str, name: str, table: dict[str, type[nn.Module]]) -> type[nn.Module]:
+    """The class of that name, or an error that lists them."""
     if name not in table:
         raise ValueError(f"There is no {what} {name!r}; choose from {', '.join(table)}.")
     return table[name]

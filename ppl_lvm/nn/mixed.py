@@ -1,0 +1,66 @@
+"""Columns of different kinds: categories become learned vectors, numbers stay."""
+
+import torch
+from torch import Tensor, nn
+
+
+class MixedColumns(nn.Module):
+    """Rows whose columns are numbers and categories -> rows of numbers for a network.
+
+    A category c of column p becomes a vector E_p[c], learned; a missing one (NaN, or pandas' -1)
+    has a vector of its own. Numbers come first, unchanged, 0 where they are missing.
+
+    Args:
+        columns: P.
+        categories: column -> how many categories it has, coded 0, 1, …
+        size: length of a vector; None: half the categories, rounded up, and at most 16.
+
+    Attributes:
+        width: numbers of a row that goes out: what `MLP(inputs=…)` takes.
+
+    Raises:
+        ValueError: for a column that is none; from a call, for a code that is no category.
+    """
+
+    def __init__(self, columns: int, categories: dict[int, int], size: int | None = None) -> None:
+        super().__init__()
+        for column, count in categories.items():
+            if not 0 <= column < columns or count < 1:
+                raise ValueError(
+                    f"categories={{{column}: {count}}}: columns are numbered 0 to {columns - 1} "
+                    "and have at least 1 category."
+                )
+        self.columns = columns
+        self.categories = dict(categories)
+        self.numbers = [p for p in range(columns) if p not in categories]
+        self.vectors = nn.ModuleDict(
+            {
+                str(p): nn.Embedding(count + 1, size or min(16, (count + 1) // 2))
+                for p, count in categories.items()
+            }
+        )
+        self.width = len(self.numbers) + sum(
+            vectors.embedding_dim for vectors in self._tables().values()
+        )
+
+    def _tables(self) -> dict[int, nn.Embedding]:
+        return {int(p): table for p, table in self.vectors.items()}  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows `x` (..., P), codes as whole numbers of any type: (..., width)."""
+        if x.shape[-1] != self.columns:
+            raise ValueError(f"This was made for {self.columns} columns; got {tuple(x.shape)}.")
+        parts = [x[..., self.numbers].nan_to_num()]
+        for p, table in self._tables().items():
+            codes = x[..., p]
+            row = (codes.where(~codes.isnan(), -1) + 1).long()  # row 0: missing
+            try:
+                parts.append(table(row))
+            except IndexError:
+                wrong = row[(row < 0) | (row >= table.num_embeddings)][0].item() - 1
+                raise ValueError(
+                    f"Column {p} holds the code {wrong}, but has the categories 0 to "
+                    f"{self.categories[p] - 1}. Count them again: categories={{{p}: …}}."
+                ) from None
+        dtype = next((part.dtype for part in parts[1:]), x.dtype)
+        return torch.cat([part.to(dtype) for part in parts], -1)
