@@ -10,8 +10,9 @@ STAMP  := $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/ppl-lvm demo
 
+# One worker a core, each with one thread; tests that share a costly fixture share a worker.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 # The type checker sees models/ and guides/ under their installed names only in a real (not an
 # editable) install, so it gets one of its own.

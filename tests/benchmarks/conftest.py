@@ -11,6 +11,13 @@ from ppl_lvm.benchmarks.record import Result
 Smoke = Callable[[str], tuple[Result, Path]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These tests share one run of each benchmark, so they share a worker."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("benchmarks"))
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Smoke:
     """Name of a benchmark -> what its smoke run returned, and its folder."""
