@@ -47,9 +47,10 @@ from torch.optim import Optimizer
 
 from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient, logger
+from ppl_lvm.engine.many import Turn
 from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.refusal import CannotCaptureError
-from ppl_lvm.engine.step import Level, WholeStep
+from ppl_lvm.engine.step import Level, NotFiniteError, Plan, WholeStep, cost
 from ppl_lvm.engine.svi import CompiledSVI
 
 __all__ = [
@@ -57,6 +58,11 @@ __all__ = [
     "CompiledSVI",
     "Gradient",
     "Level",
+    "NotFiniteError",
+    "Plan",
+    "Turn",
+    "WholeStep",
+    "cost",
     "make_step",
     "make_update",
     "make_whole_step",
@@ -110,11 +116,15 @@ def make_whole_step(
     announce: Callable[[str], None] | None = None,
     max_captures: int = 8,
     same_random: bool = True,
-) -> Callable[..., Any]:
+    finite: bool = False,
+    rehearses: bool = False,
+    plan: Plan | None = None,
+) -> WholeStep:
     """A function of a batch that takes a whole step and returns what `loss_and_grads` returns.
 
-    Arguments as for `make_step`; the parameters are the optimiser's. After a compiled step `.grad`
-    is None. `same_random` is as for `CompiledSVI`.
+    Arguments as for `make_step`; the parameters are the optimiser's. After a step `.grad` is
+    None. `same_random` is as for `CompiledSVI`; `finite`, `rehearses` and `plan` are as for
+    `WholeStep`, which is what is returned.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     say = announce or logger.warning
@@ -126,12 +136,17 @@ def make_whole_step(
         announce=say,
         max_captures=max_captures,
     )
-    whole = WholeStep(gradient, TorchStepper(optimizer), engine, say, same_random)
-
-    def step(*args: Any, **kwargs: Any) -> Any:
-        return whole(args, kwargs, lambda: parameters)
-
-    return step
+    return WholeStep(
+        gradient,
+        TorchStepper(optimizer),
+        engine,
+        say,
+        lambda: parameters,
+        same_random=same_random,
+        finite=finite,
+        rehearses=rehearses,
+        plan=plan,
+    )
 
 
 def make_update(optimizer: Optimizer) -> Callable[[], None]:

@@ -6,20 +6,18 @@ with parameters and moments as flat vectors that are changed in place. The graph
 from the recording and the optimiser's rule on fake tensors and handed to the inductor itself, so
 that nothing stands between a call and the machine code: no Dynamo, no guards (the recording's key
 is the guard).
-
-With `same_random` the compiled step draws from torch's generator what the eager step would draw;
-without, random numbers come from the inductor's own counter-based generator, seeded from it.
 """
 
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.engine.background import compile_graph
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.recording import Recording
 
@@ -27,7 +25,7 @@ Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the 
 
 
 class CompiledStep:
-    """One compiled step for one kind of arguments.
+    """One step for one kind of arguments; call it after `compile`.
 
     Args:
         recording: the step's graph.
@@ -35,10 +33,7 @@ class CompiledStep:
         groups: the flat vectors that hold them, with their rules.
         batch: tensors of the shapes that this step will serve.
         clip: changes a gradient before the update; None leaves it.
-        same_random: draw the eager step's random numbers.
-
-    Raises:
-        Exception: whatever the inductor raises, such as for want of a C++ compiler.
+        guarded: a step with a result that is not finite changes neither vectors nor moments.
     """
 
     def __init__(
@@ -48,11 +43,10 @@ class CompiledStep:
         groups: list[FlatGroup],
         batch: list[Tensor],
         clip: Clip | None = None,
-        same_random: bool = True,
+        guarded: bool = False,
     ) -> None:
-        begun = time.perf_counter()
         self.recording, self.groups = recording, groups
-        self._parameters, self._clip = list(parameters), clip
+        self._parameters, self._clip, self._guarded = list(parameters), clip, guarded
         self._places = {id(p): place for place, p in enumerate(parameters)}
         self.constants = [c for c in recording.constants if c.dim() > 0]
         self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
@@ -61,25 +55,59 @@ class CompiledStep:
             for g in groups
         ]
         self._tables = [numbers.numpy() for numbers in self.numbers]
+        self.state = [tensor for g in groups for tensor in (g.vector, *g.moments)]
         state = [[g.vector, *g.moments] for g in groups]
         example = (state, self.numbers, list(batch), recording.sources, self.constants)
-        self.state, self._spec = self._flatten(state), pytree.tree_structure(example)
-        self._compiled = self._compile(pytree.tree_leaves(example), same_random)
-        self.seconds = time.perf_counter() - begun
+        self._spec = pytree.tree_structure(example)
+        self._example = list(batch)
+        self._compiled: Callable[..., Any] | None = None
 
     def __call__(self, batch: list[Tensor]) -> Any:
         """Take one step; the losses as the program returns them."""
+        assert self._compiled is not None, "compile first"
         for group, table in zip(self.groups, self._tables, strict=True):
             table[:] = group.numbers()
         with torch.no_grad():
-            losses = self._compiled(
-                *self.state, *self.numbers, *batch, *self.recording.sources, *self.constants
-            )
+            losses = self._compiled(*self.inputs(batch))
         return self.recording.losses(losses)
 
-    @staticmethod
-    def _flatten(state: list[list[Tensor]]) -> list[Tensor]:
-        return [tensor for vectors in state for tensor in vectors]
+    def take_back(self) -> None:
+        """Do not count the last step: it was guarded and has changed nothing else."""
+        for group in self.groups:
+            group.take_back()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has been compiled."""
+        return self._compiled is not None
+
+    def inputs(self, batch: list[Tensor]) -> list[Tensor]:
+        """All that the compiled function takes."""
+        return [*self.state, *self.numbers, *batch, *self.recording.sources, *self.constants]
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:
+        """The step in aten operations."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make_fx(self.trace, tracing_mode="fake")(*self.inputs(self._example))
+
+    def compile(self, batch: list[Tensor], same_random: bool) -> None:
+        """Make machine code of the step.
+
+        Args:
+            batch: tensors to try it on, against the graph itself; nothing is changed.
+            same_random: draw the eager step's random numbers.
+
+        Raises:
+            Exception: whatever the inductor raises, such as for want of a C++ compiler.
+        """
+        flat = self.inputs(batch)
+        compiled = compile_graph(self.graph, flat, same_random)
+        self._check(compiled, flat, same_random)
+        self._compiled = compiled
 
     def trace(self, *flat: Tensor) -> list[Tensor]:
         """The step as a function of tensors: what is traced."""
@@ -89,39 +117,35 @@ class CompiledStep:
             for p, view in zip(group.parameters, group.views(vector), strict=True):
                 leaves[self._places[id(p)]] = view
         recording = self.recording
+        out = recording.module(*leaves, *batch, *sources, *self._fill(constants))
+        losses = list(out[: recording.num_losses])
+        active = [p for p, used in zip(self._parameters, recording.active, strict=True) if used]
+        gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}
+        fine = torch.stack([loss.isfinite().all() for loss in losses]).all()
+        for group, tensors, h in zip(self.groups, state, numbers, strict=True):
+            pieces = [self._clipped(p, gradients[id(p)]) for p in group.parameters]
+            gradient = torch.cat([piece.reshape(-1) for piece in pieces])
+            before = [tensor.clone() for tensor in tensors] if self._guarded else []
+            vector, *moments = tensors
+            group.rule.update(vector, gradient, moments, list(h), group.options)
+            for new, old in zip(tensors, before, strict=False):
+                new.copy_(torch.where(fine, new, old))
+        return losses
+
+    def _fill(self, constants: list[Tensor]) -> list[Tensor]:
+        """All constants; scalars stand in the graph as numbers, for the compiler to fold."""
         given, scalars = iter(constants), iter(self._scalars)
-        filled = []  # scalars stand in the graph as numbers, for the compiler to fold
-        for constant in recording.constants:
+        filled = []
+        for constant in self.recording.constants:
             if constant.dim() > 0:
                 filled.append(next(given))
             else:
                 value, dtype, device = next(scalars)
                 filled.append(torch.full((), value, dtype=dtype, device=device))
-        out = recording.module(*leaves, *batch, *sources, *filled)
-        active = [p for p, used in zip(self._parameters, recording.active, strict=True) if used]
-        gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}
-        for group, (vector, *moments), h in zip(self.groups, state, numbers, strict=True):
-            pieces = [self._clipped(p, gradients[id(p)]) for p in group.parameters]
-            gradient = torch.cat([piece.reshape(-1) for piece in pieces])
-            group.rule.update(vector, gradient, moments, list(h), group.options)
-        return list(out[: recording.num_losses])
+        return filled
 
     def _clipped(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         return gradient if self._clip is None else self._clip(parameter, gradient)
-
-    def _compile(self, flat: list[Tensor], same_random: bool) -> Callable[..., Any]:
-        # Imported here: the inductor takes a second that captured runs need not wait for.
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        options = {"fallback_random": same_random}
-        with torch.no_grad(), warnings.catch_warnings(), config.patch(options):
-            warnings.simplefilter("ignore")  # the compiler's remarks on its own internals
-            graph = make_fx(self.trace, tracing_mode="fake")(*flat)
-            compiled = cast(Callable[..., Any], compile_fx(graph, flat))
-            self._check(compiled, flat, same_random)
-        return compiled
 
     def _check(self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool) -> None:
         """Take the step on copies, compiled and not: the same losses and the same new state.
@@ -138,9 +162,10 @@ class CompiledStep:
             [tensor.clone() if id(tensor) in changed else tensor for tensor in flat]
             for _ in range(2)
         ]
-        found = [*compiled(*ours), *ours]
-        torch.set_rng_state(before)
-        expected = [*self.trace(*theirs), *theirs]
+        with torch.no_grad():
+            found = [*compiled(*ours), *ours]
+            torch.set_rng_state(before)
+            expected = [*self.trace(*theirs), *theirs]
         torch.set_rng_state(before)
         start = len(found) - len(flat)
         left_out, place = set(), start

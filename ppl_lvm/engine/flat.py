@@ -80,17 +80,30 @@ class FlatGroup:
 
     def numbers(self) -> list[float]:
         """Count one step; its numbers `h`."""
-        self.count += 1
-        if self.rule.counts is Tensor:
-            self._step_table += 1
-        elif self.rule.counts is int:
-            for state in self._states:
-                state["step"] = self.count
+        self._last_rate = self.options["lr"]
+        self._count(self.count + 1)
         numbers = self.rule.numbers(self.options, self.count)
         if self.rule.counts is int:  # ClippedAdam decays the rate it stores
-            for group in self.groups:
-                group["lr"] = self.options["lr"]
+            self._rate(self.options["lr"])
         return numbers
+
+    def take_back(self, steps: int = 1) -> None:
+        """Do not count the last step; of several, whoever changed the rates puts them back."""
+        self._count(self.count - steps)
+        if steps == 1:
+            self._rate(self._last_rate)
+
+    def _count(self, count: int) -> None:
+        self.count = count
+        if self.rule.counts is Tensor:
+            self._step_table[:] = count
+        elif self.rule.counts is int:
+            for state in self._states:
+                state["step"] = count
+
+    def _rate(self, rate: Any) -> None:
+        for group in self.groups:
+            group["lr"] = rate
 
 
 class FlatOptimizer:
@@ -102,6 +115,11 @@ class FlatOptimizer:
     def __init__(self) -> None:
         self._groups: list[FlatGroup] = []
         self._key: tuple[int, ...] = ()
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether any parameters have been moved into flat vectors."""
+        return bool(self._groups)
 
     def plan(self, owned: Sequence[Owned]) -> list[FlatGroup] | None:
         """The groups that step these parameters, laid out anew if something was replaced."""

@@ -1,12 +1,14 @@
 """Many compiled steps in one call: the loop over steps, minibatches gathered, inside the graph.
 
-The state (flat parameters and moments) is carried by `scan` from step to step; each step takes its
-rows of the data by index and its numbers of the optimiser from a table that the host has filled.
-A learning rate is constant within a call: schedules move at its boundaries.
+The state (flat parameters and moments, and what the program itself changes) is carried by `scan`
+from step to step. Each step takes its rows of the data by index, its numbers of the optimiser from
+a table that the host has filled, and its value of every tensor that takes turns (an annealed
+weight).
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,49 +19,77 @@ from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.refusal import CannotCaptureError
 
 
+@dataclass
+class Turn:
+    """A tensor that the program reads, and its `values` (steps, …) at the steps of a call."""
+
+    tensor: Tensor
+    values: Tensor
+
+
 class ManySteps:
-    """`num_steps` steps of one compiled step.
+    """`count` steps of one compiled step, on batches of `data` by `rows` or on all of it.
 
     Raises:
-        CannotCaptureError: the program keeps state, or returns several losses.
+        CannotCaptureError: the loop cannot be compiled.
     """
 
     def __init__(
-        self, step: CompiledStep, data: list[Tensor], rows: Tensor, same_random: bool
+        self,
+        step: CompiledStep,
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        turns: Sequence[Turn],
+        same_random: bool,
     ) -> None:
-        if step.recording.mutated or step.recording.num_losses != 1:
-            raise CannotCaptureError(
-                "many steps in one call need a program without state of its own, and one loss"
-            )
-        self.step, self.num_steps = step, len(rows)
+        self.step, self.count = step, count
+        sources = step.recording.sources
+        where = {id(tensor): place for place, tensor in enumerate(sources)}
+        self._turns = [where.get(id(turn.tensor)) for turn in turns]
+        self._mutated = [p for p in step.recording.mutated if p not in self._turns]
         self._options = {"fallback_random": same_random}
-        self._tables = [h.expand(len(rows), -1).clone() for h in step.numbers]
-        self._compiled: Callable[..., Any] = torch.compile(self._many, dynamic=False)
+        self._tables = [h.expand(count, -1).clone() for h in step.numbers]
+        self._compiled: Callable[..., Any] = torch.compile(self._steps, dynamic=False)
         before = torch.get_rng_state()
         try:  # compile now, on copies, so that a failure costs nothing
-            self._run([tensor.clone() for tensor in step.state], data, rows)
+            self._run([tensor.clone() for tensor in self._carried()], data, rows, turns)
         except Exception as error:
             raise CannotCaptureError(f"many steps in one call: {type(error).__name__}") from error
         finally:
             torch.set_rng_state(before)
 
-    def __call__(self, data: list[Tensor], rows: Tensor) -> Tensor:
-        """Take a step on `data[...][rows[s]]` for each s; losses (num_steps,)."""
-        for group, table in zip(self.step.groups, self._tables, strict=True):
-            view = table.numpy()
-            for place in range(self.num_steps):
+    def __call__(
+        self,
+        data: list[Tensor],
+        rows: Tensor | None,
+        turns: Sequence[Turn] = (),
+        between: Callable[[], None] | None = None,
+    ) -> Any:
+        """Take the steps; what the program returns, each tensor (count, …)."""
+        views = [table.numpy() for table in self._tables]
+        for place in range(self.count):
+            for group, view in zip(self.step.groups, views, strict=True):
                 view[place] = group.numbers()
+            if between is not None:
+                between()
         with torch.no_grad():
-            state, losses = self._run(self.step.state, data, rows)
-            for held, new in zip(self.step.state, state, strict=True):
+            carried = self._carried()
+            state, losses = self._run(carried, data, rows, turns)
+            for held, new in zip(carried, state, strict=True):
                 held.copy_(new)
-        result: Tensor = losses
-        return result
+        return self.step.recording.losses(losses)
 
-    def _run(self, state: list[Tensor], data: list[Tensor], rows: Tensor) -> Any:
+    def _carried(self) -> list[Tensor]:
+        return [*self.step.state, *(self.step.recording.sources[p] for p in self._mutated)]
+
+    def _run(
+        self, state: list[Tensor], data: list[Tensor], rows: Tensor | None, turns: Sequence[Turn]
+    ) -> Any:
         from torch._dynamo import config as dynamo
         from torch._inductor import config as inductor
 
+        values = [t.values for t, p in zip(turns, self._turns, strict=True) if p is not None]
         rest = [*self.step.recording.sources, *self.step.constants]
         with (
             torch.no_grad(),
@@ -68,21 +98,30 @@ class ManySteps:
             inductor.patch(self._options),
         ):
             warnings.simplefilter("ignore")  # the compiler's remarks on its own internals
-            return self._compiled(state, self._tables, rows, data, rest)
+            return self._compiled(state, self._tables, values, rows, data, rest)
 
-    def _many(
+    def _steps(
         self,
         state: list[Tensor],
         tables: list[Tensor],
-        rows: Tensor,
+        values: list[Tensor],
+        rows: Tensor | None,
         data: list[Tensor],
         rest: list[Tensor],
-    ) -> tuple[list[Tensor], Tensor]:
-        def body(carry: list[Tensor], turn: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-            *numbers, index = turn
-            current = [tensor.clone() for tensor in carry]
-            batch = [tensor.index_select(0, index) for tensor in data]
-            (loss,) = self.step.trace(*current, *numbers, *batch, *rest)
-            return current, loss.clone()
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        mine = len(self.step.state)
+        places = [place for place in self._turns if place is not None]
 
-        return scan(body, state, [*tables, rows])
+        def body(carry: list[Tensor], turn: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+            numbers, now = turn[: len(tables)], turn[len(tables) : len(tables) + len(values)]
+            current = [tensor.clone() for tensor in carry]
+            given = list(rest)
+            for place, value in zip(places, now, strict=True):
+                given[place] = value
+            for place, kept in zip(self._mutated, current[mine:], strict=True):
+                given[place] = kept
+            batch = data if rows is None else [d.index_select(0, turn[-1]) for d in data]
+            losses = self.step.trace(*current[:mine], *numbers, *batch, *given)
+            return current, [loss.clone() for loss in losses]
+
+        return scan(body, state, [*tables, *values, *([] if rows is None else [rows])])

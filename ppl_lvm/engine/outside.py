@@ -37,6 +37,33 @@ def restore_random(states: dict[str, Any]) -> None:
     np.random.set_state(states["numpy"])
 
 
+class Snapshot:
+    """Random states, modules' buffers and counts, to go back to after a step that must not count.
+
+    A count is a whole or floating-point number among a program's attributes. Others (a flag that
+    something has been made) stay as the step left them, since what they speak of stays too.
+    """
+
+    def __init__(self, objects: Sequence[object]) -> None:
+        self._random = random_states()
+        self._buffers = [(b, b.clone()) for m in modules(objects) for b in m.buffers(recurse=False)]
+        owners = {id(item): item for item in [*objects, *modules(objects)]}
+        self._counts = [
+            (vars(owner), {k: v for k, v in vars(owner).items() if type(v) in (int, float)})
+            for owner in owners.values()
+            if hasattr(owner, "__dict__")
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        restore_random(self._random)
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        for values, counts in self._counts:
+            values.update(counts)
+
+
 def refuse_foreign_randomness(before: dict[str, Any]) -> None:
     """Raise if Python's or NumPy's generator has moved since `before`."""
     if random.getstate() != before["python"]:

@@ -1,22 +1,26 @@
 """One whole step: loss, gradient, update, at the highest level that serves.
 
 `captured` replays the recording and then updates on flat vectors; `compiled` does both in one
-compiled function, made when a recording has been replayed long enough to pay for it ("auto") or at
-once ("compiled").
+compiled function. When a recording is compiled is the caller's `Plan`: by default once replaying it
+has cost what compiling will.
 """
 
+import math
 import time
-from collections.abc import Callable, Hashable
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.arguments import Arguments
+from ppl_lvm.engine.background import Workshop
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
-from ppl_lvm.engine.many import ManySteps
+from ppl_lvm.engine.many import ManySteps, Turn
 from ppl_lvm.engine.optimizers import Stepper, clipped
+from ppl_lvm.engine.outside import Snapshot
 from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
 
@@ -25,15 +29,59 @@ LEVELS = ("auto", "eager", "captured", "compiled")
 _COST = (15.0, 0.02)  # seconds that compiling costs: in all, and for each node of the graph
 
 
+class NotFiniteError(ArithmeticError):
+    """A step's result is NaN or infinite; the step has not been taken."""
+
+
+class Plan(Protocol):
+    """When a recording is to be compiled."""
+
+    def ahead(self, recording: Recording, arguments: Arguments) -> bool:
+        """Whether another process should start to compile it now, while steps go on."""
+
+    def now(self, recording: Recording, arguments: Arguments) -> bool:
+        """Whether the next step is to be taken compiled."""
+
+    def captured(self, seconds: float) -> None:
+        """A captured step has taken so long."""
+
+
+class WhenPaid:
+    """Compile once captured steps have cost what compiling will: at worst twice the best choice."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def ahead(self, recording: Recording, arguments: Arguments) -> bool:
+        return False
+
+    def now(self, recording: Recording, arguments: Arguments) -> bool:
+        return self._seconds > cost(recording)
+
+    def captured(self, seconds: float) -> None:
+        self._seconds += seconds
+
+
+def cost(recording: Recording) -> float:
+    """Seconds that compiling a recording takes, roughly."""
+    return _COST[0] + _COST[1] * len(recording.module.graph.nodes)
+
+
 class WholeStep:
-    """`(batch) -> loss`, with the parameters updated.
+    """`(*batch) -> loss`, with the parameters updated.
 
     Args:
         gradient: gives the loss and leaves gradients in `.grad`.
         stepper: the optimiser.
         level: "eager", "captured", "compiled" or "auto".
         announce: receives one-line messages.
+        parameters: lists, after an eager step, those that took part.
         same_random: whether a compiled step draws the eager step's random numbers.
+        finite: refuse a step whose results are not all finite, see `NotFiniteError`: parameters
+            and the optimiser's state stay.
+        rehearses: learn each kind of arguments on steps that change nothing, so that each step
+            is taken at one level from the first.
+        plan: when "auto" compiles.
     """
 
     def __init__(
@@ -42,15 +90,24 @@ class WholeStep:
         stepper: Stepper,
         level: Level,
         announce: Callable[[str], None],
+        parameters: Callable[[], Sequence[Tensor]],
+        *,
         same_random: bool = True,
+        finite: bool = False,
+        rehearses: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         self.gradient, self.stepper, self.level = gradient, stepper, level
         self._announce, self._same_random = announce, same_random
+        self._parameters, self._finite = parameters, finite
+        self._rehearses = rehearses and level != "eager"
+        self._rehearsed: set[Hashable] = set()
+        self._plan: Plan = plan or WhenPaid()
         self._flat = FlatOptimizer()
         self._compiled: dict[Hashable, CompiledStep] = {}
         self._many: dict[int, ManySteps] = {}
+        self._workshop = Workshop()
         self._compiles = level in ("auto", "compiled")
-        self._seconds = 0.0
 
     @property
     def reached(self) -> str:
@@ -59,46 +116,206 @@ class WholeStep:
             return "compiled"
         return "captured" if self.gradient.num_captures else "eager"
 
-    def __call__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], parameters: Callable[[], list[Tensor]]
-    ) -> Any:
-        """One step. `parameters` lists, after an eager step, those that took part."""
-        if self._compiles and self.gradient.num_captures:
-            try:
-                arguments, recording = self.gradient.lookup(args, kwargs)
-            except CannotCaptureError:
-                recording = None  # the gradient will say so
-            if recording is not None and self._pays(recording):
-                step = self._find(arguments, recording)
-                if step is not None:
-                    return step(arguments.tensors)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Take one step; what `loss_and_grads` returns.
+
+        Raises:
+            NotFiniteError: see `finite`.
+            CannotCaptureError: where "captured" or "compiled" cannot be had.
+        """
+        if self._rehearses:
+            self._rehearse(args, kwargs)
+        step = self._compiled_step(args, kwargs)
+        if step is not None:
+            compiled, arguments = step
+            losses = compiled(arguments.tensors)
+            if self._finite and not finite(losses):
+                compiled.take_back()
+                raise NotFiniteError("a result of the step is not finite")
+            return losses
         begun = time.perf_counter()
-        loss = self._loss(args, kwargs)
-        self.update([p for p in parameters() if p.grad is not None])
-        if self.gradient.num_captures:
-            self._seconds += time.perf_counter() - begun
-        return loss
-
-    def many(self, data: list[Tensor], rows: Tensor) -> Tensor | None:
-        """Steps on `data[...][rows[s]]` for each s in one call, None if that cannot be had now."""
-        batch = tuple(tensor[rows[0]] for tensor in data)
-        arguments, recording = self.gradient.lookup(batch, {})
-        step = None if recording is None else self._find(arguments, recording)
-        if step is None:
-            return None
-        found = self._many.get(len(rows))
-        if found is None or found.step is not step:
-            found = self._many[len(rows)] = ManySteps(step, data, rows, self._same_random)
-        return found(data, rows)
-
-    def _loss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return (
+        losses = (
             self.gradient.eager(args, kwargs)
             if self.level == "eager"
             else self.gradient(*args, **kwargs)
         )
+        if self._finite and not finite(losses):
+            raise NotFiniteError("a result of the step is not finite")
+        self._update([p for p in self._parameters() if p.grad is not None])
+        if self.gradient.num_captures:
+            self._plan.captured(time.perf_counter() - begun)
+        return losses
 
-    def update(self, parameters: list[Tensor]) -> None:
+    def many(
+        self,
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        *,
+        turns: Sequence[Turn] = (),
+        between: Callable[[], None] | None = None,
+    ) -> Any:
+        """`count` steps in one call: on `data[...][rows[s]]` for each s, or all on all of `data`.
+
+        Args:
+            data: tensors, rows first.
+            rows: (count, B) or None.
+            turns: tensors that the program reads, with their value at each step.
+            between: called after the numbers of each step have been taken (a schedule's step).
+
+        Returns:
+            The losses, each (count,); None if these steps cannot be had in one call now. With
+            `finite`, results that are not finite are returned as they are: what the state is then
+            is for the caller to mend.
+        """
+        batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
+        if self._rehearses:
+            self._rehearse(batch, {})
+        arguments, recording = self.gradient.lookup(batch, {})
+        if recording is None or not self._now(recording, arguments):
+            return None
+        step = self._find(arguments, recording)
+        if step is None:
+            return None
+        found = self._many.get(count)
+        if found is None or found.step is not step:
+            self._announce(f"Compiling {count} steps as one call.")
+            found = ManySteps(step, data, rows, count, turns, self._same_random)
+            self._many[count] = found
+        return found(data, rows, turns, between)
+
+    # Learning
+
+    def _rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record these arguments, if they are new, on steps that change nothing."""
+        gradient = self.gradient
+        if gradient.refusal is not None:
+            return
+        try:
+            arguments, recording = gradient.lookup(args, kwargs)
+        except CannotCaptureError:
+            return  # the step itself will say so
+        key = gradient.key(arguments)
+        if key in self._rehearsed:
+            return
+        self._rehearsed.add(key)
+        if recording is None:
+            self._lay_out()
+            gradient.rehearse(args, kwargs, Snapshot(gradient.watched))
+            arguments, recording = gradient.lookup(args, kwargs)
+        if recording is not None and self._compiles and self.level == "auto":
+            self._prepare(arguments, recording)
+
+    def _lay_out(self) -> None:
+        """Move parameters into flat vectors already, so that a resumed run has them there too."""
+        known = [p for p in self.gradient.parameters or self._parameters() if p.requires_grad]
+        owned = self.stepper.owned(known)
+        if owned is not None and not self._flat.laid_out:
+            with_state = [entry for entry in owned if entry[1].state.get(entry[0])]
+            self._flat.plan(with_state or owned)
+
+    def _prepare(self, arguments: Arguments, recording: Recording) -> None:
+        """Have another process compile the step, if the plan says so."""
+        if not self._plan.ahead(recording, arguments):
+            return
+        step = self._trace(arguments, recording)
+        if step is not None:
+            self._announce(
+                f"Compiling the step in the background, about {cost(recording):.0f} s; captured "
+                "steps go on."
+            )
+            self._workshop.start(step.graph, step.inputs(arguments.tensors), self._same_random)
+
+    # Compiled steps
+
+    def _compiled_step(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[CompiledStep, Arguments] | None:
+        if not self._compiles or not self.gradient.num_captures:
+            return None
+        try:
+            arguments, recording = self.gradient.lookup(args, kwargs)
+        except CannotCaptureError:
+            return None  # the gradient will say so
+        if recording is None or not self._now(recording, arguments):
+            return None
+        step = self._find(arguments, recording)
+        if step is None or not self._finish(step, arguments):
+            return None
+        return step, arguments
+
+    def _now(self, recording: Recording, arguments: Arguments) -> bool:
+        if not self._compiles:
+            return False
+        return self.level == "compiled" or self._plan.now(recording, arguments)
+
+    def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | None:
+        """The compiled step for these arguments; it may still have to be compiled."""
+        active = recording.trained(self.gradient.parameters)
+        owned = self.stepper.owned(active)
+        groups = None if owned is None else self._flat.plan(owned)
+        if groups is None:
+            if owned is not None:
+                self._stop("the optimiser has no flat rule; captured steps go on with it")
+            return None
+        step = self._compiled.get(self.gradient.key(arguments))
+        if step is not None and step.recording is recording and step.groups is groups:
+            return step
+        return self._trace(arguments, recording, groups)
+
+    def _trace(
+        self,
+        arguments: Arguments,
+        recording: Recording,
+        groups: list[FlatGroup] | None = None,
+    ) -> CompiledStep | None:
+        if groups is None:
+            owned = self.stepper.owned(recording.trained(self.gradient.parameters))
+            groups = None if owned is None else self._flat.plan(owned)
+        if groups is None:
+            return None
+        clip = clipped(self.stepper) if self.stepper.clips() else None
+        parameters = self.gradient.parameters
+        try:
+            step = CompiledStep(
+                recording, parameters, groups, arguments.tensors, clip, self._finite
+            )
+        except Exception as error:
+            self._stop(f"{type(error).__name__}: {_first_line(error)}", error)
+            return None
+        self._compiled[self.gradient.key(arguments)] = step
+        return step
+
+    def _finish(self, step: CompiledStep, arguments: Arguments) -> bool:
+        if step.ready:
+            return True
+        if self._workshop.used:
+            failure = self._workshop.wait(self._announce)
+            if failure is not None:
+                self._stop(failure)
+                return False
+        else:
+            self._announce(
+                f"Compiling the step, about {cost(step.recording):.0f} s once; steps go on "
+                "after it."
+            )
+        try:
+            step.compile(arguments.tensors, self._same_random)
+        except Exception as error:
+            self._stop(f"{type(error).__name__}: {_first_line(error)}", error)
+            return False
+        return True
+
+    def _stop(self, reason: str, error: Exception | None = None) -> None:
+        if self.level == "compiled":
+            raise CannotCaptureError(f"the step cannot be compiled: {reason}") from error
+        self._compiles = False
+        self._compiled.clear()
+        self._announce(f"Running captured, not compiled: {reason}")
+
+    # The update
+
+    def _update(self, parameters: list[Tensor]) -> None:
         """Step the optimiser from the parameters' gradients, and clear them."""
         owned = None if self.level == "eager" else self.stepper.owned(parameters)
         if owned is None or self._flat.plan(owned) is None:
@@ -111,48 +328,15 @@ class WholeStep:
         for p in parameters:
             p.grad = None
 
-    def _pays(self, recording: Recording) -> bool:
-        """Whether captured steps have cost what compiling will: at worst twice the best choice."""
-        if self.level == "compiled":
-            return True
-        return self._seconds > _cost(recording)
 
-    def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | None:
-        active = recording.trained(self.gradient.parameters)
-        owned = self.stepper.owned(active)
-        groups = None if owned is None else self._flat.plan(owned)
-        if groups is None:
-            if owned is not None:
-                self._stop("the optimiser has no flat rule; captured steps go on with it")
-            return None
-        key = self.gradient.key(arguments)
-        step = self._compiled.get(key)
-        if step is None or step.recording is not recording or step.groups is not groups:
-            step = self._compile(recording, groups, arguments.tensors)
-            if step is not None:
-                self._compiled[key] = step
-        return step
-
-    def _compile(
-        self, recording: Recording, groups: list[FlatGroup], batch: list[Tensor]
-    ) -> CompiledStep | None:
-        clip = clipped(self.stepper) if self.stepper.clips() else None
-        self._announce(
-            f"Compiling the step, about {_cost(recording):.0f} s once; steps go on after it."
-        )
-        try:
-            parameters = self.gradient.parameters
-            return CompiledStep(recording, parameters, groups, batch, clip, self._same_random)
-        except Exception as error:
-            self._stop(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}", error)
-            return None
-
-    def _stop(self, reason: str, error: Exception | None = None) -> None:
-        if self.level == "compiled":
-            raise CannotCaptureError(f"the step cannot be compiled: {reason}") from error
-        self._compiles = False
-        self._announce(f"Running captured, not compiled: {reason}")
+def finite(losses: Any) -> bool:
+    """Whether every number of a result is finite."""
+    return all(
+        bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
+        for value in pytree.tree_leaves(losses)
+        if isinstance(value, Tensor | float | int)
+    )
 
 
-def _cost(recording: Recording) -> float:
-    return _COST[0] + _COST[1] * len(recording.module.graph.nodes)
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

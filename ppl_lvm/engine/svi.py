@@ -87,7 +87,9 @@ class CompiledSVI:
         stepper: Stepper = (
             PyroStepper(optimizer) if isinstance(optimizer, PyroOptim) else TorchStepper(optimizer)
         )
-        self._step = WholeStep(gradient, stepper, engine, say, same_random)
+        self._step = WholeStep(
+            gradient, stepper, engine, say, lambda: self._found, same_random=same_random
+        )
 
     @property
     def level(self) -> str:
@@ -106,12 +108,7 @@ class CompiledSVI:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
-        if self.engine == "eager":
-            loss = self._loss_and_grads(*args, **kwargs)
-            self._step.update([p for p in self._found if p.grad is not None])
-        else:
-            loss = self._step(args, kwargs, lambda: self._found)
-        return _numbers(loss)
+        return _numbers(self._step(*args, **kwargs))
 
     def steps(self, *data: Tensor, rows: Tensor) -> list[float]:
         """One step for each row of `rows` (S, B), on the data at these indices; the S losses.
@@ -134,11 +131,14 @@ class CompiledSVI:
         if self.engine != "compiled" or self._loops or whole.reached != "compiled":
             return None
         try:
-            losses = whole.many(data, rows)
+            losses = whole.many(data, rows, len(rows))
         except CannotCaptureError:
+            losses = None
             self._loops = True
-            return None
-        return None if losses is None else losses.tolist()
+        if isinstance(losses, Tensor):
+            return losses.tolist()
+        self._loops = self._loops or losses is not None
+        return None
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""

@@ -100,7 +100,7 @@ def test_without_a_compiler_captured_serves_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(step_module, "_COST", (0.0, 0.0))
-    monkeypatch.setattr(compiled.CompiledStep, "_compile", _no_compiler)
+    monkeypatch.setattr(compiled, "compile_graph", _no_compiler)
     expected, _ = whole("eager")
     said: list[str] = []
     parameters, (loss_and_grads, weight), x = problem()
@@ -119,7 +119,7 @@ def test_without_a_compiler_captured_serves_and_one_line_says_so(
 def test_without_a_compiler_asking_for_compiled_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compiled.CompiledStep, "_compile", _no_compiler)
+    monkeypatch.setattr(compiled, "compile_graph", _no_compiler)
     with pytest.raises(CannotCaptureError, match=r"no C\+\+ compiler"):
         whole("compiled")
 
