@@ -2,12 +2,14 @@
 
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
+from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.shared import SharedNormal
 
 __all__ = [
     "AmortizedCategorical",
+    "AmortizedLowRank",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",
     "AutoGuide",

@@ -49,8 +49,19 @@ class PushedNormal:
         return self.push(Normal(loc, scale).to_event(len(self.shape)))
 
     def push(self, base: Any) -> Any:
-        """`base`, a distribution of unconstrained events, on the support."""
-        return base if self._real else TransformedDistribution(base, [self._transform])
+        """`base`, a distribution of unconstrained events, on the support.
+
+        A value that it drew is scored at the unconstrained value it came from, which is exact
+        where T saturates, and saves inverting a flow.
+        """
+        return base if self._real else TransformedDistribution(base, [self._transform.with_cache()])
+
+    def constrain(self, unconstrained: Tensor) -> tuple[Tensor, Tensor | None]:
+        """T(u) and log |det ∂T/∂u| per event; None where T is the identity."""
+        if self._real:
+            return unconstrained, None
+        value = self._transform(unconstrained)
+        return value, self._transform.log_abs_det_jacobian(unconstrained, value)
 
     def unconstrain(self, value: Tensor) -> Tensor:
         """T⁻¹ of a value in the support."""
