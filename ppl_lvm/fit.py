@@ -16,7 +16,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ppl_lvm.checkpoint import write_json
+from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.engine import Level
 from ppl_lvm.evidence import log_evidence
@@ -29,8 +29,6 @@ from ppl_lvm.run import (
     TEMPLATE_ROWS,
     Run,
     evidence_record,
-    load_run,
-    read_record,
     surroundings,
 )
 from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
@@ -118,7 +116,7 @@ def fit(
         NonFiniteError: the loss became NaN or infinite; names parameter, site or data row.
     """
     whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = _split(whole, validation, seed)
+    train, held_out = set_aside(whole, validation, seed)
     if batch_size is None:
         batch_size = whole.batch_size or len(train)
     options = Options(
@@ -151,7 +149,7 @@ def fit(
     refuse_faulty(first.pair, *_first_rows(train, options.batch_size))
     path = None if directory is None else Path(directory)
     if path is not None:
-        finished = _claim(path, record, resume)
+        finished = claim(path, record, resume)
         if finished is not None:
             return finished
     return fitting.run(first, path, record)
@@ -291,50 +289,10 @@ class _Fitting:
         }
 
 
-def _claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
-    """Write run.json, or check that it asks for the same run; a finished run is returned."""
-    if (path / "run.json").exists():
-        stored = read_record(path)
-        if not resume:
-            raise ValueError(
-                f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
-                "another directory."
-            )
-        for key in ("model", "guide", "options", "data", "restarts_asked"):
-            asked, kept = _as_json(record[key]), stored[key]
-            if asked != kept:
-                names = (
-                    sorted(k for k in asked if asked[k] != kept.get(k))
-                    if isinstance(asked, dict)
-                    else []
-                )
-                raise ValueError(
-                    f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
-                    "Resume with what it was started with, or choose another directory."
-                )
-        return None if stored["results"] is None else load_run(path)
-    write_json(path / "run.json", record)
-    return None
-
-
-def _as_json(data: Any) -> Any:
-    import json
-
-    return json.loads(json.dumps(data))
-
-
 def _rank(entry: dict[str, Any]) -> float:
     """What the best restart is best in: the held-out bound, else the bound."""
     value = entry["held_out"] if entry["held_out"] is not None else entry["bound"]
     return float(value)
-
-
-def _split(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
-    if validation is None or (isinstance(validation, int | float) and validation == 0):
-        return data, None
-    if isinstance(validation, int | float):
-        return data.split(validation, seed)
-    return data, validation if isinstance(validation, Data) else load_data(validation)
 
 
 def _num_steps(steps: int | None, epochs: int | None, rows: int, batch_size: int) -> int:

@@ -1,0 +1,52 @@
+"""What a fit lays claim to before it begins: its rows, and its directory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ppl_lvm.checkpoint import write_json
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.run import Run, load_run, read_record
+
+
+def set_aside(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
+    """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
+    if validation is None or (isinstance(validation, int | float) and validation == 0):
+        return data, None
+    if isinstance(validation, int | float):
+        return data.split(validation, seed)
+    return data, validation if isinstance(validation, Data) else load_data(validation)
+
+
+def claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
+    """Write run.json, or check that it asks for the same run; a finished run is returned.
+
+    Raises:
+        ValueError: the directory holds a run, and it is not to be resumed, or is another one.
+    """
+    if (path / "run.json").exists():
+        stored = read_record(path)
+        if not resume:
+            raise ValueError(
+                f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
+                "another directory."
+            )
+        for key in ("model", "guide", "options", "data", "restarts_asked"):
+            asked, kept = _as_json(record[key]), stored[key]
+            if asked != kept:
+                names = (
+                    sorted(k for k in asked if asked[k] != kept.get(k))
+                    if isinstance(asked, dict)
+                    else []
+                )
+                raise ValueError(
+                    f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
+                    "Resume with what it was started with, or choose another directory."
+                )
+        return None if stored["results"] is None else load_run(path)
+    write_json(path / "run.json", record)
+    return None
+
+
+def _as_json(data: Any) -> Any:
+    return json.loads(json.dumps(data))
