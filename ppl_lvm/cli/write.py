@@ -1,5 +1,6 @@
-"""Write: `check` and `show`."""
+"""Write: `new`, `check` and `show`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,6 +9,22 @@ from ppl_lvm.address import parse_settings
 from ppl_lvm.cli.options import DataOption, Guide, GuideSettings, Model, Settings
 
 app = typer.Typer()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the files, in lower case: topic_model.")],
+    like: Annotated[
+        str | None,
+        typer.Option(help="Start from a model of ours (gmm, vae, …) or from an address."),
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="Where to write the files.")] = Path("."),
+) -> None:
+    """Write a model, its guide, their test and a README, to start from."""
+    from ppl_lvm.new import new as write
+
+    for path in write(name, like, directory):
+        print(path)
 
 
 @app.command()
