@@ -2,8 +2,16 @@
 
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.factor_analysis import FactorAnalysis
+from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.models.vae import VAE
 
-__all__ = ["PPCA", "VAE", "BayesianGaussianMixture", "FactorAnalysis", "GaussianMixture"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "BayesianGaussianMixture",
+    "FactorAnalysis",
+    "GaussianMixture",
+    "GaussianMixtureVAE",
+]

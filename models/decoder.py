@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from pyro.distributions import Bernoulli, Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.nn import MLP
 
@@ -101,23 +101,26 @@ class Decoder(PyroModule):
     def dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
 
-    def meet(self, x: Tensor, model: str) -> None:
+    def meet(self, x: Tensor, owner: nn.Module) -> None:
         """Take P from the rows `x` (N, P) if nobody gave it; refuse data of another width.
 
+        At the first meeting all of `owner`, the model, takes the data's type and device.
+
         Raises:
-            ValueError: what came, and what `model` takes.
+            ValueError: what came, and what `owner` takes.
         """
         if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
             expected = "P" if self.observed is None else self.observed
             raise ValueError(
-                f"{model} takes rows (N, {expected}), got {tuple(x.shape)}. Flatten images with "
-                f"x.flatten(1), or build it with observed={x.shape[-1]}."
+                f"{type(owner).__name__} takes rows (N, {expected}), got {tuple(x.shape)}. "
+                f"Flatten images with x.flatten(1), or build it with observed={x.shape[-1]}."
             )
         if self.observed is None:
             dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
             self._resize(x.shape[1], dtype=dtype, device=x.device)
+            owner.to(dtype=dtype, device=x.device)
 
-    def initialize(self, x: Tensor, model: str) -> None:
+    def initialize(self, x: Tensor, owner: nn.Module) -> None:
         """Take P, and the columns' means and spread, from the rows `x` (N, P).
 
         Warns of constant columns where a Gaussian likelihood would learn their variance.
@@ -125,7 +128,7 @@ class Decoder(PyroModule):
         Raises:
             ValueError: for values outside the likelihood's support, or data that never changes.
         """
-        self.meet(x, model)
+        self.meet(x, owner)
         _check_support(x, self.likelihood, self.categories)
         if not self.likelihood.startswith("gaussian"):
             return

@@ -47,7 +47,7 @@ class VAE(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self.decoder.meet(x, "VAE")
+        self.decoder.meet(x, self)
         with pyro.plate("data", len(x), dim=-1):
             prior = Normal(x.new_zeros(self.latent, dtype=self.decoder.dtype), 1.0).to_event(1)
             z = pyro.sample("z", prior)
@@ -63,4 +63,4 @@ class VAE(PyroModule):
         Raises:
             ValueError: for values outside the likelihood's support, or data that never changes.
         """
-        self.decoder.initialize(x, "VAE")
+        self.decoder.initialize(x, self)

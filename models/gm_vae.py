@@ -1,0 +1,133 @@
+"""Variational auto-encoder with clusters: its codes are a mixture of Gaussians.
+
+    c_n ~ Categorical(π)                      latent    (N,), enumerated
+    z_n ~ N(μ_{c_n}, diag σ²_{c_n})           latent    (N, D)
+    x_n ~ p(x | decoder(z_n))                 observed  (N, P)
+
+The cluster is summed out inside the bound, and so needs no guide: with q(z | x) alone,
+
+    log p(x) ≥ E_q(z|x) [ log p(x | z) + log Σ_c π_c N(z; μ_c, σ_c²) - log q(z | x) ],
+
+and a datum belongs to cluster c with probability E_q(z|x)[p(c | z)].
+
+Maximised from a random start the bound is content with a single cluster for all, since the
+decoder makes any shape of it. So `initialize` starts from a mixture that knows the data: the
+leading principal components of x, scaled to variance 1, clustered by k-means, with a decoder that
+has been taught to lead from them back to x.
+
+References:
+    Jiang, Zheng, Tan, Tang, Zhou (2017). Variational deep embedding: an unsupervised and
+    generative approach to clustering. https://arxiv.org/abs/1611.05148 (its start is a trained
+    auto-encoder; its q(c | x) is what the sum over c gives here)
+    Dilokthanakul et al. (2016). Deep unsupervised clustering with Gaussian mixture variational
+    autoencoders. https://arxiv.org/abs/1611.02648
+"""
+
+import pyro
+import torch
+from pyro.distributions import Categorical, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.gmm import moments, start_clusters
+
+# The decoder's lessons before training: enough to tell clusters apart, not to learn noise.
+_LESSONS, _LESSON_ROWS, _LESSON_RATE = 300, 256, 3e-3
+# The least standard deviation of a cluster, in units of the principal components at the start.
+_LEAST = 0.05
+
+
+class GaussianMixtureVAE(PyroModule):
+    """K clusters of codes behind P columns.
+
+    Args:
+        components: K.
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        hidden: widths of the decoder's hidden layers.
+        likelihood, categories, floor: see `Decoder`.
+    """
+
+    weights: Tensor  # π (K,)
+    means: Tensor  # μ (K, D)
+    scales: Tensor  # σ (K, D)
+
+    def __init__(
+        self,
+        components: int = 10,
+        latent: int = 8,
+        observed: int | None = None,
+        hidden: tuple[int, ...] = (128,),
+        likelihood: str = "bernoulli",
+        categories: int | None = None,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if components < 1:
+            raise ValueError(f"A mixture needs at least one component; got {components}.")
+        self.components = components
+        self.latent = latent
+        self.observed = observed
+        self.hidden = tuple(hidden)
+        self.likelihood = likelihood
+        self.categories = categories
+        self.floor = floor
+        self.decoder = Decoder(latent, observed, hidden, likelihood, categories, floor)
+        self.weights = PyroParam(torch.full((components,), 1 / components), constraints.simplex)
+        # Equal means would receive equal gradients and never part.
+        self.means = PyroParam(torch.randn(components, latent), constraints.real)
+        self.scales = PyroParam(torch.ones(components, latent), constraints.greater_than(_LEAST))
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P)."""
+        self.decoder.meet(x, self)
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Categorical(self.weights), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", Normal(self.means[c], self.scales[c]).to_event(1))
+            pyro.sample("x", self.decoder(z), obs=x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """What is expected of x given `z` (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        return self.decoder.mean(z)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from clusters of principal components of the rows `x` (N, P).
+
+        Raises:
+            ValueError: for values outside the likelihood's support, fewer distinct rows than
+                clusters, or fewer columns than codes.
+        """
+        self.decoder.initialize(x, self)
+        z = principal_codes(x, self.latent)
+        weights, means, scatter = moments(z, start_clusters(z, self.components))
+        scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * _LEAST)
+        dtype = self.means.dtype
+        self.weights, self.means = weights.to(dtype), means.to(dtype)
+        self.scales = scales.to(dtype)
+        _teach(self.decoder, z.to(self.decoder.dtype), x)
+
+
+def principal_codes(x: Tensor, latent: int) -> Tensor:
+    """The D leading principal components of the rows `x` (N, P), each of variance 1: (N, D)."""
+    if latent > min(x.shape):
+        raise ValueError(
+            f"latent={latent} codes cannot start from the principal components of "
+            f"{x.shape[0]} rows and {x.shape[1]} columns. Use latent={min(x.shape)} or fewer."
+        )
+    centred = (x - x.mean(0)).double()
+    _, singular, V = torch.linalg.svd(centred, full_matrices=False)
+    return centred @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
+
+
+def _teach(decoder: Decoder, z: Tensor, x: Tensor) -> None:
+    """Let the decoder learn the way from codes `z` (N, D) to rows `x` (N, P)."""
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=_LESSON_RATE)
+    with torch.enable_grad():
+        for _ in range(_LESSONS):
+            rows = torch.randint(len(x), (min(len(x), _LESSON_ROWS),))
+            loss = -decoder(z[rows]).log_prob(x[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    optimizer.zero_grad()
