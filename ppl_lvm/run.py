@@ -24,7 +24,7 @@ from torch import Tensor
 from ppl_lvm import predict
 from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.diagnose import Diagnosis, Say, diagnose
+from ppl_lvm.diagnostics.diagnose import Diagnosis, Say, diagnose, sound_starts
 from ppl_lvm.evidence import Evidence, log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
@@ -143,24 +143,36 @@ class Run:
         return whole.split(record["validation"], self.record["options"]["seed"])
 
     def diagnose(
-        self, x: Any = None, *, held_out: Any = None, seed: int = 0, say: Say | None = None
+        self,
+        x: Any = None,
+        *,
+        held_out: Any = None,
+        quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+        refits: int = 0,
+        seed: int = 0,
+        say: Say | None = None,
     ) -> Diagnosis:
         """Can this fit be trusted? A table of questions with figures, verdicts and remedies.
 
         Args:
             x: the rows it was fitted to (default: loaded by name or path, with those held out).
             held_out: rows it has not seen.
+            quantities: test quantities of your own, name -> a function of data sets (R, N, P)
+                that gives one number each (R,).
+            refits: how often a guide that does not read the data is fitted to simulated data, to
+                see whether it is calibrated.
             say: called as say(name, done, total) before each diagnostic.
         """
         if x is None:
             x, held_out = self.data()
-        bounds = [r["bound"] for r in self.restarts if r["degenerate"] is None]
         return diagnose(
             self._pair,
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            restarts=bounds if len(self.restarts) > 1 else (),
+            starts=sound_starts(self.restarts, self.trails),
+            quantities=quantities,
+            refits=refits,
             seed=seed,
             say=say,
         )

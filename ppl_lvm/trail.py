@@ -9,7 +9,9 @@ the agreement of the restarts' clusterings.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_lvm import predict
@@ -82,12 +84,17 @@ class Iterates:
         self._next = (step // self._every + 1) * self._every
 
 
-def last_bounds(bounds: Sequence[float]) -> Tensor:
-    """Means over 20 consecutive parts of the last fifth (at least 40 steps): (20,) or (0,)."""
+def stretch(steps: int) -> int:
+    """How many steps are the last stretch: a fifth, at least 40, a multiple of 20."""
+    return max(int(steps * STRETCH), 2 * BATCHES) // BATCHES * BATCHES
+
+
+def last_bounds(bounds: Sequence[float] | NDArray[np.float64]) -> Tensor:
+    """Means over 20 consecutive parts of the last stretch: (20,); (0,) with under 100 steps."""
     if len(bounds) < 100:
         return torch.empty(0, dtype=torch.float64)
-    steps = max(int(len(bounds) * STRETCH), 2 * BATCHES) // BATCHES * BATCHES
-    return torch.tensor(bounds[-steps:], dtype=torch.float64).reshape(BATCHES, -1).mean(1)
+    last = torch.tensor(bounds[-stretch(len(bounds)) :], dtype=torch.float64)
+    return last.reshape(BATCHES, -1).mean(1)
 
 
 def clusterings(pair: Pair, *batch: Tensor) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from scipy import stats
 from torch import Tensor
 
 from ppl_lvm.diagnostics.amortised import require_amortised
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.layout import by_row
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
@@ -101,13 +101,13 @@ class Calibration:
                 "simulation-based calibration, p-value",
                 p,
                 None,
-                "good ≥ 0.02, bad < 0.001",
+                f"good ≥ {LOOK}, bad < {BAD}",
                 f"Talts et al. 2018, arXiv:1804.06788; levels: {OURS}",
-                graded(-p, -0.02, -0.001),
+                graded(-p, -LOOK, -BAD),
                 f"{n} simulations, {len(self.ranks)} quantities; the least uniform ranks are those "
                 f"of {worst}: {shape(self.ranks[worst], self.num_draws)}.",
                 ""
-                if p >= 0.02
+                if p >= LOOK
                 else "Train q on data simulated from the model (wake-sleep), or use a richer "
                 "guide; correct its draws by importance weights.",
             ),
@@ -119,7 +119,7 @@ class Calibration:
         worst = max(found, key=lambda n: abs(found[n][0] - nominal))
         value, error = found[worst]
         # Beyond what chance does to the worst of as many quantities, by the normal quantile.
-        allowed = error * float(stats.norm.isf(0.01 / len(found)))
+        allowed = error * float(stats.norm.isf(LOOK / 2 / len(found)))
         excess = max(abs(value - nominal) - allowed, 0.0)
         return Finding(
             QUESTION,
@@ -265,12 +265,12 @@ class Symmetry:
                 "VSBC symmetry, p-value",
                 p,
                 None,
-                "good ≥ 0.02, bad < 0.001",
+                f"good ≥ {LOOK}, bad < {BAD}",
                 f"Yao et al. 2018, arXiv:1802.02538; levels: {OURS}",
-                graded(-p, -0.02, -0.001),
+                graded(-p, -LOOK, -BAD),
                 f"Location only. Least symmetric: {worst}, whose estimates lie too "
                 f"{'low' if low else 'high'} on average.",
-                "" if p >= 0.02 else "A richer guide; correct its draws by importance weights.",
+                "" if p >= LOOK else "A richer guide; correct its draws by importance weights.",
             )
         ]
 

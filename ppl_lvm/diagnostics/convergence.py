@@ -11,7 +11,7 @@ converged when the gain is both significant (|t| > 3) and large. The same stretc
 
     R̂ = √(((n − 1)/n W + B/n) / W)
 
-over halves and chains of any iterates (bounds here; parameters by `r_hat`).
+over halves and chains of any iterates: bounds here, parameters in drift.py.
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
@@ -28,10 +28,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.trail import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
-STRETCH, BATCHES = 0.2, 20
-SIGNIFICANT = 3.0  # t, with 18 degrees of freedom: one false alarm in 130
+SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
 SMALL, LARGE = 0.01, 0.1  # nats per datum
 Floats = NDArray[np.float64]
 
@@ -46,6 +46,7 @@ class Convergence:
         r_hat: split R̂ of the stretch's batch means: halves against each other.
         steps: length of the stretch.
         restarts: final bounds of the restarts that may be chosen (empty: one start only).
+        restarts_r_hat: split R̂ of those restarts' batch means of the bound; NaN where not kept.
     """
 
     bound: float
@@ -55,36 +56,48 @@ class Convergence:
     r_hat: float
     steps: int
     restarts: tuple[float, ...]
+    restarts_r_hat: float = math.nan
 
     @property
     def significant(self) -> bool:
         return abs(self.gain) > SIGNIFICANT * self.gain_error
 
     @property
-    def converged(self) -> bool:
-        return not (self.significant and abs(self.gain) > SMALL)
+    def converged(self) -> bool | None:
+        """None where the bound is too noisy to tell: a large gain that is not significant."""
+        if self.significant:
+            return abs(self.gain) <= SMALL
+        return None if abs(self.gain) > LARGE else True
 
     def findings(self) -> list[Finding]:
         rows = [self._gain_finding(), self._r_hat_finding()]
-        return rows + ([self._spread_finding()] if len(self.restarts) > 1 else [])
+        if len(self.restarts) > 1:
+            rows.append(self._spread_finding())
+            if math.isfinite(self.restarts_r_hat):
+                rows.append(self._restarts_r_hat_finding())
+        return rows
 
     def _gain_finding(self) -> Finding:
         verdict = graded(abs(self.gain), SMALL, LARGE) if self.significant else "good"
-        direction = "rises" if self.gain > 0 else "falls"
+        if self.converged is None:
+            verdict = "cannot say"
+        said = {
+            "good": "no trend to speak of.",
+            "cannot say": "too noisy to tell a gain of this size from none.",
+        }.get(verdict, "it still rises." if self.gain > 0 else "it still falls.")
         return Finding(
             QUESTION,
             f"gain of the bound over the last {self.steps} steps, nats per datum",
             self.gain,
             self.gain_error,
-            f"good ≤ {SMALL} or not significant (|t| ≤ 3), bad > {LARGE}",
+            f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
             OURS,
             verdict,
-            f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; "
-            + (f"it still {direction}." if verdict != "good" else "no trend to speak of."),
+            f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; " + said,
             ""
             if verdict == "good"
             else "Train longer."
-            if self.gain > 0
+            if self.gain > 0 or verdict == "cannot say"
             else "Lower the learning rate or clip gradients; the optimiser diverges.",
         )
 
@@ -119,32 +132,55 @@ class Convergence:
             "" if best - low <= LARGE else "More restarts: the bound has several optima.",
         )
 
+    def _restarts_r_hat_finding(self) -> Finding:
+        # Without noise in the bound R̂ sees differences that matter to nobody.
+        meaningful = max(self.restarts) - min(self.restarts) > LARGE
+        verdict = graded(self.restarts_r_hat, 1.1, 1.5) if meaningful else "good"
+        return Finding(
+            QUESTION,
+            f"R̂ of the bound over {len(self.restarts)} restarts",
+            self.restarts_r_hat,
+            None,
+            f"good ≤ 1.1 or spread ≤ {LARGE}, bad > 1.5",
+            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}",
+            verdict,
+            "The restarts' last stretches against their own scatter.",
+            "" if verdict == "good" else "The starts end in different places: more restarts.",
+        )
+
 
 def convergence(
-    history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
+    history: Mapping[str, Sequence[float]],
+    restarts: Sequence[float] = (),
+    restarts_bounds: Sequence[ArrayLike] = (),
 ) -> Convergence:
-    """From a run's history ("bound": one value a step) and its restarts' final bounds.
+    """From a run's history ("bound": one value a step) and its restarts.
+
+    Args:
+        restarts: final bounds of the restarts that may be chosen.
+        restarts_bounds: of each, the means of the bound over 20 parts of its last stretch.
 
     Raises:
         CannotSayError: fewer than 100 steps, or a bound that is not finite in the last stretch.
     """
     bounds = np.asarray(history["bound"], np.float64)
-    steps = max(int(len(bounds) * STRETCH), 2 * BATCHES)
     if len(bounds) < 100:
         raise CannotSayError(f"The history has {len(bounds)} steps; 100 are needed to see a trend.")
-    last = bounds[-(steps // BATCHES * BATCHES) :]
-    if not np.isfinite(last).all():
+    means = last_bounds(bounds).numpy()
+    if not np.isfinite(means).all():
         raise CannotSayError("The bound is not finite in the last stretch: training broke down.")
-    means = last.reshape(BATCHES, -1).mean(1)
     slope, slope_error = _line(means)
     return Convergence(
-        bound=float(last.mean()),
+        bound=float(means.mean()),
         bound_error=float(means.std(ddof=1) / math.sqrt(BATCHES)),
         gain=slope * BATCHES,
         gain_error=slope_error * BATCHES,
         r_hat=float(r_hat(means[None])),
-        steps=len(last),
+        steps=stretch(len(bounds)),
         restarts=tuple(restarts),
+        restarts_r_hat=float(r_hat(np.stack(restarts_bounds)))
+        if len(restarts_bounds) > 1
+        else math.nan,
     )
 
 

@@ -6,6 +6,8 @@
 
 A question that has no answer for this pair becomes a row "cannot say" with the reason; it never
 costs the other rows.
+
+FALSE ALARMS
 """
 
 import math
@@ -15,46 +17,69 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
 from torch import Tensor
 
 from ppl_lvm.diagnostics import (
     calibration,
     convergence,
+    drift,
     gaps,
     gradient,
     khat,
     latents,
+    leave_out,
     mixtures,
     predictive,
     tightness,
 )
-from ppl_lvm.diagnostics.finding import CannotSayError, Finding, cannot_say
+from ppl_lvm.diagnostics.finding import VERDICTS, CannotSayError, Finding, cannot_say
+from ppl_lvm.diagnostics.refit import refitting
+from ppl_lvm.diagnostics.show import table
 from ppl_lvm.pair import Pair
 from ppl_lvm.particles.plan import make_plan
+from ppl_lvm.trail import Trail
 
 MAX_ROWS = 1000
 ANNEALED_ROWS, SANDWICH_ROWS = 300, 100
 KEYS = ("question", "name", "value", "error", "threshold", "verdict", "remedy")
-STYLES = {"good": "green", "look": "yellow", "bad": "bold red", "cannot say": "dim"}
 NAMES = {
     "convergence": "convergence of the bound",
+    "drift": "drift of the parameters",
     "tightness": "gap between ELBO and log p(x)",
     "sandwich": "sandwich on simulated data",
     "gaps": "approximation and amortisation gap",
     "generalisation": "generalisation gap",
     "khat": "Pareto k̂",
     "calibration": "simulation-based calibration",
+    "vsbc": "calibration by fitting again",
     "predictive": "predictive checks",
+    "prior": "prior predictive checks",
     "two_sample": "classifier two-sample test",
     "loo": "leave-one-out",
     "latents": "use of the latent space",
     "mixtures": "components",
+    "stability": "stability of the clustering over restarts",
     "gradient": "gradient",
 }
+FEWEST_REFITS = 20
 Say = Callable[[str, int, int], None]
+Step = tuple[str, str, Callable[[dict[str, Any]], Any]]
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The starts of a run that may be chosen.
+
+    Attributes:
+        bounds: their final bounds, nats per datum.
+        trails: what each left behind; none where nothing was kept.
+        chosen: which of them is the fit.
+    """
+
+    bounds: tuple[float, ...] = ()
+    trails: tuple[Trail, ...] = ()
+    chosen: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,7 +104,7 @@ class Diagnosis:
 
     def counts(self) -> dict[str, int]:
         """Verdict -> number of rows."""
-        return {v: sum(f.verdict == v for f in self.findings) for v in STYLES}
+        return {v: sum(f.verdict == v for f in self.findings) for v in VERDICTS}
 
     @property
     def worst(self) -> str:
@@ -87,23 +112,11 @@ class Diagnosis:
         counts = self.counts()
         return next((v for v in ("bad", "look", "good") if counts[v]), "cannot say")
 
-    def __rich__(self) -> Table:
-        counts = ", ".join(f"{n} {v}" for v, n in self.counts().items() if n)
-        table = Table(title=f"Can this fit be trusted? {counts}", box=box.SIMPLE_HEAD)
-        for head in ("verdict", "what", "figure", "threshold", "why and what to do"):
-            table.add_column(head, overflow="fold")
-        question = ""
-        for row in self.findings:
-            if row.question != question:
-                question = row.question
-                table.add_row("", f"[bold]{question}[/bold]", "", "", "")
-            said = f"{row.why} {row.remedy}".strip()
-            verdict = f"[{STYLES[row.verdict]}]{row.verdict}[/]"
-            table.add_row(verdict, _plain(row.name), row.figure, row.threshold, _plain(said))
-        return table
+    def __rich__(self) -> Group:
+        return table(self.findings)
 
     def __str__(self) -> str:
-        console = Console(width=120, no_color=True, highlight=False)
+        console = Console(width=80, no_color=True, highlight=False)
         with console.capture() as captured:
             console.print(self)
         return "\n".join(line.rstrip() for line in captured.get().splitlines())
@@ -115,16 +128,14 @@ def _reason(error: Exception) -> str:
     return said if isinstance(error, CannotSayError) else f"{type(error).__name__}: {said}"
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")  # "z[0]" is no markup
-
-
 def diagnose(
     pair: Pair,
     history: Mapping[str, Sequence[float]],
     *batch: Any,
     held_out: tuple[Any, ...] | None = None,
-    restarts: Sequence[float] = (),
+    starts: Starts | None = None,
+    quantities: Mapping[str, predictive.Quantity] | None = None,
+    refits: int = 0,
     temperatures: int = 100,
     seed: int = 0,
     say: Say | None = None,
@@ -136,11 +147,18 @@ def diagnose(
         batch: the training rows. At most 1,000 of them are used, 300 for annealing.
         held_out: rows that training did not see; q, bounds and predictions are then judged on
             them, and the generalisation gap is measured.
-        restarts: final bounds of the restarts that may be chosen.
+        starts: what is known of the start that was chosen and of those that might have been.
+        quantities: test quantities of your own for the predictive check, name -> a function of
+            data sets (R, N, P) that gives one number each (R,).
+        refits: how often a guide that does not read the data is fitted to data simulated from the
+            model, to see whether it is calibrated (at least 20; costs as many short fits).
         temperatures: of the annealing; more make log p(x) tighter and cost in proportion.
         say: called as say(name, done, total) before each diagnostic.
     """
-    asking = _Asking(pair, history, batch, held_out, tuple(restarts), temperatures, seed)
+    if 0 < refits < FEWEST_REFITS:
+        raise ValueError(f"refits={refits} tell nothing; give at least {FEWEST_REFITS}, or 0.")
+    asking = _Asking(pair, history, batch, held_out, starts or Starts(), temperatures, seed)
+    asking.quantities, asking.refits = dict(quantities or {}), refits
     findings: list[Finding] = []
     details: dict[str, Any] = {}
     seconds: dict[str, float] = {}
@@ -170,12 +188,14 @@ class _Asking:
         history: Mapping[str, Sequence[float]],
         batch: tuple[Any, ...],
         held_out: tuple[Any, ...] | None,
-        restarts: tuple[float, ...],
+        starts: Starts,
         temperatures: int,
         seed: int,
     ) -> None:
         self.temperatures = temperatures
-        self.pair, self.history, self.restarts, self.seed = pair, history, restarts, seed
+        self.quantities: dict[str, predictive.Quantity] = {}
+        self.refits = 0
+        self.pair, self.history, self.starts, self.seed = pair, history, starts, seed
         self.train = some_rows(batch, MAX_ROWS)
         self.held_out = None if held_out is None else some_rows(held_out, MAX_ROWS)
         judged = self.train if self.held_out is None else self.held_out
@@ -185,27 +205,87 @@ class _Asking:
         if self.joint:
             self.train = self.judged = self.few = batch
 
-    def steps(self) -> list[tuple[str, str, Callable[[dict[str, Any]], Any]]]:
+    def steps(self) -> list[Step]:
+        """(name, question, function of what was found before) in the order of the table."""
         m, g, s = self.pair.model, self.pair.guide, self.seed
         x = self.judged
-        return [
+        steps: list[Step] = [
             ("convergence", convergence.QUESTION, lambda _: self._convergence()),
+            ("drift", convergence.QUESTION, lambda _: self._drift()),
             ("tightness", tightness.QUESTION, lambda _: self._tightness()),
             ("sandwich", tightness.QUESTION, lambda _: self._sandwich()),
             ("gaps", gaps.QUESTION, self._gaps),
             ("generalisation", gaps.QUESTION, lambda _: self._generalisation()),
             ("khat", khat.QUESTION, lambda _: khat.pareto_k(m, g, *x, seed=s)),
             ("calibration", calibration.QUESTION, lambda _: calibration.sbc(m, g, *x, seed=s)),
-            ("predictive", predictive.QUESTION, lambda _: predictive.check(m, g, *x, seed=s)),
+            ("predictive", predictive.QUESTION, lambda _: self._check(prior=False)),
             ("two_sample", predictive.QUESTION, lambda _: predictive.two_sample(m, g, *x, seed=s)),
-            ("loo", predictive.QUESTION, lambda _: predictive.loo(m, g, *self.train, seed=s)),
+            ("loo", predictive.QUESTION, lambda _: leave_out.loo(m, g, *self.train, seed=s)),
             ("latents", latents.QUESTION, lambda _: latents.latent_use(m, g, *x, seed=s)),
             ("mixtures", mixtures.QUESTION, lambda _: mixtures.mixture(self.pair, *x)),
             ("gradient", gradient.QUESTION, self._gradient),
         ]
+        more: list[tuple[bool, str, Step]] = [
+            (
+                self.refits > 0,
+                "calibration",
+                ("vsbc", calibration.QUESTION, lambda _: self._vsbc()),
+            ),
+            (
+                self.joint,
+                "predictive",
+                ("prior", predictive.QUESTION, lambda _: self._check(prior=True)),
+            ),
+            (
+                len(self.starts.bounds) > 1,
+                "mixtures",
+                ("stability", mixtures.QUESTION, lambda _: self._stability()),
+            ),
+        ]
+        for asked, after, step in more:
+            if asked:
+                steps.insert([name for name, *_ in steps].index(after) + 1, step)
+        return steps
 
     def _convergence(self) -> convergence.Convergence:
-        return convergence.convergence(self.history, self.restarts)
+        means = [t.bounds for t in self.starts.trails if len(t.bounds)]
+        return convergence.convergence(self.history, self.starts.bounds, means)
+
+    def _drift(self) -> drift.Drift:
+        s = self.starts
+        return drift.drift(self.pair, s.trails, s.bounds, s.chosen)
+
+    def _check(self, prior: bool) -> predictive.Check:
+        return predictive.check(
+            self.pair.model,
+            self.pair.guide,
+            *self.judged,
+            own=self.quantities,
+            prior=prior,
+            seed=self.seed,
+        )
+
+    def _vsbc(self) -> calibration.Symmetry:
+        return calibration.vsbc(
+            self.pair.model,
+            refitting(self.pair),
+            *self.train,
+            num_simulations=self.refits,
+            seed=self.seed,
+        )
+
+    def _stability(self) -> mixtures.Stability:
+        """Of restarts that came close to the best."""
+        best = max(self.starts.bounds)
+        alike = [
+            trail.responsibilities
+            for trail, bound in zip(self.starts.trails, self.starts.bounds, strict=False)
+            if bound > best - convergence.LARGE
+        ]
+        sites = {name for found in alike for name in found}
+        if len(sites) != 1:
+            raise CannotSayError("No discrete local site, or several, are summed out of the model.")
+        return mixtures.stability([found[next(iter(sites))] for found in alike])
 
     def _tightness(self) -> tightness.Tightness:
         return tightness.tightness(
@@ -266,10 +346,16 @@ def _has_globals(pair: Pair, batch: tuple[Any, ...]) -> bool:
         return make_plan(pair.model, pair.guide, batch, {}).data_plate is None
 
 
-def restart_bounds(restarts: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Final bounds of a run's restarts (`run.restarts`), without degenerate or broken ones."""
-    return tuple(
-        float(r["bound"])
-        for r in restarts
-        if r.get("degenerate") is None and r.get("bound") is not None and math.isfinite(r["bound"])
+def sound_starts(restarts: Sequence[Mapping[str, Any]], trails: Sequence[Trail] = ()) -> Starts:
+    """From a run's restarts (`run.restarts`), without degenerate or broken ones."""
+    sound = [
+        i
+        for i, r in enumerate(restarts)
+        if r.get("chosen")
+        or (r.get("degenerate") is None and math.isfinite(r.get("bound") or math.nan))
+    ]
+    return Starts(
+        tuple(float(restarts[i]["bound"]) for i in sound),
+        tuple(trails[i] for i in sound) if trails else (),
+        next((k for k, i in enumerate(sound) if restarts[i].get("chosen")), 0),
     )

@@ -2,10 +2,14 @@
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Verdict = Literal["good", "look", "bad", "cannot say"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 OURS = "our working value"
+# p-values below which a test says "look" and "bad". A table has some seven tests: at 1 in 200
+# each, about one table in thirty gives a false alarm.
+LOOK, BAD = 0.005, 0.001
 
 
 class CannotSayError(ValueError):

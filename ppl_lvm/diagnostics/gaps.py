@@ -203,7 +203,7 @@ def gaps(
 def _take_out(guide: Program, batch: tuple[Any, ...], plan: Plan) -> tuple[list[Tensor], Any]:
     """Unconstrained parameters of q's sites, and a function that builds the distributions."""
     if plan.data_plate is None or not plan.latents:
-        raise CannotSayError("Only local latents of the guide are amortised; there are none apart.")
+        raise CannotSayError("The guide has no local latents, or global ones beside them.")
     with torch.no_grad():
         sites = trace_program(guide, batch, {}, particles=None, nesting=0)
         again = trace_program(guide, batch, {}, particles=None, nesting=0)

@@ -1,32 +1,130 @@
-"""log p(x_n | θ_s) of every datum under draws θ_s of the global latents.
+"""Does it reproduce the data? Each datum predicted from all others, by smoothed weights.
 
-Marginal over local latents: discrete ones that the model enumerates exactly, others by importance
-weights of K fresh draws a θ_s. The conditional log p(x_n | z_n) with z_n ~ q(z_n | x_n) has seen
-x_n, and leave-one-out prediction from it is wrong.
+With draws θ_s ~ q of the global latents, l_sn = log p(x_n | θ_s), and smoothed, normalised weights
+
+    w_sn ∝ p(x, θ_s) / q(θ_s) / p(x_n | θ_s),
+
+    elpd_n = log Σ_s w_sn p(x_n | θ_s),    PIT:  u_np = Σ_s w_sn 1[x_rep,snp < x_np],
+
+x_rep,s ~ p(x | θ_s), ties by a fair draw: u is uniform over n if the model is right, and has not
+seen x_n, as the PIT of training rows has.
+
+l is marginal over local latents: discrete ones that the model enumerates exactly, others by
+importance weights of K fresh draws a θ_s. The conditional log p(x_n | z_n) with z_n ~ q(z_n | x_n)
+has seen x_n, and leave-one-out prediction from it is wrong.
+
+References:
+    Magnusson, Andersen, Jonasson, Vehtari (2019). Bayesian leave-one-out cross-validation for
+    large data. https://arxiv.org/abs/1904.10679
+    Gelfand, Dey, Chang (1992). Model determination using predictive distributions with
+    implementation via sampling-based methods. (LOO-PIT)
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm import psis
+from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, cannot_say, graded
+from ppl_lvm.diagnostics.predictive import QUESTION, pit_findings
+from ppl_lvm.diagnostics.seeds import own_random
+from ppl_lvm.diagnostics.simulate import observed_places
 from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.tables import run_pair, tabulate
-from ppl_lvm.particles.traces import Sites, plate_dim, trace_program
+from ppl_lvm.particles.traces import Given, Sites, plate_dim, trace_program
 from ppl_lvm.subsample import DATA_PLATE
 
 LOCAL_PARTICLES = 64
+CELLS = 2**27  # comparisons of replicates with data that are kept, a byte each
+Floats = NDArray[np.float64]
 
 
-def pointwise(
-    model: Program, guide: Program, batch: tuple[Any, ...], num_draws: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(x_n | θ_s) (S, N), log p(x, θ_s) (S,), log q(θ_s) (S,)."""
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Attributes:
+    loo: what `ppl_lvm.psis.loo` gives, corrected for draws from q.
+    pit: site -> u (N, P), P(x_rep,np < x_np | the other data); empty where data cannot be drawn.
+    """
+
+    loo: psis.Loo
+    pit: dict[str, Floats]
+
+    def findings(self) -> list[Finding]:
+        k, N = self.loo.k, len(self.loo.k)
+        share = float((k > self.loo.good_k).mean())
+        rows = [
+            Finding(
+                QUESTION,
+                "leave-one-out: share of data with unreliable k̂",
+                share,
+                math.sqrt(share * (1 - share) / N),
+                f"k̂ ≤ {self.loo.good_k:.2f}; good ≤ 0.05, bad > 0.2",
+                f"Magnusson et al. 2019, arXiv:1904.10679; shares: {OURS}",
+                graded(share, 0.05, 0.2),
+                f"elpd {self.loo.elpd:.2f} ± {self.loo.se:.2f} nats in all, effective parameters "
+                f"{self.loo.p:.1f}.",
+                ""
+                if share <= 0.05
+                else "q itself is far from the posterior (see the joint k̂): a richer guide."
+                if share > 0.5
+                else "Refit without those data, or K-fold cross-validation.",
+            )
+        ]
+        if share <= 0.2:
+            return rows + pit_findings(self.pit, "LOO-PIT")
+        why = "The weights that leave a datum out are unreliable for too many data."
+        return [*rows, *(cannot_say(QUESTION, f"LOO-PIT of {name}", why) for name in self.pit)]
+
+
+def loo(
+    model: Program, guide: Program, *batch: Any, num_draws: int = 1000, seed: int = 0
+) -> LeaveOneOut:
+    """Expected log predictive density and PIT of each datum given the others.
+
+    Raises:
+        CannotSayError: no global latent: the parameters are points that have seen every datum.
+    """
+    with own_random(seed), torch.no_grad():
+        found = pointwise(model, guide, batch, num_draws)
+        l, log_p, log_q = (t.double().numpy() for t in (found.l, found.log_p, found.log_q))
+        log_w, _ = psis.psis(log_p - log_q - l.T)  # (N, S)
+        w = torch.from_numpy(np.exp(log_w)).float()
+        pit = {}
+        for name, sign in found.sign.items():  # (S, N, P)
+            below = torch.einsum("ns,snp->np", w, (sign > 0).float())
+            tied = torch.einsum("ns,snp->np", w, (sign == 0).float())
+            u = (below + tied * torch.rand(tied.shape)).clamp(0, 1)
+            pit[name] = u.double().numpy()
+    return LeaveOneOut(psis.loo(l, log_p, log_q), pit)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """Of S draws θ_s ~ q.
+
+    Attributes:
+        l: log p(x_n | θ_s) (S, N).
+        log_p, log_q: log p(x, θ_s), log q(θ_s), (S,).
+        sign: observed site -> (S, N, P) sign of x_np − x_rep,snp, evenly spaced columns where
+            there would be too many; empty where data cannot be drawn from the model.
+    """
+
+    l: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    sign: dict[str, Tensor]
+
+
+def pointwise(model: Program, guide: Program, batch: tuple[Any, ...], num_draws: int) -> Pointwise:
+    """The densities of every datum under draws of the global latents."""
     plan = plan_pair(model, guide, batch, {}, num_draws)
     if plan.data_plate is not None or not plan.latents:
         raise CannotSayError(
@@ -42,14 +140,18 @@ def pointwise(
 
 def _at_once(
     model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, num_draws: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Pointwise:
     """All draws under a particle plate, the data's dimension kept apart."""
     plan = replace(plan, data_plate=DATA_PLATE)
+    data = _data(model, batch)
+    signs: dict[str, list[Tensor]] = {name: [] for name in data}
     N, chunk = len(batch[0]), max(1, 2**22 // len(batch[0]) // 8)
     l, log_p, log_q = [], [], []
     for start in range(0, num_draws, chunk):
         size = max(2, min(chunk, num_draws - start))
-        tables = tabulate(*run_pair(model, guide, batch, {}, plan, size), plan, True)
+        sites = run_pair(model, guide, batch, {}, plan, size)
+        tables = tabulate(*sites, plan, True)
+        _compare(data, signs, model, batch, plan, size, sites[0])
         each = torch.zeros(size, N)
         shared = torch.zeros(size)
         for name, value in tables.log_p.items():
@@ -63,18 +165,28 @@ def _at_once(
         log_p.append(shared + each.sum(1))
         log_q.append(sum((v.sum(1) for v in tables.log_q.values()), torch.zeros(size)))
     S = num_draws
-    return torch.cat(l)[:S], torch.cat(log_p)[:S], torch.cat(log_q)[:S]
+    return Pointwise(
+        torch.cat(l)[:S],
+        torch.cat(log_p)[:S],
+        torch.cat(log_q)[:S],
+        {n: torch.cat(t)[:S] for n, t in signs.items()},
+    )
 
 
 def _one_by_one(
     model: Program, guide: Program, batch: tuple[Any, ...], num_draws: int, local: list[str]
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Pointwise:
     """Each draw of the globals with K fresh draws of the local latents."""
+    data = _data(model, batch)
+    signs: dict[str, list[Tensor]] = {name: [] for name in data}
+    plan = plan_pair(model, guide, batch, {}, 1)
     N, K = len(batch[0]), LOCAL_PARTICLES if local else 1
     l, log_p, log_q = [], [], []
     for _ in range(num_draws):
         sites: Sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-        shared = {n: s["value"] for n, s in sites.items() if n not in local}
+        own = {n: s for n, s in sites.items() if n not in local}
+        shared = {n: s["value"] for n, s in own.items()}
+        _compare(data, signs, model, batch, plan, None, own)
         programs = [
             poutine.block(poutine.condition(p, data=shared), hide=list(shared))
             for p in (model, guide)
@@ -84,7 +196,50 @@ def _one_by_one(
         l.append(row)
         log_p.append(_score(model, shared, batch) + row.sum())
         log_q.append(_score(guide, shared, batch))
-    return torch.stack(l), torch.stack(log_p), torch.stack(log_q)
+    return Pointwise(
+        torch.stack(l),
+        torch.stack(log_p),
+        torch.stack(log_q),
+        {n: torch.cat(t) for n, t in signs.items()},
+    )
+
+
+def _data(model: Program, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Observed site -> x; empty where data cannot be drawn from the model."""
+    try:
+        return {name: batch[i] for name, i in observed_places(model, *batch).items()}
+    except CannotSayError:
+        return {}
+
+
+def _compare(
+    data: Mapping[str, Tensor],
+    signs: dict[str, list[Tensor]],
+    model: Program,
+    batch: tuple[Any, ...],
+    plan: Plan,
+    particles: int | None,
+    drawn: Sites,
+) -> None:
+    """Draw one data set under each θ, and add the signs of x − x_rep (S, N, P) to `signs`."""
+    if not data:
+        return
+    values = {n: s["value"] for n, s in drawn.items()}
+    free = poutine.uncondition(model)
+    sites = trace_program(
+        free, batch, {}, particles=particles, nesting=plan.nesting, given=Given(values)
+    )
+    for name, x in data.items():
+        x_rep = sites[name]["value"].reshape(particles or 1, len(x), -1)
+        index = columns(x)
+        difference = x.reshape(len(x), -1)[:, index].double() - x_rep[..., index].double()
+        signs[name].append(difference.sign().to(torch.int8))
+
+
+def columns(x: Tensor) -> Tensor:
+    """Which columns of x (N, ...) are compared: at most so many that 1,000 draws fit in memory."""
+    width = x[0].numel()
+    return torch.linspace(0, width - 1, min(width, max(1, CELLS // 1000 // len(x)))).long()
 
 
 def _score(program: Program, values: dict[str, Tensor], batch: tuple[Any, ...]) -> Tensor:

@@ -296,7 +296,9 @@ def stability(responsibilities: Sequence[ArrayLike]) -> Stability:
     """From the responsibilities (N, K) of at least two restarts on the same rows."""
     P = np.stack([np.asarray(r, np.float64) for r in responsibilities])
     if len(P) < 2:
-        raise CannotSayError("Stability needs at least two restarts (fit with restarts=5).")
+        raise CannotSayError(
+            "Stability needs at least two restarts that came close to the best (restarts=5)."
+        )
     hard = P.argmax(2)
     pairs = [
         adjusted_rand_score(hard[i], hard[j]) for i in range(len(P)) for j in range(i + 1, len(P))

@@ -221,6 +221,8 @@ def sandwich(
     """
     with own_random(seed):
         plan = plan_pair(model, guide, batch, {}, 2)
+        if not plan.latents:
+            raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
         require_amortised(model, guide, batch, plan)
         values, fresh = simulate(model, *batch)
         joint = Joint(model, guide, *fresh)

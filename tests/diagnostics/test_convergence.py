@@ -31,6 +31,13 @@ def test_rising_bound_has_not_converged() -> None:
     assert abs(found.gain - 1.0) < 5 * found.gain_error
 
 
+def test_a_gain_lost_in_noise_is_not_called_convergence() -> None:
+    bound = np.array(noise(400, 0, sd=2.0)) + np.linspace(0, 2, 400)
+    found = convergence({"bound": list(bound)})
+    assert found.converged is None
+    assert found.findings()[0].verdict == "cannot say"
+
+
 def test_falling_bound_diverges() -> None:
     bound = np.array(noise(2000, 0)) - np.linspace(0, 5, 2000)
     row = convergence({"bound": list(bound)}).findings()[0]
@@ -43,7 +50,7 @@ def test_falling_bound_diverges() -> None:
 def test_false_alarms_are_at_most_one_in_twenty(correlation: float) -> None:
     alarms = [
         any(
-            f.verdict != "good"
+            f.verdict in ("look", "bad")
             for f in convergence({"bound": noise(2000, seed, correlation)}).findings()
         )
         for seed in range(200)
@@ -56,6 +63,16 @@ def test_restarts_that_disagree_are_named() -> None:
     assert convergence(flat, [-1.0, -1.01, -1.02]).findings()[2].verdict == "good"
     assert convergence(flat, [-1.0, -1.05, -3.0]).findings()[2].verdict == "look"
     assert convergence(flat, [-1.0, -2.5, -3.0]).findings()[2].verdict == "bad"
+
+
+@pytest.mark.parametrize(("apart", "verdict"), [(0.0, "good"), (1.0, "bad")])
+def test_r_hat_over_restarts_sees_starts_that_end_in_different_places(
+    apart: float, verdict: str
+) -> None:
+    means = [np.array(noise(20, s, sd=0.05)) + apart * s for s in range(3)]
+    found = convergence({"bound": noise(500, 1)}, [-10.0, -10 + apart, -10 + 2 * apart], means)
+    assert found.findings()[3].name == "R̂ of the bound over 3 restarts"
+    assert found.findings()[3].verdict == verdict
 
 
 def test_r_hat_of_equal_and_of_parted_chains() -> None:

@@ -12,10 +12,11 @@ from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from ppl_lvm.diagnostics.diagnose import NAMES, diagnose, restart_bounds, some_rows
+from ppl_lvm.diagnostics.diagnose import NAMES, Starts, diagnose, some_rows, sound_starts
 from ppl_lvm.diagnostics.finding import Finding
 from ppl_lvm.diagnostics.show import progress
 from ppl_lvm.pair import Pair
+from ppl_lvm.trail import Trail
 
 KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}
 
@@ -48,7 +49,13 @@ def diagnosed(linear: Any) -> Callable[..., Any]:
         x, y = linear.simulate(150, seed=11), scale * linear.simulate(150, seed=12)
         pair.prepare(x)
         return diagnose(
-            pair, flat_history(), x, held_out=(y,), restarts=(-5.0, -5.01), temperatures=20, **more
+            pair,
+            flat_history(),
+            x,
+            held_out=(y,),
+            starts=Starts((-5.0, -5.01)),
+            temperatures=20,
+            **more,
         )
 
     return run
@@ -145,5 +152,10 @@ def test_rows_are_spread_and_restarts_sifted() -> None:
         {"bound": -1.0, "degenerate": None},
         {"bound": 9.0, "degenerate": "collapsed"},
         {"bound": None},
+        {"bound": -0.5, "degenerate": None, "chosen": True},
     ]
-    assert restart_bounds(entries) == (-1.0,)
+    trails = [Trail() for _ in entries]
+    found = sound_starts(entries, trails)
+    assert found.bounds == (-1.0, -0.5)
+    assert found.trails[1] is trails[3]
+    assert found.chosen == 1
