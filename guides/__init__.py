@@ -2,6 +2,7 @@
 
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
+from ppl_lvm.guides.amortized_flow import AmortizedFlow
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
@@ -9,6 +10,7 @@ from ppl_lvm.guides.shared import SharedNormal
 
 __all__ = [
     "AmortizedCategorical",
+    "AmortizedFlow",
     "AmortizedLowRank",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",

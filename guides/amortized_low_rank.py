@@ -1,6 +1,6 @@
 """One encoder for all data, correlated along a few directions: q(z_n | x_n) is a low-rank normal.
 
-    q(z_n | x_n) = N(μ(x_n), D(x_n) D(x_n)ᵀ + diag σ²(x_n)),   (μ, log σ, D) = encoder(x_n)
+    q(z_n | x_n) = N(μ(x_n), D(x_n) D(x_n)ᵀ + diag σ²(x_n)),   (μ, log σ, D - D₀) = encoder(x_n)
 
 for every local continuous latent z whose value is a vector, of k unconstrained numbers: D is
 (k, r), its columns the r directions along which latents move together. Between AmortizedNormal
@@ -34,8 +34,8 @@ class AmortizedLowRank(Encoded):
         batch: what the model is called with: some typical rows.
         rank: r, the columns of D.
         encoder: a network called as `encoder(*batch)` that returns, for each site in the order of
-            the model's code, k numbers of μ, k of log σ and k r of D, row by row:
-            (B, Σ (2 + r) k). If None, a `RowEncoder` over all columns.
+            the model's code, k numbers of μ, k of log σ and k r of D - D₀, row by row (D₀: see
+            `factors.py`): (B, Σ (2 + r) k). If None, a `RowEncoder` over all columns.
         hidden: widths of the hidden layers of the default encoder.
 
     Raises:
@@ -55,5 +55,5 @@ class AmortizedLowRank(Encoded):
             raise ValueError(f"AmortizedLowRank needs rank >= 1, got {rank}; use AmortizedNormal.")
         declared = model if isinstance(model, Signature) else signature(model, *batch)
         factors = vectors(served(declared, name), declared, LowRank(rank), name)
-        what = f"k of μ, k of log σ and {rank} k of D for each site"
+        what = f"k of μ, k of log σ and {rank} k of D - D₀ for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)

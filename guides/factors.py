@@ -7,9 +7,11 @@ ask. A family says how many numbers it reads for an unconstrained event of a giv
 
     Diagonal    μ, then log σ: 2 k
     Full        μ, then S - I row by row, Σ = S Sᵀ + ε I: k + k²
-    LowRank     μ, log σ, then D (k, r) row by row, Σ = D Dᵀ + diag σ²: 2 k + k r
+    LowRank     μ, log σ, then D - D₀ (k, r) row by row, Σ = D Dᵀ + diag σ²: 2 k + k r
 
-Written so, all of them start near a standard normal where λ starts near zero.
+Written so, all of them start near a standard normal where λ starts near zero. D starts at D₀, r
+orthogonal waves D₀_ij = cos(π (i + ½) (j + 1) / k): D = 0 is a stationary point, and a D that
+changes its sign from datum to datum passes through it.
 """
 
 import math
@@ -79,9 +81,11 @@ class LowRank(Family):
 
     def __call__(self, numbers: Tensor, shape: torch.Size) -> Any:
         k = shape[0]
-        loc, log_scale, factor = numbers.split([k, k, k * self.rank], dim=-1)
-        factor = factor.unflatten(-1, (k, self.rank))
-        return LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())
+        loc, log_scale, moved = numbers.split([k, k, k * self.rank], dim=-1)
+        i, j = torch.arange(k).to(numbers) + 0.5, torch.arange(self.rank).to(numbers) + 1
+        start = (math.pi * torch.outer(i, j) / k).cos()  # D₀
+        D = moved.unflatten(-1, (k, self.rank)) + start
+        return LowRankMultivariateNormal(loc, D, (2 * log_scale).exp())
 
 
 def cholesky(numbers: Tensor, k: int) -> Tensor:
