@@ -48,10 +48,11 @@ def make_pair(
     return pair, predict.summed_sites(pair, *example)
 
 
-def refuse_faulty(pair: Pair, *batch: Tensor) -> None:
-    """Raise where `check` finds an error; the message has each with its remedy."""
+def refuse_faulty(pair: Pair, *batch: Tensor, stands_for: int | None = None) -> None:
+    """Raise where `check` finds an error in a pair whose batches stand for so many rows; the
+    message has each error with its remedy."""
     with pair.scope():
-        findings = check(pair.model, pair.guide, *batch)
+        findings = check(pair.model, pair.guide, *batch, stands_for=stands_for)
     if not findings.ok:
         listed = "\n".join(str(finding) for finding in findings.errors)
         raise ValueError(f"The guide does not fit the model.\n{listed}")

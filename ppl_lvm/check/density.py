@@ -1,16 +1,11 @@
-"""Are all log-probabilities finite at the start, and does the pair run as it will be trained?"""
+"""Are all log-probabilities finite at the start, and of one order of magnitude?"""
 
-import warnings
 from collections.abc import Iterator
 
-import pyro
-from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
 from ppl_lvm.check.findings import Finding
-from ppl_lvm.check.look import Look, place_of
-from ppl_lvm.dry_run import dry_run
-from ppl_lvm.signature import Site
+from ppl_lvm.check.look import Look
 
 # Sites whose log-probabilities differ by more, per number, drown each other's gradients.
 _APART = 1e6
@@ -58,48 +53,3 @@ def check_density(look: Look, blamed: set[str]) -> Iterator[Finding]:
                 "Its gradient drowns theirs; float32 rounds theirs away.",
                 f"Standardise the data of {large!r}, or learn its scale.",
             )
-
-
-def check_enumeration(look: Look) -> Iterator[Finding]:
-    """Run the model as TraceEnum_ELBO will, with every marked site at all its values."""
-    assert look.model.signature is not None
-    marked = [site for site in look.model.signature.latents if _summed(site, look)]
-    if not marked:
-        return
-    dims = [plate.dim or 0 for plate in look.model.signature.plates]
-    nesting = -min(dims, default=0)
-    model, guide = look.programs
-    with (
-        dry_run(model, guide, seed=0),
-        pyro.validation_enabled(True),
-        warnings.catch_warnings(),
-    ):
-        try:
-            warnings.simplefilter("ignore")
-            TraceEnum_ELBO(max_plate_nesting=nesting).loss(model, guide, *look.batch)
-            return
-        except Exception as error:  # whatever a user's program raises is a finding
-            failed = error
-    site = marked[0]
-    file, line = place_of(failed) or look.model.places.get(site.name) or (None, None)
-    yield Finding(
-        "enumeration-fails",
-        "error",
-        site.name,
-        f"The pair does not run with {site.name!r} enumerated: {_first_line(failed)}",
-        f"Enumerated, {site.name!r} has shape ({site.values}, 1, …) with its values to the left "
-        "of all plates; code that counts on its plain shape breaks or mixes dimensions.",
-        f"Index with pyro.ops.indexing.Vindex: Vindex(table)[..., {site.name}, :], give every "
-        "plate its dim, and let no tensor use dimensions left of the plates.",
-        file,
-        line,
-    )
-
-
-def _summed(site: Site, look: Look) -> bool:
-    assert look.guide.signature is not None
-    return site.enumerate == "parallel" and site.name not in look.guide.signature
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,9 @@
 """What `check` returns: findings, each with what, why, where and the remedy."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -34,15 +36,41 @@ class Finding:
         assert self.severity in SEVERITIES, self.severity
 
     def __str__(self) -> str:
-        where = f" ({self.file}:{self.line})" if self.file else ""
+        where = f" ({_shortest(self.file)}:{self.line})" if self.file else ""
         head = f"{self.severity} {self.code}: {self.message}{where}"
         return f"{head}\n    why: {self.why}\n    remedy: {self.remedy}"
 
 
-class Findings(Sequence[Finding]):
-    """Findings, errors first. `.ok` says whether none is an error."""
+def _shortest(file: str) -> str:
+    """A file's path from here, where it is below."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
-    def __init__(self, found: Sequence[Finding]) -> None:
+
+@dataclass(frozen=True)
+class Suitability:
+    """Whether an objective suits a pair.
+
+    Attributes:
+        name: the objective's, as `objective=` takes it.
+        suits: whether it is what it says on this pair.
+        why: why not; or on what condition it does; empty where there is nothing to say.
+    """
+
+    name: str
+    suits: bool
+    why: str = ""
+
+
+class Findings(Sequence[Finding]):
+    """Findings, errors first. `.ok` says whether none is an error.
+
+    Attributes:
+        estimators: which objectives suit the pair; empty where an error stands before that.
+    """
+
+    def __init__(self, found: Sequence[Finding], estimators: Sequence[Suitability] = ()) -> None:
+        self.estimators = tuple(estimators)
         distinct = dict.fromkeys(found)
         self._found = sorted(distinct, key=lambda finding: SEVERITIES.index(finding.severity))
 
@@ -68,4 +96,25 @@ class Findings(Sequence[Finding]):
         return iter(self._found)
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self._found)) or "Nothing found: the guide fits the model."
+        """The findings, and in a paragraph of its own which objectives suit."""
+        said = "\n".join(map(str, self._found)) or "Nothing found: the guide fits the model."
+        if self.estimators:
+            said += "\n\n" + _suitable(self.estimators)
+        return said
+
+
+def _suitable(estimators: Sequence[Suitability]) -> str:
+    """The objectives that suit, in a list; and those that do not or not always, by reason."""
+    free = ", ".join(each.name for each in estimators if each.suits and not each.why)
+    lines = textwrap.wrap(f"Objectives that suit: {free or 'none'}.", 100, subsequent_indent="    ")
+    reasons: dict[tuple[bool, str], list[str]] = {}
+    for each in estimators:
+        if each.why:
+            # Estimators say their own name; one reason is told once for all who have it.
+            why = each.why.replace(each.name, "it", 1).strip()
+            reasons.setdefault((not each.suits, why), []).append(each.name)
+    for (not_at_all, why), names in sorted(reasons.items()):
+        head = "not" if not_at_all else "only"
+        text = f"{head} {', '.join(names)}: {why}"
+        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)

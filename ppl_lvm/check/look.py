@@ -1,5 +1,6 @@
 """Looks at a pair: several runs of model and guide, that leave no trace of having been made."""
 
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -40,6 +41,7 @@ class Run:
         signature: the same, read.
         places: site or parameter -> file and line of the user's program.
         concrete: lines that turned a tensor into a Python number.
+        origin: where the program begins, for what no site can be blamed for.
         error: the exception that stopped it.
     """
 
@@ -47,6 +49,7 @@ class Run:
     signature: Signature | None = None
     places: dict[str, Place] = field(default_factory=dict)
     concrete: list[Place] = field(default_factory=list)
+    origin: Place | None = None
     error: Exception | None = None
 
     def nodes(self) -> dict[str, dict[str, Any]]:
@@ -76,7 +79,7 @@ class Run:
         self, code: str, severity: str, site: str | None, message: str, why: str, remedy: str
     ) -> Finding:
         """A finding that knows where its site stands."""
-        file, line = self.places.get(site or "", (None, None))
+        file, line = self.places.get(site or "", self.origin or (None, None))
         return Finding(code, severity, site, message, why, remedy, file, line)
 
 
@@ -85,7 +88,7 @@ def run(program: Program, *batch: Any, seed: int = 0, values: poutine.Trace | No
 
     Call it inside a `dry_run` scope, in which its parameters are to live.
     """
-    found = Run()
+    found = Run(origin=_origin(program))
     pyro.set_rng_seed(seed)
     replayed = program if values is None else poutine.replay(program, values)
     try:
@@ -122,6 +125,15 @@ def look(model: Program, guide: Program, *batch: Any) -> Look:
     if replayed.error is not None and alone_model.error is None and drawn.error is None:
         replayed = alone_model if _shapes_differ(alone_model, drawn) else replayed
     return Look(replayed, drawn, batch, (model, guide), (alone_model, alone_guide))
+
+
+def _origin(program: Any) -> Place | None:
+    """The line that a function, or the `forward` of a module's class, begins at."""
+    function = getattr(type(program), "forward", getattr(program, "__func__", program))
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or not _is_users(code.co_filename):
+        return None
+    return code.co_filename, code.co_firstlineno
 
 
 def place_of(error: Exception) -> Place | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.check.findings import Finding
-from ppl_lvm.check.look import Look, Run, rows, run
+from ppl_lvm.check.look import Look, Run, run
 from ppl_lvm.dry_run import dry_run
 
 # A branch that one run in two takes goes unseen by all of these one time in 32.
@@ -47,7 +47,6 @@ def check_repeats(look: Look) -> Iterator[Finding]:
                 file,
                 line,
             )
-    yield from _order(look)
 
 
 class _OtherSeeds:
@@ -74,12 +73,13 @@ def _differing(one: Run, other: Run) -> str | None:
             return name
         if not _same(node["value"], theirs[name]["value"]):
             return name
-        if not _same(_density(node, node["value"]), _density(theirs[name], node["value"])):
+        if not _same(density(node, node["value"]), density(theirs[name], node["value"])):
             return name
     return None
 
 
-def _density(node: dict[str, Any], value: Any) -> Any:
+def density(node: dict[str, Any], value: Any) -> Any:
+    """log p of `value` at a site, or None where it cannot be told."""
     with torch.no_grad():
         try:
             return node["fn"].log_prob(value)
@@ -134,44 +134,3 @@ def _varies(one: Run, first: Run, other: Run) -> Finding:
         "Model and guide must take the same branch, and vectorised particles cannot.",
         f"Sample {site!r} always, and choose with torch.where or .mask(...).",
     )
-
-
-def _order(look: Look) -> Iterator[Finding]:
-    """Turn the rows around: a datum's density must turn with it, unless it depends on position."""
-    guide, B = look.guide, rows(look.batch)
-    if B is None or B < 2 or guide.signature is None:
-        return
-    local = [site for site in guide.signature.sites if site.local]
-    if not local or any(site.plates[-1:] != ("data",) for site in local):
-        return
-    turned = tuple(
-        part.flip(0) if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in look.batch
-    )
-    with dry_run(look.programs[1]), torch.no_grad():
-        backwards = run(look.programs[1], *turned)
-    with dry_run(look.programs[1]), torch.no_grad():
-        elsewhere = run(look.programs[1], *look.batch, seed=3)
-    if backwards.error is not None or elsewhere.error is not None:
-        return
-    there, back, noisy = guide.nodes(), backwards.nodes(), elsewhere.nodes()
-    for site in local:
-        if site.name not in back or len(site.batch_shape) != 1:
-            continue
-        value = there[site.name]["value"]
-        same = _density(there[site.name], value), _density(back[site.name], value.flip(0))
-        again = _density(noisy.get(site.name, there[site.name]), value)
-        if any(density is None for density in (*same, again)) or site.distribution == "Delta":
-            continue
-        if not torch.allclose(same[0], again):
-            continue  # parameters that are random themselves (dropout) cannot be compared so
-        if not torch.allclose(same[0], same[1].flip(0), rtol=1e-3, atol=1e-3):
-            yield guide.finding(
-                "batch-order",
-                "warning",
-                site.name,
-                f"The guide's {site.name!r} depends on where in the batch a row stands.",
-                "In shuffled mini-batches a row's parameters would be another row's.",
-                "Compute them from the row itself, as AmortizedNormal does, or train on all rows "
-                "at once and unshuffled.",
-            )

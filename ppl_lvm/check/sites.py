@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from ppl_lvm.check.findings import Finding
 from ppl_lvm.check.look import Look
 from ppl_lvm.signature import Signature, Site
+from ppl_lvm.subsample import DATA_PLATE
 
 
 def check_sites(look: Look) -> Iterator[Finding]:
@@ -14,6 +15,7 @@ def check_sites(look: Look) -> Iterator[Finding]:
     assert model is not None
     assert guide is not None
     nodes = look.guide.nodes()
+    missing = [site for site in model.latents if site.name not in guide]
     if not model.observed:
         yield look.model.finding(
             "nothing-observed",
@@ -45,32 +47,44 @@ def check_sites(look: Look) -> Iterator[Finding]:
                 "Its log-probability would be taken from the bound though nothing is inferred.",
                 f"Remove pyro.sample({site.name!r}, ...) from the guide.",
             )
-        elif site.name not in model:
-            yield _extra(look, site, model, guide)
-    for site in model.latents:
-        if site.name not in guide:
-            yield from _missing(look, site)
+        elif site.name not in model and not _one_row_of(site, missing, guide):
+            meant = _meant(site, missing)
+            # One fault, one finding: under its right name the site would not be missing.
+            missing = [other for other in missing if other is not meant]
+            yield _extra(look, site, meant, model)
+    for site in missing:
+        yield from _missing(look, site)
 
 
-def _extra(look: Look, site: Site, model: Signature, guide: Signature) -> Finding:
-    free = [latent.name for latent in model.latents if latent.name not in guide]
-    near = difflib.get_close_matches(site.name, free, n=1, cutoff=0.5) or free[:1]
-    rename = f"Rename it to {near[0]!r}, or remove it." if near else "Remove it."
+def _meant(site: Site, missing: list[Site]) -> Site | None:
+    """The latent that a site of the guide was meant for: the nearest name, or the only one."""
+    near = difflib.get_close_matches(site.name, [other.name for other in missing], 1, 0.5)
+    if not near and len(missing) != 1:
+        return None
+    return next((other for other in missing if [other.name] == near), missing[0])
+
+
+def _one_row_of(site: Site, missing: list[Site], guide: Signature) -> bool:
+    """Whether a site stands for one row of a missing latent: z_3 in a sequential plate, for z."""
+    sequential = any(guide.plate(name).dim is None for name in site.plates)
+    return sequential and any(site.name.startswith(other.name) for other in missing)
+
+
+def _extra(look: Look, site: Site, meant: Site | None, model: Signature) -> Finding:
+    names = [latent.name for latent in model.latents]
+    remedy = f"pyro.sample({meant.name!r}, ...)  # the model's name" if meant else "Remove it."
     return look.guide.finding(
         "missing-in-model",
         "error",
         site.name,
-        f"The guide samples {site.name!r}, but the model's latents are "
-        f"{[latent.name for latent in model.latents]}.",
+        f"The guide samples {site.name!r}, but the model's latents are {names}.",
         "The model never reads its value, and its log-probability makes the bound wrong.",
-        f"{rename} A helper of the guide's own takes infer={{'is_auxiliary': True}}.",
+        f"{remedy} A helper of the guide's own takes infer={{'is_auxiliary': True}}.",
     )
 
 
 def _missing(look: Look, site: Site) -> Iterator[Finding]:
-    if site.enumerate == "parallel" and site.values is not None:
-        return
-    if site.enumerate == "sequential" and site.values is not None:
+    if site.enumerate in ("parallel", "sequential") and site.values is not None:
         return
     if site.discrete and site.values is not None:
         yield look.model.finding(
@@ -80,22 +94,32 @@ def _missing(look: Look, site: Site) -> Iterator[Finding]:
             f"Nobody enumerates, samples or relaxes the discrete latent {site.name!r} "
             f"({site.values} values).",
             "The model would draw it from the prior in each step, blind to the data.",
-            f"pyro.sample({site.name!r}, dist.{site.distribution}(...), "
+            f"In the model: pyro.sample({site.name!r}, dist.{site.distribution}(...), "
             'infer={"enumerate": "parallel"})  # and train with TraceEnum_ELBO',
         )
         return
+    model = look.apart[0].signature or look.model.signature
+    assert model is not None
     event = f".to_event({len(site.event_shape)})" if site.event_shape else ""
     code = f"pyro.sample({site.name!r}, dist.{site.distribution}(...){event})"
-    for name in reversed(site.plates):
-        code = f"with pyro.plate({name!r}, ...): {code}"
     yield look.model.finding(
         "missing-in-guide",
         "error",
         site.name,
         f"The model's latent {site.name!r} is not in the guide.",
         "The model would draw it from the prior in each step, blind to the data.",
-        f"Add to the guide: {code}",
+        f"Add to the guide: {in_plates(code, site, model)}",
     )
+
+
+def in_plates(code: str, site: Site, signature: Signature) -> str:
+    """`code` inside the plates of `site`, as one would write it."""
+    for name in reversed(site.plates):
+        plate = signature.plate(name)
+        size = "len(x)" if name == DATA_PLATE else plate.size
+        dim = "" if plate.dim is None else f", dim={plate.dim}"
+        code = f"with pyro.plate({name!r}, {size}{dim}): {code}"
+    return code
 
 
 def check_shapes(look: Look) -> Iterator[Finding]:
@@ -109,7 +133,7 @@ def check_shapes(look: Look) -> Iterator[Finding]:
         theirs = model[site.name]
         if len(site.event_shape) != len(theirs.event_shape):
             yield _event_dim(look, site, theirs)
-        elif site.plates != theirs.plates or _dims(site, guide) != _dims(theirs, model):
+        elif _dims(site, guide) != _dims(theirs, model):  # by name: the order is no matter
             yield _plates(look, site, theirs, guide, model)
         elif site.shape != theirs.shape:
             yield look.guide.finding(
@@ -141,11 +165,8 @@ def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
 
 
 def _plates(look: Look, site: Site, theirs: Site, guide: Signature, model: Signature) -> Finding:
-    """Plates of the same site that differ by name, order, dim or size."""
-    code = f"pyro.sample({site.name!r}, ...)"
-    for name in reversed(theirs.plates):
-        plate = model.plate(name)
-        code = f"with pyro.plate({name!r}, {plate.size}, dim={plate.dim}): {code}"
+    """Plates of the same site that differ by name, dim or size."""
+    code = in_plates(f"pyro.sample({site.name!r}, ...)", theirs, model)
     return look.guide.finding(
         "plates",
         "error",
