@@ -4,7 +4,9 @@ from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
+from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.models.vae import VAE
 
 __all__ = [
@@ -14,4 +16,6 @@ __all__ = [
     "FactorAnalysis",
     "GaussianMixture",
     "GaussianMixtureVAE",
+    "MixtureOfPPCA",
+    "SemiSupervisedVAE",
 ]

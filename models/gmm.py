@@ -13,8 +13,11 @@ shrink its variance, and its density there grows, without end. So every covarian
 
 and `degenerate` says when a component has sunk to it.
 
-Reference:
+A value that is missing (NaN) is integrated out of its row's likelihood, exactly.
+
+References:
     Arthur, Vassilvitskii (2007). k-means++: the advantages of careful seeding.
+    Ghahramani, Jordan (1994). Supervised learning from incomplete data via an EM approach.
 """
 
 from typing import Any
@@ -26,9 +29,13 @@ from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ppl_lvm.models import mixture_em
+from ppl_lvm.models import mixture_em, mixture_features
+from ppl_lvm.models.mixture_missing import MarginalNormal
+from ppl_lvm.models.rows import check_rows, filled
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
+# Log-densities of rows with holes take a matrix a row and component: this many numbers at once.
+MARGINAL_NUMBERS = 2**22
 # k-means sees at most this many rows: its centres are a start, not the result.
 _START_ROWS = 50_000
 
@@ -48,6 +55,7 @@ class GaussianMixture(PyroModule):
     means: Tensor  # μ (K, P)
     scale_tril: Tensor  # L (K, P, P), or (P, P) if tied
     scale: Tensor  # in place of L: (K, P) if diag, (K,) if spherical
+    holes: Tensor  # (), whether values may be missing: `initialize` looks
 
     def __init__(
         self,
@@ -70,24 +78,32 @@ class GaussianMixture(PyroModule):
         self.covariance = covariance
         self.floor = floor
         self.observed: int | None = None
+        # Kept with the parameters: a step must not look at its rows to know (it may be captured).
+        self.register_buffer("holes", torch.tensor(False))
         if observed is not None:
             self._resize(observed)
 
     def forward(self, x: Tensor) -> None:
-        """Rows `x` (N, P)."""
+        """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw such."""
         self._meet(x)
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", Categorical(self.weights), infer={"enumerate": "parallel"})
-            pyro.sample("x", self._component(z), obs=x)
+            z = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            if self.components > 1:
+                z = pyro.sample("z", Categorical(self.weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", self._component(z, bool(self.holes)), obs=x)
 
     def initialize(self, x: Tensor) -> None:
         """Start from k-means under torch's seed, its centres chosen by k-means++.
 
+        For the start alone, missing values are replaced by their columns' means.
+
         Raises:
-            ValueError: for fewer rows than components.
+            ValueError: for fewer rows than components, or a column without a value.
         """
         self._meet(x)
-        self._set(*blended(x, start_clusters(x, self.components)))
+        self.holes.fill_(bool(x.isnan().any()))
+        whole = filled(x)
+        self._set(*blended(whole, start_clusters(whole, self.components)))
 
     def degenerate(self, x: Tensor) -> str | None:
         """Why these parameters must not be chosen although their likelihood is high, or None.
@@ -97,7 +113,7 @@ class GaussianMixture(PyroModule):
         columns, on a column that is constant within it. Its likelihood then says how low the
         floor is and nothing about the data.
         """
-        r = self.responsibilities(x)
+        r, x = self.responsibilities(x), filled(x)
         held = r.sum(0) > 0.5  # a component that explains no row cannot be said to collapse
         weights, _, scatter = moments(x, r)
         spread = self._least_spread(weights, scatter)
@@ -154,6 +170,20 @@ class GaussianMixture(PyroModule):
         """θ' in closed form; the least variance is twice the floor, as in every start."""
         return mixture_em.maximize(state, statistics, self.covariance, 2 * self.floor)
 
+    def e_steps(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """`e_step` of many starts, leading in θ, in two matrix products that they share."""
+        return mixture_features.expect(state, x, self.covariance)
+
+    def carry(
+        self,
+        state: dict[str, Tensor],
+        new: dict[str, Tensor],
+        made_of: dict[str, Tensor],
+        statistics: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return mixture_em.carry(state, new, statistics, self.covariance)
+
     @property
     def covariance_matrix(self) -> Tensor:
         """Σ (K, P, P), whichever form the covariance has."""
@@ -166,19 +196,24 @@ class GaussianMixture(PyroModule):
     def _log_joint(self, x: Tensor) -> Tensor:
         """log π_k + log N(x_n; μ_k, Σ_k): (N, K)."""
         every = torch.arange(self.components, device=x.device)
-        log_prob: Tensor = self._component(every).log_prob(x.unsqueeze(-2))
-        return log_prob + self.weights.log()
+        holes = bool(x.isnan().any())
+        size = max(1, MARGINAL_NUMBERS // (self.components * x.shape[1] ** 2)) if holes else len(x)
+        component = self._component(every, holes)
+        parts = [component.log_prob(rows.unsqueeze(-2)) for rows in x.split(max(size, 1))]
+        return torch.cat(parts) + self.weights.log()
 
-    def _component(self, z: Tensor) -> Any:
+    def _component(self, z: Tensor, holes: bool) -> Any:
         """The Gaussian of component z, for indices of any shape.
 
         Its log-probability needs memory for K N P numbers and not K N P²: MultivariateNormal
         solves one triangular system a component for all its rows at once.
         """
-        if self.covariance == "full":
-            return MultivariateNormal(self.means[z], scale_tril=self._chol()[z])
-        if self.covariance == "tied":
-            return MultivariateNormal(self.means[z], scale_tril=self._chol())
+        if self.covariance in ("full", "tied"):
+            form = MarginalNormal if holes else MultivariateNormal
+            L = self._chol()
+            return form(self.means[z], scale_tril=L if self.covariance == "tied" else L[z])
+        if holes:
+            return MarginalNormal(self.means[z], scale_tril=torch.diag_embed(self._scale()[z]))
         return Normal(self.means[z], self._scale()[z]).to_event(1)
 
     def _chol(self) -> Tensor:
@@ -219,12 +254,7 @@ class GaussianMixture(PyroModule):
 
     def _meet(self, x: Tensor) -> None:
         """Take P from the data if nobody gave it; refuse data of another width."""
-        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
-            expected = "P" if self.observed is None else self.observed
-            raise ValueError(
-                f"GaussianMixture takes rows (N, {expected}), got {tuple(x.shape)}. Choose "
-                f"columns, or build it with observed={x.shape[-1]}."
-            )
+        check_rows(x, self.observed, type(self).__name__)
         if self.observed is None:
             self._resize(x.shape[1], dtype=x.dtype, device=x.device)
 
@@ -232,8 +262,10 @@ class GaussianMixture(PyroModule):
         K, P = self.components, observed
         self.observed = observed
         self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
-        # Equal means would receive equal gradients and never part.
-        self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
+        # Equal means would receive equal gradients and never part. Forked, so that a start from
+        # data draws the same whether the sizes were given before it or come with it.
+        with torch.random.fork_rng():
+            self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
         eye = torch.eye(P, **like)
         if self.covariance == "full":
             self.scale_tril = PyroParam(eye.repeat(K, 1, 1), constraints.lower_cholesky)

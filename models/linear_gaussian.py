@@ -127,9 +127,9 @@ class LinearGaussian(PyroModule):
         """θ' in closed form."""
         return maximize(state, statistics, self.floor)
 
-    def carry(self, state: State, new: State, statistics: State) -> State:
-        """The sums that were taken at θ, as they are at θ'."""
-        return carry(state, new, statistics)
+    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return carry(state, new, made_of, statistics)
 
     def _theta(self) -> State:
         return {"W": self.W, "mu": self.mu, "noise": self.noise}
@@ -142,7 +142,8 @@ class LinearGaussian(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
-        self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
+        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+            self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
 
@@ -221,12 +222,12 @@ def _prior(statistics: State) -> tuple[Tensor, Tensor]:
     return eta, torch.linalg.cholesky(Z[:-1, :-1] - eta[:, None] * eta)
 
 
-def carry(state: State, new: State, statistics: State) -> State:
-    """The sums of `expect` at θ in the coordinates of θ', which `maximize` made of them.
+def carry(state: State, new: State, made_of: State, statistics: State) -> State:
+    """The sums of `expect` at θ in the coordinates of θ', the M-step of the sums `made_of`.
 
     There z' = γ⁻¹ (z - η) and d' = d + μ - μ'.
     """
-    eta, gamma = _prior(statistics)
+    eta, gamma = _prior(made_of)
     D = len(eta)
     G = torch.nn.functional.pad(torch.linalg.inv(gamma), (0, 1, 0, 1))  # on (z, 1)
     shift = torch.cat([-(G[:D, :D] @ eta), torch.ones_like(eta[:1])])

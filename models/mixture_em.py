@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.models import mixture_missing
+
 # Residuals that are held at once: a block of rows stays in the processor's cache.
 BLOCK_NUMBERS = 2**18
 
@@ -35,14 +37,36 @@ State = dict[str, Tensor]
 
 
 def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
-    """R (K,), m (K, P), S and Σ_n log p(x_n) over rows `x` (N, P).
+    """R (K,), m (K, P), S and Σ_n log p(x_n) over rows `x` (N, P), NaN where a value is missing.
 
     S is (K, P, P) if full, (P, P) and summed over components if tied, else diagonals (K, P).
     """
+    holed = x.isnan().any(-1)
+    if not holed.any():
+        return _expect_complete(state, x, covariance)
+    total, log_likelihood = _expect_holed(state, x[holed], covariance)
+    if holed.all():
+        return total, log_likelihood
+    others, more = _expect_complete(state, x[~holed], covariance)
+    return {name: t + others[name] for name, t in total.items()}, log_likelihood + more
+
+
+def _expect_holed(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+    if covariance in ("diag", "spherical"):
+        scale = _scales(state["variance"], state["means"])
+        return mixture_missing.expect_diagonal(state, scale, x)
+    L = torch.linalg.cholesky(state["variance"])
+    sums, log_likelihood = mixture_missing.expect(state, L if L.dim() == 3 else L[None], x)
+    if covariance == "tied":
+        sums["scatter"] = sums["scatter"].sum(0)
+    return sums, log_likelihood
+
+
+def _expect_complete(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     means = state["means"]
     K, P = means.shape
     centre = means.mean(0)
-    W, log_det = _whitening(state, covariance)  # L⁻¹ (K, P, P), or 1 / scales (K, P)
+    W, log_det = whitening(state, covariance)  # L⁻¹ (K, P, P), or 1 / scales (K, P)
     constant = state["weights"].log() - log_det - 0.5 * P * math.log(2 * math.pi)
     shift = W @ (means - centre)[..., None] if W.dim() == 3 else means[..., None]
     total: dict[str, Any] = {}
@@ -95,6 +119,33 @@ def maximize(state: State, statistics: State, covariance: str, least: float) -> 
     return {"weights": rows / rows.sum(), "means": means + moved, "variance": new}
 
 
+def carry(state: State, new: State, statistics: State, covariance: str) -> State:
+    """The sums of `expect` at θ as they are at θ', where u' = A u + c.
+
+    A = L'⁻¹ L and c = L'⁻¹ (μ - μ'), so that m' = A m + R c and
+    S' = A S Aᵀ + A m cᵀ + c mᵀ Aᵀ + R c cᵀ.
+    """
+    rows = statistics["rows"][:, None]
+    moved = state["means"] - new["means"]  # (K, P)
+    if covariance in ("diag", "spherical"):
+        scale = _scales(new["variance"], moved)
+        A, c = _scales(state["variance"], moved) / scale, moved / scale
+        m = A * statistics["shift"]
+        S = A.square() * statistics["scatter"] + 2 * m * c + rows * c.square()
+        return {"rows": statistics["rows"], "shift": m + rows * c, "scatter": S}
+    L, inverse = torch.linalg.cholesky(state["variance"]), whitening(new, covariance)[0]
+    A = inverse @ L  # (K, P, P)
+    c = (inverse @ moved[..., None]).squeeze(-1)
+    m = (A @ statistics["shift"][..., None]).squeeze(-1)
+    cross = m[..., None] * c[..., None, :]
+    added = cross + cross.mT + (rows * c)[..., None] * c[..., None, :]
+    if covariance == "tied":
+        S = A[0] @ statistics["scatter"] @ A[0].mT + added.sum(0)
+    else:
+        S = A @ statistics["scatter"] @ A.mT + added
+    return {"rows": statistics["rows"], "shift": m + rows * c, "scatter": S}
+
+
 def _scatter(u: Tensor, ru: Tensor, covariance: str) -> Tensor:
     if covariance in ("diag", "spherical"):
         return (ru * u).sum(-1)
@@ -102,7 +153,7 @@ def _scatter(u: Tensor, ru: Tensor, covariance: str) -> Tensor:
     return scatter.sum(0) if covariance == "tied" else scatter
 
 
-def _whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
+def whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
     """L_k⁻¹ (K, P, P) and log det L_k (K,); for diagonal forms 1 / scales (K, P)."""
     means, variance = state["means"], state["variance"]
     if covariance in ("full", "tied"):

@@ -1,0 +1,240 @@
+"""Mixture of probabilistic principal component analysers: K flat clouds, each with D directions.
+
+    k_n ~ Categorical(π)                          latent    (N,)
+    z_n ~ N(0, I)                                 latent    (N, D), integrated out
+    x_n ~ N(W_{k_n} z_n + μ_{k_n}, σ²_{k_n} I)    observed  (N, P)
+
+so that x_n | k ~ N(μ_k, W_k W_kᵀ + σ_k² I): a Gaussian mixture whose covariances have P D + 1 free
+numbers a component (less rotations) in place of P (P + 1) / 2. The E-step is a mixture's; in the
+M-step each responsibility-weighted covariance S_k, with eigenvalues λ and eigenvectors U, gives
+
+    σ_k² = mean of λ_{D+1} … λ_P,    W_k = U_D (Λ_D - σ_k² I)^½,
+
+the maximum under the model, z being integrated out in both steps. One component is PPCA, and
+D = P - 1 is a mixture of full covariances. A value that is missing (NaN) is integrated out.
+
+Reference:
+    Tipping, Bishop (1999). Mixtures of probabilistic principal component analyzers.
+    https://doi.org/10.1162/089976699300016728, appendix C.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Categorical, LowRankMultivariateNormal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from ppl_lvm.models import mixture_em, mixture_features
+from ppl_lvm.models.gmm import blended, start_clusters
+from ppl_lvm.models.mixture_missing import MarginalNormal
+from ppl_lvm.models.rows import check_rows, filled
+
+State = dict[str, Tensor]
+
+
+class MixtureOfPPCA(PyroModule):
+    """K clusters, each with D directions of its own and one noise variance.
+
+    Args:
+        components: K.
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        floor: the least noise variance, in squared units of the data.
+    """
+
+    weights: Tensor  # π (K,)
+    means: Tensor  # μ (K, P)
+    W: Tensor  # (K, P, D)
+    scale: Tensor  # s (K,), σ² = s² + floor
+    holes: Tensor  # (), whether values may be missing: `initialize` looks
+
+    def __init__(
+        self,
+        components: int = 3,
+        latent: int = 1,
+        observed: int | None = None,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if components < 1 or latent < 1 or not floor > 0:
+            raise ValueError(
+                "MixtureOfPPCA needs components >= 1, latent >= 1 and floor > 0; got "
+                f"components={components}, latent={latent}, floor={floor}."
+            )
+        self.components = components
+        self.latent = latent
+        self.floor = floor
+        self.observed: int | None = None
+        self.register_buffer("holes", torch.tensor(False))
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw such."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            k = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            if self.components > 1:
+                k = pyro.sample("k", Categorical(self.weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", self._component(k, bool(self.holes)), obs=x)
+
+    @property
+    def noise(self) -> Tensor:
+        """σ² (K,)."""
+        return self.scale**2 + self.floor
+
+    @property
+    def covariance_matrix(self) -> Tensor:
+        """W_k W_kᵀ + σ_k² I (K, P, P)."""
+        return _covariance(self._theta())
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
+        self._meet(x)
+        return self._log_joint(x).logsumexp(-1)
+
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """p(k_n = k | x_n) of rows `x` (N, P): (N, K)."""
+        self._meet(x)
+        return self._log_joint(x).softmax(-1).detach()
+
+    def codes(self, x: Tensor) -> Tensor:
+        """E[z_n | x_n, k] of rows `x` (N, P) without missing values: (N, K, D).
+
+        A component's axes are its principal ones; their signs, and the order of equal ones, mean
+        nothing.
+        """
+        self._meet(x)
+        M = self.W.mT @ self.W + self.noise[:, None, None] * torch.eye(self.latent).to(self.W)
+        d = (x[:, None] - self.means)[..., None]  # (N, K, P, 1)
+        return torch.linalg.solve(M, self.W.mT @ d).squeeze(-1).detach()
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from k-means under torch's seed; for it, columns' means fill what is missing.
+
+        Raises:
+            ValueError: for fewer rows than components, D ≥ P, or a column without a value.
+        """
+        self._meet(x)
+        self.holes.fill_(bool(x.isnan().any()))
+        whole = filled(x)
+        weights, means, scatter = blended(whole, start_clusters(whole, self.components))
+        W, noise = _leading(scatter, self.latent, self.floor)
+        self.set_em_state({"weights": weights, "means": means, "W": W, "noise": noise})
+
+    def degenerate(self, x: Tensor) -> str | None:
+        """Why these parameters must not be chosen although their likelihood is high, or None.
+
+        A component collapses onto few rows, or onto a flat of D dimensions that holds its rows.
+        """
+        rows = self.responsibilities(x).sum(0)
+        held = rows > 0.5  # a component that explains no row cannot be said to collapse
+        k = int(torch.where(held, self.noise, torch.inf).argmin())
+        if self.noise[k] > 10 * self.floor:
+            return None
+        return (
+            f"component {k} has collapsed: the {rows[k].item():.0f} rows it explains lie in a flat "
+            f"of {self.latent} dimensions, its noise variance is {self.noise[k].item():.1e} beside "
+            f"a floor of {self.floor:.0e}. Start again, use fewer components or a smaller latent, "
+            "or raise floor."
+        )
+
+    def em_state(self) -> State:
+        """θ of expectation-maximisation (`ppl_lvm.em`): weights, means, W and noise, in doubles."""
+        return {name: t.detach().double() for name, t in self._theta().items()}
+
+    def set_em_state(self, state: State) -> None:
+        """Take over θ."""
+        dtype = self.means.dtype
+        self.weights = state["weights"].to(dtype)
+        self.means = state["means"].to(dtype)
+        self.W = state["W"].to(dtype)
+        tiny = torch.finfo(dtype).tiny  # a scale of 0 has no logarithm
+        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+
+    def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """The sums of a mixture with full covariances: see `mixture_em.expect`."""
+        return mixture_em.expect(_dense(state), x, "full")
+
+    def e_steps(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """`e_step` of many starts, leading in θ, in two matrix products that they share."""
+        return mixture_features.expect(_dense(state), x, "full")
+
+    def m_step(self, state: State, statistics: State) -> State:
+        """θ' in closed form; the least noise variance is the floor."""
+        new = mixture_em.maximize(_dense(state), statistics, "full", 0.0)
+        W, noise = _leading(new["variance"], self.latent, self.floor)
+        return {"weights": new["weights"], "means": new["means"], "W": W, "noise": noise}
+
+    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return mixture_em.carry(_dense(state), _dense(new), statistics, "full")
+
+    def _theta(self) -> State:
+        return {"weights": self.weights, "means": self.means, "W": self.W, "noise": self.noise}
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log π_k + log N(x_n; μ_k, Σ_k): (N, K)."""
+        every = torch.arange(self.components, device=x.device)
+        component = self._component(every, bool(x.isnan().any()))
+        log_prob: Tensor = component.log_prob(x.unsqueeze(-2))
+        return log_prob + self.weights.log()
+
+    def _component(self, k: Tensor, holes: bool) -> Any:
+        if holes:
+            return MarginalNormal(
+                self.means[k], scale_tril=torch.linalg.cholesky(self.covariance_matrix)[k]
+            )
+        diagonal = self.noise[:, None].expand_as(self.means)
+        return LowRankMultivariateNormal(self.means[k], self.W[k], diagonal[k])
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.observed, type(self).__name__)
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        if self.latent >= observed:
+            raise ValueError(
+                f"latent={self.latent} directions of {observed} columns leave nothing for the "
+                f"noise. Use latent={observed - 1} or fewer."
+            )
+        K, P, D = self.components, observed, self.latent
+        self.observed = observed
+        self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+            means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
+        self.means = PyroParam(means, constraints.real)
+        self.W = PyroParam(W, constraints.real)
+        self.scale = PyroParam(torch.ones(K, **like), constraints.positive)
+
+    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
+        means = state.get(prefix + "means_unconstrained")
+        if self.observed is None and means is not None:
+            self._resize(means.shape[1], dtype=means.dtype, device=means.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _covariance(state: State) -> Tensor:
+    W, noise = state["W"], state["noise"]
+    eye = torch.eye(W.shape[-2], dtype=W.dtype, device=W.device)
+    return W @ W.mT + noise[..., None, None] * eye
+
+
+def _dense(state: State) -> State:
+    """θ of a mixture with full covariances."""
+    weights, means = state["weights"], state["means"]
+    return {"weights": weights, "means": means, "variance": _covariance(state)}
+
+
+def _leading(S: Tensor, latent: int, floor: float) -> tuple[Tensor, Tensor]:
+    """W (…, P, D) and σ² (…) that are most likely for covariances S (…, P, P)."""
+    values, vectors = torch.linalg.eigh(S)  # ascending
+    rest = values.shape[-1] - latent
+    noise = values[..., :rest].mean(-1).clamp(min=floor)
+    above = (values[..., rest:] - noise[..., None]).clamp(min=0).sqrt()
+    W = vectors[..., rest:] * above[..., None, :]
+    return W.flip(-1), noise

@@ -1,0 +1,129 @@
+"""The mixture against PPCA, against a dense mixture's density, and at its own optimum."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from pyro.infer import TraceEnum_ELBO
+from sklearn.datasets import load_iris
+from torch import Tensor
+
+from ppl_lvm.data import load_data
+from ppl_lvm.em import NotMonotoneError, fit_em
+from ppl_lvm.models import PPCA, GaussianMixture, MixtureOfPPCA
+from ppl_lvm.run import load_run
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(scope="module")
+def iris() -> Tensor:
+    return torch.tensor(load_iris().data)
+
+
+def _started(x: Tensor, **settings: Any) -> MixtureOfPPCA:
+    model = MixtureOfPPCA(**settings)
+    model.initialize(x)
+    return model
+
+
+def test_one_component_is_ppca(iris: Tensor) -> None:
+    run = fit_em(MixtureOfPPCA, iris, settings={"components": 1, "latent": 2})
+    exact = PPCA(2)
+    exact.maximize(iris)
+    assert run.results["steps"] <= 3  # its M-step is the closed form
+    assert run.results["bound"] == pytest.approx(exact.log_evidence(iris).mean().item(), abs=1e-12)
+    found: Any = run.model
+    torch.testing.assert_close(found.W[0] @ found.W[0].mT, exact.W @ exact.W.mT)
+    torch.testing.assert_close(found.noise[0], exact.noise)
+
+
+def test_its_density_is_a_dense_mixtures(iris: Tensor) -> None:
+    model = _started(iris, components=3, latent=2)
+    density = sum(
+        pi * scipy.stats.multivariate_normal(mu, S).pdf(iris)
+        for pi, mu, S in zip(
+            model.weights.detach().numpy(),
+            model.means.detach().numpy(),
+            model.covariance_matrix.detach().numpy(),
+            strict=True,
+        )
+    )
+    exact = torch.tensor(np.log(density))
+    torch.testing.assert_close(model.log_evidence(iris).detach(), exact)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, lambda x: None, iris)
+    assert -loss == pytest.approx(exact.sum().item(), rel=1e-12)
+    assert model.e_step(model.em_state(), iris)[1].item() == pytest.approx(-loss, rel=1e-12)
+
+
+def test_all_directions_but_one_are_a_mixture_of_full_covariances(iris: Tensor) -> None:
+    full = fit_em(GaussianMixture, iris, settings={"components": 2}, tolerance=1e-11)
+    flat = fit_em(MixtureOfPPCA, iris, settings={"components": 2, "latent": 3}, tolerance=1e-11)
+    assert flat.results["bound"] == pytest.approx(full.results["bound"], abs=1e-7)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_em_ends_where_the_gradient_is_zero(iris: Tensor, holes: bool) -> None:
+    draw = torch.Generator().manual_seed(2)
+    gone = torch.rand(iris.shape, generator=draw) < 0.15
+    x = torch.where(gone, torch.nan, iris) if holes else iris
+    run = fit_em(
+        MixtureOfPPCA,
+        load_data(x.numpy(), missing="keep"),
+        settings={"components": 2, "latent": 1},
+        tolerance=1e-13,
+        max_iterations=3000,
+    )
+    model: Any = run.model
+    model.log_evidence(x).mean().backward()
+    assert max(p.grad.abs().max().item() for p in model.parameters()) < 1e-4
+
+
+class _WithoutNoise(MixtureOfPPCA):
+    """A wrong twin: W keeps the whole of the leading eigenvalues."""
+
+    def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        new = super().m_step(state, statistics)
+        length = new["W"].norm(dim=-2, keepdim=True)
+        longer = (length.square() + new["noise"][..., None, None]).sqrt() / length
+        return {**new, "W": new["W"] * longer}
+
+
+def test_a_wrong_m_step_is_caught(iris: Tensor) -> None:
+    with pytest.raises(NotMonotoneError):
+        fit_em(_WithoutNoise(3, 2), iris, tolerance=1e-12)
+
+
+def test_a_flat_component_is_recognised() -> None:
+    x = torch.randn(60, 3)
+    x[:30, 1:] = 5.0  # a line
+    run = fit_em(MixtureOfPPCA, x, settings={"components": 2, "latent": 1})
+    assert "collapsed" in str(run.results["degenerate"])
+
+
+def test_codes_are_ppcas_and_a_run_comes_back(iris: Tensor, tmp_path: Any) -> None:
+    settings = {"components": 1, "latent": 2}
+    fit_em(MixtureOfPPCA, iris, settings=settings, directory=tmp_path / "run")
+    model: Any = load_run(tmp_path / "run").model
+    exact = PPCA(2)
+    exact.maximize(iris)
+    codes = model.codes(iris)[:, 0]  # (N, D), up to a rotation
+    assert torch.allclose(codes.mT @ codes, torch.diag((codes.mT @ codes).diagonal()), atol=1e-8)
+    lifted = codes @ model.W[0].mT
+    precision = exact.W.mT @ exact.W + exact.noise * torch.eye(2)
+    known = (iris - exact.mu) @ exact.W @ torch.linalg.inv(precision) @ exact.W.mT
+    torch.testing.assert_close(lifted, known)
+
+
+def test_what_it_refuses(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
+        MixtureOfPPCA(2, 4).initialize(iris)
+    with pytest.raises(ValueError, match="components=0"):
+        MixtureOfPPCA(0)
+    with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\)"):
+        MixtureOfPPCA(2, 1, 3).log_evidence(iris)
