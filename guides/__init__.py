@@ -6,6 +6,7 @@ from ppl_lvm.guides.amortized_flow import AmortizedFlow
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.label_free import label_free
 from ppl_lvm.guides.shared import SharedNormal
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "AutoGuide",
     "SharedNormal",
     "auto_guide",
+    "label_free",
 ]

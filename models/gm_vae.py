@@ -35,7 +35,7 @@ from ppl_lvm.models.gmm import moments, start_clusters
 # The decoder's lessons before training: enough to tell clusters apart, not to learn noise.
 _LESSONS, _LESSON_ROWS, _LESSON_RATE = 300, 256, 3e-3
 # The least standard deviation of a cluster, in units of the principal components at the start.
-_LEAST = 0.05
+LEAST_SCALE = 0.05
 
 
 class GaussianMixtureVAE(PyroModule):
@@ -77,7 +77,9 @@ class GaussianMixtureVAE(PyroModule):
         self.weights = PyroParam(torch.full((components,), 1 / components), constraints.simplex)
         # Equal means would receive equal gradients and never part.
         self.means = PyroParam(torch.randn(components, latent), constraints.real)
-        self.scales = PyroParam(torch.ones(components, latent), constraints.greater_than(_LEAST))
+        self.scales = PyroParam(
+            torch.ones(components, latent), constraints.greater_than(LEAST_SCALE)
+        )
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
@@ -101,11 +103,11 @@ class GaussianMixtureVAE(PyroModule):
         self.decoder.initialize(x, self)
         z = principal_codes(x, self.latent)
         weights, means, scatter = moments(z, start_clusters(z, self.components))
-        scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * _LEAST)
+        scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
         dtype = self.means.dtype
         self.weights, self.means = weights.to(dtype), means.to(dtype)
         self.scales = scales.to(dtype)
-        _teach(self.decoder, z.to(self.decoder.dtype), x)
+        teach(self.decoder, z.to(self.decoder.dtype), x)
 
 
 def principal_codes(x: Tensor, latent: int) -> Tensor:
@@ -120,7 +122,7 @@ def principal_codes(x: Tensor, latent: int) -> Tensor:
     return centred @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
 
 
-def _teach(decoder: Decoder, z: Tensor, x: Tensor) -> None:
+def teach(decoder: Decoder, z: Tensor, x: Tensor) -> None:
     """Let the decoder learn the way from codes `z` (N, D) to rows `x` (N, P)."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=_LESSON_RATE)
     with torch.enable_grad():

@@ -1,0 +1,132 @@
+"""Auto-encoder of rows of which some are labelled: a cluster of codes for each class.
+
+    c_n ~ Categorical(π)                                latent    (N,), enumerated
+    z_n ~ N(μ_{c_n}, diag σ²_{c_n})                     latent    (N, D)
+    y_n ~ Categorical((1 - ε) e_{c_n} + ε / C)          observed  (N,), where y_n ≥ 0
+    x_n ~ p(x | decoder(z_n))                           observed  (N, P)
+
+A label y_n is a reading of the class c_n that errs with probability ε (C - 1)/C; y_n = -1 says
+that there is none. The class is summed out in every row, so that each row's bound is one on
+log p(x, y) where its label is known and on log p(x) where it is not:
+
+    E_q(z|x) [ log p(x | z) + log Σ_c π_c N(z; μ_c, σ_c²) p(y | c)^[y ≥ 0] - log q(z | x) ].
+
+A new row belongs to class c with probability E_q(z|x)[p(c | z)].
+
+References:
+    Kingma, Rezende, Mohamed, Welling (2014). Semi-supervised learning with deep generative models.
+    https://arxiv.org/abs/1406.5298 (there z and the class are independent causes of x)
+    Jiang, Zheng, Tan, Tang, Zhou (2017). Variational deep embedding: an unsupervised and
+    generative approach to clustering. https://arxiv.org/abs/1611.05148
+"""
+
+import pyro
+import torch
+from pyro.distributions import Categorical, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.gm_vae import LEAST_SCALE, principal_codes, teach
+from ppl_lvm.models.gmm import blended, start_clusters
+
+
+class SemiSupervisedVAE(PyroModule):
+    """C classes of codes behind P columns, some of the classes known.
+
+    Args:
+        classes: C.
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        hidden: widths of the decoder's hidden layers.
+        likelihood, categories, floor: see `Decoder`.
+        error: ε.
+    """
+
+    weights: Tensor  # π (C,)
+    means: Tensor  # μ (C, D)
+    scales: Tensor  # σ (C, D)
+
+    def __init__(
+        self,
+        classes: int = 10,
+        latent: int = 8,
+        observed: int | None = None,
+        hidden: tuple[int, ...] = (128,),
+        likelihood: str = "bernoulli",
+        categories: int | None = None,
+        floor: float = 1e-6,
+        error: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if classes < 2 or not 0 < error < 1:
+            raise ValueError(
+                "A model of labels needs at least two classes and an error between 0 and 1; got "
+                f"classes={classes}, error={error}."
+            )
+        self.classes = classes
+        self.latent = latent
+        self.observed = observed
+        self.hidden = tuple(hidden)
+        self.likelihood = likelihood
+        self.categories = categories
+        self.floor = floor
+        self.error = error
+        self.decoder = Decoder(latent, observed, hidden, likelihood, categories, floor)
+        self.weights = PyroParam(torch.full((classes,), 1 / classes), constraints.simplex)
+        self.means = PyroParam(torch.randn(classes, latent), constraints.real)
+        self.scales = PyroParam(torch.ones(classes, latent), constraints.greater_than(LEAST_SCALE))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Rows `x` (N, P) and their labels `y` (N,), 0 to C - 1, or -1; None: no row has one."""
+        self.decoder.meet(x, self)
+        label = x.new_full((len(x),), -1).long() if y is None else y.long()
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Categorical(self.weights), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", Normal(self.means[c], self.scales[c]).to_event(1))
+            read = Categorical(self._reading()[c]).mask(label >= 0)
+            pyro.sample("y", read, obs=label.clamp(min=0))
+            pyro.sample("x", self.decoder(z), obs=x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """What is expected of x given `z` (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        return self.decoder.mean(z)
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Start from the labelled rows' principal components; without labels, from clusters.
+
+        Raises:
+            ValueError: for values outside their supports, or a class without a labelled row.
+        """
+        self.decoder.initialize(x, self)
+        z = principal_codes(x, self.latent)
+        if y is None or (y < 0).all():
+            known, member = slice(None), start_clusters(z, self.classes)
+        else:
+            self._check_labels(y)
+            known = y >= 0
+            member = torch.nn.functional.one_hot(y[known].long(), self.classes).to(z)
+        _, means, scatter = blended(z[known], member)
+        scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
+        self.means, self.scales = means.to(self.means), scales.to(self.means)
+        teach(self.decoder, z.to(self.means), x)
+
+    def _reading(self) -> Tensor:
+        """p(y | c): (C, C)."""
+        right = torch.eye(self.classes, dtype=self.means.dtype, device=self.means.device)
+        return (1 - self.error) * right + self.error / self.classes
+
+    def _check_labels(self, y: Tensor) -> None:
+        wrong = (y != y.round()) | (y < -1) | (y >= self.classes)
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"Labels are whole numbers from 0 to {self.classes - 1}, or -1 where there is "
+                f"none; row {row} has {y[row].item():g}. Set classes, or number the labels anew."
+            )
+        missing = sorted(set(range(self.classes)) - set(y.long().tolist()))
+        if missing:
+            raise ValueError(
+                f"No row is labelled {missing[0]}: a class needs at least one, to start from. "
+                "Label one, or lower classes."
+            )
