@@ -30,8 +30,9 @@ from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
 from ppl_lvm.guides.encoded import Encoded, served
 from ppl_lvm.guides.factors import Family, Pushed
-from ppl_lvm.guides.flow import Affine, Autoregressive, Conditioner, Scalar, Spline
+from ppl_lvm.guides.flow import Autoregressive, Conditioner
 from ppl_lvm.guides.pushed import PushedNormal
+from ppl_lvm.nn.scalar_maps import Affine, Scalar, Spline
 from ppl_lvm.signature import Signature, Site, signature
 
 FLOWS = ("spline", "affine")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_lvm import predict
 from ppl_lvm.data import Data
-from ppl_lvm.report import pictures
+from ppl_lvm.report import density, pictures
 
 if TYPE_CHECKING:
     from ppl_lvm.run import Run
@@ -34,6 +34,10 @@ READINGS = {
     "mixture": (
         "A component that hugs a few points, or that covers two clouds, is a reason to look.",
         "The data coloured by component, with each component's ellipses.",
+    ),
+    "density": (
+        "Dark where the model expects data: blank data and dark emptiness are both faults.",
+        "The model's density over the plane of its two columns, with the data.",
     ),
     "samples": (
         "They should look like data, and differ from one another.",
@@ -69,6 +73,8 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     summed = predict.summed_sites(pair, *batch)
     codes = predict.encode(pair, *batch)
     observed = predict.decode(pair, _states(codes, summed), *batch) if codes else {}
+    if len(batch) == 1 and codes.keys() == summed and _is_plane(batch[0]):
+        found["density"] = density.picture(pair, batch[0].numpy(), data.columns)
     if len(batch) == 1 and len(observed) == 1 and batch[0].dim() == 2:
         x, (name, mean) = batch[0], next(iter(observed.items()))
         continuous = {
@@ -101,6 +107,12 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
                 label_names=data.label_names,
             )
     return found
+
+
+def _is_plane(x: Any) -> bool:
+    """Rows of two numbers, all known."""
+    plane = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point()
+    return plane and not bool(x.isnan().any())
 
 
 def _states(codes: dict[str, Tensor], summed: frozenset[str]) -> dict[str, Tensor]:

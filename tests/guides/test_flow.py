@@ -7,7 +7,8 @@ import torch
 from pyro.distributions.transforms.spline import ConditionedSpline
 from torch import Tensor
 
-from ppl_lvm.guides.flow import LEAST, Affine, Autoregressive, Conditioner, Scalar, Spline
+from ppl_lvm.guides.flow import Autoregressive, Conditioner
+from ppl_lvm.nn.scalar_maps import LEAST, Affine, Scalar, Spline
 
 
 def _step(scalar: Scalar, size: int, *, reverse: bool = False) -> tuple[Autoregressive, Tensor]:

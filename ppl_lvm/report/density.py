@@ -1,0 +1,40 @@
+"""The density of a model of two columns over the plane, exact where nothing is sampled."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from ppl_lvm.evidence import log_evidence
+from ppl_lvm.pair import Pair
+from ppl_lvm.report.canvas import Array, note, plot, thin
+
+CELLS = 120  # on each side of the grid
+MARGIN = 0.15  # of the data's width, beyond them
+
+
+def on_grid(pair: Pair, x: Array) -> tuple[Array, Array, Array]:
+    """Both axes (G,), (G,) and p(x) (G, G) of a pair whose guide draws nothing; x: data (N, 2)."""
+    low, high = x.min(0), x.max(0)
+    edge = MARGIN * (high - low)
+    axes = [np.linspace(a, b, CELLS) for a, b in zip(low - edge, high + edge, strict=True)]
+    rows = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    grid = torch.as_tensor(rows, dtype=torch.get_default_dtype())
+    log_p = log_evidence(pair, grid, num_particles=1).per_datum
+    return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).numpy()
+
+
+def picture(pair: Pair, x: Any, names: list[str] | None = None) -> Figure:
+    """Shades of p(x), the data on it, and how much of the density the frame holds."""
+    data = np.asarray(x, np.float64)
+    across, up, density = on_grid(pair, data)
+    figure, axes = plot("The model's density, and the data", height=4.2)
+    axes.set_xlabel(names[0] if names else "column 1")
+    axes.set_ylabel(names[1] if names else "column 2")
+    axes.pcolormesh(across, up, density.T, cmap="Blues", shading="auto", rasterized=True)
+    kept = thin(len(data))
+    axes.scatter(data[kept, 0], data[kept, 1], s=4, color="black", alpha=0.4, linewidths=0)
+    mass = density.sum() * (across[1] - across[0]) * (up[1] - up[0])
+    note(axes, f"the frame holds {mass:.0%} of the density")
+    return figure
