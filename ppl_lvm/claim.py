@@ -8,6 +8,9 @@ from ppl_lvm.checkpoint import write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.run import Run, load_run, read_record
 
+# What may differ when a run is resumed: how its steps are taken, and when they are kept.
+FREE = ("engine", "steps_per_call", "checkpoint_seconds")
+
 
 def set_aside(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
     """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
@@ -33,6 +36,10 @@ def claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
             )
         for key in ("model", "guide", "options", "data", "restarts_asked"):
             asked, kept = _as_json(record[key]), stored[key]
+            if key == "options":
+                asked, kept = [
+                    {k: v for k, v in options.items() if k not in FREE} for options in (asked, kept)
+                ]
             if asked != kept:
                 names = (
                     sorted(k for k in asked if asked[k] != kept.get(k))

@@ -16,23 +16,27 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from ppl_lvm import processes
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.engine import Level
+from ppl_lvm.engine import LEVELS, Level
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.pair import copied
 from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.report.draw import draw
+from ppl_lvm.resume import load as resume_from
 from ppl_lvm.run import (
     TEMPLATE_ROWS,
     Run,
     evidence_record,
+    load_run,
     surroundings,
 )
+from ppl_lvm.stepping import Options
 from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
-from ppl_lvm.training import Options, Training
+from ppl_lvm.training import Training
 
 INITIALIZE_ROWS = 100_000
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
@@ -66,7 +70,8 @@ def fit(
     guide_settings: dict[str, Any] | None = None,
     directory: str | Path | None = None,
     checkpoint_seconds: float = 10.0,
-    engine: Level = "eager",
+    engine: Level = "auto",
+    steps_per_call: int = 1,
     resume: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -104,9 +109,13 @@ def fit(
         settings, guide_settings: arguments for programs given as classes or addresses.
         directory: keep the run there, with checkpoints while it runs.
         checkpoint_seconds: at least this long between two checkpoints.
-        engine: "eager"; "auto" or "captured" replay the step's recorded tensor operations, which
-            saves Pyro's overhead and is equal to rounding ("auto" goes on eagerly, and says why,
-            where a program cannot be captured; "captured" then fails).
+        engine: how steps are taken, equal to rounding at every level. "eager" runs the program at
+            each; "captured" replays its recorded tensor operations; "compiled" has them and the
+            update compiled. "auto" captures, has the step compiled in the background where the
+            run is long enough to pay for it, and goes on eagerly, saying why, where a program
+            cannot be captured; "captured" and "compiled" then fail.
+        steps_per_call: steps that a compiled call takes at most. Evaluations, checkpoints and the
+            progress shown come between calls.
         resume: continue the run in `directory` exactly where its last checkpoint stands.
         progress: show a bar, or plain lines where output is no terminal.
 
@@ -131,7 +140,8 @@ def fit(
         validate_every=validate_every or max(100, math.ceil(len(train) / batch_size)),
         patience=patience,
         checkpoint_seconds=checkpoint_seconds,
-        engine=_one_of("engine", engine, ("eager", "auto", "captured")),
+        engine=_one_of("engine", engine, LEVELS),
+        steps_per_call=_positive("steps_per_call", steps_per_call),
     )
     _positive("restarts", restarts)
     if patience is not None and held_out is None:
@@ -146,12 +156,12 @@ def fit(
         raise ValueError("resume=True needs the directory of the run to continue.")
     # Whatever does not fit together shows before anything is written.
     first = fitting.start(0)
-    refuse_faulty(first.pair, *_first_rows(train, options.batch_size))
+    refuse_faulty(first.pair, *_first_rows(train, options.batch_size), stands_for=len(train))
     path = None if directory is None else Path(directory)
     if path is not None:
-        finished = claim(path, record, resume)
-        if finished is not None:
-            return finished
+        finished = processes.by_first(lambda: claim(path, record, resume))
+        if processes.from_first(finished is not None):
+            return finished or load_run(path)
     return fitting.run(first, path, record)
 
 
@@ -206,7 +216,7 @@ class _Fitting:
         template = _first_rows(self.train, TEMPLATE_ROWS)
         record["results"] = self._results(best, entry)
         run = Run(best.pair, template, best.history, record, trails=trails)
-        if path is not None:
+        if path is not None and processes.rank() == 0:
             record["results"]["directory"] = str(path)
             run.save(path)
             draw(run, self.held_out or self.train, path / "pictures")
@@ -231,12 +241,13 @@ class _Fitting:
         name = "checkpoint.safetensors" if self.restarts == 1 else f"restarts/{number}.safetensors"
         training.path = None if path is None else path / name
         if training.path is not None and training.path.exists():
-            training.load()
+            resume_from(training, training.path)
         title = "" if self.restarts == 1 else f"restart {number + 1} of {self.restarts}"
+        shown = self.progress and processes.rank() == 0
         with Progress(
-            options.num_steps, done=training.step_number, title=title, shown=self.progress
-        ) as shown:
-            training.run(shown)
+            options.num_steps, done=training.step_number, title=title, shown=shown
+        ) as progress:
+            training.run(progress)
         pair.freeze()
         rows = _some_rows(self.train, INITIALIZE_ROWS)
         judged = _at_most(self.train, EVALUATION_ROWS, options.seed)
@@ -257,6 +268,7 @@ class _Fitting:
             "held_out_monte_carlo_error": held_out_error,
             "steps": training.step_number,
             "seconds": training.seconds,
+            "engine": training.stepping.level,
             "degenerate": reason,
         }
         return training, entry

@@ -76,6 +76,12 @@ class Progress:
                 soft_wrap=True,
             )
 
+    def say(self, line: str) -> None:
+        """Print a line beside the bar."""
+        if self.shown:
+            title = f"{self.title}: " if self.title else ""
+            self._console.print(f"{title}{line}", highlight=False, markup=False, soft_wrap=True)
+
     def _figures(self, step: int, bound: float, validation: Sequence[float], now: float) -> str:
         rate = (step - self._first) / max(now - self._start, 1e-9)
         held_out = f"  held out {validation[-1]:.4f}" if validation else ""

@@ -100,7 +100,8 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
     """Averaged over an epoch's batches of equal size, bound and gradient are the full ones."""
     from ppl_lvm.data import load_data
     from ppl_lvm.pair import Pair
-    from ppl_lvm.training import Options, Training
+    from ppl_lvm.stepping import Options
+    from ppl_lvm.training import Training
 
     x = torch.linspace(-1, 3, 40)
 
@@ -537,7 +538,7 @@ def test_sample_encode_decode_shapes() -> None:
 @pytest.mark.parametrize("pair", ["factor", "mean", "annealed"])
 def test_captured_steps_equal_eager_ones(pair: str) -> None:
     x = factor_data(64) if pair != "mean" else torch.linspace(-1, 3, 64)
-    programs = (Mean, MeanGuide) if pair == "mean" else (Factor, FactorGuide)
+    programs: list[Any] = [Mean, MeanGuide] if pair == "mean" else [Factor, FactorGuide]
     runs = [
         quiet(
             *programs,
@@ -588,7 +589,8 @@ def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
 
     from ppl_lvm.data import load_data
     from ppl_lvm.pair import Pair
-    from ppl_lvm.training import Options, Training
+    from ppl_lvm.stepping import Options
+    from ppl_lvm.training import Training
 
     np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(2_000_000, 3)))
     trainings = []

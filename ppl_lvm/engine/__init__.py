@@ -49,20 +49,22 @@ from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.many import Turn
 from ppl_lvm.engine.optimizers import TorchStepper
+from ppl_lvm.engine.plan import LongRun, Plan
 from ppl_lvm.engine.refusal import CannotCaptureError
-from ppl_lvm.engine.step import Level, NotFiniteError, Plan, WholeStep, cost
+from ppl_lvm.engine.step import LEVELS, Level, NotFiniteError, WholeStep
 from ppl_lvm.engine.svi import CompiledSVI
 
 __all__ = [
+    "LEVELS",
     "CannotCaptureError",
     "CompiledSVI",
     "Gradient",
     "Level",
+    "LongRun",
     "NotFiniteError",
     "Plan",
     "Turn",
     "WholeStep",
-    "cost",
     "make_step",
     "make_update",
     "make_whole_step",

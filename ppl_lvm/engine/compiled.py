@@ -147,6 +147,7 @@ class CompiledStep:
     def _clipped(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         return gradient if self._clip is None else self._clip(parameter, gradient)
 
+    @torch.no_grad()
     def _check(self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool) -> None:
         """Take the step on copies, compiled and not: the same losses and the same new state.
 
@@ -162,10 +163,9 @@ class CompiledStep:
             [tensor.clone() if id(tensor) in changed else tensor for tensor in flat]
             for _ in range(2)
         ]
-        with torch.no_grad():
-            found = [*compiled(*ours), *ours]
-            torch.set_rng_state(before)
-            expected = [*self.trace(*theirs), *theirs]
+        found = [*compiled(*ours), *ours]
+        torch.set_rng_state(before)
+        expected = [*self.trace(*theirs), *theirs]
         torch.set_rng_state(before)
         start = len(found) - len(flat)
         left_out, place = set(), start

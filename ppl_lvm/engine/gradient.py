@@ -125,6 +125,15 @@ class Gradient:
                 for parameter in self.parameters:
                     parameter.grad = None
 
+    def refuse(self, reason: str) -> None:
+        """Go on eagerly, for a reason known from before."""
+        if self.refusal is None:
+            refusal = CannotCaptureError(reason)
+            if self._strict:
+                raise refusal
+            self.refusal = refusal
+            self._announce(f"Running eagerly, not captured. {reason}")
+
     @property
     def num_captures(self) -> int:
         return sum(e.recording is not None for e in self._entries.values())

@@ -80,6 +80,18 @@ class ManySteps:
                 held.copy_(new)
         return self.step.recording.losses(losses)
 
+    def state(self) -> list[Tensor]:
+        """Copies of all that a call changes, and torch's random state."""
+        return [torch.get_rng_state(), *(tensor.clone() for tensor in self._carried())]
+
+    def take_back(self, state: list[Tensor]) -> None:
+        """Undo the last call: go back to what `state` returned before it."""
+        torch.set_rng_state(state[0])
+        for held, value in zip(self._carried(), state[1:], strict=True):
+            held.copy_(value)
+        for group in self.step.groups:
+            group.take_back(self.count)
+
     def _carried(self) -> list[Tensor]:
         return [*self.step.state, *(self.step.recording.sources[p] for p in self._mutated)]
 

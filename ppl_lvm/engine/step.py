@@ -8,7 +8,7 @@ has cost what compiling will.
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -21,50 +21,16 @@ from ppl_lvm.engine.gradient import Gradient
 from ppl_lvm.engine.many import ManySteps, Turn
 from ppl_lvm.engine.optimizers import Stepper, clipped
 from ppl_lvm.engine.outside import Snapshot
+from ppl_lvm.engine.plan import Plan, WhenPaid, cost
 from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
 
 Level = Literal["auto", "eager", "captured", "compiled"]
 LEVELS = ("auto", "eager", "captured", "compiled")
-_COST = (15.0, 0.02)  # seconds that compiling costs: in all, and for each node of the graph
 
 
 class NotFiniteError(ArithmeticError):
     """A step's result is NaN or infinite; the step has not been taken."""
-
-
-class Plan(Protocol):
-    """When a recording is to be compiled."""
-
-    def ahead(self, recording: Recording, arguments: Arguments) -> bool:
-        """Whether another process should start to compile it now, while steps go on."""
-
-    def now(self, recording: Recording, arguments: Arguments) -> bool:
-        """Whether the next step is to be taken compiled."""
-
-    def captured(self, seconds: float) -> None:
-        """A captured step has taken so long."""
-
-
-class WhenPaid:
-    """Compile once captured steps have cost what compiling will: at worst twice the best choice."""
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-
-    def ahead(self, recording: Recording, arguments: Arguments) -> bool:
-        return False
-
-    def now(self, recording: Recording, arguments: Arguments) -> bool:
-        return self._seconds > cost(recording)
-
-    def captured(self, seconds: float) -> None:
-        self._seconds += seconds
-
-
-def cost(recording: Recording) -> float:
-    """Seconds that compiling a recording takes, roughly."""
-    return _COST[0] + _COST[1] * len(recording.module.graph.nodes)
 
 
 class WholeStep:
@@ -108,6 +74,7 @@ class WholeStep:
         self._many: dict[int, ManySteps] = {}
         self._workshop = Workshop()
         self._compiles = level in ("auto", "compiled")
+        self._loops = False  # whether many steps are a loop for good
 
     @property
     def reached(self) -> str:
@@ -164,9 +131,11 @@ class WholeStep:
             between: called after the numbers of each step have been taken (a schedule's step).
 
         Returns:
-            The losses, each (count,); None if these steps cannot be had in one call now. With
-            `finite`, results that are not finite are returned as they are: what the state is then
-            is for the caller to mend.
+            The losses, each (count,); None if these steps cannot be had in one call now.
+
+        Raises:
+            NotFiniteError: see `finite`. None of the steps has been taken; what `between` has done
+                is for the caller to take back.
         """
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
         if self._rehearses:
@@ -179,10 +148,36 @@ class WholeStep:
             return None
         found = self._many.get(count)
         if found is None or found.step is not step:
-            self._announce(f"Compiling {count} steps as one call.")
+            found = self._loop(step, data, rows, count, turns)
+            if found is None:
+                return None
+        before = found.state() if self._finite else None
+        losses = found(data, rows, turns, between)
+        if before is not None and not finite(losses):
+            found.take_back(before)
+            raise NotFiniteError("a result of one of the steps is not finite")
+        return losses
+
+    def _loop(
+        self,
+        step: CompiledStep,
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        turns: Sequence[Turn],
+    ) -> ManySteps | None:
+        """Compile many steps as one call; None if that cannot be had, now and later."""
+        if self._loops:
+            return None
+        self._announce(f"Compiling {count} steps as one call.")
+        try:
             found = ManySteps(step, data, rows, count, turns, self._same_random)
-            self._many[count] = found
-        return found(data, rows, turns, between)
+        except CannotCaptureError as refusal:
+            self._loops = True
+            self._announce(f"One step a call: {refusal}.")
+            return None
+        self._many[count] = found
+        return found
 
     # Learning
 

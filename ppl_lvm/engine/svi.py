@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.optimizers import PyroStepper, Stepper, TorchStepper
-from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.step import LEVELS, Level, WholeStep
 
 
@@ -74,7 +73,6 @@ class CompiledSVI:
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
         self._found: list[Tensor] = []
-        self._loops = False  # whether many steps are a loop for good
         say = announce or logger.warning
         gradient = Gradient(
             self._loss_and_grads,
@@ -110,14 +108,14 @@ class CompiledSVI:
         """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
         return _numbers(self._step(*args, **kwargs))
 
-    def steps(self, *data: Tensor, rows: Tensor) -> list[float]:
+    def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
         """One step for each row of `rows` (S, B), on the data at these indices; the S losses.
 
         At the level "compiled" they are one call, once the first steps have been recorded; at the
-        others, and for programs that keep state or return several losses, a plain loop. Either
-        way the result is that of `step(*[d[r] for d in data])` for each r in `rows`.
+        others a plain loop. Either way the result is that of `step(*[d[r] for d in data])` for
+        each r in `rows`.
         """
-        losses: list[float] = []
+        losses: list[Any] = []
         while len(losses) < len(rows):
             left = rows[len(losses) :]
             found = self._many(list(data), left)
@@ -126,19 +124,16 @@ class CompiledSVI:
             losses.append(self.step(*[tensor[left[0]] for tensor in data]))
         return losses
 
-    def _many(self, data: list[Tensor], rows: Tensor) -> list[float] | None:
+    def _many(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
         whole = self._step
-        if self.engine != "compiled" or self._loops or whole.reached != "compiled":
+        if self.engine != "compiled" or whole.reached != "compiled":
             return None
-        try:
-            losses = whole.many(data, rows, len(rows))
-        except CannotCaptureError:
-            losses = None
-            self._loops = True
-        if isinstance(losses, Tensor):
-            return losses.tolist()
-        self._loops = self._loops or losses is not None
-        return None
+        losses = whole.many(data, rows, len(rows))
+        if losses is None:
+            return None
+        leaves, spec = pytree.tree_flatten(losses)
+        turns = zip(*(leaf.tolist() for leaf in leaves), strict=True)
+        return [pytree.tree_unflatten(turn, spec) for turn in turns]
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""

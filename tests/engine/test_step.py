@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.engine import CannotCaptureError, compiled, make_step, make_update, make_whole_step
-from ppl_lvm.engine import step as step_module
+from ppl_lvm.engine import plan as plan_module
 
 LEVELS: list[Any] = ["eager", "auto", "captured", "compiled"]
 
@@ -76,7 +76,7 @@ def test_two_halves_make_the_whole() -> None:
 def test_auto_compiles_once_captured_steps_have_cost_what_compiling_costs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_module, "_COST", (1e-4, 0.0))
+    monkeypatch.setattr(plan_module, "_COST", (1e-4, 0.0))
     expected, _ = whole("eager")
     said: list[str] = []
     parameters, (loss_and_grads, weight), x = problem()
@@ -99,7 +99,7 @@ def _no_compiler(*args: Any, **kwargs: Any) -> Any:
 def test_without_a_compiler_captured_serves_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(step_module, "_COST", (0.0, 0.0))
+    monkeypatch.setattr(plan_module, "_COST", (0.0, 0.0))
     monkeypatch.setattr(compiled, "compile_graph", _no_compiler)
     expected, _ = whole("eager")
     said: list[str] = []
