@@ -1,8 +1,8 @@
-"""Trust: `diagnose` and `report`."""
+"""Trust: `diagnose`, `compare` and `report`."""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,14 +38,57 @@ def diagnose(
     from ppl_lvm.run import load_run
 
     quantities = {address.rpartition(":")[2]: load_program(address) for address in quantity or ()}
-    with progress() as say:
+    with progress("diagnose") as say:
         found = load_run(directory).diagnose(
             data, held_out=held_out, quantities=quantities, refits=refits, seed=seed, say=say
         )
-    console = Console(highlight=False)
     if as_json:
         print(json.dumps(found.to_json()))
-    elif console.is_terminal:
+    else:
+        show(found)
+
+
+@app.command()
+def compare(
+    directories: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")],
+    data: Annotated[
+        str | None, typer.Option(help="Rows that no run has seen (default: what all held out).")
+    ] = None,
+    num_particles: Annotated[int, typer.Option(help="Draws behind each row's log p(x).")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the differences into this file.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON list, last line.")
+    ] = False,
+) -> None:
+    """Which run is best on the same rows, and by more than chance?"""
+    from ppl_lvm.compare import compare as compare_runs
+    from ppl_lvm.diagnostics.show import progress
+    from ppl_lvm.report.pictures import save
+    from ppl_lvm.run import load_run
+
+    with progress("compare") as say:
+        found = compare_runs(
+            [load_run(d) for d in directories],
+            data,
+            num_particles=num_particles,
+            seed=seed,
+            say=say,
+        )
+    if picture is not None:
+        save(found.figure(), picture)
+    if as_json:
+        print(json.dumps(found.to_json()))
+    else:
+        show(found)
+
+
+def show(found: Any) -> None:
+    """On a terminal in its width and colours, elsewhere as plain lines."""
+    console = Console(highlight=False)
+    if console.is_terminal:
         console.print(found)
     else:
         print(found)
@@ -60,5 +103,5 @@ def report(
     from ppl_lvm.diagnostics.show import progress
     from ppl_lvm.report.runs import report as write_report
 
-    with progress() as say:
+    with progress("report") as say:
         print(write_report(directories, output, say=say))

@@ -1,14 +1,16 @@
 """Has it converged? R̂ of the parameters, over iterates of one start and over restarts.
 
-A bound whose slope is lost in its noise may stand on parameters that still move. Of the recorded
-iterates θ_t (`ppl_lvm.trail`) the second half is cut in two; a number drifts if both
+A bound whose slope is lost in its noise may stand on parameters that still move. The second half
+of the recorded iterates θ_t (`ppl_lvm.trail`) is cut in two, and in eight; a number drifts if
 
-    R̂ > 1.2    and    |mean of one part − mean of the other| > 5% of its range over the run,
+    R̂ > 1.2,    |mean of one half − mean of the other| > 5% of its range over the run,
+    and the means of the eight parts rise, or fall, without exception,
 
 the first so that noise about a point is not called drift, the second so that the tail of an
-approach without noise is not. Weights of network layers are not settled by the bound (signs,
-orders, scales of hidden units), and drift on although the function they compute stands still:
-they are counted apart, and give no verdict against a fit.
+approach without noise is not, the third so that slow wandering about the optimum is not: iterates
+of a constant learning rate are as correlated as a slow Markov chain. Weights of network layers
+are not settled by the bound (signs, orders, scales of hidden units), and drift on although the
+function they compute stands still: they are counted apart, and give no verdict against a fit.
 
 Over restarts whose bounds agree, R̂ of the same numbers tells whether the parameters agree too. If
 not, the model has symmetries or several optima: then nothing may be averaged over restarts by name.
@@ -32,8 +34,8 @@ from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.pair import Pair
 from ppl_lvm.trail import Trail
 
-LEVEL, MOVED = 1.2, 0.05
-FEWEST = 40  # records, so that each part has ten
+LEVEL, MOVED, PARTS = 1.2, 0.05, 8
+FEWEST = 80  # records, so that each part has five
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.RNNBase, nn.Embedding)
 SOURCE = f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}"
 Floats = NDArray[np.float64]
@@ -44,6 +46,7 @@ class Drift:
     """Attributes:
     r_hat: parameter's name -> (c,) split R̂ of its recorded numbers over the run's second half.
     moved: parameter's name -> (c,) distance between the two parts' means over the range.
+    steady: parameter's name -> (c,) whether the parts' means rise or fall without exception.
     between: parameter's name -> (c,) R̂ over restarts; empty where fewer than two agree in bound.
     layers: names of weights of network layers.
     starts: how many restarts `between` is over.
@@ -51,13 +54,15 @@ class Drift:
 
     r_hat: dict[str, Floats]
     moved: dict[str, Floats]
+    steady: dict[str, NDArray[np.bool_]]
     between: dict[str, Floats]
     layers: frozenset[str]
     starts: int
 
     def drifting(self, name: str) -> float:
         """Share of a parameter's recorded numbers that drift."""
-        return float(((self.r_hat[name] > LEVEL) & (self.moved[name] > MOVED)).mean())
+        far = (self.r_hat[name] > LEVEL) & (self.moved[name] > MOVED)
+        return float((far & self.steady[name]).mean())
 
     def findings(self) -> list[Finding]:
         return [self._within_finding()] + ([self._between_finding()] if self.between else [])
@@ -78,10 +83,10 @@ class Drift:
             said += f" Weights of network layers, not counted: {apart:.0%}."
         return Finding(
             QUESTION,
-            f"share of parameters' numbers that drift (R̂ > {LEVEL})",
+            "share of parameters' numbers that drift",
             share,
             None,
-            "good ≤ 0.1, bad > 0.5",
+            f"R̂ > {LEVEL}, steadily and by > {MOVED:.0%} of the way; good ≤ 0.1, bad > 0.5",
             SOURCE,
             verdict,
             said.strip() or "Their means over two parts of the run's second half agree.",
@@ -116,7 +121,7 @@ def drift(pair: Pair, trails: Sequence[Trail], bounds: Sequence[float], chosen: 
         chosen: which of them is the fit.
 
     Raises:
-        CannotSayError: fewer than 40 records.
+        CannotSayError: fewer than 80 records.
     """
     if not trails or not trails[chosen].iterates:
         raise CannotSayError("No iterates were kept (only gradient-based training keeps them).")
@@ -133,19 +138,22 @@ def drift(pair: Pair, trails: Sequence[Trail], bounds: Sequence[float], chosen: 
     return Drift(
         {n: f[0] for n, f in found.items()},
         {n: f[1] for n, f in found.items()},
+        {n: f[2] for n, f in found.items()},
         _between(alike) if len(alike) > 1 else {},
         frozenset(layer_weights(pair) & own.keys()),
         len(alike),
     )
 
 
-def _within(x: Floats) -> tuple[Floats, Floats]:
-    """R̂ (c,) and relative movement (c,) of iterates (T, c)."""
+def _within(x: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """R̂ (c,), relative movement (c,) and steadiness (c,) of iterates (T, c)."""
     late = x[len(x) // 2 :]
     half = len(late) // 2
     distance = np.abs(late[:half].mean(0) - late[-half:].mean(0))
     extent = np.ptp(x, axis=0)
-    return r_hat(late[None]), distance / np.where(extent > 0, extent, 1.0)
+    rise = np.diff(np.stack([part.mean(0) for part in np.array_split(late, PARTS)]), axis=0)
+    steady = (rise > 0).all(0) | (rise < 0).all(0)
+    return r_hat(late[None]), distance / np.where(extent > 0, extent, 1.0), steady
 
 
 def _between(starts: Sequence[Mapping[str, object]]) -> dict[str, Floats]:

@@ -39,7 +39,7 @@ from ppl_lvm.diagnostics.simulate import observed_places
 from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.tables import run_pair, tabulate
-from ppl_lvm.particles.traces import Given, Sites, plate_dim, trace_program
+from ppl_lvm.particles.traces import Given, Sites, is_subsample, plate_dim, trace_program
 from ppl_lvm.subsample import DATA_PLATE
 
 LOCAL_PARTICLES = 64
@@ -180,19 +180,14 @@ def _one_by_one(
     data = _data(model, batch)
     signs: dict[str, list[Tensor]] = {name: [] for name in data}
     plan = plan_pair(model, guide, batch, {}, 1)
-    N, K = len(batch[0]), LOCAL_PARTICLES if local else 1
+    K = LOCAL_PARTICLES if local else 1
     l, log_p, log_q = [], [], []
     for _ in range(num_draws):
         sites: Sites = trace_program(guide, batch, {}, particles=None, nesting=0)
         own = {n: s for n, s in sites.items() if n not in local}
         shared = {n: s["value"] for n, s in own.items()}
         _compare(data, signs, model, batch, plan, None, own)
-        programs = [
-            poutine.block(poutine.condition(p, data=shared), hide=list(shared))
-            for p in (model, guide)
-        ]
-        log_w = log_weights(*programs, *batch, num_particles=K)
-        row = log_w.expand(-1, N).logsumexp(0) - math.log(len(log_w))
+        row = marginal(model, guide, batch, shared, num_particles=K)
         l.append(row)
         log_p.append(_score(model, shared, batch) + row.sum())
         log_q.append(_score(guide, shared, batch))
@@ -240,6 +235,37 @@ def columns(x: Tensor) -> Tensor:
     """Which columns of x (N, ...) are compared: at most so many that 1,000 draws fit in memory."""
     width = x[0].numel()
     return torch.linspace(0, width - 1, min(width, max(1, CELLS // 1000 // len(x)))).long()
+
+
+def global_draws(guide: Program, batch: tuple[Any, ...], num_draws: int) -> list[dict[str, Tensor]]:
+    """θ_s ~ q: global site -> value, one dictionary a draw."""
+    found = []
+    for _ in range(num_draws):
+        sites = trace_program(guide, batch, {}, particles=None, nesting=0)
+        found.append(
+            {
+                n: s["value"]
+                for n, s in sites.items()
+                if not is_subsample(s) and plate_dim(s, DATA_PLATE) is None
+            }
+        )
+    return found
+
+
+def marginal(
+    model: Program,
+    guide: Program,
+    batch: tuple[Any, ...],
+    theta: Mapping[str, Tensor],
+    num_particles: int = LOCAL_PARTICLES,
+) -> Tensor:
+    """log p(x_n | θ) (N,), local latents of the guide weighted out by K fresh draws."""
+    programs = [
+        poutine.block(poutine.condition(p, data=dict(theta)), hide=list(theta))
+        for p in (model, guide)
+    ]
+    log_w = log_weights(*programs, *batch, num_particles=num_particles)
+    return log_w.expand(-1, len(batch[0])).logsumexp(0) - math.log(len(log_w))
 
 
 def _score(program: Program, values: dict[str, Tensor], batch: tuple[Any, ...]) -> Tensor:

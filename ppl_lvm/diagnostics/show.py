@@ -54,7 +54,9 @@ def _words(finding: Finding) -> Text:
 
 
 @contextmanager
-def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None] | None]:
+def progress(
+    what: str = "diagnose", shown: bool = True
+) -> Iterator[Callable[[str, int, int], None] | None]:
     """What `diagnose` takes as `say`; None where nothing is to be shown."""
     console = Console(stderr=True)
     if not shown:
@@ -62,7 +64,7 @@ def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None] | N
         return
     if not console.is_terminal:
         yield lambda name, done, total: console.print(
-            f"diagnose {done}/{total} {name}".rstrip(), highlight=False, soft_wrap=True
+            f"{what} {done}/{total} {name}".rstrip(), highlight=False, soft_wrap=True
         )
         return
     columns = (
@@ -72,7 +74,7 @@ def progress(shown: bool = True) -> Iterator[Callable[[str, int, int], None] | N
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("diagnose", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda name, done, total: bar.update(
-            task, description=f"diagnose: {name}", completed=done, total=total
+            task, description=f"{what}: {name}", completed=done, total=total
         )

@@ -196,7 +196,7 @@ def tightness(
     """
     with own_random(seed):
         bounds = iwae(model, guide, *batch, particles=particles)
-        exact = _exact(model, batch)
+        exact = exact_log_likelihood(model, batch)
         try:
             joint = Joint(model, guide, *batch)
         except CannotSayError as error:
@@ -273,7 +273,8 @@ def _estimate(log_w: Tensor, N: int) -> Estimate:
     return Estimate(log_mean(log_w) / share, delta_error(log_w) / share)
 
 
-def _exact(model: Program, batch: tuple[Any, ...]) -> Tensor | None:
+def exact_log_likelihood(model: Program, batch: tuple[Any, ...]) -> Tensor | None:
+    """log p(x_n) (N,) from the model's own `log_likelihood(*batch)`; None where it has none."""
     method = getattr(model, "log_likelihood", None)
     if not callable(method):
         return None

@@ -1,0 +1,194 @@
+"""Runs side by side: values and errors that closed forms give; refusals of what is not alike."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical, Normal
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.compare import Comparison, Score, compare
+from ppl_lvm.fit import fit
+from ppl_lvm.run import Run
+
+
+class Local(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(z_n, 1) but for `noise`: p(x) = N(0, 1 + noise²)."""
+
+    def __init__(self, noise: float = 1.0) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, self.noise), obs=x)
+
+
+class LocalGuide(PyroModule):
+    """The posterior, its sd times `width`."""
+
+    def __init__(self, noise: float = 1.0, width: float = 1.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1 / (1 + noise**2)))
+        self.sd = width * noise / math.sqrt(1 + noise**2)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.a * x, self.sd))
+
+
+class Mean(PyroModule):
+    """mu ~ N(0, 1), x_n ~ N(mu, 1)."""
+
+    def forward(self, x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, 1.0), obs=x)
+
+
+class MeanGuide(PyroModule):
+    """The posterior of 30 rows whose sum is `total`."""
+
+    def __init__(self, total: float) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(total / 31))
+        self.scale = PyroParam(torch.tensor(31**-0.5), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("mu", Normal(self.loc, self.scale))
+
+
+class Two(PyroModule):
+    """Two components at ± m, summed out."""
+
+    def __init__(self, m: float = 1.0) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor([-m, m]))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.m[z], 1.0), obs=x)
+
+
+def no_guide(x: Tensor) -> None:
+    pass
+
+
+def still(model: Any, guide: Any, x: Any, **more: Any) -> Run:
+    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False, **more)
+
+
+def normal(x: Tensor, mean: Any, variance: float) -> Any:
+    return torch.distributions.Normal(mean, variance**0.5).log_prob(x).double().numpy()
+
+
+def test_values_and_paired_errors_are_those_of_the_closed_forms() -> None:
+    x, y = torch.randn(50), 1.4 * torch.randn(400)
+    runs = [
+        still(Local(1.0), LocalGuide(1.0), x),
+        still(Local(0.3), LocalGuide(0.3, width=1.2), x),
+        still(Two(1.0), no_guide, x),
+    ]
+    found = compare(runs, y, num_particles=2000)
+    parts = torch.stack([torch.from_numpy(normal(y, m, 1.0)) for m in (-1.0, 1.0)])
+    exact = [
+        normal(y, 0.0, 2.0),
+        normal(y, 0.0, 1.09),
+        (parts.logsumexp(0) - math.log(2)).numpy(),
+    ]
+    for score, l in zip(found.scores, exact, strict=True):
+        assert abs(score.value - l.mean()) < 5 * score.monte_carlo_error + 1e-5
+    assert [s.kind for s in found.scores] == ["lower bound", "lower bound", "exact"]
+    assert found.order[0] == 0
+    d = exact[1] - exact[0]
+    difference, error = found.difference(1, 0)
+    assert difference == pytest.approx(d.mean(), abs=5 * found.scores[1].monte_carlo_error)
+    assert error == pytest.approx(d.std(ddof=1) / 20, rel=0.05)
+    assert found.verdict(1) == "worse"
+    # Taken apart, the two errors would be larger: rows hard for one are hard for the other.
+    assert error < math.hypot(found.scores[0].error, found.scores[1].error) / 1.5
+
+
+def test_global_latents_predict_from_the_training_rows() -> None:
+    x, y = torch.randn(30), torch.randn(200)
+    run = still(Mean(), MeanGuide(float(x.sum())), x)
+    found = compare([run, still(Two(0.1), no_guide, x)], y, num_particles=4000)
+    exact = normal(y, x.sum() / 31, 1 + 1 / 31)
+    score = found.scores[0]
+    assert score.kind == "predictive"
+    assert abs(score.value - exact.mean()) < 5 * score.monte_carlo_error
+    assert found.verdict(1) in ("as good", "worse", "best")
+
+
+def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 1)))
+    source = str(tmp_path / "x.npy")
+
+    class Column(Mean):
+        def forward(self, x: Tensor) -> None:
+            super().forward(x[:, 0])
+
+    total = float(np.load(source)[:30].sum())
+    runs = [still(Column(), MeanGuide(total), source, validation=10) for _ in range(2)]
+    found = compare(runs)
+    assert found.rows == "10 rows, held out by all"
+    assert all(s.loo is not None and len(s.loo.elpd_i) == 30 for s in found.scores)
+    assert found.loo_difference(0, 1) == (0.0, 0.0)
+    assert compare(runs, np.zeros((5, 1), np.float32)).scores[0].loo is not None
+
+
+def score(name: str, l: Any) -> Score:
+    return Score(name, np.asarray(l), 0.0, "exact", 0.0, None, "", 3, 1.5, 10)
+
+
+def test_equal_models_are_told_apart_once_in_fifty_at_most() -> None:
+    draw = np.random.default_rng(0)
+    worse = 0
+    for _ in range(500):
+        base = draw.normal(size=100)
+        pair = (score("a", base + draw.normal(size=100)), score("b", base + draw.normal(size=100)))
+        found = Comparison(pair, "100 rows")
+        worse += found.verdict(found.order[1]) == "worse"
+    assert worse <= 10
+
+
+def test_table_json_and_picture_agree(tmp_path: Path) -> None:
+    l = np.random.default_rng(0).normal(-5, 1, 100)
+    noise = np.random.default_rng(1).normal(0, 0.1, 100)
+    found = Comparison((score("far", l - 1 + noise), score("near", l)), "100 rows, given")
+    rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [r["run"] for r in rows] == ["near", "far"]
+    assert rows[1]["verdict"] == "worse"
+    text = str(found)
+    assert text.index("near") < text.index("far")
+    assert max(len(line) for line in text.splitlines()) <= 80
+    figure = found.figure()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["near", "far"]
+    drawn = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert float(np.ravel(drawn[1])[0]) == pytest.approx(rows[1]["difference"])
+
+
+def test_what_is_not_alike_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(40)
+    a = still(Local(), LocalGuide(), x, validation=10)
+    with pytest.raises(ValueError, match="at least two"):
+        compare([a])
+    with pytest.raises(ValueError, match="held no rows out"):
+        compare([a, still(Local(), LocalGuide(), x)])
+    with pytest.raises(ValueError, match="other data"):
+        compare([a, still(Local(), LocalGuide(), x + 1, validation=10)])
+    with pytest.raises(ValueError, match="other rows"):
+        compare([a, still(Local(), LocalGuide(), x, validation=10, seed=1)])
+    with pytest.raises(ValueError, match="rows of shape"):
+        compare([a, a], torch.randn(5, 2))
+    with pytest.raises(ValueError, match="no name or path"):
+        compare([a, a])
