@@ -76,7 +76,8 @@ def _untrained(look: Look) -> Iterator[Finding]:
                 f"The parameter {name!r} never receives a gradient.",
                 "It stays as it was made: something that should use it does not, or a detach(), "
                 ".data or torch.no_grad() stands between.",
-                f"Use {name!r} in a site, remove it, or say requires_grad_(False).",
+                f"Use {name!r} in a site, without detach(), .data or torch.no_grad() between; or "
+                "remove it, or say requires_grad_(False).",
             )
 
 

@@ -16,15 +16,16 @@ def check_plates(look: Look) -> Iterator[Finding]:
     # The model on its own draws: a guide of the wrong shape would make it look wrong too.
     alone = look.apart[0] if look.apart[0].signature is not None else look.model
     for one in (alone, look.guide):
-        yield from _undeclared(one)
+        yield from _undeclared(one, rows(look.batch))
         yield from _sequential(one)
         yield from _data_size(one, look.batch)
     yield from _per_datum(look)
 
 
-def _undeclared(one: Run) -> Iterator[Finding]:
+def _undeclared(one: Run, B: int | None) -> Iterator[Finding]:
     """A batch dimension that no plate declares is a dimension of dependence."""
     assert one.signature is not None
+    open_plates = {plate.name for plate in one.signature.plates}
     for site in one.signature.sites:
         dims = {one.signature.plate(name).dim for name in site.plates}
         for i, size in enumerate(site.batch_shape):
@@ -38,7 +39,9 @@ def _undeclared(one: Run) -> Iterator[Finding]:
                     "declares.",
                     "Objectives would not know whether they are independent, and mini-batches "
                     "would scale them wrongly.",
-                    f"Make it part of the event, dist.{site.distribution}(...).to_event("
+                    f"Declare the rows: with pyro.plate({DATA_PLATE!r}, len(x), dim={dim}):"
+                    if size == B and DATA_PLATE not in open_plates
+                    else f"Make it part of the event, dist.{site.distribution}(...).to_event("
                     f"{-dim}), or declare it: with pyro.plate('rows', {size}, dim={dim}):",
                 )
                 break

@@ -2,9 +2,14 @@
 
 import difflib
 from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
 
 from ppl_lvm.check.findings import Finding
-from ppl_lvm.check.look import Look
+from ppl_lvm.check.look import Look, Run
 from ppl_lvm.signature import Signature, Site
 from ppl_lvm.subsample import DATA_PLATE
 
@@ -35,8 +40,8 @@ def check_sites(look: Look) -> Iterator[Finding]:
                 site.name,
                 f"The guide observes {site.name!r}.",
                 "A guide is a distribution over latents; data enters it as its argument.",
-                f"Take obs= away from pyro.sample({site.name!r}, ...) in the guide, or move the "
-                "site to the model.",
+                f"Remove pyro.sample({site.name!r}, ...) from the guide, or its obs= if it is a "
+                "latent of the model.",
             )
         elif site.name in model and model[site.name].observed:
             yield look.guide.finding(
@@ -95,12 +100,13 @@ def _missing(look: Look, site: Site) -> Iterator[Finding]:
             f"({site.values} values).",
             "The model would draw it from the prior in each step, blind to the data.",
             f"In the model: pyro.sample({site.name!r}, dist.{site.distribution}(...), "
-            'infer={"enumerate": "parallel"})  # and train with TraceEnum_ELBO',
+            'infer={"enumerate": "parallel"})  # then the objective sums it out',
         )
         return
     model = look.apart[0].signature or look.model.signature
     assert model is not None
-    event = f".to_event({len(site.event_shape)})" if site.event_shape else ""
+    own = _own_dims(look.model.nodes()[site.name]["fn"])
+    event = f".to_event({own})" if own else ""
     code = f"pyro.sample({site.name!r}, dist.{site.distribution}(...){event})"
     yield look.model.finding(
         "missing-in-guide",
@@ -143,8 +149,56 @@ def check_shapes(look: Look) -> Iterator[Finding]:
                 f"{site.name!r} has shape {tuple(site.shape)} in the guide and "
                 f"{tuple(theirs.shape)} in the model.",
                 "Broadcasting would pair values with densities that are not theirs.",
-                f"Give its parameters in the guide the shape {tuple(theirs.shape)}.",
+                f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...)), its "
+                f"parameters of shape {tuple(theirs.event_shape)}, or {tuple(theirs.shape)} with "
+                "the rows.",
             )
+    yield from _values(look.apart[0] if look.apart[0].signature else look.model)
+
+
+def _values(one: Run) -> Iterator[Finding]:
+    """Observed values of another shape than their distribution's, which would broadcast."""
+    for name, node in one.nodes().items():
+        fn, value = node["fn"], node["value"]
+        if not node["is_observed"] or not isinstance(value, Tensor) or site_is_factor(node):
+            continue
+        expected, got = fn.batch_shape + fn.event_shape, value.shape
+        try:
+            fits = torch.broadcast_shapes(got, expected) == expected
+        except RuntimeError:
+            fits = False
+        if not fits:
+            yield one.finding(
+                "value-shape",
+                "error",
+                name,
+                f"{name!r} observes values of shape {tuple(got)}, where its distribution has "
+                f"{tuple(expected)}.",
+                "Every value would be compared with every row's distribution.",
+                _as_shaped(name, got, expected),
+            )
+
+
+def _as_shaped(name: str, got: torch.Size, expected: torch.Size) -> str:
+    if got == (*expected, 1):
+        return f"pyro.sample({name!r}, ..., obs=x.squeeze(-1)), x being what is observed there."
+    if len(got) > len(expected) and got[: len(expected)] == expected:
+        more = len(got) - len(expected)
+        parameters = tuple(got[len(expected) :])
+        return (
+            f"pyro.sample({name!r}, dist.….to_event({more}), obs=x), with parameters of shape "
+            f"{parameters}, so that a row is one event."
+        )
+    return f"pyro.sample({name!r}, ..., obs=x) with x of shape {tuple(expected)}."
+
+
+def _own_dims(fn: Any) -> int:
+    """How many dimensions `.to_event` has added to a distribution."""
+    added = 0
+    while hasattr(fn, "base_dist"):
+        added += getattr(fn, "reinterpreted_batch_ndims", 0)
+        fn = fn.base_dist
+    return added
 
 
 def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:

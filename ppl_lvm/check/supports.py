@@ -39,9 +39,7 @@ def _guide_against_prior(look: Look) -> Iterator[Finding]:
                 f"The guide's {site.name!r} ~ {site.distribution} can leave the prior's support, "
                 f"{describe(prior.support)}.",
                 "There the model's density is zero: the bound is minus infinity or NaN.",
-                f"pyro.sample({site.name!r}, dist.TransformedDistribution(dist.Normal(loc, scale),"
-                f" biject_to(prior.support)))  # or a guide of the prior's family, "
-                f"dist.{prior.distribution}",
+                f"pyro.sample({site.name!r}, {_with_support(prior)})",
             )
         elif narrower:
             yield look.guide.finding(
@@ -52,9 +50,31 @@ def _guide_against_prior(look: Look) -> Iterator[Finding]:
                 f"{describe(site.support)}, only a part of the prior's, "
                 f"{describe(prior.support)}.",
                 "What the posterior has outside of it can never be found.",
-                f"pyro.sample({site.name!r}, dist.Normal(loc, scale)) or another distribution "
-                f"with support {describe(prior.support)}.",
+                f"pyro.sample({site.name!r}, {_with_support(prior)})",
             )
+
+
+def _with_support(prior: Site) -> str:
+    """A distribution for a guide whose support is the prior's, as code."""
+    words = describe(prior.support)
+    if words in _FAMILIES:
+        return _FAMILIES[words]
+    if prior.discrete:
+        return f"dist.{prior.distribution}(...)"
+    return (
+        f"dist.TransformedDistribution(dist.Normal(loc, scale), biject_to(support)))  # with the "
+        f"support of dist.{prior.distribution}(...)"
+    )
+
+
+# A family for a guide, by the words for its support.
+_FAMILIES = {
+    "real": "dist.Normal(loc, scale)",
+    "positive": "dist.LogNormal(loc, scale)",
+    "non-negative": "dist.LogNormal(loc, scale)",
+    "[0, 1]": "dist.Beta(a, b)",
+    "simplex": "dist.Dirichlet(concentration)",
+}
 
 
 def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
@@ -98,26 +118,36 @@ def _arguments(one: Run) -> Iterator[Finding]:
             value = getattr(fn, argument)
             if isinstance(value, Tensor) and not constraint.check(value).all():
                 worst = value[~constraint.check(value)].flatten() if _whole(constraint) else value
+                number = worst.flatten()[0].item()
                 yield one.finding(
                     "argument",
                     "error",
                     name,
                     f"The argument {argument} of {name!r} ~ {type(fn).__name__} must be "
-                    f"{describe(constraint)}, but is {worst.flatten()[0].item():g} somewhere.",
+                    f"{describe(constraint)}, but is {number:g} somewhere.",
                     "The density does not exist there; the loss becomes NaN or is meaningless.",
-                    f"Constrain it: pyro.param(..., constraint=constraints.{_word(constraint)}), "
-                    "or pass a network's output through softplus, exp or softmax.",
+                    _constrained(constraint, number),
                 )
                 break
 
 
+def _constrained(constraint: Any, number: float) -> str:
+    """How to keep an argument where it belongs; `number` is one that does not."""
+    if number != number:
+        return (
+            "Follow it back to a logarithm or a root of a number below zero, to 0/0, or to NaN in "
+            "the data, and bound it there: .clamp(min=1e-6)."
+        )
+    words = describe(constraint).replace("lower Cholesky", "lower_cholesky")
+    code = (
+        f"pyro.param(..., constraint=constraints.{words if words.isidentifier() else 'positive'})"
+    )
+    squash = {"simplex": "softmax(-1)", "[0, 1]": "sigmoid()"}.get(words, "exp()")
+    return f"A parameter: {code}. A network's output or the data: .{squash}."
+
+
 def _whole(constraint: Any) -> bool:
     return getattr(constraint, "event_dim", 0) == 0
-
-
-def _word(constraint: Any) -> str:
-    word = describe(constraint).replace("lower Cholesky", "lower_cholesky")
-    return word if word.isidentifier() else "positive"
 
 
 def _observations(one: Run) -> Iterator[Finding]:
@@ -150,9 +180,31 @@ def _observations(one: Run) -> Iterator[Finding]:
                 f"{type(fn).__name__ if not hasattr(fn, 'base_dist') else _base(fn)}, "
                 f"{describe(support)}; the first, at {where}, is {shown:g}.",
                 "Their log-probability is minus infinity, NaN, or a number without meaning.",
-                f"Choose a likelihood with the data's values for {name!r}, or clean the data; "
-                "mark missing values with .mask(~x.isnan()) and fill them.",
+                _suited(name, value[~good] if good.shape == value.shape else value, value),
             )
+
+
+def _suited(name: str, bad: Tensor, value: Tensor) -> str:
+    """A likelihood that has these values, as code, from what they look like."""
+    if bad.isnan().any():
+        return (
+            f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num())  # leaves the "
+            "missing values out; .mask before .to_event"
+        )
+    low, high = value.min().item(), value.max().item()
+    whole = bool((value == value.round()).all())
+    if whole and low >= 0 and high <= 1:
+        fit = "dist.Bernoulli(logits=...)"
+    elif whole and low >= 0:
+        fit = (
+            f"dist.Poisson(rate), dist.Categorical(logits=...) with {high + 1:g} logits, or "
+            f"dist.Binomial({high:g}, ...)"
+        )
+    elif low > 0:
+        fit = "dist.LogNormal(loc, scale)"
+    else:
+        fit = "dist.Normal(loc, scale)"
+    return f"pyro.sample({name!r}, {fit}, ...) has such values; or mend the data."
 
 
 def _masks(node: dict[str, Any]) -> Iterator[Tensor]:

@@ -446,7 +446,6 @@ PAIRS: dict[str, Callable[[], Pair]] = {
         _ordered, autoguide.AutoNormal, REAL, torch.arange(8).remainder(3)
     ),
     "covariance": lambda: (_covariance, auto_guide(_covariance, REAL), (REAL,)),
-    "one component": lambda: _ours(GaussianMixture(1), REAL),
     "one column": lambda: _ours(BayesianGaussianMixture(2), REAL[:, :1]),
     "batch norm": lambda: (_annealed_plain, _Normed(), (REAL,)),
     "amortised": lambda: (_annealed_plain, AmortizedNormal(_annealed_plain, REAL), (REAL,)),
