@@ -14,8 +14,12 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import ppl_lvm.em
+from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
+from ppl_lvm.em_online import OnlineEM
+from ppl_lvm.models import PPCA, FactorAnalysis
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.vae import VAE
 from ppl_lvm.run import load_run
@@ -107,10 +111,14 @@ def test_a_memory_mapped_file_is_never_read_whole(iris: Tensor, tmp_path: Path) 
     model = GaussianMixture(2)
     model.initialize(iris)
     watched = Watched(data.store, data.name)
-    em = EM(model, watched, {k: t[None] for k, t in model.em_state().items()}, batch_size=32)
-    em.run(3)
+    state = {k: t[None] for k, t in model.em_state().items()}
+    EM(model, watched, dict(state), batch_size=32).run(3)
     assert max(asked) == 32
     assert sum(asked) == 3 * 150
+    asked.clear()
+    OnlineEM(model, watched, state, torch.arange(50), batch_size=32, decay=0.6).run(2)
+    assert max(asked) == 50
+    assert sum(asked) == 50 + 2 * 150
 
 
 def test_restarts_together_are_the_restarts_alone(iris: Tensor) -> None:
@@ -250,7 +258,123 @@ def test_the_floor_holds_and_the_likelihood_does_not_fall() -> None:
 def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
     model = GaussianMixture(2)
     model.initialize(iris)
-    bad = load_data(torch.where(iris > 7.8, torch.nan, iris).numpy(), missing="keep")
-    em = EM(model, bad, {k: t[None] for k, t in model.em_state().items()})
+    state = {k: t[None].clone() for k, t in model.em_state().items()}
+    state["means"][0, 0, 0] = torch.nan
+    em = EM(model, load_data(iris), state)
     with pytest.raises(ValueError, match="log-likelihood is nan at iteration 1"):
         em.run(2)
+
+
+def _drawn(N: int) -> Tensor:
+    """Two overlapping clusters (N, 2)."""
+    draw = torch.Generator().manual_seed(5)
+    x = torch.randn(N, 2, generator=draw) * torch.tensor([1.0, 0.4])
+    x[: N // 3] += torch.tensor([2.5, 1.0])
+    return x
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_online_em_comes_near_the_optimum_in_a_few_passes(covariance: str) -> None:
+    x = _drawn(2000)
+    settings = {"components": 2, "covariance": covariance}
+    exact = fit_em(GaussianMixture, x, settings=settings, tolerance=1e-9)
+    early = fit_em(GaussianMixture, x, settings=settings, max_iterations=5)
+    online = fit_em(
+        GaussianMixture, x, settings=settings, decay=0.6, max_iterations=4, batch_size=100
+    )
+    short = exact.results["bound"] - online.results["bound"]
+    assert -1e-9 < short < 2e-3
+    assert short < exact.results["bound"] - early.results["bound"]  # 5 E-steps over all rows
+    model: Any = online.model
+    likelihood = model.log_likelihood(x).mean().item()
+    assert online.results["bound"] == pytest.approx(likelihood, abs=1e-9)
+    assert len(online.history["bound"]) == 4 + 1
+
+
+@pytest.mark.parametrize("model", [PPCA(1), FactorAnalysis(1)])
+def test_online_em_of_a_linear_model_with_missing_values(model: Any) -> None:
+    z = torch.randn(2000, 1)
+    x = z * torch.tensor([2.0, 1.0, -1.0, 0.5]) + 0.5 * torch.randn(2000, 4) + 10
+    x = torch.where(torch.rand(2000, 4) < 0.1, torch.nan, x)
+    data = load_data(x.numpy(), missing="keep")
+    exact = fit_em(model, data, tolerance=1e-9)
+    online = fit_em(model, data, decay=0.6, max_iterations=5, batch_size=100)
+    sampling = 9 / (2 * 2000)  # what the data themselves leave open, 9 parameters at least
+    assert -1e-9 < exact.results["bound"] - online.results["bound"] < sampling
+
+
+class _Uncarried(GaussianMixture):
+    """A wrong twin: old statistics are taken for statistics at the new parameters."""
+
+    def carry(self, state: Any, new: Any, made_of: Any, statistics: Any) -> Any:
+        return statistics
+
+
+def test_statistics_that_are_not_carried_are_caught() -> None:
+    x = _drawn(2000)
+    exact = fit_em(GaussianMixture(2), x, tolerance=1e-9)
+    wrong = fit_em(_Uncarried(2), x, decay=0.6, max_iterations=4, batch_size=100)
+    assert exact.results["bound"] - wrong.results["bound"] > 0.008  # 4 × the right one
+
+
+@pytest.mark.parametrize("decay", [None, 0.6])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
+    iris: Tensor, tmp_path: Path, decay: float | None, monkeypatch: Any
+) -> None:
+    asked: dict[str, Any] = {"settings": {"components": 3}, "restarts": 2, "validation": 30}
+    asked |= {"decay": decay, "max_iterations": 9, "checkpoint_seconds": 0.0, "batch_size": 50}
+    whole = fit_em(GaussianMixture, iris, directory=tmp_path / "whole", **asked)
+    save, count = save_checkpoint, 0
+
+    def cut_off(*given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        save(*given)
+
+    monkeypatch.setattr(ppl_lvm.em, "save_checkpoint", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", **asked)
+    monkeypatch.undo()
+    other = {**asked, "max_iterations": 8}
+    with pytest.raises(ValueError, match="options differs in max_iterations"):
+        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **other)
+    resumed = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+    assert resumed.history == whole.history
+    for name, value in whole.parameters().items():
+        assert torch.equal(resumed.parameters()[name], value)
+    again = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+    assert again.results["bound"] == whole.results["bound"]
+
+
+def test_held_out_rows_are_judged_exactly_and_choose_the_restart(iris: Tensor) -> None:
+    run = fit_em(GaussianMixture, iris, settings={"components": 4}, restarts=4, validation=0.2)
+    model: Any = run.model
+    train, aside = load_data(iris).split(0.2, 0)
+    assert run.results["bound"] == pytest.approx(
+        model.log_likelihood(*train.tensors).mean().item(), abs=1e-7
+    )
+    assert run.results["held_out"] == pytest.approx(
+        model.log_likelihood(*aside.tensors).mean().item(), abs=1e-7
+    )
+    assert len(run.history["validation_bound"]) == len(run.history["bound"])
+    sound = [e for e in run.restarts if e["degenerate"] is None]
+    assert run.results["held_out"] == max(e["held_out"] for e in sound)
+
+
+def test_what_online_em_refuses(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"decay=0\.5 must lie above 0\.5"):
+        fit_em(GaussianMixture(3), iris, decay=0.5)
+
+
+def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -> None:
+    for sized, unsized in (
+        (GaussianMixture(3, 4), GaussianMixture(3)),
+        (PPCA(2, 4), PPCA(2)),
+    ):
+        for model in (sized, unsized):
+            torch.manual_seed(1)
+            model.initialize(iris)
+        for name, value in sized.em_state().items():
+            assert torch.equal(unsized.em_state()[name], value)
