@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import Distribution
 
 
 class InSupport(Messenger):
-    """Collects the answers, one a site; distributions made with `validate_args=False` are not
-    asked, nor are values that a mask hides.
+    """Collects the answers, one a site.
+
+    Distributions made with `validate_args=False` are not asked (which these are is seen when the
+    program runs with validation on, so let it once), nor are values that a mask hides.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._answers: list[Tensor] = []
+        self._unasked: set[str] = set()
 
     def clear(self) -> None:
         """Forget the answers of the last step."""
@@ -36,16 +41,30 @@ class InSupport(Messenger):
             return
         if type(fn).__name__ in ("_Subsample", "Unit", "Delta"):
             return
-        if any(vars(part).get("_validate_args") is False for part in _layers(fn)):
+        if Distribution._validate_args and not all(part._validate_args for part in _layers(fn)):
+            self._unasked.add(msg["name"])
+        if msg["name"] in self._unasked:
             return
         try:
-            inside = fn.support.check(value.detach())
+            inside = _inside(fn, value.detach())
         except NotImplementedError:
             return
-        for hidden in [mask, *(vars(part).get("_mask") for part in _layers(fn))]:
-            if isinstance(hidden, Tensor):
-                inside = inside | ~hidden
+        if isinstance(mask, Tensor):
+            inside = inside | ~mask
         self._answers.append(inside.detach().all())
+
+
+def _inside(fn: Any, value: Tensor) -> Tensor:
+    """Whether each value is in its support or masked, in the shape of the log-density."""
+    if isinstance(fn, MaskedDistribution):
+        inside, shown = _inside(fn.base_dist, value), fn._mask
+        return inside | ~shown if isinstance(shown, Tensor) else inside | (not shown)
+    if isinstance(fn, torch.distributions.Independent):
+        inner = _inside(fn.base_dist, value)
+        n = fn.reinterpreted_batch_ndims
+        return inner.flatten(inner.dim() - n).all(-1) if n else inner
+    checked: Tensor = fn.support.check(value)
+    return checked
 
 
 def _layers(fn: Any) -> Iterator[Any]:

@@ -1,0 +1,53 @@
+"""The question whether observed values lie in their support, put as tensor operations."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Exponential, MultivariateNormal, Normal, Poisson
+from torch import Tensor
+
+from ppl_lvm.in_support import InSupport
+
+
+def answer(fn: Any, value: Tensor, mask: Any = None) -> bool | None:
+    with InSupport() as asked, pyro.plate("data", 2, dim=-1):
+        if mask is None:
+            pyro.sample("x", fn, obs=value)
+        else:
+            with pyro.poutine.mask(mask=mask):
+                pyro.sample("x", fn, obs=value)
+    found = asked.all()
+    return None if found is None else bool(found)
+
+
+GAP = torch.tensor([[True, False], [True, True]])
+WRONG = torch.tensor([[1.0, -1.0], [2.0, 3.0]])  # outside where GAP is false
+
+
+@pytest.mark.parametrize(
+    ("fn", "value", "inside"),
+    [
+        (Normal(torch.zeros(2), 1.0), torch.zeros(2), True),
+        (Poisson(torch.ones(2)), torch.tensor([1.0, 0.5]), False),
+        (Exponential(torch.ones(2, 2)).to_event(1), WRONG, False),
+        (Exponential(torch.ones(2, 2)).mask(GAP).to_event(1), WRONG, True),
+        (Exponential(torch.ones(2, 2)).mask(~GAP).to_event(1), WRONG, False),
+        (Exponential(torch.ones(2)).expand([2]).mask(False), -torch.ones(2), True),
+        (MultivariateNormal(torch.zeros(3), torch.eye(3)), torch.zeros(2, 3), True),
+    ],
+)
+def test_each_value_is_asked_where_it_is_not_masked(fn: Any, value: Tensor, inside: bool) -> None:
+    assert answer(fn, value) is inside
+
+
+def test_a_mask_around_the_site_hides_its_rows() -> None:
+    fn, value = Bernoulli(torch.full((2,), 0.5)), torch.tensor([1.0, 3.0])
+    assert answer(fn, value) is False
+    assert answer(fn, value, mask=torch.tensor([True, False])) is True
+    assert answer(fn, value, mask=torch.tensor([False, True])) is False
+
+
+def test_nobody_is_asked_where_validation_was_refused() -> None:
+    assert answer(Poisson(torch.ones(2), validate_args=False), torch.tensor([0.5, 1.0])) is None
