@@ -6,7 +6,9 @@ from ppl_lvm.guides.amortized_flow import AmortizedFlow
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
+from ppl_lvm.guides.semi_amortized import SemiAmortized
 from ppl_lvm.guides.shared import SharedNormal
 
 __all__ = [
@@ -16,6 +18,9 @@ __all__ = [
     "AmortizedMultivariateNormal",
     "AmortizedNormal",
     "AutoGuide",
+    "BottomUp",
+    "Ladder",
+    "SemiAmortized",
     "SharedNormal",
     "auto_guide",
     "label_free",

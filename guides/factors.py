@@ -152,7 +152,8 @@ class Pushed(Factor):
         if log_det is None:
             return value, unconstrained.new_zeros(len(unconstrained))
         data_dim = self._declared.plate(DATA_PLATE).dim or -1
-        return value, log_det.movedim(data_dim, 0).flatten(1).sum(-1)
+        by_row = log_det.movedim(data_dim, 0).reshape(len(unconstrained), -1)
+        return value, by_row.sum(-1)
 
 
 class Values(Factor):

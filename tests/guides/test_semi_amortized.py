@@ -1,0 +1,145 @@
+"""The semi-amortised guide: never worse than its encoder, exact in the limit, true gradients."""
+
+from itertools import pairwise
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from ppl_lvm.check import check
+from ppl_lvm.fit import fit
+from ppl_lvm.guides import SemiAmortized
+from ppl_lvm.models import PPCA, VAE, linear_gaussian
+
+
+def _orthogonal(rows: int) -> tuple[PPCA, Tensor, Normal]:
+    """PPCA with orthogonal W: its posterior is diagonal."""
+    model, x = PPCA(2, 4).double(), torch.randn(rows, 4).double()
+    with torch.no_grad():
+        model.W.copy_(torch.linalg.qr(model.W).Q * torch.tensor([1.0, 2.0]).double())
+    mean, L = linear_gaussian.posterior(model._theta(), x)
+    variance = torch.linalg.inv(L @ L.mT).diagonal(dim1=-2, dim2=-1)
+    return model, x, Normal(mean.detach(), variance.sqrt().detach())
+
+
+def _q(guide: SemiAmortized, x: Tensor) -> Normal:
+    fn = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
+    return Normal(fn.mean, fn.stddev)
+
+
+def test_it_meets_the_posterior_as_its_steps_grow() -> None:
+    model, x, exact = _orthogonal(12)
+    guide = SemiAmortized(model, x)
+    gaps = []
+    for steps in (0, 1, 2, 4, 8, 16):
+        guide.steps = steps
+        with torch.no_grad():
+            gaps.append(kl_divergence(_q(guide, x), exact).sum(-1))  # of every datum
+    for before, after in pairwise(gaps):
+        assert (after <= before + 1e-12).all()  # the bound of no datum is below the encoder's
+    assert gaps[0].min() > 0.01
+    assert gaps[-1].max() < 1e-6
+
+
+def _loss(guide: SemiAmortized, model: PPCA, x: Tensor, exact: Normal) -> Tensor:
+    """-Σ_n [log p(x_n) - KL(q ‖ p(z | x_n))] in closed form."""
+    mean, L = linear_gaussian.posterior(model._theta(), x)
+    variance = torch.linalg.inv(L @ L.mT).diagonal(dim1=-2, dim2=-1)
+    posterior = Normal(mean, variance.sqrt())
+    return (kl_divergence(_q(guide, x), posterior).sum(-1) - model.log_evidence(x)).sum()
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_the_gradient_goes_through_the_steps(through: bool) -> None:
+    """Against a difference quotient; without `through` it must fail that."""
+    model, x, exact = _orthogonal(3)
+    guide = SemiAmortized(model, x, steps=1, hidden=(), through=through)
+    weight = guide.encoder.net.layers[0].weight
+    errors = []
+    for parameter, (i, j) in ((weight, (0, 1)), (weight, (2, 0))):
+        guide.zero_grad()
+        _loss(guide, model, x, exact).backward()
+        assert parameter.grad is not None
+        assert abs(float(parameter.grad[i, j])) > 1e-3
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                parameter[i, j] += step
+                values.append(_loss(guide, model, x, exact))
+                parameter[i, j] -= step
+        errors.append(abs(float((values[0] - values[1]) / 2e-5 - parameter.grad[i, j])))
+    assert (max(errors) < 1e-6) == through
+
+
+def test_it_is_the_same_function_at_every_call() -> None:
+    """No noise of its own: the density of given values does not change from run to run."""
+    model, x, _ = _orthogonal(5)
+    guide = SemiAmortized(model, x)
+    first, second = _q(guide, x), _q(guide, x)
+    assert torch.equal(first.mean, second.mean)
+    flipped = _q(guide, x.flip(0))
+    torch.testing.assert_close(flipped.mean.flip(0), first.mean)
+
+
+def test_plain_svi_trains_model_and_encoder() -> None:
+    pyro.set_rng_seed(0)
+    x = torch.randn(30, 4)
+    model = PPCA(2, 4)
+    guide = SemiAmortized(model, x, steps=2)
+    svi = SVI(model, guide, Adam({"lr": 0.02}), Trace_ELBO())
+    losses = [svi.step(x) for _ in range(60)]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert set(pyro.get_param_store().keys()) >= {"W", "mu", "encoder$$$net.layers.0.weight"}
+
+
+def test_it_stands_beside_an_enumerated_site() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + 3 * k, 1.0), obs=x)
+
+    x = torch.randn(6)
+    guide = SemiAmortized(model, x)
+    assert len(check(model, guide, x)) == 0
+    assert TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x) > 0
+
+
+def test_it_fits_exports_and_passes_the_check() -> None:
+    x = torch.rand(40, 6).round()
+    model = VAE(2)
+    findings = check(model, SemiAmortized(model, x), x)
+    assert len(findings) == 0, str(findings)
+    run = fit(
+        VAE,
+        "ppl_lvm.guides:SemiAmortized",
+        x,
+        objective="IWAE(num_particles=2)",
+        num_steps=6,
+        batch_size=16,
+        settings={"latent": 2},
+        guide_settings={"steps": 2},
+        engine="auto",
+        progress=False,
+    )
+    assert run.encode(x)["z"].shape == (40, 2)
+    assert run.sample(3)["x"].shape == (3, 6)
+    assert "posterior" in run.to_arviz(x[:5], num_samples=4)
+
+
+def test_what_it_does_not_serve_is_named() -> None:
+    def shared(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
+
+    with pytest.raises(ValueError, match=r"SemiAmortized serves .* but 'w' is shared by all data"):
+        SemiAmortized(shared, torch.randn(3))
+    with pytest.raises(ValueError, match="steps >= 0, got -1"):
+        SemiAmortized(shared, torch.randn(3), steps=-1)
