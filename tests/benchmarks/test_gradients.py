@@ -1,6 +1,7 @@
 """The gradient benchmark tells right from wrong, and says where."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +196,14 @@ def test_on_a_model_whose_latent_is_summed_out(tmp_path: Path) -> None:
 def test_a_pair_needs_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--data"):
         gradients.run(model="mine.py:Model", directory=tmp_path)
+
+
+def test_a_verdict_on_too_few_draws_says_so() -> None:
+    with double(), samples.local_parameters():
+        subject = known_subject(KNOWN["belief_net"], 2, 0)
+        implementation = next(i for i in ours(subject.pair, 2) if i.estimator == "VIMCO")
+    good = samples.Judgement(0.01, 0.02, False, 1.0, 1.0, False)
+    coarse = replace(good, bias=0.84, error=1.3)
+    assert gradients.verdict(implementation, {"model": good}) == "unbiased"
+    assert "too few draws" in gradients.verdict(implementation, {"model": good, "guide z": coarse})
+    assert "biased by 84%" in gradients.verdict(implementation, {"g": replace(coarse, biased=True)})
