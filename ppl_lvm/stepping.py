@@ -137,6 +137,14 @@ class Stepping:
         return self.whole.reached
 
     @property
+    def learning(self) -> bool:
+        """Whether the program will run before a step is replayed."""
+        gradient = self.whole.gradient
+        if self.whole.level == "eager" or gradient.refusal is not None:
+            return False
+        return gradient.num_captures == 0
+
+    @property
     def refusal(self) -> str | None:
         """Why steps are eager, where they were to be captured and could not be."""
         refusal = self.whole.gradient.refusal
@@ -271,7 +279,8 @@ class Stepping:
                     f"{', '.join(n.split('/', 1)[1] for n in self.pair.leaves)} reaches the bound."
                 )
             # A loop over steps cannot hold changes of lists in place: new tensors instead.
-            gradients = list(torch._foreach_mul([leaf.grad for leaf in used], per_datum))
+            raw: Any = [leaf.grad for leaf in used]
+            gradients = list(torch._foreach_mul(raw, per_datum))
             for leaf, gradient in zip(used, gradients, strict=True):
                 leaf.grad = gradient
             if processes.count() > 1:

@@ -110,7 +110,8 @@ class Training:
         before = torch.get_rng_state()
         try:
             # Pyro's own checks (shapes, supports) on everything once, then they cost nothing.
-            with pyro.validation_enabled(self.step_number < self.order.steps_per_epoch):
+            first = self.step_number < self.order.steps_per_epoch
+            with pyro.validation_enabled(first or self.stepping.learning):
                 bound = self.stepping.step(batch, total, before)
         except CannotCaptureError:
             raise

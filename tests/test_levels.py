@@ -1,6 +1,5 @@
 """fit at every level of the engine: the same steps, the same safety, the same run when resumed."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ from torch.distributions import constraints
 from ppl_lvm import resume
 from ppl_lvm.checkpoint import load_checkpoint
 from ppl_lvm.data import load_data
+from ppl_lvm.engine import plan
 from ppl_lvm.fit import fit
+from ppl_lvm.in_support import InSupport
 from ppl_lvm.nonfinite import NonFiniteError
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
@@ -132,3 +133,261 @@ def test_a_run_resumes_at_another_level(first: Any, second: Any, tmp_path: Path)
     resume.load(again, tmp_path / "c")
     to_the_end(again)
     assert again.history["bound"] == pytest.approx(whole.history["bound"], rel=1e-5)
+
+
+class Exploding(PyroModule):
+    """x_n ~ N(log m, 1): not a number once m has fallen below 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(torch.log(self.m), 1.0), obs=x)
+
+
+def nothing(x: Tensor) -> None:
+    """A guide without sites."""
+
+
+def fails(program: Any, x: Tensor, path: Path, **asked: Any) -> tuple[str, dict[str, Any], int]:
+    with pytest.raises(NonFiniteError) as raised:
+        fit(program, nothing, x, directory=path, progress=False, **asked)
+    tensors, kept = load_checkpoint(path / "checkpoint.safetensors")
+    return str(raised.value), tensors, kept["step"]
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+@pytest.mark.parametrize("per_call", [1, 5])
+def test_a_nan_is_named_and_the_last_good_state_kept(
+    level: Any, per_call: int, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"optimizer": "SGD(lr=0.1)", "num_steps": 50}
+    asked["schedule"] = "ExponentialLR(gamma=0.99)"
+    x = torch.full((5,), -5.0)
+    message, tensors, step = fails(Exploding(), x, tmp_path / "a", engine="eager", **asked)
+    assert "site 'x' of the model has a loc that is NaN" in message
+    assert step % 5  # within a call
+    asked |= {"engine": level, "steps_per_call": per_call}
+    same, found, reached = fails(Exploding(), x, tmp_path / "b", **asked)
+    assert (same.replace("/b/", "/a/"), reached) == (message, step)
+    for name in ("state/model/m", "history/bound"):
+        assert torch.allclose(found[name], tensors[name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("level", LEVELS[1:])
+def test_a_nan_gradient_names_the_parameter(level: Any, tmp_path: Path) -> None:
+    class Root(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(0.0))
+            self.fine = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("x", Normal(self.fine + torch.sqrt(self.a), 1.0), obs=x)
+
+    message, tensors, step = fails(
+        Root(), torch.ones(5), tmp_path, num_steps=3, engine=level, clip_norm=1.0
+    )
+    assert "gradient of parameter 'a' is infinite" in message
+    assert step == 0
+    assert float(tensors["state/model/fine"]) == 0.0
+
+
+class Counts(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = PyroParam(torch.tensor([1.0, 2.0]), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Poisson(self.rate).to_event(1), obs=x)
+
+
+def test_a_value_that_has_no_probability_is_found_where_the_program_does_not_run(
+    tmp_path: Path,
+) -> None:
+    """A Poisson gives 0.5 a finite number: only the support tells."""
+    x = torch.ones(40, 2)
+    x[17, 1] = 0.5
+    message, _, step = fails(
+        Counts(), x, tmp_path, batch_size=8, num_steps=20, engine="captured", seed=1
+    )
+    assert "outside the support of Poisson" in message
+    assert "row 18 (index 17)" in message
+    assert step > 0
+
+
+def asked(model: Any, *batch: Tensor) -> bool | None:
+    look = InSupport()
+    with torch.no_grad(), look:
+        model(*batch)  # validation is on: seen now
+    look.clear()
+    with torch.no_grad(), pyro.validation_enabled(False), look:
+        model(*batch)
+    answer = look.all()
+    return None if answer is None else bool(answer)
+
+
+def test_only_values_that_count_are_asked_about() -> None:
+    def model(x: Tensor, check: bool | None = None, mask: Any = True) -> None:
+        with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=mask):
+            grey = Bernoulli(logits=torch.zeros(2), validate_args=check).to_event(1)
+            pyro.sample("x", grey, obs=x)
+
+    x = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
+    assert asked(model, x[:1]) is True
+    assert asked(model, x) is False
+    assert asked(lambda x: model(x, mask=torch.tensor([True, False])), x) is True
+    assert asked(lambda x: model(x, check=False), x) is None
+
+
+def test_double_precision_stays_double() -> None:
+    torch.set_default_dtype(torch.float64)
+    runs = [
+        fit(
+            Factor,
+            Guide,
+            data().double(),
+            num_steps=20,
+            engine=level,
+            clip_norm=0.3,
+            progress=False,
+        )
+        for level in ("eager", "captured")
+    ]
+    assert all(v.dtype == torch.float64 for v in runs[1].parameters().values())
+    assert runs[1].history["bound"] == pytest.approx(runs[0].history["bound"], rel=1e-12)
+
+
+class Counting(PyroModule):
+    """A model with a Python number that changes at every step: it cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor(0.0))
+        self.t = 0
+
+    def forward(self, x: Tensor) -> None:
+        self.t += 1
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.m, 1.0 + 1.0 / self.t), obs=x)
+
+
+def test_what_cannot_be_captured_runs_as_if_nobody_had_tried(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    x = torch.arange(5.0)
+    wanted = fit(Counting(), nothing, x, num_steps=8, engine="eager", progress=False)
+    run = fit(Counting(), nothing, x, num_steps=8)
+    assert run.history == wanted.history
+    assert run.results["engine"] == "eager"
+    said = [line for line in capsys.readouterr().err.splitlines() if "Running eagerly" in line]
+    assert len(said) == 1
+    assert "Counting.t" in said[0] or "a number in" in said[0]
+    with pytest.raises(ValueError, match="changes"):
+        fit(Counting(), nothing, x, num_steps=8, engine="captured", progress=False)
+
+
+def test_a_refusal_is_remembered(tmp_path: Path) -> None:
+    pyro.set_rng_seed(0)
+    x = load_data(torch.arange(5.0))
+
+    def make() -> Training:
+        pair = Pair(Counting(), nothing, Trace_ELBO())
+        pair.prepare(*x.tensors)
+        return Training(pair, x, None, Options(num_steps=9, batch_size=5), path=tmp_path / "c")
+
+    first = make()
+    first.step()
+    first.save()
+    second = make()
+    resume.load(second, tmp_path / "c")
+    assert second.stepping.refusal == first.stepping.refusal is not None
+
+
+@pytest.mark.parametrize("rows", [70, 64])
+@pytest.mark.parametrize("most", [1, 5, 7, 100])
+def test_calls_end_where_something_happens(rows: int, most: int) -> None:
+    order = RowOrder(rows, 16, 0)
+    calls, every, last = Calls(order, most, 10, 53), 10, 53
+    step, lengths = 0, set()
+    while step < last:
+        count = calls(step)
+        lengths.add(count)
+        assert count <= most
+        assert step // every == (step + count - 1) // every
+        assert not any(order.ragged(step + i) for i in range(count)) or count == 1
+        step += count
+    assert step == last
+    assert len(lengths) <= 2  # two kinds of calls are compiled at most
+    assert max(lengths) == 1 if most == 1 else max(lengths) > 1
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling seems to cost little: "auto" switches at step 10 or so."""
+    monkeypatch.setattr(plan, "_COST", (0.01, 0.0))
+    monkeypatch.setattr(plan, "_DISPATCH", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("soon")
+def test_auto_compiles_in_the_background_and_two_runs_are_equal() -> None:
+    eager = training(engine="eager", batch_size=35)
+    to_the_end(eager)
+    runs = []
+    for _ in range(2):
+        said: list[str] = []
+        run = training(engine="auto", batch_size=35)
+        run.run(Heard(said))
+        runs.append(run)
+        assert [line.split(",")[0] for line in said][:1] == ["Compiling the step in the background"]
+        assert run.stepping.level == "compiled"
+    assert runs[0].history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
+    assert runs[0].history == runs[1].history
+    states = [run.pair.state() for run in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("soon")
+def test_without_a_compiler_captured_serves_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    said: list[str] = []
+    run = training(engine="auto", batch_size=35)
+    run.run(Heard(said))
+    assert run.stepping.level == "captured"
+    assert len([line for line in said if "captured, not compiled" in line]) == 1
+    assert "compiler" in said[-1].lower()
+
+
+class Heard(Progress):
+    """Progress that keeps the lines it is given."""
+
+    def __init__(self, said: list[str]) -> None:
+        super().__init__(STEPS, shown=False)
+        self.said = said
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+@pytest.mark.parametrize(("steps", "compiles"), [(20_000, False), (200_000, True)])
+def test_auto_compiles_only_where_the_run_pays_for_it(steps: int, compiles: bool) -> None:
+    run = training(engine="captured", batch_size=35)
+    run.step()
+    gradient = run.stepping.whole.gradient
+    arguments, recording = gradient.lookup(run.train.batch(torch.arange(35)), {})
+    assert recording is not None
+    pays = plan.LongRun(steps, 70, 35)
+    switch = pays.switch(recording, arguments)
+    assert (switch < steps) == compiles
+    assert pays.ahead(recording, arguments) == compiles
+    for pays.step in (0, switch - 1, switch):
+        assert pays.now(recording, arguments) == (compiles and pays.step >= switch)

@@ -61,8 +61,9 @@ def fit(
     ] = None,
     checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 10.0,
     engine: Annotated[
-        str, typer.Option(help="eager, auto or captured (replays recorded operations: faster).")
-    ] = "eager",
+        str, typer.Option(help="How steps are taken: auto, eager, captured or compiled.")
+    ] = "auto",
+    steps_per_call: Annotated[int, typer.Option(help="Steps a compiled call takes at most.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object, last line.")
@@ -113,6 +114,7 @@ def fit(
         directory=place,
         checkpoint_seconds=checkpoint_seconds,
         engine=cast(Any, engine),
+        steps_per_call=steps_per_call,
         resume=resume,
     )
     _say_results(run, as_json)

@@ -56,7 +56,8 @@ class Workshop:
         if process.poll() is None:
             announce("Waiting for the compiler.")
         assert process.stderr is not None
-        said = process.stderr.read().decode(errors="replace").strip()
+        with process.stderr:
+            said = process.stderr.read().decode(errors="replace").strip()
         if process.wait() == 0:
             return None
         return (
@@ -70,6 +71,8 @@ class Workshop:
             process.kill()
         if process is not None:
             process.wait()
+            assert process.stderr is not None
+            process.stderr.close()
 
     def __del__(self) -> None:
         self.stop()
@@ -101,6 +104,8 @@ def compile_graph(
 def _serve() -> None:
     """Compile what comes through standard input; the last line of what is said names a failure."""
     import os
+
+    import torch._dynamo  # in this order: the inductor expects it to be there
 
     os.nice(10)
     graph, shapes, same_random, threads = pickle.load(sys.stdin.buffer)
