@@ -4,6 +4,7 @@ from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
@@ -16,6 +17,7 @@ __all__ = [
     "FactorAnalysis",
     "GaussianMixture",
     "GaussianMixtureVAE",
+    "HierarchicalVAE",
     "MixtureOfPPCA",
     "SemiSupervisedVAE",
 ]

@@ -101,12 +101,13 @@ class SemiSupervisedVAE(PyroModule):
         self.decoder.initialize(x, self)
         z = principal_codes(x, self.latent)
         if y is None or (y < 0).all():
-            known, member = slice(None), start_clusters(z, self.classes)
+            shown, member = z, start_clusters(z, self.classes)
         else:
             self._check_labels(y)
             known = y >= 0
+            shown = z[known]
             member = torch.nn.functional.one_hot(y[known].long(), self.classes).to(z)
-        _, means, scatter = blended(z[known], member)
+        _, means, scatter = blended(shown, member)
         scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
         self.means, self.scales = means.to(self.means), scales.to(self.means)
         teach(self.decoder, z.to(self.means), x)
