@@ -41,7 +41,7 @@ from ppl_lvm.benchmarks.record import Result, Row
 from ppl_lvm.benchmarks.subjects import SUBSAMPLED, Subject, double, known_subject, user_subject
 from ppl_lvm.benchmarks.timing import interleaved, ratio
 
-TOO_COARSE = 0.5  # a standard error of the bias, relative to the target
+TOO_COARSE = 1.0  # a standard error of the bias, relative to the target
 Measured = tuple[Row, dict[str, Judgement]]
 
 
@@ -208,7 +208,7 @@ def verdict(implementation: Implementation, judged: dict[str, Judgement]) -> str
     if all(math.isnan(judgement.bias) for judgement in judged.values()):
         faults = ["no target to compare with"]
     elif not faults and any(judgement.error > TOO_COARSE for judgement in judged.values()):
-        faults = ["too few draws to tell a bias of half the gradient"]
+        faults = ["too few draws to tell a bias as large as the gradient"]
     elif not faults:
         faults = ["unbiased" if implementation.declared else "no bias seen"]
     if not implementation.declared:
