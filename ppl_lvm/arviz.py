@@ -37,6 +37,7 @@ def to_inference_data(
     observed_data: Arrays | None = None,
     log_p: ArrayLike | None = None,
     log_q: ArrayLike | None = None,
+    sample_stats: Arrays | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Names | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -50,6 +51,7 @@ def to_inference_data(
         observed_data: arrays without draws.
         log_p, log_q: (S,) log p(x, θ) and log q(θ) of each draw. They go to `sample_stats` under
             these names, where `loo` finds them.
+        sample_stats: what else is known of each draw, (S, ...), such as its weight.
         coords: values along a named dimension; default 0, 1, 2, ...
         dims: names of a variable's dimensions after the draws. A variable with fewer dimensions
             in one group (a log-likelihood with the event summed out) takes the first names.
@@ -62,6 +64,7 @@ def to_inference_data(
             name used for two sizes in one group.
     """
     stats = {name: l for name, l in (("log_p", log_p), ("log_q", log_q)) if l is not None}
+    stats |= sample_stats or {}
     groups = {
         "posterior": posterior,
         "posterior_predictive": posterior_predictive,

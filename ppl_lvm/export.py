@@ -4,80 +4,245 @@ The pointwise log-likelihood is marginal over local latents: log p(x_n | θ_s) f
 global latents, by importance sampling with fresh local draws. The conditional log p(x_n | z_n)
 with z_n ~ q(z_n | x_n) has seen x_n, and LOO from it is wrong (Magnusson et al. 2019,
 https://arxiv.org/abs/1904.10679).
+
+Draws come from q. On request they carry importance weights, or are resampled by them, so that they
+stand for the posterior: smoothed as in Vehtari et al. (2024), https://arxiv.org/abs/1507.02646.
+Where all latents are local, each datum's draws are weighted by themselves; draws of global latents
+have one weight, and local latents given them are resampled among fresh draws.
 """
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm import predict
 from ppl_lvm.arviz import to_inference_data
+from ppl_lvm.diagnostics.leave_out import (
+    LOCAL_PARTICLES,
+    given,
+    marginal,
+    plan_given,
+    score,
+    score_globals,
+)
 from ppl_lvm.pair import Pair, latent_sites
-from ppl_lvm.particles import log_weights
+from ppl_lvm.particles import draw_particles, log_weights, plan_pair
+from ppl_lvm.particles.plan import Plan
+from ppl_lvm.psis import psis
 
-LOCAL_PARTICLES = 64  # fresh local draws behind each value of the pointwise log-likelihood
 CHUNK = 100_000
+Draws = Literal["q", "weighted", "resampled"]
+Latents = dict[str, Tensor]
+Array = NDArray[Any]
 
 
-def to_arviz(pair: Pair, *batch: Any, num_samples: int = 500, seed: int = 0) -> Any:
+def to_arviz(
+    pair: Pair, *batch: Any, num_samples: int = 500, draws: Draws = "q", seed: int = 0
+) -> Any:
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
     Groups: posterior (latent sites, those summed out of the model included), posterior_predictive,
-    log_likelihood, prior, prior_predictive, observed_data; log p and log q of each draw in
-    sample_stats where the guide has global latents. Without global latents the parameters are
-    point estimates: the log-likelihood's draws then differ only by the error of their importance
-    sampling, and LOO says nothing of what the parameters have learnt by heart.
+    log_likelihood, prior, prior_predictive, observed_data, sample_stats. Where the guide has global
+    latents sample_stats has log_p and log_q of each draw (S,), for `ppl_lvm.arviz.loo` and, in
+    ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_datum and
+    log_q_per_datum (S, N). Without global latents the parameters are point estimates: the
+    log-likelihood's draws then differ only by the error of their importance sampling, and LOO says
+    nothing of what the parameters have learnt by heart.
+
+    Args:
+        draws: "q": as the guide draws them. "weighted": the same with `weight` in sample_stats,
+            smoothed and summing to one over draws, (S,) or (S, N). "resampled": drawn anew by
+            these weights, so that every draw counts the same; log_p and log_q are then left out,
+            since the draws are no longer q's. The attribute pareto_k says how far to trust the
+            weights: above 0.7 not at all.
+
+    Raises:
+        ValueError: `draws` is none of these, or the programs do not run under a particle plate, so
+            that local latents cannot be weighted.
     """
+    if draws not in get_args(Draws):
+        raise ValueError(f"draws must be one of {', '.join(get_args(Draws))}; got {draws!r}.")
     with torch.no_grad(), torch.random.fork_rng(), pair.scope():
         torch.manual_seed(seed)
         summed = predict.summed_sites(pair, *batch)
-        draws = [_one_draw(pair, batch, summed) for _ in range(num_samples)]
+        found = _draw(pair, batch, num_samples, draws)
+        complete = [_complete(pair, batch, latents, summed) for latents in found.latents]
         prior = [predict.sample_prior(pair, *batch) for _ in range(num_samples)]
-        log_likelihood, log_p, log_q = _densities(pair, batch, [d["globals"] for d in draws])
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
-    latent = sorted({n for d in draws for n in d["posterior"]})
+    latent = sorted({n for posterior, _ in complete for n in posterior})
+    per_datum = {name: ["data"] for name in found.stats} if found.local else {}
     return to_inference_data(
-        {n: _stack([d["posterior"][n] for d in draws]) for n in latent},
-        log_likelihood={"log_likelihood": log_likelihood}
+        {n: _stack([posterior[n] for posterior, _ in complete]) for n in latent},
+        log_likelihood={"log_likelihood": found.log_likelihood}
         if len(observed) != 1
-        else {next(iter(observed)): log_likelihood},
-        posterior_predictive={n: _stack([d["predictive"][n] for d in draws]) for n in observed},
+        else {next(iter(observed)): found.log_likelihood},
+        posterior_predictive={n: _stack([x[n] for _, x in complete]) for n in observed},
         prior={n: _stack([p[n] for p in prior]) for n in latent if n in prior[0]},
         prior_predictive={n: _stack([p[n] for p in prior]) for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
-        log_p=log_p,
-        log_q=log_q,
-        dims=dims,
+        sample_stats=found.stats,
+        dims=dims | per_datum,
         coords={"data": list(range(len(batch[0])))},
+        attrs={"draws": draws} | ({} if found.k is None else {"pareto_k": found.k}),
     )
 
 
-def _stack(values: list[Tensor]) -> np.ndarray[Any, Any]:
+@dataclass
+class _Drawn:
+    """S draws of the guide's latents as one plain run would give them, and what is known of them.
+
+    `local`: whether `stats` are (S, N); `k` is the largest Pareto k̂ of the weights, if any.
+    """
+
+    latents: list[Latents]
+    log_likelihood: Array
+    stats: dict[str, Array]
+    local: bool
+    k: float | None
+
+
+def _draw(pair: Pair, batch: tuple[Any, ...], S: int, draws: Draws) -> _Drawn:
+    plan = plan_pair(pair.model, pair.guide, batch, {}, 2)
+    if plan.data_plate is not None and plan.latents and plan.vectorized:
+        return _draw_local(pair, batch, plan, S, draws)
+    with poutine.block():
+        drawn = [predict.draw_guide(pair, batch) for _ in range(S)]
+    shared = [own for _, own in drawn]
+    log_likelihood, log_p, log_q = _densities(pair, batch, shared)
+    if log_p is None or log_q is None:
+        if draws != "q" and plan.latents:
+            raise ValueError(
+                "Local latents cannot be weighted: the programs do not run under a particle plate. "
+                'Use draws="q".'
+            )
+        return _Drawn([latents for latents, _ in drawn], log_likelihood, {}, False, None)
+    stats: dict[str, Array] = {"log_p": log_p, "log_q": log_q}
+    latents = [latents for latents, _ in drawn]
+    if draws == "q":
+        return _Drawn(latents, log_likelihood, stats, False, None)
+    log_w, k = psis(log_p.astype(np.float64) - log_q)
+    weight = np.exp(log_w)
+    if draws == "weighted":
+        chosen = np.arange(S)
+        stats["weight"] = weight
+    else:
+        chosen = _resample(weight[:, None], S)[:, 0]
+        stats = {}
+    if latents[0].keys() - shared[0].keys():
+        inner = plan_given(pair.model, pair.guide, batch, shared[0], LOCAL_PARTICLES)
+        latents = [_given_globals(pair, batch, shared[s], latents[s], inner) for s in chosen]
+    else:
+        latents = [latents[s] for s in chosen]
+    return _Drawn(latents, log_likelihood[chosen], stats, False, float(k))
+
+
+def _draw_local(pair: Pair, batch: tuple[Any, ...], plan: Plan, S: int, draws: Draws) -> _Drawn:
+    """All draws under a particle plate; the weights of each datum are its own."""
+    N, step = len(batch[0]), max(2, CHUNK // len(batch[0]))
+    with poutine.block():
+        plain, shared = predict.draw_guide(pair, batch)
+    values: dict[str, list[Tensor]] = {name: [] for name in plain}
+    log_p, log_q = [], []
+    for start in range(0, S, step):
+        size = min(step, S - start)
+        # One draw would run without the particle plate's own shape.
+        p = draw_particles(pair.model, pair.guide, batch, {}, plan, max(2, size))
+        log_p.append(p.log_p[:size].expand(-1, N))
+        log_q.append(p.log_q[:size].expand(-1, N))
+        for name, like in plain.items():
+            value = p.draws[name].value
+            many = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
+            values[name].append(many[:size].reshape(size, *like.shape))
+    table = {name: torch.cat(v) for name, v in values.items()}
+    stats: dict[str, Array] = {
+        "log_p_per_datum": torch.cat(log_p).numpy(),
+        "log_q_per_datum": torch.cat(log_q).numpy(),
+    }
+    k = None
+    if draws != "q":
+        log_w, each = psis((torch.cat(log_p) - torch.cat(log_q)).double().T.numpy())  # (N, S)
+        weight, k = np.exp(log_w).T, float(each.max())
+        if draws == "weighted":
+            stats["weight"] = weight
+        else:
+            stats = {}
+            index = torch.from_numpy(_resample(weight, S))  # (S, N)
+            local = table.keys() - shared.keys()
+            table |= {n: _pick(table[n], index, N) for n in local}
+    latents = [{n: v[s] for n, v in table.items()} for s in range(S)]
+    log_likelihood, _, _ = _densities(
+        pair,
+        batch,
+        [{} for _ in range(S)]
+        if not shared
+        else [{n: draw[n] for n in shared} for draw in latents],
+    )
+    return _Drawn(latents, log_likelihood, stats, True, k)
+
+
+def _resample(weight: Array, S: int) -> Array:
+    """Indices (S, N) by weights (S, N), each column by systematic resampling, then shuffled."""
+    N = weight.shape[1]
+    at = (torch.arange(S)[:, None] + torch.rand(N)) / S  # (S, N)
+    edges = torch.from_numpy(weight / weight.sum(0)).cumsum(0)
+    index = torch.searchsorted(edges.T.contiguous(), at.double().T.contiguous()).T
+    order = torch.rand(S, N).argsort(0)
+    found: Array = index.clamp(max=len(weight) - 1).gather(0, order).numpy()
+    return found
+
+
+def _pick(values: Tensor, index: Tensor, N: int) -> Tensor:
+    """values (S, ..., N, ...) of a local site -> (S, ...) with datum n of draw s from index[s, n].
+
+    The data's dimension is the first of N rows after the draws'.
+    """
+    axis = 1 + list(values.shape[1:]).index(N)
+    moved = values.movedim(axis, 1)  # (S, N, ...)
+    return moved[index, torch.arange(N)].movedim(1, axis)
+
+
+def _given_globals(
+    pair: Pair, batch: tuple[Any, ...], theta: Latents, latents: Latents, plan: Plan
+) -> Latents:
+    """The local latents resampled among K fresh draws given the global ones."""
+    N = len(batch[0])
+    model, guide = given(pair.model, pair.guide, theta)
+    p = draw_particles(model, guide, batch, {}, plan, LOCAL_PARTICLES)
+    weight = p.log_w.expand(-1, N).double().softmax(0)
+    index = torch.multinomial(weight.T, 1).T  # (1, N)
+    found = dict(latents)
+    for name in latents.keys() - theta.keys():
+        many = p.draws[name].value.reshape(-1, *latents[name].shape)
+        found[name] = _pick(many, index, N)[0]
+    return found
+
+
+def _stack(values: list[Tensor]) -> Array:
     return torch.stack(values).numpy()
 
 
-def _one_draw(pair: Pair, batch: tuple[Any, ...], summed: frozenset[str]) -> dict[str, Any]:
+def _complete(
+    pair: Pair, batch: tuple[Any, ...], latents: Latents, summed: frozenset[str]
+) -> tuple[Latents, Latents]:
+    """The latents with those summed out of the model, and all sites of a model run on them."""
     with poutine.block():
-        latents, shared = predict.draw_guide(pair, batch)
         if summed:
-            latents |= predict.sample_summed(pair, shared, *batch)
-        replayed = predict.run_model(pair, latents, batch)
-    return {
-        "globals": shared,
-        "posterior": latents,
-        "predictive": {n: s["value"] for n, s in replayed.nodes.items() if s["type"] == "sample"},
-    }
+            latents = latents | predict.sample_summed(pair, latents, *batch)
+        sites = predict.run_model(pair, latents, batch).nodes.items()
+    return latents, {n: s["value"] for n, s in sites if s["type"] == "sample"}
 
 
 def _densities(
     pair: Pair, batch: tuple[Any, ...], draws: list[dict[str, Tensor]]
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None, np.ndarray[Any, Any] | None]:
+) -> tuple[Array, Array | None, Array | None]:
     """log p(x_n | θ_s) (S, N), and joint log p(θ_s, x), log q(θ_s) (S,) where θ exists."""
     S, N = len(draws), len(batch[0])
     if not draws[0]:
@@ -90,32 +255,45 @@ def _densities(
             log_w = log_w.expand(-1, N).reshape(count, K, N)
             parts.append(log_w.logsumexp(1) - math.log(K))
         return torch.cat(parts).numpy(), None, None
-    rows, log_p, log_q = [], [], []
-    for shared in draws:
-        names = list(shared)
-        model = poutine.block(poutine.condition(pair.model, data=shared), hide=names)
-        guide = poutine.block(poutine.condition(pair.guide, data=shared), hide=names)
-        K = 1 if not _has_latents(pair, batch, besides=frozenset(names)) else LOCAL_PARTICLES
-        log_w = log_weights(model, guide, *batch, num_particles=K)
-        row = log_w.expand(-1, N).logsumexp(0) - math.log(K)
-        rows.append(row)
-        log_p.append(_log_prob_of(pair.model, shared, batch) + row.sum())
-        log_q.append(_log_prob_of(pair.guide, shared, batch))
+    model, guide, names = pair.model, pair.guide, frozenset(draws[0])
+    local = _has_latents(pair, batch, besides=names)
+    plan = plan_pair(model, guide, batch, {}, 2)
+    if not local and plan.vectorized:
+        return _densities_at_once(pair, batch, draws, plan)
+    K = LOCAL_PARTICLES if local else 1
+    inner = plan_given(model, guide, batch, draws[0], K)
+    rows = [marginal(model, guide, batch, theta, K, inner) for theta in draws]
+    with poutine.block():
+        log_p = [score(model, theta, batch) + r.sum() for theta, r in zip(draws, rows, strict=True)]
+        log_q = [score(guide, theta, batch) for theta in draws]
     return torch.stack(rows).numpy(), torch.stack(log_p).numpy(), torch.stack(log_q).numpy()
+
+
+def _densities_at_once(
+    pair: Pair, batch: tuple[Any, ...], draws: list[Latents], plan: Plan
+) -> tuple[Array, Array, Array]:
+    """Where no latent of the guide is local: many draws under a particle plate."""
+    with poutine.block():
+        sites = poutine.trace(pair.guide).get_trace(*batch).nodes
+    step, parts = max(2, CHUNK // len(batch[0])), []
+    for start in range(0, len(draws), step):
+        some = draws[start : start + step]
+        some = some * 2 if len(some) == 1 else some  # one would run without the plate's shape
+        values = {}
+        for name in draws[0]:
+            value = torch.stack([d[name] for d in some])  # (S, plates, event)
+            missing = plan.nesting - len(sites[name]["fn"].batch_shape)
+            values[name] = value.reshape(len(some), *[1] * missing, *value.shape[1:])
+        _, *scores = score_globals(pair.model, pair.guide, batch, plan, len(some), values)
+        parts.append(scores)
+    S = len(draws)
+    l, log_p, log_q = (torch.cat(each)[:S].numpy() for each in zip(*parts, strict=True))
+    return l, log_p, log_q
 
 
 def _has_latents(pair: Pair, batch: tuple[Any, ...], besides: frozenset[str] = frozenset()) -> bool:
     with poutine.block():
         return bool(latent_sites(poutine.trace(pair.guide).get_trace(*batch)).keys() - besides)
-
-
-def _log_prob_of(program: Any, values: dict[str, Tensor], batch: tuple[Any, ...]) -> Tensor:
-    with poutine.block():
-        trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*batch)
-    total = torch.zeros(())
-    for name, value in values.items():
-        total = total + trace.nodes[name]["fn"].log_prob(value).sum()
-    return total
 
 
 def _observed(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
 from ppl_lvm.programs import Recipe, rebuild, source_digest
 from ppl_lvm.trail import Trail, pack, unpack
+
+if TYPE_CHECKING:
+    from ppl_lvm.export import Draws
 
 TEMPLATE_ROWS = 256
 
@@ -118,11 +121,17 @@ class Run:
             seed=seed,
         )
 
-    def to_arviz(self, x: Any, *, num_samples: int = 1000, seed: int = 0) -> Any:
-        """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain."""
+    def to_arviz(
+        self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
+    ) -> Any:
+        """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain.
+
+        `draws` "weighted" adds importance weights, "resampled" draws by them; see `export`.
+        """
         from ppl_lvm.export import to_arviz
 
-        return to_arviz(self._pair, *self.batch(x), num_samples=num_samples, seed=seed)
+        batch = self.batch(x)
+        return to_arviz(self._pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
     def data(self) -> tuple[Data, Data | None]:
         """The rows it was fitted to and those it was not, loaded and split as they were then.

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.arviz import loo
 from ppl_lvm.fit import fit
 from ppl_lvm.run import Run
 
@@ -137,3 +138,100 @@ def test_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
     # The guide is the posterior, so importance weights have no variance.
     assert np.allclose(data.log_likelihood["x"].values[0], exact.expand(100, -1), atol=1e-4)
     assert data.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
+
+
+def moments(data: Any, site: str, weight: Any = None) -> tuple[Any, Any]:
+    """Mean and sd (N,) over draws, weighted or not."""
+    z = data.posterior[site].values[0]
+    z = z.reshape(len(z), -1)
+    w = np.full_like(z, 1 / len(z)) if weight is None else weight
+    mean = (w * z).sum(0)
+    return mean, np.sqrt((w * (z - mean) ** 2).sum(0))
+
+
+class Narrow(LocalGuide):
+    """Its sd is 0.8 of the posterior's, its mean a little off."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.a * x + 0.1, 0.8 * 0.5**0.5).to_event(1))
+
+
+@pytest.mark.parametrize("draws", ["q", "weighted", "resampled"])
+def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
+    x = torch.linspace(-2, 2, 9)[:, None]
+    run = still(Local(), Narrow(), x)
+    data = run.to_arviz(x, num_samples=2000, draws=draws)
+    weight = data.sample_stats["weight"].values[0] if draws == "weighted" else None
+    mean, sd = moments(data, "z", weight)
+    if draws == "q":
+        assert np.allclose(sd, 0.8 * 0.5**0.5, rtol=0.06)
+        log_q = data.sample_stats["log_q_per_datum"]
+        assert log_q.dims == ("chain", "draw", "data")
+        z = torch.from_numpy(data.posterior["z"].values[0, :, :, 0])
+        exact = torch.distributions.Normal(x[:, 0] / 2 + 0.1, 0.8 * 0.5**0.5).log_prob(z)
+        assert np.allclose(log_q.values[0], exact, atol=1e-4)
+    else:
+        assert np.allclose(mean, x[:, 0] / 2, atol=0.08)
+        assert np.allclose(sd, 0.5**0.5, rtol=0.12)
+        assert 0.0 < data.attrs["pareto_k"] < 0.8
+    if weight is not None:
+        assert np.allclose(weight.sum(0), 1)
+    if draws == "resampled":
+        assert "sample_stats" not in data.groups()
+        replicated = data.posterior_predictive["x"].values[0, :, :, 0]
+        assert np.allclose(replicated.std(0), 1.5**0.5, rtol=0.1)
+
+
+def test_draws_of_global_latents_are_corrected_on_request() -> None:
+    x = torch.linspace(-1, 1.5, 20)
+    run = still(Mean(), MeanGuide(), x)
+    mean, sd = float(x.sum()) / 21, 21**-0.5
+    weighted = run.to_arviz(x, num_samples=1000, draws="weighted")
+    w = weighted.sample_stats["weight"].values[0]
+    assert w.shape == (1000,)
+    found, spread = moments(weighted, "m", w[:, None])
+    assert found[0] == pytest.approx(mean, abs=0.04)
+    assert spread[0] == pytest.approx(sd, rel=0.12)
+    resampled = run.to_arviz(x, num_samples=1000, draws="resampled")
+    found, spread = moments(resampled, "m")
+    assert found[0] == pytest.approx(mean, abs=0.04)
+    assert spread[0] == pytest.approx(sd, rel=0.12)
+    # Corrected draws need no correction: plain az.loo on them meets ours on q's draws.
+    ours = loo(run.to_arviz(x, num_samples=1000))
+    assert float(az.loo(resampled).elpd_loo) == pytest.approx(ours.elpd, abs=0.1)
+    assert loo(weighted).elpd == pytest.approx(ours.elpd, abs=0.1)
+
+
+class Both(PyroModule):
+    """m ~ N(0, 1), z_n ~ N(m, 0.6²), x_n ~ N(z_n, 0.8²), so that p(x | m) = N(m, 1)."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(m, 0.6))
+            pyro.sample("x", Normal(z, 0.8), obs=x)
+
+
+class BothGuide(MeanGuide):
+    """q(z | x, m) has the right mean and 0.7 of the right sd, 0.48."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(self.loc, self.scale))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(0.64 * m + 0.36 * x, 0.7 * 0.48))
+
+
+def test_local_latents_are_resampled_given_the_global_ones() -> None:
+    x = torch.linspace(-1, 1.5, 20)
+    data = still(Both(), BothGuide(), x).to_arviz(x, num_samples=300, draws="resampled")
+    m = data.posterior["m"].values[0]
+    assert m.mean() == pytest.approx(float(x.sum()) / 21, abs=0.05)
+    rest = data.posterior["z"].values[0] - 0.64 * m[:, None] - 0.36 * x.numpy()
+    assert rest.std() == pytest.approx(0.48, rel=0.05)
+
+
+def test_a_wrong_word_for_draws_is_refused() -> None:
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match="q, weighted, resampled"):
+        still(Mean(), MeanGuide(), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]

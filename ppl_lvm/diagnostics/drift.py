@@ -152,7 +152,7 @@ def _within(x: Floats) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     distance = np.abs(late[:half].mean(0) - late[-half:].mean(0))
     extent = np.ptp(x, axis=0)
     rise = np.diff(np.stack([part.mean(0) for part in np.array_split(late, PARTS)]), axis=0)
-    steady = (rise > 0).all(0) | (rise < 0).all(0)
+    steady = np.abs(np.sign(rise).sum(0)) == len(rise)
     return r_hat(late[None]), distance / np.where(extent > 0, extent, 1.0), steady
 
 

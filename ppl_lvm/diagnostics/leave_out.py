@@ -142,35 +142,43 @@ def _at_once(
     model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, num_draws: int
 ) -> Pointwise:
     """All draws under a particle plate, the data's dimension kept apart."""
-    plan = replace(plan, data_plate=DATA_PLATE)
     data = _data(model, batch)
     signs: dict[str, list[Tensor]] = {name: [] for name in data}
-    N, chunk = len(batch[0]), max(1, 2**22 // len(batch[0]) // 8)
-    l, log_p, log_q = [], [], []
+    chunk = max(1, 2**22 // len(batch[0]) // 8)
+    parts = []
     for start in range(0, num_draws, chunk):
         size = max(2, min(chunk, num_draws - start))
-        sites = run_pair(model, guide, batch, {}, plan, size)
-        tables = tabulate(*sites, plan, True)
-        _compare(data, signs, model, batch, plan, size, sites[0])
-        each = torch.zeros(size, N)
-        shared = torch.zeros(size)
-        for name, value in tables.log_p.items():
-            if value.shape[1] == N and name not in tables.log_q:
-                each = each + value
-            else:
-                shared = shared + value.sum(1)
-        if tables.marginal is not None:
-            each = each + tables.marginal
-        l.append(each)
-        log_p.append(shared + each.sum(1))
-        log_q.append(sum((v.sum(1) for v in tables.log_q.values()), torch.zeros(size)))
+        drawn, *scores = score_globals(model, guide, batch, plan, size)
+        _compare(data, signs, model, batch, plan, size, drawn)
+        parts.append(scores)
+    l, log_p, log_q = (torch.cat(each) for each in zip(*parts, strict=True))
     S = num_draws
-    return Pointwise(
-        torch.cat(l)[:S],
-        torch.cat(log_p)[:S],
-        torch.cat(log_q)[:S],
-        {n: torch.cat(t)[:S] for n, t in signs.items()},
-    )
+    return Pointwise(l[:S], log_p[:S], log_q[:S], {n: torch.cat(t)[:S] for n, t in signs.items()})
+
+
+def score_globals(
+    model: Program,
+    guide: Program,
+    batch: tuple[Any, ...],
+    plan: Plan,
+    count: int,
+    values: Mapping[str, Tensor] | None = None,
+) -> tuple[Sites, Tensor, Tensor, Tensor]:
+    """Draws of global latents (or `values` (S, plates, event) of them) and, in one run,
+    log p(x_n | θ_s) (S, N), log p(x, θ_s) (S,), log q(θ_s) (S,)."""
+    plan, N = replace(plan, data_plate=DATA_PLATE), len(batch[0])
+    drawn, scored = run_pair(model, guide, batch, {}, plan, count, values=values)
+    tables = tabulate(drawn, scored, plan, True)
+    each, shared = torch.zeros(count, N), torch.zeros(count)
+    for name, value in tables.log_p.items():
+        if value.shape[1] == N and name not in tables.log_q:
+            each = each + value
+        else:
+            shared = shared + value.sum(1)
+    if tables.marginal is not None:
+        each = each + tables.marginal
+    log_q = sum((v.sum(1) for v in tables.log_q.values()), torch.zeros(count))
+    return drawn, each, shared + each.sum(1), log_q
 
 
 def _one_by_one(
@@ -182,15 +190,17 @@ def _one_by_one(
     plan = plan_pair(model, guide, batch, {}, 1)
     K = LOCAL_PARTICLES if local else 1
     l, log_p, log_q = [], [], []
+    inner: Plan | None = None
     for _ in range(num_draws):
         sites: Sites = trace_program(guide, batch, {}, particles=None, nesting=0)
         own = {n: s for n, s in sites.items() if n not in local}
         shared = {n: s["value"] for n, s in own.items()}
         _compare(data, signs, model, batch, plan, None, own)
-        row = marginal(model, guide, batch, shared, num_particles=K)
+        inner = inner or plan_given(model, guide, batch, shared, K)
+        row = marginal(model, guide, batch, shared, K, inner)
         l.append(row)
-        log_p.append(_score(model, shared, batch) + row.sum())
-        log_q.append(_score(guide, shared, batch))
+        log_p.append(score(model, shared, batch) + row.sum())
+        log_q.append(score(guide, shared, batch))
     return Pointwise(
         torch.stack(l),
         torch.stack(log_p),
@@ -258,19 +268,42 @@ def marginal(
     batch: tuple[Any, ...],
     theta: Mapping[str, Tensor],
     num_particles: int = LOCAL_PARTICLES,
+    plan: Plan | None = None,
 ) -> Tensor:
-    """log p(x_n | θ) (N,), local latents of the guide weighted out by K fresh draws."""
-    programs = [
-        poutine.block(poutine.condition(p, data=dict(theta)), hide=list(theta))
-        for p in (model, guide)
-    ]
-    log_w = log_weights(*programs, *batch, num_particles=num_particles)
+    """log p(x_n | θ) (N,), local latents of the guide weighted out by K fresh draws.
+
+    `plan` is what `plan_given` found out once for all θ.
+    """
+    programs = given(model, guide, theta)
+    log_w = log_weights(*programs, *batch, num_particles=num_particles, plan=plan)
     return log_w.expand(-1, len(batch[0])).logsumexp(0) - math.log(len(log_w))
 
 
-def _score(program: Program, values: dict[str, Tensor], batch: tuple[Any, ...]) -> Tensor:
-    trace = poutine.trace(poutine.condition(program, data=values)).get_trace(*batch)
+def given(model: Program, guide: Program, theta: Mapping[str, Tensor]) -> tuple[Program, Program]:
+    """The programs with the global latents at θ and out of sight: only local ones are left."""
+    model, guide = (
+        poutine.block(poutine.condition(p, data=dict(theta)), hide=list(theta))
+        for p in (model, guide)
+    )
+    return model, guide
+
+
+def plan_given(
+    model: Program,
+    guide: Program,
+    batch: tuple[Any, ...],
+    theta: Mapping[str, Tensor],
+    num_particles: int,
+) -> Plan:
+    """The structure that is left when the global latents are given."""
+    return plan_pair(*given(model, guide, theta), batch, {}, num_particles)
+
+
+def score(program: Program, values: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Tensor:
+    """Log-density () of given values of a program's sites; sites that it lacks count nothing."""
+    trace = poutine.trace(poutine.condition(program, data=dict(values))).get_trace(*batch)
     total = torch.zeros(())
     for name, value in values.items():
-        total = total + trace.nodes[name]["fn"].log_prob(value).sum()
+        if name in trace.nodes:  # a guide's auxiliary site is not in the model
+            total = total + trace.nodes[name]["fn"].log_prob(value).sum()
     return total
