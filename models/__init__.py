@@ -1,6 +1,7 @@
 """Pyro programs: latent-variable models."""
 
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
+from ppl_lvm.models.conditional_vae import ConditionalVAE
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
@@ -14,6 +15,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "BayesianGaussianMixture",
+    "ConditionalVAE",
     "FactorAnalysis",
     "GaussianMixture",
     "GaussianMixtureVAE",

@@ -33,7 +33,7 @@ class Decoder(PyroModule):
     """p(x | h): a network of `inputs` numbers, and one of the likelihoods above.
 
     Args:
-        inputs: length of h.
+        inputs: length of h; None: the model says it (`inputs = …`) before the first data.
         observed: P. If None, it is taken from the first data met, or from a loaded state.
         hidden: widths of the hidden layers; `()` makes f linear.
         likelihood: one of `LIKELIHOODS`.
@@ -51,7 +51,7 @@ class Decoder(PyroModule):
 
     def __init__(
         self,
-        inputs: int,
+        inputs: int | None,
         observed: int | None = None,
         hidden: tuple[int, ...] = (128,),
         likelihood: str = "bernoulli",
@@ -68,7 +68,7 @@ class Decoder(PyroModule):
                 "likelihood='categorical' needs categories=C, how many values a column takes; "
                 f"the other likelihoods take none. Got {likelihood!r}, categories={categories}."
             )
-        if inputs < 1 or not floor > 0:
+        if (inputs is not None and inputs < 1) or not floor > 0:
             raise ValueError(
                 f"A decoder needs latent >= 1 and floor > 0; got latent={inputs}, floor={floor}."
             )
@@ -78,7 +78,7 @@ class Decoder(PyroModule):
         self.categories = categories
         self.floor = floor
         self.observed: int | None = None
-        if observed is not None:
+        if observed is not None and inputs is not None:
             self._resize(observed)
 
     def forward(self, *causes: Tensor) -> Any:
@@ -150,6 +150,7 @@ class Decoder(PyroModule):
         self.unit.copy_(variance.mean().sqrt())
 
     def _resize(self, observed: int, **like: Any) -> None:
+        assert self.inputs is not None
         self.observed = observed
         self.net = MLP(self.inputs, observed * (self.categories or 1), self.hidden).to(**like)
         if self.likelihood.startswith("gaussian"):
@@ -161,6 +162,7 @@ class Decoder(PyroModule):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         bias = state.get(f"{prefix}net.layers.{2 * len(self.hidden)}.bias")
         if self.observed is None and bias is not None:
+            self.inputs = state[f"{prefix}net.layers.0.weight"].shape[1]
             self._resize(len(bias) // (self.categories or 1), dtype=bias.dtype, device=bias.device)
         super()._load_from_state_dict(state, prefix, *rest)
 

@@ -1,0 +1,133 @@
+"""Conditional auto-encoder: what is seen of a datum says what the rest may be, in several ways.
+
+    z_n ~ N(m(x_n), diag s²(x_n))           latent    (N, D)
+    y_n ~ p(y | decoder(z_n, x_n))          observed  (N, P)
+
+x is given, (N, Q), and has no distribution: the evidence is log p(y | x). The prior of the code is
+learned, (m, log s) = prior(x), so that drawing z there and y after it fills in what x leaves open.
+The guide sees both, q(z | x, y).
+
+Reference:
+    Sohn, Lee, Yan (2015). Learning structured output representation using deep conditional
+    generative models. https://papers.nips.cc/paper/5775 (equation 4)
+"""
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.nn import MLP
+
+
+class ConditionalVAE(PyroModule):
+    """p(y | x) by D normal causes whose prior depends on x.
+
+    Called with (x, y), or with rows that hold x in their first `given` columns and y in the others.
+
+    Args:
+        latent: D.
+        given: Q, where x and y come as one tensor.
+        hidden: widths of the hidden layers of prior and decoder.
+        likelihood, categories, floor: of y, see `Decoder`.
+    """
+
+    center: Tensor  # of the columns of x (Q,)
+    unit: Tensor  # standard deviation over all columns of x ()
+
+    def __init__(
+        self,
+        latent: int = 8,
+        given: int | None = None,
+        hidden: tuple[int, ...] = (128,),
+        likelihood: str = "bernoulli",
+        categories: int | None = None,
+        floor: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if latent < 1 or (given is not None and given < 1):
+            raise ValueError(
+                f"A ConditionalVAE needs latent >= 1 and given >= 1; got latent={latent}, "
+                f"given={given}."
+            )
+        self.latent = latent
+        self.given = given
+        self.hidden = tuple(hidden)
+        self.likelihood = likelihood
+        self.categories = categories
+        self.floor = floor
+        self.decoder = Decoder(None, None, hidden, likelihood, categories, floor)
+        self.inputs: int | None = None
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> None:
+        """x (N, Q) and y (N, P), or both side by side, (N, Q + P)."""
+        x, y = self.split(x, y)
+        self._meet(x, y)
+        seen = self._in_units(x)
+        with pyro.plate("data", len(x), dim=-1):
+            loc, log_scale = self.prior(seen).chunk(2, dim=-1)
+            z = pyro.sample("z", Normal(loc, log_scale.exp()).to_event(1))
+            pyro.sample("y", self.decoder(z, seen), obs=y)
+
+    def decode(self, z: Tensor, x: Tensor) -> Tensor:
+        """What is expected of y given `z` (..., D) and x (..., Q): means (..., P)."""
+        return self.decoder.mean(z, self._in_units(x))
+
+    def split(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (N, Q) and y (N, P), whichever way they came.
+
+        Raises:
+            ValueError: for one tensor that nobody said how to split, or that is too narrow.
+        """
+        if y is not None:
+            return x, y
+        if self.given is None or x.dim() != 2 or x.shape[1] <= self.given:
+            raise ValueError(
+                f"ConditionalVAE takes (x, y), or rows that hold x in their first `given` columns "
+                f"and y in the others; got one tensor {tuple(x.shape)} and given={self.given}."
+            )
+        return x[:, : self.given], x[:, self.given :]
+
+    def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take the sizes, and the columns' means and spread, from the rows.
+
+        Raises:
+            ValueError: for values outside the likelihood's support, or y that never changes.
+        """
+        x, y = self.split(x, y)
+        self._meet(x, y)
+        self.decoder.initialize(y, self)
+        columns = x.detach().double()
+        self.center.copy_(columns.mean(0))
+        spread = columns.var(0, correction=0).mean().sqrt()
+        self.unit.copy_(spread if spread > 0 else torch.ones_like(spread))
+
+    def _in_units(self, x: Tensor) -> Tensor:
+        return (x.to(self.center) - self.center) / self.unit
+
+    def _meet(self, x: Tensor, y: Tensor) -> None:
+        """Take Q and P from the first data; refuse data of another width."""
+        if x.dim() != 2 or (self.inputs is not None and x.shape[1] != self.inputs):
+            raise ValueError(
+                f"ConditionalVAE takes x as rows (N, {self.inputs or 'Q'}), got {tuple(x.shape)}. "
+                "Flatten images with x.flatten(1)."
+            )
+        if self.inputs is None:
+            self._resize(x.shape[1])
+        self.decoder.meet(y, self)
+
+    def _resize(self, inputs: int) -> None:
+        self.inputs = inputs
+        self.decoder.inputs = self.latent + inputs
+        self.prior = MLP(inputs, 2 * self.latent, self.hidden)
+        self.register_buffer("center", torch.zeros(inputs))
+        self.register_buffer("unit", torch.ones(()))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        center = state.get(prefix + "center")
+        if self.inputs is None and center is not None:
+            self._resize(len(center))
+            self.to(center)
+        super()._load_from_state_dict(state, prefix, *rest)
