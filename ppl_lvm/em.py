@@ -25,13 +25,14 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_lvm import processes
 from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.em_batch import EM, NotMonotoneError
 from ppl_lvm.em_online import OnlineEM
 from ppl_lvm.em_run import ExactPosterior, Outcome, as_run, record, some_rows
-from ppl_lvm.em_sums import READ_ROWS, State, Statistics, Sums, num_processes, rank
+from ppl_lvm.em_sums import READ_ROWS, State, Statistics, Sums
 from ppl_lvm.pair import copied
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.run import Run
@@ -140,8 +141,8 @@ def fit_em(
         raise ValueError("resume=True needs the directory of the run to continue.")
     whole = data if isinstance(data, Data) else load_data(data)
     train, held_out = set_aside(whole, validation, seed)
-    if len(train) < num_processes():
-        raise ValueError(f"{len(train)} rows are too few for {num_processes()} processes.")
+    if len(train) < processes.count():
+        raise ValueError(f"{len(train)} rows are too few for {processes.count()} processes.")
     batch_size = batch_size or whole.batch_size or (READ_ROWS if decay is None else ONLINE_ROWS)
     source = ModelSource(model if isinstance(model, str) else copied(model)[0], settings)
     made, states = _starts(source, train, restarts, seed)
@@ -152,7 +153,7 @@ def fit_em(
     options |= {"batch_size": batch_size, "decay": decay, "seed": seed}
     asked = record(source, guides, whole, train, held_out, validation, options, restarts)
     path = None if directory is None else Path(directory)
-    first = rank() == 0
+    first = processes.rank() == 0
     if path is not None and first:
         finished = claim(path, asked, resume)
         if finished is not None:
@@ -208,7 +209,7 @@ def _resumable(em: EM | OnlineEM, wanted: _Asked) -> None:
         nonlocal saved
         if path is None or time.monotonic() - saved < wanted.checkpoint_seconds:
             return
-        if rank() == 0:
+        if processes.rank() == 0:
             save_checkpoint(path, em.tensors(), em.progress())
         saved = time.monotonic()
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ppl_lvm.data import Data
 from ppl_lvm.em_sums import State, Statistics, Sums
-from ppl_lvm.training import RowOrder
+from ppl_lvm.rows import RowOrder
 
 
 class OnlineEM:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ppl_lvm import processes
 from ppl_lvm.data import Data
 
 READ_ROWS = 65_536
@@ -36,7 +37,7 @@ class Sums:
             statistics, part = self._of(state, *batch)
             log_likelihood = log_likelihood + part
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
-        if num_processes() > 1:
+        if processes.count() > 1:
             for t in (*total.values(), log_likelihood):
                 dist.all_reduce(t)
         return total, log_likelihood
@@ -63,19 +64,9 @@ class Sums:
     def _batches(self, rows: Tensor | None, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """This process's part of the rows."""
         rows = torch.arange(len(self.data)) if rows is None else rows
-        part = rows.tensor_split(num_processes())[rank()]
+        part = rows.tensor_split(processes.count())[processes.rank()]
         for some in part.split(self.batch_size):
             yield tuple(
                 t.to(like) if t.is_floating_point() else t.to(like.device)
                 for t in self.data.batch(some)
             )
-
-
-def num_processes() -> int:
-    """How many processes share the rows."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def rank() -> int:
-    """Which of them this is, from 0."""
-    return dist.get_rank() if num_processes() > 1 else 0

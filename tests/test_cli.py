@@ -94,3 +94,17 @@ def test_expectation_maximisation_by_name(tmp_path: Path) -> None:
     refused = run(tmp_path, *words, "--objective", "em", "--optimizer", "Adam(lr=1.0)")
     assert refused.returncode == 2
     assert "--objective em takes no --optimizer" in refused.stderr
+
+
+def test_online_em_with_missing_values_from_the_command_line(tmp_path: Path) -> None:
+    rows = [f"{i % 7},{'' if i % 9 == 0 else i % 5}" for i in range(300)]
+    (tmp_path / "holes.csv").write_text("a,b\n" + "\n".join(rows))
+    words = ["fit", "ppl_lvm.models:PPCA", "--data", "holes.csv", "--missing", "keep"]
+    words += ["--set", "latent=1", "--num-steps", "3", "--batch-size", "50", "--json"]
+    done = run(tmp_path, *words, "--objective", "em(decay=0.6)", "--validation", "60")
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["steps"] == 3 + 1
+    assert results["held_out"] is not None
+    refused = run(tmp_path, *words, "--objective", "em(decai=0.6)")
+    assert "em takes tolerance and decay, got decai" in refused.stderr

@@ -8,15 +8,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ppl_lvm.address import parse_settings
+from ppl_lvm.address import parse_call, parse_settings
 from ppl_lvm.cli.options import DataOption, Guide, GuideSettings, Model, Settings
 
 app = typer.Typer()
 
 # The options of `fit` that expectation-maximisation knows.
 EM_OPTIONS = {
-    *("model", "data", "settings", "columns", "labels", "objective", "num_steps"),
-    *("batch_size", "restarts", "seed", "directory", "as_json"),
+    *("model", "data", "settings", "columns", "labels", "missing", "objective", "num_steps"),
+    *("batch_size", "validation", "restarts", "seed", "directory", "checkpoint_seconds"),
+    *("resume", "as_json"),
 }
 
 
@@ -32,9 +33,14 @@ def fit(
     labels: Annotated[
         str | None, typer.Option(help="Column of class labels, kept from the model.")
     ] = None,
+    missing: Annotated[
+        str, typer.Option(help="error, or keep: pass missing values to the model as NaN.")
+    ] = "error",
     objective: Annotated[
         str | None,
-        typer.Option(help="Such as 'IWAE(num_particles=5)', or em (default: the ELBO)."),
+        typer.Option(
+            help="Such as 'IWAE(num_particles=5)', or em, 'em(decay=0.6)' (default: the ELBO)."
+        ),
     ] = None,
     optimizer: Annotated[
         str, typer.Option(help="A torch optimiser: 'Adam(lr=0.001)'.")
@@ -70,25 +76,31 @@ def fit(
     ] = False,
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
+    from ppl_lvm import processes
     from ppl_lvm.data import load_data
     from ppl_lvm.em import fit_em
     from ppl_lvm.fit import fit as fit_pair
 
+    context.with_resource(processes.joined())
     names = None if columns is None else [c.strip() for c in columns.split(",")]
-    loaded = load_data(data, columns=names, labels=labels)
+    loaded = load_data(data, columns=names, labels=labels, missing=missing)
     held_out = int(validation) if validation is not None and validation >= 1 else validation
-    place = _directory(directory, model, loaded.name, resume)
-    if objective == "em":
+    place = processes.from_first(_directory(directory, model, loaded.name, resume))
+    if objective is not None and objective.partition("(")[0].strip() == "em":
         _refuse_gradient_options(context)
         run = fit_em(
             model,
             loaded,
-            max_iterations=num_steps or 1000,
+            **_em_arguments(objective),
+            max_iterations=num_steps,
             batch_size=batch_size,
+            validation=held_out,
             restarts=restarts,
             seed=seed,
             settings=parse_settings(settings or []),
             directory=place,
+            checkpoint_seconds=checkpoint_seconds,
+            resume=resume,
         )
         _say_results(run, as_json)
         return
@@ -120,6 +132,14 @@ def fit(
     _say_results(run, as_json)
 
 
+def _em_arguments(objective: str) -> dict[str, Any]:
+    """The arguments of `em(tolerance=…, decay=…)`."""
+    _, arguments = parse_call(objective)
+    for name in arguments.keys() - {"tolerance", "decay"}:
+        raise ValueError(f"em takes tolerance and decay, got {name}; other options stand apart.")
+    return arguments
+
+
 def _refuse_gradient_options(context: typer.Context) -> None:
     """Expectation-maximisation has no optimiser and no guide: an option for one is a mistake."""
     for name in sorted(context.params.keys() - EM_OPTIONS):
@@ -129,6 +149,10 @@ def _refuse_gradient_options(context: typer.Context) -> None:
 
 
 def _say_results(run: Any, as_json: bool) -> None:
+    from ppl_lvm import processes
+
+    if processes.rank() > 0:
+        return
     if as_json:
         print(json.dumps(_without_nan(run.results)))
     else:
