@@ -3,6 +3,7 @@
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.conditional_vae import ConditionalVAE
 from ppl_lvm.models.factor_analysis import FactorAnalysis
+from ppl_lvm.models.factor_model import FactorModel
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
@@ -17,6 +18,7 @@ __all__ = [
     "BayesianGaussianMixture",
     "ConditionalVAE",
     "FactorAnalysis",
+    "FactorModel",
     "GaussianMixture",
     "GaussianMixtureVAE",
     "HierarchicalVAE",

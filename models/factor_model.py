@@ -1,0 +1,165 @@
+"""Factor models of counts and of yes-or-no answers: D normal causes behind P columns.
+
+    z_n  ~ N(0, I)                                           latent    (N, D)
+    x_np ~ Poisson(exp η_np)                                 observed  (N, P)
+         or NegativeBinomial(mean exp η_np, dispersion a_p)
+         or Bernoulli(σ(η_np)),      η = W z + b
+
+The negative binomial has variance m + a m² about its mean m: counts scatter more than a Poisson's
+where something else than the factors moves them; a → 0 is the Poisson. With Bernoulli columns it
+is the latent-trait model of tests and questionnaires. The integral over z has no closed form; for
+one or two factors `log_evidence` takes it by quadrature. A value that is missing (NaN) is left
+out of its row's likelihood.
+
+Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM (`ppl_lvm.mcem`).
+
+References:
+    Bartholomew, Knott, Moustaki (2011). Latent variable models and factor analysis. Chapters 4, 5.
+    Wedel, Böckenholt, Kamakura (2003). Factor models for multivariate count data.
+    https://doi.org/10.1016/S0047-259X(03)00020-4
+"""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from ppl_lvm.models.rows import check_rows
+
+LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
+
+
+class FactorModel(PyroModule):
+    """D normal causes behind P columns of counts or of zeros and ones.
+
+    Args:
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        likelihood: "poisson", "negative-binomial" or "bernoulli".
+    """
+
+    W: Tensor  # (P, D)
+    b: Tensor  # (P,)
+    dispersion: Tensor  # a (P,), of the negative binomial alone
+
+    def __init__(
+        self, latent: int = 2, observed: int | None = None, likelihood: str = "poisson"
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
+            )
+        if latent < 1:
+            raise ValueError(f"FactorModel needs latent >= 1; got latent={latent}.")
+        self.latent = latent
+        self.likelihood = likelihood
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P), NaN where a value is missing."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            likelihood = self._likelihood(z).mask(~x.isnan())
+            pyro.sample("x", likelihood.to_event(1), obs=x.nan_to_num(0.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Means of x (..., P) at codes `z` (..., D)."""
+        mean: Tensor = self._likelihood(z).mean
+        return mean
+
+    def log_evidence(self, x: Tensor, nodes: int = 41) -> Tensor:
+        """log p(x_n) of rows `x` (N, P), in nats, by Gauss-Hermite quadrature: (N,).
+
+        Raises:
+            ValueError: for more than two factors; use `run.log_evidence`.
+        """
+        self._meet(x)
+        if self.latent > 2:
+            raise ValueError(
+                f"Quadrature over {self.latent} factors takes {nodes}^{self.latent} points. "
+                "Use run.log_evidence(x), which draws them."
+            )
+        t, w = (torch.from_numpy(a).to(self.W) for a in np.polynomial.hermite_e.hermegauss(nodes))
+        z = torch.cartesian_prod(*[t] * self.latent).reshape(-1, self.latent)  # (Q, D)
+        weight = (
+            torch.cartesian_prod(*[w / w.sum()] * self.latent).reshape(len(z), -1).log().sum(-1)
+        )
+        log_prob = self._likelihood(z[:, None]).mask(~x.isnan()).log_prob(x.nan_to_num(0.0))
+        return (log_prob.sum(-1) + weight[:, None]).logsumexp(0)
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from the columns' means, with small loadings at random.
+
+        Raises:
+            ValueError: for a value that is no count (Bernoulli: neither 0 nor 1), naming it, or a
+                column without a value.
+        """
+        self._meet(x)
+        self._check_support(x)
+        x = x.detach().double()
+        if (empty := x.isnan().all(0)).any():
+            raise ValueError(
+                f"Column {int(empty.nonzero()[0])} has no value in {len(x)} rows. Leave it out."
+            )
+        n = (~x.isnan()).sum(0)
+        mean = (x.nansum(0) + 0.5) / (n + 1)  # never on the boundary
+        b = mean.log() if self.likelihood != "bernoulli" else mean.logit()
+        with torch.no_grad():
+            self.b.copy_(b)
+            self.W.copy_(0.3 * torch.randn(self.W.shape))
+        if self.likelihood == "negative-binomial":
+            excess = ((x - mean).square().nanmean(0) - mean) / mean.square()
+            self.dispersion = excess.clamp(0.05, 5.0).to(self.W.dtype)
+
+    def _likelihood(self, z: Tensor) -> Any:
+        """p(x | z) for `z` (..., D): batch (..., P)."""
+        eta = z @ self.W.mT + self.b
+        if self.likelihood == "bernoulli":
+            return Bernoulli(logits=eta)
+        if self.likelihood == "poisson":
+            return Poisson(eta.exp())
+        # Successes before 1/a failures: logits log(a m) give mean m and variance m + a m².
+        return NegativeBinomial(1 / self.dispersion, logits=eta + self.dispersion.log())
+
+    def _check_support(self, x: Tensor) -> None:
+        seen = ~x.isnan()
+        if self.likelihood == "bernoulli":
+            wrong, needs = (x != 0) & (x != 1) & seen, "0 or 1"
+        else:
+            wrong, needs = ((x < 0) | (x != x.round())) & seen, "counts 0, 1, 2, …"
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"likelihood={self.likelihood!r} needs {needs}, but row {row}, column {column} of "
+                f"x is {x[row, column].item():g} ({int(wrong.sum())} such values in all). Choose "
+                "the columns that are, another likelihood, or FactorAnalysis for real numbers."
+            )
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.observed, type(self).__name__)
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        self.observed = observed
+        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+            self.W = nn.Parameter(0.3 * torch.randn(observed, self.latent, **like))
+        self.b = nn.Parameter(torch.zeros(observed, **like))
+        if self.likelihood == "negative-binomial":
+            self.dispersion = PyroParam(torch.ones(observed, **like), constraints.positive)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        b = state.get(prefix + "b")
+        if self.observed is None and b is not None:
+            self._resize(len(b), dtype=b.dtype, device=b.device)
+        super()._load_from_state_dict(state, prefix, *rest)
