@@ -108,6 +108,9 @@ def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
         op = torch.ops.aten._native_batch_norm_legit.default  # the same, saying what it changes
     node = graph.call_function(op, args, kwargs)
     node.meta["where"] = call.where
+    if call.op is torch.ops._c10d_functional.wait_tensor.default:  # what has been waited for
+        nodes[call.results[0]] = node
+        return
     returns = call.op._schema.returns
     if len(returns) == 1 and not isinstance(returns[0].type, torch.ListType):
         for index in call.results:
