@@ -49,9 +49,13 @@ def check(
         if failed:
             return Findings(failed)
         pairing = [*check_sites(seen), *check_shapes(seen)]
+        wrong = {finding.site for finding in pairing if finding.severity == "error"}
         single = [*check_plates(seen), *check_supports(seen), *check_repeats(seen)]
-        found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
         # One fault shows in many ways: what it explains is not reported again.
+        single = [
+            each for each in single if each.code != "undeclared-batch" or each.site not in wrong
+        ]
+        found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
         blamed = {finding.site for finding in found if finding.severity == "error"}
         found += check_density(seen, {site for site in blamed if site is not None})
         if not any(finding.severity == "error" for finding in found):

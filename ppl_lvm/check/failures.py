@@ -1,6 +1,8 @@
 """Do the programs run at all? Called alike, and each to its end, or the line it stopped at."""
 
 import inspect
+import linecache
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,17 +58,14 @@ def _names(look: Look, what: str) -> list[str]:
 
 def _failure(one: Run, error: Exception, what: str) -> Finding:
     said = (str(error).strip().splitlines() or [""])[0]
-    place = place_of(error) or one.origin
-    file, line = place or (None, None)
-    # The site whose line it is, where that can be told.
-    site = next((name for name, at in one.places.items() if at == place), None)
-    site = site or next(reversed(one.places), None)
-    code, remedy = _remedy(said, what)
+    file, line = place_of(error) or one.origin or (None, None)
+    site, where = _site(one, said, file, line)
+    code, remedy = _remedy(said, what, site)
     return Finding(
         code,
         "error",
         site,
-        f"The {what} does not run: {type(error).__name__}: {said} (at or after {site!r})",
+        f"The {what} does not run: {type(error).__name__}: {said}{where}",
         "Nothing can be trained that does not run once.",
         remedy,
         file,
@@ -74,7 +73,21 @@ def _failure(one: Run, error: Exception, what: str) -> Finding:
     )
 
 
-def _remedy(said: str, what: str) -> tuple[str, str]:
+def _site(one: Run, said: str, file: str | None, line: int | None) -> tuple[str | None, str]:
+    """The site that an error is about, as far as can be told, and a word on where that is."""
+    if named := re.search(r"sites? named '([^']+)'", said):
+        return named[1], ""
+    written = linecache.getline(file or "", line or 0)
+    if called := re.search(r"""sample\(\s*["']([^"']+)["']""", written):
+        return called[1], f" (at {called[1]!r})"
+    for name, place in one.places.items():
+        if place == (file, line):
+            return name, f" (at {name!r})"
+    last = next(reversed(one.places), None)
+    return last, "" if last is None else f" (after {last!r})"
+
+
+def _remedy(said: str, what: str, site: str | None) -> tuple[str, str]:
     """Code and remedy of what Pyro or torch said."""
     if "collide" in said:
         return (
@@ -82,7 +95,12 @@ def _remedy(said: str, what: str) -> tuple[str, str]:
             "Give nested plates different dims: dim=-1 for one, dim=-2 for the other.",
         )
     if "Multiple" in said and "named" in said:
-        return "duplicate-site", 'Give every site a name of its own, in a loop f"z_{i}".'
+        return (
+            "duplicate-site",
+            f'Give every site a name of its own, in a loop f"{site}_{{i}}". A plate is opened '
+            "twice by its object: data = pyro.plate('data', len(x), dim=-1), then with data: each "
+            "time.",
+        )
     if "dtype" in said or "scalar type" in said:
         return f"{what}-fails", "Bring both to one type where they meet: x.float(), or k.float()."
     if "size" in said or "shape" in said:

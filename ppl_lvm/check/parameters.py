@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ def check_parameters(look: Look) -> Iterator[Finding]:
 def _collisions(look: Look) -> Iterator[Finding]:
     """One name, two tensors of modules: Pyro's store keeps the first and forgets the second."""
     model, guide = look.apart
-    if model.error or guide.error:
+    if model.error or guide.error or pyro.settings.get("module_local_params"):
         return
     ours, theirs = model.parameters(), guide.parameters()
     owned = _owned(look.programs[0]) | _owned(look.programs[1])

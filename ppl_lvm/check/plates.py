@@ -120,7 +120,12 @@ def _outside(one: Run, shrunk: Signature, B: int) -> Iterator[Finding]:
             f"{site.name!r} has a value for each of the {B} rows, shape {tuple(site.shape)}, "
             f"outside the plate {DATA_PLATE!r}.",
             "A mini-batch would not scale it, and bounds per datum would not contain it.",
-            f"with pyro.plate({DATA_PLATE!r}, len(x), dim=-1): pyro.sample({site.name!r}, ...)",
+            f"Move pyro.sample({site.name!r}, ...) into the block with pyro.plate({DATA_PLATE!r}, "
+            "len(x), dim=-1), a row's distribution there being one row's: without the rows in its "
+            "event."
+            if declared
+            else f"with pyro.plate({DATA_PLATE!r}, len(x), dim=-1): "
+            f"pyro.sample({site.name!r}, ...)",
         )
 
 
@@ -134,8 +139,9 @@ def _scaled_by_hand(one: Run, shrunk: Run, B: int) -> Iterator[Finding]:
         before, after = (_own_scale(each) for each in (node, other))
         if isinstance(before, float) and isinstance(after, float) and before != 1.0:
             subsampled = frames[DATA_PLATE].full_size not in (None, frames[DATA_PLATE].size)
+            frame = frames[DATA_PLATE]
             if abs(after / before - B / (B - 1)) < 1e-6 or (
-                subsampled and abs(before - frames[DATA_PLATE].full_size / B) < 1e-6
+                subsampled and abs(before - frame.full_size / frame.size) < 1e-6
             ):
                 yield one.finding(
                     "double-scaling",

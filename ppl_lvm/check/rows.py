@@ -18,7 +18,9 @@ def check_rows(look: Look, stands_for: int | None) -> Iterator[Finding]:
     B = rows(look.batch)
     if B is None or B < 3 or look.guide.signature is None:
         return
-    local = [site.name for site in look.guide.signature.sites if site.local]
+    helpers = {n for n, node in look.guide.nodes().items() if node["infer"].get("is_auxiliary")}
+    sites = [site for site in look.guide.signature.sites if site.local]
+    local = [site.name for site in sites if site.name not in helpers]
     if not local:
         return
     severity = "error" if stands_for is not None and stands_for > B else "note"

@@ -202,8 +202,9 @@ def _own_dims(fn: Any) -> int:
 
 
 def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
-    want, have = len(theirs.event_shape), len(site.event_shape)
-    call = f".to_event({want - have})" if want > have else f"{have - want} fewer in .to_event(...)"
+    own = _own_dims(look.guide.nodes()[site.name]["fn"])
+    own += len(theirs.event_shape) - len(site.event_shape)
+    event = f".to_event({own})" if own > 0 else ""
     return look.guide.finding(
         "event-dim",
         "error",
@@ -211,10 +212,8 @@ def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
         f"{site.name!r} has event shape {tuple(site.event_shape)} in the guide and "
         f"{tuple(theirs.event_shape)} in the model.",
         "One log-probability stands for an event: they would be summed over different things.",
-        f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...){call})"
-        if want > have
-        else f"In the guide: {call} of {site.name!r}, so that the event is "
-        f"{tuple(theirs.event_shape)}.",
+        f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...){event}), so that "
+        f"an event is {tuple(theirs.event_shape)}.",
     )
 
 

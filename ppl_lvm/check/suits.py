@@ -54,36 +54,43 @@ def _condition(estimator: Any, plan: Plan) -> str:
 
 
 def _pyros(look: Look) -> Iterator[Suitability]:
-    assert look.model.signature is not None
-    assert look.guide.trace is not None
-    summed = [site.name for site in look.model.signature.latents if summed_out(site, look)]
     for name in objectives.PYRO_OBJECTIVES:
-        if summed and name != "TraceEnum_ELBO":
-            why = f"It does not sum {summed[0]!r} out, but draws it from the prior."
-            yield Suitability(name, False, f"{why} Use TraceEnum_ELBO.")
-            continue
         objective = objectives.objective(name)
-        refusals = [
-            _refusal(objective, look.guide.trace, subsampled) for subsampled in (False, True)
-        ]
-        if refusals[0]:
-            yield Suitability(name, False, refusals[0])
-        elif name == "TraceMeanField_ELBO" and (link := _linked(look)) is not None:
-            yield Suitability(
-                name,
-                False,
+        why = _enumeration(look, name) or _refusal(objective, look, False)
+        if not why and name == "TraceMeanField_ELBO" and (link := _linked(look)) is not None:
+            why = (
                 f"It takes the guide's sites for independent, but {link[0]!r} depends on "
-                f"{link[1]!r}. Use ELBO or Trace_ELBO.",
+                f"{link[1]!r}. Use ELBO or Trace_ELBO."
             )
-        elif refusals[1]:
-            yield Suitability(name, True, f"on the whole data only: {refusals[1]}")
-        else:
-            yield Suitability(name, True)
+        if why:
+            yield Suitability(name, False, why)
+            continue
+        condition = _refusal(objective, look, True)
+        yield Suitability(name, True, condition and f"on the whole data only: {condition}")
 
 
-def _refusal(objective: Any, guide_trace: Any, subsampled: bool) -> str:
+def _enumeration(look: Look, name: str) -> str:
+    """Why an objective does not enumerate as the pair asks; TraceEnum_ELBO alone does."""
+    assert look.model.signature is not None
+    summed = [site.name for site in look.model.signature.latents if summed_out(site, look)]
+    marked = [n for n, node in look.guide.nodes().items() if node["infer"].get("enumerate")]
+    if name == "TraceEnum_ELBO":
+        return "" if summed or marked else "It has nothing to enumerate. Use ELBO or Trace_ELBO."
+    if summed:
+        return (
+            f"It draws {summed[0]!r} from the prior, and does not sum it out. Use TraceEnum_ELBO."
+        )
+    if marked:
+        return f"It draws {marked[0]!r}, which the guide marks for enumeration. Use TraceEnum_ELBO."
+    return ""
+
+
+def _refusal(objective: Any, look: Look, subsampled: bool) -> str:
+    """What `fit` would refuse the objective for."""
+    guide = look.guide.trace
+    assert guide is not None
     try:
-        objectives.refuse_wrong_gradients(objective, guide_trace, subsampled=subsampled)
+        objectives.refuse_wrong_gradients(objective, guide, subsampled=subsampled)
     except ValueError as error:
         return str(error)
     return ""

@@ -1,0 +1,107 @@
+"""Programs that do not run: the call, the line, and what to do about the usual reasons."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+Program = Callable[..., Any]
+Fault = tuple[str, str | None, dict[str, str], str]
+SETTINGS: dict[str, float] = {}
+
+
+def _model(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+
+def _two_model(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(w * x.sum(-1), 1.0), obs=y)
+
+
+def _w_guide(x: Tensor) -> None:
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
+def _crashes(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(torch.zeros(2) @ torch.zeros(3), 1.0).to_event(1))
+
+
+def _unset(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(torch.zeros(2), SETTINGS["scale"]).to_event(1))
+
+
+GUIDES: dict[Program, Fault] = {
+    _crashes: (
+        "guide-fails",
+        "z",
+        {"torch.zeros(2) @ torch.zeros(3)": "torch.zeros(3, 2).sum(0)"},
+        "Print the shapes on the line named",
+    ),
+    _unset: ("guide-fails", "z", {'SETTINGS["scale"]': "1.0"}, "mend the line named"),
+}
+
+
+def _shapes(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        loc = x - x.mean(-1)
+        pyro.sample("x", dist.Normal(loc.sum(-1) + w, 1.0), obs=x[:, 0])
+
+
+def _types(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    weights = torch.ones(3, dtype=torch.double)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(x @ weights + w, 1.0), obs=x[:, 0])
+
+
+def _twice(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        for i in range(2):
+            pyro.sample("x_i", dist.Normal(w, 1.0), obs=x[:, i])
+
+
+MODELS: dict[Program, Fault] = {
+    _shapes: (
+        "model-fails",
+        "data",
+        {"x.mean(-1)": "x.mean(dim=-1).unsqueeze(-1)"},
+        "unsqueeze(-1)",
+    ),
+    _types: ("model-fails", "x", {"x @ weights": "x @ weights.float()"}, ".float()"),
+    _twice: ("duplicate-site", "x_i", {'"x_i"': 'f"x_i_{i}"'}, 'f"x_i_{i}"'),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
+def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
+    judge(_model, guide, guide, *GUIDES[guide])
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
+    judge(model, _w_guide, model, *MODELS[model])
+
+
+def test_a_guide_that_does_not_take_the_batch(x: Tensor, judge: Any) -> None:
+    mend = {"def _w_guide(x: Tensor)": "def _w_guide(x, y)"}
+    batch = (x, x[:, 0])
+    judge(
+        _two_model, _w_guide, _w_guide, "call-signature", None, mend, "def _w_guide(x, y)", *batch
+    )
+
+
+def test_a_model_that_does_not_take_the_batch(x: Tensor, judge: Any) -> None:
+    mend = {"x: Tensor, y: Tensor": "x", "    w = ": "    y = x[:, 0]\n    w = "}
+    judge(_two_model, _w_guide, _two_model, "call-signature", None, mend, "def _two_model(x)", x)
