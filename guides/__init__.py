@@ -6,6 +6,7 @@ from ppl_lvm.guides.amortized_flow import AmortizedFlow
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.encoder_of_model import encoder_of_model
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
 from ppl_lvm.guides.semi_amortized import SemiAmortized
@@ -23,5 +24,6 @@ __all__ = [
     "SemiAmortized",
     "SharedNormal",
     "auto_guide",
+    "encoder_of_model",
     "label_free",
 ]

@@ -3,18 +3,19 @@
     z_n ~ N(0, I)                 latent    (N, D)
     x_n ~ p(x | decoder(z_n))     observed  (N, P)
 
-with p bits, Gaussians or categories: see `ppl_lvm.models.decoder`.
+with p bits, Gaussians or categories: see `ppl_lvm.models.decoder`. The prior of z may be another
+one, a VampPrior or a flow: see `ppl_lvm.models.priors`.
 
 Reference:
     Kingma, Welling (2014). Auto-encoding variational Bayes. https://arxiv.org/abs/1312.6114
 """
 
 import pyro
-from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.priors import make_prior
 
 
 class VAE(PyroModule):
@@ -25,6 +26,7 @@ class VAE(PyroModule):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         hidden: widths of the decoder's hidden layers.
         likelihood, categories, floor: see `Decoder`.
+        prior: of z: "normal", "vamp(components=50)" or "flow(layers=4)".
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class VAE(PyroModule):
         likelihood: str = "bernoulli",
         categories: int | None = None,
         floor: float = 1e-6,
+        prior: str = "normal",
     ) -> None:
         super().__init__()
         self.latent = latent
@@ -43,14 +46,15 @@ class VAE(PyroModule):
         self.likelihood = likelihood
         self.categories = categories
         self.floor = floor
+        self.prior = prior
+        self.code_prior = make_prior(prior, latent)
         self.decoder = Decoder(latent, observed, hidden, likelihood, categories, floor)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
         self.decoder.meet(x, self)
         with pyro.plate("data", len(x), dim=-1):
-            prior = Normal(x.new_zeros(self.latent, dtype=self.decoder.dtype), 1.0).to_event(1)
-            z = pyro.sample("z", prior)
+            z = pyro.sample("z", self.code_prior(x))
             pyro.sample("x", self.decoder(z), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -64,3 +68,4 @@ class VAE(PyroModule):
             ValueError: for values outside the likelihood's support, or data that never changes.
         """
         self.decoder.initialize(x, self)
+        self.code_prior.initialize(x)
