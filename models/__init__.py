@@ -6,6 +6,7 @@ from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.factor_model import FactorModel
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
@@ -21,7 +22,9 @@ __all__ = [
     "FactorModel",
     "GaussianMixture",
     "GaussianMixtureVAE",
+    "HierarchicalRegression",
     "HierarchicalVAE",
     "MixtureOfPPCA",
+    "RandomEffects",
     "SemiSupervisedVAE",
 ]

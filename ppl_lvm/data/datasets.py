@@ -2,6 +2,7 @@
 
     iris  wine  breast_cancer  digits(binarize=8)
     moons(n=500, noise=0.1, seed=0)  blobs(...)  swiss_roll(...)  pinwheel(...)
+    eight_schools  grouped(n=200, groups=8)  bars(n=500, size=5, length=100)
 
 Each function returns a `Found`; the arguments of a call are literals, nothing is evaluated.
 """
@@ -103,9 +104,62 @@ def pinwheel(n: int = 500, components: int = 5, noise: float = 0.1, seed: int = 
     return Found(np.stack([x1, x2], axis=1), ("x1", "x2"), k)
 
 
+def eight_schools() -> Found:
+    """Coaching for a test in eight schools (8, 2): estimated effect, in points, and its standard
+    error; labelled by school.
+
+    Reference:
+        Rubin (1981). Estimation in parallel randomized experiments.
+        https://doi.org/10.3102/10769986006004377, table 1.
+    """
+    effect = [28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]
+    error = [15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]
+    schools = np.array(list("ABCDEFGH"))
+    return Found(np.stack([effect, error], axis=1), ("effect", "standard_error"), schools)
+
+
+def grouped(n: int = 200, groups: int = 8, noise: float = 0.5, seed: int = 0) -> Found:
+    """A line in each of some groups (n, 3): group, x, and y = a_g + b_g x + noise.
+
+    a_g ~ N(1, 1) and b_g ~ N(2, ½²); group g has about 1 / (g + 1) as many rows as group 0, so
+    that the last ones say little by themselves.
+    """
+    draw = np.random.default_rng(seed)
+    share = 1 / (1 + np.arange(groups))
+    g = np.sort(draw.choice(groups, size=n, p=share / share.sum()))
+    g[:groups] = np.arange(groups) if n >= groups else g[:groups]  # every group has a row
+    a, b = 1 + draw.standard_normal(groups), 2 + 0.5 * draw.standard_normal(groups)
+    x = draw.standard_normal(n)
+    y = a[g] + b[g] * x + noise * draw.standard_normal(n)
+    return Found(np.stack([g.astype(np.float64), x, y], axis=1), ("group", "x", "y"))
+
+
+def bars(n: int = 500, size: int = 5, length: int = 100, seed: int = 0) -> Found:
+    """Documents with known topics (n, size²): counts of words on a square grid.
+
+    The topics are the rows and the columns of the grid, each word of one equally likely. A
+    document has proportions ~ Dirichlet(1, …, 1) of them and `length` words; its label is the
+    topic it has most of, rows first.
+
+    Reference:
+        Griffiths, Steyvers (2004). Finding scientific topics.
+        https://doi.org/10.1073/pnas.0307752101, figure 1.
+    """
+    draw = np.random.default_rng(seed)
+    grid = np.eye(size)[:, :, None].repeat(size, 2)  # topic, row, column
+    topics = np.concatenate([grid, grid.transpose(0, 2, 1)]).reshape(2 * size, -1) / size
+    theta = draw.dirichlet(np.ones(2 * size), n)
+    counts = draw.multinomial(length, theta @ topics).astype(np.float64)
+    columns = tuple(f"row{r + 1}column{c + 1}" for r in range(size) for c in range(size))
+    return Found(counts, columns, theta.argmax(1), image_shape=(size, size))
+
+
 NAMED: dict[str, Callable[..., Found]] = {
     made.__name__: made
-    for made in (iris, digits, wine, breast_cancer, moons, blobs, swiss_roll, pinwheel)
+    for made in (
+        *(iris, digits, wine, breast_cancer, eight_schools),
+        *(moons, blobs, swiss_roll, pinwheel, grouped, bars),
+    )
 }
 
 

@@ -1,0 +1,117 @@
+"""Multilevel regression: a line in each group, and what the lines have in common.
+
+    m_j   ~ N(0, 2.5²)                         global    (1 + P,)  intercept and slopes on average
+    τ_j   ~ HalfNormal(1)                      global    (1 + P,)  how far groups differ
+    σ     ~ HalfNormal(1)                      global
+    β_gj  = m_j + τ_j η_gj,  η_gj ~ N(0, 1)    global    (G, 1 + P)
+    y_n   ~ N(β_{g_n} · (1, x_n), σ²)          observed  (N,)
+
+with y and the columns of x centred and in units of their standard deviations, which `initialize`
+takes from the data: so the priors say little. A group with few rows borrows from the others. With
+`centred=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has many
+rows, worse where some have few.
+
+Reference:
+    Gelman, Hill (2006). Data analysis using regression and multilevel/hierarchical models.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import HalfNormal, Normal
+from pyro.nn import PyroModule
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+
+from ppl_lvm.models.rows import check_rows
+
+
+class HierarchicalRegression(PyroModule):
+    """A regression whose coefficients differ from group to group.
+
+    Args:
+        groups: G. If None, it is taken from the data.
+        predictors: P. If None, it is taken from the data.
+        centred: whether β or η is the latent.
+    """
+
+    center: Tensor  # of x and y (P + 1,)
+    unit: Tensor  # of x and y (P + 1,)
+
+    def __init__(
+        self, groups: int | None = None, predictors: int | None = None, centred: bool = False
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        self.predictors = predictors
+        self.centred = centred
+        self._sized = False
+        if groups is not None and predictors is not None:
+            self._resize(groups, predictors)
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, 1 + P + 1): group 0 … G - 1, predictors, response."""
+        self._meet(x)
+        G, J = self.groups, self.center.shape[0]
+        assert G is not None
+        one = torch.ones_like(self.center[0])
+        m = pyro.sample("mean", Normal(0 * one, 2.5).expand([J]).to_event(1))
+        tau = pyro.sample("spread", HalfNormal(one).expand([J]).to_event(1))
+        sigma = pyro.sample("noise", HalfNormal(one))
+        # Groups are an event and no plate, so that a plate of particles fits to their left.
+        if self.centred:
+            fn = Normal(m[..., None, :], tau[..., None, :]).expand([*m.shape[:-1], G, J])
+            beta = pyro.sample("effects", fn.to_event(2))
+        else:
+            eta = pyro.sample("offsets", Normal(0 * one, 1.0).expand([G, J]).to_event(2))
+            beta = m[..., None, :] + tau[..., None, :] * eta  # (…, G, J)
+        group, z = x[:, 0].long(), (x[:, 1:] - self.center) / self.unit
+        with pyro.plate("data", len(x), dim=-1):
+            own = Vindex(beta)[..., group, :]  # (…, N, J)
+            line = own[..., 0] + (own[..., 1:] * z[:, :-1]).sum(-1)
+            pyro.sample("y", Normal(line, sigma), obs=z[:, -1])
+
+    def initialize(self, x: Tensor) -> None:
+        """Take G, P and the columns' units from the rows `x`.
+
+        Raises:
+            ValueError: for groups that are not 0, 1, …, or a column that never changes.
+        """
+        self._meet(x)
+        rows = x[:, 1:].detach().double()
+        unit = rows.std(0, correction=0)
+        if (unit == 0).any():
+            column = int((unit == 0).nonzero()[0]) + 1
+            raise ValueError(f"Column {column} of x never changes. Leave it out.")
+        self.center.copy_(rows.mean(0))
+        self.unit.copy_(unit)
+
+    def coefficients(self, beta: Tensor) -> Tensor:
+        """Intercepts and slopes (…, G, 1 + P) in the data's units, from β in the model's."""
+        slopes = beta[..., 1:] * self.unit[-1] / self.unit[:-1]
+        at_zero = beta[..., 0] * self.unit[-1] + self.center[-1]
+        return torch.cat([(at_zero - (slopes * self.center[:-1]).sum(-1))[..., None], slopes], -1)
+
+    def _meet(self, x: Tensor) -> None:
+        """Take the sizes from the data if nobody gave them; refuse data of other sizes."""
+        width = None if self.predictors is None else self.predictors + 2
+        check_rows(x, width, type(self).__name__)
+        if self._sized:
+            return
+        group = x[:, 0]
+        if ((group < 0) | (group != group.round())).any() or x.shape[1] < 2:
+            row = int(((group < 0) | (group != group.round())).nonzero()[0])
+            raise ValueError(
+                f"The first column must be the group, 0, 1, 2, …; row {row} has "
+                f"{group[row].item():g}. Order the columns: group, predictors, response."
+            )
+        found = int(group.max()) + 1
+        if self.groups is not None and found > self.groups:
+            raise ValueError(f"The data have {found} groups, and groups={self.groups}.")
+        self._resize(self.groups or found, x.shape[1] - 2, dtype=x.dtype, device=x.device)
+
+    def _resize(self, groups: int, predictors: int, **like: Any) -> None:
+        self.groups, self.predictors, self._sized = groups, predictors, True
+        self.register_buffer("center", torch.zeros(predictors + 1, **like))
+        self.register_buffer("unit", torch.ones(predictors + 1, **like))

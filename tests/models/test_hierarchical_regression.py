@@ -1,0 +1,104 @@
+"""Multilevel regression against its exact marginal given the spreads."""
+
+from typing import Any
+
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from ppl_lvm.data import load_data
+from ppl_lvm.fit import fit
+from ppl_lvm.guides import SharedNormal
+from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    return load_data("grouped(n=40, groups=3)").tensors[0]
+
+
+def _marginal(model: HierarchicalRegression, x: Tensor, tau: Tensor, sigma: float) -> float:
+    """log p(y | τ, σ), β and m integrated out: y is normal."""
+    z = (x[:, 1:] - model.center) / model.unit
+    design = torch.cat([torch.ones(len(z), 1), z[:, :-1]], -1)  # (N, J)
+    common = design @ (2.5**2 * design.mT)
+    own = (design * tau.square()) @ design.mT * (x[:, :1] == x[:, 0])
+    covariance = common + own + sigma**2 * torch.eye(len(x))
+    return MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(z[:, -1]).item()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centred: bool) -> None:
+    """Then the joint is the exponential of a quadratic, whose integral is known."""
+    model = HierarchicalRegression(centred=centred)
+    model.initialize(rows)
+    tau, sigma = torch.tensor([0.6, 0.3]), 0.4
+    name = "effects" if centred else "offsets"
+    given = {"spread": tau, "noise": torch.tensor(sigma)}
+    fixed = poutine.condition(model, given)
+
+    def log_joint(u: Tensor) -> Tensor:
+        latents = {"mean": u[:2], name: u[2:].reshape(3, 2)}
+        trace = poutine.trace(poutine.condition(fixed, latents)).get_trace(rows)
+        trace.compute_log_prob()
+        left = sum(trace.nodes[k]["log_prob"].sum() for k in given)
+        return trace.log_prob_sum() - left
+
+    u = torch.zeros(8, requires_grad=True)
+    value = log_joint(u)
+    gradient = torch.autograd.grad(value, u)[0]
+    curvature = torch.autograd.functional.hessian(log_joint, u)
+    # by its value at the top and its curvature
+    top = value - 0.5 * gradient @ torch.linalg.solve(curvature, gradient)
+    log_det = torch.linalg.slogdet(-curvature / (2 * torch.pi)).logabsdet
+    exact = (top - 0.5 * log_det).item()
+    assert exact == pytest.approx(_marginal(model, rows, tau, sigma), rel=1e-9)
+
+
+def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
+    data = load_data("grouped(n=150, groups=6, seed=1)")
+    x = data.tensors[0]
+    run = fit(HierarchicalRegression, SharedNormal, data, num_steps=400, optimizer="Adam(lr=0.03)")
+    model: Any = run.model
+    guide: Any = run.guide
+    m, tau = guide.mean_loc.detach(), guide.spread_loc.detach().exp()
+    beta = model.coefficients(m + tau * guide.offsets_loc.detach())
+    group = x[:, 0].long()
+    for g in range(6):
+        own = x[group == g]
+        design = torch.cat([torch.ones(len(own), 1), own[:, 1:2]], -1)
+        if len(own) > 20:  # where a group has many rows its line is its own least squares
+            alone = torch.linalg.lstsq(design, own[:, 2]).solution
+            torch.testing.assert_close(beta[g], alone, atol=0.15, rtol=0)
+
+
+def test_coefficients_are_in_the_data_s_units(rows: Tensor) -> None:
+    model = HierarchicalRegression()
+    model.initialize(rows)
+    beta = torch.randn(3, 2)
+    line = model.coefficients(beta)
+    z = (rows[:, 1:] - model.center) / model.unit
+    group = rows[:, 0].long()
+    inside = beta[group, 0] + beta[group, 1] * z[:, 0]
+    outside = line[group, 0] + line[group, 1] * rows[:, 1]
+    torch.testing.assert_close(inside * model.unit[-1] + model.center[-1], outside)
+
+
+def test_what_it_refuses(rows: Tensor) -> None:
+    wrong = rows.clone()
+    wrong[2, 0] = 0.5
+    with pytest.raises(ValueError, match=r"first column must be the group.*row 2 has 0\.5"):
+        HierarchicalRegression().initialize(wrong)
+    with pytest.raises(ValueError, match="The data have 3 groups, and groups=2"):
+        HierarchicalRegression(groups=2).initialize(rows)
+    constant = rows.clone()
+    constant[:, 1] = 1
+    with pytest.raises(ValueError, match="Column 1 of x never changes"):
+        HierarchicalRegression().initialize(constant)

@@ -1,0 +1,123 @@
+"""Eight schools against quadrature, NUTS among the things that are held against it."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.ops.stats import effective_sample_size
+from torch import Tensor
+
+from ppl_lvm.data import load_data
+from ppl_lvm.fit import fit
+from ppl_lvm.models.random_effects import RandomEffects
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def schools() -> Tensor:
+    return load_data("eight_schools").tensors[0]
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact posterior mean and standard deviation of (μ, θ_1 … θ_N), mixing over τ."""
+    model = RandomEffects()
+    tau, log_joint, log_weight = model.spread_posterior(x)
+    share = (log_joint + log_weight).softmax(0)[:, None]  # (Q, 1)
+    y, s = x.unbind(-1)
+    variance = tau[:, None].square() + s.square()
+    v = 1 / ((1 / variance).sum(-1) + model.mean_scale**-2)
+    mu = v * (y / variance).sum(-1)  # E[μ | τ], var v
+    pull = tau[:, None].square() / variance  # θ = μ + pull (y - μ) + noise
+    theta = mu[:, None] + pull * (y - mu[:, None])
+    own = s.square() * pull + (1 - pull).square() * v[:, None]
+    mean = torch.cat([mu[:, None], theta], -1)
+    second = torch.cat([v[:, None], own], -1) + mean.square()
+    first = (share * mean).sum(0)
+    return first, ((share * second).sum(0) - first.square()).sqrt()
+
+
+def test_the_data_are_rubins(schools: Tensor) -> None:
+    data = load_data("eight_schools")
+    assert data.label_names == list("ABCDEFGH")
+    weights = 1 / schools[:, 1].square()  # the pooled estimate of Rubin (1981) is 7.7 ± 4.1
+    assert ((weights * schools[:, 0]).sum() / weights.sum()).item() == pytest.approx(7.7, abs=0.05)
+    assert weights.sum().item() ** -0.5 == pytest.approx(4.1, abs=0.05)
+
+
+def test_its_evidence_is_the_integral(schools: Tensor) -> None:
+    x = schools[:3]
+    y, s = x.numpy().T
+
+    def joint(tau: float) -> float:
+        covariance = np.diag(s**2 + tau**2) + 25.0
+        mass = scipy.stats.multivariate_normal(np.zeros(3), covariance).pdf(y)
+        return float(mass * scipy.stats.halfcauchy(scale=5).pdf(tau))
+
+    exact, _ = scipy.integrate.quad(joint, 0, np.inf, epsabs=1e-15)
+    assert RandomEffects().log_evidence(x).item() == pytest.approx(np.log(exact), abs=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("centred", [False, True])
+def test_nuts_and_a_guide_against_the_exact_posterior(schools: Tensor, centred: bool) -> None:
+    """NUTS reaches the moments where the latents do not form a funnel; the guide says by its
+    evidence and its bound how well it does."""
+    mean, deviation = _moments(schools)
+    exact = RandomEffects().log_evidence(schools).item()
+    run = fit(
+        RandomEffects(centred),
+        AutoMultivariateNormal,
+        schools,
+        num_steps=400,
+        optimizer="Adam(lr=0.03)",
+    )
+    bound = run.results["bound"] * 8
+    assert bound < exact
+    if centred:
+        assert exact - bound > 0.5  # the funnel
+        return
+    assert exact - bound < 0.3
+    drawn = run.log_evidence(schools, 5000)
+    assert drawn.value * 8 == pytest.approx(exact, abs=5 * 8 * drawn.monte_carlo_error)
+    model = RandomEffects()
+    mcmc = MCMC(NUTS(model), num_samples=250, warmup_steps=150, disable_progbar=True)
+    mcmc.run(schools)
+    draws: Any = mcmc.get_samples()
+    theta = model.effects(draws["mu"], draws["tau"], draws["eta"])
+    found = torch.cat([draws["mu"][:, None], theta], -1)
+    for j in range(9):
+        effective = effective_sample_size(found[None, :, j]).item()
+        error = deviation[j].item() / effective**0.5
+        assert found[:, j].mean().item() == pytest.approx(mean[j].item(), abs=5 * error)
+        assert found[:, j].std().item() == pytest.approx(
+            deviation[j].item(), abs=5 * error / 2**0.5 * 1.5
+        )
+
+
+def test_both_forms_are_one_model(schools: Tensor) -> None:
+    mu, tau, eta = torch.tensor(2.0), torch.tensor(3.0), torch.randn(8)
+    theta = RandomEffects().effects(mu, tau, eta)
+    found = []
+    for centred, latent in ((False, {"eta": eta}), (True, {"theta": theta})):
+        model = poutine.condition(RandomEffects(centred), {"mu": mu, "tau": tau, **latent})
+        found.append(poutine.trace(model).get_trace(schools).log_prob_sum().item())
+    assert found[0] - 8 * tau.log().item() == pytest.approx(found[1], rel=1e-12)  # dη = dθ / τ
+
+
+def test_what_it_refuses(schools: Tensor) -> None:
+    wrong = schools.clone()
+    wrong[3, 1] = 0
+    with pytest.raises(ValueError, match="Row 3 has standard error 0"):
+        RandomEffects().initialize(wrong)
+    with pytest.raises(ValueError, match=r"takes rows \(N, 2\)"):
+        RandomEffects().initialize(schools[:, :1])
