@@ -4,6 +4,8 @@
     local and continuous                  AmortizedNormal: one encoder for all data
     shared and continuous                 SharedNormal: a distribution each
 
+A model whose guide is settled (a diffusion's) brings it: `model.fixed_guide(*batch)`.
+
 `str(guide)` says in one sentence what was chosen and why.
 """
 
@@ -46,7 +48,7 @@ class AutoGuide(PyroModule):
 
 def auto_guide(
     model: Callable[..., Any], *batch: Any, hidden: tuple[int, ...] = (128,)
-) -> AutoGuide:
+) -> PyroModule:
     """Choose a guide for the latents that `model(*batch)` declares.
 
     Args:
@@ -57,6 +59,9 @@ def auto_guide(
     Raises:
         ValueError: for a latent that no guide here serves, naming it and the remedy.
     """
+    settled = getattr(model, "fixed_guide", None)
+    if settled is not None:
+        return settled(*batch)
     declared = signature(model, *batch)
     summed = [site for site in declared.latents if enumerated(site)]
     sampled = [site for site in declared.latents if not enumerated(site)]

@@ -25,6 +25,7 @@ from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.particles import log_weights
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
+NUMBERS = 20_000_000  # that the guide draws at once, for latents may be wide
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def log_evidence(
     rows = len(batch[0])
     with torch.no_grad(), torch.random.fork_rng(), pair.scope():
         torch.manual_seed(seed)
-        with poutine.block():
-            if not latent_sites(poutine.trace(pair.guide).get_trace(*batch)):
-                num_particles = 1
-        log_w = _weights(pair, batch, num_particles)
+        width = drawn_numbers(pair, *batch)
+        if width == 0:
+            num_particles = 1
+        log_w = _weights(pair, batch, num_particles, width)
     K = len(log_w)
     per_datum = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)
     share = torch.softmax(log_w, 0)
@@ -91,9 +92,19 @@ def log_evidence(
     )
 
 
-def _weights(pair: Pair, batch: tuple[Any, ...], num_particles: int) -> Tensor:
-    """log w (K, N), or (K, 1) for joint weights; K = 1 where every draw gives the same."""
-    chunk = max(1, min(num_particles, CHUNK // len(batch[0])))
+def drawn_numbers(pair: Pair, *batch: Any) -> int:
+    """How many numbers the guide draws for these rows, once."""
+    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+        sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
+    return sum(site["value"].numel() for site in sites.values())
+
+
+def _weights(pair: Pair, batch: tuple[Any, ...], num_particles: int, width: int) -> Tensor:
+    """log w (K, N), or (K, 1) for joint weights; K = 1 where every draw gives the same.
+
+    `width` numbers are drawn for each particle.
+    """
+    chunk = max(1, min(num_particles, CHUNK // len(batch[0]), NUMBERS // max(1, width)))
     sizes = [chunk] * (num_particles // chunk) + [num_particles % chunk] * bool(
         num_particles % chunk
     )

@@ -20,7 +20,7 @@ from ppl_lvm import processes
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.engine import LEVELS, Level
-from ppl_lvm.evidence import log_evidence
+from ppl_lvm.evidence import drawn_numbers, log_evidence
 from ppl_lvm.pair import copied
 from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
@@ -42,6 +42,7 @@ INITIALIZE_ROWS = 100_000
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
 DEFAULT_STEPS = 2000
 EVIDENCE_PARTICLES = 1000
+EVIDENCE_NUMBERS = 100_000_000  # drawn at most: a chain of wide latents gets fewer particles
 EVIDENCE_ROWS = 1000
 EVALUATION_ROWS = 10_000
 EVALUATIONS = 8  # of the final bound: enough to say how far its draws let it wander
@@ -284,10 +285,12 @@ class _Fitting:
     def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
         judged = self.held_out if self.held_out is not None else self.train
         few = _at_most(judged, EVIDENCE_ROWS, self.options.seed)
+        rows = _first_rows(few, len(few))
+        affordable = EVIDENCE_NUMBERS // max(1, drawn_numbers(best.pair, *rows))
         evidence = log_evidence(
             best.pair,
-            *_first_rows(few, len(few)),
-            num_particles=EVIDENCE_PARTICLES,
+            *rows,
+            num_particles=max(1, min(EVIDENCE_PARTICLES, affordable)),
             seed=self.options.seed,
         )
         return {

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from ppl_lvm import estimators
 from ppl_lvm.address import build, parse_call
 from ppl_lvm.pair import data_plate_size, latent_sites, plate_nesting
+from ppl_lvm.particles.estimate import estimated_site, refusal, refuse_other_draws
 
 PYRO_OBJECTIVES = (
     "Trace_ELBO",
@@ -99,6 +100,26 @@ def refuse_wrong_gradients(
         for site, node in latent_sites(guide_trace).items():
             if all(frame.name != "data" for frame in node["cond_indep_stack"]):
                 raise _global_renyi(site)
+
+
+def refuse_estimates(
+    objective: ELBO, model_trace: poutine.Trace, guide_trace: poutine.Trace
+) -> None:
+    """Raise where a model that scores estimates of its bound meets what needs log-weights, or a
+    guide that draws in another way than the model. Ours refuse by themselves.
+
+    Raises:
+        ValueError: names the site, and the remedy.
+    """
+    nodes = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
+    site = estimated_site(nodes)
+    if site is None:
+        return
+    if isinstance(objective, RenyiELBO):
+        raise ValueError(refusal(site, "RenyiELBO"))
+    drawn = latent_sites(guide_trace)
+    log_p = {n: nodes[n]["fn"].log_prob(s["value"]) for n, s in drawn.items() if n in nodes}
+    refuse_other_draws(site, log_p, {n: s["fn"].log_prob(s["value"]) for n, s in drawn.items()})
 
 
 def _global_renyi(site: str) -> ValueError:

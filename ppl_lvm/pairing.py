@@ -44,6 +44,8 @@ def make_pair(
                 + ("the model has no such plate." if size is None else f"its plate has {size}.")
                 + " Write the plate, or leave batch_size out."
             )
+    with pair.scope(), torch.no_grad():
+        objectives.refuse_estimates(pair.objective, model_trace, guide_trace)
     objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
     return pair, predict.summed_sites(pair, *example)
 

@@ -32,6 +32,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_lvm.particles import Particles, draw_particles, plan_pair
+from ppl_lvm.particles.estimate import refusal
 from ppl_lvm.particles.plan import Plan, Program
 
 
@@ -153,6 +154,7 @@ class Estimator(ELBO, nn.Module):
 
     def check(self, plan: Plan) -> None:
         """Refuse a pair that this estimator would give a wrong or zero gradient."""
+        self._refuse_estimate(plan.estimate)
         if self.needs == "reparameterized" and plan.score_sites:
             site = plan.score_sites[0]
             raise ValueError(
@@ -196,6 +198,7 @@ class Estimator(ELBO, nn.Module):
         """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
         sign = 1.0 if self.upper else -1.0
         particles = self.draw(model, guide, args, kwargs)
+        self._refuse_estimate(particles.estimate)  # a plan may have seen the other mode
         self._warn_of_energy(particles)
         value = total(self.bound(particles), particles)
         if not torch.is_grad_enabled():
@@ -206,6 +209,10 @@ class Estimator(ELBO, nn.Module):
         if self.training:
             self.learn(particles)
         return sign * value.detach() - (gradient - gradient.detach())
+
+    def _refuse_estimate(self, site: str | None) -> None:
+        if site is not None and not self.linear:
+            raise ValueError(refusal(site, type(self).__name__))
 
     def _warn_of_energy(self, particles: Particles) -> None:
         if particles.energy is None or self.linear or self._warned:

@@ -31,6 +31,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_lvm.particles.estimate import refusal
 from ppl_lvm.particles.plan import Plan, Program, make_plan
 from ppl_lvm.particles.tables import Tables, inside_scale, run_pair, tabulate
 from ppl_lvm.particles.traces import Sites, is_one, is_subsample, log_prob, plate_dim, table, temper
@@ -79,6 +80,8 @@ class Particles:
         scale: N/B, to multiply each datum's bound with.
         offset: what no draw changes, already scaled; added to the sum of bounds.
         energy: why this is the energy approximation and not a bound; None if it is a bound.
+        estimate: the site that makes log_w an estimate of a bound, whose mean alone has a meaning;
+            None where log_w is a log-weight.
         tempered: whether poutine.scale or mask makes log_q another function than the density of
             the draws.
         aside: what an estimator that draws in its own way keeps beside the draws.
@@ -96,6 +99,7 @@ class Particles:
     scale: Any = 1.0
     offset: Tensor | float = 0.0
     energy: str | None = None
+    estimate: str | None = None
     tempered: bool = False
     aside: Mapping[str, Any] = field(default_factory=dict)
     rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
@@ -208,6 +212,7 @@ def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Parti
         scale=tables.scale,
         offset=_offset(tables, plan),
         energy=tables.energy,
+        estimate=tables.estimate,
         tempered=any(d.score is not d.log_q for d in drawn),
     )
 
@@ -269,6 +274,7 @@ def _stack(passes: list[Particles]) -> Particles:
         scale=first.scale,
         offset=first.offset,
         energy=first.energy,
+        estimate=first.estimate,
         tempered=first.tempered,
     )
 
@@ -347,11 +353,17 @@ def log_weights(
     """log p(x_b, z_kb) - log q(z_kb | x_b) of K draws, without gradients: (K, B), joint (K, 1).
 
     `plan` saves finding out the pair's structure again at every call (see `plan_pair`).
+
+    Raises:
+        ValueError: the model, in training mode, has estimates in place of log-weights.
     """
     with torch.no_grad():
         if plan is None:
             plan = plan_pair(model, guide, args, kwargs, num_particles, vectorize_particles)
-        return draw_particles(model, guide, args, kwargs, plan, num_particles).log_w
+        particles = draw_particles(model, guide, args, kwargs, plan, num_particles)
+        if particles.estimate is not None:
+            raise ValueError(refusal(particles.estimate, "A log-weight"))
+        return particles.log_w
 
 
 def plan_pair(

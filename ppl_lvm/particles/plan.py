@@ -21,6 +21,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_lvm.particles.estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.traces import (
     Given,
     Sites,
@@ -51,6 +52,7 @@ class Plan:
         latents: distribution family by guide site, in order of drawing.
         score_sites: the guide's sites without a reparameterised draw.
         vectorized: whether particles run in one vectorised pass.
+        estimate: the model's site that estimates a bound, see `estimate`; None if there is none.
     """
 
     nesting: int
@@ -61,6 +63,7 @@ class Plan:
     latents: dict[str, str]
     score_sites: tuple[str, ...]
     vectorized: bool = False
+    estimate: str | None = None
 
     @property
     def reparameterized_sites(self) -> tuple[str, ...]:
@@ -104,6 +107,11 @@ def make_plan(
         enumerated = _check_sites(guide_latents, model_all)
         for site in (*guide_latents.values(), *model_all.values()):
             check_batch_shape(site, log_prob(site).shape, None)
+        estimate = estimated_site(model_sites)
+        if estimate is not None:
+            drawn = {n: log_prob(site) for n, site in model_all.items() if n in guide_latents}
+            scored = {n: log_prob(site) for n, site in guide_latents.items()}
+            refuse_other_draws(estimate, drawn, scored)
         dims = [
             f.dim for s in (*guide_latents.values(), *model_all.values()) for f in plate_frames(s)
         ]
@@ -127,6 +135,7 @@ def make_plan(
             for name, site in guide_latents.items()
             if not getattr(site["fn"], "has_rsample", False)
         ),
+        estimate=estimate,
     )
 
 

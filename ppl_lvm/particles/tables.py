@@ -7,6 +7,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.particles.estimate import estimated_site
 from ppl_lvm.particles.marginal import sum_out
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.traces import (
@@ -34,6 +35,7 @@ class Tables:
         marginal: log-density of all sites that touch an enumerated one; None without any.
         scale: the data plate's N/B.
         energy: why a sub-sampling scale is inside the log-weight; None if it is not.
+        estimate: the model's site that estimates a bound; None if there is none.
     """
 
     log_p: dict[str, Tensor]
@@ -42,6 +44,7 @@ class Tables:
     marginal: Tensor | None
     scale: Any
     energy: str | None
+    estimate: str | None = None
 
 
 def run_pair(
@@ -90,7 +93,7 @@ def inside_scale(site: Mapping[str, Any], plan: Plan) -> Any:
 def tabulate(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Tables:
     """(K, B) tables per site from the two runs; (K, 1) where joint."""
     rank = plan.nesting + vectorized
-    tables = Tables({}, {}, {}, None, 1.0, None)
+    tables = Tables({}, {}, {}, None, 1.0, None, estimated_site(model))
     factors = {}
     for name, site in guide.items():
         if is_scored(site):

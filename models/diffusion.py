@@ -1,0 +1,291 @@
+"""Diffusion: a chain of T latents that leads from noise to the data, each as wide as a datum.
+
+    z_nT    ~ N(0, I)                            latent    (N, P)
+    z_n,i-1 ~ q(z_i-1 | z_ni, x = x̂(z_ni))       latent    (N, P),  i = T, …, 1
+    x_n     ~ p(x | z_n0)                        observed  (N, P)
+
+The guide is fixed: the forward process q(z_t | x) = N(α_t u, σ_t² I) of `ppl_lvm.models.noising`.
+The model learns to undo it, by a network that tells the noise in z from the datum,
+
+    ε̂(z, γ) = σ z + α f(z, γ),    x̂ = (z - σ ε̂) / α
+
+(f = 0 is right for data ~ N(0, I)), and p(x | z_0) is q(z_0 | x) turned around: in the units of u
+N(z_0/α_0, σ_0²/α_0²), or, for C categories, ∝ exp(-½ (z_0/α_0 - u)² α_0²/σ_0²) over their values.
+
+The bound splits into T Kullback-Leibler divergences in closed form,
+
+    ELBO(x) = E log p(x | z_0) - KL(q(z_T | x) ‖ N(0, I)) - Σ_i E KL_i,
+    KL_i = ½ (exp(γ_i - γ_i-1) - 1) ‖ε - ε̂(z_i, γ_i)‖²,
+
+so a fit need not run the chain. There are two programs under one set of parameters:
+
+- in training mode one step i of each datum is drawn, uniformly and stratified over the batch, and
+  counts T times. The estimate is unbiased, for the bound and for its gradient. It is no log-weight:
+  the logarithm of a mean of its exponentials is no bound on anything. It is marked so, and what
+  needs log-weights (IWAE, VIMCO, …) refuses it.
+- in evaluation mode (`model.eval()`, which `fit` sees to whenever it evaluates, and a `Run` always)
+  all T steps are sites. Its log-weights are log-weights: `run.log_evidence` is a bound for every
+  number of particles.
+
+With `continuous=True` the estimate is of T = ∞: the sum becomes ½ ∫ E‖ε - ε̂(z_γ, γ)‖² dγ from γ_0
+to γ_1, which knows no shape of the schedule but its ends. Evaluation keeps T steps.
+
+Reference:
+    Kingma, Salimans, Poole, Ho (2021). Variational diffusion models.
+    https://arxiv.org/abs/2107.00630, equations 11 to 18.
+"""
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Categorical, Normal, Unit
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm.guides.diffusion import ForwardProcess
+from ppl_lvm.models.noising import Noising, StratifiedTimes, alpha_sigma, step_back
+from ppl_lvm.models.rows import column_moments
+from ppl_lvm.nn import MLP
+
+LIKELIHOODS = ("gaussian", "categorical")
+FREQUENCIES = 4
+
+
+class Diffusion(PyroModule):
+    """P columns out of noise, in T steps.
+
+    Args:
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        steps: T, of the bound and of the chain that draws.
+        hidden: widths of the network f.
+        likelihood: "gaussian" or "categorical".
+        categories: C, for `likelihood="categorical"` only: a column's values are 0, …, C - 1.
+        continuous: train the bound of infinitely many steps.
+        denoiser: ε̂ itself, a module called with z (..., P) and γ (...), in place of the network.
+
+    Raises:
+        ValueError: for arguments that do not fit together.
+    """
+
+    def __init__(
+        self,
+        observed: int | None = None,
+        steps: int = 32,
+        hidden: tuple[int, ...] = (128, 128),
+        likelihood: str = "gaussian",
+        categories: int | None = None,
+        continuous: bool = False,
+        denoiser: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
+            )
+        if (likelihood == "categorical") != (categories is not None):
+            raise ValueError(
+                "likelihood='categorical' needs categories=C, how many values a column takes; "
+                f"'gaussian' takes none. Got {likelihood!r}, categories={categories}."
+            )
+        self.hidden, self.continuous = tuple(hidden), continuous
+        self.likelihood, self.categories = likelihood, categories
+        self.process = Noising(steps)
+        self.denoiser = denoiser
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    @property
+    def steps(self) -> int:
+        """T. It may be changed at any time: the schedule is one of continuous time."""
+        return self.process.steps
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self.process.steps = value
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P)."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            if self.training:
+                self.one_step(x)
+            else:
+                self.chain(x)
+
+    def one_step(self, x: Tensor) -> None:
+        """One step of each datum, which stands for all T."""
+        like = self.process.means
+        t = pyro.sample("t", StratifiedTimes(like))  # the guide's own: they cancel
+        noise = pyro.sample("noise", Normal(like.new_zeros(like.shape), 1.0).to_event(1))
+        u = self.process.standard(x)
+        first, last = self.process.gamma(like.new_tensor([0.0, 1.0]))
+        cost = self.steps_cost(u, t, noise) + _prior_cost(u, last)
+        # Marked: an estimate of the bound's terms, whose exponential means nothing.
+        pyro.sample("steps", Unit(-cost), obs=_nothing(cost), infer=dict(_ESTIMATE))
+        pyro.sample("x", self._rows(self.process.noised(u, noise, first)), obs=x)
+
+    def steps_cost(self, u: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Unbiased for Σ_i KL_i where t ~ U(0, 1) (...) and ε ~ N(0, I) (..., P): (...)."""
+        if self.continuous:
+            first, last = self.process.gamma(t.new_tensor([0.0, 1.0]))
+            gamma = first + (last - first) * t
+            weight = last - first
+        else:
+            T = self.steps
+            i = (t * T).floor().clamp(max=T - 1)
+            before, gamma = self.process.gamma(i / T), self.process.gamma((i + 1) / T)
+            weight = T * torch.expm1(gamma - before)
+        z = self.process.noised(u, noise, gamma)
+        miss = (noise - self.noise(z, gamma)).square().sum(-1)
+        return 0.5 * weight * miss
+
+    def chain(self, x: Tensor) -> None:
+        """All T steps, from noise to the data."""
+        gamma, T = self.process.grid(), self.steps
+        like = self.process.means
+        z = pyro.sample(f"z_{T}", Normal(like.new_zeros(like.shape), 1.0).to_event(1))
+        for i in range(T, 0, -1):
+            mean, sd = self._step(z, gamma[i - 1], gamma[i])
+            z = pyro.sample(f"z_{i - 1}", Normal(mean, sd).to_event(1))
+        pyro.sample("x", self._rows(z), obs=x)
+
+    def noise(self, z: Tensor, gamma: Tensor) -> Tensor:
+        """ε̂: the noise that the model sees in `z` (..., P) at γ (...)."""
+        if self.denoiser is not None:
+            found: Tensor = self.denoiser(z, gamma)
+            return found
+        gamma = gamma.expand(z.shape[:-1]).unsqueeze(-1)
+        alpha, sigma = alpha_sigma(gamma)
+        angles = gamma * (math.pi / 40) * 2.0 ** torch.arange(FREQUENCIES).to(gamma)
+        seen = torch.cat([z, gamma / 10, angles.sin(), angles.cos()], -1)
+        return sigma * z + alpha * self.network(seen)
+
+    @torch.no_grad()
+    def draw(self, n: int, steps: int | None = None, eta: float = 1.0) -> Tensor:
+        """Draw n rows (n, P), in fewer `steps` than T if told so.
+
+        Args:
+            eta: how much of each step's noise is drawn anew: 1 is the model's own chain
+                (ancestral), 0 makes x a function of z_T, which bears few steps better.
+
+        Raises:
+            ValueError: for η outside [0, 1], no steps, or a model that has not met data.
+        """
+        if not 0 <= eta <= 1 or (steps is not None and steps < 1):
+            raise ValueError(f"draw needs 0 <= eta <= 1 and steps >= 1; got {eta=}, {steps=}.")
+        if self.observed is None:
+            raise ValueError("This diffusion has not met data yet: build it with observed=P.")
+        T = self.steps if steps is None else steps
+        like = self.process.means
+        gamma = self.process.gamma(torch.arange(T + 1).to(like) / T)
+        z = torch.randn(n, self.observed).to(like)
+        for i in range(T, 0, -1):
+            mean, sd = self._step(z, gamma[i - 1], gamma[i], eta)
+            z = mean + sd * torch.randn_like(mean)
+        rows: Tensor = self._rows(z).sample()
+        return rows
+
+    def bits_per_dimension(self, bound: float) -> float:
+        """-bound / (P log 2) of a bound in nats per datum.
+
+        Of categories these are bits; a density's depend on the units of x.
+        """
+        if self.observed is None:
+            raise ValueError("This diffusion has not met data yet: build it with observed=P.")
+        return -bound / (self.observed * math.log(2))
+
+    def fixed_guide(self, *batch: Tensor) -> ForwardProcess:
+        """The one guide it has."""
+        return ForwardProcess(self, *batch)
+
+    def initialize(self, x: Tensor) -> None:
+        """Take P, the columns' means and their common spread from the rows `x` (N, P).
+
+        Raises:
+            ValueError: for values that are no category, or data that never changes.
+        """
+        self._meet(x)
+        self._refuse_unlikely(x)
+        means, variance = column_moments(x.double())
+        with torch.no_grad():
+            self.process.means.copy_(means)
+            self.process.unit.copy_(variance.mean().sqrt())
+
+    def _step(
+        self, z: Tensor, gamma_s: Tensor, gamma_t: Tensor, eta: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        noise = self.noise(z, gamma_t)
+        alpha, sigma = alpha_sigma(gamma_t)
+        return step_back((z - sigma * noise) / alpha, noise, gamma_s, gamma_t, eta)
+
+    def _rows(self, z: Tensor) -> Any:
+        """p(x | z_0): event (P,)."""
+        process = self.process
+        gamma = process.gamma(process.means.new_zeros(()))
+        u = z / alpha_sigma(gamma)[0]
+        if self.categories is None:
+            scale = process.unit * (0.5 * gamma).exp()
+            return Normal(process.means + process.unit * u, scale).to_event(1)
+        values = torch.arange(self.categories).to(u)
+        levels = (values - process.means.unsqueeze(-1)) / process.unit  # (P, C)
+        logits = -0.5 * (u.unsqueeze(-1) - levels).square() * (-gamma).exp()
+        return Categorical(logits=logits).to_event(1)
+
+    def _refuse_unlikely(self, x: Tensor) -> None:
+        if self.categories is None:
+            wrong, needed = ~x.isfinite(), "finite numbers"
+        else:
+            top = self.categories - 1
+            wrong, needed = (x < 0) | (x > top) | (x != x.round()), f"integers 0 to {top}"
+        if wrong.any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"likelihood={self.likelihood!r} needs {needed}, but row {row}, column {column} "
+                f"of x is {x[row, column].item():g} ({int(wrong.sum())} such values in all). "
+                "Leave out rows with missing values; count a column's values for categories=C."
+            )
+
+    def _meet(self, x: Tensor) -> None:
+        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
+            raise ValueError(
+                f"Diffusion takes rows (N, {self.observed or 'P'}), got {tuple(x.shape)}. Flatten "
+                f"images with x.flatten(1), or build it with observed={x.shape[-1]}."
+            )
+        if self.observed is None:
+            self._resize(x.shape[1])
+            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+            self.to(dtype=dtype, device=x.device)
+
+    def _resize(self, observed: int) -> None:
+        self.observed = observed
+        self.process.resize(observed)
+        if self.denoiser is None:
+            inputs = observed + 1 + 2 * FREQUENCIES
+            self.network = MLP(inputs, observed, self.hidden, activation="silu")
+            with torch.no_grad():  # begin near f = 0
+                last: Any = self.network.layers[-1]
+                last.weight.mul_(0.1)
+                last.bias.zero_()
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        means = state.get(f"{prefix}process.means")
+        if means is not None and self.observed is None:
+            self._resize(len(means))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+_ESTIMATE = {"is_auxiliary": True, "estimate": True}
+
+
+def _nothing(like: Tensor) -> Tensor:
+    """What a factor observes: (..., 0)."""
+    return like.new_empty((*like.shape, 0))
+
+
+def _prior_cost(u: Tensor, gamma: Tensor) -> Tensor:
+    """KL(N(α u, σ² I) ‖ N(0, I)) at γ: (...)."""
+    alpha, sigma = alpha_sigma(gamma)
+    return 0.5 * (sigma**2 + (alpha * u) ** 2 - 1 - 2 * sigma.log()).sum(-1)
