@@ -1,6 +1,7 @@
 """Pyro programs: latent-variable models."""
 
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
+from ppl_lvm.models.bernoulli_vae import BernoulliVAE
 from ppl_lvm.models.conditional_vae import ConditionalVAE
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.factor_model import FactorModel
@@ -10,6 +11,7 @@ from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
+from ppl_lvm.models.random_effects import RandomEffects
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.models.vae import VAE
 
@@ -17,6 +19,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "BayesianGaussianMixture",
+    "BernoulliVAE",
     "ConditionalVAE",
     "FactorAnalysis",
     "FactorModel",
