@@ -132,6 +132,16 @@ class Comparison:
         difference, error = self.difference(i, best)
         return "worse" if difference < -TOLD_APART * error else "as good"
 
+    @property
+    def note(self) -> str:
+        """What was compared, and how far the values may be trusted."""
+        notes = [f"{self.rows}; nats per datum, differences paired row by row."]
+        loose = [s for s in self.scores if s.kind == "lower bound"]
+        if loose:
+            each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
+            notes.append(f"Lower bounds: {each}.")
+        return " ".join(notes)
+
     def to_json(self) -> list[dict[str, Any]]:
         """One dictionary a run, best first."""
         best = self.order[0]
@@ -200,7 +210,7 @@ def compare(
     """
     if len(runs) < 2:
         raise ValueError(f"compare needs at least two runs, got {len(runs)}.")
-    called = list(names) if names is not None else _names(runs)
+    called = list(names) if names is not None else short_names(runs)
     if len(called) != len(runs):
         raise ValueError(f"{len(called)} names for {len(runs)} runs.")
     held_out = _common_rows(runs, called) if x is None else x
@@ -241,7 +251,7 @@ def _common_rows(runs: "Sequence[Run]", names: Sequence[str]) -> Any:
     return held_out
 
 
-def _names(runs: "Sequence[Run]") -> list[str]:
+def short_names(runs: "Sequence[Run]") -> list[str]:
     """Directory names, or models' names, numbered where they repeat."""
     plain = [
         run.directory.name if run.directory is not None else str(run.record["model"]["name"])
@@ -373,12 +383,4 @@ def _table(found: Comparison) -> Group:
             f"{s.parameters}",
             f"{s.seconds:.1f}",
         )
-    notes = [f"{found.rows}; nats per datum, differences paired row by row."]
-    loose = [s for s in found.scores if s.kind == "lower bound"]
-    if loose:
-        notes.append(
-            "Lower bounds: "
-            + ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
-            + "."
-        )
-    return Group(Text("Which run is best?", style="bold"), table, Text(" ".join(notes)))
+    return Group(Text("Which run is best?", style="bold"), table, Text(found.note))

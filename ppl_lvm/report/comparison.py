@@ -32,7 +32,7 @@ def differences(found: Comparison) -> Figure:
             axes.errorbar(
                 loo[0], at + 0.25, xerr=loo[1], fmt="s", color=COLOURS[2], markersize=4, label=label
             )
-    names = [textwrap.shorten(found.scores[i].name, 22, placeholder="…") for i in found.order]
+    names = [textwrap.fill(found.scores[i].name, 18) for i in found.order]
     axes.set_yticks(np.arange(len(names)), names, fontsize=TEXT - 1)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("nats per datum; bars: 1 and 2.5 standard errors")

@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis: k̂ per datum, calibration, bounds with their sandwich, checks, units.
+"""Pictures of a diagnosis: bounds, sandwich, k̂ per datum, calibration, PIT, checks, units.
 
 Each picture comes with a sentence on how to read it and a text that says what it shows, for
 those who cannot see it.
@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ppl_lvm.diagnostics.calibration import Calibration, ecdf_band
 from ppl_lvm.diagnostics.khat import ParetoK
 from ppl_lvm.diagnostics.latents import LatentUse
+from ppl_lvm.diagnostics.leave_out import LeaveOneOut
 from ppl_lvm.diagnostics.predictive import Check
-from ppl_lvm.diagnostics.tightness import Tightness
+from ppl_lvm.diagnostics.tightness import Sandwich, Tightness
 from ppl_lvm.report.canvas import COLOURS, GREY, INK, legend_below, plot
 
 
@@ -33,12 +35,17 @@ def pictures(details: dict[str, Any]) -> list[Picture]:
     """Of what a `Diagnosis` was computed from: those that there are data for."""
     makers: dict[str, Callable[[Any], Picture]] = {
         "tightness": bounds,
+        "sandwich": sandwich,
         "khat": khat,
         "calibration": calibration,
         "predictive": checks,
+        "loo": loo_pit,
         "latents": units,
     }
-    return [make(details[name]) for name, make in makers.items() if name in details]
+    found = [make(details[name]) for name, make in makers.items() if name in details]
+    if "predictive" in details and "loo" not in details and details["predictive"].pit:
+        found.append(pit(details["predictive"]))
+    return found
 
 
 def bounds(found: Tightness) -> Picture:
@@ -66,7 +73,28 @@ def bounds(found: Tightness) -> Picture:
     )
 
 
+def sandwich(found: Sandwich) -> Picture:
+    figure, axes = plot("Sandwich: log p(x) of simulated data lies between two bounds")
+    lower, upper = (e.per_datum.double().numpy() for e in (found.lower, found.upper))
+    order = np.argsort(lower)
+    at = np.arange(len(order))
+    axes.plot(at, upper[order], "v", color=COLOURS[4], markersize=4, label="upper bound")
+    axes.plot(at, lower[order], "^", color=COLOURS[0], markersize=4, label="lower bound (AIS)")
+    axes.set_xlabel("simulated datum, sorted")
+    axes.set_ylabel("nats")
+    legend_below(figure)
+    return Picture(
+        "Sandwich",
+        figure,
+        "Where the two marks meet, log p(x) is known; a gap is what annealing cannot tell.",
+        f"Upper less lower bound {found.gap:.3f} ± {found.error:.3f} nats on average over "
+        f"{len(order)} simulated data, at most {float(np.max(upper - lower)):.3f}.",
+    )
+
+
 def khat(found: ParetoK) -> Picture:
+    if found.joint:
+        return _joint_khat(found)
     figure, axes = plot("Pareto k̂ of each datum")
     k = np.sort(np.where(np.isfinite(found.k), found.k, -0.5))
     axes.plot(np.arange(len(k)), k, ".", color=COLOURS[0], markersize=4)
@@ -83,19 +111,87 @@ def khat(found: ParetoK) -> Picture:
     )
 
 
-def calibration(found: Calibration) -> Picture:
-    figure, axes = plot("Ranks of the truth among draws of q, less uniform")
-    n = len(next(iter(found.ranks.values())))
-    z, lower, upper = ecdf_band(n, found.num_draws)
+def _joint_khat(found: ParetoK) -> Picture:
+    """One weight over all latents: each number's sd, as q has it and corrected."""
+    figure, axes = plot("Posterior sd beside q's, all latents under one weight")
+    for colour, (name, m) in zip(COLOURS, found.moments.items(), strict=False):
+        axes.plot(m.q_sd.ravel(), m.sd.ravel(), "o", color=colour, markersize=4, label=name)
+    ends = [a for m in found.moments.values() for a in (m.q_sd.min(), m.q_sd.max())] or [1.0]
+    low, high = 0.8 * max(min(ends), 1e-9), 1.25 * max(ends)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="sd under q", ylabel="importance-corrected sd")
+    if found.moments:
+        legend_below(figure)
+    return Picture(
+        "Corrected sd",
+        figure,
+        "Above the line q is too narrow, below it too wide. With k̂ above 0.7 the corrections "
+        "themselves are noise.",
+        f"Joint k̂ {float(found.k[0]):.2f}, {float(found.ess[0]):.0f} effective draws of "
+        f"{found.num_draws}.",
+    )
+
+
+def _curves(
+    title: str, ranks: dict[str, Any], p_values: dict[str, float], num_draws: int
+) -> tuple[Figure, list[str]]:
+    """ECDF of ranks in 0…L less that of uniform ones, of the five least uniform quantities."""
+    figure, axes = plot(title)
+    n = len(next(iter(ranks.values())))
+    z, lower, upper = ecdf_band(n, num_draws)
     axes.fill_between(z, lower - z, upper - z, color=GREY, alpha=0.5, label="95% band")
-    order = sorted(found.ranks, key=lambda name: found.p_values[name])[:5]
+    order = sorted(ranks, key=lambda name: p_values[name])[:5]
     for colour, name in zip(COLOURS, order, strict=False):
-        ranks = np.sort(found.ranks[name])
-        ecdf = np.searchsorted(ranks, np.arange(1, found.num_draws + 1), side="left") / n
+        ecdf = np.searchsorted(np.sort(ranks[name]), np.arange(1, num_draws + 1), side="left") / n
         axes.plot(z, ecdf - z, color=colour, label=name, linewidth=1)
-    axes.set_xlabel("rank / (L + 1)")
     axes.set_ylabel("ECDF − uniform")
     legend_below(figure)
+    return figure, order
+
+
+def pit(found: Check) -> Picture:
+    """Where each datum lies in the distribution of its replicates."""
+    return _pit(found.pit, "PIT: where data lie among what the model foresees", "PIT")
+
+
+def loo_pit(found: LeaveOneOut) -> Picture:
+    """The same, predicted from the other data; k̂ of leaving out where nothing can be drawn."""
+    if found.pit:
+        title = "LOO-PIT: where data lie among what the others let expect"
+        return _pit(found.pit, title, "LOO-PIT")
+    figure, axes = plot("Leave-one-out: Pareto k̂ of each datum")
+    axes.plot(np.sort(found.loo.k), ".", color=COLOURS[0])
+    axes.axhline(found.loo.good_k, color=COLOURS[4], linewidth=1)
+    axes.set(xlabel="datum, sorted", ylabel="k̂")
+    share = float((found.loo.k > found.loo.good_k).mean())
+    text = f"{share:.1%} of {len(found.loo.k)} data above {found.loo.good_k:.2f}."
+    return Picture("LOO", figure, "Above the line a datum cannot be left out by weights.", text)
+
+
+def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
+    columns = {
+        f"{name}[{p}]" if u.shape[1] > 1 else name: u[:, p]
+        for name, u in pit.items()
+        for p in range(u.shape[1])
+    }
+    p_values = {n: float(stats.kstest(u, "uniform").pvalue) for n, u in columns.items()}
+    levels = 99
+    ranks = {n: np.minimum((u * (levels + 1)).astype(int), levels) for n, u in columns.items()}
+    figure, order = _curves(title, ranks, p_values, levels)
+    figure.axes[0].set_xlabel("probability that the model gives to less")
+    return Picture(
+        what,
+        figure,
+        "Curves inside the band: the spread is right. First above, then below: data fall outside "
+        "what the model foresees; first below: it foresees too much.",
+        f"Smallest p-value {p_values[order[0]]:.2g} ({order[0]}) of {len(columns)} columns.",
+    )
+
+
+def calibration(found: Calibration) -> Picture:
+    title = "Ranks of the truth among draws of q, less uniform"
+    figure, order = _curves(title, found.ranks, found.p_values, found.num_draws)
+    figure.axes[0].set_xlabel("rank / (L + 1)")
     return Picture(
         "Simulation-based calibration",
         figure,
@@ -127,17 +223,27 @@ def checks(found: Check) -> Picture:
 
 
 def units(found: LatentUse) -> Picture:
-    figure, axes = plot("Activity of the latent units")
+    figure, axes = plot("Activity of the latent units, and what each costs")
     order = np.argsort(-found.active.numpy())
-    axes.bar(range(len(order)), np.maximum(found.active.numpy()[order], 1e-6), color=COLOURS[2])
+    at = np.arange(len(order))
+    active = np.maximum(found.active.numpy()[order], 1e-6)
+    axes.bar(at - 0.2, active, 0.4, color=COLOURS[2], label="Var_x(E_q[z | x])")
+    kl = found.kl.numpy()[order]
+    if np.isfinite(kl).all():
+        axes.bar(at + 0.2, np.maximum(kl, 1e-6), 0.4, color=COLOURS[0], label="KL, nats")
     axes.axhline(0.01, color=COLOURS[4], linewidth=1)
     axes.set_yscale("log")
     axes.set_xlabel("unit, sorted")
-    axes.set_ylabel("Var_x(E_q[z | x])")
-    active = int((found.active > 0.01).sum())
+    if len(order) <= 12:
+        axes.set_xticks(at, [found.names[i] for i in order], fontsize=8)
+    legend_below(figure)
+    used = int((found.active > 0.01).sum())
+    costs = (
+        "" if not np.isfinite(kl).all() else f" KL per unit {kl.min():.3f} to {kl.max():.3f} nats."
+    )
     return Picture(
         "Active units",
         figure,
         "Bars below the line (0.01) are units that say nothing about the data.",
-        f"{active} of {len(order)} units are active.",
+        f"{used} of {len(order)} units are active.{costs}",
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_lvm import predict
 from ppl_lvm.data import Data
 from ppl_lvm.report import density, pictures
+from ppl_lvm.report.codes import traversals, worst_explained
 
 if TYPE_CHECKING:
     from ppl_lvm.run import Run
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 SHOWN_ROWS = 2000
 SHOWN_SAMPLES = 40
 SHOWN_RECONSTRUCTIONS = 10
+TRAVERSED, TRAVERSED_TABLE, TRAVERSAL_STEPS = 8, 3, 9
 
 
 # Slug -> how to read the picture, and what it shows to those who cannot see it.
@@ -50,6 +52,15 @@ READINGS = {
     "latent_plane": (
         "Groups that the model found by itself; a round cloud about 0 is what the prior expects.",
         "Posterior means of the data in the plane of the two latents that vary most.",
+    ),
+    "traversals": (
+        "What each latent stands for; one that changes nothing is not used.",
+        "The mean of the model as one latent moves by two standard deviations of the codes to "
+        "either side, the others at their mean.",
+    ),
+    "worst_explained": (
+        "Faults of labelling, rare kinds and outliers gather here; so does what the model lacks.",
+        "The data of lowest log p(x), and the mean of the model at their codes.",
     ),
 }
 
@@ -101,6 +112,9 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
             found["reconstructions"] = pictures.reconstructions(
                 x[:n].numpy(), mean[:n].numpy(), image_shape=shape
             )
+            found["traversals"] = _traversals(
+                run, next(iter(continuous)), codes, summed, batch, data
+            )
             found["latent_plane"] = pictures.latent_plane(
                 next(iter(continuous.values())).numpy(),
                 labels=labels,
@@ -113,6 +127,56 @@ def _is_plane(x: Any) -> bool:
     """Rows of two numbers, all known."""
     plane = isinstance(x, Tensor) and x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point()
     return plane and not bool(x.isnan().any())
+
+
+def _traversals(
+    run: "Run",
+    name: str,
+    codes: dict[str, Tensor],
+    summed: frozenset[str],
+    batch: tuple[Tensor, ...],
+    data: Data,
+) -> Figure:
+    """Move the numbers of site `name` that vary most, one at a time, all others at their mean."""
+    z = codes[name]  # (N, D)
+    spread = z.std(0)
+    most = TRAVERSED if data.image_shape is not None else TRAVERSED_TABLE
+    order = spread.argsort(descending=True)[:most].sort().values
+    D, T = len(order), TRAVERSAL_STEPS
+    at = torch.linspace(-2, 2, T) * spread[order, None] + z.mean(0)[order, None]  # (D, T)
+    moved = z.mean(0).repeat(D, T, 1)
+    moved[torch.arange(D), :, order] = at
+    still = {n: c.mean(0).expand(D * T, *c.shape[1:]) for n, c in codes.items()}
+    still |= {n: codes[n].mean(0).argmax(-1).expand(D * T) for n in summed & codes.keys()}
+    index = torch.arange(D * T) % len(batch[0])
+    rows = tuple(t[index] for t in batch)
+    decoded = predict.decode(run._pair, {**still, name: moved.reshape(D * T, -1)}, *rows)
+    return traversals(
+        next(iter(decoded.values())).reshape(D, T, -1).numpy(),
+        at.numpy(),
+        [f"{name}[{d}]" for d in order.tolist()],
+        image_shape=data.image_shape,
+        names=data.columns,
+    )
+
+
+def worst(run: "Run", data: Data, batch: tuple[Tensor, ...], log_p: Tensor) -> Figure | None:
+    """The rows of `batch` that have the lowest `log_p` (N,); None where there are no codes."""
+    pair = run._pair
+    summed = predict.summed_sites(pair, *batch)
+    codes = predict.encode(pair, *batch)
+    if codes.keys() <= summed or len(batch) > 1 or len(log_p) != len(batch[0]):
+        return None
+    (back,) = list(predict.decode(pair, _states(codes, summed), *batch).values())[:1]
+    if back.shape != batch[0].shape or back.dim() != 2:
+        return None
+    return worst_explained(
+        batch[0].numpy(),
+        back.numpy(),
+        log_p.numpy(),
+        image_shape=data.image_shape,
+        names=data.columns,
+    )
 
 
 def _states(codes: dict[str, Tensor], summed: frozenset[str]) -> dict[str, Tensor]:

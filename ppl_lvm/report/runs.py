@@ -1,12 +1,20 @@
 """Runs from their directories -> one HTML page: the verdicts, then the pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from ppl_lvm.compare import compare, short_names
+from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.diagnose import ANNEALED_ROWS, MAX_ROWS, Say, some_rows
+from ppl_lvm.diagnostics.finding import Finding
 from ppl_lvm.report import html
+from ppl_lvm.report.comparison import picture
 from ppl_lvm.report.diagnosis import Picture
 from ppl_lvm.report.diagnosis import pictures as diagnosis_pictures
-from ppl_lvm.report.draw import READINGS, figures
+from ppl_lvm.report.draw import READINGS, worst
+from ppl_lvm.report.draw import figures as fit_figures
 from ppl_lvm.run import Run, load_run
 
 
@@ -14,27 +22,75 @@ def report(
     directories: Sequence[str | Path],
     path: str | Path,
     *,
-    say: Callable[[str, int, int], None] | None = None,
+    say: Say | None = None,
 ) -> Path:
     """Diagnose the runs in `directories` and write one page that opens without a network.
 
     Raises:
         FileNotFoundError, ValueError: no such run, or its data can no longer be loaded.
     """
-    html.write([_entry(load_run(directory), say) for directory in directories], path)
+    runs = [load_run(directory) for directory in directories]
+    names = short_names(runs)
+    entries = [_entry(run, name, say) for run, name in zip(runs, names, strict=True)]
+    html.write(entries, path, _beside(runs, names) if len(runs) > 1 else None)
     return Path(path)
 
 
-def _entry(run: Run, say: Callable[[str, int, int], None] | None) -> html.Entry:
+def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
     train, held_out = run.data()
     diagnosis = run.diagnose(train, held_out=held_out, say=say)
-    drawn = [
-        Picture(figure.get_suptitle() or slug.replace("_", " "), figure, *READINGS[slug])
-        for slug, figure in figures(run, held_out or train).items()
-    ]
-    title = f"{run.record['model']['name']} on {run.record['data']['name']}"
+    judged = held_out or train
+    figures = fit_figures(run, judged)
+    found = diagnosis.details.get("tightness")
+    if found is not None:
+        few = some_rows(some_rows(run.batch(judged), MAX_ROWS), ANNEALED_ROWS)
+        figure = worst(run, judged, few, found.best)
+        if figure is not None:
+            figures["worst_explained"] = figure
+    drawn = [_fit_picture(slug, figure) for slug, figure in figures.items()]
     shown = [*drawn, *diagnosis_pictures(diagnosis.details)]
-    return html.Entry(title, facts(run), diagnosis, shown)
+    title = f"{run.record['model']['name']} on {run.record['data']['name']}"
+    return html.Entry(title, facts(run), diagnosis, shown, name)
+
+
+def _fit_picture(slug: str, figure: Figure) -> Picture:
+    """With a short title, and the figure's own in the text for those who cannot see it."""
+    reading, text = READINGS[slug]
+    own = figure.get_suptitle().replace("\n", " ")
+    return Picture(slug.replace("_", " ").capitalize(), figure, reading, f"{own}. {text}")
+
+
+def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
+    """Compared on the rows that all held out; else on those that they were fitted to, said so."""
+    seen = ""
+    try:
+        found = compare(runs, names=names)
+    except ValueError as refusal:
+        data = {run.record["data"]["fingerprint"] for run in runs}
+        if len(data) > 1:
+            return html.Beside([], None, f"Not compared: {refusal}")
+        whole = load_data(**runs[0].record["data"]["source"])
+        found = compare(runs, whole, names=names)
+        seen = f"{refusal} Compared on rows that they were fitted to: larger models look better. "
+    rows = [
+        {
+            "run": row["run"],
+            "verdict": row["verdict"],
+            "log p(x), nats per datum": _figure(row["value"], row["error"]),
+            "less the best, paired": ""
+            if row["verdict"] == "best"
+            else _figure(row["difference"], row["difference_error"]),
+            "leave-one-out": _figure(row["loo"], row["loo_error"]),
+            "numbers learned": str(row["parameters"]),
+            "seconds": f"{row['seconds']:.1f}",
+        }
+        for row in found.to_json()
+    ]
+    return html.Beside(rows, picture(found), f"{seen}{found.note}")
+
+
+def _figure(value: float | None, error: float | None) -> str:
+    return Finding("", "", value, error, "", "", "good", "", "").figure
 
 
 def facts(run: Run) -> dict[str, str]:

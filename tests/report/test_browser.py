@@ -1,0 +1,191 @@
+"""The report in a real browser: every picture drawn, nothing requested, nothing too wide, no error.
+
+Runs headless Chromium, found on the PATH or named in PPL_LVM_CHROMIUM; skipped where there is none.
+A page stands in a frame as wide as a phone's screen and one as wide as a desk's; a script around
+it, not in it, reads off what the browser made of it.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_lvm.compare import Comparison, Score
+from ppl_lvm.diagnostics.calibration import Calibration
+from ppl_lvm.diagnostics.diagnose import Diagnosis
+from ppl_lvm.diagnostics.finding import Finding, Verdict
+from ppl_lvm.diagnostics.khat import ParetoK
+from ppl_lvm.diagnostics.predictive import Check
+from ppl_lvm.diagnostics.tightness import Estimate, Sandwich, Tightness
+from ppl_lvm.report.codes import traversals, worst_explained
+from ppl_lvm.report.comparison import picture
+from ppl_lvm.report.diagnosis import Picture, pictures
+from ppl_lvm.report.html import Beside, Entry, html
+from ppl_lvm.report.pictures import training_curve
+
+WIDTHS = {"phone": 360, "desk": 1280}
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=10000"),
+]
+READER = """
+const found = {};
+addEventListener("load", () => {
+  for (const frame of document.querySelectorAll("iframe")) {
+    const page = frame.contentDocument, view = frame.contentWindow;
+    const images = [...page.images];
+    found[frame.id] = {
+      images: images.length,
+      drawn: images.filter(i => i.complete && i.naturalWidth > 0).length,
+      seen: images.filter(i => i.getBoundingClientRect().width >= 200).length,
+      texts: images.filter(i => i.alt.length > 10).length,
+      width: view.innerWidth,
+      needed: page.documentElement.scrollWidth,
+      requests: view.performance.getEntriesByType("resource").map(e => e.name.slice(0, 60)),
+      heading: view.getComputedStyle(page.querySelector("thead") || page.body).position,
+    };
+  }
+  document.getElementById("result").textContent = JSON.stringify(found);
+});
+"""
+
+
+def browser() -> str | None:
+    names = (os.environ.get("PPL_LVM_CHROMIUM", ""), *NAMES)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser() is None, reason="no Chromium on the PATH; see PPL_LVM_CHROMIUM"),
+]
+
+
+def chromium(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = browser()
+    assert path is not None
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [path, *FLAGS, profile, *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def look(page: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the browser made of a page at both widths, and what it wrote to its console."""
+    frames = "".join(
+        f'<iframe id="{name}" style="border:0;width:{width}px;height:900px" '
+        f'srcdoc="{escape(page)}"></iframe>'
+        for name, width in WIDTHS.items()
+    )
+    around = f'<script>{READER}</script>{frames}<pre id="result"></pre>'
+    (tmp_path / "around.html").write_text(f"<!doctype html><meta charset=utf-8>{around}")
+    done = chromium(tmp_path, "--dump-dom", f"file://{tmp_path / 'around.html'}")
+    result = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert result is not None, done.stdout[-2000:]
+    assert result[1], "the page did not finish loading"
+    return json.loads(unescape(result[1])), [l for l in done.stderr.splitlines() if "CONSOLE" in l]
+
+
+def entry(name: str) -> Entry:
+    draw = np.random.default_rng(0)
+    l = torch.from_numpy(draw.normal(-10, 1, 60))
+    verdicts: tuple[Verdict, ...] = ("good", "look", "bad", "cannot say")
+    rows = [
+        Finding(
+            "Is it calibrated?", f"quantity {v} of a_very_long_name_without_any_break_at_all", 0.8,
+            0.1, "good < 0.5", "Somebody et al. 2020, arXiv:2000.00000", v, "Why. " * 20, "Do it.",
+        )
+        for v in verdicts
+    ]  # fmt: skip
+    details = {
+        "tightness": Tightness(
+            {1: Estimate(l - 1, 0.1), 10: Estimate(l, 0.1)}, Estimate(l + 0.1, 0.1), None, 0.8
+        ),
+        "sandwich": Sandwich(Estimate(l, 0.1), Estimate(l + 0.2, 0.1)),
+        "khat": ParetoK(draw.normal(0.3, 0.2, 60), np.full(60, 50.0), {}, 100, False),
+        "calibration": Calibration({"z[0]": draw.integers(0, 100, 200)}, 99),
+        "predictive": Check(
+            {"x: mean": 0.0}, {"x: mean": draw.normal(size=99)}, {"x": draw.uniform(size=(60, 2))}
+        ),
+    }
+    x, back = draw.uniform(size=(2, 12, 64))
+    drawn = {
+        "Training": training_curve({"bound": list(draw.normal(size=300))}),
+        "Traversals": traversals(
+            draw.uniform(size=(3, 7, 64)), draw.normal(size=(3, 7)), "abc", image_shape=(8, 8)
+        ),
+        "Traversals of a table": traversals(
+            draw.uniform(size=(3, 7, 4)), draw.normal(size=(3, 7)), "abc"
+        ),
+        "Worst": worst_explained(x, back, draw.normal(size=12), image_shape=(8, 8)),
+        "Worst rows": worst_explained(x[:, :5], back[:, :5], draw.normal(size=12)),
+    }
+    shown = [Picture(n, f, "Read it so.", "What it shows in words.") for n, f in drawn.items()]
+    facts = {"model": "ppl_lvm.models:VAE(" + "x=1, " * 30 + ")"}
+    return Entry(f"A model on data ({name})", facts, Diagnosis(tuple(rows)),
+                 [*shown, *pictures(details)], name)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    l = np.random.default_rng(1).normal(-5, 1, 100)
+    scores = tuple(
+        Score(n, l + d, 0.0, "exact", 0.0, None, "", 3, 1.5, 10)
+        for n, d in (("first", 0.0), ("second", -0.3))
+    )
+    found = Comparison(scores, "100 rows, held out by all")
+    rows = [{"run": r["run"], "log p(x)": f"{r['value']:.3f}"} for r in found.to_json()]
+    return html([entry("first"), entry("second")], beside=Beside(rows, picture(found), found.note))
+
+
+def test_every_picture_is_drawn_nothing_is_requested_nothing_overflows(
+    page: str, tmp_path: Path
+) -> None:
+    found, console = look(page, tmp_path)
+    assert not console, console
+    for name, width in WIDTHS.items():
+        seen = found[name]
+        assert seen["width"] == width
+        assert seen["images"] == page.count("<img ") > 20
+        assert seen["drawn"] == seen["seen"] == seen["texts"] == seen["images"]
+        assert seen["needed"] <= width, f"{name}: {seen['needed']} pixels needed of {width}"
+        assert all(url.startswith("data:") for url in seen["requests"])
+    # The table's head is put out of sight on a phone, where rows become blocks, and only there.
+    assert found["phone"]["heading"] == "absolute"
+    assert found["desk"]["heading"] == "static"
+
+
+def test_the_looking_glass_sees_faults(tmp_path: Path) -> None:
+    page = (
+        "<!doctype html><body><img src='data:image/png;base64,AAAA' alt=''>"
+        "<img src='http://127.0.0.1:9/x.png' alt=''><div style='width:2000px'>wide</div>"
+        "<script>console.error('oh'); missing()</script></body>"
+    )
+    found, console = look(page, tmp_path)
+    assert len(console) >= 2
+    seen = found["desk"]
+    assert seen["drawn"] == seen["texts"] == 0
+    assert seen["needed"] >= 2000
+    assert [url for url in seen["requests"] if url.startswith("http")]
+
+
+def test_it_prints(page: str, tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(page)
+    target = tmp_path / "page.pdf"
+    chromium(tmp_path, f"--print-to-pdf={target}", f"file://{tmp_path / 'page.html'}")
+    content = target.read_bytes()
+    assert content.startswith(b"%PDF")
+    pages = len(re.findall(rb"/Type\s*/Page\b", content))
+    assert 3 <= pages <= 30
