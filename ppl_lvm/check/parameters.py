@@ -64,9 +64,10 @@ def _untrained(look: Look) -> Iterator[Finding]:
         every = [leaf for named in leaves for leaf in named.values()]
         if not every or total is None:
             return
-        reached: tuple[Any, ...] = (None,) * len(every)
-        if total.requires_grad:
-            reached = torch.autograd.grad(total, every, allow_unused=True)
+        reached = _gradients(total, every)
+        # If the bound is not finite, its sites are to blame and not their gradients.
+        if total.isfinite() and not all(map(_is_finite, reached)):
+            yield from _not_finite(runs, every)
     names = [(one, name) for one, named in zip(runs, leaves, strict=True) for name in named]
     for (one, name), gradient in zip(names, reached, strict=True):
         if gradient is None:
@@ -82,16 +83,59 @@ def _untrained(look: Look) -> Iterator[Finding]:
             )
 
 
+def _gradients(value: Tensor, leaves: list[Tensor]) -> tuple[Tensor | None, ...]:
+    if not value.requires_grad:
+        return (None,) * len(leaves)
+    return torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
+
+
+def _is_finite(gradient: Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())
+
+
+def _not_finite(runs: tuple[Run, Run], leaves: list[Tensor]) -> Iterator[Finding]:
+    """The first site whose log-probability is finite while its gradient is not."""
+    for one in runs:
+        for name, node in one.nodes().items():
+            log_prob = _log_prob(node)
+            if log_prob is None or all(map(_is_finite, _gradients(log_prob, leaves))):
+                continue
+            yield one.finding(
+                "gradient-not-finite",
+                "error",
+                name,
+                f"log p of {name!r} is finite, but its gradient is not.",
+                "A mask or torch.where hides a value and not its gradient: zero times NaN is NaN. "
+                "So does the root, or the norm, of zero.",
+                "Replace before it is used, not after: obs=x.nan_to_num(1.0) beside "
+                ".mask(~x.isnan()), (v + 1e-12).sqrt(), v.clamp(min=1e-6).log().",
+            )
+            return
+
+
 def _bound(*runs: Run) -> Tensor | None:
     """All log-probabilities added up: its graph reaches what an objective's would."""
     total = torch.zeros(())
     for one in runs:
         for node in one.nodes().values():
-            try:
-                total = total + node["fn"].log_prob(node["value"]).sum().cpu()
-            except (ValueError, RuntimeError, NotImplementedError):
+            log_prob = _log_prob(node)
+            if log_prob is None:
                 return None
+            total = total + log_prob.cpu()
     return total
+
+
+def _log_prob(node: dict[str, Any]) -> Tensor | None:
+    """log p of a site, summed, zero where it is masked; None where it cannot be told."""
+    if node["mask"] is False:
+        return torch.zeros(())
+    try:
+        log_prob: Tensor = node["fn"].log_prob(node["value"])
+    except (ValueError, RuntimeError, NotImplementedError):
+        return None
+    if isinstance(node["mask"], Tensor):
+        log_prob = log_prob.where(node["mask"], 0.0)
+    return log_prob.sum()
 
 
 def _baselines(guide: Run) -> set[int]:

@@ -87,10 +87,12 @@ def _enumeration(look: Look, name: str) -> str:
 
 def _refusal(objective: Any, look: Look, subsampled: bool) -> str:
     """What `fit` would refuse the objective for."""
-    guide = look.guide.trace
+    model, guide = look.model.trace, look.guide.trace
+    assert model is not None
     assert guide is not None
     try:
         objectives.refuse_wrong_gradients(objective, guide, subsampled=subsampled)
+        objectives.refuse_estimates(objective, model, guide)
     except ValueError as error:
         return str(error)
     return ""

@@ -180,16 +180,26 @@ def _observations(one: Run) -> Iterator[Finding]:
                 f"{type(fn).__name__ if not hasattr(fn, 'base_dist') else _base(fn)}, "
                 f"{describe(support)}; the first, at {where}, is {shown:g}.",
                 "Their log-probability is minus infinity, NaN, or a number without meaning.",
-                _suited(name, value[~good] if good.shape == value.shape else value, value),
+                _suited(name, support, value),
             )
 
 
-def _suited(name: str, bad: Tensor, value: Tensor) -> str:
+def _inside(support: Any) -> float:
+    """A value that fills gaps behind a mask: not on the support's edge, where a density may be
+    infinite, and its gradient NaN although the mask hides it."""
+    for fill in (0.0, 1.0, 0.5):
+        near = torch.tensor([fill] if support.is_discrete else [fill - 0.01, fill + 0.01])
+        if support.check(near).all():
+            return fill
+    return 1.0
+
+
+def _suited(name: str, support: Any, value: Tensor) -> str:
     """A likelihood that has these values, as code, from what they look like."""
-    if bad.isnan().any():
+    if value.isnan().any():
         return (
-            f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num())  # leaves the "
-            "missing values out; .mask before .to_event"
+            f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num("
+            f"{_inside(support)}))  # leaves the missing values out; .mask before .to_event"
         )
     low, high = value.min().item(), value.max().item()
     whole = bool((value == value.round()).all())

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -22,6 +23,11 @@ def _model(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+
+def _guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
 
 
 def _detached(x: Tensor) -> None:
@@ -62,6 +68,58 @@ def _rounded(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
 
+def _hidden_nan(x: Tensor) -> None:
+    """A mask hides the missing values, and not their gradient."""
+    x = x[:, 0].where(x[:, 0] > 0, torch.nan)
+    loc = pyro.param("m", torch.tensor(0.0))
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with poutine.mask(mask=~x.isnan()):
+            pyro.sample("x", dist.Normal(loc + z.sum(-1), 1.0), obs=x)
+
+
+def _zero_hidden_too_late(x: Tensor) -> None:
+    """The filled zeros are at the edge of the support: their logarithm is infinite there."""
+    x = x[:, 0].where(x[:, 0] > 0, torch.nan)
+    loc = pyro.param("m", torch.tensor(0.0))
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        lifetime = dist.LogNormal(loc + z.sum(-1), 1.0).mask(~x.isnan())
+        pyro.sample("x", lifetime, obs=x.nan_to_num(0.0))
+
+
+def _root_of_zero(x: Tensor) -> None:
+    v = pyro.param("m", torch.zeros(2)).square().sum()
+    spread = v.sqrt()
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0 + spread), obs=x[:, 0])
+
+
+MODELS: dict[Program, Fault] = {
+    _hidden_nan: (
+        "gradient-not-finite",
+        "x",
+        {
+            "        with poutine.mask(mask=~x.isnan()):\n    ": "",
+            "1.0), obs=x)": "1.0).mask(~x.isnan()), obs=x.nan_to_num(1.0))",
+        },
+        "x.nan_to_num(1.0)",
+    ),
+    _zero_hidden_too_late: (
+        "gradient-not-finite",
+        "x",
+        {"x.nan_to_num(0.0)": "x.nan_to_num(1.0)"},
+        "x.nan_to_num(1.0)",
+    ),
+    _root_of_zero: (
+        "gradient-not-finite",
+        "x",
+        {"v.sqrt()": "(v + 1e-12).sqrt()"},
+        "(v + 1e-12).sqrt()",
+    ),
+}
+
 _SAID = "without detach(), .data or torch.no_grad() between"
 
 GUIDES: dict[Program, Fault] = {
@@ -77,6 +135,11 @@ GUIDES: dict[Program, Fault] = {
     _idle: ("no-gradient", "idle", {"torch.zeros(2), 1.0": "pyro.param('idle'), 1.0"}, _SAID),
     _rounded: ("no-gradient", "loc", {"> 0).float()": ").sigmoid()"}, _SAID),
 }
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_a_gradient_that_is_not_finite(model: Program, judge: Any) -> None:
+    judge(model, _guide, model, *MODELS[model])
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)

@@ -213,6 +213,15 @@ def _missing_values(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(w, 1.0).expand([8]), obs=x)
 
 
+def _missing_lifetimes(x: Tensor) -> None:
+    """Missing, of a density that has a singularity at zero."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    shape = pyro.param("shape", torch.tensor(0.0)).exp()
+    x = x[:, 0].where(x[:, 0] > 0, torch.nan)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Gamma(shape, w.exp()).expand([8]), obs=x)
+
+
 def _zero_scale(x: Tensor) -> None:
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     scale = pyro.param("s", torch.tensor(0.0))
@@ -298,8 +307,14 @@ MODELS: dict[Program, Fault] = {
     _missing_values: (
         "value-outside-support",
         "x",
-        {".expand([8]), obs=x)": ".expand([8]).mask(~x.isnan()), obs=x.nan_to_num())"},
-        ".mask(~x.isnan()), obs=x.nan_to_num())",
+        {".expand([8]), obs=x)": ".expand([8]).mask(~x.isnan()), obs=x.nan_to_num(0.0))"},
+        ".mask(~x.isnan()), obs=x.nan_to_num(0.0))",
+    ),
+    _missing_lifetimes: (
+        "value-outside-support",
+        "x",
+        {".expand([8]), obs=x)": ".expand([8]).mask(~x.isnan()), obs=x.nan_to_num(1.0))"},
+        ".mask(~x.isnan()), obs=x.nan_to_num(1.0))",
     ),
     _zero_scale: (
         "argument",

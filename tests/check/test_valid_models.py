@@ -150,14 +150,6 @@ def _masked_elements(x: Tensor) -> None:
         pyro.sample("x", likelihood, obs=x.nan_to_num())
 
 
-def _masked_nan(x: Tensor) -> None:
-    missing = x[:, 0] < 0
-    w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=~missing):
-        likelihood = dist.Normal(w, torch.ones(3)).to_event(1)
-        pyro.sample("x", likelihood, obs=x.masked_fill(missing[:, None], torch.nan))
-
-
 def _semi_supervised(x: Tensor, y: Tensor) -> None:
     """The first rows have labels; the others' are summed out."""
     with pyro.plate("data", len(x), dim=-1):
@@ -305,7 +297,6 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "config_enumerate": lambda: (config_enumerate(_sampled_discrete), _nothing, (REAL,)),
     "factor": lambda: (_factor, _normal_guide, (REAL,)),
     "masked elements": lambda: (_masked_elements, _normal_guide, (REAL,)),
-    "NaN under a mask": lambda: (_masked_nan, _normal_guide, (REAL,)),
     "semi-supervised": lambda: (_semi_supervised, _nothing, (REAL, (REAL[:, 1] > 0).long())),
     "matrix": lambda: (_matrix, auto_guide(_matrix, REAL), (REAL,)),
     "dynamics": lambda: (_dynamics, auto_guide(_dynamics, REAL), (REAL,)),
