@@ -2,6 +2,7 @@
 
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
+from ppl_lvm.guides.amortized_dirichlet import AmortizedDirichlet
 from ppl_lvm.guides.amortized_flow import AmortizedFlow
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
@@ -9,11 +10,13 @@ from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.encoder_of_model import encoder_of_model
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
+from ppl_lvm.guides.local_normal import LocalNormal
 from ppl_lvm.guides.semi_amortized import SemiAmortized
 from ppl_lvm.guides.shared import SharedNormal
 
 __all__ = [
     "AmortizedCategorical",
+    "AmortizedDirichlet",
     "AmortizedFlow",
     "AmortizedLowRank",
     "AmortizedMultivariateNormal",
@@ -21,6 +24,7 @@ __all__ = [
     "AutoGuide",
     "BottomUp",
     "Ladder",
+    "LocalNormal",
     "SemiAmortized",
     "SharedNormal",
     "auto_guide",

@@ -39,9 +39,10 @@ from torch import Tensor, nn
 
 from ppl_lvm.dry_run import dry_run
 from ppl_lvm.guides.factors import Pushed
-from ppl_lvm.guides.pushed import inside, open_plates
+from ppl_lvm.guides.pushed import inside, open_plates, subsamples
 from ppl_lvm.particles import draw_particles
 from ppl_lvm.particles.plan import make_plan
+from ppl_lvm.particles.traces import Given
 from ppl_lvm.signature import Signature
 from ppl_lvm.subsample import DATA_PLATE
 
@@ -85,7 +86,8 @@ class LocalBound:
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
 
         def anywhere(*batch: Any) -> None:
-            values, _ = self._values(torch.randn(len(batch[0]), 2 * self.size).to(like))
+            rows = declared.plate(DATA_PLATE).size if subsamples(declared) else len(batch[0])
+            values, _ = self._values(torch.randn(rows, 2 * self.size).to(like))
             self._at(values)(*batch)
 
         with dry_run(model):
@@ -96,23 +98,39 @@ class LocalBound:
                 f"{self._plan.joint_because}. Use ppl_lvm.guides:auto_guide."
             )
 
-    def __call__(self, lam: Tensor, *batch: Any) -> Tensor:
-        """L_n (B,), nats, of λ (B, 2 k)."""
+    def __call__(self, lam: Tensor, *batch: Any, rows: Tensor | None = None) -> Tensor:
+        """L_n (B,), nats, of λ (B, 2 k).
+
+        Args:
+            lam: λ of the rows.
+            batch: what the model is called with.
+            rows: the rows (B,) that a plate which draws a sub-sample of its own is to take.
+        """
         K, B = len(self._points), len(lam)
         values, log_det = self._values(lam, self._points.to(lam))
-        tiled = tuple(_tile(x, K) for x in batch)
         with _still(self._model[0]), poutine.block():
-            drawn = draw_particles(self._model[0], self._at(values), tiled, {}, self._plan, 1)
-        mean = (drawn.log_p.expand(1, K * B)[0] + log_det).reshape(K, B).mean(0)
+            if rows is None:  # all points in one run, of a batch K times as long
+                log_p = self._log_p(values, tuple(_tile(x, K) for x in batch), K * B)
+            else:
+                parts = [self._values(lam, eps[None])[0] for eps in self._points.to(lam)]
+                with Given({DATA_PLATE: rows}):
+                    log_p = torch.cat([self._log_p(part, batch, B) for part in parts])
+        mean = (log_p + log_det).reshape(K, B).mean(0)
         entropy = lam[:, self._scale].sum(-1) + 0.5 * self.size * math.log(2 * math.pi * math.e)
         return mean + entropy
 
-    def gradient(self, lam: Tensor, *batch: Any, through: bool) -> tuple[Tensor, Tensor]:
+    def _log_p(self, values: dict[str, Tensor], batch: tuple[Any, ...], rows: int) -> Tensor:
+        drawn = draw_particles(self._model[0], self._at(values), batch, {}, self._plan, 1)
+        return drawn.log_p.expand(1, rows)[0]
+
+    def gradient(
+        self, lam: Tensor, *batch: Any, through: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """L_n (B,) and its gradient (B, 2 k); differentiable themselves if `through`."""
         with torch.enable_grad():
             if not through:
                 lam = lam.detach().requires_grad_()
-            value = self(lam, *batch)
+            value = self(lam, *batch, rows=rows)
             (slope,) = torch.autograd.grad(value.sum(), lam, create_graph=through)
         return (value, slope) if through else (value.detach(), slope)
 
@@ -156,6 +174,7 @@ def ascend(
     alpha: Tensor,
     steps: int,
     *batch: Any,
+    rows: Tensor | None = None,
     through: bool = False,
     enough: float | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -166,17 +185,18 @@ def ascend(
         lam, alpha: where to start.
         steps: how many, for every datum.
         batch: what the model is called with.
+        rows: see `LocalBound`.
         through: whether gradients flow from the result to `lam` and to the model's parameters,
             through the steps.
         enough: stop early once no datum's L_n has risen by more than this in three steps.
     """
     through = through and torch.is_grad_enabled()
     lam = lam if through else lam.detach()
-    value, slope = bound.gradient(lam, *batch, through=through)
+    value, slope = bound.gradient(lam, *batch, through=through, rows=rows)
     quiet = 0
     for _ in range(steps):
         proposal = bound.step(lam, slope, alpha)
-        next_value, next_slope = bound.gradient(proposal, *batch, through=through)
+        next_value, next_slope = bound.gradient(proposal, *batch, through=through, rows=rows)
         better = next_value.detach() > value.detach()
         if enough is not None:
             risen = torch.where(better, next_value - value, 0.0).max()

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from ppl_lvm.dry_run import dry_run
 from ppl_lvm.guides.factors import Factor
-from ppl_lvm.guides.pushed import enumerated, inside, open_plates, require_plain_plates
+from ppl_lvm.guides.pushed import (
+    enumerated,
+    inside,
+    open_plates,
+    require_plain_plates,
+    subsamples,
+)
 from ppl_lvm.nn import RowEncoder
 from ppl_lvm.signature import Signature, Site
 from ppl_lvm.subsample import DATA_PLATE
@@ -69,8 +75,11 @@ def deal(numbers: Tensor, factors: Sequence[Factor], plates: dict[str, Any]) -> 
             pyro.sample(factor.site.name, factor(own), infer=dict(factor.infer))
 
 
-def served(declared: Signature, guide: str) -> list[Site]:
+def served(declared: Signature, guide: str, *, sampled: bool = False) -> list[Site]:
     """The local continuous sites; `guide` is what errors call it.
+
+    Args:
+        sampled: whether the plate "data" may draw a sub-sample of its own.
 
     Raises:
         ValueError: naming the first latent that is none, or if there is none to serve.
@@ -83,6 +92,12 @@ def served(declared: Signature, guide: str) -> list[Site]:
             raise ValueError(f"{guide} serves continuous sites, but {_discrete(site)}")
         require_local(site, guide)
         require_plain_plates(site, declared)
+        if not sampled and subsamples(declared):
+            raise ValueError(
+                f"{guide} encodes the rows that it is called with, but the plate {DATA_PLATE!r} "
+                "draws a sub-sample of them. Write pyro.plate('data', len(x)) and call the model "
+                "with the rows of a batch, as fit does; or use LocalNormal."
+            )
         sites.append(site)
     if not sites:
         raise ValueError(

@@ -70,13 +70,25 @@ class PushedNormal:
 
 
 def open_plates(sites: list[Site], signature: Signature, rows: int) -> dict[str, Any]:
-    """The plates that `sites` stand in, each made once; the plate "data" has `rows`."""
+    """The plates that `sites` stand in, each made once; the plate "data" has `rows`.
+
+    A plate "data" that draws a sub-sample of its own does so here; the model is given the same.
+    """
     plates = {}
     for name in dict.fromkeys(name for site in sites for name in site.plates):
         plate = signature.plate(name)
+        if name == DATA_PLATE and subsamples(signature):
+            plates[name] = pyro.plate(name, plate.full_size, plate.size, dim=plate.dim)
+            continue
         size = rows if name == DATA_PLATE else plate.size
         plates[name] = pyro.plate(name, size, dim=plate.dim)
     return plates
+
+
+def subsamples(signature: Signature) -> bool:
+    """Whether the plate "data" draws a sub-sample of its own (`subsample_size`)."""
+    plate = signature.plate(DATA_PLATE)
+    return plate.full_size != plate.size
 
 
 @contextmanager

@@ -9,6 +9,13 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
+_depth = 0
+
+
+def looking() -> bool:
+    """Whether a `dry_run` is on: what a program keeps for itself is to stay as it is."""
+    return _depth > 0
+
 
 @contextmanager
 def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[None]:
@@ -21,8 +28,9 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     same.
 
     Parameters that a module makes while it runs for the first time stay: it needs them. What a
-    program keeps elsewhere (a Python counter, a file) is out of reach.
+    program keeps elsewhere (a Python counter, a file) is out of reach; it may ask `looking()`.
     """
+    global _depth
     modules = [program for program in programs if isinstance(program, nn.Module)]
     buffers: list[tuple[Tensor, Tensor]] = [
         (buffer, buffer.clone()) for module in modules for buffer in module.buffers()
@@ -32,12 +40,14 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     store = pyro.get_param_store()
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     random_state = get_rng_state()
+    _depth += 1
     try:
         with torch.random.fork_rng(devices=cuda), store.scope(state=store.get_state()):
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield
     finally:
+        _depth -= 1
         set_rng_state(random_state)
         with torch.no_grad():
             for buffer, before in buffers:

@@ -35,6 +35,8 @@ def save(training: "Training", path: Path) -> None:
         tensors[f"history/{name}"] = torch.tensor(values, dtype=torch.float64)
     tensors |= {f"best/{name}": tensor for name, tensor in training.best_state.items()}
     tensors |= {f"iterates/{name}": t for name, t in training.iterates.tensors().items()}
+    changed = training.tables.changes()
+    tensors |= {f"tables/{name}": t for name, t in changed.items()}
     save_checkpoint(
         path,
         {**training.pair.state(), **tensors, **random_state()},
@@ -48,6 +50,7 @@ def save(training: "Training", path: Path) -> None:
             "refusal": stepping.refusal,
         },
     )
+    training.tables.settle(path, changed)
 
 
 def load(training: "Training", path: Path) -> None:
@@ -62,6 +65,7 @@ def load(training: "Training", path: Path) -> None:
     training.best_state = _named("best/", tensors)
     training.step_number, training.seconds = data["step"], data["seconds"]
     training.iterates.load(_named("iterates/", tensors), training.step_number)
+    training.tables.restore(path, _named("tables/", tensors))
     training.best_bound, training.waited = data["best_bound"], data["waited"]
     if data.get("refusal") is not None:
         stepping.go_eagerly(data["refusal"])

@@ -26,6 +26,7 @@ from ppl_lvm.engine import CannotCaptureError, NotFiniteError
 from ppl_lvm.nonfinite import NonFiniteError, blame
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
+from ppl_lvm.row_table import RowTables
 from ppl_lvm.rows import Calls, RowOrder
 from ppl_lvm.stepping import Options, Stepping
 from ppl_lvm.trail import Iterates
@@ -67,10 +68,14 @@ class Training:
             "learning_rate": [],
         }
         first = train.batch(torch.arange(min(options.batch_size, len(train))))
-        self.stepping = Stepping(
-            pair, len(train), first, options, summed, lambda line: self.say(line)
-        )
+        self.tables = RowTables(pair.guide, len(train))
+        with self.tables.shown(torch.arange(len(first[0]))):
+            self.stepping = Stepping(
+                pair, len(train), first, options, summed, lambda line: self.say(line)
+            )
         self.iterates = Iterates(pair.leaves, options.num_steps)
+        if self.tables:
+            self._keep_to_this_process()
         self.order = RowOrder(len(train), options.batch_size, options.seed)
         self._calls = Calls(
             self.order, options.steps_per_call, options.validate_every, options.num_steps
@@ -84,6 +89,19 @@ class Training:
     def sign(self) -> float:
         """-1 where the objective's loss is minus the bound, 1 for an upper bound."""
         return self.stepping.sign
+
+    def _keep_to_this_process(self) -> None:
+        """What a guide keeps for every row is read and written by Python, here."""
+        if processes.count() > 1:
+            raise ValueError(
+                "The guide keeps numbers for every row in a table, which several processes would "
+                "each have their own of. Train in one process, or use an amortised guide."
+            )
+        if self.options.engine != "eager":
+            self.stepping.go_eagerly(
+                "The guide reads and writes a table of rows at every step (LocalNormal does), "
+                "which no recording of tensor operations can."
+            )
 
     # Steps
 
@@ -111,7 +129,10 @@ class Training:
         try:
             # Pyro's own checks (shapes, supports) on everything once, then they cost nothing.
             first = self.step_number < self.order.steps_per_epoch
-            with pyro.validation_enabled(first or self.stepping.learning):
+            with (
+                pyro.validation_enabled(first or self.stepping.learning),
+                self.tables.shown(rows),
+            ):
                 bound = self.stepping.step(batch, total, before)
         except CannotCaptureError:
             raise

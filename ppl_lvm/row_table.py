@@ -1,0 +1,195 @@
+"""Numbers of each datum's own, outside of model and guide: a table of N rows, and who sees which.
+
+A guide that keeps something for every datum (its λ_n, say) must know which rows of the data a
+batch holds. It asks, and whoever drives the steps answers:
+
+    with DataRows(rows, num_rows=N):      # the driver: these B of N rows
+        svi.step(x[rows])
+
+    told = data_rows()                    # the guide: (rows (B,), N), or None: nobody said
+    values = self.table.read(told[0])     # (B, width)
+    self.table.write(told[0], values)
+
+A `RowTable` touches the rows it is asked for and no others, so that a step costs the same for
+every N. It lies in a temporary file that the operating system maps into memory page by page; rows
+that nobody has written are zero, and take no room on a disk that knows sparse files.
+
+Of a run with checkpoints it keeps a second file beside them. A checkpoint holds the rows that have
+changed since the one before; once it is written, they are written to that file too. Killed at any
+moment, checkpoint and file together give back the table as it was at the checkpoint.
+"""
+
+import copy
+import os
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import effectful
+from torch import Tensor, nn
+
+Told = tuple[Tensor, int]
+
+
+@effectful(type="data_rows")
+def data_rows() -> Told | None:
+    """Row numbers (B,) of the batch in the data, and N; None where nobody has said."""
+    return None
+
+
+class DataRows(Messenger):
+    """Answers `data_rows()`: the batch holds these rows of `num_rows`."""
+
+    def __init__(self, rows: Tensor, num_rows: int) -> None:
+        super().__init__()
+        self.rows, self.num_rows = rows, num_rows
+
+    def _pyro_data_rows(self, msg: Any) -> None:
+        msg["value"] = (self.rows, self.num_rows)
+        msg["done"] = True
+
+
+class RowTable:
+    """N rows of `width` numbers, zero at first.
+
+    Attributes:
+        width: numbers of a row.
+        size: N; None until `resize`.
+        touched: rows read or written so far, to count what a step costs.
+    """
+
+    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+        self.width, self._dtype = width, torch.empty(0, dtype=dtype).numpy().dtype
+        self.size: int | None = None
+        self.touched = 0
+        self._array: Any = None
+        self._changed: Any = None  # since the last checkpoint
+        self._kept = False  # whether the file beside the checkpoints is this table's
+
+    def resize(self, size: int) -> None:
+        """N rows of zeros."""
+        self.size = size
+        self._array = _mapped(self._dtype, (size, self.width))
+        self._changed = _mapped(np.dtype(bool), (size,))
+        self._kept = False
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Copies of rows (B,): (B, width)."""
+        self.touched += len(rows)
+        return torch.from_numpy(self._array[rows.numpy()])
+
+    def write(self, rows: Tensor, values: Tensor) -> None:
+        """Put `values` (B, width) in rows (B,)."""
+        self.touched += len(rows)
+        self._array[rows.numpy()] = values.detach().numpy()
+        self._changed[rows.numpy()] = True
+
+    def changes(self) -> dict[str, Tensor]:
+        """For a checkpoint: the rows that have changed since the last one, and N."""
+        rows = np.flatnonzero(self._changed) if self.size else np.zeros(0, dtype=np.int64)
+        values = self._array[rows] if self.size else np.zeros((0, self.width), self._dtype)
+        return {
+            "size": torch.tensor(self.size or 0),
+            "rows": torch.from_numpy(rows),
+            "values": torch.from_numpy(values),
+        }
+
+    def settle(self, path: Path, changes: dict[str, Tensor]) -> None:
+        """Write to the file at `path` what a checkpoint, safely on disk by now, says."""
+        if self.size is None:
+            return
+        if not self._kept:
+            path.unlink(missing_ok=True)
+        self._apply(path, changes)
+        self._kept = True
+        self._changed[changes["rows"].numpy()] = False
+
+    def restore(self, path: Path, changes: dict[str, Tensor]) -> None:
+        """The table as it was at the checkpoint that holds `changes`."""
+        size = int(changes["size"])
+        if size == 0:
+            return
+        self.resize(size)
+        self._apply(path, changes)
+        np.copyto(self._array, np.memmap(path, self._dtype, "r", shape=(size, self.width)))
+        self._kept = True
+
+    def _apply(self, path: Path, changes: dict[str, Tensor]) -> None:
+        assert self.size is not None
+        with path.open("ab") as file:
+            file.truncate(self.size * self.width * self._dtype.itemsize)
+        stored = np.memmap(path, self._dtype, "r+", shape=(self.size, self.width))
+        stored[changes["rows"].numpy()] = changes["values"].numpy()
+        stored.flush()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RowTable":
+        new = copy.copy(self)
+        if self.size is not None:
+            new.resize(self.size)
+            np.copyto(new._array, self._array)
+            np.copyto(new._changed, self._changed)
+        return new
+
+
+def _mapped(dtype: Any, shape: tuple[int, ...]) -> Any:
+    """Zeros in a temporary file that is gone with the process."""
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
+
+
+class RowTables:
+    """The tables of a guide, as the training loop sees them.
+
+    Args:
+        guide: a program; its modules' attributes `table` are looked at.
+        num_rows: N.
+    """
+
+    def __init__(self, guide: Any, num_rows: int) -> None:
+        modules = guide.named_modules() if isinstance(guide, nn.Module) else ()
+        found = {name: getattr(module, "table", None) for name, module in modules}
+        self.tables = {n: t for n, t in found.items() if isinstance(t, RowTable)}
+        self._num_rows = num_rows
+
+    def __bool__(self) -> bool:
+        return bool(self.tables)
+
+    def shown(self, rows: Tensor | None) -> AbstractContextManager[Any]:
+        """A scope in which the batch holds these rows; None: all of them."""
+        if not self.tables:
+            return nullcontext()
+        everything = torch.arange(self._num_rows) if rows is None else rows
+        return DataRows(everything, self._num_rows)
+
+    def changes(self) -> dict[str, Tensor]:
+        """Of every table, by name, for a checkpoint."""
+        return {
+            f"{table}/{name}": tensor
+            for table, rows in self.tables.items()
+            for name, tensor in rows.changes().items()
+        }
+
+    def settle(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
+        """Keep beside `checkpoint` what it says has changed."""
+        for name, table in self.tables.items():
+            table.settle(_beside(checkpoint, name), _of(name, changes))
+
+    def restore(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
+        """The tables as they were at `checkpoint`."""
+        for name, table in self.tables.items():
+            table.restore(_beside(checkpoint, name), _of(name, changes))
+
+
+def _beside(checkpoint: Path, name: str) -> Path:
+    return checkpoint.with_suffix(f".{name}.rows" if name else ".rows")
+
+
+def _of(table: str, changes: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{table}/"
+    return {n.removeprefix(start): t for n, t in changes.items() if n.startswith(start)}

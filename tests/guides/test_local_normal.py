@@ -1,0 +1,281 @@
+"""λ of each datum's own against the optimum that a linear Gaussian model has in closed form."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+
+from ppl_lvm.check import check
+from ppl_lvm.checkpoint import load_checkpoint
+from ppl_lvm.engine import CannotCaptureError
+from ppl_lvm.fit import fit
+from ppl_lvm.guides import LocalNormal
+from ppl_lvm.models import PPCA, VAE, linear_gaussian
+from ppl_lvm.row_table import DataRows, RowTables
+from ppl_lvm.stepping import Stepping
+
+
+def _optimum(model: PPCA, x: Tensor) -> Tensor:
+    """λ of the closest diagonal normal to N(m, Λ⁻¹): μ = m, σ_i² = 1 / Λ_ii."""
+    mean, L = linear_gaussian.posterior(model._theta(), x)
+    precision = (L @ L.mT).diagonal(dim1=-2, dim2=-1)
+    return torch.cat([mean, -0.5 * precision.log()], -1).detach()
+
+
+def _svi(model: Any, guide: LocalNormal, lr: float) -> Any:
+    """A small `lr` lets θ drift a little, so that one step is told from the next."""
+    return SVI(model, guide, Adam({"lr": lr}), Trace_ELBO())
+
+
+def _rows(guide: LocalNormal) -> Tensor:
+    assert guide.table.size is not None
+    return guide.rows(torch.arange(guide.table.size))
+
+
+def test_every_row_reaches_its_optimum_under_plain_svi() -> None:
+    x = torch.randn(20, 5).double()
+    model = PPCA(2, 5).double()
+    guide = LocalNormal(model, x)
+    svi = _svi(model, guide, 1e-7)
+    for _ in range(20):
+        svi.step(x)
+    torch.testing.assert_close(_rows(guide), _optimum(model, x), atol=1e-5, rtol=0)
+
+
+def test_only_the_rows_of_the_batch_are_touched() -> None:
+    x = torch.randn(12, 5)
+    model = PPCA(2, 5)
+    guide = LocalNormal(model, x[:3])
+    svi = _svi(model, guide, 0.01)
+    with DataRows(torch.arange(12), num_rows=12):
+        svi.step(x)
+    before, state = _rows(guide).clone(), guide.table.read(torch.arange(12)).clone()
+    assert before.abs().sum(-1).min() > 0
+    rows = torch.tensor([7, 2, 11])
+    with DataRows(rows, num_rows=12):
+        svi.step(x[rows])
+    others = torch.tensor([n for n in range(12) if n not in rows])
+    assert torch.equal(guide.table.read(others), state[others])  # λ and α, bit for bit
+    assert (_rows(guide)[rows] != before[rows]).any(-1).all()
+
+
+def test_a_step_costs_the_same_for_ten_million_rows() -> None:
+    """Counted in rows touched; the table is mapped, and the rows nobody saw are not there."""
+    touched = []
+    for size in (100, 10_000_000):
+        model = PPCA(1, 2)
+        guide = LocalNormal(model, torch.randn(4, 2))
+        svi = _svi(model, guide, 0.01)
+        for step in range(2):
+            rows = torch.tensor([0, 3, size // 2, size - 1 - step])
+            with DataRows(rows, num_rows=size):
+                svi.step(torch.randn(4, 2))
+        touched.append(guide.table.touched)
+    assert touched == [2 * 2 * 4] * 2
+
+
+@pytest.mark.slow
+def test_ten_million_rows_of_a_file_fit(tmp_path: Path) -> None:
+    shape = (10_000_000, 1)
+    np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape).flush()
+
+    def model(x: Tensor) -> None:
+        w = pyro.param("w", torch.ones(1))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None] * w, 0.5).to_event(1), obs=x)
+
+    run = fit(
+        model,
+        LocalNormal,
+        str(tmp_path / "x.npy"),
+        batch_size=64,
+        num_steps=2,
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    table: Any = run.guide
+    assert table.table.size == 10_000_000
+    assert (tmp_path / "run" / "checkpoint.rows").stat().st_size == 10_000_000 * 3 * 4
+
+
+def test_steps_are_taken_once_at_every_theta() -> None:
+    """Several particles, and a second score of the same draws, see one and the same λ."""
+    x = torch.randn(6, 5)
+    model = PPCA(2, 5)
+    guide = LocalNormal(model, x)
+    with DataRows(torch.arange(6), num_rows=6):
+        first = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
+        second = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
+        with torch.no_grad():
+            model.W.add_(0.1)
+        third = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+def test_rows_outside_of_training_are_fitted_to_the_present_parameters() -> None:
+    x, new = torch.randn(30, 5), torch.randn(9, 5)
+    run = fit(
+        PPCA(2, 5),
+        LocalNormal,
+        x,
+        batch_size=10,
+        num_steps=30,
+        validation=new,
+        progress=False,
+    )
+    model: Any = run.model
+    exact = _optimum(model, new)[:, :2]
+    torch.testing.assert_close(run.encode(new)["z"], exact, atol=2e-3, rtol=0)
+    gap = float(model.log_evidence(new).mean().detach()) - run.results["held_out"]
+    assert -0.1 < gap < 0.5  # the diagonal's own gap, and Monte-Carlo error
+
+
+def test_a_plate_that_draws_its_rows_says_which() -> None:
+    drawn: list[Tensor] = []
+
+    def model(x: Tensor) -> None:
+        w = pyro.param("w", torch.tensor([1.0, 0.5]))
+        with pyro.plate("data", len(x), subsample_size=4, dim=-1) as rows:
+            drawn.append(rows)
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None] * w, 0.5).to_event(1), obs=x[rows])
+
+    x = torch.randn(10, 2)
+    guide = LocalNormal(model, x, inner_steps=5)
+    assert len(check(model, guide, x)) == 0
+    svi, seen = _svi(model, guide, 1e-6), set()
+    for _ in range(12):
+        before = torch.zeros(10, 2) if guide.table.size is None else _rows(guide)
+        drawn.clear()
+        svi.step(x)
+        assert all(torch.equal(rows, drawn[0]) for rows in drawn)  # inside the guide and outside
+        rows = set(drawn[0].tolist())
+        changed = set((_rows(guide) != before).any(-1).nonzero()[:, 0].tolist())
+        assert rows - seen <= changed <= rows
+        seen |= rows
+    assert len(seen) == 10
+    w = torch.tensor([1.0, 0.5])
+    precision = 1 + w.square().sum() / 0.25
+    exact = torch.stack([x @ w / 0.25 / precision, (-0.5 * precision.log()).expand(10)], -1)
+    torch.testing.assert_close(_rows(guide), exact, atol=1e-2, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["after the checkpoint", "within a step"])
+def test_a_killed_run_continues_bit_for_bit(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(23, 4)
+    torch.manual_seed(1)
+    model = PPCA(2, 4)
+
+    def run(directory: Path, resume: bool = False) -> None:
+        fit(
+            model,
+            LocalNormal,
+            x,
+            batch_size=5,
+            num_steps=12,
+            checkpoint_seconds=0,
+            directory=directory,
+            resume=resume,
+            engine="eager",
+            progress=False,
+        )
+
+    run(tmp_path / "whole")
+    calls = []
+    owner, name = (RowTables, "settle") if moment == "after the checkpoint" else (Stepping, "step")
+    original = getattr(owner, name)
+
+    def dies(self: Any, *args: Any) -> Any:
+        calls.append(None)
+        result = original(self, *args) if name == "step" else None
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return original(self, *args) if name == "settle" else result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "killed")
+    run(tmp_path / "killed", resume=True)
+    rows = [(tmp_path / n / "checkpoint.rows").read_bytes() for n in ("whole", "killed")]
+    assert rows[0] == rows[1]
+    states = [
+        load_checkpoint(tmp_path / n / "checkpoint.safetensors")[0] for n in ("whole", "killed")
+    ]
+    for name in states[0]:
+        if not name.startswith("tables/"):
+            assert torch.equal(states[0][name].nan_to_num(), states[1][name].nan_to_num()), name
+
+
+def test_a_batch_of_unknown_rows_is_refused() -> None:
+    x = torch.randn(8, 5)
+    model = PPCA(2, 5)
+    guide = LocalNormal(model, x)
+    svi = _svi(model, guide, 0.01)
+    svi.step(x)
+    for other in (x[:4], x.flip(0)):
+        with pytest.raises(ValueError, match=r"not the rows it was first called with.*DataRows"):
+            svi.step(other)
+    guide.eval()
+    assert poutine.trace(guide).get_trace(x[:4]).nodes["z"]["value"].shape == (4, 2)
+
+
+def test_looking_at_a_pair_leaves_the_table_as_it_is() -> None:
+    x = torch.randn(8, 5)
+    model = PPCA(2, 5)
+    guide = LocalNormal(model, x)
+    assert len(check(model, guide, x)) == 0
+    assert guide.table.size is None
+
+
+def test_a_step_cannot_be_captured_and_says_so() -> None:
+    x = torch.randn(8, 5)
+    with pytest.raises(CannotCaptureError, match="table of rows"):
+        fit(PPCA(2, 5), LocalNormal, x, num_steps=3, engine="captured", progress=False)
+    run = fit(PPCA(2, 5), LocalNormal, x, num_steps=3, progress=False)
+    assert run.results["engine"] == "eager"
+
+
+def test_it_fits_a_vae_by_address_and_exports() -> None:
+    x = torch.rand(30, 6).round()
+    model = VAE(2)
+    assert len(check(model, LocalNormal(model, x), x)) == 0
+    run = fit(
+        VAE,
+        "ppl_lvm.guides:LocalNormal",
+        x,
+        objective="IWAE(num_particles=2)",
+        num_steps=6,
+        batch_size=16,
+        settings={"latent": 2},
+        guide_settings={"inner_steps": 2, "fit_steps": 20},
+        progress=False,
+    )
+    assert run.encode(x)["z"].shape == (30, 2)
+    assert run.sample(3)["x"].shape == (3, 6)
+    assert "posterior" in run.to_arviz(x[:5], num_samples=4)
+
+
+def test_what_it_does_not_serve_is_named() -> None:
+    def shared(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
+
+    with pytest.raises(ValueError, match=r"LocalNormal serves .* but 'w' is shared by all data"):
+        LocalNormal(shared, torch.randn(3))
+    with pytest.raises(ValueError, match="inner_steps and fit_steps >= 1, got 0, 200"):
+        LocalNormal(shared, torch.randn(3), inner_steps=0)
