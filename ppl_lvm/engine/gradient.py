@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine import outside
+from ppl_lvm.engine.alike import merged
 from ppl_lvm.engine.arguments import Arguments, flatten
 from ppl_lvm.engine.compare import state_pairs
 from ppl_lvm.engine.outside import Snapshot
@@ -270,8 +271,18 @@ class Gradient:
         pairs = state_pairs(earlier, later)
         old = {s.index: s.before.clone() for s in later.sources}
         trial = build(earlier, pairs, old)
-        self._check(trial, later, pairs, before, batch)
+        given = [*self.parameters, *batch, *trial.sources]
+        short = merged(trial.module, given, trial.constants)
+        if short is not None:
+            try:
+                self._check(short.of(trial), later, pairs, before, batch)
+            except CannotCaptureError:
+                short = None
+        if short is None:
+            self._check(trial, later, pairs, before, batch)
         recording = build(later, pairs, {s: later.held[r] for s, r in pairs.items()})
+        if short is not None:
+            recording = short.of(recording)
         entry.tape, entry.recording = None, recording
         if self.num_captures > 1:
             logger.info("captured a step for another kind of arguments (%d)", self.num_captures)

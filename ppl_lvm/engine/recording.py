@@ -117,10 +117,10 @@ def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
             nodes.setdefault(index, node)  # in place: the earlier name stays
         return
     for place, index in enumerate(call.results):
-        nodes.setdefault(index, graph.call_function(_item, (node, place)))
+        nodes.setdefault(index, graph.call_function(item, (node, place)))
 
 
-def _item(values: Any, place: int) -> Any:
+def item(values: Any, place: int) -> Any:
     """The place-th tensor of an operation that returns several."""
     return [v for v in pytree.tree_leaves(values) if isinstance(v, Tensor)][place]
 

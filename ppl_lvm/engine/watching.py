@@ -1,11 +1,12 @@
 """Run one eager step under a tape.
 
-While it is watched, a step differs from Pyro's in three ways, none of which changes a number:
+While it is watched, a step differs from Pyro's in four ways, which change nothing but rounding:
 
 - `Tensor.item()` returns the detached tensor, so that a loss stays in the list of operations;
 - Pyro's warnings about NaN, which look at every value, are left out, and so is validation;
 - `Dice.compute_expectation`, which looks whether a probability is zero to leave out its cost,
-  multiplies by zero instead of leaving out, so that no shape depends on the data.
+  multiplies by zero instead of leaving out, so that no shape depends on the data;
+- chains of enumerated variables are summed out by halving (`chains.py`).
 """
 
 import sys
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.engine.chains import chains_halved
 from ppl_lvm.engine.refusal import CannotCaptureError, error_line, user_line
 from ppl_lvm.engine.tape import Tape, TapeRecorder
 
@@ -83,7 +85,7 @@ def watch(
         parameter.grad = None
     recorder = TapeRecorder([*parameters, *batch])
     try:
-        with _unwatchful_pyro(), _KeepTensors(recorder), recorder:
+        with _unwatchful_pyro(), chains_halved(), _KeepTensors(recorder), recorder:
             loss = step()
     except Exception as error:
         recorder.undo()
