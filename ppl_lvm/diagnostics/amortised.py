@@ -30,5 +30,5 @@ def require_amortised(model: Program, guide: Program, batch: tuple[Any, ...], pl
     if all(torch.equal(scores[0][n], scores[1][n]) for n in moving):
         raise CannotSayError(
             "The guide does not read the data: for simulated data it would have to be fitted "
-            "again. Use an amortised guide, or calibrate with vsbc and a function that fits."
+            "again. Use an amortised guide, or ask for refits (refits=100, --refits 100)."
         )
