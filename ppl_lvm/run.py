@@ -112,6 +112,15 @@ class Run:
         batch = self._rows(rows) if x is None else self.batch(x)
         return predict.decode(self._pair, codes, *batch)
 
+    def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+        """Observed site -> its mean at the codes of `x`, moved by `strength` · `attribute`.
+
+        `ppl_lvm.codes.attribute_vector(run, x, labels)` makes attributes.
+        """
+        from ppl_lvm.codes import edit
+
+        return edit(self, x, attribute, strength)
+
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per datum, with its standard errors."""
         return log_evidence(
