@@ -4,6 +4,8 @@ from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
 from ppl_lvm.guides.amortized_dirichlet import AmortizedDirichlet
 from ppl_lvm.guides.amortized_flow import AmortizedFlow
+from ppl_lvm.guides.amortized_joint import AmortizedJoint
+from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
@@ -18,6 +20,8 @@ __all__ = [
     "AmortizedCategorical",
     "AmortizedDirichlet",
     "AmortizedFlow",
+    "AmortizedJoint",
+    "AmortizedJointNormal",
     "AmortizedLowRank",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",

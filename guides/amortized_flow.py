@@ -85,12 +85,10 @@ class AmortizedFlow(Encoded):
         scalar = Spline(bins, bound) if flow == "spline" else Affine()
         factors, networks = [], []
         for site in served(declared, "AmortizedFlow"):
-            widths = (_size(site, flow), context, tuple(flow_hidden), scalar.numbers)
-            networks.append(
-                nn.ModuleList(Conditioner(*widths, reverse=t % 2 == 1) for t in range(steps))
-            )
-            flow_of_site = Flow(scalar, list(networks[-1]), context)
-            factors.append(Pushed(site, declared, flow_of_site))
+            k = size_for(site, flow)
+            networks.append(conditioners(scalar, k, context, tuple(flow_hidden), steps))
+            family = Flow(scalar, list(networks[-1]), context)
+            factors.append(Pushed(site, declared, family))
         what = f"k of μ, k of log σ and {context} of the context for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
@@ -130,7 +128,15 @@ class Flow(Family):
         return TransformedDistribution(base, steps)
 
 
-def _size(site: Site, flow: str) -> int:
+def conditioners(
+    scalar: Scalar, size: int, context: int, hidden: tuple[int, ...], steps: int
+) -> nn.ModuleList:
+    """The networks of a flow of so many steps, forwards and backwards in turns."""
+    widths = (size, context, hidden, scalar.numbers)
+    return nn.ModuleList(Conditioner(*widths, reverse=t % 2 == 1) for t in range(steps))
+
+
+def size_for(site: Site, flow: str) -> int:
     """k of a site.
 
     Raises:

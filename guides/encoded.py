@@ -107,6 +107,21 @@ def served(declared: Signature, guide: str, *, sampled: bool = False) -> list[Si
     return sites
 
 
+def require_row(site: Site, declared: Signature, guide: str) -> None:
+    """Refuse a site that stands in another plate than "data" alone, its rows at dimension -1.
+
+    Raises:
+        ValueError: naming it, and the guide that serves it.
+    """
+    if site.plates != (DATA_PLATE,) or declared.plate(DATA_PLATE).dim != -1:
+        listed = ", ".join(map(repr, site.plates))
+        raise ValueError(
+            f"{guide} serves sites whose only plate is {DATA_PLATE!r}, with dim=-1, but "
+            f"{site.name!r} stands in {listed}. Use AmortizedNormal, or make the other plate a "
+            "dimension of the event with .to_event(1)."
+        )
+
+
 def require_local(site: Site, guide: str) -> None:
     """Refuse a site that all data share.
 

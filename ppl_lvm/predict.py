@@ -72,9 +72,10 @@ def _values(trace: poutine.Trace) -> dict[str, Tensor]:
 def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     """Local latent site -> its posterior's summary for each row, by the guide.
 
-    Sites of the guide: the mean of q(z_n | x_n), (N, D); where q has no closed-form mean, that
-    of 64 draws. Discrete sites, and sites summed out of the model: probabilities (N, states),
-    averaged over 64 draws of the global latents where there are any.
+    Sites of the guide: the mean of q(z_n | x_n), (N, D); where q has no closed-form mean, or one
+    that depends on other sites of the guide, that of 64 draws. Discrete sites, and sites summed
+    out of the model: probabilities (N, states), averaged over 64 draws of the global latents
+    where there are any.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         drawn = poutine.trace(pair.guide).get_trace(*batch)
@@ -100,19 +101,32 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
 
 
 def _mean(pair: Pair, name: str, site: dict[str, Any], batch: tuple[Any, ...]) -> Tensor:
+    """E[z], or probabilities of its states: in closed form, or averaged over draws of the guide.
+
+    A site whose distribution depends on what the guide has drawn before is averaged, too.
+    """
+    told = _told(site)
+    if told is not None:
+        again = _told(poutine.trace(pair.guide).get_trace(*batch).nodes[name])
+        if again is not None and torch.equal(told, again):
+            return told
+    draws = []
+    for _ in range(GLOBAL_DRAWS):
+        drawn = poutine.trace(pair.guide).get_trace(*batch).nodes[name]
+        given = _told(drawn)
+        draws.append(drawn["value"] if given is None else given)
+    return torch.stack(draws).mean(0)
+
+
+def _told(site: dict[str, Any]) -> Tensor | None:
+    """What the distribution of a site says of its mean, or of its states; None if nothing."""
     if site["fn"].has_enumerate_support and not site["fn"].event_shape:
         return _probabilities(site["fn"])
     try:
-        mean = site["fn"].mean
+        mean: Tensor = site["fn"].mean
     except NotImplementedError:
-        mean = torch.full((), float("nan"))
-    if torch.isfinite(mean).all() and mean.shape == site["value"].shape:
-        return mean
-    draws = [
-        poutine.trace(pair.guide).get_trace(*batch).nodes[name]["value"]
-        for _ in range(GLOBAL_DRAWS)
-    ]
-    return torch.stack(draws).mean(0)
+        return None
+    return mean if torch.isfinite(mean).all() and mean.shape == site["value"].shape else None
 
 
 def _probabilities(fn: Any) -> Tensor:

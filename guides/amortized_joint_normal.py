@@ -1,0 +1,101 @@
+"""One normal over all latents of a datum, whatever sites they stand in.
+
+    u_n = (u_n1, u_n2, …) ~ N(μ(x_n), Σ(x_n)),   Σ = L Lᵀ = S Sᵀ + ε I,   z_ns = T_s(u_ns)
+
+where u_ns are the unconstrained numbers of site s, T_s is the bijection onto its support, and
+(μ, S - I) = encoder(x_n). Each site is drawn from its conditional given the sites before it,
+
+    u_s | u_1 … u_{s-1} ~ N(μ_s + Σ_{r<s} L_sr ε_r, L_ss L_ssᵀ),    ε_r = L_rr⁻¹ (u_r - E[u_r | …]),
+
+with L_sr the blocks of the Cholesky factor: so every site has a density of its own, and together
+they have the joint one, exactly.
+
+Serves models whose latents are local and continuous, in the plate "data" and no other. A step
+takes k³ operations a datum, for k numbers in all.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import MultivariateNormal, Normal, TransformedDistribution
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions.transforms import ReshapeTransform
+
+from ppl_lvm.guides.encoded import check_width, require_row, served
+from ppl_lvm.guides.factors import cholesky
+from ppl_lvm.guides.pushed import PushedNormal, inside, open_plates
+from ppl_lvm.nn import RowEncoder
+from ppl_lvm.signature import Signature, signature
+
+
+class AmortizedJointNormal(PyroModule):
+    """q(z_1, z_2, … | x) with one covariance for all sites of a datum.
+
+    Args:
+        model: the model, or its signature.
+        batch: what the model is called with: some typical rows.
+        encoder: a network called as `encoder(*batch)` that returns k numbers of μ, of all sites in
+            the order of the model's code, and k² of S - I, row by row: (B, k + k²). If None, a
+            `RowEncoder` over all columns.
+        hidden: widths of the hidden layers of the default encoder.
+
+    Raises:
+        ValueError: for a model it does not serve, naming the site and what to do.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | Signature,
+        *batch: Tensor,
+        encoder: nn.Module | None = None,
+        hidden: tuple[int, ...] = (128,),
+    ) -> None:
+        super().__init__()
+        declared = model if isinstance(model, Signature) else signature(model, *batch)
+        self._signature = declared
+        self.sites = served(declared, "AmortizedJointNormal")
+        for site in self.sites:
+            require_row(site, declared, "AmortizedJointNormal")
+        self._pushed = [PushedNormal(site) for site in self.sites]
+        self._sizes = [math.prod(pushed.shape) for pushed in self._pushed]
+        self.size = sum(self._sizes)  # k
+        width = self.size + self.size**2
+        if encoder is None:
+            encoder = RowEncoder(*batch, outputs=width, hidden=tuple(hidden))
+        self.encoder = encoder
+        names = [site.name for site in self.sites]
+        check_width(encoder, batch, width, names, f"k of μ and k² of S, k = {self.size} in all")
+
+    def forward(self, *batch: Tensor) -> None:
+        self.draw(open_plates(self.sites, self._signature, len(batch[0])), *batch)
+
+    def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
+        """Sample every site inside `plates`, which several guides may share."""
+        numbers = self.encoder(*batch)
+        mu, L = numbers[:, : self.size], cholesky(numbers, self.size)
+        eps = mu[:, :0]  # of the sites before, (..., B, so many)
+        for site, pushed, size in zip(self.sites, self._pushed, self._sizes, strict=True):
+            begin, end = eps.shape[-1], eps.shape[-1] + size
+            loc = mu[:, begin:end] + (L[:, begin:end, :begin] @ eps[..., None]).squeeze(-1)
+            own = L[:, begin:end, begin:end]
+            with inside(site, plates):
+                value = pyro.sample(site.name, pushed.push(_normal(loc, own, pushed.shape)))
+            u = pushed.unconstrain(value)
+            u = u.reshape(*u.shape[: u.dim() - len(pushed.shape)], size)
+            new = torch.linalg.solve_triangular(own, (u - loc)[..., None], upper=False).squeeze(-1)
+            eps = torch.cat([eps.expand(*new.shape[:-1], begin), new], dim=-1)
+
+
+def _normal(loc: Tensor, L: Tensor, shape: torch.Size) -> Any:
+    """N(loc, L Lᵀ) of numbers (..., size), as an event of this shape."""
+    if not shape:
+        return Normal(loc.squeeze(-1), L.squeeze(-1).squeeze(-1))
+    normal = MultivariateNormal(loc, scale_tril=L)
+    if len(shape) == 1:
+        return normal
+    flat = torch.Size((math.prod(shape),))
+    return TransformedDistribution(normal, [ReshapeTransform(flat, shape, cache_size=1)])
