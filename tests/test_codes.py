@@ -44,7 +44,7 @@ def inverse(x: Tensor) -> None:
         pyro.sample("z", Normal(x @ ENCODE.T, 0.1).to_event(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def run() -> Run:
     return fit(Linear(), inverse, torch.randn(10, 4), num_steps=1, progress=False)
 

@@ -1,8 +1,10 @@
 """The VAE against a hand-written bound under the same random numbers, and on real pixels."""
 
+import math
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
@@ -11,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional as F
 
+from ppl_lvm.fit import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.vae import VAE
 
@@ -140,3 +143,33 @@ def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> No
 def test_images_are_to_be_flattened() -> None:
     with pytest.raises(ValueError, match=r"got \(3, 8, 8\). Flatten images with x.flatten\(1\)"):
         VAE().initialize(torch.zeros(3, 8, 8))
+
+
+@pytest.mark.parametrize("beta", [1.0, 4.0])
+def test_a_kl_weight_tempers_the_posterior_that_the_guide_learns(beta: float) -> None:
+    """β-VAE: q maximises E log p(x | z) - β KL(q ‖ p), so q ∝ p(z) p(x | z)^(1/β)."""
+
+    def model(x: Tensor) -> None:  # z ~ N(0, 1), x ~ N(2 z, 1)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(2 * z, 1.0).to_event(1), obs=x)
+
+    x = torch.linspace(-3, 3, 40)[:, None]
+    guide = AmortizedNormal(model, x, hidden=())
+    run = fit(
+        model,
+        guide,
+        x,
+        objective="TraceMeanField_ELBO",
+        optimizer="Adam(lr=0.02)",
+        schedule="CosineAnnealingLR(T_max=600)",
+        num_steps=600,
+        kl_weight=beta,
+        progress=False,
+    )
+    loc, log_scale = run.guide.encoder(x).chunk(2, -1)  # type: ignore[attr-defined]
+    precision = 1 + 4 / beta
+    torch.testing.assert_close(loc, 2 / beta * x / precision, atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        log_scale, torch.full_like(x, -0.5 * math.log(precision)), atol=0.05, rtol=0
+    )
