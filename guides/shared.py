@@ -87,7 +87,8 @@ class SharedNormal(PyroModule):
 
     def _distribution(self, site: Site) -> Any:
         if site.name not in self._pushed:
-            return Dirichlet(getattr(self, f"{site.name}_concentration"))
+            concentration = getattr(self, f"{site.name}_concentration")
+            return Dirichlet(concentration).to_event(len(site.event_shape) - 1)
         loc = getattr(self, f"{site.name}_loc")
         return self._pushed[site.name](loc, getattr(self, f"{site.name}_scale"))
 
@@ -115,7 +116,11 @@ def served(declared: Signature) -> list[Site]:
 
 
 def _on_simplex(site: Site) -> bool:
-    return isinstance(site.support, type(constraints.simplex))
+    """Whether a value is a point on a simplex, or several of them as one event."""
+    support = site.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(constraints.simplex))
 
 
 def _start(model: Callable[..., Any], names: list[str], *batch: Any) -> dict[str, Tensor]:

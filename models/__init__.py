@@ -9,8 +9,10 @@ from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
+from ppl_lvm.models.lda import LatentDirichletAllocation
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
+from ppl_lvm.models.prod_lda import ProdLDA
 from ppl_lvm.models.random_effects import RandomEffects
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.models.vae import VAE
@@ -27,7 +29,9 @@ __all__ = [
     "GaussianMixtureVAE",
     "HierarchicalRegression",
     "HierarchicalVAE",
+    "LatentDirichletAllocation",
     "MixtureOfPPCA",
+    "ProdLDA",
     "RandomEffects",
     "SemiSupervisedVAE",
 ]

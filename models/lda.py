@@ -1,0 +1,141 @@
+"""Latent Dirichlet allocation: documents mix topics, and a topic is a distribution over words.
+
+    β_k ~ Dirichlet(η, …, η)                     global    (K, V)   topics
+    θ_n ~ Dirichlet(α, …, α)                     latent    (N, K)   a document's proportions
+    x_n ~ Multinomial(L_n, Σ_k θ_nk β_k)         observed  (N, V)   counts of its words
+
+with the topic of every single word summed out and the length L_n taken as given. The counts have
+their multinomial coefficient, so the evidence is that of the counts and not of one order of words.
+
+The K! orders of the topics are equally likely, and a guide sits at one of them: its bound, and an
+importance-weighted evidence, then fall short by up to log K! nats in all.
+
+For a corpus of a few words `log_evidence` is exact: it sums over all topics of all words, the
+Dirichlets integrated out.
+
+References:
+    Blei, Ng, Jordan (2003). Latent Dirichlet allocation. https://jmlr.org/papers/v3/blei03a.html
+    Griffiths, Steyvers (2004). Finding scientific topics. https://doi.org/10.1073/pnas.0307752101
+"""
+
+from itertools import product
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Dirichlet
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ppl_lvm.models.bag_of_words import BagOfWords
+from ppl_lvm.models.rows import check_rows
+
+
+class LatentDirichletAllocation(PyroModule):
+    """K topics over V words.
+
+    Args:
+        topics: K.
+        words: V. If None, it is taken from the first data seen.
+        alpha: α, of proportions; below 1 a document has few topics.
+        eta: η, of words; below 1 a topic has few words.
+    """
+
+    def __init__(
+        self, topics: int = 10, words: int | None = None, alpha: float = 0.5, eta: float = 0.1
+    ) -> None:
+        super().__init__()
+        if topics < 2 or not (alpha > 0 and eta > 0):
+            raise ValueError(
+                "Latent Dirichlet allocation needs at least two topics, alpha > 0 and eta > 0; got "
+                f"topics={topics}, alpha={alpha}, eta={eta}."
+            )
+        self.topics = topics
+        self.words = words
+        self.alpha = alpha
+        self.eta = eta
+
+    def forward(self, x: Tensor) -> None:
+        """Counts `x` (N, V)."""
+        self._meet(x)
+        # Topics are an event and no plate, so that a plate of particles fits to their left.
+        prior = Dirichlet(x.new_full((self.words or 1,), self.eta)).expand([self.topics])
+        beta = pyro.sample("topics", prior.to_event(1))  # (…, K, V)
+        with pyro.plate("data", len(x), dim=-1):
+            theta = pyro.sample("theta", Dirichlet(x.new_full((self.topics,), self.alpha)))
+            mixed = (theta[..., None, :] @ beta).squeeze(-2)  # (…, N, V)
+            pyro.sample("x", BagOfWords(x.sum(-1), mixed), obs=x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Look at the counts.
+
+        Raises:
+            ValueError: for a value that is no count, or a document without a word, naming it.
+        """
+        self._meet(x)
+        check_counts(x)
+
+    def starting_values(self, x: Tensor) -> dict[str, Tensor]:
+        """Where a guide may start: topics near the corpus, each tilted to documents of its own."""
+        self._meet(x)
+        share = torch.distributions.Dirichlet(torch.ones(len(x), self.topics)).sample().to(x)
+        counts = share.mT @ x + x.mean(0) + 1e-2
+        return {"topics": counts / counts.sum(-1, keepdim=True)}
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_1 … x_N), jointly, in nats: (). Sums over K^(all words) states.
+
+        Raises:
+            ValueError: for more than a million states.
+        """
+        self._meet(x)
+        K, total = self.topics, int(x.sum())
+        if K**total > 1_000_000:
+            raise ValueError(
+                f"{total} words in {K} topics have {K}^{total} states. Use run.log_evidence(x)."
+            )
+        x = x.double()
+        document, word = [
+            index.repeat_interleave(x[x > 0].long()) for index in (x > 0).nonzero().unbind(-1)
+        ]
+        z = torch.tensor(list(product(range(K), repeat=total)))  # (S, words)
+        hot = torch.nn.functional.one_hot(z, K).double()  # (S, words, K)
+        by_document = hot.mT @ torch.nn.functional.one_hot(document, len(x)).double()  # (S, K, N)
+        by_word = hot.mT @ torch.nn.functional.one_hot(word, x.shape[1]).double()  # (S, K, V)
+        log_p = _polya(by_document.mT, self.alpha).sum(-1) + _polya(by_word, self.eta).sum(-1)
+        orders = (x.sum(-1) + 1).lgamma() - (x + 1).lgamma().sum(-1)
+        return log_p.logsumexp(0) + orders.sum()
+
+    def _meet(self, x: Tensor) -> None:
+        """Take V from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.words, type(self).__name__)
+        self.words = x.shape[1]
+
+
+def check_counts(x: Tensor) -> None:
+    """Refuse what is no corpus of counts.
+
+    Raises:
+        ValueError: naming the row and column, and the remedy.
+    """
+    wrong = (x < 0) | (x != x.round())
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"A corpus holds counts of words, but row {row}, column {column} is "
+            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). Give one row a "
+            "document and one column a word."
+        )
+    if (empty := x.sum(-1) == 0).any():
+        raise ValueError(
+            f"Document {int(empty.nonzero()[0])} has no word ({int(empty.sum())} such in all): it "
+            "says nothing. Leave it out."
+        )
+
+
+def _polya(counts: Tensor, concentration: float) -> Tensor:
+    """log ∫ Π p_i^{n_i} Dirichlet(p; a, …, a) dp for counts n (…, I): (…)."""
+    a: Any = torch.tensor(concentration, dtype=counts.dtype)
+    size = counts.shape[-1]
+    whole = (size * a).lgamma() - (counts.sum(-1) + size * a).lgamma()
+    return whole + ((counts + a).lgamma() - a.lgamma()).sum(-1)

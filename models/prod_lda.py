@@ -1,0 +1,107 @@
+"""ProdLDA: topics multiply instead of mixing, and a document's code is normal.
+
+    h_n ~ N(m, diag s²)                            latent    (N, K)
+    x_n ~ Multinomial(L_n, softmax(B softmax(h_n) + b))   observed  (N, V)
+
+with m and s² such that softmax(h) is about Dirichlet(α, …, α) (Laplace's approximation):
+
+    m = 0,    s² = (1 - 2/K) / α + 1 / (K α),
+
+which has 1 - 1/K of the Dirichlet's variance, since it leaves out how entries of h depend.
+
+A word's probability is a product of topics' weights, p_v ∝ e^{b_v} Π_k e^{B_vk θ_k}: several
+topics can agree on a word and rule out others, which a mixture of topics cannot, and topics come
+out sharper. b is the corpus's own frequency of words, so that topics are what departs from it.
+
+We depart from the paper in leaving batch normalisation and dropout out: with them a document's
+likelihood would depend on the others in its batch, and no bound would be one.
+
+Reference:
+    Srivastava, Sutton (2017). Autoencoding variational inference for topic models.
+    https://arxiv.org/abs/1703.01488, equations 2 and 4.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm.models.bag_of_words import BagOfWords
+from ppl_lvm.models.lda import check_counts
+from ppl_lvm.models.rows import check_rows
+
+
+class ProdLDA(PyroModule):
+    """A product of K experts over V words.
+
+    Args:
+        topics: K.
+        words: V. If None, it is taken from the first data seen, or from a loaded state.
+        alpha: α; below 1 a document has few topics.
+    """
+
+    B: Tensor  # (V, K)
+    b: Tensor  # (V,)
+
+    def __init__(self, topics: int = 10, words: int | None = None, alpha: float = 0.5) -> None:
+        super().__init__()
+        if topics < 2 or not alpha > 0:
+            raise ValueError(
+                f"ProdLDA needs at least two topics and alpha > 0; got topics={topics}, "
+                f"alpha={alpha}."
+            )
+        self.topics = topics
+        self.alpha = alpha
+        self.words: int | None = None
+        if words is not None:
+            self._resize(words)
+
+    def forward(self, x: Tensor) -> None:
+        """Counts `x` (N, V)."""
+        self._meet(x)
+        K = self.topics
+        spread = ((1 - 2 / K) / self.alpha + 1 / (K * self.alpha)) ** 0.5
+        with pyro.plate("data", len(x), dim=-1):
+            h = pyro.sample("h", Normal(x.new_zeros(K, dtype=self.b.dtype), spread).to_event(1))
+            pyro.sample("x", BagOfWords(x.sum(-1), self.decode(h)), obs=x)
+
+    def decode(self, h: Tensor) -> Tensor:
+        """Probabilities of words (…, V) at codes `h` (…, K)."""
+        return (h.softmax(-1) @ self.B.mT + self.b).softmax(-1)
+
+    def topic_words(self) -> Tensor:
+        """The words' probabilities of a document of one topic alone, for each: (K, V)."""
+        return (self.B.mT + self.b).softmax(-1).detach()
+
+    def initialize(self, x: Tensor) -> None:
+        """Take the corpus's frequencies of words, and small topics at random.
+
+        Raises:
+            ValueError: for a value that is no count, or a document without a word, naming it.
+        """
+        self._meet(x)
+        check_counts(x)
+        with torch.no_grad():
+            self.b.copy_((x.sum(0) + 0.5).log() - (x.sum() + 0.5 * x.shape[1]).log())
+            self.B.copy_(0.5 * torch.randn(self.B.shape))
+
+    def _meet(self, x: Tensor) -> None:
+        """Take V from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.words, type(self).__name__)
+        if self.words is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, words: int, **like: Any) -> None:
+        self.words = words
+        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+            self.B = nn.Parameter(0.5 * torch.randn(words, self.topics, **like))
+        self.b = nn.Parameter(torch.zeros(words, **like))
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        b = state.get(prefix + "b")
+        if self.words is None and b is not None:
+            self._resize(len(b), dtype=b.dtype, device=b.device)
+        super()._load_from_state_dict(state, prefix, *rest)
