@@ -2,22 +2,46 @@
 
     discrete, marked for enumeration      nothing: the objective sums them out
     local and continuous                  AmortizedNormal: one encoder for all data
+    local, with too many values to sum    AmortizedCategorical, if its family serves them
+    both of these                         AmortizedJoint: the sites depend on each other
     shared and continuous                 SharedNormal: a distribution each
+
+`local="AmortizedFlow"` takes another guide of one encoder for the local sites.
 
 A model whose guide is settled (a diffusion's) brings it: `model.fixed_guide(*batch)`.
 
 `str(guide)` says in one sentence what was chosen and why.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyro.nn import PyroModule, PyroModuleList
 
 from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
+from ppl_lvm.guides.amortized_flow import AmortizedFlow
+from ppl_lvm.guides.amortized_joint import AmortizedJoint
+from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
+from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
+from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
+from ppl_lvm.guides.factors import Values
 from ppl_lvm.guides.pushed import enumerated, open_plates
 from ppl_lvm.guides.shared import SharedNormal
 from ppl_lvm.signature import Signature, Site, signature
+
+LOCAL = {
+    guide.__name__: guide
+    for guide in (
+        AmortizedCategorical,
+        AmortizedFlow,
+        AmortizedJoint,
+        AmortizedJointNormal,
+        AmortizedLowRank,
+        AmortizedMultivariateNormal,
+        AmortizedNormal,
+    )
+}
 
 
 class AutoGuide(PyroModule):
@@ -27,9 +51,7 @@ class AutoGuide(PyroModule):
         reason: one sentence: what was chosen and why.
     """
 
-    def __init__(
-        self, parts: list[SharedNormal | AmortizedNormal], declared: Signature, reason: str
-    ) -> None:
+    def __init__(self, parts: Sequence[Any], declared: Signature, reason: str) -> None:
         super().__init__()
         self._signature = declared
         self._sites = [site for part in parts for site in part.sites]
@@ -47,7 +69,10 @@ class AutoGuide(PyroModule):
 
 
 def auto_guide(
-    model: Callable[..., Any], *batch: Any, hidden: tuple[int, ...] = (128,)
+    model: Callable[..., Any],
+    *batch: Any,
+    hidden: tuple[int, ...] = (128,),
+    local: str | None = None,
 ) -> PyroModule:
     """Choose a guide for the latents that `model(*batch)` declares.
 
@@ -55,41 +80,66 @@ def auto_guide(
         model: any model.
         batch: what it is called with.
         hidden: widths of the encoder's hidden layers, if there is one.
+        local: the guide of the local sites, one of `LOCAL`; None chooses.
 
     Raises:
         ValueError: for a latent that no guide here serves, naming it and the remedy.
     """
+    if local is not None and local not in LOCAL:
+        raise ValueError(f"local={local!r} is no guide of one encoder; choose {', '.join(LOCAL)}.")
     settled = getattr(model, "fixed_guide", None)
     if settled is not None:
         return settled(*batch)
     declared = signature(model, *batch)
     summed = [site for site in declared.latents if enumerated(site)]
     sampled = [site for site in declared.latents if not enumerated(site)]
-    for site in sampled:
-        if site.discrete:
-            raise ValueError(_unserved(site))
     own = [site for site in sampled if site.local]
     shared = [site for site in sampled if not site.local]
-    parts: list[SharedNormal | AmortizedNormal] = []
+    for site in sampled:
+        if site.discrete and not (site in own and (local or _drawable(site))):
+            raise ValueError(_unserved(site))
+    local = local or _suitable(own)
+    parts: list[Any] = []
     if shared:
         parts.append(SharedNormal(model, *batch))
     if own:
         kept = tuple(site for site in declared.sites if site not in shared)
         part = Signature(kept, declared.plates, declared.parameters)
-        parts.append(AmortizedNormal(part, *batch, hidden=hidden))
-    return AutoGuide(parts, declared, _reason(summed, own, shared))
+        parts.append(LOCAL[local](part, *batch, hidden=hidden))
+    return AutoGuide(parts, declared, _reason(summed, own, shared, local))
 
 
-def _reason(summed: list[Site], own: list[Site], shared: list[Site]) -> str:
+def _drawable(site: Site) -> bool:
+    """Whether it has too many values to be summed out, and a family that an encoder can draw."""
+    return site.values is None and site.distribution in Values.families
+
+
+def _suitable(own: list[Site]) -> str:
+    """The guide for the local sites."""
+    kinds = {site.discrete for site in own}
+    if kinds == {True, False}:
+        return "AmortizedJoint"
+    return "AmortizedCategorical" if kinds == {True} else "AmortizedNormal"
+
+
+def _reason(summed: list[Site], own: list[Site], shared: list[Site], local: str) -> str:
     clauses = []
     if summed:
         values = ", ".join(f"{site.name} ({site.values} values)" for site in summed)
         clauses.append(f"{values} summed out, being few and marked for enumeration")
     if own:
-        clauses.append(f"one encoder with normal output for {_names(own)}, which each datum has")
+        clauses.append(f"{_WORDS.get(local, local)} for {_names(own)}, which each datum has")
     if shared:
         clauses.append(f"a distribution of its own for each of {_names(shared)}, which all share")
     return f"Guide: {'; '.join(clauses) or 'empty, since the model has no latents'}."
+
+
+_WORDS = {
+    "AmortizedNormal": "one encoder with normal output",
+    "AmortizedCategorical": "one encoder with a probability for every value, too many to sum out,",
+    "AmortizedJoint": "one encoder and a chain of conditionals, since there are discrete and "
+    "continuous ones,",
+}
 
 
 def _names(sites: list[Site]) -> str:
@@ -100,8 +150,8 @@ def _unserved(site: Site) -> str:
     if site.values is None:
         return (
             f"No guide can be chosen for {site.name!r} ~ {site.distribution}: it is discrete with "
-            "too many values to enumerate. Write a guide that samples it, and train with a "
-            "score-function objective."
+            "too many values to enumerate, and of no family that AmortizedCategorical draws. Write "
+            "a guide that samples it, and train with a score-function objective."
         )
     return (
         f"{site.name!r} ~ {site.distribution} takes {site.values} values but nobody sums it out. "

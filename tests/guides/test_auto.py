@@ -8,6 +8,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
+from ppl_lvm.check import check
+from ppl_lvm.fit import fit
 from ppl_lvm.guides import auto_guide
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.vae import VAE
@@ -88,3 +90,49 @@ def test_a_discrete_site_nobody_sums_out_is_named_with_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"'k' ~ Categorical takes 4 values.*config_enumerate"):
         auto_guide(model, x)
     assert signature(auto_guide(pyro.infer.config_enumerate(model), x), x).sites == ()
+
+
+def _bits(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        b = pyro.sample("b", dist.Bernoulli(torch.full((20,), 0.5)).to_event(1))
+        pyro.sample("x", dist.Normal(b.sum(-1), 1.0), obs=x)
+
+
+def _bits_and_numbers(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        b = pyro.sample("b", dist.Bernoulli(torch.full((20,), 0.5)).to_event(1))
+        z = pyro.sample("z", dist.Normal(b.sum(-1), 1.0))
+        pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+
+def test_discrete_sites_with_too_many_values_to_sum_are_drawn_by_the_encoder() -> None:
+    x = torch.randn(6)
+    guide = auto_guide(_bits, x)
+    assert str(guide) == (
+        "Guide: one encoder with a probability for every value, too many to sum out, for b, which "
+        "each datum has."
+    )
+    assert check(_bits, guide, x).ok
+    guide = auto_guide(_bits_and_numbers, x)
+    assert "a chain of conditionals, since there are discrete and continuous ones, for b, z" in (
+        str(guide)
+    )
+    assert check(_bits_and_numbers, guide, x).ok
+    run = fit(_bits_and_numbers, None, x, num_steps=3, progress=False)
+    assert "LeaveOneOut" in run.record["objective"]
+
+
+def test_another_guide_for_the_local_sites_goes_with_a_shared_one() -> None:
+    x = torch.randn(6)
+    for local in ("AmortizedFlow", "AmortizedJointNormal", "AmortizedJoint"):
+        guide = auto_guide(_both, x, local=local)
+        assert [site.name for site in signature(guide, x).sites] == ["w", "scale", "z"]
+        assert check(_both, guide, x).ok
+    assert "AmortizedFlow for z, which each datum has" in str(
+        auto_guide(_both, x, local="AmortizedFlow")
+    )
+    with pytest.raises(ValueError, match=r"local='Flow' is no guide of one encoder; choose Amort"):
+        auto_guide(_both, x, local="Flow")
+    with pytest.raises(ValueError, match="serves vectors, but 'z'"):
+        auto_guide(_both, x, local="AmortizedLowRank")
