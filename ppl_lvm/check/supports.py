@@ -199,7 +199,8 @@ def _suited(name: str, support: Any, value: Tensor) -> str:
     if value.isnan().any():
         return (
             f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num("
-            f"{_inside(support)}))  # leaves the missing values out; .mask before .to_event"
+            f"{_inside(support)}))  # leaves the missing values out; .mask before .to_event. "
+            "ppl_lvm.missing.without_missing does both."
         )
     low, high = value.min().item(), value.max().item()
     whole = bool((value == value.round()).all())

@@ -1,6 +1,6 @@
 """Arguments and options that several commands share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,3 +25,22 @@ Settings = Annotated[
 GuideSettings = Annotated[
     list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
 ]
+Columns = Annotated[str | None, typer.Option(help="Columns of the file to use: a,b,c.")]
+Labels = Annotated[str | None, typer.Option(help="Column of class labels, kept from the model.")]
+Missing = Annotated[
+    str, typer.Option(help="error, or keep: pass missing values to the model as NaN.")
+]
+Header = Annotated[
+    bool | None,
+    typer.Option(help="Whether a .csv file's first line are names (default: by looking)."),
+]
+
+
+def load(
+    data: str, columns: str | None, labels: str | None, missing: str, header: bool | None
+) -> Any:
+    """The data that these options name."""
+    from ppl_lvm.data import load_data
+
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    return load_data(data, columns=names, labels=labels, missing=missing, header=header)

@@ -9,14 +9,33 @@ from rich.console import Console
 from rich.table import Table
 
 from ppl_lvm.address import parse_call, parse_settings
-from ppl_lvm.cli.options import DataOption, Guide, GuideSettings, Model, Settings
+from ppl_lvm.cli.options import (
+    Columns,
+    DataOption,
+    Guide,
+    GuideSettings,
+    Header,
+    Labels,
+    Missing,
+    Model,
+    Settings,
+    load,
+)
 
 app = typer.Typer()
 
 # The options of `fit` that expectation-maximisation knows.
 EM_OPTIONS = {
-    *("model", "data", "settings", "columns", "labels", "missing", "objective", "num_steps"),
-    *("batch_size", "validation", "restarts", "seed", "directory", "checkpoint_seconds"),
+    *("model", "data", "settings", "columns", "labels", "missing", "header", "objective"),
+    *(
+        "num_steps",
+        "batch_size",
+        "validation",
+        "restarts",
+        "seed",
+        "directory",
+        "checkpoint_seconds",
+    ),
     *("resume", "as_json"),
 }
 
@@ -29,13 +48,10 @@ def fit(
     guide: Guide = None,
     settings: Settings = None,
     guide_settings: GuideSettings = None,
-    columns: Annotated[str | None, typer.Option(help="Columns of the file to use: a,b,c.")] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Column of class labels, kept from the model.")
-    ] = None,
-    missing: Annotated[
-        str, typer.Option(help="error, or keep: pass missing values to the model as NaN.")
-    ] = "error",
+    columns: Columns = None,
+    labels: Labels = None,
+    missing: Missing = "error",
+    header: Header = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -77,13 +93,11 @@ def fit(
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
     from ppl_lvm import processes
-    from ppl_lvm.data import load_data
     from ppl_lvm.em import fit_em
     from ppl_lvm.fit import fit as fit_pair
 
     context.with_resource(processes.joined())
-    names = None if columns is None else [c.strip() for c in columns.split(",")]
-    loaded = load_data(data, columns=names, labels=labels, missing=missing)
+    loaded = load(data, columns, labels, missing, header)
     held_out = int(validation) if validation is not None and validation >= 1 else validation
     place = processes.from_first(_directory(directory, model, loaded.name, resume))
     if objective is not None and objective.partition("(")[0].strip() == "em":

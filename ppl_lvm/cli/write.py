@@ -6,7 +6,18 @@ from typing import Annotated
 import typer
 
 from ppl_lvm.address import parse_settings
-from ppl_lvm.cli.options import DataOption, Guide, GuideSettings, Model, Settings
+from ppl_lvm.cli.options import (
+    Columns,
+    DataOption,
+    Guide,
+    GuideSettings,
+    Header,
+    Labels,
+    Missing,
+    Model,
+    Settings,
+    load,
+)
 
 app = typer.Typer()
 
@@ -34,20 +45,28 @@ def check(
     guide: Guide = None,
     settings: Settings = None,
     guide_settings: GuideSettings = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    missing: Missing = "error",
+    header: Header = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows of a step, if you mean to train on mini-batches.")
+    ] = None,
     rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
 ) -> None:
-    """Does this guide fit this model? Findings with remedies; status 1 where one is an error."""
+    """Does this guide fit this model? Findings with remedies, and which objectives suit; status 1
+    where a finding is an error."""
     import torch
 
     from ppl_lvm.check import check as check_pair
-    from ppl_lvm.data import load_data
     from ppl_lvm.programs import GuideSource, ModelSource
 
-    loaded = load_data(data)
-    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
+    loaded = load(data, columns, labels, missing, header)
+    batch = loaded.batch(torch.arange(min(batch_size or rows, len(loaded))))
     program = ModelSource(model, parse_settings(settings or [])).make(batch)
     partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
-    findings = check_pair(program, partner, *batch)
+    whole = None if batch_size is None else len(loaded)
+    findings = check_pair(program, partner, *batch, stands_for=whole)
     print(findings)
     if not findings.ok:
         raise typer.Exit(1)
@@ -58,16 +77,29 @@ def show(
     model: Model,
     data: DataOption,
     settings: Settings = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    missing: Missing = "error",
+    header: Header = None,
     rows: Annotated[int, typer.Option(help="Rows of the data to call the model with.")] = 100,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="Also draw its graph to a .png, .svg or .pdf by Graphviz, or as .dot."),
+    ] = None,
 ) -> None:
-    """Print what a model declares: sites, plates, supports, shapes, parameters."""
+    """Print what a model declares: sites, plates, supports, shapes, parameters, and its graph."""
     import torch
 
-    from ppl_lvm.data import load_data
+    from ppl_lvm.graph import as_text, draw
     from ppl_lvm.programs import ModelSource
     from ppl_lvm.signature import signature
 
-    loaded = load_data(data)
+    loaded = load(data, columns, labels, missing, header)
     batch = loaded.batch(torch.arange(min(rows, len(loaded))))
     program = ModelSource(model, parse_settings(settings or [])).make(batch)
-    print(signature(program, *batch))
+    declared = signature(program, *batch)
+    print(declared, as_text(declared), sep="\n\n")
+    if graph is not None:
+        drawn = draw(declared, graph)
+        how = "" if drawn == graph else f"; with Graphviz: dot -Tpng -O {drawn}"
+        print(f"\ngraph: {drawn}{how}")
