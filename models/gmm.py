@@ -24,7 +24,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Categorical, MultivariateNormal, Normal, constraints
+from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -32,6 +32,7 @@ from torch import Tensor
 from ppl_lvm.models import mixture_em, mixture_features
 from ppl_lvm.models.mixture_missing import MarginalNormal
 from ppl_lvm.models.rows import check_rows, filled
+from ppl_lvm.models.whitened_normal import WhitenedNormal
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 # Log-densities of rows with holes take a matrix a row and component: this many numbers at once.
@@ -205,11 +206,11 @@ class GaussianMixture(PyroModule):
     def _component(self, z: Tensor, holes: bool) -> Any:
         """The Gaussian of component z, for indices of any shape.
 
-        Its log-probability needs memory for K N P numbers and not K N P²: MultivariateNormal
-        solves one triangular system a component for all its rows at once.
+        Its log-probability needs memory for K N P numbers and not K N P²: one matrix a component
+        serves all its rows.
         """
         if self.covariance in ("full", "tied"):
-            form = MarginalNormal if holes else MultivariateNormal
+            form = MarginalNormal if holes else WhitenedNormal
             L = self._chol()
             return form(self.means[z], scale_tril=L if self.covariance == "tied" else L[z])
         if holes:
