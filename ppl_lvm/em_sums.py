@@ -33,13 +33,15 @@ class Sums:
         """T̄ and log-likelihood (R,) of `state` over the rows of those numbers (default: all)."""
         total: Statistics = {}
         log_likelihood: Any = 0.0
-        for batch in self._batches(rows, like=next(iter(state.values()))):
+        rows = torch.arange(len(self.data)) if rows is None else rows
+        for batch in self._batches(processes.mine(rows), like=next(iter(state.values()))):
             statistics, part = self._of(state, *batch)
             log_likelihood = log_likelihood + part
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
         if processes.count() > 1:
+            own = float(processes.weight(len(rows)) > 0)  # a process without rows took one, for 0
             for t in (*total.values(), log_likelihood):
-                dist.all_reduce(t)
+                dist.all_reduce(t.mul_(own))
         return total, log_likelihood
 
     def _of(self, state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
@@ -61,11 +63,8 @@ class Sums:
         statistics = {k: torch.stack([each[k] for each, _ in one]) for k in one[0][0]}
         return statistics, torch.stack([log_likelihood for _, log_likelihood in one])
 
-    def _batches(self, rows: Tensor | None, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """This process's part of the rows."""
-        rows = torch.arange(len(self.data)) if rows is None else rows
-        part = rows.tensor_split(processes.count())[processes.rank()]
-        for some in part.split(self.batch_size):
+    def _batches(self, rows: Tensor, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        for some in rows.split(self.batch_size):
             yield tuple(
                 t.to(like) if t.is_floating_point() else t.to(like.device)
                 for t in self.data.batch(some)

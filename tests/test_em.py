@@ -192,7 +192,9 @@ def _fit_a_part(rank: int, world: int, folder: str) -> None:
     )
     x = torch.tensor(load_iris().data)
     run = fit_em(GaussianMixture(3), x, seed=1, batch_size=40)
-    np.save(f"{folder}/{rank}.npy", np.array(run.history["bound"]))
+    online = fit_em(GaussianMixture(3), x, seed=1, decay=0.6, max_iterations=2, batch_size=149)
+    bounds = [*run.history["bound"], *online.history["bound"]]
+    np.save(f"{folder}/{rank}.npy", np.array(bounds))
     torch.distributed.destroy_process_group()
 
 
@@ -200,6 +202,9 @@ def _fit_a_part(rank: int, world: int, folder: str) -> None:
 def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
     spawn(_fit_a_part, (2, str(tmp_path)), nprocs=2)
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
+    # a last mini-batch of one row leaves the second process none
+    online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)
+    alone += online.history["bound"]
     for rank in range(2):
         assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
 
