@@ -237,7 +237,7 @@ class _Asking:
                 ("prior", predictive.QUESTION, lambda _: self._check(prior=True)),
             ),
             (
-                len(self.starts.bounds) > 1,
+                len(self.starts.bounds) > 1 and any(t.responsibilities for t in self.starts.trails),
                 "mixtures",
                 ("stability", mixtures.QUESTION, lambda _: self._stability()),
             ),

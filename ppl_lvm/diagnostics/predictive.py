@@ -200,7 +200,9 @@ def check(
                     below[name] += (x_rep < data[name]).sum(0)
                     tied[name] += (x_rep == data[name]).sum(0)
 
-        observed = {f"{n}: {q}": float(T(data[n])[0]) for n in asked for q, T in asked[n].items()}
+        observed = {
+            f"{n}: {q}": float(_asked(T, data[n], q)[0]) for n in asked for q, T in asked[n].items()
+        }
 
         def found(count: int) -> Check:
             replicated = {n: torch.cat(t).double().numpy() for n, t in drawn.items()}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
+from rich.console import Console
 from torch import Tensor, nn
 
-from ppl_lvm.diagnostics.diagnose import NAMES, Starts, diagnose, some_rows, sound_starts
-from ppl_lvm.diagnostics.finding import Finding
+from ppl_lvm.diagnostics.diagnose import NAMES, Diagnosis, Starts, diagnose, some_rows, sound_starts
+from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 from ppl_lvm.diagnostics.show import progress
 from ppl_lvm.pair import Pair
 from ppl_lvm.trail import Trail
@@ -66,12 +67,13 @@ def test_exact_fit_is_good_throughout(diagnosed: Callable[..., Any]) -> None:
     found = diagnosed()
     assert not [f for f in found.findings if f.verdict in ("look", "bad")]
     silent = {f.name for f in found.findings if f.verdict == "cannot say"}
-    assert silent == {NAMES["loo"], NAMES["mixtures"]}
+    assert silent == {NAMES["loo"], NAMES["mixtures"], NAMES["drift"]}
     assert found.worst == "good"
     rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert all(row.keys() >= KEYS for row in rows)
     assert "Is it calibrated?" in str(found)
-    assert set(found.details) == set(NAMES) - {"loo", "mixtures"}
+    silent = {"loo", "mixtures", "drift", "stability", "prior", "vsbc"}
+    assert set(found.details) == set(NAMES) - silent
 
 
 @pytest.mark.slow
@@ -123,6 +125,66 @@ def test_broken_question_costs_no_other_row(linear: Any) -> None:
     assert found.findings[0].verdict == "cannot say"
     assert "1 steps" in found.findings[0].why
     assert len(found.findings) > 10
+
+
+def _mean_pair(x: Tensor) -> Pair:
+    """mu ~ N(0, 1), x_n ~ N(mu, 1), with its posterior."""
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.1))
+        pyro.sample("mu", Normal(loc, (len(x) + 1) ** -0.5))
+
+    pair = Pair(model, guide, Trace_ELBO())
+    pair.prepare(x)
+    with torch.no_grad():
+        pair.leaves["store/loc"].copy_(x.sum() / (len(x) + 1))
+    return pair
+
+
+@pytest.mark.slow
+def test_own_quantities_and_refits_are_asked_for() -> None:
+    x = torch.randn(60).sort().values  # sorted rows are no exchangeable ones
+    own = {
+        "trend": lambda d: d[:, 30:].mean((1, 2)) - d[:, :30].mean((1, 2)),
+        "wrong": lambda d: d.mean(2),
+    }
+    pair = _mean_pair(x)
+    found = diagnose(pair, flat_history(), x, temperatures=5, quantities=own, refits=20)
+    rows = {f.name: f for f in found.findings}
+    assert "must map data sets" in rows[NAMES["predictive"]].why
+    assert rows["VSBC symmetry, p-value"].verdict == "good"
+    del own["wrong"]
+    found = diagnose(pair, flat_history(), x, temperatures=5, quantities=own)
+    rows = {f.name: f for f in found.findings}
+    worst = rows["predictive check: p-value of the worst test quantity"]
+    assert worst.verdict == "bad"
+    assert "trend" in worst.why
+    with pytest.raises(ValueError, match="refits=3"):
+        diagnose(pair, flat_history(), x, refits=3)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_table_fits_a_narrow_terminal_and_says_most_where_it_matters(width: int) -> None:
+    long = "What follows from this, at some length, so that it has to be wrapped. "
+    rows = tuple(
+        Finding("Is it calibrated?", f"{v} figure", 0.5, 0.1, "good < 1", "", v, long, "Do this.")
+        for v in VERDICTS
+    )
+    console = Console(width=width, no_color=True)
+    with console.capture() as captured:
+        console.print(Diagnosis(rows))
+    lines = captured.get().splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert lines[0].split("? ")[1].startswith("1 good, 1 look, 1 bad")
+    text = " ".join(" ".join(lines).split())
+    assert text.count("at some length") == text.count("good < 1") == 3  # not where it is good
+    assert len(lines) < 25
+    assert "BAD bad figure: 0.50 ± 0.10" in text
 
 
 def test_progress_says_each_name(capsys: pytest.CaptureFixture[str]) -> None:

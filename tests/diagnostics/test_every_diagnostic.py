@@ -298,6 +298,7 @@ def test_no_case_is_left_over_and_every_question_is_asked(linear: Any, exact_gui
     assert set(Cases(linear, exact_guide).of()) == set(RESULTS) - {"Diagnosis"}
     pair = Pair(linear, exact_guide(linear), Trace_ELBO())
     x = linear.simulate(5)
-    asking = _Asking(pair, {"bound": []}, (x,), None, Starts((0.0, 0.0)), 5, 0)
+    trail = Trail(responsibilities={"k": torch.ones(5, 1)})
+    asking = _Asking(pair, {"bound": []}, (x,), None, Starts((0.0, 0.0), (trail, trail)), 5, 0)
     asking.refits, asking.joint = 20, True
     assert {step[0] for step in asking.steps()} == set(NAMES)

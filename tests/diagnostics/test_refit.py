@@ -1,0 +1,87 @@
+"""Refitting a guide to other data finds their posterior and leaves the pair as it was."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Normal
+from pyro.infer import Trace_ELBO
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.diagnostics.calibration import vsbc
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.diagnostics.refit import refitting
+from ppl_lvm.pair import Pair
+
+
+class Mean(PyroModule):
+    """mu ~ N(0, 1), x_n ~ N(mu, s²), s a parameter that must be held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.s = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+
+    def forward(self, x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, self.s), obs=x)
+
+
+class Guide(PyroModule):
+    """q(mu) = N(loc, .3²)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("mu", Normal(self.loc, 0.3))
+
+
+def by_store(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(0.0))
+    pyro.sample("mu", Normal(loc, 0.3))
+
+
+@pytest.mark.parametrize("guide", [Guide(), by_store])
+def test_the_refitted_guide_is_the_posterior_of_the_new_data(guide: Any) -> None:
+    x, other = torch.randn(10), 2 + torch.randn(10)
+    pair = Pair(Mean(), guide, Trace_ELBO())
+    pair.prepare(x)
+    before = pair.state()
+    with pair.scope(), torch.no_grad():
+        found = refitting(pair, steps=100, learning_rate=0.1)(other)
+        draws = torch.stack(
+            [pyro.poutine.trace(found).get_trace(other).nodes["mu"]["value"] for _ in range(200)]
+        )
+    assert float(draws.mean()) == pytest.approx(float(other.sum()) / 11, abs=5 * 0.3 / 200**0.5)
+    after = pair.state()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_a_guide_that_cannot_move_is_biased_and_one_that_can_is_not() -> None:
+    class Stuck(Guide):
+        def forward(self, x: Tensor) -> None:
+            pyro.sample("mu", Normal(1.5 + 0.01 * self.loc.tanh(), 0.3))
+
+    x = torch.randn(10)
+    verdicts = []
+    for guide in (Guide(), Stuck()):
+        pair = Pair(Mean(), guide, Trace_ELBO())
+        pair.prepare(x)
+        found = vsbc(
+            pair.model, refitting(pair, steps=60, learning_rate=0.1), x, num_simulations=60
+        )
+        verdicts.append(found.findings()[0].verdict)
+    assert verdicts == ["good", "bad"]
+
+
+def test_a_guide_without_parameters_cannot_be_refitted() -> None:
+    pair = Pair(Mean(), lambda x: pyro.sample("mu", Normal(0.0, 1.0)), Trace_ELBO())
+    pair.prepare(torch.zeros(3))
+    with pytest.raises(CannotSayError, match="no parameter"):
+        refitting(pair)(torch.zeros(3))
