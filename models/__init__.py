@@ -9,6 +9,7 @@ from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
+from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.lda import LatentDirichletAllocation
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
@@ -27,6 +28,7 @@ __all__ = [
     "FactorModel",
     "GaussianMixture",
     "GaussianMixtureVAE",
+    "HiddenMarkovModel",
     "HierarchicalRegression",
     "HierarchicalVAE",
     "LatentDirichletAllocation",

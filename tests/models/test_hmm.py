@@ -1,0 +1,210 @@
+"""The hidden Markov model against the sum over every path, and against the enumerated loop."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor
+
+from ppl_lvm.check import check
+from ppl_lvm.data import load_data
+from ppl_lvm.fit import fit
+from ppl_lvm.models.hmm import HiddenMarkovModel
+from ppl_lvm.run import load_run
+
+S, T, N = 3, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+def _model(emission: str, columns: int = 2) -> HiddenMarkovModel:
+    torch.manual_seed(0)
+    model = HiddenMarkovModel(S, columns, emission, 4 if emission == "categorical" else None)
+    model.start = torch.tensor([0.5, 0.3, 0.2])
+    rows = torch.rand(S, S) + 0.1
+    model.transition = rows / rows.sum(-1, keepdim=True)
+    return model
+
+
+def _data(emission: str, columns: int = 2) -> Tensor:
+    """A whole sequence, a short one, one with a hole of one value, one with a step unseen."""
+    torch.manual_seed(1)
+    x = torch.randn(N, T, columns)
+    if emission == "categorical":
+        x = torch.randint(4, (N, T, columns)).double()
+    x[1, 3:] = torch.nan
+    x[2, 1, 0] = torch.nan
+    x[3, 2] = torch.nan
+    return x
+
+
+def _paths(model: HiddenMarkovModel, x: Tensor) -> tuple[Tensor, Tensor]:
+    """All S**T paths (S**T, T) and their log-probability with each sequence (N, S**T)."""
+    paths = torch.tensor(list(product(range(S), repeat=T)))
+    found = []
+    for sequence in x:
+        log_p = model.start[paths[:, 0]].log()
+        for t in range(T):
+            if t:
+                log_p = log_p + model.transition[paths[:, t - 1], paths[:, t]].log()
+            for p, value in enumerate(sequence[t]):
+                if value.isnan():
+                    continue
+                if model.emission == "gaussian":
+                    scale = (model.scale[:, p] ** 2 + model.floor).sqrt()
+                    each = dist.Normal(model.means[:, p], scale).log_prob(value)
+                else:
+                    each = model.table[:, p, int(value)].log()
+                log_p = log_p + each[paths[:, t]]
+        found.append(log_p)
+    return paths, torch.stack(found)
+
+
+def _program(model: Any, x: Tensor) -> Tensor:
+    trace = poutine.trace(model).get_trace(x)
+    trace.compute_log_prob()
+    found: Tensor = trace.nodes["x"]["log_prob"]
+    return found
+
+
+@pytest.mark.parametrize("emission", ["gaussian", "categorical"])
+def test_the_program_and_the_forward_algorithm_are_the_sum_over_every_path(emission: str) -> None:
+    model, x = _model(emission), _data(emission)
+    _, log_p = _paths(model, x)
+    exact = log_p.logsumexp(-1)
+    torch.testing.assert_close(_program(model, x), exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(model.log_evidence(x), exact, rtol=0, atol=1e-8)
+    leaves = list(model.parameters())
+    for a, b in zip(
+        torch.autograd.grad(_program(model, x).sum(), leaves),
+        torch.autograd.grad(exact.sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("emission", ["gaussian", "categorical"])
+def test_marginals_and_the_best_path_are_those_of_every_path(emission: str) -> None:
+    model, x = _model(emission), _data(emission)
+    paths, log_p = _paths(model, x)
+    each = torch.nn.functional.one_hot(paths, S).double()  # (S**T, T, S)
+    expected = torch.einsum("nk,kts->nts", log_p.softmax(-1).detach(), each)
+    torch.testing.assert_close(model.marginals(x), expected, rtol=0, atol=1e-9)
+    best, score = model.viterbi(x)
+    torch.testing.assert_close(score, log_p.max(-1).values.detach())
+    assert torch.equal(best, paths[log_p.argmax(-1)])
+    # The wrong twin: the states that are likeliest one by one are another question.
+    assert not torch.equal(best, model.marginals(x).argmax(-1)) or emission == "categorical"
+
+
+def test_filling_up_a_short_sequence_changes_nothing() -> None:
+    model, x = _model("gaussian"), _data("gaussian")
+    short = x[1:2, :3]
+    torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
+    torch.testing.assert_close(model.marginals(x)[1:2, :3], model.marginals(short))
+    zeros = x.nan_to_num(0.0)  # the wrong twin: what is missing is not zero
+    assert (_program(model, zeros)[1] - _program(model, x)[1]).abs() > 0.1
+
+
+def test_it_is_the_enumerated_loop() -> None:
+    """The same story with one site a step, summed out by Pyro."""
+    model, x = _model("gaussian", 1), torch.randn(N, T, 1)
+
+    def loop(x: Tensor) -> None:
+        start, rows, means = model.start, model.transition, model.means[:, 0]
+        scale = (model.scale[:, 0] ** 2 + model.floor).sqrt()
+        with pyro.plate("data", len(x), dim=-1):
+            z: Any = None
+            for t in pyro.markov(range(T)):
+                state = dist.Categorical(start if z is None else rows[z])
+                z = pyro.sample(f"z_{t}", state, infer={"enumerate": "parallel"})
+                pyro.sample(f"x_{t}", dist.Normal(means[z], scale[z]), obs=x[:, t, 0])
+
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(loop, lambda x: None, x)
+    assert -loss == pytest.approx(model.log_evidence(x).sum().item(), abs=1e-8)
+
+
+def test_sequences_of_one_number_need_no_third_dimension() -> None:
+    model, x = _model("gaussian", 1), torch.randn(N, T)
+    torch.testing.assert_close(_program(model, x), _program(model, x.unsqueeze(-1)))
+    torch.testing.assert_close(_program(model, x), model.log_evidence(x))
+
+
+def _sequences() -> np.ndarray[Any, Any]:
+    rng = np.random.default_rng(0)
+    rows = np.array([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.1, 0.0, 0.9]])
+    means = np.array([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
+    x = np.full((40, 20, 2), np.nan)
+    for n in range(len(x)):
+        z = rng.integers(3)
+        for t in range(20 if n % 3 else 12):
+            x[n, t] = means[z] + rng.normal(size=2)
+            z = rng.choice(3, p=rows[z])
+    return x
+
+
+def test_from_a_file_to_a_run_that_found_the_states(tmp_path: Path) -> None:
+    torch.set_default_dtype(torch.float32)
+    np.save(tmp_path / "x.npy", _sequences())
+    data = load_data(tmp_path / "x.npy", missing="keep")
+    model = HiddenMarkovModel(3)
+
+    def nothing(x: Tensor) -> None:
+        pass
+
+    assert not check(model, nothing, data.tensors[0]).errors
+    run = fit(
+        model, nothing, data, objective="ELBO", num_steps=120, directory=tmp_path / "run", seed=0
+    )
+    fitted: Any = run.model
+    order = fitted.means[:, 0].argsort()
+    found = fitted.means[order].detach()
+    wanted = torch.tensor([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
+    assert (found - wanted).abs().max() < 0.3
+    assert fitted.transition[order][:, order].diagonal().min() > 0.8
+    assert fitted.degenerate(data.tensors[0]) is None
+    again: Any = load_run(tmp_path / "run", guide=nothing).model
+    x = data.tensors[0]
+    torch.testing.assert_close(again.log_evidence(x), fitted.log_evidence(x))
+
+
+def test_a_collapsed_state_is_named() -> None:
+    model, x = _model("gaussian"), _data("gaussian")
+    x[:2] = 1.0
+    model.means = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, 0.5]])
+    model.scale = torch.tensor([[1e-4, 1e-4], [1.0, 1.0], [1.0, 1.0]])
+    reason = model.degenerate(x)
+    assert reason is not None
+    assert "state 0 has collapsed" in reason
+
+
+def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
+    with pytest.raises(ValueError, match="no emission 'normal'"):
+        HiddenMarkovModel(3, emission="normal")
+    with pytest.raises(ValueError, match="needs categories=C"):
+        HiddenMarkovModel(3, emission="categorical")
+    with pytest.raises(ValueError, match="at least one state"):
+        HiddenMarkovModel(0)
+    with pytest.raises(ValueError, match=r"sequences \(N, T, 2\).*got \(4, 5, 3\)"):
+        _model("gaussian")(torch.randn(4, 5, 3))
+    with pytest.raises(ValueError, match="floating-point"):
+        _model("gaussian")(torch.ones(4, 5, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="the data has 7"):
+        HiddenMarkovModel(2, 1, "categorical", 4).initialize(torch.full((3, 2, 1), 7.0))
+
+
+def test_it_draws_sequences() -> None:
+    model, x = _model("categorical"), _data("categorical")
+    drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]
+    assert drawn.shape == x.shape
+    assert set(drawn.unique().tolist()) <= {0, 1, 2, 3}
