@@ -53,7 +53,9 @@ def check(
         single = [*check_plates(seen), *check_supports(seen), *check_repeats(seen)]
         # One fault shows in many ways: what it explains is not reported again.
         single = [
-            each for each in single if each.code != "undeclared-batch" or each.site not in wrong
+            each
+            for each in single
+            if each.code not in ("undeclared-batch", "outside-data-plate") or each.site not in wrong
         ]
         found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
         blamed = {finding.site for finding in found if finding.severity == "error"}

@@ -75,8 +75,9 @@ def _failure(one: Run, error: Exception, what: str) -> Finding:
 
 def _site(one: Run, said: str, file: str | None, line: int | None) -> tuple[str | None, str]:
     """The site that an error is about, as far as can be told, and a word on where that is."""
-    if named := re.search(r"sites? named '([^']+)'", said):
-        return named[1], ""
+    if named := re.search(r"sites? named '([^']+)'|at site (\S+) dim", said):
+        site = named[1] or named[2]
+        return site, "" if repr(site) in said else f" (at {site!r})"
     written = linecache.getline(file or "", line or 0)
     if called := re.search(r"""sample\(\s*["']([^"']+)["']""", written):
         return called[1], f" (at {called[1]!r})"
@@ -93,6 +94,12 @@ def _remedy(said: str, what: str, site: str | None) -> tuple[str, str]:
         return (
             "plates-collide",
             "Give nested plates different dims: dim=-1 for one, dim=-2 for the other.",
+        )
+    if "Shape mismatch inside plate" in said:
+        return (
+            "undeclared-batch",
+            f"What belongs to one row is an event: pyro.sample({site!r}, dist.….to_event(1), ...). "
+            "The plate holds the rows alone, one for each: pyro.plate('data', len(x), dim=-1).",
         )
     if "Multiple" in said and "named" in said:
         return (

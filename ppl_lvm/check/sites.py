@@ -77,7 +77,7 @@ def _one_row_of(site: Site, missing: list[Site], guide: Signature) -> bool:
 
 def _extra(look: Look, site: Site, meant: Site | None, model: Signature) -> Finding:
     names = [latent.name for latent in model.latents]
-    remedy = f"pyro.sample({meant.name!r}, ...)  # the model's name" if meant else "Remove it."
+    remedy = f"The model calls it: pyro.sample({meant.name!r}, ...)." if meant else "Remove it."
     return look.guide.finding(
         "missing-in-model",
         "error",

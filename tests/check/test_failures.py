@@ -72,6 +72,19 @@ def _twice(x: Tensor) -> None:
             pyro.sample("x_i", dist.Normal(w, 1.0), obs=x[:, i])
 
 
+def _columns_in_the_plate(x: Tensor) -> None:
+    """Three columns where the plate has eight rows."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, torch.ones(3)), obs=x)
+
+
+def _plate_of_other_rows(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", 10, dim=-1):
+        pyro.sample("x", dist.Normal(w + 0 * x[:, 0], 1.0), obs=x[:, 0])
+
+
 MODELS: dict[Program, Fault] = {
     _shapes: (
         "model-fails",
@@ -80,6 +93,18 @@ MODELS: dict[Program, Fault] = {
         "unsqueeze(-1)",
     ),
     _types: ("model-fails", "x", {"x @ weights": "x @ weights.float()"}, ".float()"),
+    _columns_in_the_plate: (
+        "undeclared-batch",
+        "x",
+        {"torch.ones(3))": "torch.ones(3)).to_event(1)"},
+        ".to_event(1)",
+    ),
+    _plate_of_other_rows: (
+        "undeclared-batch",
+        "x",
+        {"10, dim=-1": "len(x), dim=-1"},
+        "pyro.plate('data', len(x), dim=-1)",
+    ),
     _twice: ("duplicate-site", "x_i", {'"x_i"': 'f"x_i_{i}"'}, 'f"x_i_{i}"'),
 }
 
