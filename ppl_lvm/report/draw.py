@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm import predict
+from ppl_lvm.codes import traverse
 from ppl_lvm.data import Data
 from ppl_lvm.report import density, pictures
 from ppl_lvm.report.codes import traversals, worst_explained
@@ -144,8 +145,8 @@ def _traversals(
     order = spread.argsort(descending=True)[:most].sort().values
     D, T = len(order), TRAVERSAL_STEPS
     at = torch.linspace(-2, 2, T) * spread[order, None] + z.mean(0)[order, None]  # (D, T)
-    moved = z.mean(0).repeat(D, T, 1)
-    moved[torch.arange(D), :, order] = at
+    walks = [traverse(z.mean(0), d, values) for d, values in zip(order.tolist(), at, strict=True)]
+    moved = torch.stack(walks)
     still = {n: c.mean(0).expand(D * T, *c.shape[1:]) for n, c in codes.items()}
     still |= {n: codes[n].mean(0).argmax(-1).expand(D * T) for n in summed & codes.keys()}
     index = torch.arange(D * T) % len(batch[0])
