@@ -17,9 +17,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from ppl_lvm import processes
+from ppl_lvm.checkpoint import random_state, set_random_state
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.engine import LEVELS, Level
+from ppl_lvm.engine import LEVELS, CannotCaptureError, Level
 from ppl_lvm.evidence import drawn_numbers, log_evidence
 from ppl_lvm.pair import copied
 from ppl_lvm.pairing import make_pair, refuse_faulty
@@ -35,6 +36,8 @@ from ppl_lvm.run import (
     surroundings,
 )
 from ppl_lvm.stepping import Options
+from ppl_lvm.together import Together
+from ppl_lvm.together import refuse as refuse_together
 from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
 from ppl_lvm.training import Training
 
@@ -205,10 +208,10 @@ class _Fitting:
 
     def run(self, first: Training, path: Path | None, record: dict[str, Any]) -> Run:
         """Train every restart, keep the best."""
-        found = [
-            self._train(first if number == 0 else self.start(number), number, path)
-            for number in range(self.restarts)
-        ]
+        if self.restarts == 1:
+            found = [self._train(first, 0, path)]
+        else:
+            found = self._train_several(first, path)
         trails = [self._trail(training) for training, _ in found]
         sound = [f for f in found if f[1]["degenerate"] is None]
         best, entry = max(sound or found, key=lambda f: -f[0].sign * _rank(f[1]))
@@ -235,20 +238,63 @@ class _Fitting:
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
 
-    def _train(
-        self, training: Training, number: int, path: Path | None
-    ) -> tuple[Training, dict[str, Any]]:
-        pair, options = training.pair, training.options
+    def _train_several(
+        self, first: Training, path: Path | None
+    ) -> list[tuple[Training, dict[str, Any]]]:
+        """All restarts, together if that can be had, else in turn."""
+        try:
+            refuse_together([first])
+        except CannotCaptureError:  # in turn also in memory
+            numbers = range(self.restarts)
+            return [self._train(first if n == 0 else self.start(n), n, path) for n in numbers]
+        trainings, states = [], []
+        for number in range(self.restarts):
+            training = first if number == 0 else self.start(number)
+            self._resume(training, number, path)
+            trainings.append(training)
+            states.append(random_state())
+        with self._progress(first, f"{self.restarts} restarts together") as progress:
+            together: Together | None = None
+            try:
+                together = Together(trainings, [state["random/torch"] for state in states])
+                together.run(progress)
+            except CannotCaptureError as refusal:
+                progress.say(f"One restart after the other: {refusal}.")
+        found = []
+        for number, (training, state) in enumerate(zip(trainings, states, strict=True)):
+            set_random_state(state)
+            if together is None:
+                found.append(self._train(training, number, None, started=True))
+            else:
+                torch.set_rng_state(together.generators[number].get_state())
+                found.append((training, self._judge(training)))
+        return found
+
+    def _resume(self, training: Training, number: int, path: Path | None) -> None:
+        """Give a restart its place, and what stands there."""
         name = "checkpoint.safetensors" if self.restarts == 1 else f"restarts/{number}.safetensors"
         training.path = None if path is None else path / name
         if training.path is not None and training.path.exists():
             resume_from(training, training.path)
-        title = "" if self.restarts == 1 else f"restart {number + 1} of {self.restarts}"
+
+    def _progress(self, training: Training, title: str) -> Progress:
         shown = self.progress and processes.rank() == 0
-        with Progress(
-            options.num_steps, done=training.step_number, title=title, shown=shown
-        ) as progress:
+        steps = self.options.num_steps
+        return Progress(steps, done=training.step_number, title=title, shown=shown)
+
+    def _train(
+        self, training: Training, number: int, path: Path | None, *, started: bool = False
+    ) -> tuple[Training, dict[str, Any]]:
+        if not started:
+            self._resume(training, number, path)
+        title = "" if self.restarts == 1 else f"restart {number + 1} of {self.restarts}"
+        with self._progress(training, title) as progress:
             training.run(progress)
+        return training, self._judge(training)
+
+    def _judge(self, training: Training) -> dict[str, Any]:
+        """What is reported of a restart."""
+        pair, options = training.pair, training.options
         pair.freeze()
         rows = _some_rows(self.train, INITIALIZE_ROWS)
         judged = _at_most(self.train, EVALUATION_ROWS, options.seed)
@@ -261,7 +307,7 @@ class _Fitting:
         held_out = held_out_error = None
         if self.held_out is not None:
             held_out, held_out_error = training.evaluate(self.held_out, repeats=EVALUATIONS)
-        entry = {
+        return {
             "seed": options.seed,
             "bound": bound,
             "bound_monte_carlo_error": error,
@@ -272,7 +318,6 @@ class _Fitting:
             "engine": training.stepping.level,
             "degenerate": reason,
         }
-        return training, entry
 
     def _trail(self, training: Training) -> Trail:
         rows = _first_rows(self.train, CLUSTERED_ROWS)

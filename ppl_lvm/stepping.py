@@ -158,6 +158,11 @@ class Stepping:
         """β from here on."""
         self._kl.value.fill_(value)
 
+    @property
+    def kl_weight(self) -> Tensor:
+        """β, as the programs read it."""
+        return self._kl.value
+
     # Steps
 
     def step(self, batch: tuple[Tensor, ...], rows: int, before: Tensor) -> float:
@@ -175,7 +180,7 @@ class Stepping:
             loss = self._search(batch, before)
         else:
             loss, _ = self.whole(*batch)
-        self._after()
+        self.after()
         return self.sign * float(loss) * self._per_datum(batch)
 
     def many(
@@ -198,7 +203,7 @@ class Stepping:
         turns = [Turn(self._kl.value, torch.tensor(weights))]
         rates = self._rates()
         try:
-            losses = self.whole.many(list(data), rows, count, turns=turns, between=self._after)
+            losses = self.whole.many(list(data), rows, count, turns=turns, between=self.after)
         except NotFiniteError:
             self._set_rates(rates)
             return None
@@ -214,7 +219,8 @@ class Stepping:
         # Of several processes the losses come weighted and in nats per datum already.
         return 1.0 if processes.count() > 1 else self.programs(len(batch[0]))[2]
 
-    def _after(self) -> None:
+    def after(self) -> None:
+        """The schedule's step."""
         if self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step()
 

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ppl_lvm import processes, resume
 from ppl_lvm.data import Data
 from ppl_lvm.data.stores import MemoryStore
-from ppl_lvm.engine import CannotCaptureError, NotFiniteError
+from ppl_lvm.engine import CannotCaptureError, NotFiniteError, Recording
 from ppl_lvm.nonfinite import NonFiniteError, blame
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
@@ -121,8 +121,7 @@ class Training:
         begun = time.perf_counter()
         rows = self.order.rows(self.step_number)
         batch, total = self._batch(rows)
-        self.stepping.set_kl_weight(self._kl_weight(self.step_number))
-        self.stepping.plan.step = self.step_number
+        self.begin(self.step_number)
         if processes.count() > 1:
             processes.seed_step(self.options.seed, self.step_number)
         before = torch.get_rng_state()
@@ -145,6 +144,30 @@ class Training:
             raise
         self._count([bound], time.perf_counter() - begun)
         return bound
+
+    # Steps taken by others, of several trainings together
+
+    def begin(self, step: int) -> None:
+        """Set what step `step` reads."""
+        self.stepping.set_kl_weight(self._kl_weight(step))
+        self.stepping.plan.step = step
+
+    def end(self, loss: float, rows: int, seconds: float) -> None:
+        """Count a step that has been taken: the objective's loss on so many rows."""
+        self._count([self.sign * loss * self.stepping.programs(rows)[2]], seconds)
+
+    def record(self, batch: tuple[Tensor, ...]) -> Recording:
+        """The recording of a step on such a batch; nothing changes.
+
+        Raises:
+            CannotCaptureError: it cannot be captured.
+        """
+        with self._ready(), pyro.validation_enabled(True):
+            return self.stepping.whole.record(*batch)
+
+    def whole_batch(self) -> tuple[Tensor, ...]:
+        """All rows."""
+        return self._batch(None)[0]
 
     def _many(self, count: int) -> float | None:
         """Take `count` steps in one call; None if that cannot be had and nothing was done."""
@@ -241,7 +264,7 @@ class Training:
             total += self.sign * float(loss) * len(rows) / len(data)
         return total
 
-    def _validate(self) -> bool:
+    def validate(self) -> bool:
         """Evaluate; whether to go on."""
         self.history["validation_step"].append(self.step_number)
         self.history["learning_rate"].append(float(self.stepping.optimizer.param_groups[0]["lr"]))
@@ -259,7 +282,7 @@ class Training:
                 self.best_state = self.pair.state()
         else:
             self.waited += 1
-        return self.options.patience is None or self.waited <= self.options.patience
+        return self.going
 
     # The loop
 
@@ -267,13 +290,13 @@ class Training:
         """Step to the end, or until validation has stopped improving."""
         self.say = progress.say
         saved = time.monotonic()
-        going = not self._stopped()
+        going = self.going
         with self._ready(), processes.told_to_end() as told:
             while going and self.step_number < self.options.num_steps:
                 bound = self._advance()
                 at_end = self.step_number == self.options.num_steps
                 if at_end or self.step_number % self.options.validate_every == 0:
-                    going = self._validate()
+                    going = self.validate()
                 progress.advance(self.step_number, bound, self.history["validation_bound"][-1:])
                 due = time.monotonic() - saved >= self.options.checkpoint_seconds
                 if due or at_end or not going or told():
@@ -281,6 +304,10 @@ class Training:
                     saved = time.monotonic()
                 if told():
                     raise SystemExit(f"Ended from outside after step {self.step_number}.")
+        self.finish()
+
+    def finish(self) -> None:
+        """Go back to the best parameters, if a run that may stop early has found any."""
         if self.best_state:
             self.pair.load_state(self.best_state)
 
@@ -294,5 +321,7 @@ class Training:
         bound = self._many(count) if count > 1 else None
         return self._step() if bound is None else bound
 
-    def _stopped(self) -> bool:
-        return self.options.patience is not None and self.waited > self.options.patience
+    @property
+    def going(self) -> bool:
+        """Whether validation has not stopped improving."""
+        return self.options.patience is None or self.waited <= self.options.patience

@@ -50,6 +50,7 @@ from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.many import Turn
 from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.plan import LongRun, Plan
+from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.step import LEVELS, Level, NotFiniteError, WholeStep
 from ppl_lvm.engine.svi import CompiledSVI
@@ -63,6 +64,7 @@ __all__ = [
     "LongRun",
     "NotFiniteError",
     "Plan",
+    "Recording",
     "Turn",
     "WholeStep",
     "make_step",

@@ -181,6 +181,18 @@ class WholeStep:
 
     # Learning
 
+    def record(self, *args: Any) -> Recording:
+        """The recording for these arguments, made on steps that change nothing if it is new.
+
+        Raises:
+            CannotCaptureError: there is none.
+        """
+        self.gradient.rehearse(args, {}, Snapshot(self.gradient.watched))
+        recording = self.gradient.lookup(args, {})[1]
+        if recording is None:
+            raise self.gradient.refusal or CannotCaptureError("too many kinds of arguments")
+        return recording
+
     def _rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record these arguments, if they are new, on steps that change nothing."""
         gradient = self.gradient
