@@ -27,6 +27,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -158,6 +159,8 @@ def _analytic(
         order, in_model = list(guide), [n for n in model if n in guide]
         earlier = set(in_model[: in_model.index(name)])
         q, p = guide[name], model[name]
+        if _is_delta(q["fn"]):
+            return None
         if not earlier <= set(order[: order.index(name)]) or q["mask"] is not p["mask"]:
             return None
         try:
@@ -172,6 +175,16 @@ def _analytic(
         return table(value, plan.nesting, plate_dim(q, plan.data_plate))
 
     return compute
+
+
+def _is_delta(fn: Any) -> bool:
+    """Whether it is a point mass, whose KL in closed form forgets the density it stands for.
+
+    Pyro's automatic guides give a site the value of a pushed normal as `Delta(value, log_density)`.
+    """
+    while not isinstance(fn, Delta) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Particles:
