@@ -92,9 +92,11 @@ def _address(like: str) -> str:
     if like in addresses:
         return addresses[like]
     package = importlib.import_module(MODELS)
-    for address in addresses.values():  # the class's name will do
-        if like == address.rpartition(":")[2]:
-            return address
+    # The class's name will do, and a part of the file's that no other has.
+    named = [a for a in addresses.values() if like == a.rpartition(":")[2]]
+    near = named or [a for file, a in addresses.items() if like in file.split("_")]
+    if len(near) == 1:
+        return near[0]
     if like in {found.name for found in pkgutil.iter_modules(package.__path__)}:
         raise ValueError(
             f"models/{like}.py holds no model: it is a part of others. Choose from "

@@ -35,9 +35,14 @@ class Candidate:
 
 CANDIDATES = (
     Candidate("rows of numbers", "return (torch.randn(60, 4),)", "iris"),
-    Candidate("bits", "return (torch.bernoulli(torch.full((60, 6), 0.5)),)", "x.csv"),
+    Candidate("bits", "return (torch.bernoulli(torch.full((60, 12), 0.5)),)", "x.csv"),
     Candidate("counts", "return (torch.poisson(torch.full((60, 6), 3.0)),)", "x.csv"),
     Candidate("one count a row", "return (torch.poisson(torch.full((60,), 3.0)),)", "x.npy"),
+    Candidate(
+        "estimates and their errors",
+        "return (torch.stack([torch.randn(30), 0.5 + torch.rand(30)], -1),)",
+        "x.csv",
+    ),
     Candidate("sequences", "return (torch.randn(30, 5, 2),)", "x.npy"),
     Candidate("sequences of bits", "return (torch.randn(30, 5, 2).gt(0).float(),)", "x.npy"),
     Candidate("sequences of one number", "return (torch.randn(30, 5),)", "x.npy"),
@@ -49,6 +54,11 @@ CANDIDATES = (
     Candidate(
         "inputs and a bit",
         "x = torch.randn(60, 3)\nreturn x, (x.sum(-1) > 0).float()",
+        "xy.npz",
+    ),
+    Candidate(
+        "inputs and rows of bits",
+        "x = torch.randn(60, 3)\nreturn x, (x @ torch.randn(3, 12) > 0).float()",
         "xy.npz",
     ),
     Candidate(

@@ -15,6 +15,9 @@ from ppl_lvm.cli import app
 from ppl_lvm.new import new, offered
 from ppl_lvm.run import load_run
 
+# Those that the documents name; others may be refused, by name.
+STAND_ALONE = {"gmm", "vae", "bayesian_gmm", "ppca", "factor_analysis"}
+
 
 @pytest.fixture
 def tests_of(
@@ -67,13 +70,26 @@ def test_every_line_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("like", sorted(offered()))
 def test_a_copy_of_ours_passes_its_test(like: str, tmp_path: Path, tests_of: Any) -> None:
     name = f"my_{like}"
-    new(name, like, tmp_path)
+    try:
+        new(name, like, tmp_path)
+    except ValueError as refused:
+        assert like not in STAND_ALONE, refused
+        assert f"--like {like} does not stand alone" in str(refused)
+        assert list(tmp_path.iterdir()) == []
+        return
     for test in tests_of(name):
         test()
     module, _, original = offered()[like].partition(":")
     source = Path(str(importlib.import_module(module).__file__)).read_text()
     copied = (tmp_path / f"{name}.py").read_text()
     assert re.sub(r"\bMy\w+", original, copied) == source
+
+
+def test_a_class_or_a_part_of_a_files_name_will_do(tmp_path: Path) -> None:
+    assert "class Mine(" in new("mine", "GaussianMixture", tmp_path)[0].read_text()
+    parts = [name.split("_") for name in offered()]
+    alone = [p for name in parts for p in name if sum(p in other for other in parts) == 1]
+    assert "regression" not in str(parts) or "regression" in alone
 
 
 def test_a_model_of_the_users_can_be_copied_too(tmp_path: Path, tests_of: Any) -> None:
