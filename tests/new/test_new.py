@@ -70,11 +70,14 @@ def test_every_line_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("like", sorted(offered()))
 def test_a_copy_of_ours_passes_its_test(like: str, tmp_path: Path, tests_of: Any) -> None:
     name = f"my_{like}"
+    refusal = ""
     try:
         new(name, like, tmp_path)
-    except ValueError as refused:
-        assert like not in STAND_ALONE, refused
-        assert f"--like {like} does not stand alone" in str(refused)
+    except ValueError as error:
+        refusal = str(error)
+    if refusal:
+        assert like not in STAND_ALONE, refusal
+        assert f"--like {like} does not stand alone" in refusal
         assert list(tmp_path.iterdir()) == []
         return
     for test in tests_of(name):
@@ -85,11 +88,15 @@ def test_a_copy_of_ours_passes_its_test(like: str, tmp_path: Path, tests_of: Any
     assert re.sub(r"\bMy\w+", original, copied) == source
 
 
-def test_a_class_or_a_part_of_a_files_name_will_do(tmp_path: Path) -> None:
-    assert "class Mine(" in new("mine", "GaussianMixture", tmp_path)[0].read_text()
-    parts = [name.split("_") for name in offered()]
-    alone = [p for name in parts for p in name if sum(p in other for other in parts) == 1]
-    assert "regression" not in str(parts) or "regression" in alone
+def test_a_class_or_a_part_of_a_files_name_that_no_other_has_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "class Mine(" in new("mine", "PPCA", tmp_path)[0].read_text()
+    files = {"linear_map": "ppl_lvm.models:PPCA", "other_map": "ppl_lvm.models:VAE"}
+    monkeypatch.setattr("ppl_lvm.new.offered", lambda: files)
+    assert "class Ours(" in new("ours", "linear", tmp_path)[0].read_text()
+    with pytest.raises(ValueError, match="no model 'map'; choose from linear_map, other_map"):
+        new("yours", "map", tmp_path)
 
 
 def test_a_model_of_the_users_can_be_copied_too(tmp_path: Path, tests_of: Any) -> None:
