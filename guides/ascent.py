@@ -59,6 +59,7 @@ class LocalBound:
         batch: some rows.
         draws: K, an even number; None: 2 k, or 8 if that is less.
         guide: what errors call the guide.
+        centres: values of the latents that all data share, at which each datum's own are found.
 
     Raises:
         ValueError: for a model whose rows are not independent given λ.
@@ -72,9 +73,11 @@ class LocalBound:
         batch: tuple[Any, ...],
         draws: int | None,
         guide: str,
+        centres: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
         # In a tuple: the model's parameters are not the guide's.
         self._model, self._declared, self._factors = (model,), declared, factors
+        self._centres = centres
         self.size = sum(factor.size for factor in factors)  # k
         draws = max(8, 2 * self.size) if draws is None else draws
         if draws < 2 or draws % 2:
@@ -91,7 +94,7 @@ class LocalBound:
             self._at(values)(*batch)
 
         with dry_run(model):
-            self._plan = make_plan(model, anywhere, batch, {})
+            self._plan = make_plan(self._at_centres(), anywhere, batch, {})
         if self._plan.data_plate != DATA_PLATE:
             raise ValueError(
                 f"{guide} fits each datum by itself, but the model's rows belong together: "
@@ -120,8 +123,13 @@ class LocalBound:
         return mean + entropy
 
     def _log_p(self, values: dict[str, Tensor], batch: tuple[Any, ...], rows: int) -> Tensor:
-        drawn = draw_particles(self._model[0], self._at(values), batch, {}, self._plan, 1)
+        drawn = draw_particles(self._at_centres(), self._at(values), batch, {}, self._plan, 1)
         return drawn.log_p.expand(1, rows)[0]
+
+    def _at_centres(self) -> Callable[..., Any]:
+        """The model with its shared latents known."""
+        centres = self._centres()
+        return poutine.condition(self._model[0], data=centres) if centres else self._model[0]
 
     def gradient(
         self, lam: Tensor, *batch: Any, through: bool, rows: Tensor | None = None

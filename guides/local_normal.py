@@ -23,8 +23,8 @@ cost on them, and not what an encoder would have known of them beforehand.
 The λ_n climb the ELBO, whatever objective moves θ. They are no parameters: an optimiser does not
 see them, and a checkpoint of `fit` keeps them in a file of their own. A step cannot be captured.
 
-Serves models whose latents are all local and continuous, or enumerated, whose rows are independent
-and which have parameters.
+Serves models whose local latents are continuous, or enumerated, and whose rows are independent
+given what they share; that gets a `SharedNormal` (`shared_part.py`), the global q of the paper.
 
 Reference:
     Hoffman, Blei, Wang, Paisley (2013). Stochastic variational inference.
@@ -45,6 +45,7 @@ from ppl_lvm.guides.ascent import LocalBound, ascend
 from ppl_lvm.guides.encoded import deal, served
 from ppl_lvm.guides.factors import Diagonal, Pushed
 from ppl_lvm.guides.pushed import open_plates, subsamples
+from ppl_lvm.guides.shared_part import apart, centres
 from ppl_lvm.row_table import RowTable, data_rows
 from ppl_lvm.signature import signature
 from ppl_lvm.subsample import DATA_PLATE
@@ -88,11 +89,14 @@ class LocalNormal(PyroModule):
                 f"LocalNormal needs inner_steps and fit_steps >= 1, got {inner_steps}, {fit_steps}."
             )
         self.inner_steps, self.fit_steps = inner_steps, fit_steps
-        self._signature = signature(model, *batch)
-        self.sites = served(self._signature, "LocalNormal", sampled=True)
-        self._factors = [Pushed(site, self._signature, Diagonal()) for site in self.sites]
+        self.shared, self._signature = apart(model, signature(model, *batch), batch)
+        own = served(self._signature, "LocalNormal", sampled=True)
+        self._factors = [Pushed(site, self._signature, Diagonal()) for site in own]
+        self.sites = [*(self.shared.sites if self.shared is not None else ()), *own]
         self._model = (model,)  # in a tuple: its parameters are not the guide's
-        self._bound = LocalBound(model, self._signature, self._factors, batch, draws, "LocalNormal")
+        self._bound = LocalBound(
+            model, self._signature, self._factors, batch, draws, "LocalNormal", self._centres
+        )
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
         self._dtype = like.dtype
         self.table = RowTable(2 * self._bound.size + 1, like.dtype)
@@ -107,8 +111,13 @@ class LocalNormal(PyroModule):
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
+        if self.shared is not None:
+            self.shared.draw(plates, *batch)
         own = plates[DATA_PLATE].indices if subsamples(self._signature) else None
         deal(self._lam(own, batch), self._factors, plates)
+
+    def _centres(self) -> dict[str, Tensor]:
+        return centres(self.shared)
 
     def rows(self, rows: Tensor) -> Tensor:
         """λ (B, 2 k) of some rows of the training data, as their last step left them."""
@@ -208,6 +217,7 @@ class LocalNormal(PyroModule):
     def _parameters_now(self) -> list[Tensor]:
         model = self._model[0]
         found = list(model.parameters()) if isinstance(model, nn.Module) else []
+        found += list(self.parameters())  # of what all data share
         found += pyro.get_param_store()._params.values()
         return list({id(parameter): parameter for parameter in found}.values())
 

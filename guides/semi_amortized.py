@@ -12,8 +12,9 @@ steps count as constants, λᵀ = λ⁰ + stop(…). That is cheaper, and biased
 optimal: the encoder learns as if its guess were used as it is, and the model's parameters get no
 credit for what the steps make of them.
 
-Serves models whose latents are all local and continuous, or enumerated, and whose rows are
-independent. A step of training costs T + 1 gradients of the model on K B rows.
+Serves models whose local latents are continuous, or enumerated, and whose rows are independent
+given what they share; that gets a `SharedNormal` (`shared_part.py`). A step of training costs
+T + 1 gradients of the model on K B rows.
 
 We depart from the paper in the steps: natural gradients, each accepted where it raises L_n, over
 fixed points, in place of plain ascent with momentum over fresh draws.
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from ppl_lvm.guides.ascent import LocalBound, ascend
 from ppl_lvm.guides.encoded import Encoded, deal, served
 from ppl_lvm.guides.factors import Diagonal, Pushed
+from ppl_lvm.guides.shared_part import apart, centres
 from ppl_lvm.signature import signature
 
 FIRST_STEP = 0.5  # α
@@ -66,15 +68,23 @@ class SemiAmortized(Encoded):
     ) -> None:
         if steps < 0:
             raise ValueError(f"SemiAmortized needs steps >= 0, got {steps}.")
-        declared = signature(model, *batch)
+        shared, declared = apart(model, signature(model, *batch), batch)
         factors = [Pushed(s, declared, Diagonal()) for s in served(declared, "SemiAmortized")]
         what = "k of μ and k of log σ for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
-        self.steps, self.through = steps, through
-        self._bound = LocalBound(model, declared, factors, batch, draws, "SemiAmortized")
+        self.steps, self.through, self.shared = steps, through, shared
+        self.sites = [*(shared.sites if shared is not None else ()), *self.sites]
+        self._bound = LocalBound(
+            model, declared, factors, batch, draws, "SemiAmortized", self._centres
+        )
+
+    def _centres(self) -> dict[str, Tensor]:
+        return centres(self.shared)
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
+        if self.shared is not None:
+            self.shared.draw(plates, *batch)
         guess = self.encoder(*batch)
         alpha = guess.new_full((len(guess), 1), FIRST_STEP)
         lam, _ = ascend(self._bound, guess, alpha, self.steps, *batch, through=self.through)

@@ -83,9 +83,10 @@ class SharedNormal(PyroModule):
         """Sample every site inside `plates`, which several guides may share."""
         for site in self.sites:
             with inside(site, plates):
-                pyro.sample(site.name, self._distribution(site))
+                pyro.sample(site.name, self.distribution(site))
 
-    def _distribution(self, site: Site) -> Any:
+    def distribution(self, site: Site) -> Any:
+        """q of one of the sites."""
         if site.name not in self._pushed:
             concentration = getattr(self, f"{site.name}_concentration")
             return Dirichlet(concentration).to_event(len(site.event_shape) - 1)

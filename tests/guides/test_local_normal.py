@@ -220,6 +220,40 @@ def test_a_killed_run_continues_bit_for_bit(
             assert torch.equal(states[0][name].nan_to_num(), states[1][name].nan_to_num()), name
 
 
+def _family(x: Tensor) -> None:
+    """w ~ N(0, 5²) and s > 0 are everyone's, z_n ~ N(w, 1), x_n ~ N(z_n, s²)."""
+    w = pyro.sample("w", dist.Normal(0.0, 5.0))
+    s = pyro.sample("s", dist.LogNormal(0.0, 0.1))
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(w, 1.0))
+        pyro.sample("x", dist.Normal(z, s), obs=x)
+
+
+def test_what_all_data_share_has_a_guide_beside_it() -> None:
+    """z_n is found at the centre of q(w) q(s): μ = (w + x / s²) / (1 + 1 / s²), and so on."""
+    x = 3 + torch.randn(30)
+    guide = LocalNormal(_family, x)
+    assert len(check(_family, guide, x)) == 0
+    svi = _svi(_family, guide, 0.02)
+    for _ in range(150):
+        svi.step(x)
+    w = float(guide.shared.w_loc.detach())  # type: ignore[union-attr]
+    assert w == pytest.approx(float(x.mean()), abs=0.6)
+    guide.eval()
+    node = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
+    precision = 1 + (-2 * guide.shared.s_loc.detach()).exp()  # type: ignore[union-attr]
+    exact = (w + x * (precision - 1)) / precision
+    torch.testing.assert_close(node.mean, exact, atol=1e-3, rtol=0)
+    torch.testing.assert_close(node.variance, (1 / precision).expand(30), atol=1e-3, rtol=0)
+
+
+def test_mini_batches_with_shared_latents_fit() -> None:
+    x = 3 + torch.randn(30)
+    run = fit(_family, LocalNormal, x, batch_size=10, num_steps=30, progress=False)
+    assert run.encode(x)["z"].shape == (30,)
+    assert run.sample(4)["x"].shape == (4,)
+
+
 def test_a_batch_of_unknown_rows_is_refused() -> None:
     x = torch.randn(8, 5)
     model = PPCA(2, 5)
@@ -262,7 +296,7 @@ def test_what_it_does_not_serve_is_named() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
 
-    with pytest.raises(ValueError, match=r"LocalNormal serves .* but 'w' is shared by all data"):
+    with pytest.raises(ValueError, match="LocalNormal found no continuous latent to serve"):
         LocalNormal(shared, torch.randn(3))
     with pytest.raises(ValueError, match="inner_steps and fit_steps >= 1, got 0, 200"):
         LocalNormal(shared, torch.randn(3), inner_steps=0)

@@ -110,6 +110,25 @@ def test_it_stands_beside_an_enumerated_site() -> None:
     assert TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x) > 0
 
 
+def test_what_all_data_share_has_a_guide_beside_it() -> None:
+    """Steps are taken at the centre of q(w): with w a number, its λ is that of w known."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 5.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(w, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(6)
+    guide = SemiAmortized(model, x, steps=10)
+    assert len(check(model, guide, x)) == 0
+    q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
+    centre = guide.shared.w_loc  # type: ignore[union-attr]
+    torch.testing.assert_close(q.mean, (x + centre) / 2, atol=1e-4, rtol=0)
+    q.mean.sum().backward()  # through the steps, to what all data share
+    assert guide.shared.w_loc_unconstrained.grad == pytest.approx(3.0, abs=1e-3)  # type: ignore[union-attr]
+
+
 def test_it_passes_the_check() -> None:
     x = torch.rand(10, 6).round()
     for model in (VAE(2), PPCA(2, 6)):
@@ -123,7 +142,7 @@ def test_what_it_does_not_serve_is_named() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
 
-    with pytest.raises(ValueError, match=r"SemiAmortized serves .* but 'w' is shared by all data"):
+    with pytest.raises(ValueError, match="SemiAmortized found no continuous latent to serve"):
         SemiAmortized(shared, torch.randn(3))
     with pytest.raises(ValueError, match="steps >= 0, got -1"):
         SemiAmortized(shared, torch.randn(3), steps=-1)
