@@ -1,30 +1,47 @@
-"""How long does one training step take, eager, captured and compiled, against Pyro's and by hand?
+"""How long does one training step take, at every level, against Pyro, plain torch and NumPyro?
 
-Every way of taking a step runs in turn in one process, on the same batch, with Adam. Times are
-milliseconds a step (median); ratios are medians of paired ratios with their quartiles, so that a
-machine whose speed drifts does not decide them. `first` is the time until the first step at that
-level: for ours, the eager steps that are watched and, if compiled, the compiler.
+Every way of taking a step runs in turn in one process, on the same batch, with Adam, in float32.
+Times are milliseconds a step (median); ratios are medians of paired ratios with their quartiles,
+so that a machine whose speed drifts does not decide them. `first` is the time until the first
+steps at that level, in this process. The floor is the least that a step's products of matrices, or
+its least traffic of memory, take on this machine (`floor.py`).
+
+`--program "vae 128"` takes one program (commas between several). `--starts` adds, each in a fresh
+process, the cold and the warm start, peak memory, and the number of steps after which compiling
+has paid. NumPyro's columns need the extra `bench`.
 """
 
 import gc
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pyro
-import torch
 from matplotlib.figure import Figure
-from pyro.infer import SVI
-from torch import Tensor
 
-from ppl_lvm.benchmarks.record import Result, command, publish
+from ppl_lvm.benchmarks import floor, numpyro_peers, speed_start
+from ppl_lvm.benchmarks.record import Result, command, publish, show
 from ppl_lvm.benchmarks.speed_programs import PROGRAMS, Program
+from ppl_lvm.benchmarks.speed_ways import (
+    CAPTURED,
+    COMPILED,
+    EAGER,
+    HAND,
+    HAND_COMPILED,
+    MANY,
+    PYRO,
+    SCAN,
+    SEVERAL,
+    UPDATE,
+    Step,
+    parameters,
+    ways,
+)
 from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
-from ppl_lvm.engine import CompiledSVI, Level
 
-_OURS: tuple[Level, ...] = ("eager", "captured", "compiled")
-_BASE = "pyro"
-_MANY = "compiled, 32 steps a call"
+_SECONDS = 90.0  # that the rounds of one program may take
+_SMOKE = (PYRO, EAGER, CAPTURED, HAND)
+# Ours against the same kind of call: above 1, ours is faster.
+_PAIRS = ((COMPILED, UPDATE), (MANY, SCAN), (COMPILED, HAND_COMPILED), (MANY, HAND_COMPILED))
 
 
 def run(
@@ -33,158 +50,180 @@ def run(
     directory: str | None = None,
     seed: int = 0,
     rounds: int = 30,
-    programs: str = "",
+    program: str = "",
+    starts: bool = False,
 ) -> Result:
-    """Time the programs named in `programs` (commas between), all of them if empty."""
-    chosen = [name.strip() for name in programs.split(",") if name.strip()] or list(PROGRAMS)
+    """Time the programs named in `program` (commas between), all of them if empty."""
+    chosen = [name.strip() for name in program.split(",") if name.strip()] or list(PROGRAMS)
     unknown = [name for name in chosen if name not in PROGRAMS]
     if unknown:
         raise ValueError(f"There is no program {unknown[0]!r}; there are {', '.join(PROGRAMS)}.")
     if smoke:
         chosen, rounds = ["mixture 150"], 3
+    machine = floor.measure(smoke)
     rows: list[dict[str, Any]] = []
+    against: list[dict[str, Any]] = []
     for name in chosen:
-        rows += _time(name, rounds, seed, smoke)
+        found, compared = _measure(name, rounds, seed, smoke, machine)
+        if starts and not smoke:
+            _add_starts(name, found)
+        rows, against = rows + found, against + compared
         gc.collect()
+    if against:
+        show("Times faster than the same kind of call elsewhere", against)
+    numpyro = "" if numpyro_peers.installed() else numpyro_peers.WITHOUT
+    if numpyro:
+        print(numpyro)
     return publish(
-        "speed", str(__doc__), rows, _picture(rows), seed=seed, directory=directory, smoke=smoke
+        "speed",
+        str(__doc__),
+        rows,
+        _picture(rows),
+        seed=seed,
+        directory=directory,
+        smoke=smoke,
+        against=against,
+        numpyro=numpyro or "installed",
+        machine={
+            "matrix GFLOP/s": machine.operations / 1e9,
+            "bandwidth GB/s": machine.bandwidth / 1e9,
+        },
     )
 
 
-def _time(name: str, rounds: int, seed: int, smoke: bool) -> list[dict[str, Any]]:
+def _measure(
+    name: str, rounds: int, seed: int, smoke: bool, machine: floor.Machine
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of a program, one a way, and its comparisons."""
     pyro.set_rng_seed(seed)
     program = PROGRAMS[name]()
-    functions: dict[str, Callable[[], object]] = {}
+    least = _floor(program, machine)
+    functions, first = _ready(name, program, seed, smoke)
+    calls = _calls(functions[PYRO])
+    each = sum(_seconds(step) for step in functions.values())
+    rounds = max(5, min(rounds, int(_SECONDS / (calls * each))))
+    times = interleaved(functions, rounds=rounds, calls=calls, seed=seed)
+    for way in SEVERAL:
+        if way in times:
+            times[way] = [seconds / program.many for seconds in times[way]]
+    rows = [_row(name, way, times, first[way], least) for way in functions]
+    if name in numpyro_peers.PROGRAMS and not numpyro_peers.installed():
+        rows.append(dict.fromkeys(rows[0]) | {"program": name, "step": "numpyro: not installed"})
+    return rows, [_against(name, a, b, times) for a, b in _PAIRS if a in times and b in times]
+
+
+def _ready(
+    name: str, program: Program, seed: int, smoke: bool
+) -> tuple[dict[str, Step], dict[str, float]]:
+    """Every way past its first steps, and how long these took."""
+    functions: dict[str, Step] = {}
     first: dict[str, float] = {}
-    for way, make in _ways(program, smoke).items():
+    for way, make in ways(name, program, seed).items():
+        if smoke and way not in _SMOKE:
+            continue
         pyro.clear_param_store()
         pyro.set_rng_seed(seed)
         begun = time.perf_counter()
         try:
             step = make()
-            for _ in range(5):
+            for _ in range(speed_start.WARM_UP):
                 step()
-        except Exception as error:  # a peer that cannot run a program is a row without numbers
+        except Exception as error:  # a peer that cannot run a program is a row that is missing
             print(f"{name}, {way}: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
             continue
         functions[way], first[way] = step, time.perf_counter() - begun
-    calls = _calls(functions[_BASE])
-    times = interleaved(functions, rounds=rounds, calls=calls, seed=seed)
-    if _MANY in times:
-        times[_MANY] = [seconds / 32 for seconds in times[_MANY]]
-    return [_row(name, way, times, first[way]) for way in functions]
+    return functions, first
 
 
-def _row(name: str, way: str, times: dict[str, list[float]], first: float) -> dict[str, Any]:
-    speedup, low, high = ratio(times, _BASE, way)
+def _floor(program: Program, machine: floor.Machine) -> float:
+    pyro.clear_param_store()
+    model, guide = program.make()
+    objective = program.loss()
+    with pyro.get_param_store().scope():
+        work = floor.operations(lambda: objective.loss_and_grads(model, guide, *program.batch))
+    return floor.floor(machine, work, floor.least_bytes(program.batch, parameters(program)))
+
+
+def _row(
+    name: str, way: str, times: dict[str, list[float]], first: float, least: float
+) -> dict[str, Any]:
+    speedup, low, high = ratio(times, PYRO, way)
+    seconds = spread(times[way])[0]
     return {
         "program": name,
         "step": way,
-        "ms": 1e3 * spread(times[way])[0],
+        "ms": 1e3 * seconds,
         "times faster than Pyro": speedup,
         "lower quartile": low,
         "upper quartile": high,
+        "times the floor": seconds / least,
         "first (s)": first,
     }
 
 
-def _calls(step: Callable[[], object]) -> int:
-    """Calls a round: about 50 ms of the slowest way, so that a clock's tick does not matter."""
+def _against(name: str, ours: str, theirs: str, times: dict[str, list[float]]) -> dict[str, Any]:
+    speedup, low, high = ratio(times, theirs, ours)
+    return {
+        "program": name,
+        "ours": ours,
+        "theirs": theirs,
+        "times faster": speedup,
+        "lower quartile": low,
+        "upper quartile": high,
+    }
+
+
+def _add_starts(name: str, rows: list[dict[str, Any]]) -> None:
+    """Cold and warm starts, memory, and the steps after which a way has overtaken the captured."""
+    for row in rows:
+        known = row["ms"] is not None
+        row.update(speed_start.starts(name, row["step"]) if known else dict.fromkeys(_START))
+    captured = next((row for row in rows if row["step"] == CAPTURED), None)
+    for row in rows:
+        row["steps until paid"] = _paid(row, captured)
+
+
+_START = ("cold start (s)", "warm start (s)", "peak MB")
+
+
+def _paid(row: dict[str, Any], captured: dict[str, Any] | None) -> int | None:
+    """Steps until a compiled way, started cold, has been quicker than captured from the start."""
+    if captured is None or row["step"] not in (COMPILED, MANY):
+        return None
+    if row["cold start (s)"] is None or captured["cold start (s)"] is None:
+        return None
+    gain = (captured["ms"] - row["ms"]) / 1e3
+    cost = row["cold start (s)"] - captured["cold start (s)"]
+    return int(cost / gain) if gain > 0 else None
+
+
+def _seconds(step: Step) -> float:
     begun = time.perf_counter()
     step()
-    return max(1, min(20, int(0.05 / (time.perf_counter() - begun))))
+    return time.perf_counter() - begun
 
 
-def _ways(program: Program, smoke: bool) -> dict[str, Callable[[], Callable[[], object]]]:
-    ways: dict[str, Callable[[], Callable[[], object]]] = {_BASE: lambda: _pyro(program)}
-    for level in _OURS:
-        ways[level] = lambda level=level: _ours(program, level)  # type: ignore[misc]
-    if not smoke:
-        ways[_MANY] = lambda: _many(program)
-    if program.by_hand is not None:
-        ways["by hand"] = lambda: _by_hand(program, compiled=False)
-        if not smoke:
-            ways["by hand, torch.compile"] = lambda: _by_hand(program, compiled=True)
-    if program.jit is not None and not smoke:
-        ways["pyro jit"] = lambda: _pyro(program, jit=True)
-    return ways
-
-
-def _pyro(program: Program, jit: bool = False) -> Callable[[], object]:
-    model, guide = program.make()
-    objective = program.jit if jit else program.loss
-    assert objective is not None
-    # Names of parameters may be shared between ways: each has a store of its own.
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), objective())
-    return _alone(lambda: svi.step(*program.batch))
-
-
-def _ours(program: Program, level: Level) -> Callable[[], object]:
-    model, guide = program.make()
-    optimizer = pyro.optim.Adam({"lr": 1e-3})
-    svi = CompiledSVI(model, guide, optimizer, program.loss(), engine=level)
-    return _alone(lambda: svi.step(*program.batch))
-
-
-def _many(program: Program) -> Callable[[], object]:
-    model, guide = program.make()
-    optimizer = pyro.optim.Adam({"lr": 1e-3})
-    svi = CompiledSVI(model, guide, optimizer, program.loss(), engine="compiled")
-    rows = torch.arange(len(program.batch[0])).expand(32, -1).contiguous()  # (32, B)
-    return _alone(lambda: svi.steps(*program.batch, rows=rows))
-
-
-def _alone(step: Callable[[], object]) -> Callable[[], object]:
-    """A step with a parameter store of its own, swapped in and out around it."""
-    store = pyro.get_param_store()
-    own: dict[str, Any] = {"_constraints": {}, "_params": {}, "_param_to_name": {}}
-
-    def alone() -> object:
-        kept = {name: getattr(store, name) for name in own}
-        for name, value in own.items():
-            setattr(store, name, value)
-        try:
-            return step()
-        finally:
-            for name, value in kept.items():
-                setattr(store, name, value)
-
-    return alone
-
-
-def _by_hand(program: Program, compiled: bool) -> Callable[[], object]:
-    assert program.parameters is not None
-    assert program.by_hand is not None
-    params = program.parameters()
-    leaves = [p for p in params.values() if p.requires_grad]
-    optimizer = torch.optim.Adam(leaves, lr=1e-3)
-    loss_of: Callable[..., Tensor] = torch.compile(program.by_hand) if compiled else program.by_hand
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = loss_of(params, *program.batch)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
+def _calls(step: Step) -> int:
+    """Calls a round: about 50 ms of Pyro's step, so that a clock's tick does not matter."""
+    return max(1, min(20, int(0.05 / _seconds(step))))
 
 
 def _picture(rows: list[dict[str, Any]]) -> Figure:
     """Milliseconds a step, one group a program, on a logarithmic axis."""
+    rows = [row for row in rows if row["ms"] is not None]
     names = list(dict.fromkeys(row["program"] for row in rows))
-    ways = list(dict.fromkeys(row["step"] for row in rows))
-    figure = Figure(figsize=(9, 0.9 + 0.9 * len(names)))
+    listed = list(dict.fromkeys(row["step"] for row in rows))
+    figure = Figure(figsize=(9, 1.2 + 1.2 * len(names)))
     axes = figure.subplots()
-    height = 0.8 / len(ways)
-    for place, way in enumerate(ways):
+    height = 0.8 / len(listed)
+    for place, way in enumerate(listed):
         at = [names.index(r["program"]) + place * height for r in rows if r["step"] == way]
         axes.barh(at, [r["ms"] for r in rows if r["step"] == way], height, label=way)
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(names))], names)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds a step")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 

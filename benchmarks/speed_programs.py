@@ -12,10 +12,10 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.benchmarks.handwritten import chains, mixture, vae
+from ppl_lvm.benchmarks.handwritten import chains, gm_vae, mixture, vae
 from ppl_lvm.estimators import IWAE, VIMCO
 from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models import VAE, GaussianMixture
+from ppl_lvm.models import VAE, GaussianMixture, GaussianMixtureVAE
 
 
 @dataclass
@@ -28,6 +28,7 @@ class Program:
         jit: makes Pyro's torch.jit objective, None where it has none.
         batch: what model and guide are called with.
         parameters, by_hand: tensors and the loss of them and the batch in plain torch, or None.
+        many: how many steps one call takes, where a way takes several.
     """
 
     make: Callable[[], tuple[Any, Any]]
@@ -36,6 +37,7 @@ class Program:
     batch: tuple[Tensor, ...]
     parameters: Callable[[], dict[str, Tensor]] | None = None
     by_hand: Callable[..., Tensor] | None = None
+    many: int = 32
 
 
 class Chain(PyroModule):
@@ -112,7 +114,22 @@ def _auto_encoder(rows: int, particles: int) -> Program:
 
     loss: Callable[[], ELBO] = Trace_ELBO if particles == 1 else lambda: IWAE(particles)
     jit = JitTrace_ELBO if particles == 1 else None
-    return Program(make, loss, jit, (x,), vae.parameters, by_hand)
+    many = 32 if particles == 1 else 8
+    return Program(make, loss, jit, (x,), vae.parameters, by_hand, many)
+
+
+def _mixture_auto_encoder(rows: int, components: int) -> Program:
+    x = (torch.rand(rows, 64) < 0.4).float()
+
+    def make() -> tuple[Any, Any]:
+        model = GaussianMixtureVAE(components, 8, 64, (128,))
+        return model, AmortizedNormal(model, x)
+
+    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        return -gm_vae.elbo(params, x).sum()
+
+    start = lambda: gm_vae.parameters(components)  # noqa: E731
+    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, by_hand)
 
 
 def _mixture(rows: int, columns: int, components: int) -> Program:
@@ -128,7 +145,8 @@ def _mixture(rows: int, columns: int, components: int) -> Program:
         return -mixture.log_evidence(params, x).sum()
 
     start = lambda: mixture.parameters(x, components)  # noqa: E731
-    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, by_hand)
+    many = 32 if rows < 10_000 else 2
+    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, by_hand, many)
 
 
 def _chain(steps: int, states: int, sequences: int) -> Program:
@@ -169,6 +187,7 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "iwae 50": lambda: _auto_encoder(128, 50),
     "mixture 150": lambda: _mixture(150, 4, 3),
     "mixture 100000": lambda: _mixture(100_000, 16, 32),
+    "gm-vae": lambda: _mixture_auto_encoder(128, 10),
     "hmm 50": lambda: _chain(50, 8, 16),
     "regression": lambda: _regression(500, 20),
     "belief net": lambda: _belief_net(128, 5),

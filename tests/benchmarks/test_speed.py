@@ -1,0 +1,94 @@
+"""What the speed benchmark compares computes the same thing; and its yardsticks are right."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_lvm.benchmarks import floor, numpyro_peers, speed, speed_ways
+from ppl_lvm.benchmarks.handwritten import gm_vae
+from ppl_lvm.benchmarks.speed_programs import PROGRAMS
+
+
+def test_an_unknown_program_is_named() -> None:
+    with pytest.raises(ValueError, match="There is no program 'vea'; there are vae 128"):
+        speed.run(program="vea")
+
+
+@pytest.mark.parametrize("name", ["mixture 150", "regression", "hmm 50", "belief net"])
+def test_every_program_has_its_ways(name: str) -> None:
+    pyro.set_rng_seed(0)
+    program = PROGRAMS[name]()
+    found = speed_ways.ways(name, program)
+    ours = {speed_ways.EAGER, speed_ways.CAPTURED, speed_ways.COMPILED, speed_ways.MANY}
+    assert ours | {speed_ways.PYRO} <= set(found)
+    assert (speed_ways.HAND in found) == (program.by_hand is not None)
+    assert (speed_ways.UPDATE in found) == (numpyro_peers.installed() and name != "belief net")
+
+
+def test_the_parameters_of_a_program_are_those_it_trains() -> None:
+    pyro.set_rng_seed(0)
+    found = speed_ways.parameters(PROGRAMS["vae 128"]())
+    assert sum(p.numel() for p in found) == 64 * 128 + 128 + 2 * (128 * 8 + 8) + 8 * 128 + 128 + (
+        128 * 64 + 64
+    )
+
+
+def test_the_hand_written_mixture_prior_is_the_sum_over_components() -> None:
+    torch.manual_seed(0)
+    params = gm_vae.parameters(3, observed=5, latent=2)
+    x = (torch.rand(7, 5) < 0.4).float()
+    torch.manual_seed(1)
+    found = gm_vae.elbo(params, x)
+    torch.manual_seed(1)
+    expected = _elbo(params, x)
+    torch.testing.assert_close(found, expected)
+
+
+def _elbo(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The same by torch's distributions."""
+    from torch import distributions as dist
+
+    mean, log_scale = gm_vae.vae.encode(params, x)
+    q = dist.Independent(dist.Normal(mean, log_scale.exp()), 1)
+    z = q.rsample()
+    parts = dist.Normal(params["prior.means"], params["prior.log_scales"].exp())
+    weights = dist.Categorical(logits=params["prior.logits"])
+    prior = dist.MixtureSameFamily(weights, dist.Independent(parts, 1))
+    likelihood = dist.Independent(dist.Bernoulli(logits=gm_vae.vae.decode(params, z)), 1)
+    return likelihood.log_prob(x) + prior.log_prob(z) - q.log_prob(z)
+
+
+def test_operations_and_bytes_are_counted() -> None:
+    a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
+    assert floor.operations(lambda: (a @ b).sum().backward()) == 2 * 2 * 3 * 4 * 5
+    assert floor.least_bytes([torch.zeros(10)], [torch.zeros(3)]) == 4 * 10 + 6 * 4 * 3
+    machine = floor.Machine(operations=100.0, bandwidth=10.0)
+    assert floor.floor(machine, 200, 10) == 2.0
+    assert floor.floor(machine, 200, 50) == 5.0
+
+
+def test_compiling_has_paid_when_the_gain_has_made_up_for_the_start() -> None:
+    captured: dict[str, Any] = {"step": "captured", "ms": 3.0, "cold start (s)": 1.0}
+    compiled = {"step": "compiled", "ms": 1.0, "cold start (s)": 11.0}
+    assert speed._paid(compiled, captured) == 5000
+    assert speed._paid(compiled | {"ms": 4.0}, captured) is None
+    assert speed._paid(captured, captured) is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not numpyro_peers.installed(), reason="needs the extra 'bench'")
+@pytest.mark.filterwarnings("ignore")
+def test_numpyros_chain_has_our_loss() -> None:
+    program = PROGRAMS["hmm 50"]()
+    assert program.by_hand is not None
+    assert program.parameters is not None
+    one, many = numpyro_peers.steps("hmm 50", program.batch, 3, 0)
+    wanted = float(program.by_hand(program.parameters(), *program.batch).detach())
+    assert one() == pytest.approx(wanted, rel=1e-4)
+    losses: Any = many()
+    assert len(losses) == 3
+    assert losses[0] == pytest.approx(wanted, rel=1e-4)
+    assert losses[2] < losses[0]
