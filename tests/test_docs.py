@@ -129,6 +129,7 @@ def parse(words: list[str]) -> None:
         command.make_context(name, rest, parent=context).close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page.read_text(), page.name, tmp_path, monkeypatch)
