@@ -80,13 +80,14 @@ class RowTable:
     def read(self, rows: Tensor) -> Tensor:
         """Copies of rows (B,): (B, width)."""
         self.touched += len(rows)
-        return torch.from_numpy(self._array[rows.numpy()])
+        return torch.from_numpy(self._array[rows.cpu().numpy()])
 
     def write(self, rows: Tensor, values: Tensor) -> None:
         """Put `values` (B, width) in rows (B,)."""
         self.touched += len(rows)
-        self._array[rows.numpy()] = values.detach().numpy()
-        self._changed[rows.numpy()] = True
+        index = rows.cpu().numpy()
+        self._array[index] = values.detach().cpu().numpy()
+        self._changed[index] = True
 
     def changes(self) -> dict[str, Tensor]:
         """For a checkpoint: the rows that have changed since the last one, and N."""
