@@ -1,0 +1,32 @@
+"""The χ² divergence: the variance of importance weights.
+
+    χ²(p ‖ q) = E_q[(p/q)²] - 1 = var_q(p/q)
+
+Small where q is a good proposal for p; infinite where q's tails are much lighter than p's, and its
+estimate too noisy to use long before. log(1 + χ²) is Rényi's divergence of order 2.
+
+Reference:
+    Dieng, Tran, Ranganath, Paisley, Blei (2017). Variational inference via χ upper bound
+    minimization. https://arxiv.org/abs/1611.00328
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from ppl_lvm.divergences.base import Divergence, Target
+
+
+class ChiSquare(Divergence):
+    """χ²(p ‖ q)."""
+
+    needs = ("normalized density",)
+
+    def estimate(self, p: Target, q: Any, n: int) -> Tensor:
+        assert p.log_density is not None
+        x = q.rsample((n,))
+        value: Tensor = (2 * (p.log_density(x) - q.log_prob(x))).exp().mean() - 1
+        return value
+
+    def on_grid(self, points: Tensor, log_p: Tensor, log_q: Tensor, volume: float) -> Tensor:
+        return (2 * log_p - log_q).exp().sum() * volume - 1
