@@ -11,6 +11,7 @@ from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.lda import LatentDirichletAllocation
+from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.models.prod_lda import ProdLDA
@@ -32,6 +33,7 @@ __all__ = [
     "HierarchicalRegression",
     "HierarchicalVAE",
     "LatentDirichletAllocation",
+    "LinearStateSpace",
     "MixtureOfPPCA",
     "ProdLDA",
     "RandomEffects",

@@ -1,0 +1,143 @@
+"""The linear state-space model against the dense multivariate normal that it is."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from ppl_lvm.models.linear_state_space import LinearStateSpace
+
+D, P, T, N = 2, 3, 5, 4
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)
+
+
+def _model() -> LinearStateSpace:
+    torch.manual_seed(0)
+    model = LinearStateSpace(D, P)
+    with torch.no_grad():
+        model.A.copy_(0.5 * torch.randn(D, D))
+        model.mu.copy_(torch.randn(P))
+    model.drift = torch.rand(D) + 0.2
+    model.scale = torch.rand(P) + 0.2
+    return model
+
+
+def _data() -> Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(N, T, P)
+    x[1, 3:] = torch.nan
+    x[2, 1, 0] = torch.nan
+    x[3, 0] = torch.nan
+    return x
+
+
+def _dense(model: LinearStateSpace) -> tuple[Tensor, Tensor, Tensor]:
+    """cov(z), cov(z, x), cov(x) of all steps: (T D, T D), (T D, T P), (T P, T P)."""
+    powers = [torch.linalg.matrix_power(model.A, k) for k in range(T + 1)]
+    from_start = torch.cat([powers[t + 1] for t in range(T)])  # (T D, D)
+    blocks = [[powers[t - s] if s <= t else torch.zeros(D, D) for s in range(T)] for t in range(T)]
+    from_noise = torch.cat([torch.cat(row, 1) for row in blocks])
+    Q = torch.block_diag(*[model.drift.square().diag()] * T)
+    zz = from_start @ from_start.mT + from_noise @ Q @ from_noise.mT
+    C = torch.block_diag(*[model.C] * T)
+    return zz, zz @ C.mT, C @ zz @ C.mT + model.noise.repeat(T).diag()
+
+
+def _exact(model: LinearStateSpace, x: Tensor) -> Tensor:
+    _, _, xx = _dense(model)
+    found = []
+    for sequence in x.reshape(len(x), -1):
+        o = ~sequence.isnan()
+        normal = MultivariateNormal(model.mu.repeat(T)[o], xx[o][:, o])
+        found.append(normal.log_prob(sequence[o]))
+    return torch.stack(found)
+
+
+def _program(model: Any, x: Tensor) -> Tensor:
+    trace = poutine.trace(model).get_trace(x)
+    trace.compute_log_prob()
+    found: Tensor = trace.nodes["x"]["log_prob"]
+    return found
+
+
+def test_the_program_and_kalmans_filter_are_the_dense_normal() -> None:
+    model, x = _model(), _data()
+    exact = _exact(model, x)
+    torch.testing.assert_close(_program(model, x), exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(model.log_evidence(x), exact, rtol=0, atol=1e-8)
+    leaves = list(model.parameters())
+    for a, b in zip(
+        torch.autograd.grad(_program(model, x).sum(), leaves),
+        torch.autograd.grad(exact.sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+
+
+def test_the_smoother_is_the_dense_posterior() -> None:
+    model, x = _model(), _data()
+    zz, zx, xx = _dense(model)
+    means, covariances = model.smooth(x)
+    for n in range(N):
+        o = ~x[n].flatten().isnan()
+        gain = torch.linalg.solve(xx[o][:, o], zx[:, o].mT).mT
+        m = (gain @ (x[n].flatten() - model.mu.repeat(T))[o]).view(T, D)
+        V = zz - gain @ zx[:, o].mT
+        torch.testing.assert_close(means[n], m, rtol=0, atol=1e-8)
+        for t in range(T):
+            at = slice(t * D, (t + 1) * D)
+            torch.testing.assert_close(covariances[n, t], V[at, at], rtol=0, atol=1e-8)
+
+
+def test_what_is_missing_is_not_zero() -> None:
+    model, x = _model(), _data()
+    assert ((_program(model, x.nan_to_num(0.0)) - _program(model, x))[1:].abs() > 1e-2).all()
+    short = x[1:2, :3]
+    torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
+
+
+def test_fitting_finds_the_decay_of_an_autoregression() -> None:
+    """AR(1) seen with noise: A is its coefficient."""
+    torch.manual_seed(0)
+    z = torch.randn(200)
+    steps = []
+    for _ in range(30):
+        z = 0.7 * z + 0.5**0.5 * torch.randn(200)
+        steps.append(z + 0.3 * torch.randn(200))
+    x = torch.stack(steps, 1)  # (200, 30)
+    model = LinearStateSpace(1)
+    model.initialize(x)
+    svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    for _ in range(80):
+        svi.step(x)
+    assert float(model.A.detach()) == pytest.approx(0.7, abs=0.05)
+    assert float(model.noise.detach().sqrt()) == pytest.approx(0.3, abs=0.1)
+
+
+def test_it_draws_sequences_and_survives_its_state() -> None:
+    model, x = _model(), _data()
+    drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]
+    assert drawn.shape == x.shape
+    again = LinearStateSpace(D)
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again.log_evidence(x), model.log_evidence(x))
+
+
+def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
+    with pytest.raises(ValueError, match="latent >= 1"):
+        LinearStateSpace(0)
+    with pytest.raises(ValueError, match=r"sequences \(N, T, 3\).*got \(2, 4, 5\)"):
+        _model()(torch.randn(2, 4, 5))
+    with pytest.raises(ValueError, match="floating-point"):
+        _model()(torch.ones(2, 4, 3, dtype=torch.long))
+    with pytest.raises(ValueError, match="steps are the same"):
+        LinearStateSpace(1, 1).initialize(torch.ones(3, 4, 1))
