@@ -28,6 +28,8 @@ UPDATE, SCAN = "numpyro, jitted update", "numpyro, lax.scan"
 SEVERAL = (MANY, SCAN)  # a call takes `Program.many` steps
 COMPILING = (COMPILED, MANY, HAND_COMPILED)  # leave something in the inductor's cache
 
+_LEARNT = 5  # steps after which a program is compiled
+
 
 def ways(name: str, program: Program, seed: int = 0) -> dict[str, Maker]:
     """All ways that the program has, Pyro's first."""
@@ -80,7 +82,14 @@ def _many(program: Program) -> Step:
     optimizer = pyro.optim.Adam({"lr": 1e-3})
     svi = CompiledSVI(model, guide, optimizer, program.loss(), engine="compiled")
     rows = torch.arange(len(program.batch[0])).expand(program.many, -1).contiguous()  # (S, B)
-    return _alone(lambda: svi.steps(*program.batch, rows=rows))
+    first = iter(range(_LEARNT))  # steps one by one, so that only whole calls are compiled
+
+    def several() -> object:
+        for _ in first:
+            svi.step(*program.batch)
+        return svi.steps(*program.batch, rows=rows)
+
+    return _alone(several)
 
 
 def _alone(step: Step) -> Step:
