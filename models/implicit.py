@@ -1,0 +1,100 @@
+"""Implicit model: noise through a network, and nothing said of how likely an outcome is.
+
+    z_n ~ N(0, I)      latent         (N, D)
+    x_n = G(z_n)       an outcome     (N, P)
+
+It can be drawn from and has no density: x lies on a surface of D dimensions, so there is no
+likelihood and no guide. `fit` cannot train it; `ppl_lvm.adversarial.fit_adversarially` does.
+
+Reference:
+    Mohamed, Lakshminarayanan (2016). Learning in implicit generative models.
+    https://arxiv.org/abs/1610.03483
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ppl_lvm.models.rows import check_rows, column_moments
+from ppl_lvm.nn import MLP
+
+
+class Implicit(PyroModule):
+    """P columns from D numbers of noise.
+
+    Args:
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        hidden: widths of G's hidden layers; `()` makes it linear.
+
+    Raises:
+        ValueError: for no noise.
+    """
+
+    means: Tensor  # of the data's columns (P,), and their standard deviations
+    scales: Tensor
+
+    def __init__(
+        self, latent: int = 2, observed: int | None = None, hidden: tuple[int, ...] = (64, 64)
+    ) -> None:
+        super().__init__()
+        if latent < 1:
+            raise ValueError(f"Implicit needs latent >= 1, got {latent}.")
+        self.latent, self.hidden = latent, tuple(hidden)
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def forward(self, x: Tensor) -> None:
+        """As many outcomes as `x` (N, P) has rows; its values are not looked at."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            noise = Normal(self.means.new_zeros(self.latent), 1.0).to_event(1)
+            pyro.deterministic("x", self.push(pyro.sample("z", noise)), event_dim=1)
+
+    def push(self, z: Tensor) -> Tensor:
+        """G(z) (..., P) of noise (..., D)."""
+        return self.means + self.scales * self.network(z)
+
+    def draw(self, n: int) -> Tensor:
+        """n outcomes (n, P), with gradients.
+
+        Raises:
+            ValueError: the model has not met data.
+        """
+        if self.observed is None:
+            raise ValueError("This model has not met data yet: build it with observed=P.")
+        return self.push(torch.randn(n, self.latent).to(self.means))
+
+    def initialize(self, x: Tensor) -> None:
+        """Take P, means and spread of the columns from the rows `x` (N, P).
+
+        Raises:
+            ValueError: for rows that are none, or that never change.
+        """
+        self._meet(x)
+        means, variance = column_moments(x)
+        self.means.copy_(means)
+        self.scales.copy_(variance.sqrt())
+
+    def _meet(self, x: Tensor) -> None:
+        check_rows(x, self.observed, type(self).__name__)
+        if self.observed is None:
+            self._resize(x.shape[1])
+            self.to(dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int) -> None:
+        self.observed = observed
+        self.register_buffer("means", torch.zeros(observed))
+        self.register_buffer("scales", torch.ones(observed))
+        self.network = MLP(self.latent, observed, self.hidden, activation="silu")
+
+    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+        means = state.get(f"{prefix}means")
+        if means is not None and self.observed is None:
+            self._resize(len(means))
+        super()._load_from_state_dict(state, prefix, *rest)
