@@ -115,32 +115,33 @@ def _fit(model: Any, guide: Any, x: Tensor, steps: int, seed: int, **more: Any) 
     )
 
 
-def linear(seed: int, steps: int) -> Diagnosis:
+def linear(seed: int, steps: int, temperatures: int) -> Diagnosis:
     """Local latents, judged on rows that training did not see."""
     draw = np.random.default_rng(seed)
     z = draw.normal(size=(400, 2))
     rows = torch.tensor(z @ np.array(LOADINGS).T + NOISE * draw.normal(size=(400, 5))).float()
     run = _fit(Linear, Encoder, rows[:300], steps, seed)
-    return run.diagnose(rows[:300], held_out=rows[300:], seed=seed)
+    return run.diagnose(rows[:300], held_out=rows[300:], temperatures=temperatures, seed=seed)
 
 
-def shared(seed: int, steps: int) -> Diagnosis:
+def shared(seed: int, steps: int, temperatures: int) -> Diagnosis:
     """A global latent, the number it stands for drawn anew for every seed."""
     draw = np.random.default_rng(seed)
     x = torch.tensor(draw.normal() + draw.normal(size=100)).float()
-    return _fit(Mean, MeanGuide, x, steps, seed).diagnose(x, seed=seed)
+    run = _fit(Mean, MeanGuide, x, steps, seed)
+    return run.diagnose(x, temperatures=temperatures, seed=seed)
 
 
-def mixture(seed: int, steps: int) -> Diagnosis:
+def mixture(seed: int, steps: int, temperatures: int) -> Diagnosis:
     """A label summed out, two starts, judged on other rows."""
     draw = np.random.default_rng(seed)
     k = draw.integers(2, size=1200)
     rows = torch.tensor(np.array(CENTRES)[k] + draw.normal(size=(1200, 2))).float()
     run = _fit(Clusters, no_guide, rows[:1000], steps, seed, restarts=2)
-    return run.diagnose(rows[:1000], held_out=rows[1000:], seed=seed)
+    return run.diagnose(rows[:1000], held_out=rows[1000:], temperatures=temperatures, seed=seed)
 
 
-CASES: dict[str, Callable[[int, int], Diagnosis]] = {
+CASES: dict[str, Callable[[int, int, int], Diagnosis]] = {
     "linear": linear,
     "global": shared,
     "mixture": mixture,
@@ -151,14 +152,14 @@ def run(
     *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, seeds: int = 100
 ) -> Result:
     """Alarms over `seeds` seeds of each correct fit."""
-    count, steps = (1, 150) if smoke else (seeds, 1500)
+    count, steps, temperatures = (1, 150, 5) if smoke else (seeds, 1500, 100)
     rows: list[Row] = []
     alarms: dict[str, Counter[str]] = {}
     for case, make in CASES.items():
         alarms[case] = Counter()
         verdicts = raised = tables = 0
         for number in range(seed, seed + count):
-            found = make(number, steps).findings
+            found = make(number, steps, temperatures).findings
             mine = [f.name for f in found if f.verdict in ("look", "bad")]
             alarms[case].update(mine)
             verdicts += sum(f.verdict != "cannot say" for f in found)

@@ -361,25 +361,24 @@ def _plain(value: Any) -> Any:
 def _table(found: Comparison) -> Group:
     """Best first, and what the figures are."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for head in ("run", "", "log p(x)", "− best", "LOO", "numbers", "seconds"):
-        table.add_column(
-            head, justify="left" if head in ("run", "") else "right", no_wrap=bool(head != "run")
-        )
+    heads = ["run", "", "log p(x)", "− best", "LOO", "numbers", "seconds"]
+    some = any(s.loo is not None for s in found.scores)
+    for head in heads if some else [h for h in heads if h != "LOO"]:
+        left = head in ("run", "")
+        table.add_column(head, justify="left" if left else "right", no_wrap=head != "run")
     best = found.order[0]
     for i in found.order:
         s = found.scores[i]
         difference, error = found.difference(i, best)
         digits = max(0, min(6, 1 - math.floor(math.log10(s.error)))) if s.error > 0 else 3
-        cell = "–"
-        if s.loo is not None:
-            N = len(s.loo.elpd_i)
-            cell = f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
+        N = 1 if s.loo is None else len(s.loo.elpd_i)
+        loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
         table.add_row(
             s.name,
             found.verdict(i),
             f"{s.value:.{digits}f} ± {s.error:.{digits}f}",
             "" if i == best else f"{difference:.3f} ± {error:.3f}",
-            cell,
+            *([loo] if some else []),
             f"{s.parameters}",
             f"{s.seconds:.1f}",
         )

@@ -167,6 +167,7 @@ class Run:
         held_out: Any = None,
         quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         refits: int = 0,
+        temperatures: int = 100,
         seed: int = 0,
         say: Say | None = None,
     ) -> Diagnosis:
@@ -179,6 +180,7 @@ class Run:
                 that gives one number each (R,).
             refits: how often a guide that does not read the data is fitted to simulated data, to
                 see whether it is calibrated.
+            temperatures: of the annealing behind log p(x) and its sandwich.
             say: called as say(name, done, total) before each diagnostic.
         """
         if x is None:
@@ -191,6 +193,7 @@ class Run:
             starts=sound_starts(self.restarts, self.trails),
             quantities=quantities,
             refits=refits,
+            temperatures=temperatures,
             seed=seed,
             say=say,
         )

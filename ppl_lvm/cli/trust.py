@@ -27,6 +27,9 @@ def diagnose(
     refits: Annotated[
         int, typer.Option(help="Fits to simulated data, for a guide that does not read the data.")
     ] = 0,
+    temperatures: Annotated[
+        int, typer.Option(help="Of the annealing behind log p(x) and its sandwich.")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON list, last line.")
@@ -40,7 +43,13 @@ def diagnose(
     quantities = {address.rpartition(":")[2]: load_program(address) for address in quantity or ()}
     with progress("diagnose") as say:
         found = load_run(directory).diagnose(
-            data, held_out=held_out, quantities=quantities, refits=refits, seed=seed, say=say
+            data,
+            held_out=held_out,
+            quantities=quantities,
+            refits=refits,
+            temperatures=temperatures,
+            seed=seed,
+            say=say,
         )
     if as_json:
         print(json.dumps(found.to_json()))

@@ -7,7 +7,10 @@
 A question that has no answer for this pair becomes a row "cannot say" with the reason; it never
 costs the other rows.
 
-FALSE ALARMS
+False alarms: on fits with nothing wrong (data drawn from the model, a guide that can be the
+posterior, a falling learning rate), 2 of 2,333 verdicts were "look" and none "bad", in 2 of 127
+tables (1.6%; 95% interval 0.2% to 5.6%). Measured by benchmarks/false_alarms.py on three such fits
+(local latents, a global one, a mixture; 42 or 43 seeds each); "cannot say" is no verdict.
 """
 
 import math
