@@ -46,6 +46,7 @@ from ppl_lvm.particles.traces import Given
 from ppl_lvm.signature import Signature
 from ppl_lvm.subsample import DATA_PLATE
 
+LEAST_DRAWS = 16  # fewer cost tenths of a nat where log p is far from quadratic
 LEAST_RATIO = 0.1  # of r: where log p is not concave, σ grows by √10 a step at most
 
 
@@ -57,7 +58,7 @@ class LocalBound:
         declared: its signature.
         factors: of the family Diagonal, in the order of λ.
         batch: some rows.
-        draws: K, an even number; None: 2 k, or 8 if that is less.
+        draws: K, an even number; None: 2 k, or 16 if that is less.
         guide: what errors call the guide.
         centres: values of the latents that all data share, at which each datum's own are found.
 
@@ -79,7 +80,7 @@ class LocalBound:
         self._model, self._declared, self._factors = (model,), declared, factors
         self._centres = centres
         self.size = sum(factor.size for factor in factors)  # k
-        draws = max(8, 2 * self.size) if draws is None else draws
+        draws = max(LEAST_DRAWS, 2 * self.size) if draws is None else draws
         if draws < 2 or draws % 2:
             raise ValueError(f"{guide} needs an even number of draws, at least 2; got {draws}.")
         loc, scale = _places(factors)

@@ -64,7 +64,7 @@ class LocalNormal(PyroModule):
         batch: what the model is called with: some rows.
         inner_steps: steps of the batch's λ_n before each step on θ.
         draws: K, points that stand for q in a datum's bound; None: 2 k of a datum's k numbers,
-            at least 8.
+            at least 16.
         fit_steps: steps at most, where λ is fitted to rows outside of training.
 
     Attributes:

@@ -46,7 +46,7 @@ class SemiAmortized(Encoded):
         batch: what the model is called with: some typical rows.
         steps: T.
         through: whether gradients go through the steps.
-        draws: K, points that stand for q in L; None: 2 k of a datum's k numbers, at least 8.
+        draws: K, points that stand for q in L; None: 2 k of a datum's k numbers, at least 16.
         encoder: a network called as `encoder(*batch)` that returns, for each site in the order
             of the model's code, k numbers of μ and k of log σ: (B, Σ 2 k). If None, a
             `RowEncoder` over all columns.
