@@ -1,4 +1,4 @@
-"""Eight schools against quadrature, NUTS among the things that are held against it."""
+"""Eight schools: quadrature against SciPy, and NUTS and a guide against quadrature."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
-from pyro.infer.autoguide import AutoMultivariateNormal
+from pyro.infer.autoguide import AutoNormal
 from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
@@ -68,27 +68,28 @@ def test_its_evidence_is_the_integral(schools: Tensor) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("centred", [False, True])
-def test_nuts_and_a_guide_against_the_exact_posterior(schools: Tensor, centred: bool) -> None:
-    """NUTS reaches the moments where the latents do not form a funnel; the guide says by its
-    evidence and its bound how well it does."""
-    mean, deviation = _moments(schools)
+def test_a_guide_follows_the_form_that_is_not_centred_alone(schools: Tensor) -> None:
     exact = RandomEffects().log_evidence(schools).item()
-    run = fit(
-        RandomEffects(centred),
-        AutoMultivariateNormal,
-        schools,
-        num_steps=400,
-        optimizer="Adam(lr=0.03)",
-    )
-    bound = run.results["bound"] * 8
-    assert bound < exact
-    if centred:
-        assert exact - bound > 0.5  # the funnel
-        return
-    assert exact - bound < 0.3
-    drawn = run.log_evidence(schools, 5000)
-    assert drawn.value * 8 == pytest.approx(exact, abs=5 * 8 * drawn.monte_carlo_error)
+    short = []
+    for centred in (False, True):
+        run = fit(
+            RandomEffects(centred),
+            AutoNormal,
+            schools,
+            num_steps=300,
+            optimizer="Adam(lr=0.05)",
+        )
+        drawn = run.log_evidence(schools, 4000)
+        short.append(exact - 8 * drawn.value)
+        assert 8 * (run.results["bound"] - 5 * run.results["bound_monte_carlo_error"]) < exact
+        if not centred:
+            assert abs(short[0]) < 5 * 8 * drawn.monte_carlo_error
+    assert short[1] > 1  # nats: the funnel
+
+
+@pytest.mark.slow
+def test_nuts_reaches_the_exact_moments(schools: Tensor) -> None:
+    mean, deviation = _moments(schools)
     model = RandomEffects()
     mcmc = MCMC(NUTS(model), num_samples=250, warmup_steps=150, disable_progbar=True)
     mcmc.run(schools)
@@ -99,9 +100,7 @@ def test_nuts_and_a_guide_against_the_exact_posterior(schools: Tensor, centred: 
         effective = effective_sample_size(found[None, :, j]).item()
         error = deviation[j].item() / effective**0.5
         assert found[:, j].mean().item() == pytest.approx(mean[j].item(), abs=5 * error)
-        assert found[:, j].std().item() == pytest.approx(
-            deviation[j].item(), abs=5 * error / 2**0.5 * 1.5
-        )
+        assert found[:, j].std().item() == pytest.approx(deviation[j].item(), abs=5 * error)
 
 
 def test_both_forms_are_one_model(schools: Tensor) -> None:
