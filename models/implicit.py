@@ -4,7 +4,8 @@
     x_n = G(z_n)       an outcome     (N, P)
 
 It can be drawn from and has no density: x lies on a surface of D dimensions, so there is no
-likelihood and no guide. `fit` cannot train it; `ppl_lvm.adversarial.fit_adversarially` does.
+likelihood, no guide, and no Pyro program of data. `fit` refuses it;
+`ppl_lvm.adversarial.fit_adversarially` trains it.
 
 Reference:
     Mohamed, Lakshminarayanan (2016). Learning in implicit generative models.
@@ -13,17 +14,14 @@ Reference:
 
 from typing import Any
 
-import pyro
 import torch
-from pyro.distributions import Normal
-from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.models.rows import check_rows, column_moments
 from ppl_lvm.nn import MLP
 
 
-class Implicit(PyroModule):
+class Implicit(nn.Module):
     """P columns from D numbers of noise.
 
     Args:
@@ -49,12 +47,16 @@ class Implicit(PyroModule):
         if observed is not None:
             self._resize(observed)
 
-    def forward(self, x: Tensor) -> None:
-        """As many outcomes as `x` (N, P) has rows; its values are not looked at."""
-        self._meet(x)
-        with pyro.plate("data", len(x), dim=-1):
-            noise = Normal(self.means.new_zeros(self.latent), 1.0).to_event(1)
-            pyro.deterministic("x", self.push(pyro.sample("z", noise)), event_dim=1)
+    def forward(self, *batch: Tensor) -> None:
+        """Refuses: a program of data would have to say how likely they are.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "Implicit has no likelihood: there is no bound to train or to judge it by. Train it "
+            "with ppl_lvm.adversarial.fit_adversarially, judge it by the result's two_sample(x)."
+        )
 
     def push(self, z: Tensor) -> Tensor:
         """G(z) (..., P) of noise (..., D)."""

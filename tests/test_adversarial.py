@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from ppl_lvm.adversarial import fit_adversarially
+from ppl_lvm.data import load_data
 from ppl_lvm.density_ratio import (
     fit_log_ratio,
     logistic_loss,
@@ -19,6 +20,7 @@ from ppl_lvm.density_ratio import (
 )
 from ppl_lvm.diagnostics.two_sample import discriminate
 from ppl_lvm.divergences import ForwardKL, Grid, JensenShannon, ReverseKL
+from ppl_lvm.fit import fit
 from ppl_lvm.models.implicit import Implicit
 
 DATA = Normal(torch.tensor(0.4, dtype=torch.float64), torch.tensor(1.1, dtype=torch.float64))
@@ -159,8 +161,6 @@ def _linear() -> nn.Module:
 
 
 def test_an_implicit_model_learns_moons_well_enough_to_be_told_apart_less() -> None:
-    from ppl_lvm.data import load_data
-
     x = load_data("moons(n=600)").tensors[0]
     before = fit_adversarially(Implicit(latent=2, hidden=(32,)), x, num_steps=1, batch_size=64)
     after = fit_adversarially(Implicit(latent=2, hidden=(32,)), x, num_steps=300, batch_size=64)
@@ -169,11 +169,10 @@ def test_an_implicit_model_learns_moons_well_enough_to_be_told_apart_less() -> N
     assert after.generator.draw(5).shape == (5, 2)
 
 
-def test_an_implicit_model_is_a_program_and_its_state_has_its_size() -> None:
+def test_an_implicit_models_state_has_its_size() -> None:
     x = torch.randn(9, 3) + 4
     model = Implicit(latent=2, hidden=(5,))
     model.initialize(x)
-    model(x)
     again = Implicit(latent=2, hidden=(5,))
     again.load_state_dict(model.state_dict())
     z = torch.randn(4, 2)
@@ -192,6 +191,8 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         discriminate(x, x[:9])
     with pytest.raises(ValueError, match="has not met data"):
         Implicit().draw(3)
+    with pytest.raises(ValueError, match="fit_adversarially"):
+        fit(Implicit(), None, x, num_steps=2, progress=False)
     with pytest.raises(ValueError, match="latent >= 1"):
         Implicit(latent=0)
     with pytest.raises(FloatingPointError, match="The generator's loss is nan at step 0"):
