@@ -481,19 +481,28 @@ def test_a_nan_keeps_the_last_good_parameters_and_names_the_site(tmp_path: Path)
     assert data["step"] == len(tensors["history/bound"])
 
 
+class Root(PyroModule):
+    """The root of a number whose gradient is NaN once it has sunk below zero."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a))
+        self.fine = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            root = (self.a * (self.a > 0)).sqrt()
+            pyro.sample("x", Normal(self.fine + root, 1.0), obs=x)
+
+
 def test_a_nan_gradient_under_a_finite_loss_names_the_parameter() -> None:
-    class Root(PyroModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor(0.0))
-            self.fine = nn.Parameter(torch.tensor(0.0))
+    with pytest.raises(NonFiniteError, match=r"Step 2: the gradient of parameter 'a' is NaN"):
+        quiet(Root(0.005), lambda x: None, -torch.ones(5), num_steps=3)
 
-        def forward(self, x: Tensor) -> None:
-            with pyro.plate("data", len(x), dim=-1):
-                pyro.sample("x", Normal(self.fine + torch.sqrt(self.a), 1.0), obs=x)
 
-    with pytest.raises(NonFiniteError, match=r"gradient of parameter 'a' is infinite"):
-        quiet(Root(), lambda x: None, torch.ones(5), num_steps=3)
+def test_a_gradient_that_is_nan_from_the_start_is_refused_before_any_step() -> None:
+    with pytest.raises(ValueError, match=r"gradient-not-finite: log p of 'x' is finite, but its"):
+        quiet(Root(0.0), lambda x: None, torch.ones(5), num_steps=3)
 
 
 def test_a_run_comes_back_from_its_directory(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from ppl_lvm.check.plates import check_plates
 from ppl_lvm.check.repeats import check_repeats
 from ppl_lvm.check.rows import check_rows
 from ppl_lvm.check.sites import check_shapes, check_sites
+from ppl_lvm.check.stale import check_store, without
 from ppl_lvm.check.suits import suitability
 from ppl_lvm.check.supports import check_supports
 
@@ -44,23 +45,32 @@ def check(
             this batch alone is then an error, and a note otherwise.
     """
     with torch.enable_grad():
-        seen = look(model, guide, *batch)
-        failed = list(check_calls(seen)) or list(check_failures(seen))
-        if failed:
-            return Findings(failed)
-        pairing = [*check_sites(seen), *check_shapes(seen)]
-        wrong = {finding.site for finding in pairing if finding.severity == "error"}
-        single = [*check_plates(seen), *check_supports(seen), *check_repeats(seen)]
-        # One fault shows in many ways: what it explains is not reported again.
-        single = [
-            each
-            for each in single
-            if each.code not in ("undeclared-batch", "outside-data-plate") or each.site not in wrong
-        ]
-        found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
-        blamed = {finding.site for finding in found if finding.severity == "error"}
-        found += check_density(seen, {site for site in blamed if site is not None})
-        if not any(finding.severity == "error" for finding in found):
-            found += check_enumeration(seen)
-        sound = not any(finding.severity == "error" for finding in found)
-        return Findings(found, suitability(seen) if sound else ())
+        stale, names = check_store(model, guide, *batch)
+        with without(names):
+            found, estimators = _checked(model, guide, batch, stands_for)
+    return Findings([*stale, *found], estimators)
+
+
+def _checked(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    batch: tuple[Any, ...],
+    stands_for: int | None,
+) -> tuple[list[Finding], tuple[Suitability, ...]]:
+    seen = look(model, guide, *batch)
+    failed = list(check_calls(seen)) or list(check_failures(seen))
+    if failed:
+        return failed, ()
+    pairing = [*check_sites(seen), *check_shapes(seen)]
+    wrong = {finding.site for finding in pairing if finding.severity == "error"}
+    single = [*check_plates(seen), *check_supports(seen), *check_repeats(seen)]
+    # One fault shows in many ways: what it explains is not reported again.
+    explained = ("undeclared-batch", "outside-data-plate")
+    single = [each for each in single if each.code not in explained or each.site not in wrong]
+    found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
+    blamed = {finding.site for finding in found if finding.severity == "error"}
+    found += check_density(seen, {site for site in blamed if site is not None})
+    if not any(finding.severity == "error" for finding in found):
+        found += check_enumeration(seen)
+    sound = not any(finding.severity == "error" for finding in found)
+    return found, suitability(seen) if sound else ()

@@ -9,7 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
+from pyro.optim import Adam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -173,6 +175,22 @@ def test_two_parameters_of_one_name_are_found_and_a_new_name_mends_it(x: Tensor)
     assert len(check(_Half(True), _Half(False, "q_loc"), x)) == 0
     with pyro.settings.context(module_local_params=True):
         assert len(check(_Half(True), _Half(False), x)) == 0
+
+
+def test_parameters_that_an_earlier_program_left_are_found_and_cleared(x: Tensor) -> None:
+    first, guide = _Half(True), _Half(False, "q_loc")
+    SVI(first, guide, Adam({}), Trace_ELBO()).step(x)
+    assert len(check(first, guide, x)) == 0  # the store holds their own
+    again = _Half(True)
+    findings = check(again, guide, x)
+    assert [(f.code, f.severity, f.site) for f in findings] == [
+        ("stale-parameter", "warning", "loc")
+    ]
+    assert findings[0].file == __file__
+    assert "pyro.clear_param_store()" in findings[0].remedy
+    assert torch.equal(pyro.param("loc"), first.get_parameter("loc_unconstrained"))  # left there
+    pyro.clear_param_store()
+    assert len(check(again, guide, x)) == 0
 
 
 def test_a_layer_nobody_uses_is_named_and_may_be_frozen(x: Tensor) -> None:
