@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from matplotlib.figure import Figure
+from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm import predict
 from ppl_lvm.codes import traverse
 from ppl_lvm.data import Data
+from ppl_lvm.pair import Pair
 from ppl_lvm.report import density, pictures
 from ppl_lvm.report.codes import traversals, worst_explained
 
@@ -85,7 +87,12 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     summed = predict.summed_sites(pair, *batch)
     codes = predict.encode(pair, *batch)
     observed = predict.decode(pair, _states(codes, summed), *batch) if codes else {}
-    if len(batch) == 1 and codes.keys() == summed and _is_plane(batch[0]):
+    if (
+        len(batch) == 1
+        and codes.keys() == summed
+        and _is_plane(batch[0])
+        and not _has_globals(pair, batch)
+    ):
         found["density"] = density.picture(pair, batch[0].numpy(), data.columns)
     if len(batch) == 1 and len(observed) == 1 and batch[0].dim() == 2:
         x, (name, mean) = batch[0], next(iter(observed.items()))
@@ -122,6 +129,12 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
                 label_names=data.label_names,
             )
     return found
+
+
+def _has_globals(pair: Pair, batch: tuple[Tensor, ...]) -> bool:
+    """Whether the guide draws latents that all rows share: rows then have no density apart."""
+    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+        return bool(predict.draw_guide(pair, batch)[1])
 
 
 def _is_plane(x: Any) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ppl_lvm.fit import fit
-from ppl_lvm.models import PPCA
+from ppl_lvm.models import PPCA, BayesianGaussianMixture
 from ppl_lvm.report.canvas import gap, mosaic
 from ppl_lvm.report.codes import traversals, worst_explained
 from ppl_lvm.report.draw import READINGS, figures, worst
@@ -66,3 +66,17 @@ def test_a_fit_with_codes_gets_both() -> None:
     assert found is not None
     assert found.axes[0].get_yticklabels()[0].get_text() == "row 49"
     assert worst(run, data, batch, log_p[:7]) is None
+
+
+def test_rows_that_share_a_latent_have_no_density_to_draw() -> None:
+    run = fit(
+        BayesianGaussianMixture,
+        None,
+        "moons",
+        settings={"components": 2},
+        num_steps=2,
+        progress=False,
+    )
+    drawn = figures(run, run.data()[0])
+    assert "density" not in drawn
+    assert "mixture" in drawn
