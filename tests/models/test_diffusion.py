@@ -22,7 +22,7 @@ from ppl_lvm.check import check
 from ppl_lvm.estimators import ELBO, IWAE
 from ppl_lvm.fit import fit
 from ppl_lvm.models.diffusion import Diffusion
-from ppl_lvm.models.noising import StratifiedTimes
+from ppl_lvm.nn.noising import StratifiedTimes
 from ppl_lvm.particles import log_weights
 from ppl_lvm.run import load_run
 
