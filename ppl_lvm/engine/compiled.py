@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.engine import outside
 from ppl_lvm.engine.background import compile_graph
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.recording import Recording
@@ -156,7 +157,7 @@ class CompiledStep:
         """
         for numbers, group in zip(self.numbers, self.groups, strict=True):
             numbers.copy_(torch.tensor(group.rule.numbers(dict(group.options), group.count + 1)))
-        before = torch.get_rng_state()
+        before = outside.random_states()
         changed = {id(tensor) for tensor in self.state}
         changed |= {id(self.recording.sources[place]) for place in self.recording.mutated}
         ours, theirs = [
@@ -164,9 +165,9 @@ class CompiledStep:
             for _ in range(2)
         ]
         found = [*compiled(*ours), *ours]
-        torch.set_rng_state(before)
+        outside.restore_random(before)
         expected = [*self.trace(*theirs), *theirs]
-        torch.set_rng_state(before)
+        outside.restore_random(before)
         start = len(found) - len(flat)
         left_out, place = set(), start
         for group in self.groups:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._higher_order_ops.scan import scan
 
+from ppl_lvm.engine import outside
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.refusal import CannotCaptureError
 
@@ -51,13 +52,13 @@ class ManySteps:
         self._options = {"fallback_random": same_random}
         self._tables = [h.expand(count, -1).clone() for h in step.numbers]
         self._compiled: Callable[..., Any] = torch.compile(self._steps, dynamic=False)
-        before = torch.get_rng_state()
+        before = outside.random_states()
         try:  # compile now, on copies, so that a failure costs nothing
             self._run([tensor.clone() for tensor in self._carried()], data, rows, turns)
         except Exception as error:
             raise CannotCaptureError(f"many steps in one call: {type(error).__name__}") from error
         finally:
-            torch.set_rng_state(before)
+            outside.restore_random(before)
 
     def __call__(
         self,
@@ -80,14 +81,15 @@ class ManySteps:
                 held.copy_(new)
         return self.step.recording.losses(losses)
 
-    def state(self) -> list[Tensor]:
-        """Copies of all that a call changes, and torch's random state."""
-        return [torch.get_rng_state(), *(tensor.clone() for tensor in self._carried())]
+    def state(self) -> tuple[dict[str, Any], list[Tensor]]:
+        """Random states and copies of all that a call changes."""
+        return outside.random_states(), [tensor.clone() for tensor in self._carried()]
 
-    def take_back(self, state: list[Tensor]) -> None:
+    def take_back(self, state: tuple[dict[str, Any], list[Tensor]]) -> None:
         """Undo the last call: go back to what `state` returned before it."""
-        torch.set_rng_state(state[0])
-        for held, value in zip(self._carried(), state[1:], strict=True):
+        random, tensors = state
+        outside.restore_random(random)
+        for held, value in zip(self._carried(), tensors, strict=True):
             held.copy_(value)
         for group in self.step.groups:
             group.take_back(self.count)

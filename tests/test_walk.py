@@ -1,0 +1,131 @@
+"""Every model with every guide and objective it allows: captured steps are the eager ones.
+
+What a pair allows is what `check` says suits it, so that nothing here is a list to be kept. Each
+pair is tried with one of the objectives that suit it, taken in turn, so that over all pairs every
+objective has its turn; `differences(model, lambda suits, turn: suits)` tries them all. In double
+precision: some guides search along a line, and some models start where a gradient is zero, and
+both make much of single precision's rounding.
+"""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_lvm import estimators, guides, models  # type: ignore[attr-defined]
+from ppl_lvm.check import check
+from ppl_lvm.data import load_data
+from ppl_lvm.pairing import make_pair
+from ppl_lvm.programs import GuideSource, ModelSource
+from ppl_lvm.stepping import Options
+from ppl_lvm.training import Training
+
+STEPS = 50
+BUILDERS = [name for name in guides.__all__ if name not in ("label_free", "AutoGuide")]
+
+
+def batches() -> Iterator[tuple[Tensor, ...]]:
+    """What a model may want to see: numbers, bits, either with classes, more columns or steps."""
+    x = torch.randn(24, 16, generator=torch.Generator().manual_seed(1))
+    bits = (x > 0.3).to(x.dtype)
+    for columns in (x, bits):
+        yield (columns[:, :10],)
+        yield columns[:, :10], torch.arange(24) % 3
+        yield bits[:, 10:], columns[:, :10]
+        yield (columns[:, :12].reshape(24, 4, 3),)
+    yield (x[:, :2].abs() + 0.1,)  # an estimate and its standard error
+
+
+def programs(model: str, guide: str, batch: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    pyro.set_rng_seed(0)
+    made = ModelSource(getattr(models, model)).make(batch)
+    with pyro.get_param_store().scope():
+        return made, GuideSource(getattr(guides, guide)).make(made, batch)
+
+
+def allowed(model: str) -> Iterator[tuple[str, tuple[Tensor, ...], list[str]]]:
+    """The guides that serve a model: name, a batch, the objectives that suit the pair."""
+    for guide in BUILDERS:
+        for batch in batches():
+            try:
+                pair = programs(model, guide, batch)
+                found = check(*pair, *batch)
+            except Exception:  # not for this model, or not for these data
+                continue
+            if found.ok:
+                yield guide, batch, [s.name for s in found.estimators if s.suits]
+                break
+
+
+def steps(
+    model: str, guide: str, objective: str | None, batch: tuple[Tensor, ...], engine: Any
+) -> Training:
+    pair, summed = make_pair(*programs(model, guide, batch), objective, batch, load_data(batch))
+    sgd = "SGD(lr=0.002, momentum=0.5)"
+    options = Options(STEPS, len(batch[0]), optimizer=sgd, clip_norm=1.0, engine=engine)
+    training = Training(pair, load_data(batch), None, options, summed=summed)
+    training.say = lambda line: None
+    torch.manual_seed(1)
+    for _ in range(STEPS):
+        training.step()
+    return training
+
+
+def differences(model: str, chosen: Any) -> Iterator[str]:
+    """What is wrong with a model's captured steps, over its pairs."""
+    turn = itertools.count(models.__all__.index(model))
+    for guide, batch, suits in allowed(model):
+        for objective in chosen(suits, next(turn)):
+            what = f"{model}, {guide}, {objective}"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                eager = steps(model, guide, objective, batch, "eager")
+                captured = steps(model, guide, objective, batch, "auto")
+            wanted = torch.tensor(eager.history["bound"], dtype=torch.float64)
+            found = torch.tensor(captured.history["bound"], dtype=torch.float64)
+            off = float(((found - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
+            refusal = captured.stepping.refusal
+            if refusal is not None and "table of rows" not in refusal:
+                yield f"{what}: {refusal}"
+            if off > 1e-5:
+                yield f"{what}: off by {off:.1e}"
+
+
+def one(suits: list[str], turn: int) -> list[str | None]:
+    """The default, or one of ours, in turn."""
+    offered: list[str | None] = [None, *(name for name in suits if name in estimators.__all__)]
+    return [offered[turn % len(offered)]]
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)  # tests/conftest.py puts it back
+
+
+@pytest.mark.parametrize("model", models.__all__)
+def test_every_model_is_met(model: str) -> None:
+    assert any(True for _ in allowed(model))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", models.__all__)
+def test_captured_steps_are_the_eager_ones(model: str) -> None:
+    assert list(differences(model, one)) == []
+
+
+COMPILED = [("GaussianMixture", "auto_guide", None), ("VAE", "AmortizedNormal", "IWAE")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "guide", "objective"), COMPILED)
+def test_so_are_compiled_ones(model: str, guide: str, objective: str | None) -> None:
+    batch = next(batch for served, batch, _ in allowed(model) if served == guide)
+    eager = steps(model, guide, objective, batch, "eager")
+    compiled = steps(model, guide, objective, batch, "compiled")
+    assert compiled.stepping.level == "compiled"
+    assert compiled.history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
