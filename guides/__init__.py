@@ -9,6 +9,7 @@ from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.guides.encoder_of_model import encoder_of_model
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
@@ -27,6 +28,7 @@ __all__ = [
     "AmortizedNormal",
     "AutoGuide",
     "BottomUp",
+    "ForwardProcess",
     "Ladder",
     "LocalNormal",
     "SemiAmortized",

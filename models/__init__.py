@@ -3,13 +3,16 @@
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.bernoulli_vae import BernoulliVAE
 from ppl_lvm.models.conditional_vae import ConditionalVAE
+from ppl_lvm.models.diffusion import Diffusion
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.factor_model import FactorModel
+from ppl_lvm.models.gaussian import Gaussian
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.hmm import HiddenMarkovModel
+from ppl_lvm.models.implicit import Implicit
 from ppl_lvm.models.lda import LatentDirichletAllocation
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
@@ -25,13 +28,16 @@ __all__ = [
     "BayesianGaussianMixture",
     "BernoulliVAE",
     "ConditionalVAE",
+    "Diffusion",
     "FactorAnalysis",
     "FactorModel",
+    "Gaussian",
     "GaussianMixture",
     "GaussianMixtureVAE",
     "HiddenMarkovModel",
     "HierarchicalRegression",
     "HierarchicalVAE",
+    "Implicit",
     "LatentDirichletAllocation",
     "LinearStateSpace",
     "MixtureOfPPCA",
