@@ -119,12 +119,12 @@ class EditJudgement:
     """What classifiers trained on real rows say of edited ones; shares of `rows` rows.
 
     Attributes:
-        changed: has the attribute after the edit, having not had it before.
+        changed: has the attribute after the edit and had it not before.
         kept: the rest is what it was before the edit.
         both: changed and kept at once: what the edit is for.
         control: `both` for a random direction of the same length.
         standard_error: of `both`.
-        rows: reconstructions without the attribute, of data that nothing was learned from.
+        rows: of data without the attribute, that nothing was learned from.
     """
 
     changed: float
@@ -156,8 +156,8 @@ def judge_edit(
     """Does moving along an attribute change it, and nothing else?
 
     One half of the rows gives the attribute vector and trains two classifiers (logistic regression
-    on real rows): does it have the attribute, and which class is it? Rows of the other half whose
-    reconstruction has not the attribute are edited, and the classifiers asked again.
+    on real rows): does it have the attribute, and which class is it? The rows of the other half
+    that have it not are edited, and the classifiers asked before and after.
 
     Args:
         run: a run of a model of one tensor.
@@ -167,7 +167,7 @@ def judge_edit(
         seed: of the halves, and of the random direction.
 
     Raises:
-        ValueError: labels that are none, or no row to edit.
+        ValueError: labels that are none, or alike in one of the halves.
     """
     has = _two_valued(labels, len(x))
     generator = torch.Generator().manual_seed(seed)
@@ -175,19 +175,17 @@ def judge_edit(
     learn, ask = order[: len(x) // 2], order[len(x) // 2 :]
     attribute = attribute_vector(run, x[learn], has[learn], site=site)
     is_it, which = _classifier(x[learn], has[learn]), _classifier(x[learn], rest[learn])
-    before = _only(run.decode({code_site(run, x, site): _codes(run, x[ask], site)}, x[ask]))
-    ask = ask[~torch.as_tensor(is_it.predict(before)).bool()]
+    ask = ask[~has[ask]]
     if len(ask) == 0:
-        raise ValueError(
-            "Every reconstruction has the attribute already; edit towards its absence."
-        )
+        raise ValueError("No row of the second half is without the attribute. Give more rows.")
     before = _only(edit(run, x[ask], torch.zeros_like(attribute), site=site))
+    had = torch.as_tensor(is_it.predict(before)).bool()
     stays = torch.as_tensor(which.predict(before))
 
     def ask_about(direction: Tensor) -> tuple[Tensor, Tensor]:
         after = _only(edit(run, x[ask], direction, strength, site=site))
         changed = torch.as_tensor(is_it.predict(after)).bool()
-        return changed, torch.as_tensor(which.predict(after)) == stays
+        return changed & ~had, torch.as_tensor(which.predict(after)) == stays
 
     changed, kept = ask_about(attribute)
     random = torch.randn(attribute.shape, generator=generator).to(attribute)
@@ -201,10 +199,6 @@ def judge_edit(
         standard_error=math.sqrt(both * (1 - both) / len(ask)),
         rows=len(ask),
     )
-
-
-def _codes(run: "Run", x: Tensor, site: str | None) -> Tensor:
-    return run.encode(x)[code_site(run, x, site)]
 
 
 def _only(found: dict[str, Tensor]) -> Tensor:
