@@ -95,13 +95,18 @@ class HierarchicalRegression(PyroModule):
 
     def _meet(self, x: Tensor) -> None:
         """Take the sizes from the data if nobody gave them; refuse data of other sizes."""
-        width = None if self.predictors is None else self.predictors + 2
-        check_rows(x, width, type(self).__name__)
+        check_rows(x, None, type(self).__name__)
+        P = max(0, x.shape[1] - 2) if self.predictors is None else self.predictors
+        if x.shape[1] != P + 2:
+            raise ValueError(
+                f"Needed are {P + 2} columns, group, {P} predictors and response; got "
+                f"{x.shape[1]}. Choose columns, or build it with predictors={x.shape[1] - 2}."
+            )
         if self._sized:
             return
         group = x[:, 0]
-        if ((group < 0) | (group != group.round())).any() or x.shape[1] < 2:
-            row = int(((group < 0) | (group != group.round())).nonzero()[0])
+        if (wrong := (group < 0) | (group != group.round())).any():
+            row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"The first column must be the group, 0, 1, 2, …; row {row} has "
                 f"{group[row].item():g}. Order the columns: group, predictors, response."

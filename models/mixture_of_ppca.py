@@ -22,11 +22,12 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Categorical, LowRankMultivariateNormal, constraints
+from pyro.distributions import Categorical, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.models import mixture_em, mixture_features
+from ppl_lvm.models.factor_normal import FactorNormal
 from ppl_lvm.models.gmm import blended, start_clusters
 from ppl_lvm.models.mixture_missing import MarginalNormal
 from ppl_lvm.models.rows import check_rows, filled
@@ -188,7 +189,7 @@ class MixtureOfPPCA(PyroModule):
                 self.means[k], scale_tril=torch.linalg.cholesky(self.covariance_matrix)[k]
             )
         diagonal = self.noise[:, None].expand_as(self.means)
-        return LowRankMultivariateNormal(self.means[k], self.W[k], diagonal[k])
+        return FactorNormal(self.means[k], self.W[k], diagonal[k])
 
     def _meet(self, x: Tensor) -> None:
         """Take P from the data if nobody gave it; refuse data of another width."""

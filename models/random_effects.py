@@ -59,7 +59,7 @@ class RandomEffects(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, 2): y_n and s_n."""
-        check_rows(x, 2, type(self).__name__)
+        _check_columns(x)
         one = torch.ones_like(x[0, 0])
         mu = pyro.sample("mu", Normal(0 * one, self.mean_scale))
         tau = pyro.sample("tau", HalfCauchy(self.spread_scale * one))
@@ -76,7 +76,7 @@ class RandomEffects(PyroModule):
         Raises:
             ValueError: naming the first row.
         """
-        check_rows(x, 2, type(self).__name__)
+        _check_columns(x)
         if (wrong := ~(x[:, 1] > 0)).any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
@@ -107,3 +107,12 @@ class RandomEffects(PyroModule):
         log_det = variance.log().sum(-1) + precision.log() + 2 * math.log(self.mean_scale)
         log_p = -0.5 * (fit + log_det + len(y) * math.log(2 * math.pi))
         return tau, log_p, weight.log()
+
+
+def _check_columns(x: Tensor) -> None:
+    check_rows(x, None, "RandomEffects")
+    if x.shape[1] != 2:
+        raise ValueError(
+            f"RandomEffects takes two columns, estimate and standard error; got {x.shape[1]}. "
+            'Choose them: load_data(..., columns=[...]), --columns "estimate,error".'
+        )

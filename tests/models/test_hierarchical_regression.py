@@ -102,3 +102,5 @@ def test_what_it_refuses(rows: Tensor) -> None:
     constant[:, 1] = 1
     with pytest.raises(ValueError, match="Column 1 of x never changes"):
         HierarchicalRegression().initialize(constant)
+    with pytest.raises(ValueError, match="Needed are 4 columns, group, 2 predictors"):
+        HierarchicalRegression(predictors=2).initialize(rows)

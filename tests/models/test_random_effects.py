@@ -118,5 +118,5 @@ def test_what_it_refuses(schools: Tensor) -> None:
     wrong[3, 1] = 0
     with pytest.raises(ValueError, match="Row 3 has standard error 0"):
         RandomEffects().initialize(wrong)
-    with pytest.raises(ValueError, match=r"takes rows \(N, 2\)"):
+    with pytest.raises(ValueError, match="takes two columns, estimate and standard error; got 1"):
         RandomEffects().initialize(schools[:, :1])
