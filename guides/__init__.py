@@ -14,6 +14,7 @@ from ppl_lvm.guides.encoder_of_model import encoder_of_model
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
 from ppl_lvm.guides.local_normal import LocalNormal
+from ppl_lvm.guides.recurrent import AmortizedRecurrent
 from ppl_lvm.guides.semi_amortized import SemiAmortized
 from ppl_lvm.guides.shared import SharedNormal
 
@@ -26,6 +27,7 @@ __all__ = [
     "AmortizedLowRank",
     "AmortizedMultivariateNormal",
     "AmortizedNormal",
+    "AmortizedRecurrent",
     "AutoGuide",
     "BottomUp",
     "ForwardProcess",

@@ -3,6 +3,7 @@
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.bernoulli_vae import BernoulliVAE
 from ppl_lvm.models.conditional_vae import ConditionalVAE
+from ppl_lvm.models.deep_markov import DeepMarkovModel
 from ppl_lvm.models.diffusion import Diffusion
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.factor_model import FactorModel
@@ -28,6 +29,7 @@ __all__ = [
     "BayesianGaussianMixture",
     "BernoulliVAE",
     "ConditionalVAE",
+    "DeepMarkovModel",
     "Diffusion",
     "FactorAnalysis",
     "FactorModel",

@@ -1,0 +1,82 @@
+"""One encoder for all sequences: q(z_nt | x_n) looks at the whole sequence, before and after t.
+
+    h_n = bidirectional GRU(x_n),    q(z_n | x_n) = Π_t N(μ(h_nt), diag σ²(h_nt))
+
+Given x the steps are independent: what couples neighbouring states is that they read the same
+neighbourhood of x. Serves models with one local latent of event (T, D) behind sequences (N, T, P),
+such as `models/deep_markov.py`; all sequences have the length it was built for, short ones filled
+up with NaN.
+
+Reference:
+    Krishnan, Shalit, Sontag (2017). Structured inference networks for nonlinear state space
+    models. https://arxiv.org/abs/1609.09869 (their "MF-LR")
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_lvm.guides.encoded import Encoded, served
+from ppl_lvm.guides.factors import Diagonal, Pushed
+from ppl_lvm.signature import Signature, signature
+
+
+class AmortizedRecurrent(Encoded):
+    """q(z | x) = Π_t N(μ(h_t), diag σ²(h_t)) for a local latent of event (T, D).
+
+    Args:
+        model: the model, or its signature.
+        batch: what the model is called with: sequences (N, T, P), possibly others after them.
+        width: of the recurrent layer, each way.
+
+    Raises:
+        ValueError: for a model or data that it does not serve.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any] | Signature, *batch: Tensor, width: int = 32
+    ) -> None:
+        declared = model if isinstance(model, Signature) else signature(model, *batch)
+        sites = served(declared, "AmortizedRecurrent")
+        x = batch[0]
+        site = sites[0]
+        if x.dim() != 3 or len(sites) > 1 or site.event_shape[:1] != x.shape[1:2]:
+            shapes = ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in sites)
+            raise ValueError(
+                "AmortizedRecurrent serves one latent of event (T, D) behind sequences (N, T, P); "
+                f"the latents are {shapes}, the data {tuple(x.shape)}. Use AmortizedNormal."
+            )
+        encoder = RecurrentEncoder(x, 2 * site.event_shape[1:].numel(), width)
+        what = "T D of μ and T D of log σ"
+        factors = [Pushed(site, declared, Diagonal())]
+        super().__init__(declared, factors, batch, encoder=encoder, hidden=(), what=what)
+
+
+class RecurrentEncoder(nn.Module):
+    """(μ, log σ) of every step of sequences, as one row (N, 2 T D): first all μ, then all log σ.
+
+    Columns are scaled by what `x` (N, T, P) shows; gaps (NaN) are zero, and marked.
+    """
+
+    means: Tensor
+    scales: Tensor
+
+    def __init__(self, x: Tensor, outputs: int, width: int) -> None:
+        super().__init__()
+        rows = x.detach().flatten(0, 1).double()
+        means = rows.nanmean(0).nan_to_num()
+        spread = (rows - means).square().nanmean(0).nan_to_num().sqrt()
+        self.register_buffer("means", means.to(x.dtype))
+        self.register_buffer("scales", torch.where(spread > 0, spread, 1.0).to(x.dtype))
+        self.gru = nn.GRU(2 * x.shape[2], width, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * width, outputs)
+        self.to(dtype=x.dtype, device=x.device)
+
+    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
+        gap = x.isnan()
+        scaled = ((x - self.means) / self.scales).nan_to_num()
+        h, _ = self.gru(torch.cat([scaled, gap.to(x.dtype)], -1))  # (N, T, 2 width)
+        mu, log_sigma = self.out(h).chunk(2, dim=-1)
+        return torch.cat([mu.flatten(1), log_sigma.flatten(1)], -1)
