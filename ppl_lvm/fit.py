@@ -231,9 +231,9 @@ class _Fitting:
         options = replace(self.options, seed=self.options.seed + number)
         pyro.set_rng_seed(options.seed)
         rows = _some_rows(self.train, INITIALIZE_ROWS)
-        model = self.model.make(rows, restart=number)
         example = _first_rows(self.train, options.batch_size)
-        with pyro.get_param_store().scope():
+        with pyro.get_param_store().scope():  # programs that run to be made leave nothing behind
+            model = self.model.make(rows, restart=number)
             guide = self.guide.make(model, _first_rows(self.train, GUIDE_ROWS), restart=number)
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)

@@ -665,3 +665,13 @@ def test_a_pathwise_guide_is_refused_by_name(objective: str, tmp_path: Path) -> 
             directory=tmp_path / "r",
         )
     assert not (tmp_path / "r").exists()
+
+
+def test_nothing_is_left_in_pyros_own_store() -> None:
+    """Whatever the programs run to start from the data, or while they are trained."""
+    from ppl_lvm.models.gm_vae import GaussianMixtureVAE
+
+    pyro.param("mine", torch.ones(2))
+    x = (torch.rand(40, 6) < 0.4).float()
+    fit(GaussianMixtureVAE(components=2, latent=2, hidden=(4,)), None, x, num_steps=2)
+    assert list(pyro.get_param_store().keys()) == ["mine"]
