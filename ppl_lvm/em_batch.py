@@ -110,7 +110,7 @@ class EM:
                 f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
                 "sums over rows at the θ they were given."
             )
-        self.converged[r] = _ahead(bounds) <= self.tolerance
+        self.converged[r] = ahead(bounds) <= self.tolerance
 
     # What a resumed run needs
 
@@ -130,7 +130,7 @@ class EM:
             setattr(self, name, value)
 
 
-def _ahead(bounds: list[float]) -> float:
+def ahead(bounds: list[float]) -> float:
     """Nats per datum that the last three bounds promise; 0 where gains are down to rounding."""
     gain = bounds[-1] - bounds[-2]
     if gain <= 1e-15 * (1 + abs(bounds[-1])):

@@ -13,6 +13,9 @@ converged when the gain is both significant (|t| > 3) and large. The same stretc
 
 over halves and chains of any iterates: bounds here, parameters in drift.py.
 
+A bound without noise that never falls, as of expectation-maximisation, has no such scatter: of its
+last three values the gain that lies ahead is judged instead (`ppl_lvm.em_batch.ahead`).
+
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
     localization: an improved R̂. https://arxiv.org/abs/1903.08008 (split R̂ and 1.01)
@@ -28,11 +31,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.em_batch import ahead
 from ppl_lvm.trail import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
 SMALL, LARGE = 0.01, 0.1  # nats per datum
+ROUNDING = 1e-9  # relative; a bound may fall by this without noise
 Floats = NDArray[np.float64]
 
 
@@ -72,7 +77,7 @@ class Convergence:
     def findings(self) -> list[Finding]:
         rows = [self._gain_finding(), self._r_hat_finding()]
         if len(self.restarts) > 1:
-            rows.append(self._spread_finding())
+            rows.append(spread_finding(self.restarts))
             if math.isfinite(self.restarts_r_hat):
                 rows.append(self._restarts_r_hat_finding())
         return rows
@@ -116,22 +121,6 @@ class Convergence:
             "Train longer." if meaningful and self.r_hat > 1.1 else "",
         )
 
-    def _spread_finding(self) -> Finding:
-        best, low = max(self.restarts), min(self.restarts)
-        reached = sum(b > best - LARGE for b in self.restarts)
-        return Finding(
-            QUESTION,
-            f"spread of {len(self.restarts)} restarts' bounds (best − worst), nats per datum",
-            best - low,
-            None,
-            f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
-            OURS,
-            "good" if best - low <= LARGE else "bad" if reached == 1 else "look",
-            f"{reached} of {len(self.restarts)} came within {LARGE} nats of the best; sd "
-            f"{np.std(self.restarts, ddof=1):.3f}.",
-            "" if best - low <= LARGE else "More restarts: the bound has several optima.",
-        )
-
     def _restarts_r_hat_finding(self) -> Finding:
         # Without noise in the bound R̂ sees differences that matter to nobody.
         meaningful = max(self.restarts) - min(self.restarts) > LARGE
@@ -147,6 +136,73 @@ class Convergence:
             "The restarts' last stretches against their own scatter.",
             "" if verdict == "good" else "The starts end in different places: more restarts.",
         )
+
+
+def spread_finding(restarts: Sequence[float]) -> Finding:
+    """How far apart restarts ended."""
+    best, low = max(restarts), min(restarts)
+    reached = sum(b > best - LARGE for b in restarts)
+    return Finding(
+        QUESTION,
+        f"spread of {len(restarts)} restarts' bounds (best − worst), nats per datum",
+        best - low,
+        None,
+        f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
+        OURS,
+        "good" if best - low <= LARGE else "bad" if reached == 1 else "look",
+        f"{reached} of {len(restarts)} came within {LARGE} nats of the best; sd "
+        f"{np.std(restarts, ddof=1):.3f}.",
+        "" if best - low <= LARGE else "More restarts: the bound has several optima.",
+    )
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Of a bound without noise, nats per datum.
+
+    Attributes:
+        bound: the last. ahead: what its shrinking gains promise. steps: how many there were.
+        restarts: final bounds of the restarts that may be chosen.
+    """
+
+    bound: float
+    ahead: float
+    steps: int
+    restarts: tuple[float, ...]
+
+    @property
+    def converged(self) -> bool:
+        return self.ahead <= SMALL
+
+    def findings(self) -> list[Finding]:
+        verdict = graded(self.ahead, SMALL, LARGE)
+        row = Finding(
+            QUESTION,
+            "gain that lies ahead of a bound that never falls, nats per datum",
+            self.ahead,
+            None,
+            f"good ≤ {SMALL}, bad > {LARGE}",
+            f"Böhning et al. 1994; levels: {OURS}",
+            verdict,
+            f"Bound {self.bound:.4f} after {self.steps} iterations, by the rate at which gains "
+            "shrink.",
+            "" if verdict == "good" else "More iterations (max_iterations), a smaller tolerance.",
+        )
+        return [row] + ([spread_finding(self.restarts)] if len(self.restarts) > 1 else [])
+
+
+def climb(history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()) -> Climb:
+    """From a history whose bound never falls.
+
+    Raises:
+        CannotSayError: it falls somewhere, or has fewer than three values.
+    """
+    bounds = [float(b) for b in history["bound"]]
+    if len(bounds) < 3:
+        raise CannotSayError(f"{len(bounds)} iterations tell no rate; three are needed.")
+    if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
+        raise CannotSayError("The bound falls somewhere: it has noise, or a step is wrong.")
+    return Climb(bounds[-1], ahead(bounds), len(bounds), tuple(restarts))
 
 
 def convergence(

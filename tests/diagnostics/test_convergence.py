@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppl_lvm.diagnostics.convergence import convergence, r_hat
+from ppl_lvm.diagnostics.convergence import climb, convergence, r_hat
 from ppl_lvm.diagnostics.finding import CannotSayError
 
 
@@ -91,3 +91,18 @@ def test_short_or_broken_histories_cannot_say() -> None:
         convergence({"bound": [0.0] * 99})
     with pytest.raises(CannotSayError, match="not finite"):
         convergence({"bound": [0.0] * 199 + [float("nan")]})
+
+
+def test_a_bound_without_noise_is_judged_by_what_lies_ahead() -> None:
+    t = np.arange(40)
+    way = -5 - 2 * 0.8**t  # what is left after t steps is 2 · 0.8^t
+    done, halted = climb({"bound": list(way)}), climb({"bound": list(way[:6])})
+    assert halted.ahead == pytest.approx(2 * 0.8**5)
+    assert halted.findings()[0].verdict == "bad"
+    assert done.ahead == pytest.approx(2 * 0.8**39)
+    assert done.findings()[0].verdict == "good"
+    assert len(climb({"bound": list(way)}, [-5.0, -5.5]).findings()) == 2
+    with pytest.raises(CannotSayError, match="falls"):
+        climb({"bound": [-1.0, -2.0, -1.0]})
+    with pytest.raises(CannotSayError, match="three"):
+        climb({"bound": [-1.0, -0.5]})

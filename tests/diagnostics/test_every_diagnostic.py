@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppl_lvm import diagnostics
 from ppl_lvm.diagnostics.calibration import sbc, vsbc
-from ppl_lvm.diagnostics.convergence import convergence
+from ppl_lvm.diagnostics.convergence import climb, convergence
 from ppl_lvm.diagnostics.diagnose import NAMES, Starts, _Asking
 from ppl_lvm.diagnostics.drift import drift
 from ppl_lvm.diagnostics.finding import Finding
@@ -55,6 +55,10 @@ class Cases:
         q, narrow = self.guide(m), self.guide(m, 0.3)
         return {
             "Convergence": ([self.flat], [self.rising]),
+            "Climb": (
+                [lambda: climb({"bound": list(-(0.5 ** np.arange(30)))}, [0.0, 0.0])],
+                [lambda: climb({"bound": list(-(0.9 ** np.arange(5)))}, [0.0, -1.0])],
+            ),
             "Drift": ([lambda: self.drift(0.0)], [lambda: self.drift(0.1)]),
             "Tightness": (
                 [lambda: self.tight(q, 0.0)],
