@@ -108,7 +108,8 @@ def fit(
         clip_norm: cut the gradient's norm to this (nats per datum).
         kl_weight, kl_annealing: β of the KL term, reached linearly over so many steps.
         restarts: independent starts with seeds seed, seed + 1, …; the best one is kept that the
-            model does not call degenerate, all are reported in `run.restarts`.
+            model does not call degenerate, all are reported in `run.restarts`. Where batches are
+            small they are trained together in one graph, each with its own run's result.
         seed: of every random number; the same seed gives the same run.
         settings, guide_settings: arguments for programs given as classes or addresses.
         directory: keep the run there, with checkpoints while it runs.

@@ -63,7 +63,7 @@ class Iterates:
         """Write down, if it is time, what the parameters are after `step` steps."""
         if step < self._next:
             return
-        self._next = step + self._every
+        self._next = (step // self._every + 1) * self._every  # the same after a resumption
         self._records.append(
             {
                 name: leaf.detach().reshape(-1)[self._index[name].to(leaf.device)].cpu()

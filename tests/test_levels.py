@@ -1,5 +1,6 @@
 """fit at every level of the engine: the same steps, the same safety, the same run when resumed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_a_resumed_run_is_the_same_bit_for_bit(level: Any, optimizer: str, tmp_p
     found = to_the_end(again)
     assert again.history == whole.history
     assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.slow
+def test_so_is_one_of_many_steps_a_call(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"engine": "compiled", "batch_size": 35, "steps_per_call": 4}
+    whole = training(**asked)
+    wanted = to_the_end(whole)
+    part = training(tmp_path / "c", **asked)
+    part.options = replace(part.options, num_steps=8)  # interrupted after two calls
+    part.run(Progress(8, shown=False))
+    again = training(tmp_path / "c", **asked)
+    resume.load(again, tmp_path / "c")
+    assert again.step_number == 8
+    found = to_the_end(again)
+    assert again.history["bound"] == whole.history["bound"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    one, other = whole.iterates.tensors(), again.iterates.tensors()
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])

@@ -18,7 +18,13 @@ In a loop that has its own torch optimiser and schedule, as `fit` has, a step at
     step = make_whole_step(loss_and_grads, optimizer, "auto", watched=(model, guide, elbo))
     loss = step(*batch)           # what loss_and_grads returns; parameters are updated
 
-and the same in two halves, which reach "captured":
+With `rehearses=True` each kind of batch is learnt on steps that change nothing, so that every step
+is taken at one level (and a resumed run repeats the run bit for bit); with `finite=True` a step
+whose results are not all finite is not taken; a `plan` says when "auto" compiles, `LongRun` in the
+background. `step.many(...)` takes many steps in one compiled call (`many.py`), and several starts
+of a program go abreast in one graph (`abreast.py`).
+
+The same in two halves, which reach "captured":
 
     gradient = make_step(loss_and_grads, parameters, "auto", watched=(model, guide, elbo))
     update = make_update(optimizer)
