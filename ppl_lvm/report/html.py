@@ -77,9 +77,9 @@ def html(
 
 
 def _verdicts_beside(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """One row a diagnostic: its finding in every run, None where a run has none."""
+    """One row a diagnostic that has a figure in some run: its findings, None where one has none."""
     by_name = [{_general(f.name): f for f in e.diagnosis.findings} for e in entries]
-    names = dict.fromkeys(name for own in by_name for name in own)
+    names = dict.fromkeys(n for own in by_name for n, f in own.items() if f.value is not None)
     return [{"name": name, "cells": [own.get(name) for own in by_name]} for name in names]
 
 
