@@ -66,8 +66,8 @@ def fit_adversarially(
     discriminator: nn.Module | None = None,
     num_steps: int = 2000,
     batch_size: int = 256,
-    discriminator_steps: int = 1,
-    penalty: float = 0.1,
+    discriminator_steps: int = 2,
+    penalty: float = 0.003,
     optimizer: Any = "Adam(lr=0.002, betas=(0.5, 0.9))",
     seed: int = 0,
 ) -> Adversaries:
@@ -81,8 +81,9 @@ def fit_adversarially(
         num_steps: updates of the generator.
         batch_size: rows of data and draws of each update.
         discriminator_steps: its updates before each of the generator's.
-        penalty: γ of γ/2 E_D ‖∇a(x)‖², added to the discriminator's loss. With 0 its optimum is
-            the log density ratio, and training may circle; with γ > 0 it is a flatter function.
+        penalty: γ of γ/2 E_D ‖∇a(x)‖², added to the discriminator's loss, in the units of x. With
+            0 its optimum is the log density ratio, and training may circle; with γ > 0 it is a
+            flatter function.
         optimizer: of both, as `fit` takes it.
         seed: of every random number.
 

@@ -15,6 +15,7 @@ import torch
 
 from ppl_lvm.check.density import check_density
 from ppl_lvm.check.enumeration import check_enumeration
+from ppl_lvm.check.estimates import check_estimates
 from ppl_lvm.check.failures import check_calls, check_failures
 from ppl_lvm.check.findings import Finding, Findings, Suitability
 from ppl_lvm.check.look import look
@@ -72,5 +73,6 @@ def _checked(
     found += check_density(seen, {site for site in blamed if site is not None})
     if not any(finding.severity == "error" for finding in found):
         found += check_enumeration(seen)
+        found += check_estimates(seen)
     sound = not any(finding.severity == "error" for finding in found)
     return found, suitability(seen) if sound else ()
