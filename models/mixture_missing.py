@@ -27,13 +27,23 @@ State = dict[str, Tensor]
 BLOCK_NUMBERS = 2**20
 
 
+class _RealOrMissing(constraints.Constraint):
+    """Vectors of numbers, or NaN where a value is missing."""
+
+    event_dim = 1
+
+    def check(self, value: Tensor) -> Tensor:
+        """Whether no value is infinite: (…)."""
+        return (~value.isinf()).all(-1)
+
+
 class MarginalNormal(MultivariateNormal):
     """N(μ, L Lᵀ) whose density integrates out the values that are missing (NaN) in its argument.
 
     The density needs memory for P² numbers a row and component.
     """
 
-    support = constraints.independent(constraints.dependent(), 1)  # any number, or NaN
+    support = _RealOrMissing()
     _validate_args = False
 
     def log_prob(self, value: Tensor) -> Tensor:

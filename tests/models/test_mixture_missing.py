@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppl_lvm.data import load_data
 from ppl_lvm.em import NotMonotoneError, fit_em
+from ppl_lvm.fit import fit
 from ppl_lvm.models import mixture_missing
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 
@@ -121,3 +122,12 @@ def test_a_start_names_a_column_without_a_value() -> None:
     x[:, 1] = torch.nan
     with pytest.raises(ValueError, match="Column 1 has no value in 20 rows"):
         GaussianMixture(2).initialize(x)
+
+
+def test_gradient_fits_take_missing_values_too(holed: Tensor) -> None:
+    data = load_data(holed.numpy(), missing="keep")
+    settings = {"components": 2}
+    run = fit(GaussianMixture, None, data, settings=settings, num_steps=3, batch_size=60)
+    model: Any = run.model
+    exact = model.log_likelihood(holed).mean().item()
+    assert run.results["bound"] == pytest.approx(exact, abs=1e-9)
