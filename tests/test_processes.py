@@ -139,6 +139,19 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
             assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.slow
+def test_expectation_maximisation_too(tmp_path: Path) -> None:
+    asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
+    asked += ["--objective", "em", "--set", "components=3", "--directory"]
+    found = []
+    alone = [sys.executable, "-W", "ignore", *asked, str(tmp_path / "one")]
+    for command in (alone, torchrun(asked, str(tmp_path / "two"))):
+        ended = subprocess.run(command, check=True, capture_output=True, env=environment())
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    assert found[0]["bound"] == pytest.approx(found[1]["bound"], rel=1e-9)
+    assert found[0]["steps"] == found[1]["steps"]
+
+
 def _workers(parent: int) -> list[int]:
     """The processes that torchrun has started, by rank."""
     found = {}

@@ -7,6 +7,7 @@ precision: some guides search along a line, and some models start where a gradie
 both make much of single precision's rounding.
 """
 
+import importlib
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -17,13 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm import estimators, guides, models  # type: ignore[attr-defined]
+from ppl_lvm import estimators
 from ppl_lvm.check import check
 from ppl_lvm.data import load_data
 from ppl_lvm.pairing import make_pair
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.stepping import Options
 from ppl_lvm.training import Training
+
+models: Any = importlib.import_module("ppl_lvm.models")
+guides: Any = importlib.import_module("ppl_lvm.guides")
 
 STEPS = 50
 BUILDERS = [name for name in guides.__all__ if name not in ("label_free", "AutoGuide")]
