@@ -13,7 +13,6 @@ from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.models.hmm import HiddenMarkovModel
-from ppl_lvm.models.implicit import Implicit
 from ppl_lvm.models.lda import LatentDirichletAllocation
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
@@ -39,7 +38,6 @@ __all__ = [
     "HiddenMarkovModel",
     "HierarchicalRegression",
     "HierarchicalVAE",
-    "Implicit",
     "LatentDirichletAllocation",
     "LinearStateSpace",
     "MixtureOfPPCA",
