@@ -129,7 +129,8 @@ class HiddenMarkovModel(PyroModule):
             ValueError: for fewer distinct values than states, or categories out of range.
         """
         self._meet(x)
-        S, like = self.states, {"dtype": self.start.dtype, "device": x.device}
+        S = self.states
+        like: dict[str, Any] = {"dtype": self.start.dtype, "device": x.device}
         self.start = torch.full((S,), 1 / S, **like)
         self.transition = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
         rows = x.detach().reshape(-1, self._width)

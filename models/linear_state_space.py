@@ -107,7 +107,7 @@ class LinearStateSpace(PyroModule):
                 "data."
             )
         D = min(self.latent, len(mu))
-        like = {"dtype": self.mu.dtype, "device": x.device}
+        like: dict[str, Any] = {"dtype": self.mu.dtype, "device": x.device}
         with torch.no_grad():
             self.mu.copy_(mu)
             self.C[:, :D] = (vectors[:, -D:] * values[-D:].clamp(min=0).sqrt()).to(**like)

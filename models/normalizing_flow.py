@@ -209,8 +209,9 @@ class _Inverse(Transform):
         self._last = (u, log_det)
         return u
 
-    def log_abs_det_jacobian(self, u: Tensor, x: Tensor) -> Tensor:
-        if self._last is None or self._last[0] is not u:
-            self._inverse(x)
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det ∂y/∂x| of noise x pushed to data y."""
+        if self._last is None or self._last[0] is not x:
+            self._inverse(y)
         assert self._last is not None
         return -self._last[1]
