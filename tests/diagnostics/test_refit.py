@@ -66,7 +66,7 @@ def test_the_refitted_guide_is_the_posterior_of_the_new_data(guide: Any) -> None
 def test_a_guide_that_cannot_move_is_biased_and_one_that_can_is_not() -> None:
     class Stuck(Guide):
         def forward(self, x: Tensor) -> None:
-            pyro.sample("mu", Normal(1.5 + 0.01 * self.loc.tanh(), 0.3))
+            pyro.sample("mu", Normal(3.0 + 0.01 * self.loc.tanh(), 0.3))
 
     x = torch.randn(10)
     verdicts = []
