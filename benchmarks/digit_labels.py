@@ -7,6 +7,8 @@ stands for one digit, the best such pairing (Hungarian algorithm), for ten clust
 10 principal components (best of 5 starts). With labels for ten of each digit: the share that
 `SemiSupervisedVAE` classifies right, which sees the other 1,400 without labels, beside logistic
 regression on the same 100 labels, and on all 1,500.
+
+The settings here were chosen on the splits of seeds 0 to 2: judge with `--seed 5`.
 """
 
 import statistics
