@@ -26,7 +26,7 @@ from torch import Tensor
 from ppl_lvm.benchmarks import record
 from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
 from ppl_lvm.data import load_data
-from ppl_lvm.em_sums import Sums
+from ppl_lvm.em.sums import Sums
 from ppl_lvm.models.gmm import GaussianMixture
 
 RESTARTS = 16

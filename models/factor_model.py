@@ -11,7 +11,7 @@ is the latent-trait model of tests and questionnaires. The integral over z has n
 one or two factors `log_evidence` takes it by quadrature. A value that is missing (NaN) is left
 out of its row's likelihood.
 
-Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM (`ppl_lvm.mcem`).
+Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM (`ppl_lvm.em.monte_carlo`).
 
 References:
     Bartholomew, Knott, Moustaki (2011). Latent variable models and factor analysis. Chapters 4, 5.

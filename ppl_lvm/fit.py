@@ -27,7 +27,6 @@ from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.report.draw import draw
-from ppl_lvm.resume import load as resume_from
 from ppl_lvm.run import (
     TEMPLATE_ROWS,
     Run,
@@ -35,11 +34,12 @@ from ppl_lvm.run import (
     load_run,
     surroundings,
 )
-from ppl_lvm.stepping import Options
-from ppl_lvm.together import Together
-from ppl_lvm.together import refuse as refuse_together
-from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
-from ppl_lvm.training import Training
+from ppl_lvm.training.loop import Training
+from ppl_lvm.training.resume import load as resume_from
+from ppl_lvm.training.stepping import Options
+from ppl_lvm.training.together import Together
+from ppl_lvm.training.together import refuse as refuse_together
+from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
 
 INITIALIZE_ROWS = 100_000
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from

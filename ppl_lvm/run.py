@@ -29,7 +29,7 @@ from ppl_lvm.evidence import Evidence, log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
 from ppl_lvm.programs import Recipe, rebuild, source_digest
-from ppl_lvm.trail import Trail, pack, unpack
+from ppl_lvm.training.trail import Trail, pack, unpack
 
 if TYPE_CHECKING:
     from ppl_lvm.export import Draws
@@ -47,7 +47,7 @@ class Run:
         results: the figures that `ppl-lvm fit --json` prints.
         record: all that run.json holds.
         restarts: one entry a restart: seed, bound, and why it was not chosen.
-        trails: what each restart left for the diagnostics, see `ppl_lvm.trail`.
+        trails: what each restart left for the diagnostics, see `ppl_lvm.training.trail`.
         directory: where it is kept; None where it is only in memory.
     """
 

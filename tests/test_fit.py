@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_lvm.fit import fit
-from ppl_lvm.nonfinite import NonFiniteError
 from ppl_lvm.run import Run, load_run
+from ppl_lvm.training.nonfinite import NonFiniteError
 
 quiet = functools.partial(fit, progress=False)
 
@@ -100,8 +100,8 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
     """Averaged over an epoch's batches of equal size, bound and gradient are the full ones."""
     from ppl_lvm.data import load_data
     from ppl_lvm.pair import Pair
-    from ppl_lvm.stepping import Options
-    from ppl_lvm.training import Training
+    from ppl_lvm.training.loop import Training
+    from ppl_lvm.training.stepping import Options
 
     x = torch.linspace(-1, 3, 40)
 
@@ -598,8 +598,8 @@ def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
 
     from ppl_lvm.data import load_data
     from ppl_lvm.pair import Pair
-    from ppl_lvm.stepping import Options
-    from ppl_lvm.training import Training
+    from ppl_lvm.training.loop import Training
+    from ppl_lvm.training.stepping import Options
 
     np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(2_000_000, 3)))
     trainings = []

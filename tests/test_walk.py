@@ -23,8 +23,8 @@ from ppl_lvm.check import check
 from ppl_lvm.data import load_data
 from ppl_lvm.pairing import make_pair
 from ppl_lvm.programs import GuideSource, ModelSource
-from ppl_lvm.stepping import Options
-from ppl_lvm.training import Training
+from ppl_lvm.training.loop import Training
+from ppl_lvm.training.stepping import Options
 
 models: Any = importlib.import_module("ppl_lvm.models")
 guides: Any = importlib.import_module("ppl_lvm.guides")

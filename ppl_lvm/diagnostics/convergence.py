@@ -14,7 +14,7 @@ converged when the gain is both significant (|t| > 3) and large. The same stretc
 over halves and chains of any iterates: bounds here, parameters in drift.py.
 
 A bound without noise that never falls, as of expectation-maximisation, has no such scatter: of its
-last three values the gain that lies ahead is judged instead (`ppl_lvm.em_batch.ahead`).
+last three values the gain that lies ahead is judged instead (`ppl_lvm.gain_ahead`).
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.em_batch import ahead
-from ppl_lvm.trail import BATCHES, last_bounds, stretch
+from ppl_lvm.gain_ahead import gain_ahead
+from ppl_lvm.training.trail import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
@@ -202,7 +202,7 @@ def climb(history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
         raise CannotSayError(f"{len(bounds)} iterations tell no rate; three are needed.")
     if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
         raise CannotSayError("The bound falls somewhere: it has noise, or a step is wrong.")
-    return Climb(bounds[-1], ahead(bounds), len(bounds), tuple(restarts))
+    return Climb(bounds[-1], gain_ahead(bounds), len(bounds), tuple(restarts))
 
 
 def convergence(

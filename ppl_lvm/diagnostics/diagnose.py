@@ -42,7 +42,7 @@ from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.diagnostics.show import table
 from ppl_lvm.pair import Pair
 from ppl_lvm.particles.plan import make_plan
-from ppl_lvm.trail import Trail
+from ppl_lvm.training.trail import Trail
 
 MAX_ROWS = 1000
 ANNEALED_ROWS, SANDWICH_ROWS = 300, 100

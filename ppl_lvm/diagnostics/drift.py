@@ -1,7 +1,7 @@
 """Has it converged? R̂ of the parameters, over iterates of one start and over restarts.
 
 A bound whose slope is lost in its noise may stand on parameters that still move. The second half
-of the recorded iterates θ_t (`ppl_lvm.trail`) is cut in two, and in eight; a number drifts if
+of the recorded iterates θ_t (`training.trail`) is cut in two, and in eight; a number drifts if
 
     R̂ > 1.2,    |mean of one half − mean of the other| > 5% of its range over the run,
     and the means of the eight parts rise, or fall, without exception,
@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvNd
 from ppl_lvm.diagnostics.convergence import LARGE, QUESTION, r_hat
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.pair import Pair
-from ppl_lvm.trail import Trail
+from ppl_lvm.training.trail import Trail
 
 LEVEL, MOVED, PARTS = 1.2, 0.05, 8
 FEWEST = 80  # records, so that each part has five

@@ -17,7 +17,7 @@ from ppl_lvm.diagnostics.diagnose import NAMES, Diagnosis, Starts, diagnose, som
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 from ppl_lvm.diagnostics.show import progress
 from ppl_lvm.pair import Pair
-from ppl_lvm.trail import Trail
+from ppl_lvm.training.trail import Trail
 
 KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppl_lvm.diagnostics.drift import drift, layer_weights
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.pair import Pair
-from ppl_lvm.trail import Trail
+from ppl_lvm.training.trail import Trail
 
 
 class Program(PyroModule):

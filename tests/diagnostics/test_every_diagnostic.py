@@ -32,7 +32,7 @@ from ppl_lvm.diagnostics.mixtures import Mixture, stability
 from ppl_lvm.diagnostics.predictive import check, two_sample
 from ppl_lvm.diagnostics.tightness import sandwich, tightness
 from ppl_lvm.pair import Pair
-from ppl_lvm.trail import Trail
+from ppl_lvm.training.trail import Trail
 
 Case = Callable[[], Any]
 # Rows that hold a figure for comparison and pass no judgement.

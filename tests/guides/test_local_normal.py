@@ -20,7 +20,7 @@ from ppl_lvm.fit import fit
 from ppl_lvm.guides import LocalNormal
 from ppl_lvm.models import PPCA, VAE, linear_gaussian
 from ppl_lvm.row_table import DataRows, RowTables
-from ppl_lvm.stepping import Stepping
+from ppl_lvm.training.stepping import Stepping
 
 
 def _optimum(model: PPCA, x: Tensor) -> Tensor:

@@ -19,17 +19,18 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm import processes, resume
+from ppl_lvm import processes
 from ppl_lvm.data import Data
 from ppl_lvm.data.stores import MemoryStore
 from ppl_lvm.engine import CannotCaptureError, NotFiniteError, Recording
-from ppl_lvm.nonfinite import NonFiniteError, blame
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.row_table import RowTables
-from ppl_lvm.rows import Calls, RowOrder
-from ppl_lvm.stepping import Options, Stepping
-from ppl_lvm.trail import Iterates
+from ppl_lvm.training import resume
+from ppl_lvm.training.nonfinite import NonFiniteError, blame
+from ppl_lvm.training.rows import Calls, RowOrder
+from ppl_lvm.training.stepping import Options, Stepping
+from ppl_lvm.training.trail import Iterates
 
 logger = logging.getLogger("ppl_lvm")
 

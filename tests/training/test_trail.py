@@ -13,7 +13,7 @@ from ppl_lvm.em import fit_em
 from ppl_lvm.fit import fit
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.run import load_run
-from ppl_lvm.trail import MOMENTS, NUMBERS, Iterates, Trail, last_bounds, pack, unpack
+from ppl_lvm.training.trail import MOMENTS, NUMBERS, Iterates, Trail, last_bounds, pack, unpack
 
 
 class Mean(PyroModule):

@@ -18,7 +18,7 @@ import ppl_lvm.em
 from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
-from ppl_lvm.em_online import OnlineEM
+from ppl_lvm.em.online import OnlineEM
 from ppl_lvm.models import PPCA, FactorAnalysis
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.vae import VAE

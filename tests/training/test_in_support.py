@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import Bernoulli, Exponential, MultivariateNormal, Normal, Poisson
 from torch import Tensor
 
-from ppl_lvm.in_support import InSupport
+from ppl_lvm.training.in_support import InSupport
 
 
 def answer(fn: Any, value: Tensor, mask: Any = None) -> bool | None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_lvm.fit import fit
-from ppl_lvm.nonfinite import NonFiniteError
 from ppl_lvm.run import Run
+from ppl_lvm.training.nonfinite import NonFiniteError
 
 
 class Factor(PyroModule):
@@ -181,7 +181,7 @@ class StoppedError(Exception):
 def test_an_interrupted_run_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ppl_lvm import together
+    from ppl_lvm.training import together
 
     asked = {**ASKED, "checkpoint_seconds": 0.0, "progress": False}
     programs = (Factor, Guide)

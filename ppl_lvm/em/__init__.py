@@ -9,8 +9,8 @@ and L(θ') ≥ L(θ). T̄ and L are sums over rows. So data larger than memory a
 and processes that hold different rows (torch.distributed) add up their sums. Restarts are one
 more leading dimension of θ, made by `torch.vmap`: a model writes its steps for one start.
 
-    fit_em -> em_batch (all rows an iteration) or em_online (an M-step a mini-batch) -> em_sums
-    -> the model's two steps;  em_run: what a fit leaves behind
+    fit_em -> batch (all rows an iteration) or online (an M-step a mini-batch) -> sums
+    -> the model's two steps;  run: what a fit leaves behind
 
 Reference:
     Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
@@ -29,10 +29,10 @@ from ppl_lvm import processes
 from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.em_batch import EM, NotMonotoneError
-from ppl_lvm.em_online import OnlineEM
-from ppl_lvm.em_run import ExactPosterior, Outcome, as_run, record, some_rows
-from ppl_lvm.em_sums import READ_ROWS, State, Statistics, Sums
+from ppl_lvm.em.batch import EM, NotMonotoneError
+from ppl_lvm.em.online import OnlineEM
+from ppl_lvm.em.run import ExactPosterior, Outcome, as_run, record, some_rows
+from ppl_lvm.em.sums import READ_ROWS, State, Statistics, Sums
 from ppl_lvm.pair import copied
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.run import Run
@@ -110,7 +110,7 @@ def fit_em(
             online EM, rows a step (default: 256).
         decay: None: every iteration sees all rows. Else online EM with step sizes
             (1 + t)^-decay, ½ < decay ≤ 1 (0.6 is a good one): for data so large that a few passes
-            over them must do. See `ppl_lvm.em_online`.
+            over them must do. See `ppl_lvm.em.online`.
         validation: rows to hold out (an int), a fraction of them, or data of its own: their
             log-likelihood is noted, and the best restart is best in it.
         restarts: starts with seeds seed, seed + 1, …, iterated together; the most likely is kept

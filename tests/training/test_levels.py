@@ -13,18 +13,18 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm import resume
 from ppl_lvm.checkpoint import load_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.engine import plan
 from ppl_lvm.fit import fit
-from ppl_lvm.in_support import InSupport
-from ppl_lvm.nonfinite import NonFiniteError
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
-from ppl_lvm.rows import Calls, RowOrder
-from ppl_lvm.stepping import Options
-from ppl_lvm.training import Training
+from ppl_lvm.training import resume
+from ppl_lvm.training.in_support import InSupport
+from ppl_lvm.training.loop import Training
+from ppl_lvm.training.nonfinite import NonFiniteError
+from ppl_lvm.training.rows import Calls, RowOrder
+from ppl_lvm.training.stepping import Options
 
 LEVELS: list[Any] = ["eager", "captured", pytest.param("compiled", marks=pytest.mark.slow)]
 

@@ -9,8 +9,8 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm import mcem
-from ppl_lvm.mcem import fit_mcem
+from ppl_lvm.em import monte_carlo as mcem
+from ppl_lvm.em.monte_carlo import fit_mcem
 from ppl_lvm.models import PPCA, FactorModel, GaussianMixture
 
 ANSWERS: dict[str, Any] = {"latent": 1, "likelihood": "bernoulli"}

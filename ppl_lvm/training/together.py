@@ -19,7 +19,7 @@ from ppl_lvm.engine.abreast import Abreast, AbreastStep
 from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.progress import Progress
-from ppl_lvm.training import Training
+from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and is quicker in turn
 

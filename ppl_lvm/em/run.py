@@ -10,13 +10,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em_sums import State
+from ppl_lvm.em.sums import State
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
 from ppl_lvm.programs import DEFAULT_GUIDE, GuideSource, ModelSource
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
-from ppl_lvm.trail import CLUSTERED_ROWS, Trail, clusterings
+from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings
 
 INITIALIZE_ROWS = 100_000
 

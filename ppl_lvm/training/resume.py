@@ -20,7 +20,7 @@ from ppl_lvm.checkpoint import (
 )
 
 if TYPE_CHECKING:
-    from ppl_lvm.training import Training
+    from ppl_lvm.training.loop import Training
 
 
 def save(training: "Training", path: Path) -> None:

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em_sums import State, Statistics, Sums
-from ppl_lvm.rows import RowOrder
+from ppl_lvm.em.sums import State, Statistics, Sums
+from ppl_lvm.training.rows import RowOrder
 
 
 class OnlineEM:

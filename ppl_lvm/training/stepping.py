@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm import objectives, processes
 from ppl_lvm.engine import Level, LongRun, NotFiniteError, Turn, make_whole_step
-from ppl_lvm.in_support import InSupport
-from ppl_lvm.kl_weight import KLWeight
 from ppl_lvm.pair import Pair
 from ppl_lvm.subsample import Subsample
+from ppl_lvm.training.in_support import InSupport
+from ppl_lvm.training.kl_weight import KLWeight
 
 
 @dataclass(frozen=True)

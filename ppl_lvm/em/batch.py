@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em_sums import READ_ROWS, State, Sums
+from ppl_lvm.em.sums import READ_ROWS, State, Sums
+from ppl_lvm.gain_ahead import gain_ahead
 
 # A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
 ROUNDING = 1e-10
@@ -110,7 +111,7 @@ class EM:
                 f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
                 "sums over rows at the θ they were given."
             )
-        self.converged[r] = ahead(bounds) <= self.tolerance
+        self.converged[r] = gain_ahead(bounds) <= self.tolerance
 
     # What a resumed run needs
 
@@ -128,15 +129,3 @@ class EM:
         self.state = {name: tensors[f"state/{name}"].to(t) for name, t in self.state.items()}
         for name, value in progress.items():
             setattr(self, name, value)
-
-
-def ahead(bounds: list[float]) -> float:
-    """Nats per datum that the last three bounds promise; 0 where gains are down to rounding."""
-    gain = bounds[-1] - bounds[-2]
-    if gain <= 1e-15 * (1 + abs(bounds[-1])):
-        return 0.0
-    before = bounds[-2] - bounds[-3] if len(bounds) > 2 else 0.0
-    if gain >= before:
-        return float("inf")
-    rate = gain / before
-    return max(gain, gain * rate / (1 - rate))
