@@ -208,13 +208,17 @@ def run(
     seconds: float = 5.0,
     seeds: int = 3,
     engine: str = "captured",
+    task: str | None = None,
 ) -> Result:
-    """All three tasks; `particles` is K of every estimator, and even, for antithetic pairs."""
+    """All three tasks, or one; `particles` is K of every estimator, even for antithetic pairs."""
     level = cast(Level, engine)
     budget = Budget(steps, seconds, seeds, 1000, level)
     if smoke:
         budget = Budget(2, 0.005, 1, 10, level, rows=50)
-    rows = [row for task in TASKS for row in measure(task, particles, budget, seed)]
+    chosen = [t for t in TASKS if task in (None, t.name)]
+    if not chosen:
+        raise ValueError(f"task: {task!r} is none of {', '.join(t.name for t in TASKS)}.")
+    rows = [row for t in chosen for row in measure(t, particles, budget, seed)]
     rows.sort(key=lambda row: (row["task"], row["equal"], -row["held-out log p(x), nats"]))
     return record.publish(
         "training", __doc__ or "", rows, draw(rows), seed=seed, directory=directory, smoke=smoke
