@@ -181,7 +181,8 @@ def judge_groups(
 
 def fault_of_value(alone: Seen, scaled: Seen, evidence: tuple[float, float]) -> str:
     """What is wrong with a bound where the batch stands for SUBSAMPLED times as many rows."""
-    above = SUBSAMPLED * (evidence[0] + evidence[1])
+    rounding = 1e-5 * abs(evidence[0])  # of single precision, by another order of sums
+    above = SUBSAMPLED * (evidence[0] + evidence[1] + rounding)
     slack = 5 * (scaled.error + SUBSAMPLED * alone.error) + 1e-6 * abs(scaled.bound)
     if SUBSAMPLED * (alone.bound - 5 * alone.error) > above:
         return "; above log p(x)"

@@ -53,4 +53,5 @@ class WhitenedNormal(MultivariateNormal):
         white = x @ torch.cat([W.mT, -(mu - c) @ W.mT], -2)  # (..., N, P)
         log_det = W.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)  # (..., 1)
         squares = torch.linalg.vector_norm(white, dim=-1) ** 2  # without a table of squares
-        return -0.5 * squares + log_det - 0.5 * P * math.log(2 * math.pi)
+        log_p = -0.5 * squares + log_det - 0.5 * P * math.log(2 * math.pi)
+        return log_p.expand(torch.broadcast_shapes(self.batch_shape, value.shape[:-1]))

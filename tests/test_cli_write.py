@@ -47,7 +47,7 @@ def test_check_says_what_is_wrong_and_ends_with_status_one(run) -> None:  # type
     assert bad.exit_code == 1
     assert "error missing-in-model: The guide samples 'zz'" in bad.stdout
     assert "(mine.py:17)" in bad.stdout
-    assert "remedy: pyro.sample('z', ...)" in bad.stdout
+    assert "remedy: The model calls it: pyro.sample('z', ...)" in bad.stdout
 
 
 def test_what_is_right_for_all_rows_may_be_wrong_in_mini_batches(run) -> None:  # type: ignore[no-untyped-def]

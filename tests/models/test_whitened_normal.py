@@ -81,3 +81,15 @@ def test_a_row_that_nobody_can_have_is_refused_by_validation() -> None:
     mu, L = _parameters(2, 3, torch.float32)
     with poutine.trace(), pytest.raises(ValueError, match="support"):
         WhitenedNormal(mu, scale_tril=L, validate_args=True).log_prob(torch.full((4, 3), torch.nan))
+
+
+def test_log_density_has_the_shape_of_the_batch_it_was_expanded_to() -> None:
+    """Pyro expands to the plate of particles, which the rows do not have."""
+    mu, L = torch.randn(3, 1, 1, 2), torch.eye(2).expand(3, 1, 1, 2, 2)
+    fn = WhitenedNormal(mu, scale_tril=L).expand([3, 4, 5])
+    x = torch.randn(5, 2)
+    found = fn.log_prob(x)
+    assert found.shape == (3, 4, 5)
+    torch.testing.assert_close(
+        found, MultivariateNormal(mu, scale_tril=L).log_prob(x).expand(3, 4, 5)
+    )
