@@ -233,7 +233,9 @@ def _common_rows(runs: "Sequence[Run]", names: Sequence[str]) -> Any:
     for name, run in zip(names, runs, strict=True):
         own = run.record
         if not own["data"]["held_out_rows"]:
-            raise ValueError(f"{name} held no rows out. Pass rows that no run has seen as x.")
+            raise ValueError(
+                f"{name} held no rows out. Pass rows that no run has seen as x (--data)."
+            )
         if own["data"]["fingerprint"] != first["data"]["fingerprint"]:
             raise ValueError(
                 f"{name} was fitted to other data than {names[0]}: their densities are not of the "
