@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm import psis
@@ -39,7 +40,7 @@ from ppl_lvm.diagnostics.simulate import observed_places
 from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.tables import run_pair, tabulate
-from ppl_lvm.particles.traces import Given, Sites, is_subsample, plate_dim, trace_program
+from ppl_lvm.particles.traces import Given, Sites, plate_dim, trace_program
 from ppl_lvm.subsample import DATA_PLATE
 
 LOCAL_PARTICLES = 64
@@ -256,7 +257,7 @@ def global_draws(guide: Program, batch: tuple[Any, ...], num_draws: int) -> list
             {
                 n: s["value"]
                 for n, s in sites.items()
-                if not is_subsample(s) and plate_dim(s, DATA_PLATE) is None
+                if not site_is_subsample(s) and plate_dim(s, DATA_PLATE) is None
             }
         )
     return found

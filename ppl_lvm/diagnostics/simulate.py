@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles.plan import Plan, Program
-from ppl_lvm.particles.traces import PARTICLE_PLATE, Given, Sites, is_subsample, trace_program
+from ppl_lvm.particles.traces import PARTICLE_PLATE, Given, Sites, trace_program
 
 CELLS = 2**23  # numbers of replicated data drawn at once
 
@@ -28,7 +29,7 @@ def simulate(
     with torch.no_grad():
         free = poutine.uncondition(model)
         sites = trace_program(free, batch, {}, particles=None, nesting=0, given=fixed)
-    values = {name: site["value"] for name, site in sites.items() if not is_subsample(site)}
+    values = {name: site["value"] for name, site in sites.items() if not site_is_subsample(site)}
     fresh = list(batch)
     for name, place in places.items():
         fresh[place] = values[name].reshape(batch[place].shape).to(batch[place].dtype)

@@ -9,9 +9,10 @@ thermodynamic): no gradient flows through a draw, and no second scoring is neede
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.particles.traces import is_point, is_subsample
+from ppl_lvm.particles.traces import is_point
 
 
 class WithoutPath(Messenger):
@@ -23,7 +24,7 @@ class WithoutPath(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         given = msg["is_observed"] or msg["done"]  # as all latents are in the model
-        if not given and not is_subsample(msg) and not is_point(msg["fn"]):
+        if not given and not site_is_subsample(msg) and not is_point(msg["fn"]):
             self.drawing.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:

@@ -29,13 +29,14 @@ from typing import Any
 import torch
 from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_lvm.particles.estimate import refusal
 from ppl_lvm.particles.plan import Plan, Program, make_plan
 from ppl_lvm.particles.tables import Tables, inside_scale, run_pair, tabulate
-from ppl_lvm.particles.traces import Sites, is_one, is_subsample, log_prob, plate_dim, table, temper
+from ppl_lvm.particles.traces import Sites, is_one, log_prob, plate_dim, table, temper
 from ppl_lvm.particles.vectorize import why_not_vectorized
 
 
@@ -331,7 +332,7 @@ def draw_particles(
         )
         passes.append(_one_pass(guide_sites, model_sites, plan, vectorized=size is not None))
         everything = {**model_sites, **guide_sites}
-        subsamples = {n: s["value"] for n, s in everything.items() if is_subsample(s)}
+        subsamples = {n: s["value"] for n, s in everything.items() if site_is_subsample(s)}
         values = {n: _detached(s["value"]) for n, s in guide_sites.items()}
         runs.append({**subsamples, **values})
     particles = passes[0] if len(passes) == 1 else _stack(passes)

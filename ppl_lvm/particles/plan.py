@@ -19,6 +19,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.particles.estimate import estimated_site, refuse_other_draws
@@ -28,7 +29,6 @@ from ppl_lvm.particles.traces import (
     check_batch_shape,
     is_point,
     is_scored,
-    is_subsample,
     log_prob,
     plate_frames,
     trace_program,
@@ -238,7 +238,9 @@ def _site_that_moves(
     num_runs: int = 3,
 ) -> str | None:
     """The first candidate site that differs between runs, None if all stay the same."""
-    subsamples = {n: s["value"] for sites in first for n, s in sites.items() if is_subsample(s)}
+    subsamples = {
+        n: s["value"] for sites in first for n, s in sites.items() if site_is_subsample(s)
+    }
     for _ in range(num_runs):
         with Given(subsamples):
             again = run_plainly(model, guide, args, kwargs)

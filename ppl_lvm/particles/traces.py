@@ -14,6 +14,7 @@ from pyro.distributions import Delta
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.handlers import infer_config
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's own name for it
@@ -57,14 +58,9 @@ def is_point(fn: Any) -> bool:
     return isinstance(innermost(fn), Delta)
 
 
-def is_subsample(site: Mapping[str, Any]) -> bool:
-    """Whether a site is the index draw of a plate with `subsample_size`."""
-    return type(site["fn"]).__name__ == "_Subsample"
-
-
 def is_scored(site: Mapping[str, Any]) -> bool:
     """Whether a site has a density: all but index draws and `pyro.deterministic`."""
-    return not is_subsample(site) and not site["infer"].get("_deterministic")
+    return not site_is_subsample(site) and not site["infer"].get("_deterministic")
 
 
 def trace_program(

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.poutine.util import site_is_subsample
 
 from ppl_lvm.particles.plan import Plan, Program, undisturbed
 from ppl_lvm.particles.tables import Tables, run_pair, tabulate
-from ppl_lvm.particles.traces import is_subsample
 
 
 def why_not_vectorized(
@@ -41,7 +41,7 @@ def why_not_vectorized(
                     name: _particle(site, k, shapes.get(name))
                     for sites_ in sites[::-1]
                     for name, site in sites_.items()
-                    if name in shapes or is_subsample(site)
+                    if name in shapes or site_is_subsample(site)
                 }
                 alone = tabulate(
                     *run_pair(model, guide, args, kwargs, plan, None, values=values),
@@ -58,7 +58,7 @@ def why_not_vectorized(
 
 def _particle(site: Mapping[str, Any], k: int, shape: torch.Size | None) -> Any:
     """Particle k's value as a plain run would have drawn it."""
-    if is_subsample(site) or shape is None:
+    if site_is_subsample(site) or shape is None:
         return site["value"]
     return site["value"][k].reshape(shape)
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator, total
-from ppl_lvm.particles.traces import is_subsample
 
 Case = dict[str, Tensor]  # by site: (K, ...) values, (K, ...) noise, or (B,) rows
 
@@ -37,7 +37,7 @@ class Forced(Messenger):
         if msg["is_observed"] or msg["done"] or msg["name"] not in self.case:
             return
         value = self.case[msg["name"]]
-        if not is_subsample(msg):
+        if not site_is_subsample(msg):
             value = self._of_particle(msg["name"], value, msg["fn"].shape())
             fn = msg["fn"]
             while hasattr(fn, "base_dist"):
