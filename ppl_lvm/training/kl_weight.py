@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
+from ppl_lvm.dry_run import dry_run
+from ppl_lvm.pair import Pair, latent_sites, plate_nesting
 from ppl_lvm.particles.estimate import MARK
 
 
@@ -27,3 +30,32 @@ class KLWeight(Messenger):
             )
         if not msg["is_observed"] and msg["name"] not in self.summed:
             msg["scale"] = msg["scale"] * self.value
+
+
+def refuse_summed_parents(pair: Pair, summed: frozenset[str], *batch: Any) -> None:
+    """Refuse a latent z that is weighted while what it depends on is summed out.
+
+    In log Σ_c p(c) p(z | c) p(x | z, c) there is no factor of z alone that β could weight.
+
+    Raises:
+        ValueError: names z, c and the remedy.
+    """
+    if not summed:
+        return
+    with pair.scope(), dry_run(pair.model, pair.guide), torch.no_grad(), poutine.block():
+        drawn = poutine.trace(pair.guide).get_trace(*batch)
+        model = poutine.replay(pair.model, drawn)
+        first = -1 - plate_nesting(poutine.trace(model).get_trace(*batch))
+        nodes = (
+            poutine.trace(poutine.enum(model, first_available_dim=first)).get_trace(*batch).nodes
+        )
+    for name in latent_sites(drawn).keys() & nodes.keys():
+        shape = nodes[name]["fn"].batch_shape
+        for parent in sorted(summed):
+            dim = nodes[parent]["infer"].get("_enumerate_dim")
+            if dim is not None and -dim <= len(shape) and shape[dim] > 1:
+                raise ValueError(
+                    f"A KL weight cannot scale {name!r} by itself: it depends on {parent!r}, which "
+                    "is summed out, and a sum has one scale. Leave kl_weight and kl_annealing "
+                    f"out, or sample {parent!r} in the guide too."
+                )

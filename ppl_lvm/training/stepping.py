@@ -24,7 +24,7 @@ from ppl_lvm.engine import Level, LongRun, NotFiniteError, Turn, make_whole_step
 from ppl_lvm.pair import Pair
 from ppl_lvm.subsample import Subsample
 from ppl_lvm.training.in_support import InSupport
-from ppl_lvm.training.kl_weight import KLWeight
+from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class Stepping:
         self.sign = 1.0 if getattr(pair.objective, "upper", False) else -1.0
         self._kl = KLWeight(summed)
         self._support = InSupport()
+        if options.kl_weight != 1.0 or options.kl_annealing:
+            refuse_summed_parents(pair, summed, *example)
         self._wrap(options)
         # Before anything is loaded from a checkpoint: a resumed run must not do it once more.
         pair.introduce(self._model, self._guide, *example)

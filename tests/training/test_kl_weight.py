@@ -1,0 +1,93 @@
+"""A KL weight where sites are summed out: right where it has a meaning, refused where not."""
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Categorical, Normal
+from torch import Tensor
+
+from ppl_lvm.fit import fit
+from ppl_lvm.models import GaussianMixtureVAE
+from ppl_lvm.objectives import objective
+from ppl_lvm.pair import Pair
+from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
+
+
+def _weights(x: Tensor) -> None:
+    w = pyro.sample("w", Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        c = pyro.sample("c", Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+        pyro.sample("x", Normal(w + 2.0 * c, 1.0), obs=x)
+
+
+def _w_alone(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.tensor(1.0))
+    scale = pyro.param("scale", torch.tensor(0.5))
+    pyro.sample("w", Normal(loc, scale))
+
+
+def _clusters(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        c = pyro.sample("c", Bernoulli(torch.tensor(0.5)), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", Normal(c, 1.0))
+        pyro.sample("x", Normal(z, 1.0), obs=x)
+
+
+def _z_alone(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", Normal(x / 2, scale))
+
+
+def _z_and_c(x: Tensor) -> None:
+    logits = pyro.param("logits", torch.tensor(0.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("c", Bernoulli(logits=logits))
+        pyro.sample("z", Normal(x / 2, 1.0))
+
+
+@pytest.mark.parametrize("name", [None, "ELBO", "IWAE(num_particles=2)"])
+@pytest.mark.parametrize("weight", [{"kl_weight": 0.5}, {"kl_annealing": 10}])
+def test_a_latent_below_a_summed_site_is_refused(name: Any, weight: dict[str, Any]) -> None:
+    """Ours would run and weight the sum as it comes; Pyro's fails inside."""
+    with pytest.raises(ValueError, match=r"cannot scale 'z' by itself: it depends on 'c'.*guide"):
+        fit(_clusters, _z_alone, torch.randn(6), objective=name, num_steps=2, **weight)
+
+
+def test_a_module_with_clusters_of_codes_is_refused_before_anything_is_written(
+    tmp_path: Any,
+) -> None:
+    x, model = torch.bernoulli(torch.rand(20, 4)), GaussianMixtureVAE(2, 2, hidden=(4,))
+    with pytest.raises(ValueError, match="cannot scale 'z' by itself"):
+        fit(model, None, x, num_steps=2, kl_weight=2.0, directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_remedy_says_trains() -> None:
+    fit(_clusters, _z_and_c, torch.randn(6), num_steps=2, kl_weight=0.5, progress=False)
+
+
+@pytest.mark.parametrize("name", ["TraceEnum_ELBO(max_plate_nesting=1)", "ELBO"])
+def test_a_latent_above_a_summed_site_is_weighted_alone(name: str) -> None:
+    """β KL(q(w) ‖ p(w)) beside E_q Σ_n log Σ_c p(c) p(x_n | w, c), by quadrature."""
+    x, beta, draws = torch.tensor([0.5, 2.0, 3.0]), 3.0, 400
+    pair, weight = Pair(_weights, _w_alone, objective(name)), KLWeight(frozenset({"c"}))
+    pair.prepare(x)
+    refuse_summed_parents(pair, frozenset({"c"}), x)
+    weight.value.fill_(beta)
+    model, guide = weight(pair.model), weight(pair.guide)
+    with pair.scope(), torch.no_grad():
+        pyro.set_rng_seed(0)
+        found = -torch.tensor([pair.objective.loss(model, guide, x) for _ in range(draws)])
+    w = torch.linspace(-4, 6, 4001)
+    q, p = Normal(1.0, 0.5).log_prob(w), Normal(0.0, 1.0).log_prob(w)
+    given = torch.stack([Normal(w[:, None] + c, 1.0).log_prob(x) - math.log(2) for c in (0, 2)])
+    likelihood = given.logsumexp(0).sum(-1)
+    exact = torch.trapezoid(q.exp() * (likelihood - beta * (q - p)), w).item()
+    error = found.std().item() / draws**0.5
+    assert found.mean().item() == pytest.approx(exact, abs=5 * error)
+    unweighted = torch.trapezoid(q.exp() * (likelihood - (q - p)), w).item()
+    assert abs(unweighted - exact) > 10 * error  # a twin that forgets the weight
