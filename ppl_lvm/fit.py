@@ -161,7 +161,7 @@ def fit(
         raise ValueError("resume=True needs the directory of the run to continue.")
     # Whatever does not fit together shows before anything is written.
     first = fitting.start(0)
-    refuse_faulty(first.pair, *_first_rows(train, options.batch_size), stands_for=len(train))
+    fitting.check(first)
     path = None if directory is None else Path(directory)
     if path is not None:
         finished = processes.by_first(lambda: claim(path, record, resume))
@@ -238,6 +238,12 @@ class _Fitting:
             guide = self.guide.make(model, _first_rows(self.train, GUIDE_ROWS), restart=number)
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
+
+    def check(self, training: Training) -> None:
+        """Refuse a faulty pair; say in a line each what is doubtful about it."""
+        example = _first_rows(self.train, self.options.batch_size)
+        for doubt in refuse_faulty(training.pair, *example, stands_for=len(self.train)):
+            self._progress(training, "").say(doubt.in_a_line())
 
     def _train_several(
         self, first: Training, path: Path | None

@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppl_lvm import objectives, predict
-from ppl_lvm.check import check
+from ppl_lvm.check import Finding, check
 from ppl_lvm.data import Data
 from ppl_lvm.pair import Pair, data_plate_size
 
@@ -50,11 +50,12 @@ def make_pair(
     return pair, predict.summed_sites(pair, *example)
 
 
-def refuse_faulty(pair: Pair, *batch: Tensor, stands_for: int | None = None) -> None:
+def refuse_faulty(pair: Pair, *batch: Tensor, stands_for: int | None = None) -> tuple[Finding, ...]:
     """Raise where `check` finds an error in a pair whose batches stand for so many rows; the
-    message has each error with its remedy."""
+    message has each error with its remedy. Returns its warnings."""
     with pair.scope():
         findings = check(pair.model, pair.guide, *batch, stands_for=stands_for)
     if not findings.ok:
         listed = "\n".join(str(finding) for finding in findings.errors)
         raise ValueError(f"The guide does not fit the model.\n{listed}")
+    return tuple(finding for finding in findings if finding.severity == "warning")

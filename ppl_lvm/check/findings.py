@@ -36,9 +36,15 @@ class Finding:
         assert self.severity in SEVERITIES, self.severity
 
     def __str__(self) -> str:
+        return f"{self._head()}\n    why: {self.why}\n    remedy: {self.remedy}"
+
+    def in_a_line(self) -> str:
+        """What and the remedy, without why."""
+        return f"{self._head()} Remedy: {' '.join(self.remedy.split())}"
+
+    def _head(self) -> str:
         where = f" ({_shortest(self.file)}:{self.line})" if self.file else ""
-        head = f"{self.severity} {self.code}: {self.message}{where}"
-        return f"{head}\n    why: {self.why}\n    remedy: {self.remedy}"
+        return f"{self.severity} {self.code}: {self.message}{where}"
 
 
 def _shortest(file: str) -> str:

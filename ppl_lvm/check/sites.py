@@ -22,14 +22,7 @@ def check_sites(look: Look) -> Iterator[Finding]:
     nodes = look.guide.nodes()
     missing = [site for site in model.latents if site.name not in guide]
     if not model.observed:
-        yield look.model.finding(
-            "nothing-observed",
-            "warning",
-            None,
-            "The model observes nothing: no pyro.sample has obs=.",
-            "The guide is then fitted to the prior, whatever the data says.",
-            'pyro.sample("x", ..., obs=x)',
-        )
+        yield _nothing_observed(look.model)
     for site in guide.sites:
         if nodes[site.name]["infer"].get("is_auxiliary") or site.distribution == "Unit":
             continue  # a helper of the guide's own, or a pyro.factor
@@ -59,6 +52,24 @@ def check_sites(look: Look) -> Iterator[Finding]:
             yield _extra(look, site, meant, model)
     for site in missing:
         yield from _missing(look, site)
+
+
+def _nothing_observed(model: Run) -> Finding:
+    """A model without data; `pyro.deterministic` only looks like an observation."""
+    assert model.trace is not None
+    stated = [n for n, s in model.trace.nodes.items() if s.get("infer", {}).get("_deterministic")]
+    site = stated[-1] if stated else None
+    said = "no pyro.sample has obs="
+    if site is not None:
+        said = f"{site!r} is a pyro.deterministic, which notes a value and has no density"
+    return model.finding(
+        "nothing-observed",
+        "error",
+        site,
+        f"The model observes nothing: {said}.",
+        "The guide would be fitted to the prior, whatever the data says.",
+        f"pyro.sample({site or 'x'!r}, ..., obs=x)",
+    )
 
 
 def _meant(site: Site, missing: list[Site]) -> Site | None:

@@ -162,6 +162,12 @@ def _rows_without_event(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
 
+def _stated(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.deterministic("y", w * x[:, 0])
+
+
 def _flat_target(x: Tensor) -> None:
     """One number a row beside an event of one."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -183,6 +189,12 @@ MODELS: dict[Program, Fault] = {
         None,
         {', poutine.block(hide=["x"])': "", ".to_event(1))": ".to_event(1), obs=x)"},
         "obs=x)",
+    ),
+    _stated: (
+        "nothing-observed",
+        "y",
+        {'deterministic("y", w * x[:, 0])': 'sample("y", dist.Normal(w, 1.0), obs=x[:, 0])'},
+        "pyro.sample('y', ",
     ),
     _column_target: ("value-shape", "y", {"obs=y)": "obs=y.squeeze(-1))"}, ".squeeze(-1)"),
     _rows_without_event: (
