@@ -10,7 +10,8 @@ with p one of
     categorical    x_ntp ~ Categorical(θ_{z,p}),  x in {0, …, C - 1}
 
 columns independent given the state. π, A and the rest are parameters, to be found by maximum
-likelihood, so that the bound is log p(x) itself; the guide is empty. The chain is summed out by
+likelihood, so that the bound is log p(x) itself; the guide is empty. Expectation-maximisation
+(`baum_welch`) finds them without a step size. In the program the chain is summed out by
 `pyro.distributions.DiscreteHMM` in log₂ T rounds of products of S × S matrices: N T S³ operations,
 few of them in sequence. `log_evidence`, `marginals` and `viterbi` walk along the chain, N T S².
 
@@ -31,10 +32,14 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.models import baum_welch
 from ppl_lvm.models.gmm import start_clusters
 from ppl_lvm.models.rows import filled
+from ppl_lvm.models.sequences import as_sequences, seen_steps
 
 EMISSIONS = ("gaussian", "categorical")
+
+State = dict[str, Tensor]
 
 
 class HiddenMarkovModel(PyroModule):
@@ -87,24 +92,21 @@ class HiddenMarkovModel(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
-        self._meet(x)
-        x = x if x.dim() == 3 else x.unsqueeze(-1)
+        x = self._meet(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) by the forward algorithm, in nats: (N,)."""
-        return self._filter(self._log_emission(x))[:, -1].logsumexp(-1)
+        log_b = self._log_emission(x)
+        log_alpha = baum_welch.forward(self.start.log(), self.transition.log(), log_b)
+        return log_alpha[:, -1].logsumexp(-1)
 
     def marginals(self, x: Tensor) -> Tensor:
         """p(z_nt = s | x_n) by the forward-backward algorithm: (N, T, S)."""
-        log_b = self._log_emission(x)
-        forward, log_a = self._filter(log_b), self.transition.log()
-        backward = [torch.zeros_like(log_b[:, 0])]
-        for t in range(log_b.shape[1] - 1, 0, -1):
-            ahead = (log_b[:, t] + backward[-1]).unsqueeze(1)  # (N, 1, S)
-            backward.append((log_a + ahead).logsumexp(-1))
-        return (forward + torch.stack(backward[::-1], 1)).softmax(-1).detach()
+        log_a, log_b = self.transition.log(), self._log_emission(x)
+        log_alpha = baum_welch.forward(self.start.log(), log_a, log_b)
+        return (log_alpha + baum_welch.backward(log_a, log_b)).softmax(-1).detach()
 
     @torch.no_grad()
     def viterbi(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,16 +130,14 @@ class HiddenMarkovModel(PyroModule):
         Raises:
             ValueError: for fewer distinct values than states, or categories out of range.
         """
-        self._meet(x)
-        S = self.states
+        x, S = self._meet(x), self.states
         like: dict[str, Any] = {"dtype": self.start.dtype, "device": x.device}
         self.start = torch.full((S,), 1 / S, **like)
         self.transition = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
-        rows = x.detach().reshape(-1, self._width)
-        rows = rows[~rows.isnan().all(1)]
+        rows = seen_steps(x)
         if self.emission == "categorical":
             self._check_categories(rows)
-            concentration = torch.full((S, self._width, self.categories or 1), 2.0, **like)
+            concentration = torch.full_like(self.table, 2.0)
             self.table = torch.distributions.Dirichlet(concentration).sample()
             return
         rows = filled(rows)
@@ -168,6 +168,43 @@ class HiddenMarkovModel(PyroModule):
             f"floor of {self.floor:.0e}. Start again, use fewer states, or raise floor."
         )
 
+    def em_state(self) -> State:
+        """θ of expectation-maximisation (`ppl_lvm.em`), as `baum_welch` describes it."""
+        return {name: t.detach().double() for name, t in self._theta().items()}
+
+    def set_em_state(self, state: State) -> None:
+        """Take over θ."""
+        dtype = self.start.dtype
+        tiny = torch.finfo(dtype).tiny  # neither a share nor a scale of 0 has a logarithm
+        self.start = state["start"].to(dtype).clamp(min=tiny)
+        self.transition = state["transition"].to(dtype).clamp(min=tiny)
+        if self.emission == "categorical":
+            self.table = state["table"].to(dtype).clamp(min=tiny)
+            return
+        self.means = state["means"].to(dtype)
+        self.scale = (state["variance"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+
+    def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """Expected moves and emissions summed over sequences `x`, and log p(x)."""
+        x = self._meet(x)
+        if self.emission == "categorical":
+            self._check_categories(x)
+        return baum_welch.expect(state, x)
+
+    def m_step(self, state: State, statistics: State) -> State:
+        """θ' in closed form; the least variance is twice the floor, as in every start."""
+        return baum_welch.maximize(state, statistics, 2 * self.floor)
+
+    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return baum_welch.carry(state, new, statistics)
+
+    def _theta(self) -> State:
+        chain = {"start": self.start, "transition": self.transition}
+        if self.emission == "categorical":
+            return {**chain, "table": self.table}
+        return {**chain, "means": self.means, "variance": self.scale**2 + self.floor}
+
     def _chain(self, seen: Tensor) -> Any:
         """All T steps as one distribution; `seen` (N, T, P) says which values count."""
         T, S = seen.shape[1], self.states
@@ -186,27 +223,12 @@ class HiddenMarkovModel(PyroModule):
 
     def _log_emission(self, x: Tensor) -> Tensor:
         """log p(x_nt | z_nt = s): (N, T, S)."""
-        self._meet(x)
-        x = x if x.dim() == 3 else x.unsqueeze(-1)
-        log_prob: Tensor = self._emission(~x.isnan()).log_prob(x.nan_to_num(0.0).unsqueeze(-2))
-        return log_prob
+        x = self._meet(x)
+        return baum_welch.log_emission(self._theta(), x)
 
-    def _filter(self, log_b: Tensor) -> Tensor:
-        """log p(z_nt = s, x_n1, …, x_nt): (N, T, S)."""
-        log_a = self.transition.log()
-        alpha = [self.start.log() + log_b[:, 0]]
-        for t in range(1, log_b.shape[1]):
-            alpha.append((alpha[-1].unsqueeze(-1) + log_a).logsumexp(1) + log_b[:, t])
-        return torch.stack(alpha, 1)
-
-    @property
-    def _width(self) -> int:
-        assert self.observed is not None
-        return self.observed
-
-    def _check_categories(self, rows: Tensor) -> None:
+    def _check_categories(self, x: Tensor) -> None:
         C = self.categories or 0
-        values = rows[~rows.isnan()]
+        values = x[~x.isnan()]
         wrong = values[(values < 0) | (values >= C) | (values != values.round())]
         if len(wrong):
             raise ValueError(
@@ -214,22 +236,12 @@ class HiddenMarkovModel(PyroModule):
                 "Code the values from 0, or raise categories."
             )
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another shape."""
-        width = x.shape[2] if x.dim() == 3 else 1
-        if x.dim() not in (2, 3) or (self.observed is not None and width != self.observed):
-            raise ValueError(
-                f"HiddenMarkovModel takes sequences (N, T, {self.observed or 'P'}), or (N, T) for "
-                f"one column, got {tuple(x.shape)}. Save them as one .npy array, short ones "
-                "filled up with NaN."
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"HiddenMarkovModel takes floating-point numbers (NaN is missing), got {x.dtype}. "
-                "Pass x.float()."
-            )
+    def _meet(self, x: Tensor) -> Tensor:
+        """`x` as sequences (N, T, P); P is taken from them if nobody gave it."""
+        x = as_sequences(x, self.observed, type(self).__name__)
         if self.observed is None:
-            self._resize(width, dtype=x.dtype, device=x.device)
+            self._resize(x.shape[2], dtype=x.dtype, device=x.device)
+        return x
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
@@ -238,11 +250,15 @@ class HiddenMarkovModel(PyroModule):
         rows = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
         self.transition = PyroParam(rows, constraints.simplex)
         if self.emission == "gaussian":
-            # Equal means would receive equal gradients and never part.
-            self.means = PyroParam(torch.randn(S, observed, **like), constraints.real)
+            # Equal means would receive equal gradients and never part. Forked, so that a start from
+            # data draws the same whether the sizes were given before it or come with it.
+            with torch.random.fork_rng():
+                means = torch.randn(S, observed, **like)
+            self.means = PyroParam(means, constraints.real)
             self.scale = PyroParam(torch.ones(S, observed, **like), constraints.positive)
         else:
-            table = torch.rand(S, observed, self.categories or 1, **like) + 1
+            with torch.random.fork_rng():
+                table = torch.rand(S, observed, self.categories or 1, **like) + 1
             self.table = PyroParam(table / table.sum(-1, keepdim=True), constraints.simplex)
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

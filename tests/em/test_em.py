@@ -21,6 +21,7 @@ from ppl_lvm.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.em.online import OnlineEM
 from ppl_lvm.models import PPCA, FactorAnalysis
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
+from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.vae import VAE
 from ppl_lvm.run import load_run
 
@@ -193,7 +194,8 @@ def _fit_a_part(rank: int, world: int, folder: str) -> None:
     x = torch.tensor(load_iris().data)
     run = fit_em(GaussianMixture(3), x, seed=1, batch_size=40)
     online = fit_em(GaussianMixture(3), x, seed=1, decay=0.6, max_iterations=2, batch_size=149)
-    bounds = [*run.history["bound"], *online.history["bound"]]
+    chain = fit_em(HiddenMarkovModel(2), x.view(30, 5, 4), seed=1, max_iterations=9)
+    bounds = [*run.history["bound"], *online.history["bound"], *chain.history["bound"]]
     np.save(f"{folder}/{rank}.npy", np.array(bounds))
     torch.distributed.destroy_process_group()
 
@@ -204,7 +206,8 @@ def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Pa
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
     # a last mini-batch of one row leaves the second process none
     online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)
-    alone += online.history["bound"]
+    chain = fit_em(HiddenMarkovModel(2), iris.view(30, 5, 4), seed=1, max_iterations=9)
+    alone += online.history["bound"] + chain.history["bound"]
     for rank in range(2):
         assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
 

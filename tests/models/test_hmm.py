@@ -30,6 +30,8 @@ def _doubles() -> None:
 def _model(emission: str, columns: int = 2) -> HiddenMarkovModel:
     torch.manual_seed(0)
     model = HiddenMarkovModel(S, columns, emission, 4 if emission == "categorical" else None)
+    if emission == "gaussian":
+        model.means = torch.randn(S, columns)
     model.start = torch.tensor([0.5, 0.3, 0.2])
     rows = torch.rand(S, S) + 0.1
     model.transition = rows / rows.sum(-1, keepdim=True)
