@@ -17,8 +17,10 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.subsample import DATA_PLATE
@@ -43,6 +45,28 @@ def copied(*programs: Any) -> tuple[Any, ...]:
         part._model, part.master = model, master
         copies[i].get_submodule(name)._model = copy.deepcopy(model, memo)
     return copies
+
+
+class _AsTheyAre(Messenger):
+    """Keeps modules' parameters in Pyro's store as they are.
+
+    The store makes what it is given contiguous. Of a parameter laid out otherwise (a transposed
+    weight) it would keep a copy, which the program never reads and no gradient ever reaches.
+    """
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        name, store = msg["name"], pyro.get_param_store()
+        given = msg["args"][1] if len(msg["args"]) > 1 else None
+        kept = store._params[name]
+        if (
+            isinstance(given, nn.Parameter)
+            and given is not kept
+            and not given.is_contiguous()
+            and store._constraints[name] is constraints.real
+        ):
+            del store._param_to_name[kept]
+            store._params[name], store._param_to_name[given] = given, name
+            msg["value"] = store[name]
 
 
 class Pair:
@@ -93,7 +117,7 @@ class Pair:
         self._refuse_tied_names()
         with self.scope(), torch.no_grad():
             store = pyro.get_param_store()
-            with poutine.block():
+            with poutine.block(), _AsTheyAre():
                 drawn = poutine.trace(self.guide).get_trace(*batch)
                 traced = poutine.trace(poutine.replay(self.model, drawn)).get_trace(*batch)
             own = {id(p) for _, module in self.modules() for p in module.parameters()}

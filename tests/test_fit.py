@@ -199,6 +199,39 @@ def test_plain_functions_with_param_statements() -> None:
     assert torch.equal(decoder.weight.detach(), weight)
 
 
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_a_parameter_of_another_layout_is_trained(engine: str) -> None:
+    """Pyro's store makes what it is given contiguous: of a transposed weight it keeps a copy,
+    which the program never reads. The weight itself is trained, as one row after another is."""
+
+    def trained(weight: Tensor) -> dict[str, Tensor]:
+        decoder = nn.Linear(2, 3, bias=False)
+        decoder.weight = nn.Parameter(weight)
+
+        def model(x: Tensor) -> None:
+            net = pyro.module("decoder", decoder)
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", Normal(0.0, 1.0).expand([2]).to_event(1))
+                pyro.sample("x", Normal(net(z), 1.0).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            a = pyro.param("a", torch.zeros(3, 2))
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", Normal(x @ a, 1.0).to_event(1))
+
+        before = weight.clone()
+        run = quiet(model, guide, factor_data(), num_steps=20, engine=engine)
+        assert torch.equal(decoder.weight, before)
+        return run.parameters()
+
+    columns = torch.linspace(-1, 1, 6).reshape(2, 3)
+    found, wanted = trained(columns.t()), trained(columns.t().contiguous())
+    assert sorted(found) == ["a", "decoder$$$weight"]
+    assert not torch.allclose(found["decoder$$$weight"], columns.t(), atol=1e-3)
+    for name, value in wanted.items():
+        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
+
+
 def test_autoguides_as_builder_and_as_instance() -> None:
     x = torch.linspace(-1, 3, 40)
     exact_mean = x.sum() / 41

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -39,7 +40,7 @@ class InSupport(Messenger):
         fn, value, mask = msg["fn"], msg["value"], msg["mask"]
         if not msg["is_observed"] or mask is False or not isinstance(value, Tensor):
             return
-        if type(fn).__name__ in ("_Subsample", "Unit", "Delta"):
+        if site_is_subsample(msg) or site_is_factor(msg):
             return
         if Distribution._validate_args and not all(part._validate_args for part in _layers(fn)):
             self._unasked.add(msg["name"])

@@ -5,7 +5,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Exponential, MultivariateNormal, Normal, Poisson
+from pyro.distributions import Bernoulli, Delta, Exponential, MultivariateNormal, Normal, Poisson
 from torch import Tensor
 
 from ppl_lvm.training.in_support import InSupport
@@ -51,3 +51,18 @@ def test_a_mask_around_the_site_hides_its_rows() -> None:
 
 def test_nobody_is_asked_where_validation_was_refused() -> None:
     assert answer(Poisson(torch.ones(2), validate_args=False), torch.tensor([0.5, 1.0])) is None
+
+
+def test_factors_and_the_rows_of_a_plate_are_no_values_of_the_data() -> None:
+    with InSupport() as asked:
+        with pyro.plate("data", 4, subsample_size=2):
+            pyro.factor("f", torch.zeros(2))
+        with pyro.poutine.mask(mask=torch.tensor([True, False])):
+            pyro.factor("g", torch.zeros(2))
+    assert asked.all() is None
+
+
+def test_any_number_is_in_the_support_of_a_fixed_value() -> None:
+    """A wrong one has the log-probability minus infinity, which the loss shows."""
+    assert answer(Delta(torch.ones(2)), torch.zeros(2)) is True
+    assert answer(Delta(torch.ones(2, 3), event_dim=1), torch.ones(2, 3)) is True
