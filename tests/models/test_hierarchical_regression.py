@@ -2,9 +2,13 @@
 
 from typing import Any
 
+import pyro
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
@@ -77,6 +81,58 @@ def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
         if len(own) > 20:  # where a group has many rows its line is its own least squares
             alone = torch.linalg.lstsq(design, own[:, 2]).solution
             torch.testing.assert_close(beta[g], alone, atol=0.15, rtol=0)
+
+
+def _answers(model: HierarchicalRegression, drawn: dict[str, Tensor]) -> Tensor:
+    """What people ask of the posterior, a column each: m, β, σ and log τ, of draws (S, …)."""
+    m, tau, sigma = drawn["mean"], drawn["spread"], drawn["noise"]
+    beta = drawn["effects"] if model.centred else m[:, None] + tau[:, None] * drawn["offsets"]
+    return torch.cat([m, beta.flatten(1), sigma[:, None], tau.log()], -1)
+
+
+def _of_a_guide(model: HierarchicalRegression, guide: Any, x: Tensor) -> Tensor:
+    """`_answers` of 4,000 draws of a guide fitted for it."""
+    run = fit(
+        model,
+        guide,
+        x,
+        objective="ELBO(num_particles=8)",
+        num_steps=600,
+        optimizer="Adam(lr=0.04)",
+        schedule="CosineAnnealingLR(T_max=600)",
+        progress=False,
+    )
+    with run._pair.scope(), torch.no_grad(), pyro.plate("draws", 4000, dim=-2):
+        pyro.set_rng_seed(1)
+        nodes = poutine.trace(run.guide).get_trace(x).nodes
+    drawn = {k: v["value"] for k, v in nodes.items() if v["type"] == "sample"}
+    return _answers(model, {k: v.squeeze(1) for k, v in drawn.items() if v.shape[:1] == (4000,)})
+
+
+@pytest.mark.slow
+def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
+    """Means and standard deviations of 21 quantities, within five of the chain's own errors."""
+    x = load_data("grouped(n=120, groups=8)").tensors[0]
+    model = HierarchicalRegression(centred=True)  # every group has rows enough
+    model.initialize(x)
+    pyro.set_rng_seed(0)
+    mcmc = MCMC(NUTS(model, max_tree_depth=6), 200, warmup_steps=100, disable_progbar=True)
+    mcmc.run(x)
+    chain = _answers(model, mcmc.get_samples())  # (S, Q)
+    mean, deviation = chain.mean(0), chain.std(0)
+    square = (chain - mean).square()
+    error = deviation / effective_sample_size(chain[None]).sqrt()
+    of_deviation = square.std(0) / effective_sample_size(square[None]).sqrt() / (2 * deviation)
+
+    good = _of_a_guide(model, AutoMultivariateNormal, x)
+    assert ((good.mean(0) - mean).abs() < 5 * error).all()
+    assert ((good.std(0) - deviation).abs() < 5 * of_deviation).all()
+
+    # A wrong twin: not centred, m and η move against each other, which a mean field cannot follow.
+    apart = HierarchicalRegression(centred=False)
+    apart.initialize(x)
+    narrow = _of_a_guide(apart, AutoNormal, x)
+    assert ((narrow.std(0) - deviation)[:2] < -5 * of_deviation[:2]).any()
 
 
 def test_coefficients_are_in_the_data_s_units(rows: Tensor) -> None:
