@@ -32,6 +32,7 @@ from torch.nn.functional import softplus
 
 from ppl_lvm.models.decoder import Decoder
 from ppl_lvm.models.rows import filled
+from ppl_lvm.models.sequences import seen_steps
 from ppl_lvm.nn import MLP
 
 
@@ -93,8 +94,7 @@ class DeepMarkovModel(PyroModule):
             ValueError: see `Decoder.initialize`.
         """
         self._meet(x)
-        rows = x.flatten(0, 1)
-        self.decoder.initialize(filled(rows[~rows.isnan().all(1)]), self)
+        self.decoder.initialize(filled(seen_steps(x)), self)
 
     def _meet(self, x: Tensor) -> None:
         if x.dim() != 3 or (self.observed is not None and x.shape[2] != self.observed):

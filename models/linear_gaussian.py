@@ -6,15 +6,11 @@ the others are integrated out, which for independent noise means that they are l
     p(z_n | x_n) = N(m_n, C_n),  C_n = (I + Σ_o w_o w_oᵀ / ψ_o)⁻¹,  m_n = C_n Σ_o w_o d_no / ψ_o,
     log p(x_n) = -½ [ Σ_o (d_no - w_oᵀ m_n)² / ψ_o + m_nᵀ m_n + log det C_n⁻¹ + Σ_o log 2π ψ_o ],
 
-with d = x - μ. The sum of squares is a minimum over z, so nothing cancels. With z̃ = (z, 1) and
-a column's regression on z̃, the E-step sums
-
-    A_p = Σ_{n: p ∈ O_n} E[z̃ z̃ᵀ],    b_p = Σ d_np E[z̃],    c_p = Σ d_np²,    rows_p = Σ 1,
-
-and the M-step is (w_p, shift of μ_p) = A_p⁻¹ b_p, ψ_p = (c_p - b_pᵀ A_p⁻¹ b_p) / rows_p, or one
-such ratio for all columns. Its step is the one of parameter expansion: z ~ N(η, Γ) is fitted too,
-from Z = Σ_n E[z̃ z̃ᵀ] over all rows, and put back into W and μ, which leaves p(x) what it is and
-makes the convergence faster.
+with d = x - μ. The sum of squares is a minimum over z, so nothing cancels. The E-step sums what
+`latent_regression` says of each column's regression on z̃ = (z, 1), and the M-step is that
+regression: w_p, the shift of μ_p, and ψ_p = left_p / rows_p, or one such ratio for all columns. Its
+step is the one of parameter expansion: z ~ N(η, Γ) is fitted too, from Z = Σ_n E[z̃ z̃ᵀ] over all
+rows, and put back into W and μ, which leaves p(x) what it is and makes the convergence faster.
 
 θ is {"W": (P, D), "mu": (P,), "noise": (P,), or () for one}, in doubles.
 
@@ -33,6 +29,7 @@ from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.models import latent_regression
 from ppl_lvm.models.rows import check_rows, column_moments
 
 State = dict[str, Tensor]
@@ -188,29 +185,17 @@ def _log_evidence(state: State, x: Tensor, mean: Tensor, L: Tensor) -> Tensor:
 def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
     """A (P, D+1, D+1), b (P, D+1), c (P,), rows (P,) and Z (D+1, D+1); Σ_n log p(x_n)."""
     mean, L = posterior(state, x)
-    seen = (~x.isnan()).to(mean)
     d = torch.where(x.isnan(), 0.0, x - state["mu"])
-    ones = torch.ones_like(mean[:, :1])
-    z = torch.cat([mean, ones], -1)  # E[z̃] (N, D+1)
-    covariance = torch.nn.functional.pad(torch.cholesky_inverse(L), (0, 1, 0, 1))
-    second = z[:, :, None] * z[:, None, :] + covariance  # E[z̃ z̃ᵀ] (N, D+1, D+1)
-    statistics = {
-        "A": (seen.mT @ second.flatten(1)).unflatten(-1, second.shape[1:]),
-        "b": d.mT @ z,
-        "c": d.square().sum(0),
-        "rows": seen.sum(0),
-        "Z": second.sum(0),
-    }
-    return statistics, _log_evidence(state, x, mean, L).sum()
+    z, second = latent_regression.moments(mean, torch.cholesky_inverse(L))
+    statistics = latent_regression.sums(z, second, d, (~x.isnan()).to(mean))
+    return {**statistics, "Z": second.sum(0)}, _log_evidence(state, x, mean, L).sum()
 
 
 def maximize(state: State, statistics: State, least: float) -> State:
     """θ' from the sums of `expect`, the noise not below `least`; as many noises as in θ."""
-    A, b, rows = statistics["A"], statistics["b"], statistics["rows"]
-    solved = torch.linalg.solve(A, b[..., None]).squeeze(-1)  # (P, D+1)
-    left = statistics["c"] - (b * solved).sum(-1)
+    W, shift, left = latent_regression.solve(statistics)
+    rows, mu = statistics["rows"], state["mu"] + shift
     noise = left / rows if state["noise"].dim() else left.sum() / rows.sum()
-    W, mu = solved[:, :-1], state["mu"] + solved[:, -1]
     eta, gamma = _prior(statistics)
     return {"W": W @ gamma, "mu": mu + W @ eta, "noise": noise.clamp(min=least)}
 
@@ -232,12 +217,10 @@ def carry(state: State, new: State, made_of: State, statistics: State) -> State:
     G = torch.nn.functional.pad(torch.linalg.inv(gamma), (0, 1, 0, 1))  # on (z, 1)
     shift = torch.cat([-(G[:D, :D] @ eta), torch.ones_like(eta[:1])])
     G = torch.cat([G[:, :D], shift[:, None]], -1)
-    delta = state["mu"] - new["mu"]
-    A, b, c, rows = (statistics[name] for name in ("A", "b", "c", "rows"))
+    moved = latent_regression.shifted(statistics, state["mu"] - new["mu"])
     return {
-        "A": G @ A @ G.mT,
-        "b": (b + delta[:, None] * A[:, -1]) @ G.mT,
-        "c": c + 2 * delta * b[:, -1] + delta.square() * rows,
-        "rows": rows,
+        **moved,
+        "A": G @ moved["A"] @ G.mT,
+        "b": moved["b"] @ G.mT,
         "Z": G @ statistics["Z"] @ G.mT,
     }

@@ -5,16 +5,15 @@
     x_nt ~ N(C z_nt + μ, diag r)            observed  (N, T, P),  r = s² + floor
 
 A, C, μ, q and s are parameters, to be found by maximum likelihood, so that the bound is log p(x)
-itself; the guide is empty. The program integrates the chain out by `pyro.distributions.GaussianHMM`
-in log₂ T rounds; `log_evidence` and `smooth` walk along it (Kalman, and Rauch, Tung, Striebel).
+itself; the guide is empty. Expectation-maximisation (`kalman`) finds them without a step size. The
+program integrates the chain out by `pyro.distributions.GaussianHMM` in log₂ T rounds;
+`log_evidence` and `smooth` walk along it.
 
 A missing value is NaN and is left out of the likelihood, exactly: its row of C becomes zero, its
 noise 1, and the density of the 0 that stands in its place is divided out. A short sequence is
 filled up with NaN at its end.
 
-References:
-    Kalman (1960). A new approach to linear filtering and prediction problems.
-    Rauch, Tung, Striebel (1965). Maximum likelihood estimates of linear dynamic systems.
+Reference:
     Särkkä, García-Fernández (2021). Temporal parallelization of Bayesian smoothers.
     https://arxiv.org/abs/1905.13002
 """
@@ -28,7 +27,14 @@ from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constrai
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.models import kalman
 from ppl_lvm.models.rows import filled
+from ppl_lvm.models.sequences import as_sequences, seen_steps
+
+# A state that moves without noise can no longer be moved by expectation-maximisation.
+_LEAST_DRIFT = 1e-8
+
+State = dict[str, Tensor]
 
 
 class LinearStateSpace(PyroModule):
@@ -61,8 +67,7 @@ class LinearStateSpace(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
-        self._meet(x)
-        x = x if x.dim() == 3 else x.unsqueeze(-1)
+        x = self._meet(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
 
@@ -73,32 +78,23 @@ class LinearStateSpace(PyroModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) by Kalman's filter, in nats: (N,)."""
-        return self._filter(x)[0]
+        x = self._meet(x)
+        return kalman.filtered(self._theta(), x).log_p
 
     def smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """p(z_nt | x_n) = N(m, V): m (N, T, D), V (N, T, D, D)."""
-        _, means, covariances, predicted = self._filter(x)
-        A, Q = self.A, self.drift.square().diag()
-        m, V = means[-1], covariances[-1]
-        found = [(m, V)]
-        for t in range(len(means) - 2, -1, -1):
-            ahead = A @ covariances[t] @ A.mT + Q
-            gain = torch.linalg.solve(ahead, A @ covariances[t]).mT  # (N, D, D)
-            m = means[t] + (gain @ (m - predicted[t + 1]).unsqueeze(-1)).squeeze(-1)
-            V = covariances[t] + gain @ (V - ahead) @ gain.mT
-            found.append((m, V))
-        found.reverse()
-        return torch.stack([m for m, _ in found], 1), torch.stack([V for _, V in found], 1)
+        x = self._meet(x)
+        theta = self._theta()
+        known = kalman.smoothed(theta, kalman.filtered(theta, x))
+        return known.means[:, 1:], known.covariances[:, 1:]
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the leading principal components of all steps, each nearly keeping its value.
+        """Start from the leading principal components of all steps, their persistence at random.
 
         Raises:
             ValueError: for data that never change, or a column without a value.
         """
-        self._meet(x)
-        rows = x.detach().reshape(-1, self.mu.shape[0])
-        rows = filled(rows[~rows.isnan().all(1)]).double()
+        rows = filled(seen_steps(self._meet(x))).double()
         mu = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.atleast_2d((rows - mu).mT.cov(correction=0)))
         if not values[-1] > 0:
@@ -108,13 +104,47 @@ class LinearStateSpace(PyroModule):
             )
         D = min(self.latent, len(mu))
         like: dict[str, Any] = {"dtype": self.mu.dtype, "device": x.device}
+        keeps = 0.5 + 0.45 * torch.rand(self.latent).to(**like)
+        C = 0.1 * values.mean().sqrt() * torch.randn(len(mu), self.latent).to(values)
+        C[:, :D] = vectors[:, -D:] * values[-D:].clamp(min=0).sqrt()
         with torch.no_grad():
             self.mu.copy_(mu)
-            self.C[:, :D] = (vectors[:, -D:] * values[-D:].clamp(min=0).sqrt()).to(**like)
-            self.A.copy_(0.9 * torch.eye(self.latent))
-        self.drift = torch.full((self.latent,), math.sqrt(1 - 0.9**2), **like)
+            self.C.copy_(C)
+            self.A.copy_(keeps.diag())
+        self.drift = (1 - keeps.square()).sqrt()
         share = 0.5 * (rows - mu).square().mean(0).clamp(min=2 * self.floor)
         self.scale = (share - self.floor).clamp(min=self.floor).sqrt().to(**like)
+
+    def em_state(self) -> State:
+        """θ of expectation-maximisation (`ppl_lvm.em`), as `kalman` describes it."""
+        return {name: t.detach().double() for name, t in self._theta().items()}
+
+    def set_em_state(self, state: State) -> None:
+        """Take over θ."""
+        dtype = self.mu.dtype
+        with torch.no_grad():
+            for name in ("A", "C", "mu"):
+                getattr(self, name).copy_(state[name])
+        self.drift = state["drift"].sqrt().to(dtype)
+        tiny = torch.finfo(dtype).tiny  # a scale of 0 has no logarithm
+        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+
+    def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """Moments of neighbouring states summed over sequences `x`, and log p(x)."""
+        x = self._meet(x)
+        return kalman.expect(state, x)
+
+    def m_step(self, state: State, statistics: State) -> State:
+        """θ' in closed form."""
+        return kalman.maximize(state, statistics, self.floor, _LEAST_DRIFT)
+
+    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return kalman.carry(state, new, made_of, statistics)
+
+    def _theta(self) -> State:
+        theta = {"A": self.A, "C": self.C, "mu": self.mu}
+        return {**theta, "drift": self.drift.square(), "noise": self.noise}
 
     def _chain(self, seen: Tensor) -> Any:
         """All T steps as one distribution; `seen` (N, T, P) says which values count."""
@@ -132,53 +162,19 @@ class LinearStateSpace(PyroModule):
             missing=(~seen).sum((-1, -2)),
         )
 
-    def _filter(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-        """log p(x_n), then for every step the filtered means, covariances and predicted means."""
-        self._meet(x)
-        x = x if x.dim() == 3 else x.unsqueeze(-1)
-        A, Q, eye = self.A, self.drift.square().diag(), torch.eye(self.latent).to(x)
-        m, V = x.new_zeros(len(x), self.latent), eye.expand(len(x), -1, -1)
-        total: Any = 0.0
-        means, covariances, predicted = [], [], []
-        for t in range(x.shape[1]):
-            m, V = m @ A.mT, A @ V @ A.mT + Q
-            predicted.append(m)
-            seen = ~x[:, t].isnan()  # (N, P)
-            C = self.C * seen.unsqueeze(-1)
-            R = torch.where(seen, self.noise, 1.0)
-            error = torch.where(seen, x[:, t] - self.mu - m @ self.C.mT, 0.0)
-            S = C @ V @ C.mT + torch.diag_embed(R)
-            normal = MultivariateNormal(torch.zeros_like(error), S)
-            total = total + normal.log_prob(error) + _NOTHING * (~seen).sum(-1)
-            gain = torch.linalg.solve(S, C @ V).mT  # (N, D, P)
-            m = m + (gain @ error.unsqueeze(-1)).squeeze(-1)
-            keep = eye - gain @ C  # Joseph's form stays symmetric and positive
-            V = keep @ V @ keep.mT + gain @ torch.diag_embed(R) @ gain.mT
-            means.append(m)
-            covariances.append(V)
-        return total, means, covariances, predicted
-
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another shape."""
-        width = x.shape[2] if x.dim() == 3 else 1
-        if x.dim() not in (2, 3) or (self.observed is not None and width != self.observed):
-            raise ValueError(
-                f"LinearStateSpace takes sequences (N, T, {self.observed or 'P'}), or (N, T) for "
-                f"one column, got {tuple(x.shape)}. Save them as one .npy array, short ones "
-                "filled up with NaN."
-            )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"LinearStateSpace takes floating-point numbers, got {x.dtype}. Pass x.float()."
-            )
+    def _meet(self, x: Tensor) -> Tensor:
+        """`x` as sequences (N, T, P); P is taken from them if nobody gave it."""
+        x = as_sequences(x, self.observed, type(self).__name__)
         if self.observed is None:
-            self._resize(width, dtype=x.dtype, device=x.device)
+            self._resize(x.shape[2], dtype=x.dtype, device=x.device)
+        return x
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
         D = self.latent
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
-        self.C = nn.Parameter(torch.randn(observed, D, **like))
+        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+            self.C = nn.Parameter(torch.randn(observed, D, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)
         self.scale = PyroParam(torch.ones(observed, **like), constraints.positive)

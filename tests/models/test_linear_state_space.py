@@ -123,6 +123,20 @@ def test_fitting_finds_the_decay_of_an_autoregression() -> None:
     assert float(model.noise.detach().sqrt()) == pytest.approx(0.3, abs=0.1)
 
 
+def test_a_start_is_the_seeds_whether_its_sizes_were_given_or_not() -> None:
+    x, starts = _data(), []
+    for model, seed in ((LinearStateSpace(4, P), 1), (LinearStateSpace(4), 1), (_model(), 2)):
+        torch.manual_seed(seed)
+        model.initialize(x)
+        starts.append(model.em_state())
+    for name, value in starts[0].items():
+        assert torch.equal(starts[1][name], value)
+    assert not torch.equal(starts[0]["A"][:D, :D], starts[2]["A"])
+    reached = starts[0]["C"] @ starts[0]["C"].mT  # the start has causes for what varies
+    steps = x.flatten(0, 1)
+    assert reached.trace() > 0.5 * (steps - steps.nanmean(0)).square().nanmean(0).sum()
+
+
 def test_it_draws_sequences_and_survives_its_state() -> None:
     model, x = _model(), _data()
     drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]
