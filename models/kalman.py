@@ -10,15 +10,19 @@ end (Rauch, Tung, Striebel), with P_t = A V_t|t Aᵀ + Q the covariance that is 
 
 The E-step sums over the steps of all sequences
 
-    before = Σ E[z_{t-1} z_{t-1}ᵀ],    across = Σ E[z_t z_{t-1}ᵀ],    after = Σ E[z_t ⊙ z_t],
+    before = Σ E[z_{t-1} z_{t-1}ᵀ],    across = Σ E[z_t z_{t-1}ᵀ],    after = Σ E[z_t z_tᵀ],
 
-how many steps there are, and what `latent_regression` asks of the columns of x_t given z_t. The
-M-step is A = across before⁻¹, Q = (after - diag(A acrossᵀ)) / steps, and that regression. A chain
-ends at the last step that was seen, as in `baum_welch`.
+over sequences first = Σ E[z_0 z_0ᵀ], how many there are of each, and what `latent_regression` asks
+of the columns of x_t given z_t. A chain ends at the last step that was seen, as in `baum_welch`.
 
-The scale of z is held by z_0 alone, so loosely that these steps would creep. So each is one of
-parameter expansion: z_0 ~ N(0, Γ), Γ = diag(Σ E[z_0 ⊙ z_0]) / sequences, is fitted too, and put
-back by z' = Γ^-½ z into A, C and Q, which leaves p(x) what it is.
+The model says nothing else than one with z_0 ~ N(0, Γ) and any Q: coordinates in which Γ = I and Q
+is diagonal can always be found. Only z_0 ties z to them, so loosely that the steps of the model as
+it stands creep. So the M-step is that of the larger model (parameter expansion),
+
+    A = across before⁻¹,    Q = (after - A acrossᵀ) / steps,    Γ = first / sequences,
+
+and the regression, put back by z = M z' with M = γ U, where Γ = γ γᵀ and γ⁻¹ Q γ⁻ᵀ = U Q' Uᵀ:
+A' = M⁻¹ A M, C' = C M, Q'. That leaves p(x) what it is.
 
 θ is {"A": (D, D), "C": (P, D), "mu": (P,), "drift": Q (D,), "noise": R (P,)}. Nothing branches on
 its values, so that `torch.vmap` runs many together.
@@ -121,7 +125,7 @@ def smoothed(state: State, known: Filtered) -> Smoothed:
 def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
     """The sums over sequences `x` (N, T, P), and Σ_n log p(x_n).
 
-    before, across (D, D), after, first (D,), steps, sequences (), and those of `latent_regression`.
+    before, across, after, first (D, D), steps, sequences (), and those of `latent_regression`.
     """
     (_, T, P), D = x.shape, len(state["A"])
     total: dict[str, Any] = {}
@@ -144,8 +148,8 @@ def _sums(state: State, x: Tensor, known: Smoothed) -> State:
     return {
         "before": torch.einsum("nt,ntij->ij", lasts, squares[:, :-1]),
         "across": torch.einsum("nt,ntij->ij", lasts, products),
-        "after": torch.einsum("nt,ntii->i", lasts, squares[:, 1:]),
-        "first": lasts[:, 0] @ squares[:, 0].diagonal(dim1=-2, dim2=-1),
+        "after": torch.einsum("nt,ntij->ij", lasts, squares[:, 1:]),
+        "first": torch.einsum("n,nij->ij", lasts[:, 0], squares[:, 0]),
         "steps": lasts.sum(),
         "sequences": lasts[:, 0].sum(),
         **latent_regression.sums(*flat),
@@ -154,34 +158,39 @@ def _sums(state: State, x: Tensor, known: Smoothed) -> State:
 
 def maximize(state: State, statistics: State, least: float, least_drift: float) -> State:
     """θ' from the sums of `expect`; no variance of R is below `least`, none of Q `least_drift`."""
-    across, gamma = statistics["across"], _prior(statistics)
-    A = torch.linalg.solve(statistics["before"], across.mT).mT
-    drift = (statistics["after"] - (A * across).sum(-1)) / statistics["steps"]
+    A, drift, M = _moves(statistics)
     C, shift, left = latent_regression.solve(statistics)
     return {
-        "A": A * gamma / gamma[:, None],
-        "C": C * gamma,
+        "A": torch.linalg.solve(M, A @ M),
+        "C": C @ M,
         "mu": state["mu"] + shift,
-        "drift": (drift / gamma.square()).clamp(min=least_drift),
+        "drift": drift.clamp(min=least_drift),
         "noise": (left / statistics["rows"]).clamp(min=least),
     }
 
 
-def _prior(statistics: State) -> Tensor:
-    """Γ^½ (D,), the standard deviations of z_0 in the expanded model."""
-    return (statistics["first"] / statistics["sequences"]).sqrt()
+def _moves(statistics: State) -> tuple[Tensor, Tensor, Tensor]:
+    """A (D, D) of the larger model; Q' (D,) and M (D, D), the coordinates it is put back in."""
+    across = statistics["across"]
+    A = torch.linalg.solve(statistics["before"], across.mT).mT
+    Q = (statistics["after"] - A @ across.mT) / statistics["steps"]
+    gamma = torch.linalg.cholesky(statistics["first"] / statistics["sequences"])
+    half = torch.linalg.solve_triangular(gamma, Q, upper=False)
+    inner = torch.linalg.solve_triangular(gamma, half.mT, upper=False)
+    drift, U = torch.linalg.eigh(0.5 * (inner + inner.mT))
+    U = U * torch.where(U.sum(0) < 0, -1.0, 1.0)  # of the signs that are free, one choice
+    return A, drift, gamma @ U
 
 
 def carry(state: State, new: State, made_of: State, statistics: State) -> State:
     """The sums of `expect` at θ in the coordinates of θ', the M-step of the sums `made_of`.
 
-    There z' = Γ^-½ z and d' = d + μ - μ'.
+    There z' = M⁻¹ z and d' = d + μ - μ'.
     """
     moved = {**statistics, **latent_regression.shifted(statistics, state["mu"] - new["mu"])}
-    scale = _prior(made_of)
-    scale_1 = torch.cat([scale, torch.ones_like(scale[:1])])  # of (z, 1)
-    for name, each in (("before", scale), ("across", scale), ("A", scale_1)):
-        moved[name] = moved[name] / (each[:, None] * each)
-    for name in ("after", "first"):
-        moved[name] = moved[name] / scale.square()
-    return {**moved, "b": moved["b"] / scale_1}
+    G = torch.linalg.inv(_moves(made_of)[2])
+    G_1 = torch.nn.functional.pad(G, (0, 1, 0, 1))  # on (z, 1)
+    G_1 = G_1 + torch.diag(torch.nn.functional.pad(torch.zeros_like(G[0]), (0, 1), value=1.0))
+    for name in ("before", "across", "after", "first"):
+        moved[name] = G @ moved[name] @ G.mT
+    return {**moved, "A": G_1 @ moved["A"] @ G_1.mT, "b": moved["b"] @ G_1.mT}

@@ -71,7 +71,7 @@ def _dense(state: dict[str, Tensor], sequence: Tensor) -> tuple[Tensor, Tensor, 
 def _expected_joint(state: dict[str, Tensor], new: dict[str, Tensor], x: Tensor) -> Tensor:
     """E[log p(x, z | θ')] under p(z | x, θ), from the dense posterior, up to a constant.
 
-    z_0 ~ N(0, diag(new["first"])).
+    θ' is of the larger model: z_0 ~ N(0, new["first"]), and new["Q"] is any matrix.
     """
     total = torch.zeros(())
     for sequence in x:
@@ -79,19 +79,22 @@ def _expected_joint(state: dict[str, Tensor], new: dict[str, Tensor], x: Tensor)
         second = (V + torch.outer(m, m)).detach()
         at = [slice(t * D, (t + 1) * D) for t in range(len(m) // D)]
         if len(at) > 1:
-            square, first = second.diagonal()[:D], new["first"]
-            total = total - 0.5 * (square / first + first.log()).sum()
+            total = total + _normal(second[at[0], at[0]], new["first"])
         for before, here in pairwise(at):
             A = new["A"]
             error = second[here, here] - A @ second[before, here] - second[here, before] @ A.mT
-            error = error + A @ second[before, before] @ A.mT
-            total = total - 0.5 * (error.diagonal() / new["drift"] + new["drift"].log()).sum()
+            total = total + _normal(error + A @ second[before, before] @ A.mT, new["Q"])
         for row, here in zip(sequence, at[1:], strict=False):
             for p in (~row.isnan()).nonzero().flatten().tolist():
                 c, d = new["C"][p], row[p] - new["mu"][p]
                 square = d**2 - 2 * d * (c @ m[here]) + c @ second[here, here] @ c
                 total = total - 0.5 * (square / new["noise"][p] + new["noise"][p].log())
     return total
+
+
+def _normal(second: Tensor, covariance: Tensor) -> Tensor:
+    """E[log N(e; 0, covariance)] of e with E[e eᵀ] = second, up to a constant."""
+    return -0.5 * (torch.linalg.solve(covariance, second).trace() + covariance.logdet())
 
 
 def _without_covariance(state: Any, x: Tensor, known: kalman.Smoothed) -> Any:
@@ -107,9 +110,9 @@ def test_the_m_step_is_where_the_expected_likelihood_is_greatest(monkeypatch: An
 
     def slope(statistics: dict[str, Tensor]) -> float:
         new = kalman.maximize(state, statistics, 1e-6, 1e-8)
-        g = statistics["first"] / statistics["sequences"]
-        new |= {"first": g, "A": new["A"] * g.sqrt()[:, None] / g.sqrt()}  # z_0 ~ N(0, diag g)
-        new |= {"C": new["C"] / g.sqrt(), "drift": new["drift"] * g}
+        M = kalman._moves(statistics)[2]
+        new |= {"A": M @ new["A"] @ M.inverse(), "C": new["C"] @ M.inverse()}  # as before z = M z'
+        new |= {"first": M @ M.mT, "Q": M @ new.pop("drift").diag() @ M.mT}
         new = {name: t.requires_grad_() for name, t in new.items()}
         slopes = torch.autograd.grad(_expected_joint(state, new, x), list(new.values()))
         return max(float(s.abs().max()) for s in slopes)
@@ -125,7 +128,8 @@ def test_the_m_step_is_where_the_expected_likelihood_is_greatest(monkeypatch: An
 
 def test_the_sums_are_those_of_the_dense_posterior() -> None:
     state, x = _state(), _data()
-    exact = {"before": torch.zeros(D, D), "across": torch.zeros(D, D), "after": torch.zeros(D)}
+    exact = {"before": torch.zeros(D, D), "across": torch.zeros(D, D), "after": torch.zeros(D, D)}
+    exact["first"] = torch.zeros(D, D)
     for sequence in x:
         m, V, _ = _dense(state, sequence)
         second = V + torch.outer(m, m)
@@ -133,7 +137,8 @@ def test_the_sums_are_those_of_the_dense_posterior() -> None:
             before, here = slice(t * D, (t + 1) * D), slice((t + 1) * D, (t + 2) * D)
             exact["before"] += second[before, before]
             exact["across"] += second[here, before]
-            exact["after"] += second[here, here].diagonal()
+            exact["after"] += second[here, here]
+        exact["first"] += second[:D, :D] if len(m) > D else 0.0
     found, _ = kalman.expect(state, x)
     for name, value in exact.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
