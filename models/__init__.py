@@ -16,6 +16,7 @@ from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.lda import LatentDirichletAllocation
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.mixture_of_ppca import MixtureOfPPCA
+from ppl_lvm.models.normalizing_flow import NormalizingFlow
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.models.prod_lda import ProdLDA
 from ppl_lvm.models.random_effects import RandomEffects
@@ -41,6 +42,7 @@ __all__ = [
     "LatentDirichletAllocation",
     "LinearStateSpace",
     "MixtureOfPPCA",
+    "NormalizingFlow",
     "ProdLDA",
     "RandomEffects",
     "SemiSupervisedVAE",

@@ -298,8 +298,7 @@ def _has_latents(pair: Pair, batch: tuple[Any, ...], besides: frozenset[str] = f
 
 def _observed(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     with poutine.block():
-        trace = poutine.trace(pair.model).get_trace(*batch)
-    return {n: trace.nodes[n]["value"] for n in predict.observed_names(pair, batch)}
+        return predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
 
 
 def _dims(pair: Pair, batch: tuple[Any, ...]) -> dict[str, list[str]]:

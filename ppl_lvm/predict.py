@@ -141,15 +141,15 @@ def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tenso
     Global latents are put at the guide's means (one draw where it has none in closed form).
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        trace = run_model(pair, {**_centre_of_globals(pair, batch), **codes}, batch)
+        trace = run_model(pair, {**centre_of_globals(pair, batch), **codes}, batch)
     known = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - known:
         raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
     observed = observed_names(pair, batch)
-    return {name: _expectation(trace.nodes[name]["fn"]) for name in observed}
+    return {name: expectation(trace.nodes[name]["fn"]) for name in observed}
 
 
-def _centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+def centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     """Global latent -> the guide's mean, or one draw of a discrete one."""
     drawn = poutine.trace(pair.guide).get_trace(*batch)
     return {
@@ -173,11 +173,17 @@ def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[st
 def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:
     """Names of the sites that the model observes (factors aside)."""
     with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
-        trace = poutine.trace(pair.model).get_trace(*batch)
-    return [n for n in trace.observation_nodes if not site_is_factor(trace.nodes[n])]
+        return list(observed_values(poutine.trace(pair.model).get_trace(*batch)))
 
 
-def _expectation(fn: Any) -> Tensor:
+def observed_values(trace: poutine.Trace) -> dict[str, Tensor]:
+    """Observed site of a run of the model -> what it observes (factors aside)."""
+    names = [n for n in trace.observation_nodes if not site_is_factor(trace.nodes[n])]
+    return {name: trace.nodes[name]["value"] for name in names}
+
+
+def expectation(fn: Any) -> Tensor:
+    """The mean of a distribution; of categories their probabilities (..., C)."""
     inner = fn
     while hasattr(inner, "base_dist") and not hasattr(inner, "transforms"):
         inner = inner.base_dist
@@ -193,7 +199,7 @@ def components(pair: Pair, name: str, count: int, *batch: Any) -> list[dict[str,
     """
     found = []
     with torch.no_grad(), pair.scope(), poutine.block():
-        fixed, observed = _centre_of_globals(pair, batch), observed_names(pair, batch)
+        fixed, observed = centre_of_globals(pair, batch), observed_names(pair, batch)
         for state in range(count):
             rows = torch.full((len(batch[0]),), state)
             trace = run_model(pair, {**fixed, name: rows}, batch)

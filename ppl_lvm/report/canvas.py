@@ -151,3 +151,28 @@ def limit_to(axes: Axes, points: Array) -> None:
     margin = 0.15 * np.maximum(high - low, 1e-9)
     axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
     axes.set_ylim(low[1] - margin[1], high[1] + margin[1])
+
+
+def view(
+    x: Array, columns: tuple[int, int] | None, names: Sequence[str] | None
+) -> tuple[Array, Array, list[str]]:
+    """A centre (P,), two directions (P, 2), and what to write on the axes."""
+    P = x.shape[1]
+    if columns is None and P > 2:
+        centre = x.mean(axis=0)
+        _, length, axes = np.linalg.svd(x - centre, full_matrices=False)
+        share = length**2 / max(float((length**2).sum()), np.finfo(np.float64).tiny)
+        W = axes[:2].T
+        W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # one of two directions
+        words = ("first", "second")
+        return (
+            centre,
+            W,
+            [
+                f"{w} principal axis ({s:.0%} of variance)"
+                for w, s in zip(words, share, strict=False)
+            ],
+        )
+    pair = (0, 1) if columns is None else columns
+    labels = [f"column {p + 1}" if names is None else names[p] for p in pair]
+    return np.zeros(P), np.eye(P)[:, list(pair)], labels

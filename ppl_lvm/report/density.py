@@ -1,7 +1,5 @@
 """The density of a model of two columns over the plane, exact where nothing is sampled."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -9,6 +7,7 @@ from matplotlib.figure import Figure
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.pair import Pair
 from ppl_lvm.report.canvas import Array, note, plot, thin
+from ppl_lvm.report.subject import Subject
 
 CELLS = 120  # on each side of the grid
 MARGIN = 0.15  # of the data's width, beyond them
@@ -25,10 +24,18 @@ def on_grid(pair: Pair, x: Array) -> tuple[Array, Array, Array]:
     return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).numpy()
 
 
-def picture(pair: Pair, x: Any, names: list[str] | None = None) -> Figure:
-    """Shades of p(x), the data on it, and how much of the density the frame holds."""
-    data = np.asarray(x, np.float64)
-    across, up, density = on_grid(pair, data)
+def picture(subject: Subject) -> Figure | None:
+    """Shades of p(x), the data on it, and how much of the density the frame holds.
+
+    None where rows are not two columns, all known, or some latent is drawn by the guide.
+    """
+    x = subject.batch[0]
+    plane = x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point() and not x.isnan().any()
+    drawn = bool(subject.shared) or subject.codes.keys() != subject.summed
+    if len(subject.batch) > 1 or subject.rows is None or not plane or drawn:
+        return None
+    data, names = np.asarray(x, np.float64), subject.data.columns
+    across, up, density = on_grid(subject.pair, data)
     figure, axes = plot("The model's density, and the data", height=4.2)
     axes.set_xlabel(names[0] if names else "column 1")
     axes.set_ylabel(names[1] if names else "column 2")

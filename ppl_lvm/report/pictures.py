@@ -32,6 +32,7 @@ from ppl_lvm.report.canvas import (
     plot,
     say,
     thin,
+    view,
     write_at,
 )
 
@@ -97,7 +98,7 @@ def mixture(
     covariances, weights = np.asarray(covariances, np.float64), np.asarray(weights, np.float64)
     if x.shape[1] == 1:
         return _mixture_on_a_line(x[:, 0], means[:, 0], covariances[:, 0, 0], weights, names)
-    centre, W, labels = _view(x, columns, names)
+    centre, W, labels = view(x, columns, names)
     figure, axes = plot(
         f"Mixture of {len(weights)} components: data coloured by component, "
         "ellipses at 1 and 2 standard deviations",
@@ -163,7 +164,7 @@ def samples(
         line = {"histtype": "step", "color": COLOURS[0], "linewidth": 1.6}
         axes.hist(flat[:, 0], edges, density=True, label="samples", **line)  # type: ignore[arg-type]
     else:
-        centre, W, labels = _view(real, None, None)
+        centre, W, labels = view(real, None, None)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         for points, colour, label in ((real, GREY, "data"), (flat, COLOURS[0], "samples")):
@@ -227,8 +228,8 @@ def latent_plane(
     """Where the data lie in the latent space, along the two latents that vary most.
 
     Args:
-        codes: posterior means (N, D). labels: classes, or a number per datum, (N,), which the
-            model did not see. label_names: what class codes 0, 1, ... are called.
+        codes: posterior means (N, D). labels: classes, -1 where there is none, or a number per
+            datum, (N,). label_names: what class codes 0, 1, ... are called.
     """
     codes = np.asarray(codes, np.float64).reshape(len(np.asarray(codes)), -1)
     variance = codes.var(axis=0)
@@ -255,13 +256,18 @@ def latent_plane(
         )
         return figure
     values = np.asarray(labels)
-    classes = np.unique(values)
+    without = values == -1 if values.dtype.kind == "i" else np.zeros(len(values), np.bool_)
+    classes = np.unique(values[~without])
     if values.dtype.kind == "f" or len(classes) > MAX_CLASSES:
         drawn = axes.scatter(
             points[kept, 0], points[kept, 1], s=9, c=values[kept], cmap="viridis", linewidths=0
         )
         figure.colorbar(drawn, ax=axes, label="label", fraction=0.05)
         return figure
+    bare = kept[without[kept]]
+    if len(bare):
+        x, y = points[bare].T
+        axes.scatter(x, y, s=9, color=GREY, linewidths=0, label="no label")
     for k, value in enumerate(classes):
         own = kept[values[kept] == value]
         name = str(value) if label_names is None else label_names[int(value)]
@@ -291,31 +297,6 @@ def _pictures(x: Array, image_shape: tuple[int, int] | None) -> Array | None:
     if image_shape is not None:
         return x.reshape(len(x), *image_shape)
     return x if x.ndim == 3 else None
-
-
-def _view(
-    x: Array, columns: tuple[int, int] | None, names: Sequence[str] | None
-) -> tuple[Array, Array, list[str]]:
-    """A centre (P,), two directions (P, 2), and what to write on the axes."""
-    P = x.shape[1]
-    if columns is None and P > 2:
-        centre = x.mean(axis=0)
-        _, length, axes = np.linalg.svd(x - centre, full_matrices=False)
-        share = length**2 / max(float((length**2).sum()), np.finfo(np.float64).tiny)
-        W = axes[:2].T
-        W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # one of two directions
-        words = ("first", "second")
-        return (
-            centre,
-            W,
-            [
-                f"{w} principal axis ({s:.0%} of variance)"
-                for w, s in zip(words, share, strict=False)
-            ],
-        )
-    pair = (0, 1) if columns is None else columns
-    labels = [f"column {p + 1}" if names is None else names[p] for p in pair]
-    return np.zeros(P), np.eye(P)[:, list(pair)], labels
 
 
 def _mixture_on_a_line(
