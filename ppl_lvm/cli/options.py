@@ -35,12 +35,29 @@ Header = Annotated[
     typer.Option(help="Whether a .csv file's first line are names (default: by looking)."),
 ]
 
+ImageShape = Annotated[
+    tuple[int, int] | None,
+    typer.Option(help="Height and width, where rows are flattened pictures: 8 8."),
+]
+
 
 def load(
-    data: str, columns: str | None, labels: str | None, missing: str, header: bool | None
+    data: str,
+    columns: str | None,
+    labels: str | None,
+    missing: str,
+    header: bool | None,
+    image_shape: tuple[int, int] | None = None,
 ) -> Any:
     """The data that these options name."""
     from ppl_lvm.data import load_data
 
     names = None if columns is None else [name.strip() for name in columns.split(",")]
-    return load_data(data, columns=names, labels=labels, missing=missing, header=header)
+    return load_data(
+        data,
+        columns=names,
+        labels=labels,
+        missing=missing,
+        header=header,
+        image_shape=image_shape,
+    )

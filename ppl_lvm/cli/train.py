@@ -15,6 +15,7 @@ from ppl_lvm.cli.options import (
     Guide,
     GuideSettings,
     Header,
+    ImageShape,
     Labels,
     Missing,
     Model,
@@ -26,7 +27,8 @@ app = typer.Typer()
 
 # The options of `fit` that expectation-maximisation knows.
 EM_OPTIONS = {
-    *("model", "data", "settings", "columns", "labels", "missing", "header", "objective"),
+    *("model", "data", "settings", "columns", "labels", "missing", "header", "image_shape"),
+    "objective",
     *(
         "num_steps",
         "batch_size",
@@ -52,6 +54,7 @@ def fit(
     labels: Labels = None,
     missing: Missing = "error",
     header: Header = None,
+    image_shape: ImageShape = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -97,7 +100,7 @@ def fit(
     from ppl_lvm.fit import fit as fit_pair
 
     context.with_resource(processes.joined())
-    loaded = load(data, columns, labels, missing, header)
+    loaded = load(data, columns, labels, missing, header, image_shape)
     held_out = int(validation) if validation is not None and validation >= 1 else validation
     place = processes.from_first(_directory(directory, model, loaded.name, resume))
     if objective is not None and objective.partition("(")[0].strip() == "em":

@@ -13,6 +13,7 @@ names file, row and column and says what to do.
 """
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -139,6 +140,7 @@ def load_data(
     labels: str | int | None = None,
     missing: str = "error",
     header: bool | None = None,
+    image_shape: tuple[int, int] | None = None,
 ) -> Data:
     """Load data by name, from a file, or from objects in memory.
 
@@ -150,6 +152,8 @@ def load_data(
         labels: the column, array, or position in a tuple, that holds labels, kept apart.
         missing: "error", or "keep" to pass missing values to the model as NaN.
         header: whether a .csv file's first line are names; None decides by looking.
+        image_shape: (H, W) where rows are flattened pictures, so that they are drawn as such: of
+            the first tensor, or of the rows of two, the parts of one picture, side by side.
 
     Of a DataLoader the dataset, the collate_fn and the batch size are used; shuffling and
     workers are the training loop's business.
@@ -167,26 +171,47 @@ def load_data(
     if isinstance(source, str) and _is_call(source):
         if labels is not None or header is not None:
             raise ValueError(f"{source} has no header and brings its own labels; leave these out.")
-        named = _data(_named(source, columns), source.strip())
-        return replace(named, source={"source": source, "columns": columns})
+        named = _data(_named(source, columns), source.strip(), image_shape)
+        return replace(
+            named, source={"source": source, "columns": columns, "image_shape": image_shape}
+        )
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        loaded_file = _data(files.read(path, columns, labels, missing, header), path.name)
-        words = {"columns": columns, "labels": labels, "missing": missing, "header": header}
+        found = files.read(path, columns, labels, missing, header)
+        loaded_file = _data(found, path.name, image_shape)
+        words: dict[str, Any] = {"columns": columns, "labels": labels, "missing": missing}
+        words |= {"header": header, "image_shape": image_shape}
         return replace(loaded_file, source={"source": str(path.resolve()), **words})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
     loaded = _from_object(source, columns, labels, missing)
-    return replace(_data(loaded, loaded.store.place.source), batch_size=batch_size)
+    return replace(_data(loaded, loaded.store.place.source, image_shape), batch_size=batch_size)
 
 
-def _data(loaded: Loaded, name: str) -> Data:
+def _data(loaded: Loaded, name: str, image_shape: Sequence[int] | None) -> Data:
     labels, label_names = None, None
     if loaded.labels is not None:
         where = f"{name}, labels"
         labels, label_names = code_labels(loaded.labels, where)
         if len(labels) != len(loaded.store):
             raise ValueError(f"{where}: {len(labels)} labels for {len(loaded.store)} rows.")
-    return Data(loaded.store, name, loaded.columns, labels, label_names, loaded.image_shape)
+    shape = loaded.image_shape
+    if image_shape is not None:
+        shape = _checked_shape(image_shape, loaded.store, name)
+    return Data(loaded.store, name, loaded.columns, labels, label_names, shape)
+
+
+def _checked_shape(image_shape: Sequence[int], store: Store, name: str) -> tuple[int, int]:
+    """(H, W), if a row of the first tensor, or of two side by side, has H W numbers."""
+    widths = [t.shape[1] for t in store.take(torch.tensor([0])) if t.dim() == 2]
+    size = math.prod(image_shape)
+    if len(image_shape) != 2 or size not in (sum(widths[:1]), sum(widths[:2])):
+        raise ValueError(
+            f"{name}: image_shape={tuple(image_shape)} does not suit rows of "
+            f"{' and '.join(map(str, widths)) or 'no'} numbers. Give (height, width), whose "
+            "product is how many numbers a picture has."
+        )
+    H, W = image_shape
+    return H, W
 
 
 def _is_call(text: str) -> bool:

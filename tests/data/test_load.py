@@ -1,5 +1,6 @@
 """Data from every kind of source, and every kind of fault with its place and remedy."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -621,3 +622,18 @@ def test_data_cannot_be_changed() -> None:
 def test_loading_data_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="loaded already"):
         load_data(load_data("iris"))
+
+
+def test_rows_are_said_to_be_pictures(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 12)), y=np.zeros((3, 8)))
+    source = str(tmp_path / "x.npz")
+    assert load_data(source, image_shape=(3, 4)).image_shape == (3, 4)  # x alone
+    whole = load_data(source, image_shape=(4, 5))  # x and y side by side
+    assert whole.image_shape == (4, 5)
+    assert whole.source is not None
+    again = load_data(**json.loads(json.dumps(whole.source)))
+    assert again.image_shape == (4, 5)
+    assert load_data(torch.zeros(3, 6), image_shape=(2, 3)).subset(torch.arange(2)).image_shape
+    for wrong in ((4, 4), (12,), (8, 1)):
+        with pytest.raises(ValueError, match=r"does not suit rows of 12 and 8 numbers"):
+            load_data(source, image_shape=wrong)  # type: ignore[arg-type]
