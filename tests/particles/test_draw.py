@@ -15,52 +15,32 @@ from pyro.poutine import mask, scale
 from torch import Tensor
 
 from ppl_lvm.estimators import LeaveOneOut
-from ppl_lvm.particles import Particles, draw_particles, log_weights, plan_pair
+from ppl_lvm.particles import draw_particles, log_weights, plan_pair
 from ppl_lvm.subsample import Subsample
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
-W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
-
-
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
-
-
-def guide(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.2))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", Normal(x + loc, 0.5).to_event(1))
-
-
-def particles(model: Any, guide: Any, *args: Any, K: int = 4, **options: Any) -> Particles:
-    plan = plan_pair(model, guide, args, {}, K, **options)
-    return draw_particles(model, guide, args, {}, plan, K)
-
-
-def by_hand(p: Particles) -> Tensor:
-    z = p.draws["z"].value
-    log_p = Normal(0.0, 1.0).log_prob(z).sum(-1) + Normal(z @ W, 1.0).log_prob(X).sum(-1)
-    return log_p - Normal(X + 0.2, 0.5).log_prob(z).sum(-1)
 
 
 @pytest.mark.parametrize("vectorize", [None, True, False])
-def test_log_weights_are_per_particle_and_datum(vectorize: bool | None) -> None:
+def test_log_weights_are_per_particle_and_datum(
+    vectorize: bool | None, model: Any, guide: Any, particles: Any, by_hand: Any
+) -> None:
     p = particles(model, guide, X, vectorize_particles=vectorize)
     assert p.log_w.shape == (4, 3)
-    assert torch.allclose(p.log_w, by_hand(p), atol=1e-5)
+    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
     assert p.draws["z"].value.shape == (4, 3, 2)
     assert p.score is None
     assert log_weights(model, guide, X, num_particles=4).shape == (4, 3)
 
 
-def test_one_particle_needs_no_particle_plate() -> None:
+def test_one_particle_needs_no_particle_plate(
+    model: Any, guide: Any, particles: Any, by_hand: Any
+) -> None:
     p = particles(model, guide, X, K=1)
-    assert torch.allclose(p.log_w, by_hand(p), atol=1e-5)
+    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
 
 
-def test_finding_the_structure_leaves_the_random_numbers_alone() -> None:
+def test_finding_the_structure_leaves_the_random_numbers_alone(model: Any, guide: Any) -> None:
     plan = plan_pair(model, guide, (X,), {}, 4)
     pyro.set_rng_seed(7)
     plan_pair(model, guide, (X,), {}, 4)
@@ -70,15 +50,17 @@ def test_finding_the_structure_leaves_the_random_numbers_alone() -> None:
     assert torch.equal(after_a_check.log_w, without.log_w)
 
 
-def test_a_mini_batch_is_scaled_outside() -> None:
+def test_a_mini_batch_is_scaled_outside(
+    model: Any, guide: Any, particles: Any, by_hand: Any
+) -> None:
     wrapped = Subsample(30)
     p = particles(wrapped(model), wrapped(guide), X)
     assert p.scale == 10
-    assert torch.allclose(p.log_w, by_hand(p), atol=1e-5)
+    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
     assert p.energy is None
 
 
-def test_the_handler_as_a_context_scales_too() -> None:
+def test_the_handler_as_a_context_scales_too(model: Any, guide: Any, particles: Any) -> None:
     with Subsample(30):
         assert particles(model, guide, X).scale == 10
 
@@ -103,7 +85,7 @@ def test_all_particles_see_one_subsample() -> None:
     assert p.scale == pytest.approx(20 / 3)
 
 
-def test_scales_and_masks_of_the_user_act_inside_the_weight() -> None:
+def test_scales_and_masks_of_the_user_act_inside_the_weight(particles: Any) -> None:
     keep = torch.tensor([True, False, True])
 
     def model(x: Tensor) -> None:

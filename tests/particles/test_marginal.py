@@ -18,28 +18,11 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_lvm.estimators import ELBO
-from ppl_lvm.particles import Particles, draw_particles, log_weights, plan_pair
+from ppl_lvm.particles import log_weights
 from ppl_lvm.subsample import Subsample
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
-
-
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
-
-
-def guide(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.2))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", Normal(x + loc, 0.5).to_event(1))
-
-
-def particles(model: Any, guide: Any, *args: Any, K: int = 4, **options: Any) -> Particles:
-    plan = plan_pair(model, guide, args, {}, K, **options)
-    return draw_particles(model, guide, args, {}, plan, K)
 
 
 @config_enumerate
@@ -53,7 +36,9 @@ def decoders(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_an_enumerated_site_is_summed_out_inside_the_weights(vectorize: bool) -> None:
+def test_an_enumerated_site_is_summed_out_inside_the_weights(
+    vectorize: bool, guide: Any, particles: Any
+) -> None:
     p = particles(decoders, guide, X, vectorize_particles=vectorize)
     z = p.draws["z"].value
     heads = torch.stack([W, -W, W.T])
@@ -129,7 +114,7 @@ def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
 
 
 @pytest.mark.parametrize("make", [AutoDelta, AutoNormal])
-def test_a_mixture_with_learned_components_agrees_with_pyro(make: Any) -> None:
+def test_a_mixture_with_learned_components_agrees_with_pyro(make: Any, guide: Any) -> None:
     @config_enumerate
     def mixture(x: Tensor) -> None:
         with pyro.plate("components", 2, dim=-1):

@@ -14,31 +14,13 @@ from pyro.distributions import (
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
-from ppl_lvm.particles import Particles, draw_particles, log_weights, plan_pair
+from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.subsample import Subsample
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
-W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
 
 
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
-
-
-def guide(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.2))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", Normal(x + loc, 0.5).to_event(1))
-
-
-def particles(model: Any, guide: Any, *args: Any, K: int = 4, **options: Any) -> Particles:
-    plan = plan_pair(model, guide, args, {}, K, **options)
-    return draw_particles(model, guide, args, {}, plan, K)
-
-
-def test_a_global_latent_makes_the_weight_joint() -> None:
+def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
     def model(x: Tensor) -> None:
         m = pyro.sample("m", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
@@ -113,7 +95,7 @@ def scalar_guide(x: Tensor) -> None:
         pyro.sample("z", Normal(x, 1.0))
 
 
-def test_what_no_draw_changes_is_an_offset() -> None:
+def test_what_no_draw_changes_is_an_offset(particles: Any) -> None:
     p = particles(with_penalty(False), scalar_guide, X[:, 0])
     assert p.log_w.shape == (4, 3)
     assert float(p.offset) == -2.5
@@ -126,7 +108,7 @@ def test_a_site_outside_that_depends_on_the_draws_makes_the_weight_joint() -> No
     assert "'penalty'" in plan.joint_because
 
 
-def test_deterministic_sites_have_no_density_and_decide_nothing() -> None:
+def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(0.0, 1.0))
@@ -147,7 +129,7 @@ def test_deterministic_sites_have_no_density_and_decide_nothing() -> None:
         assert list(p.draws) == ["z"]
 
 
-def test_a_point_estimated_global_is_an_offset_too() -> None:
+def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
     def model(x: Tensor) -> None:
         s = pyro.sample("s", LogNormal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
@@ -172,7 +154,7 @@ def expect(match: str, model: Any, guide: Any) -> None:
         plan_pair(model, guide, (X,), {}, 2)
 
 
-def test_pairs_that_do_not_fit_are_refused_by_name() -> None:
+def test_pairs_that_do_not_fit_are_refused_by_name(model: Any) -> None:
     def other(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
@@ -204,7 +186,7 @@ def test_pairs_that_do_not_fit_are_refused_by_name() -> None:
     expect("'z' is marked for enumeration", discrete, marked)
 
 
-def test_a_latent_inside_the_plate_in_the_model_only_is_refused() -> None:
+def test_a_latent_inside_the_plate_in_the_model_only_is_refused(model: Any) -> None:
     def one_for_all(x: Tensor) -> None:
         pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
 

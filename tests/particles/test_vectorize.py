@@ -18,19 +18,6 @@ from ppl_lvm.estimators import IWAE
 from ppl_lvm.particles import draw_particles, plan_pair
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
-W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
-
-
-def model(x: Tensor) -> None:
-    with pyro.plate("data", len(x), dim=-1):
-        z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
-
-
-def guide(x: Tensor) -> None:
-    loc = pyro.param("loc", torch.tensor(0.2))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", Normal(x + loc, 0.5).to_event(1))
 
 
 def picky(x: Tensor) -> None:
@@ -47,7 +34,9 @@ def first_particle_for_all(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("program", [picky, first_particle_for_all])
-def test_a_program_that_does_not_vectorise_runs_in_a_loop_with_one_warning(program: Any) -> None:
+def test_a_program_that_does_not_vectorise_runs_in_a_loop_with_one_warning(
+    program: Any, guide: Any
+) -> None:
     estimator = IWAE(num_particles=3)
     with pytest.warns(UserWarning, match="Particles run one by one") as record:
         estimator.loss(program, guide, X)
@@ -57,7 +46,7 @@ def test_a_program_that_does_not_vectorise_runs_in_a_loop_with_one_warning(progr
         assert "'x'" in str(record[0].message)
 
 
-def test_an_explicit_choice_is_obeyed_without_a_check() -> None:
+def test_an_explicit_choice_is_obeyed_without_a_check(model: Any, guide: Any) -> None:
     plan = plan_pair(first_particle_for_all, guide, (X,), {}, 3, vectorize_particles=True)
     assert plan.vectorized
     assert not plan_pair(model, guide, (X,), {}, 3, vectorize_particles=False).vectorized
