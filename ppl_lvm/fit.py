@@ -14,7 +14,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm import processes
 from ppl_lvm.checkpoint import random_state, set_random_state
@@ -22,6 +22,7 @@ from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.engine import LEVELS, CannotCaptureError, Level
 from ppl_lvm.evidence import drawn_numbers, log_evidence
+from ppl_lvm.objectives import describe
 from ppl_lvm.pair import copied
 from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
@@ -191,11 +192,11 @@ class _Fitting:
 
     def record(self, whole: Data) -> dict[str, Any]:
         """What was asked, as plain data."""
-        options = {k: v if _is_plain(v) else _describe(v) for k, v in vars(self.options).items()}
+        options = {k: v if _is_plain(v) else describe(v) for k, v in vars(self.options).items()}
         return {
             "model": self.model.recipe.record(),
             "guide": self.guide.recipe.record(),
-            "objective": None if self.objective is None else _describe(self.objective),
+            "objective": None if self.objective is None else describe(self.objective),
             "options": options,
             "restarts_asked": self.restarts,
             **surroundings(
@@ -217,7 +218,7 @@ class _Fitting:
         sound = [f for f in found if f[1]["degenerate"] is None]
         best, entry = max(sound or found, key=lambda f: -f[0].sign * _rank(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
-        record["objective"] = _describe(best.pair.objective)
+        record["objective"] = describe(best.pair.objective)
         template = _first_rows(self.train, TEMPLATE_ROWS)
         record["results"] = self._results(best, entry)
         run = Run(best.pair, template, best.history, record, trails=trails)
@@ -402,18 +403,3 @@ def _some_rows(data: Data, count: int) -> tuple[Tensor, ...]:
 
 def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _describe(value: Any) -> str:
-    """An objective, optimiser or schedule in words, call syntax where it can be."""
-    if isinstance(value, str):
-        return value
-    name = getattr(value, "__name__", type(value).__name__)
-    if isinstance(value, ELBO):
-        from ppl_lvm.address import settings_of
-
-        known = settings_of(value) or {}
-        default = settings_of(type(value)()) if known and not isinstance(value, nn.Module) else {}
-        changed = {k: v for k, v in known.items() if default is None or default.get(k) != v}
-        return f"{name}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
-    return str(name)

@@ -1,4 +1,4 @@
-"""Words for objectives and optimisers -> the objects, and which pairs an objective refuses.
+"""Words for objectives and optimisers -> the objects and back, and the pairs an objective refuses.
 
 Pyro's own objectives are checked here because some are silently wrong on some pairs: with
 validation off `TraceMeanField_ELBO` drops the score term of a discrete guide, and `RenyiELBO`
@@ -13,12 +13,12 @@ import pyro.infer
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm import estimators
-from ppl_lvm.address import build, parse_call
+from ppl_lvm.address import build, parse_call, settings_of
 from ppl_lvm.pair import data_plate_size, latent_sites, plate_nesting
 from ppl_lvm.particles.estimate import estimated_site, refusal, refuse_other_draws
 
@@ -159,3 +159,16 @@ def schedule(spec: Any, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau
     if name not in offered:
         raise ValueError(f"torch has no schedule {name!r}; it has {', '.join(sorted(offered))}.")
     return build(getattr(module, name), optimizer, settings=arguments, what=name)
+
+
+def describe(value: Any) -> str:
+    """An objective, optimiser or schedule in words again, call syntax where it can be."""
+    if isinstance(value, str):
+        return value
+    name = getattr(value, "__name__", type(value).__name__)
+    if isinstance(value, ELBO):
+        known = settings_of(value) or {}
+        default = settings_of(type(value)()) if known and not isinstance(value, nn.Module) else {}
+        changed = {k: v for k, v in known.items() if default is None or default.get(k) != v}
+        return f"{name}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+    return str(name)

@@ -19,11 +19,21 @@ class Progress:
         total: steps in all.
         done: steps already taken when a run resumes.
         title: what is running, "restart 2 of 5".
+        figure: what the number shown is.
         shown: False prints nothing.
     """
 
-    def __init__(self, total: int, *, done: int = 0, title: str = "", shown: bool = True) -> None:
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        title: str = "",
+        figure: str = "bound",
+        shown: bool = True,
+    ) -> None:
         self.total, self.done, self.title, self.shown = total, done, title, shown
+        self.figure = figure
         self._console = Console(stderr=True)
         self._bar: Bar | None = None
 
@@ -85,4 +95,4 @@ class Progress:
     def _figures(self, step: int, bound: float, validation: Sequence[float], now: float) -> str:
         rate = (step - self._first) / max(now - self._start, 1e-9)
         held_out = f"  held out {validation[-1]:.4f}" if validation else ""
-        return f"bound {bound:.4f}{held_out}  {rate:.0f} steps/s"
+        return f"{self.figure} {bound:.4f}{held_out}  {rate:.0f} steps/s"

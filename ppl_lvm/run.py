@@ -3,6 +3,7 @@
     run.json                  what was run (addresses, settings, seed, versions, data) and results
     parameters.safetensors    the parameters, and some rows of the data as a template
     trails.safetensors        some of each start's way, for the diagnostics
+    draws.safetensors         of the training rows' posterior by a chain, where the fit drew any
     history.json              bound at every step, validation bound at every evaluation
     checkpoint.safetensors    everything that `resume` needs
     pictures/                 training curve and what suits the model
@@ -48,6 +49,8 @@ class Run:
         record: all that run.json holds.
         restarts: one entry a restart: seed, bound, and why it was not chosen.
         trails: what each restart left for the diagnostics, see `ppl_lvm.training.trail`.
+        draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
+            unless the fit drew them (Monte-Carlo EM).
         directory: where it is kept; None where it is only in memory.
     """
 
@@ -59,8 +62,10 @@ class Run:
         record: dict[str, Any],
         directory: Path | None = None,
         trails: Sequence[Trail] = (),
+        draws: Mapping[str, Tensor] | None = None,
     ) -> None:
         pair.freeze()
+        self.draws = dict(draws or {})
         self.trails = tuple(trails)
         self._pair, self._template = pair, template
         self.history, self.record, self.directory = history, record, directory
@@ -222,6 +227,8 @@ class Run:
         tensors = {**self._pair.state(), **template}
         save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
         save_checkpoint(self.directory / "trails.safetensors", pack(self.trails), {})
+        if self.draws:
+            save_checkpoint(self.directory / "draws.safetensors", self.draws, {})
         write_json(self.directory / "history.json", self.history)
         write_json(self.directory / "run.json", self.record)
 
@@ -309,4 +316,6 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     pair.load_state(tensors)
     trails = directory / "trails.safetensors"
     left = unpack(load_checkpoint(trails)[0]) if trails.exists() else []
-    return Run(pair, template, history, record, directory, left)
+    chain = directory / "draws.safetensors"
+    draws = load_checkpoint(chain)[0] if chain.exists() else {}
+    return Run(pair, template, history, record, directory, left, draws)

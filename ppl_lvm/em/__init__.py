@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from ppl_lvm import processes
-from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.em.batch import EM, NotMonotoneError
 from ppl_lvm.em.online import OnlineEM
+from ppl_lvm.em.resume import run_on
 from ppl_lvm.em.run import ExactPosterior, Outcome, as_run, record, some_rows
 from ppl_lvm.em.sums import READ_ROWS, State, Statistics, Sums
 from ppl_lvm.pair import copied
@@ -180,14 +180,14 @@ def _iterate(
     em: EM | OnlineEM
     if wanted.decay is None:
         em = EM(model, train, state, wanted.batch_size, wanted.tolerance, held_out)
-        _resumable(em, wanted)
+        run_on(em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds)
         return Outcome(em.state, em.bounds, em.held_out_bounds, em.converged)
     N, seen = len(train), torch.Generator().manual_seed(seed)
     rows = torch.randperm(N, generator=seen)[:READ_ROWS].sort().values
     em = OnlineEM(
         model, train, state, rows, batch_size=wanted.batch_size, decay=wanted.decay, seed=seed
     )
-    _resumable(em, wanted)
+    run_on(em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds)
     state = em.result()
     exact = Sums(model, train).over(state)[1] / N
     bounds = [[*passes, last] for passes, last in zip(em.passes, exact.tolist(), strict=True)]
@@ -196,24 +196,6 @@ def _iterate(
         last = Sums(model, held_out).over(state)[1] / len(held_out)
         aside = [[bound] for bound in last.tolist()]
     return Outcome(state, bounds, aside, [None] * len(bounds))
-
-
-def _resumable(em: EM | OnlineEM, wanted: _Asked) -> None:
-    """Run `em` on from its checkpoint if there is one, writing others on the way."""
-    saved = time.monotonic()
-    path = wanted.checkpoint
-    if path is not None and path.exists():
-        em.load(*load_checkpoint(path))
-
-    def between() -> None:
-        nonlocal saved
-        if path is None or time.monotonic() - saved < wanted.checkpoint_seconds:
-            return
-        if processes.rank() == 0:
-            save_checkpoint(path, em.tensors(), em.progress())
-        saved = time.monotonic()
-
-    em.run(wanted.max_iterations, between)
 
 
 def _starts(source: ModelSource, data: Data, restarts: int, seed: int) -> tuple[Any, list[State]]:

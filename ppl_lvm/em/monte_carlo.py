@@ -7,62 +7,132 @@ that leaves it invariant,
 
 and the result is the mean of θ_t (unconstrained) over the second half of the iterations, in which
 the error of S draws averages out. It is maximum likelihood: what variational inference only
-bounds, up to the noise of the draws. No likelihood falls out of it; estimate one by
-`ppl_lvm.fit` of a guide, or by quadrature where z has few dimensions.
+bounds, up to the noise of the draws. No likelihood falls out of it. So a guide is fitted to the
+model as it then stands, and the run answers as any other does: log p(x) by importance weights.
 
 The chain goes on where it stopped. Step size and mass matrix are adapted at iterations 1, 2, 4,
 8, …, since θ moves less and less.
 
-References:
+    fit_mcem -> chain (E) -> joint (M) -> guide_after;  resume: checkpoints on the way
+
+Reference:
     Wei, Tanner (1990). A Monte Carlo implementation of the EM algorithm and the poor man's data
     augmentation algorithms. https://doi.org/10.1080/01621459.1990.10474930
-    Hoffman, Gelman (2014). The no-U-turn sampler. https://arxiv.org/abs/1111.4246
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
-from pyro.infer import NUTS
-from pyro.infer.mcmc.util import initialize_model
-from torch import Tensor, nn
+from torch import Tensor
 
+from ppl_lvm import processes
+from ppl_lvm.checkpoint import random_state, set_random_state
+from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.pair import copied, latent_sites, plate_nesting
-from ppl_lvm.programs import ModelSource
+from ppl_lvm.em.chain import Chain, Draws
+from ppl_lvm.em.guide_after import bound, fit_guide, make_guide
+from ppl_lvm.em.joint import Joint
+from ppl_lvm.em.resume import run_on
+from ppl_lvm.em.run import ExactPosterior, record, some_rows
+from ppl_lvm.evidence import log_evidence
+from ppl_lvm.objectives import describe
+from ppl_lvm.pair import Pair, copied
+from ppl_lvm.pairing import refuse_faulty
+from ppl_lvm.programs import GuideSource, ModelSource
+from ppl_lvm.progress import Progress
+from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record
+from ppl_lvm.training.trail import Iterates, Trail, last_bounds
 
-Draws = dict[str, Tensor]
+EVIDENCE_PARTICLES = 1000
 
 
-@dataclass
 class MonteCarloEM:
-    """What `fit_mcem` leaves behind.
+    """The iterations.
+
+    Args:
+        model: fitted in place.
+        batch: x, all rows.
+        iterations: T.
+        num_draws: S.
+        warmup: steps of the chain in which it adapts, each time.
+        progress: what shows how far it has come.
 
     Attributes:
-        model: the fitted model, a copy.
-        draws: latent site -> (S, …) of its posterior at the end, one chain.
         history: "complete" (Q_t at its maximum, nats per datum) and "accept" (the chain's mean
             acceptance probability) of every iteration.
-        path: (T, number of parameters) unconstrained θ_t of every iteration.
+        iterates: θ_t, unconstrained, as far as a `Trail` keeps them.
     """
 
-    model: Any
-    draws: Draws
-    history: dict[str, list[float]]
-    path: Tensor
+    def __init__(
+        self,
+        model: Any,
+        batch: tuple[Tensor, ...],
+        *,
+        iterations: int,
+        num_draws: int,
+        warmup: int,
+        progress: Progress,
+    ) -> None:
+        self.joint = Joint(model, batch)
+        self.chain = Chain(model, batch, warmup)
+        self.history: dict[str, list[float]] = {"complete": [], "accept": []}
+        leaves = {f"model/{n}": p for n, p in model.named_parameters() if p.requires_grad}
+        self.iterates = Iterates(leaves, iterations)
+        self._iterations, self._num_draws, self._rows = iterations, num_draws, len(batch[0])
+        self._progress = progress
+        self._total = torch.zeros_like(self.joint.theta())  # of the second half
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Name -> constrained value, detached."""
-        named = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        plain = {name.removesuffix("_unconstrained"): name for name in named}
-        return {
-            short: getattr(self.model, short).detach().clone() if short != name else named[name]
-            for short, name in plain.items()
-        }
+    @property
+    def iteration(self) -> int:
+        """How many are done."""
+        return len(self.history["complete"])
+
+    def run(self, iterations: int, between: Callable[[], None] = lambda: None) -> None:
+        """Iterate until so many are done, calling `between` after each."""
+        self._progress.done = self.iteration
+        with self._progress:
+            while self.iteration < iterations:
+                number = self.iteration + 1
+                draws, accept = self.chain.draw(self._num_draws, adapt=number & (number - 1) == 0)
+                self.history["complete"].append(self.joint.maximize(draws) / self._rows)
+                self.history["accept"].append(accept)
+                if number > self._iterations // 2:
+                    self._total += self.joint.theta()
+                self.iterates.keep(number)
+                self._progress.advance(number, self.history["complete"][-1], ())
+                between()
+
+    def finish(self) -> Draws:
+        """Take over the mean of θ_t; draws (S, …) of the posterior there, one chain."""
+        self.joint.set(self._total / (self._iterations - self._iterations // 2))
+        return self.chain.draw(self._num_draws, adapt=False)[0]
+
+    # What a resumed run needs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """θ, the chain's place, what is kept of the way, and the random generators."""
+        found = {"theta": self.joint.theta(), "total": self._total, **random_state()}
+        found |= {f"chain/{n}": t for n, t in self.chain.tensors().items()}
+        return found | {f"iterates/{n}": t for n, t in self.iterates.tensors().items()}
+
+    def progress(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        together = self.joint.together
+        return {"history": self.history, "together": together, "chain": self.chain.progress()}
+
+    def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `progress` said."""
+        self.history, self.joint.together = progress["history"], progress["together"]
+        self.joint.set(tensors["theta"])
+        self._total = tensors["total"]
+        self.chain.load(_under("chain/", tensors), progress["chain"])
+        self.iterates.load(_under("iterates/", tensors), self.iteration)
+        set_random_state(tensors)
 
 
 def fit_mcem(
@@ -72,10 +142,18 @@ def fit_mcem(
     iterations: int = 40,
     num_draws: int = 20,
     warmup: int = 50,
+    guide: Any = None,
+    guide_steps: int = 1000,
+    validation: Any = None,
     seed: int = 0,
     settings: dict[str, Any] | None = None,
-) -> MonteCarloEM:
-    """Fit a model by Monte-Carlo EM. Works on a copy of the model.
+    guide_settings: dict[str, Any] | None = None,
+    directory: str | Path | None = None,
+    checkpoint_seconds: float = 10.0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Fit a model by Monte-Carlo EM, then a guide to it. Works on copies.
 
     Args:
         model: a module whose latents are continuous and whose parameters are `nn.Parameter` or
@@ -84,176 +162,155 @@ def fit_mcem(
         iterations: T. The result is the mean over the second half of them.
         num_draws: S, draws of the chain an iteration.
         warmup: steps of the chain in which it adapts, each time.
+        guide: what stands for the posterior in the run; default: the exact posterior where the
+            model has one, else as for `fit`.
+        guide_steps: of its training, after the model's.
+        validation: rows to hold out (an int), a fraction of them, or data of its own.
         seed: of every random number.
-        settings: arguments for a model given as a class or an address.
+        settings, guide_settings: arguments for programs given as classes or addresses.
+        directory: keep the run there.
+        checkpoint_seconds: at least this long between two checkpoints.
+        resume: continue the run in `directory` exactly where its last checkpoint stands.
+        progress: show a bar, or plain lines where output is no terminal.
+
+    Returns:
+        A run whose history has "complete" and "accept" of every iteration (see `MonteCarloEM`)
+        beside the bound of the guide's training, and whose `draws` are the chain's last: site ->
+        (S, …) of the posterior of the training rows.
 
     Raises:
-        ValueError: no parameters, no latents, discrete latents, or an option makes no sense.
+        ValueError: no parameters, no latents, discrete latents, a guide that does not fit, or an
+            option makes no sense.
     """
-    given = {"iterations": iterations, "num_draws": num_draws, "warmup": warmup}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    rows = data if isinstance(data, Data) else load_data(data)
-    batch = rows.batch(torch.arange(len(rows)))
+    begun = time.perf_counter()
+    wanted = _Wanted(iterations, num_draws, warmup, guide_steps, seed)
+    wanted.check()
+    if directory is None and resume:
+        raise ValueError("resume=True needs the directory of the run to continue.")
+    whole = data if isinstance(data, Data) else load_data(data)
+    train, held_out = set_aside(whole, validation, seed)
+    if not isinstance(model, str) and not isinstance(guide, str):
+        model, guide = copied(model, guide)
+    source = ModelSource(model, settings)
+    made = _start(source, train, seed)
+    if guide is None and hasattr(made, "posterior"):
+        guide = ExactPosterior
+    guides = GuideSource(guide, guide_settings)
+    for doubt in refuse_faulty(make_guide(made, guides, train, seed)[0], *_all(train)):
+        Progress(1, shown=progress).say(doubt.in_a_line())
+    asked = record(source, guides, whole, train, held_out, validation, vars(wanted), 1)
+    asked["algorithm"] = "Monte-Carlo expectation-maximisation"
+    path = None if directory is None else Path(directory)
+    finished = None if path is None else claim(path, asked, resume)
+    if finished is not None:
+        return finished
+    place = None if path is None else path / "checkpoint.safetensors"
+    em, draws = _iterate(made, train, wanted, place, checkpoint_seconds, progress)
+    pair, summed = make_guide(made, guides, train, seed)
+    show = Progress(guide_steps, title="guide", shown=progress)
+    history = fit_guide(
+        pair, summed, train, held_out, num_steps=guide_steps, seed=seed, progress=show
+    )
+    run = _as_run(pair, train, held_out, asked, {**history, **em.history}, begun)
+    run.trails = (Trail(em.iterates.tensors(), last_bounds(history["bound"])),)
+    run.draws = draws
+    if path is not None:
+        from ppl_lvm.report.draw import draw
+
+        run.results["directory"] = str(path)
+        run.save(path)
+        draw(run, held_out or train, path / "pictures")
+    return run
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked of the iterations and of the guide after them."""
+
+    iterations: int
+    num_draws: int
+    warmup: int
+    guide_steps: int
+    seed: int
+
+    def check(self) -> None:
+        for name, value in vars(self).items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name != "seed" and (not whole or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if processes.count() > 1:
+            raise ValueError("Monte-Carlo EM runs in one process: start it without torchrun.")
+
+
+def _start(source: ModelSource, train: Data, seed: int) -> Any:
+    """The model before its first iteration; refused if NUTS has no E-step for it."""
     pyro.set_rng_seed(seed)
-    source = ModelSource(model if isinstance(model, str) else copied(model)[0], settings)
     with pyro.get_param_store().scope():
-        made: Any = source.make(batch)
-        joint = _Joint(made, batch)
-        chain = _Chain(made, batch, warmup)
-        history: dict[str, list[float]] = {"complete": [], "accept": []}
-        path = []
-        for iteration in range(1, iterations + 1):
-            draws, accept = chain.draw(num_draws, adapt=iteration & (iteration - 1) == 0)
-            history["complete"].append(joint.maximize(draws) / len(rows))
-            history["accept"].append(accept)
-            path.append(joint.theta())
-        kept = torch.stack(path)
-        joint.set(kept[iterations // 2 :].mean(0))
-        draws, _ = chain.draw(num_draws, adapt=False)
-    return MonteCarloEM(made, draws, history, kept)
+        made = source.make(_all(train))
+        Joint(made, _all(train))
+    return made
 
 
-class _Joint:
-    """Q(θ) of a model, and its maximum."""
-
-    def __init__(self, model: Any, batch: tuple[Tensor, ...]) -> None:
-        self.model, self.batch = model, batch
-        self.leaves = [p for p in model.parameters() if p.requires_grad] if _module(model) else []
-        if not self.leaves:
-            raise ValueError(
-                f"{type(model).__name__} has no parameters to fit. Give them as nn.Parameter or "
-                "PyroParam; for a posterior alone use pyro.infer.MCMC."
-            )
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(model).get_trace(*batch)
-        latents = latent_sites(trace)
-        if not latents:
-            raise ValueError("The model has no latents: maximise its likelihood directly.")
-        for name, site in latents.items():
-            if site["fn"].support.is_discrete:
-                raise ValueError(
-                    f"{name!r} is discrete, which NUTS does not draw. Sum it out in the model, or "
-                    "use EM or a gradient objective that does."
-                )
-        self._dim = -1 - plate_nesting(trace)
-        self._together: bool | None = None
-
-    def theta(self) -> Tensor:
-        """θ, unconstrained, in one vector."""
-        return torch.cat([leaf.detach().flatten() for leaf in self.leaves])
-
-    def set(self, theta: Tensor) -> None:
-        """Take θ over."""
-        with torch.no_grad():
-            for leaf, part in zip(
-                self.leaves, theta.split([p.numel() for p in self.leaves]), strict=True
-            ):
-                leaf.copy_(part.reshape(leaf.shape))
-
-    def maximize(self, draws: Draws) -> float:
-        """Move θ to the maximum of Q, in nats over all rows; returns it."""
-        optimizer = torch.optim.LBFGS(self.leaves, max_iter=20, line_search_fn="strong_wolfe")
-        N = len(self.batch[0])
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            value = -self._q(draws) / N
-            value.backward()
-            return value
-
-        with torch.enable_grad():
-            optimizer.step(loss)
-        with torch.no_grad():
-            return float(self._q(draws))
-
-    def _q(self, draws: Draws) -> Tensor:
-        S = len(next(iter(draws.values())))
-        if self._together is None:  # once: does the model take a leading dimension of draws?
-            with torch.no_grad():
-                alone: Any = sum(
-                    self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S)
-                )
-                try:
-                    with pyro.plate("draws", S, dim=self._dim):
-                        both = self._log_joint(self._spread(draws))
-                    self._together = bool(torch.allclose(both, alone, rtol=1e-4))
-                except (RuntimeError, ValueError, IndexError):
-                    self._together = False
-        if self._together:
-            with pyro.plate("draws", S, dim=self._dim):
-                return self._log_joint(self._spread(draws)) / S
-        total: Any = sum(self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S))
-        q: Tensor = total / S
-        return q
-
-    def _spread(self, draws: Draws) -> Draws:
-        """Draws (S, batch, event) with S at the place of the plate "draws"."""
-        with poutine.block(), torch.no_grad():
-            trace = poutine.trace(
-                poutine.condition(self.model, {k: v[0] for k, v in draws.items()})
-            )
-            nodes = trace.get_trace(*self.batch).nodes
-        found = {}
-        for name, value in draws.items():
-            event = nodes[name]["fn"].event_dim
-            missing = -self._dim - (value.dim() - event)  # dimensions between S and the batch
-            found[name] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
-        return found
-
-    def _log_joint(self, values: Draws) -> Tensor:
-        with poutine.block():
-            model = poutine.condition(self.model, values)
-            total: Tensor = poutine.trace(model).get_trace(*self.batch).log_prob_sum()
-        return total
+def _iterate(
+    model: Any, train: Data, wanted: _Wanted, place: Path | None, seconds: float, progress: bool
+) -> tuple[MonteCarloEM, Draws]:
+    """All iterations, from the checkpoint at `place` if there is one, and the last draws."""
+    pyro.set_rng_seed(wanted.seed)
+    with pyro.get_param_store().scope():
+        em = MonteCarloEM(
+            model,
+            _all(train),
+            iterations=wanted.iterations,
+            num_draws=wanted.num_draws,
+            warmup=wanted.warmup,
+            progress=Progress(
+                wanted.iterations, title="Monte-Carlo EM", figure="log p(x, z)", shown=progress
+            ),
+        )
+        run_on(em, wanted.iterations, place, seconds)
+        return em, em.finish()
 
 
-class _Chain:
-    """A chain of draws from p(z | x, θ) at the model's present θ."""
-
-    def __init__(self, model: Any, batch: tuple[Tensor, ...], warmup: int) -> None:
-        self._model, self._batch, self._warmup = model, batch, warmup
-        with _still(model):
-            state, self._potential, self._transforms, _ = initialize_model(model, batch)
-        self._state: Draws = state
-        self._kernel: Any = None
-
-    def draw(self, count: int, *, adapt: bool) -> tuple[Draws, float]:
-        """`count` draws (S, …) by site, and the mean acceptance probability."""
-        with _still(self._model), poutine.block():
-            if adapt or self._kernel is None:
-                step_size = 0.1 if self._kernel is None else self._kernel.step_size
-                self._kernel = NUTS(
-                    potential_fn=self._potential, step_size=step_size, max_tree_depth=6
-                )
-                self._kernel.initial_params = self._state
-                self._kernel.setup(self._warmup)
-                for _ in range(self._warmup):
-                    self._state = self._kernel.sample(self._state)
-                self._kernel.end_warmup()
-            self._kernel.clear_cache()  # the potential has changed with θ
-            states = []
-            for _ in range(count):
-                self._state = self._kernel.sample(self._state)
-                states.append(self._state)
-        draws = {name: torch.stack([s[name] for s in states]).detach() for name in self._state}
-        draws = {name: self._transforms[name].inv(t) for name, t in draws.items()}
-        return draws, float(self._kernel._mean_accept_prob)
-
-
-@contextmanager
-def _still(model: Any) -> Iterator[None]:
-    """Inside, the parameters take no gradients: they are data to the chain."""
-    leaves = [p for p in model.parameters() if p.requires_grad]
-    for leaf in leaves:
-        leaf.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for leaf in leaves:
-            leaf.requires_grad_(True)
+def _as_run(
+    pair: Pair,
+    train: Data,
+    held_out: Data | None,
+    asked: dict[str, Any],
+    history: dict[str, list[float]],
+    begun: float,
+) -> Run:
+    """What came of it, judged by the guide."""
+    pair.freeze()
+    seed, rows = asked["options"]["seed"], some_rows(train)
+    degenerate = getattr(pair.model, "degenerate", None)
+    with pair.scope(), torch.no_grad():
+        reason = None if degenerate is None else degenerate(*rows)
+    value, error = bound(pair, train, len(train), seed)
+    aside = aside_error = None
+    if held_out is not None:
+        aside, aside_error = bound(pair, held_out, len(train), seed)
+    entry = {
+        "seed": seed,
+        "bound": value,
+        "bound_monte_carlo_error": error,
+        "held_out": aside,
+        "held_out_monte_carlo_error": aside_error,
+        "steps": asked["options"]["iterations"],
+        "degenerate": reason,
+        "seconds": time.perf_counter() - begun,
+    }
+    judged = some_rows(train if held_out is None else held_out)
+    evidence = log_evidence(pair, *judged, num_particles=EVIDENCE_PARTICLES, seed=seed)
+    of = "training rows" if held_out is None else "held-out rows"
+    results = {"directory": None, **entry, **evidence_record(evidence, of=of, rows=len(judged[0]))}
+    restarts = [{**entry, "chosen": True}]
+    asked |= {"objective": describe(pair.objective), "restarts": restarts, "results": results}
+    return Run(pair, train.batch(torch.arange(min(TEMPLATE_ROWS, len(train)))), history, asked)
 
 
-def _module(model: Callable[..., Any]) -> bool:
-    return isinstance(model, nn.Module)
+def _all(data: Data) -> tuple[Tensor, ...]:
+    return data.batch(torch.arange(len(data)))
+
+
+def _under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

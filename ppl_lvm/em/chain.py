@@ -1,0 +1,106 @@
+"""The E-step of Monte-Carlo EM: a chain of draws from p(z | x, θ) that goes on as θ moves.
+
+Between two calls the chain is its last state, step size and mass matrix, and nothing else: a
+resumed run goes on from these three as if it had never stopped.
+
+Reference:
+    Hoffman, Gelman (2014). The no-U-turn sampler. https://arxiv.org/abs/1111.4246
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import NUTS
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor
+
+TREE_DEPTH = 6  # 63 steps at most: the chain need not cross the posterior in one
+
+Draws = dict[str, Tensor]
+
+
+class Chain:
+    """Draws by NUTS from p(z | x, θ) at the model's present θ.
+
+    Args:
+        model: its latents are continuous.
+        batch: x.
+        warmup: steps in which step size and mass matrix are adapted, each time.
+    """
+
+    def __init__(self, model: Any, batch: tuple[Tensor, ...], warmup: int) -> None:
+        self._model, self._warmup = model, warmup
+        with _still(model):
+            self._state, self._potential, self._transforms, _ = initialize_model(model, batch)
+        self._step_size = 0.1
+        self._inverse_mass: Tensor | None = None
+
+    def draw(self, count: int, *, adapt: bool) -> tuple[Draws, float]:
+        """`count` draws (S, …) by site, and the mean acceptance probability."""
+        states = []
+        with _still(self._model), poutine.block():
+            if adapt or self._inverse_mass is None:
+                self._adapt()
+            kernel = self._kernel(0)
+            for _ in range(count):
+                self._state = kernel.sample(self._state)
+                states.append(self._state)
+        draws = {name: torch.stack([s[name] for s in states]).detach() for name in self._state}
+        draws = {name: self._transforms[name].inv(t) for name, t in draws.items()}
+        return draws, float(kernel._mean_accept_prob)
+
+    def _adapt(self) -> None:
+        kernel = self._kernel(self._warmup)
+        for _ in range(self._warmup):
+            self._state = kernel.sample(self._state)
+        kernel.end_warmup()
+        self._step_size = float(kernel.step_size)
+        (self._inverse_mass,) = kernel.inverse_mass_matrix.values()  # diagonal, of all sites
+
+    def _kernel(self, warmup: int) -> Any:
+        """A sampler that begins here, and adapts if it is to warm up."""
+        kernel: Any = NUTS(
+            potential_fn=self._potential,
+            step_size=self._step_size,
+            adapt_step_size=warmup > 0,
+            adapt_mass_matrix=warmup > 0,
+            max_tree_depth=TREE_DEPTH,
+        )
+        kernel.initial_params = self._state
+        kernel.setup(warmup)
+        if not warmup:
+            sites = tuple(kernel.inverse_mass_matrix)
+            kernel.mass_matrix_adapter.inverse_mass_matrix = {sites[0]: self._inverse_mass}
+        return kernel
+
+    # What a resumed run needs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """State and mass matrix by name."""
+        found = {f"state/{name}": t.detach() for name, t in self._state.items()}
+        return found if self._inverse_mass is None else {**found, "mass": self._inverse_mass}
+
+    def progress(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        return {"step_size": self._step_size}
+
+    def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `progress` said."""
+        self._state = {name: tensors[f"state/{name}"] for name in self._state}
+        self._inverse_mass, self._step_size = tensors.get("mass"), progress["step_size"]
+
+
+@contextmanager
+def _still(model: Any) -> Iterator[None]:
+    """Inside, the parameters take no gradients: they are data to the chain."""
+    leaves = [p for p in model.parameters() if p.requires_grad]
+    for leaf in leaves:
+        leaf.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(True)
