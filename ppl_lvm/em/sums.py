@@ -40,8 +40,10 @@ class Sums:
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
         if processes.count() > 1:
             own = float(processes.weight(len(rows)) > 0)  # a process without rows took one, for 0
+            # In memory of their own: sums that do not depend on θ are one number for all restarts.
+            total, log_likelihood = {k: t * own for k, t in total.items()}, log_likelihood * own
             for t in (*total.values(), log_likelihood):
-                dist.all_reduce(t.mul_(own))
+                dist.all_reduce(t)
         return total, log_likelihood
 
     def _of(self, state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
