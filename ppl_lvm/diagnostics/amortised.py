@@ -6,6 +6,7 @@ import torch
 
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.simulate import simulate
+from ppl_lvm.diagnostics.unusable import on_simulated
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.tables import run_pair, tabulate
 
@@ -22,10 +23,11 @@ def require_amortised(model: Program, guide: Program, batch: tuple[Any, ...], pl
     if missing := [n for n in plan.latents if n not in values]:
         raise CannotSayError(f"The guide's site '{missing[0]}' is not in the model: no truth.")
     _, second = simulate(model, *batch)
-    scores = [
-        tabulate(*run_pair(model, guide, b, {}, plan, None, values=values), plan, False).log_q
-        for b in (first, second)
-    ]
+    scores = []
+    for fresh in (first, second):
+        with on_simulated(model, guide, batch, fresh):
+            sites = run_pair(model, guide, fresh, {}, plan, None, values=values)
+            scores.append(tabulate(*sites, plan, False).log_q)
     moving = [n for n in plan.latents if n not in plan.constant]
     if all(torch.equal(scores[0][n], scores[1][n]) for n in moving):
         raise CannotSayError(

@@ -39,6 +39,7 @@ from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, CannotSayError, Finding
 from ppl_lvm.diagnostics.layout import by_row
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
+from ppl_lvm.diagnostics.unusable import on_simulated
 from ppl_lvm.particles import draw_particles, plan_pair
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.tables import run_pair, tabulate
@@ -208,7 +209,8 @@ def _one_pass(
 ) -> dict[str, Ints]:
     """Quantity -> ranks (N,), or (1,) with global latents."""
     values, fresh = simulate(model, *batch)
-    drawn = draw_particles(model, guide, fresh, {}, plan, num_draws)
+    with on_simulated(model, guide, batch, fresh):
+        drawn = draw_particles(model, guide, fresh, {}, plan, num_draws)
     rows = len(batch[0])
     found = {}
     for name, draw in drawn.draws.items():

@@ -176,7 +176,8 @@ def diagnose(
                 details[name] = ask(details)
             findings += details[name].findings()
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            findings.append(cannot_say(question, NAMES[name], _reason(error)))
+            remedy = error.remedy if isinstance(error, CannotSayError) else ""
+            findings.append(cannot_say(question, NAMES[name], _reason(error), remedy))
         seconds[name] = time.perf_counter() - start
     if say is not None:
         say("", len(steps), len(steps))

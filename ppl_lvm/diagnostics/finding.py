@@ -13,7 +13,11 @@ LOOK, BAD = 0.005, 0.001
 
 
 class CannotSayError(ValueError):
-    """The question has no answer for this pair; the message says why."""
+    """The question has no answer for this pair; the message says why, `remedy` what to do."""
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(why)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.joint import Joint, log_mean
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.simulate import simulate
+from ppl_lvm.diagnostics.unusable import on_simulated
 from ppl_lvm.particles import log_weights, plan_pair
 from ppl_lvm.particles.plan import Program
 
@@ -225,7 +226,8 @@ def sandwich(
             raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
         require_amortised(model, guide, batch, plan)
         values, fresh = simulate(model, *batch)
-        joint = Joint(model, guide, *fresh)
+        with on_simulated(model, guide, batch, fresh):
+            joint = Joint(model, guide, *fresh)
         posterior = joint.flatten({name: values[name][None] for name in joint.parts})
         schedule: Schedule = adapt(joint, sigmoid_temperatures(temperatures), chains)
         lower = _estimate(forward(joint, schedule, chains), len(batch[0]))
