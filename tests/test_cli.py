@@ -107,4 +107,4 @@ def test_online_em_with_missing_values_from_the_command_line(tmp_path: Path) -> 
     assert results["steps"] == 3 + 1
     assert results["held_out"] is not None
     refused = run(tmp_path, *words, "--objective", "em(decai=0.6)")
-    assert "em takes tolerance and decay, got decai" in refused.stderr
+    assert "em takes decay, tolerance, got decai" in refused.stderr

@@ -2,13 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ppl_lvm.address import parse_call, parse_settings
 from ppl_lvm.cli.options import (
     Columns,
     DataOption,
@@ -24,22 +23,6 @@ from ppl_lvm.cli.options import (
 )
 
 app = typer.Typer()
-
-# The options of `fit` that expectation-maximisation knows.
-EM_OPTIONS = {
-    *("model", "data", "settings", "columns", "labels", "missing", "header", "image_shape"),
-    "objective",
-    *(
-        "num_steps",
-        "batch_size",
-        "validation",
-        "restarts",
-        "seed",
-        "directory",
-        "checkpoint_seconds",
-    ),
-    *("resume", "as_json"),
-}
 
 
 @app.command()
@@ -58,7 +41,8 @@ def fit(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Such as 'IWAE(num_particles=5)', or em, 'em(decay=0.6)' (default: the ELBO)."
+            help="Such as 'IWAE(num_particles=5)'; or em, 'em(decay=0.6)', mcem "
+            "(default: the ELBO)."
         ),
     ] = None,
     optimizer: Annotated[
@@ -95,74 +79,14 @@ def fit(
     ] = False,
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
+    values = dict(locals())
     from ppl_lvm import processes
-    from ppl_lvm.em import fit_em
-    from ppl_lvm.fit import fit as fit_pair
+    from ppl_lvm.cli.ways import run
 
     context.with_resource(processes.joined())
     loaded = load(data, columns, labels, missing, header, image_shape)
-    held_out = int(validation) if validation is not None and validation >= 1 else validation
     place = processes.from_first(_directory(directory, model, loaded.name, resume))
-    if objective is not None and objective.partition("(")[0].strip() == "em":
-        _refuse_gradient_options(context)
-        run = fit_em(
-            model,
-            loaded,
-            **_em_arguments(objective),
-            max_iterations=num_steps,
-            batch_size=batch_size,
-            validation=held_out,
-            restarts=restarts,
-            seed=seed,
-            settings=parse_settings(settings or []),
-            directory=place,
-            checkpoint_seconds=checkpoint_seconds,
-            resume=resume,
-        )
-        _say_results(run, as_json)
-        return
-    run = fit_pair(
-        model,
-        guide,
-        loaded,
-        objective=objective,
-        optimizer=optimizer,
-        schedule=schedule,
-        num_steps=num_steps,
-        num_epochs=num_epochs,
-        batch_size=batch_size,
-        validation=held_out,
-        patience=patience,
-        clip_norm=clip_norm,
-        kl_weight=kl_weight,
-        kl_annealing=kl_annealing,
-        restarts=restarts,
-        seed=seed,
-        settings=parse_settings(settings or []),
-        guide_settings=parse_settings(guide_settings or []),
-        directory=place,
-        checkpoint_seconds=checkpoint_seconds,
-        engine=cast(Any, engine),
-        steps_per_call=steps_per_call,
-        resume=resume,
-    )
-    _say_results(run, as_json)
-
-
-def _em_arguments(objective: str) -> dict[str, Any]:
-    """The arguments of `em(tolerance=…, decay=…)`."""
-    _, arguments = parse_call(objective)
-    for name in arguments.keys() - {"tolerance", "decay"}:
-        raise ValueError(f"em takes tolerance and decay, got {name}; other options stand apart.")
-    return arguments
-
-
-def _refuse_gradient_options(context: typer.Context) -> None:
-    """Expectation-maximisation has no optimiser and no guide: an option for one is a mistake."""
-    for name in sorted(context.params.keys() - EM_OPTIONS):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise ValueError(f"--objective em takes no --{name.replace('_', '-')}; leave it out.")
+    _say_results(run(context, values, loaded, place), as_json)
 
 
 def _say_results(run: Any, as_json: bool) -> None:
