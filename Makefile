@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test check clean
+.PHONY: demo test exhaustive check clean
 
 demo: $(STAMP)
 	$(BIN)/ppl-lvm demo
@@ -13,6 +13,10 @@ demo: $(STAMP)
 # One worker a core, each with one thread; tests that share a costly fixture share a worker.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
+# Every model with every guide and every objective that suits them: about two hours on two cores.
+exhaustive: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m exhaustive tests
 
 # The type checker sees models/ and guides/ under their installed names only in a real (not an
 # editable) install, so it gets one of its own.

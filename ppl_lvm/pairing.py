@@ -1,17 +1,18 @@
 """A model and a guide -> a pair that may be trained, or the reason why not."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from ppl_lvm import objectives, predict
 from ppl_lvm.check import Finding, check
 from ppl_lvm.data import Data
-from ppl_lvm.pair import Pair, data_plate_size
+from ppl_lvm.pair import Pair, data_plate_size, plate_nesting
 
 
 def make_pair(
@@ -34,6 +35,10 @@ def make_pair(
         pair.objective = objectives.objective(
             objectives.default_objective(model_trace, guide_trace)
         )
+    if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
+        # As Pyro finds at the first step: then no step changes the objective.
+        nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
+        pair.objective.max_plate_nesting = nesting
     rows = len(example[0])
     if rows < len(train):
         size = data_plate_size(model_trace)
