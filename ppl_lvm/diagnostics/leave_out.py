@@ -98,12 +98,13 @@ def loo(
         l, log_p, log_q = (t.double().numpy() for t in (found.l, found.log_p, found.log_q))
         log_w, _ = psis.psis(log_p - log_q - l.T)  # (N, S)
         w = torch.from_numpy(np.exp(log_w)).float()
-        pit = {}
+        pit, places = {}, observed_places(model, *batch) if found.sign else {}
         for name, sign in found.sign.items():  # (S, N, P)
             below = torch.einsum("ns,snp->np", w, (sign > 0).float())
             tied = torch.einsum("ns,snp->np", w, (sign == 0).float())
             u = (below + tied * torch.rand(tied.shape)).clamp(0, 1)
-            pit[name] = u.double().numpy()
+            x = _compared(batch[places[name]])
+            pit[name] = torch.where(x.isnan(), math.nan, u.double()).numpy()
     return LeaveOneOut(psis.loo(l, log_p, log_q), pit)
 
 
@@ -237,9 +238,13 @@ def _compare(
     )
     for name, x in data.items():
         x_rep = sites[name]["value"].reshape(particles or 1, len(x), -1)
-        index = columns(x)
-        difference = x.reshape(len(x), -1)[:, index].double() - x_rep[..., index].double()
-        signs[name].append(difference.sign().to(torch.int8))
+        difference = _compared(x) - x_rep[..., columns(x)].double()
+        signs[name].append(difference.nan_to_num(0.0).sign().to(torch.int8))
+
+
+def _compared(x: Tensor) -> Tensor:
+    """The columns of x (N, ...) that are compared: (N, P)."""
+    return x.reshape(len(x), -1)[:, columns(x)].double()
 
 
 def columns(x: Tensor) -> Tensor:

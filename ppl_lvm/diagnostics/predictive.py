@@ -13,6 +13,9 @@ seen x and would reproduce it whatever the model.
 
 Checks on rows that the parameters were fitted to are conservative: give held-out rows.
 
+A value that is missing from the data (NaN) is made missing from every replicate too: all of them
+are compared where something was observed.
+
 References:
     Gelman, Meng, Stern (1996). Posterior predictive assessment of model fitness.
     Lopez-Paz, Oquab (2017). Revisiting classifier two-sample tests.
@@ -45,13 +48,14 @@ Floats = NDArray[np.float64]
 
 
 def quantities(columns: int) -> dict[str, Quantity]:
-    """The usual test quantities: each maps data sets (R, N, P) to (R,)."""
+    """The usual test quantities: each maps data sets (R, N, P) to (R,), missing values (NaN) the
+    same in all of them."""
     found: dict[str, Quantity] = {
-        "mean": lambda x: x.mean((1, 2)),
-        "sd": lambda x: x.flatten(1).std(1),
-        "sd of row means": lambda x: x.mean(2).std(1),
-        "smallest": lambda x: x.amin((1, 2)),
-        "largest": lambda x: x.amax((1, 2)),
+        "mean": lambda x: x.nanmean((1, 2)),
+        "sd": lambda x: _sd(x.flatten(1)),
+        "sd of row means": lambda x: _sd(x.nanmean(2)),
+        "smallest": lambda x: torch.where(x.isnan(), math.inf, x).amin((1, 2)),
+        "largest": lambda x: torch.where(x.isnan(), -math.inf, x).amax((1, 2)),
     }
     if columns == 1:
         found["skewness"] = lambda x: _skewness(x.flatten(1))
@@ -61,14 +65,21 @@ def quantities(columns: int) -> dict[str, Quantity]:
     return found
 
 
+def _sd(x: Tensor) -> Tensor:
+    squares = (x - x.nanmean(1, keepdim=True)).square()
+    return (squares.nansum(1) / ((~x.isnan()).sum(1) - 1)).sqrt()
+
+
 def _skewness(x: Tensor) -> Tensor:
-    centred = x - x.mean(1, keepdim=True)
-    return (centred**3).mean(1) / (centred**2).mean(1) ** 1.5
+    centred = x - x.nanmean(1, keepdim=True)
+    return (centred**3).nanmean(1) / (centred**2).nanmean(1) ** 1.5
 
 
 def _largest_eigenvalue(x: Tensor) -> Tensor:
-    centred = x - x.mean(1, keepdim=True)
-    covariance = centred.mT @ centred / x.shape[1]
+    """Of the covariance, each entry from the rows that have both columns."""
+    seen = (~x[0].isnan()).to(x)  # (N, P)
+    centred = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    covariance = centred.mT @ centred / (seen.mT @ seen).clamp(min=1)
     return torch.linalg.eigvalsh(covariance)[:, -1]
 
 
@@ -77,7 +88,7 @@ class Check:
     """Attributes:
     observed: "site: quantity" -> T(x).
     replicated: the same -> T(x_rep) (R,).
-    pit: site -> u (N, P).
+    pit: site -> u (N, P), NaN where a value is missing.
     prior: whether global latents came from the prior.
     """
 
@@ -138,10 +149,10 @@ class Check:
 
 
 def pit_findings(pit: Mapping[str, Floats], what: str) -> list[Finding]:
-    """One row a site: are u (N, P) uniform, column by column, by Kolmogorov and Smirnov's test?"""
+    """One row a site: are u (N, P), NaN left out, uniform in every column?"""
     rows = []
     for name, u in pit.items():
-        p = np.array([stats.kstest(column, "uniform").pvalue for column in u.T])
+        p = np.array([uniformity(column) for column in u.T])
         corrected = min(1.0, float(p.min()) * len(p))
         bad = int((p * len(p) < LOOK).sum())
         rows.append(
@@ -161,6 +172,12 @@ def pit_findings(pit: Mapping[str, Floats], what: str) -> list[Finding]:
     return rows
 
 
+def uniformity(u: Floats) -> float:
+    """p-value of Kolmogorov's and Smirnov's test; 1 where all of `u` (N,) is NaN."""
+    seen = u[~np.isnan(u)]
+    return float(stats.kstest(seen, "uniform").pvalue) if len(seen) else 1.0
+
+
 _REMEDY = "The likelihood or the prior does not fit: another family, more components, latents."
 
 
@@ -177,11 +194,13 @@ def check(
 
     Where the first replicates would raise an alarm at their edge, four times as many follow.
 
-    `own` adds test quantities, each from data sets (R, N, P) to (R,). `prior` takes global latents
+    `own` adds test quantities, each from data sets (R, N, P) to (R,), NaN where a value of the data
+    is missing. `prior` takes global latents
     from the prior too (prior predictive check).
 
     Raises:
         CannotSayError: data cannot be simulated from the model.
+        ValueError: a test quantity gives something else than a number a data set.
     """
     with own_random(seed), torch.no_grad():
         plan = plan_pair(model, guide, batch, {}, 2)
@@ -194,7 +213,7 @@ def check(
         def replicate(count: int) -> None:
             for chunk in replicates(model, guide, batch, plan, count, prior):
                 for name, values in chunk.items():
-                    x_rep = _flat(values)
+                    x_rep = _masked(_flat(values), data[name])
                     for q, T in asked[name].items():
                         drawn[f"{name}: {q}"].append(_asked(T, x_rep, q))
                     below[name] += (x_rep < data[name]).sum(0)
@@ -209,6 +228,7 @@ def check(
             u = {
                 n: (b + torch.rand(b.shape) * (tied[n] + 1)) / (count + 1) for n, b in below.items()
             }
+            u = {n: _masked(values, data[n][0]) for n, values in u.items()}
             return Check(observed, replicated, {n: v.double().numpy() for n, v in u.items()}, prior)
 
         replicate(num_replicates)
@@ -232,7 +252,19 @@ def _asked(quantity: Quantity, x: Tensor, name: str) -> Tensor:
             f"The test quantity '{name}' must map data sets (R, N, P) = {tuple(x.shape)} to "
             f"({len(x)},), one number each; it gave {got}."
         )
+    if value.isnan().any():
+        raise ValueError(
+            f"The test quantity '{name}' gives NaN. Values that are missing from the data are NaN "
+            "here: take torch.nanmean and the like."
+            if x.isnan().any()
+            else f"The test quantity '{name}' gives NaN on data without a missing value."
+        )
     return value
+
+
+def _masked(x_rep: Tensor, x: Tensor) -> Tensor:
+    """Replicates (..., N, P) with NaN where the data `x` have it."""
+    return torch.where(x.isnan(), math.nan, x_rep)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -284,7 +316,7 @@ def two_sample(model: Program, guide: Program, *batch: Any, seed: int = 0) -> Tw
         (drawn,) = replicates(model, guide, batch, plan, 1, prior=False)
         places = observed_places(model, *batch)
         x = torch.cat([_flat(batch[i][None])[0] for i in places.values()], -1)
-        y = torch.cat([_flat(drawn[n])[0] for n in places], -1)
+        y = _masked(torch.cat([_flat(drawn[n])[0] for n in places], -1), x)
     generator = np.random.default_rng(seed)
     pick = generator.permutation(len(x))[:ROWS]
     other = generator.permutation(len(y))[:ROWS]
@@ -292,10 +324,14 @@ def two_sample(model: Program, guide: Program, *batch: Any, seed: int = 0) -> Tw
 
 
 def classify(x: Floats, y: Floats, generator: np.random.Generator) -> TwoSample:
-    """Can classifiers tell samples x, y (n, P) apart? Null distribution by permutation."""
+    """Can classifiers tell samples x, y (n, P) apart? Null distribution by permutation.
+
+    A value that is missing (NaN) is taken to be its column's mean; of as many values in y as in x.
+    """
     z = np.concatenate([x, y])
-    sd = z.std(0)
-    z = (z - z.mean(0))[:, sd > 0] / sd[sd > 0]
+    z = z[:, ~np.isnan(z).all(0)]
+    sd = np.nanstd(z, 0)
+    z = np.nan_to_num((z - np.nanmean(z, 0))[:, sd > 0] / sd[sd > 0])
     labels = np.repeat([1.0, -1.0], [len(x), len(y)])
     orders = [np.arange(len(z))] + [generator.permutation(len(z)) for _ in range(PERMUTATIONS)]
     Y = labels[np.stack(orders, 1)]  # (2n, 1 + permutations), the true labels first

@@ -13,7 +13,7 @@ from ppl_lvm.data import Data
 from ppl_lvm.em.sums import State
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import objective as make_objective
-from ppl_lvm.pair import Pair
+from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.programs import DEFAULT_GUIDE, GuideSource, ModelSource
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
 from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings
@@ -111,10 +111,11 @@ def as_run(
     template = train.batch(torch.arange(min(TEMPLATE_ROWS, len(train))))
     with pyro.get_param_store().scope():
         made = guides.make(model, template)
-    summed = guides.recipe.address == DEFAULT_GUIDE
+    pair = Pair(model, made, make_objective("Trace_ELBO"))
+    latents = latent_sites(pair.prepare(*template))
+    summed = guides.recipe.address == DEFAULT_GUIDE and bool(latents)
     objective = "TraceEnum_ELBO(max_plate_nesting=1)" if summed else "Trace_ELBO"
-    pair = Pair(model, made, make_objective(objective))
-    pair.prepare(*template)
+    pair.objective = make_objective(objective)
     rows = some_rows(train if held_out is None else held_out)
     evidence = log_evidence(pair, *rows, num_particles=10, seed=seed)
     of = "training rows" if held_out is None else "held-out rows"

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from ppl_lvm.diagnostics.calibration import Calibration, ecdf_band
 from ppl_lvm.diagnostics.khat import ParetoK
 from ppl_lvm.diagnostics.latents import LatentUse
 from ppl_lvm.diagnostics.leave_out import LeaveOneOut
-from ppl_lvm.diagnostics.predictive import Check
+from ppl_lvm.diagnostics.predictive import Check, uniformity
 from ppl_lvm.diagnostics.tightness import Sandwich, Tightness
 from ppl_lvm.report.canvas import COLOURS, GREY, INK, legend_below, plot
 
@@ -137,13 +136,13 @@ def _curves(
 ) -> tuple[Figure, list[str]]:
     """ECDF of ranks in 0…L less that of uniform ones, of the five least uniform quantities."""
     figure, axes = plot(title)
-    n = len(next(iter(ranks.values())))
-    z, lower, upper = ecdf_band(n, num_draws)
-    axes.fill_between(z, lower - z, upper - z, color=GREY, alpha=0.5, label="95% band")
     order = sorted(ranks, key=lambda name: p_values[name])[:5]
+    # Where values are missing, curves rest on different numbers of them: the widest band.
+    z, lower, upper = ecdf_band(min(len(ranks[name]) for name in order), num_draws)
+    axes.fill_between(z, lower - z, upper - z, color=GREY, alpha=0.5, label="95% band")
     for colour, name in zip(COLOURS, order, strict=False):
-        ecdf = np.searchsorted(np.sort(ranks[name]), np.arange(1, num_draws + 1), side="left") / n
-        axes.plot(z, ecdf - z, color=colour, label=name, linewidth=1)
+        below = np.searchsorted(np.sort(ranks[name]), np.arange(1, num_draws + 1), side="left")
+        axes.plot(z, below / len(ranks[name]) - z, color=colour, label=name, linewidth=1)
     axes.set_ylabel("ECDF − uniform")
     legend_below(figure)
     return figure, order
@@ -174,7 +173,9 @@ def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
         for name, u in pit.items()
         for p in range(u.shape[1])
     }
-    p_values = {n: float(stats.kstest(u, "uniform").pvalue) for n, u in columns.items()}
+    columns = {n: u[~np.isnan(u)] for n, u in columns.items()}
+    columns = {n: u for n, u in columns.items() if len(u)}
+    p_values = {n: uniformity(u) for n, u in columns.items()}
     levels = 99
     ranks = {n: np.minimum((u * (levels + 1)).astype(int), levels) for n, u in columns.items()}
     figure, order = _curves(title, ranks, p_values, levels)

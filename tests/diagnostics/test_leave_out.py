@@ -91,3 +91,23 @@ def test_pit_sees_noise_of_another_size(spread: float, verdict: str) -> None:
     rows = loo(_mean_model, _mean_guide, spread * torch.randn(60)).findings()
     assert rows[1].name.startswith("LOO-PIT of x")
     assert rows[1].verdict == verdict
+
+
+def test_values_that_are_missing_have_no_pit() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, 1.0).mask(~x.isnan()), obs=x.nan_to_num())
+
+    def guide(x: Tensor) -> None:
+        N = (~x.isnan()).sum() + 1
+        pyro.sample("mu", Normal(x.nansum() / N, N**-0.5))
+
+    whole = torch.randn(60)
+    x = torch.where(torch.arange(60) % 3 == 0, torch.nan, whole)
+    found, seen = loo(model, guide, x), ~x.isnan().numpy()
+    assert (np.isnan(found.pit["x"][:, 0]) == ~seen).all()
+    mean = (whole[seen].sum() - whole[seen]) / seen.sum()
+    exact = Normal(mean, (1 + 1 / seen.sum()) ** 0.5).cdf(whole[seen]).numpy()
+    np.testing.assert_allclose(found.pit["x"][seen, 0], exact, atol=0.12)
+    assert {f.verdict for f in found.findings()} == {"good"}

@@ -3,10 +3,14 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.diagnostics.predictive import check, classify, two_sample
+from ppl_lvm.diagnostics import predictive
+from ppl_lvm.diagnostics.predictive import check, classify, quantities, two_sample
+from ppl_lvm.models.hmm import HiddenMarkovModel
 
 
 def heavy(linear: Any, rows: int) -> Tensor:
@@ -63,3 +67,70 @@ def test_classifiers_see_a_rotation_that_no_marginal_shows() -> None:
     assert max(found.accuracy.values()) > 0.6
     same = classify(x, generator.normal(size=(300, 2)), generator)
     assert same.p_value > 0.02
+
+
+def _chain() -> HiddenMarkovModel:
+    """Sequences of a calm and a wild column."""
+    model = HiddenMarkovModel(2, 2)
+    model.transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+    model.means = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
+    model.scale = torch.tensor([[1.0, 9.0], [0.5, 9.0]])
+    return model
+
+
+def _holed(rows: int) -> Tensor:
+    """Draws of it, of whose wild column a tenth is there; some end early."""
+    torch.manual_seed(rows)
+    free = poutine.uncondition(_chain())
+    x: Tensor = poutine.trace(free).get_trace(torch.zeros(rows, 5, 2)).nodes["x"]["value"]
+    x[..., 1][torch.rand(x.shape[:2]) < 0.9] = torch.nan
+    x[::5, 3:] = torch.nan
+    return x
+
+
+def _nothing(x: Tensor) -> None:
+    pass
+
+
+def test_replicates_miss_what_the_data_miss(monkeypatch: Any) -> None:
+    model, x = _chain(), _holed(150)
+    found = check(model, _nothing, x)
+    assert {f.verdict for f in found.findings()} == {"good"}
+    assert two_sample(model, _nothing, x).findings()[0].verdict == "good"
+    flat = x.flatten(1).numpy()
+    assert (np.isnan(found.pit["x"]) == np.isnan(flat)).all()
+    monkeypatch.setattr(predictive, "_masked", lambda x_rep, x: x_rep)  # the wrong twin
+    assert "bad" in {f.verdict for f in check(model, _nothing, x).findings()}
+
+
+def test_a_fault_is_found_where_values_are_there() -> None:
+    model, x = _chain(), _holed(150)
+    x[..., 0] += torch.where(x[..., 0] > 0, 0.7, 0.0)
+    assert "bad" in {f.verdict for f in check(model, _nothing, x).findings()}
+    assert two_sample(model, _nothing, x).findings()[0].verdict != "good"
+
+
+def test_quantities_of_what_is_there_are_numpys() -> None:
+    x = _holed(60).flatten(1)
+    asked = {name: float(T(x[None])[0]) for name, T in quantities(x.shape[1]).items()}
+    held = x.double().numpy()
+    centred = held - np.nanmean(held, 0)
+    pairs = np.zeros((10, 10))
+    for i, j in np.ndindex(10, 10):
+        both = centred[:, i] * centred[:, j]
+        pairs[i, j] = 0.0 if np.isnan(both).all() else np.nanmean(both)
+    expected = {
+        "mean": np.nanmean(held),
+        "sd": np.nanstd(held, ddof=1),
+        "sd of row means": np.nanmean(held, 1).std(ddof=1),
+        "smallest": np.nanmin(held),
+        "largest": np.nanmax(held),
+        "largest eigenvalue": np.linalg.eigvalsh(pairs)[-1],
+    }
+    assert asked == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_quantity_that_does_not_expect_gaps_is_named() -> None:
+    model, x = _chain(), _holed(40)
+    with pytest.raises(ValueError, match=r"'its mean' gives NaN.*torch\.nanmean"):
+        check(model, _nothing, x, own={"its mean": lambda d: d.mean((1, 2))})
