@@ -55,7 +55,8 @@ class Implicit(nn.Module):
         """
         raise ValueError(
             "Implicit has no likelihood: there is no bound to train or to judge it by. Train it "
-            "with ppl_lvm.adversarial.fit_adversarially, judge it by the result's two_sample(x)."
+            "with ppl_lvm.adversarial.fit_adversarially (--objective adversarial), judge it by the "
+            "result's two_sample(x)."
         )
 
     def push(self, z: Tensor) -> Tensor:

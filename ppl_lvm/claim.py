@@ -1,12 +1,13 @@
 """What a fit lays claim to before it begins: its rows, and its directory."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ppl_lvm.checkpoint import write_json
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.run import Run, load_run, read_record
+from ppl_lvm.run import load_run, read_record
 
 # What may differ when a run is resumed: how its steps are taken, and when they are kept.
 FREE = ("engine", "steps_per_call", "checkpoint_seconds")
@@ -21,8 +22,10 @@ def set_aside(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None
     return data, validation if isinstance(validation, Data) else load_data(validation)
 
 
-def claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
-    """Write run.json, or check that it asks for the same run; a finished run is returned.
+def claim(
+    path: Path, record: dict[str, Any], resume: bool, load: Callable[[Path], Any] = load_run
+) -> Any:
+    """Write run.json, or check that it asks for the same run; a finished run is loaded, else None.
 
     Raises:
         ValueError: the directory holds a run, and it is not to be resumed, or is another one.
@@ -50,7 +53,7 @@ def claim(path: Path, record: dict[str, Any], resume: bool) -> Run | None:
                     f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
                     "Resume with what it was started with, or choose another directory."
                 )
-        return None if stored["results"] is None else load_run(path)
+        return None if stored["results"] is None else load(path)
     write_json(path / "run.json", record)
     return None
 

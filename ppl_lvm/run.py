@@ -294,6 +294,12 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     """
     directory = Path(directory)
     record = read_record(directory)
+    if record["guide"] is None:
+        raise ValueError(
+            f"The run in {directory} is of a model without a likelihood, "
+            f"{record['model']['name']}: nothing can be said of log p(x) or of codes. Open it with "
+            "ppl_lvm.adversarial.load_adversaries(directory)."
+        )
     if record.get("results") is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")

@@ -41,7 +41,7 @@ def fit(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Such as 'IWAE(num_particles=5)'; or em, 'em(decay=0.6)', mcem "
+            help="Such as 'IWAE(num_particles=5)'; or em, 'em(decay=0.6)', mcem, adversarial "
             "(default: the ELBO)."
         ),
     ] = None,
@@ -96,6 +96,8 @@ def _say_results(run: Any, as_json: bool) -> None:
         return
     if as_json:
         print(json.dumps(_without_nan(run.results)))
+    elif run.record["guide"] is None:
+        print_adversaries(run)
     else:
         print_results(run)
 
@@ -145,6 +147,26 @@ def print_results(run: Any) -> None:
     table.add_row("steps", f"{results['steps']} in {results['seconds']:.1f} s")
     if run.directory is not None:
         table.add_row("directory", str(run.directory))
+    Console(soft_wrap=False, highlight=False).print(table)
+
+
+def print_adversaries(found: Any) -> None:
+    """The figures of adversarial training, as `print_results` shows a run's."""
+    results = found.results
+    table = Table(show_header=False, box=None, pad_edge=False)
+    told = results["jensen_shannon"]
+    table.add_row("Jensen-Shannon", f"{told:.4f} nats, a lower bound; 0: draws are like data")
+    if results["accuracy"] is None:
+        table.add_row("told apart", "not tested: fewer than 20 rows; hold out more")
+    else:
+        table.add_row(
+            "told apart",
+            f"{results['accuracy']:.2f} of the {results['two_sample_of']} and as many draws (0.50: "
+            f"a coin's), p = {results['p_value']:.3f}",
+        )
+    table.add_row("steps", f"{results['steps']} in {results['seconds']:.1f} s")
+    if found.directory is not None:
+        table.add_row("directory", str(found.directory))
     Console(soft_wrap=False, highlight=False).print(table)
 
 

@@ -2,6 +2,7 @@
 
     em            expectation-maximisation             ppl_lvm.em.fit_em
     mcem          its E-step by Markov chains          ppl_lvm.em.monte_carlo.fit_mcem
+    adversarial   a generator against a discriminator  ppl_lvm.adversarial.fit_adversarially
     any other     the gradient of a bound              ppl_lvm.fit.fit
 
 Each takes some of the options of `ppl-lvm fit`; one that it has no use for is a mistake. What is
@@ -53,6 +54,11 @@ WAYS = {
         "ppl_lvm.em.monte_carlo:fit_mcem",
         _KEPT | _same("guide guide_settings") | {"num_steps": "iterations"},
         frozenset({"num_draws", "warmup", "guide_steps"}),
+    ),
+    "adversarial": Way(
+        "ppl_lvm.adversarial:fit_adversarially",
+        _KEPT | _same("num_steps batch_size optimizer"),
+        frozenset({"objective", "discriminator_steps", "penalty"}),
     ),
 }
 _GRADIENT = Way(

@@ -13,7 +13,7 @@ model as it then stands, and the run answers as any other does: log p(x) by impo
 The chain goes on where it stopped. Step size and mass matrix are adapted at iterations 1, 2, 4,
 8, …, since θ moves less and less.
 
-    fit_mcem -> chain (E) -> joint (M) -> guide_after;  resume: checkpoints on the way
+    fit_mcem -> chain (E) -> joint (M) -> guide_after
 
 Reference:
     Wei, Tanner (1990). A Monte Carlo implementation of the EM algorithm and the poor man's data
@@ -37,7 +37,6 @@ from ppl_lvm.data import Data, load_data
 from ppl_lvm.em.chain import Chain, Draws
 from ppl_lvm.em.guide_after import bound, fit_guide, make_guide
 from ppl_lvm.em.joint import Joint
-from ppl_lvm.em.resume import run_on
 from ppl_lvm.em.run import ExactPosterior, record, some_rows
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import describe
@@ -46,6 +45,7 @@ from ppl_lvm.pairing import refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record
+from ppl_lvm.run_on import run_on
 from ppl_lvm.training.trail import Iterates, Trail, last_bounds
 
 EVIDENCE_PARTICLES = 1000

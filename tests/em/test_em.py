@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import ppl_lvm.em.resume
+import ppl_lvm.run_on
 from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
@@ -349,7 +349,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
             raise KeyboardInterrupt
         save(*given)
 
-    monkeypatch.setattr(ppl_lvm.em.resume, "save_checkpoint", cut_off)
+    monkeypatch.setattr(ppl_lvm.run_on, "save_checkpoint", cut_off)
     with pytest.raises(KeyboardInterrupt):
         fit_em(GaussianMixture, iris, directory=tmp_path / "cut", **asked)
     monkeypatch.undo()

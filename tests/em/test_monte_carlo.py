@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-import ppl_lvm.em.resume
+import ppl_lvm.run_on
 from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.compare import compare
 from ppl_lvm.data import load_data
@@ -156,7 +156,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
             raise KeyboardInterrupt
         save_checkpoint(*given)
 
-    monkeypatch.setattr(ppl_lvm.em.resume, "save_checkpoint", cut_off)
+    monkeypatch.setattr(ppl_lvm.run_on, "save_checkpoint", cut_off)
     with pytest.raises(KeyboardInterrupt):
         fit_mcem(FactorModel, x, directory=tmp_path / "cut", **asked)
     monkeypatch.undo()

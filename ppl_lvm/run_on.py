@@ -27,8 +27,8 @@ class Iterated(Protocol):
         """Continue from what `tensors` and `progress` said."""
 
 
-def run_on(em: Iterated, iterations: int, path: Path | None, seconds: float) -> None:
-    """Run `em` on from the checkpoint at `path` if there is one, writing others on the way.
+def run_on(iterated: Iterated, iterations: int, path: Path | None, seconds: float) -> None:
+    """Run on from the checkpoint at `path` if there is one, writing others on the way.
 
     Args:
         path: None writes nothing.
@@ -36,14 +36,14 @@ def run_on(em: Iterated, iterations: int, path: Path | None, seconds: float) -> 
     """
     saved = time.monotonic()
     if path is not None and path.exists():
-        em.load(*load_checkpoint(path))
+        iterated.load(*load_checkpoint(path))
 
     def between() -> None:
         nonlocal saved
         if path is None or time.monotonic() - saved < seconds:
             return
         if processes.rank() == 0:
-            save_checkpoint(path, em.tensors(), em.progress())
+            save_checkpoint(path, iterated.tensors(), iterated.progress())
         saved = time.monotonic()
 
-    em.run(iterations, between)
+    iterated.run(iterations, between)
