@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from rich.console import Console, Group
 from torch import Tensor
 
@@ -40,12 +39,10 @@ from ppl_lvm.diagnostics import (
 from ppl_lvm.diagnostics.finding import VERDICTS, CannotSayError, Finding, cannot_say
 from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.diagnostics.show import table
+from ppl_lvm.diagnostics.sizes import Sizes, some_rows
 from ppl_lvm.pair import Pair
-from ppl_lvm.particles.plan import make_plan
 from ppl_lvm.training.trail import Trail
 
-MAX_ROWS = 1000
-ANNEALED_ROWS, SANDWICH_ROWS = 300, 100
 KEYS = ("question", "name", "value", "error", "threshold", "verdict", "remedy")
 NAMES = {
     "convergence": "convergence of the bound",
@@ -148,7 +145,8 @@ def diagnose(
 
     Args:
         history: the run's, "bound" with one value a step.
-        batch: the training rows. At most 1,000 of them are used, 300 for annealing.
+        batch: the training rows. At most 1,000 of them are used, 300 for annealing; fewer where
+            the guide draws many latents a row (see `Sizes`), since each costs a run of its own.
         held_out: rows that training did not see; q, bounds and predictions are then judged on
             them, and the generalisation gap is measured.
         starts: what is known of the start that was chosen and of those that might have been.
@@ -156,7 +154,8 @@ def diagnose(
             data sets (R, N, P) that gives one number each (R,).
         refits: how often a guide that does not read the data is fitted to data simulated from the
             model, to see whether it is calibrated (at least 20; costs as many short fits).
-        temperatures: of the annealing; more make log p(x) tighter and cost in proportion.
+        temperatures: of the annealing; more make log p(x) tighter and cost in proportion. A guide
+            of more than two latents a row takes fewer, in proportion.
         say: called as say(name, done, total) before each diagnostic.
     """
     if 0 < refits < FEWEST_REFITS:
@@ -197,17 +196,17 @@ class _Asking:
         temperatures: int,
         seed: int,
     ) -> None:
-        self.temperatures = temperatures
         self.quantities: dict[str, predictive.Quantity] = {}
         self.refits = 0
         self.pair, self.history, self.starts, self.seed = pair, history, starts, seed
-        self.train = some_rows(batch, MAX_ROWS)
-        self.held_out = None if held_out is None else some_rows(held_out, MAX_ROWS)
+        self.sizes = Sizes.of(pair, batch)
+        self.temperatures = self.sizes.temperatures(temperatures)
+        self.train = some_rows(batch, self.sizes.judged)
+        self.held_out = None if held_out is None else some_rows(held_out, self.sizes.judged)
         judged = self.train if self.held_out is None else self.held_out
-        # With global latents rows belong together: those that q was fitted to.
-        self.judged, self.few = judged, some_rows(judged, ANNEALED_ROWS)
-        self.joint = _has_globals(pair, batch)
-        if self.joint:
+        self.judged, self.few = judged, some_rows(judged, self.sizes.annealed)
+        self.joint = self.sizes.joint
+        if self.joint:  # rows belong together: those that q was fitted to
             self.train = self.judged = self.few = batch
 
     def steps(self) -> list[Step]:
@@ -304,7 +303,7 @@ class _Asking:
         )
 
     def _sandwich(self) -> tightness.Sandwich:
-        rows = self.few if self.joint else some_rows(self.few, SANDWICH_ROWS)
+        rows = self.few if self.joint else some_rows(self.few, self.sizes.simulated)
         return tightness.sandwich(
             self.pair.model,
             self.pair.guide,
@@ -335,22 +334,6 @@ class _Asking:
         return gradient.gradient_quality(
             self.pair, *self.train, converged=converged, seed=self.seed
         )
-
-
-def some_rows(batch: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """At most `count` rows, spread evenly over the batch."""
-    rows = len(batch[0])
-    if rows <= count:
-        return batch
-    index = torch.linspace(0, rows - 1, count).round().long()
-    return tuple(
-        t[index] if isinstance(t, Tensor) and t.dim() and len(t) == rows else t for t in batch
-    )
-
-
-def _has_globals(pair: Pair, batch: tuple[Any, ...]) -> bool:
-    with pair.scope():
-        return make_plan(pair.model, pair.guide, batch, {}).data_plate is None
 
 
 def sound_starts(restarts: Sequence[Mapping[str, Any]], trails: Sequence[Trail] = ()) -> Starts:

@@ -87,7 +87,7 @@ class Sandwich:
         return math.hypot(self.lower.monte_carlo_error, self.upper.monte_carlo_error)
 
     def findings(self) -> list[Finding]:
-        gap = max(self.gap, 0.0)
+        gap, rows = max(self.gap, 0.0), len(self.lower.per_datum)
         return [
             Finding(
                 QUESTION,
@@ -98,7 +98,7 @@ class Sandwich:
                 f"{OURS}, after Grosse et al. 2015, arXiv:1511.02543",
                 graded(gap, 0.1, 0.5),
                 f"log p(x) of data drawn from the model lies in [{self.lower.value:.3f}, "
-                f"{self.upper.value:.3f}].",
+                f"{self.upper.value:.3f}]" + (f", {rows} rows." if rows > 1 else "."),
                 "" if gap <= 0.1 else "Raise `temperatures`; until then trust no log p(x).",
             )
         ]
@@ -111,6 +111,7 @@ class Tightness:
     annealed: the AIS estimate; None where it cannot be had (`why_not` says why).
     exact: log p(x) (N,) from the model; None where it offers none.
     acceptance: mean acceptance of the Hamiltonian transitions.
+    temperatures: of the annealing.
     """
 
     bounds: dict[int, Estimate]
@@ -118,6 +119,7 @@ class Tightness:
     exact: Tensor | None
     acceptance: float
     why_not: str | None = None
+    temperatures: int = 0
 
     @property
     def best(self) -> Tensor:
@@ -150,7 +152,7 @@ class Tightness:
                 OURS,
                 graded(gap, 0.5, 3.0),
                 "; ".join(f"IWAE-{K}: {e.value:.3f}" for K, e in self.bounds.items())
-                + (f"; AIS: {self.annealed.value:.3f}" if self.annealed else "")
+                + (self._annealing if self.annealed else "")
                 + ".",
                 "" if gap <= 0.5 else "A richer guide, or train with IWAE or Rényi bounds.",
             )
@@ -162,6 +164,13 @@ class Tightness:
                 Finding(QUESTION, "AIS", None, None, "", "", "cannot say", self.why_not, "")
             )
         return rows
+
+    @property
+    def _annealing(self) -> str:
+        assert self.annealed is not None
+        rows = len(self.annealed.per_datum)
+        said = f"{rows} rows, " if rows > 1 else ""
+        return f"; AIS: {self.annealed.value:.3f} ({said}{self.temperatures} temperatures)"
 
     def _meets_exact(self) -> Finding:
         assert self.annealed is not None
@@ -204,7 +213,8 @@ def tightness(
             return Tightness(bounds, None, exact, math.nan, str(error))
         schedule = adapt(joint, sigmoid_temperatures(temperatures), chains)
         annealed = _estimate(forward(joint, schedule, chains), len(batch[0]))
-    return Tightness(bounds, annealed, exact, float(schedule.acceptance.mean()))
+    acceptance = float(schedule.acceptance.mean())
+    return Tightness(bounds, annealed, exact, acceptance, temperatures=temperatures)
 
 
 def sandwich(

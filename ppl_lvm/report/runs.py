@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from ppl_lvm.compare import compare, short_names
 from ppl_lvm.data import load_data
-from ppl_lvm.diagnostics.diagnose import ANNEALED_ROWS, MAX_ROWS, Say, some_rows
+from ppl_lvm.diagnostics.diagnose import Say
 from ppl_lvm.diagnostics.finding import Finding
+from ppl_lvm.diagnostics.sizes import Sizes, some_rows
 from ppl_lvm.report import html
 from ppl_lvm.report.comparison import picture
 from ppl_lvm.report.diagnosis import Picture
@@ -43,7 +44,8 @@ def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
     figures = fit_figures(run, judged)
     found = diagnosis.details.get("tightness")
     if found is not None:
-        few = some_rows(some_rows(run.batch(judged), MAX_ROWS), ANNEALED_ROWS)
+        sizes = Sizes.of(run._pair, run.batch(train))
+        few = some_rows(some_rows(run.batch(judged), sizes.judged), sizes.annealed)
         figure = worst(run, judged, few, found.best)
         if figure is not None:
             figures["worst_explained"] = figure

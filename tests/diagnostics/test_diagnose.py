@@ -13,9 +13,10 @@ from pyro.infer import Trace_ELBO
 from rich.console import Console
 from torch import Tensor, nn
 
-from ppl_lvm.diagnostics.diagnose import NAMES, Diagnosis, Starts, diagnose, some_rows, sound_starts
+from ppl_lvm.diagnostics.diagnose import NAMES, Diagnosis, Starts, diagnose, sound_starts
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 from ppl_lvm.diagnostics.show import progress
+from ppl_lvm.diagnostics.sizes import some_rows
 from ppl_lvm.pair import Pair
 from ppl_lvm.training.trail import Trail
 
