@@ -3,8 +3,10 @@
 Components have no names: draws or restarts must be relabelled before anything is averaged.
 `relabel` finds the permutation of each draw's components that agrees best with a pivot, from
 responsibilities P (S, N, K) (soft ECR: cost −P_pivᵀ P_s, solved by the Hungarian method) or from
-parameters (squared distances to the pivot's). What needs no labels is safer still: weights in
-sorted order, the number of components in use, and the co-clustering of rows.
+parameters (squared distances to the pivot's). `relabel_by_divergence` needs no pivot: it looks for
+the permutations under which all draws' responsibilities lie closest to their mean. What needs no
+labels is safer still: weights in sorted order, the number of components in use, and the
+co-clustering of rows.
 
     N_k = Σ_n r_nk,   H = −1/N Σ_n Σ_k r_nk log r_nk
     AIC = 2m − 2 log p(x),   BIC = m log N − 2 log p(x),   ICL = BIC + 2 N H
@@ -12,6 +14,8 @@ sorted order, the number of components in use, and the co-clustering of rows.
 with m parameters that the likelihood depends on. Criteria only compare fits of the same data.
 
 References:
+    Stephens (2000). Dealing with label switching in mixture models.
+    https://doi.org/10.1111/1467-9868.00265 (algorithm 2, section 4.1)
     Papastamoulis (2016). label.switching. https://arxiv.org/abs/1503.02271 (ECR)
     Biernacki, Celeux, Govaert (2000). Assessing a mixture model for clustering with the integrated
     completed likelihood. https://doi.org/10.1109/34.865189
@@ -246,6 +250,34 @@ def relabel(
         to = to.reshape(theta.shape[1], -1)
         costs = (((to[None, :, None] - theta[:, None]) / scale) ** 2).sum(-1)  # (S, K, K)
     return np.stack([match_components(cost) for cost in costs])
+
+
+def relabel_by_divergence(responsibilities: ArrayLike, max_iterations: int = 100) -> Ints:
+    """Permutations σ_s (S, K) that make Σ_s Σ_n KL(p_s,n,σ_s ‖ q_n) small, q their mean over draws.
+
+    Stephens' algorithm: given σ the best q (N, K) is the mean of the relabelled draws, and given q
+    the best σ_s solves an assignment of cost[k, l] = Σ_n p_snl (log p_snl − log q_nk), each draw by
+    itself. Neither step raises the sum, so it ends, at a point that neither can better; it starts
+    from `relabel`, since such points depend on the start.
+
+    Args:
+        responsibilities: P (S, N, K).
+
+    Raises:
+        RuntimeError: permutations still change after `max_iterations`.
+    """
+    P = np.asarray(responsibilities, np.float64)
+    tiny = np.finfo(np.float64).tiny
+    entropy = xlogy(P, P).sum(1)  # (S, K)
+    order = relabel(responsibilities=P)
+    for _ in range(max_iterations):
+        q = apply_permutation(P, order, axis=2).mean(0)  # (N, K)
+        costs = entropy[:, None, :] - np.einsum("nk,snl->skl", np.log(np.maximum(q, tiny)), P)
+        new = np.stack([match_components(cost) for cost in costs])
+        if np.array_equal(new, order):
+            return order
+        order = new
+    raise RuntimeError(f"Permutations still change after {max_iterations} iterations: raise them.")
 
 
 def apply_permutation(draws: ArrayLike, permutation: Ints, axis: int = 1) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """Mixtures: label switching undone, criteria against scikit-learn, unused components named."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ppl_lvm.diagnostics.mixtures import (
     co_clustering,
     mixture,
     relabel,
+    relabel_by_divergence,
     stability,
 )
 from ppl_lvm.models.gmm import GaussianMixture
@@ -104,6 +106,59 @@ def test_shuffled_labels_are_put_back(by: str) -> None:
     assert (back.std(0) < 0.5).all()
     assert (mixed.std(0) > 1).all()  # averaged as they came they would mean nothing
     np.testing.assert_allclose(co_clustering(Q), co_clustering(P))
+
+
+def divergence(P: Any, order: Any) -> float:
+    """Σ_s Σ_n KL(p_s,n,σ_s ‖ q_n), as it is written."""
+    moved = apply_permutation(P, np.asarray(order), axis=2)
+    return float((moved * np.log(moved / moved.mean(0))).sum())
+
+
+def test_divergence_puts_shuffled_components_back() -> None:
+    generator = np.random.default_rng(1)
+    truth = np.eye(4)[generator.integers(0, 4, 60)] + 0.05
+    P = truth * np.exp(0.2 * generator.normal(size=(20, 60, 4)))
+    P /= P.sum(-1, keepdims=True)
+    shuffle = np.stack([generator.permutation(4) for _ in range(20)])
+    order = relabel_by_divergence(apply_permutation(P, shuffle, axis=2))
+    back = np.take_along_axis(shuffle, order, 1)  # one naming for all draws, whichever it is
+    assert (back == back[0]).all()
+    inverse = np.argsort(order, 1)  # the commonest mistake: the permutation the other way round
+    wrong = np.take_along_axis(shuffle, inverse, 1)
+    assert not (wrong == wrong[0]).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_divergence_is_the_least_of_all_permutations(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    centre = generator.dirichlet(np.full(3, 0.5), 12)
+    P = np.stack([0.6 * centre + 0.4 * generator.dirichlet(np.ones(3), 12) for _ in range(4)])
+    P = apply_permutation(P, np.stack([generator.permutation(3) for _ in range(4)]), axis=2)
+    found = relabel_by_divergence(P)
+    every = [list(p) for p in itertools.permutations(range(3))]
+    rest = itertools.product(every, repeat=3)  # the first draw's names are free
+    least = min(divergence(P, [[0, 1, 2], *others]) for others in rest)
+    assert divergence(P, found) == pytest.approx(least)
+    q = apply_permutation(P, found, axis=2).mean(0)
+    for p, own in zip(P, found, strict=True):  # and each draw's is the best for this q
+        each = {tuple(o): (p[:, o] * np.log(p[:, o] / q)).sum() for o in every}
+        assert min(each, key=lambda o: each[o]) == tuple(own)
+
+
+def test_divergence_weighs_what_a_pivot_cannot() -> None:
+    """A pivot that is an odd draw misleads ECR, and not the mean of all draws."""
+    generator = np.random.default_rng(0)
+    sure = np.tile([0.9, 0.1], (10, 1))
+    P = np.stack([np.tile([0.45, 0.55], (10, 1)), *[sure] * 4, *[sure[:, ::-1]] * 2])
+    P = P * np.exp(0.01 * generator.normal(size=P.shape))
+    P /= P.sum(-1, keepdims=True)
+    P[0, :5] = P[0, :5, ::-1]  # the pivot's two halves contradict each other
+    found, by_pivot = relabel_by_divergence(P), relabel(responsibilities=P)
+    assert divergence(P, found) <= divergence(P, by_pivot)
+    assert (found[1:5] == found[1]).all()
+    assert (found[5:] == found[1][::-1]).all()
+    hard = np.stack([np.eye(2)[[0, 0, 1]], np.eye(2)[[1, 1, 0]]])  # zeros: 0 log 0 = 0
+    assert (relabel_by_divergence(hard) == [[0, 1], [1, 0]]).all()
 
 
 def test_stability_ignores_names_and_sees_another_clustering() -> None:
