@@ -6,14 +6,14 @@ from typing import Any
 
 import typer
 
-from ppl_lvm.cli import bench, train, trust, write
+from ppl_lvm.cli import bench, divergences, train, trust, write
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for commands in (train, trust, write, bench):
+for commands in (train, trust, write, divergences, bench):
     app.add_typer(commands.app)
 
 

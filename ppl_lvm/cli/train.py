@@ -112,7 +112,7 @@ def demo(
     """Fit a mixture to Iris and a VAE to the digits, judge and picture them."""
     from ppl_lvm.demo import main as run_demo
 
-    run_demo(directory or _unused("demo"), seed=seed)
+    run_demo(directory or unused("demo"), seed=seed)
 
 
 def print_results(run: Any) -> None:
@@ -183,10 +183,11 @@ def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:
         return asked
     if resume:
         raise ValueError("--resume needs --directory, the run to continue.")
-    return _unused(f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}")
+    return unused(f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}")
 
 
-def _unused(stem: str) -> Path:
+def unused(stem: str) -> Path:
+    """A folder of runs/ that is not there yet: runs/STEM-1, -2, …"""
     number = 1
     while (Path("runs") / f"{stem}-{number}").exists():
         number += 1

@@ -8,6 +8,7 @@ A family is anything with `density()`, a distribution that can be drawn from wit
 
 from ppl_lvm.divergences.base import Divergence, Family, Target, as_target
 from ppl_lvm.divergences.chi_square import ChiSquare
+from ppl_lvm.divergences.covering import Covering, Coverings, fit_each
 from ppl_lvm.divergences.energy import Energy
 from ppl_lvm.divergences.fitting import Fitted, Grid, fit_divergence
 from ppl_lvm.divergences.jensen_shannon import JensenShannon
@@ -21,6 +22,8 @@ __all__ = [
     "DIVERGENCES",
     "MMD",
     "ChiSquare",
+    "Covering",
+    "Coverings",
     "Divergence",
     "Energy",
     "Family",
@@ -33,4 +36,5 @@ __all__ = [
     "Target",
     "as_target",
     "fit_divergence",
+    "fit_each",
 ]

@@ -75,19 +75,22 @@ class Divergence(ABC):
     def on_grid(self, points: Tensor, log_p: Tensor, log_q: Tensor, volume: float) -> Tensor:
         """D by a sum over `points` (G, P) with log-densities (G,), a scalar."""
 
+    def missing(self, p: Target) -> list[str]:
+        """What it needs and is not known of a target."""
+        has = {
+            "density": p.log_density is not None,
+            "normalized density": p.log_density is not None and p.normalized,
+            "draws": p.draw is not None,
+        }
+        return [need for need in self.needs if not has[need]]
+
     def check(self, p: Target) -> None:
         """Refuse a target of which too little is known.
 
         Raises:
             ValueError: what is missing.
         """
-        has = {
-            "density": p.log_density is not None,
-            "normalized density": p.log_density is not None and p.normalized,
-            "draws": p.draw is not None,
-        }
-        missing = [need for need in self.needs if not has[need]]
-        if missing:
+        if missing := self.missing(p):
             raise ValueError(
                 f"{type(self).__name__} needs the target's {' and '.join(missing)}. Give a "
                 "Target with it, or choose a divergence that does without: ForwardKL, MMD and "
