@@ -262,7 +262,10 @@ class GaussianMixture(PyroModule):
     def _resize(self, observed: int, **like: Any) -> None:
         K, P = self.components, observed
         self.observed = observed
-        self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        if K > 1:
+            self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        else:  # 1, whatever the data: nothing to learn
+            self.register_buffer("weights", torch.ones(1, **like))
         # Equal means would receive equal gradients and never part. Forked, so that a start from
         # data draws the same whether the sizes were given before it or come with it.
         with torch.random.fork_rng():

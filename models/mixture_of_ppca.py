@@ -205,7 +205,10 @@ class MixtureOfPPCA(PyroModule):
             )
         K, P, D = self.components, observed, self.latent
         self.observed = observed
-        self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        if K > 1:
+            self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
+        else:  # 1, whatever the data: nothing to learn
+            self.register_buffer("weights", torch.ones(1, **like))
         with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
             means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
         self.means = PyroParam(means, constraints.real)

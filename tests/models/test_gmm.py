@@ -1,5 +1,6 @@
 """The mixture against SciPy, against autograd of its exact likelihood, and on Iris."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ppl_lvm.data import load_data
+from ppl_lvm.em import fit_em
+from ppl_lvm.fit import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
+from ppl_lvm.run import load_run
 
 
 def _empty_guide(x: Tensor) -> None:
@@ -212,3 +217,44 @@ def test_memory_is_linear_in_rows_components_and_columns() -> None:
     with _Largest() as largest:
         model.responsibilities(x)
     assert largest.numbers <= N * K * P
+
+
+@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("by", ["em", "svi"])
+def test_one_component_has_no_weight_to_learn(
+    iris: Tensor, by: str, holes: bool, tmp_path: Path
+) -> None:
+    """It is a Gaussian: its optimum is the moments', and every parameter has a gradient."""
+    x = iris.float().clone()
+    if holes:
+        x[::5, 1] = torch.nan
+    data = load_data(x, missing="keep")
+    settings = {"components": 1}
+    place = tmp_path / "run"
+    if by == "em":
+        run = fit_em(GaussianMixture, data, settings=settings, tolerance=1e-9, directory=place)
+    else:
+        run = fit(
+            GaussianMixture,
+            None,
+            data,
+            settings=settings,
+            num_steps=100,
+            directory=place,
+            progress=False,
+        )
+    again: Any = load_run(place).model
+    assert {n.rpartition(".")[2] for n, _ in again.named_parameters()} == {
+        "means_unconstrained",
+        "scale_tril_unconstrained",
+    }
+    assert again.weights.tolist() == [1.0]
+    if not holes:
+        exact = scipy.stats.multivariate_normal(x.mean(0), x.T.double().cov(correction=0))
+        assert run.results["bound"] == pytest.approx(exact.logpdf(x).mean(), abs=2e-2)
+    for parameter in again.parameters():
+        parameter.requires_grad_(True)
+        with torch.no_grad():
+            parameter += 0.1
+    again.log_likelihood(x).mean().backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in again.parameters())
