@@ -5,11 +5,13 @@ the inductor's cache on disk, where this process finds it and needs a second or 
 It runs at low priority, and what it is given goes through a pipe: nothing is left lying about.
 """
 
+import logging
 import pickle
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -83,22 +85,60 @@ def compile_graph(
 ) -> Callable[..., Any]:
     """The graph as machine code, from the inductor's cache if it has been compiled before.
 
+    On a CPU the calls of the kernels are C++ too: from Python they take longer than the kernels
+    of a small program themselves. An operation that cannot be had so leaves them in Python.
+
     With `same_random` it draws from torch's generator what the graph would draw; without, from
     the inductor's own counter-based generator, seeded from it.
     """
     # Imported here: the inductor takes a second that captured runs need not wait for.
-    from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.exc import InductorError
 
-    with (
-        torch.no_grad(),
-        warnings.catch_warnings(),
-        config.patch({"fallback_random": same_random}),
-    ):
-        warnings.simplefilter("ignore")  # the compiler's remarks on its own internals
-        compiled: Any = compile_fx(graph, list(inputs))
-    result: Callable[..., Any] = compiled
-    return result
+    def attempt(calls_in_cpp: bool) -> Callable[..., Any]:
+        options = {"fallback_random": same_random, "cpp_wrapper": calls_in_cpp}
+        with torch.no_grad(), _quietly(options):
+            compiled: Any = compile_fx(graph, list(inputs))
+            result: Callable[..., Any] = compiled
+            return result
+
+    if any(tensor.device.type != "cpu" for tensor in inputs) or _returns_lists(graph):
+        return attempt(False)
+    try:
+        return attempt(True)
+    except InductorError:
+        return attempt(False)
+
+
+def _returns_lists(graph: fx.GraphModule) -> bool:
+    """Whether an operation that the inductor calls as it stands returns a list of tensors.
+
+    Torch 2.13 takes a list of one for a tensor when it calls from C++, and the process dies.
+    """
+    from torch._inductor.lowering import fallbacks, lowerings
+
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            lists = any(isinstance(r.type, torch.ListType) for r in node.target._schema.returns)
+            if lists and (node.target in fallbacks or node.target not in lowerings):
+                return True
+    return False
+
+
+@contextmanager
+def _quietly(options: dict[str, Any]) -> Iterator[None]:
+    """The inductor with these options, without its remarks on its own internals."""
+    from torch._inductor import config
+
+    log = logging.getLogger("torch._inductor.ir")  # names each operation that has no C interface
+    level = log.level
+    with warnings.catch_warnings(), config.patch(options):
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def _serve() -> None:

@@ -22,6 +22,22 @@ from ppl_lvm.engine.background import compile_graph
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.recording import Recording
 
+_aten = torch.ops.aten
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β bias + α a b: on its own the sum goes into whatever comes after it, for nothing."""
+    product = a @ b if alpha == 1 else alpha * (a @ b)
+    return product + (bias if beta == 1 else beta * bias)
+
+
+def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
+
+
+# Operations that the inductor would call as they stand, in terms of those that it fuses.
+_PLAINER = {_aten.addmm.default: _addmm, _aten._foreach_norm.Scalar: _norms}
+
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
 
@@ -65,12 +81,22 @@ class CompiledStep:
 
     def __call__(self, batch: list[Tensor]) -> Any:
         """Take one step; the losses as the program returns them."""
+        with torch.no_grad():
+            return self.recording.losses(self.take(batch))
+
+    def take(self, batch: list[Tensor], between: Callable[[], None] | None = None) -> list[Tensor]:
+        """Take one step, without gradients being recorded; the losses, flat.
+
+        Args:
+            between: called once the optimiser's numbers of this step have been taken.
+        """
         assert self._compiled is not None, "compile first"
         for group, table in zip(self.groups, self._tables, strict=True):
             table[:] = group.numbers()
-        with torch.no_grad():
-            losses = self._compiled(*self.inputs(batch))
-        return self.recording.losses(losses)
+        if between is not None:
+            between()
+        losses: list[Tensor] = self._compiled(*self.inputs(batch))
+        return losses
 
     def take_back(self) -> None:
         """Do not count the last step: it was guarded and has changed nothing else."""
@@ -93,7 +119,8 @@ class CompiledStep:
 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return make_fx(self.trace, tracing_mode="fake")(*self.inputs(self._example))
+            trace = make_fx(self.trace, decomposition_table=_PLAINER, tracing_mode="fake")
+            return trace(*self.inputs(self._example))
 
     def compile(self, batch: list[Tensor], same_random: bool) -> None:
         """Make machine code of the step.

@@ -18,7 +18,7 @@ from ppl_lvm.engine.background import Workshop
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
-from ppl_lvm.engine.many import ManySteps, Turn
+from ppl_lvm.engine.many import Before, Turn, take_steps
 from ppl_lvm.engine.optimizers import Stepper, clipped
 from ppl_lvm.engine.outside import Snapshot
 from ppl_lvm.engine.plan import Plan, WhenPaid, cost
@@ -71,10 +71,8 @@ class WholeStep:
         self._plan: Plan = plan or WhenPaid()
         self._flat = FlatOptimizer()
         self._compiled: dict[Hashable, CompiledStep] = {}
-        self._many: dict[int, ManySteps] = {}
         self._workshop = Workshop()
         self._compiles = level in ("auto", "compiled")
-        self._loops = False  # whether many steps are a loop for good
 
     @property
     def reached(self) -> str:
@@ -140,44 +138,16 @@ class WholeStep:
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
         if self._rehearses:
             self._rehearse(batch, {})
-        arguments, recording = self.gradient.lookup(batch, {})
-        if recording is None or not self._now(recording, arguments):
+        found = self._compiled_step(batch, {})
+        if found is None:
             return None
-        step = self._find(arguments, recording)
-        if step is None:
-            return None
-        found = self._many.get(count)
-        if found is None or found.step is not step:
-            found = self._loop(step, data, rows, count, turns)
-            if found is None:
-                return None
-        before = found.state() if self._finite else None
-        losses = found(data, rows, turns, between)
+        step, _ = found
+        before = Before(step, turns) if self._finite else None
+        losses = take_steps(step, data, rows, count, turns, between)
         if before is not None and not finite(losses):
-            found.take_back(before)
+            before.restore(count)
             raise NotFiniteError("a result of one of the steps is not finite")
         return losses
-
-    def _loop(
-        self,
-        step: CompiledStep,
-        data: list[Tensor],
-        rows: Tensor | None,
-        count: int,
-        turns: Sequence[Turn],
-    ) -> ManySteps | None:
-        """Compile many steps as one call; None if that cannot be had, now and later."""
-        if self._loops:
-            return None
-        self._announce(f"Compiling {count} steps as one call.")
-        try:
-            found = ManySteps(step, data, rows, count, turns, self._same_random)
-        except CannotCaptureError as refusal:
-            self._loops = True
-            self._announce(f"One step a call: {refusal}.")
-            return None
-        self._many[count] = found
-        return found
 
     # Learning
 

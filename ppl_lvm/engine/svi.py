@@ -111,9 +111,8 @@ class CompiledSVI:
     def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
         """One step for each row of `rows` (S, B), on the data at these indices; the S losses.
 
-        At the level "compiled" they are one call, once the first steps have been recorded; at the
-        others a plain loop. Either way the result is that of `step(*[d[r] for d in data])` for
-        each r in `rows`.
+        Once steps are compiled they are one call, before that a plain loop. Either way the result
+        is that of `step(*[d[r] for d in data])` for each r in `rows`.
         """
         losses: list[Any] = []
         while len(losses) < len(rows):
@@ -126,7 +125,7 @@ class CompiledSVI:
 
     def _many(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
         whole = self._step
-        if self.engine != "compiled" or whole.reached != "compiled":
+        if whole.reached != "compiled":
             return None
         losses = whole.many(data, rows, len(rows))
         if losses is None:

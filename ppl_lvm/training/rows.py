@@ -44,8 +44,7 @@ class Calls:
     """How many steps one call takes.
 
     Calls end where something happens between steps: an evaluation, the end of the run, a batch of
-    another size. Between two such places there are calls of one length, `length`, and then single
-    steps.
+    another size.
 
     Args:
         order: the rows of every step.
@@ -55,19 +54,14 @@ class Calls:
     """
 
     def __init__(self, order: RowOrder, most: int, every: int, last: int) -> None:
-        self._order, self._every, self._last = order, every, last
+        self._order, self._most, self._every, self._last = order, most, every, last
         self._epoch = order.steps_per_epoch if order.ragged(order.steps_per_epoch - 1) else 0
-        stretch = min(every, last, self._epoch - 1 if self._epoch else last)
-        self.length = stretch // math.ceil(stretch / most) if stretch > 0 else 1
 
     def __call__(self, step: int) -> int:
         """Steps of the call that begins at `step`, counted from 0."""
-        if self.length == 1 or self._order.ragged(step):
+        if self._order.ragged(step):
             return 1
-        start = step - step % self._every
-        stop = min(start + self._every, self._last)
+        stop = min(step + self._most, step - step % self._every + self._every, self._last)
         if self._epoch:
-            epoch = step - step % self._epoch
-            start, stop = max(start, epoch), min(stop, epoch + self._epoch - 1)
-        fits = (step - start) % self.length == 0 and step + self.length <= stop
-        return self.length if fits else 1
+            stop = min(stop, step - step % self._epoch + self._epoch - 1)
+        return stop - step

@@ -3,6 +3,7 @@
 import importlib.util
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.engine import CompiledSVI
+from ppl_lvm.engine.many import take_steps
 
 _spec = importlib.util.spec_from_file_location(
     "engine_programs", Path(__file__).with_name("programs.py")
@@ -25,11 +27,18 @@ def run(name: str, engine: Any, chunks: list[int], data: Tensor) -> tuple[list[f
     pyro.set_rng_seed(3)
     model, guide, loss, _ = programs.PROGRAMS[name]()
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine=engine)
+    taken: list[int] = []
+
+    def counted(step: Any, data: Any, rows: Any, count: int, *rest: Any) -> Any:
+        taken.append(count)
+        return take_steps(step, data, rows, count, *rest)
+
     rows = torch.stack([(torch.arange(6) * 5 + s) % len(data) for s in range(sum(chunks))])
     losses: list[float] = []
-    for part in rows.split(chunks):
-        losses += svi.steps(data, rows=part)
-    assert bool(svi._step._many) == (engine == "compiled")  # the loop inside was taken
+    with patch("ppl_lvm.engine.step.take_steps", counted):
+        for part in rows.split(chunks):
+            losses += svi.steps(data, rows=part)
+    assert taken[-1:] == (chunks[-1:] if engine == "compiled" else [])  # the last was one call
     return losses, [p.detach().clone() for p in model.parameters()]
 
 
@@ -42,6 +51,9 @@ def test_many_steps_in_one_call_are_the_steps_one_by_one(name: str) -> None:
     assert got == pytest.approx(expected, rel=1e-5)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    again, otherwise = run(name, "compiled", [6, 7, 17], data)  # other calls, the same steps
+    assert again == got
+    assert all(torch.equal(a, b) for a, b in zip(otherwise, ours, strict=True))
 
 
 def test_without_compiling_they_are_a_loop() -> None:
