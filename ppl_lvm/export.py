@@ -12,6 +12,7 @@ have one weight, and local latents given them are resampled among fresh draws.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from ppl_lvm import predict
 from ppl_lvm.arviz import to_inference_data
+from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.leave_out import (
     LOCAL_PARTICLES,
     given,
@@ -32,12 +34,14 @@ from ppl_lvm.diagnostics.leave_out import (
     score,
     score_globals,
 )
+from ppl_lvm.diagnostics.simulate import observed_places
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.particles import draw_particles, log_weights, plan_pair
 from ppl_lvm.particles.plan import Plan
+from ppl_lvm.particles.traces import trace_program
 from ppl_lvm.psis import psis
 
-CHUNK = 100_000
+CHUNK, CELLS = 100_000, 2**22  # rows, and numbers in them, that are run at once
 Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
 Array = NDArray[Any]
@@ -74,7 +78,7 @@ def to_arviz(
         summed = predict.summed_sites(pair, *batch)
         found = _draw(pair, batch, num_samples, draws)
         complete = [_complete(pair, batch, latents, summed) for latents in found.latents]
-        prior = [predict.sample_prior(pair, *batch) for _ in range(num_samples)]
+        prior = _prior(pair, batch, num_samples)
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
     latent = sorted({n for posterior, _ in complete for n in posterior})
@@ -85,8 +89,8 @@ def to_arviz(
         if len(observed) != 1
         else {next(iter(observed)): found.log_likelihood},
         posterior_predictive={n: _stack([x[n] for _, x in complete]) for n in observed},
-        prior={n: _stack([p[n] for p in prior]) for n in latent if n in prior[0]},
-        prior_predictive={n: _stack([p[n] for p in prior]) for n in observed},
+        prior={n: prior[n] for n in latent if n in prior},
+        prior_predictive={n: prior[n] for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=found.stats,
         dims=dims | per_datum,
@@ -146,7 +150,7 @@ def _draw(pair: Pair, batch: tuple[Any, ...], S: int, draws: Draws) -> _Drawn:
 
 def _draw_local(pair: Pair, batch: tuple[Any, ...], plan: Plan, S: int, draws: Draws) -> _Drawn:
     """All draws under a particle plate; the weights of each datum are its own."""
-    N, step = len(batch[0]), max(2, CHUNK // len(batch[0]))
+    N, step = len(batch[0]), max(2, _rows_at_once(batch) // len(batch[0]))
     with poutine.block():
         plain, shared = predict.draw_guide(pair, batch)
     values: dict[str, list[Tensor]] = {name: [] for name in plain}
@@ -229,6 +233,31 @@ def _stack(values: list[Tensor]) -> Array:
     return torch.stack(values).numpy()
 
 
+def _prior(pair: Pair, batch: tuple[Any, ...], S: int) -> dict[str, Array]:
+    """Every site of the model, latent and observed, drawn from the prior: (S, ...)."""
+    plain = predict.sample_prior(pair, *batch)
+    plan = plan_pair(pair.model, pair.guide, batch, {}, 2)
+    if not plan.vectorized:
+        drawn = [predict.sample_prior(pair, *batch) for _ in range(S)]
+        return {name: _stack([d[name] for d in drawn]) for name in plain}
+    free, step = poutine.uncondition(pair.model), max(2, _rows_at_once(batch) // len(batch[0]))
+    found: dict[str, list[Tensor]] = {name: [] for name in plain}
+    for start in range(0, S, step):
+        size = min(step, S - start)
+        # One draw would run without the particle plate's own shape.
+        sites = trace_program(free, batch, {}, particles=max(2, size), nesting=plan.nesting)
+        for name, like in plain.items():
+            value = sites[name]["value"]
+            many = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
+            found[name].append(many[:size].reshape(size, *like.shape))
+    return {name: torch.cat(v).numpy() for name, v in found.items()}
+
+
+def _rows_at_once(batch: tuple[Any, ...]) -> int:
+    width = max(t[0].numel() for t in batch if isinstance(t, Tensor) and t.dim())
+    return min(CHUNK, CELLS // max(width, 1))
+
+
 def _complete(
     pair: Pair, batch: tuple[Any, ...], latents: Latents, summed: frozenset[str]
 ) -> tuple[Latents, Latents]:
@@ -247,7 +276,7 @@ def _densities(
     S, N = len(draws), len(batch[0])
     if not draws[0]:
         K = 1 if not _has_latents(pair, batch) else LOCAL_PARTICLES
-        step = max(1, CHUNK // (N * K))
+        step = max(1, _rows_at_once(batch) // (N * K))
         parts = []
         for start in range(0, S, step):
             count = min(step, S - start)
@@ -275,7 +304,7 @@ def _densities_at_once(
     """Where no latent of the guide is local: many draws under a particle plate."""
     with poutine.block():
         sites = poutine.trace(pair.guide).get_trace(*batch).nodes
-    step, parts = max(2, CHUNK // len(batch[0])), []
+    step, parts = max(2, _rows_at_once(batch) // len(batch[0])), []
     for start in range(0, len(draws), step):
         some = draws[start : start + step]
         some = some * 2 if len(some) == 1 else some  # one would run without the plate's shape
@@ -297,8 +326,15 @@ def _has_latents(pair: Pair, batch: tuple[Any, ...], besides: frozenset[str] = f
 
 
 def _observed(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+    """Observed site -> its value, NaN where the argument that it is has NaN."""
     with poutine.block():
-        return predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
+        found = predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
+    with suppress(CannotSayError):  # it is none of the arguments
+        for name, place in observed_places(pair.model, *batch).items():
+            missing = batch[place].isnan().reshape(found[name].shape)
+            if missing.any():
+                found[name] = torch.where(missing, math.nan, found[name])
+    return found
 
 
 def _dims(pair: Pair, batch: tuple[Any, ...]) -> dict[str, list[str]]:

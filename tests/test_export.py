@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_lvm.arviz import loo
+from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
 from ppl_lvm.run import Run
 
@@ -138,6 +139,30 @@ def test_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
     # The guide is the posterior, so importance weights have no variance.
     assert np.allclose(data.log_likelihood["x"].values[0], exact.expand(100, -1), atol=1e-4)
     assert data.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
+
+
+def test_what_the_data_miss_is_missing_from_what_was_observed() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            seen = Normal(z.expand(*z.shape[:-1], 3), 1.0).mask(~x.isnan())
+            pyro.sample("x", seen.to_event(1), obs=x.nan_to_num(0.0))
+
+    x = torch.randn(7, 3)
+    x[2, 1] = x[4] = torch.nan
+    data = load_data(x.numpy(), missing="keep")
+    found = still(model, LocalGuideOfGaps(), data).to_arviz(data, num_samples=30)
+    assert np.array_equal(found.observed_data["x"].values, x.numpy(), equal_nan=True)
+    assert np.isfinite(found.posterior_predictive["x"].values).all()  # what they may have been
+    ll = found.log_likelihood["x"].values[0]
+    assert np.abs(ll[:, 4]).max() < 1.0  # about nothing; log 1 but for the guide's error
+
+
+class LocalGuideOfGaps(LocalGuide):
+    """Its mean is a share of the row's, and 0 of a row without a value."""
+
+    def forward(self, x: Tensor) -> None:
+        super().forward(x.nanmean(1, keepdim=True).nan_to_num(0.0))
 
 
 def moments(data: Any, site: str, weight: Any = None) -> tuple[Any, Any]:

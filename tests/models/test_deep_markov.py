@@ -1,7 +1,9 @@
 """The deep Markov model against the linear chain that it contains, and its recurrent guide."""
 
+import re
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -11,11 +13,14 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from ppl_lvm.check import check
+from ppl_lvm.data import load_data
 from ppl_lvm.engine import CompiledSVI
 from ppl_lvm.estimators import ELBO, IWAE
+from ppl_lvm.fit import fit
 from ppl_lvm.guides.recurrent import AmortizedRecurrent
 from ppl_lvm.models.deep_markov import DeepMarkovModel, MarkovNormal
 from ppl_lvm.models.linear_state_space import LinearStateSpace
+from ppl_lvm.report.diagnosis import pictures
 
 
 def _linear(D: int = 1, P: int = 2) -> tuple[DeepMarkovModel, LinearStateSpace]:
@@ -140,3 +145,29 @@ def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
 
     with pytest.raises(ValueError, match=r"latents are z \(3,\).*Use AmortizedNormal"):
         AmortizedRecurrent(other, torch.randn(5, 4, 2))
+
+
+@pytest.mark.slow
+def test_a_run_is_judged_pictured_and_exported() -> None:
+    x = _data(12, 4)
+    data = load_data(x.numpy(), missing="keep")
+    model = DeepMarkovModel(1, hidden=(4,), width=4)
+    run = fit(model, AmortizedRecurrent, data, num_steps=30, engine="eager", progress=False)
+    found = run.to_arviz(data, num_samples=8)
+    assert found.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0", "z_dim_1")
+    assert found.posterior["z"].shape == found.prior["z"].shape == (1, 8, 12, 4, 1)
+    assert found.log_likelihood["x"].shape == (1, 8, 12)
+    assert np.array_equal(found.observed_data["x"].values, x.numpy(), equal_nan=True)
+    diagnosis = run.diagnose(data, temperatures=3)
+    for row in diagnosis.to_json():  # nothing failed: what cannot be said has a reason
+        assert not re.match(r"\w*(Error|Exception):", row["why"]), row["why"]
+    said = {row["name"]: row["verdict"] for row in diagnosis.to_json()}
+    for name in (
+        "predictive check: p-value of the worst test quantity",
+        "PIT of x: p-value of the least uniform column",
+        "classifier two-sample test: accuracy",
+        "simulation-based calibration, p-value",
+    ):
+        assert said[name] != "cannot say"
+    shown = {picture.title for picture in pictures(diagnosis.details)}
+    assert {"PIT", "Simulation-based calibration"} <= shown
