@@ -17,24 +17,23 @@ from ppl_lvm import processes
 from ppl_lvm.checkpoint import load_checkpoint
 
 PROGRAM = '''
-import time
+import os, time
 import pyro, torch
 from pyro.distributions import Delta, Normal
 from pyro.nn import PyroModule
 from torch import nn
 
-WAIT = 0.0
+WAIT = float(os.environ.get("FACTOR_WAIT", "0"))  # seconds: a run that can be caught at work
 
 class Factor(PyroModule):
     """z_n ~ N(0, 1), x_n ~ N(w z_n + b, 1); the guide's noise is the last column of the data."""
-    def __init__(self, wait: float = 0.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.wait = wait
         self.w = nn.Parameter(torch.linspace(0.5, 1.5, 3))
         self.b = nn.Parameter(torch.zeros(3))
 
     def forward(self, x):
-        time.sleep(self.wait)
+        time.sleep(WAIT)
         m = pyro.sample("m", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(torch.zeros(1), 1.0).to_event(1))
@@ -73,8 +72,8 @@ def torchrun(asked: list[str], *more: str) -> list[str]:
     return [*run, "--nproc-per-node", "2", *asked, *more]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **more}
 
 
 def state(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -116,12 +115,12 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run: dict[str, Any] = {"check": True, "capture_output": True, "env": environment()}
     subprocess.run(torchrun(asked, *steps, "--directory", str(whole)), **run)
-    slow = [*steps, "--set", "wait=0.05", "--directory", str(killed)]
+    again = [*steps, "--directory", str(killed)]
     process = subprocess.Popen(
-        torchrun(asked, *slow),
+        torchrun(asked, *again),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env=environment(),
+        env=environment(FACTOR_WAIT="0.05"),
     )
     deadline = time.monotonic() + 120
     while not (killed / "run.json").exists() and time.monotonic() < deadline:
@@ -132,7 +131,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
     assert process.returncode != 0
     _, data = state(killed)
     assert 0 < data["step"] < 60
-    subprocess.run(torchrun(asked, *slow, "--resume"), **run)
+    subprocess.run(torchrun(asked, *again, "--resume"), **run)
     (wanted, _), (found, _) = state(whole), state(killed)
     for name, tensor in wanted.items():
         if name.startswith(("state/", "history/bound", "optimizer/")):
