@@ -89,8 +89,10 @@ class Chain:
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Continue from what `tensors` and `progress` said."""
-        self._state = {name: tensors[f"state/{name}"] for name in self._state}
-        self._inverse_mass, self._step_size = tensors.get("mass"), progress["step_size"]
+        self._state = {n: tensors[f"state/{n}"].to(t) for n, t in self._state.items()}
+        mass = tensors.get("mass")
+        self._inverse_mass = None if mass is None else mass.to(next(iter(self._state.values())))
+        self._step_size = progress["step_size"]
 
 
 @contextmanager

@@ -129,7 +129,7 @@ class MonteCarloEM:
         """Continue from what `tensors` and `progress` said."""
         self.history, self.joint.together = progress["history"], progress["together"]
         self.joint.set(tensors["theta"])
-        self._total = tensors["total"]
+        self._total = tensors["total"].to(self._total)
         self.chain.load(_under("chain/", tensors), progress["chain"])
         self.iterates.load(_under("iterates/", tensors), self.iteration)
         set_random_state(tensors)

@@ -103,7 +103,9 @@ def facts(run: Run) -> dict[str, str]:
     found = {
         "model": f"{record['model']['address'] or record['model']['name']}({words})",
         "guide": record["guide"]["address"] or record["guide"]["name"],
-        "objective": record["objective"],
+        "objective": ", judged by ".join(
+            record[key] for key in ("algorithm", "objective") if key in record
+        ),
         "data": f"{record['data']['name']}: {record['data']['train_rows']} rows to learn from, "
         f"{record['data']['held_out_rows']} held out",
         "bound": f"{results['bound']:.4f} nats per datum",
