@@ -6,12 +6,13 @@ import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.infer import TraceEnum_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_iris
 from torch import Tensor
 from torch.distributions import Dirichlet, LKJCholesky, LogNormal, MultivariateNormal, Normal
 
+from ppl_lvm.engine import CompiledSVI
 from ppl_lvm.guides import auto_guide
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 
@@ -72,7 +73,8 @@ def _surviving(x: Tensor, seed: int, concentration: float | None) -> int:
     model = BayesianGaussianMixture(10, concentration=concentration)
     model.initialize(x)
     guide = auto_guide(model, x)
-    svi = SVI(model, guide, Adam({"lr": 0.05}), TraceEnum_ELBO(max_plate_nesting=1))
+    loss = TraceEnum_ELBO(max_plate_nesting=1)
+    svi = CompiledSVI(model, guide, Adam({"lr": 0.05}), loss, engine="captured")
     for _ in range(800):
         svi.step(x)
     q = poutine.trace(guide).get_trace(x).nodes["weights"]["fn"]
