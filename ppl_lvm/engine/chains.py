@@ -1,4 +1,4 @@
-"""Sum a chain of discrete variables out by halving: log₂ T products of matrices, not T.
+"""Sum a chain of discrete variables out from both ends at once: T/2 short steps, all alike.
 
 An enumerated Markov chain z_1, …, z_T leaves factors that touch one variable or two neighbours.
 Pyro contracts them one by one, in an order that `opt_einsum` finds: some forty small operations a
@@ -6,8 +6,13 @@ step, each in another layout. Here every step becomes one matrix
 
     F_t[i, j] = Σ (factors of z_{t-1} = i, z_t = j) + Σ (factors of z_t = j),
 
-and neighbours are multiplied in pairs, all pairs at once. The sum is the same; its order is not,
-so that results agree to rounding.
+and two messages meet in the middle, forwards α and backwards β, advanced together:
+
+    α_t[j] = log Σ_i exp(α_{t-1}[i] + F_t[i, j]),  β_{t-1}[i] = log Σ_j exp(F_t[i, j] + β_t[j]).
+
+That is S² exponentials a step. Where T is so large that the graph would grow too long, neighbouring
+matrices are first multiplied in pairs, all pairs at once, at S³ a product. The sum is the same as
+Pyro's; its order is not, so that results agree to rounding.
 
 Reference:
     Särkkä, García-Fernández (2021). Temporal parallelization of Bayesian smoothers.
@@ -20,16 +25,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from pyro.distributions.hmm import _logmatmulexp, _sequential_logmatmulexp
+from pyro.distributions.hmm import _logmatmulexp
 from pyro.ops.rings import LogRing, SampleRing
 from torch import Tensor
 
 _SHORTEST = 4  # variables; below that there is nothing to gain
-_WIDEST = 32  # states; beyond, S³ for a product of matrices costs more than the handling of T steps
+_WIDEST = 32  # states; beyond, matrices for every row cost more than the handling of T steps
+_LONGEST = 64  # matrices that two messages pass one by one; more are multiplied in pairs first
 
 
 @contextmanager
-def chains_halved() -> Iterator[None]:
+def chains_summed() -> Iterator[None]:
     """Let Pyro's contraction in log space take chains this way, and all else its own."""
     theirs = LogRing.sumproduct
 
@@ -62,18 +68,51 @@ def sum_chain(terms: Sequence[Any], dims: set[str]) -> Any:
         own = sorted((d for d in term._pyro_dims if d in dims), key=place.__getitem__)
         at = place[own[-1]]
         if at == 0:
-            first.append(_aligned(term, rest + own[0]))
+            first.append(_aligned(term, own[0] + rest))
         else:
             before = own[0] if len(own) == 2 else "\0"  # no letter: a dimension of size 1
-            steps[at - 1].append(_aligned(term, rest + before + own[-1]))
-    shape = [*(sizes[d] for d in rest), *states, *states]
-    matrices = torch.stack([_sum(step).expand(shape) for step in steps], -3)  # (..., T-1, S, S)
-    start = _sum(first).expand(shape[:-1]) if first else matrices.new_zeros(shape[:-1])
-    ones = matrices.new_zeros(shape[-1], 1)
-    product = _logmatmulexp(start.unsqueeze(-2), _sequential_logmatmulexp(matrices))
-    result: Any = _logmatmulexp(product, ones)[..., 0, 0]
+            steps[at - 1].append(_aligned(term, before + own[-1] + rest))
+    shape = [*states, *states, *(sizes[d] for d in rest)]
+    matrices = torch.stack([_sum(step).expand(shape) for step in steps])  # (T-1, S, S, *rest)
+    start = _sum(first).expand(shape[1:]) if first else matrices.new_zeros(shape[1:])
+    while len(matrices) > _LONGEST:
+        matrices = _halved(matrices)
+    result: Any = _from_both_ends(start, matrices)
     result._pyro_dims = rest
     return result
+
+
+# States come first and all else after them: rows lie side by side, as vector instructions want.
+
+
+def _from_both_ends(start: Tensor, matrices: Tensor) -> Tensor:
+    """log Σ exp of `start` (S, …) times all matrices (T, S, S, …), summed over the last state."""
+    if len(matrices) % 2:
+        start, matrices = _passed(start, matrices[0]), matrices[1:]
+    front, back = matrices.chunk(2)
+    both = torch.stack([front, back.flip(0).transpose(1, 2)], 3)  # (T/2, S, S, 2, …)
+    messages = torch.stack([start, torch.zeros_like(start)], 1)  # (S, 2, …)
+    for step in both.unbind():
+        messages = _passed(messages, step)
+    whole = messages.sum(1)
+    return _passed(whole, torch.zeros_like(whole).unsqueeze(1)).squeeze(0)
+
+
+def _passed(message: Tensor, matrix: Tensor) -> Tensor:
+    """log Σ_i exp(message[i] + matrix[i, j]); -∞, with gradient 0, where no i is possible."""
+    terms = message.unsqueeze(1) + matrix
+    largest = terms.detach().amax(0, keepdim=True).clamp(min=torch.finfo(terms.dtype).min)
+    total = (terms - largest).exp().sum(0)  # at least 1: the largest term's own
+    possible = total.clamp(min=1).log() + largest.squeeze(0)
+    return torch.where(total == 0, -torch.inf, possible)
+
+
+def _halved(matrices: Tensor) -> Tensor:
+    """Neighbours multiplied in pairs; of an odd number the last stays."""
+    even = len(matrices) // 2 * 2
+    left, right = [m.movedim((1, 2), (-2, -1)) for m in (matrices[0:even:2], matrices[1:even:2])]
+    products = _logmatmulexp(left, right).movedim((-2, -1), (1, 2))
+    return torch.cat([products, matrices[even:]])
 
 
 def chain_order(names: Sequence[str], dims: set[str]) -> list[str] | None:

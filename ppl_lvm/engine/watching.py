@@ -6,7 +6,7 @@ While it is watched, a step differs from Pyro's in four ways, which change nothi
 - Pyro's warnings about NaN, which look at every value, are left out, and so is validation;
 - `Dice.compute_expectation`, which looks whether a probability is zero to leave out its cost,
   multiplies by zero instead of leaving out, so that no shape depends on the data;
-- chains of enumerated variables are summed out by halving (`chains.py`).
+- chains of enumerated variables are summed out from both ends (`chains.py`).
 """
 
 import sys
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.engine.chains import chains_halved
+from ppl_lvm.engine.chains import chains_summed
 from ppl_lvm.engine.refusal import CannotCaptureError, error_line, user_line
 from ppl_lvm.engine.tape import Tape, TapeRecorder
 
@@ -85,7 +85,7 @@ def watch(
         parameter.grad = None
     recorder = TapeRecorder([*parameters, *batch])
     try:
-        with _unwatchful_pyro(), chains_halved(), _KeepTensors(recorder), recorder:
+        with _unwatchful_pyro(), chains_summed(), _KeepTensors(recorder), recorder:
             loss = step()
     except Exception as error:
         recorder.undo()

@@ -1,4 +1,4 @@
-"""A chain summed out by halving is the sum that Pyro's own contraction finds."""
+"""A chain summed out from both ends is the sum that Pyro's own contraction finds."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import torch
 from pyro.ops.rings import LogRing
 from torch import Tensor
 
-from ppl_lvm.engine.chains import chain_order, chains_halved, sum_chain
+from ppl_lvm.engine import chains
+from ppl_lvm.engine.chains import chain_order, chains_summed, sum_chain
 
 # Letters: a, b, ... are the chain's variables, p and q are plates.
 CHAINS = {
@@ -47,6 +48,14 @@ def test_the_sum_and_its_gradient_are_pyros(case: str) -> None:
     found = torch.autograd.grad((weight * got).sum(), ours)
     for a, b in zip(found, torch.autograd.grad((weight * wanted).sum(), theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CHAINS)
+def test_so_are_those_of_a_chain_too_long_that_is_halved_first(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chains, "_LONGEST", 2)
+    test_the_sum_and_its_gradient_are_pyros(case)
 
 
 def test_impossible_states_leave_finite_gradients() -> None:
@@ -99,7 +108,7 @@ def test_the_order_is_the_chains_whatever_the_order_of_factors() -> None:
 def test_pyros_ring_takes_it_within_the_context_only() -> None:
     names = CHAINS["nothing at the start"]
     theirs = LogRing.sumproduct
-    with chains_halved():
+    with chains_summed():
         assert LogRing.sumproduct is not theirs
         inside = LogRing().sumproduct(terms(names), variables(names))
         left = LogRing().sumproduct(terms(["ab", "ac", "ad", "ae"]), set("abcde"))
