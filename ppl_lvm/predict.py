@@ -79,11 +79,8 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         drawn = poutine.trace(pair.guide).get_trace(*batch)
-        codes = {
-            name: _mean(pair, name, site, batch)
-            for name, site in latent_sites(drawn).items()
-            if is_local(site)
-        }
+        local = {name: site for name, site in latent_sites(drawn).items() if is_local(site)}
+        codes = _means(pair, local, batch)
         summed = summed_sites(pair, *batch)
         if summed:
             repeats = GLOBAL_DRAWS if latent_sites(drawn) else 1
@@ -100,22 +97,27 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     return codes
 
 
-def _mean(pair: Pair, name: str, site: dict[str, Any], batch: tuple[Any, ...]) -> Tensor:
+def _means(pair: Pair, sites: dict[str, Any], batch: tuple[Any, ...]) -> dict[str, Tensor]:
     """E[z], or probabilities of its states: in closed form, or averaged over draws of the guide.
 
     A site whose distribution depends on what the guide has drawn before is averaged, too.
     """
-    told = _told(site)
-    if told is not None:
-        again = _told(poutine.trace(pair.guide).get_trace(*batch).nodes[name])
-        if again is not None and torch.equal(told, again):
-            return told
-    draws = []
-    for _ in range(GLOBAL_DRAWS):
-        drawn = poutine.trace(pair.guide).get_trace(*batch).nodes[name]
-        given = _told(drawn)
-        draws.append(drawn["value"] if given is None else given)
-    return torch.stack(draws).mean(0)
+    if not sites:
+        return {}
+    again = poutine.trace(pair.guide).get_trace(*batch).nodes
+    means: dict[str, Tensor] = {}
+    for name, site in sites.items():
+        first, second = _told(site), _told(again[name])
+        if first is not None and second is not None and torch.equal(first, second):
+            means[name] = first
+    averaged = sites.keys() - means.keys()
+    for _ in range(GLOBAL_DRAWS if averaged else 0):
+        nodes = poutine.trace(pair.guide).get_trace(*batch).nodes
+        for name in averaged:
+            told = _told(nodes[name])
+            value = nodes[name]["value"] if told is None else told
+            means[name] = means.get(name, 0.0) + value / GLOBAL_DRAWS
+    return {name: means[name] for name in sites}
 
 
 def _told(site: dict[str, Any]) -> Tensor | None:
@@ -152,11 +154,10 @@ def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tenso
 def centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     """Global latent -> the guide's mean, or one draw of a discrete one."""
     drawn = poutine.trace(pair.guide).get_trace(*batch)
-    return {
-        name: site["value"] if site["fn"].has_enumerate_support else _mean(pair, name, site, batch)
-        for name, site in latent_sites(drawn).items()
-        if not is_local(site)
-    }
+    shared = {name: site for name, site in latent_sites(drawn).items() if not is_local(site)}
+    discrete = {name for name, site in shared.items() if site["fn"].has_enumerate_support}
+    means = _means(pair, {n: site for n, site in shared.items() if n not in discrete}, batch)
+    return {n: site["value"] if n in discrete else means[n] for n, site in shared.items()}
 
 
 def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
