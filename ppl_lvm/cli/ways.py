@@ -81,7 +81,10 @@ def run(context: typer.Context, values: dict[str, Any], data: Any, directory: An
         ValueError: an option or argument that this way does not take.
     """
     name, arguments = "fit", dict[str, Any]()
-    if (values["objective"] or "").partition("(")[0].strip() in WAYS:
+    word = (values["objective"] or "").partition("(")[0].strip()
+    if word not in WAYS and word.lower() in WAYS:
+        raise ValueError(f"There is no objective {word!r}. Did you mean {word.lower()}?")
+    if word in WAYS:
         name, arguments = parse_call(values["objective"])
     way = WAYS.get(name, _GRADIENT)
     for argument in sorted(arguments.keys() - way.arguments):
