@@ -7,6 +7,7 @@ Reference:
     Hoffman, Gelman (2014). The no-U-turn sampler. https://arxiv.org/abs/1111.4246
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -102,7 +103,9 @@ def _still(model: Any) -> Iterator[None]:
     for leaf in leaves:
         leaf.requires_grad_(False)
     try:
-        yield
+        with warnings.catch_warnings():  # Pyro's, that what takes no gradient is not trained
+            warnings.filterwarnings("ignore", message=".*not registered in the param store")
+            yield
     finally:
         for leaf in leaves:
             leaf.requires_grad_(True)

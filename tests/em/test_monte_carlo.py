@@ -1,5 +1,6 @@
 """Monte-Carlo EM against maximum likelihood by quadrature, with a chain that is none as twin."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ppl_lvm.em.chain import Chain
 from ppl_lvm.em.joint import Joint
 from ppl_lvm.em.monte_carlo import fit_mcem
 from ppl_lvm.fit import fit
-from ppl_lvm.models import PPCA, FactorModel, GaussianMixture
+from ppl_lvm.models import PPCA, VAE, FactorModel, GaussianMixture
 from ppl_lvm.run import Run, load_run
 
 SHORT: dict[str, Any] = {"warmup": 15, "guide_steps": 100, "progress": False}
@@ -173,6 +174,13 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     assert torch.equal(resumed.draws["z"], whole.draws["z"])
     again = fit_mcem(FactorModel, x, directory=tmp_path / "cut", resume=True, **asked)
     assert again.results["bound"] == whole.results["bound"]
+
+
+def test_a_model_with_a_network_is_fitted_without_a_warning() -> None:
+    x = torch.bernoulli(torch.rand(20, 4))
+    asked: dict[str, Any] = {"iterations": 2, "num_draws": 2, **SHORT, "warmup": 3}
+    run = fit_mcem(VAE, x, settings={"latent": 1, "hidden": (3,)}, **asked)
+    assert math.isfinite(run.results["log_evidence"])
 
 
 class _Groups(PyroModule):
