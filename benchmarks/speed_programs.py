@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.benchmarks.handwritten import chains, gm_vae, mixture, vae
+from ppl_lvm.benchmarks.handwritten import belief_net, chains, gm_vae, mixture, score, vae
 from ppl_lvm.estimators import IWAE, VIMCO
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models import VAE, GaussianMixture, GaussianMixtureVAE
@@ -154,7 +154,7 @@ def _chain(steps: int, states: int, sequences: int) -> Program:
     return Program(
         lambda: (Chain(states), nothing),
         TraceEnum_ELBO,
-        None,
+        JitTraceEnum_ELBO,
         (y,),
         lambda: chains.hmm_parameters(states),
         chains.hmm_loss,
@@ -176,8 +176,19 @@ def _regression(rows: int, columns: int) -> Program:
 
 def _belief_net(rows: int, particles: int) -> Program:
     x = (torch.rand(rows, 64) < 0.4).float()
+
+    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+        z = belief_net.draw(params, x, particles)
+        log_p, log_q = belief_net.log_p(params, x, z), belief_net.log_q(params, x, z)
+        return -score.vimco(log_p, log_q).sum()
+
     return Program(
-        lambda: (BeliefNet(16, 64), BeliefGuide(16, 64)), lambda: VIMCO(particles), None, (x,)
+        lambda: (BeliefNet(16, 64), BeliefGuide(16, 64)),
+        lambda: VIMCO(particles),
+        None,
+        (x,),
+        lambda: belief_net.parameters(16, 64),
+        by_hand,
     )
 
 
