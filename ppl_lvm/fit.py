@@ -121,7 +121,8 @@ def fit(
             run is long enough to pay for it, and goes on eagerly, saying why, where a program
             cannot be captured; "captured" and "compiled" then fail.
         steps_per_call: steps that a compiled call takes at most. Evaluations, checkpoints and the
-            progress shown come between calls.
+            progress shown come between calls. Starts trained together, and several processes,
+            take one.
         resume: continue the run in `directory` exactly where its last checkpoint stands.
         progress: show a bar, or plain lines where output is no terminal.
 

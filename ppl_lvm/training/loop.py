@@ -78,9 +78,9 @@ class Training:
         if self.tables:
             self._keep_to_this_process()
         self.order = RowOrder(len(train), options.batch_size, options.seed)
-        self._calls = Calls(
-            self.order, options.steps_per_call, options.validate_every, options.num_steps
-        )
+        # Several processes set their seed and their share of the batch before every step.
+        most = options.steps_per_call if processes.count() == 1 else 1
+        self._calls = Calls(self.order, most, options.validate_every, options.num_steps)
         self._whole: tuple[Tensor, ...] | None = None
         self.best_state: dict[str, Tensor] = {}
         self.best_bound = -math.inf

@@ -343,6 +343,13 @@ def test_calls_end_where_something_happens(rows: int, most: int) -> None:
     assert max(lengths) == 1 if most == 1 else max(lengths) > 1
 
 
+def test_several_processes_take_one_step_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = training(engine="compiled", steps_per_call=4)
+    assert run._calls(0) > 1
+    monkeypatch.setattr("ppl_lvm.processes.count", lambda: 2)
+    assert training(engine="compiled", steps_per_call=4)._calls(0) == 1
+
+
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling seems to cost little: "auto" switches at step 10 or so."""
