@@ -57,9 +57,10 @@ class _AsTheyAre(Messenger):
     def _pyro_post_param(self, msg: Any) -> None:
         name, store = msg["name"], pyro.get_param_store()
         given = msg["args"][1] if len(msg["args"]) > 1 else None
-        kept = store._params[name]
+        kept = store._params.get(name)  # nothing, where parameters stay in their modules
         if (
-            isinstance(given, nn.Parameter)
+            kept is not None
+            and isinstance(given, nn.Parameter)
             and given is not kept
             and not given.is_contiguous()
             and store._constraints[name] is constraints.real
