@@ -15,7 +15,12 @@ the mean of ∇w and the covariance of w with ∇log π_β,
 
 at fixed draws. Self-normalised, so consistent in K and biased at any finite one; the covariance is
 divided by 1 - Σ_k v_k², which makes it exact at β = 0 (there the estimator is leave-one-out) and is
-our departure from the paper.
+our departure from the paper. With f = Σ_j v_j w_j and 1 - Σ_k v_k² = Σ_{k≠j} v_k v_j the factor of
+∇log π_β is
+
+    v_k (w_k - f) / (1 - Σ_k v_k²) = Σ_j P_kj (w_k - w_j),      P_kj ∝ exp(β (w_k + w_j)), k ≠ j,
+
+which stays finite where all of v lies on one particle, and f = w_k and Σ_k v_k² = 1 to rounding.
 
 Reference:
     Masrani, Le, Wood (2019). The thermodynamic variational objective.
@@ -80,8 +85,15 @@ class ThermodynamicELBO(Estimator):
         total = torch.zeros_like(held[0])
         for beta, after in zip(self.betas[:-1], self.betas[1:], strict=True):
             v = (beta * held).softmax(0)  # (K, B)
-            f = (v * held).sum(0)
             log_path = beta * particles.log_p + (1 - beta) * particles.log_q
-            covariance = (v * (held - f) * log_path).sum(0) / (1 - (v**2).sum(0))
+            covariance = (contrasts(beta, held) * log_path).sum(0)
             total = total + (after - beta) * ((v * w).sum(0) + covariance)
         return total  # (B,)
+
+
+def contrasts(beta: float, w: Tensor) -> Tensor:
+    """Σ_j P_kj (w_k - w_j), (K, B)."""
+    pairs = beta * (w.unsqueeze(1) + w)  # (K, K, B)
+    same = torch.eye(len(w), dtype=torch.bool, device=w.device).unsqueeze(-1)
+    P = pairs.masked_fill(same, -torch.inf).flatten(0, 1).softmax(0).unflatten(0, same.shape[:2])
+    return (P * (w.unsqueeze(1) - w)).sum(1)

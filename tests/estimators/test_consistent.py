@@ -17,6 +17,7 @@ from ppl_lvm.estimators import (
     ReweightedWakeSleep,
     ThermodynamicELBO,
 )
+from ppl_lvm.estimators.thermodynamic import contrasts
 from ppl_lvm.particles import Particles
 
 
@@ -144,6 +145,20 @@ def test_thermodynamic_bias_is_declared_and_falls_with_particles(exact: Any) -> 
         biases.append(relative(-ours, gradient(exact_tvo(pair, betas), pair)))
     assert biases[0] > biases[1] > 1e-3
     assert biases[1] < 0.2
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_thermodynamic_covariance_is_divided_as_it_is_written(beta: float) -> None:
+    w = 2 * torch.randn(5, 3, dtype=torch.float64)
+    v = (beta * w).softmax(0)
+    written = v * (w - (v * w).sum(0)) / (1 - (v**2).sum(0))
+    assert torch.allclose(contrasts(beta, w), written, rtol=1e-12)
+
+
+def test_where_one_particle_has_all_the_weight_its_nearest_is_held_against_it() -> None:
+    """As written, 0 / 0: the limit of P has only the pair of the two largest weights."""
+    w = torch.tensor([-3000.0, 0.0, -2000.0]).unsqueeze(1)
+    assert contrasts(1.0, w).flatten().tolist() == [0.0, 1000.0, -1000.0]
 
 
 @pytest.mark.parametrize("make", [ReweightedWakeSleep, ThermodynamicELBO])
