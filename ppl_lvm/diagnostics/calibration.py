@@ -224,7 +224,10 @@ def _one_pass(
         r = _rank(z, truth).numpy()  # (N, d)
         for i in range(r.shape[1]):
             found[f"{name}[{i}]" if r.shape[1] > 1 else name] = r[:, i]
-    tables = tabulate(*run_pair(model, guide, fresh, {}, plan, None, values=values), plan, False)
+    # Classes that are summed out for the draws are summed out for the truth.
+    truth_of = {name: v for name, v in values.items() if name not in plan.enumerated}
+    sites = run_pair(model, guide, fresh, {}, plan, None, values=truth_of)
+    tables = tabulate(*sites, plan, False)
     parts = [v for n, v in tables.log_p.items() if n not in plan.constant]
     parts += [] if tables.marginal is None else [tables.marginal]
     log_p = torch.stack([p.expand(1, drawn.log_p.shape[1]) for p in parts]).sum(0)

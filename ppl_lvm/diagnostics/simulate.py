@@ -2,7 +2,7 @@
 
 Draw z ~ p(z), x ~ p(x | z); then z is an exact draw of p(z | x). The drawn x takes the place of
 the observed tensor in the batch, so that an amortised guide reads it; what a model only
-conditions on (inputs, lengths) stays.
+conditions on (inputs, lengths) stays, and so does what it masks (a label or value that is missing).
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -24,15 +25,16 @@ def simulate(
     model: Program, *batch: Any, given: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     """(site -> drawn value, batch with the observed tensors redrawn); `given` sites are fixed."""
-    places = observed_places(model, *batch)
+    places = _places(model, batch)
     fixed = Given(given) if given else None
     with torch.no_grad():
         free = poutine.uncondition(model)
         sites = trace_program(free, batch, {}, particles=None, nesting=0, given=fixed)
     values = {name: site["value"] for name, site in sites.items() if not site_is_subsample(site)}
     fresh = list(batch)
-    for name, place in places.items():
-        fresh[place] = values[name].reshape(batch[place].shape).to(batch[place].dtype)
+    for name, (place, seen) in places.items():
+        drawn = values[name].reshape(batch[place].shape).to(batch[place].dtype)
+        fresh[place] = drawn if seen is None else drawn.where(seen, batch[place])
     return values, tuple(fresh)
 
 
@@ -42,6 +44,11 @@ def observed_places(model: Program, *batch: Any) -> dict[str, int]:
     Raises:
         CannotSayError: an observed value is none of the arguments.
     """
+    return {name: place for name, (place, _) in _places(model, batch).items()}
+
+
+def _places(model: Program, batch: tuple[Any, ...]) -> dict[str, tuple[int, Tensor | None]]:
+    """Observed site -> its tensor's position, and which of its values the model does not mask."""
     with torch.no_grad(), torch.random.fork_rng():
         sites = trace_program(model, batch, {}, particles=None, nesting=0)
     places = {}
@@ -54,7 +61,7 @@ def observed_places(model: Program, *batch: Any) -> dict[str, int]:
                 f"The observed value of site '{name}' is none of the model's arguments, so data "
                 "simulated from the model cannot be handed to it. Pass obs=x for an argument x."
             )
-        places[name] = found[0]
+        places[name] = found[0], _unmasked(batch[found[0]], site)
     return places
 
 
@@ -62,9 +69,26 @@ def _same(tensor: Tensor, site: dict[str, Any]) -> bool:
     value = site["value"]
     if value is tensor:
         return True
-    return value.numel() == tensor.numel() and torch.equal(
-        value.reshape(-1).double().nan_to_num(), tensor.reshape(-1).double().nan_to_num()
-    )
+    if value.numel() != tensor.numel():
+        return False
+    pair = (value.reshape(-1).double().nan_to_num(), tensor.reshape(-1).double().nan_to_num())
+    seen = _unmasked(tensor, site)
+    if seen is not None:
+        a, b = (t[seen.reshape(-1)] for t in pair)
+        return torch.equal(a, b)
+    return torch.equal(*pair)
+
+
+def _unmasked(tensor: Tensor, site: dict[str, Any]) -> Tensor | None:
+    """Which values of an observed tensor count, in its shape; None where all do."""
+    fn = site["fn"]
+    while not isinstance(fn, MaskedDistribution) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    mask = getattr(fn, "_mask", None)
+    if not isinstance(mask, Tensor) or bool(mask.all()):
+        return None
+    rows = mask.reshape(*mask.shape, *[1] * (tensor.dim() - mask.dim()))
+    return rows.expand(tensor.shape) if rows.dim() == tensor.dim() else None
 
 
 def replicates(
@@ -76,8 +100,8 @@ def replicates(
     prior. A new draw of z_n, not one
     from q(z_n | x_n), which has seen x_n and would reproduce it whatever the model.
     """
-    places = observed_places(model, *batch)
-    size = sum(batch[i].numel() for i in places.values())
+    places = _places(model, batch)
+    size = sum(batch[i].numel() for i, _ in places.values())
     chunk = max(1, min(count, CELLS // max(size, 1))) if plan.vectorized else None
     done = 0
     while done < count:
@@ -93,10 +117,11 @@ def replicates(
                 given=Given(shared),
             )
         done += number or 1
-        yield {
-            name: sites[name]["value"].reshape(number or 1, *batch[place].shape)
-            for name, place in places.items()
-        }
+        fresh = {}
+        for name, (place, seen) in places.items():
+            drawn = sites[name]["value"].reshape(number or 1, *batch[place].shape)
+            fresh[name] = drawn if seen is None else drawn.where(seen, batch[place].to(drawn))
+        yield fresh
 
 
 def _globals(

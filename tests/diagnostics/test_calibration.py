@@ -6,7 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Normal
+from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch import Tensor
 
 from ppl_lvm.diagnostics.calibration import ecdf_band, sbc, uniformity, vsbc
@@ -131,3 +131,28 @@ def _mean_model(x: Tensor) -> None:
     mu = pyro.sample("mu", Normal(0.0, 1.0))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("x", Normal(mu, 1.0), obs=x)
+
+
+def _two_kinds(x: Tensor) -> None:
+    """c ~ Bernoulli, z | c ~ N(±1, 1), x | z ~ N(z, 1); c is summed out."""
+    with pyro.plate("data", len(x), dim=-1):
+        probs = torch.tensor([0.5, 0.5])
+        c = pyro.sample("c", Categorical(probs), infer={"enumerate": "parallel"})
+        z = pyro.sample("z", Normal(2.0 * c - 1.0, 1.0))
+        pyro.sample("x", Normal(z, 1.0), obs=x)
+
+
+def _posterior_of_two_kinds(x: Tensor) -> None:
+    """p(z | x): given c it is N((x ± 1)/2, 1/2), and c has odds exp(x)."""
+    means = torch.stack([(x - 1) / 2, (x + 1) / 2], -1)
+    kinds = Categorical(logits=torch.stack([-x / 2, x / 2], -1))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", MixtureSameFamily(kinds, Normal(means, 0.5**0.5)))
+
+
+def test_truths_too_have_their_classes_summed_out() -> None:
+    """The exact posterior is calibrated, in log p(x, z) as well, whatever the class had been."""
+    x = torch.randn(500)
+    found = sbc(_two_kinds, _posterior_of_two_kinds, x, num_simulations=1000, num_draws=39)
+    assert set(found.p_values) == {"z", "log p(x, z)"}
+    assert min(found.p_values.values()) > 0.005

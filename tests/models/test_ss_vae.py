@@ -11,10 +11,12 @@ from torch.distributions import Normal
 
 from ppl_lvm.check import check
 from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.calibration import sbc
+from ppl_lvm.diagnostics.simulate import replicates, simulate
 from ppl_lvm.fit import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
-from ppl_lvm.particles import log_weights
+from ppl_lvm.particles import log_weights, plan_pair
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 LABELS = torch.tensor([0, 1, -1, 2, -1])
@@ -119,3 +121,18 @@ def test_labels_that_are_none_are_named(y: list[float], message: str) -> None:
 def test_what_it_is_not_built_from() -> None:
     with pytest.raises(ValueError, match=r"classes=1, error=0\.001"):
         SemiSupervisedVAE(1)
+
+
+def test_simulated_labels_are_missing_where_the_data_s_are() -> None:
+    model = _small()
+    guide = label_free(model, BITS, LABELS)
+    values, (x, y) = simulate(model, BITS, LABELS)
+    assert ((y < 0) == (LABELS < 0)).all()
+    assert torch.equal(y[LABELS >= 0], values["y"][LABELS >= 0])
+    assert torch.equal(x, values["x"])
+    batch = (BITS.repeat(40, 1), LABELS.repeat(40))
+    ranks = sbc(model, guide, *batch, num_simulations=200, num_draws=19)
+    assert set(ranks.ranks) == {"z", "log p(x, z)"}
+    plan = plan_pair(model, guide, batch, {}, 4)
+    for drawn in replicates(model, guide, batch, plan, 4, prior=False):
+        assert ((drawn["y"] < 0) == (batch[1] < 0)).all()
