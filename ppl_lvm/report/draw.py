@@ -142,7 +142,9 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     found = {"training": pictures.training_curve(run.history)}
     for slug, make in PICTURES.items():
         try:
-            figure = make(subject)
+            with torch.random.fork_rng():  # the same pictures each time, and nobody else's numbers
+                torch.manual_seed(0)
+                figure = make(subject)
         except (ValueError, RuntimeError, NotImplementedError) as error:
             said = str(error).partition("\n")[0]
             warnings.warn(f"The picture {slug!r} could not be drawn: {said}", stacklevel=2)

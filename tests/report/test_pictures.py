@@ -261,5 +261,6 @@ def test_save_is_atomic(tmp_path: Path) -> None:
 def test_no_figure_is_left_in_pyplot(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
+    before = plt.get_fignums()  # of other tests
     pictures.save(pictures.training_curve({"bound": [-1.0, -0.5]}), tmp_path / "p.png")
-    assert plt.get_fignums() == []
+    assert plt.get_fignums() == before
