@@ -53,7 +53,8 @@ def to_arviz(
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
     Groups: posterior (latent sites, those summed out of the model included), posterior_predictive,
-    log_likelihood, prior, prior_predictive, observed_data, sample_stats. Where the guide has global
+    log_likelihood, prior, prior_predictive, observed_data, sample_stats; no posterior and no prior
+    where the model has no latent (its parameters are one point, no draws). Where the guide has global
     latents sample_stats has log_p and log_q of each draw (S,), for `ppl_lvm.arviz.loo` and, in
     ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_datum and
     log_q_per_datum (S, N). Without global latents the parameters are point estimates: the
