@@ -14,7 +14,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
-# Every model with every guide and every objective that suits them: about two hours on two cores.
+# Every model with every guide and every objective that suits them, for 50 steps: hours.
 exhaustive: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m exhaustive tests
 

@@ -110,7 +110,7 @@ def differences(model: str, chosen: Any, engine: str = "auto", *how: Any) -> Ite
             refusal = quick.stepping.refusal
             if refusal is not None and "table of rows" not in refusal:
                 yield f"{what}: {refusal}"
-            if not off <= 1e-5:
+            if not off <= within:
                 yield f"{what}: off by {off:.1e}"
 
 
@@ -169,3 +169,13 @@ def test_captured_steps_are_the_eager_ones_with_every_objective(model: str) -> N
 @pytest.mark.parametrize("model", models.__all__)
 def test_compiled_steps_are_the_eager_ones_with_every_guide(model: str) -> None:
     assert list(differences(model, one, "compiled")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("model", models.__all__)
+def test_in_single_precision_adam_takes_the_same_first_steps(model: str) -> None:
+    """Not fifty, nor to 1e-5: SemiAmortized and LocalNormal search along a line, which multiplies
+    rounding by ten at once and by thousands in fifty steps. The other guides keep 1e-5."""
+    torch.set_default_dtype(torch.float32)
+    assert list(differences(model, one, "auto", 3, "Adam(lr=0.001)", within=1e-4)) == []
