@@ -88,7 +88,9 @@ def steps(
     return training
 
 
-def differences(model: str, chosen: Any, engine: str = "auto", *how: Any) -> Iterator[str]:
+def differences(
+    model: str, chosen: Any, engine: str = "auto", *how: Any, within: float = 1e-5
+) -> Iterator[str]:
     """What is wrong with a model's captured or compiled steps, over its pairs; `how` as `steps`."""
     turn = itertools.count(models.__all__.index(model))
     for guide, batch, suits in allowed(model):
