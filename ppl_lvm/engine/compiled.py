@@ -36,7 +36,10 @@ def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[T
 
 
 # Operations that the inductor would call as they stand, in terms of those that it fuses.
-_PLAINER = {_aten.addmm.default: _addmm, _aten._foreach_norm.Scalar: _norms}
+_PLAINER: dict[Any, Callable[..., Any]] = {
+    _aten.addmm.default: _addmm,
+    _aten._foreach_norm.Scalar: _norms,
+}
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
