@@ -54,9 +54,9 @@ def to_arviz(
 
     Groups: posterior (latent sites, those summed out of the model included), posterior_predictive,
     log_likelihood, prior, prior_predictive, observed_data, sample_stats; no posterior and no prior
-    where the model has no latent (its parameters are one point, no draws). Where the guide has global
-    latents sample_stats has log_p and log_q of each draw (S,), for `ppl_lvm.arviz.loo` and, in
-    ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_datum and
+    where the model has no latent (its parameters are one point, no draws). Where the guide has
+    global latents sample_stats has log_p and log_q of each draw (S,), for `ppl_lvm.arviz.loo` and,
+    in ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_datum and
     log_q_per_datum (S, N). Without global latents the parameters are point estimates: the
     log-likelihood's draws then differ only by the error of their importance sampling, and LOO says
     nothing of what the parameters have learnt by heart.

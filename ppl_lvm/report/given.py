@@ -206,5 +206,8 @@ def _replicated(subject: Subject, name: str, batch: tuple[Tensor, ...]) -> tuple
             fixed = predict.draw_guide(pair, batch)[0] if subject.shared else {}
             site = predict.run_model(pair, fixed, batch).nodes[name]
             values.append(site["value"])
-            means.append(predict.expectation(site["fn"]))
+            mean = predict.expectation(site["fn"])
+            if mean.dim() > site["value"].dim():  # of categories: probabilities
+                mean = (mean * torch.arange(mean.shape[-1])).sum(-1)
+            means.append(mean)
     return torch.stack(values).numpy(), torch.stack(means).numpy()

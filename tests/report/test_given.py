@@ -9,7 +9,15 @@ import torch
 from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
 from ppl_lvm.models import ConditionalVAE, RandomEffects
-from ppl_lvm.report.given import beside, halves, intervals, posterior, predictions, reliability
+from ppl_lvm.report.given import (
+    beside,
+    filled_in,
+    halves,
+    intervals,
+    posterior,
+    predictions,
+    reliability,
+)
 from ppl_lvm.report.subject import Subject
 
 DRAW = np.random.default_rng(0)
@@ -64,6 +72,17 @@ def test_draws_of_y_are_made_without_a_look_at_y() -> None:
     assert abs(np.corrcoef(points.T)[0, 1]) < 0.3
     back = run.decode(run.encode((x, y))["z"], (x, y))["y"]  # codes that have seen y
     assert np.corrcoef(back.flatten(), y.flatten())[0, 1] > 0.5
+
+
+def test_categories_are_filled_in_as_levels() -> None:
+    data = load_data("digits").subset(torch.arange(30))
+    model = ConditionalVAE(2, 32, hidden=(4,), likelihood="categorical", categories=17)
+    run = fit(model, None, data, num_steps=2, progress=False)
+    figure = filled_in(Subject(run, data, data.tensors))
+    assert figure is not None
+    shown = tiles(figure, 7, 8, 8)
+    assert np.array_equal(shown[0].reshape(8, 64), data.tensors[0][:8].numpy())
+    assert 2 < shown[-1, :, 4:].mean() < 14  # levels of ink, and no probabilities
 
 
 def test_schools_shrink_and_their_intervals_are_the_draws() -> None:
