@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PROGRAM = """
@@ -108,3 +109,17 @@ def test_online_em_with_missing_values_from_the_command_line(tmp_path: Path) -> 
     assert results["held_out"] is not None
     refused = run(tmp_path, *words, "--objective", "em(decai=0.6)")
     assert "em takes decay, tolerance, got decai" in refused.stderr
+
+
+def test_rows_of_a_file_are_drawn_as_the_pictures_they_are(tmp_path: Path) -> None:
+    bits = np.random.default_rng(0).random((30, 12)) < 0.5
+    np.savez(tmp_path / "halves.npz", x=bits[:, :6] * 1.0, y=bits[:, 6:] * 1.0)
+    words = ["fit", "ppl_lvm.models:ConditionalVAE", "--data", "halves.npz", "--num-steps", "2"]
+    done = run(tmp_path, *words, "--image-shape", "4", "3", "--directory", "r", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "r/run.json").read_text())
+    assert record["data"]["source"]["image_shape"] == [4, 3]
+    assert (tmp_path / "r/pictures/filled_in.png").exists()
+    wrong = run(tmp_path, *words, "--image-shape", "4", "4")
+    assert wrong.returncode != 0
+    assert "image_shape=(4, 4) does not suit rows of 6 and 6 numbers" in wrong.stderr
