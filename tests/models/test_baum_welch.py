@@ -286,6 +286,7 @@ def test_batches_and_restarts_together_change_nothing(monkeypatch: Any) -> None:
         alone = fit_em(HiddenMarkovModel, data, seed=r, batch_size=7, **asked)
         assert entry["bound"] == pytest.approx(alone.results["bound"], abs=1e-10)
     assert together.results["bound"] == max(e["bound"] for e in together.restarts)
+    assert together.record["objective"] == "Trace_ELBO"  # no site of the program is enumerated
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
