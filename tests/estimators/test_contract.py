@@ -1,8 +1,6 @@
 """What every class of `estimators.__all__` must meet, without anyone adding it here."""
 
-import inspect
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -13,7 +11,6 @@ from pyro.infer import config_enumerate
 from torch import Tensor, nn
 
 import ppl_lvm.estimators as estimators
-from ppl_lvm.engine import CompiledSVI
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles
 from ppl_lvm.subsample import Subsample
@@ -325,42 +322,6 @@ def test_wrong_estimators_are_caught(exact: Any, wrong: Any, pair: Any) -> None:
     assert (estimate - target).abs().max() > 1e-3
 
 
-def test_all_lists_exactly_the_classes_of_the_folder() -> None:
-    folder = Path(inspect.getfile(estimators)).parent
-    found = set()
-    for path in folder.glob("*.py"):
-        module = __import__(f"ppl_lvm.estimators.{path.stem}", fromlist=["_"])
-        for name, thing in vars(module).items():
-            if inspect.isclass(thing) and issubclass(thing, Estimator) and thing is not Estimator:
-                found.add(name)
-    assert found == set(estimators.__all__)
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
-def test_conditions_are_data_on_the_class(cls: type[Estimator]) -> None:
-    assert cls.target
-    assert isinstance(cls.unbiased, bool)
-    assert cls.needs in ("any", "reparameterized", "bernoulli", "discrete")
-    assert "https://" in cls.paper
-    assert cls.__doc__
-    assert Estimator in cls.__mro__
-    assert cls.__bases__ == (Estimator,), "finished classes are not subclassed"
-    if cls.needs != "any":
-        assert cls.instead in estimators.__all__
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
-def test_too_few_particles_are_refused_at_construction(cls: type[Estimator]) -> None:
-    with pytest.raises(ValueError, match=rf"{cls.__name__} needs at least {cls.min_particles}"):
-        cls(num_particles=cls.min_particles - 1)
-
-
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
-def test_a_fraction_of_a_particle_is_refused(cls: type[Estimator]) -> None:
-    with pytest.raises(ValueError, match=r"whole number of particles, got 2\.5"):
-        cls(num_particles=2.5)  # type: ignore[arg-type]
-
-
 def test_a_pair_is_looked_at_once(exact: Any) -> None:
     pair, seen = BernoulliPair(exact, 2), []
 
@@ -377,42 +338,6 @@ def test_a_pair_is_looked_at_once(exact: Any) -> None:
     assert len(seen) == looked + 2
 
 
-@pytest.mark.parametrize(
-    "cls", [c for c in CLASSES if c.needs == "reparameterized"], ids=lambda c: c.__name__
-)
-def test_a_discrete_site_is_refused_by_name_with_a_remedy(cls: type[Estimator]) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", 2):
-            z = pyro.sample("z", Bernoulli(0.5))
-            pyro.sample("x", Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", 2):
-            pyro.sample("z", Bernoulli(0.5))
-
-    estimator = cls(num_particles=max(2, cls.min_particles))
-    with pytest.raises(ValueError, match=rf"'z' \(Bernoulli\).*Use {cls.instead}"):
-        estimator.loss(model, guide, torch.zeros(2))
-
-
-@pytest.mark.parametrize(
-    "cls", [c for c in CLASSES if c.needs in ("discrete", "bernoulli")], ids=lambda c: c.__name__
-)
-def test_a_guide_without_a_discrete_site_is_refused_by_name(cls: type[Estimator]) -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", 2):
-            z = pyro.sample("z", Normal(0.0, 1.0))
-            pyro.sample("x", Normal(z, 1.0), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", 2):
-            pyro.sample("z", Normal(0.0, 1.0))
-
-    estimator = cls(num_particles=max(2, cls.min_particles))
-    with pytest.raises(ValueError, match=r"'z' \(Normal\).*Use \w+\."):
-        estimator.loss(model, guide, torch.zeros(2))
-
-
 @pytest.mark.parametrize("cls", ANY_SITE, ids=lambda c: c.__name__)
 def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
     exact: Any, cls: type[Estimator]
@@ -425,32 +350,3 @@ def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
         with pytest.warns(UserWarning, match=rf"{cls.__name__} is no bound.*'g' stands outside"):
             estimator.loss(pair.model, pair.guide, pair.x)
     estimator.loss(pair.model, pair.guide, pair.x)  # a warning now would be an error
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
-def test_captured_steps_are_the_eager_ones(cls: type[Estimator]) -> None:
-    x = torch.randn(6, 3)
-    bits = cls.needs != "reparameterized"
-    prior: Any = Bernoulli(torch.full((2,), 0.4)) if bits else Normal(torch.zeros(2), 1.0)
-
-    def model(x: Tensor) -> None:
-        W = pyro.param("W", torch.full((2, 3), 0.3))
-        with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", prior.to_event(1))
-            pyro.sample("x", Normal(z @ W, 1.0).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        A = pyro.param("A", torch.full((3, 2), 0.2))
-        with pyro.plate("data", len(x), dim=-1):
-            q = Bernoulli(logits=x @ A) if bits else Normal(x @ A, 0.5)
-            pyro.sample("z", q.to_event(1))
-
-    def losses(engine: Any) -> list[float]:
-        pyro.clear_param_store()
-        pyro.set_rng_seed(0)
-        optimizer, estimator = pyro.optim.Adam({"lr": 0.01}), cls(num_particles=2)
-        svi = CompiledSVI(model, guide, optimizer, estimator, engine=engine)
-        return [float(svi.step(x)) for _ in range(6)]
-
-    assert losses("captured") == pytest.approx(losses("eager"), rel=1e-4)
