@@ -376,6 +376,27 @@ def test_clipping_bounds_the_step() -> None:
     assert 0 < moved <= 0.1 + 1e-6
 
 
+def test_enumeration_by_its_bare_name_is_captured() -> None:
+    """Pyro finds max_plate_nesting at the first step; found before, no step changes the objective,
+    which a captured one could not."""
+    x = torch.randn(20)
+
+    def model(x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            c = pyro.sample("c", Bernoulli(0.4), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(m + 2 * c, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("m", Normal(pyro.param("loc", torch.tensor(0.0)), 0.3))
+
+    runs = [
+        quiet(model, guide, x, objective="TraceEnum_ELBO", num_steps=5, engine=engine)
+        for engine in ("captured", "eager")
+    ]
+    assert runs[0].history["bound"] == pytest.approx(runs[1].history["bound"], rel=1e-5)
+
+
 def test_enumerated_sites_are_summed_out_by_default() -> None:
     def model(x: Tensor) -> None:
         w = pyro.param("w", torch.tensor([0.3, 0.7]), constraint=constraints.simplex)
