@@ -6,7 +6,7 @@ from typing import Protocol
 from ppl_lvm.engine.arguments import Arguments
 from ppl_lvm.engine.recording import Recording
 
-_COST = (15.0, 0.02)  # seconds that compiling costs: in all, and for each node of the graph
+_COST = (8.0, 0.015)  # seconds that compiling costs: in all, and for each node of the graph
 _DISPATCH = 4e-6  # seconds of a captured step that a node costs beyond its arithmetic
 
 

@@ -134,3 +134,42 @@ def test_a_compiled_step_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(inductor, "compile_fx", wrong)
     with pytest.raises(CannotCaptureError, match="differs from the captured one"):
         whole("compiled")
+
+
+@pytest.mark.parametrize(("error", "refused"), [(0.0, False), (0.01, True)])
+def test_rounding_at_an_optimum_is_no_difference_and_a_wrong_gradient_is(
+    error: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the gradient is rounding error; the wrong twin's is also wrong by one part in 100."""
+    m = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+    x = torch.tensor([[1.0, 3.0], [2.0, 4.0]])
+
+    def loss_and_grads(x: Tensor) -> Tensor:
+        loss = ((x - m) ** 2).sum()
+        loss.backward()
+        return loss.detach()
+
+    def other(graph: Any, inputs: Any, same_random: bool) -> Any:
+        def run(*flat: Tensor) -> Any:
+            before = flat[1].clone()
+            out = graph(*flat)
+            flat[1].add_((flat[1] - 0.5 * before) * error + 1e-6)  # of the momentum
+            return out
+
+        return run
+
+    optimizer = torch.optim.SGD([m], lr=0.1, momentum=0.5)
+    step = make_whole_step(loss_and_grads, optimizer, "captured")
+    for _ in range(200):
+        step(x)
+    assert torch.allclose(m, x.mean(0))
+    monkeypatch.setattr(compiled, "compile_graph", other)
+    arguments, recording = step.gradient.lookup((x,), {})
+    assert recording is not None
+    found = step._trace(arguments, recording)
+    assert found is not None
+    if refused:
+        with pytest.raises(RuntimeError, match="differs from the captured one"):
+            found.compile(arguments.tensors, same_random=True)
+    else:
+        found.compile(arguments.tensors, same_random=True)
