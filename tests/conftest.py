@@ -1,4 +1,4 @@
-"""One fixture resets the seed and Pyro before every test."""
+"""One fixture resets the seed, Pyro and the default type before every test."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,8 @@ matplotlib.use("Agg")
 def _fresh_pyro() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    dtype = torch.get_default_dtype()
+    # A fixture of a whole module runs before this one: what it left is not to be kept.
+    torch.set_default_dtype(torch.float32)
     with pyro.validation_enabled(True):
         yield
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float32)

@@ -100,7 +100,7 @@ def test_it_reaches_the_maximum_in_closed_form() -> None:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with rows held out, and beside it one of the usual kind on the same rows."""
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(torch.float64)  # tests/conftest.py puts it back
     place = tmp_path_factory.mktemp("runs")
     np.save(place / "answers.npy", _answers().numpy())
     x = load_data(place / "answers.npy")
