@@ -20,34 +20,8 @@ from torch.utils import _pytree as pytree
 from ppl_lvm.engine import outside
 from ppl_lvm.engine.background import compile_graph
 from ppl_lvm.engine.flat import FlatGroup
+from ppl_lvm.engine.plainer import PLAINER
 from ppl_lvm.engine.recording import Recording
-
-_aten = torch.ops.aten
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """β bias + α a b: on its own the sum goes into whatever comes after it, for nothing."""
-    product = a @ b if alpha == 1 else alpha * (a @ b)
-    return product + (bias if beta == 1 else beta * bias)
-
-
-def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
-    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
-
-
-def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
-    """In double precision the inductor's own takes other numbers from the generator."""
-    if p.dtype is not torch.float64:
-        return NotImplemented
-    return torch.empty_like(p).bernoulli_(p, generator=generator)
-
-
-# What the inductor would leave alone or do otherwise, in terms of what it fuses or leaves as it is.
-_PLAINER: dict[Any, Callable[..., Any]] = {
-    _aten.addmm.default: _addmm,
-    _aten.bernoulli.default: _bernoulli,
-    _aten._foreach_norm.Scalar: _norms,
-}
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
@@ -130,7 +104,7 @@ class CompiledStep:
 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trace = make_fx(self.trace, decomposition_table=_PLAINER, tracing_mode="fake")
+            trace = make_fx(self.trace, decomposition_table=PLAINER, tracing_mode="fake")
             return trace(*self.inputs(self._example))
 
     def compile(self, batch: list[Tensor], same_random: bool) -> None:

@@ -1,0 +1,65 @@
+"""Operations that the inductor would leave alone, or do otherwise, in terms of those it fuses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_aten = torch.ops.aten
+_ROWS = 6  # of a matrix up to which a triangular system is solved row by row
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """β bias + α a b: on its own the sum goes into whatever comes after it, for nothing."""
+    product = a @ b if alpha == 1 else alpha * (a @ b)
+    return product + (bias if beta == 1 else beta * bias)
+
+
+def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
+    """In double precision the inductor's own takes other numbers from the generator."""
+    if p.dtype is not torch.float64:
+        return NotImplemented
+    return torch.empty_like(p).bernoulli_(p, generator=generator)
+
+
+def _outer(a: Tensor, b: Tensor) -> Any:
+    """a b where it is an outer product: no sum, so it fuses with what stands around it."""
+    return a * b if a.shape[-1] == 1 else NotImplemented
+
+
+def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
+    return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
+
+
+def _solve_triangular(
+    a: Tensor, b: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> Any:
+    """a⁻¹ b (or b a⁻¹) by substitution: a call of the library takes longer where a is small.
+
+    a is (…, n, n) and b (…, n, m), or (…, m, n) where a stands at its right.
+    """
+    n = a.shape[-1]
+    if n > _ROWS:
+        return NotImplemented
+    if not left:
+        across = _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular)
+        return across.mT
+    rows: dict[int, Tensor] = {}  # of the solution, (…, m) each
+    for i in reversed(range(n)) if upper else range(n):
+        left_over = b[..., i, :]
+        for j, row in rows.items():
+            left_over = left_over - a[..., i, j, None] * row
+        rows[i] = left_over if unitriangular else left_over / a[..., i, i, None]
+    shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return torch.stack([rows[i].expand(*shape, b.shape[-1]) for i in range(n)], -2)
+
+
+PLAINER: dict[Any, Callable[..., Any]] = {
+    _aten.addmm.default: _addmm,
+    _aten.bernoulli.default: _bernoulli,
+    _aten.bmm.default: _outer,
+    _aten.mm.default: _outer,
+    _aten._foreach_norm.Scalar: _norms,
+    _aten.linalg_solve_triangular.default: _solve_triangular,
+}

@@ -1,0 +1,109 @@
+"""What stands in for an operation in a compiled step gives its numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_lvm.engine.background import compile_graph
+from ppl_lvm.engine.plainer import PLAINER
+
+aten = torch.ops.aten
+
+
+def plainer(function: Callable[..., Any], *inputs: Tensor) -> Any:
+    """The graph of a function in plainer operations."""
+    return make_fx(function, decomposition_table=PLAINER)(*inputs)
+
+
+def operations(graph: Any) -> set[Any]:
+    return {node.target for node in graph.graph.nodes if node.op == "call_function"}
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("unitriangular", [False, True])
+@pytest.mark.parametrize("shapes", [((4, 4), (4, 3)), ((2, 1, 4, 4), (5, 4, 1)), ((1, 1), (1, 2))])
+def test_a_small_triangular_system_is_solved_by_substitution(
+    upper: bool, unitriangular: bool, shapes: tuple[Any, Any]
+) -> None:
+    torch.manual_seed(0)
+    a, b = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    a = a + 3 * torch.eye(a.shape[-1], dtype=torch.float64)  # the other triangle is not read
+
+    def solve(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(a, b, upper=upper, unitriangular=unitriangular)
+
+    graph = plainer(solve, a, b)
+    assert aten.linalg_solve_triangular.default not in operations(graph)
+    torch.testing.assert_close(graph(a, b), solve(a, b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_so_is_one_from_the_right(upper: bool) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, 3) + 3 * torch.eye(3), torch.randn(2, 5, 3)
+
+    def solve(a: Tensor, b: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(a, b, upper=upper, left=False)
+
+    graph = plainer(solve, a, b)
+    assert aten.linalg_solve_triangular.default not in operations(graph)
+    torch.testing.assert_close(graph(a, b), solve(a, b))
+
+
+def test_a_large_one_is_left_alone() -> None:
+    a, b = torch.eye(7) + 1, torch.ones(7, 7)
+    graph = plainer(lambda a, b: torch.linalg.solve_triangular(a, b, upper=True), a, b)
+    assert aten.linalg_solve_triangular.default in operations(graph)
+
+
+def test_an_outer_product_is_no_matrix_product() -> None:
+    torch.manual_seed(0)
+    column, row, square = torch.randn(5, 4, 1), torch.randn(5, 1, 3), torch.randn(4, 4)
+
+    def function(column: Tensor, row: Tensor, square: Tensor) -> Tensor:
+        return torch.bmm(column, row) + torch.mm(column[0], row[0]) + torch.mm(square, column[1])
+
+    graph = plainer(function, column, row, square)
+    products = [n for n in graph.graph.nodes if n.target in (aten.mm.default, aten.bmm.default)]
+    assert len(products) == 1
+    torch.testing.assert_close(graph(column, row, square), function(column, row, square))
+
+
+def test_a_biased_product_and_norms() -> None:
+    torch.manual_seed(0)
+    c, a, b = torch.randn(5), torch.randn(3, 4), torch.randn(4, 5)
+
+    def function(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        norms = torch._foreach_norm([a, b.sum()], 1.0)
+        return torch.addmm(c, a, b, beta=0.5, alpha=2.0) + torch.addmm(c, a, b) + sum(norms)
+
+    graph = plainer(function, c, a, b)
+    assert not operations(graph) & {aten.addmm.default, aten._foreach_norm.Scalar}
+    torch.testing.assert_close(graph(c, a, b), function(c, a, b))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_compiled_bernoulli_draws_the_eager_numbers(dtype: torch.dtype) -> None:
+    p = torch.full((24, 3), 0.5, dtype=dtype)
+    function: Any = lambda p: (torch.bernoulli(p) + 0,)  # noqa: E731
+    compiled = compile_graph(plainer(function, p), [p], True)
+    drawn = []
+    for draw in (function, compiled):
+        torch.manual_seed(0)
+        drawn.append(draw(p)[0])
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.slow
+def test_an_operation_that_returns_a_list_of_one_is_called_from_python() -> None:
+    """From C++ torch 2.13 takes the list for a tensor, and the process dies."""
+    p = torch.tensor([3.0, -4.0])
+    function: Any = lambda p: (torch._foreach_norm([p * 2])[0] + 0,)  # noqa: E731
+    graph = make_fx(function)(p)
+    assert aten._foreach_norm.Scalar in operations(graph)
+    assert float(compile_graph(graph, [p], True)(p)[0]) == pytest.approx(10.0)
