@@ -51,6 +51,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_lvm.engine.blocks import Block
 from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.many import Turn
@@ -129,12 +130,13 @@ def make_whole_step(
     finite: bool = False,
     rehearses: bool = False,
     plan: Plan | None = None,
+    block: Block | None = None,
 ) -> WholeStep:
     """A function of a batch that takes a whole step and returns what `loss_and_grads` returns.
 
     Arguments as for `make_step`; the parameters are the optimiser's. After a step `.grad` is
-    None. `same_random` is as for `CompiledSVI`; `finite`, `rehearses` and `plan` are as for
-    `WholeStep`, which is what is returned.
+    None. `same_random` is as for `CompiledSVI`; `finite`, `rehearses`, `plan` and `block`
+    are as for `WholeStep`, which is what is returned.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     say = announce or logger.warning
@@ -156,6 +158,7 @@ def make_whole_step(
         finite=finite,
         rehearses=rehearses,
         plan=plan,
+        block=block,
     )
 
 

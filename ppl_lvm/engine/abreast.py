@@ -86,6 +86,8 @@ class Abreast:
             num_losses=first.num_losses,
             mutated=[],
             rebinds=False,
+            draws=bool(self._draws),
+            tables=(len(recordings) * first.tables[0], len(recordings) * first.tables[1]),
         )
 
     def draw(self) -> list[Tensor]:

@@ -28,6 +28,13 @@ class Arguments:
     _leaves: list[Any]
     _spec: Any
 
+    @property
+    def positional(self) -> bool:
+        """Whether they are tensors, given by place, and nothing else."""
+        return len(self.tensors) == len(self._leaves) and self._spec == _positional(
+            len(self._leaves)
+        )
+
     def call(self, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
         """Call a function with these arguments, other tensors in place of the tensors."""
         replacement = iter(tensors)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.engine import outside
+from ppl_lvm.engine.blocks import BlockedStep
 from ppl_lvm.engine.compiled import CompiledStep
 
 
@@ -26,7 +27,7 @@ class Turn:
 
 
 def take_steps(
-    step: CompiledStep,
+    step: CompiledStep | BlockedStep,
     data: list[Tensor],
     rows: Tensor | None,
     count: int,
@@ -57,7 +58,7 @@ def take_steps(
 class Before:
     """All that a call changes, to go back to."""
 
-    def __init__(self, step: CompiledStep, turns: Sequence[Turn]) -> None:
+    def __init__(self, step: CompiledStep | BlockedStep, turns: Sequence[Turn]) -> None:
         self._step = step
         changed = [step.recording.sources[place] for place in step.recording.mutated]
         changed += [*step.state, *(turn.tensor for turn in turns)]

@@ -8,11 +8,22 @@ from ppl_lvm.engine.recording import Recording
 
 _COST = (8.0, 0.015)  # seconds that compiling costs: in all, and for each node of the graph
 _DISPATCH = 4e-6  # seconds of a captured step that a node costs beyond its arithmetic
+# Seconds that a byte of intermediate results costs, which compiled code need not write down: in
+# the processor's cache, and beyond it, where the system has to hand out memory for every table.
+_BYTE = (5e-11, 3e-10)
+_CACHE = 2**25  # bytes
 
 
 def cost(recording: Recording) -> float:
     """Seconds that compiling a recording takes, roughly."""
     return _COST[0] + _COST[1] * len(recording.module.graph.nodes)
+
+
+def saving(recording: Recording) -> float:
+    """Seconds that a compiled step takes less than a captured one, roughly."""
+    largest, written = recording.tables
+    dispatch = len(recording.module.graph.nodes) * _DISPATCH
+    return dispatch + written * _BYTE[largest > _CACHE]
 
 
 class Plan(Protocol):
@@ -47,8 +58,9 @@ class WhenPaid:
 class LongRun:
     """Compile in the background, and switch at a step that is known beforehand.
 
-    What compiling saves is what the nodes of the graph cost beyond their arithmetic; it pays if
-    that is, over the whole run, twice what the compiler takes. The switch comes when captured
+    What compiling saves is what the nodes of the graph cost beyond their arithmetic and what it
+    costs to write their results; it pays if that is, over the whole run, twice what the compiler
+    takes. The switch comes when captured
     steps have cost by this measure what the compiler takes, so that it is done by then. No clock
     is read: two runs of one seed switch at the same step, and so does a run that is resumed.
 
@@ -81,7 +93,7 @@ class LongRun:
         ragged = self._num_rows % self._batch_size != 0
         rows = len(arguments.tensors[0]) if arguments.tensors else self._batch_size
         share = 1.0 if not ragged else 1 - 1 / epoch if rows == self._batch_size else 1 / epoch
-        saved = len(recording.module.graph.nodes) * _DISPATCH * share  # seconds a step, on average
+        saved = share * saving(recording)  # on average
         if self._num_steps * saved < 2 * cost(recording):
             return self._num_steps
         return math.ceil(cost(recording) / saved)

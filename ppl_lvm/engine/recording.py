@@ -8,6 +8,7 @@ normalisation's averages) are changed in place here too; state that it binds ane
 written into the tensor that the program holds.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ class Recording:
     num_losses: int
     mutated: list[int]  # places in `sources` that the step changes
     rebinds: bool  # some of them by binding a new tensor
+    draws: bool  # random numbers
+    tables: tuple[int, int]  # bytes of the largest result, and of all that are made
 
     def trained(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those of the parameters that the step gives a gradient."""
@@ -90,7 +93,24 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
         num_losses=len(losses),
         mutated=[i for i, s in enumerate(tape.sources) if s.index in changed],
         rebinds=bool(rebound),
+        draws=any(torch.Tag.nondeterministic_seeded in _tags(call.op) for call in tape.calls),
+        tables=_tables(tape),
     )
+
+
+def _tags(op: Any) -> list[Any]:
+    return op.tags if isinstance(op, torch._ops.OpOverload) else []
+
+
+def _tables(tape: Tape) -> tuple[int, int]:
+    made = [
+        math.prod(shape[0]) * shape[1].itemsize
+        for call in tape.calls
+        if isinstance(call.op, torch._ops.OpOverload) and not call.op.is_view
+        for shape in call.shapes
+        if len(shape) == 2
+    ]
+    return max(made, default=0), sum(made)
 
 
 def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:

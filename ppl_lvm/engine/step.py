@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.arguments import Arguments
 from ppl_lvm.engine.background import Workshop
-from ppl_lvm.engine.compiled import CompiledStep
+from ppl_lvm.engine.blocks import Block, BlockedStep, in_blocks
+from ppl_lvm.engine.compiled import Clip, CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
 from ppl_lvm.engine.many import Before, Turn, take_steps
@@ -48,6 +49,8 @@ class WholeStep:
         rehearses: learn each kind of arguments on steps that change nothing, so that each step
             is taken at one level from the first.
         plan: when "auto" compiles.
+        block: `(rows, *block)`: the program on a block that stands for so many rows, for batches
+            to be taken in blocks (`blocks`); None where losses are no sums over rows.
     """
 
     def __init__(
@@ -62,15 +65,17 @@ class WholeStep:
         finite: bool = False,
         rehearses: bool = False,
         plan: Plan | None = None,
+        block: Block | None = None,
     ) -> None:
         self.gradient, self.stepper, self.level = gradient, stepper, level
         self._announce, self._same_random = announce, same_random
         self._parameters, self._finite = parameters, finite
+        self._block = block
         self._rehearses = rehearses and level != "eager"
         self._rehearsed: set[Hashable] = set()
         self._plan: Plan = plan or WhenPaid()
         self._flat = FlatOptimizer()
-        self._compiled: dict[Hashable, CompiledStep] = {}
+        self._compiled: dict[Hashable, CompiledStep | BlockedStep] = {}
         self._workshop = Workshop()
         self._compiles = level in ("auto", "compiled")
 
@@ -207,7 +212,7 @@ class WholeStep:
 
     def _compiled_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[CompiledStep, Arguments] | None:
+    ) -> tuple[CompiledStep | BlockedStep, Arguments] | None:
         if not self._compiles or not self.gradient.num_captures:
             return None
         try:
@@ -226,7 +231,9 @@ class WholeStep:
             return False
         return self.level == "compiled" or self._plan.now(recording, arguments)
 
-    def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | None:
+    def _find(
+        self, arguments: Arguments, recording: Recording
+    ) -> CompiledStep | BlockedStep | None:
         """The compiled step for these arguments; it may still have to be compiled."""
         active = recording.trained(self.gradient.parameters)
         owned = self.stepper.owned(active)
@@ -245,7 +252,7 @@ class WholeStep:
         arguments: Arguments,
         recording: Recording,
         groups: list[FlatGroup] | None = None,
-    ) -> CompiledStep | None:
+    ) -> CompiledStep | BlockedStep | None:
         if groups is None:
             owned = self.stepper.owned(recording.trained(self.gradient.parameters))
             groups = None if owned is None else self._flat.plan(owned)
@@ -254,7 +261,7 @@ class WholeStep:
         clip = clipped(self.stepper) if self.stepper.clips() else None
         parameters = self.gradient.parameters
         try:
-            step = CompiledStep(
+            step = self._in_blocks(arguments, recording, groups, clip) or CompiledStep(
                 recording, parameters, groups, arguments.tensors, clip, self._finite
             )
         except Exception as error:
@@ -263,7 +270,20 @@ class WholeStep:
         self._compiled[self.gradient.key(arguments)] = step
         return step
 
-    def _finish(self, step: CompiledStep, arguments: Arguments) -> bool:
+    def _in_blocks(
+        self,
+        arguments: Arguments,
+        recording: Recording,
+        groups: list[FlatGroup],
+        clip: Clip | None,
+    ) -> BlockedStep | None:
+        if self._block is None:
+            return None
+        return in_blocks(
+            self._block, self.gradient, arguments, recording, groups, clip, self._finite
+        )
+
+    def _finish(self, step: CompiledStep | BlockedStep, arguments: Arguments) -> bool:
         if step.ready:
             return True
         if self._workshop.used:

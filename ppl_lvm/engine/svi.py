@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.optimizers import PyroStepper, Stepper, TorchStepper
 from ppl_lvm.engine.step import LEVELS, Level, WholeStep
+from ppl_lvm.subsample import Subsample
 
 
 class _Parameters(Messenger):
@@ -86,8 +87,15 @@ class CompiledSVI:
             PyroStepper(optimizer) if isinstance(optimizer, PyroOptim) else TorchStepper(optimizer)
         )
         self._step = WholeStep(
-            gradient, stepper, engine, say, lambda: self._found, same_random=same_random
+            gradient,
+            stepper,
+            engine,
+            say,
+            lambda: self._found,
+            same_random=same_random,
+            block=self._of_block,
         )
+        self._scaled: dict[int, tuple[Any, Any]] = {}  # model and guide, by the rows of a batch
 
     @property
     def level(self) -> str:
@@ -145,6 +153,12 @@ class CompiledSVI:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self._found = list(found.tensors.values())
         return loss
+
+    def _of_block(self, rows: int, *block: Any) -> Any:
+        """As `_loss_and_grads`, for a block that stands for `rows`."""
+        if rows not in self._scaled:
+            self._scaled[rows] = Subsample(rows)(self.model), Subsample(rows)(self.guide)
+        return self.loss.loss_and_grads(*self._scaled[rows], *block)
 
 
 def _numbers(loss: Any) -> Any:

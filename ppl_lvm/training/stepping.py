@@ -115,6 +115,7 @@ class Stepping:
             finite=True,
             rehearses=True,
             plan=self.plan,
+            block=self._of_block if self._adds_up(options) else None,
         )
 
     def _wrap(self, options: Options) -> None:
@@ -128,6 +129,11 @@ class Stepping:
         if not self._scale_after:
             scale = Subsample(self._num_rows)
             self._model, self._guide = scale(self._model), scale(self._guide)
+
+    def _adds_up(self, options: Options) -> bool:
+        """Whether the gradients of blocks of a batch may simply be added."""
+        alone = processes.count() == 1
+        return alone and not self._scale_after and options.clip_norm is None
 
     def programs(self, rows: int) -> tuple[Callable[..., Any], Callable[..., Any], float]:
         """Model and guide as the objective sees them, and what makes its loss nats per datum."""
@@ -299,6 +305,10 @@ class Stepping:
             if supported is not None:
                 largest = torch.where(supported, largest, math.nan)
         return loss, largest
+
+    def _of_block(self, rows: int, *block: Tensor) -> tuple[Any, Tensor]:
+        """The same for a block of a batch: every batch stands for all of the data already."""
+        return self._loss_and_gradient(*block)
 
     def _all_reduce(self, loss: Any, gradients: list[Tensor], per_datum: float) -> Tensor:
         """Weighted sums over processes of all gradients and of the loss, in nats per datum."""
