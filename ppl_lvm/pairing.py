@@ -62,5 +62,5 @@ def refuse_faulty(pair: Pair, *batch: Tensor, stands_for: int | None = None) -> 
         findings = check(pair.model, pair.guide, *batch, stands_for=stands_for)
     if not findings.ok:
         listed = "\n".join(str(finding) for finding in findings.errors)
-        raise ValueError(f"The guide does not fit the model.\n{listed}")
+        raise ValueError(f"This model and guide cannot be trained.\n{listed}")
     return tuple(finding for finding in findings if finding.severity == "warning")

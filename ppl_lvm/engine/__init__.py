@@ -21,8 +21,9 @@ In a loop that has its own torch optimiser and schedule, as `fit` has, a step at
 With `rehearses=True` each kind of batch is learnt on steps that change nothing, so that every step
 is taken at one level (and a resumed run repeats the run bit for bit); with `finite=True` a step
 whose results are not all finite is not taken; a `plan` says when "auto" compiles, `LongRun` in the
-background. `step.many(...)` takes many steps in one compiled call (`many.py`), and several starts
-of a program go abreast in one graph (`abreast.py`).
+background. `step.many(...)` takes many steps in one compiled call (`many.py`), several starts of a
+program go abreast in one graph (`abreast.py`), and a compiled step on very many rows goes through
+them in blocks that stay in the cache, where `block=` says how (`blocks.py`).
 
 The same in two halves, which reach "captured":
 

@@ -20,6 +20,18 @@ from torch.utils import _pytree as pytree
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.tape import Call, Ref, Tape
 
+_aten = torch.ops.aten
+# These return their argument as it is where its shape stays.
+_SAME_IF_SHAPED = {
+    _aten.alias.default,
+    _aten.expand.default,
+    _aten.slice.Tensor,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.view.default,
+    _aten._unsafe_view.default,
+}
+
 
 @dataclass
 class Recording:
@@ -74,11 +86,17 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
     for index in tape.constants:
         nodes[index] = graph.placeholder(f"constant_{index}")
     for index in tape.constants.keys() & _written(tape, tape.constants):
-        nodes[index] = graph.call_function(torch.ops.aten.clone.default, (nodes[index],))
+        nodes[index] = graph.call_function(_aten.clone.default, (nodes[index],))
+    shapes: dict[int, Any] = {s.index: s.tensor.shape for s in tape.sources}
+    shapes |= {index: constant.value.shape for index, constant in tape.constants.items()}
     for call in tape.calls:
-        _add(call, graph, nodes)
+        if _does_nothing(call, shapes):
+            nodes.setdefault(call.results[0], nodes[call.leaves[0].index])
+        else:
+            _add(call, graph, nodes)
+        shapes |= {r: shape[0] for r, shape in zip(call.results, call.shapes, strict=False)}
     for place, result in rebound.items():
-        graph.call_function(torch.ops.aten.copy_.default, (nodes[place], nodes[result]))
+        graph.call_function(_aten.copy_.default, (nodes[place], nodes[result]))
     refs = [leaf for leaf in pytree.tree_leaves(tape.results) if isinstance(leaf, Ref)]
     losses = [nodes[ref.index] for ref in refs]
     gradients = [nodes[g] for g in tape.gradients if g is not None]
@@ -113,19 +131,28 @@ def _tables(tape: Tape) -> tuple[int, int]:
     return max(made, default=0), sum(made)
 
 
+def _does_nothing(call: Call, shapes: dict[int, Any]) -> bool:
+    """Whether an operation returns its first argument as it is."""
+    if call.op is _aten.detach.default:  # no gradients are taken here
+        return True
+    first = call.leaves[0] if call.leaves else None
+    if not isinstance(first, Ref) or first.index not in shapes or not call.results:
+        return False
+    if call.op is _aten.permute.default:
+        return list(call.leaves[1:]) == list(range(len(shapes[first.index])))
+    return call.op in _SAME_IF_SHAPED and call.shapes[0][0] == shapes[first.index]
+
+
 def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
     if call.reads and not call.results:
         return  # a number for Python, already known to be the same at every step
     if any(isinstance(leaf, torch.Generator) for leaf in call.leaves):
         raise CannotCaptureError("draws from a torch.Generator of its own", call.where)
     leaves = [nodes[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in call.leaves]
-    if call.op is torch.ops.aten.detach.default:  # the same numbers: no gradients are taken here
-        nodes.setdefault(call.results[0], leaves[0])
-        return
     args, kwargs = call.arguments(leaves)
     op = call.op
-    if op is torch.ops.aten.native_batch_norm.default and args[3] is not None:
-        op = torch.ops.aten._native_batch_norm_legit.default  # the same, saying what it changes
+    if op is _aten.native_batch_norm.default and args[3] is not None:
+        op = _aten._native_batch_norm_legit.default  # the same, saying what it changes
     node = graph.call_function(op, args, kwargs)
     node.meta["where"] = call.where
     if call.op is torch.ops._c10d_functional.wait_tensor.default:  # what has been waited for
@@ -216,7 +243,7 @@ def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
 def _shape_depends(call: Call, varies: set[int], tape: Tape) -> bool:
     if torch.Tag.dynamic_output_shape not in getattr(call.op, "tags", ()):
         return False
-    if call.op is not torch.ops.aten.index.Tensor:
+    if call.op is not _aten.index.Tensor:
         return True
     args, _ = call.arguments(call.leaves)
     masks = [a.index for a in pytree.tree_leaves(args[1]) if isinstance(a, Ref)]
