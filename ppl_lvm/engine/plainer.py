@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
+_NARROW = 16  # columns of a product below which it is taken the other way round
 _ROWS = 6  # of a matrix up to which a triangular system is solved row by row
 
 
@@ -26,6 +27,15 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
 def _outer(a: Tensor, b: Tensor) -> Any:
     """a b where it is an outer product: no sum, so it fuses with what stands around it."""
     return a * b if a.shape[-1] == 1 else NotImplemented
+
+
+def _mm(a: Tensor, b: Tensor) -> Any:
+    """a b as (bᵀ aᵀ)ᵀ where it has few columns: a library that goes through blocks of rows of its
+    result takes a fraction of the time for few long rows that it takes for many short ones. In the
+    layout that it would have had: random numbers are drawn in the order of what they are like."""
+    if 1 < b.shape[1] < min(_NARROW, a.shape[0]) and a.shape[1] > 1 and a.device.type == "cpu":
+        return (b.t() @ a.t()).t().contiguous()
+    return _outer(a, b)
 
 
 def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
@@ -59,7 +69,7 @@ PLAINER: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: _addmm,
     _aten.bernoulli.default: _bernoulli,
     _aten.bmm.default: _outer,
-    _aten.mm.default: _outer,
+    _aten.mm.default: _mm,
     _aten._foreach_norm.Scalar: _norms,
     _aten.linalg_solve_triangular.default: _solve_triangular,
 }

@@ -73,6 +73,23 @@ def test_an_outer_product_is_no_matrix_product() -> None:
     torch.testing.assert_close(graph(column, row, square), function(column, row, square))
 
 
+@pytest.mark.parametrize(
+    ("shape", "swapped"),
+    [((40, 9, 8), True), ((40, 9, 16), False), ((5, 9, 8), False), ((40, 9, 1), False)],
+)
+def test_a_product_of_few_columns_is_taken_the_other_way_round(
+    shape: tuple[int, int, int], swapped: bool
+) -> None:
+    torch.manual_seed(0)
+    m, k, n = shape
+    a, b = torch.randn(m, k), torch.randn(k, n)
+    graph = plainer(lambda a, b: a @ b, a, b)
+    (product,) = [node for node in graph.graph.nodes if node.target is aten.mm.default]
+    assert (product.args[0].op != "placeholder") == swapped
+    assert graph(a, b).is_contiguous()  # what is drawn like it takes its numbers in this order
+    torch.testing.assert_close(graph(a, b), a @ b)
+
+
 def test_a_biased_product_and_norms() -> None:
     torch.manual_seed(0)
     c, a, b = torch.randn(5), torch.randn(3, 4), torch.randn(4, 5)
