@@ -20,6 +20,7 @@ from ppl_lvm.engine.compiled import Clip, CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.gradient import Gradient
 from ppl_lvm.engine.many import Before, Turn, take_steps
+from ppl_lvm.engine.memory import keep_freed_memory
 from ppl_lvm.engine.optimizers import Stepper, clipped
 from ppl_lvm.engine.outside import Snapshot
 from ppl_lvm.engine.plan import Plan, WhenPaid, cost
@@ -78,6 +79,8 @@ class WholeStep:
         self._compiled: dict[Hashable, CompiledStep | BlockedStep] = {}
         self._workshop = Workshop()
         self._compiles = level in ("auto", "compiled")
+        if level != "eager":
+            keep_freed_memory()
 
     @property
     def reached(self) -> str:
