@@ -1,5 +1,8 @@
 """What the speed benchmark compares computes the same thing; and its yardsticks are right."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -68,6 +71,14 @@ def test_operations_and_bytes_are_counted() -> None:
     machine = floor.Machine(operations=100.0, bandwidth=10.0)
     assert floor.floor(machine, 200, 10) == 2.0
     assert floor.floor(machine, 200, 50) == 5.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_the_memory_of_whoever_started_a_program_is_not_its_own() -> None:
+    held = torch.ones(2**28)  # 1 GB, more than the program that is started will ever have
+    code = "from ppl_lvm.benchmarks.speed_start import _peak; print(_peak())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert 50 < float(done.stdout) < held.numel() * held.element_size() / 2**20
 
 
 def test_compiling_has_paid_when_the_gain_has_made_up_for_the_start() -> None:
