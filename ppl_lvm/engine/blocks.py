@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from ppl_lvm.engine.arguments import Arguments
-from ppl_lvm.engine.compiled import ASIDE, Clip, CompiledStep, close
+from ppl_lvm.engine.compiled import Clip, CompiledStep
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.gradient import Gradient
 from ppl_lvm.engine.outside import Snapshot
@@ -60,7 +60,7 @@ class BlockedStep:
         self._parameters, self._clip, self._guarded = list(parameters), clip, guarded
         self.sums = [_Sum(group) for group in groups]
         sums: Any = self.sums
-        self._inner = CompiledStep(block, parameters, sums, next(self._blocks(batch)))
+        self._inner = CompiledStep(block, parameters, sums, next(self.blocks(batch)))
         self.state = [tensor for g in groups for tensor in (g.vector, *g.moments)]
 
     def __call__(self, batch: list[Tensor]) -> Any:
@@ -84,39 +84,41 @@ class BlockedStep:
                 group.rule.update(group.vector, gradient, group.moments, h, group.options)
         return losses
 
-    def add_up(
-        self, batch: list[Tensor], replayed_at: Sequence[Tensor] | None = None
-    ) -> list[Tensor]:
-        """Leave the gradient of a batch in the sums; the losses, flat.
-
-        Args:
-            replayed_at: parameters to take in place of one's own, all without compiled code.
-        """
+    def add_up(self, batch: list[Tensor]) -> list[Tensor]:
+        """Leave the gradient of a batch in the sums; the losses, flat."""
         losses: list[Tensor] = []
         for total in self.sums:
             total.sum.zero_()
-        for block in self._blocks(batch):
+        for block in self.blocks(batch):
             weight = len(block[0]) / len(batch[0])
             for total in self.sums:
                 total.weight = weight
-            if replayed_at is None and len(block[0]) == self._size:
+            if len(block[0]) == self._size:
                 found = self._inner.take(block)
             else:
-                found = self._replay(block, replayed_at or self._parameters)
+                found, gradients = self.replay(block)
+                for total, gradient in zip(self.sums, gradients, strict=True):
+                    total.sum.add_(gradient, alpha=weight)
             scaled = [weight * loss for loss in found]
             losses = [a + b for a, b in zip(losses, scaled, strict=True)] if losses else scaled
         return losses
 
-    def _replay(self, block: list[Tensor], parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Add a block's gradient to the sums without compiled code."""
+    def replay(self, block: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The losses and the gradient of a block without compiled code, a vector for each group."""
         whole = len(block[0]) == self._size or self._rest is None
         recording = self._block if whole else self._rest
         assert recording is not None
-        losses, gradients = _evaluate(recording, parameters, block)
-        given = dict(zip(map(id, self._parameters), gradients, strict=True))
-        for total in self.sums:
-            total.sum.add_(_flat(total, given), alpha=total.weight)
-        return losses
+        return self.evaluate(recording, block)
+
+    def evaluate(
+        self, recording: Recording, batch: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What a recording gives, a vector of the gradient for each group."""
+        out = recording.module(*self._parameters, *batch, *recording.sources, *recording.constants)
+        losses, gradients = list(out[: recording.num_losses]), out[recording.num_losses :]
+        trained = recording.trained(self._parameters)
+        given = {id(p): g.reshape(-1) for p, g in zip(trained, gradients, strict=True)}
+        return losses, [torch.cat([given[id(p)] for p in g.parameters]) for g in self.groups]
 
     def take_back(self) -> None:
         """Do not count the last step: it was guarded and has changed nothing else."""
@@ -135,13 +137,14 @@ class BlockedStep:
 
     def inputs(self, batch: list[Tensor]) -> list[Tensor]:
         """All that the compiled function takes for the first block."""
-        return self._inner.inputs(next(self._blocks(batch)))
+        return self._inner.inputs(next(self.blocks(batch)))
 
     def compile(self, batch: list[Tensor], same_random: bool) -> None:
         """Make machine code of a block's part, see `CompiledStep.compile`."""
-        self._inner.compile(next(self._blocks(batch)), same_random)
+        self._inner.compile(next(self.blocks(batch)), same_random)
 
-    def _blocks(self, batch: list[Tensor]) -> Iterator[list[Tensor]]:
+    def blocks(self, batch: list[Tensor]) -> Iterator[list[Tensor]]:
+        """The rows of a batch, block by block."""
         for start in range(0, len(batch[0]), self._size):
             yield [tensor[start : start + self._size] for tensor in batch]
 
@@ -197,9 +200,7 @@ def in_blocks(
     if size is None:
         return None
     made = _made(block, gradient, arguments, recording, groups, clip, guarded, size)
-    if made is None or not any(_is_whole(made, gradient, batch, aside) for aside in ASIDE):
-        return None
-    return made
+    return made if made is not None and _is_whole(made, batch) else None
 
 
 def block_size(rows: int, largest: int) -> int | None:
@@ -254,36 +255,29 @@ def _made(
     )
 
 
-def _is_whole(made: BlockedStep, gradient: Gradient, batch: list[Tensor], aside: float) -> bool:
+def _is_whole(made: BlockedStep, batch: list[Tensor]) -> bool:
     """Whether blocks give the first loss and the gradient of the whole, to rounding.
 
-    Args:
-        aside: how far from the parameters, by their size.
+    Beside an optimum the gradient of the whole is nothing but rounding. The measure of its error
+    is the mean size of the blocks' gradients, which do not vanish there.
     """
-    at = [
-        p.detach() + aside * (1 + p.detach().abs()) * torch.arange(p.numel()).sin().view(p.shape)
-        for p in gradient.parameters
-    ]
-    at = [moved.to(p.dtype) for moved, p in zip(at, gradient.parameters, strict=True)]
-    losses, wanted = _evaluate(made.recording, at, batch)
-    given = dict(zip(map(id, gradient.parameters), wanted, strict=True))
-    found = made.add_up(batch, at)
-    return close(found[0], losses[0]) and all(
-        close(total.sum, _flat(total, given)) for total in made.sums
+    losses, wanted = made.evaluate(made.recording, batch)
+    loss = torch.zeros_like(losses[0])
+    sums, sizes = [[torch.zeros_like(g) for g in wanted] for _ in range(2)]
+    for block in made.blocks(batch):
+        weight = len(block[0]) / len(batch[0])
+        found, gradients = made.replay(block)
+        loss += weight * found[0]
+        for total, size, gradient in zip(sums, sizes, gradients, strict=True):
+            total += weight * gradient
+            size += weight * gradient.abs()
+    if not (loss - losses[0]).abs() <= _rounding(loss, 1e-5) * losses[0].abs():
+        return False
+    return all(
+        bool((total - g).abs().max() <= _rounding(g, 1e-3) * size.max())
+        for total, size, g in zip(sums, sizes, wanted, strict=True)
     )
 
 
-def _evaluate(
-    recording: Recording, parameters: Sequence[Tensor], batch: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor | None]]:
-    """The losses, and a gradient for each parameter, None where it has none."""
-    out = recording.module(*parameters, *batch, *recording.sources, *recording.constants)
-    gradients = iter(out[recording.num_losses :])
-    return list(out[: recording.num_losses]), [
-        next(gradients) if active else None for active in recording.active
-    ]
-
-
-def _flat(total: _Sum, gradients: dict[int, Tensor | None]) -> Tensor:
-    pieces = [gradients[id(p)] for p in total.parameters]
-    return torch.cat([piece.reshape(-1) for piece in pieces if piece is not None])
+def _rounding(tensor: Tensor, single: float) -> float:
+    return 1e-9 if tensor.dtype is torch.float64 else single

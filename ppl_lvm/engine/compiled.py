@@ -25,7 +25,7 @@ from ppl_lvm.engine.recording import Recording
 
 # Where a step is tried: how far from the parameters it has, by their size. Beside an optimum a
 # gradient is nothing but rounding, the more so the more rows it is a sum of.
-ASIDE = (0.0, 0.01, 0.1)
+_ASIDE = (0.0, 0.01, 0.1)
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
@@ -173,7 +173,7 @@ class CompiledStep:
         """
         for numbers, group in zip(self.numbers, self.groups, strict=True):
             numbers.copy_(torch.tensor(group.rule.numbers(dict(group.options), group.count + 1)))
-        if not any(self._agrees(compiled, flat, same_random, aside) for aside in ASIDE):
+        if not any(self._agrees(compiled, flat, same_random, aside) for aside in _ASIDE):
             raise RuntimeError("the compiled step differs from the captured one")
 
     def _agrees(
@@ -206,12 +206,12 @@ class CompiledStep:
                 left_out.add(place)
             place += 1 + len(group.moments)
         return not same_random or all(
-            at in left_out or close(got, wanted)
+            at in left_out or _close(got, wanted)
             for at, (got, wanted) in enumerate(zip(found, expected, strict=True))
         )
 
 
-def close(got: Tensor, wanted: Tensor) -> bool:
+def _close(got: Tensor, wanted: Tensor) -> bool:
     """Equal to rounding, by the size of the largest entry; whole numbers are not compared."""
     if not wanted.is_floating_point() or not wanted.numel():
         return True
