@@ -18,6 +18,10 @@ import torch
 from torch import Tensor, fx
 
 # Sizes, strides, type and device of a tensor: what a compiler needs to know of it.
+# Numbers that a thread must have to do: with fewer, waking it takes longer than it helps (the
+# inductor's own 512 made steps of small programs slower on two cores than on one).
+_CHUNK = 4096
+
 _Shape = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -96,7 +100,11 @@ def compile_graph(
     from torch._inductor.exc import InductorError
 
     def attempt(calls_in_cpp: bool) -> Callable[..., Any]:
-        options = {"fallback_random": same_random, "cpp_wrapper": calls_in_cpp}
+        options = {
+            "fallback_random": same_random,
+            "cpp_wrapper": calls_in_cpp,
+            "cpp.min_chunk_size": _CHUNK,
+        }
         with torch.no_grad(), _quietly(options):
             compiled: Any = compile_fx(graph, list(inputs))
             result: Callable[..., Any] = compiled
