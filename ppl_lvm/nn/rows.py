@@ -5,6 +5,19 @@ from torch import Tensor, nn
 
 from ppl_lvm.nn.mlp import MLP
 
+FAR = 10.0  # standard deviations
+
+
+def reined(x: Tensor) -> Tensor:
+    """`x` up to ±10, and beyond ±(10 + log(1 + |x| - 10)): in order, without ever running away.
+
+    A count that is rare in the rows that units were taken from may lie hundreds of their standard
+    deviations off in others, and a network's exponential of that would be infinite.
+    """
+    size = x.abs()
+    beyond = x.sign() * (FAR + (size - FAR).clamp(min=0).log1p())
+    return torch.where(size > FAR, beyond, x)
+
 
 class Standardize(nn.Module):
     """All numbers of a datum side by side, in units of the batch it was built with: (B, P).
@@ -43,7 +56,7 @@ class Standardize(nn.Module):
 
 
 class RowEncoder(nn.Module):
-    """An `MLP` over all the columns of a batch, in the units of `Standardize`.
+    """An `MLP` over all the columns of a batch, in the units of `Standardize`, outliers reined in.
 
     A missing value (NaN) enters as the column's centre and carries no gradient. Where the rows it
     was built with have some, or with `missing=True`, the network is told which are there.
@@ -73,7 +86,7 @@ class RowEncoder(nn.Module):
 
     def forward(self, *batch: Tensor) -> Tensor:
         """Encode the rows of a batch: (B, outputs)."""
-        x = self.units(*batch)
+        x = reined(self.units(*batch))
         gaps = x.isnan()
         x = x.masked_fill(gaps, 0.0)
         if self.missing:

@@ -5,6 +5,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from ppl_lvm.nn import RowEncoder, Standardize
+from ppl_lvm.nn.rows import reined
 
 
 def _gaps() -> torch.Tensor:
@@ -54,3 +55,18 @@ def test_several_tensors_stand_side_by_side() -> None:
     x, y = torch.randn(6, 2, 2), torch.arange(6)
     net = RowEncoder(x, y, outputs=3, activation="tanh", norm="layer")
     assert net(x, y).shape == (6, 3)
+
+
+def test_what_is_rare_in_the_rows_of_the_units_does_not_run_away_in_others() -> None:
+    x = torch.zeros(256, 3)
+    x[::2, :2] = 5.0
+    x[9, 2] = 1.0  # the only one: 16 of it are 256 standard deviations
+    net = RowEncoder(x, outputs=2)
+    rare = torch.tensor([[0.0, 0.0, 16.0]])
+    assert net.units(rare).max() > 200
+    assert net(rare).abs().max() < 10
+    ordinary = net.units(x[:9])
+    assert torch.equal(reined(ordinary), ordinary)
+    ladder = torch.linspace(-300, 300, 999, dtype=torch.float64)
+    assert (reined(ladder).diff() > 0).all()
+    assert reined(torch.tensor(float("nan"))).isnan()
