@@ -12,16 +12,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
+from threading import Thread
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-# Sizes, strides, type and device of a tensor: what a compiler needs to know of it.
 # Numbers that a thread must have to do: with fewer, waking it takes longer than it helps (the
 # inductor's own 512 made steps of small programs slower on two cores than on one).
 _CHUNK = 4096
 
+# Sizes, strides, type and device of a tensor: what a compiler needs to know of it.
 _Shape = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
@@ -84,6 +86,24 @@ class Workshop:
         self.stop()
 
 
+@cache
+def probing() -> Thread:
+    """The search for vector instructions that both the compiler and the processor have, begun.
+
+    The inductor starts several processes for it, one after another, and keeps the answer; this
+    one has imports and a trace to make meanwhile, for about as long.
+    """
+    from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401  the search's
+
+    def search() -> None:
+        with suppress(Exception):  # what is wrong, the compilation says again
+            cpu_vec_isa.pick_vec_isa()
+
+    thread = Thread(target=search, daemon=True)
+    thread.start()
+    return thread
+
+
 def compile_graph(
     graph: fx.GraphModule, inputs: Sequence[Tensor], same_random: bool
 ) -> Callable[..., Any]:
@@ -95,9 +115,12 @@ def compile_graph(
     With `same_random` it draws from torch's generator what the graph would draw; without, from
     the inductor's own counter-based generator, seeded from it.
     """
+    search = probing()
     # Imported here: the inductor takes a second that captured runs need not wait for.
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import InductorError
+
+    search.join()
 
     def attempt(calls_in_cpp: bool) -> Callable[..., Any]:
         options = {
@@ -153,9 +176,8 @@ def _serve() -> None:
     """Compile what comes through standard input; the last line of what is said names a failure."""
     import os
 
-    import torch._dynamo  # in this order: the inductor expects it to be there
-
     os.nice(10)
+    probing()
     graph, shapes, same_random, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     inputs = [

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine import outside
-from ppl_lvm.engine.background import compile_graph
+from ppl_lvm.engine.background import compile_graph, probing
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.plainer import PLAINER
 from ppl_lvm.engine.recording import Recording
@@ -121,6 +121,7 @@ class CompiledStep:
         Raises:
             Exception: whatever the inductor raises, such as for want of a C++ compiler.
         """
+        probing()  # while the step is traced
         flat = self.inputs(batch)
         compiled = compile_graph(self.graph, flat, same_random)
         self._check(compiled, flat, same_random)

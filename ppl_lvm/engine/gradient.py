@@ -14,7 +14,7 @@ Arguments of another shape are recorded in two steps more, up to `max_captures` 
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -280,9 +280,15 @@ class Gradient:
                 short = None
         if short is None:
             self._check(trial, later, pairs, before, batch)
-        recording = build(later, pairs, {s: later.held[r] for s, r in pairs.items()})
-        if short is not None:
-            recording = short.of(recording)
+        changed = changed_sources(later)
+        changes = {place for place, s in enumerate(later.sources) if s.index in changed}
+        recording = replace(
+            trial if short is None else short.of(trial),
+            sources=[
+                later.held[pairs[s.index]] if s.index in pairs else s.tensor for s in later.sources
+            ],
+            mutated=sorted({*trial.mutated, *changes}),
+        )
         entry.tape, entry.recording = None, recording
         if self.num_captures > 1:
             logger.info("captured a step for another kind of arguments (%d)", self.num_captures)

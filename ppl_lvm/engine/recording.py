@@ -174,7 +174,7 @@ def item(values: Any, place: int) -> Any:
 
 def _writes(call: Call) -> list[int]:
     """Numbers of the tensors that an operation changes."""
-    if not isinstance(call.op, torch._ops.OpOverload):
+    if not isinstance(call.op, torch._ops.OpOverload) or not call.op._schema.is_mutable:
         return []
     args, kwargs = call.arguments(call.leaves)
     written = []
@@ -217,46 +217,45 @@ def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
     """Follow what varies from step to step; nothing may be decided by it in Python."""
     varies = set(range(len(tape.given))) | changed
     loose = {s.index for s in tape.sources if s.tensor.is_floating_point()} - changed
+    types = dict(enumerate(tape.given)) | {s.index: s.tensor.dtype for s in tape.sources}
     for call in tape.calls:
         used = {leaf.index for leaf in call.leaves if isinstance(leaf, Ref)}
         random = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
-        if call.reads and used & (varies | loose):
+        moves = not used.isdisjoint(varies) or not used.isdisjoint(loose)
+        if call.reads and moves:
             raise CannotCaptureError(
                 "Python reads the value of a tensor that may change from step to step (a branch "
                 "or a loop on it, float(), int(), .tolist(), .numpy(), a print); use torch.where "
                 "and tensor operations instead",
                 call.where,
             )
-        if used & (varies | loose) and _shape_depends(call, varies | loose, tape):
+        if moves and _shape_depends(call, varies, loose, types):
             raise CannotCaptureError(
                 f"the shape of {call.op}'s result depends on the data; use torch.where with a "
                 "mask instead",
                 call.where,
             )
-        if random or used & varies:
+        if random or not used.isdisjoint(varies):
             varies.update(call.results)
             varies.update(_writes(call))
-        elif used & loose:
+        elif moves:
             loose.update(call.results)
+        made = zip(call.results, call.shapes, strict=False)
+        types.update((result, shape[1]) for result, shape in made if len(shape) == 2)
 
 
-def _shape_depends(call: Call, varies: set[int], tape: Tape) -> bool:
+def _shape_depends(
+    call: Call, varies: set[int], loose: set[int], types: dict[int, torch.dtype]
+) -> bool:
     if torch.Tag.dynamic_output_shape not in getattr(call.op, "tags", ()):
         return False
     if call.op is not _aten.index.Tensor:
         return True
     args, _ = call.arguments(call.leaves)
     masks = [a.index for a in pytree.tree_leaves(args[1]) if isinstance(a, Ref)]
-    return any(index in varies and _dtype(tape, index) is torch.bool for index in masks)
-
-
-def _dtype(tape: Tape, index: int) -> torch.dtype | None:
-    if index < len(tape.given):
-        return tape.given[index]
-    for call in tape.calls:
-        if index in call.results:
-            return call.shapes[call.results.index(index)][1]
-    return next((s.tensor.dtype for s in tape.sources if s.index == index), None)
+    return any(
+        (index in varies or index in loose) and types.get(index) is torch.bool for index in masks
+    )
 
 
 def _drop_dead(graph: fx.Graph) -> None:

@@ -1,0 +1,52 @@
+"""What stands between a graph and its machine code happens beside the steps."""
+
+import subprocess
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ppl_lvm.engine.background import Workshop, compile_graph, probing
+
+
+def test_what_has_been_probed_is_not_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    probing().join()
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
+    pick_vec_isa()
+    assert not started
+    assert probing() is probing()
+
+
+@pytest.mark.slow
+def test_another_process_compiles_and_this_one_finds_the_result() -> None:
+    def step(x: Tensor) -> list[Tensor]:
+        return [(x.exp() + 3.25).log().sum(0)]
+
+    x = torch.arange(12.0).reshape(3, 4)
+    graph = make_fx(step)(x)
+    workshop, said = Workshop(), list[str]()
+    workshop.start(graph, [x], same_random=True)
+    assert workshop.used
+    assert workshop.wait(said.append) is None
+    assert not workshop.used
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    (found,) = compile_graph(graph, [x], same_random=True)(x)
+    assert torch.allclose(found, step(x)[0])
+    assert counters["inductor"]["fxgraph_cache_miss"] == 0
+
+
+def test_a_compilation_that_is_given_up_leaves_no_process() -> None:
+    workshop = Workshop()
+    workshop.start(make_fx(torch.exp)(torch.ones(2)), [torch.ones(2)], same_random=True)
+    process = workshop._process
+    assert process is not None
+    workshop.stop()
+    assert process.poll() is not None
+    assert not workshop.used
