@@ -9,14 +9,14 @@ import pyro
 import pytest
 import torch
 from pyro.distributions import Categorical, Normal
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ppl_lvm.arviz import loo
 from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
 from ppl_lvm.run import Run
+from small_programs import Mean, MeanGuide
 
 GROUPS = {
     "posterior",
@@ -26,25 +26,6 @@ GROUPS = {
     "prior_predictive",
     "observed_data",
 }
-
-
-class Mean(PyroModule):
-    """m ~ N(0, 1), x_n ~ N(m, 1)."""
-
-    def forward(self, x: Tensor) -> None:
-        m = pyro.sample("m", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(m, 1.0), obs=x)
-
-
-class MeanGuide(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(0.3))
-        self.scale = PyroParam(torch.tensor(0.2), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        pyro.sample("m", Normal(self.loc, self.scale))
 
 
 class Two(PyroModule):
@@ -100,7 +81,7 @@ def check_groups(data: Any, tmp_path: Path) -> None:
 
 def test_a_global_latent(tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 20)
-    data = still(Mean(), MeanGuide(), x).to_arviz(x, num_samples=400)
+    data = still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=400)
     check_groups(data, tmp_path)
     m = torch.as_tensor(data.posterior["m"].values[0])
     assert m.shape == (400,)
@@ -210,7 +191,7 @@ def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
 
 def test_draws_of_global_latents_are_corrected_on_request() -> None:
     x = torch.linspace(-1, 1.5, 20)
-    run = still(Mean(), MeanGuide(), x)
+    run = still(Mean(), MeanGuide(0.3, 0.2), x)
     mean, sd = float(x.sum()) / 21, 21**-0.5
     weighted = run.to_arviz(x, num_samples=1000, draws="weighted")
     w = weighted.sample_stats["weight"].values[0]
@@ -259,4 +240,4 @@ def test_local_latents_are_resampled_given_the_global_ones() -> None:
 def test_a_wrong_word_for_draws_is_refused() -> None:
     x = torch.zeros(5)
     with pytest.raises(ValueError, match="q, weighted, resampled"):
-        still(Mean(), MeanGuide(), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]
+        still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]

@@ -66,3 +66,27 @@ def test_any_number_is_in_the_support_of_a_fixed_value() -> None:
     """A wrong one has the log-probability minus infinity, which the loss shows."""
     assert answer(Delta(torch.ones(2)), torch.zeros(2)) is True
     assert answer(Delta(torch.ones(2, 3), event_dim=1), torch.ones(2, 3)) is True
+
+
+def asked(model: Any, *batch: Tensor) -> bool | None:
+    look = InSupport()
+    with torch.no_grad(), look:
+        model(*batch)  # validation is on: seen now
+    look.clear()
+    with torch.no_grad(), pyro.validation_enabled(False), look:
+        model(*batch)
+    answer = look.all()
+    return None if answer is None else bool(answer)
+
+
+def test_only_values_that_count_are_asked_about() -> None:
+    def model(x: Tensor, check: bool | None = None, mask: Any = True) -> None:
+        with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=mask):
+            grey = Bernoulli(logits=torch.zeros(2), validate_args=check).to_event(1)
+            pyro.sample("x", grey, obs=x)
+
+    x = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
+    assert asked(model, x[:1]) is True
+    assert asked(model, x) is False
+    assert asked(lambda x: model(x, mask=torch.tensor([True, False])), x) is True
+    assert asked(lambda x: model(x, check=False), x) is None

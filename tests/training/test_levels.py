@@ -1,4 +1,4 @@
-"""fit at every level of the engine: the same steps, the same safety, the same run when resumed."""
+"""fit at every level of the engine: the same steps, the same run when resumed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,24 +7,22 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Normal, Poisson
+from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.checkpoint import load_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.engine import plan
 from ppl_lvm.fit import fit
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.training import resume
-from ppl_lvm.training.in_support import InSupport
 from ppl_lvm.training.loop import Training
-from ppl_lvm.training.nonfinite import NonFiniteError
 from ppl_lvm.training.rows import Calls, RowOrder
 from ppl_lvm.training.stepping import Options
+from small_programs import FactorGuide, factor_data, nothing
 
 LEVELS: list[Any] = ["eager", "captured", pytest.param("compiled", marks=pytest.mark.slow)]
 
@@ -48,23 +46,6 @@ class Factor(PyroModule):
             pyro.sample("x", Normal(loc, self.s).to_event(1), obs=x)
 
 
-class Guide(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(3, 1)
-        self.spread = PyroParam(torch.tensor(0.7), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", Normal(self.encoder(x), self.spread).to_event(1))
-
-
-def data(n: int = 70) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    z = torch.randn(n, 1, generator=generator)
-    return z * torch.tensor([2.0, -1.0, 0.5]) + torch.randn(n, 3, generator=generator)
-
-
 STEPS = 24
 ASKED: dict[str, Any] = {
     "batch_size": 32,  # and 6 left over in every third batch
@@ -78,10 +59,10 @@ ASKED: dict[str, Any] = {
 def training(path: Path | None = None, **asked: Any) -> Training:
     pyro.set_rng_seed(5)
     options = Options(**{"num_steps": STEPS, **ASKED, **asked})
-    x = load_data(data())
-    pair = Pair(Factor(), Guide(), Trace_ELBO())
+    x = load_data(factor_data(70))
+    pair = Pair(Factor(), FactorGuide(), Trace_ELBO())
     pair.prepare(*x.batch(torch.arange(options.batch_size)))
-    return Training(pair, x, load_data(data(20)), options, path=path)
+    return Training(pair, x, load_data(factor_data(20)), options, path=path)
 
 
 def to_the_end(run: Training) -> dict[str, Tensor]:
@@ -152,123 +133,13 @@ def test_a_run_resumes_at_another_level(first: Any, second: Any, tmp_path: Path)
     assert again.history["bound"] == pytest.approx(whole.history["bound"], rel=1e-5)
 
 
-class Exploding(PyroModule):
-    """x_n ~ N(log m, 1): not a number once m has fallen below 0."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.m = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(torch.log(self.m), 1.0), obs=x)
-
-
-def nothing(x: Tensor) -> None:
-    """A guide without sites."""
-
-
-def fails(program: Any, x: Tensor, path: Path, **asked: Any) -> tuple[str, dict[str, Any], int]:
-    with pytest.raises(NonFiniteError) as raised:
-        fit(program, nothing, x, directory=path, progress=False, **asked)
-    tensors, kept = load_checkpoint(path / "checkpoint.safetensors")
-    return str(raised.value), tensors, kept["step"]
-
-
-@pytest.mark.parametrize("level", LEVELS[1:])
-@pytest.mark.parametrize("per_call", [1, 5])
-def test_a_nan_is_named_and_the_last_good_state_kept(
-    level: Any, per_call: int, tmp_path: Path
-) -> None:
-    asked: dict[str, Any] = {"optimizer": "SGD(lr=0.1)", "num_steps": 50}
-    asked["schedule"] = "ExponentialLR(gamma=0.99)"
-    x = torch.full((5,), -5.0)
-    message, tensors, step = fails(Exploding(), x, tmp_path / "a", engine="eager", **asked)
-    assert "site 'x' of the model has a loc that is NaN" in message
-    assert step % 5  # within a call
-    asked |= {"engine": level, "steps_per_call": per_call}
-    same, found, reached = fails(Exploding(), x, tmp_path / "b", **asked)
-    assert (same.replace("/b/", "/a/"), reached) == (message, step)
-    for name in ("state/model/m", "history/bound"):
-        assert torch.allclose(found[name], tensors[name], rtol=1e-5), name
-
-
-@pytest.mark.parametrize("level", LEVELS[1:])
-def test_a_nan_gradient_names_the_parameter(level: Any, tmp_path: Path) -> None:
-    class Root(PyroModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Parameter(torch.tensor(0.005))  # sinks below zero in the first step
-            self.fine = nn.Parameter(torch.tensor(0.0))
-
-        def forward(self, x: Tensor) -> None:
-            with pyro.plate("data", len(x), dim=-1):
-                root = (self.a * (self.a > 0)).sqrt()
-                pyro.sample("x", Normal(self.fine + root, 1.0), obs=x)
-
-    message, tensors, step = fails(
-        Root(), -torch.ones(5), tmp_path, num_steps=3, engine=level, clip_norm=1.0
-    )
-    assert "gradient of parameter 'a' is NaN" in message
-    assert step == 1
-    assert float(tensors["state/model/fine"]) == pytest.approx(-0.01, rel=1e-3)
-
-
-class Counts(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = PyroParam(torch.tensor([1.0, 2.0]), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Poisson(self.rate).to_event(1), obs=x)
-
-
-def test_a_value_that_has_no_probability_is_found_where_the_program_does_not_run(
-    tmp_path: Path,
-) -> None:
-    """A Poisson gives 0.5 a finite number: only the support tells."""
-    x = torch.ones(40, 2)
-    x[17, 1] = 0.5
-    message, _, step = fails(
-        Counts(), x, tmp_path, batch_size=8, num_steps=20, engine="captured", seed=1
-    )
-    assert "outside the support of Poisson" in message
-    assert "row 18 (index 17)" in message
-    assert step > 0
-
-
-def asked(model: Any, *batch: Tensor) -> bool | None:
-    look = InSupport()
-    with torch.no_grad(), look:
-        model(*batch)  # validation is on: seen now
-    look.clear()
-    with torch.no_grad(), pyro.validation_enabled(False), look:
-        model(*batch)
-    answer = look.all()
-    return None if answer is None else bool(answer)
-
-
-def test_only_values_that_count_are_asked_about() -> None:
-    def model(x: Tensor, check: bool | None = None, mask: Any = True) -> None:
-        with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=mask):
-            grey = Bernoulli(logits=torch.zeros(2), validate_args=check).to_event(1)
-            pyro.sample("x", grey, obs=x)
-
-    x = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
-    assert asked(model, x[:1]) is True
-    assert asked(model, x) is False
-    assert asked(lambda x: model(x, mask=torch.tensor([True, False])), x) is True
-    assert asked(lambda x: model(x, check=False), x) is None
-
-
 def test_double_precision_stays_double() -> None:
     torch.set_default_dtype(torch.float64)
     runs = [
         fit(
             Factor,
-            Guide,
-            data().double(),
+            FactorGuide,
+            factor_data(70).double(),
             num_steps=20,
             engine=level,
             clip_norm=0.3,

@@ -2,56 +2,36 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal, Poisson
-from pyro.nn import PyroModule, PyroParam
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 
+from ppl_lvm.checkpoint import load_checkpoint
 from ppl_lvm.fit import fit
 from ppl_lvm.training.nonfinite import NonFiniteError
+from small_programs import Counts, Exploding, nothing
 
 quiet = functools.partial(fit, progress=False)
-
-
-class Counts(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = PyroParam(torch.tensor([1.0, 2.0]), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Poisson(self.rate).to_event(1), obs=x)
+REPLAYED: list[Any] = ["captured", pytest.param("compiled", marks=pytest.mark.slow)]
 
 
 def test_a_value_outside_the_support_names_its_row() -> None:
     x = torch.ones(40, 2)
     x[17, 1] = -1.0
-    with pytest.raises(NonFiniteError, match=r"site 'x'.*support of Poisson.*17|18") as raised:
-        quiet(Counts(), lambda x: None, x, batch_size=8, num_steps=20)
-    assert "row" in str(raised.value)
-
-
-class Exploding(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.m = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(torch.log(self.m), 1.0), obs=x)
+    with pytest.raises(NonFiniteError, match=r"site 'x'.*support of Poisson.*row 18 \(index 17\)"):
+        quiet(Counts(), nothing, x, batch_size=8, num_steps=20)
 
 
 def test_a_nan_keeps_the_last_good_parameters_and_names_the_site(tmp_path: Path) -> None:
-    from ppl_lvm.checkpoint import load_checkpoint
-
     with pytest.raises(NonFiniteError, match=r"site 'x' of the model has a loc that is NaN") as e:
         quiet(
             Exploding(),
-            lambda x: None,
+            nothing,
             torch.full((5,), -5.0),
             optimizer="SGD(lr=0.3)",
             num_steps=50,
@@ -79,9 +59,58 @@ class Root(PyroModule):
 
 def test_a_nan_gradient_under_a_finite_loss_names_the_parameter() -> None:
     with pytest.raises(NonFiniteError, match=r"Step 2: the gradient of parameter 'a' is NaN"):
-        quiet(Root(0.005), lambda x: None, -torch.ones(5), num_steps=3)
+        quiet(Root(0.005), nothing, -torch.ones(5), num_steps=3)
 
 
 def test_a_gradient_that_is_nan_from_the_start_is_refused_before_any_step() -> None:
     with pytest.raises(ValueError, match=r"gradient-not-finite: log p of 'x' is finite, but its"):
-        quiet(Root(0.0), lambda x: None, torch.ones(5), num_steps=3)
+        quiet(Root(0.0), nothing, torch.ones(5), num_steps=3)
+
+
+def fails(program: Any, x: Tensor, path: Path, **asked: Any) -> tuple[str, dict[str, Any], int]:
+    with pytest.raises(NonFiniteError) as raised:
+        quiet(program, nothing, x, directory=path, **asked)
+    tensors, kept = load_checkpoint(path / "checkpoint.safetensors")
+    return str(raised.value), tensors, kept["step"]
+
+
+@pytest.mark.parametrize("level", REPLAYED)
+@pytest.mark.parametrize("per_call", [1, 5])
+def test_a_nan_is_named_and_the_last_good_state_kept(
+    level: Any, per_call: int, tmp_path: Path
+) -> None:
+    asked: dict[str, Any] = {"optimizer": "SGD(lr=0.1)", "num_steps": 50}
+    asked["schedule"] = "ExponentialLR(gamma=0.99)"
+    x = torch.full((5,), -5.0)
+    message, tensors, step = fails(Exploding(), x, tmp_path / "a", engine="eager", **asked)
+    assert "site 'x' of the model has a loc that is NaN" in message
+    assert step % 5  # within a call
+    asked |= {"engine": level, "steps_per_call": per_call}
+    same, found, reached = fails(Exploding(), x, tmp_path / "b", **asked)
+    assert (same.replace("/b/", "/a/"), reached) == (message, step)
+    for name in ("state/model/m", "history/bound"):
+        assert torch.allclose(found[name], tensors[name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("level", REPLAYED)
+def test_a_nan_gradient_names_the_parameter(level: Any, tmp_path: Path) -> None:
+    message, tensors, step = fails(
+        Root(0.005), -torch.ones(5), tmp_path, num_steps=3, engine=level, clip_norm=1.0
+    )
+    assert "gradient of parameter 'a' is NaN" in message
+    assert step == 1
+    assert float(tensors["state/model/fine"]) == pytest.approx(-0.01, rel=1e-3)
+
+
+def test_a_value_that_has_no_probability_is_found_where_the_program_does_not_run(
+    tmp_path: Path,
+) -> None:
+    """A Poisson gives 0.5 a finite number: only the support tells."""
+    x = torch.ones(40, 2)
+    x[17, 1] = 0.5
+    message, _, step = fails(
+        Counts(), x, tmp_path, batch_size=8, num_steps=20, engine="captured", seed=1
+    )
+    assert "outside the support of Poisson" in message
+    assert "row 18 (index 17)" in message
+    assert step > 0

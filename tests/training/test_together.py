@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from ppl_lvm.fit import fit
 from ppl_lvm.run import Run
 from ppl_lvm.training.nonfinite import NonFiniteError
+from small_programs import FactorGuide, factor_data, nothing
 
 
 class Factor(PyroModule):
@@ -35,17 +36,6 @@ class Factor(PyroModule):
             z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
             loc = (z * self.w + self.b) * self.unit
             pyro.sample("x", Normal(loc, self.s).to_event(1), obs=x)
-
-
-class Guide(PyroModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Linear(3, 1)
-        self.spread = PyroParam(torch.tensor(0.7), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", Normal(self.encoder(x), self.spread).to_event(1))
 
 
 class Mixture(PyroModule):
@@ -88,25 +78,15 @@ class CoinGuide(PyroModule):
             pyro.sample("z", Bernoulli(logits=self.encoder(x)).to_event(1))
 
 
-def nothing(x: Tensor) -> None:
-    """A guide without sites."""
-
-
-def data(n: int = 70) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    z = torch.randn(n, 1, generator=generator)
-    return z * torch.tensor([2.0, -1.0, 0.5]) + torch.randn(n, 3, generator=generator)
-
-
 def restarted(programs: tuple[Any, Any], count: int = 3, **asked: Any) -> Run:
-    return fit(*programs, data()[:60], restarts=count, **{"num_steps": 30, **asked})
+    return fit(*programs, factor_data(70)[:60], restarts=count, **{"num_steps": 30, **asked})
 
 
 def equal_alone(programs: tuple[Any, Any], run: Run, **asked: Any) -> None:
     for entry in run.restarts:
         alone = fit(
             *programs,
-            data()[:60],
+            factor_data(70)[:60],
             seed=entry["seed"],
             progress=False,
             **{"num_steps": 30, **asked, "directory": None},
@@ -125,7 +105,7 @@ def equal_alone(programs: tuple[Any, Any], run: Run, **asked: Any) -> None:
 
 ASKED: dict[str, Any] = {
     "batch_size": 16,  # of 60: the last batch has 12
-    "validation": data(20),  # not a share, which depends on the seed
+    "validation": factor_data(20),  # not a share, which depends on the seed
     "schedule": "ExponentialLR(gamma=0.97)",
     "clip_norm": 1.0,
     "kl_annealing": 10,
@@ -133,7 +113,7 @@ ASKED: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("programs", [(Factor, Guide), (Mixture, nothing)])
+@pytest.mark.parametrize("programs", [(Factor, FactorGuide), (Mixture, nothing)])
 @pytest.mark.parametrize("optimizer", ["Adam(lr=0.02)", "SGD(lr=0.05, momentum=0.8)"])
 def test_each_restart_is_what_it_is_alone(
     programs: tuple[Any, Any], optimizer: str, capsys: pytest.CaptureFixture[str]
@@ -148,7 +128,7 @@ def test_each_restart_is_what_it_is_alone(
 
 @pytest.mark.slow
 def test_compiled_restarts_too() -> None:
-    programs = (Factor, Guide)
+    programs = (Factor, FactorGuide)
     run = restarted(programs, engine="compiled", progress=False)
     equal_alone(programs, run, engine="eager")
 
@@ -163,13 +143,13 @@ def test_those_that_draw_otherwise_go_in_turn(capsys: pytest.CaptureFixture[str]
 
 def test_each_stops_for_itself() -> None:
     torch.set_default_dtype(torch.float64)  # where it stops hangs on small differences
-    programs = (Factor, Guide)
+    programs = (Factor, FactorGuide)
     asked = {**ASKED, "num_steps": 300, "validate_every": 3, "patience": 1}
     asked |= {"optimizer": "Adam(lr=0.1)", "kl_annealing": 0, "schedule": None}
     run = restarted(programs, progress=False, **asked)
     assert len({entry["steps"] for entry in run.restarts}) > 1
     for entry in run.restarts:
-        alone = fit(*programs, data()[:60], seed=entry["seed"], progress=False, **asked)
+        alone = fit(*programs, factor_data(70)[:60], seed=entry["seed"], progress=False, **asked)
         assert entry["steps"] == alone.results["steps"]
         assert entry["held_out"] == pytest.approx(alone.results["held_out"], rel=1e-4)
 
@@ -184,7 +164,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     from ppl_lvm.training import together
 
     asked = {**ASKED, "checkpoint_seconds": 0.0, "progress": False}
-    programs = (Factor, Guide)
+    programs = (Factor, FactorGuide)
     whole = restarted(programs, **asked, directory=tmp_path / "whole")
     step = together.Together._step
 
@@ -219,7 +199,7 @@ def test_a_nan_in_one_is_named() -> None:
         fit(
             Falling,
             nothing,
-            data() - 9,
+            factor_data(70) - 9,
             restarts=3,
             num_steps=200,
             optimizer="SGD(lr=0.05)",

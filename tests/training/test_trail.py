@@ -14,15 +14,7 @@ from ppl_lvm.fit import fit
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.run import load_run
 from ppl_lvm.training.trail import MOMENTS, NUMBERS, Iterates, Trail, last_bounds, pack, unpack
-
-
-class Mean(PyroModule):
-    """m ~ N(0, 1), x_n ~ N(m, 1)."""
-
-    def forward(self, x: Tensor) -> None:
-        m = pyro.sample("m", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(m, 1.0), obs=x)
+from small_programs import Mean
 
 
 class Guide(PyroModule):
