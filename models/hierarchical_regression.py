@@ -23,15 +23,17 @@ from pyro.distributions import HalfNormal, Normal
 from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
+from torch.distributions import Distribution
 
-from ppl_lvm.models.rows import check_rows
+from ppl_lvm.models.rows import check_complete, check_rows
 
 
 class HierarchicalRegression(PyroModule):
     """A regression whose coefficients differ from group to group.
 
     Args:
-        groups: G. If None, it is taken from the data.
+        groups: G. If None, it is taken from the rows it is started from: give it where a group
+            may have none there.
         predictors: P. If None, it is taken from the data.
         centred: whether β or η is the latent.
     """
@@ -76,9 +78,11 @@ class HierarchicalRegression(PyroModule):
         """Take G, P and the columns' units from the rows `x`.
 
         Raises:
-            ValueError: for groups that are not 0, 1, …, or a column that never changes.
+            ValueError: for groups that are not 0, 1, …, a column that never changes, or a
+                missing value.
         """
         self._meet(x)
+        check_complete(x, type(self).__name__)
         rows = x[:, 1:].detach().double()
         unit = rows.std(0, correction=0)
         if (unit == 0).any():
@@ -98,25 +102,40 @@ class HierarchicalRegression(PyroModule):
         check_rows(x, None, type(self).__name__)
         P = max(0, x.shape[1] - 2) if self.predictors is None else self.predictors
         if x.shape[1] != P + 2:
+            other = f", or build it with predictors={x.shape[1] - 2}" if x.shape[1] > 1 else ""
             raise ValueError(
                 f"Needed are {P + 2} columns, group, {P} predictors and response; got "
-                f"{x.shape[1]}. Choose columns, or build it with predictors={x.shape[1] - 2}."
+                f"{x.shape[1]}. Choose columns{other}."
             )
-        if self._sized:
-            return
-        group = x[:, 0]
-        if (wrong := (group < 0) | (group != group.round())).any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"The first column must be the group, 0, 1, 2, …; row {row} has "
-                f"{group[row].item():g}. Order the columns: group, predictors, response."
-            )
-        found = int(group.max()) + 1
+        if self._sized and not Distribution._validate_args:
+            return  # values are looked at while the program runs, and not in a recorded step
+        found = _groups(x[:, 0])
         if self.groups is not None and found > self.groups:
-            raise ValueError(f"The data have {found} groups, and groups={self.groups}.")
-        self._resize(self.groups or found, x.shape[1] - 2, dtype=x.dtype, device=x.device)
+            row = int((x[:, 0] >= self.groups).nonzero()[0])
+            raise ValueError(
+                f"Row {row} is of group {int(x[row, 0])}, and there are the groups 0 to "
+                f"{self.groups - 1}. Build the model with groups={found}: it then says of a group "
+                "without rows what groups have in common."
+            )
+        if not self._sized:
+            self._resize(self.groups or found, x.shape[1] - 2, dtype=x.dtype, device=x.device)
 
     def _resize(self, groups: int, predictors: int, **like: Any) -> None:
         self.groups, self.predictors, self._sized = groups, predictors, True
         self.register_buffer("center", torch.zeros(predictors + 1, **like))
         self.register_buffer("unit", torch.ones(predictors + 1, **like))
+
+
+def _groups(group: Tensor) -> int:
+    """How many there are, from each row's (N,).
+
+    Raises:
+        ValueError: for what is no number of a group, naming the row.
+    """
+    if (wrong := ~((group >= 0) & (group == group.round()))).any():  # NaN is none either
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"The first column must be the group, 0, 1, 2, …; row {row} has "
+            f"{group[row].item():g}. Order the columns: group, predictors, response."
+        )
+    return int(group.max()) + 1

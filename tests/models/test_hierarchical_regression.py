@@ -152,7 +152,10 @@ def test_what_it_refuses(rows: Tensor) -> None:
     wrong[2, 0] = 0.5
     with pytest.raises(ValueError, match=r"first column must be the group.*row 2 has 0\.5"):
         HierarchicalRegression().initialize(wrong)
-    with pytest.raises(ValueError, match="The data have 3 groups, and groups=2"):
+    with pytest.raises(
+        ValueError,
+        match=r"Row \d+ is of group 2, and there are the groups 0 to 1. Build .* groups=3",
+    ):
         HierarchicalRegression(groups=2).initialize(rows)
     constant = rows.clone()
     constant[:, 1] = 1
@@ -160,3 +163,25 @@ def test_what_it_refuses(rows: Tensor) -> None:
         HierarchicalRegression().initialize(constant)
     with pytest.raises(ValueError, match="Needed are 4 columns, group, 2 predictors"):
         HierarchicalRegression(predictors=2).initialize(rows)
+    with pytest.raises(ValueError, match=r"got 1\. Choose columns\."):
+        HierarchicalRegression().initialize(rows[:, :1])
+    gap = rows.clone()
+    gap[4, 1] = torch.nan
+    with pytest.raises(ValueError, match="complete rows, but row 4, column 1 of x is missing"):
+        HierarchicalRegression().initialize(gap)
+
+
+def test_a_group_that_was_not_there_is_named_and_one_without_rows_is_served(rows: Tensor) -> None:
+    def fitted(**sizes: Any) -> Any:
+        return fit(HierarchicalRegression(**sizes), None, rows, num_steps=20, progress=False)
+
+    new = rows[:5].clone()
+    new[3, 0] = 3
+    with pytest.raises(ValueError, match=r"Row 3 is of group 3.*Build the model with groups=4"):
+        fitted().log_evidence(new)
+    for wrong in (-1.0, 0.5):
+        new[2, 0] = wrong
+        with pytest.raises(ValueError, match=r"first column must be the group.*row 2 has"):
+            fitted(groups=5, predictors=1).log_evidence(new)
+    new[2, 0] = 4
+    assert fitted(groups=5).log_evidence(new).per_datum.isfinite().all()
