@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.models.rows import check_rows, column_moments
+from ppl_lvm.models.rows import check_complete, check_rows, column_moments
 from ppl_lvm.nn import MLP
 
 
@@ -77,9 +77,10 @@ class Implicit(nn.Module):
         """Take P, means and spread of the columns from the rows `x` (N, P).
 
         Raises:
-            ValueError: for rows that are none, or that never change.
+            ValueError: for rows that are none, that never change, or have gaps.
         """
         self._meet(x)
+        check_complete(x, type(self).__name__)
         means, variance = column_moments(x)
         self.means.copy_(means)
         self.scales.copy_(variance.sqrt())

@@ -108,7 +108,7 @@ class LatentDirichletAllocation(PyroModule):
 
     def _meet(self, x: Tensor) -> None:
         """Take V from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.words, type(self).__name__)
+        check_rows(x, self.words, type(self).__name__, "words")
         self.words = x.shape[1]
 
 

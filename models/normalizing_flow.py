@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
-from ppl_lvm.models.rows import check_rows, column_moments
+from ppl_lvm.models.rows import check_complete, check_rows, column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.scalar_maps import Affine, Scalar, Spline
 
@@ -110,9 +110,10 @@ class NormalizingFlow(PyroModule):
         """Take P, means and spread of the columns from the rows `x` (N, P).
 
         Raises:
-            ValueError: for a column that never changes: it has no density.
+            ValueError: for a column that never changes: it has no density; for a missing value.
         """
         self._meet(x)
+        check_complete(x, type(self).__name__)
         means, variance = column_moments(x)
         if (constant := torch.where(variance == 0)[0].tolist()) != []:
             raise ValueError(

@@ -90,7 +90,7 @@ class ProdLDA(PyroModule):
 
     def _meet(self, x: Tensor) -> None:
         """Take V from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.words, type(self).__name__)
+        check_rows(x, self.words, type(self).__name__, "words")
         if self.words is None:
             self._resize(x.shape[1], dtype=x.dtype, device=x.device)
 

@@ -29,7 +29,7 @@ from pyro.distributions import HalfCauchy, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.rows import check_rows
+from ppl_lvm.models.rows import check_complete, check_rows
 
 # Enough for the integral over τ to twelve digits.
 _NODES = 200
@@ -71,12 +71,13 @@ class RandomEffects(PyroModule):
             pyro.sample("y", Normal(theta, x[:, 1]), obs=x[:, 0])
 
     def initialize(self, x: Tensor) -> None:
-        """Refuse standard errors that are none.
+        """Refuse missing values, and standard errors that are none.
 
         Raises:
             ValueError: naming the first row.
         """
         _check_columns(x)
+        check_complete(x, type(self).__name__)
         if (wrong := ~(x[:, 1] > 0)).any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
@@ -110,9 +111,9 @@ class RandomEffects(PyroModule):
 
 
 def _check_columns(x: Tensor) -> None:
-    check_rows(x, None, "RandomEffects")
-    if x.shape[1] != 2:
+    if x.dim() == 2 and x.shape[1] != 2:
         raise ValueError(
             f"RandomEffects takes two columns, estimate and standard error; got {x.shape[1]}. "
             'Choose them: load_data(..., columns=[...]), --columns "estimate,error".'
         )
+    check_rows(x, 2, "RandomEffects")

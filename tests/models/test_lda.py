@@ -144,6 +144,8 @@ def test_what_is_no_corpus_is_named(model: Any) -> None:
     wrong[1] = 0
     with pytest.raises(ValueError, match="Document 1 has no word"):
         model(2).initialize(wrong)
+    with pytest.raises(ValueError, match=r"rows \(N, 5\), got \(3, 3\).*build it with words=3"):
+        model(2, words=5).initialize(TINY)
     with pytest.raises(ValueError, match="at least two topics"):
         model(1)
 

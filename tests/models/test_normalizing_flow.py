@@ -129,3 +129,8 @@ def test_what_makes_no_flow_is_refused_by_name() -> None:
     constant[:, 1] = 4.0
     with pytest.raises(ValueError, match="Column 1 is the same in all 10 rows"):
         NormalizingFlow(2).initialize(constant)
+    constant[3, 0] = torch.nan
+    with pytest.raises(ValueError, match="complete rows, but row 3, column 0 of x is missing"):
+        NormalizingFlow(2).initialize(constant)
+    with pytest.raises(ValueError, match=r"got \(10, 2, 2\). Flatten it: x.flatten\(1\)"):
+        NormalizingFlow(2).initialize(torch.randn(10, 2, 2))

@@ -120,3 +120,8 @@ def test_what_it_refuses(schools: Tensor) -> None:
         RandomEffects().initialize(wrong)
     with pytest.raises(ValueError, match="takes two columns, estimate and standard error; got 1"):
         RandomEffects().initialize(schools[:, :1])
+    with pytest.raises(ValueError, match=r"rows \(N, 2\), got \(8,\). One column is x.unsqueeze"):
+        RandomEffects().initialize(schools[:, 0])
+    wrong[2, 0] = torch.nan
+    with pytest.raises(ValueError, match="complete rows, but row 2, column 0 of x is missing"):
+        RandomEffects().initialize(wrong)
