@@ -141,6 +141,11 @@ class HiddenMarkovModel(PyroModule):
             self.table = torch.distributions.Dirichlet(concentration).sample()
             return
         rows = filled(rows)
+        if (distinct := len(rows.unique(dim=0))) < S:
+            raise ValueError(
+                f"{S} states need at least as many distinct values, and {len(rows)} steps show "
+                f"{distinct}. Use states={distinct} or fewer, or more data."
+            )
         r = start_clusters(rows, S).double()  # (N T, S)
         weight = r.sum(0).unsqueeze(-1)
         means = r.mT @ rows.double() / weight

@@ -203,6 +203,8 @@ def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
         _model("gaussian")(torch.ones(4, 5, 2, dtype=torch.long))
     with pytest.raises(ValueError, match="the data has 7"):
         HiddenMarkovModel(2, 1, "categorical", 4).initialize(torch.full((3, 2, 1), 7.0))
+    with pytest.raises(ValueError, match=r"5 states need .* 12 steps show 2. Use states=2"):
+        HiddenMarkovModel(5).initialize(torch.tensor([0.0, 1.0, torch.nan]).expand(6, 3))
 
 
 def test_it_draws_sequences() -> None:
