@@ -28,7 +28,7 @@ class BagOfWords(TorchDistribution):
         batch = torch.broadcast_shapes(length.shape, probs.shape[:-1])
         self.length = length.expand(batch)
         self.probs = probs.expand(*batch, probs.shape[-1])
-        super().__init__(batch, probs.shape[-1:], validate_args=False)
+        super().__init__(batch, probs.shape[-1:])
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "BagOfWords":
         batch = torch.Size(batch_shape)
@@ -54,6 +54,8 @@ class BagOfWords(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Of counts (…, V) that sum to L, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
         log_p = self.probs.clamp(min=torch.finfo(self.probs.dtype).tiny).log()
         orders = (self.length + 1).lgamma() - (value + 1).lgamma().sum(-1)
         return orders + (value * log_p).sum(-1)

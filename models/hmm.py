@@ -229,6 +229,8 @@ class HiddenMarkovModel(PyroModule):
     def _log_emission(self, x: Tensor) -> Tensor:
         """log p(x_nt | z_nt = s): (N, T, S)."""
         x = self._meet(x)
+        if self.emission == "categorical":
+            self._check_categories(x)
         return baum_welch.log_emission(self._theta(), x)
 
     def _check_categories(self, x: Tensor) -> None:

@@ -150,8 +150,32 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
     try:
         result: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
-        raise ValueError(f"log p at site '{site['name']}' failed: {error}") from error
+        raise ValueError(_refused(site, error)) from error
     return result
+
+
+def _refused(site: Mapping[str, Any], error: ValueError) -> str:
+    """The first value that a distribution refuses, by its place; else the distribution's words."""
+    name, fn, value = site["name"], site["fn"], site["value"]
+    while "base_dist" in vars(fn) and not hasattr(fn, "transforms"):
+        fn = fn.base_dist
+    try:
+        support = fn.support
+        while hasattr(support, "base_constraint"):  # number by number
+            support = support.base_constraint
+        wrong = ~support.check(value)
+    except (NotImplementedError, AttributeError, RuntimeError):
+        wrong = torch.zeros(())
+    if not site["is_observed"] or not wrong.any():
+        return f"log p at site '{name}' failed: {error}"
+    at = tuple(wrong.nonzero()[0].tolist())
+    what = f"{value[at].item():g}" if value[at].dim() == 0 else "a value"
+    place = f"row {at[0]}" + (f", column {at[1]}" if len(at) == 2 else "")
+    return (
+        f"'{name}' observes {what} at {place if len(at) < 3 else at}, outside the support of "
+        f"{type(fn).__name__} ({int(wrong.sum())} such in all). Correct the data, or choose a "
+        "likelihood for them."
+    )
 
 
 def temper(value: Tensor, scale: Any, mask: Any) -> Tensor:

@@ -207,6 +207,15 @@ def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
         HiddenMarkovModel(5).initialize(torch.tensor([0.0, 1.0, torch.nan]).expand(6, 3))
 
 
+def test_a_category_that_is_none_has_no_likelihood() -> None:
+    model, x = _model("categorical"), _data("categorical")
+    for wrong in (4.0, -1.0, 0.5):
+        x[0, 1, 1] = wrong
+        for asked in (model.log_evidence, model.marginals, model.viterbi):
+            with pytest.raises(ValueError, match=f"the data has {wrong:g}"):
+                asked(x)
+
+
 def test_it_draws_sequences() -> None:
     model, x = _model("categorical"), _data("categorical")
     drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]

@@ -150,6 +150,19 @@ def test_what_is_no_corpus_is_named(model: Any) -> None:
         model(1)
 
 
+@pytest.mark.parametrize("model", [LatentDirichletAllocation, ProdLDA])
+def test_counts_that_are_none_have_no_evidence(model: Any) -> None:
+    """After the fit too: a multinomial's formula gives 1.5 words a finite number."""
+    run = fit(model(2), None, TINY, num_steps=2, progress=False)
+    for wrong in (-1.0, 1.5):
+        x = TINY.clone()
+        x[2, 1] = wrong
+        with pytest.raises(
+            ValueError, match=rf"'x' observes {wrong:g} at row 2, column 1, outside"
+        ):
+            run.log_evidence(x, 10)
+
+
 def test_check_finds_nothing_wrong_and_the_guide_says_whom_it_serves() -> None:
     model = LatentDirichletAllocation(2)
     model.initialize(TINY)

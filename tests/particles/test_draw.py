@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import (
     Bernoulli,
     Normal,
+    Poisson,
     constraints,
 )
 from pyro.infer import SVI
@@ -123,3 +124,22 @@ def test_training_with_svi_finds_the_posterior() -> None:
     losses = [svi.step(x) for _ in range(150)]
     assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
     assert torch.equal(pyro.param("probs") > 0.9, torch.tensor([False, True, True]))
+
+
+def test_a_value_without_a_density_is_named_by_its_place() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Poisson(z.exp()[..., None].expand(4, 3)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(0.0, 1.0).expand([len(x)]))
+
+    x = torch.ones(4, 3)
+    x[2, 1] = -3.0
+    with pytest.raises(
+        ValueError,
+        match=r"'x' observes -3 at row 2, column 1, outside the support of Poisson \(1 such",
+    ):
+        log_weights(model, guide, x)
