@@ -49,8 +49,9 @@ class Evidence:
     per_datum: Tensor
 
     def __str__(self) -> str:
+        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f}"
         return (
-            f"{self.value:.4f} ± {self.standard_error:.4f} nats per datum "
+            f"{self.value:.4f}{error} nats per datum "
             f"(Monte Carlo ± {self.monte_carlo_error:.4f}, {self.num_particles} particles)"
         )
 

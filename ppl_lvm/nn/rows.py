@@ -51,8 +51,19 @@ class Standardize(nn.Module):
         self.register_buffer("scale", scale)
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """Rows of the batch: (B, P), NaN where a value is missing."""
-        return (side_by_side(*batch) - self.shift) / self.scale
+        """Rows of the batch: (B, P), NaN where a value is missing.
+
+        Raises:
+            ValueError: for another P than that of the rows it was built with.
+        """
+        x = side_by_side(*batch)
+        if x.shape[-1] != len(self.shift):
+            raise ValueError(
+                f"This encoder was built for {len(self.shift)} numbers a row, and a row has "
+                f"{x.shape[-1]}. Give rows of the same shape (fill short sequences up with NaN), "
+                "or a guide for sequences of any length: AmortizedRecurrent."
+            )
+        return (x - self.shift) / self.scale
 
 
 class RowEncoder(nn.Module):

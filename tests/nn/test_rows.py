@@ -1,6 +1,7 @@
 """Rows in units of their batch, with gaps that enter as nothing."""
 
 import numpy as np
+import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
@@ -49,6 +50,11 @@ def test_gaps_leave_no_nan_in_values_or_gradients() -> None:
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert x.grad is not None
     assert torch.equal(x.grad[x.isnan()], torch.zeros(int(x.isnan().sum())))
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="built for 4 numbers a row, and a row has 6"):
+        RowEncoder(torch.randn(5, 2, 2), outputs=3)(torch.randn(5, 3, 2))
 
 
 def test_several_tensors_stand_side_by_side() -> None:
