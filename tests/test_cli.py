@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command_line import ppl_lvm
+
 PROGRAM = """
 import pyro, torch
 from pyro.distributions import Categorical, Normal
@@ -37,19 +39,16 @@ def program(tmp_path: Path) -> str:
     return "two.py:Two"
 
 
-def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", "-m", "ppl_lvm", *words],
+def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Path) -> None:
+    words = ["fit", program, "--guide", "two.py:guide", "--data", "x.csv", "--num-steps", "5"]
+    strict = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", "-m", "ppl_lvm"]
+    done = subprocess.run(
+        [*strict, *words, "--set", "gap=3.0", "--validation", "0.25", "--json"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         check=False,
     )
-
-
-def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Path) -> None:
-    words = ["fit", program, "--guide", "two.py:guide", "--data", "x.csv", "--num-steps", "5"]
-    done = run(tmp_path, *words, "--set", "gap=3.0", "--validation", "0.25", "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert {"directory", "bound", "log_evidence", "held_out"} <= results.keys()
@@ -59,7 +58,7 @@ def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Pat
     record = json.loads((directory / "run.json").read_text())
     assert record["model"]["settings"] == {"gap": 3.0}
     assert record["data"]["train_rows"] == 30
-    second = run(tmp_path, *words)
+    second = ppl_lvm(*words, folder=tmp_path)
     assert "runs/Two-x-2" in second.stdout
     assert max(len(line) for line in second.stdout.splitlines()) <= 90
 
@@ -78,7 +77,7 @@ def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Pat
 def test_a_mistake_is_one_line(
     program: str, tmp_path: Path, words: list[str], message: str
 ) -> None:
-    done = run(tmp_path, "fit", *words, "--guide", "two.py:guide")
+    done = ppl_lvm("fit", *words, "--guide", "two.py:guide", folder=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -88,11 +87,11 @@ def test_a_mistake_is_one_line(
 
 def test_expectation_maximisation_by_name(tmp_path: Path) -> None:
     words = ["fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--set", "components=3"]
-    done = run(tmp_path, *words, "--objective", "em", "--restarts", "3", "--json")
+    done = ppl_lvm(*words, "--objective", "em", "--restarts", "3", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert results["bound"] == pytest.approx(-1.2012, abs=0.001)
-    refused = run(tmp_path, *words, "--objective", "em", "--optimizer", "Adam(lr=1.0)")
+    refused = ppl_lvm(*words, "--objective", "em", "--optimizer", "Adam(lr=1.0)", folder=tmp_path)
     assert refused.returncode == 2
     assert "--objective em takes no --optimizer" in refused.stderr
 
@@ -102,12 +101,12 @@ def test_online_em_with_missing_values_from_the_command_line(tmp_path: Path) -> 
     (tmp_path / "holes.csv").write_text("a,b\n" + "\n".join(rows))
     words = ["fit", "ppl_lvm.models:PPCA", "--data", "holes.csv", "--missing", "keep"]
     words += ["--set", "latent=1", "--num-steps", "3", "--batch-size", "50", "--json"]
-    done = run(tmp_path, *words, "--objective", "em(decay=0.6)", "--validation", "60")
+    done = ppl_lvm(*words, "--objective", "em(decay=0.6)", "--validation", "60", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout.splitlines()[-1])
     assert results["steps"] == 3 + 1
     assert results["held_out"] is not None
-    refused = run(tmp_path, *words, "--objective", "em(decai=0.6)")
+    refused = ppl_lvm(*words, "--objective", "em(decai=0.6)", folder=tmp_path)
     assert "em takes decay, tolerance, got decai" in refused.stderr
 
 
@@ -115,11 +114,11 @@ def test_rows_of_a_file_are_drawn_as_the_pictures_they_are(tmp_path: Path) -> No
     bits = np.random.default_rng(0).random((30, 12)) < 0.5
     np.savez(tmp_path / "halves.npz", x=bits[:, :6] * 1.0, y=bits[:, 6:] * 1.0)
     words = ["fit", "ppl_lvm.models:ConditionalVAE", "--data", "halves.npz", "--num-steps", "2"]
-    done = run(tmp_path, *words, "--image-shape", "4", "3", "--directory", "r", "--json")
+    done = ppl_lvm(*words, "--image-shape", "4", "3", "--directory", "r", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "r/run.json").read_text())
     assert record["data"]["source"]["image_shape"] == [4, 3]
     assert (tmp_path / "r/pictures/filled_in.png").exists()
-    wrong = run(tmp_path, *words, "--image-shape", "4", "4")
+    wrong = ppl_lvm(*words, "--image-shape", "4", "4", folder=tmp_path)
     assert wrong.returncode != 0
     assert "image_shape=(4, 4) does not suit rows of 6 and 6 numbers" in wrong.stderr
