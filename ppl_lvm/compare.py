@@ -11,8 +11,9 @@ so that both kinds stand side by side. Differences are paired row by row,
     Δ = mean_n (l_na − l_nb),    error = √(sd_n(l_na − l_nb)² / N + Monte-Carlo errors²),
 
 since rows hard for one model are hard for the others, and the error of a difference is far
-smaller than that of either value. Leave-one-out accuracy on the training rows is added for runs
-with global latents whose k̂ allow it. Costs are those of all restarts.
+smaller than that of either value. What has a likelihood must be the same (`comparable`).
+Leave-one-out accuracy on the training rows is added for runs with global latents whose k̂ allow it.
+Costs are those of all restarts.
 
     comparison = compare([run_a, run_b])
     print(comparison)
@@ -37,7 +38,8 @@ from rich.text import Text
 from torch import Tensor
 
 from ppl_lvm import psis
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.comparable import check_alike, check_width, common_rows, names_of
+from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.leave_out import LOCAL_PARTICLES, global_draws, loo, marginal
 from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.tightness import exact_log_likelihood
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 TOLD_APART = 2.5  # standard errors
 CHUNK = 200_000
 UNRELIABLE = 0.05  # share of data with a high k̂ above which leave-one-out is left out
+FEWEST_PARTICLES = 10
 Floats = NDArray[np.float64]
 Say = Callable[[str, int, int], None]
 
@@ -67,7 +70,8 @@ class Score:
         kind: "exact", "lower bound" or "predictive".
         share_bad: share of rows whose weights have Pareto k̂ > 0.7: there l_n is too low, and its
             error too small; 0 where nothing was weighted.
-        loo: leave-one-out on the training rows; None where it does not apply (`no_loo` says why).
+        loo: leave-one-out on the training rows; None where it does not apply.
+        no_loo: why it is left out although there are global latents; else empty.
         parameters: how many numbers were learned.
         seconds: training, all restarts together.
         steps: of the chosen start.
@@ -140,6 +144,8 @@ class Comparison:
         if loose:
             each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
             notes.append(f"Lower bounds: {each}.")
+        if without := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
+            notes.append(f"No leave-one-out: {', '.join(without)}.")
         return " ".join(notes)
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -162,6 +168,7 @@ class Comparison:
                 "verdict": self.verdict(i),
                 "loo": None if s.loo is None else s.loo.elpd / len(s.loo.elpd_i),
                 "loo_error": None if s.loo is None else s.loo.se / len(s.loo.elpd_i),
+                "no_loo": s.no_loo,
                 "loo_difference": None if loo_difference is None else loo_difference[0],
                 "loo_difference_error": None if loo_difference is None else loo_difference[1],
                 "parameters": s.parameters,
@@ -201,89 +208,68 @@ def compare(
     Args:
         x: default: the rows that all of them held out; they must be the same.
         names: what to call the runs (default: their directories or models).
-        num_particles: K of the lower bound, and S of draws of global latents.
+        num_particles: K of the lower bound, and five times the draws of global latents.
         say: called as say(name, done, total) before each run.
 
     Raises:
-        ValueError: fewer than two runs, runs of other data or of another split, or `x` does not
-            have the columns that a run was fitted to.
+        ValueError: fewer than two runs or rows, runs of other data or of another split, or `x`
+            does not have the columns that a run was fitted to.
+        NotComparableError: runs whose likelihoods are not of the same thing.
     """
-    if len(runs) < 2:
-        raise ValueError(f"compare needs at least two runs, got {len(runs)}.")
-    called = list(names) if names is not None else short_names(runs)
-    if len(called) != len(runs):
-        raise ValueError(f"{len(called)} names for {len(runs)} runs.")
-    held_out = _common_rows(runs, called) if x is None else x
+    called = names_of(runs, names)
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int):
+        raise ValueError(f"num_particles must be a whole number, got {num_particles!r}.")
+    if num_particles < FEWEST_PARTICLES:
+        raise ValueError(
+            f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
+            f"{num_particles}."
+        )
+    held_out = common_rows(runs, called) if x is None else x
+    shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
+    batches = [run.batch(held_out) if shared is None else shared for run in runs]
+    if len(batches[0][0]) < 2:
+        raise ValueError(
+            "compare needs at least two rows: how far differences vary from row to row is their "
+            "error. Hold out more, or pass rows as x."
+        )
+    for name, run, batch in zip(called, runs, batches, strict=True):
+        check_width(name, run, batch)
+    check_alike(runs, called, batches)
     scores = []
     for i, (name, run) in enumerate(zip(called, runs, strict=True)):
         if say is not None:
             say(name, i, len(runs))
-        scores.append(_score(name, run, run.batch(held_out), num_particles, seed))
+        scores.append(_score(name, run, batches[i], num_particles, seed))
     if say is not None:
         say("", len(runs), len(runs))
     sizes = {len(s.per_datum) for s in scores}
     assert len(sizes) == 1, f"rows differ: {sizes}"
-    source = "held out by all" if x is None else "given"
-    return Comparison(tuple(scores), f"{sizes.pop()} rows, {source}")
+    return Comparison(tuple(scores), f"{sizes.pop()} rows, {_whose(runs, x)}")
 
 
-def _common_rows(runs: "Sequence[Run]", names: Sequence[str]) -> Any:
-    """What every run held out, if it is the same."""
-    first = runs[0].record
-    for name, run in zip(names, runs, strict=True):
-        own = run.record
-        if not own["data"]["held_out_rows"]:
-            raise ValueError(
-                f"{name} held no rows out. Pass rows that no run has seen as x (--data)."
-            )
-        if own["data"]["fingerprint"] != first["data"]["fingerprint"]:
-            raise ValueError(
-                f"{name} was fitted to other data than {names[0]}: their densities are not of the "
-                "same thing. Pass x where you know that they are."
-            )
-        split = [(r["data"]["validation"], r["options"]["seed"]) for r in (first, own)]
-        if split[0] != split[1]:
-            raise ValueError(
-                f"{name} held out other rows than {names[0]} (validation and seed {split[1]} "
-                f"instead of {split[0]}). Fit both with the same, or pass rows as x."
-            )
-    _, held_out = runs[0].data()
-    if held_out is None:
-        raise ValueError(f"{names[0]} was validated on data of its own; pass them as x.")
-    return held_out
-
-
-def short_names(runs: "Sequence[Run]") -> list[str]:
-    """Directory names, or models' names, numbered where they repeat."""
-    plain = [
-        run.directory.name if run.directory is not None else str(run.record["model"]["name"])
-        for run in runs
-    ]
-    return [
-        name if plain.count(name) == 1 else f"{name} ({plain[: i + 1].count(name)})"
-        for i, name in enumerate(plain)
-    ]
+def _whose(runs: "Sequence[Run]", x: Any) -> str:
+    """Where the rows came from, in words; a warning where they are those of a fit."""
+    if x is None:
+        return "held out by all"
+    data = x if isinstance(x, Data) else load_data(x, missing="keep")
+    if data.fingerprint() in {run.record["data"]["fingerprint"] for run in runs}:
+        return "given, with rows that were fitted to: there larger models look better"
+    return "given"
 
 
 def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
     pair = run._pair
-    for given, fitted in zip(batch, run._template, strict=False):
-        if given.shape[1:] != fitted.shape[1:]:
-            raise ValueError(
-                f"{name} was fitted to rows of shape {tuple(fitted.shape[1:])}, these have "
-                f"{tuple(given.shape[1:])}."
-            )
     with own_random(seed), torch.no_grad(), pair.scope():
         l, noise, kind, share_bad = _densities(run, pair, batch, K)
-        leave_out, why_not = _leave_one_out(run, pair, seed)
+        found = _leave_one_out(run, pair, seed) if kind == "predictive" else (None, "")
     return Score(
         name=name,
         per_datum=l,
         monte_carlo_error=noise,
         kind=kind,
         share_bad=share_bad,
-        loo=leave_out,
-        no_loo=why_not,
+        loo=found[0],
+        no_loo=found[1],
         parameters=sum(leaf.numel() for leaf in pair.leaves.values()),
         seconds=_seconds(run),
         steps=int(run.results["steps"]),
@@ -337,10 +323,8 @@ def _leave_one_out(run: "Run", pair: Pair, seed: int) -> tuple[psis.Loo | None, 
     try:
         train = run.batch(run.data()[0])
         found = loo(pair.model, pair.guide, *train, seed=seed).loo
-    except CannotSayError:
-        return None, "no global latents"
     except (ValueError, FileNotFoundError) as error:
-        return None, f"no training data: {error}"
+        return None, f"its training rows are not at hand: {error}".rstrip(".")
     share = float((found.k > found.good_k).mean())
     return (found, "") if share <= UNRELIABLE else (None, f"k̂ too high for {share:.0%} of rows")
 
@@ -367,7 +351,8 @@ def _table(found: Comparison) -> Group:
     some = any(s.loo is not None for s in found.scores)
     for head in heads if some else [h for h in heads if h != "LOO"]:
         left = head in ("run", "")
-        table.add_column(head, justify="left" if left else "right", no_wrap=head != "run")
+        own = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
+        table.add_column(head, justify="left" if left else "right", **own)
     best = found.order[0]
     for i in found.order:
         s = found.scores[i]

@@ -9,13 +9,15 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Categorical, Normal
+from pyro.distributions import Categorical, Normal, Poisson
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.comparable import NotComparableError
 from ppl_lvm.compare import Comparison, Score, compare
 from ppl_lvm.fit import fit
+from ppl_lvm.models.bag_of_words import BagOfWords
 from ppl_lvm.run import Run
 
 
@@ -190,5 +192,86 @@ def test_what_is_not_alike_is_refused(tmp_path: Path) -> None:
         compare([a, still(Local(), LocalGuide(), x, validation=10, seed=1)])
     with pytest.raises(ValueError, match="rows of shape"):
         compare([a, a], torch.randn(5, 2))
-    with pytest.raises(ValueError, match="no name or path"):
+    with pytest.raises(ValueError, match="Local \\(1\\) held out were in memory and are not kept"):
         compare([a, a])
+    with pytest.raises(ValueError, match="at least two rows"):
+        compare([a, a], x[:1])
+    with pytest.raises(ValueError, match=r"a list of runs: compare\(\[run"):
+        compare(a)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"load_run\(directory\)"):
+        compare(["runs/a", "runs/b"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="the same name: a, a"):
+        compare([a, a], x, names=["a", "a"])
+    for wrong in (3, 100.0):
+        with pytest.raises(ValueError, match="num_particles must be"):
+            compare([a, a], x, num_particles=wrong)  # type: ignore[arg-type]
+
+
+class Counts(PyroModule):
+    """x_n ~ Poisson(λ) for all columns, or for the last given the sum of all."""
+
+    def __init__(self, given: str = "") -> None:
+        super().__init__()
+        self.rate = PyroParam(torch.tensor(2.0), constraint=constraints.positive)
+        self.given = given
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            if self.given == "sum":
+                shares = self.rate ** torch.arange(3)
+                pyro.sample("x", BagOfWords(x.sum(-1), shares / shares.sum()), obs=x)
+            elif self.given == "others":
+                pyro.sample("x", Poisson(self.rate), obs=x[:, 2])
+            else:
+                pyro.sample("x", Poisson(self.rate).expand([3]).to_event(1), obs=x)
+
+
+class Measured(PyroModule):
+    """The same numbers as real ones: a narrow density at whole numbers beats any probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.mean, 1.0).to_event(1), obs=x)
+
+
+def test_likelihoods_of_different_things_are_refused() -> None:
+    x = torch.poisson(torch.full((30, 3), 2.0))
+    counts = still(Counts(), no_guide, x)
+    for model, said in (
+        (Measured(), "3 of counts or categories a row, Measured to 3 of real numbers a row"),
+        (Counts("others"), r"1 of counts or categories a row: nats"),
+        (Counts("sum"), "3 of counts or categories a row given their sum"),
+    ):
+        with pytest.raises(NotComparableError, match=said):
+            compare([counts, still(model, no_guide, x)], x)
+    assert compare([counts, counts], x).scores[0].kind == "exact"
+
+
+def test_rows_that_were_fitted_to_are_pointed_out() -> None:
+    x = torch.randn(40)
+    runs = [still(Local(), LocalGuide(), x), still(Two(), no_guide, x)]
+    assert "rows that were fitted to" in compare(runs, x).note
+    assert "rows that were fitted to" not in compare(runs, x + 1).note
+
+
+def test_why_there_is_no_leave_one_out_is_said() -> None:
+    x, y = torch.randn(30), torch.randn(20)
+    runs = [still(Mean(), MeanGuide(float(x.sum())), x), still(Two(0.1), no_guide, x)]
+    found = compare(runs, y, num_particles=50)
+    assert "No leave-one-out: Mean (its training rows are not at hand" in found.note
+    assert [row["no_loo"] == "" for row in found.to_json()] == [
+        found.scores[i].no_loo == "" for i in found.order
+    ]
+    assert found.scores[1].no_loo == ""  # it has no global latents: nothing is missing
+
+
+def test_a_long_name_is_folded_and_not_cut() -> None:
+    names = ["A" * 60 + "1", "A" * 60 + "2"]
+    text = str(Comparison(tuple(score(n, np.arange(9.0)) for n in names), "9 rows"))
+    assert all(text.replace("\n", "").replace(" ", "").count(n[-1]) for n in names)
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ppl_lvm.compare import compare, short_names
+from ppl_lvm.comparable import NotComparableError, short_names
+from ppl_lvm.compare import compare
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.diagnose import Say
 from ppl_lvm.diagnostics.finding import Finding
@@ -64,16 +65,17 @@ def _fit_picture(slug: str, figure: Figure) -> Picture:
 
 def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
     """Compared on the rows that all held out; else on those that they were fitted to, said so."""
-    seen = ""
+    before = ""
     try:
         found = compare(runs, names=names)
     except ValueError as refusal:
         data = {run.record["data"]["fingerprint"] for run in runs}
-        if len(data) > 1:
+        source = runs[0].record["data"]["source"]
+        if len(data) > 1 or source is None or isinstance(refusal, NotComparableError):
             return html.Beside([], None, f"Not compared: {refusal}")
-        whole = load_data(**runs[0].record["data"]["source"])
+        whole = load_data(**source)
         found = compare(runs, whole, names=names)
-        seen = f"{refusal} Compared on rows that they were fitted to: larger models look better. "
+        before = f"{refusal} So compared on all rows. "
     rows = [
         {
             "run": row["run"],
@@ -88,7 +90,7 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
         }
         for row in found.to_json()
     ]
-    return html.Beside(rows, picture(found), f"{seen}{found.note}")
+    return html.Beside(rows, picture(found), f"{before}{found.note}")
 
 
 def _figure(value: float | None, error: float | None) -> str:
