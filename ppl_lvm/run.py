@@ -204,9 +204,23 @@ class Run:
         )
 
     def batch(self, x: Any) -> tuple[Tensor, ...]:
-        """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file."""
-        data = x if isinstance(x, Data) else load_data(x)
+        """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file.
+
+        Gaps are let through where the run was fitted to such, and of a file the same columns are
+        taken; load it yourself (`load_data`) where that is not meant.
+        """
+        data = x if isinstance(x, Data) else load_data(x, **self._as_fitted(x))
         return data.batch(torch.arange(len(data)))
+
+    def _as_fitted(self, x: Any) -> dict[str, Any]:
+        """What `load_data` was told of the data that the run was fitted to."""
+        own = self.record["data"]["source"] or {}
+        floats = [t for t in self._template if t.is_floating_point()]
+        kept = own.get("missing") == "keep" or any(t.isnan().any() for t in floats)
+        asked: dict[str, Any] = {"missing": "keep"} if kept else {}
+        if isinstance(x, str | Path) and Path(own.get("source", "")).suffix == Path(x).suffix != "":
+            asked["columns"] = own["columns"]
+        return asked
 
     def _rows(self, n: int) -> tuple[Tensor, ...]:
         index = torch.arange(n) % len(self._template[0])

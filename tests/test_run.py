@@ -4,13 +4,16 @@ import functools
 import math
 from pathlib import Path
 
+import numpy as np
 import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
 from torch import Tensor, nn
 
+from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
+from ppl_lvm.models import FactorAnalysis, HiddenMarkovModel
 from ppl_lvm.run import load_run
 from small_programs import Factor, FactorGuide, factor_data
 
@@ -71,3 +74,25 @@ def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(held_out.tensors[0], again.tensors[0])
     with pytest.raises(ValueError, match="no name or path"):
         quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
+
+
+def test_other_data_are_read_as_the_run_s_own_were(tmp_path: Path) -> None:
+    x = torch.randn(20, 5)
+    x[::4, 2] = torch.nan
+    np.save(tmp_path / "x.npy", x.numpy())
+    sequences = load_data(tmp_path / "x.npy", missing="keep")
+    given = load_data(x.numpy(), missing="keep")
+    for data in (sequences, given):
+        run = fit(HiddenMarkovModel(2), None, data, num_steps=2, progress=False)
+        values = {run.log_evidence(other).value for other in (x, x.numpy(), given)}
+        assert values == {run.log_evidence(str(tmp_path / "x.npy")).value}
+    complete = fit(HiddenMarkovModel(2), None, x.nan_to_num(), num_steps=2, progress=False)
+    with pytest.raises(ValueError, match="the value is missing"):
+        complete.log_evidence(x)
+
+    for name in ("a", "b"):
+        rows = "\n".join(f"{i},{i % 7},{i % 3}" for i in range(20))
+        (tmp_path / f"{name}.csv").write_text(f"number,p,q\n{rows}\n")
+    table = load_data(tmp_path / "a.csv", columns=["p", "q"])
+    run = fit(FactorAnalysis(1), None, table, num_steps=2, progress=False)
+    assert run.log_evidence(tmp_path / "b.csv").value == run.log_evidence(table).value
