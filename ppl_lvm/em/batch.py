@@ -1,5 +1,9 @@
 """The iterations of expectation-maximisation: an E-step over all rows, an M-step, judge, again.
 
+A restart whose likelihood falls is one whose steps are wrong, or one that has sunk so far into a
+singularity of the likelihood that rounding decides: the model says which (`degenerate`), and such
+a restart goes no further.
+
 What is left to gain is judged as in Böhning et al.: gains shrink by a factor a < 1 near the
 optimum, so that gain · a / (1 - a) of log-likelihood lies ahead.
 
@@ -16,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em.sums import READ_ROWS, State, Sums
+from ppl_lvm.em.sums import READ_ROWS, State, Sums, some_rows
 from ppl_lvm.gain_ahead import gain_ahead
 
 # A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
@@ -38,6 +42,7 @@ class EM:
             one is that of `state`.
         held_out_bounds: the same of `held_out`.
         converged: one truth a restart.
+        sunk: restarts that are degenerate beyond what rounding lets EM climb.
     """
 
     model: Any
@@ -49,6 +54,7 @@ class EM:
     bounds: list[list[float]] = field(default_factory=list)
     held_out_bounds: list[list[float]] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
+    sunk: list[int] = field(default_factory=list)
 
     def run(self, max_iterations: int, between: Callable[[], None] = lambda: None) -> None:
         """Iterate each restart until it has converged, `max_iterations` times at most.
@@ -65,17 +71,17 @@ class EM:
             self.converged = [False] * R
         sums = Sums(self.model, self.data, self.batch_size)
         while True:
-            active = torch.tensor([r for r in range(R) if not self.converged[r]])
+            active = torch.tensor([r for r in range(R) if not self._done(r)])
             if not len(active) or len(self.bounds[int(active[0])]) >= max_iterations:
                 return
             state = {name: t[active] for name, t in self.state.items()}
             statistics, log_likelihood = sums.over(state)
             per_datum = (log_likelihood / len(self.data)).tolist()
             for r, bound in zip(active.tolist(), per_datum, strict=True):
-                self._judge(r, bound)
+                self._judge(r, bound, {name: t[r] for name, t in self.state.items()})
             self._note_held_out(active, state)
             last = len(self.bounds[int(active[0])]) == max_iterations
-            going = torch.tensor([not (last or self.converged[r]) for r in active.tolist()])
+            going = torch.tensor([not (last or self._done(r)) for r in active.tolist()])
             if going.any():
                 state = {name: t[going] for name, t in state.items()}
                 statistics = {name: t[going] for name, t in statistics.items()}
@@ -91,8 +97,11 @@ class EM:
         for r, bound in zip(active.tolist(), per_datum, strict=True):
             self.held_out_bounds[r].append(bound)
 
-    def _judge(self, r: int, bound: float) -> None:
-        """Note the bound of restart `r`; whether it has converged."""
+    def _done(self, r: int) -> bool:
+        return self.converged[r] or r in self.sunk
+
+    def _judge(self, r: int, bound: float, state: State) -> None:
+        """Note the bound of restart `r`, at θ `state`; whether it goes on."""
         bounds = self.bounds[r]
         at = f"iteration {len(bounds) + 1}" + (f" of restart {r}" if len(self.bounds) > 1 else "")
         if not abs(bound) < float("inf"):
@@ -105,6 +114,9 @@ class EM:
             return
         gain, slack = bound - bounds[-2], ROUNDING * (1 + abs(bound))
         if gain < -slack:
+            if self._degenerate(state):
+                self.sunk.append(r)
+                return
             raise NotMonotoneError(
                 f"The log-likelihood fell by {-gain:.3e} nats per datum at {at}, from "
                 f"{bounds[-2]:.10g} to {bound:.10g}. EM cannot do that: m_step does not maximise "
@@ -112,6 +124,12 @@ class EM:
                 "sums over rows at the θ they were given."
             )
         self.converged[r] = gain_ahead(bounds) <= self.tolerance
+
+    def _degenerate(self, state: State) -> bool:
+        if not hasattr(self.model, "degenerate"):
+            return False
+        self.model.set_em_state(state)
+        return self.model.degenerate(*some_rows(self.data)) is not None
 
     # What a resumed run needs
 
@@ -121,7 +139,7 @@ class EM:
 
     def progress(self) -> dict[str, Any]:
         """The rest, as plain data."""
-        names = ("bounds", "held_out_bounds", "converged")
+        names = ("bounds", "held_out_bounds", "converged", "sunk")
         return {name: getattr(self, name) for name in names}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

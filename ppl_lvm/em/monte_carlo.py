@@ -37,7 +37,8 @@ from ppl_lvm.data import Data, load_data
 from ppl_lvm.em.chain import Chain, Draws
 from ppl_lvm.em.guide_after import bound, fit_guide, make_guide
 from ppl_lvm.em.joint import Joint
-from ppl_lvm.em.run import ExactPosterior, record, some_rows
+from ppl_lvm.em.run import ExactPosterior, record
+from ppl_lvm.em.sums import some_rows
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import describe
 from ppl_lvm.pair import Pair, copied

@@ -10,15 +10,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em.sums import State
+from ppl_lvm.em.sums import State, some_rows
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.programs import DEFAULT_GUIDE, GuideSource, ModelSource
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
 from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings
-
-INITIALIZE_ROWS = 100_000
 
 
 class ExactPosterior(PyroModule):
@@ -166,10 +164,3 @@ def _trails(run: Run, train: Data, outcome: Outcome, chosen: int) -> tuple[Trail
         model.set_em_state(outcome.of(r))
         trails[r] = Trail(responsibilities=clusterings(run._pair, *rows))
     return tuple(trails[r] for r in range(R))
-
-
-def some_rows(data: Data) -> tuple[Tensor, ...]:
-    """All rows, or 100,000 of them under torch's seed."""
-    if len(data) <= INITIALIZE_ROWS:
-        return data.batch(torch.arange(len(data)))
-    return data.batch(torch.randperm(len(data))[:INITIALIZE_ROWS].sort().values)
