@@ -33,13 +33,9 @@ class FactorAnalysis(LinearGaussian):
         """One a column: (P,)."""
         return variance
 
-    def degenerate(self, x: Tensor) -> str | None:
-        """Why these parameters must not be chosen although their likelihood is high, or None."""
-        noise, p = self.noise.min(0)
-        if noise > 10 * self.floor:
-            return None
+    def _without_noise(self, p: int, noise: float) -> str:
         return (
-            f"column {int(p)} has no noise left: its variance is {noise.item():.1e} beside a floor "
-            f"of {self.floor:.0e}, a factor being that column alone. Use fewer factors, leave out "
-            "a column that never changes, or raise floor."
+            f"column {p} has no noise left: its variance is {noise:.1e} beside a floor of "
+            f"{self.floor:.0e}, a factor being that column alone. Use fewer factors, leave out a "
+            "column that others make up, or raise floor."
         )

@@ -24,12 +24,11 @@ class FactorNormal(LowRankMultivariateNormal):
         W, psi = self._unbroadcasted_cov_factor, self._unbroadcasted_cov_diag
         d = value - self.loc
         scaled = W / psi[..., None]
-        L = torch.linalg.cholesky(
-            W.mT @ scaled + torch.eye(W.shape[-1], dtype=W.dtype, device=W.device)
-        )
-        b = torch.einsum("...pd,...p->...d", scaled, d)
-        m = torch.cholesky_solve(b[..., None], L).squeeze(-1)
+        eye = torch.eye(W.shape[-1], dtype=torch.float64, device=W.device)
+        L = torch.linalg.cholesky(W.double().mT @ scaled.double() + eye)  # M, in doubles: psi may
+        b = torch.einsum("...pd,...p->...d", scaled, d).double()  # be a millionth of W²
+        m = torch.cholesky_solve(b[..., None], L).squeeze(-1).to(d)
         rest = d - torch.einsum("...pd,...d->...p", W, m)
         squares = (rest.square() / psi).sum(-1) + m.square().sum(-1)
-        log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1).to(d)
         return -0.5 * (squares + log_det + (2 * math.pi * psi).log().sum(-1))

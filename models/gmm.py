@@ -29,7 +29,8 @@ from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ppl_lvm.models import mixture_em, mixture_features
+from ppl_lvm.models import mixture_em, mixture_features, mixture_flat
+from ppl_lvm.models.cholesky import cholesky
 from ppl_lvm.models.mixture_missing import MarginalNormal
 from ppl_lvm.models.rows import check_rows, filled
 from ppl_lvm.models.whitened_normal import WhitenedNormal
@@ -110,24 +111,41 @@ class GaussianMixture(PyroModule):
         """Why these parameters must not be chosen although their likelihood is high, or None.
 
         A component has collapsed if the rows it explains, weighted by responsibility, vary by
-        less than ten floors in some direction: on duplicated rows, on no more distinct rows than
-        columns, on a column that is constant within it. Its likelihood then says how low the
-        floor is and nothing about the data.
+        less than ten floors in some direction, or by no more than the rounding of their values:
+        on duplicated rows, on no more distinct rows than columns, on a column that is constant
+        within it. Its likelihood then says how low the floor is and nothing about the data.
+        Where all rows are as flat, not the component is at fault but a column, which is named.
         """
-        r, x = self.responsibilities(x), filled(x)
-        held = r.sum(0) > 0.5  # a component that explains no row cannot be said to collapse
-        weights, _, scatter = moments(x, r)
-        spread = self._least_spread(weights, scatter)
-        k = int(torch.where(held, spread, torch.inf).argmin())
-        if spread[k] > 10 * self.floor:
-            return None
-        own = x[r[:, k] > 0.5]
-        distinct = len(own.unique(dim=0))
+        self._meet(x)
+        x = x.detach().double()
+        state = self.em_state()
+        sums, _ = self.e_step(state, x)
+        # What the M-step makes of the rows without a floor, gaps integrated out.
+        free = mixture_em.maximize(state, sums, self.covariance, -torch.inf)
+        weights, means, S = free["weights"], free["means"], self._dense(free)
+        flat = mixture_flat.flattest(S, spherical=self.covariance == "spherical")
+        spread = mixture_flat.along(flat, S).clamp(min=0)
+        overall = mixture_flat.of_all_rows(weights, means, S)
+        everywhere = mixture_flat.along(flat, overall)
+        least = mixture_flat.along(flat, mixture_flat.rounding(x)).clamp(min=10 * self.floor)
+        # A component that explains no row cannot be said to collapse.
+        sunk = (sums["rows"] > 0.5) & (spread <= least)
+        for k in torch.where(sunk, spread, torch.inf).argsort()[: int(sunk.sum())].tolist():
+            if everywhere[k] > 10 * least[k]:
+                return self._collapsed(k, x, float(spread[k]), float(least[k]))
+            if spread[k] <= 2.02 * self.floor or least[k] > 10 * self.floor:  # else: it is seen
+                return mixture_flat.named(flat[k], overall)
+        return None
+
+    def _collapsed(self, k: int, x: Tensor, spread: float, least: float) -> str:
+        own = x[self.responsibilities(x)[:, k] > 0.5]
+        distinct = len(own.nan_to_num(torch.inf).unique(dim=0))
+        rounding = f" and {least:.0e} by rounding" if least > 10 * self.floor else ""
         return (
             f"component {k} has collapsed: it rests on {len(own)} of {len(x)} rows, {distinct} of "
-            f"them distinct, whose least variance is {spread[k].item():.1e} beside a floor of "
-            f"{self.floor:.0e}. Its likelihood grows without bound as the floor falls. Start "
-            "again, use fewer components or a simpler covariance, or raise floor."
+            f"them distinct, whose least variance is {spread:.1e} beside a floor of "
+            f"{self.floor:.0e}{rounding}. Its likelihood grows without bound as the floor falls. "
+            "Start again, use fewer components or a simpler covariance, or raise floor."
         )
 
     def log_likelihood(self, x: Tensor) -> Tensor:
@@ -146,22 +164,23 @@ class GaussianMixture(PyroModule):
         self._set(*moments(x, r))
 
     def em_state(self) -> dict[str, Tensor]:
-        """θ of expectation-maximisation (`ppl_lvm.em`), as `mixture_em` describes it."""
-        if self.covariance == "full":
-            variance = self.covariance_matrix
-        elif self.covariance == "tied":
-            variance = self.covariance_matrix[0]
+        """θ of expectation-maximisation (`ppl_lvm.em`), as `mixture_em` describes it.
+
+        Its weights sum to one in doubles, and its least variance is that of `m_step`: or the first
+        step would lower the likelihood.
+        """
+        weights = self.weights.detach().double()
+        if self.covariance in ("full", "tied"):
+            variance = self._above_floor(self.scale_tril.detach())
+            variance = mixture_em.raise_eigenvalues(variance, 2 * self.floor)
         else:
-            variance = self.scale**2 + self.floor
-        state = {"weights": self.weights, "means": self.means, "variance": variance}
-        return {name: t.detach().double() for name, t in state.items()}
+            variance = (self.scale.detach().double() ** 2).clamp(min=self.floor) + self.floor
+        means = self.means.detach().double()
+        return {"weights": weights / weights.sum(), "means": means, "variance": variance}
 
     def set_em_state(self, state: dict[str, Tensor]) -> None:
         """Take over θ."""
-        means, variance = state["means"], state["variance"]
-        if self.covariance in ("diag", "spherical"):
-            variance = torch.diag_embed(variance.reshape(len(means), -1).expand_as(means))
-        self._set(state["weights"], means, variance.expand(*means.shape, means.shape[1]))
+        self._set(state["weights"], state["means"], self._dense(state))
 
     def e_step(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Responsibilities' sums over rows `x` (N, P), and log p(x): see `mixture_em.expect`."""
@@ -194,6 +213,13 @@ class GaussianMixture(PyroModule):
             return (self._chol() @ self._chol().mT).expand(len(means), *eye.shape)
         return self._scale()[..., None] ** 2 * eye
 
+    def _dense(self, state: dict[str, Tensor]) -> Tensor:
+        """Σ (K, P, P) of θ, whichever form it has there."""
+        means, variance = state["means"], state["variance"]
+        if self.covariance in ("diag", "spherical"):
+            variance = torch.diag_embed(variance.reshape(len(means), -1).expand_as(means))
+        return variance.expand(*means.shape, means.shape[1])
+
     def _log_joint(self, x: Tensor) -> Tensor:
         """log π_k + log N(x_n; μ_k, Σ_k): (N, K)."""
         every = torch.arange(self.components, device=x.device)
@@ -218,24 +244,22 @@ class GaussianMixture(PyroModule):
         return Normal(self.means[z], self._scale()[z]).to_event(1)
 
     def _chol(self) -> Tensor:
-        """The Cholesky factor of Σ = L Lᵀ + floor · I."""
-        L = self.scale_tril
-        eye = torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
-        return torch.linalg.cholesky(L @ L.mT + self.floor * eye)
+        """The Cholesky factor of Σ = L Lᵀ + floor · I.
+
+        Made in doubles: beside columns of 1,000 a floor of 1e-6 is nothing in single precision,
+        and where one column is the sum of others Σ would have no factor.
+        """
+        return cholesky(self._above_floor(self.scale_tril)).to(self.scale_tril)
+
+    def _above_floor(self, L: Tensor) -> Tensor:
+        """L Lᵀ + floor · I, in doubles."""
+        L = L.double()
+        return L @ L.mT + self.floor * torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
 
     def _scale(self) -> Tensor:
         """Standard deviations (K, P) of the diagonal forms."""
         scale = (self.scale**2 + self.floor).sqrt()
         return scale if self.covariance == "diag" else scale[:, None].expand_as(self.means)
-
-    def _least_spread(self, weights: Tensor, scatter: Tensor) -> Tensor:
-        """The least variance (K,) that a component of this form sees in `scatter` (K, P, P)."""
-        if self.covariance == "tied":
-            scatter = torch.einsum("k,kpq->pq", weights, scatter).expand_as(scatter)
-        if self.covariance in ("full", "tied"):
-            return torch.linalg.eigvalsh(scatter)[:, 0]
-        variance = scatter.diagonal(dim1=-2, dim2=-1)
-        return variance.amin(-1) if self.covariance == "diag" else variance.mean(-1)
 
     def _set(self, weights: Tensor, means: Tensor, scatter: Tensor) -> None:
         """Take over π (K,), μ (K, P) and covariances (K, P, P), reduced to this form."""
@@ -336,4 +360,4 @@ def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
     """L (..., P, P) with L Lᵀ + floor · I = `scatter`, as far as it lies above two floors."""
     values, vectors = torch.linalg.eigh(scatter)
     values = (values - floor).clamp(min=floor)
-    return torch.linalg.cholesky(vectors @ (values[..., None] * vectors.mT))
+    return cholesky(vectors @ (values[..., None] * vectors.mT))

@@ -30,7 +30,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.models import latent_regression
-from ppl_lvm.models.rows import check_rows, column_moments
+from ppl_lvm.models.rows import check_rows, column_moments, flat_column, rounding_variance
 
 State = dict[str, Tensor]
 
@@ -77,9 +77,10 @@ class LinearGaussian(PyroModule):
 
     def posterior(self, x: Tensor) -> None:
         """A guide: z drawn from p(z | x), exactly."""
-        mean, L = posterior(self._theta(), x)
+        mean, L = posterior(self._doubles(), x.double())
+        q = MultivariateNormal(mean, precision_matrix=L @ L.mT)
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", MultivariateNormal(mean, precision_matrix=L @ L.mT))
+            pyro.sample("z", MultivariateNormal(mean.to(x), scale_tril=q.scale_tril.to(x)))
 
     @property
     def noise(self) -> Tensor:
@@ -89,7 +90,33 @@ class LinearGaussian(PyroModule):
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
         self._meet(x)
-        return log_evidence(self._theta(), x)
+        return log_evidence(self._doubles(), x.double()).to(x)
+
+    def degenerate(self, x: Tensor) -> str | None:
+        """Why these parameters must not be chosen although their likelihood is high, or None.
+
+        Noise has run out where its variance is below ten floors, or no more than what rounding
+        makes of values of that size.
+        """
+        noise = self.noise.detach().double()
+        x = x.detach().double()
+        variance = self.noises((x - x.nanmean(0)).square().nanmean(0))
+        rounding = self.noises(rounding_variance(x))
+        least = rounding.clamp(min=10 * self.floor)
+        # Columns that vary as little themselves may well do so: unless the floor is reached.
+        judged = (variance > 10 * least) | (rounding > 10 * self.floor)
+        sunk = noise <= torch.where(judged, least, 1.01 * self.floor)
+        if not sunk.any():
+            return None
+        p = int(torch.where(sunk, noise, torch.inf).argmin())
+        every = variance.reshape(-1)[p].item()
+        if every <= 10 * least.reshape(-1)[p]:
+            return flat_column(p if noise.dim() else None, every)
+        return self._without_noise(p, noise.min().item())
+
+    def _without_noise(self, p: int, noise: float) -> str:
+        """What `degenerate` says where noise `p` has run out, to variance `noise`."""
+        raise NotImplementedError
 
     def initialize(self, x: Tensor) -> None:
         """Start from the columns' means, with half of the variance as noise and W at random.
@@ -106,7 +133,8 @@ class LinearGaussian(PyroModule):
 
     def em_state(self) -> State:
         """θ of expectation-maximisation (`ppl_lvm.em`)."""
-        return {name: t.detach().double() for name, t in self._theta().items()}
+        state = {name: t.detach().double() for name, t in self._theta().items()}
+        return {**state, "noise": state["noise"].clamp(min=self.floor)}
 
     def set_em_state(self, state: State) -> None:
         """Take over θ."""
@@ -130,6 +158,10 @@ class LinearGaussian(PyroModule):
 
     def _theta(self) -> State:
         return {"W": self.W, "mu": self.mu, "noise": self.noise}
+
+    def _doubles(self) -> State:
+        """θ in doubles: of two factors, 1,000 and 1 times the noise, single precision has one."""
+        return {name: t.double() for name, t in self._theta().items()}
 
     def _meet(self, x: Tensor) -> None:
         """Take P from the data if nobody gave it; refuse data of another width."""

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.models import mixture_missing
+from ppl_lvm.models.cholesky import cholesky
 
 # Residuals that are held at once: a block of rows stays in the processor's cache.
 BLOCK_NUMBERS = 2**18
@@ -55,7 +56,7 @@ def _expect_holed(state: State, x: Tensor, covariance: str) -> tuple[State, Tens
     if covariance in ("diag", "spherical"):
         scale = _scales(state["variance"], state["means"])
         return mixture_missing.expect_diagonal(state, scale, x)
-    L = torch.linalg.cholesky(state["variance"])
+    L = cholesky(state["variance"])
     sums, log_likelihood = mixture_missing.expect(state, L if L.dim() == 3 else L[None], x)
     if covariance == "tied":
         sums["scatter"] = sums["scatter"].sum(0)
@@ -97,16 +98,16 @@ def maximize(state: State, statistics: State, covariance: str, least: float) -> 
     mean = statistics["shift"] / held[:, None]  # m̄ (K, P)
     moved = torch.zeros_like(means)
     if covariance == "full":
-        L = torch.linalg.cholesky(variance)
+        L = cholesky(variance)
         moved = (L @ mean[..., None]).squeeze(-1)
         inner = statistics["scatter"] / held[:, None, None] - mean[..., None] * mean[..., None, :]
-        new = _raise_eigenvalues(L @ inner @ L.mT, least)
+        new = raise_eigenvalues(L @ inner @ L.mT, least)
         new = torch.where((rows > 0)[:, None, None], new, variance)
     elif covariance == "tied":
-        L = torch.linalg.cholesky(variance)
+        L = cholesky(variance)
         moved = mean @ L.mT
         inner = statistics["scatter"] - (mean * held[:, None]).mT @ mean
-        new = _raise_eigenvalues(L @ (inner / rows.sum()) @ L.mT, least)
+        new = raise_eigenvalues(L @ (inner / rows.sum()) @ L.mT, least)
     else:
         scale = _scales(variance, means)
         moved = mean * scale
@@ -133,7 +134,7 @@ def carry(state: State, new: State, statistics: State, covariance: str) -> State
         m = A * statistics["shift"]
         S = A.square() * statistics["scatter"] + 2 * m * c + rows * c.square()
         return {"rows": statistics["rows"], "shift": m + rows * c, "scatter": S}
-    L, inverse = torch.linalg.cholesky(state["variance"]), whitening(new, covariance)[0]
+    L, inverse = cholesky(state["variance"]), whitening(new, covariance)[0]
     A = inverse @ L  # (K, P, P)
     c = (inverse @ moved[..., None]).squeeze(-1)
     m = (A @ statistics["shift"][..., None]).squeeze(-1)
@@ -157,7 +158,7 @@ def whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
     """L_k⁻¹ (K, P, P) and log det L_k (K,); for diagonal forms 1 / scales (K, P)."""
     means, variance = state["means"], state["variance"]
     if covariance in ("full", "tied"):
-        L = torch.linalg.cholesky(variance)
+        L = cholesky(variance)
         eye = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
         inverse = torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
         log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -173,7 +174,7 @@ def _scales(variance: Tensor, means: Tensor) -> Tensor:
     return scale if scale.dim() == means.dim() else scale[:, None].expand_as(means)
 
 
-def _raise_eigenvalues(S: Tensor, least: float) -> Tensor:
+def raise_eigenvalues(S: Tensor, least: float) -> Tensor:
     """Symmetric S (..., P, P) with its eigenvalues below `least` raised to it."""
     S = 0.5 * (S + S.mT)
     values, vectors = torch.linalg.eigh(S)

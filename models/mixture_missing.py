@@ -21,6 +21,8 @@ import torch
 from pyro.distributions import MultivariateNormal, constraints
 from torch import Tensor
 
+from ppl_lvm.models.cholesky import cholesky
+
 State = dict[str, Tensor]
 
 # Numbers of the largest tensor, (rows, K, P, P).
@@ -102,11 +104,13 @@ def expect_diagonal(state: State, scale: Tensor, x: Tensor) -> tuple[State, Tens
 
 
 def _factors(L: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """F and V (…, P, P) of columns `seen` (…, P), 1 and 0 where a column is missing."""
-    LO = torch.where(seen[..., None], L, 0.0)
-    inner = LO @ LO.mT + torch.diag_embed((~seen).to(L))
-    F = torch.linalg.cholesky(inner)
-    return F, torch.linalg.solve_triangular(F, LO, upper=False)
+    """F and V (…, P, P) of columns `seen` (…, P), 1 and 0 where a column is missing.
+
+    In doubles on the way: squares of L in single precision lose what is narrow beside the rest.
+    """
+    LO = torch.where(seen[..., None], L.double(), 0.0)
+    F = cholesky(LO @ LO.mT + torch.diag_embed((~seen).to(LO)))
+    return F.to(L), torch.linalg.solve_triangular(F, LO, upper=False).to(L)
 
 
 def _spread(V: Tensor) -> Tensor:

@@ -27,10 +27,11 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.models import mixture_em, mixture_features
+from ppl_lvm.models.cholesky import cholesky
 from ppl_lvm.models.factor_normal import FactorNormal
 from ppl_lvm.models.gmm import blended, start_clusters
 from ppl_lvm.models.mixture_missing import MarginalNormal
-from ppl_lvm.models.rows import check_rows, filled
+from ppl_lvm.models.rows import check_rows, filled, flat_column, rounding_variance
 
 State = dict[str, Tensor]
 
@@ -133,18 +134,28 @@ class MixtureOfPPCA(PyroModule):
         rows = self.responsibilities(x).sum(0)
         held = rows > 0.5  # a component that explains no row cannot be said to collapse
         k = int(torch.where(held, self.noise, torch.inf).argmin())
-        if self.noise[k] > 10 * self.floor:
+        x, noise = x.detach().double(), self.noise[k].item()
+        least = rounding_variance(x).mean().clamp(min=10 * self.floor)
+        if noise > least:
             return None
+        every = (x - x.nanmean(0)).square().nanmean(0).mean()
+        if every <= 10 * least:
+            return flat_column(None, every.item()) if noise <= 1.01 * self.floor else None
         return (
             f"component {k} has collapsed: the {rows[k].item():.0f} rows it explains lie in a flat "
-            f"of {self.latent} dimensions, its noise variance is {self.noise[k].item():.1e} beside "
-            f"a floor of {self.floor:.0e}. Start again, use fewer components or a smaller latent, "
-            "or raise floor."
+            f"of {self.latent} dimensions, its noise variance is {noise:.1e} beside a floor of "
+            f"{self.floor:.0e}. Start again, use fewer components or a smaller latent, or raise "
+            "floor."
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.em`): weights, means, W and noise, in doubles."""
-        return {name: t.detach().double() for name, t in self._theta().items()}
+        """θ of expectation-maximisation (`ppl_lvm.em`): weights, means, W and noise, in doubles.
+
+        Weights sum to one and no noise is below the floor by a rounding.
+        """
+        state = {name: t.detach().double() for name, t in self._theta().items()}
+        weights, noise = state["weights"], state["noise"].clamp(min=self.floor)
+        return {**state, "weights": weights / weights.sum(), "noise": noise}
 
     def set_em_state(self, state: State) -> None:
         """Take over θ."""
@@ -186,7 +197,7 @@ class MixtureOfPPCA(PyroModule):
     def _component(self, k: Tensor, holes: bool) -> Any:
         if holes:
             return MarginalNormal(
-                self.means[k], scale_tril=torch.linalg.cholesky(self.covariance_matrix)[k]
+                self.means[k], scale_tril=cholesky(self.covariance_matrix).to(self.W)[k]
             )
         diagonal = self.noise[:, None].expand_as(self.means)
         return FactorNormal(self.means[k], self.W[k], diagonal[k])
@@ -199,9 +210,10 @@ class MixtureOfPPCA(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         if self.latent >= observed:
+            remedy = f"Use latent={observed - 1} or fewer." if observed > 1 else ""
             raise ValueError(
                 f"latent={self.latent} directions of {observed} columns leave nothing for the "
-                f"noise. Use latent={observed - 1} or fewer."
+                f"noise. {remedy or 'Use GaussianMixture.'}"
             )
         K, P, D = self.components, observed, self.latent
         self.observed = observed

@@ -35,6 +35,13 @@ class PPCA(LinearGaussian):
         """One for all columns: ()."""
         return variance.mean()
 
+    def _without_noise(self, p: int, noise: float) -> str:
+        return (
+            f"no noise is left: the rows lie in a flat of {self.latent} dimensions, the variance "
+            f"beside it is {noise:.1e} and the floor {self.floor:.0e}. Use a smaller latent, leave "
+            "out a column that others make up, or raise floor."
+        )
+
     def maximize(self, x: Tensor, *, correction: int = 0) -> None:
         """Set the parameters that are most likely for rows `x` (N, P) without missing values.
 
@@ -48,10 +55,14 @@ class PPCA(LinearGaussian):
             raise ValueError("The closed form needs every value; use EM, which leaves NaN out.")
         x = x.detach().double()
         N, P = x.shape
-        if self.latent >= min(P, N - 1):
+        most = min(P, N - 1) - 1
+        if self.latent > most:
+            remedy = (
+                f"Use latent={most} or fewer." if most > 0 else "Give more rows, or more columns."
+            )
             raise ValueError(
                 f"latent={self.latent} directions of {P} columns in {N} rows leave nothing for "
-                f"the noise. Use latent={min(P, N - 1) - 1} or fewer."
+                f"the noise. {remedy}"
             )
         centred = x - x.mean(0)
         _, singular, V = torch.linalg.svd(centred, full_matrices=False)

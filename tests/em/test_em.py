@@ -19,7 +19,7 @@ from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.em.online import OnlineEM
-from ppl_lvm.models import PPCA, FactorAnalysis
+from ppl_lvm.models import PPCA, FactorAnalysis, MixtureOfPPCA
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.linear_state_space import LinearStateSpace
@@ -394,3 +394,52 @@ def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -
             model.initialize(iris)
         for name, value in sized.em_state().items():
             assert torch.equal(unsized.em_state()[name], value)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_start_at_the_floor_is_no_fault_of_the_steps(covariance: str) -> None:
+    """In single precision it lay a rounding below the floor, and the first step lowered it."""
+    torch.set_default_dtype(torch.float32)
+    x = torch.randn(6, 3)
+    for model in (GaussianMixture(6, covariance=covariance), MixtureOfPPCA(6, 1)):
+        run = fit_em(model, x)
+        assert run.results["converged"]
+        assert "has collapsed: " in run.results["degenerate"]
+
+
+def test_a_restart_that_sinks_beyond_rounding_ends_there_and_no_other_does() -> None:
+    x = torch.randn(60, 2) + 6 * (torch.arange(60)[:, None] < 30)
+    x[:5] = x[5].clone()  # five rows on one place: the first restart's component
+    model, starts = GaussianMixture(2, observed=2), []
+    for rows in (5, 30):
+        member = (torch.arange(60) < rows).long()
+        model.maximize(x, torch.nn.functional.one_hot(member, 2))
+        starts.append(model.em_state())
+    state = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+    em = EM(model, load_data(x), state, tolerance=1e-9)
+    em._judge = _with_a_fall(em)  # type: ignore[method-assign]
+    em.run(200)
+    assert em.sunk == [0]
+    assert em.converged == [False, True]
+    assert len(em.bounds[0]) == 3
+
+
+def test_a_mixture_that_rounding_decides_is_told_and_not_raised() -> None:
+    """A column that is the sum of others, in thousands: EM's own rounding lowers the likelihood."""
+    torch.set_default_dtype(torch.float32)
+    parts = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    x = 1e6 * torch.cat([parts, parts.sum(1, keepdim=True)], 1)
+    for model in (GaussianMixture(2), MixtureOfPPCA(2, 2), PPCA(2)):
+        run = fit_em(model, x)
+        assert run.results["degenerate"] is not None
+        assert not run.results["converged"]
+
+
+def _with_a_fall(em: EM) -> Any:
+    """The third bound of the first restart is lower than rounding explains."""
+    judge = em._judge
+
+    def judged(r: int, bound: float, state: dict[str, Tensor]) -> None:
+        judge(r, bound - (r == 0 and len(em.bounds[0]) == 2), state)
+
+    return judged

@@ -88,6 +88,18 @@ def test_a_column_without_noise_is_recognised(rows: Tensor) -> None:
     assert "column 5 has no noise left" in str(model.degenerate(rows))
 
 
+def test_a_column_in_large_units_is_no_factor(rows: Tensor) -> None:
+    """A noise of three floors is found as it is; under the floor the column is to blame."""
+    units = torch.ones(8)
+    for deviation, message in ((2.6e-3, None), (8e-4, "column 3 varies by no more than 6.4e-07")):
+        units[3] = deviation / rows[:, 3].std(correction=0)
+        said = fit_em(FactorAnalysis(1), rows * units).results["degenerate"]
+        assert said is None if message is None else str(said).startswith(message)
+    rows = torch.cat([rows, torch.ones(400, 1)], 1)
+    said = fit_em(FactorAnalysis(1), rows).results["degenerate"]
+    assert said == "column 8 never changes. Leave it out."
+
+
 def test_what_it_refuses(rows: Tensor) -> None:
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(400, 8\).*observed=8"):
         FactorAnalysis(2, observed=3).log_evidence(rows)

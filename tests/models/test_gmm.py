@@ -1,5 +1,6 @@
 """The mixture against SciPy, against autograd of its exact likelihood, and on Iris."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,36 @@ def test_one_component_has_no_weight_to_learn(
             parameter += 0.1
     again.log_likelihood(x).mean().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in again.parameters())
+
+
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("by", ["em", "svi"])
+def test_columns_that_make_each_other_up_are_named(by: str, size: float) -> None:
+    """One is the sum of the others: in single precision the covariance had no factor."""
+    if by == "svi" and size == 1e6:
+        return  # there the rounding of values alone is several nats
+    parts = torch.rand(200, 2)
+    x = size * torch.cat([parts, parts.sum(1, keepdim=True), torch.randn(200, 1)], 1)
+    if by == "em":
+        run = fit_em(GaussianMixture(2), x)
+    else:
+        run = fit(GaussianMixture(2), None, x, num_steps=3, progress=False)
+    assert run.results["degenerate"].startswith("columns 0, 1, 2 make each other up")
+    model: Any = run.model
+    assert model.log_likelihood(x).isfinite().all()
+
+
+@pytest.mark.parametrize("covariance", ["full", "tied", "diag"])
+def test_a_column_at_fault_is_named_and_no_component(covariance: str) -> None:
+    x = torch.randn(100, 3).double()
+    for spread, message in (
+        (0.0, "column 2 never changes. Leave it out"),
+        (1e-3, "column 2 varies by no more than .* Scale it"),
+        (2.6e-3, None),  # variances of 3 to 5 floors, which the floor leaves as they are
+    ):
+        x[:, 2] = spread * (x[:, 2] - x[:, 2].mean()) / x[:, 2].std().clamp(min=1e-9)
+        model = GaussianMixture(1, covariance=covariance)
+        model.maximize(x, torch.ones(100, 1))
+        said = model.degenerate(x)
+        assert said is None if message is None else re.match(message, str(said))
+        x[:, 2] = torch.randn(100).double()

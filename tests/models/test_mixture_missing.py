@@ -131,3 +131,30 @@ def test_gradient_fits_take_missing_values_too(holed: Tensor) -> None:
     model: Any = run.model
     exact = model.log_likelihood(holed).mean().item()
     assert run.results["bound"] == pytest.approx(exact, abs=1e-9)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_a_collapsed_component_is_recognised_through_gaps(covariance: str) -> None:
+    """Columns' means in the gaps would lend it a width."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 3, generator=draw)
+    x[:40] += 8
+    x[:40, 1] = 6.0
+    x[torch.rand(x.shape, generator=draw) < 0.3] = torch.nan
+    settings = {"components": 2, "covariance": covariance}
+    data = load_data(x.numpy(), missing="keep")
+    run = fit_em(GaussianMixture, data, settings=settings, max_iterations=100)
+    assert "has collapsed: it rests on 40 of 120 rows" in str(run.results["degenerate"])
+    x[:40, 1] += torch.randn(40, generator=draw)
+    data = load_data(x.numpy(), missing="keep")
+    run = fit_em(GaussianMixture, data, settings=settings, max_iterations=100)
+    assert run.results["degenerate"] is None
+
+
+def test_densities_in_single_precision_stand_narrow_components() -> None:
+    """Beside columns of 1,000, L Lᵀ in single precision has no factor."""
+    L = torch.tensor([[1e3, 0.0, 0.0], [0.0, 1e3, 0.0], [1e3, 1e3, 1e-2]])
+    x = torch.tensor([[1e3, 2e3, 3e3], [1e3, torch.nan, 1e3], [torch.nan, 0.0, 5e2]])
+    found = mixture_missing.MarginalNormal(torch.zeros(3), scale_tril=L).log_prob(x.float())
+    exact = mixture_missing.MarginalNormal(torch.zeros(3), scale_tril=L.double()).log_prob(x)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)

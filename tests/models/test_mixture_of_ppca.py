@@ -123,6 +123,8 @@ def test_codes_are_ppcas_and_a_run_comes_back(iris: Tensor, tmp_path: Any) -> No
 def test_what_it_refuses(iris: Tensor) -> None:
     with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
         MixtureOfPPCA(2, 4).initialize(iris)
+    with pytest.raises(ValueError, match=r"latent=1 directions of 1 columns.*Use GaussianMixture"):
+        MixtureOfPPCA(2).initialize(iris[:, :1])
     with pytest.raises(ValueError, match="components=0"):
         MixtureOfPPCA(0)
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\)"):

@@ -1,5 +1,6 @@
 """PPCA against scikit-learn's PCA, SciPy's normal density, and itself by EM and by SVI."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -138,3 +139,24 @@ def test_what_it_refuses(iris: Tensor) -> None:
         PPCA(1).initialize(torch.tensor([[1.0, torch.nan]] * 3))
     with pytest.raises(ValueError, match="latent >= 1"):
         PPCA(0)
+
+
+def test_rows_in_a_flat_are_recognised() -> None:
+    """Of two factors, huge and none, single precision held one; the guide could not be made."""
+    torch.set_default_dtype(torch.float32)
+    for x in (torch.randn(2, 5), torch.randn(40, 2) @ torch.randn(2, 5) * 1e4):
+        run = fit_em(PPCA(2), x)
+        assert "no noise is left: the rows lie in a flat of 2" in run.results["degenerate"]
+        model: Any = run.model
+        found = model.log_evidence(x).mean().item()
+        assert found == pytest.approx(run.results["bound"], abs=0.5)
+        assert run.encode(x)["z"].isfinite().all()
+    for scale, message in ((1e-4, "the columns vary by no more than .* Scale them"), (0.1, None)):
+        said = fit_em(PPCA(1), scale * torch.randn(50, 3)).results["degenerate"]
+        assert said is None if message is None else re.match(message, said)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (3, 4), (9, 1)])
+def test_no_remedy_is_none(shape: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=r"Use latent=1 or|more rows, or more columns"):
+        PPCA(2).maximize(torch.randn(shape))
