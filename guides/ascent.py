@@ -83,11 +83,11 @@ class LocalBound:
         draws = max(LEAST_DRAWS, 2 * self.size) if draws is None else draws
         if draws < 2 or draws % 2:
             raise ValueError(f"{guide} needs an even number of draws, at least 2; got {draws}.")
-        loc, scale = _places(factors)
+        like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
+        loc, scale = [places.to(like.device) for places in _places(factors)]
         self._loc, self._scale = loc, scale
         self._order = torch.cat([loc, scale]).argsort()
-        self._points = points(draws, self.size)
-        like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
+        self._points = points(draws, self.size).to(like.device)
 
         def anywhere(*batch: Any) -> None:
             rows = declared.plate(DATA_PLATE).size if subsamples(declared) else len(batch[0])

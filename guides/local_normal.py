@@ -98,7 +98,7 @@ class LocalNormal(PyroModule):
             model, self._signature, self._factors, batch, draws, "LocalNormal", self._centres
         )
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
-        self._dtype = like.dtype
+        self._like: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
         self.table = RowTable(2 * self._bound.size + 1, like.dtype)
         self._told = False  # whether anybody has ever said which rows a batch holds
         self._seen: list[Tensor] = []  # of the whole data: its first and its last row
@@ -121,7 +121,11 @@ class LocalNormal(PyroModule):
 
     def rows(self, rows: Tensor) -> Tensor:
         """λ (B, 2 k) of some rows of the training data, as their last step left them."""
-        return self.table.read(rows)[:, :-1]
+        return self._read(rows)[:, :-1]
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """λ and log (α / 0.5) of rows."""
+        return self.table.read(rows).to(self._like["device"])
 
     def _lam(self, own: Tensor | None, batch: tuple[Any, ...]) -> Tensor:
         if looking():
@@ -170,14 +174,14 @@ class LocalNormal(PyroModule):
 
     def _start(self, rows: int) -> tuple[Tensor, Tensor]:
         """λ and α of rows never seen."""
-        lam = torch.zeros(rows, 2 * self._bound.size, dtype=self._dtype)
-        return lam, torch.full((rows, 1), FIRST_STEP, dtype=self._dtype)
+        lam = torch.zeros(rows, 2 * self._bound.size, **self._like)
+        return lam, torch.full((rows, 1), FIRST_STEP, **self._like)
 
     def _improve(self, rows: Tensor, own: Tensor | None, batch: tuple[Any, ...]) -> Tensor:
         """The λ of these rows after `inner_steps`, once at every θ."""
         if self._improved is not None and _same(self._improved[0], rows):
             return self._improved[1]
-        lam, log_alpha = self.table.read(rows).split([2 * self._bound.size, 1], dim=-1)
+        lam, log_alpha = self._read(rows).split([2 * self._bound.size, 1], dim=-1)
         alpha = FIRST_STEP * log_alpha.exp()
         lam, alpha = ascend(self._bound, lam, alpha, self.inner_steps, *batch, rows=own)
         # A row whose steps were refused again and again starts anew, at another θ.

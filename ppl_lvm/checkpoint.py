@@ -99,7 +99,7 @@ def random_state() -> dict[str, Tensor]:
         "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
         "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         state["random/cuda"] = torch.cuda.get_rng_state()
     return state
 

@@ -36,10 +36,12 @@ def joined() -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    cuda = torch.cuda.is_available()
-    if cuda:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    devices = dist.is_nccl_available() and torch.cuda.device_count() >= here
+    if devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    # Both, where there is a GPU for each: a program may be left on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if devices else "gloo")
     try:
         yield
     finally:

@@ -17,11 +17,14 @@ import pyro
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppl_lvm import estimators
 from ppl_lvm.check import check
 from ppl_lvm.data import load_data
 from ppl_lvm.engine import CannotCaptureError
+from ppl_lvm.engine.watching import watch
+from ppl_lvm.pair import Pair
 from ppl_lvm.pairing import make_pair
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.training.loop import Training
@@ -129,6 +132,40 @@ def one(suits: list[str], turn: int) -> list[str | None]:
     return [offered[turn % len(offered)]]
 
 
+ELSEWHERE = torch.device("meta")  # numbers are not asked for, only where they would lie
+
+
+def misplaced(pair: Pair, batch: tuple[Tensor, ...], parts: torch.device = ELSEWHERE) -> str | None:
+    """What a step on data elsewhere, with parameters and buffers on `parts`, says of devices.
+
+    In torch's fake tensor mode, which refuses what a GPU would and needs none. A step that it
+    cannot follow to the end is asked as far as it goes.
+    """
+
+    def moved(tensor: Tensor, device: torch.device) -> Any:
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        trained = isinstance(tensor, torch.nn.Parameter)
+        return torch.nn.Parameter(made, tensor.requires_grad) if trained else made
+
+    def step(*batch: Tensor) -> Any:
+        return pair.objective.loss_and_grads(pair.model, pair.guide, *batch)
+
+    with pair.scope():
+        step(*batch)  # what is made lazily is there
+        pyro.clear_param_store()
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            for part in (part for _, module in pair.modules() for part in module.modules()):
+                for kept in (part._parameters, part._buffers):
+                    kept.update({k: moved(t, parts) for k, t in kept.items() if t is not None})
+            given = [moved(tensor, ELSEWHERE) for tensor in batch]
+            leaves = [p for _, module in pair.modules() for p in module.parameters()]
+            try:
+                watch(lambda: step(*given), leaves, given)
+            except CannotCaptureError as refused:
+                return str(refused) if "DeviceMismatch" in str(refused) else None
+    return None
+
+
 @pytest.fixture(autouse=True)
 def _doubles() -> None:
     torch.set_default_dtype(torch.float64)  # tests/conftest.py puts it back
@@ -137,6 +174,19 @@ def _doubles() -> None:
 @pytest.mark.parametrize("model", models.__all__)
 def test_every_model_is_met(model: str) -> None:
     assert any(True for _ in allowed(model))
+
+
+@pytest.mark.parametrize("model", models.__all__)
+def test_a_step_makes_its_tensors_where_its_data_are(model: str) -> None:
+    for guide, batch, _ in itertools.islice(allowed(model), 1):
+        pair = make_pair(*programs(model, guide, batch), None, batch, load_data(batch))[0]
+        assert misplaced(pair, batch) is None
+
+
+def test_one_that_does_not_is_found() -> None:
+    guide, batch, _ = next(allowed("VAE"))
+    pair = make_pair(*programs("VAE", guide, batch), None, batch, load_data(batch))[0]
+    assert "DeviceMismatch" in str(misplaced(pair, batch, torch.device("cpu")))
 
 
 @pytest.mark.slow

@@ -62,6 +62,8 @@ class Abreast:
         self._draws = _draws(first.module.graph)
         example = [*parameters[0], *batches[0], *first.sources, *first.constants]
         drawn = _values(first.module, self._draws, example)
+        if any(value.device.type != "cpu" for value in drawn):
+            raise CannotCaptureError("it draws on a device, where the starts share a generator")
         self._buffers = [torch.stack([value] * len(recordings)) for value in drawn]
         leaves = [torch.stack([p.detach() for p in column]) for column in _columns(parameters)]
         self.parameters = [leaf.requires_grad_(True) for leaf in leaves]

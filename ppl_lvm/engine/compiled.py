@@ -56,11 +56,9 @@ class CompiledStep:
         self._places = {id(p): place for place, p in enumerate(parameters)}
         self.constants = [c for c in recording.constants if c.dim() > 0]
         self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
-        self.numbers = [
-            torch.zeros(len(g.rule.numbers(dict(g.options), 1)), dtype=g.vector.dtype)
-            for g in groups
-        ]
-        self._tables = [numbers.numpy() for numbers in self.numbers]
+        self.numbers = [g.vector.new_zeros(len(g.rule.numbers(dict(g.options), 1))) for g in groups]
+        # The same memory, quicker to write in; what lies on a device is copied there.
+        self._tables = [n.numpy() if n.device.type == "cpu" else None for n in self.numbers]
         self.state = [tensor for g in groups for tensor in (g.vector, *g.moments)]
         state = [[g.vector, *g.moments] for g in groups]
         example = (state, self.numbers, list(batch), recording.sources, self.constants)
@@ -80,8 +78,11 @@ class CompiledStep:
             between: called once the optimiser's numbers of this step have been taken.
         """
         assert self._compiled is not None, "compile first"
-        for group, table in zip(self.groups, self._tables, strict=True):
-            table[:] = group.numbers()
+        for group, table, numbers in zip(self.groups, self._tables, self.numbers, strict=True):
+            if table is None:
+                numbers.copy_(torch.tensor(group.numbers(), dtype=numbers.dtype))
+            else:
+                table[:] = group.numbers()
         if between is not None:
             between()
         losses: list[Tensor] = self._compiled(*self.inputs(batch))

@@ -43,13 +43,13 @@ def take_steps(
     Returns:
         What the program returns, each tensor (count, …).
     """
-    batches: Sequence[Tensor | None] = [None] * count if rows is None else rows.unbind()
+    places = {} if rows is None else {d.device: rows.to(d.device).unbind() for d in data}
     losses = []
     with torch.no_grad():
-        for place, index in enumerate(batches):
+        for place in range(count):
             for turn in turns:
                 turn.tensor.copy_(turn.values[place])
-            batch = data if index is None else [d.index_select(0, index) for d in data]
+            batch = [d.index_select(0, places[d.device][place]) for d in data] if places else data
             losses.append(step.take(batch, between))
         stacked = [torch.stack(values) for values in zip(*losses, strict=True)]
     return step.recording.losses(stacked)

@@ -11,18 +11,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppl_lvm.engine.refusal import CannotCaptureError
 
 _PLAIN = (bool, int, float, str, type(None))
 
 
+def draw_states() -> list[Tensor]:
+    """Where torch's generators stand: the CPU's, then those of the devices that are in use."""
+    # To ask a device that nobody uses would set it up.
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *devices]
+
+
+def restore_draws(states: list[Tensor]) -> None:
+    """Set torch's generators to what `draw_states` read."""
+    cpu, *devices = states
+    torch.set_rng_state(cpu)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
+
+
 def random_states() -> dict[str, Any]:
     """Torch's, Python's and NumPy's random states, as `restore_random` takes them."""
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "torch": draw_states(),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
     }
@@ -30,9 +44,7 @@ def random_states() -> dict[str, Any]:
 
 def restore_random(states: dict[str, Any]) -> None:
     """Set the random states that `random_states` read."""
-    torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    restore_draws(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
 

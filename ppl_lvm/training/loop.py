@@ -23,6 +23,7 @@ from ppl_lvm import processes
 from ppl_lvm.data import Data
 from ppl_lvm.data.stores import MemoryStore
 from ppl_lvm.engine import CannotCaptureError, NotFiniteError, Recording
+from ppl_lvm.engine.outside import draw_states, restore_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.row_table import RowTables
@@ -125,7 +126,7 @@ class Training:
         self.begin(self.step_number)
         if processes.count() > 1:
             processes.seed_step(self.options.seed, self.step_number)
-        before = torch.get_rng_state()
+        before = draw_states()
         try:
             # Pyro's own checks (shapes, supports) on everything once, then they cost nothing.
             first = self.step_number < self.order.steps_per_epoch
@@ -137,7 +138,7 @@ class Training:
         except CannotCaptureError:
             raise
         except (ValueError, NotFiniteError) as error:
-            torch.set_rng_state(before)
+            restore_draws(before)
             raise self._explained(error, batch, rows, before) from error
         except RuntimeError:
             if processes.count() > 1:  # another one has ended; no update has been made
@@ -190,7 +191,7 @@ class Training:
         self.seconds += seconds
 
     def _explained(
-        self, error: Exception, batch: tuple[Tensor, ...], rows: Tensor | None, before: Tensor
+        self, error: Exception, batch: tuple[Tensor, ...], rows: Tensor | None, before: list[Tensor]
     ) -> Exception:
         """The error that says what is at fault, if that is found; what was good is saved."""
         programs = self.stepping.programs(len(batch[0]))
@@ -199,9 +200,9 @@ class Training:
                 self.stepping.look(batch)
         except ValueError:
             pass  # it cannot even be run: its sites will say why
-        torch.set_rng_state(before)
+        restore_draws(before)
         reason = blame(self.pair, programs, batch, rows, self.train)
-        torch.set_rng_state(before)
+        restore_draws(before)
         if reason is None and not isinstance(error, NotFiniteError):
             return error
         self.stepping.undo()

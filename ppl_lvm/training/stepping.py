@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm import objectives, processes
 from ppl_lvm.engine import Level, LongRun, NotFiniteError, Turn, make_whole_step
+from ppl_lvm.engine.outside import restore_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.subsample import Subsample
 from ppl_lvm.training.in_support import InSupport
@@ -173,11 +174,11 @@ class Stepping:
 
     # Steps
 
-    def step(self, batch: tuple[Tensor, ...], rows: int, before: Tensor) -> float:
+    def step(self, batch: tuple[Tensor, ...], rows: int, before: list[Tensor]) -> float:
         """Take one step on `batch`, this process's part of `rows` rows; the bound, nats per datum.
 
         Args:
-            before: torch's random state, to which a line search returns.
+            before: torch's random states, to which a line search returns.
 
         Raises:
             NotFiniteError: the loss or a gradient is not finite; parameters are as before.
@@ -245,12 +246,12 @@ class Stepping:
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups
 
-    def _search(self, batch: tuple[Tensor, ...], before: Tensor) -> float:
+    def _search(self, batch: tuple[Tensor, ...], before: list[Tensor]) -> float:
         """A step of L-BFGS, which moves the parameters several times before a fault can show."""
         self._kept = self.pair.state()
 
         def closure() -> float:
-            torch.set_rng_state(before)  # the line search compares like with like
+            restore_draws(before)  # the line search compares like with like
             for leaf in self._leaves:
                 leaf.grad = None
             loss, largest = self._loss_and_gradient(*batch)

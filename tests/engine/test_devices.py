@@ -1,0 +1,63 @@
+"""What a step makes, it makes where its data are.
+
+No GPU is needed to ask: tensors without numbers on the device "meta", under torch's fake tensor
+mode, refuse to meet those of the CPU as a GPU's would.
+"""
+
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from ppl_lvm.engine.compiled import CompiledStep
+from ppl_lvm.engine.flat import FlatOptimizer
+from ppl_lvm.engine.many import take_steps
+from ppl_lvm.engine.optimizers import TorchStepper
+from ppl_lvm.engine.recording import Recording
+
+ELSEWHERE = torch.device("meta")
+
+
+class Line(nn.Module):
+    def forward(self, w: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (w * x).sum(), x.sum(0)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
+def test_a_compiled_step_takes_the_optimisers_numbers_there(optimizer: Any) -> None:
+    """A kernel of a device cannot read what lies on the CPU."""
+    w, x = nn.Parameter(torch.zeros(3, device=ELSEWHERE)), torch.zeros(4, 3, device=ELSEWHERE)
+    recording = Recording(
+        module=fx.symbolic_trace(Line()),
+        sources=[],
+        constants=[],
+        active=[True],
+        results=None,
+        num_losses=1,
+        mutated=[],
+        rebinds=False,
+        draws=False,
+        tables=(0, 0),
+    )
+    groups = FlatOptimizer().plan(TorchStepper(optimizer([w], lr=0.1)).owned([w]) or [])
+    assert groups is not None
+    step = CompiledStep(recording, [w], groups, [x])
+    values = [node.meta.get("val") for node in step.graph.graph.nodes]
+    made = [tensor for value in values for tensor in pytree.tree_leaves(value)]
+    assert {tensor.device for tensor in made if tensor is not None} == {ELSEWHERE}
+    step._compiled = machine = Mock(return_value=[])
+    step.take([x])
+    assert {tensor.device for tensor in machine.call_args.args} == {ELSEWHERE}
+
+
+def test_batches_are_gathered_there() -> None:
+    step = Mock()
+    step.take.side_effect = lambda batch, between: [batch[0].sum()]
+    rows = torch.tensor([[0, 2], [1, 1], [4, 0]])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        take_steps(step, [torch.zeros(5, 3, device=ELSEWHERE)], rows, 3)
+    assert [tuple(call.args[0][0].shape) for call in step.take.call_args_list] == [(2, 3)] * 3
