@@ -70,7 +70,8 @@ def posterior(subject: Subject) -> Figure | None:
     with torch.no_grad(), torch.random.fork_rng(), subject.pair.scope(), poutine.block():
         torch.manual_seed(0)
         draws = [predict.draw_guide(subject.pair, subject.batch)[0] for _ in range(2 * DRAWS)]
-    table = {n: torch.stack([d[n] for d in draws]) for n in draws[0]}
+        # Stacked here: the value of a point estimate is the parameter, gradient and all.
+        table = {n: torch.stack([d[n] for d in draws]) for n in draws[0]}
     few = {n: v for n, v in table.items() if v[0].numel() <= MOST_NUMBERS and v.is_floating_point()}
     if not few:
         return None
@@ -210,4 +211,4 @@ def _replicated(subject: Subject, name: str, batch: tuple[Tensor, ...]) -> tuple
             if mean.dim() > site["value"].dim():  # of categories: probabilities
                 mean = (mean * torch.arange(mean.shape[-1])).sum(-1)
             means.append(mean)
-    return torch.stack(values).numpy(), torch.stack(means).numpy()
+        return torch.stack(values).numpy(), torch.stack(means).numpy()

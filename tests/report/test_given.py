@@ -3,8 +3,10 @@
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
+from pyro.distributions import Delta
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
@@ -19,6 +21,7 @@ from ppl_lvm.report.given import (
     reliability,
 )
 from ppl_lvm.report.subject import Subject
+from small_programs import Mean
 
 DRAW = np.random.default_rng(0)
 
@@ -101,3 +104,13 @@ def test_schools_shrink_and_their_intervals_are_the_draws() -> None:
     ends = np.array([path.vertices[:, 0] for path in bars[0].collections[0].get_paths()])
     assert np.allclose(ends, np.quantile(drawn["a"], [0.05, 0.95], 0).T)
     assert "c" in bars[1].get_xlabel()
+
+
+def test_a_point_estimate_is_shown_too() -> None:
+    """Its draws are the parameter itself, which carries a gradient."""
+    run = fit(Mean(), point, torch.ones(10), num_steps=2, progress=False)
+    assert posterior(Subject(run, load_data(torch.ones(10)), (torch.ones(10),))) is not None
+
+
+def point(x: torch.Tensor) -> None:
+    pyro.sample("m", Delta(pyro.param("center", torch.tensor(0.3))))
