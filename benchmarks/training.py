@@ -15,6 +15,7 @@ are those spent in steps, which are replayed from a recording (`engine`, "eager"
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, cast
@@ -150,6 +151,7 @@ class Budget:
     particles: int
     engine: Level
     rows: int | None = None  # of the training data; all of them if None
+    estimators: int | None = None  # the first ones; all of them if None
 
 
 def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[Row]:
@@ -160,7 +162,7 @@ def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[R
         _, pool = pool.split(budget.rows, seed)
         held_out = few
     rows: list[Row] = []
-    for objective in candidates(num_particles):
+    for objective in islice(candidates(num_particles), budget.estimators):
         reached: dict[str, list[tuple[float, int, float]]] = {"steps": [], "seconds": []}
         try:
             for start in range(seed, seed + budget.seeds):
@@ -214,7 +216,7 @@ def run(
     level = cast(Level, engine)
     budget = Budget(steps, seconds, seeds, 1000, level)
     if smoke:
-        budget = Budget(2, 0.005, 1, 10, level, rows=50)
+        budget = Budget(2, 0.005, 1, 10, level, rows=50, estimators=5)
     chosen = [t for t in TASKS if task in (None, t.name)]
     if not chosen:
         raise ValueError(f"task: {task!r} is none of {', '.join(t.name for t in TASKS)}.")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from command_line import ppl_lvm
 from ppl_lvm import processes
 from ppl_lvm.checkpoint import load_checkpoint
 
@@ -37,7 +38,8 @@ class Factor(PyroModule):
         m = pyro.sample("m", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", Normal(z * self.w + self.b + m, 1.0).to_event(1), obs=x[:, :3])
+            mean = z * self.w + self.b + m[..., None]
+            pyro.sample("x", Normal(mean, 1.0).to_event(1), obs=x[:, :3])
 
 class Guide(PyroModule):
     def __init__(self) -> None:
@@ -86,12 +88,8 @@ def test_two_processes_are_one(asked: list[str], tmp_path: Path, level: str) -> 
     """Also where a batch of 11 rows is left over and is not halved evenly."""
     more = ["--num-steps", "40", "--engine", level, "--directory"]
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = subprocess.run(
-        [sys.executable, "-W", "ignore", *asked, *more, str(one)],
-        check=True,
-        capture_output=True,
-        env=environment(),
-    )
+    alone = ppl_lvm(*asked[2:], *more, str(one), folder=tmp_path)
+    assert alone.returncode == 0, alone.stderr
     both = subprocess.run(
         torchrun(asked, *more, str(two)), capture_output=True, env=environment(), text=True
     )
@@ -142,13 +140,12 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
 def test_expectation_maximisation_too(tmp_path: Path) -> None:
     asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
     asked += ["--objective", "em", "--set", "components=3", "--directory"]
-    found = []
-    alone = [sys.executable, "-W", "ignore", *asked, str(tmp_path / "one")]
-    for command in (alone, torchrun(asked, str(tmp_path / "two"))):
-        ended = subprocess.run(command, check=True, capture_output=True, env=environment())
-        found.append(json.loads(ended.stdout.splitlines()[-1]))
-    assert found[0]["bound"] == pytest.approx(found[1]["bound"], rel=1e-9)
-    assert found[0]["steps"] == found[1]["steps"]
+    alone = ppl_lvm(*asked[2:], str(tmp_path / "one"), folder=tmp_path)
+    command = torchrun(asked, str(tmp_path / "two"))
+    both = subprocess.run(command, check=True, capture_output=True, env=environment(), text=True)
+    one, two = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, both))
+    assert one["bound"] == pytest.approx(two["bound"], rel=1e-9)
+    assert one["steps"] == two["steps"]
 
 
 def _workers(parent: int) -> list[int]:
