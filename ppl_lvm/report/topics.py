@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from ppl_lvm import predict
 from ppl_lvm.report.canvas import COLOURS, TEXT, WIDTH, picture_grid, title_above
 from ppl_lvm.report.subject import Subject
-from ppl_lvm.topics import top_words
+from ppl_lvm.topics import coherence, top_words
 
 MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
 
@@ -24,17 +24,24 @@ def topics(subject: Subject) -> Figure | None:
     table = _table(subject)
     if table is None or not 2 <= len(table) <= MOST_TOPICS:
         return None
-    return draw(table, subject.image_shape, subject.data.columns)
+    return draw(table, subject.image_shape, subject.data.columns, subject.batch[0])
 
 
 def draw(
-    table: Tensor, image_shape: tuple[int, int] | None = None, words: Sequence[str] | None = None
+    table: Tensor,
+    image_shape: tuple[int, int] | None = None,
+    words: Sequence[str] | None = None,
+    counts: Tensor | None = None,
 ) -> Figure:
-    """Topics (K, V) as pictures, or as bars of their most likely words."""
+    """Topics (K, V) as pictures, or as bars of their most likely words.
+
+    With `counts` (N, V) each bears its coherence in them, that of the words that are shown.
+    """
     K, V = table.shape
     if image_shape is not None:
         rows = -(-K // ACROSS)
-        names = [f"{ACROSS * r + 1}–{min(ACROSS * (r + 1), K)}" for r in range(rows)]
+        ends = [(ACROSS * r + 1, min(ACROSS * (r + 1), K)) for r in range(rows)]
+        names = [f"{first}–{last}" if first < last else f"{first}" for first, last in ends]
         shown = table.reshape(K, *image_shape).numpy()
         return picture_grid("Topics: where each has its words", shown, rows, min(K, ACROSS), names)
     called = [str(v + 1) for v in range(V)] if words is None else list(words)
@@ -42,6 +49,7 @@ def draw(
     title_above(figure, "Topics: the most likely words of each, and their probability")
     grid = figure.subplots(-(-K // 2), 2, squeeze=False).ravel()
     best = top_words(table, min(MOST_WORDS, V))
+    belongs = None if counts is None else coherence(table, counts, best.shape[1])
     for k, axes in enumerate(grid):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=TEXT - 3)
@@ -52,7 +60,8 @@ def draw(
         axes.barh(at, table[k, best[k]].numpy(), color=COLOURS[0])
         axes.set_yticks(at, [called[v] for v in best[k].tolist()])
         axes.invert_yaxis()
-        axes.set_title(f"topic {k + 1}", fontsize=TEXT - 2, loc="left")
+        said = "" if belongs is None else f", coherence {belongs[k].item():.2f}"
+        axes.set_title(f"topic {k + 1}{said}", fontsize=TEXT - 2, loc="left")
     return figure
 
 

@@ -21,6 +21,7 @@ from ppl_lvm.report.latents import _walks, chain, given_back
 from ppl_lvm.report.subject import Subject
 from ppl_lvm.report.topics import draw as draw_topics
 from ppl_lvm.report.topics import topics
+from ppl_lvm.topics import coherence
 
 
 def subject(model: object, source: object) -> Subject:
@@ -77,6 +78,12 @@ def test_topics_are_the_models_own() -> None:
     bars = draw_topics(table, words=["a", "b", "c"]).axes
     assert [t.get_text() for t in bars[0].get_yticklabels()] == ["b", "c", "a"]
     assert [t.get_text() for t in bars[1].get_yticklabels()] == ["a", "c", "b"]
+    counts = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 1.0], [0.0, 2.0, 0.0]])
+    titles = [a.get_title("left") for a in draw_topics(table, counts=counts).axes]
+    each = coherence(table, counts, 3)
+    assert titles == [f"topic {k + 1}, coherence {each[k].item():.2f}" for k in range(2)]
+    six = draw_topics(torch.full((6, 4), 0.25), (2, 2)).axes[0].get_yticklabels()
+    assert [t.get_text() for t in six] == ["1–5", "6"]
 
 
 def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
