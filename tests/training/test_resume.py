@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import forked
 from command_line import ppl_lvm
 from ppl_lvm.checkpoint import load_checkpoint
 
@@ -88,19 +87,16 @@ def test_killed_twice_and_resumed_equals_uninterrupted(command: list[str], tmp_p
     seen = 0
     for attempt in range(2):
         words = [*command, "--directory", str(killed), *["--resume"] * bool(attempt)]
-        process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "ppl_lvm", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        (process,) = forked.forked(1, forked.ppl_lvm, words, tmp_path / "said.txt")
         checkpoint = killed / "checkpoint.safetensors"
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and process.poll() is None:
+        while time.monotonic() < deadline and process.is_alive():
             if checkpoint.exists() and load_checkpoint(checkpoint)[1]["step"] > seen + 20:
                 break
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
         step = load_checkpoint(checkpoint)[1]["step"]
         assert seen < step < STEPS, "killed too late to prove anything"
         seen = step
