@@ -14,8 +14,12 @@ import pytest
 import torch
 
 from command_line import ppl_lvm
+from forked import ended, forked
+from forked import ppl_lvm as forked_ppl_lvm
 from ppl_lvm import processes
 from ppl_lvm.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.xdist_group("forked")  # one server of processes serves them all
 
 PROGRAM = '''
 import os, time
@@ -78,6 +82,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1", **more}
 
 
+def share(asked: list[str], *more: str) -> str:
+    """Two processes do it at once, as torchrun starts them; what they say."""
+    words = [*asked[2:], *more]
+    output = Path(words[words.index("--directory") + 1]).with_suffix(".txt")
+    statuses = ended(forked(2, forked_ppl_lvm, words, output))
+    assert statuses == [0, 0], output.read_text()
+    return output.read_text()
+
+
 def state(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return load_checkpoint(directory / "checkpoint.safetensors")
 
@@ -111,8 +124,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
 ) -> None:
     steps = ["--num-steps", "60", "--engine", "eager", "--checkpoint-seconds", "1000"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run: dict[str, Any] = {"check": True, "capture_output": True, "env": environment()}
-    subprocess.run(torchrun(asked, *steps, "--directory", str(whole)), **run)
+    share(asked, *steps, "--directory", str(whole))
     again = [*steps, "--directory", str(killed)]
     process = subprocess.Popen(
         torchrun(asked, *again),
@@ -129,7 +141,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
     assert process.returncode != 0
     _, data = state(killed)
     assert 0 < data["step"] < 60
-    subprocess.run(torchrun(asked, *again, "--resume"), **run)
+    share(asked, *again, "--resume")
     (wanted, _), (found, _) = state(whole), state(killed)
     for name, tensor in wanted.items():
         if name.startswith(("state/", "history/bound", "optimizer/")):
@@ -141,9 +153,8 @@ def test_expectation_maximisation_too(tmp_path: Path) -> None:
     asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
     asked += ["--objective", "em", "--set", "components=3", "--directory"]
     alone = ppl_lvm(*asked[2:], str(tmp_path / "one"), folder=tmp_path)
-    command = torchrun(asked, str(tmp_path / "two"))
-    both = subprocess.run(command, check=True, capture_output=True, env=environment(), text=True)
-    one, two = (json.loads(done.stdout.splitlines()[-1]) for done in (alone, both))
+    both = share(asked, str(tmp_path / "two"))
+    one, two = (json.loads(said.splitlines()[-1]) for said in (alone.stdout, both))
     assert one["bound"] == pytest.approx(two["bound"], rel=1e-9)
     assert one["steps"] == two["steps"]
 

@@ -10,11 +10,11 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import ppl_lvm.run_on
+from forked import ended, forked
 from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
@@ -196,11 +196,10 @@ def _bounds_of_sequences(x: Tensor) -> list[float]:
     return found
 
 
-def _fit_a_part(rank: int, world: int, folder: str) -> None:
+def _fit_a_part(folder: str) -> None:
     torch.set_default_dtype(torch.float64)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world
-    )
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     x = torch.tensor(load_iris().data)
     run = fit_em(GaussianMixture(3), x, seed=1, batch_size=40)
     online = fit_em(GaussianMixture(3), x, seed=1, decay=0.6, max_iterations=2, batch_size=149)
@@ -210,8 +209,9 @@ def _fit_a_part(rank: int, world: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("forked")
 def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
-    spawn(_fit_a_part, (2, str(tmp_path)), nprocs=2)
+    assert ended(forked(2, _fit_a_part, str(tmp_path))) == [0, 0]
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
     # a last mini-batch of one row leaves the second process none
     online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)

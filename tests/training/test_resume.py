@@ -13,6 +13,8 @@ import forked
 from command_line import ppl_lvm
 from ppl_lvm.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.xdist_group("forked")  # one server of processes serves them all
+
 PROGRAM = '''
 import random, time
 import numpy as np, pyro, torch
