@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -42,12 +43,25 @@ def as_target(given: Any) -> Target:
     """A target from data (N, P), a distribution of rows (P,), or as it is.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, and rows that are not numbers throughout.
     """
     if isinstance(given, Target):
         return given
-    if isinstance(given, Tensor) and given.dim() == 2:
+    if isinstance(given, np.ndarray) and given.dtype.kind in "fiub":
+        given = torch.from_numpy(given).to(torch.get_default_dtype())
+    if isinstance(given, Tensor) and given.dim() == 2 and len(given):
+        if (wrong := ~given.isfinite()).any():
+            row, column = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"The target's row {row}, column {column} is {given[row, column].item()} "
+                f"({int(wrong.sum())} such in all). Leave those rows out."
+            )
         return Target(draw=lambda n: given[torch.randint(len(given), (n,), device=given.device)])
+    if isinstance(given, Tensor):
+        raise ValueError(
+            f"A target of data is rows (N, P), got {tuple(given.shape)}."
+            + (" One column is x.unsqueeze(1)." if given.dim() == 1 else "")
+        )
     if isinstance(given, Distribution) and len(given.event_shape) == 1 and not given.batch_shape:
         return Target(given.log_prob, lambda n: given.sample((n,)))
     raise ValueError(

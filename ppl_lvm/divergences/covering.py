@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ppl_lvm.address import settings_of
 from ppl_lvm.divergences.base import Divergence, Target, as_target
-from ppl_lvm.divergences.fitting import Grid, fit_divergence
+from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -155,11 +155,7 @@ def fit_each(
         torch.manual_seed(seed)
         x = p.draw(DRAWS) if not isinstance(target, Tensor) else target
     for family in families.values():
-        if (shape := tuple(family.density().event_shape)) != tuple(x.shape[1:]):
-            raise ValueError(
-                f"The target has rows of shape {tuple(x.shape[1:])}, {type(family).__name__} makes "
-                f"rows of shape {shape}. Build it for as many columns."
-            )
+        check_columns(family, tuple(x.shape[1:]), "target")
     grid = _grid(p, x)
     left_out = {name_of(d): " and ".join(d.missing(p)) for d in divergences if d.missing(p)}
     if grid is not None:

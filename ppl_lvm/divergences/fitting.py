@@ -86,22 +86,27 @@ def fit_divergence(
         seed: of the draws.
 
     Raises:
-        ValueError: for a target of which too little is known, or a family without parameters.
+        ValueError: for a target of which too little is known, a family without parameters or of
+            other columns, or numbers out of range.
         FloatingPointError: the divergence became infinite or NaN; names the step.
     """
+    if not isinstance(divergence, Divergence):
+        raise ValueError(f"A divergence is an object, such as MMD(); got {divergence!r:.80}.")
     p = as_target(target)
     if grid is None:
         divergence.check(p)
     elif p.log_density is None or not p.normalized:
         raise ValueError("On a grid the target's normalized density must be known: leave it out.")
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}.")
+    for name, number, least in (("num_draws", num_draws, 2), ("num_steps", num_steps, 1)):
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}.")
     q = copy.deepcopy(family)
-    parameters: list[Tensor] = (
-        [w for w in q.parameters() if w.requires_grad] if isinstance(q, nn.Module) else []
-    )
-    if not parameters:
-        raise ValueError(f"{type(family).__name__} has no parameter to fit: give a torch module.")
+    parameters = _parameters(q)
+    if grid is not None:
+        check_columns(q, (len(grid.low),), "grid")
+    elif p.draw is not None:
+        with torch.random.fork_rng():
+            check_columns(q, tuple(p.draw(1).shape[1:]), "target")
     points = None if grid is None else grid.points(parameters[0])
     stepper = objectives.optimizer(optimizer, parameters)
     history: list[float] = []
@@ -125,3 +130,36 @@ def fit_divergence(
             stepper.step()
             history.append(value.item())
     return Fitted(q, history)
+
+
+def check_columns(family: Any, columns: tuple[int, ...], what: str) -> None:
+    """Refuse a family of other columns than the target or the grid has.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if (shape := tuple(family.density().event_shape)) != columns:
+        raise ValueError(
+            f"The {what} has rows of shape {columns}, {type(family).__name__} makes rows of shape "
+            f"{shape}. Build it for as many columns."
+        )
+
+
+def _parameters(family: Any) -> list[Tensor]:
+    """What is fitted of a family.
+
+    Raises:
+        ValueError: nothing can be.
+    """
+    if isinstance(family, type):
+        raise ValueError(f"A family is an object: {family.__name__}(…), and not its class.")
+    found: list[Tensor] = (
+        [w for w in family.parameters() if w.requires_grad] if isinstance(family, nn.Module) else []
+    )
+    if not found:
+        raise ValueError(f"{type(family).__name__} has no parameter to fit: give a torch module.")
+    if not hasattr(family, "density"):
+        raise ValueError(
+            f"{type(family).__name__} has no density() that returns a distribution of rows."
+        )
+    return found

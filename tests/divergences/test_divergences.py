@@ -232,6 +232,14 @@ def test_draws_alone_are_enough_for_some(divergence: Divergence) -> None:
     assert q.stddev.item() == pytest.approx(0.5, abs=0.15)
 
 
+def test_an_array_is_a_target_as_its_tensor_is() -> None:
+    x = torch.randn(40, 2)
+    first, second = (
+        fit_divergence(Energy(), rows, Gaussian(2), num_steps=3) for rows in (x, x.double().numpy())
+    )
+    assert first.history == second.history
+
+
 def test_every_divergence_is_listed() -> None:
     assert {type(d) for d, _ in CLOSED.values()} | {JensenShannon} == set(DIVERGENCES)
 
@@ -264,6 +272,27 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         Grid([1.0], [0.0])
     with pytest.raises(ValueError, match="no parameter to fit"):
         fit_divergence(ForwardKL(), x, normal(0.0, 1.0))
+    for wrong, message in (
+        (x[:, 0], r"rows \(N, P\), got \(9,\). One column is x.unsqueeze\(1\)"),
+        (x[:0], r"got \(0, 1\)"),
+        (x.where(torch.arange(9)[:, None] != 4, math.nan), "row 4, column 0 is nan"),
+        (
+            torch.randn(9, 2),
+            r"target has rows of shape \(2,\), Gaussian makes rows of shape \(1,\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_divergence(MMD(), wrong, family)
+    with pytest.raises(ValueError, match=r"grid has rows of shape \(1,\), Gaussian makes"):
+        fit_divergence(ForwardKL(), Gaussian(2).density(), Gaussian(2), grid=GRID)
+    with pytest.raises(ValueError, match=r"A divergence is an object, such as MMD\(\)"):
+        fit_divergence(MMD, x, family)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"A family is an object: Gaussian\(…\)"):
+        fit_divergence(MMD(), x, Gaussian)
+    with pytest.raises(ValueError, match=r"Linear has no density\(\)"):
+        fit_divergence(MMD(), x, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+        fit_divergence(MMD(), x, family, num_steps=0)
     nowhere = Target(lambda x: x.sum(-1) - math.inf)
     with pytest.raises(FloatingPointError, match="ReverseKL is inf at step 0"):
         fit_divergence(ReverseKL(), nowhere, family)
