@@ -109,6 +109,7 @@ def fit_adversarially(
                 "one, as models/implicit.py does; a model with a density is trained by fit."
             )
         a = Discriminator(x) if discriminator is None else copied(discriminator)[0]
+        _check_discriminator(a, x)
         show = Progress(num_steps, figure="Jensen-Shannon", shown=progress)
         game = Game(G, a, x, f, rules, show)
         finished = None if path is None else claim(path, asked, resume, load_adversaries)
@@ -144,7 +145,29 @@ def _rows(data: Data) -> Tensor:
             f"fit_adversarially takes rows (N, P) of numbers, got {tuple(x.shape)}"
             + (f" and {len(more)} tensors beside them." if more else ".")
         )
+    if (gaps := ~x.isfinite()).any():
+        row, column = gaps.nonzero()[0].tolist()
+        raise ValueError(
+            f"fit_adversarially takes complete rows: {data.locate(row, column)} is missing "
+            f"({int(gaps.sum())} such in all). What a generator draws has no gaps. Leave them out."
+        )
     return x
+
+
+def _check_discriminator(a: nn.Module, x: Tensor) -> None:
+    """Refuse a discriminator that gives anything else than a number a row."""
+    try:
+        with torch.no_grad():
+            found = tuple(a(x[:2]).shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The discriminator does not run on rows of shape {tuple(x.shape[1:])}: {error}"
+        ) from error
+    if found != (len(x[:2]),):
+        raise ValueError(
+            f"A discriminator gives one number a row, (N,) of rows (N, P); {type(a).__name__} "
+            f"gives {found} of {tuple(x[:2].shape)}. End it with nn.Flatten(0)."
+        )
 
 
 def _record(

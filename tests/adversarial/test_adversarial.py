@@ -185,6 +185,15 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         fit_adversarially(Implicit(), x[:, 0])
     with pytest.raises(ValueError, match="discriminator_steps must be at least 1"):
         fit_adversarially(Implicit(), x, discriminator_steps=0)
+    for wrong, message in (
+        (nn.Linear(3, 1), r"does not run on rows of shape \(2,\)"),
+        (nn.Linear(2, 1), r"Linear gives \(2, 1\) of \(2, 2\). End it with nn.Flatten\(0\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit_adversarially(Implicit(), x, discriminator=wrong)
+    gap = x.where(torch.arange(30)[:, None] != 7, torch.nan)
+    with pytest.raises(ValueError, match=r"row 8 \(index 7\), column 1 .* is missing \(2 such"):
+        fit_adversarially(Straight(), load_data(gap, missing="keep"))
     with pytest.raises(ValueError, match="same columns"):
         fit_log_ratio(x, x[:, :1])
     with pytest.raises(ValueError, match="20 rows of each; got 30 and 9"):
