@@ -34,6 +34,8 @@ from ppl_lvm.models.gmm import moments, start_clusters
 
 # The decoder's lessons before training: enough to tell clusters apart, not to learn noise.
 _LESSONS, _LESSON_ROWS, _LESSON_RATE = 300, 256, 3e-3
+# Below so much of the leading deviation, rows of single precision vary by rounding alone.
+_ROUNDING = 3e-7
 # The least standard deviation of a cluster, in units of the principal components at the start.
 LEAST_SCALE = 0.05
 
@@ -74,7 +76,11 @@ class GaussianMixtureVAE(PyroModule):
         self.categories = categories
         self.floor = floor
         self.decoder = Decoder(latent, observed, hidden, likelihood, categories, floor)
-        self.weights = PyroParam(torch.full((components,), 1 / components), constraints.simplex)
+        if components > 1:
+            weights = torch.full((components,), 1 / components)
+            self.weights = PyroParam(weights, constraints.simplex)
+        else:  # 1, whatever the data: nothing to learn
+            self.register_buffer("weights", torch.ones(1))
         # Equal means would receive equal gradients and never part.
         self.means = PyroParam(torch.randn(components, latent), constraints.real)
         self.scales = PyroParam(
@@ -98,7 +104,7 @@ class GaussianMixtureVAE(PyroModule):
 
         Raises:
             ValueError: for values outside the likelihood's support, fewer distinct rows than
-                clusters, or fewer columns than codes.
+                clusters, or rows that vary in fewer directions than there are codes.
         """
         self.decoder.initialize(x, self)
         z = principal_codes(x, self.latent)
@@ -111,14 +117,26 @@ class GaussianMixtureVAE(PyroModule):
 
 
 def principal_codes(x: Tensor, latent: int) -> Tensor:
-    """The D leading principal components of the rows `x` (N, P), each of variance 1: (N, D)."""
+    """The D leading principal components of the rows `x` (N, P), each of variance 1: (N, D).
+
+    Raises:
+        ValueError: for rows that do not vary in so many directions.
+    """
     if latent > min(x.shape):
         raise ValueError(
             f"latent={latent} codes cannot start from the principal components of "
             f"{x.shape[0]} rows and {x.shape[1]} columns. Use latent={min(x.shape)} or fewer."
         )
-    centred = (x - x.mean(0)).double()
+    x = x.double()
+    centred = x - x.mean(0)
     _, singular, V = torch.linalg.svd(centred, full_matrices=False)
+    directions = int((singular > _ROUNDING * singular[0]).sum())
+    if latent > directions:
+        remedy = f"Use latent={directions} or fewer." if directions else "Give other data."
+        raise ValueError(
+            f"latent={latent} codes cannot start from the principal components of rows that vary "
+            f"in no more than {directions} directions. {remedy}"
+        )
     return centred @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
 
 

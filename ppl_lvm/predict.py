@@ -85,11 +85,8 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
         if summed:
             repeats = GLOBAL_DRAWS if latent_sites(drawn) else 1
             totals: dict[str, Tensor] = {}
-            nesting = plate_nesting(poutine.trace(pair.model).get_trace(*batch))
             for _ in range(repeats):
-                found = TraceEnum_ELBO(max_plate_nesting=nesting).compute_marginals(
-                    pair.model, pair.guide, *batch
-                )
+                found = _marginals(pair.model, pair.guide, *batch)
                 for name in summed & found.keys():
                     probs = _probabilities(found[name])
                     totals[name] = totals.get(name, 0.0) + probs / repeats
@@ -164,11 +161,27 @@ def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[st
     """Draw the summed-out sites from p(z | x, θ) at global latents θ = `shared`."""
     model, guide = (poutine.condition(p, data=shared) for p in (pair.model, pair.guide))
     names = list(shared)
-    nesting = plate_nesting(poutine.trace(pair.model).get_trace(*batch))
-    found = TraceEnum_ELBO(max_plate_nesting=nesting).compute_marginals(
-        poutine.block(model, hide=names), poutine.block(guide, hide=names), *batch
-    )
+    found = _marginals(poutine.block(model, hide=names), poutine.block(guide, hide=names), *batch)
     return {name: fn.sample() for name, fn in found.items()}
+
+
+def _marginals(model: Any, guide: Any, *batch: Any) -> dict[str, Any]:
+    """Enumerated site -> p(z | x).
+
+    A site of one value only is certain, and kept from Pyro's contraction, which has no dimension
+    for it and fails.
+    """
+    trace = poutine.trace(model).get_trace(*batch)
+    certain = {
+        name: site
+        for name, site in latent_sites(trace).items()
+        if site["infer"].get("enumerate") and len(site["fn"].enumerate_support(expand=False)) == 1
+    }
+    rest = poutine.condition(model, data={name: site["value"] for name, site in certain.items()})
+    found = TraceEnum_ELBO(max_plate_nesting=plate_nesting(trace)).compute_marginals(
+        rest, guide, *batch
+    )
+    return {**found, **{name: site["fn"] for name, site in certain.items()}}
 
 
 def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:

@@ -150,3 +150,33 @@ def test_it_follows_the_datas_precision() -> None:
     model.initialize(x)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     TraceEnum_ELBO(max_plate_nesting=1).loss(model, AmortizedNormal(model, x), x)
+
+
+def test_one_cluster_has_no_weight_to_learn_and_is_certain(tmp_path: Path) -> None:
+    x = torch.randn(30, 4)
+    run = fit(
+        GaussianMixtureVAE,
+        None,
+        x,
+        settings={"components": 1, "latent": 2, "likelihood": "gaussian-shared", "hidden": (4,)},
+        num_steps=2,
+        directory=tmp_path / "run",
+        progress=False,
+    )
+    torch.testing.assert_close(run.encode(x)["c"], torch.ones(30, 1))
+    assert not any("weights" in name for name in run.parameters())
+    again: Any = load_run(tmp_path / "run")
+    assert again.model.weights.tolist() == [1.0]
+    assert again.to_arviz(x, num_samples=3).posterior["c"].values.max() == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.ones(9, 4), "no more than 0 directions. Give other data"),
+        (torch.randn(9, 1) * torch.ones(4), "no more than 1 directions. Use latent=1 or fewer"),
+    ],
+)
+def test_codes_of_rows_that_do_not_vary_are_refused(x: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        principal_codes(x, 2)
