@@ -109,6 +109,11 @@ class Decoder(PyroModule):
         Raises:
             ValueError: what came, and what `owner` takes.
         """
+        if not x.is_floating_point() and self.likelihood != "categorical":
+            raise ValueError(
+                f"{type(owner).__name__} with likelihood={self.likelihood!r} takes floating-point "
+                f"numbers, got {x.dtype}. Pass x.float()."
+            )
         if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
             expected = "P" if self.observed is None else self.observed
             raise ValueError(

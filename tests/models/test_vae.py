@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ppl_lvm.fit import fit
 from ppl_lvm.guides import AmortizedNormal
+from ppl_lvm.models import GaussianMixtureVAE
 from ppl_lvm.models.vae import VAE
 
 
@@ -173,3 +174,13 @@ def test_a_kl_weight_tempers_the_posterior_that_the_guide_learns(beta: float) ->
     torch.testing.assert_close(
         log_scale, torch.full_like(x, -0.5 * math.log(precision)), atol=0.05, rtol=0
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_bits_are_floating_point_numbers(dtype: torch.dtype) -> None:
+    x = torch.bernoulli(torch.full((9, 5), 0.5)).to(dtype)
+    with pytest.raises(ValueError, match=r"VAE with likelihood='bernoulli' takes floating-point"):
+        VAE(2).initialize(x)
+    levels = x.long()  # of which there is a likelihood of whole numbers
+    VAE(2, likelihood="categorical", categories=2).initialize(levels)
+    GaussianMixtureVAE(2, 2, likelihood="categorical", categories=2).initialize(levels)
