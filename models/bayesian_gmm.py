@@ -36,6 +36,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_lvm.models.gmm import moments, start_clusters
+from ppl_lvm.models.rows import check_complete, check_rows
 
 COVARIANCES = ("full", "diag")
 
@@ -98,9 +99,10 @@ class BayesianGaussianMixture(PyroModule):
         """Take the columns' means and standard deviations from the rows `x` (N, P).
 
         Raises:
-            ValueError: for a constant column, which no Gaussian can explain.
+            ValueError: for missing values, or a constant column, which no Gaussian can explain.
         """
         self._meet(x)
+        check_complete(x, f"{type(self).__name__} (unlike GaussianMixture)")
         rows = x.detach().double()
         spread = rows.std(0, correction=0)
         if (spread == 0).any():
@@ -133,12 +135,7 @@ class BayesianGaussianMixture(PyroModule):
 
     def _meet(self, x: Tensor) -> None:
         """Take P from the data if nobody gave it; refuse data of another width."""
-        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
-            expected = "P" if self.observed is None else self.observed
-            raise ValueError(
-                f"BayesianGaussianMixture takes rows (N, {expected}), got {tuple(x.shape)}. "
-                f"Choose columns, or build it with observed={x.shape[-1]}."
-            )
+        check_rows(x, self.observed, type(self).__name__)
         if self.observed is None:
             self._resize(x.shape[1], dtype=x.dtype, device=x.device)
 

@@ -103,6 +103,15 @@ def test_a_constant_column_is_named() -> None:
         BayesianGaussianMixture().initialize(x)
 
 
+def test_a_missing_value_is_named() -> None:
+    x = torch.randn(9, 3)
+    x[4, 1] = torch.nan
+    with pytest.raises(
+        ValueError, match="unlike GaussianMixture.* takes complete rows.*row 4, col"
+    ):
+        BayesianGaussianMixture().initialize(x)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
