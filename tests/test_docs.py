@@ -1,10 +1,10 @@
 """Every page of docs/ runs as it stands, what it shows is what comes, and its commands parse.
 
 A page is a program. Its ```python blocks run in order, in one namespace and an empty folder, with
-`num_steps=`, `num_epochs=` and `max_iterations=` cut down to a few. A block whose first line is
-`# file: mine.py` is also written there, for the commands that follow. An ```output block is what
-the python block before it prints, `...` standing for any text. ```sh blocks hold command lines; a
-line with `…` is a sketch and left alone.
+`num_steps=`, `num_epochs=`, `max_iterations=` and `restarts=` cut down to a few. A block whose
+first line is `# file: mine.py` is also written there, for the commands that follow. An ```output
+block is what the python block before it prints, `...` standing for any text. ```sh blocks hold
+command lines; a line with `…` is a sketch and left alone.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ PAGES = sorted((ROOT / "docs").rglob("*.md"))
 COMMAND_PAGES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 SHELL = ("sh", "bash", "shell", "console", "")
 USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
-FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3}
+FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2}
 
 
 @dataclass(frozen=True)

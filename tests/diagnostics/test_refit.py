@@ -74,7 +74,7 @@ def test_a_guide_that_cannot_move_is_biased_and_one_that_can_is_not() -> None:
         pair = Pair(Mean(), guide, Trace_ELBO())
         pair.prepare(x)
         found = vsbc(
-            pair.model, refitting(pair, steps=60, learning_rate=0.1), x, num_simulations=60
+            pair.model, refitting(pair, steps=60, learning_rate=0.1), x, num_simulations=30
         )
         verdicts.append(found.findings()[0].verdict)
     assert verdicts == ["good", "bad"]

@@ -75,7 +75,7 @@ def _surviving(x: Tensor, seed: int, concentration: float | None) -> int:
     guide = auto_guide(model, x)
     loss = TraceEnum_ELBO(max_plate_nesting=1)
     svi = CompiledSVI(model, guide, Adam({"lr": 0.05}), loss, engine="captured")
-    for _ in range(800):
+    for _ in range(400):
         svi.step(x)
     q = poutine.trace(guide).get_trace(x).nodes["weights"]["fn"]
     return int((q.mean > 0.05).sum())
@@ -106,9 +106,7 @@ def test_a_constant_column_is_named() -> None:
 def test_a_missing_value_is_named() -> None:
     x = torch.randn(9, 3)
     x[4, 1] = torch.nan
-    with pytest.raises(
-        ValueError, match="unlike GaussianMixture.* takes complete rows.*row 4, col"
-    ):
+    with pytest.raises(ValueError, match=r"unlike GaussianMixture.* takes complete rows.*row 4,"):
         BayesianGaussianMixture().initialize(x)
 
 
