@@ -16,8 +16,8 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def load_program(address: str) -> Any:
@@ -150,7 +150,11 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
 
 
 def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str) -> Any:
-    """`factory(*arguments, **settings)`, with an error that lists the settings it takes."""
+    """`factory(*arguments, **settings)`, with an error that lists the settings it takes.
+
+    Raises:
+        ValueError: for a setting that is none, or whose value is of another kind than annotated.
+    """
     parameters = inspect.signature(factory).parameters
     taken = [
         p.name
@@ -163,7 +167,41 @@ def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str)
             near = difflib.get_close_matches(name, taken, 1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(taken)}.{hint}")
+    kinds = _kinds_of(factory)
+    for name, value in settings.items():
+        if name in kinds and _is_plain(value) and not isinstance(value, kinds[name]):
+            wider = float in kinds[name]  # whole numbers are numbers
+            words = [w for k, w in _KINDS.items() if k in kinds[name] and not (wider and k is int)]
+            expected = " or ".join(words)
+            raise ValueError(f"{what} takes {name} as {expected}, got {value!r}.")
     return factory(*arguments, **settings)
+
+
+# What a setting may be, if it is annotated so; those of other kinds are not checked.
+_KINDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple, as (128,)",
+    type(None): "None",
+}
+
+
+def _kinds_of(factory: Any) -> dict[str, tuple[type, ...]]:
+    """Parameter -> the types of its annotation, where these are plain."""
+    try:
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError, AttributeError):  # annotations that nobody can read
+        return {}
+    found = {}
+    for name, hint in hints.items():
+        union = get_origin(hint) in (Union, UnionType)
+        kinds = [get_origin(h) or h for h in (get_args(hint) if union else (hint,))]
+        if all(kind in _KINDS for kind in kinds):
+            also = [int] * (float in kinds) + [list] * (tuple in kinds)  # as JSON has them
+            found[name] = (*kinds, *also)
+    return found
 
 
 def settings_of(program: Any) -> dict[str, Any] | None:

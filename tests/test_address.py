@@ -1,6 +1,7 @@
 """Addresses, calls and settings: found, or an error that says what is on offer."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyro.infer import Trace_ELBO
@@ -102,3 +103,34 @@ def test_settings_are_read_back_or_not_at_all(program: Path) -> None:
     changed = topic()
     del changed.words
     assert settings_of(changed) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"components": "three"}, "mine takes components as a whole number, got 'three'"),
+        ({"components": 2.5}, "components as a whole number, got 2.5"),
+        ({"components": None}, "components as a whole number, got None"),
+        ({"observed": "x"}, "observed as a whole number or None, got 'x'"),
+        ({"floor": "low"}, "floor as a number, got 'low'"),
+        ({"hidden": 128}, r"hidden as a tuple, as \(128,\), got 128"),
+        ({"name": 3}, "name as text, got 3"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], message: str) -> None:
+    class Mine:
+        def __init__(
+            self,
+            components: int = 3,
+            observed: int | None = None,
+            floor: float = 1e-6,
+            hidden: tuple[int, ...] = (128,),
+            name: str = "",
+            other: Any = None,
+        ) -> None:
+            self.got = (components, observed, floor, hidden, name, other)
+
+    with pytest.raises(ValueError, match=message):
+        build(Mine, settings=settings, what="mine")
+    good = {"components": 2, "observed": None, "floor": 1, "hidden": [3], "other": "any"}
+    assert build(Mine, settings=good, what="mine").got == (2, None, 1, [3], "", "any")
