@@ -55,6 +55,8 @@ class Estimator(ELBO, nn.Module):
         draws: "particles" of the guide as it is, or another way of drawing, in a word.
         reads_rows: whether it looks at the rows of the batch: the model's arguments must be these
             rows, and each must have a log-weight of its own.
+        overflow: what to do where its gradient is not finite although every site's density is;
+            empty where that is not known to happen.
         cost: runs of guide and model for a step, in words.
         paper: authors and year, title, link.
 
@@ -78,6 +80,7 @@ class Estimator(ELBO, nn.Module):
     is_bound: ClassVar[bool] = True
     draws: ClassVar[str] = "particles"
     reads_rows: ClassVar[bool] = False
+    overflow: ClassVar[str] = ""
     cost: ClassVar[str] = "K"
     paper: ClassVar[str]
 

@@ -47,6 +47,11 @@ class CUBO(Estimator):
     unbiased = True
     upper = True
     is_bound = False
+    overflow = (
+        "CUBO's exponential of log-weights has left the range of these numbers: start from a guide "
+        "that ELBO has fitted, lower n, or use double precision, "
+        "torch.set_default_dtype(torch.float64)."
+    )
     paper = "Dieng et al. (2017). https://arxiv.org/abs/1611.00328"
 
     def __init__(

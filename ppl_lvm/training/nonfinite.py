@@ -50,10 +50,12 @@ def blame(
     for name, leaf in pair.leaves.items():
         if leaf.grad is not None and not torch.isfinite(leaf.grad).all():
             plain = name.split("/", 1)[1]
+            remedy = getattr(pair.objective, "overflow", "") or (
+                "Clip gradients, or look for a square root or a logarithm of zero on the way to it."
+            )
             return (
                 f"the gradient of parameter {plain!r} is {_kind(leaf.grad)} although every "
-                "log-probability is finite. Clip gradients, or look for a square root or a "
-                "logarithm of zero on the way to it."
+                f"log-probability is finite. {remedy}"
             )
     return None
 

@@ -114,3 +114,19 @@ def test_a_value_that_has_no_probability_is_found_where_the_program_does_not_run
     assert "outside the support of Poisson" in message
     assert "row 18 (index 17)" in message
     assert step > 0
+
+
+def test_an_exponential_that_overflows_is_called_by_its_objective() -> None:
+    with pytest.raises(
+        NonFiniteError,
+        match=r"^Step \d+: the gradient of parameter .* every log-probability is finite\. "
+        r"CUBO's exponential of log-weights .* a guide that ELBO has fitted",
+    ):
+        fit(
+            "ppl_lvm.models:LatentDirichletAllocation",
+            "ppl_lvm.guides:LocalNormal",
+            "bars(n=60)",
+            objective="CUBO",
+            num_steps=20,
+            progress=False,
+        )
