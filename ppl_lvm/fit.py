@@ -14,7 +14,6 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 
 from ppl_lvm import processes
 from ppl_lvm.checkpoint import random_state, set_random_state
@@ -28,13 +27,8 @@ from ppl_lvm.pairing import make_pair, refuse_faulty
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.report.draw import draw
-from ppl_lvm.run import (
-    TEMPLATE_ROWS,
-    Run,
-    evidence_record,
-    load_run,
-    surroundings,
-)
+from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, load_run, rank, surroundings
+from ppl_lvm.some_rows import at_most, first_rows, some_rows
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.resume import load as resume_from
 from ppl_lvm.training.stepping import Options
@@ -42,7 +36,6 @@ from ppl_lvm.training.together import Together
 from ppl_lvm.training.together import refuse as refuse_together
 from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings, last_bounds
 
-INITIALIZE_ROWS = 100_000
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
 DEFAULT_STEPS = 2000
 EVIDENCE_PARTICLES = 1000
@@ -217,10 +210,10 @@ class _Fitting:
             found = self._train_several(first, path)
         trails = [self._trail(training) for training, _ in found]
         sound = [f for f in found if f[1]["degenerate"] is None]
-        best, entry = max(sound or found, key=lambda f: -f[0].sign * _rank(f[1]))
+        best, entry = max(sound or found, key=lambda f: -f[0].sign * rank(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
         record["objective"] = describe(best.pair.objective)
-        template = _first_rows(self.train, TEMPLATE_ROWS)
+        template = first_rows(self.train, TEMPLATE_ROWS)
         record["results"] = self._results(best, entry)
         run = Run(best.pair, template, best.history, record, trails=trails)
         if path is not None and processes.rank() == 0:
@@ -233,17 +226,17 @@ class _Fitting:
         """Restart `number` before its first step, with the random state that belongs to it."""
         options = replace(self.options, seed=self.options.seed + number)
         pyro.set_rng_seed(options.seed)
-        rows = _some_rows(self.train, INITIALIZE_ROWS)
-        example = _first_rows(self.train, options.batch_size)
+        rows = some_rows(self.train)
+        example = first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():  # programs that run to be made leave nothing behind
             model = self.model.make(rows, restart=number)
-            guide = self.guide.make(model, _first_rows(self.train, GUIDE_ROWS), restart=number)
+            guide = self.guide.make(model, first_rows(self.train, GUIDE_ROWS), restart=number)
         pair, summed = make_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
 
     def check(self, training: Training) -> None:
         """Refuse a faulty pair; say in a line each what is doubtful about it."""
-        example = _first_rows(self.train, self.options.batch_size)
+        example = first_rows(self.train, self.options.batch_size)
         for doubt in refuse_faulty(training.pair, *example, stands_for=len(self.train)):
             self._progress(training, "").say(doubt.in_a_line())
 
@@ -305,8 +298,8 @@ class _Fitting:
         """What is reported of a restart."""
         pair, options = training.pair, training.options
         pair.freeze()
-        rows = _some_rows(self.train, INITIALIZE_ROWS)
-        judged = _at_most(self.train, EVALUATION_ROWS, options.seed)
+        rows = some_rows(self.train)
+        judged = at_most(self.train, EVALUATION_ROWS, options.seed)
         degenerate = getattr(pair.model, "degenerate", None)
         reason = None
         if degenerate is not None:
@@ -329,7 +322,7 @@ class _Fitting:
         }
 
     def _trail(self, training: Training) -> Trail:
-        rows = _first_rows(self.train, CLUSTERED_ROWS)
+        rows = first_rows(self.train, CLUSTERED_ROWS)
         return Trail(
             training.iterates.tensors(),
             last_bounds(training.history["bound"]),
@@ -338,8 +331,8 @@ class _Fitting:
 
     def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
         judged = self.held_out if self.held_out is not None else self.train
-        few = _at_most(judged, EVIDENCE_ROWS, self.options.seed)
-        rows = _first_rows(few, len(few))
+        few = at_most(judged, EVIDENCE_ROWS, self.options.seed)
+        rows = first_rows(few, len(few))
         affordable = EVIDENCE_NUMBERS // max(1, drawn_numbers(best.pair, *rows))
         evidence = log_evidence(
             best.pair,
@@ -356,12 +349,6 @@ class _Fitting:
                 rows=len(few),
             ),
         }
-
-
-def _rank(entry: dict[str, Any]) -> float:
-    """What the best restart is best in: the held-out bound, else the bound."""
-    value = entry["held_out"] if entry["held_out"] is not None else entry["bound"]
-    return float(value)
 
 
 def _num_steps(steps: int | None, epochs: int | None, rows: int, batch_size: int) -> int:
@@ -382,24 +369,6 @@ def _one_of(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
     return value
-
-
-def _first_rows(data: Data, count: int) -> tuple[Tensor, ...]:
-    return data.batch(torch.arange(min(count, len(data))))
-
-
-def _at_most(data: Data, count: int, seed: int) -> Data:
-    """The data, or so many of its rows drawn at random: figures must not cost more as N grows."""
-    if len(data) <= count:
-        return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return data.subset(order[:count].sort().values)
-
-
-def _some_rows(data: Data, count: int) -> tuple[Tensor, ...]:
-    if len(data) <= count:
-        return _first_rows(data, len(data))
-    return data.batch(torch.randperm(len(data))[:count].sort().values)
 
 
 def _is_plain(value: Any) -> bool:

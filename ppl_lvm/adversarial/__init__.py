@@ -30,6 +30,7 @@ from ppl_lvm.programs import ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.run import TEMPLATE_ROWS, surroundings
 from ppl_lvm.run_on import run_on
+from ppl_lvm.some_rows import at_most
 
 __all__ = ["OBJECTIVES", "Adversaries", "fit_adversarially", "load_adversaries"]
 
@@ -204,8 +205,7 @@ def _record(
 def _judged(found: Adversaries, data: Data, begun: float) -> dict[str, Any]:
     """What came of it: the two-sample test on at most 2,000 rows, None where there are under 20."""
     seed = found.record["options"]["seed"]
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    x = _rows(data.subset(order[:JUDGED_ROWS].sort().values))
+    x = _rows(at_most(data, JUDGED_ROWS, seed))
     last = found.history["jensen_shannon"][-max(1, len(found.history["jensen_shannon"]) // 5) :]
     test = found.two_sample(x, seed=seed) if len(x) >= FEWEST_ROWS else None
     return {

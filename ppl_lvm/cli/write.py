@@ -56,13 +56,12 @@ def check(
 ) -> None:
     """Does this guide fit this model? Findings with remedies, and which objectives suit; status 1
     where a finding is an error."""
-    import torch
-
     from ppl_lvm.check import check as check_pair
     from ppl_lvm.programs import GuideSource, ModelSource
+    from ppl_lvm.some_rows import first_rows
 
     loaded = load(data, columns, labels, missing, header)
-    batch = loaded.batch(torch.arange(min(batch_size or rows, len(loaded))))
+    batch = first_rows(loaded, batch_size or rows)
     program = ModelSource(model, parse_settings(settings or [])).make(batch)
     partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
     whole = None if batch_size is None else len(loaded)
@@ -88,14 +87,13 @@ def show(
     ] = None,
 ) -> None:
     """Print what a model declares: sites, plates, supports, shapes, parameters, and its graph."""
-    import torch
-
     from ppl_lvm.graph import as_text, draw
     from ppl_lvm.programs import ModelSource
     from ppl_lvm.signature import signature
+    from ppl_lvm.some_rows import first_rows
 
     loaded = load(data, columns, labels, missing, header)
-    batch = loaded.batch(torch.arange(min(rows, len(loaded))))
+    batch = first_rows(loaded, rows)
     program = ModelSource(model, parse_settings(settings or [])).make(batch)
     declared = signature(program, *batch)
     print(declared, as_text(declared), sep="\n\n")

@@ -31,11 +31,12 @@ from ppl_lvm.data import Data, load_data
 from ppl_lvm.em.batch import EM, NotMonotoneError
 from ppl_lvm.em.online import OnlineEM
 from ppl_lvm.em.run import ExactPosterior, Outcome, as_run, record
-from ppl_lvm.em.sums import READ_ROWS, State, Statistics, Sums, some_rows
+from ppl_lvm.em.sums import READ_ROWS, State, Statistics, Sums
 from ppl_lvm.pair import copied
 from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.run import Run
 from ppl_lvm.run_on import run_on
+from ppl_lvm.some_rows import some_rows
 
 __all__ = ["EM", "EMModel", "ExactPosterior", "NotMonotoneError", "fit_em"]
 

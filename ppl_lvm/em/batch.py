@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em.sums import READ_ROWS, State, Sums, some_rows
+from ppl_lvm.em.sums import READ_ROWS, State, Sums
 from ppl_lvm.gain_ahead import gain_ahead
+from ppl_lvm.some_rows import some_rows
 
 # A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
 ROUNDING = 1e-10

@@ -38,7 +38,6 @@ from ppl_lvm.em.chain import Chain, Draws
 from ppl_lvm.em.guide_after import bound, fit_guide, make_guide
 from ppl_lvm.em.joint import Joint
 from ppl_lvm.em.run import ExactPosterior, record
-from ppl_lvm.em.sums import some_rows
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import describe
 from ppl_lvm.pair import Pair, copied
@@ -47,6 +46,7 @@ from ppl_lvm.programs import GuideSource, ModelSource
 from ppl_lvm.progress import Progress
 from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record
 from ppl_lvm.run_on import run_on
+from ppl_lvm.some_rows import first_rows, some_rows
 from ppl_lvm.training.trail import Iterates, Trail, last_bounds
 
 EVIDENCE_PARTICLES = 1000
@@ -306,7 +306,7 @@ def _as_run(
     results = {"directory": None, **entry, **evidence_record(evidence, of=of, rows=len(judged[0]))}
     restarts = [{**entry, "chosen": True}]
     asked |= {"objective": describe(pair.objective), "restarts": restarts, "results": results}
-    return Run(pair, train.batch(torch.arange(min(TEMPLATE_ROWS, len(train)))), history, asked)
+    return Run(pair, first_rows(train, TEMPLATE_ROWS), history, asked)
 
 
 def _all(data: Data) -> tuple[Tensor, ...]:

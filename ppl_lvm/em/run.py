@@ -10,12 +10,13 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.em.sums import State, some_rows
+from ppl_lvm.em.sums import State
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.programs import DEFAULT_GUIDE, GuideSource, ModelSource
-from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, surroundings
+from ppl_lvm.run import TEMPLATE_ROWS, Run, evidence_record, rank, surroundings
+from ppl_lvm.some_rows import first_rows, some_rows
 from ppl_lvm.training.trail import CLUSTERED_ROWS, Trail, clusterings
 
 
@@ -100,13 +101,13 @@ def as_run(
     with torch.no_grad():
         entries = [_entry(model, train, outcome, r, seed + r) for r in range(len(outcome.bounds))]
     sound = [e for e in entries if e["degenerate"] is None]
-    best = max(sound or entries, key=_rank)
+    best = max(sound or entries, key=rank)
     chosen = entries.index(best)
     for entry in entries:
         entry["chosen"] = entry is best
         entry["seconds"] = time.perf_counter() - begun  # they ran together
     model.set_em_state(outcome.of(chosen))
-    template = train.batch(torch.arange(min(TEMPLATE_ROWS, len(train))))
+    template = first_rows(train, TEMPLATE_ROWS)
     with pyro.get_param_store().scope():
         made = guides.make(model, template)
     pair = Pair(model, made, make_objective("Trace_ELBO"))
@@ -150,15 +151,10 @@ def _entry(model: Any, train: Data, outcome: Outcome, r: int, seed: int) -> dict
     }
 
 
-def _rank(entry: dict[str, Any]) -> float:
-    """What the best restart is best in: the held-out log-likelihood, else the training rows'."""
-    return float(entry["bound"] if entry["held_out"] is None else entry["held_out"])
-
-
 def _trails(run: Run, train: Data, outcome: Outcome, chosen: int) -> tuple[Trail, ...]:
     """How each restart divides some of the rows."""
     model: Any = run.model
-    rows = train.batch(torch.arange(min(CLUSTERED_ROWS, len(train))))
+    rows = first_rows(train, CLUSTERED_ROWS)
     R, trails = len(outcome.bounds), {}
     for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen one is left in place
         model.set_em_state(outcome.of(r))

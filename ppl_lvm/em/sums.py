@@ -15,7 +15,6 @@ from ppl_lvm.data import Data
 
 READ_ROWS = 65_536
 TOGETHER_ROWS = 1024
-INITIALIZE_ROWS = 100_000
 
 State = dict[str, Tensor]
 Statistics = dict[str, Tensor]
@@ -72,10 +71,3 @@ class Sums:
                 t.to(like) if t.is_floating_point() else t.to(like.device)
                 for t in self.data.batch(some)
             )
-
-
-def some_rows(data: Data) -> tuple[Tensor, ...]:
-    """All rows, or 100,000 of them under torch's seed."""
-    if len(data) <= INITIALIZE_ROWS:
-        return data.batch(torch.arange(len(data)))
-    return data.batch(torch.randperm(len(data))[:INITIALIZE_ROWS].sort().values)

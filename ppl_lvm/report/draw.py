@@ -25,6 +25,7 @@ from ppl_lvm.report import (
     topics,
 )
 from ppl_lvm.report.subject import Subject
+from ppl_lvm.some_rows import first_rows
 
 if TYPE_CHECKING:
     from ppl_lvm.run import Run
@@ -137,7 +138,7 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
 
     A picture that cannot be drawn is left out with a warning: it never costs a fit.
     """
-    batch = data.batch(torch.arange(min(len(data), SHOWN_ROWS)))
+    batch = first_rows(data, SHOWN_ROWS)
     subject = Subject(run, data, batch)
     found = {"training": pictures.training_curve(run.history)}
     for slug, make in PICTURES.items():

@@ -27,6 +27,7 @@ from ppl_lvm.engine.outside import draw_states, restore_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.row_table import RowTables
+from ppl_lvm.some_rows import first_rows
 from ppl_lvm.training import resume
 from ppl_lvm.training.nonfinite import NonFiniteError, blame
 from ppl_lvm.training.rows import Calls, RowOrder
@@ -69,7 +70,7 @@ class Training:
             "validation_bound": [],
             "learning_rate": [],
         }
-        first = train.batch(torch.arange(min(options.batch_size, len(train))))
+        first = first_rows(train, options.batch_size)
         self.tables = RowTables(pair.guide, len(train))
         with self.tables.shown(torch.arange(len(first[0]))):
             self.stepping = Stepping(
