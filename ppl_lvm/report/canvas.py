@@ -169,10 +169,10 @@ def view(
             centre,
             W,
             [
-                f"{w} principal axis ({s:.0%} of variance)"
+                f"{w} principal axis ({s:.1%} of variance)"
                 for w, s in zip(words, share, strict=False)
             ],
         )
     pair = (0, 1) if columns is None else columns
-    labels = [f"column {p + 1}" if names is None else names[p] for p in pair]
+    labels = [f"column {p}" if names is None else names[p] for p in pair]
     return np.zeros(P), np.eye(P)[:, list(pair)], labels

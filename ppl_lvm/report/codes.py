@@ -49,7 +49,7 @@ def traversals(
     grid = figure.subplots(D, 1, squeeze=False)[:, 0]
     for d, axes in enumerate(grid):
         for colour, p in zip(COLOURS, shown, strict=False):
-            label = f"column {p + 1}" if names is None else names[p]
+            label = f"column {p}" if names is None else names[p]
             centred = decoded[d, :, p] - decoded[:, :, p].mean()
             axes.plot(values[d], centred / max(scale[p], 1e-12), color=colour, label=label)
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)

@@ -37,7 +37,7 @@ def picture(subject: Subject) -> Figure | None:
     data, names = np.asarray(x, np.float64), subject.data.columns
     across, up, density = on_grid(subject.pair, data)
     figure, axes = plot("The model's density, and the data", height=4.2)
-    axes.set_xlabel(names[0] if names else "column 1")
+    axes.set_xlabel(names[0] if names else "column 0")
     axes.set_ylabel(names[1] if names else "column 2")
     axes.pcolormesh(across, up, density.T, cmap="Blues", shading="auto", rasterized=True)
     kept = thin(len(data))

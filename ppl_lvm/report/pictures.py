@@ -123,7 +123,7 @@ def mixture(
             ring = middle[:, None] + radius * root @ round_one
             axes.plot(*ring, color=colour, linestyle=style, linewidth=width)
         if used:
-            write_at(axes, middle, f"{k + 1}: {weights[k]:.0%}")
+            write_at(axes, middle, f"{k}: {weights[k]:.0%}")
     empty = int((weights < 0.01).sum())
     if empty:
         verb = "component has" if empty == 1 else "components have"
@@ -209,7 +209,7 @@ def reconstructions(
     many = flat.shape[1] > len(COLOURS)
     for p in range(flat.shape[1]):
         colour = COLOURS[0] if many else COLOURS[p]
-        label = None if many else f"column {p + 1}"
+        label = None if many else f"column {p}"
         axes.scatter(
             across[:, p], up[:, p], s=8, color=colour, linewidths=0, alpha=0.7, label=label
         )
@@ -311,9 +311,9 @@ def _mixture_on_a_line(
     density = weights[:, None] * density  # (K, 400)
     for k, colour in enumerate(component_colours(len(weights))):
         axes.plot(at, density[k], color=colour, linewidth=1.6)
-        write_at(axes, (at[density[k].argmax()], density[k].max()), f"{k + 1}: {weights[k]:.0%}")
+        write_at(axes, (at[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
     axes.plot(at, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
-    axes.set_xlabel("column 1" if names is None else names[0])
+    axes.set_xlabel("column 0" if names is None else names[0])
     axes.set_ylabel("density")
     return figure
 

@@ -76,7 +76,7 @@ def beside(x: ArrayLike, drawn: ArrayLike, back: ArrayLike | None = None) -> Fig
         if back is not None:
             for row in np.asarray(back, np.float64):
                 grid[p, 0].plot(row[:, p], color=INK, linewidth=0.6)
-        grid[p, 0].set_ylabel(f"column {p + 1}", fontsize=TEXT - 1)
+        grid[p, 0].set_ylabel(f"column {p}", fontsize=TEXT - 1)
     for axes in grid[-1]:
         axes.set_xlabel("step", fontsize=TEXT - 1)
     return figure
@@ -92,7 +92,7 @@ def under(x: ArrayLike, probability: ArrayLike) -> Figure:
     x, probability = np.asarray(x, np.float64), np.asarray(probability, np.float64)
     N, T, S = probability.shape
     figure = Figure(figsize=(WIDTH, 0.9 + 1.4 * N), layout="constrained")
-    title_above(figure, "Hidden states: column 1, over the probability of each state by colour")
+    title_above(figure, "Hidden states: column 0, over the probability of each state by colour")
     colours = component_colours(S)
     for n, axes in enumerate(figure.subplots(N, 1, squeeze=False, sharex=True)[:, 0]):
         behind = axes.twinx()

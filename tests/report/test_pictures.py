@@ -127,7 +127,7 @@ def test_mixture_in_two_columns_is_drawn_in_them(tmp_path: Path) -> None:
     assert np.allclose(2 * np.cov(ring, bias=True), given["covariances"][0])
     assert _axes(figure).get_ylabel() == "weight (kg)"
     chosen = pictures.mixture(**_mixture(P=3), columns=(2, 0))
-    assert _axes(chosen).get_xlabel() == "column 3"
+    assert _axes(chosen).get_xlabel() == "column 2"  # numbered as in messages and tensors
 
 
 def test_points_take_the_colour_of_their_component() -> None:
@@ -142,7 +142,7 @@ def test_points_take_the_colour_of_their_component() -> None:
 def test_mixtures_of_any_size(tmp_path: Path, P: int, K: int) -> None:
     figure = pictures.mixture(**_mixture(P, K))
     _check(figure, tmp_path)
-    assert f"{K}: {1 / K:.0%}" in _texts(figure)
+    assert f"{K - 1}: {1 / K:.0%}" in _texts(figure)  # numbered as in messages and tensors
 
 
 def test_empty_and_collapsed_components_are_shown_as_such(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_empty_and_collapsed_components_are_shown_as_such(tmp_path: Path) -> Non
     figure = pictures.mixture(**given)
     _check(figure, tmp_path)
     assert "1 component has a weight below 1%" in _texts(figure)
-    assert "3: " not in _texts(figure)
+    assert "2: " not in _texts(figure)
 
 
 def test_sampled_pictures_stand_in_a_grid_on_one_scale(tmp_path: Path) -> None:
