@@ -8,6 +8,15 @@ from torch import Tensor
 
 _aten = torch.ops.aten
 _NARROW = 16  # columns of a product below which it is taken the other way round
+_DRAWS = (
+    _aten._standard_gamma.default,
+    _aten.binomial.default,
+    _aten.normal.Tensor_Tensor,
+    _aten.normal.Tensor_float,
+    _aten.normal.float_Tensor,
+    _aten.poisson.default,
+)
+_DRAWS_LIKE = (_aten.rand_like.default, _aten.randn_like.default)
 _ROWS = 6  # of a matrix up to which a triangular system is solved row by row
 
 
@@ -24,6 +33,37 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 
 
+def _by_rows(draw: Any) -> Callable[..., Any]:
+    """Numbers drawn row by row, however the tensors lie that they are drawn with.
+
+    The compiler is free in how it lays these out, and believes that the result lies as they do,
+    which it does not: the step would end in an error. A single row lies in one way only.
+    """
+
+    def by_rows(*arguments: Any, **options: Any) -> Any:
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        if all(tensor.dim() == 1 for tensor in tensors):
+            return NotImplemented
+        same = iter(torch.broadcast_tensors(*tensors))
+        shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+        row = [next(same).reshape(-1) if isinstance(a, Tensor) else a for a in arguments]
+        return draw(*row, **options).view(shape)
+
+    return by_rows
+
+
+def _like_by_rows(draw: Any) -> Callable[..., Any]:
+    """The same for a tensor like another, of which the numbers follow the layout."""
+
+    def by_rows(like: Tensor, *, memory_format: Any = None, **options: Any) -> Any:
+        told = memory_format not in (None, torch.preserve_format)
+        if told or like.dim() == 1 or not like.is_contiguous():
+            return NotImplemented
+        return draw(like.reshape(-1), **options).view(like.shape)
+
+    return by_rows
+
+
 def _outer(a: Tensor, b: Tensor) -> Any:
     """a b where it is an outer product: no sum, so it fuses with what stands around it."""
     return a * b if a.shape[-1] == 1 else NotImplemented
@@ -32,7 +72,7 @@ def _outer(a: Tensor, b: Tensor) -> Any:
 def _mm(a: Tensor, b: Tensor) -> Any:
     """a b as (bᵀ aᵀ)ᵀ where it has few columns: a library that goes through blocks of rows of its
     result takes a fraction of the time for few long rows that it takes for many short ones. In the
-    layout that it would have had: random numbers are drawn in the order of what they are like."""
+    layout that it would have had, for whoever asks."""
     if 1 < b.shape[1] < min(_NARROW, a.shape[0]) and a.shape[1] > 1 and a.device.type == "cpu":
         return (b.t() @ a.t()).t().contiguous()
     return _outer(a, b)
@@ -71,5 +111,7 @@ PLAINER: dict[Any, Callable[..., Any]] = {
     _aten.bmm.default: _outer,
     _aten.mm.default: _mm,
     _aten._foreach_norm.Scalar: _norms,
+    **{draw: _by_rows(draw) for draw in _DRAWS},
+    **{draw: _like_by_rows(draw) for draw in _DRAWS_LIKE},
     _aten.linalg_solve_triangular.default: _solve_triangular,
 }
