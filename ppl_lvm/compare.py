@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -45,6 +45,7 @@ from ppl_lvm.diagnostics.seeds import own_random
 from ppl_lvm.diagnostics.tightness import exact_log_likelihood
 from ppl_lvm.pair import Pair
 from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.plain_text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,10 +183,7 @@ class Comparison:
         return _table(self)
 
     def __str__(self) -> str:
-        console = Console(width=80, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self)
 
     def figure(self) -> "Figure":
         """A picture: differences to the best run with their errors."""

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from torch import Tensor
 
 from ppl_lvm.diagnostics import (
@@ -41,6 +41,7 @@ from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.diagnostics.show import table
 from ppl_lvm.diagnostics.sizes import Sizes, some_rows
 from ppl_lvm.pair import Pair
+from ppl_lvm.plain_text import plain_text
 from ppl_lvm.training.trail import Trail
 
 KEYS = ("question", "name", "value", "error", "threshold", "verdict", "remedy")
@@ -117,10 +118,7 @@ class Diagnosis:
         return table(self.findings)
 
     def __str__(self) -> str:
-        console = Console(width=80, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self)
 
 
 def _reason(error: Exception) -> str:

@@ -16,7 +16,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
@@ -24,6 +24,7 @@ from torch import Tensor
 from ppl_lvm.address import settings_of
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
+from ppl_lvm.plain_text import plain_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,10 +110,7 @@ class Coverings:
         return Group(table, *failed, Text(self.note))
 
     def __str__(self) -> str:
-        console = Console(width=80, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self)
 
     def figure(self) -> "Figure":
         """A picture: the target, and what each divergence made of the family."""

@@ -10,11 +10,10 @@ import torch
 from sklearn.datasets import load_iris
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import ppl_lvm.run_on
 from forked import ended, forked
+from largest import Largest
 from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
@@ -220,27 +219,13 @@ def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Pa
         assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest storage that any operation made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                made = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.numbers = max(self.numbers, made)
-        return out
-
-
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_memory_is_linear_in_rows_components_and_columns(covariance: str) -> None:
     N, K, P = 200, 5, 8
     model, x = GaussianMixture(K, covariance=covariance), torch.randn(N, P)
     model.initialize(x)
     state = model.em_state()
-    with torch.no_grad(), _Largest() as largest:
+    with torch.no_grad(), Largest() as largest:
         model.m_step(state, model.e_step(state, x)[0])
     assert largest.numbers <= N * K * P
     assert N * K * P < N * K * P * P  # what a matrix a row and component would take

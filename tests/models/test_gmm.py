@@ -14,9 +14,8 @@ from pyro.optim import Adam
 from sklearn.datasets import load_iris
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from largest import Largest
 from ppl_lvm.data import load_data
 from ppl_lvm.em import fit_em
 from ppl_lvm.fit import fit
@@ -194,28 +193,14 @@ def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> No
         GaussianMixture(**settings)
 
 
-class _Largest(TorchDispatchMode):
-    """The number of elements of the largest storage that any operation made."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                made = leaf.untyped_storage().nbytes() // leaf.element_size()
-                self.numbers = max(self.numbers, made)
-        return out
-
-
 def test_memory_is_linear_in_rows_components_and_columns() -> None:
     N, K, P = 200, 5, 8
     model, x = GaussianMixture(K), torch.randn(N, P)
     model.initialize(x)
-    with _Largest() as largest:
+    with Largest() as largest:
         TraceEnum_ELBO(max_plate_nesting=1).loss_and_grads(model, _empty_guide, x)
     assert largest.numbers <= N * K * P
-    with _Largest() as largest:
+    with Largest() as largest:
         model.responsibilities(x)
     assert largest.numbers <= N * K * P
 

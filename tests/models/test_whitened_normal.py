@@ -6,8 +6,8 @@ import torch
 from pyro import poutine
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from largest import Largest
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.models.whitened_normal import WhitenedNormal
 
@@ -52,25 +52,12 @@ def test_other_shapes_are_the_multivariate_normals_own(shape: tuple[int, ...]) -
     assert WhitenedNormal(mu, scale_tril=L).sample().shape == (*shape, 3)
 
 
-class _Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes, in numbers."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, Tensor):
-                self.numbers = max(self.numbers, t.untyped_storage().nbytes() // t.itemsize)
-        return out
-
-
 @pytest.mark.parametrize("covariance", ["full", "tied"])
 def test_a_mixtures_step_makes_nothing_larger_than_components_rows_columns(covariance: str) -> None:
     K, N, P = 6, 500, 8
     x = torch.randn(N, P)
     model = GaussianMixture(K, P, covariance)
-    with _Largest() as largest:
+    with Largest() as largest:
         enumerated = pyro.infer.config_enumerate(model)
         elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
         elbo.loss_and_grads(enumerated, lambda x: None, x)
