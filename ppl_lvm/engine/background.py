@@ -5,6 +5,7 @@ the inductor's cache on disk, where this process finds it and needs a second or 
 It runs at low priority, and what it is given goes through a pipe: nothing is left lying about.
 """
 
+import copyreg
 import logging
 import pickle
 import subprocess
@@ -42,7 +43,11 @@ class Workshop:
         """Begin to compile a graph of aten operations for tensors like `inputs`."""
         self.stop()
         shapes = [(t.shape, t.stride(), t.dtype, t.device) for t in inputs]
-        job = pickle.dumps((graph, shapes, same_random, torch.get_num_threads()))
+        try:
+            packed = _packed(graph)
+        except Exception:  # an operation that no other process knows: compiled here, in its turn
+            return
+        job = pickle.dumps((packed, shapes, same_random, torch.get_num_threads()))
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "ppl_lvm.engine.background"],
             stdin=subprocess.PIPE,
@@ -128,7 +133,7 @@ def compile_graph(
             "cpp_wrapper": calls_in_cpp,
             "cpp.min_chunk_size": _CHUNK,
         }
-        with torch.no_grad(), _quietly(options):
+        with torch.no_grad(), _quietly(options), _known_anywhere():
             compiled: Any = compile_fx(graph, list(inputs))
             result: Callable[..., Any] = compiled
             return result
@@ -172,19 +177,63 @@ def _quietly(options: dict[str, Any]) -> Iterator[None]:
             log.setLevel(level)
 
 
+@contextmanager
+def _known_anywhere() -> Iterator[None]:
+    """Have the inductor find in its cache what a program with other imports has left there.
+
+    It looks a graph up by its pickled form. Pickle names a memory format by the first module of
+    the process that has a name `torch`: one in a script, another under pytest or a command.
+    """
+    kept = copyreg.dispatch_table.get(torch.memory_format)
+    copyreg.dispatch_table[torch.memory_format] = _by_name
+    try:
+        yield
+    finally:
+        del copyreg.dispatch_table[torch.memory_format]
+        if kept is not None:
+            copyreg.dispatch_table[torch.memory_format] = kept
+
+
+def _by_name(layout: torch.memory_format) -> tuple[Any, ...]:
+    return eval, (f"__import__('torch').{str(layout).removeprefix('torch.')}",)
+
+
+def _packed(graph: fx.GraphModule) -> bytes:
+    """The graph with its nodes' names and what is noted of them.
+
+    Pickle would keep neither, and the inductor finds in its cache what is the same in both.
+    """
+    from torch.fx._graph_pickler import GraphPickler
+
+    data: bytes = GraphPickler.dumps(graph)
+    return data
+
+
+def _unpacked(data: bytes) -> fx.GraphModule:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx._graph_pickler import GraphPickler
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
+    graph = GraphPickler.loads(data, mode)
+    assert isinstance(graph, fx.GraphModule)
+    return graph
+
+
 def _serve() -> None:
     """Compile what comes through standard input; the last line of what is said names a failure."""
     import os
 
     os.nice(10)
     probing()
-    graph, shapes, same_random, threads = pickle.load(sys.stdin.buffer)
+    packed, shapes, same_random, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     inputs = [
         torch.empty_strided(size, stride, dtype=dtype, device=device).zero_()
         for size, stride, dtype, device in shapes
     ]
     try:
+        graph = _unpacked(packed)
         compiled = compile_graph(graph, inputs, same_random)
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
