@@ -288,13 +288,6 @@ def apply_permutation(draws: ArrayLike, permutation: Ints, axis: int = 1) -> NDA
     return np.take_along_axis(x, permutation.reshape(shape), axis)
 
 
-def co_clustering(responsibilities: ArrayLike) -> Floats:
-    """Probability (N, N) that two rows share a component, averaged over draws (S, N, K)."""
-    P = np.asarray(responsibilities, np.float64)
-    found: Floats = np.einsum("snk,smk->nm", P, P, optimize=True) / len(P)
-    return found
-
-
 @dataclass(frozen=True)
 class Stability:
     """Of the clustering over restarts.

@@ -22,7 +22,6 @@ from ppl_lvm.check import check
 from ppl_lvm.new.candidates import CANDIDATES, Candidate
 
 MODELS = "ppl_lvm.models"
-TEMPLATE = "ppl_lvm.new.template:Template"
 GUIDE = "ppl_lvm.guides:auto_guide"
 
 

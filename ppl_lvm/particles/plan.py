@@ -65,10 +65,6 @@ class Plan:
     vectorized: bool = False
     estimate: str | None = None
 
-    @property
-    def reparameterized_sites(self) -> tuple[str, ...]:
-        return tuple(name for name in self.latents if name not in self.score_sites)
-
 
 @contextmanager
 def undisturbed() -> Iterator[None]:

@@ -115,8 +115,9 @@ def test_it_passes_the_check_trains_and_comes_back(spec: str, guide: str, tmp_pa
 
 
 def test_its_support_is_the_reals() -> None:
+    u = torch.randn(3, 2)
     for spec in PRIORS:
-        biject_to(_bent(spec)(BITS).support)
+        assert torch.equal(biject_to(_bent(spec)(BITS).support)(u), u)
 
 
 @pytest.mark.parametrize(
