@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, Finding, graded
 from ppl_lvm.diagnostics.seeds import own_random
-from ppl_lvm.diagnostics.simulate import observed_places, replicates
+from ppl_lvm.diagnostics.simulate import observed_places, observed_steps, replicates
 from ppl_lvm.particles import plan_pair
 from ppl_lvm.particles.plan import Program
 
@@ -47,9 +47,11 @@ Quantity = Callable[[Tensor], Tensor]
 Floats = NDArray[np.float64]
 
 
-def quantities(columns: int) -> dict[str, Quantity]:
+def quantities(columns: int, steps: int = 1) -> dict[str, Quantity]:
     """The usual test quantities: each maps data sets (R, N, P) to (R,), missing values (NaN) the
-    same in all of them."""
+    same in all of them. Of sequences P = steps × columns a step, and how a step hangs together with
+    the next is asked too, of values and of their squares: what moves, and what is wild or calm.
+    """
     found: dict[str, Quantity] = {
         "mean": lambda x: x.nanmean((1, 2)),
         "sd": lambda x: _sd(x.flatten(1)),
@@ -62,6 +64,9 @@ def quantities(columns: int) -> dict[str, Quantity]:
         del found["sd of row means"]  # the sd itself
     elif columns <= MAX_EIGEN:
         found["largest eigenvalue"] = _largest_eigenvalue
+    if steps > 1:
+        found["correlation of steps"] = lambda x: _from_step_to_step(x, steps, 1)
+        found["correlation of steps' squares"] = lambda x: _from_step_to_step(x, steps, 2)
     return found
 
 
@@ -81,6 +86,19 @@ def _largest_eigenvalue(x: Tensor) -> Tensor:
     centred = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.0)
     covariance = centred.mT @ centred / (seen.mT @ seen).clamp(min=1)
     return torch.linalg.eigvalsh(covariance)[:, -1]
+
+
+def _from_step_to_step(x: Tensor, steps: int, power: int) -> Tensor:
+    """Correlation of a column's deviations, to a power, with those a step later: columns' mean."""
+    x = x.unflatten(2, (steps, -1))  # (R, N, T, P)
+    d = (x - x.nanmean((1, 2), keepdim=True)) ** power
+    both = ~(d[:, :, 1:] + d[:, :, :-1]).isnan()
+    count = both.sum((1, 2), keepdim=True).clamp(min=1)
+    now, later = (t.where(both, 0.0) for t in (d[:, :, :-1], d[:, :, 1:]))
+    now, later = ((t - t.sum((1, 2), keepdim=True) / count).where(both, 0.0) for t in (now, later))
+    spread = (now.square().sum((1, 2)) * later.square().sum((1, 2))).sqrt()  # (R, P)
+    tiny = torch.finfo(x.dtype).tiny
+    return ((now * later).sum((1, 2)) / spread.clamp(min=tiny)).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +223,8 @@ def check(
     with own_random(seed), torch.no_grad():
         plan = plan_pair(model, guide, batch, {}, 2)
         data = {n: _flat(batch[i][None]) for n, i in observed_places(model, *batch).items()}
-        asked = {n: quantities(x.shape[2]) | dict(own or {}) for n, x in data.items()}
+        steps = observed_steps(model, *batch)
+        asked = {n: quantities(x.shape[2], steps[n]) | dict(own or {}) for n, x in data.items()}
         drawn: dict[str, list[Tensor]] = {f"{n}: {q}": [] for n in asked for q in asked[n]}
         below = {n: torch.zeros(x.shape[1:]) for n, x in data.items()}
         tied = {n: torch.zeros(x.shape[1:]) for n, x in data.items()}

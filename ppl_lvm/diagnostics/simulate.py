@@ -47,6 +47,14 @@ def observed_places(model: Program, *batch: Any) -> dict[str, int]:
     return {name: place for name, (place, _) in _places(model, batch).items()}
 
 
+def observed_steps(model: Program, *batch: Any) -> dict[str, int]:
+    """Observed site -> how many steps a datum has: T where its values are (T, P), else 1."""
+    with torch.no_grad(), torch.random.fork_rng():
+        sites = trace_program(model, batch, {}, particles=None, nesting=0)
+    shapes = {n: s["fn"].event_shape for n, s in sites.items() if s["is_observed"]}
+    return {name: shape[0] if len(shape) == 2 else 1 for name, shape in shapes.items()}
+
+
 def _places(model: Program, batch: tuple[Any, ...]) -> dict[str, tuple[int, Tensor | None]]:
     """Observed site -> its tensor's position, and which of its values the model does not mask."""
     with torch.no_grad(), torch.random.fork_rng():

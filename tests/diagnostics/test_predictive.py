@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -128,6 +129,41 @@ def test_quantities_of_what_is_there_are_numpys() -> None:
         "largest eigenvalue": np.linalg.eigvalsh(pairs)[-1],
     }
     assert asked == pytest.approx(expected, rel=1e-4)
+
+
+def test_steps_are_held_against_the_next_by_numpys_correlation() -> None:
+    x = _holed(60)
+    asked = quantities(10, 5)
+    held = x.double().numpy()
+    for power, name in ((1, "correlation of steps"), (2, "correlation of steps' squares")):
+        d = (held - np.nanmean(held, (0, 1))) ** power
+        each = []
+        for p in range(2):
+            now, later = d[:, :-1, p].ravel(), d[:, 1:, p].ravel()
+            seen = ~np.isnan(now + later)
+            each.append(np.corrcoef(now[seen], later[seen])[0, 1])
+        found = float(asked[name](x.flatten(1)[None])[0])
+        assert found == pytest.approx(np.mean(each), abs=1e-5)
+    one = torch.full((1, 3, 10), torch.nan)
+    one[..., 0] = torch.randn(1, 3)  # no two steps in a row: nothing to correlate
+    assert asked["correlation of steps"](one).item() == 0.0
+
+
+def test_a_chain_without_memory_is_found_by_its_steps_alone() -> None:
+    """Marginals are the same: calm and wild days, which stay a while in the data."""
+    stays, forgets = HiddenMarkovModel(2, 1), HiddenMarkovModel(2, 1)
+    for model, stay in ((stays, 0.95), (forgets, 0.5)):
+        model.means = torch.zeros(2, 1)
+        model.scale = torch.tensor([[1.0], [3.0]])
+        model.transition = torch.tensor([[stay, 1 - stay], [1 - stay, stay]])
+    free: Any = poutine.uncondition(stays)
+    x = poutine.trace(free).get_trace(torch.zeros(60, 30)).nodes["x"]["value"].squeeze(-1)
+    x[::3, 20:] = torch.nan
+    assert check(stays, _nothing, x).findings()[0].verdict == "good"
+    pyro.clear_param_store()  # or Pyro gives the second model the first one's parameters
+    found = check(forgets, _nothing, x)
+    assert found.findings()[0].verdict == "bad"
+    assert found.p_values["x: correlation of steps' squares"] == 0.0
 
 
 def test_a_quantity_that_does_not_expect_gaps_is_named() -> None:
