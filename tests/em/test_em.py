@@ -18,7 +18,7 @@ from ppl_lvm.checkpoint import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.em.online import OnlineEM
-from ppl_lvm.models import PPCA, FactorAnalysis, MixtureOfPPCA
+from ppl_lvm.models import PPCA, MixtureOfPPCA
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.linear_state_space import LinearStateSpace
@@ -266,58 +266,6 @@ def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
         em.run(2)
 
 
-def _drawn(N: int) -> Tensor:
-    """Two overlapping clusters (N, 2)."""
-    draw = torch.Generator().manual_seed(5)
-    x = torch.randn(N, 2, generator=draw) * torch.tensor([1.0, 0.4])
-    x[: N // 3] += torch.tensor([2.5, 1.0])
-    return x
-
-
-@pytest.mark.parametrize("covariance", COVARIANCES)
-def test_online_em_comes_near_the_optimum_in_a_few_passes(covariance: str) -> None:
-    x = _drawn(2000)
-    settings = {"components": 2, "covariance": covariance}
-    exact = fit_em(GaussianMixture, x, settings=settings, tolerance=1e-9)
-    early = fit_em(GaussianMixture, x, settings=settings, max_iterations=5)
-    online = fit_em(
-        GaussianMixture, x, settings=settings, decay=0.6, max_iterations=4, batch_size=100
-    )
-    short = exact.results["bound"] - online.results["bound"]
-    assert -1e-9 < short < 2e-3
-    assert short < exact.results["bound"] - early.results["bound"]  # 5 E-steps over all rows
-    model: Any = online.model
-    likelihood = model.log_likelihood(x).mean().item()
-    assert online.results["bound"] == pytest.approx(likelihood, abs=1e-9)
-    assert len(online.history["bound"]) == 4 + 1
-
-
-@pytest.mark.parametrize("model", [PPCA(1), FactorAnalysis(1)])
-def test_online_em_of_a_linear_model_with_missing_values(model: Any) -> None:
-    z = torch.randn(2000, 1)
-    x = z * torch.tensor([2.0, 1.0, -1.0, 0.5]) + 0.5 * torch.randn(2000, 4) + 10
-    x = torch.where(torch.rand(2000, 4) < 0.1, torch.nan, x)
-    data = load_data(x.numpy(), missing="keep")
-    exact = fit_em(model, data, tolerance=1e-9)
-    online = fit_em(model, data, decay=0.6, max_iterations=5, batch_size=100)
-    sampling = 9 / (2 * 2000)  # what the data themselves leave open, 9 parameters at least
-    assert -1e-9 < exact.results["bound"] - online.results["bound"] < sampling
-
-
-class _Uncarried(GaussianMixture):
-    """A wrong twin: old statistics are taken for statistics at the new parameters."""
-
-    def carry(self, state: Any, new: Any, made_of: Any, statistics: Any) -> Any:
-        return statistics
-
-
-def test_statistics_that_are_not_carried_are_caught() -> None:
-    x = _drawn(2000)
-    exact = fit_em(GaussianMixture(2), x, tolerance=1e-9)
-    wrong = fit_em(_Uncarried(2), x, decay=0.6, max_iterations=4, batch_size=100)
-    assert exact.results["bound"] - wrong.results["bound"] > 0.008  # 4 × the right one
-
-
 @pytest.mark.parametrize("decay", [None, 0.6])
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     iris: Tensor, tmp_path: Path, decay: float | None, monkeypatch: Any
@@ -362,11 +310,6 @@ def test_held_out_rows_are_judged_exactly_and_choose_the_restart(iris: Tensor) -
     assert len(run.history["validation_bound"]) == len(run.history["bound"])
     sound = [e for e in run.restarts if e["degenerate"] is None]
     assert run.results["held_out"] == max(e["held_out"] for e in sound)
-
-
-def test_what_online_em_refuses(iris: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"decay=0\.5 must lie above 0\.5"):
-        fit_em(GaussianMixture(3), iris, decay=0.5)
 
 
 def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -> None:
