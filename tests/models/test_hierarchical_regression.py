@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
+import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS
@@ -133,6 +135,29 @@ def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
     apart.initialize(x)
     narrow = _of_a_guide(apart, AutoNormal, x)
     assert ((narrow.std(0) - deviation)[:2] < -5 * of_deviation[:2]).any()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_its_joint_density_is_the_story_s(rows: Tensor, centred: bool) -> None:
+    model = HierarchicalRegression(centred=centred)
+    model.initialize(rows)
+    m, tau, sigma = np.array([0.4, -1.0]), np.array([0.7, 0.2]), 0.5
+    eta = np.linspace(-1, 1.5, 6).reshape(3, 2)
+    beta = m + tau * eta
+    z = ((rows[:, 1:] - model.center) / model.unit).numpy()
+    own = beta[rows[:, 0].long().numpy()]
+    exact = (
+        scipy.stats.norm(0, 2.5).logpdf(m).sum()
+        + scipy.stats.halfnorm.logpdf(tau).sum()
+        + scipy.stats.halfnorm.logpdf(sigma)
+        + (scipy.stats.norm(m, tau).logpdf(beta) if centred else scipy.stats.norm.logpdf(eta)).sum()
+        + scipy.stats.norm(own[:, 0] + own[:, 1] * z[:, 0], sigma).logpdf(z[:, 1]).sum()
+    )
+    latents = {"mean": m, "spread": tau, "noise": sigma}
+    latents |= {"effects": beta} if centred else {"offsets": eta}
+    given = poutine.condition(model, {k: torch.as_tensor(v) for k, v in latents.items()})
+    found = poutine.trace(given).get_trace(rows).log_prob_sum().item()
+    assert found == pytest.approx(exact, rel=1e-12)
 
 
 def test_coefficients_are_in_the_data_s_units(rows: Tensor) -> None:

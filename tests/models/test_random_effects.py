@@ -103,6 +103,21 @@ def test_nuts_reaches_the_exact_moments(schools: Tensor) -> None:
         assert found[:, j].std().item() == pytest.approx(deviation[j].item(), abs=5 * error)
 
 
+def test_its_joint_density_is_the_story_s(schools: Tensor) -> None:
+    mu, tau, eta = 2.0, 3.0, np.linspace(-1, 2, 8)
+    y, s = schools.numpy().T
+    exact = (
+        scipy.stats.norm(0, 4.0).logpdf(mu)
+        + scipy.stats.halfcauchy(scale=6.0).logpdf(tau)
+        + scipy.stats.norm.logpdf(eta).sum()
+        + scipy.stats.norm(mu + tau * eta, s).logpdf(y).sum()
+    )
+    latents = {k: torch.as_tensor(v) for k, v in (("mu", mu), ("tau", tau), ("eta", eta))}
+    model = poutine.condition(RandomEffects(mean_scale=4.0, spread_scale=6.0), latents)
+    found = poutine.trace(model).get_trace(schools).log_prob_sum().item()
+    assert found == pytest.approx(exact, rel=1e-12)
+
+
 def test_both_forms_are_one_model(schools: Tensor) -> None:
     mu, tau, eta = torch.tensor(2.0), torch.tensor(3.0), torch.randn(8)
     theta = RandomEffects().effects(mu, tau, eta)
