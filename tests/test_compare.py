@@ -131,6 +131,27 @@ def test_global_latents_predict_from_the_training_rows() -> None:
     assert found.verdict(1) in ("as good", "worse", "best")
 
 
+class ReadingGuide(PyroModule):
+    """The posterior of Mean given whatever rows it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        total, n = x.sum(), len(x)
+        pyro.sample("mu", Normal(total / (n + 1) + self.shift, (n + 1) ** -0.5))
+
+
+def test_a_guide_that_reads_data_is_not_shown_the_rows_that_are_compared() -> None:
+    x, y = torch.randn(30), 3.0 + torch.randn(200)
+    found = compare([still(Mean(), ReadingGuide(), x)] * 2, y, num_particles=4000)
+    exact = normal(y, x.sum() / 31, 1 + 1 / 31).mean()
+    cheating = normal(y, y.sum() / 201, 1 + 1 / 201).mean()
+    assert abs(found.scores[0].value - exact) < 5 * found.scores[0].monte_carlo_error
+    assert exact < cheating - 1
+
+
 def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 1)))
     source = str(tmp_path / "x.npy")

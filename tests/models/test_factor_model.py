@@ -7,6 +7,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.check import check
@@ -59,6 +60,20 @@ def test_its_evidence_is_the_integral(likelihood: str) -> None:
 
         exact, _ = scipy.integrate.quad(joint, -9, 9, epsabs=1e-13)
         assert found == pytest.approx(np.log(exact), abs=1e-8)
+
+
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_the_program_leaves_out_what_is_missing(likelihood: str) -> None:
+    x = _counts(5) if likelihood != "bernoulli" else (_counts(5) > 2).double()
+    model = _started(likelihood, x)
+    z = torch.randn(5, 1)
+    eta = (z @ model.W.mT + model.b).detach().numpy()
+    each = np.stack([_density(model, eta[:, p], p).logpmf(x[:, p]) for p in range(3)], -1)
+    x[1, 2], x[3] = torch.nan, torch.nan
+    trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
+    trace.compute_log_prob()
+    found = trace.nodes["x"]["log_prob"].detach().numpy()
+    np.testing.assert_allclose(found, np.where(x.isnan(), 0.0, each).sum(-1), atol=1e-12)
 
 
 def test_the_negative_binomial_scatters_by_its_dispersion() -> None:

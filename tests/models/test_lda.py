@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from pyro import poutine
@@ -124,6 +125,19 @@ def test_prod_lda_s_drawn_evidence_is_the_integral() -> None:
     drawn = run.log_evidence(TINY, 2000)
     assert drawn.value == pytest.approx(exact, abs=5 * drawn.monte_carlo_error)
     assert run.results["bound"] < exact + 5 * run.results["bound_monte_carlo_error"]
+
+
+def test_prod_lda_s_words_are_a_product_of_its_topics() -> None:
+    model = ProdLDA(3, 4)
+    model.initialize(torch.poisson(torch.full((5, 4), 3.0)) + 1)
+    h = torch.randn(2, 3)
+    theta = scipy.special.softmax(h.numpy(), -1)
+    B, b = model.B.detach().numpy(), model.b.detach().numpy()
+    weight = np.exp(b) * np.prod(np.exp(B * theta[:, None, :]), -1)  # (2, V)
+    exact = weight / weight.sum(-1, keepdims=True)
+    np.testing.assert_allclose(model.decode(h).detach().numpy(), exact, rtol=1e-12)
+    alone = np.exp(B.T + b) / np.exp(B.T + b).sum(-1, keepdims=True)
+    np.testing.assert_allclose(model.topic_words().numpy(), alone, rtol=1e-12)
 
 
 def test_prod_lda_s_prior_is_about_its_dirichlet() -> None:
