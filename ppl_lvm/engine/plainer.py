@@ -78,6 +78,11 @@ def _mm(a: Tensor, b: Tensor) -> Any:
     return _outer(a, b)
 
 
+def _take(table: Tensor, index: Tensor) -> Any:
+    """Torch's own, in plainer operations, asks for the value of a single index."""
+    return _aten.index.Tensor(table.reshape(-1), [index])
+
+
 def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
     return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
 
@@ -114,4 +119,5 @@ PLAINER: dict[Any, Callable[..., Any]] = {
     **{draw: _by_rows(draw) for draw in _DRAWS},
     **{draw: _like_by_rows(draw) for draw in _DRAWS_LIKE},
     _aten.linalg_solve_triangular.default: _solve_triangular,
+    _aten.take.default: _take,
 }

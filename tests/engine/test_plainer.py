@@ -90,6 +90,16 @@ def test_a_product_of_few_columns_is_taken_the_other_way_round(
     torch.testing.assert_close(graph(a, b), a @ b)
 
 
+@pytest.mark.parametrize("index", [torch.tensor(4), torch.tensor([[0, -1], [5, 2]])])
+def test_single_numbers_are_taken_without_a_look_at_their_place(index: Tensor) -> None:
+    table = torch.arange(6.0).view(2, 3).t()
+    graph = make_fx(torch.take, decomposition_table=PLAINER, tracing_mode="fake")(table, index)
+    assert torch.equal(graph(table, index), torch.take(table, index))
+    assert operations(graph) <= {aten.view.default, aten.clone.default, aten.index.Tensor} | {
+        aten._unsafe_view.default
+    }
+
+
 def test_a_biased_product_and_norms() -> None:
     torch.manual_seed(0)
     c, a, b = torch.randn(5), torch.randn(3, 4), torch.randn(4, 5)
