@@ -22,6 +22,7 @@ from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.step import finite
+from ppl_lvm.engine.threads import one_thread
 
 _aten = torch.ops.aten
 _FILLS = ("normal_", "uniform_", "exponential_", "bernoulli_", "log_normal_", "cauchy_")
@@ -90,6 +91,7 @@ class Abreast:
             rebinds=False,
             draws=bool(self._draws),
             tables=(len(recordings) * first.tables[0], len(recordings) * first.tables[1]),
+            reads=len(recordings) * first.reads,
         )
 
     def draw(self) -> list[Tensor]:
@@ -273,10 +275,15 @@ class AbreastStep:
             given = [*batch, *abreast.draw_like()]
             recording, leaves = abreast.recording, abreast.parameters
             self._compiled = CompiledStep(recording, leaves, groups, given, guarded=True)
-            self._compiled.compile(given, same_random=True)
+            with one_thread(recording.small):
+                self._compiled.compile(given, same_random=True)
 
     def __call__(self, batch: list[Tensor]) -> Any:
         """Take the step; what one program returns, each tensor (R,). None: it is not finite."""
+        with one_thread(self.abreast.recording.small):
+            return self._take(batch)
+
+    def _take(self, batch: list[Tensor]) -> Any:
         recording = self.abreast.recording
         given = [*batch, *self.abreast.draw()]
         if self._compiled is not None:

@@ -139,6 +139,12 @@ class Gradient:
     def num_captures(self) -> int:
         return sum(e.recording is not None for e in self._entries.values())
 
+    @property
+    def small(self) -> bool:
+        """Whether all that has been captured does with one thread."""
+        found = [e.recording for e in self._entries.values() if e.recording is not None]
+        return bool(found) and all(recording.small for recording in found)
+
     def forget(self) -> None:
         """Drop every recording (a parameter or a module has been replaced)."""
         self._entries.clear()
@@ -288,6 +294,7 @@ class Gradient:
                 later.held[pairs[s.index]] if s.index in pairs else s.tensor for s in later.sources
             ],
             mutated=sorted({*trial.mutated, *changes}),
+            reads=max(tensor.nbytes for tensor in (*given, *trial.constants)),
         )
         entry.tape, entry.recording = None, recording
         if self.num_captures > 1:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.tape import Call, Ref, Tape
+from ppl_lvm.engine.threads import SMALL
 
 _aten = torch.ops.aten
 # These return their argument as it is where its shape stays.
@@ -51,6 +52,12 @@ class Recording:
     rebinds: bool  # some of them by binding a new tensor
     draws: bool  # random numbers
     tables: tuple[int, int]  # bytes of the largest result, and of all that are made
+    reads: int = 0  # bytes of the largest tensor that it is called with
+
+    @property
+    def small(self) -> bool:
+        """Whether no tensor in it is large enough for a second thread."""
+        return max(self.tables[0], self.reads) <= SMALL
 
     def trained(self, parameters: Iterable[Tensor]) -> list[Tensor]:
         """Those of the parameters that the step gives a gradient."""

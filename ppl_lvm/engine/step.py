@@ -26,6 +26,7 @@ from ppl_lvm.engine.outside import Snapshot
 from ppl_lvm.engine.plan import Plan, WhenPaid, cost
 from ppl_lvm.engine.recording import Recording
 from ppl_lvm.engine.refusal import CannotCaptureError
+from ppl_lvm.engine.threads import one_thread
 
 Level = Literal["auto", "eager", "captured", "compiled"]
 LEVELS = ("auto", "eager", "captured", "compiled")
@@ -98,6 +99,10 @@ class WholeStep:
         """
         if self._rehearses:
             self._rehearse(args, kwargs)
+        with one_thread(self.gradient.small):
+            return self._take(args, kwargs)
+
+    def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         step = self._compiled_step(args, kwargs)
         if step is not None:
             compiled, arguments = step
@@ -146,6 +151,18 @@ class WholeStep:
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
         if self._rehearses:
             self._rehearse(batch, {})
+        with one_thread(self.gradient.small):
+            return self._take_many(batch, data, rows, count, turns, between)
+
+    def _take_many(
+        self,
+        batch: tuple[Tensor, ...],
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        turns: Sequence[Turn],
+        between: Callable[[], None] | None,
+    ) -> Any:
         found = self._compiled_step(batch, {})
         if found is None:
             return None
@@ -209,7 +226,9 @@ class WholeStep:
                 f"Compiling the step in the background, about {cost(recording):.0f} s; captured "
                 "steps go on."
             )
-            self._workshop.start(step.graph, step.inputs(arguments.tensors), self._same_random)
+            with one_thread(self.gradient.small):
+                inputs = step.inputs(arguments.tensors)
+                self._workshop.start(step.graph, inputs, self._same_random)
 
     # Compiled steps
 
