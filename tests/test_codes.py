@@ -10,6 +10,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm import codes
 from ppl_lvm.codes import (
     attribute_vector,
     edit,
@@ -119,6 +120,38 @@ def test_an_edit_is_judged_by_what_changed_and_what_stayed(run: Run) -> None:
     assert entangled.both < 0.02
     error = math.sqrt(half.both * (1 - half.both) / half.rows)
     assert half.standard_error == pytest.approx(error)
+
+
+def test_an_edit_is_judged_on_rows_that_taught_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose code already shows the attribute has not been changed by the edit."""
+    torch.manual_seed(0)
+    z = torch.randn(400, 2)
+    z[:, 0] = torch.where(torch.arange(400) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
+    x, has = z @ W.T, z[:, 0] > 0
+    taught: list[Tensor] = []
+
+    def spied(run: Run, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        taught.append(rows)
+        return attribute_vector(run, rows, labels, **options)
+
+    monkeypatch.setattr(codes, "attribute_vector", spied)
+    monkeypatch.setattr(codes, "_classifier", lambda x, y: _Mistaken())
+    found = judge_edit(run, x, has, z[:, 1] > 0)
+    assert len(taught[0]) == 200
+    asked = [row for row in x[~has] if not (row == taught[0]).all(1).any()]
+    assert found.rows == len(asked)
+    assert found.changed == 0
+    assert found.kept == 1
+    assert found.control == 0
+
+
+class _Mistaken:
+    """A classifier that sees the attribute everywhere."""
+
+    def predict(self, x: Tensor) -> Any:
+        return torch.ones(len(x)).numpy()
 
 
 @pytest.mark.parametrize(

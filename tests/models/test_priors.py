@@ -69,6 +69,14 @@ def test_a_vamp_prior_is_the_average_posterior_of_its_pseudo_inputs() -> None:
     torch.testing.assert_close(model.code_prior(BITS).log_prob(z), each.logsumexp(1) - math.log(5))
 
 
+def test_a_vamp_prior_starts_at_rows_of_the_data() -> None:
+    model, x = VAE(2, prior="vamp(components=5)"), torch.zeros(8, 3)
+    model.initialize(x)  # sizes come from these rows, and pseudo-inputs with them
+    model.initialize(BITS)
+    assert model.code_prior.pseudo.any()
+    assert all((row == BITS).all(1).any() for row in model.code_prior.pseudo)
+
+
 @pytest.mark.parametrize("spec", PRIORS)
 def test_importance_weights_have_the_evidence_of_quadrature(spec: str) -> None:
     model = VAE(2, 3, hidden=(4,), prior=spec)

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from sklearn.datasets import load_digits
@@ -15,8 +16,14 @@ from torch.nn import functional as F
 
 from ppl_lvm.fit import fit
 from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models import GaussianMixtureVAE
-from ppl_lvm.models.vae import VAE
+from ppl_lvm.models import (
+    VAE,
+    BernoulliVAE,
+    ConditionalVAE,
+    GaussianMixtureVAE,
+    HierarchicalVAE,
+    SemiSupervisedVAE,
+)
 
 
 def _log_normal(x: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -184,3 +191,28 @@ def test_bits_are_floating_point_numbers(dtype: torch.dtype) -> None:
     levels = x.long()  # of which there is a likelihood of whole numbers
     VAE(2, likelihood="categorical", categories=2).initialize(levels)
     GaussianMixtureVAE(2, 2, likelihood="categorical", categories=2).initialize(levels)
+
+
+@pytest.mark.parametrize(
+    ("model", "site"),
+    [
+        (VAE(2), "z"),
+        (HierarchicalVAE((2, 1)), "z1"),
+        (GaussianMixtureVAE(2, 2), "z"),
+        (SemiSupervisedVAE(2, 2), "z"),
+        (BernoulliVAE(2), "z"),
+        (ConditionalVAE(2), "z"),
+    ],
+)
+def test_what_every_auto_encoder_decodes_is_the_mean_of_its_likelihood(
+    model: Any, site: str
+) -> None:
+    x = torch.bernoulli(torch.full((9, 5), 0.5))
+    batch, observed = ((x,), "x")
+    if isinstance(model, ConditionalVAE):
+        batch, observed = (3 + 2 * torch.randn(9, 4), x), "y"
+    model.initialize(*batch)
+    nodes = poutine.trace(model).get_trace(*batch).nodes
+    given = batch[:1] if observed == "y" else ()
+    decoded = model.decode(nodes[site]["value"], *given)
+    torch.testing.assert_close(decoded, nodes[observed]["fn"].mean)
