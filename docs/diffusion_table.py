@@ -1,12 +1,14 @@
 """Diffusion beside a variational autoencoder on the digits: the table and picture of diffusion.md.
 
-    python docs/diffusion_table.py        about ten minutes on one core; writes diffusion.png here
+    python docs/diffusion_table.py           ten minutes on one core; writes diffusion.png here
+    python docs/diffusion_table.py --smoke   seconds, and no figures to believe
 
 1,350 digits to learn from, 150 to stop by, 297 that neither has seen. Both models give each pixel a
 probability for each of its 17 levels of ink.
 """
 
 import math
+import sys
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -36,19 +38,24 @@ def row(name: str, values: Tensor) -> None:
     )
 
 
-def main() -> None:
-    """Fit both, print the table, draw the picture."""
+def main(smoke: bool = False) -> None:
+    """Fit both, print the table, draw the picture; `smoke` for a few steps on a few digits."""
     digits = load_data("digits")  # 8 x 8 pixels of ink 0 to 16
-    rest, test = digits.split(297, 0)
+    rest, test = digits.split(15 if smoke else 297, 0)
     x = test.batch(torch.arange(len(test)))[0]
-    options: Any = {"batch_size": 128, "validation": 150, "validate_every": 250, "patience": 8}
+    options: Any = {
+        "batch_size": 128,
+        "validation": 3 if smoke else 150,
+        "validate_every": 250,
+        "patience": 8,
+    }
 
     diffusion = fit(
         Diffusion(steps=32, hidden=(256, 256), likelihood="categorical", categories=17),
         None,
         rest,
         optimizer="Adam(lr=0.001)",
-        num_steps=8000,
+        num_steps=2 if smoke else 8000,
         **options,
     )
     vae = fit(
@@ -56,17 +63,20 @@ def main() -> None:
         None,
         rest,
         optimizer="Adam(lr=0.001)",
-        num_steps=4000,
+        num_steps=2 if smoke else 4000,
         **options,
     )
     model: Any = diffusion.model
     row("VAE, bound", bound(vae, x, 16))
-    row("VAE, log p(x), 1000 particles", vae.log_evidence(x).per_datum)
+    row("VAE, log p(x), 1000 particles", vae.log_evidence(x, 10 if smoke else 1000).per_datum)
     for steps in (8, 32, 128):
         model.steps = steps
         row(f"diffusion, bound of {steps} steps", bound(diffusion, x, 2))
     model.steps = 32
-    row("diffusion, log p(x), 200 particles", diffusion.log_evidence(x, 200).per_datum)
+    row(
+        "diffusion, log p(x), 200 particles",
+        diffusion.log_evidence(x, 2 if smoke else 200).per_datum,
+    )
     torch.manual_seed(0)
     rows = {
         "data": x[:12],
@@ -85,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(smoke="--smoke" in sys.argv)

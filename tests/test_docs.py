@@ -12,6 +12,7 @@ import doctest
 import io
 import linecache
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator
@@ -133,6 +134,21 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page.read_text(), page.name, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_the_table_of_the_page_of_diffusion_has_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["diffusion_table.py", "--smoke"])
+    runpy.run_path(str(ROOT / "docs" / "diffusion_table.py"), run_name="__main__")
+    plt.close("all")
+    printed = [line for line in capsys.readouterr().out.splitlines() if "bits a pixel" in line]
+    page = (ROOT / "docs" / "diffusion.md").read_text()
+    shown = re.findall(r"^\| ((?:VAE|diffusion), [^|]*?)(?:, 32 steps)? \|", page, re.MULTILINE)
+    assert [line.split("  ")[0].strip() for line in printed] == shown
+    assert (tmp_path / "diffusion.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
