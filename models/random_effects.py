@@ -77,20 +77,20 @@ class RandomEffects(PyroModule):
             ValueError: naming the first row.
         """
         _check_columns(x)
-        check_complete(x, type(self).__name__)
-        if (wrong := ~(x[:, 1] > 0)).any():
-            row = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"Row {row} has standard error {x[row, 1].item():g}; it must be above zero. Give "
-                "two columns: estimate, standard error."
-            )
+        _check_values(x)
 
     def effects(self, mu: Tensor, tau: Tensor, eta: Tensor) -> Tensor:
         """θ (…, N) from draws μ, τ (…) and η (…, N) of the model that is not centred."""
         return mu[..., None] + tau[..., None] * eta
 
     def log_evidence(self, x: Tensor) -> Tensor:
-        """log p(y_1 … y_N), jointly, in nats: (). Exact, by quadrature over τ."""
+        """log p(y_1 … y_N), jointly, in nats: (). Exact, by quadrature over τ.
+
+        Raises:
+            ValueError: for missing values, or standard errors that are none.
+        """
+        _check_columns(x)
+        _check_values(x)
         _, log_joint, log_weight = self.spread_posterior(x)
         return (log_joint + log_weight).logsumexp(0)
 
@@ -108,6 +108,16 @@ class RandomEffects(PyroModule):
         log_det = variance.log().sum(-1) + precision.log() + 2 * math.log(self.mean_scale)
         log_p = -0.5 * (fit + log_det + len(y) * math.log(2 * math.pi))
         return tau, log_p, weight.log()
+
+
+def _check_values(x: Tensor) -> None:
+    check_complete(x, "RandomEffects")
+    if (wrong := ~(x[:, 1] > 0)).any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"Row {row} has standard error {x[row, 1].item():g}; it must be above zero. Give two "
+            "columns: estimate, standard error."
+        )
 
 
 def _check_columns(x: Tensor) -> None:

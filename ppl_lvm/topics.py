@@ -28,7 +28,10 @@ def top_words(topics: Tensor, count: int = 10) -> Tensor:
         ValueError: for fewer words than asked for.
     """
     if not 1 <= count <= topics.shape[-1]:
-        raise ValueError(f"count={count} of {topics.shape[-1]} words: choose between.")
+        raise ValueError(
+            f"count={count} words a topic, but there are {topics.shape[-1]} words: choose 1 to "
+            f"{topics.shape[-1]}."
+        )
     # Stable, so that equally likely words come in the order of the vocabulary.
     return topics.argsort(dim=-1, descending=True, stable=True)[:, :count]
 
@@ -37,7 +40,15 @@ def coherence(topics: Tensor, counts: Tensor, count: int = 10) -> Tensor:
     """Mean NPMI of each topic's most likely words in the documents `counts` (N, V): (K,).
 
     Words that no document has are left out of the mean; NaN where fewer than two are left.
+
+    Raises:
+        ValueError: for documents of another vocabulary, or fewer words than asked for.
     """
+    if counts.dim() != 2 or counts.shape[1] != topics.shape[-1]:
+        raise ValueError(
+            f"Topics are over {topics.shape[-1]} words and need documents (N, {topics.shape[-1]}); "
+            f"these are {tuple(counts.shape)}. Give the corpus that the topics were found in."
+        )
     words = top_words(topics, count)
     has = (counts > 0).double()
     together = has.mT @ has / len(has)  # p(v, w) (V, V)

@@ -45,7 +45,11 @@ def test_a_table_has_the_most_coherent_topic_first() -> None:
 
 def test_equally_likely_words_come_in_order() -> None:
     assert top_words(torch.ones(1, 4), 3).tolist() == [[0, 1, 2]]
-    with pytest.raises(ValueError, match="count=5 of 4 words"):
+    with pytest.raises(
+        ValueError, match="count=5 words a topic, but there are 4 words: choose 1 to 4"
+    ):
         top_words(torch.ones(1, 4), 5)
+    with pytest.raises(ValueError, match=r"over 4 words.*these are \(4, 3\)"):
+        coherence(torch.ones(1, 4), COUNTS[:, :3], 2)
     with pytest.raises(ValueError, match="2 names for 4 words"):
         topic_table(torch.ones(1, 4), COUNTS, ["a", "b"], 2)

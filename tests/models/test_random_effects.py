@@ -131,8 +131,9 @@ def test_both_forms_are_one_model(schools: Tensor) -> None:
 def test_what_it_refuses(schools: Tensor) -> None:
     wrong = schools.clone()
     wrong[3, 1] = 0
-    with pytest.raises(ValueError, match="Row 3 has standard error 0"):
-        RandomEffects().initialize(wrong)
+    for asked in (RandomEffects().initialize, RandomEffects().log_evidence):
+        with pytest.raises(ValueError, match="Row 3 has standard error 0"):
+            asked(wrong)
     with pytest.raises(ValueError, match="takes two columns, estimate and standard error; got 1"):
         RandomEffects().initialize(schools[:, :1])
     with pytest.raises(ValueError, match=r"rows \(N, 2\), got \(8,\). One column is x.unsqueeze"):
