@@ -79,12 +79,12 @@ class LinearStateSpace(PyroModule):
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) by Kalman's filter, in nats: (N,)."""
         x = self._meet(x)
-        return kalman.filtered(self._theta(), x).log_p
+        return kalman.filtered(self._theta(x), x).log_p
 
     def smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """p(z_nt | x_n) = N(m, V): m (N, T, D), V (N, T, D, D)."""
         x = self._meet(x)
-        theta = self._theta()
+        theta = self._theta(x)
         known = kalman.smoothed(theta, kalman.filtered(theta, x))
         return known.means[:, 1:], known.covariances[:, 1:]
 
@@ -142,9 +142,12 @@ class LinearStateSpace(PyroModule):
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
         return kalman.carry(state, new, made_of, statistics)
 
-    def _theta(self) -> State:
+    def _theta(self, x: Tensor | None = None) -> State:
+        """θ, in the precision of `x` where that is the higher."""
         theta = {"A": self.A, "C": self.C, "mu": self.mu}
-        return {**theta, "drift": self.drift.square(), "noise": self.noise}
+        theta |= {"drift": self.drift.square(), "noise": self.noise}
+        like = self.mu.dtype if x is None else torch.promote_types(self.mu.dtype, x.dtype)
+        return {name: t.to(like) for name, t in theta.items()}
 
     def _chain(self, seen: Tensor) -> Any:
         """All T steps as one distribution; `seen` (N, T, P) says which values count."""

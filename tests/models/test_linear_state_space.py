@@ -146,6 +146,14 @@ def test_it_draws_sequences_and_survives_its_state() -> None:
     torch.testing.assert_close(again.log_evidence(x), model.log_evidence(x))
 
 
+def test_data_in_double_precision_are_judged_in_it() -> None:
+    model, x = _model(), _data()
+    exact = model.log_evidence(x)
+    single = model.float()
+    torch.testing.assert_close(single.log_evidence(x), exact, rtol=1e-5, atol=1e-5)
+    assert single.log_evidence(x).dtype == single.smooth(x)[0].dtype == torch.float64
+
+
 def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
     with pytest.raises(ValueError, match="latent >= 1"):
         LinearStateSpace(0)
