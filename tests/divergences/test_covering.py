@@ -69,6 +69,9 @@ def test_a_family_that_is_the_target_covers_it_and_lies_inside() -> None:
     assert shares(rows, target, x)[1] is None
 
 
+pytestmark = pytest.mark.xdist_group("covering")  # the fits below are made once
+
+
 @pytest.fixture(scope="module")
 def hills() -> Coverings:
     starts = {"left": Gaussian(1, centre=-2.0), "right": Gaussian(1, centre=2.0)}

@@ -97,6 +97,9 @@ def test_it_reaches_the_maximum_in_closed_form() -> None:
     assert found.history["bound"] == []  # nothing of the guide was to be learned
 
 
+pytestmark = pytest.mark.xdist_group("mcem")  # the runs below are made once
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with rows held out, and beside it one of the usual kind on the same rows."""
