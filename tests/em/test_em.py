@@ -371,3 +371,17 @@ def _with_a_fall(em: EM) -> Any:
         judge(r, bound - (r == 0 and len(em.bounds[0]) == 2), state)
 
     return judged
+
+
+def test_the_most_likely_start_is_not_chosen_if_it_has_collapsed() -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 2, generator=draw)
+    x[:8] = x[8] + torch.tensor([2.5, 0.0])  # eight rows on one place
+    x[30:, 1] += 3
+    run = fit_em(GaussianMixture(2), x, restarts=6)
+    best = max(run.restarts, key=lambda entry: entry["bound"])
+    assert best["degenerate"] is not None
+    assert not best["chosen"]
+    sound = [entry["bound"] for entry in run.restarts if entry["degenerate"] is None]
+    assert run.results["degenerate"] is None
+    assert run.results["bound"] == max(sound)
