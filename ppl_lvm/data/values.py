@@ -172,8 +172,11 @@ def _first(bad: Array, place: Place, part: int, rows: Array | None) -> str:
     """Name the first true entry of `bad` (N, ...)."""
     flat = np.asarray(bad).reshape(len(bad), -1)  # (N, P)
     row, column = divmod(int(flat.argmax()), flat.shape[1])
-    shown = column if bad.ndim > 1 else None
-    return place.name(row if rows is None else int(rows[row]), shown, part)
+    own = row if rows is None else int(rows[row])
+    if bad.ndim > 2:  # a sequence, a picture: its own indices
+        at = tuple(int(i) for i in np.unravel_index(column, bad.shape[1:]))
+        return f"{place.name(own, None, part)}, at {at} of {bad.shape[1:]}"
+    return place.name(own, column if bad.ndim > 1 else None, part)
 
 
 def code_labels(values: Array, where: str) -> tuple[Tensor, list[str] | None]:

@@ -142,3 +142,15 @@ def test_faults_of_datasets_and_loaders(source: Any, said: str) -> None:
     with pytest.raises(ValueError) as caught:
         load_data(source)
     assert said in str(caught.value)
+
+
+def test_a_bad_value_of_a_sequence_is_named_by_its_own_indices() -> None:
+    x = np.ones((5, 4, 2))
+    x[2, 3, 1] = np.inf
+    with pytest.raises(ValueError, match=r"row 3 \(index 2\), at \(3, 1\) of \(4, 2\): inf is not"):
+        load_data(x)
+    x[1, 0, 1] = np.nan
+    with pytest.raises(
+        ValueError, match=r"row 2 \(index 1\), at \(0, 1\) of \(4, 2\): the value is m"
+    ):
+        load_data(torch.from_numpy(x))
