@@ -145,6 +145,8 @@ class Comparison:
         if loose:
             each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
             notes.append(f"Lower bounds: {each}.")
+            if any(s.share_bad > UNRELIABLE for s in loose):
+                notes.append("Where k̂ is high a run may be better than its value says.")
         if without := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
             notes.append(f"No leave-one-out: {', '.join(without)}.")
         return " ".join(notes)

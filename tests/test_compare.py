@@ -184,6 +184,14 @@ def test_equal_models_are_told_apart_once_in_fifty_at_most() -> None:
     assert worse <= 10
 
 
+def test_a_loose_bound_is_not_taken_for_the_value() -> None:
+    l = np.arange(9.0)
+    for share, said in ((0.5, True), (0.01, False)):
+        loose = Score("a", l, 0.0, "lower bound", share, None, "", 3, 1.5, 10)
+        note = Comparison((loose, score("b", l)), "9 rows").note
+        assert ("may be better than its value says" in note) == said
+
+
 def test_table_json_and_picture_agree(tmp_path: Path) -> None:
     l = np.random.default_rng(0).normal(-5, 1, 100)
     noise = np.random.default_rng(1).normal(0, 0.1, 100)
