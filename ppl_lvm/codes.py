@@ -85,7 +85,7 @@ def linear_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     The way of data whose codes fill a ball. In many dimensions the middle of a line lies nearer
     to 0 than almost any code that the prior draws: see `spherical_path`.
     """
-    t = _shares(steps, start)
+    t = _shares(steps, start, end)
     return start + t * (end - start)
 
 
@@ -97,7 +97,7 @@ def spherical_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     which turns at a constant rate; codes of one length keep it on the way. Where the two point
     the same way (or exactly opposite ways, which no arc prefers) it is the line.
     """
-    t = _shares(steps, start)
+    t = _shares(steps, start, end)
     cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1).unsqueeze(-1)
     angle = cosine.clamp(-1, 1).acos()
     sine = angle.sin()
@@ -108,7 +108,16 @@ def spherical_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 
 
 def traverse(z: Tensor, dimension: int, values: Tensor) -> Tensor:
-    """Codes `z` (..., D) with one number put to each of `values` (V,): (V, ..., D)."""
+    """Codes `z` (..., D) with one number put to each of `values` (V,): (V, ..., D).
+
+    Raises:
+        ValueError: there is no such number.
+    """
+    if not -z.shape[-1] <= dimension < z.shape[-1]:
+        raise ValueError(
+            f"Codes of {z.shape[-1]} numbers have dimensions 0 to {z.shape[-1] - 1}; got "
+            f"dimension={dimension}."
+        )
     moved = z.expand(len(values), *z.shape).clone()
     moved[..., dimension] = values.to(z).reshape(-1, *[1] * (z.dim() - 1))
     return moved
@@ -167,12 +176,18 @@ def judge_edit(
         seed: of the halves, and of the random direction.
 
     Raises:
-        ValueError: labels that are none, or alike in one of the halves.
+        ValueError: labels that are none, or alike in one of the halves; a `rest` of one class.
     """
     has = _two_valued(labels, len(x))
+    rest = torch.as_tensor(rest)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
     learn, ask = order[: len(x) // 2], order[len(x) // 2 :]
+    if len(rest[learn].unique()) < 2:
+        raise ValueError(
+            "`rest` is one class in the rows that teach it: an edit cannot change it. Give the "
+            "class that should stay, of two or more."
+        )
     attribute = attribute_vector(run, x[learn], has[learn], site=site)
     is_it, which = _classifier(x[learn], has[learn]), _classifier(x[learn], rest[learn])
     ask = ask[~has[ask]]
@@ -232,8 +247,13 @@ def _two_valued(labels: Tensor, rows: int) -> Tensor:
     return has
 
 
-def _shares(steps: int, like: Tensor) -> Tensor:
-    """t from 0 to 1, (steps, 1, …)."""
+def _shares(steps: int, start: Tensor, end: Tensor) -> Tensor:
+    """t from 0 to 1, (steps, 1, …), for a path between codes of one shape."""
+    if start.shape != end.shape:
+        raise ValueError(
+            f"A path leads between codes of one shape; got {tuple(start.shape)} and "
+            f"{tuple(end.shape)}."
+        )
     if steps < 2:
         raise ValueError(f"A path has two ends: steps must be at least 2, got {steps}.")
-    return torch.linspace(0, 1, steps).to(like).reshape(-1, *[1] * like.dim())
+    return torch.linspace(0, 1, steps).to(start).reshape(-1, *[1] * start.dim())

@@ -173,6 +173,12 @@ def test_labels_that_name_no_attribute_are_refused(run: Run, labels: Tensor, mes
         (lambda run, x: edit(run, x, torch.zeros(3)), r"has shape \(2,\), got \(3,\)"),
         (lambda run, x: edit(run, x, torch.zeros(2), site="w"), "codes are .'z'.; got site='w'"),
         (lambda run, x: linear_path(x, x, 1), "at least 2, got 1"),
+        (lambda run, x: spherical_path(x, x[:2]), r"one shape; got \(5, 4\) and \(2, 4\)"),
+        (lambda run, x: traverse(x, 4, torch.zeros(2)), "dimensions 0 to 3; got dimension=4"),
+        (
+            lambda run, x: judge_edit(run, x, torch.tensor([0, 1, 0, 1, 0]), torch.ones(5)),
+            "`rest` is one class",
+        ),
     ],
 )
 def test_wrong_walks_say_what_to_do(run: Run, call: Any, message: str) -> None:
