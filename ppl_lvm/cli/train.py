@@ -120,10 +120,15 @@ def print_results(run: Any) -> None:
     results = run.results
     table = Table(show_header=False, box=None, pad_edge=False)
     error = results["bound_monte_carlo_error"]
-    table.add_row("bound", f"{results['bound']:.4f} ± {error:.4f} nats per datum (training rows)")
+    weight = run.record["options"].get("kl_weight", 1.0)
+    tempered = "" if weight == 1 else f", KL term times {weight:g}"
+    tempered += ": no bound on log p(x)" if weight < 1 else ""
+    bound = f"{results['bound']:.4f} ± {error:.4f} nats per datum (training rows{tempered})"
+    table.add_row("bound", bound)
     if results["held_out"] is not None:
         error = results["held_out_monte_carlo_error"]
-        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum")
+        of = f" ({tempered[2:]})" if tempered else ""
+        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum{of}")
     table.add_row(
         "log evidence",
         f"{results['log_evidence']:.4f} {_error(results)} nats per datum "

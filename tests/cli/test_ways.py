@@ -10,8 +10,10 @@ from typer.testing import CliRunner, Result
 
 from ppl_lvm.address import load_program
 from ppl_lvm.cli import app
-from ppl_lvm.cli.train import fit
+from ppl_lvm.cli.train import fit, print_results
 from ppl_lvm.cli.ways import _ALWAYS, _GRADIENT, WAYS, Way
+from ppl_lvm.fit import fit as fit_pair
+from ppl_lvm.models import VAE
 from ppl_lvm.run import load_run
 
 
@@ -76,3 +78,16 @@ def test_what_a_way_does_not_take(answers: list[str], words: list[str], message:
     assert isinstance(done.exception, ValueError)
     assert message in str(done.exception)
     assert not Path("runs").exists()
+
+
+def test_a_tempered_bound_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """With half of the KL term it lies above log p(x)."""
+    x = torch.bernoulli(torch.full((20, 4), 0.5))
+    for weight, said in ((0.5, "no bound on log p(x)"), (2.0, "KL term times 2"), (1.0, "rows)")):
+        run = fit_pair(
+            VAE, None, x, settings={"latent": 1}, num_steps=2, kl_weight=weight, progress=False
+        )
+        print_results(run)
+        words = " ".join(capsys.readouterr().out.split())
+        assert said in words
+        assert ("KL term" in words) is (weight != 1)
