@@ -35,6 +35,13 @@ USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps i
 FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2}
 
 
+@pytest.fixture(autouse=True)
+def _figures_are_closed() -> Iterator[None]:
+    """Also those of a page that fails half-way."""
+    yield
+    plt.close("all")
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block: its language, its text, and the line of the page before its first."""
@@ -94,7 +101,6 @@ def run_page(text: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
                 f"{printed}"
             )
     linecache.cache.pop(name, None)
-    plt.close("all")
 
 
 def agrees(shown: str, printed: str) -> bool:
@@ -143,7 +149,6 @@ def test_the_table_of_the_page_of_diffusion_has_its_rows(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["diffusion_table.py", "--smoke"])
     runpy.run_path(str(ROOT / "docs" / "diffusion_table.py"), run_name="__main__")
-    plt.close("all")
     printed = [line for line in capsys.readouterr().out.splitlines() if "bits a pixel" in line]
     page = (ROOT / "docs" / "diffusion.md").read_text()
     shown = re.findall(r"^\| ((?:VAE|diffusion), [^|]*?)(?:, 32 steps)? \|", page, re.MULTILINE)
