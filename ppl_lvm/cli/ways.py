@@ -89,7 +89,11 @@ def run(context: typer.Context, values: dict[str, Any], data: Any, directory: An
     way = WAYS.get(name, _GRADIENT)
     for argument in sorted(arguments.keys() - way.arguments):
         takes = ", ".join(sorted(way.arguments))
-        raise ValueError(f"{name} takes {takes}, got {argument}; other options stand apart.")
+        apart = [option for option, taken in way.options.items() if taken == argument]
+        remedy = (
+            f"Give it as --{apart[0].replace('_', '-')}." if apart else "See ppl-lvm fit --help."
+        )
+        raise ValueError(f"{name} takes {takes}, got {argument}. {remedy}")
     asked: dict[str, Any] = {"directory": directory}
     for option in sorted(values.keys() & context.params.keys() - {"directory"}):
         source = context.get_parameter_source(option)

@@ -68,6 +68,7 @@ def test_monte_carlo_em_from_the_command_line(answers: list[str]) -> None:
         (["--objective", "mcem", "--restarts", "3"], "--objective mcem takes no --restarts"),
         (["--objective", "em", "--guide", "x.py:G"], "--objective em takes no --guide"),
         (["--objective", "mcem(draws=3)"], "mcem takes guide_steps, num_draws, warmup, got draws"),
+        (["--objective", "mcem(iterations=3)"], "got iterations. Give it as --num-steps."),
         (["--objective", "MCEM"], "There is no objective 'MCEM'. Did you mean mcem?"),
         (["--objective", "em(0.6)"], "is not a name with literal keyword arguments"),
         (["--objective", "mcem", "--num-steps", "0"], "iterations must be a whole number"),
