@@ -125,14 +125,18 @@ def print_results(run: Any) -> None:
     tempered += ": no bound on log p(x)" if weight < 1 else ""
     bound = f"{results['bound']:.4f} ± {error:.4f} nats per datum (training rows{tempered})"
     table.add_row("bound", bound)
+    joint = _is_joint(results) and results["held_out"] is not None
     if results["held_out"] is not None:
         error = results["held_out_monte_carlo_error"]
-        of = f" ({tempered[2:]})" if tempered else ""
+        # Two different things: rows that join those trained on, and rows that stand alone.
+        joining = ", the KL of global latents shared with the training rows" if joint else ""
+        of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
         table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum{of}")
+    alone = " as a data set of their own" if joint else ""
     table.add_row(
         "log evidence",
         f"{results['log_evidence']:.4f} {_error(results)} nats per datum "
-        f"({results['log_evidence_of']}, particles: {results['num_particles']})",
+        f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
     )
     if len(run.restarts) > 1:
         bounds = sorted(r["bound"] for r in run.restarts)
@@ -177,10 +181,15 @@ def print_adversaries(found: Any) -> None:
 
 def _error(results: dict[str, Any]) -> str:
     """± the standard error over data; of the draws for a joint weight, which has no other."""
-    error = results["log_evidence_standard_error"]
-    if error is None or error != error:
+    if _is_joint(results):
         return f"± {results['log_evidence_monte_carlo_error']:.4f} (of the draws)"
-    return f"± {error:.4f}"
+    return f"± {results['log_evidence_standard_error']:.4f}"
+
+
+def _is_joint(results: dict[str, Any]) -> bool:
+    """Whether the rows have one weight together, for the sake of global latents."""
+    error = results["log_evidence_standard_error"]
+    return error is None or error != error
 
 
 def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:

@@ -13,7 +13,7 @@ from ppl_lvm.cli import app
 from ppl_lvm.cli.train import fit, print_results
 from ppl_lvm.cli.ways import _ALWAYS, _GRADIENT, WAYS, Way
 from ppl_lvm.fit import fit as fit_pair
-from ppl_lvm.models import VAE
+from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 from ppl_lvm.run import load_run
 
 
@@ -92,3 +92,28 @@ def test_a_tempered_bound_is_said_to_be_one(capsys: pytest.CaptureFixture[str]) 
         words = " ".join(capsys.readouterr().out.split())
         assert said in words
         assert ("KL term" in words) is (weight != 1)
+
+
+def test_rows_that_join_others_and_rows_on_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside global latents the bound and the evidence of rows held out are of different things."""
+    x = torch.randn(40, 2)
+    said = {}
+    for model in (BayesianGaussianMixture, GaussianMixture):
+        print_results(
+            fit_pair(
+                model,
+                None,
+                x,
+                settings={"components": 2},
+                validation=0.25,
+                num_steps=2,
+                progress=False,
+            )
+        )
+        said[model] = " ".join(capsys.readouterr().out.split())
+    assert (
+        "(the KL of global latents shared with the training rows)" in said[BayesianGaussianMixture]
+    )
+    assert "(held-out rows as a data set of their own," in said[BayesianGaussianMixture]
+    assert "global" not in said[GaussianMixture]
+    assert "(held-out rows, " in said[GaussianMixture]
