@@ -26,6 +26,7 @@ from itertools import pairwise
 from typing import Any
 
 import pyro
+import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -93,24 +94,28 @@ class Ladder(PyroModule):
         with pyro.plate(DATA_PLATE, len(batch[0]), dim=-1):
             for layer in range(len(said), 0, -1):
                 prior = model.prior(layer, above).base_dist
-                own = _product(*said[layer - 1], prior.loc, prior.scale)
+                own = _product(*said[layer - 1], prior.loc, prior.scale.log())
                 above = pyro.sample(f"z{layer}", own.to_event(1))
 
     def _read(self, *batch: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """μ̂_l and σ̂_l (B, D_l) of every layer, z_1 first."""
+        """μ̂_l and log σ̂_l (B, D_l) of every layer, z_1 first."""
         found, features = [], batch
         for up, say in zip(self.up, self.say, strict=True):
             features = (up(*features),)
             loc, log_scale = say(features[0]).chunk(2, dim=-1)
-            found.append((loc, log_scale.exp()))
+            found.append((loc, log_scale))
         return found
 
 
-def _product(loc: Tensor, scale: Tensor, other: Tensor, other_scale: Tensor) -> Normal:
-    """The normal whose density is the product of two normals', up to its integral."""
-    precision, other_precision = scale**-2, other_scale**-2
-    variance = 1 / (precision + other_precision)
-    return Normal(variance * (precision * loc + other_precision * other), variance.sqrt())
+def _product(loc: Tensor, log_scale: Tensor, other: Tensor, other_log_scale: Tensor) -> Normal:
+    """The normal whose density is the product of two normals', up to its integral.
+
+    By logarithms of the precisions, which do not run over where one normal is very narrow.
+    """
+    log_precision, other_log_precision = -2 * log_scale, -2 * other_log_scale
+    share = (log_precision - other_log_precision).sigmoid()
+    scale = (-0.5 * torch.logaddexp(log_precision, other_log_precision)).exp()
+    return Normal(other + share * (loc - other), scale)
 
 
 def _layers(model: Any, guide: str) -> tuple[int, ...]:

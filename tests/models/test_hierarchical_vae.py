@@ -15,7 +15,7 @@ from ppl_lvm.check import check
 from ppl_lvm.data import load_data
 from ppl_lvm.fit import fit
 from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.guides.hierarchical import BottomUp, Ladder
+from ppl_lvm.guides.hierarchical import BottomUp, Ladder, _product
 from ppl_lvm.models import VAE
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.particles import log_weights
@@ -84,15 +84,34 @@ def test_the_ladder_multiplies_normals() -> None:
     guide = Ladder(model, x)
     pyro.set_rng_seed(3)
     nodes = pyro.poutine.trace(guide).get_trace(x).nodes
-    (loc, scale), _ = guide._read(x)
+    (loc, log_scale), _ = guide._read(x)
     prior = model.prior(1, nodes["z2"]["value"]).base_dist
     points = torch.randn(5, 6, 2).double()
-    wanted = torch.distributions.Normal(loc, scale).log_prob(points) + prior.log_prob(points)
+    said = torch.distributions.Normal(loc, log_scale.exp())
+    wanted = said.log_prob(points) + prior.log_prob(points)
     found = nodes["z1"]["fn"].base_dist.log_prob(points)
     torch.testing.assert_close((found - wanted).std(0), torch.zeros(6, 2).double())
 
 
 @pytest.mark.slow
+def test_the_product_of_normals_has_a_gradient_where_one_is_very_narrow() -> None:
+    """As a network may make it: by precisions it overflows, and every parameter is NaN."""
+    loc, other = torch.tensor([1.5, -2.0, 0.3]), torch.tensor([0.5, 1.0, 4.0])
+    log_scale = torch.tensor([-60.0, 0.2, 60.0], requires_grad=True)
+    product = _product(loc, log_scale, other, torch.zeros(3))
+    precision = log_scale[1].detach().double().mul(-2).exp()
+    exact = (precision * loc[1] + other[1]) / (precision + 1)
+    assert torch.allclose(product.loc, torch.stack([loc[0], exact.float(), other[2]]))
+    assert math.isclose(
+        float(product.scale[1].detach()), float((precision + 1) ** -0.5), rel_tol=1e-6
+    )
+    (gradient,) = torch.autograd.grad(product.scale.log().sum() + product.loc.sum(), log_scale)
+    assert gradient.isfinite().all()
+    by_precision = (1 / (log_scale.exp() ** -2 + 1)).sqrt()
+    (wrong,) = torch.autograd.grad(by_precision.sum(), log_scale)
+    assert wrong.isnan().any()
+
+
 @pytest.mark.parametrize("guide", GUIDES)
 def test_it_passes_the_check_trains_and_comes_back(guide: Any, tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))
