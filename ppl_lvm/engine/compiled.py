@@ -122,7 +122,7 @@ class CompiledStep:
         Raises:
             Exception: whatever the inductor raises, such as for want of a C++ compiler.
         """
-        probing()  # while the step is traced
+        probing()  # while the step is traced, if not before
         flat = self.inputs(batch)
         compiled = compile_graph(self.graph, flat, same_random)
         self._check(compiled, flat, same_random)

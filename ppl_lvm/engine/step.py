@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.arguments import Arguments
-from ppl_lvm.engine.background import Workshop
+from ppl_lvm.engine.background import Workshop, probing
 from ppl_lvm.engine.blocks import Block, BlockedStep, in_blocks
 from ppl_lvm.engine.compiled import Clip, CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
@@ -82,6 +82,8 @@ class WholeStep:
         self._compiles = level in ("auto", "compiled")
         if level != "eager":
             keep_freed_memory()
+        if level == "compiled":
+            probing()  # while the first steps are recorded
 
     @property
     def reached(self) -> str:

@@ -75,4 +75,4 @@ def test_what_is_rare_in_the_rows_of_the_units_does_not_run_away_in_others() -> 
     assert torch.equal(reined(ordinary), ordinary)
     ladder = torch.linspace(-300, 300, 999, dtype=torch.float64)
     assert (reined(ladder).diff() > 0).all()
-    assert reined(torch.tensor(float("nan"))).isnan()
+    assert reined(ladder).abs().max() < 20
