@@ -174,8 +174,14 @@ class HiddenMarkovModel(PyroModule):
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.em`), as `baum_welch` describes it."""
-        return {name: t.detach().double() for name, t in self._theta().items()}
+        """θ of expectation-maximisation (`ppl_lvm.em`), as `baum_welch` describes it.
+
+        Its shares sum to one in doubles, or the first step would lower the likelihood.
+        """
+        state = {name: t.detach().double() for name, t in self._theta().items()}
+        for name in state.keys() & {"start", "transition", "table"}:
+            state[name] = state[name] / state[name].sum(-1, keepdim=True)
+        return state
 
     def set_em_state(self, state: State) -> None:
         """Take over θ."""

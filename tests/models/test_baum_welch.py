@@ -347,3 +347,15 @@ def test_a_start_is_the_same_whether_its_sizes_were_given_or_not() -> None:
             starts.append(model.em_state())
         for name, value in starts[0].items():
             assert torch.equal(starts[1][name], value)
+
+
+@pytest.mark.parametrize("emission", EMISSIONS)
+def test_shares_kept_in_single_precision_sum_to_one_in_doubles(emission: str) -> None:
+    model = _model(emission).float()
+    kept = {name: getattr(model, name).detach().double() for name in ("start", "transition")}
+    assert max(float((t.sum(-1) - 1).abs().max()) for t in kept.values()) > 1e-9  # as they are
+    state = model.em_state()
+    for name in state.keys() & {"start", "transition", "table"}:
+        assert (state[name].sum(-1) - 1).abs().max() < 1e-15
+    for name, given in kept.items():
+        torch.testing.assert_close(state[name], given, rtol=1e-6, atol=0)
