@@ -40,11 +40,11 @@ def draw(
     K, V = table.shape
     if image_shape is not None:
         rows = -(-K // ACROSS)
-        ends = [(ACROSS * r + 1, min(ACROSS * (r + 1), K)) for r in range(rows)]
+        ends = [(ACROSS * r, min(ACROSS * (r + 1), K) - 1) for r in range(rows)]
         names = [f"{first}–{last}" if first < last else f"{first}" for first, last in ends]
         shown = table.reshape(K, *image_shape).numpy()
         return picture_grid("Topics: where each has its words", shown, rows, min(K, ACROSS), names)
-    called = [str(v + 1) for v in range(V)] if words is None else list(words)
+    called = [str(v) for v in range(V)] if words is None else list(words)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * -(-K // 2)), layout="constrained")
     title_above(figure, "Topics: the most likely words of each, and their probability")
     grid = figure.subplots(-(-K // 2), 2, squeeze=False).ravel()
@@ -61,7 +61,7 @@ def draw(
         axes.set_yticks(at, [called[v] for v in best[k].tolist()])
         axes.invert_yaxis()
         said = "" if belongs is None else f", coherence {belongs[k].item():.2f}"
-        axes.set_title(f"topic {k + 1}{said}", fontsize=TEXT - 2, loc="left")
+        axes.set_title(f"topic {k}{said}", fontsize=TEXT - 2, loc="left")
     return figure
 
 

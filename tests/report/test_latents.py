@@ -81,9 +81,9 @@ def test_topics_are_the_models_own() -> None:
     counts = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 1.0], [0.0, 2.0, 0.0]])
     titles = [a.get_title("left") for a in draw_topics(table, counts=counts).axes]
     each = coherence(table, counts, 3)
-    assert titles == [f"topic {k + 1}, coherence {each[k].item():.2f}" for k in range(2)]
+    assert titles == [f"topic {k}, coherence {each[k].item():.2f}" for k in range(2)]
     six = draw_topics(torch.full((6, 4), 0.25), (2, 2)).axes[0].get_yticklabels()
-    assert [t.get_text() for t in six] == ["1–5", "6"]
+    assert [t.get_text() for t in six] == ["0–4", "5"]
 
 
 def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
