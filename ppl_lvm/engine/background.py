@@ -98,10 +98,12 @@ def probing() -> Thread:
     The inductor starts several processes for it, one after another, and keeps the answer; this
     one has imports and a trace to make meanwhile, for about as long.
     """
-    from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401  the search's
+    with suppress(Exception):  # what is wrong, the compilation says again
+        # Imported here, before the thread needs them: two threads that import break each other.
+        from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
 
     def search() -> None:
-        with suppress(Exception):  # what is wrong, the compilation says again
+        with suppress(Exception):
             cpu_vec_isa.pick_vec_isa()
 
     thread = Thread(target=search, daemon=True)
