@@ -28,6 +28,7 @@ from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 
 from ppl_lvm.dry_run import dry_run
+from ppl_lvm.particles.traces import family
 from ppl_lvm.subsample import DATA_PLATE
 
 
@@ -189,7 +190,7 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
     return Site(
         name=node["name"],
         observed=node["is_observed"],
-        distribution=_family(fn),
+        distribution=family(fn),
         batch_shape=fn.batch_shape,
         event_shape=fn.event_shape,
         support=_support(fn),
@@ -199,13 +200,6 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
         plates=tuple(frame.name for frame in node["cond_indep_stack"]),
         depends_on=None if dependencies is None else dependencies.get(node["name"], ()),
     )
-
-
-def _family(fn: Any) -> str:
-    """The name of the distribution under `Independent`, `ExpandedDistribution` and masks."""
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def _support(fn: Any) -> Any:

@@ -19,6 +19,7 @@ from ppl_lvm.compare import Comparison, Score, compare
 from ppl_lvm.fit import fit
 from ppl_lvm.models.bag_of_words import BagOfWords
 from ppl_lvm.run import Run
+from small_programs import Mean, MeanGuide
 
 
 class Local(PyroModule):
@@ -47,25 +48,9 @@ class LocalGuide(PyroModule):
             pyro.sample("z", Normal(self.a * x, self.sd))
 
 
-class Mean(PyroModule):
-    """mu ~ N(0, 1), x_n ~ N(mu, 1)."""
-
-    def forward(self, x: Tensor) -> None:
-        mu = pyro.sample("mu", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(mu, 1.0), obs=x)
-
-
-class MeanGuide(PyroModule):
-    """The posterior of 30 rows whose sum is `total`."""
-
-    def __init__(self, total: float) -> None:
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(total / 31))
-        self.scale = PyroParam(torch.tensor(31**-0.5), constraint=constraints.positive)
-
-    def forward(self, x: Tensor) -> None:
-        pyro.sample("mu", Normal(self.loc, self.scale))
+def posterior(total: float) -> MeanGuide:
+    """That of `Mean` after 30 rows whose sum is `total`."""
+    return MeanGuide(total / 31, 31**-0.5)
 
 
 class Two(PyroModule):
@@ -122,7 +107,7 @@ def test_values_and_paired_errors_are_those_of_the_closed_forms() -> None:
 
 def test_global_latents_predict_from_the_training_rows() -> None:
     x, y = torch.randn(30), torch.randn(200)
-    run = still(Mean(), MeanGuide(float(x.sum())), x)
+    run = still(Mean(), posterior(float(x.sum())), x)
     found = compare([run, still(Two(0.1), no_guide, x)], y, num_particles=4000)
     exact = normal(y, x.sum() / 31, 1 + 1 / 31)
     score = found.scores[0]
@@ -140,7 +125,7 @@ class ReadingGuide(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         total, n = x.sum(), len(x)
-        pyro.sample("mu", Normal(total / (n + 1) + self.shift, (n + 1) ** -0.5))
+        pyro.sample("m", Normal(total / (n + 1) + self.shift, (n + 1) ** -0.5))
 
 
 def test_a_guide_that_reads_data_is_not_shown_the_rows_that_are_compared() -> None:
@@ -161,7 +146,7 @@ def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
             super().forward(x[:, 0])
 
     total = float(np.load(source)[:30].sum())
-    runs = [still(Column(), MeanGuide(total), source, validation=10) for _ in range(2)]
+    runs = [still(Column(), posterior(total), source, validation=10) for _ in range(2)]
     found = compare(runs)
     assert found.rows == "10 rows, held out by all"
     assert all(s.loo is not None and len(s.loo.elpd_i) == 30 for s in found.scores)
@@ -289,7 +274,7 @@ def test_rows_that_were_fitted_to_are_pointed_out() -> None:
 
 def test_why_there_is_no_leave_one_out_is_said() -> None:
     x, y = torch.randn(30), torch.randn(20)
-    runs = [still(Mean(), MeanGuide(float(x.sum())), x), still(Two(0.1), no_guide, x)]
+    runs = [still(Mean(), posterior(float(x.sum())), x), still(Two(0.1), no_guide, x)]
     found = compare(runs, y, num_particles=50)
     assert "No leave-one-out: Mean (its training rows are not at hand" in found.note
     assert [row["no_loo"] == "" for row in found.to_json()] == [

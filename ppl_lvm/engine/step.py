@@ -154,27 +154,16 @@ class WholeStep:
         if self._rehearses:
             self._rehearse(batch, {})
         with one_thread(self.gradient.small):
-            return self._take_many(batch, data, rows, count, turns, between)
-
-    def _take_many(
-        self,
-        batch: tuple[Tensor, ...],
-        data: list[Tensor],
-        rows: Tensor | None,
-        count: int,
-        turns: Sequence[Turn],
-        between: Callable[[], None] | None,
-    ) -> Any:
-        found = self._compiled_step(batch, {})
-        if found is None:
-            return None
-        step, _ = found
-        before = Before(step, turns) if self._finite else None
-        losses = take_steps(step, data, rows, count, turns, between)
-        if before is not None and not finite(losses):
-            before.restore(count)
-            raise NotFiniteError("a result of one of the steps is not finite")
-        return losses
+            found = self._compiled_step(batch, {})
+            if found is None:
+                return None
+            step, _ = found
+            before = Before(step, turns) if self._finite else None
+            losses = take_steps(step, data, rows, count, turns, between)
+            if before is not None and not finite(losses):
+                before.restore(count)
+                raise NotFiniteError("a result of one of the steps is not finite")
+            return losses
 
     # Learning
 

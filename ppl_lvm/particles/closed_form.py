@@ -1,15 +1,13 @@
 """One site's part of the bound without the noise of its draw: -KL(q || p), where that is valid."""
 
 from collections.abc import Callable
-from typing import Any
 
-from pyro.distributions import Delta
 from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_lvm.particles.plan import Plan
 from ppl_lvm.particles.tables import inside_scale
-from ppl_lvm.particles.traces import Sites, is_one, log_prob, plate_dim, table, temper
+from ppl_lvm.particles.traces import Sites, is_one, is_point, log_prob, plate_dim, table, temper
 
 
 def closed_form(
@@ -29,7 +27,9 @@ def closed_form(
         order, in_model = list(guide), [n for n in model if n in guide]
         earlier = set(in_model[: in_model.index(name)])
         q, p = guide[name], model[name]
-        if _is_delta(q["fn"]):
+        # Pyro's automatic guides give a site the value of a pushed normal as a point mass,
+        # `Delta(value, log_density)`, whose closed form forgets the density it stands for.
+        if is_point(q["fn"]):
             return None
         if not earlier <= set(order[: order.index(name)]) or q["mask"] is not p["mask"]:
             return None
@@ -45,13 +45,3 @@ def closed_form(
         return table(value, plan.nesting, plate_dim(q, plan.data_plate))
 
     return compute
-
-
-def _is_delta(fn: Any) -> bool:
-    """Whether it is a point mass, whose KL in closed form forgets the density it stands for.
-
-    Pyro's automatic guides give a site the value of a pushed normal as `Delta(value, log_density)`.
-    """
-    while not isinstance(fn, Delta) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)

@@ -27,6 +27,7 @@ from ppl_lvm.particles.traces import (
     Given,
     Sites,
     check_batch_shape,
+    family,
     is_point,
     is_scored,
     log_prob,
@@ -125,7 +126,7 @@ def make_plan(
         joint_because=because,
         enumerated=frozenset(enumerated),
         constant=frozenset(candidates) if plate is not None else frozenset(),
-        latents={name: _family(site["fn"]) for name, site in guide_latents.items()},
+        latents={name: family(site["fn"]) for name, site in guide_latents.items()},
         score_sites=tuple(
             name
             for name, site in guide_latents.items()
@@ -137,14 +138,6 @@ def make_plan(
 
 def _scored(sites: Sites) -> Sites:
     return {name: site for name, site in sites.items() if is_scored(site)}
-
-
-def _family(fn: Any) -> str:
-    """The distribution's own name, under the wrappers that add dimensions, masks or expansion."""
-    wrappers = ("Independent", "MaskedDistribution", "ExpandedDistribution")
-    while type(fn).__name__ in wrappers:
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def _check_sites(guide: Sites, model: Sites) -> list[str]:
@@ -165,7 +158,7 @@ def _check_sites(guide: Sites, model: Sites) -> list[str]:
     for name, site in guide.items():
         if site["is_observed"]:
             raise ValueError(f"Guide site '{name}' is observed; a guide draws, it does not score.")
-        if _family(site["fn"]) == "Rejector":
+        if family(site["fn"]) == "Rejector":
             raise ValueError(
                 f"Guide site '{name}' is drawn by rejection (Rejector), whose gradient has parts "
                 "no estimator here has. Use a distribution with a reparameterised draw."

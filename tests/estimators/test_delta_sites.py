@@ -55,6 +55,6 @@ def test_the_density_of_the_push_is_in_the_bound(guide: Any, estimator: Any) -> 
 
 def test_a_closed_form_that_forgets_it_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """The wrong twin: Pyro's KL of a point mass."""
-    monkeypatch.setattr(closed_form, "_is_delta", lambda fn: False)
+    monkeypatch.setattr(closed_form, "is_point", lambda fn: False)
     with pytest.raises(AssertionError):
         test_the_density_of_the_push_is_in_the_bound(AutoNormal, ELBO)
