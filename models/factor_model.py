@@ -28,6 +28,7 @@ from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, con
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models.rows import check_rows
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
@@ -152,7 +153,7 @@ class FactorModel(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
-        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+        with own_draws():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(0.3 * torch.randn(observed, self.latent, **like))
         self.b = nn.Parameter(torch.zeros(observed, **like))
         if self.likelihood == "negative-binomial":

@@ -29,6 +29,7 @@ from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models import mixture_em, mixture_features, mixture_flat
 from ppl_lvm.models.cholesky import cholesky
 from ppl_lvm.models.mixture_missing import MarginalNormal
@@ -292,7 +293,7 @@ class GaussianMixture(PyroModule):
             self.register_buffer("weights", torch.ones(1, **like))
         # Equal means would receive equal gradients and never part. Forked, so that a start from
         # data draws the same whether the sizes were given before it or come with it.
-        with torch.random.fork_rng():
+        with own_draws():
             self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
         eye = torch.eye(P, **like)
         if self.covariance == "full":

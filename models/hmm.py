@@ -32,6 +32,7 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models import baum_welch
 from ppl_lvm.models.gmm import start_clusters
 from ppl_lvm.models.rows import filled
@@ -265,12 +266,12 @@ class HiddenMarkovModel(PyroModule):
         if self.emission == "gaussian":
             # Equal means would receive equal gradients and never part. Forked, so that a start from
             # data draws the same whether the sizes were given before it or come with it.
-            with torch.random.fork_rng():
+            with own_draws():
                 means = torch.randn(S, observed, **like)
             self.means = PyroParam(means, constraints.real)
             self.scale = PyroParam(torch.ones(S, observed, **like), constraints.positive)
         else:
-            with torch.random.fork_rng():
+            with own_draws():
                 table = torch.rand(S, observed, self.categories or 1, **like) + 1
             self.table = PyroParam(table / table.sum(-1, keepdim=True), constraints.simplex)
 

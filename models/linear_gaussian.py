@@ -29,6 +29,7 @@ from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models import latent_regression
 from ppl_lvm.models.rows import check_rows, column_moments, flat_column, rounding_variance
 
@@ -171,7 +172,7 @@ class LinearGaussian(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
-        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+        with own_draws():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)

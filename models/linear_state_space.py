@@ -27,6 +27,7 @@ from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constrai
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models import kalman
 from ppl_lvm.models.rows import filled
 from ppl_lvm.models.sequences import as_sequences, seen_steps
@@ -176,7 +177,7 @@ class LinearStateSpace(PyroModule):
         self.observed = observed
         D = self.latent
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
-        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+        with own_draws():  # `initialize` draws the same, sized before it or by it
             self.C = nn.Parameter(torch.randn(observed, D, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)

@@ -26,6 +26,7 @@ from pyro.distributions import Categorical, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.models import mixture_em, mixture_features
 from ppl_lvm.models.cholesky import cholesky
 from ppl_lvm.models.factor_normal import FactorNormal
@@ -221,7 +222,7 @@ class MixtureOfPPCA(PyroModule):
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
         else:  # 1, whatever the data: nothing to learn
             self.register_buffer("weights", torch.ones(1, **like))
-        with torch.random.fork_rng():  # `initialize` draws the same, sized before it or by it
+        with own_draws():  # `initialize` draws the same, sized before it or by it
             means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
         self.means = PyroParam(means, constraints.real)
         self.W = PyroParam(W, constraints.real)

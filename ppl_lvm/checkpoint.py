@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ppl_lvm.draws import draw_states
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`, or leave it as it was."""
@@ -99,8 +101,9 @@ def random_state() -> dict[str, Tensor]:
         "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
         "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
     }
-    if torch.cuda.is_initialized():
-        state["random/cuda"] = torch.cuda.get_rng_state()
+    devices = draw_states()[1:]
+    if devices:
+        state["random/cuda"] = torch.stack(devices)
     return state
 
 
@@ -114,7 +117,8 @@ def set_random_state(state: Mapping[str, Tensor]) -> None:
     cached = state["random/numpy_gauss"].item()
     np.random.set_state(("MT19937", keys, position, has_gauss, cached))
     if "random/cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["random/cuda"])
+        for device, of_it in enumerate(state["random/cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(of_it, device)
 
 
 def pack(prefix: str, value: Any) -> tuple[Any, dict[str, Tensor]]:

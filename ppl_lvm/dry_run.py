@@ -9,6 +9,8 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
+from ppl_lvm.draws import own_draws
+
 _depth = 0
 
 
@@ -38,11 +40,10 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     # With Pyro's default settings a module takes over a parameter of its own name from the store.
     parameters = [(part, dict(part._parameters)) for module in modules for part in module.modules()]
     store = pyro.get_param_store()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     random_state = get_rng_state()
     _depth += 1
     try:
-        with torch.random.fork_rng(devices=cuda), store.scope(state=store.get_state()):
+        with own_draws(), store.scope(state=store.get_state()):
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield

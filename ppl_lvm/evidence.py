@@ -21,6 +21,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.particles import log_weights
 
@@ -69,7 +70,7 @@ def log_evidence(
     With global latents the rows in `batch` are one data set with one joint weight.
     """
     rows = len(batch[0])
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope():
+    with torch.no_grad(), own_draws(), pair.scope():
         torch.manual_seed(seed)
         width = drawn_numbers(pair, *batch)
         if width == 0:
@@ -95,7 +96,7 @@ def log_evidence(
 
 def drawn_numbers(pair: Pair, *batch: Any) -> int:
     """How many numbers the guide draws for these rows, once."""
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
         sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     return sum(site["value"].numel() for site in sites.values())
 

@@ -35,6 +35,7 @@ from ppl_lvm.diagnostics.leave_out import (
     score_globals,
 )
 from ppl_lvm.diagnostics.simulate import observed_places
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.particles import draw_particles, log_weights, plan_pair
 from ppl_lvm.particles.plan import Plan
@@ -74,7 +75,7 @@ def to_arviz(
     """
     if draws not in get_args(Draws):
         raise ValueError(f"draws must be one of {', '.join(get_args(Draws))}; got {draws!r}.")
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope():
+    with torch.no_grad(), own_draws(), pair.scope():
         torch.manual_seed(seed)
         summed = predict.summed_sites(pair, *batch)
         found = _draw(pair, batch, num_samples, draws)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.subsample import DATA_PLATE
 
 Program = Callable[..., Any]
@@ -140,7 +141,7 @@ class Pair:
         """
         objective: Any = self.objective
         if isinstance(objective, nn.Module):
-            with self.scope(), torch.random.fork_rng():
+            with self.scope(), own_draws():
                 objective.eval()  # its averages learn nothing from this
                 self.objective.loss_and_grads(model, guide, *batch)
                 objective.train()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_lvm import objectives, predict
 from ppl_lvm.check import Finding, check
 from ppl_lvm.data import Data
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, data_plate_size, plate_nesting
 
 
@@ -29,7 +30,7 @@ def make_pair(
     """
     pair = Pair(model, guide, objectives.objective(objective or "Trace_ELBO"))
     model_trace = pair.prepare(*example)
-    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
+    with pair.scope(), torch.no_grad(), own_draws(), poutine.block():
         guide_trace = poutine.trace(pair.guide).get_trace(*example)
     if objective is None:
         pair.objective = objectives.objective(

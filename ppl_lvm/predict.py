@@ -12,6 +12,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, latent_sites, plate_nesting
 from ppl_lvm.subsample import DATA_PLATE
 
@@ -25,7 +26,7 @@ def is_local(site: dict[str, Any]) -> bool:
 
 def summed_sites(pair: Pair, *batch: Any) -> frozenset[str]:
     """Latent sites of the model that the guide leaves out: enumerated, summed out exactly."""
-    with pair.scope(), torch.no_grad(), torch.random.fork_rng(), poutine.block():
+    with pair.scope(), torch.no_grad(), own_draws(), poutine.block():
         drawn = poutine.trace(pair.guide).get_trace(*batch)
         traced = poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*batch)
     return frozenset(latent_sites(traced).keys() - latent_sites(drawn).keys())
@@ -186,7 +187,7 @@ def _marginals(model: Any, guide: Any, *batch: Any) -> dict[str, Any]:
 
 def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:
     """Names of the sites that the model observes (factors aside)."""
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
         return list(observed_values(poutine.trace(pair.model).get_trace(*batch)))
 
 

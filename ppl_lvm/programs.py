@@ -103,7 +103,8 @@ class ModelSource:
             model = self._given if restart == 0 else copy.deepcopy(self._given)
         if hasattr(model, "initialize"):
             model.initialize(*batch)
-        return model
+        # An object that is handed over stays where its owner has put it.
+        return _beside(model, batch) if model is not self._given else model
 
 
 class GuideSource:
@@ -161,7 +162,14 @@ def _build_guide(
     if parameters and parameters[0].name == "model":
         takes_batch = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         arguments = (model, *batch) if takes_batch else (model,)
-    return build(builder, *arguments, settings=settings, what=name)
+    return _beside(build(builder, *arguments, settings=settings, what=name), batch)
+
+
+def _beside(program: Any, batch: Batch) -> Any:
+    """A program that was made here, on the device that its data have been put on."""
+    if isinstance(program, nn.Module) and batch and batch[0].device.type != "cpu":
+        program.to(batch[0].device)
+    return program
 
 
 def rebuild(

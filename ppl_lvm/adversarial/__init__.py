@@ -24,6 +24,7 @@ from ppl_lvm.adversarial.game import Game, Rules
 from ppl_lvm.claim import claim, set_aside
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.density_ratio import Discriminator
+from ppl_lvm.draws import own_draws
 from ppl_lvm.objectives import describe
 from ppl_lvm.pair import copied
 from ppl_lvm.programs import ModelSource
@@ -101,7 +102,7 @@ def fit_adversarially(
     )
     asked = _record(source, whole, train, held_out, validation, f, discriminator, rules, seed)
     path = None if directory is None else Path(directory)
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(seed)
         G: Any = source.make((x,))
         if not hasattr(G, "draw"):

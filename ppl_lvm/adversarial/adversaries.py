@@ -23,6 +23,7 @@ from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.density_ratio import Discriminator
 from ppl_lvm.diagnostics.predictive import TwoSample
 from ppl_lvm.diagnostics.two_sample import discriminate
+from ppl_lvm.draws import own_draws
 from ppl_lvm.programs import Recipe, rebuild
 from ppl_lvm.run import read_record
 
@@ -58,7 +59,7 @@ class Adversaries:
         """Can a new discriminator of the same kind tell these rows from as many draws?"""
         drawn = self.sample(len(x), seed=seed)
         fresh = copy.deepcopy(self.discriminator)
-        with torch.random.fork_rng():
+        with own_draws():
             torch.manual_seed(seed)
             for part in fresh.modules():
                 reset = getattr(part, "reset_parameters", None)
@@ -68,7 +69,7 @@ class Adversaries:
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """n rows (n, P) of the generator."""
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), own_draws():
             torch.manual_seed(seed)
             drawn: Tensor = self.generator.draw(n)
         return drawn

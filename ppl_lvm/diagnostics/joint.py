@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.draws import own_draws
 from ppl_lvm.particles import plan_pair
 from ppl_lvm.particles.plan import Program
 from ppl_lvm.particles.tables import run_pair, tabulate
@@ -53,7 +54,7 @@ class Joint:
             raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
         if not self.plan.vectorized:
             raise CannotSayError("The programs do not run under a particle plate.")
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), own_draws():
             guide_sites, model_sites = run_pair(model, guide, batch, {}, self.plan, 2)
         self.parts: dict[str, _Part] = {}
         self.size = 0

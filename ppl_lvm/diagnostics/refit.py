@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 
 from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.particles.plan import Program
 
@@ -58,7 +59,7 @@ def guide_leaves(pair: Pair, *batch: Any) -> list[torch.Tensor]:
     """The parameters that the guide uses and the model does not."""
     own = []
     for program in (pair.guide, pair.model):
-        with torch.no_grad(), torch.random.fork_rng(), poutine.block():
+        with torch.no_grad(), own_draws(), poutine.block():
             trace = poutine.trace(program).get_trace(*batch)
         own.append({f"store/{name}" for name in trace.param_nodes})
     named = [

@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.draws import own_draws
 from ppl_lvm.particles.plan import Plan, Program
 from ppl_lvm.particles.traces import PARTICLE_PLATE, Given, Sites, trace_program
 
@@ -49,7 +50,7 @@ def observed_places(model: Program, *batch: Any) -> dict[str, int]:
 
 def observed_steps(model: Program, *batch: Any) -> dict[str, int]:
     """Observed site -> how many steps a datum has: T where its values are (T, P), else 1."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), own_draws():
         sites = trace_program(model, batch, {}, particles=None, nesting=0)
     shapes = {n: s["fn"].event_shape for n, s in sites.items() if s["is_observed"]}
     return {name: shape[0] if len(shape) == 2 else 1 for name, shape in shapes.items()}
@@ -57,7 +58,7 @@ def observed_steps(model: Program, *batch: Any) -> dict[str, int]:
 
 def _places(model: Program, batch: tuple[Any, ...]) -> dict[str, tuple[int, Tensor | None]]:
     """Observed site -> its tensor's position, and which of its values the model does not mask."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), own_draws():
         sites = trace_program(model, batch, {}, particles=None, nesting=0)
     places = {}
     for name, site in sites.items():

@@ -24,6 +24,7 @@ from torch import Tensor
 from ppl_lvm.address import settings_of
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
+from ppl_lvm.draws import own_draws
 from ppl_lvm.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def fit_each(
     p = as_target(target)
     if p.draw is None or not families:
         raise ValueError("fit_each needs a target that can be drawn from, and a start.")
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(seed)
         x = p.draw(DRAWS) if not isinstance(target, Tensor) else target
     for family in families.values():
@@ -188,7 +189,7 @@ def fit_each(
 
 def shares(p: Target, family: Any, x: Tensor, seed: int = 0) -> tuple[float, float | None]:
     """`covers` and `inside` of a family, for draws or rows `x` (N, P) of the target."""
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), own_draws():
         torch.manual_seed(seed)
         q = family.density()
         y = q.rsample((DRAWS,))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppl_lvm import objectives
 from ppl_lvm.divergences.base import Divergence, as_target
+from ppl_lvm.draws import own_draws
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,12 @@ def fit_divergence(
     if grid is not None:
         check_columns(q, (len(grid.low),), "grid")
     elif p.draw is not None:
-        with torch.random.fork_rng():
+        with own_draws():
             check_columns(q, tuple(p.draw(1).shape[1:]), "target")
     points = None if grid is None else grid.points(parameters[0])
     stepper = objectives.optimizer(optimizer, parameters)
     history: list[float] = []
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(seed)
         for step in range(num_steps):
             if points is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ppl_lvm.data import Data
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.pairing import make_pair
 from ppl_lvm.programs import GuideSource
@@ -75,7 +76,7 @@ def bound(pair: Pair, data: Data, num_rows: int, seed: int) -> tuple[float, floa
     scale = Subsample(num_rows)
     model, guide = scale(pair.model), scale(pair.guide)
     batch: tuple[Tensor, ...] = data.batch(torch.arange(len(data)))
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope():
+    with torch.no_grad(), own_draws(), pair.scope():
         torch.manual_seed(seed)
         loss = [pair.objective.loss(model, guide, *batch) for _ in range(EVALUATIONS)]
     values = -torch.tensor(loss, dtype=torch.float64) / num_rows

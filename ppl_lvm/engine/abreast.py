@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.engine.optimizers import TorchStepper
@@ -202,7 +203,7 @@ def _values(
                 found[node] = value.clone(memory_format=torch.contiguous_format)
             return value
 
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), own_draws():
         Watching(module).run(*example)
     return [found[node] for node in draws]
 

@@ -9,6 +9,7 @@ captured step, and each is visible here as the first operation that differs.
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.tape import Call, Constant, Tape
@@ -95,3 +96,11 @@ def _rebound(earlier: Tape, later: Tape) -> dict[int, int]:
             )
         pairs[b.index] = replacement
     return pairs
+
+
+def close(got: Tensor, wanted: Tensor) -> bool:
+    """Equal to rounding, by the size of the largest entry; whole numbers are not compared."""
+    if not wanted.is_floating_point() or not wanted.numel():
+        return True
+    scale = float(wanted.abs().nan_to_num().max())
+    return torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)

@@ -19,6 +19,8 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine import outside
 from ppl_lvm.engine.background import compile_graph, probing
+from ppl_lvm.engine.compare import close
+from ppl_lvm.engine.cuda_graph import in_one_launch
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.plainer import PLAINER
 from ppl_lvm.engine.recording import Recording
@@ -80,7 +82,8 @@ class CompiledStep:
         assert self._compiled is not None, "compile first"
         for group, table, numbers in zip(self.groups, self._tables, self.numbers, strict=True):
             if table is None:
-                numbers.copy_(torch.tensor(group.numbers(), dtype=numbers.dtype))
+                given = torch.tensor(group.numbers(), dtype=numbers.dtype)
+                numbers.copy_(given, non_blocking=True)  # nor waits for the steps before
             else:
                 table[:] = group.numbers()
         if between is not None:
@@ -97,6 +100,11 @@ class CompiledStep:
     def ready(self) -> bool:
         """Whether it has been compiled."""
         return self._compiled is not None
+
+    @property
+    def _changed(self) -> list[Tensor]:
+        """All that a step changes."""
+        return [*self.state, *(self.recording.sources[at] for at in self.recording.mutated)]
 
     def inputs(self, batch: list[Tensor]) -> list[Tensor]:
         """All that the compiled function takes."""
@@ -126,7 +134,9 @@ class CompiledStep:
         flat = self.inputs(batch)
         compiled = compile_graph(self.graph, flat, same_random)
         self._check(compiled, flat, same_random)
-        self._compiled = compiled
+        first = len(self.state) + len(self.numbers)
+        places = range(first, first + len(batch))
+        self._compiled = in_one_launch(compiled, flat, places, self._changed)
 
     def trace(self, *flat: Tensor) -> list[Tensor]:
         """The step as a function of tensors: what is traced."""
@@ -188,8 +198,7 @@ class CompiledStep:
         """
         before = outside.random_states()
         vectors = {id(group.vector) for group in self.groups}
-        changed = {id(tensor) for tensor in self.state}
-        changed |= {id(self.recording.sources[place]) for place in self.recording.mutated}
+        changed = {id(tensor) for tensor in self._changed}
 
         def copy(tensor: Tensor) -> Tensor:
             if id(tensor) not in vectors:
@@ -208,14 +217,6 @@ class CompiledStep:
                 left_out.add(place)
             place += 1 + len(group.moments)
         return not same_random or all(
-            at in left_out or _close(got, wanted)
+            at in left_out or close(got, wanted)
             for at, (got, wanted) in enumerate(zip(found, expected, strict=True))
         )
-
-
-def _close(got: Tensor, wanted: Tensor) -> bool:
-    """Equal to rounding, by the size of the largest entry; whole numbers are not compared."""
-    if not wanted.is_floating_point() or not wanted.numel():
-        return True
-    scale = float(wanted.abs().nan_to_num().max())
-    return torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.draws import draw_states
 from ppl_lvm.engine import outside
 from ppl_lvm.engine.alike import merged
 from ppl_lvm.engine.arguments import Arguments, flatten
@@ -317,7 +318,7 @@ class Gradient:
             with torch.no_grad():
                 found = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
         finally:
-            moved = outside.draw_states()
+            moved = draw_states()
             outside.restore_random(after)
         if not all(map(torch.equal, moved, after["torch"])):
             raise CannotCaptureError("the captured step draws other random numbers")

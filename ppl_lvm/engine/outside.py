@@ -11,26 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ppl_lvm.draws import draw_states, restore_draws
 from ppl_lvm.engine.refusal import CannotCaptureError
 
 _PLAIN = (bool, int, float, str, type(None))
-
-
-def draw_states() -> list[Tensor]:
-    """Where torch's generators stand: the CPU's, then those of the devices that are in use."""
-    # To ask a device that nobody uses would set it up.
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *devices]
-
-
-def restore_draws(states: list[Tensor]) -> None:
-    """Set torch's generators to what `draw_states` read."""
-    cpu, *devices = states
-    torch.set_rng_state(cpu)
-    if devices:
-        torch.cuda.set_rng_state_all(devices)
 
 
 def random_states() -> dict[str, Any]:

@@ -22,6 +22,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.draws import own_draws
 from ppl_lvm.particles.estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.traces import (
     Given,
@@ -71,8 +72,7 @@ class Plan:
 def undisturbed() -> Iterator[None]:
     """Run programs without gradients and give the random number generators back as they were."""
     state = pyro.util.get_rng_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with own_draws(), torch.no_grad():
         try:
             yield
         finally:

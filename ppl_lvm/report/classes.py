@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ppl_lvm import predict
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report import pictures
 from ppl_lvm.report.canvas import TEXT, WIDTH, picture_grid, title_above
 from ppl_lvm.report.subject import Subject
@@ -40,7 +41,7 @@ def of_each(subject: Subject) -> Figure | None:
     K = probabilities.shape[-1]
     if K > MOST:
         return None
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(0)
         states = torch.arange(K).repeat_interleave(DRAWN)
         rows = subject.repeated(len(states))

@@ -8,6 +8,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ppl_lvm.divergences.covering import Covering, Coverings
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report.canvas import COLOURS, GREY, TEXT, WIDTH, Array, limit_to, title_above, view
 
 COLUMNS, POINTS = 2, 600
@@ -22,7 +23,7 @@ def fitted(found: Coverings) -> Figure:
     title_above(figure, "One family, one target: what each divergence makes of it")
     grid = figure.subplots(lines, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
     assert found.target.draw is not None
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(0)
         x = found.target.draw(POINTS)
         for axes, name in zip(grid, names, strict=False):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm.data import Data
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report import (
     classes,
     density,
@@ -143,7 +144,7 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     found = {"training": pictures.training_curve(run.history)}
     for slug, make in PICTURES.items():
         try:
-            with torch.random.fork_rng():  # the same pictures each time, and nobody else's numbers
+            with own_draws():  # the same pictures each time, and nobody else's numbers
                 torch.manual_seed(0)
                 figure = make(subject)
         except (ValueError, RuntimeError, NotImplementedError) as error:

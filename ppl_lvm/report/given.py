@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm import predict
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report.canvas import (
     COLOURS,
     GREY,
@@ -67,7 +68,7 @@ def posterior(subject: Subject) -> Figure | None:
     shared = subject.shared
     if not shared:
         return None
-    with torch.no_grad(), torch.random.fork_rng(), subject.pair.scope(), poutine.block():
+    with torch.no_grad(), own_draws(), subject.pair.scope(), poutine.block():
         torch.manual_seed(0)
         draws = [predict.draw_guide(subject.pair, subject.batch)[0] for _ in range(2 * DRAWS)]
         # Stacked here: the value of a point estimate is the parameter, gradient and all.
@@ -201,7 +202,7 @@ def _replicated(subject: Subject, name: str, batch: tuple[Tensor, ...]) -> tuple
     """Draws of an observed site, and its means at the latents they were drawn with: (S, N, …)."""
     pair = subject.pair
     values, means = [], []
-    with torch.no_grad(), torch.random.fork_rng(), pair.scope(), poutine.block():
+    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
         torch.manual_seed(0)
         for _ in range(DRAWS):
             fixed = predict.draw_guide(pair, batch)[0] if subject.shared else {}

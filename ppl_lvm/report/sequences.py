@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ppl_lvm import predict
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report.canvas import (
     COLOURS,
     GREY,
@@ -26,7 +27,7 @@ def made_up(subject: Subject) -> Figure | None:
     if name is None:
         return None
     count = min(SHOWN, len(subject.batch[0]))
-    with torch.random.fork_rng():
+    with own_draws():
         torch.manual_seed(0)
         drawn = predict.sample(subject.pair, *(t[:count] for t in subject.batch))[name]
     back = subject.decoded.get(name)

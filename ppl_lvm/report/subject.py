@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_lvm import predict
 from ppl_lvm.data import Data
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, latent_sites
 from ppl_lvm.report.canvas import Array
 
@@ -38,7 +39,7 @@ class Subject:
     @cached_property
     def trace(self) -> poutine.Trace:
         """One plain run of the model on these rows."""
-        with torch.no_grad(), torch.random.fork_rng(), self.pair.scope(), poutine.block():
+        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
             return poutine.trace(self.pair.model).get_trace(*self.batch)
 
     @cached_property
@@ -102,7 +103,7 @@ class Subject:
     @cached_property
     def shared(self) -> dict[str, Tensor]:
         """Latents of the guide that all rows share, in one draw."""
-        with torch.no_grad(), torch.random.fork_rng(), self.pair.scope(), poutine.block():
+        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
             return predict.draw_guide(self.pair, self.batch)[1]
 
     @cached_property

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_lvm import predict
+from ppl_lvm.draws import own_draws
 from ppl_lvm.report.canvas import COLOURS, TEXT, WIDTH, picture_grid, title_above
 from ppl_lvm.report.subject import Subject
 from ppl_lvm.topics import coherence, top_words
@@ -76,7 +77,7 @@ def _table(subject: Subject) -> Tensor | None:
         names = [n for n, v in subject.shared.items() if _is_table(subject, n, v, x.shape[1])]
         if len(names) != 1:
             return None
-        with torch.no_grad(), torch.random.fork_rng(), subject.pair.scope(), poutine.block():
+        with torch.no_grad(), own_draws(), subject.pair.scope(), poutine.block():
             found = predict.centre_of_globals(subject.pair, subject.batch)[names[0]]
     good = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] == x.shape[1]
     return found.detach() if good else None

@@ -22,8 +22,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ppl_lvm import processes
 from ppl_lvm.data import Data
 from ppl_lvm.data.stores import MemoryStore
+from ppl_lvm.draws import draw_states, own_draws, restore_draws
 from ppl_lvm.engine import CannotCaptureError, NotFiniteError, Recording
-from ppl_lvm.engine.outside import draw_states, restore_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.progress import Progress
 from ppl_lvm.row_table import RowTables
@@ -248,7 +248,7 @@ class Training:
         modules = [module for _, module in self.pair.modules()]
         training = [module.training for module in modules]
         try:
-            with torch.no_grad(), torch.random.fork_rng(), self.pair.scope():
+            with torch.no_grad(), own_draws(), self.pair.scope():
                 torch.manual_seed(self.options.seed)
                 self.pair.freeze()
                 values = [self._evaluate_once(data) for _ in range(repeats)]

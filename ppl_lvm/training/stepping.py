@@ -20,8 +20,8 @@ from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm import objectives, processes
+from ppl_lvm.draws import restore_draws
 from ppl_lvm.engine import Level, LongRun, NotFiniteError, Turn, make_whole_step
-from ppl_lvm.engine.outside import restore_draws
 from ppl_lvm.pair import Pair
 from ppl_lvm.subsample import Subsample
 from ppl_lvm.training.in_support import InSupport
@@ -101,6 +101,9 @@ class Stepping:
         self._leaves = list(pair.leaves.values())
         if not self._leaves:
             raise ValueError("Neither the model nor the guide has a parameter to train.")
+        devices = {tensor.device for tensor in (*self._leaves, *example)}
+        if len(devices) == 1:  # beside the rest: a CUDA graph reads no number of the processor's
+            self._kl.value = self._kl.value.to(devices.pop())
         self.optimizer = objectives.optimizer(options.optimizer, self._leaves)
         self.schedule = objectives.schedule(options.schedule, self.optimizer)
         self._share = torch.ones(())  # of this process in the batch
@@ -209,7 +212,7 @@ class Stepping:
             then nothing has changed.
         """
         count = len(weights)
-        turns = [Turn(self._kl.value, torch.tensor(weights))]
+        turns = [Turn(self._kl.value, self._kl.value.new_tensor(weights))]
         rates = self._rates()
         try:
             losses = self.whole.many(list(data), rows, count, turns=turns, between=self.after)

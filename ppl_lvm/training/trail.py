@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_lvm import predict
+from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair
 
 MOMENTS, NUMBERS = 200, 1000
@@ -102,7 +103,7 @@ def clusterings(pair: Pair, *batch: Tensor) -> dict[str, Tensor]:
     summed = predict.summed_sites(pair, *batch)
     if not summed:
         return {}
-    with torch.random.fork_rng():
+    with own_draws():
         codes = predict.encode(pair, *batch)
     return {n: r.float() for n, r in codes.items() if n in summed and r.dim() == 2}
 

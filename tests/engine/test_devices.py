@@ -18,6 +18,7 @@ from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.many import take_steps
 from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.recording import Recording
+from ppl_lvm.programs import GuideSource, ModelSource
 
 ELSEWHERE = torch.device("meta")
 
@@ -61,3 +62,30 @@ def test_batches_are_gathered_there() -> None:
     with FakeTensorMode(allow_non_fake_inputs=True):
         take_steps(step, [torch.zeros(5, 3, device=ELSEWHERE)], rows, 3)
     assert [tuple(call.args[0][0].shape) for call in step.take.call_args_list] == [(2, 3)] * 3
+
+
+class Made(nn.Module):
+    """A model; its guide is made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> None: ...
+
+
+def encoder(model: Made, *batch: Tensor) -> nn.Module:
+    return nn.Linear(2, 2)
+
+
+def devices(program: Any) -> set[torch.device]:
+    return {p.device for p in program.parameters()}
+
+
+def test_programs_that_are_made_for_data_are_put_there_and_objects_stay() -> None:
+    """As a class and a builder they could not be put there before."""
+    batch, own = (torch.zeros(4, 2, device=ELSEWHERE),), Made()
+    made = ModelSource(Made).make(batch)
+    assert devices(made) == devices(GuideSource(encoder).make(made, batch)) == {ELSEWHERE}
+    assert devices(ModelSource(own).make(batch)) == {torch.device("cpu")}
+    assert devices(ModelSource(Made).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
