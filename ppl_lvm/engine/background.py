@@ -19,10 +19,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 # Numbers that a thread must have to do: with fewer, waking it takes longer than it helps (the
 # inductor's own 512 made steps of small programs slower on two cores than on one).
 _CHUNK = 4096
+
+# Bytes of the largest table of a graph whose results share memory that is laid out beforehand.
+# To take memory for each of a hundred small results is a tenth of a step's time and more; large
+# tables are quicker in what the one before has just left in the cache.
+_PLANNED = 4 * 2**20
 
 # Sizes, strides, type and device of a tensor: what a compiler needs to know of it.
 _Shape = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
@@ -134,6 +140,7 @@ def compile_graph(
             "fallback_random": same_random,
             "cpp_wrapper": calls_in_cpp,
             "cpp.min_chunk_size": _CHUNK,
+            "memory_planning": largest(graph) <= _PLANNED,
         }
         with torch.no_grad(), _quietly(options), _known_anywhere():
             compiled: Any = compile_fx(graph, list(inputs))
@@ -146,6 +153,13 @@ def compile_graph(
         return attempt(True)
     except InductorError:
         return attempt(False)
+
+
+def largest(graph: fx.GraphModule) -> int:
+    """Bytes of the largest tensor that a graph makes."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
+    made = (pytree.tree_leaves(node.meta.get("val")) for node in nodes)
+    return max((t.nbytes for found in made for t in found if isinstance(t, Tensor)), default=0)
 
 
 def _returns_lists(graph: fx.GraphModule) -> bool:

@@ -17,6 +17,7 @@ _DRAWS = (
     _aten.poisson.default,
 )
 _DRAWS_LIKE = (_aten.rand_like.default, _aten.randn_like.default)
+_INNER, _PRODUCTS = 8, 2**14  # of small products: those of an entry, and all
 _ROWS = 6  # of a matrix up to which a triangular system is solved row by row
 
 
@@ -69,6 +70,14 @@ def _outer(a: Tensor, b: Tensor) -> Any:
     return a * b if a.shape[-1] == 1 else NotImplemented
 
 
+def _bmm(a: Tensor, b: Tensor) -> Any:
+    """a b in products and sums where a call of the library takes longer than these do."""
+    (batch, rows, inner), columns = a.shape, b.shape[-1]
+    if 1 < inner <= _INNER and batch * rows * inner * columns <= _PRODUCTS:
+        return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
+    return _outer(a, b)
+
+
 def _mm(a: Tensor, b: Tensor) -> Any:
     """a b as (bᵀ aᵀ)ᵀ where it has few columns: a library that goes through blocks of rows of its
     result takes a fraction of the time for few long rows that it takes for many short ones. In the
@@ -113,7 +122,7 @@ def _solve_triangular(
 PLAINER: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: _addmm,
     _aten.bernoulli.default: _bernoulli,
-    _aten.bmm.default: _outer,
+    _aten.bmm.default: _bmm,
     _aten.mm.default: _mm,
     _aten._foreach_norm.Scalar: _norms,
     **{draw: _by_rows(draw) for draw in _DRAWS},

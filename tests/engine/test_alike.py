@@ -77,6 +77,36 @@ def test_equal_constants_are_one_and_unequal_ones_are_not() -> None:
         torch.testing.assert_close(a, b)
 
 
+def test_what_is_added_up_is_not_put_in_order_first() -> None:
+    def total(x: Tensor) -> tuple[Tensor, ...]:
+        rows = [x[:, t].sin() for t in range(12)]
+        found = rows[7]
+        for t in (3, 11, 0, 4, 10, 5, 8, 1, 9, 2, 6):
+            found = found + rows[t]
+        return (found,)
+
+    x = torch.randn(5, 12)
+    short, module = together(graph(total, x), x)
+    assert _count(module, torch.ops.aten.index_select.default) == 0
+    torch.testing.assert_close(short(x), total(x))
+
+
+def test_an_index_that_counts_is_the_same_by_whatever_views() -> None:
+    """As the values of a variable that takes its place in two ways, at odd and at even steps."""
+
+    def rows(x: Tensor) -> tuple[Tensor, ...]:
+        values = [torch.arange(5), torch.arange(5)]
+        ways = [values[0].view(-1, 1), values[1].view(-1, 1, 1, 1).view(5, 1)]
+        other = torch.arange(5).view(1, 5)
+        return (*(x[ways[t % 2]].exp() for t in range(6)), x[other].exp())
+
+    x = torch.randn(5, 3)
+    short, module = together(graph(rows, x), x)
+    assert _count(module, torch.ops.aten.exp.default) == 2
+    for a, b in zip(short(x), rows(x), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_draws_stay_apart_and_in_order() -> None:
     def drawn(x: Tensor) -> tuple[Tensor, ...]:
         noise = [torch.randn(4) if t % 2 else torch.rand(4) for t in range(10)]

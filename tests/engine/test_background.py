@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_lvm.engine.background import Workshop, compile_graph, probing
+from ppl_lvm.engine.background import Workshop, compile_graph, largest, probing
 
 
 def test_what_has_been_probed_is_not_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,17 @@ def test_another_process_compiles_and_this_one_finds_the_result() -> None:
     (found,) = compile_graph(graph, [x], same_random=True)(x)
     assert torch.allclose(found, step(x)[0])
     assert counters["aot_autograd"]["autograd_cache_hit"] == 1
+
+
+def test_the_largest_table_counts_what_is_made_not_what_lies_about() -> None:
+    """It decides whether the compiler lays memory out beforehand."""
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        low, high = torch.aminmax(y)
+        return (x[:, :, None] - x[:, None, :]).sum() + low + high
+
+    given = torch.ones(3, 7, dtype=torch.float64), torch.ones(1000)
+    assert largest(make_fx(step, tracing_mode="fake")(*given)) == 3 * 7 * 7 * 8
 
 
 def test_a_compilation_that_is_given_up_leaves_no_process() -> None:

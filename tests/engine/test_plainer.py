@@ -74,6 +74,23 @@ def test_an_outer_product_is_no_matrix_product() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shapes", "plain"),
+    [
+        (((3, 4, 4), (3, 4, 4)), True),
+        (((3, 150, 5), (3, 5, 4)), True),
+        (((3, 4, 9), (3, 9, 4)), False),
+        (((30, 150, 5), (30, 5, 4)), False),
+    ],
+)
+def test_products_of_small_matrices_are_sums(shapes: tuple[Any, Any], plain: bool) -> None:
+    torch.manual_seed(0)
+    a, b = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    graph = plainer(torch.bmm, a, b.mT.contiguous().mT)
+    assert (aten.bmm.default not in operations(graph)) == plain
+    torch.testing.assert_close(graph(a, b), torch.bmm(a, b), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
     ("shape", "swapped"),
     [((40, 9, 8), True), ((40, 9, 16), False), ((5, 9, 8), False), ((40, 9, 1), False)],
 )
