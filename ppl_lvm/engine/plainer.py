@@ -92,6 +92,11 @@ def _take(table: Tensor, index: Tensor) -> Any:
     return _aten.index.Tensor(table.reshape(-1), [index])
 
 
+def _isnan(x: Tensor) -> Tensor:
+    """The inductor's own asks number by number, a vector at a time it takes a fifth."""
+    return x != x
+
+
 def _norms(tensors: list[Tensor], order: float = 2, dtype: Any = None) -> list[Tensor]:
     return [torch.linalg.vector_norm(tensor, order, dtype=dtype) for tensor in tensors]
 
@@ -125,6 +130,7 @@ PLAINER: dict[Any, Callable[..., Any]] = {
     _aten.bmm.default: _bmm,
     _aten.mm.default: _mm,
     _aten._foreach_norm.Scalar: _norms,
+    _aten.isnan.default: _isnan,
     **{draw: _by_rows(draw) for draw in _DRAWS},
     **{draw: _like_by_rows(draw) for draw in _DRAWS_LIKE},
     _aten.linalg_solve_triangular.default: _solve_triangular,

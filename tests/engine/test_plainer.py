@@ -117,6 +117,15 @@ def test_single_numbers_are_taken_without_a_look_at_their_place(index: Tensor) -
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_missing_values_are_found_a_vector_at_a_time(dtype: torch.dtype) -> None:
+    values = [1.0, torch.nan, torch.inf, -torch.inf] if dtype.is_floating_point else [0, 7]
+    x = torch.tensor(values, dtype=dtype)
+    graph = plainer(torch.isnan, x)
+    assert operations(graph) == {aten.ne.Tensor}
+    assert torch.equal(graph(x), torch.isnan(x))
+
+
 def test_a_biased_product_and_norms() -> None:
     torch.manual_seed(0)
     c, a, b = torch.randn(5), torch.randn(3, 4), torch.randn(4, 5)
