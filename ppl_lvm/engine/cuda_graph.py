@@ -8,7 +8,8 @@ when the graph was made, and a step that reads one is launched kernel by kernel.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ logger = logging.getLogger("ppl_lvm.engine")
 _DEVICE = "cuda"
 
 
+@torch.no_grad()
 def in_one_launch(
     function: Function, inputs: Sequence[Tensor], batch: range, changed: Sequence[Tensor]
 ) -> Function:
@@ -44,20 +46,21 @@ def in_one_launch(
             tensor.copy_(value)
         restore_draws(before)
 
-    def outcome(step: Function) -> list[Tensor]:
-        losses = step(*inputs)
-        result = [tensor.clone() for tensor in (*losses, *changed)]
+    def outcome(step: Function) -> tuple[list[Tensor], list[Tensor]]:
         restore()
-        return result
+        losses = step(*inputs)
+        return [tensor.clone() for tensor in (*losses, *changed)], draw_states()
 
     try:
         graph = CudaGraph(function, inputs, batch)
-        restore()
-        same = all(map(close, outcome(graph), outcome(function)))
-    except RuntimeError as error:  # a kernel that waits for the processor cannot be in a graph
-        restore()
+        (found, drawn), (wanted, due) = outcome(graph), outcome(function)
+        # Of numbers drawn by the processor a graph keeps those that were drawn when it was made.
+        same = all(map(torch.equal, drawn, due)) and all(map(close, found, wanted))
+    except Exception as error:  # a kernel that waits for the processor cannot be in a graph
         logger.info("no CUDA graph, kernels are launched one by one: %s", error)
         return function
+    finally:
+        restore()
     if not same:
         logger.warning("a CUDA graph of the step gives another result; kernels go one by one")
     return graph if same else function
@@ -73,18 +76,28 @@ class CudaGraph:
         self._function, self._batch = function, batch
         self._inputs = list(inputs)
         for place in batch:
-            self._inputs[place] = inputs[place].clone()  # never a caller's own tensor
+            self._inputs[place] = _like(inputs[place])  # never a caller's own tensor
+        self._addresses = [tensor.data_ptr() for tensor in self._inputs]
         self._replay, self._losses = _recorded(function, self._inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """What the function returns, in memory of its own."""
-        for place, (mine, given) in enumerate(zip(self._inputs, inputs, strict=True)):
+        places = zip(self._inputs, inputs, self._addresses, strict=True)
+        for place, (mine, given, address) in enumerate(places):
             if place in self._batch:
                 mine.copy_(given)
-            elif mine is not given:  # elsewhere now, where the graph does not look
+            elif given.data_ptr() != address:  # elsewhere now, where the graph does not look
                 return self._function(*inputs)
         self._replay()
         return [loss.clone() for loss in self._losses]
+
+
+def _like(tensor: Tensor) -> Tensor:
+    """A copy that lies as it does, also where that leaves gaps: compiled code asks for that."""
+    copy = torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+    )
+    return copy.copy_(tensor)
 
 
 def _recorded(
@@ -92,14 +105,32 @@ def _recorded(
 ) -> tuple[Callable[[], None], list[Tensor]]:
     """A CUDA graph of one call: what replays it, and where its results then are."""
     with torch.cuda.device(inputs[0].device):
-        # Once before, on a stream as it will be recorded on: libraries set up what they need.
-        aside = torch.cuda.Stream()
+        aside = torch.cuda.Stream()  # of this device; torch's own is of the first to have one
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            function(*inputs)
-        torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # What other threads ask of the device in the meantime is no part of it.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            losses = function(*inputs)
+        # Left again here: where recording fails, `torch.cuda.graph` stays on its stream.
+        with torch.cuda.stream(aside):
+            function(*inputs)  # once before: libraries set up what they need
+            # What other threads ask of the device in the meantime is no part of it.
+            with (
+                _own_workspaces(),
+                torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"),
+            ):
+                losses = function(*inputs)
+        torch.cuda.current_stream().wait_stream(aside)
     return graph.replay, losses
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Have the library of matrix products work in memory of the graph that is recorded inside.
+
+    A graph keeps the address. Torch keeps such memory for each stream, for whichever graph comes
+    next on it, and frees it with the first: the others would go on writing there
+    (https://github.com/pytorch/pytorch/issues/193402). So none is there before, and none stays.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
