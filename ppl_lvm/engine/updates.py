@@ -96,7 +96,7 @@ def rule_of(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> Rule |
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
     unusual = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
-    if any(options.get(name) for name in unusual) or isinstance(options["lr"], Tensor):
+    if any(options.get(name) for name in unusual) or isinstance(options.get("lr"), Tensor):
         return None
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         return _ADAM

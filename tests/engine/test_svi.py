@@ -87,6 +87,7 @@ OPTIMISERS: dict[str, Any] = {
     "per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "loc" in name else 0.01}),
     "rmsprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
     "amsgrad": lambda: pyro.optim.Adam({"lr": 0.05, "amsgrad": True}),
+    "no rate": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
     "partial": lambda: partial(torch.optim.Adam, lr=0.05),
     "schedule": lambda: pyro.optim.ExponentialLR(
         {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.9}
