@@ -11,6 +11,7 @@ import pyro
 import torch
 
 _ENGINE = str(Path(__file__).resolve().parent)
+_TOOLKIT = str(Path(__file__).resolve().parents[1])
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _LIBRARIES = tuple(
     str(Path(str(module.__file__)).resolve().parent) for module in (torch, pyro, numpy)
@@ -33,6 +34,12 @@ def _is_library(filename: str) -> bool:
     if filename.startswith("<") or path.startswith((_ENGINE, *_LIBRARIES)):
         return True
     return path.startswith(_STDLIB) and "-packages" not in path
+
+
+def is_users(frame: FrameType) -> bool:
+    """Whether a frame runs code of neither a library nor this toolkit."""
+    filename = frame.f_code.co_filename
+    return not _is_library(filename) and not filename.startswith(_TOOLKIT)
 
 
 def user_line(frame: FrameType | None) -> str | None:

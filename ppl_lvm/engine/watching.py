@@ -2,7 +2,8 @@
 
 While it is watched, a step differs from Pyro's in four ways, which change nothing but rounding:
 
-- `Tensor.item()` returns the detached tensor, so that a loss stays in the list of operations;
+- `Tensor.item()` returns the detached tensor, so that a loss stays in the list of operations; in
+  the user's own code a copy of it, and a number where a tensor would not calculate like one;
 - Pyro's warnings about NaN, which look at every value, are left out, and so is validation;
 - `Dice.compute_expectation`, which looks whether a probability is zero to leave out its cost,
   multiplies by zero instead of leaving out, so that no shape depends on the data;
@@ -24,10 +25,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.chains import chains_summed
-from ppl_lvm.engine.refusal import CannotCaptureError, error_line, user_line
+from ppl_lvm.engine.refusal import CannotCaptureError, error_line, is_users, user_line
 from ppl_lvm.engine.tape import Tape, TapeRecorder
 
-_TO_PYTHON = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.data_ptr)
+_TO_PYTHON = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
 _DICE = Dice.compute_expectation.__code__
 
 
@@ -43,7 +44,12 @@ class _KeepTensors(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.item:
-            return args[0].detach()
+            if not is_users(sys._getframe(1)):
+                return args[0].detach()
+            # A count in Normal(0.5, n.item()) would make a whole number of the 0.5 beside it, and
+            # doubles would draw other random numbers: these must stay numbers.
+            if args[0].dtype == torch.get_default_dtype():
+                return args[0].detach().clone()
         if func in _TO_PYTHON and args[0] is not None:
             self._recorder.read(args[0], func, user_line(sys._getframe(1)))
         elif sys._getframe(1).f_code is _DICE:

@@ -73,6 +73,22 @@ def goes_to_numpy(x: Tensor) -> None:
     likelihood(x, z, 1.0 + float(np.abs(z.detach().numpy()).sum()))  # BLAME
 
 
+def goes_to_numpy_through_dlpack(x: Tensor) -> None:
+    likelihood(x, prior(), 1.0 + float(np.abs(np.from_dlpack(x)).max()))  # BLAME
+
+
+def counts_the_data(x: Tensor) -> None:
+    """As a tensor the count would make a whole number, 0, of the 0.5 beside it."""
+    likelihood(x, prior())
+    pyro.sample("o", dist.Normal(0.5, (x[:, 0] > 0).sum().item()), obs=torch.ones(()))  # BLAME
+
+
+def reads_doubles(x: Tensor) -> None:
+    """As a tensor the spread would make the draw one of doubles, which is another draw."""
+    noise = dist.Normal(0.0, x.double().std().item()).sample((len(x), 3))  # BLAME
+    likelihood(x + noise, prior())
+
+
 def selects(x: Tensor) -> None:
     z = prior()
     pyro.factor("f", z[z > 0].sum())  # BLAME
@@ -124,6 +140,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "item decides": (lambda: item_decides, "value of a tensor"),
     "python": (lambda: goes_to_python, "value of a tensor"),
     "numpy": (lambda: goes_to_numpy, "value of a tensor"),
+    "dlpack": (lambda: goes_to_numpy_through_dlpack, "value of a tensor"),
+    "counts data": (lambda: counts_the_data, "value of a tensor"),
+    "doubles": (lambda: reads_doubles, "value of a tensor"),
     "selects": (lambda: selects, "shape"),
     "numpy.random": (lambda: draws_numpy, "numpy.random"),
     "random": (lambda: draws_python, "Python's random"),
@@ -155,6 +174,7 @@ def test_refusal_is_an_error_when_asked_for(name: str) -> None:
 
 
 BLAMED = ["branch", "item decides", "python", "numpy", "selects", "annealing", "replaced"]
+BLAMED += ["dlpack", "counts data", "doubles"]
 
 
 @pytest.mark.parametrize("name", BLAMED)
@@ -211,6 +231,26 @@ def test_state_is_carried_and_visible(in_place: bool) -> None:
     got = run(ours, batches, "captured")
     assert got == pytest.approx(expected, rel=1e-5)
     assert torch.allclose(ours.mean, theirs.mean)
+
+
+class ReadsThenCounts(PyroModule):
+    """Takes the number out of its buffer before the buffer is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        before: Any = self.steps.item()
+        self.steps += 1
+        with pyro.poutine.scale(scale=0.1 + before):
+            likelihood(x, prior())
+
+
+def test_an_item_stays_what_it_was_when_its_tensor_changes() -> None:
+    batches = [(data(),)] * 12
+    expected = run(ReadsThenCounts(), batches, None)
+    assert run(ReadsThenCounts(), batches, "captured") == pytest.approx(expected, rel=1e-5)
 
 
 def test_rebound_state_and_changing_shapes_stay_right() -> None:
