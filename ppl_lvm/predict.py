@@ -216,7 +216,7 @@ def components(pair: Pair, name: str, count: int, *batch: Any) -> list[dict[str,
     with torch.no_grad(), pair.scope(), poutine.block():
         fixed, observed = centre_of_globals(pair, batch), observed_names(pair, batch)
         for state in range(count):
-            rows = torch.full((len(batch[0]),), state)
+            rows = torch.full((len(batch[0]),), state, device=batch[0].device)
             trace = run_model(pair, {**fixed, name: rows}, batch)
             found.append({site: trace.nodes[site]["fn"] for site in observed})
     return found

@@ -15,6 +15,7 @@ they were fitted, or handed to `load_run`.
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from ppl_lvm import predict
 from ppl_lvm.checkpoint import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.diagnose import Diagnosis, Say, diagnose, sound_starts
+from ppl_lvm.draws import own_draws
 from ppl_lvm.evidence import Evidence, log_evidence
 from ppl_lvm.objectives import objective as make_objective
 from ppl_lvm.pair import Pair
@@ -101,7 +103,7 @@ class Run:
         the training data, repeated.
         """
         batch = self._rows(n) if x is None else self.batch(x)
-        with torch.random.fork_rng(enabled=seed is not None):
+        with nullcontext() if seed is None else own_draws():
             if seed is not None:
                 torch.manual_seed(seed)
             return predict.sample(self._pair, *batch)

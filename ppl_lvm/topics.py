@@ -54,7 +54,7 @@ def coherence(topics: Tensor, counts: Tensor, count: int = 10) -> Tensor:
     together = has.mT @ has / len(has)  # p(v, w) (V, V)
     alone = together.diagonal()
     npmi = _npmi(together, alone)
-    upper = torch.triu(torch.ones(count, count, dtype=torch.bool), 1)
+    upper = torch.ones(count, count, dtype=torch.bool, device=words.device).triu(1)
     found = []
     for own in words:
         pairs = npmi[own][:, own]

@@ -27,7 +27,7 @@ def mixture(subject: Subject) -> Figure | None:
     found = _components(subject, name, x[:1])
     if found is None:
         return None
-    whole = x.isfinite().all(1).numpy()  # a row with a hole has no place in the picture
+    whole = x.isfinite().all(1).cpu().numpy()  # a row with a hole has no place in the picture
     found["responsibilities"] = found["responsibilities"][whole]
     return pictures.mixture(subject.x[whole], names=subject.data.columns, **found)
 
@@ -43,10 +43,10 @@ def of_each(subject: Subject) -> Figure | None:
         return None
     with own_draws():
         torch.manual_seed(0)
-        states = torch.arange(K).repeat_interleave(DRAWN)
+        states = torch.arange(K, device=probabilities.device).repeat_interleave(DRAWN)
         rows = subject.repeated(len(states))
         drawn = subject.numbers(predict.decode(subject.pair, {site: states}, *rows)[name])
-    share = probabilities.mean(0).numpy()
+    share = probabilities.mean(0).cpu().numpy()
     names = [f"{k}: {share[k]:.0%}" for k in range(K)]
     title = "Each class: new data the model makes of it, and its share of the rows"
     if subject.image_shape is not None:
@@ -75,8 +75,8 @@ def against_labels(subject: Subject) -> Figure | None:
     if labels is None or not known.any() or max(K, int(labels.max()) + 1) > MOST:
         return None
     names = subject.data.label_names if at is None else None
-    inferred = probabilities.argmax(-1)[known].numpy()
-    return confusion(inferred, labels[known].numpy(), K, names, same=at is not None)
+    inferred = probabilities.argmax(-1)[known].cpu().numpy()
+    return confusion(inferred, labels[known].cpu().numpy(), K, names, same=at is not None)
 
 
 def confusion(
@@ -165,8 +165,8 @@ def _components(subject: Subject, observed: str, row: Tensor) -> dict[str, Any] 
         matrix = hasattr(fn, "covariance_matrix")
         covariances.append(fn.covariance_matrix[0] if matrix else torch.diag(fn.variance[0]))
     return {
-        "responsibilities": responsibilities.numpy(),
-        "means": torch.stack(means).numpy(),
-        "covariances": torch.stack(covariances).numpy(),
-        "weights": responsibilities.mean(0).numpy(),
+        "responsibilities": responsibilities.cpu().numpy(),
+        "means": torch.stack(means).cpu().numpy(),
+        "covariances": torch.stack(covariances).cpu().numpy(),
+        "weights": responsibilities.mean(0).cpu().numpy(),
     }

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ppl_lvm.evidence import log_evidence
 from ppl_lvm.pair import Pair
@@ -13,15 +14,15 @@ CELLS = 120  # on each side of the grid
 MARGIN = 0.15  # of the data's width, beyond them
 
 
-def on_grid(pair: Pair, x: Array) -> tuple[Array, Array, Array]:
+def on_grid(pair: Pair, x: Tensor) -> tuple[Array, Array, Array]:
     """Both axes (G,), (G,) and p(x) (G, G) of a pair whose guide draws nothing; x: data (N, 2)."""
-    low, high = x.min(0), x.max(0)
+    low, high = (end.values.double().cpu().numpy() for end in (x.min(0), x.max(0)))
     edge = MARGIN * (high - low)
     axes = [np.linspace(a, b, CELLS) for a, b in zip(low - edge, high + edge, strict=True)]
     rows = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
-    grid = torch.as_tensor(rows, dtype=torch.get_default_dtype())
+    grid = torch.as_tensor(rows, dtype=torch.get_default_dtype(), device=x.device)
     log_p = log_evidence(pair, grid, num_particles=1).per_datum
-    return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).numpy()
+    return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).cpu().numpy()
 
 
 def picture(subject: Subject) -> Figure | None:
@@ -34,8 +35,8 @@ def picture(subject: Subject) -> Figure | None:
     drawn = bool(subject.shared) or subject.codes.keys() != subject.summed
     if len(subject.batch) > 1 or subject.rows is None or not plane or drawn:
         return None
-    data, names = np.asarray(x, np.float64), subject.data.columns
-    across, up, density = on_grid(subject.pair, data)
+    data, names = np.asarray(subject.x, np.float64), subject.data.columns
+    across, up, density = on_grid(subject.pair, x)
     figure, axes = plot("The model's density, and the data", height=4.2)
     axes.set_xlabel(names[0] if names else "column 0")
     axes.set_ylabel(names[1] if names else "column 2")

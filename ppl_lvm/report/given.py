@@ -45,7 +45,7 @@ def filled_in(subject: Subject) -> Figure | None:
     rows, shape = subject.repeated(min(SHOWN, len(subject.batch[0]))), subject.data.image_shape
     assert shape is not None
     _, means = _replicated(subject, name, rows)
-    return halves(torch.cat(rows, 1).numpy(), means[:SHOWN_DRAWS], means.mean(0), shape)
+    return halves(torch.cat(rows, 1).cpu().numpy(), means[:SHOWN_DRAWS], means.mean(0), shape)
 
 
 def predictions(subject: Subject) -> Figure | None:
@@ -54,7 +54,7 @@ def predictions(subject: Subject) -> Figure | None:
     if name is None or _ends_pictures(subject, name):
         return None
     drawn, means = _replicated(subject, name, subject.batch)
-    y = subject.values[name].numpy()
+    y = subject.values[name].cpu().numpy()
     if np.isin(y, (0, 1)).all():
         return reliability(y, means.mean(0))
     return beside(y, drawn, name)
@@ -78,7 +78,7 @@ def posterior(subject: Subject) -> Figure | None:
         return None
     order = sorted(few, key=lambda n: (n not in shared, few[n][0].numel()))[:MOST_SITES]
     left = sorted(table.keys() - set(order))
-    return intervals({n: few[n].numpy() for n in order}, left)
+    return intervals({n: few[n].cpu().numpy() for n in order}, left)
 
 
 def halves(x: ArrayLike, draws: ArrayLike, mean: ArrayLike, shape: tuple[int, int]) -> Figure:
@@ -210,6 +210,6 @@ def _replicated(subject: Subject, name: str, batch: tuple[Tensor, ...]) -> tuple
             values.append(site["value"])
             mean = predict.expectation(site["fn"])
             if mean.dim() > site["value"].dim():  # of categories: probabilities
-                mean = (mean * torch.arange(mean.shape[-1])).sum(-1)
+                mean = (mean * torch.arange(mean.shape[-1], device=mean.device)).sum(-1)
             means.append(mean)
-        return torch.stack(values).numpy(), torch.stack(means).numpy()
+        return torch.stack(values).cpu().numpy(), torch.stack(means).cpu().numpy()

@@ -31,9 +31,9 @@ def samples(subject: Subject) -> Figure | None:
     )
     if shape is None:
         whole = subject.x[np.isfinite(subject.x).all(1)]
-        return pictures.samples(draws[name].numpy(), data=whole) if len(whole) else None
+        return pictures.samples(draws[name].cpu().numpy(), data=whole) if len(whole) else None
     if not subject.continuous:
-        return pictures.samples(draws[name].numpy(), image_shape=shape)
+        return pictures.samples(draws[name].cpu().numpy(), image_shape=shape)
     new = {n: draws[n] for n in subject.codes if n in draws}
     rows = subject.run._rows(SHOWN_PICTURES)
     means = subject.numbers(predict.decode(subject.pair, new, *rows)[name])
@@ -54,7 +54,7 @@ def latent_plane(subject: Subject) -> Figure | None:
     if given_back(subject) is None or subject.chain:
         return None
     z = next(iter(subject.continuous.values()))
-    return pictures.latent_plane(z.numpy(), subject.labels, subject.data.label_names)
+    return pictures.latent_plane(z.cpu().numpy(), subject.labels, subject.data.label_names)
 
 
 def traversals(subject: Subject) -> Figure | None:
@@ -73,7 +73,7 @@ def traversals(subject: Subject) -> Figure | None:
     decoded = subject.numbers(predict.decode(subject.pair, fixed, *rows)[name or ""])
     return codes.traversals(
         decoded.reshape(D, T, -1),
-        at.numpy(),
+        at.cpu().numpy(),
         [f"{site}[{d}]" for d in order.tolist()],
         image_shape=shape,
         names=subject.data.columns,
@@ -89,7 +89,7 @@ def chain(subject: Subject) -> Figure | None:
     assert subject.rows is not None
     way = [*subject.chain, subject.rows]
     chosen = [way[i] for i in np.unique(np.linspace(0, len(way) - 1, STAGES).astype(int))]
-    stages = [draws[name].numpy() for name in chosen]
+    stages = [draws[name].cpu().numpy() for name in chosen]
     if shape is not None:
         return _developing(stages, chosen, shape)
     return _gathering(stages, chosen, subject.x)
@@ -101,7 +101,9 @@ def worst(subject: Subject, log_p: Tensor) -> Figure | None:
     if back is None or len(log_p) != len(back):
         return None
     shape, names = subject.image_shape, subject.data.columns
-    return codes.worst_explained(subject.x, back, log_p.numpy(), image_shape=shape, names=names)
+    return codes.worst_explained(
+        subject.x, back, log_p.cpu().numpy(), image_shape=shape, names=names
+    )
 
 
 def given_back(subject: Subject) -> Array | None:

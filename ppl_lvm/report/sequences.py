@@ -33,9 +33,11 @@ def made_up(subject: Subject) -> Figure | None:
     back = subject.decoded.get(name)
     seen = subject.values[name].where(_seen(subject, name), torch.nan)[:count]
     return beside(
-        seen.numpy(),
-        drawn.numpy(),
-        None if back is None or back.shape != subject.values[name].shape else back[:count].numpy(),
+        seen.cpu().numpy(),
+        drawn.cpu().numpy(),
+        None
+        if back is None or back.shape != subject.values[name].shape
+        else back[:count].cpu().numpy(),
     )
 
 
@@ -52,7 +54,7 @@ def states(subject: Subject) -> Figure | None:
     seen = subject.values[name].where(_seen(subject, name), torch.nan)[:STATES]
     if not isinstance(found, torch.Tensor) or found.shape[:2] != seen.shape[:2]:
         return None
-    return under(seen.numpy(), found.detach().numpy())
+    return under(seen.cpu().numpy(), found.detach().cpu().numpy())
 
 
 def beside(x: ArrayLike, drawn: ArrayLike, back: ArrayLike | None = None) -> Figure:

@@ -64,7 +64,7 @@ class Subject:
     @cached_property
     def x(self) -> Array:
         """The rows (N, P)."""
-        found: Array = self.batch[0].numpy()
+        found: Array = self.batch[0].cpu().numpy()
         return found
 
     @property
@@ -117,10 +117,10 @@ class Subject:
     def labels(self) -> Array | None:
         """Labels kept apart from the model, or those it is called with, -1 where there is none."""
         if self.data.labels is not None:
-            found: Array = self.data.labels[: len(self.batch[0])].numpy()
+            found: Array = self.data.labels[: len(self.batch[0])].cpu().numpy()
             return found
         at = self.label_tensor
-        return None if at is None else self.batch[at].long().numpy()
+        return None if at is None else self.batch[at].long().cpu().numpy()
 
     @cached_property
     def label_tensor(self) -> int | None:
@@ -137,8 +137,8 @@ class Subject:
     def numbers(self, mean: Tensor) -> Array:
         """A mean of the rows (N, P): that of categories (N, P, C) in levels 0 … C - 1."""
         if mean.dim() == 3:
-            mean = (mean * torch.arange(mean.shape[-1])).sum(-1)
-        found: Array = mean.numpy()
+            mean = (mean * torch.arange(mean.shape[-1], device=mean.device)).sum(-1)
+        found: Array = mean.cpu().numpy()
         return found
 
     def repeated(self, count: int) -> tuple[Tensor, ...]:

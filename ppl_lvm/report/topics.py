@@ -43,7 +43,7 @@ def draw(
         rows = -(-K // ACROSS)
         ends = [(ACROSS * r, min(ACROSS * (r + 1), K) - 1) for r in range(rows)]
         names = [f"{first}–{last}" if first < last else f"{first}" for first, last in ends]
-        shown = table.reshape(K, *image_shape).numpy()
+        shown = table.reshape(K, *image_shape).cpu().numpy()
         return picture_grid("Topics: where each has its words", shown, rows, min(K, ACROSS), names)
     called = [str(v) for v in range(V)] if words is None else list(words)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * -(-K // 2)), layout="constrained")
@@ -58,7 +58,7 @@ def draw(
             axes.set_axis_off()
             continue
         at = range(best.shape[1])
-        axes.barh(at, table[k, best[k]].numpy(), color=COLOURS[0])
+        axes.barh(at, table[k, best[k]].cpu().numpy(), color=COLOURS[0])
         axes.set_yticks(at, [called[v] for v in best[k].tolist()])
         axes.invert_yaxis()
         said = "" if belongs is None else f", coherence {belongs[k].item():.2f}"

@@ -1,12 +1,16 @@
 """Every model that is offered shows itself: a picture of its own kind, and ArviZ data."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.diagnose import Diagnosis
@@ -53,6 +57,32 @@ CASES: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
 WITHOUT_LATENTS = {"Gaussian", "NormalizingFlow", "HiddenMarkovModel", "LinearStateSpace"}
 
 
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """A tensor is no array, as on a GPU, unless it has been fetched by `cpu()`."""
+    fetched: dict[int, Tensor] = {}
+    numpy: Any = Tensor.numpy
+
+    def cpu(tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        return fetched.setdefault(copy.untyped_storage().data_ptr(), copy)
+
+    def array(tensor: Tensor, *how: Any, **other: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in fetched:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return numpy(tensor, *how, **other)
+
+    with patch.object(Tensor, "cpu", cpu), patch.object(Tensor, "numpy", array):
+        yield
+
+
+def test_what_has_not_been_fetched_is_no_array() -> None:
+    with elsewhere():
+        with pytest.raises(TypeError, match="cuda:0"):
+            np.asarray(torch.zeros(2))
+        assert np.asarray(torch.zeros(2).cpu()[1:]).shape == (1,)
+
+
 def test_no_model_is_forgotten() -> None:
     assert CASES.keys() == set(models.__all__)
     assert set().union(*(kinds for _, _, kinds in CASES.values())) <= READINGS.keys()
@@ -71,7 +101,8 @@ def test_it_is_pictured_and_exported(model: str) -> None:
         engine="eager",
         progress=False,
     )
-    drawn = figures(run, data)
+    with elsewhere():
+        drawn = figures(run, data)
     assert kinds | {"training"} <= drawn.keys(), sorted(kinds - drawn.keys())
     # With codes of its own a model is no plain mixture; a chain of noise is no code.
     assert not {"mixture", "classes"} <= drawn.keys()
