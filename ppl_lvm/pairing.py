@@ -14,6 +14,7 @@ from ppl_lvm.check import Finding, check
 from ppl_lvm.data import Data
 from ppl_lvm.draws import own_draws
 from ppl_lvm.pair import Pair, data_plate_size, plate_nesting
+from ppl_lvm.programs import beside
 
 
 def make_pair(
@@ -36,6 +37,7 @@ def make_pair(
         pair.objective = objectives.objective(
             objectives.default_objective(model_trace, guide_trace)
         )
+    beside(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
         # As Pyro finds at the first step: then no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))

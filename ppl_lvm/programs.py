@@ -101,10 +101,12 @@ class ModelSource:
         else:
             # The caller hands over an object of its own; later restarts start from a copy.
             model = self._given if restart == 0 else copy.deepcopy(self._given)
+        own = model is not self._given  # an object that is handed over stays where it was put
+        if own:
+            beside(model, batch)
         if hasattr(model, "initialize"):
             model.initialize(*batch)
-        # An object that is handed over stays where its owner has put it.
-        return _beside(model, batch) if model is not self._given else model
+        return beside(model, batch) if own else model  # what the start has made, too
 
 
 class GuideSource:
@@ -162,11 +164,11 @@ def _build_guide(
     if parameters and parameters[0].name == "model":
         takes_batch = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         arguments = (model, *batch) if takes_batch else (model,)
-    return _beside(build(builder, *arguments, settings=settings, what=name), batch)
+    return beside(build(builder, *arguments, settings=settings, what=name), batch)
 
 
-def _beside(program: Any, batch: Batch) -> Any:
-    """A program that was made here, on the device that its data have been put on."""
+def beside(program: Any, batch: Batch) -> Any:
+    """A program or objective that was made here, on the device that its data have been put on."""
     if isinstance(program, nn.Module) and batch and batch[0].device.type != "cpu":
         program.to(batch[0].device)
     return program

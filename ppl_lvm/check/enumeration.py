@@ -102,7 +102,7 @@ def _one_by_one(look: Look, site: Site) -> float | None:
         for value in [*values, values[0]]:
             fixed = poutine.condition(poutine.replay(model, drawn), data={site.name: value})
             trace = poutine.trace(fixed).get_trace(*look.batch)
-            per_row, rest = _split(trace, inside, site.batch_shape)
+            per_row, rest = _split(trace, inside, site.batch_shape, values.device)
             if per_row is None:
                 return None
             joint.append(per_row)
@@ -115,11 +115,11 @@ def _one_by_one(look: Look, site: Site) -> float | None:
 
 
 def _split(
-    trace: poutine.Trace, inside: set[str], shape: torch.Size
+    trace: poutine.Trace, inside: set[str], shape: torch.Size, device: torch.device
 ) -> tuple[Tensor | None, Tensor]:
     """log p of the sites within the plates `inside`, by row (*shape); and of all others."""
     trace.compute_log_prob()
-    rows: Any = torch.zeros(shape)
+    rows: Any = torch.zeros(shape, device=device)
     rest = torch.zeros(())
     for node in trace.nodes.values():
         if node["type"] != "sample":

@@ -7,18 +7,22 @@ mode, refuse to meet those of the CPU as a GPU's would.
 from typing import Any
 from unittest.mock import Mock
 
+import pyro
 import pytest
 import torch
+from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.data import load_data
 from ppl_lvm.engine.compiled import CompiledStep
 from ppl_lvm.engine.flat import FlatOptimizer
 from ppl_lvm.engine.many import take_steps
 from ppl_lvm.engine.optimizers import TorchStepper
 from ppl_lvm.engine.recording import Recording
-from ppl_lvm.programs import GuideSource, ModelSource
+from ppl_lvm.pairing import make_pair
+from ppl_lvm.programs import GuideSource, ModelSource, beside
 
 ELSEWHERE = torch.device("meta")
 
@@ -74,6 +78,14 @@ class Made(nn.Module):
     def forward(self, x: Tensor) -> None: ...
 
 
+class Started(Made):
+    """A start from the data meets the model beside them; what it makes is put there, too."""
+
+    def initialize(self, x: Tensor) -> None:
+        self.met = devices(self) | {x.device}
+        self.later = nn.Linear(2, 2)
+
+
 def encoder(model: Made, *batch: Tensor) -> nn.Module:
     return nn.Linear(2, 2)
 
@@ -89,3 +101,28 @@ def test_programs_that_are_made_for_data_are_put_there_and_objects_stay() -> Non
     assert devices(made) == devices(GuideSource(encoder).make(made, batch)) == {ELSEWHERE}
     assert devices(ModelSource(own).make(batch)) == {torch.device("cpu")}
     assert devices(ModelSource(Made).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
+    started = ModelSource(Started).make(batch)
+    assert isinstance(started, Started)
+    assert started.met == devices(started) == {ELSEWHERE}
+
+
+def test_an_objective_with_parameters_is_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A baseline's network, before and after it has taken its size from the data."""
+    x = torch.randn(6, 2)
+    moved = Mock(side_effect=beside)
+    monkeypatch.setattr("ppl_lvm.pairing.beside", moved)
+    pair, _ = make_pair(_model, _guide, "NeuralBaseline()", (x,), load_data(x))
+    moved.assert_called_once_with(pair.objective, (x,))
+    assert devices(beside(pair.objective, (torch.zeros(4, 2, device=ELSEWHERE),))) == {ELSEWHERE}
+
+
+def _model(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", Bernoulli(0.5))
+        pyro.sample("x", Normal(z[:, None], 1.0).expand(x.shape).to_event(1), obs=x)
+
+
+def _guide(x: Tensor) -> None:
+    weight = pyro.param("weight", torch.zeros(2))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", Bernoulli(logits=x @ weight))
