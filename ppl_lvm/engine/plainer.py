@@ -28,8 +28,11 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float 
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
-    """In double precision the inductor's own takes other numbers from the generator."""
-    if p.dtype is not torch.float64:
+    """In double precision, and on a GPU, the inductor's own takes other numbers from the generator.
+
+    On a GPU each thread draws four numbers: for neighbours here, for entries far apart in `rand`.
+    """
+    if p.dtype is not torch.float64 and p.device.type == "cpu":
         return NotImplemented
     return torch.empty_like(p).bernoulli_(p, generator=generator)
 

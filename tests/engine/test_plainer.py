@@ -152,6 +152,13 @@ def test_a_compiled_bernoulli_draws_the_eager_numbers(dtype: torch.dtype) -> Non
     assert torch.equal(*drawn)
 
 
+@pytest.mark.parametrize(("device", "left"), [("cpu", True), ("meta", False)])
+def test_a_gpus_bernoulli_is_not_left_to_the_compiler(device: str, left: bool) -> None:
+    """Only a GPU would show which numbers it takes; any device but the CPU stands for it here."""
+    graph = plainer(lambda p: (torch.bernoulli(p),), torch.full((3,), 0.5, device=device))
+    assert (aten.bernoulli.default in operations(graph)) == left
+
+
 DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
     "a gamma's": lambda p: torch._standard_gamma(p),
     "a Poisson's": lambda p: torch.poisson(p),
