@@ -8,9 +8,10 @@ that nothing stands between a call and the machine code: no Dynamo, no guards (t
 is the guard).
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from ppl_lvm.engine.cuda_graph import in_one_launch
 from ppl_lvm.engine.flat import FlatGroup
 from ppl_lvm.engine.plainer import PLAINER
 from ppl_lvm.engine.recording import Recording
+from ppl_lvm.engine.repeated import repeated_once
+
+logger = logging.getLogger("ppl_lvm.engine")
 
 # Where a step is tried: how far from the parameters it has, by their size. Beside an optimum a
 # gradient is nothing but rounding, the more so the more rows it is a sum of.
@@ -115,10 +119,19 @@ class CompiledStep:
         """The step in aten operations."""
         from torch.fx.experimental.proxy_tensor import make_fx
 
+        def traced(module: Callable[..., Any]) -> fx.GraphModule:
+            step = partial(self.trace, module)
+            trace = make_fx(step, decomposition_table=PLAINER, tracing_mode="fake")
+            return trace(*self.inputs(self._example))
+
+        zeros = [c.dim() == 0 and not c for c in self.recording.constants]
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trace = make_fx(self.trace, decomposition_table=PLAINER, tracing_mode="fake")
-            return trace(*self.inputs(self._example))
+            try:
+                return traced(repeated_once(self.recording.module, zeros))
+            except Exception as error:  # an operation of a kind that has not been met
+                logger.info("what is repeated is not computed once: %s", error)
+                return traced(self.recording.module)
 
     def compile(self, batch: list[Tensor], same_random: bool) -> None:
         """Make machine code of the step.
@@ -138,15 +151,15 @@ class CompiledStep:
         places = range(first, first + len(batch))
         self._compiled = in_one_launch(compiled, flat, places, self._changed)
 
-    def trace(self, *flat: Tensor) -> list[Tensor]:
-        """The step as a function of tensors: what is traced."""
+    def trace(self, module: Callable[..., Any], *flat: Tensor) -> list[Tensor]:
+        """The step as a function of tensors, with the recording's `module` or one of its kind."""
         state, numbers, batch, sources, constants = pytree.tree_unflatten(flat, self._spec)
         leaves: list[Any] = list(self._parameters)  # those without gradient are not read
         for group, (vector, *_) in zip(self.groups, state, strict=True):
             for p, view in zip(group.parameters, group.views(vector), strict=True):
                 leaves[self._places[id(p)]] = view
         recording = self.recording
-        out = recording.module(*leaves, *batch, *sources, *self._fill(constants))
+        out = module(*leaves, *batch, *sources, *self._fill(constants))
         losses = list(out[: recording.num_losses])
         active = [p for p, used in zip(self._parameters, recording.active, strict=True) if used]
         gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}
@@ -209,7 +222,7 @@ class CompiledStep:
         ours, theirs = [[copy(tensor) for tensor in flat] for _ in range(2)]
         found = [*compiled(*ours), *ours]
         outside.restore_random(before)
-        expected = [*self.trace(*theirs), *theirs]
+        expected = [*self.trace(self.recording.module, *theirs), *theirs]
         outside.restore_random(before)
         left_out, place = set(), len(found) - len(flat)
         for group in self.groups:
