@@ -36,7 +36,7 @@ The same in two halves, which reach "captured":
 divide or clip `.grad` by torch operations, and returns the loss, or a tuple of tensors (the loss
 and the gradient's largest entry, say, for a check by the caller). It reads no value into Python:
 `float(norm)` or `if loss.isfinite()` stays outside.
-Limits, not checked: a count that a program hides (in a list, a closure over an object) and that
+Limits, not checked: a count that a program hides (in a generator, an object of its own) and that
 first makes a difference after the first steps; data bound anew to a global name.
 
 What may change between steps: parameters, batch tensors, and the contents of any tensor that the

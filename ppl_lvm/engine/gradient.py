@@ -27,7 +27,13 @@ from ppl_lvm.engine.alike import merged
 from ppl_lvm.engine.arguments import Arguments, flatten
 from ppl_lvm.engine.compare import state_pairs
 from ppl_lvm.engine.outside import Snapshot
-from ppl_lvm.engine.recording import Recording, build, changed_sources, refuse_data_dependence
+from ppl_lvm.engine.recording import (
+    Recording,
+    build,
+    changed_sources,
+    refuse_data_dependence,
+    unseen_change,
+)
 from ppl_lvm.engine.refusal import CannotCaptureError
 from ppl_lvm.engine.tape import Tape
 from ppl_lvm.engine.watching import watch
@@ -189,8 +195,9 @@ class Gradient:
         if not self._full:
             self._full = True
             self._announce(
-                f"{self._max_captures} kinds of arguments are captured; others run eagerly. Pass "
-                "changing numbers as tensors and keep to few batch sizes."
+                f"{self._max_captures} kinds of arguments have come, {self.num_captures} of them "
+                "twice or more and captured; others run eagerly. Pass changing numbers as tensors "
+                "and keep to few batch sizes."
             )
 
     def _watch(
@@ -202,6 +209,8 @@ class Gradient:
         before = outside.random_states()
         plain = outside.plain_state(self.watched)
         batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
+        known = [] if entry.tape is None else [s.tensor for s in entry.tape.sources]
+        found = [(tensor, tensor.detach().clone()) for tensor in known]
         try:
             loss, tape = watch(
                 lambda: arguments.call(self._loss_and_grads, batch), self.parameters, batch
@@ -209,7 +218,7 @@ class Gradient:
         except CannotCaptureError:
             outside.restore_random(before)
             raise
-        refusal = self._judge(entry, tape, before, plain, batch)
+        refusal = unseen_change(found, tape) or self._judge(entry, tape, before, plain, batch)
         if refusal is not None:
             return self._give_up(refusal, loss)
         return loss
@@ -321,7 +330,10 @@ class Gradient:
             moved = draw_states()
             outside.restore_random(after)
         if not all(map(torch.equal, moved, after["torch"])):
-            raise CannotCaptureError("the captured step draws other random numbers")
+            raise CannotCaptureError(
+                "the captured step draws other random numbers than the program, which may set a "
+                "seed or a random state itself"
+            )
         for got, expected in zip(found, [*losses, *wanted], strict=True):
             _agree(got, expected, "the loss or a gradient")
         for source, state in zip(tape.sources, trial.sources, strict=True):

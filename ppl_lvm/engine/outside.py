@@ -17,6 +17,7 @@ from ppl_lvm.draws import draw_states, restore_draws
 from ppl_lvm.engine.refusal import CannotCaptureError
 
 _PLAIN = (bool, int, float, str, type(None))
+_FEW = 100  # entries of a list or dictionary up to which they are looked at one by one
 
 
 def random_states() -> dict[str, Any]:
@@ -79,8 +80,11 @@ def modules(objects: Iterable[object]) -> list[nn.Module]:
 
 
 def plain_state(objects: Sequence[object]) -> dict[str, Any]:
-    """The plain numbers and strings that objects keep: attributes, closures, globals they name."""
-    owners = {id(item): item for item in [*objects, *modules(objects)]}
+    """The plain numbers and strings that objects keep: attributes, closures, globals they name.
+
+    Lists and dictionaries count with their length and, where they are short, their entries.
+    """
+    owners = {id(item): item for item in [*_unwrapped(objects), *modules(objects)]}
     state: dict[str, Any] = {}
     for owner in owners.values():
         state.update(_plain(type(owner).__name__, getattr(owner, "__dict__", {})))
@@ -91,6 +95,15 @@ def plain_state(objects: Sequence[object]) -> dict[str, Any]:
     return state
 
 
+def _unwrapped(objects: Iterable[object]) -> Iterator[object]:
+    """The objects and what handlers, decorators and `functools.partial` have put them around."""
+    for item in objects:
+        inner: object | None = item
+        while inner is not None:
+            yield inner
+            inner = getattr(inner, "__wrapped__", None) or getattr(inner, "func", None)
+
+
 def _plain(name: str, values: dict[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for key, value in values.items():
@@ -98,6 +111,9 @@ def _plain(name: str, values: dict[str, Any]) -> dict[str, Any]:
             kept[f"{name}.{key}"] = value
         elif isinstance(value, (list, dict)) and not key.startswith("_"):
             kept[f"len({name}.{key})"] = len(value)
+            if len(value) <= _FEW:
+                entries = value.items() if isinstance(value, dict) else enumerate(value)
+                kept |= {f"{name}.{key}[{k!r}]": v for k, v in entries if isinstance(v, _PLAIN)}
     return kept
 
 

@@ -9,7 +9,7 @@ written into the tensor that the program holds.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,25 @@ def changed_sources(tape: Tape) -> set[int]:
     """Sources that the step changes."""
     changed = {s.index for s in tape.sources if not _equal(s.before, s.tensor)}
     return changed | _written(tape, [source.index for source in tape.sources])
+
+
+def unseen_change(found: Sequence[tuple[Tensor, Tensor]], tape: Tape) -> CannotCaptureError | None:
+    """The refusal of a step that changes a tensor's numbers where torch does not see it.
+
+    Args:
+        found: tensors and copies of them from just before the step.
+    """
+    copies = {id(tensor): copy for tensor, copy in found}
+    for source in tape.sources:
+        copy = copies.get(id(source.tensor))
+        if copy is not None and not _equal(copy, source.before):
+            return CannotCaptureError(
+                f"a tensor of shape {tuple(copy.shape)} is changed by the step through "
+                "another name (a NumPy array on its memory, a view); change the tensor itself, in "
+                "place",
+                source.where,
+            )
+    return None
 
 
 def _written(tape: Tape, starts: Iterable[int]) -> set[int]:
