@@ -33,10 +33,12 @@ class TorchStepper:
     def __init__(self, optimizer: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
         self._make = optimizer
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else None
+        self._admitted: dict[int, Tensor] = {}
 
     def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
         if self.optimizer is None:
             return None
+        self._admit(parameters)
         optimizer = self.optimizer
         optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules look for
         groups = optimizer.param_groups
@@ -55,7 +57,19 @@ class TorchStepper:
         if self.optimizer is None:
             assert not isinstance(self._make, Optimizer)
             self.optimizer = self._make(parameters)
+        self._admit(parameters)
         self.optimizer.step()
+
+    def _admit(self, parameters: list[Tensor]) -> None:
+        """Parameters that had no gradient yet when the optimiser was made join its group."""
+        if self.optimizer is self._make or self.optimizer is None:
+            return
+        for p in parameters:
+            if id(p) not in self._admitted:
+                self._admitted[id(p)] = p
+                params = self.optimizer.param_groups[0]["params"]
+                if not any(p is known for known in params):
+                    params.append(p)
 
 
 class PyroStepper:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.engine.between import Between
 from ppl_lvm.engine.gradient import Gradient, logger
 from ppl_lvm.engine.optimizers import PyroStepper, Stepper, TorchStepper
 from ppl_lvm.engine.step import LEVELS, Level, WholeStep
@@ -23,14 +24,23 @@ class _Parameters(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.tensors: dict[int, Tensor] = {}
+        self.names: dict[str, Tensor] = {}
 
     def _pyro_post_param(self, msg: Any) -> None:
         tensor = msg["value"].unconstrained()
         self.tensors[id(tensor)] = tensor
+        self.names[msg["name"]] = tensor
 
 
 class CompiledSVI:
     """Stochastic variational inference, with the call and the result of `pyro.infer.SVI`.
+
+    Between steps the parameter store may be filled anew, parameters frozen and plain attributes
+    of model, guide and loss set: steps are then captured anew. A number changed elsewhere (in a
+    list, a closure, a global name) is not noticed: call `forget()` after it.
+
+    Pyro's validation sees the steps that run the program, not the captured ones: a NaN in a later
+    batch is not an error but a loss of NaN, and parameters are lost with it. Look at the losses.
 
     Args:
         model, guide: as for SVI.
@@ -74,10 +84,13 @@ class CompiledSVI:
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
         self._found: list[Tensor] = []
+        self._moved: dict[int, Tensor] = {}  # parameters that have had a gradient
+        self._newly = False  # whether one of them had its first since something was captured
+        self._between: Between | None = None
         say = announce or logger.warning
         gradient = Gradient(
             self._loss_and_grads,
-            lambda: [p for p in self._found if p.grad is not None],
+            lambda: [p for p in self._found if p.requires_grad],
             strict=engine in ("captured", "compiled"),
             watched=(model, guide, loss),
             announce=say,
@@ -114,6 +127,7 @@ class CompiledSVI:
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
+        self._look()
         return _numbers(self._step(*args, **kwargs))
 
     def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
@@ -122,6 +136,7 @@ class CompiledSVI:
         Once steps are compiled they are one call, before that a plain loop. Either way the result
         is that of `step(*[d[r] for d in data])` for each r in `rows`.
         """
+        self._look()
         losses: list[Any] = []
         while len(losses) < len(rows):
             left = rows[len(losses) :]
@@ -142,6 +157,23 @@ class CompiledSVI:
         turns = zip(*(leaf.tolist() for leaf in leaves), strict=True)
         return [pytree.tree_unflatten(turn, spec) for turn in turns]
 
+    def forget(self) -> None:
+        """Drop what has been captured: the program has been changed in a way nobody can see."""
+        self._step.gradient.forget()
+
+    def _look(self) -> None:
+        """Capture anew where parameters or plain numbers have been replaced since."""
+        between, gradient = self._between, self._step.gradient
+        if between is None or gradient.refusal is not None:
+            return
+        replaced = between.replaced()
+        if replaced:
+            self._between = None
+            self._moved.clear()
+        if replaced or (self._newly and gradient.num_captures):
+            gradient.forget()
+        self._newly = False
+
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
         with torch.no_grad():
@@ -152,13 +184,30 @@ class CompiledSVI:
         with _Parameters() as found:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self._found = list(found.tensors.values())
+        moved = {id(p): p for p in self._found if p.grad is not None}
+        self._newly |= not moved.keys() <= self._moved.keys()
+        self._moved |= moved
+        self._zero_the_rest()
+        if self.engine != "eager":
+            self._between = Between(found.names.items(), (self.model, self.guide, self.loss))
         return loss
 
     def _of_block(self, rows: int, *block: Any) -> Any:
         """As `_loss_and_grads`, for a block that stands for `rows`."""
         if rows not in self._scaled:
             self._scaled[rows] = Subsample(rows)(self.model), Subsample(rows)(self.guide)
-        return self.loss.loss_and_grads(*self._scaled[rows], *block)
+        loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
+        self._zero_the_rest()
+        return loss
+
+    def _zero_the_rest(self) -> None:
+        """Pyro leaves zeros in `.grad` after a step, so that momentum goes on where no gradient is.
+
+        A parameter that this step's arguments do not use is moved by what is left of the last.
+        """
+        for p in self._found:
+            if p.grad is None and p.requires_grad and id(p) in self._moved:
+                p.grad = torch.zeros_like(p)
 
 
 def _numbers(loss: Any) -> Any:
