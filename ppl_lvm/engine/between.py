@@ -45,7 +45,4 @@ class Between:
         for name, p, trained in self._stored:
             if stored.get(name) is not p or p.requires_grad is not trained:
                 return True
-        for values, name, value in self._numbers:
-            if values.get(name) != value:
-                return True
-        return False
+        return any(values.get(name) != value for values, name, value in self._numbers)

@@ -57,7 +57,8 @@ class CompiledSVI:
             compiler draw its own, the same in distribution.
 
     Raises:
-        ValueError: for an unknown level or a loss that is not an ELBO.
+        ValueError: for an unknown level, a loss that is not an ELBO, a torch optimiser that holds
+            parameters already, or rows that are not (S, B).
         CannotCaptureError: from `step`, where "captured" or "compiled" cannot be had.
     """
 
@@ -81,6 +82,14 @@ class CompiledSVI:
             raise ValueError(
                 f"loss must be a pyro.infer.ELBO, got {type(loss).__name__}; use pyro.infer.SVI "
                 "for a bare loss function."
+            )
+        if isinstance(optimizer, Optimizer) or not (
+            isinstance(optimizer, PyroOptim) or callable(optimizer)
+        ):
+            raise ValueError(
+                "optimizer must be a pyro.optim optimiser, such as pyro.optim.Adam({'lr': 0.01}), "
+                "or a function of the list of parameters, such as functools.partial("
+                f"torch.optim.Adam, lr=0.01); got {type(optimizer).__name__}."
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
         self._found: list[Tensor] = []
@@ -136,6 +145,11 @@ class CompiledSVI:
         Once steps are compiled they are one call, before that a plain loop. Either way the result
         is that of `step(*[d[r] for d in data])` for each r in `rows`.
         """
+        if rows.dim() != 2 or rows.is_floating_point():
+            raise ValueError(
+                f"rows must be whole numbers (S, B), B rows for each of S steps; got {rows.dtype} "
+                f"of shape {tuple(rows.shape)}."
+            )
         self._look()
         losses: list[Any] = []
         while len(losses) < len(rows):

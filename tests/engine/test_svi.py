@@ -175,3 +175,15 @@ def test_an_unknown_level_or_a_bare_loss_is_refused() -> None:
         CompiledSVI(model, guide, optimizer, loss, engine="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must be a pyro\.infer\.ELBO"):
         CompiledSVI(model, guide, optimizer, loss.loss)
+
+
+def test_an_optimiser_with_parameters_and_rows_of_no_steps_are_refused() -> None:
+    model, guide, loss, batch = PROGRAMS["mixture"]()
+    made: Any = torch.optim.Adam(model.parameters())
+    for optimizer in (made, {"lr": 0.1}):
+        with pytest.raises(ValueError, match=r"optimizer must be a pyro\.optim optimiser"):
+            CompiledSVI(model, guide, optimizer, loss)
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+    for rows in (torch.arange(4), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match=r"rows must be whole numbers \(S, B\)"):
+            svi.steps(*batch, rows=rows)
