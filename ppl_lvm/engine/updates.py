@@ -3,7 +3,8 @@
 Each rule takes the parameters p, the gradient g and the optimiser's moments, all flat vectors of n
 numbers, and changes p and the moments in place. The numbers that change from step to step come in
 `h`, computed in double precision on the host, so that a compiled step takes them as an input and a
-learning-rate schedule costs nothing. Same updates as torch's and Pyro's single-tensor ones.
+learning-rate schedule costs nothing. (1 - β₂ is one of them: in float32, from 0.999, it would be off
+by 1e-5, and steps with it.) Same updates as torch's and Pyro's single-tensor ones.
 
 References:
     Kingma, Ba (2015). Adam: a method for stochastic optimization. https://arxiv.org/abs/1412.6980
@@ -37,7 +38,8 @@ def _adam_numbers(o: dict[str, Any], t: int) -> list[float]:
     b1, b2 = o["betas"]
     lr = float(o["lr"])
     root = math.sqrt(1 - b2**t)
-    return [o["weight_decay"], 1 - lr * o["weight_decay"], 1 - b1, b2, root, lr / (1 - b1**t)]
+    rate = lr / (1 - b1**t)
+    return [o["weight_decay"], 1 - lr * o["weight_decay"], 1 - b1, b2, root, rate, 1 - b2]
 
 
 def _adam(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, Any]) -> None:
@@ -47,14 +49,15 @@ def _adam(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, 
     elif o["weight_decay"]:
         g = g + p * h[0]
     m.add_((g - m) * h[2])
-    v.mul_(h[3]).add_(g * g * (1 - h[3]))
+    v.mul_(h[3]).add_(g * g * h[6])
     p.sub_(m / (v.sqrt() / h[4] + o["eps"]) * h[5])
 
 
 def _clipped_adam_numbers(o: dict[str, Any], t: int) -> list[float]:
     o["lr"] *= o["lrd"]
     b1, b2 = o["betas"]
-    return [o["weight_decay"], b1, b2, o["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t)]
+    rate = o["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t)
+    return [o["weight_decay"], b1, b2, rate, 1 - b1, 1 - b2]
 
 
 def _clipped_adam(
@@ -64,9 +67,9 @@ def _clipped_adam(
     g = g.clamp(-o["clip_norm"], o["clip_norm"])
     if o["weight_decay"]:
         g = g + p * h[0]
-    m.mul_(h[1]).add_(g * (1 - h[1]))
+    m.mul_(h[1]).add_(g * h[4])
     spread = g - m if o["centered_variance"] else g
-    v.mul_(h[2]).add_(spread * spread * (1 - h[2]))
+    v.mul_(h[2]).add_(spread * spread * h[5])
     p.sub_(m / (v.sqrt() + o["eps"]) * h[3])
 
 
