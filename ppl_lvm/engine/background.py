@@ -135,19 +135,21 @@ def compile_graph(
 
     search.join()
 
+    on_cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+
     def attempt(calls_in_cpp: bool) -> Callable[..., Any]:
         options = {
             "fallback_random": same_random,
             "cpp_wrapper": calls_in_cpp,
             "cpp.min_chunk_size": _CHUNK,
-            "memory_planning": largest(graph) <= _PLANNED,
+            "memory_planning": on_cpu and largest(graph) <= _PLANNED,
         }
         with torch.no_grad(), _quietly(options), _known_anywhere():
             compiled: Any = compile_fx(graph, list(inputs))
             result: Callable[..., Any] = compiled
             return result
 
-    if any(tensor.device.type != "cpu" for tensor in inputs) or _returns_lists(graph):
+    if not on_cpu or _returns_lists(graph):
         return attempt(False)
     try:
         return attempt(True)
