@@ -122,3 +122,14 @@ def test_rows_of_a_file_are_drawn_as_the_pictures_they_are(tmp_path: Path) -> No
     wrong = ppl_lvm(*words, "--image-shape", "4", "4", folder=tmp_path)
     assert wrong.returncode != 0
     assert "image_shape=(4, 4) does not suit rows of 6 and 6 numbers" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["--help"], "none lists them"), (["speed", "--help"], "--program")]
+)
+def test_help_after_a_benchmarks_name_is_its_own(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
+    done = ppl_lvm("bench", *words, folder=tmp_path)
+    assert done.returncode == 0
+    assert told in done.stdout

@@ -7,7 +7,11 @@ import typer
 app = typer.Typer()
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+# `--help` after a name is the benchmark's own, so it is left to its parser.
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
 def bench(
     context: typer.Context,
     name: Annotated[str | None, typer.Argument(help="Which question; none lists them.")] = None,
@@ -16,6 +20,9 @@ def bench(
     import importlib
     import pkgutil
 
+    if name in ("--help", "-h"):
+        print(context.get_help())
+        return
     benchmarks = importlib.import_module("ppl_lvm.benchmarks")
 
     questions = {}
