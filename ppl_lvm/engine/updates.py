@@ -3,8 +3,8 @@
 Each rule takes the parameters p, the gradient g and the optimiser's moments, all flat vectors of n
 numbers, and changes p and the moments in place. The numbers that change from step to step come in
 `h`, computed in double precision on the host, so that a compiled step takes them as an input and a
-learning-rate schedule costs nothing. (1 - β₂ is one of them: in float32, from 0.999, it would be off
-by 1e-5, and steps with it.) Same updates as torch's and Pyro's single-tensor ones.
+learning-rate schedule costs nothing. (1 - β₂ is one of them: in float32, from 0.999, it would be
+off by 1e-5, and steps with it.) Same updates as torch's and Pyro's single-tensor ones.
 
 References:
     Kingma, Ba (2015). Adam: a method for stochastic optimization. https://arxiv.org/abs/1412.6980
