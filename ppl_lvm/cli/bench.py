@@ -33,7 +33,7 @@ def bench(
                 questions[found.name] = module
     if name is None:
         for found_name, module in questions.items():
-            print(f"{found_name:<12}{(module.__doc__ or '').strip().splitlines()[0]}")
+            print(f"{found_name:<13}{(module.__doc__ or '').strip().splitlines()[0]}")
     elif name not in questions:
         raise ValueError(f"There is no benchmark {name!r}; `ppl-lvm bench` lists them.")
     else:

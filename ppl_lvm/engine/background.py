@@ -161,7 +161,10 @@ def largest(graph: fx.GraphModule) -> int:
     """Bytes of the largest tensor that a graph makes."""
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     made = (pytree.tree_leaves(node.meta.get("val")) for node in nodes)
-    return max((t.nbytes for found in made for t in found if isinstance(t, Tensor)), default=0)
+    tensors = [t for found in made for t in found if isinstance(t, Tensor)]
+    # How many numbers a mask picks is known to nobody yet.
+    known = [t for t in tensors if all(isinstance(n, int) for n in t.shape)]
+    return max((t.numel() * t.element_size() for t in known), default=0)
 
 
 def _returns_lists(graph: fx.GraphModule) -> bool:

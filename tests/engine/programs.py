@@ -145,6 +145,16 @@ def subsampled_guide(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(batch, 1.0).to_event(1))
 
 
+def correlations(x: Tensor) -> None:
+    """The way to a Cholesky factor of correlations picks entries of a matrix by a mask."""
+    scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(3)).to_event(1))
+    factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
+    tril = torch.diag_embed(scale) @ factor
+    with pyro.plate("data", len(x)):
+        normal: Any = dist.MultivariateNormal(torch.zeros(3), scale_tril=tril)
+        pyro.sample("x", normal, obs=x)
+
+
 def gamma_poisson(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -225,6 +235,12 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
         gamma_guide,
         Trace_ELBO(),
         (torch.tensor([0.0, 1.0, 3.0, 2.0]),),
+    ),
+    "correlations": lambda: (
+        correlations,
+        AutoNormal(correlations),
+        Trace_ELBO(),
+        (torch.randn(12, 3, generator=torch.Generator().manual_seed(0)),),
     ),
     "reparam": _reparam,
     "AutoNormal": _auto(AutoNormal),

@@ -56,6 +56,16 @@ def test_the_largest_table_counts_what_is_made_not_what_lies_about() -> None:
     assert largest(make_fx(step, tracing_mode="fake")(*given)) == 3 * 7 * 7 * 8
 
 
+def test_a_table_of_unknown_size_is_passed_over() -> None:
+    """What a mask picks, as the transform to a Cholesky factor of correlations does."""
+
+    def picked(x: Tensor) -> Tensor:
+        return x[x > 0] + 1
+
+    graph = make_fx(picked, tracing_mode="symbolic")(torch.tensor([1.0, -1.0, 2.0]))
+    assert largest(graph) >= 0
+
+
 def test_a_compilation_that_is_given_up_leaves_no_process() -> None:
     workshop = Workshop()
     workshop.start(make_fx(torch.exp)(torch.ones(2)), [torch.ones(2)], same_random=True)

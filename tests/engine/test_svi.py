@@ -58,6 +58,7 @@ def test_compiled_takes_pyros_steps(name: str) -> None:
 
 SLOW = ["vae", "vae, batch norm", "belief net, wake-sleep", "hmm", "subsampled", "gamma", "reparam"]
 SLOW += ["AutoMultivariateNormal", "AutoIAFNormal", "mixture, guide", "vae, renyi"]
+SLOW += ["correlations"]
 
 
 @pytest.mark.slow
