@@ -45,4 +45,6 @@ class Between:
         for name, p, trained in self._stored:
             if stored.get(name) is not p or p.requires_grad is not trained:
                 return True
-        return any(values.get(name) != value for values, name, value in self._numbers)
+        # NaN is not itself, but it is the same object.
+        now = ((values.get(name), value) for values, name, value in self._numbers)
+        return any(found is not value and found != value for found, value in now)
