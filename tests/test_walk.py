@@ -35,7 +35,7 @@ from ppl_lvm.training.stepping import Options
 models: Any = importlib.import_module("ppl_lvm.models")
 guides: Any = importlib.import_module("ppl_lvm.guides")
 
-STEPS, FEW = 50, 15  # all that is promised, and as many as CI has time for
+STEPS, FEW = 50, 10  # all that is promised, and as many as CI has time for
 SGD = "SGD(lr=0.002, momentum=0.5)"
 BUILDERS = [name for name in guides.__all__ if name not in ("label_free", "AutoGuide")]
 
