@@ -14,18 +14,13 @@ from ppl_lvm import estimators, objectives
 from ppl_lvm.check.enumeration import summed_out
 from ppl_lvm.check.findings import Suitability
 from ppl_lvm.check.look import Look
-from ppl_lvm.draws import own_draws
 from ppl_lvm.dry_run import dry_run
 from ppl_lvm.particles.plan import Plan, make_plan
 
 
 def suitability(look: Look) -> tuple[Suitability, ...]:
     """Every estimator of ours, then every objective of Pyro's that `fit` takes."""
-    with (
-        dry_run(*look.programs, seed=0),
-        own_draws(),
-        warnings.catch_warnings(),
-    ):
+    with dry_run(*look.programs, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return (*_ours(look), *_pyros(look))
 

@@ -1,13 +1,20 @@
 """A graph in which nothing is changed in place, so that its operations may be moved about."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.recording import item
 
+# A view may ask for a layout that a tensor made in another way (stacked, repeated) does not have.
+_RESHAPED: dict[Any, Any] = dict.fromkeys(
+    (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default),
+    torch.ops.aten.reshape.default,
+)
 _UNMOVABLE = (torch.ops.aten.as_strided.default, torch.ops.aten.set_.source_Tensor)
 
 
@@ -34,6 +41,14 @@ def functional(graph: fx.Graph) -> fx.Graph | None:
             new.target = _without_change(node)
         now[roots[node]] = new
     return copy
+
+
+def called(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What an operation returns on tensors made in another way; several tensors as a tuple."""
+    value = _RESHAPED.get(target, target)(*args, **kwargs)
+    if isinstance(value, tuple | list):
+        return tuple(v for v in pytree.tree_leaves(value) if isinstance(v, Tensor))
+    return value
 
 
 def is_view(node: fx.Node) -> bool:

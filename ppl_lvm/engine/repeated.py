@@ -17,17 +17,12 @@ from typing import Any
 
 import torch
 from torch import Size, Tensor, fx
-from torch.utils import _pytree as pytree
 
-from ppl_lvm.engine.functional import functional, is_empty
+from ppl_lvm.engine.functional import called, functional, is_empty
 from ppl_lvm.engine.order import random
 from ppl_lvm.engine.recording import item
 
 _aten = torch.ops.aten
-# A view may ask for a layout that a repeated tensor does not have.
-_RESHAPED: dict[Any, Any] = dict.fromkeys(
-    (_aten.view.default, _aten._unsafe_view.default), _aten.reshape.default
-)
 
 
 @dataclass(frozen=True)
@@ -150,10 +145,7 @@ class _Once:
     def _called(self, node: Any, argument: Callable[[fx.Node], Any]) -> Any:
         """The operation as it stands."""
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), argument)
-        value = _RESHAPED.get(node.target, node.target)(*args, **kwargs)
-        if isinstance(value, tuple | list):
-            return tuple(v for v in pytree.tree_leaves(value) if isinstance(v, Tensor))
-        return value
+        return called(node.target, args, kwargs)
 
     # Number by number
 

@@ -11,15 +11,11 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.engine.counting import counting, index_put, indexed
-from ppl_lvm.engine.functional import is_empty, is_view
+from ppl_lvm.engine.functional import called, is_empty, is_view
 from ppl_lvm.engine.order import ALIKE, levels, random, sums
 from ppl_lvm.engine.recording import item
 
 _aten = torch.ops.aten
-# A view may ask for a layout that a stacked tensor does not have.
-_RESHAPED: dict[Any, Any] = dict.fromkeys(
-    (_aten.view.default, _aten._unsafe_view.default), _aten.reshape.default
-)
 
 
 @dataclass(frozen=True)
@@ -142,11 +138,7 @@ class SideBySide:
         if (stacked := self._stacked(node)) is not None:
             return stacked
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._tensor)
-        target = self._target(node)
-        value = target(*args, **kwargs)
-        if isinstance(value, (tuple, list)):
-            return tuple(v for v in pytree.tree_leaves(value) if isinstance(v, Tensor))
-        return value
+        return called(self._target(node), args, kwargs)
 
     def _target(self, node: fx.Node) -> Any:
         """What to compute in place of an operation."""
@@ -154,7 +146,7 @@ class SideBySide:
             indices: Any = node.args[1]
             if len(indices) == 1 and self._first(indices[0]) in self._counting:
                 return indexed if node.target is _aten.index.Tensor else index_put
-        return _RESHAPED.get(node.target, node.target)
+        return node.target
 
     def _stacked(self, node: fx.Node) -> Tensor | None:
         """`stack` of parts that stand side by side already."""
@@ -225,10 +217,7 @@ class SideBySide:
             for (place, _), tensor in zip(places, tensors, strict=True):
                 leaves[place] = tensor
             args, kwargs = pytree.tree_unflatten(leaves, spec)
-            value = target(*args, **kwargs)
-            if isinstance(value, Tensor):
-                return value
-            return tuple(v for v in pytree.tree_leaves(value) if isinstance(v, Tensor))
+            return called(target, args, kwargs)
 
         value = torch.vmap(one, in_dims=tuple(dim for _, dim in places))(*varying)
         if isinstance(value, Tensor):
