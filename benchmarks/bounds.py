@@ -19,13 +19,13 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.gradient_samples import local_parameters
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, Known, by_hand
+from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
+from ppl_lvm.benchmarks.gradient_suite.subjects import double
 from ppl_lvm.benchmarks.handwritten import pathwise
-from ppl_lvm.benchmarks.programs import KNOWN, Known, by_hand
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.benchmarks.subjects import double
-from ppl_lvm.pair import Pair
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.programs.pair import Pair
 
 ALPHAS = (-2.0, 0.0, 0.5, 1.0, 2.0)
 

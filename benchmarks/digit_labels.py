@@ -26,10 +26,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.record import Result
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.harness import Result
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import auto_guide, label_free
 from ppl_lvm.models import GaussianMixtureVAE, SemiSupervisedVAE
 

@@ -16,11 +16,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.benchmarks import record
+from ppl_lvm.benchmarks import harness as record
 from ppl_lvm.benchmarks.handwritten import vae
-from ppl_lvm.benchmarks.record import Result, Row
+from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.vae import VAE
 

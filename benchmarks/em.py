@@ -9,8 +9,8 @@ from the same start. One iteration is an E-step and an M-step:
 
 Times are taken in turn in one process (`timing.interleaved`). Both reach the same likelihood: the
 largest difference after five iterations is reported. Restarts share the features of the rows and
-two large matrix products (`ppl_lvm.models.mixture_features`), which is half of the arithmetic of
-sixteen starts in turn and runs at the processor's speed.
+two large matrix products (`ppl_lvm.models.parts.mixture_batched_e_step`), which is half of the
+arithmetic of sixteen starts in turn and runs at the processor's speed.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
 
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio, spread
 from ppl_lvm.data import load_data
-from ppl_lvm.em.sums import Sums
 from ppl_lvm.models.gmm import GaussianMixture
+from ppl_lvm.training.em.statistics import Sums
 
 RESTARTS = 16
 SIZES = ((150, 4, 3), (10_000, 8, 8), (100_000, 16, 32))  # N, P, K

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.special import xlog1py, xlogy
 
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.record import Row
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.harness import Row
 
 LOG_PRIOR = torch.tensor([0.67, 0.33], dtype=torch.float64).log()
 MEANS = torch.tensor([[1.10, 0.86], [4.04, 3.83]], dtype=torch.float64)

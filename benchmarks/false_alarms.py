@@ -26,10 +26,10 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.diagnostics.diagnose import Diagnosis
-from ppl_lvm.fit import fit
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
+from ppl_lvm.fitting.svi import fit
 
 NOISE = 0.7
 LOADINGS = [[1.2, 0.1], [-0.6, 0.9], [0.3, -0.8], [0.9, 0.5], [-0.2, 1.1]]

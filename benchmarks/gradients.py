@@ -32,14 +32,20 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.benchmarks import gradient_samples as samples
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.gradient_samples import Judgement, judge, local_parameters
-from ppl_lvm.benchmarks.implementations import Implementation
-from ppl_lvm.benchmarks.programs import KNOWN
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.benchmarks.subjects import SUBSAMPLED, Subject, double, known_subject, user_subject
-from ppl_lvm.benchmarks.timing import interleaved, ratio
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.gradient_suite import samples
+from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
+from ppl_lvm.benchmarks.gradient_suite.samples import Judgement, judge, local_parameters
+from ppl_lvm.benchmarks.gradient_suite.subjects import (
+    SUBSAMPLED,
+    Subject,
+    double,
+    known_subject,
+    user_subject,
+)
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
 
 TOO_COARSE = 1.0  # a standard error of the bias, relative to the target
 Measured = tuple[Row, dict[str, Judgement]]

@@ -25,12 +25,17 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.gradient_samples import local_parameters
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.gradient_suite.programs import (
+    LinearGaussian,
+    LinearGaussianGuide,
+    Parameters,
+    by_hand,
+)
+from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import linear_gaussian, pathwise
-from ppl_lvm.benchmarks.programs import LinearGaussian, LinearGaussianGuide, Parameters, by_hand
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.pair import Pair
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.programs.pair import Pair
 
 THEORY = {"IWAE": (-0.5, 0.5), "DReG": (0.5, 0.5)}
 # A guide that is off by a little, as after some training: mean by 0.1, log sd by 0.2.

@@ -18,10 +18,13 @@ from typing import Any
 import pyro
 from matplotlib.figure import Figure
 
-from ppl_lvm.benchmarks import floor, numpyro_peers, speed_start
-from ppl_lvm.benchmarks.record import Result, command, publish, show
-from ppl_lvm.benchmarks.speed_programs import PROGRAMS, Program
-from ppl_lvm.benchmarks.speed_ways import (
+from ppl_lvm.benchmarks.harness import Result, command, publish, show
+from ppl_lvm.benchmarks.speed_suite import cold_start as speed_start
+from ppl_lvm.benchmarks.speed_suite import numpyro_peers
+from ppl_lvm.benchmarks.speed_suite import roofline as floor
+from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS, Program
+from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio, spread
+from ppl_lvm.benchmarks.speed_suite.variants import (
     CAPTURED,
     COMPILED,
     EAGER,
@@ -36,7 +39,6 @@ from ppl_lvm.benchmarks.speed_ways import (
     parameters,
     ways,
 )
-from ppl_lvm.benchmarks.timing import interleaved, ratio, spread
 
 _SECONDS = 90.0  # that the rounds of one program may take
 _SMOKE = (PYRO, EAGER, CAPTURED, HAND)

@@ -22,15 +22,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.gradient_samples import local_parameters
-from ppl_lvm.benchmarks.hands import hands
-from ppl_lvm.benchmarks.implementations import Implementation, ours
-from ppl_lvm.benchmarks.programs import KNOWN
-from ppl_lvm.benchmarks.record import Result, Row
-from ppl_lvm.benchmarks.subjects import known_subject
-from ppl_lvm.benchmarks.timing import interleaved, ratio
-from ppl_lvm.engine import CannotCaptureError, Level, make_whole_step
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import hands
+from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
+from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
+from ppl_lvm.benchmarks.gradient_suite.subjects import known_subject
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
+from ppl_lvm.compiler import CannotCaptureError, Level, make_whole_step
 
 TARGET = 1.3  # of the best of our levels over the hand-written step
 Step = Callable[[], object]

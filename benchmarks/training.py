@@ -28,15 +28,15 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import record
-from ppl_lvm.benchmarks.record import Result, Row
+from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.compiler import Level
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.engine import Level
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.vae import VAE
 from ppl_lvm.nn import MLP
-from ppl_lvm.run import Run
+from ppl_lvm.runs.run import Run
 
 
 class BinaryVAE(PyroModule):

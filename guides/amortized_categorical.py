@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.encoded import Encoded
-from ppl_lvm.guides.factors import Values, require_values
-from ppl_lvm.guides.pushed import require_plain_plates
-from ppl_lvm.signature import Signature, Site, signature
+from ppl_lvm.guides.parts.encoder_guide import Encoded
+from ppl_lvm.guides.parts.support_transform import require_plain_plates
+from ppl_lvm.guides.parts.variational_families import Values, require_values
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 
 class AmortizedCategorical(Encoded):

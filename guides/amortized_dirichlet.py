@@ -22,11 +22,11 @@ import torch
 from pyro.distributions import Dirichlet, constraints
 from torch import Tensor, nn
 
-from ppl_lvm.guides.encoded import Encoded, deal, served
-from ppl_lvm.guides.factors import Factor, arrange, beside_data
-from ppl_lvm.guides.pushed import open_plates
+from ppl_lvm.guides.parts.encoder_guide import Encoded, deal, served
+from ppl_lvm.guides.parts.support_transform import open_plates
+from ppl_lvm.guides.parts.variational_families import Factor, arrange, beside_data
 from ppl_lvm.guides.shared import SharedNormal
-from ppl_lvm.signature import Signature, Site, signature
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 # A concentration below this has draws that are zeros to rounding.
 LEAST = 1e-2

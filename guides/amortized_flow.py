@@ -28,12 +28,12 @@ from pyro.distributions import Normal, TransformedDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
-from ppl_lvm.guides.encoded import Encoded, served
-from ppl_lvm.guides.factors import Family, Pushed
-from ppl_lvm.guides.flow import Autoregressive, Conditioner
-from ppl_lvm.guides.pushed import PushedNormal
-from ppl_lvm.nn.scalar_maps import Affine, Scalar, Spline
-from ppl_lvm.signature import Signature, Site, signature
+from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive, Conditioner
+from ppl_lvm.guides.parts.encoder_guide import Encoded, served
+from ppl_lvm.guides.parts.support_transform import PushedNormal
+from ppl_lvm.guides.parts.variational_families import Family, Pushed
+from ppl_lvm.nn.bijections import Affine, Scalar, Spline
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 FLOWS = ("spline", "affine")
 

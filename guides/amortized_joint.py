@@ -31,10 +31,10 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.dry_run import dry_run
 from ppl_lvm.guides.amortized_flow import Flow, conditioners, size_for
-from ppl_lvm.guides.encoded import require_local, require_row
-from ppl_lvm.guides.factors import (
+from ppl_lvm.guides.parts.encoder_guide import require_local, require_row
+from ppl_lvm.guides.parts.support_transform import enumerated, inside, open_plates
+from ppl_lvm.guides.parts.variational_families import (
     Diagonal,
     Factor,
     Full,
@@ -44,10 +44,10 @@ from ppl_lvm.guides.factors import (
     require_values,
     vectors,
 )
-from ppl_lvm.guides.pushed import enumerated, inside, open_plates
 from ppl_lvm.nn import MLP, RowEncoder
-from ppl_lvm.nn.scalar_maps import Affine, Spline
-from ppl_lvm.signature import Signature, Site, signature
+from ppl_lvm.nn.bijections import Affine, Spline
+from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 FAMILIES = ("normal", "multivariate", "low_rank", "spline", "affine")
 GUIDE = "AmortizedJoint"

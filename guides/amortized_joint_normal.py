@@ -25,11 +25,11 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from ppl_lvm.guides.encoded import check_width, require_row, served
-from ppl_lvm.guides.factors import cholesky
-from ppl_lvm.guides.pushed import PushedNormal, inside, open_plates
+from ppl_lvm.guides.parts.encoder_guide import check_width, require_row, served
+from ppl_lvm.guides.parts.support_transform import PushedNormal, inside, open_plates
+from ppl_lvm.guides.parts.variational_families import cholesky
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.signature import Signature, signature
+from ppl_lvm.programs.signatures import Signature, signature
 
 
 class AmortizedJointNormal(PyroModule):

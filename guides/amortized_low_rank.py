@@ -21,9 +21,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.encoded import Encoded, served
-from ppl_lvm.guides.factors import LowRank, vectors
-from ppl_lvm.signature import Signature, signature
+from ppl_lvm.guides.parts.encoder_guide import Encoded, served
+from ppl_lvm.guides.parts.variational_families import LowRank, vectors
+from ppl_lvm.programs.signatures import Signature, signature
 
 
 class AmortizedLowRank(Encoded):

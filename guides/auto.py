@@ -25,10 +25,10 @@ from ppl_lvm.guides.amortized_joint import AmortizedJoint
 from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
-from ppl_lvm.guides.factors import Values
-from ppl_lvm.guides.pushed import enumerated, open_plates
+from ppl_lvm.guides.parts.support_transform import enumerated, open_plates
+from ppl_lvm.guides.parts.variational_families import Values
 from ppl_lvm.guides.shared import SharedNormal
-from ppl_lvm.signature import Signature, Site, signature
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 LOCAL = {
     guide.__name__: guide

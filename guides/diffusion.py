@@ -9,7 +9,7 @@ and in evaluation mode the whole chain, from noise to nearly the datum,
 
     z_nT ~ N(α_1 u_n, σ_1² I),    z_n,i-1 ~ q(z_i-1 | z_ni, x_n),  i = T, …, 1
 
-(see `ppl_lvm.nn.noising`). Serves `ppl_lvm.models.diffusion:Diffusion` alone.
+(see `ppl_lvm.nn.noise_schedule`). Serves `ppl_lvm.models.diffusion:Diffusion` alone.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.nn.noising import StratifiedTimes, alpha_sigma, step_back
+from ppl_lvm.nn.noise_schedule import StratifiedTimes, alpha_sigma, step_back
 
 
 class ForwardProcess(PyroModule):

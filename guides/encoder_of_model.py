@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.guides.amortized import AmortizedNormal
-from ppl_lvm.signature import signature
+from ppl_lvm.programs.signatures import signature
 
 
 def encoder_of_model(model: Any, *batch: Tensor) -> AmortizedNormal:

@@ -32,7 +32,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.nn import MLP, RowEncoder
-from ppl_lvm.subsample import DATA_PLATE
+from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
 class BottomUp(PyroModule):

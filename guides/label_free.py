@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.signature import signature
+from ppl_lvm.programs.signatures import signature
 
 
 class FirstOnly(nn.Module):

@@ -12,7 +12,7 @@ Which rows a batch holds. `fit` says it; a plate "data" with a `subsample_size` 
 under plain `pyro.infer.SVI` the batch is taken to be the whole data, in one order; and elsewhere
 say it yourself:
 
-    with DataRows(rows, num_rows=N):      # of ppl_lvm.row_table
+    with DataRows(rows, num_rows=N):      # of ppl_lvm.programs.row_state
         svi.step(x[rows])
 
 In evaluation mode (`guide.eval()`, and everything a `Run` does) rows have no λ_n of their own:
@@ -40,15 +40,15 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.dry_run import looking
-from ppl_lvm.guides.ascent import LocalBound, ascend
-from ppl_lvm.guides.encoded import deal, served
-from ppl_lvm.guides.factors import Diagonal, Pushed
-from ppl_lvm.guides.pushed import open_plates, subsamples
-from ppl_lvm.guides.shared_part import apart, centres
-from ppl_lvm.row_table import RowTable, data_rows
-from ppl_lvm.signature import signature
-from ppl_lvm.subsample import DATA_PLATE
+from ppl_lvm.guides.parts.encoder_guide import deal, served
+from ppl_lvm.guides.parts.global_part import apart, centres
+from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
+from ppl_lvm.guides.parts.support_transform import open_plates, subsamples
+from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.programs.dry_run import looking
+from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.row_state import RowTable, data_rows
+from ppl_lvm.programs.signatures import signature
 
 FIRST_STEP = 0.5  # α of a row that was never seen
 ENOUGH = 1e-6  # nats: fitting stops when no row rises by more
@@ -167,7 +167,7 @@ class LocalNormal(PyroModule):
                 "LocalNormal keeps numbers for every row, and these are not the rows it was first "
                 f"called with ({size} now, {self.table.size} then, or in another order). Train by "
                 "fit, which says which rows a batch holds; or say it: with "
-                "ppl_lvm.row_table.DataRows(rows, num_rows=N): svi.step(x[rows]); or call "
+                "ppl_lvm.programs.row_state.DataRows(rows, num_rows=N): svi.step(x[rows]); or call "
                 "guide.eval() to have them fitted to rows outside of training."
             )
         return torch.arange(size)

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.guides.encoded import Encoded, served
-from ppl_lvm.guides.factors import Diagonal, Pushed
-from ppl_lvm.signature import Signature, signature
+from ppl_lvm.guides.parts.encoder_guide import Encoded, served
+from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.programs.signatures import Signature, signature
 
 
 class AmortizedRecurrent(Encoded):

@@ -29,11 +29,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.ascent import LocalBound, ascend
-from ppl_lvm.guides.encoded import Encoded, deal, served
-from ppl_lvm.guides.factors import Diagonal, Pushed
-from ppl_lvm.guides.shared_part import apart, centres
-from ppl_lvm.signature import signature
+from ppl_lvm.guides.parts.encoder_guide import Encoded, deal, served
+from ppl_lvm.guides.parts.global_part import apart, centres
+from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
+from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.programs.signatures import signature
 
 FIRST_STEP = 0.5  # α
 

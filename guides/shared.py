@@ -22,16 +22,16 @@ from pyro.distributions import Dirichlet, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.dry_run import dry_run
-from ppl_lvm.guides.pushed import (
+from ppl_lvm.guides.parts.support_transform import (
     PushedNormal,
     enumerated,
     inside,
     open_plates,
     require_plain_plates,
 )
-from ppl_lvm.signature import Signature, Site, signature
-from ppl_lvm.subsample import DATA_PLATE
+from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.signatures import Signature, Site, signature
 
 # Prior draws behind a starting point: the median is steady, and cheap to run.
 _DRAWS = 15

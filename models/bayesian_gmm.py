@@ -36,7 +36,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_lvm.models.gmm import moments, start_clusters
-from ppl_lvm.models.rows import check_complete, check_rows
+from ppl_lvm.models.parts.row_checks import check_complete, check_rows
 
 COVARIANCES = ("full", "diag")
 

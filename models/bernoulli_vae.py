@@ -18,7 +18,7 @@ from pyro.distributions import Bernoulli
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.parts.decoder import Decoder
 
 
 class BernoulliVAE(PyroModule):

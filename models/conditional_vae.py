@@ -18,7 +18,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.parts.decoder import Decoder
 from ppl_lvm.nn import MLP
 
 

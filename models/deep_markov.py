@@ -30,9 +30,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_lvm.models.decoder import Decoder
-from ppl_lvm.models.rows import filled
-from ppl_lvm.models.sequences import seen_steps
+from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.sequences import seen_steps
 from ppl_lvm.nn import MLP
 
 

@@ -4,8 +4,9 @@
     z_n,i-1 ~ q(z_i-1 | z_ni, x = x̂(z_ni))       latent    (N, P),  i = T, …, 1
     x_n     ~ p(x | z_n0)                        observed  (N, P)
 
-The guide is fixed: the forward process q(z_t | x) = N(α_t u, σ_t² I) of `ppl_lvm.nn.noising`.
-The model learns to undo it, by a network that tells the noise in z from the datum,
+The guide is fixed: the forward process q(z_t | x) = N(α_t u, σ_t² I) of
+`ppl_lvm.nn.noise_schedule`. The model learns to undo it, by a network that tells
+the noise in z from the datum,
 
     ε̂(z, γ) = σ z + α f(z, γ),    x̂ = (z - σ ε̂) / α
 
@@ -45,9 +46,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.guides.diffusion import ForwardProcess
-from ppl_lvm.models.rows import column_moments
+from ppl_lvm.models.parts.row_checks import column_moments
 from ppl_lvm.nn import MLP
-from ppl_lvm.nn.noising import Noising, StratifiedTimes, alpha_sigma, step_back
+from ppl_lvm.nn.noise_schedule import Noising, StratifiedTimes, alpha_sigma, step_back
 
 LIKELIHOODS = ("gaussian", "categorical")
 FREQUENCIES = 4

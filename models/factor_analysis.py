@@ -17,7 +17,7 @@ Reference:
 
 from torch import Tensor
 
-from ppl_lvm.models.linear_gaussian import LinearGaussian
+from ppl_lvm.models.parts.linear_gaussian import LinearGaussian
 
 
 class FactorAnalysis(LinearGaussian):

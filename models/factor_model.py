@@ -11,7 +11,8 @@ is the latent-trait model of tests and questionnaires. The integral over z has n
 one or two factors `log_evidence` takes it by quadrature. A value that is missing (NaN) is left
 out of its row's likelihood.
 
-Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM (`ppl_lvm.em.monte_carlo`).
+Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM
+(`ppl_lvm.training.em.monte_carlo`).
 
 References:
     Bartholomew, Knott, Moustaki (2011). Latent variable models and factor analysis. Chapters 4, 5.
@@ -28,8 +29,8 @@ from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, con
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models.rows import check_rows
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.models.parts.row_checks import check_rows
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
 

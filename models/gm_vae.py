@@ -29,8 +29,8 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.models.decoder import Decoder
 from ppl_lvm.models.gmm import moments, start_clusters
+from ppl_lvm.models.parts.decoder import Decoder
 
 # The decoder's lessons before training: enough to tell clusters apart, not to learn noise.
 _LESSONS, _LESSON_ROWS, _LESSON_RATE = 300, 256, 3e-3

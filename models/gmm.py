@@ -29,12 +29,14 @@ from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models import mixture_em, mixture_features, mixture_flat
-from ppl_lvm.models.cholesky import cholesky
-from ppl_lvm.models.mixture_missing import MarginalNormal
-from ppl_lvm.models.rows import check_rows, filled
-from ppl_lvm.models.whitened_normal import WhitenedNormal
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
+from ppl_lvm.models.parts import mixture_degeneracy as mixture_flat
+from ppl_lvm.models.parts import mixture_em
+from ppl_lvm.models.parts.cholesky import cholesky
+from ppl_lvm.models.parts.mixture_missing import MarginalNormal
+from ppl_lvm.models.parts.row_checks import check_rows, filled
+from ppl_lvm.models.parts.whitened_normal import WhitenedNormal
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 # Log-densities of rows with holes take a matrix a row and component: this many numbers at once.
@@ -165,7 +167,7 @@ class GaussianMixture(PyroModule):
         self._set(*moments(x, r))
 
     def em_state(self) -> dict[str, Tensor]:
-        """θ of expectation-maximisation (`ppl_lvm.em`), as `mixture_em` describes it.
+        """θ of expectation-maximisation (`ppl_lvm.fitting.em`), as `mixture_em` describes it.
 
         Its weights sum to one in doubles, and its least variance is that of `m_step`: or the first
         step would lower the likelihood.

@@ -25,7 +25,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ppl_lvm.models.rows import check_complete, check_rows
+from ppl_lvm.models.parts.row_checks import check_complete, check_rows
 
 
 class HierarchicalRegression(PyroModule):

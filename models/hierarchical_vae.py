@@ -23,7 +23,7 @@ from pyro.distributions import Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.models.decoder import Decoder
+from ppl_lvm.models.parts.decoder import Decoder
 from ppl_lvm.nn import MLP
 
 

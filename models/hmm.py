@@ -32,11 +32,11 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models import baum_welch
+from ppl_lvm.core.rng import own_draws
 from ppl_lvm.models.gmm import start_clusters
-from ppl_lvm.models.rows import filled
-from ppl_lvm.models.sequences import as_sequences, seen_steps
+from ppl_lvm.models.parts import baum_welch
+from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
 
 EMISSIONS = ("gaussian", "categorical")
 
@@ -175,7 +175,7 @@ class HiddenMarkovModel(PyroModule):
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.em`), as `baum_welch` describes it.
+        """θ of expectation-maximisation (`ppl_lvm.fitting.em`), as `baum_welch` describes it.
 
         Its shares sum to one in doubles, or the first step would lower the likelihood.
         """

@@ -5,7 +5,7 @@
 
 It can be drawn from and has no density: x lies on a surface of D dimensions, so there is no
 likelihood, no guide, and no Pyro program of data. `fit` refuses it;
-`ppl_lvm.adversarial.fit_adversarially` trains it.
+`ppl_lvm.fitting.adversarial.fit_adversarially` trains it.
 
 Reference:
     Mohamed, Lakshminarayanan (2016). Learning in implicit generative models.
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.models.rows import check_complete, check_rows, column_moments
+from ppl_lvm.models.parts.row_checks import check_complete, check_rows, column_moments
 from ppl_lvm.nn import MLP
 
 
@@ -55,8 +55,8 @@ class Implicit(nn.Module):
         """
         raise ValueError(
             "Implicit has no likelihood: there is no bound to train or to judge it by. Train it "
-            "with ppl_lvm.adversarial.fit_adversarially (--objective adversarial), judge it by the "
-            "result's two_sample(x)."
+            "with ppl_lvm.fitting.adversarial.fit_adversarially (--objective adversarial), judge "
+            "it by the result's two_sample(x)."
         )
 
     def push(self, z: Tensor) -> Tensor:

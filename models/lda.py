@@ -27,8 +27,8 @@ from pyro.distributions import Dirichlet
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.bag_of_words import BagOfWords
-from ppl_lvm.models.rows import check_rows
+from ppl_lvm.models.parts.bag_of_words import BagOfWords
+from ppl_lvm.models.parts.row_checks import check_rows
 
 
 class LatentDirichletAllocation(PyroModule):

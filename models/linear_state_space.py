@@ -27,10 +27,10 @@ from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constrai
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models import kalman
-from ppl_lvm.models.rows import filled
-from ppl_lvm.models.sequences import as_sequences, seen_steps
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.models.parts import kalman
+from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
 
 # A state that moves without noise can no longer be moved by expectation-maximisation.
 _LEAST_DRIFT = 1e-8
@@ -117,7 +117,7 @@ class LinearStateSpace(PyroModule):
         self.scale = (share - self.floor).clamp(min=self.floor).sqrt().to(**like)
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.em`), as `kalman` describes it."""
+        """θ of expectation-maximisation (`ppl_lvm.fitting.em`), as `kalman` describes it."""
         return {name: t.detach().double() for name, t in self._theta().items()}
 
     def set_em_state(self, state: State) -> None:

@@ -26,13 +26,14 @@ from pyro.distributions import Categorical, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models import mixture_em, mixture_features
-from ppl_lvm.models.cholesky import cholesky
-from ppl_lvm.models.factor_normal import FactorNormal
+from ppl_lvm.core.rng import own_draws
 from ppl_lvm.models.gmm import blended, start_clusters
-from ppl_lvm.models.mixture_missing import MarginalNormal
-from ppl_lvm.models.rows import check_rows, filled, flat_column, rounding_variance
+from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
+from ppl_lvm.models.parts import mixture_em
+from ppl_lvm.models.parts.cholesky import cholesky
+from ppl_lvm.models.parts.factor_normal import FactorNormal
+from ppl_lvm.models.parts.mixture_missing import MarginalNormal
+from ppl_lvm.models.parts.row_checks import check_rows, filled, flat_column, rounding_variance
 
 State = dict[str, Tensor]
 
@@ -150,7 +151,7 @@ class MixtureOfPPCA(PyroModule):
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.em`): weights, means, W and noise, in doubles.
+        """θ of expectation-maximisation (`ppl_lvm.fitting.em`): weights, means, W, noise, doubles.
 
         Weights sum to one and no noise is below the floor by a rounding.
         """

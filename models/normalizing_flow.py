@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
-from ppl_lvm.models.rows import check_complete, check_rows, column_moments
+from ppl_lvm.models.parts.row_checks import check_complete, check_rows, column_moments
 from ppl_lvm.nn import MLP
-from ppl_lvm.nn.scalar_maps import Affine, Scalar, Spline
+from ppl_lvm.nn.bijections import Affine, Scalar, Spline
 
 SCALARS = ("spline", "affine")
 

@@ -19,7 +19,7 @@ Reference:
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.linear_gaussian import LinearGaussian
+from ppl_lvm.models.parts.linear_gaussian import LinearGaussian
 
 
 class PPCA(LinearGaussian):

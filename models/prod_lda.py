@@ -29,10 +29,10 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.draws import own_draws
-from ppl_lvm.models.bag_of_words import BagOfWords
+from ppl_lvm.core.rng import own_draws
 from ppl_lvm.models.lda import check_counts
-from ppl_lvm.models.rows import check_rows
+from ppl_lvm.models.parts.bag_of_words import BagOfWords
+from ppl_lvm.models.parts.row_checks import check_rows
 
 
 class ProdLDA(PyroModule):

@@ -26,9 +26,9 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.models.decoder import Decoder
 from ppl_lvm.models.gm_vae import LEAST_SCALE, principal_codes, teach
 from ppl_lvm.models.gmm import blended, start_clusters
+from ppl_lvm.models.parts.decoder import Decoder
 
 
 class SemiSupervisedVAE(PyroModule):

@@ -6,7 +6,10 @@ from typing import Any
 
 import typer
 
-from ppl_lvm.cli import bench, divergences, train, trust, write
+from ppl_lvm.cli import author as write
+from ppl_lvm.cli import bench, divergences
+from ppl_lvm.cli import evaluate as trust
+from ppl_lvm.cli import fit_command as train
 
 app = typer.Typer(
     add_completion=False,

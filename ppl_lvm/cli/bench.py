@@ -37,5 +37,5 @@ def bench(
     elif name not in questions:
         raise ValueError(f"There is no benchmark {name!r}; `ppl-lvm bench` lists them.")
     else:
-        record = importlib.import_module("ppl_lvm.benchmarks.record")
+        record = importlib.import_module("ppl_lvm.benchmarks.harness")
         record.command(questions[name].run, context.args)

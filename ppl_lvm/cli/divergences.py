@@ -53,13 +53,13 @@ def divergences(
     ] = False,
 ) -> None:
     """Fit a family to a density or to rows by each divergence: what does each cover?"""
-    from ppl_lvm.checkpoint import write_json
-    from ppl_lvm.cli.train import unused
-    from ppl_lvm.cli.trust import show
-    from ppl_lvm.diagnostics.show import progress
+    from ppl_lvm.cli.evaluate import show
+    from ppl_lvm.cli.fit_command import unused
+    from ppl_lvm.core.storage import write_json
+    from ppl_lvm.diagnostics.table import progress
     from ppl_lvm.divergences import fit_each
-    from ppl_lvm.divergences.covering import OPTIMIZER
-    from ppl_lvm.report.pictures import save
+    from ppl_lvm.divergences.mass_coverage import OPTIMIZER
+    from ppl_lvm.report.figures.fit import save
 
     if (density is None) == (data is None):
         raise ValueError(
@@ -95,8 +95,8 @@ def _density(named: str) -> Any:
     """A distribution by its name here, or by an address."""
     from torch.distributions import Distribution
 
-    from ppl_lvm.address import load_program
-    from ppl_lvm.divergences import densities
+    from ppl_lvm.divergences import example_densities as densities
+    from ppl_lvm.programs.loading import load_program
 
     if ":" not in named:
         if named not in densities.__all__:
@@ -126,8 +126,8 @@ def _families(
 
     import torch
 
-    from ppl_lvm.address import build, load_program, parse_settings
     from ppl_lvm.divergences import as_target
+    from ppl_lvm.programs.loading import build, load_program, parse_settings
 
     draw = as_target(target).draw
     assert draw is not None
@@ -151,7 +151,7 @@ def _families(
 def _divergences(asked: list[str] | None) -> list[Any]:
     """Those that were asked for, or all."""
     from ppl_lvm import divergences as offered
-    from ppl_lvm.address import build, parse_call
+    from ppl_lvm.programs.loading import build, parse_call
 
     by_name = {kind.__name__: kind for kind in offered.DIVERGENCES}
     found = []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from ppl_lvm.data.values import Array, offer
+from ppl_lvm.data.validation import Array, offer
 
 
 @dataclass(frozen=True)

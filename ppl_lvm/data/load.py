@@ -7,8 +7,8 @@
                                              Dataset, a DataLoader
 
 What the model sees are tensors with rows first. Numbers become torch's default floating-point
-type (torch tensors of integers stay integers, see `ppl_lvm.data.values`). Labels are kept apart and
-never reach the model. Nothing is dropped or filled; whatever cannot be used is an error that
+type (torch tensors of integers stay integers, see `ppl_lvm.data.validation`). Labels are kept apart
+and never reach the model. Nothing is dropped or filled; whatever cannot be used is an error that
 names file, row and column and says what to do.
 """
 
@@ -34,9 +34,10 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ppl_lvm.data import datasets, files
+from ppl_lvm.data import datasets
+from ppl_lvm.data import readers as files
 from ppl_lvm.data.stores import ItemStore, Loaded, Store, item_store, memory_store, part_names
-from ppl_lvm.data.values import MISSING, Array, Columns, Place, check_shape, code_labels, offer
+from ppl_lvm.data.validation import MISSING, Array, Columns, Place, check_shape, code_labels, offer
 
 
 @dataclass(frozen=True, eq=False)

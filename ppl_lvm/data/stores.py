@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ppl_lvm.data.values import Array, Place, check_shape, from_array, from_tensor
+from ppl_lvm.data.validation import Array, Place, check_shape, from_array, from_tensor
 
 
 class Store(Protocol):

@@ -29,7 +29,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_lvm.diagnostics.joint import Joint
+from ppl_lvm.diagnostics.unconstrained_density import Joint
 
 ACCEPTANCE = 0.8
 ADAPTATION = 0.5  # step of the stochastic approximation on log ε

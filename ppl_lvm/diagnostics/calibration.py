@@ -34,15 +34,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from ppl_lvm.diagnostics.amortised import require_amortised
+from ppl_lvm.core.seeds import own_random
+from ppl_lvm.diagnostics.amortization import require_amortised
 from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, CannotSayError, Finding, graded
-from ppl_lvm.diagnostics.layout import by_row
-from ppl_lvm.diagnostics.seeds import own_random
-from ppl_lvm.diagnostics.simulate import simulate
-from ppl_lvm.diagnostics.unusable import on_simulated
+from ppl_lvm.diagnostics.invalid_parameters import on_simulated
+from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.particles import draw_particles, plan_pair
-from ppl_lvm.particles.plan import Plan, Program
-from ppl_lvm.particles.tables import run_pair, tabulate
+from ppl_lvm.particles.layout import by_row
+from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
+from ppl_lvm.particles.structure import Plan, Program
 
 QUESTION = "Is it calibrated?"
 JOINT = "log p(x, z)"

@@ -14,7 +14,7 @@ converged when the gain is both significant (|t| > 3) and large. The same stretc
 over halves and chains of any iterates: bounds here, parameters in drift.py.
 
 A bound without noise that never falls, as of expectation-maximisation, has no such scatter: of its
-last three values the gain that lies ahead is judged instead (`ppl_lvm.gain_ahead`).
+last three values the gain that lies ahead is judged instead (`ppl_lvm.core.extrapolation`).
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
@@ -30,9 +30,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_lvm.core.extrapolation import gain_ahead
 from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.gain_ahead import gain_ahead
-from ppl_lvm.training.trail import BATCHES, last_bounds, stretch
+from ppl_lvm.training.trajectory import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390

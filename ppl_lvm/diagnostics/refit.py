@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from ppl_lvm.core.rng import own_draws
 from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.draws import own_draws
-from ppl_lvm.pair import Pair
-from ppl_lvm.particles.plan import Program
+from ppl_lvm.particles.structure import Program
+from ppl_lvm.programs.pair import Pair
 
 STEPS, LEARNING_RATE = 300, 0.03
 

@@ -17,8 +17,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from ppl_lvm.density_ratio import fit_log_ratio
-from ppl_lvm.diagnostics.predictive import TwoSample
+from ppl_lvm.diagnostics.predictive_checks import TwoSample
+from ppl_lvm.divergences.density_ratio import fit_log_ratio
 
 
 def discriminate(

@@ -8,11 +8,11 @@ A family is anything with `density()`, a distribution that can be drawn from wit
 
 from ppl_lvm.divergences.base import Divergence, Family, Target, as_target
 from ppl_lvm.divergences.chi_square import ChiSquare
-from ppl_lvm.divergences.covering import Covering, Coverings, fit_each
-from ppl_lvm.divergences.energy import Energy
+from ppl_lvm.divergences.energy_distance import Energy
 from ppl_lvm.divergences.fitting import Fitted, Grid, fit_divergence
 from ppl_lvm.divergences.jensen_shannon import JensenShannon
 from ppl_lvm.divergences.kl import ForwardKL, ReverseKL
+from ppl_lvm.divergences.mass_coverage import Covering, Coverings, fit_each
 from ppl_lvm.divergences.mmd import MMD
 from ppl_lvm.divergences.renyi import Renyi
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm import objectives
+from ppl_lvm.core.rng import own_draws
 from ppl_lvm.divergences.base import Divergence, as_target
-from ppl_lvm.draws import own_draws
+from ppl_lvm.estimators import objectives
 
 
 @dataclass(frozen=True)

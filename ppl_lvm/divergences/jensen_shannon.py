@@ -3,7 +3,7 @@
     JS(p, q) = ½ KL(p ‖ m) + ½ KL(q ‖ m),    m = ½ (p + q),    at most log 2
 
 Bounded and symmetric. Of data alone, without p's density, it is what a generator against its best
-discriminator descends: see `ppl_lvm.adversarial`.
+discriminator descends: see `ppl_lvm.fitting.adversarial`.
 
 References:
     Lin (1991). Divergence measures based on the Shannon entropy.

@@ -32,8 +32,8 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_lvm.particles import Particles, draw_particles, plan_pair
-from ppl_lvm.particles.estimate import refusal
-from ppl_lvm.particles.plan import Plan, Program
+from ppl_lvm.particles.bound_estimate import refusal
+from ppl_lvm.particles.structure import Plan, Program
 
 
 class Estimator(ELBO, nn.Module):

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.decaying_average import DecayingAverage
-from ppl_lvm.estimators.log_mean_exp import log_mean_exp
+from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
+from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
-from ppl_lvm.particles.plan import Program
+from ppl_lvm.particles.structure import Program
 
 
 class CUBO(Estimator):

@@ -16,7 +16,7 @@ Reference:
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.decaying_average import DecayingAverage
+from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.particles import Particles
 
 

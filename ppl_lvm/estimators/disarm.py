@@ -26,8 +26,8 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.plan import Plan, Program
-from ppl_lvm.particles.traces import PARTICLE_PLATE, innermost, plate_dim, table
+from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.tracing import PARTICLE_PLATE, innermost, plate_dim, table
 
 
 def uniform(like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ References:
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.log_mean_exp import log_mean_exp
+from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
 
 

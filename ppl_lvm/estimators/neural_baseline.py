@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.decaying_average import DecayingAverage
+from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.particles import Particles, Plan
-from ppl_lvm.particles.plan import Program
+from ppl_lvm.particles.structure import Program
 
 
 class NeuralBaseline(Estimator):

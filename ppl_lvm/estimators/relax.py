@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.control_variate import logit_gradient, relaxed_log_weight, surrogate
-from ppl_lvm.estimators.relaxed_bernoulli import RelaxedBernoulli
+from ppl_lvm.estimators.parts.control_variate import logit_gradient, relaxed_log_weight, surrogate
+from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
 from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.plan import Program
+from ppl_lvm.particles.structure import Program
 
 
 class RELAX(Estimator):

@@ -21,8 +21,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.log_mean_exp import log_mean_exp
-from ppl_lvm.estimators.without_path import WithoutPath
+from ppl_lvm.estimators.parts.detached_draws import WithoutPath
+from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.plan import Program
-from ppl_lvm.particles.traces import innermost
+from ppl_lvm.particles.structure import Program
+from ppl_lvm.particles.tracing import innermost
 
 
 class _LinearOneHot(OneHotCategorical):

@@ -32,7 +32,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.without_path import WithoutPath
+from ppl_lvm.estimators.parts.detached_draws import WithoutPath
 from ppl_lvm.particles import Particles
 
 

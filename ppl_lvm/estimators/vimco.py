@@ -18,8 +18,8 @@ Reference:
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.leave_one_out_signal import leave_one_out_signal
-from ppl_lvm.estimators.log_mean_exp import log_mean_exp
+from ppl_lvm.estimators.parts.leave_one_out_signal import leave_one_out_signal
+from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
 
 

@@ -12,10 +12,10 @@ Each is an ordinary `torch.nn.Module` of rows, so `AmortizedNormal(model, x, enc
 """
 
 from ppl_lvm.nn.convolutional import ConvDecoder, ConvEncoder
-from ppl_lvm.nn.mixed import MixedColumns
+from ppl_lvm.nn.mixed_columns import MixedColumns
 from ppl_lvm.nn.mlp import MLP
-from ppl_lvm.nn.rows import RowEncoder, Standardize
-from ppl_lvm.nn.sets import PartialEncoder, SetEncoder
+from ppl_lvm.nn.row_encoder import RowEncoder, Standardize
+from ppl_lvm.nn.set_encoder import PartialEncoder, SetEncoder
 
 __all__ = [
     "MLP",

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from pyro.poutine.util import site_is_subsample
 
-from ppl_lvm.particles.plan import Plan, Program, undisturbed
-from ppl_lvm.particles.tables import Tables, run_pair, tabulate
+from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
+from ppl_lvm.particles.structure import Plan, Program, undisturbed
 
 
 def why_not_vectorized(

@@ -19,9 +19,9 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ppl_lvm.checkpoint import write_atomic
-from ppl_lvm.diagnostics.diagnose import Diagnosis
-from ppl_lvm.report.diagnosis import Picture
+from ppl_lvm.core.storage import write_atomic
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
+from ppl_lvm.report.figures.diagnosis import Picture
 
 
 @dataclass(frozen=True)

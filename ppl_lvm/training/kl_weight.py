@@ -6,9 +6,9 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
-from ppl_lvm.dry_run import dry_run
-from ppl_lvm.pair import Pair, latent_sites, plate_nesting
-from ppl_lvm.particles.estimate import MARK
+from ppl_lvm.particles.bound_estimate import MARK
+from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.pair import Pair, latent_sites, plate_nesting
 
 
 class KLWeight(Messenger):

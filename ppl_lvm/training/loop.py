@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm import processes
+from ppl_lvm.compiler import CannotCaptureError, NotFiniteError, Recording
+from ppl_lvm.core import distributed as processes
+from ppl_lvm.core.console import Progress
+from ppl_lvm.core.rng import draw_states, own_draws, restore_draws
 from ppl_lvm.data import Data
+from ppl_lvm.data.selection import first_rows
 from ppl_lvm.data.stores import MemoryStore
-from ppl_lvm.draws import draw_states, own_draws, restore_draws
-from ppl_lvm.engine import CannotCaptureError, NotFiniteError, Recording
-from ppl_lvm.pair import Pair
-from ppl_lvm.progress import Progress
-from ppl_lvm.row_table import RowTables
-from ppl_lvm.some_rows import first_rows
-from ppl_lvm.training import resume
-from ppl_lvm.training.nonfinite import NonFiniteError, blame
-from ppl_lvm.training.rows import Calls, RowOrder
-from ppl_lvm.training.stepping import Options, Stepping
-from ppl_lvm.training.trail import Iterates
+from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.row_state import RowTables
+from ppl_lvm.training import checkpoint as resume
+from ppl_lvm.training.batching import Calls, RowOrder
+from ppl_lvm.training.gradient_step import Options, Stepping
+from ppl_lvm.training.non_finite import NonFiniteError, blame
+from ppl_lvm.training.trajectory import Iterates
 
 logger = logging.getLogger("ppl_lvm")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppl_lvm.benchmarks import bounds
-from ppl_lvm.benchmarks.record import Result
+from ppl_lvm.benchmarks.harness import Result
 
 GAP, ERROR = "log p(x) - bound, nats", "± (standard error)"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ppl_lvm.benchmarks import digits
-from ppl_lvm.benchmarks.record import Result
+from ppl_lvm.benchmarks.harness import Result
 
 
 @pytest.mark.slow

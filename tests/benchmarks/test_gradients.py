@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_lvm.benchmarks import exact, gradients, subjects
-from ppl_lvm.benchmarks import gradient_samples as samples
-from ppl_lvm.benchmarks.implementations import BOUNDS, Implementation, ours
-from ppl_lvm.benchmarks.programs import KNOWN, by_hand
-from ppl_lvm.benchmarks.record import Result
-from ppl_lvm.benchmarks.subjects import double, known_subject
+from ppl_lvm.benchmarks import gradients
+from ppl_lvm.benchmarks.gradient_suite import exact, samples, subjects
+from ppl_lvm.benchmarks.gradient_suite.implementations import BOUNDS, Implementation, ours
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, by_hand
+from ppl_lvm.benchmarks.gradient_suite.subjects import double, known_subject
+from ppl_lvm.benchmarks.harness import Result
 
 
 @pytest.fixture(scope="module")

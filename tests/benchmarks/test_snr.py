@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ppl_lvm.benchmarks import snr
-from ppl_lvm.benchmarks.gradient_samples import local_parameters
+from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 
 
 def test_slope_of_a_power_law() -> None:

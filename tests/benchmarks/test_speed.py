@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.benchmarks import floor, numpyro_peers, speed, speed_ways
+from ppl_lvm.benchmarks import speed
 from ppl_lvm.benchmarks.handwritten import gm_vae
-from ppl_lvm.benchmarks.speed_programs import PROGRAMS
+from ppl_lvm.benchmarks.speed_suite import numpyro_peers
+from ppl_lvm.benchmarks.speed_suite import roofline as floor
+from ppl_lvm.benchmarks.speed_suite import variants as speed_ways
+from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
 
 
 def test_an_unknown_program_is_named() -> None:
@@ -76,7 +79,7 @@ def test_operations_and_bytes_are_counted() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_the_memory_of_whoever_started_a_program_is_not_its_own() -> None:
     held = torch.ones(2**28)  # 1 GB, more than the program that is started will ever have
-    code = "from ppl_lvm.benchmarks.speed_start import _peak; print(_peak())"
+    code = "from ppl_lvm.benchmarks.speed_suite.cold_start import _peak; print(_peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert 50 < float(done.stdout) < held.numel() * held.element_size() / 2**20
 

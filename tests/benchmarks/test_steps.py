@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from ppl_lvm.benchmarks import steps
-from ppl_lvm.benchmarks.gradient_samples import local_parameters
-from ppl_lvm.benchmarks.record import Result
+from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
+from ppl_lvm.benchmarks.harness import Result
 
 
 @pytest.mark.slow

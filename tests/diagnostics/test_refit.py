@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from ppl_lvm.diagnostics.calibration import vsbc
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.refit import refitting
-from ppl_lvm.pair import Pair
+from ppl_lvm.programs.pair import Pair
 
 
 class Mean(PyroModule):

@@ -24,7 +24,7 @@ from ppl_lvm.divergences import (
     as_target,
     fit_divergence,
 )
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gaussian import Gaussian
 
 GRID = Grid([-12.0], [12.0], cells=1200)

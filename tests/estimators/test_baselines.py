@@ -11,7 +11,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from ppl_lvm.estimators import CUBO, DecayingAverageBaseline, NeuralBaseline, ScoreFunction
-from ppl_lvm.estimators.decaying_average import DecayingAverage
+from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 
 X = torch.linspace(-3.0, 3.0, 8)
 

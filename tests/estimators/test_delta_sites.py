@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from ppl_lvm.estimators import ELBO, StickingTheLanding
-from ppl_lvm.particles import closed_form
+from ppl_lvm.particles import analytic_kl as closed_form
 
 
 def _model(x: Tensor) -> None:

@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, nn
 
 from ppl_lvm.estimators import DisARM, ScoreFunction, disarm
-from ppl_lvm.subsample import Subsample
+from ppl_lvm.programs.minibatch import Subsample
 
 
 class Bits(nn.Module):

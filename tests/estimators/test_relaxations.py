@@ -16,7 +16,7 @@ from pyro.distributions import (
 from torch import Tensor, nn
 
 from ppl_lvm.estimators import GumbelSoftmax, StraightThrough
-from ppl_lvm.subsample import Subsample
+from ppl_lvm.programs.minibatch import Subsample
 
 
 class OneHot(nn.Module):

@@ -12,7 +12,8 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.infer import SVI
 from torch import Tensor, nn
 
-from ppl_lvm.estimators import REBAR, RELAX, ScoreFunction, control_variate, relaxed_bernoulli
+from ppl_lvm.estimators import REBAR, RELAX, ScoreFunction
+from ppl_lvm.estimators.parts import control_variate, relaxed_bernoulli
 
 PHI = 0.6
 

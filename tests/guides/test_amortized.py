@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.nn import MLP
-from ppl_lvm.signature import signature
+from ppl_lvm.programs.signatures import signature
 
 
 def _linear(x: Tensor) -> None:

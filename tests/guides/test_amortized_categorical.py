@@ -9,7 +9,7 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.guides import AmortizedCategorical
 
 CENTRES = torch.tensor([-1.0, 0.0, 2.0])

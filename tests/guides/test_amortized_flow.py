@@ -9,11 +9,11 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.estimators import ELBO
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedFlow, AmortizedNormal
-from ppl_lvm.guides.flow import Autoregressive
+from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive
 from ppl_lvm.models import PPCA, VAE
 
 

@@ -10,8 +10,8 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.check import check
-from ppl_lvm.fit import fit
+from ppl_lvm.checks import check
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedJoint
 from ppl_lvm.models import PPCA, VAE
 from ppl_lvm.particles import log_weights

@@ -10,9 +10,9 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.guides import AmortizedJointNormal, AmortizedMultivariateNormal
-from ppl_lvm.guides.factors import cholesky
+from ppl_lvm.guides.parts.variational_families import cholesky
 from ppl_lvm.models import PPCA, VAE
 from ppl_lvm.particles import log_weights
 

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.guides import AmortizedLowRank
 from ppl_lvm.models import PPCA, VAE
 from ppl_lvm.particles import log_weights

@@ -9,7 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor, nn
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.guides import AmortizedMultivariateNormal
 
 

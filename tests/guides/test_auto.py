@@ -8,12 +8,12 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from ppl_lvm.check import check
-from ppl_lvm.fit import fit
+from ppl_lvm.checks import check
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import auto_guide
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.vae import VAE
-from ppl_lvm.signature import signature
+from ppl_lvm.programs.signatures import signature
 
 
 def test_a_mixture_needs_no_guide() -> None:

@@ -13,14 +13,15 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from ppl_lvm.check import check
-from ppl_lvm.checkpoint import load_checkpoint
-from ppl_lvm.engine import CannotCaptureError
-from ppl_lvm.fit import fit
+from ppl_lvm.checks import check
+from ppl_lvm.compiler import CannotCaptureError
+from ppl_lvm.core.storage import load_checkpoint
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import LocalNormal
-from ppl_lvm.models import PPCA, VAE, linear_gaussian
-from ppl_lvm.row_table import DataRows, RowTables
-from ppl_lvm.training.stepping import Stepping
+from ppl_lvm.models import PPCA, VAE
+from ppl_lvm.models.parts import linear_gaussian
+from ppl_lvm.programs.row_state import DataRows, RowTables
+from ppl_lvm.training.gradient_step import Stepping
 
 
 def _optimum(model: PPCA, x: Tensor) -> Tensor:

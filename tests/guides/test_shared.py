@@ -10,7 +10,7 @@ from pyro.optim import Adam
 from torch import Tensor
 
 from ppl_lvm.guides import SharedNormal
-from ppl_lvm.signature import signature
+from ppl_lvm.programs.signatures import signature
 
 
 def _counts(x: Tensor) -> None:

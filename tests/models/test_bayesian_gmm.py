@@ -12,7 +12,7 @@ from sklearn.datasets import load_iris
 from torch import Tensor
 from torch.distributions import Dirichlet, LKJCholesky, LogNormal, MultivariateNormal, Normal
 
-from ppl_lvm.engine import CompiledSVI
+from ppl_lvm.compiler import CompiledSVI
 from ppl_lvm.guides import auto_guide
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.conditional_vae import ConditionalVAE
 from ppl_lvm.particles import log_weights
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 
 def _linear() -> tuple[ConditionalVAE, Tensor, Tensor]:

@@ -12,15 +12,15 @@ from pyro.infer import SVI
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
+from ppl_lvm.compiler import CompiledSVI
 from ppl_lvm.data import load_data
-from ppl_lvm.engine import CompiledSVI
 from ppl_lvm.estimators import ELBO, IWAE
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides.recurrent import AmortizedRecurrent
 from ppl_lvm.models.deep_markov import DeepMarkovModel, MarkovNormal
 from ppl_lvm.models.linear_state_space import LinearStateSpace
-from ppl_lvm.report.diagnosis import pictures
+from ppl_lvm.report.figures.diagnosis import pictures
 
 
 def _linear(D: int = 1, P: int = 2) -> tuple[DeepMarkovModel, LinearStateSpace]:

@@ -18,14 +18,14 @@ from pyro.infer import SVI, Trace_ELBO
 from scipy.stats import kstest
 from torch import Tensor, nn
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.estimators import ELBO, IWAE
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.diffusion import Diffusion
-from ppl_lvm.nn.noising import StratifiedTimes
+from ppl_lvm.nn.noise_schedule import StratifiedTimes
 from ppl_lvm.particles import log_weights
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 NODES, WEIGHTS = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(3))
 WEIGHTS = WEIGHTS / WEIGHTS.sum()

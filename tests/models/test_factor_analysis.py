@@ -11,7 +11,7 @@ from sklearn.decomposition import FactorAnalysis as Sklearn
 from torch import Tensor
 
 from ppl_lvm.data import load_data
-from ppl_lvm.em import ExactPosterior, fit_em
+from ppl_lvm.fitting.em import ExactPosterior, fit_em
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.ppca import PPCA
 

@@ -10,9 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.factor_model import LIKELIHOODS, FactorModel
 

@@ -11,13 +11,13 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE, principal_codes
 from ppl_lvm.particles import log_weights
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 

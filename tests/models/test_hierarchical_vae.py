@@ -11,15 +11,15 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder, _product
 from ppl_lvm.models import VAE
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.particles import log_weights
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 GUIDES = [BottomUp, Ladder]
 

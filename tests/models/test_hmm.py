@@ -13,11 +13,11 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.hmm import HiddenMarkovModel
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 S, T, N = 3, 5, 4
 

@@ -12,12 +12,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedDirichlet, AmortizedNormal
-from ppl_lvm.models.bag_of_words import BagOfWords
 from ppl_lvm.models.lda import LatentDirichletAllocation
+from ppl_lvm.models.parts.bag_of_words import BagOfWords
 from ppl_lvm.models.prod_lda import ProdLDA
 
 TINY = torch.tensor([[2, 1, 0], [0, 1, 2], [3, 0, 0]], dtype=torch.float64)

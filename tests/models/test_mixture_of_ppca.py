@@ -11,9 +11,9 @@ from sklearn.datasets import load_iris
 from torch import Tensor
 
 from ppl_lvm.data import load_data
-from ppl_lvm.em import NotMonotoneError, fit_em
+from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.models import PPCA, GaussianMixture, MixtureOfPPCA
-from ppl_lvm.run import load_run
+from ppl_lvm.runs.run import load_run
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.normalizing_flow import NormalizingFlow
 
 

@@ -14,7 +14,7 @@ from pyro.ops.stats import effective_sample_size
 from torch import Tensor
 
 from ppl_lvm.data import load_data
-from ppl_lvm.fit import fit
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.random_effects import RandomEffects
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from ppl_lvm.check import check
+from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.calibration import sbc
-from ppl_lvm.diagnostics.simulate import replicates, simulate
-from ppl_lvm.fit import fit
+from ppl_lvm.diagnostics.simulation import replicates, simulate
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.particles import log_weights, plan_pair

@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 import torch
 
-from ppl_lvm.compare import Comparison, Score
+from ppl_lvm.diagnostics.bound_tightness import Estimate, Sandwich, Tightness
 from ppl_lvm.diagnostics.calibration import Calibration
-from ppl_lvm.diagnostics.diagnose import Diagnosis
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.finding import Finding, Verdict
-from ppl_lvm.diagnostics.khat import ParetoK
-from ppl_lvm.diagnostics.predictive import Check
-from ppl_lvm.diagnostics.tightness import Estimate, Sandwich, Tightness
-from ppl_lvm.report.codes import traversals, worst_explained
-from ppl_lvm.report.comparison import picture
-from ppl_lvm.report.diagnosis import Picture, pictures
+from ppl_lvm.diagnostics.pareto_k import ParetoK
+from ppl_lvm.diagnostics.predictive_checks import Check
+from ppl_lvm.report.figures.comparison import picture
+from ppl_lvm.report.figures.diagnosis import Picture, pictures
+from ppl_lvm.report.figures.fit import training_curve
+from ppl_lvm.report.figures.traversals import traversals, worst_explained
 from ppl_lvm.report.html import Beside, Entry, html
-from ppl_lvm.report.pictures import training_curve
+from ppl_lvm.runs.comparison import Comparison, Score
 
 WIDTHS = {"phone": 360, "desk": 1280}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_lvm.diagnostics.bound_tightness import Estimate, Tightness
 from ppl_lvm.diagnostics.calibration import Calibration
-from ppl_lvm.diagnostics.diagnose import Diagnosis
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.finding import Finding
-from ppl_lvm.diagnostics.khat import ParetoK
-from ppl_lvm.diagnostics.latents import LatentUse
-from ppl_lvm.diagnostics.predictive import Check
-from ppl_lvm.diagnostics.tightness import Estimate, Tightness
-from ppl_lvm.report.diagnosis import pictures
+from ppl_lvm.diagnostics.latent_usage import LatentUse
+from ppl_lvm.diagnostics.pareto_k import ParetoK
+from ppl_lvm.diagnostics.predictive_checks import Check
+from ppl_lvm.report.figures.diagnosis import pictures
 from ppl_lvm.report.html import Entry, html, write
 
 

@@ -9,10 +9,10 @@ import torch
 from pyro.distributions import Bernoulli, Categorical, Normal
 from torch import Tensor
 
-from ppl_lvm.fit import fit
+from ppl_lvm.estimators.objectives import objective
+from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixtureVAE
-from ppl_lvm.objectives import objective
-from ppl_lvm.pair import Pair
+from ppl_lvm.programs.pair import Pair
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 
 

@@ -13,15 +13,15 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.compiler import policy as plan
+from ppl_lvm.core.console import Progress
 from ppl_lvm.data import load_data
-from ppl_lvm.engine import plan
-from ppl_lvm.fit import fit
-from ppl_lvm.pair import Pair
-from ppl_lvm.progress import Progress
-from ppl_lvm.training import resume
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.programs.pair import Pair
+from ppl_lvm.training import checkpoint as resume
+from ppl_lvm.training.batching import Calls, RowOrder
+from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
-from ppl_lvm.training.rows import Calls, RowOrder
-from ppl_lvm.training.stepping import Options
 from small_programs import FactorGuide, factor_data, nothing
 
 LEVELS: list[Any] = ["eager", "captured", pytest.param("compiled", marks=pytest.mark.slow)]
@@ -225,7 +225,7 @@ def test_calls_end_where_something_happens(rows: int, most: int) -> None:
 def test_several_processes_take_one_step_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(engine="compiled", steps_per_call=4)
     assert run._calls(0) > 1
-    monkeypatch.setattr("ppl_lvm.processes.count", lambda: 2)
+    monkeypatch.setattr("ppl_lvm.core.distributed.count", lambda: 2)
     assert training(engine="compiled", steps_per_call=4)._calls(0) == 1
 
 

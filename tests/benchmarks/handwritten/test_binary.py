@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.benchmarks import exact
+from ppl_lvm.benchmarks.gradient_suite import exact
 from ppl_lvm.benchmarks.handwritten import belief_net, binary, relaxed
 
 X = torch.tensor([[1.0, 0.0, 1.0, 1.0]], dtype=torch.float64)

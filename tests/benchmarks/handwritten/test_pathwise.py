@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.benchmarks import exact
+from ppl_lvm.benchmarks.gradient_suite import exact
+from ppl_lvm.benchmarks.gradient_suite.programs import normal_grid
 from ppl_lvm.benchmarks.handwritten import decoders, linear_gaussian, pathwise, score
-from ppl_lvm.benchmarks.programs import normal_grid
 
 X = torch.tensor([[0.7, -0.4]], dtype=torch.float64)
 Loss = Callable[[dict[str, Tensor], Tensor], Tensor]

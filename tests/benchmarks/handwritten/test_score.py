@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.benchmarks import exact
+from ppl_lvm.benchmarks.gradient_suite import exact
 from ppl_lvm.benchmarks.handwritten import belief_net, pathwise, score, wake
 
 K = 3

@@ -1,0 +1,1 @@
+"""Programs with known gradients, and implementations to compare on them."""

@@ -1,0 +1,1 @@
+"""Programs, variants and peers of the speed benchmark."""

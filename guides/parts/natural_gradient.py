@@ -1,0 +1,262 @@
+"""A datum's own ascent: its bound as a function of its λ_n alone, and steps that raise it.
+
+With q(z_n; λ_n) = T(N(μ_n, diag σ_n²)), λ_n = (μ_n, log σ_n), and ε_1 … ε_K points that stand for a
+standard normal,
+
+    L_n(λ_n) = 1/K Σ_j [ log p(x_n, T(u_nj)) + log |det ∂T(u_nj)| ] + Σ log σ_n + k/2 log 2πe,
+    u_nj = μ_n + σ_n ε_j,
+
+discrete sites that the model enumerates summed out inside log p. A step moves the natural
+parameters of the normal along the natural gradient. With g the gradient of L, and
+ρ = 1 - g(log σ) the curvature of -log p in units of 1 / σ²,
+
+    1/σ² ← r / σ²,  r = 1 + α_n (ρ - 1),      μ ← μ + α_n g(μ) σ² / r,
+
+which for α = 1 and log p a quadratic without correlations is the optimum at once, wherever it
+starts. A step is taken by those data alone whose L_n it raises; the others quarter their α_n. So
+no datum's L_n ever falls, and a datum's steps depend on no other datum.
+
+The points come in pairs ε, -ε and are the same for all data and at all times: L_n is a function,
+without noise. From K = 2 k on their covariance is I, so that L_n is the ELBO itself wherever
+log p is quadratic in u; elsewhere it approaches the ELBO as K grows. Whatever λ_n comes of it, q is
+a normal with these parameters, and the bound that an objective estimates with it is a bound.
+
+Reference:
+    Khan, Lin (2017). Conjugate-computation variational inference.
+    https://arxiv.org/abs/1703.04265, and for normals section 4 there.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Delta
+from torch import Tensor, nn
+
+from ppl_lvm.guides.parts.support_transform import inside, open_plates, subsamples
+from ppl_lvm.guides.parts.variational_families import Pushed
+from ppl_lvm.particles import draw_particles
+from ppl_lvm.particles.structure import make_plan
+from ppl_lvm.particles.tracing import Given
+from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.signatures import Signature
+
+LEAST_DRAWS = 16  # fewer cost tenths of a nat where log p is far from quadratic
+LEAST_RATIO = 0.1  # of r: where log p is not concave, σ grows by √10 a step at most
+
+
+class LocalBound:
+    """L_n(λ_n) of every row of a batch.
+
+    Args:
+        model: the model; its local latents are those of `factors`, or enumerated.
+        declared: its signature.
+        factors: of the family Diagonal, in the order of λ.
+        batch: some rows.
+        draws: K, an even number; None: 2 k, or 16 if that is less.
+        guide: what errors call the guide.
+        centres: values of the latents that all data share, at which each datum's own are found.
+
+    Raises:
+        ValueError: for a model whose rows are not independent given λ.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        declared: Signature,
+        factors: Sequence[Pushed],
+        batch: tuple[Any, ...],
+        draws: int | None,
+        guide: str,
+        centres: Callable[[], dict[str, Tensor]] = dict,
+    ) -> None:
+        # In a tuple: the model's parameters are not the guide's.
+        self._model, self._declared, self._factors = (model,), declared, factors
+        self._centres = centres
+        self.size = sum(factor.size for factor in factors)  # k
+        draws = max(LEAST_DRAWS, 2 * self.size) if draws is None else draws
+        if draws < 2 or draws % 2:
+            raise ValueError(f"{guide} needs an even number of draws, at least 2; got {draws}.")
+        like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
+        loc, scale = [places.to(like.device) for places in _places(factors)]
+        self._loc, self._scale = loc, scale
+        self._order = torch.cat([loc, scale]).argsort()
+        self._points = points(draws, self.size).to(like.device)
+
+        def anywhere(*batch: Any) -> None:
+            rows = declared.plate(DATA_PLATE).size if subsamples(declared) else len(batch[0])
+            values, _ = self._values(torch.randn(rows, 2 * self.size).to(like))
+            self._at(values)(*batch)
+
+        with dry_run(model):
+            self._plan = make_plan(self._at_centres(), anywhere, batch, {})
+        if self._plan.data_plate != DATA_PLATE:
+            raise ValueError(
+                f"{guide} fits each datum by itself, but the model's rows belong together: "
+                f"{self._plan.joint_because}. Use ppl_lvm.guides:auto_guide."
+            )
+
+    def __call__(self, lam: Tensor, *batch: Any, rows: Tensor | None = None) -> Tensor:
+        """L_n (B,), nats, of λ (B, 2 k).
+
+        Args:
+            lam: λ of the rows.
+            batch: what the model is called with.
+            rows: the rows (B,) that a plate which draws a sub-sample of its own is to take.
+        """
+        K, B = len(self._points), len(lam)
+        values, log_det = self._values(lam, self._points.to(lam))
+        with _still(self._model[0]), poutine.block():
+            if rows is None:  # all points in one run, of a batch K times as long
+                log_p = self._log_p(values, tuple(_tile(x, K) for x in batch), K * B)
+            else:
+                parts = [self._values(lam, eps[None])[0] for eps in self._points.to(lam)]
+                with Given({DATA_PLATE: rows}):
+                    log_p = torch.cat([self._log_p(part, batch, B) for part in parts])
+        mean = (log_p + log_det).reshape(K, B).mean(0)
+        entropy = lam[:, self._scale].sum(-1) + 0.5 * self.size * math.log(2 * math.pi * math.e)
+        return mean + entropy
+
+    def _log_p(self, values: dict[str, Tensor], batch: tuple[Any, ...], rows: int) -> Tensor:
+        drawn = draw_particles(self._at_centres(), self._at(values), batch, {}, self._plan, 1)
+        return drawn.log_p.expand(1, rows)[0]
+
+    def _at_centres(self) -> Callable[..., Any]:
+        """The model with its shared latents known."""
+        centres = self._centres()
+        return poutine.condition(self._model[0], data=centres) if centres else self._model[0]
+
+    def gradient(
+        self, lam: Tensor, *batch: Any, through: bool, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L_n (B,) and its gradient (B, 2 k); differentiable themselves if `through`."""
+        with torch.enable_grad():
+            if not through:
+                lam = lam.detach().requires_grad_()
+            value = self(lam, *batch, rows=rows)
+            (slope,) = torch.autograd.grad(value.sum(), lam, create_graph=through)
+        return (value, slope) if through else (value.detach(), slope)
+
+    def step(self, lam: Tensor, slope: Tensor, alpha: Tensor) -> Tensor:
+        """λ (B, 2 k) after a step of length α (B, 1) along the natural gradient."""
+        mu, log_sigma = lam[:, self._loc], lam[:, self._scale]
+        r = (1 - alpha * slope[:, self._scale]).clamp(min=LEAST_RATIO)
+        mu = mu + alpha * slope[:, self._loc] * (2 * log_sigma).exp() / r
+        return torch.cat([mu, log_sigma - 0.5 * r.log()], dim=-1)[:, self._order]
+
+    def _values(self, lam: Tensor, eps: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        """Sites' values at every point, (K B) rows with points outermost; log |det ∂T| (K B,)."""
+        u = lam[:, self._loc]
+        if eps is not None:
+            u = (u + lam[:, self._scale].exp() * eps[:, None, :]).flatten(0, 1)
+        values, log_det = {}, u.new_zeros(len(u))
+        split = u.split([factor.size for factor in self._factors], dim=-1)
+        for factor, own in zip(self._factors, split, strict=True):
+            values[factor.site.name], log_dets = factor.value(own)
+            log_det = log_det + log_dets
+        return values, log_det
+
+    def _at(self, values: dict[str, Tensor]) -> Callable[..., None]:
+        """A guide that draws these values."""
+        sites = [factor.site for factor in self._factors]
+
+        def guide(*batch: Any) -> None:
+            plates = open_plates(sites, self._declared, len(batch[0]))
+            for site in sites:
+                with inside(site, plates):
+                    pyro.sample(
+                        site.name, Delta(values[site.name], event_dim=len(site.event_shape))
+                    )
+
+        return guide
+
+
+def ascend(
+    bound: LocalBound,
+    lam: Tensor,
+    alpha: Tensor,
+    steps: int,
+    *batch: Any,
+    rows: Tensor | None = None,
+    through: bool = False,
+    enough: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """λ (B, 2 k) and α (B, 1) after `steps` steps.
+
+    Args:
+        bound: L.
+        lam, alpha: where to start.
+        steps: how many, for every datum.
+        batch: what the model is called with.
+        rows: see `LocalBound`.
+        through: whether gradients flow from the result to `lam` and to the model's parameters,
+            through the steps.
+        enough: stop early once no datum's L_n has risen by more than this in three steps.
+    """
+    through = through and torch.is_grad_enabled()
+    lam = lam if through else lam.detach()
+    value, slope = bound.gradient(lam, *batch, through=through, rows=rows)
+    quiet = 0
+    for _ in range(steps):
+        proposal = bound.step(lam, slope, alpha)
+        next_value, next_slope = bound.gradient(proposal, *batch, through=through, rows=rows)
+        better = next_value.detach() > value.detach()
+        if enough is not None:
+            risen = torch.where(better, next_value - value, 0.0).max()
+            quiet = 0 if float(risen) > enough else quiet + 1
+        lam = torch.where(better[:, None], proposal, lam)
+        value = torch.where(better, next_value, value)
+        slope = torch.where(better[:, None], next_slope, slope)
+        alpha = torch.where(better[:, None], (2 * alpha).clamp(max=1.0), alpha / 4)
+        if quiet == 3:
+            break
+    return lam, alpha
+
+
+def points(count: int, size: int) -> Tensor:
+    """K points ε (K, k) in pairs of opposites: mean 0, mean squares 1; covariance I if K ≥ 2 k."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(count // 2, size, generator=generator, dtype=torch.float64)
+    if len(half) >= size:
+        half = torch.linalg.qr(half).Q * math.sqrt(len(half))
+    else:
+        half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half])
+
+
+def _places(factors: Sequence[Pushed]) -> tuple[Tensor, Tensor]:
+    """Where in λ the μ and the log σ of each unconstrained number stand: (k,) each."""
+    loc, scale, begin = [], [], 0
+    for factor in factors:
+        event = math.prod(factor.pushed.shape)
+        block = torch.arange(begin, begin + 2 * factor.size).reshape(-1, 2, event)
+        loc.append(block[:, 0].flatten())
+        scale.append(block[:, 1].flatten())
+        begin += 2 * factor.size
+    return torch.cat(loc), torch.cat(scale)
+
+
+def _tile(x: Any, times: int) -> Any:
+    if not isinstance(x, Tensor) or x.dim() == 0:
+        return x
+    return x.repeat(times, *[1] * (x.dim() - 1))
+
+
+@contextmanager
+def _still(model: Any) -> Iterator[None]:
+    """The model in evaluation mode: without dropout, and without moving its averages."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

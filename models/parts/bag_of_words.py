@@ -1,0 +1,62 @@
+"""A document as counts of words: its length given, each word drawn from the same distribution.
+
+    p(x | L, p) = L! / Π_v x_v!  Π_v p_v^{x_v},    Σ_v x_v = L,
+
+the multinomial with a length for every document.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+
+class BagOfWords(TorchDistribution):
+    """Counts (…, V) of documents of given lengths.
+
+    Args:
+        length: L (…,), whole numbers; taken as given, not modelled.
+        probs: p (…, V), which sum to one.
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.independent(constraints.nonnegative_integer, 1)
+    has_rsample = False
+    given: ClassVar[str] = "their sum"  # see `ppl_lvm.runs.comparability`
+
+    def __init__(self, length: Tensor, probs: Tensor) -> None:
+        batch = torch.broadcast_shapes(length.shape, probs.shape[:-1])
+        self.length = length.expand(batch)
+        self.probs = probs.expand(*batch, probs.shape[-1])
+        super().__init__(batch, probs.shape[-1:])
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "BagOfWords":
+        batch = torch.Size(batch_shape)
+        return BagOfWords(
+            self.length.expand(batch), self.probs.expand(*batch, self.probs.shape[-1])
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """L p."""
+        return self.length[..., None] * self.probs
+
+    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Counts of L words drawn with replacement."""
+        shape = torch.Size(sample_shape) + self.batch_shape
+        length = self.length.expand(shape).reshape(-1)
+        probs = self.probs.detach().expand(*shape, -1).reshape(-1, self.probs.shape[-1])
+        longest = max(1, int(length.max()))
+        words = torch.multinomial(probs, longest, replacement=True)  # (docs, longest)
+        kept = (torch.arange(longest, device=words.device) < length[:, None]).to(probs)
+        counts = torch.zeros_like(probs).scatter_add_(1, words, kept)
+        return counts.reshape(*shape, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Of counts (…, V) that sum to L, in nats."""
+        if self._validate_args:
+            self._validate_sample(value)
+        log_p = self.probs.clamp(min=torch.finfo(self.probs.dtype).tiny).log()
+        orders = (self.length + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return orders + (value * log_p).sum(-1)

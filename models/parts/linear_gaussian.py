@@ -1,0 +1,264 @@
+"""Inference and expectation-maximisation for x = W z + μ + noise, z ~ N(0, I), independent noise.
+
+Column p has noise variance ψ_p. Of row n only the columns o in O_n are there (NaN elsewhere), and
+the others are integrated out, which for independent noise means that they are left out:
+
+    p(z_n | x_n) = N(m_n, C_n),  C_n = (I + Σ_o w_o w_oᵀ / ψ_o)⁻¹,  m_n = C_n Σ_o w_o d_no / ψ_o,
+    log p(x_n) = -½ [ Σ_o (d_no - w_oᵀ m_n)² / ψ_o + m_nᵀ m_n + log det C_n⁻¹ + Σ_o log 2π ψ_o ],
+
+with d = x - μ. The sum of squares is a minimum over z, so nothing cancels. The E-step sums what
+`latent_regression` says of each column's regression on z̃ = (z, 1), and the M-step is that
+regression: w_p, the shift of μ_p, and ψ_p = left_p / rows_p, or one such ratio for all columns. Its
+step is the one of parameter expansion: z ~ N(η, Γ) is fitted too, from Z = Σ_n E[z̃ z̃ᵀ] over all
+rows, and put back into W and μ, which leaves p(x) what it is and makes the convergence faster.
+
+θ is {"W": (P, D), "mu": (P,), "noise": (P,), or () for one}, in doubles.
+
+References:
+    Rubin, Thayer (1982). EM algorithms for ML factor analysis.
+    Tipping, Bishop (1999). Probabilistic principal component analysis. Appendix B.
+    Liu, Rubin, Wu (1998). Parameter expansion to accelerate EM: the PX-EM algorithm. Section 4.2.
+"""
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import MultivariateNormal, Normal, constraints
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.models.parts import latent_regression
+from ppl_lvm.models.parts.row_checks import (
+    check_rows,
+    column_moments,
+    flat_column,
+    rounding_variance,
+)
+
+State = dict[str, Tensor]
+
+
+class LinearGaussian(PyroModule):
+    """What `PPCA` and `FactorAnalysis` share: everything but the shape of the noise.
+
+    Args:
+        latent: D.
+        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        floor: the least noise variance, in squared units of the data.
+    """
+
+    W: Tensor  # (P, D)
+    mu: Tensor  # μ (P,)
+    scale: Tensor  # s, as many as there are noises: ψ = s² + floor
+
+    def __init__(self, latent: int = 2, observed: int | None = None, floor: float = 1e-6) -> None:
+        super().__init__()
+        if latent < 1 or not floor > 0:
+            raise ValueError(
+                f"{type(self).__name__} needs latent >= 1 and floor > 0; got latent={latent}, "
+                f"floor={floor}."
+            )
+        self.latent = latent
+        self.floor = floor
+        self.observed: int | None = None
+        if observed is not None:
+            self._resize(observed)
+
+    def noises(self, variance: Tensor) -> Tensor:
+        """One number a noise of the model, from one a column (P,): their mean, or they."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> None:
+        """Rows `x` (N, P), NaN where a value is missing."""
+        self._meet(x)
+        with pyro.plate("data", len(x), dim=-1):
+            prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
+            z = pyro.sample("z", prior)
+            noise = self.noise.sqrt().expand(len(self.W))
+            likelihood = Normal(z @ self.W.mT + self.mu, noise).mask(~x.isnan())
+            pyro.sample("x", likelihood.to_event(1), obs=x.nan_to_num(0.0))
+
+    def posterior(self, x: Tensor) -> None:
+        """A guide: z drawn from p(z | x), exactly."""
+        mean, L = posterior(self._doubles(), x.double())
+        q = MultivariateNormal(mean, precision_matrix=L @ L.mT)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", MultivariateNormal(mean.to(x), scale_tril=q.scale_tril.to(x)))
+
+    @property
+    def noise(self) -> Tensor:
+        """ψ: variances, one for all columns () or one a column (P,)."""
+        return self.scale**2 + self.floor
+
+    def log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
+        self._meet(x)
+        return log_evidence(self._doubles(), x.double()).to(x)
+
+    def degenerate(self, x: Tensor) -> str | None:
+        """Why these parameters must not be chosen although their likelihood is high, or None.
+
+        Noise has run out where its variance is below ten floors, or no more than what rounding
+        makes of values of that size.
+        """
+        noise = self.noise.detach().double()
+        x = x.detach().double()
+        variance = self.noises((x - x.nanmean(0)).square().nanmean(0))
+        rounding = self.noises(rounding_variance(x))
+        least = rounding.clamp(min=10 * self.floor)
+        # Columns that vary as little themselves may well do so: unless the floor is reached.
+        judged = (variance > 10 * least) | (rounding > 10 * self.floor)
+        sunk = noise <= torch.where(judged, least, 1.01 * self.floor)
+        if not sunk.any():
+            return None
+        p = int(torch.where(sunk, noise, torch.inf).argmin())
+        every = variance.reshape(-1)[p].item()
+        if every <= 10 * least.reshape(-1)[p]:
+            return flat_column(p if noise.dim() else None, every)
+        return self._without_noise(p, noise.min().item())
+
+    def _without_noise(self, p: int, noise: float) -> str:
+        """What `degenerate` says where noise `p` has run out, to variance `noise`."""
+        raise NotImplementedError
+
+    def initialize(self, x: Tensor) -> None:
+        """Start from the columns' means, with half of the variance as noise and W at random.
+
+        Raises:
+            ValueError: for a column without a value, or data that never changes.
+        """
+        self._meet(x)
+        means, variance = column_moments(x)
+        noise = 0.5 * self.noises(variance)
+        W = torch.randn(self.W.shape, dtype=self.W.dtype).to(x).double()
+        W = W * (noise.expand(len(W)) / self.latent).sqrt()[:, None]
+        self.set_em_state({"W": W, "mu": means, "noise": noise})
+
+    def em_state(self) -> State:
+        """θ of expectation-maximisation (`ppl_lvm.fitting.em`)."""
+        state = {name: t.detach().double() for name, t in self._theta().items()}
+        return {**state, "noise": state["noise"].clamp(min=self.floor)}
+
+    def set_em_state(self, state: State) -> None:
+        """Take over θ."""
+        with torch.no_grad():
+            self.W.copy_(state["W"])
+            self.mu.copy_(state["mu"])
+        tiny = torch.finfo(self.W.dtype).tiny  # a scale of 0 has no logarithm
+        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(self.W.dtype)
+
+    def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
+        """Moments of (z, 1) summed over rows `x` (N, P), and log p(x)."""
+        return expect(state, x)
+
+    def m_step(self, state: State, statistics: State) -> State:
+        """θ' in closed form."""
+        return maximize(state, statistics, self.floor)
+
+    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        return carry(state, new, made_of, statistics)
+
+    def _theta(self) -> State:
+        return {"W": self.W, "mu": self.mu, "noise": self.noise}
+
+    def _doubles(self) -> State:
+        """θ in doubles: of two factors, 1,000 and 1 times the noise, single precision has one."""
+        return {name: t.double() for name, t in self._theta().items()}
+
+    def _meet(self, x: Tensor) -> None:
+        """Take P from the data if nobody gave it; refuse data of another width."""
+        check_rows(x, self.observed, type(self).__name__)
+        if self.observed is None:
+            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
+
+    def _resize(self, observed: int, **like: Any) -> None:
+        self.observed = observed
+        with own_draws():  # `initialize` draws the same, sized before it or by it
+            self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
+        self.mu = nn.Parameter(torch.zeros(observed, **like))
+        self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
+
+    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
+        mu = state.get(prefix + "mu")
+        if self.observed is None and mu is not None:
+            self._resize(len(mu), dtype=mu.dtype, device=mu.device)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def posterior(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (N, D) of p(z_n | x_n), and Cholesky factors (N, D, D) of its precision.
+
+    For rows `x` (N, P), NaN where a value is missing.
+    """
+    W, seen = state["W"], ~x.isnan()
+    noise = state["noise"].expand(len(W))
+    d = torch.where(seen, x - state["mu"], 0.0)
+    scaled = W / noise[:, None]  # (P, D)
+    outer = (scaled[:, :, None] * W[:, None, :]).flatten(1)  # (P, D D)
+    eye = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
+    precision = eye + (seen.to(W) @ outer).unflatten(-1, eye.shape)  # (N, D, D)
+    L = torch.linalg.cholesky(precision)
+    mean = torch.cholesky_solve((d @ scaled)[..., None], L).squeeze(-1)
+    return mean, L
+
+
+def log_evidence(state: State, x: Tensor) -> Tensor:
+    """log p(x_n) of the values that are there, in nats: (N,)."""
+    return _log_evidence(state, x, *posterior(state, x))
+
+
+def _log_evidence(state: State, x: Tensor, mean: Tensor, L: Tensor) -> Tensor:
+    W, seen = state["W"], ~x.isnan()
+    noise = state["noise"].expand(len(W))
+    rest = torch.where(seen, x - state["mu"] - mean @ W.mT, 0.0)
+    squares = (rest.square() / noise).sum(-1) + mean.square().sum(-1)
+    log_det = 2 * L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return -0.5 * (squares + log_det + seen.to(W) @ (2 * math.pi * noise).log())
+
+
+def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
+    """A (P, D+1, D+1), b (P, D+1), c (P,), rows (P,) and Z (D+1, D+1); Σ_n log p(x_n)."""
+    mean, L = posterior(state, x)
+    d = torch.where(x.isnan(), 0.0, x - state["mu"])
+    z, second = latent_regression.moments(mean, torch.cholesky_inverse(L))
+    statistics = latent_regression.sums(z, second, d, (~x.isnan()).to(mean))
+    return {**statistics, "Z": second.sum(0)}, _log_evidence(state, x, mean, L).sum()
+
+
+def maximize(state: State, statistics: State, least: float) -> State:
+    """θ' from the sums of `expect`, the noise not below `least`; as many noises as in θ."""
+    W, shift, left = latent_regression.solve(statistics)
+    rows, mu = statistics["rows"], state["mu"] + shift
+    noise = left / rows if state["noise"].dim() else left.sum() / rows.sum()
+    eta, gamma = _prior(statistics)
+    return {"W": W @ gamma, "mu": mu + W @ eta, "noise": noise.clamp(min=least)}
+
+
+def _prior(statistics: State) -> tuple[Tensor, Tensor]:
+    """η (D,) and the Cholesky factor γ (D, D) of Γ, of the latents' expanded prior."""
+    Z = statistics["Z"] / statistics["Z"][-1, -1]
+    eta = Z[-1, :-1]
+    return eta, torch.linalg.cholesky(Z[:-1, :-1] - eta[:, None] * eta)
+
+
+def carry(state: State, new: State, made_of: State, statistics: State) -> State:
+    """The sums of `expect` at θ in the coordinates of θ', the M-step of the sums `made_of`.
+
+    There z' = γ⁻¹ (z - η) and d' = d + μ - μ'.
+    """
+    eta, gamma = _prior(made_of)
+    D = len(eta)
+    G = torch.nn.functional.pad(torch.linalg.inv(gamma), (0, 1, 0, 1))  # on (z, 1)
+    shift = torch.cat([-(G[:D, :D] @ eta), torch.ones_like(eta[:1])])
+    G = torch.cat([G[:, :D], shift[:, None]], -1)
+    moved = latent_regression.shifted(statistics, state["mu"] - new["mu"])
+    return {
+        **moved,
+        "A": G @ moved["A"] @ G.mT,
+        "b": moved["b"] @ G.mT,
+        "Z": G @ statistics["Z"] @ G.mT,
+    }

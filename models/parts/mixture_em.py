@@ -1,0 +1,183 @@
+"""The two steps of expectation-maximisation for a Gaussian mixture, for one start.
+
+With residuals u_nk = L_k⁻¹ (x_n - μ_k), Σ_k = L_k L_kᵀ, and responsibilities
+r_nk ∝ π_k N(x_n; μ_k, Σ_k), the E-step sums over rows
+
+    R_k = Σ_n r_nk,    m_k = Σ_n r_nk u_nk,    S_k = Σ_n r_nk u_nk u_nkᵀ,
+
+and the M-step, with m̄ = m / R, is
+
+    π_k = R_k / N,    μ_k' = μ_k + L_k m̄_k,    Σ_k' = L_k (S_k / R_k - m̄_k m̄_kᵀ) L_kᵀ,
+
+the last one pooled over components (tied), its diagonal (diag), or the mean of that (spherical),
+its eigenvalues raised to the least one allowed: the maximum under that condition. Moments of u
+lose no digits, wherever the data lie, since u is of order one where r is not small. Both steps
+are matrix products; with u of shape (K, P, rows), rows last, they run at the processor's speed.
+
+θ is {"weights": π (K,), "means": μ (K, P), "variance": Σ}, in doubles, with Σ of shape (K, P, P)
+if full, (P, P) if tied, and variances (K, P) if diag, (K,) if spherical. Nothing here branches on
+values, so that `torch.vmap` runs many starts together.
+
+Reference:
+    Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm.models.parts import mixture_missing
+from ppl_lvm.models.parts.cholesky import cholesky
+
+# Residuals that are held at once: a block of rows stays in the processor's cache.
+BLOCK_NUMBERS = 2**18
+
+State = dict[str, Tensor]
+
+
+def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+    """R (K,), m (K, P), S and Σ_n log p(x_n) over rows `x` (N, P), NaN where a value is missing.
+
+    S is (K, P, P) if full, (P, P) and summed over components if tied, else diagonals (K, P).
+    """
+    holed = x.isnan().any(-1)
+    if not holed.any():
+        return _expect_complete(state, x, covariance)
+    total, log_likelihood = _expect_holed(state, x[holed], covariance)
+    if holed.all():
+        return total, log_likelihood
+    others, more = _expect_complete(state, x[~holed], covariance)
+    return {name: t + others[name] for name, t in total.items()}, log_likelihood + more
+
+
+def _expect_holed(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+    if covariance in ("diag", "spherical"):
+        scale = _scales(state["variance"], state["means"])
+        return mixture_missing.expect_diagonal(state, scale, x)
+    L = cholesky(state["variance"])
+    sums, log_likelihood = mixture_missing.expect(state, L if L.dim() == 3 else L[None], x)
+    if covariance == "tied":
+        sums["scatter"] = sums["scatter"].sum(0)
+    return sums, log_likelihood
+
+
+def _expect_complete(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+    means = state["means"]
+    K, P = means.shape
+    centre = means.mean(0)
+    W, log_det = whitening(state, covariance)  # L⁻¹ (K, P, P), or 1 / scales (K, P)
+    constant = state["weights"].log() - log_det - 0.5 * P * math.log(2 * math.pi)
+    shift = W @ (means - centre)[..., None] if W.dim() == 3 else means[..., None]
+    total: dict[str, Any] = {}
+    log_likelihood: Any = 0.0
+    for block in x.split(max(64, BLOCK_NUMBERS // (K * P))):
+        if W.dim() == 3:  # one product of (K P, P) and (P, B)
+            u = torch.addmm(shift.flatten()[:, None], W.flatten(0, 1), (block - centre).mT, beta=-1)
+            u = u.unflatten(0, (K, P))  # (K, P, B)
+        else:
+            u = (block.mT - shift) * W[..., None]
+        log_joint = constant[:, None] - 0.5 * u.square().sum(1)  # (K, B)
+        log_p = log_joint.logsumexp(0)
+        r = (log_joint - log_p).exp()
+        ru = u * r[:, None]
+        sums = {"rows": r.sum(-1), "shift": ru.sum(-1), "scatter": _scatter(u, ru, covariance)}
+        log_likelihood = log_likelihood + log_p.sum()
+        total = {name: total.get(name, 0.0) + t for name, t in sums.items()}
+    return total, log_likelihood
+
+
+def maximize(state: State, statistics: State, covariance: str, least: float) -> State:
+    """θ' from the sums of `expect`; no variance in any direction is below `least`.
+
+    A component without a row keeps its mean and its variance, at weight 0.
+    """
+    means, variance, rows = state["means"], state["variance"], statistics["rows"]
+    held = rows.clamp(min=torch.finfo(rows.dtype).tiny)
+    mean = statistics["shift"] / held[:, None]  # m̄ (K, P)
+    moved = torch.zeros_like(means)
+    if covariance == "full":
+        L = cholesky(variance)
+        moved = (L @ mean[..., None]).squeeze(-1)
+        inner = statistics["scatter"] / held[:, None, None] - mean[..., None] * mean[..., None, :]
+        new = raise_eigenvalues(L @ inner @ L.mT, least)
+        new = torch.where((rows > 0)[:, None, None], new, variance)
+    elif covariance == "tied":
+        L = cholesky(variance)
+        moved = mean @ L.mT
+        inner = statistics["scatter"] - (mean * held[:, None]).mT @ mean
+        new = raise_eigenvalues(L @ (inner / rows.sum()) @ L.mT, least)
+    else:
+        scale = _scales(variance, means)
+        moved = mean * scale
+        inner = statistics["scatter"] / held[:, None] - mean.square()
+        new = inner * scale.square()  # (K, P)
+        if covariance == "spherical":
+            new = new.mean(-1)
+        seen = (rows > 0).reshape(-1, *[1] * (new.dim() - 1))
+        new = torch.where(seen, new.clamp(min=least), variance)
+    return {"weights": rows / rows.sum(), "means": means + moved, "variance": new}
+
+
+def carry(state: State, new: State, statistics: State, covariance: str) -> State:
+    """The sums of `expect` at θ as they are at θ', where u' = A u + c.
+
+    A = L'⁻¹ L and c = L'⁻¹ (μ - μ'), so that m' = A m + R c and
+    S' = A S Aᵀ + A m cᵀ + c mᵀ Aᵀ + R c cᵀ.
+    """
+    rows = statistics["rows"][:, None]
+    moved = state["means"] - new["means"]  # (K, P)
+    if covariance in ("diag", "spherical"):
+        scale = _scales(new["variance"], moved)
+        A, c = _scales(state["variance"], moved) / scale, moved / scale
+        m = A * statistics["shift"]
+        S = A.square() * statistics["scatter"] + 2 * m * c + rows * c.square()
+        return {"rows": statistics["rows"], "shift": m + rows * c, "scatter": S}
+    L, inverse = cholesky(state["variance"]), whitening(new, covariance)[0]
+    A = inverse @ L  # (K, P, P)
+    c = (inverse @ moved[..., None]).squeeze(-1)
+    m = (A @ statistics["shift"][..., None]).squeeze(-1)
+    cross = m[..., None] * c[..., None, :]
+    added = cross + cross.mT + (rows * c)[..., None] * c[..., None, :]
+    if covariance == "tied":
+        S = A[0] @ statistics["scatter"] @ A[0].mT + added.sum(0)
+    else:
+        S = A @ statistics["scatter"] @ A.mT + added
+    return {"rows": statistics["rows"], "shift": m + rows * c, "scatter": S}
+
+
+def _scatter(u: Tensor, ru: Tensor, covariance: str) -> Tensor:
+    if covariance in ("diag", "spherical"):
+        return (ru * u).sum(-1)
+    scatter = ru @ u.mT  # K products (P, B) (B, P)
+    return scatter.sum(0) if covariance == "tied" else scatter
+
+
+def whitening(state: State, covariance: str) -> tuple[Tensor, Tensor]:
+    """L_k⁻¹ (K, P, P) and log det L_k (K,); for diagonal forms 1 / scales (K, P)."""
+    means, variance = state["means"], state["variance"]
+    if covariance in ("full", "tied"):
+        L = cholesky(variance)
+        eye = torch.eye(means.shape[1], dtype=means.dtype, device=means.device)
+        inverse = torch.linalg.solve_triangular(L, eye.expand_as(L), upper=False)
+        log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        K = len(means)
+        return inverse.expand(K, *eye.shape), log_det.expand(K)
+    scale = _scales(variance, means)
+    return 1 / scale, scale.log().sum(-1)
+
+
+def _scales(variance: Tensor, means: Tensor) -> Tensor:
+    """Standard deviations (K, P) from variances (K, P) or (K,)."""
+    scale = variance.sqrt()
+    return scale if scale.dim() == means.dim() else scale[:, None].expand_as(means)
+
+
+def raise_eigenvalues(S: Tensor, least: float) -> Tensor:
+    """Symmetric S (..., P, P) with its eigenvalues below `least` raised to it."""
+    S = 0.5 * (S + S.mT)
+    values, vectors = torch.linalg.eigh(S)
+    # Only the raise is added: what lies above stays as it is to the last digit.
+    lack = (least - values).clamp(min=0)
+    return S + vectors @ (lack[..., None] * vectors.mT)

@@ -1,0 +1,235 @@
+"""Do values lie where the distributions have density: guide against prior, data, arguments?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ppl_lvm.checks.issues import Finding
+from ppl_lvm.checks.trial_runs import Look, Run
+from ppl_lvm.programs.signatures import Site, describe
+
+
+def check_supports(look: Look) -> Iterator[Finding]:
+    yield from _guide_against_prior(look)
+    wrong = list(_arguments(look.guide))
+    # A NaN that the guide drew would be the model's fault too.
+    yield from wrong or _arguments(look.model)
+    yield from _observations(look.model)
+
+
+def _guide_against_prior(look: Look) -> Iterator[Finding]:
+    model, guide = look.model.signature, look.guide.signature
+    assert model is not None
+    assert guide is not None
+    drawn = look.guide.nodes()
+    for site in guide.sites:
+        if site.name not in model or model[site.name].observed or site.observed:
+            continue
+        prior = model[site.name]
+        inside = prior.support.check(drawn[site.name]["value"])
+        wider, narrower = _compare(site, prior)
+        if not inside.all() or wider:
+            yield look.guide.finding(
+                "support-wider",
+                "error",
+                site.name,
+                f"The guide's {site.name!r} ~ {site.distribution} can leave the prior's support, "
+                f"{describe(prior.support)}.",
+                "There the model's density is zero: the bound is minus infinity or NaN.",
+                f"pyro.sample({site.name!r}, {_with_support(prior)})",
+            )
+        elif narrower:
+            yield look.guide.finding(
+                "support-narrower",
+                "warning",
+                site.name,
+                f"The guide's {site.name!r} ~ {site.distribution} has support "
+                f"{describe(site.support)}, only a part of the prior's, "
+                f"{describe(prior.support)}.",
+                "What the posterior has outside of it can never be found.",
+                f"pyro.sample({site.name!r}, {_with_support(prior)})",
+            )
+
+
+def _with_support(prior: Site) -> str:
+    """A distribution for a guide whose support is the prior's, as code."""
+    words = describe(prior.support)
+    if words in _FAMILIES:
+        return _FAMILIES[words]
+    if prior.discrete:
+        return f"dist.{prior.distribution}(...)"
+    return (
+        f"dist.TransformedDistribution(dist.Normal(loc, scale), biject_to(support)))  # with the "
+        f"support of dist.{prior.distribution}(...)"
+    )
+
+
+# A family for a guide, by the words for its support.
+_FAMILIES = {
+    "real": "dist.Normal(loc, scale)",
+    "positive": "dist.LogNormal(loc, scale)",
+    "non-negative": "dist.LogNormal(loc, scale)",
+    "[0, 1]": "dist.Beta(a, b)",
+    "simplex": "dist.Dirichlet(concentration)",
+}
+
+
+def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
+    """Whether the guide's support is wider, and whether it is narrower, as far as bounds tell."""
+    if site.distribution == "Delta":  # a point: its own support says nothing
+        return False, False
+    ours, theirs = _bounds(site.support), _bounds(prior.support)
+    if ours is None or theirs is None or site.discrete != prior.discrete:
+        return False, False
+    if site.distribution == "TransformedDistribution" and ours[0] == -ours[1]:
+        # torch calls the image of an affine map the real line, whatever was mapped.
+        return False, False
+    wider = bool((ours[0] < theirs[0]).any() or (ours[1] > theirs[1]).any())
+    narrower = bool((ours[0] > theirs[0]).any() or (ours[1] < theirs[1]).any())
+    return wider, narrower
+
+
+def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    infinity = torch.tensor(torch.inf)
+    if isinstance(support, type(constraints.real)):
+        return -infinity, infinity
+    if hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
+        low = torch.as_tensor(getattr(support, "lower_bound", -infinity), dtype=torch.float64)
+        high = torch.as_tensor(getattr(support, "upper_bound", infinity), dtype=torch.float64)
+        # One number for all: shapes of two programs need not agree here.
+        return low.min(), high.max()
+    return None
+
+
+def _arguments(one: Run) -> Iterator[Finding]:
+    """Arguments that a distribution does not take: a scale below zero, weights that are NaN."""
+    for name, node in one.nodes().items():
+        fn = node["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        for argument, constraint in getattr(fn, "arg_constraints", {}).items():
+            if constraints.is_dependent(constraint) or argument not in fn.__dict__:
+                continue
+            value = getattr(fn, argument)
+            if isinstance(value, Tensor) and not constraint.check(value).all():
+                worst = value[~constraint.check(value)].flatten() if _whole(constraint) else value
+                number = worst.flatten()[0].item()
+                yield one.finding(
+                    "argument",
+                    "error",
+                    name,
+                    f"The argument {argument} of {name!r} ~ {type(fn).__name__} must be "
+                    f"{describe(constraint)}, but is {number:g} somewhere.",
+                    "The density does not exist there; the loss becomes NaN or is meaningless.",
+                    _constrained(constraint, number),
+                )
+                break
+
+
+def _constrained(constraint: Any, number: float) -> str:
+    """How to keep an argument where it belongs; `number` is one that does not."""
+    if number != number:
+        return (
+            "Follow it back to a logarithm or a root of a number below zero, to 0/0, or to NaN in "
+            "the data, and bound it there: .clamp(min=1e-6)."
+        )
+    words = describe(constraint).replace("lower Cholesky", "lower_cholesky")
+    code = (
+        f"pyro.param(..., constraint=constraints.{words if words.isidentifier() else 'positive'})"
+    )
+    squash = {"simplex": "softmax(-1)", "[0, 1]": "sigmoid()"}.get(words, "exp()")
+    return f"A parameter: {code}. A network's output or the data: .{squash}."
+
+
+def _whole(constraint: Any) -> bool:
+    return getattr(constraint, "event_dim", 0) == 0
+
+
+def _observations(one: Run) -> Iterator[Finding]:
+    for name, node in one.nodes().items():
+        if not node["is_observed"] or node["mask"] is False:
+            continue
+        fn, value = node["fn"], node["value"]
+        try:
+            support = fn.support
+        except NotImplementedError:
+            continue
+        if type(fn).__name__ in ("Unit", "Delta") or not isinstance(value, Tensor):
+            continue
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        good = support.check(value)
+        for mask in _masks(node):
+            # A mask of the batch stands for all the elements of its events.
+            if mask.dim() <= len(fn.batch_shape):
+                mask = mask.reshape(mask.shape + (1,) * len(fn.event_shape))
+            good = good | ~mask
+        if not good.all():
+            where = tuple((~good).nonzero()[0].tolist())
+            shown = value[where].flatten()[0].item()
+            yield one.finding(
+                "value-outside-support",
+                "error",
+                name,
+                f"{int((~good).sum())} observed values of {name!r} lie outside the support of "
+                f"{type(fn).__name__ if not hasattr(fn, 'base_dist') else _base(fn)}, "
+                f"{describe(support)}; the first, at {where}, is {shown:g}.",
+                "Their log-probability is minus infinity, NaN, or a number without meaning.",
+                _suited(name, support, value),
+            )
+
+
+def _inside(support: Any) -> float:
+    """A value that fills gaps behind a mask: not on the support's edge, where a density may be
+    infinite, and its gradient NaN although the mask hides it."""
+    for fill in (0.0, 1.0, 0.5):
+        near = torch.tensor([fill] if support.is_discrete else [fill - 0.01, fill + 0.01])
+        if support.check(near).all():
+            return fill
+    return 1.0
+
+
+def _suited(name: str, support: Any, value: Tensor) -> str:
+    """A likelihood that has these values, as code, from what they look like."""
+    if value.isnan().any():
+        return (
+            f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num("
+            f"{_inside(support)}))  # leaves the missing values out; .mask before .to_event. "
+            "ppl_lvm.programs.missing.without_missing does both."
+        )
+    low, high = value.min().item(), value.max().item()
+    whole = bool((value == value.round()).all())
+    if whole and low >= 0 and high <= 1:
+        fit = "dist.Bernoulli(logits=...)"
+    elif whole and low >= 0:
+        fit = (
+            f"dist.Poisson(rate), dist.Categorical(logits=...) with {high + 1:g} logits, or "
+            f"dist.Binomial({high:g}, ...)"
+        )
+    elif low > 0:
+        fit = "dist.LogNormal(loc, scale)"
+    else:
+        fit = "dist.Normal(loc, scale)"
+    return f"pyro.sample({name!r}, {fit}, ...) has such values; or mend the data."
+
+
+def _masks(node: dict[str, Any]) -> Iterator[Tensor]:
+    """Masks by poutine.mask and by `.mask(...)` of the distribution or of what it wraps."""
+    if isinstance(node["mask"], Tensor):
+        yield node["mask"].bool()
+    fn = node["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(getattr(fn, "_mask", None), Tensor):
+            yield fn._mask.bool()
+        fn = fn.base_dist
+
+
+def _base(fn: Any) -> str:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__

@@ -1,0 +1,103 @@
+"""Write: `new`, `check` and `show`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppl_lvm.cli.options import (
+    Columns,
+    DataOption,
+    Guide,
+    GuideSettings,
+    Header,
+    Labels,
+    Missing,
+    Model,
+    Settings,
+    load,
+)
+from ppl_lvm.programs.loading import parse_settings
+
+app = typer.Typer()
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Of the files, in lower case: topic_model.")],
+    like: Annotated[
+        str | None,
+        typer.Option(help="Start from a model of ours (gmm, vae, …) or from an address."),
+    ] = None,
+    directory: Annotated[Path, typer.Option(help="Where to write the files.")] = Path("."),
+) -> None:
+    """Write a model, its guide, their test and a README, to start from."""
+    from ppl_lvm.scaffold.new import new as write
+
+    for path in write(name, like, directory):
+        print(path)
+
+
+@app.command()
+def check(
+    model: Model,
+    data: DataOption,
+    guide: Guide = None,
+    settings: Settings = None,
+    guide_settings: GuideSettings = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    missing: Missing = "error",
+    header: Header = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows of a step, if you mean to train on mini-batches.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
+) -> None:
+    """Does this guide fit this model? Findings with remedies, and which objectives suit; status 1
+    where a finding is an error."""
+    from ppl_lvm.checks import check as check_pair
+    from ppl_lvm.data.selection import first_rows
+    from ppl_lvm.programs.sources import GuideSource, ModelSource
+
+    loaded = load(data, columns, labels, missing, header)
+    batch = first_rows(loaded, batch_size or rows)
+    program = ModelSource(model, parse_settings(settings or [])).make(batch)
+    partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
+    whole = None if batch_size is None else len(loaded)
+    findings = check_pair(program, partner, *batch, stands_for=whole)
+    print(findings)
+    if not findings.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    model: Model,
+    data: DataOption,
+    settings: Settings = None,
+    columns: Columns = None,
+    labels: Labels = None,
+    missing: Missing = "error",
+    header: Header = None,
+    rows: Annotated[int, typer.Option(help="Rows of the data to call the model with.")] = 100,
+    graph: Annotated[
+        Path | None,
+        typer.Option(help="Also draw its graph to a .png, .svg or .pdf by Graphviz, or as .dot."),
+    ] = None,
+) -> None:
+    """Print what a model declares: sites, plates, supports, shapes, parameters, and its graph."""
+    from ppl_lvm.data.selection import first_rows
+    from ppl_lvm.programs.graph import as_text, draw
+    from ppl_lvm.programs.signatures import signature
+    from ppl_lvm.programs.sources import ModelSource
+
+    loaded = load(data, columns, labels, missing, header)
+    batch = first_rows(loaded, rows)
+    program = ModelSource(model, parse_settings(settings or [])).make(batch)
+    declared = signature(program, *batch)
+    print(declared, as_text(declared), sep="\n\n")
+    if graph is not None:
+        drawn = draw(declared, graph)
+        how = "" if drawn == graph else f"; with Graphviz: dot -Tpng -O {drawn}"
+        print(f"\ngraph: {drawn}{how}")

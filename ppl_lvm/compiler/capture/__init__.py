@@ -1,0 +1,1 @@
+"""Recording of a training step as a tape of tensor operations."""

@@ -1,0 +1,138 @@
+"""What a step may change outside torch, where no tape sees it: random states and plain numbers.
+
+A model that counts its own steps (`self.t += 1`) or draws from NumPy does so in Python, and a
+captured step runs no Python. Looking at these things before and after a step finds it.
+"""
+
+import inspect
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ppl_lvm.compiler.errors import CannotCaptureError
+from ppl_lvm.core.rng import draw_states, restore_draws
+
+_PLAIN = (bool, int, float, str, type(None))
+_FEW = 100  # entries of a list or dictionary up to which they are looked at one by one
+
+
+def random_states() -> dict[str, Any]:
+    """Torch's, Python's and NumPy's random states, as `restore_random` takes them."""
+    return {
+        "torch": draw_states(),
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+    }
+
+
+def restore_random(states: dict[str, Any]) -> None:
+    """Set the random states that `random_states` read."""
+    restore_draws(states["torch"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+
+
+class Snapshot:
+    """Random states, modules' buffers and counts, to go back to after a step that must not count.
+
+    A count is a whole or floating-point number among a program's attributes. Others (a flag that
+    something has been made) stay as the step left them, since what they speak of stays too.
+    """
+
+    def __init__(self, objects: Sequence[object]) -> None:
+        self._random = random_states()
+        self._buffers = [(b, b.clone()) for m in modules(objects) for b in m.buffers(recurse=False)]
+        owners = {id(item): item for item in [*objects, *modules(objects)]}
+        self._counts = [
+            (vars(owner), {k: v for k, v in vars(owner).items() if type(v) in (int, float)})
+            for owner in owners.values()
+            if hasattr(owner, "__dict__")
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back."""
+        restore_random(self._random)
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        for values, counts in self._counts:
+            values.update(counts)
+
+
+def refuse_foreign_randomness(before: dict[str, Any]) -> None:
+    """Raise if Python's or NumPy's generator has moved since `before`."""
+    if random.getstate() != before["python"]:
+        raise CannotCaptureError("draws from Python's random; use torch's random functions")
+    now: Any = np.random.get_state()
+    then = before["numpy"]
+    if now[2] != then[2] or not np.array_equal(now[1], then[1]):
+        raise CannotCaptureError("draws from numpy.random; use torch's random functions")
+
+
+def modules(objects: Iterable[object]) -> list[nn.Module]:
+    """Every module in the given objects."""
+    found = [m for item in objects if isinstance(item, nn.Module) for m in item.modules()]
+    return list(dict.fromkeys(found))
+
+
+def plain_state(objects: Sequence[object]) -> dict[str, Any]:
+    """The plain numbers and strings that objects keep: attributes, closures, globals they name.
+
+    Lists and dictionaries count with their length and, where they are short, their entries.
+    """
+    owners = {id(item): item for item in [*_unwrapped(objects), *modules(objects)]}
+    state: dict[str, Any] = {}
+    for owner in owners.values():
+        state.update(_plain(type(owner).__name__, getattr(owner, "__dict__", {})))
+        if inspect.ismethod(owner):
+            state.update(_plain(type(owner.__self__).__name__, vars(owner.__self__)))
+        if inspect.isfunction(owner):
+            state.update(_plain(owner.__name__, dict(_surroundings(owner))))
+    return state
+
+
+def _unwrapped(objects: Iterable[object]) -> Iterator[object]:
+    """The objects and what handlers, decorators and `functools.partial` have put them around."""
+    for item in objects:
+        inner: object | None = item
+        while inner is not None:
+            yield inner
+            inner = getattr(inner, "__wrapped__", None) or getattr(inner, "func", None)
+
+
+def _plain(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, _PLAIN):
+            kept[f"{name}.{key}"] = value
+        elif isinstance(value, (list, dict)) and not key.startswith("_"):
+            kept[f"len({name}.{key})"] = len(value)
+            if len(value) <= _FEW:
+                entries = value.items() if isinstance(value, dict) else enumerate(value)
+                kept |= {f"{name}.{key}[{k!r}]": v for k, v in entries if isinstance(v, _PLAIN)}
+    return kept
+
+
+def _surroundings(function: Any) -> Iterator[tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:  # a name that is not bound yet
+            continue
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def refuse_counting(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Raise if a step has changed a plain attribute."""
+    for name, value in after.items():
+        if name not in before or before[name] != value:
+            raise CannotCaptureError(
+                f"a step changes {name} (from {before.get(name)!r} to {value!r}); a captured step "
+                "would not: keep it in a tensor that is changed in place"
+            )

@@ -1,0 +1,1 @@
+"""Optimizers as update rules on flat vectors."""

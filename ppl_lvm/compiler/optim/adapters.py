@@ -1,0 +1,118 @@
+"""One face for torch's and Pyro's optimisers."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from pyro.optim import PyroOptim
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_lvm.compiler.optim.flat import Owned
+
+
+class Stepper(Protocol):
+    """What a step needs to know of an optimiser."""
+
+    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+        """Each parameter with its optimiser and group; None if an optimiser is yet to be made."""
+
+    def clips(self) -> bool:
+        """Whether gradients are changed before the update."""
+
+    def clip(self, parameter: Tensor) -> None:
+        """Change the parameter's `.grad`."""
+
+    def step(self, parameters: list[Tensor]) -> None:
+        """The optimiser's own step, clipping included."""
+
+
+class TorchStepper:
+    """A torch optimiser over all parameters, or a function that makes one of a list of them."""
+
+    def __init__(self, optimizer: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
+        self._make = optimizer
+        self.optimizer = optimizer if isinstance(optimizer, Optimizer) else None
+        self._admitted: dict[int, Tensor] = {}
+
+    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+        if self.optimizer is None:
+            return None
+        self._admit(parameters)
+        optimizer = self.optimizer
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules look for
+        groups = optimizer.param_groups
+        if len(groups) == 1:
+            return [(p, optimizer, groups[0]) for p in parameters]
+        group_of = {id(p): group for group in groups for p in group["params"]}
+        return [(p, optimizer, group_of[id(p)]) for p in parameters]
+
+    def clips(self) -> bool:
+        return False
+
+    def clip(self, parameter: Tensor) -> None:
+        """Torch's optimisers leave clipping to the loop."""
+
+    def step(self, parameters: list[Tensor]) -> None:
+        if self.optimizer is None:
+            assert not isinstance(self._make, Optimizer)
+            self.optimizer = self._make(parameters)
+        self._admit(parameters)
+        self.optimizer.step()
+
+    def _admit(self, parameters: list[Tensor]) -> None:
+        """Parameters that had no gradient yet when the optimiser was made join its group."""
+        if self.optimizer is self._make or self.optimizer is None:
+            return
+        for p in parameters:
+            if id(p) not in self._admitted:
+                self._admitted[id(p)] = p
+                params = self.optimizer.param_groups[0]["params"]
+                if not any(p is known for known in params):
+                    params.append(p)
+
+
+class PyroStepper:
+    """A `pyro.optim` optimiser: one torch optimiser a parameter, made when it is first seen."""
+
+    def __init__(self, optimizer: PyroOptim) -> None:
+        self.optimizer = optimizer
+
+    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+        if any(p not in self.optimizer.optim_objs for p in parameters):
+            return None
+        places: list[Owned] = []
+        for p in parameters:
+            made = self.optimizer.optim_objs[p]
+            inner = getattr(made, "optimizer", made)  # a schedule wraps its optimiser
+            inner._opt_called = True
+            places.append((p, inner, inner.param_groups[0]))
+        return places
+
+    def clips(self) -> bool:
+        return any(clip is not None for clip in self.optimizer.grad_clip.values())
+
+    def clip(self, parameter: Tensor) -> None:
+        if self.optimizer.grad_clip[parameter] is not None:
+            self.optimizer.grad_clip[parameter](parameter)
+
+    def step(self, parameters: list[Tensor]) -> None:
+        self.optimizer(parameters)
+
+
+def clipped(stepper: Stepper) -> Callable[[Tensor, Tensor], Tensor]:
+    """Clipping as a function of a gradient: the form that can be traced."""
+
+    def clip(parameter: Tensor, gradient: Tensor) -> Tensor:
+        # The stand-in carries the gradient to the parameter's own clipping function.
+        kept, parameter.grad = parameter.grad, None
+        try:
+            with torch.no_grad():
+                parameter.grad = gradient
+                stepper.clip(parameter)
+            assert parameter.grad is not None
+            return parameter.grad
+        finally:
+            parameter.grad = kept
+
+    return clip

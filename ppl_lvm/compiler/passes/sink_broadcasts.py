@@ -1,0 +1,331 @@
+"""What is repeated is computed once: a parameter expanded over rows stays a parameter.
+
+Pyro expands a distribution over its plate before it looks at its parameters. Then log σ, or a table
+of clamped probabilities and its logarithm, is taken for each of B rows, and its gradient is a
+product for each row, summed afterwards. Where c is repeated along the rows,
+
+    f(expand(c)) = expand(f(c)),    Σ_rows g · expand(c) = (Σ_rows g) · c,
+
+and the same with division, masks and further such factors. Sums are taken in another order:
+results agree to rounding.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Size, Tensor, fx
+
+from ppl_lvm.compiler.graph.build import item
+from ppl_lvm.compiler.graph.functionalize import called, functional, is_empty
+from ppl_lvm.compiler.graph.schedule import random
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A tensor of `shape`: `once`, of as many dimensions, expanded."""
+
+    once: Tensor
+    shape: Size
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """`base` times factors, of which each is constant along some dimension.
+
+    Attributes:
+        factors: what each does to a tensor, and its own shape, aligned at the end.
+    """
+
+    base: Tensor
+    factors: tuple[tuple[Callable[[Tensor], Tensor], Size], ...]
+
+    @property
+    def shape(self) -> Size:
+        return self.base.shape
+
+    def times(self, tensor: Tensor) -> Tensor:
+        """A tensor times all factors."""
+        for factor, _ in self.factors:
+            tensor = factor(tensor)
+        return tensor
+
+    def constant(self, dim: int) -> bool:
+        """Whether no factor changes along a dimension, counted from the end."""
+        return all(len(shape) < -dim or shape[dim] == 1 for _, shape in self.factors)
+
+
+def repeated_once(module: fx.GraphModule, zeros: Sequence[bool]) -> Callable[..., Any]:
+    """The module's function, with what is repeated computed once.
+
+    Args:
+        module: a graph. One whose changes in place are seen outside is given back as it is.
+        zeros: for the last inputs, its constants, whether each is the number 0.
+    """
+    graph = functional(module.graph)
+    if graph is None:
+        return module
+    return lambda *inputs: _Once(graph, inputs, zeros).outputs()
+
+
+class _Once:
+    """Evaluates a functional graph node by node."""
+
+    def __init__(self, graph: fx.Graph, inputs: Sequence[Tensor], zeros: Sequence[bool]) -> None:
+        given = [node for node in graph.nodes if node.op == "placeholder"]
+        self._values: dict[fx.Node, Any] = dict(zip(given, inputs, strict=True))
+        self._wholes: dict[fx.Node, Tensor] = {}
+        self._recorded: dict[fx.Node, Any] = {}
+        self._touched: set[fx.Node] = set()  # something repeated is behind their values
+        self._place = {node: place for place, node in enumerate(graph.nodes)}
+        last = given[len(given) - len(zeros) :]
+        self._zeros = {node for node, zero in zip(last, zeros, strict=True) if zero}
+        for node in graph.nodes:
+            if node.op == "call_function":
+                value = self._values[node] = self._value(node)
+                inputs = [] if _lies_as_given(node) else node.all_input_nodes
+                if isinstance(value, Repeated | Scaled) or self._touched.intersection(inputs):
+                    self._touched.add(node)
+                if node.target is _aten.scalar_tensor.default and node.args[0] == 0:
+                    self._zeros.add(node)
+        (self._out,) = next(node for node in graph.nodes if node.op == "output").args
+
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What the graph returns."""
+        return tuple(self._whole(node) for node in self._out)
+
+    def _value(self, node: Any) -> Any:
+        if node.target is item:
+            return self._values[node.args[0]][node.args[1]]
+        if _lies_as_given(node):
+            return self._called(node, self._as_recorded)
+        rule = _RULES.get(node.target)
+        found = None if rule is None else rule(self, node)
+        if found is None:
+            found = self._scaled(node)
+        if found is None:
+            found = self._one_by_one(node)
+        return self._called(node, self._whole) if found is None else found
+
+    def _whole(self, node: fx.Node) -> Any:
+        """The tensor itself, for an operation that knows nothing of repetition."""
+        value = self._values[node]
+        if not isinstance(value, Repeated | Scaled):
+            return value
+        if node not in self._wholes:
+            if isinstance(value, Repeated):
+                self._wholes[node] = value.once.expand(value.shape)
+            else:
+                self._wholes[node] = value.times(value.base)
+        return self._wholes[node]
+
+    def _as_recorded(self, node: fx.Node) -> Any:
+        """The tensor as the recording has it, for what is drawn, or made, to lie as it does.
+
+        Numbers are drawn in the order in which they lie in memory.
+        """
+        needed: set[fx.Node] = set()
+        pending = [node]
+        while pending:
+            one = pending.pop()
+            if one in self._touched and one not in needed and one not in self._recorded:
+                needed.add(one)
+                pending += one.all_input_nodes
+        for one in sorted(needed, key=self._place.__getitem__):
+            self._recorded[one] = self._called(one, self._recorded_value)
+        return self._recorded_value(node)
+
+    def _recorded_value(self, node: fx.Node) -> Any:
+        return self._recorded[node] if node in self._touched else self._values[node]
+
+    def _called(self, node: Any, argument: Callable[[fx.Node], Any]) -> Any:
+        """The operation as it stands."""
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), argument)
+        return called(node.target, args, kwargs)
+
+    # Number by number
+
+    def _one_by_one(self, node: Any) -> Any:
+        """An operation number by number, some of them repeated; None if it is something else."""
+        values = [self._values[n] for n in node.all_input_nodes]
+        plain = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not random(node)
+        if not plain or not any(isinstance(value, Repeated) for value in values):
+            return None
+
+        def once(given: fx.Node) -> Any:
+            value = self._values[given]
+            return value.once if isinstance(value, Repeated) else self._whole(given)
+
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), once)
+        found = node.target(*args, **kwargs)
+        shape = torch.broadcast_shapes(*(value.shape for value in values))
+        return _repeated(found, shape) if isinstance(found, Tensor) else None
+
+    def _scaled(self, node: Any) -> Scaled | None:
+        """A whole tensor times what is repeated; None if it is something else."""
+        if node.kwargs or node.target not in _FACTORS:
+            return None
+        found = _FACTORS[node.target](self, node)
+        if found is None:
+            return None
+        value, factor, by = found
+        base, before = (value.base, value.factors) if isinstance(value, Scaled) else (value, ())
+        if by is not None:
+            types = {base.dtype, by.once.dtype} - {torch.bool}
+            if len(types) > 1 or torch.broadcast_shapes(base.shape, by.shape) != base.shape:
+                return None
+        return Scaled(base, (*before, (factor, Size([]) if by is None else by.once.shape)))
+
+    def _product(self, node: Any) -> Any:
+        """The whole, what multiplies it, and that as something repeated."""
+        op: Any = node.target
+        a, b = [self._values[x] if isinstance(x, fx.Node) else x for x in node.args]
+        if isinstance(b, int | float):
+            return (a, lambda x: op(x, b), None) if isinstance(a, Scaled) else None
+        if isinstance(b, Repeated) and isinstance(a, Tensor | Scaled):
+            return a, lambda x: op(x, b.once), b
+        if isinstance(a, Repeated) and isinstance(b, Tensor | Scaled) and op is not _DIV:
+            return b, lambda x: op(a.once, x), a
+        return None
+
+    def _masked(self, node: Any) -> Any:
+        mask, value, other = [self._values[x] for x in node.args]
+        zero = node.args[2] in self._zeros and isinstance(other, Tensor)
+        if not isinstance(mask, Repeated) or not isinstance(value, Tensor | Scaled) or not zero:
+            return None
+        return value, lambda x: torch.where(mask.once, x, other), mask
+
+    def _negative(self, node: Any) -> Any:
+        value = self._values[node.args[0]]
+        return (value, torch.neg, None) if isinstance(value, Scaled) else None
+
+    # Sums
+
+    def _sum(self, node: Any) -> Any:
+        """A sum over what is repeated, or of what has a factor that is."""
+        value = self._values[node.args[0]]
+        if node.kwargs or not isinstance(value, Repeated | Scaled):
+            return None
+        all_dims = list(range(len(value.shape)))
+        given: Any = node.args[1] if len(node.args) > 1 else None
+        dims = [d % len(all_dims) for d in given] if given else all_dims
+        keep = len(node.args) > 2 and bool(node.args[2])
+        repeated = isinstance(value, Repeated)
+        total = self._of_repeated(value, dims) if repeated else self._of_scaled(value, dims)
+        if total is None or keep:
+            return total
+        rest = [d for d in all_dims if d not in dims]
+        if isinstance(total, Repeated):
+            shape = Size([total.shape[d] for d in rest])
+            return Repeated(total.once.squeeze(dims), shape)
+        return total.squeeze(dims)
+
+    def _of_repeated(self, value: Any, dims: list[int]) -> Tensor | Repeated:
+        times = math.prod(value.shape[d] for d in dims if value.once.shape[d] == 1)
+        total = value.once.sum(dims, keepdim=True) * times
+        shape = [1 if d in dims else n for d, n in enumerate(value.shape)]
+        return _repeated(total, Size(shape))
+
+    def _of_scaled(self, value: Any, dims: list[int]) -> Tensor | Repeated | None:
+        free = [d for d in dims if value.constant(d - len(value.shape))]
+        if not free:
+            return None
+        total: Tensor = value.times(value.base.sum(free, keepdim=True))
+        rest = [d for d in dims if d not in free]
+        return total.sum(rest, keepdim=True) if rest else total
+
+    # Views
+
+    def _expand(self, node: Any) -> Any:
+        source, sizes = node.args[:2]
+        value = self._values[source]
+        once = value.once if isinstance(value, Repeated) else self._whole(source)
+        new = len(sizes) - once.dim()
+        old = [1] * new + list(value.shape)
+        shape = [o if n == -1 else n for n, o in zip(sizes, old, strict=True)]
+        for _ in range(new):
+            once = once.unsqueeze(0)
+        return _repeated(once, Size(shape))
+
+    def _viewed(self, node: Any) -> Any:
+        """A view of something repeated that only puts in or takes out dimensions of size 1."""
+        value = self._values[node.args[0]]
+        if not isinstance(value, Repeated):
+            return None
+        sizes: list[int] = list(node.args[1])
+        if -1 in sizes:
+            known = math.prod(n for n in sizes if n != -1)
+            sizes[sizes.index(-1)] = math.prod(value.shape) // max(known, 1)
+        old = [(n, o) for n, o in zip(value.shape, value.once.shape, strict=True) if n != 1]
+        if [n for n, _ in old] != [n for n in sizes if n != 1]:
+            return None
+        sides = iter(o for _, o in old)
+        once = value.once.reshape([1 if n == 1 else next(sides) for n in sizes])
+        return Repeated(once, Size(sizes))
+
+    def _turned(self, node: Any) -> Any:
+        """The same operation on the tensor taken once, and on the order of its dimensions."""
+        source, *rest = node.args
+        value = self._values[source]
+        if not isinstance(value, Repeated):
+            return None
+        once: Tensor = node.target(value.once, *rest)
+        places = list(range(len(value.shape)))
+        if node.target is _aten.permute.default:
+            places = [d % len(places) for d in rest[0]]
+        elif node.target is _aten.transpose.int:
+            i, j = rest
+            places[i], places[j] = places[j], places[i]
+        shape = [value.shape[place] for place in places]
+        if node.target is _aten.unsqueeze.default:
+            shape.insert(rest[0] % (len(shape) + 1), 1)
+        return Repeated(once, Size(shape))
+
+    def _squeezed(self, node: Any) -> Any:
+        value, dim = self._values[node.args[0]], node.args[1]
+        if not isinstance(value, Repeated):
+            return None
+        if value.shape[dim] != 1:
+            return value
+        shape = list(value.shape)
+        del shape[dim]
+        return Repeated(value.once.squeeze(dim), Size(shape))
+
+
+def _lies_as_given(node: fx.Node) -> bool:
+    """Whether an operation draws, or makes what others fill, in the order its arguments have."""
+    return random(node) or is_empty(node) or "_like" in str(node.target)
+
+
+def _repeated(once: Tensor, shape: Size) -> Tensor | Repeated:
+    return once if once.shape == shape else Repeated(once, shape)
+
+
+_DIV = _aten.div.Tensor
+_FACTORS: dict[Any, Callable[[_Once, Any], Any]] = {
+    **dict.fromkeys((_aten.mul.Tensor, _DIV, _aten.mul.Scalar, _aten.div.Scalar), _Once._product),
+    _aten.where.self: _Once._masked,
+    _aten.neg.default: _Once._negative,
+}
+_RULES: dict[Any, Callable[[_Once, Any], Any]] = {
+    **dict.fromkeys((_aten.sum.dim_IntList, _aten.sum.default), _Once._sum),
+    _aten.expand.default: _Once._expand,
+    **dict.fromkeys(
+        (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default), _Once._viewed
+    ),
+    **dict.fromkeys(
+        (
+            _aten.transpose.int,
+            _aten.permute.default,
+            _aten.unsqueeze.default,
+            _aten.detach.default,
+            _aten.alias.default,
+        ),
+        _Once._turned,
+    ),
+    _aten.squeeze.dim: _Once._squeezed,
+}

@@ -1,0 +1,1 @@
+"""Shared vocabulary: random state, storage, processes, console, call syntax."""

@@ -1,0 +1,162 @@
+"""Tensors and plain data in one file, written whole or not at all, read without executing.
+
+A checkpoint is one safetensors file: tensors by name, everything else as JSON in its header.
+One file makes the write atomic: it is written beside its place, synced, then renamed over it,
+so a process killed at any moment leaves the old checkpoint or the new one.
+"""
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ppl_lvm.core.rng import draw_states
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace the file at `path` by `content`, or leave it as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` as indented JSON; NaN and infinities become null, which JSON knows."""
+    write_atomic(path, (json.dumps(_finite(data), indent=2) + "\n").encode())
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not np.isfinite(data):
+        return None
+    return data
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Write `tensors` and JSON-able `data` to `path` atomically."""
+    # Views into shared memory are refused by the format, and a later step must not change what
+    # is being written: clone.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomic(path, save(copies, metadata={"data": json.dumps(data)}))
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the data of a checkpoint.
+
+    Raises:
+        ValueError: the file is damaged or is not a checkpoint of this toolkit.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+        return tensors, json.loads(metadata["data"])
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is not a readable checkpoint ({error}). It may have been cut short while it "
+            "was copied; copy the run directory again, or start the fit anew."
+        ) from None
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of every random generator that a program may draw from, as tensors."""
+    version, words, gauss = random.getstate()
+    state_of_numpy: Any = np.random.get_state()
+    name, keys, position, has_gauss, cached = state_of_numpy
+    assert (version, name) == (3, "MT19937")
+    state = {
+        "random/torch": torch.get_rng_state(),
+        "random/python": torch.tensor(words, dtype=torch.int64),
+        "random/python_gauss": torch.tensor(
+            float("nan") if gauss is None else gauss, dtype=torch.float64
+        ),
+        "random/numpy": torch.from_numpy(keys.astype(np.int64)),
+        "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+    }
+    devices = draw_states()[1:]
+    if devices:
+        state["random/cuda"] = torch.stack(devices)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor]) -> None:
+    """Put every generator back to `state`, as `random_state` returned it."""
+    torch.set_rng_state(state["random/torch"])
+    gauss = state["random/python_gauss"].item()
+    random.setstate((3, tuple(state["random/python"].tolist()), None if gauss != gauss else gauss))
+    position, has_gauss = state["random/numpy_position"].tolist()
+    keys = state["random/numpy"].numpy().astype(np.uint32)
+    cached = state["random/numpy_gauss"].item()
+    np.random.set_state(("MT19937", keys, position, has_gauss, cached))
+    if "random/cuda" in state and torch.cuda.is_available():
+        for device, of_it in enumerate(state["random/cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(of_it, device)
+
+
+def pack(prefix: str, value: Any) -> tuple[Any, dict[str, Tensor]]:
+    """Split a nested state into JSON-able data and tensors by name; `unpack` puts it together.
+
+    Dictionaries keep their keys' types (optimisers count parameters by integers).
+
+    Raises:
+        ValueError: a value is neither plain data nor a tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(path: str, part: Any) -> Any:
+        if isinstance(part, Tensor):
+            tensors[path] = part
+            return {"tensor": path}
+        if isinstance(part, Mapping):
+            return {"dict": [[k, walk(f"{path}/{k}", v)] for k, v in part.items()]}
+        if isinstance(part, list | tuple):
+            return {"list": [walk(f"{path}/{i}", v) for i, v in enumerate(part)]}
+        if isinstance(part, np.generic):
+            part = part.item()
+        if part is None or isinstance(part, bool | int | float | str):
+            return part
+        raise ValueError(
+            f"{path} holds a {type(part).__name__}, which a checkpoint cannot store. Use an "
+            "optimiser or schedule whose state is numbers and tensors, or fit without a directory."
+        )
+
+    return walk(prefix, value), tensors
+
+
+def unpack(data: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The nested state that `pack` split."""
+    if not isinstance(data, dict):
+        return data
+    if "tensor" in data:
+        return tensors[data["tensor"]].clone()
+    if "dict" in data:
+        return {key: unpack(value, tensors) for key, value in data["dict"]}
+    return [unpack(value, tensors) for value in data["list"]]

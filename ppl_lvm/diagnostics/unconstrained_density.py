@@ -1,0 +1,165 @@
+"""log p(x, z) and log q(z | x) as functions of one flat, unconstrained vector per datum.
+
+All continuous latents of datum n become one row u_n ∈ R^D by the bijection of their support, the
+Jacobian counted in both densities, so that gradient-based transitions can move C chains of all N
+data at once: u (C, N, D). With global latents everything is one row: u (C, 1, D).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.particles import plan_pair
+from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
+from ppl_lvm.particles.structure import Program
+from ppl_lvm.particles.tracing import Sites, is_point, plate_dim, table
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One site within u: `shape` (plates + event) of its unconstrained value, one particle."""
+
+    shape: torch.Size
+    event_dim: int
+    value_shape: torch.Size
+    data_dim: int | None
+    transform: Any
+    start: int
+    stop: int
+
+
+class Joint:
+    """The densities of a pair on `batch`.
+
+    Attributes:
+        rows: N, or 1 with global latents.
+        size: D, numbers a row.
+
+    Raises:
+        CannotSayError: the guide draws nothing, draws discrete sites or points, or the programs
+            do not run under a particle plate.
+    """
+
+    def __init__(self, model: Program, guide: Program, *batch: Any) -> None:
+        self.model, self.guide, self.batch = model, guide, batch
+        self.plan = plan_pair(model, guide, batch, {}, 2)
+        if not self.plan.latents:
+            raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
+        if not self.plan.vectorized:
+            raise CannotSayError("The programs do not run under a particle plate.")
+        with torch.no_grad(), own_draws():
+            guide_sites, model_sites = run_pair(model, guide, batch, {}, self.plan, 2)
+        self.parts: dict[str, _Part] = {}
+        self.size = 0
+        for name in self.plan.latents:
+            if name not in self.plan.constant:
+                self._add(name, guide_sites[name], model_sites.get(name, guide_sites[name]))
+        self.rows = 1 if self.plan.data_plate is None else self._count_rows()
+
+    def _add(self, name: str, site: Any, model_site: Any) -> None:
+        if is_point(site["fn"]):
+            raise CannotSayError(f"The guide's site '{name}' is a point and has no density.")
+        support = model_site["fn"].support
+        if support.is_discrete or not site["value"].is_floating_point():
+            raise CannotSayError(
+                f"The guide draws the discrete site '{name}', and Hamiltonian transitions need "
+                "continuous ones. Leave it out of the guide to sum it out exactly."
+            )
+        transform = biject_to(support)
+        value = site["value"][0]
+        u = transform.inv(site["value"])[0]
+        data_dim = plate_dim(site, self.plan.data_plate)
+        if self.plan.data_plate is None:
+            width = u.numel()
+        else:
+            assert data_dim is not None
+            width = u.numel() // u.shape[u.dim() - transform.domain.event_dim + data_dim]
+        self.parts[name] = _Part(
+            u.shape,
+            transform.domain.event_dim,
+            value.shape,
+            data_dim,
+            transform,
+            self.size,
+            self.size + width,
+        )
+        self.size += width
+
+    def _count_rows(self) -> int:
+        part = next(iter(self.parts.values()))
+        assert part.data_dim is not None
+        return int(part.shape[len(part.shape) - part.event_dim + part.data_dim])
+
+    def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Site -> (C, ...) becomes u (C, N, D)."""
+        columns = []
+        for name, part in self.parts.items():
+            u = part.transform.inv(values[name].reshape(-1, *part.value_shape))
+            if self.plan.data_plate is not None:
+                u = u.movedim(self._axis(part), 1)
+            columns.append(u.reshape(len(u), self.rows, -1))
+        return torch.cat(columns, -1)
+
+    def _axis(self, part: _Part) -> int:
+        """Where the data stand in the unconstrained value, the particle dimension counted."""
+        assert part.data_dim is not None
+        return 1 + len(part.shape) - part.event_dim + part.data_dim
+
+    def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Site -> value from u (C, N, D), and log |dz/du| (C, N)."""
+        found = {}
+        jacobian: Any = 0.0
+        for name, part in self.parts.items():
+            piece = u[..., part.start : part.stop]
+            if self.plan.data_plate is None:
+                site = piece.reshape(len(u), *part.shape)
+            else:
+                axis = self._axis(part)
+                shape = list(part.shape)
+                del shape[axis - 1]
+                site = piece.reshape(len(u), self.rows, *shape).movedim(1, axis)
+            found[name] = part.transform(site)
+            log_det = part.transform.log_abs_det_jacobian(site, found[name])
+            jacobian = jacobian + table(log_det, self.plan.nesting, part.data_dim)
+        return found, jacobian
+
+    def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(log p(x, u), log q(u | x)), each (C, N), with u's Jacobian in both."""
+        values, jacobian = self.values(u)
+        guide, model = run_pair(
+            self.model, self.guide, self.batch, {}, self.plan, len(u), values=values
+        )
+        log_p, log_q = self._sums(guide, model, len(u))
+        return log_p + jacobian, log_q + jacobian
+
+    def _sums(self, guide: Sites, model: Sites, chains: int) -> tuple[Tensor, Tensor]:
+        tables = tabulate(guide, model, self.plan, vectorized=True)
+        moving = [v for n, v in tables.log_p.items() if n not in self.plan.constant]
+        if tables.marginal is not None:
+            moving.append(tables.marginal)
+        log_q = [v for n, v in tables.log_q.items() if n not in self.plan.constant]
+        shape = (chains, self.rows)
+        return (
+            torch.stack([v.expand(shape) for v in moving]).sum(0),
+            torch.stack([v.expand(shape) for v in log_q]).sum(0),
+        )
+
+    def draw(self, chains: int) -> Tensor:
+        """u (C, N, D) from the guide."""
+        with torch.no_grad():
+            # One chain would run without a particle plate's own shape, so two at least.
+            plan = replace(self.plan, vectorized=True)
+            guide, _ = run_pair(self.model, self.guide, self.batch, {}, plan, chains)
+            return self.flatten({name: guide[name]["value"] for name in self.parts}).contiguous()
+
+
+def log_mean(log_w: Tensor) -> Tensor:
+    """log of the mean over dimension 0."""
+    return log_w.logsumexp(0) - math.log(len(log_w))

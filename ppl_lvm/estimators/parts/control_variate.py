@@ -1,0 +1,77 @@
+"""The gradient of Bernoulli logits with a relaxed control variate c, shared by REBAR and RELAX.
+
+For f = log p(x, b) - log q(b | x), bits b with logits φ, relaxed z and z' (`relaxed_bernoulli`),
+
+    g = (f(b) - c(z')) ∂log q(b)/∂φ + c'(z) ∂z/∂φ - c'(z') ∂z'/∂φ,
+
+whose mean is ∇φ E[f(b)] for every c. The parameters of c descend Σ g², which has the mean of g's
+variance up to a constant.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
+from ppl_lvm.particles import Particles
+from ppl_lvm.particles.tracing import innermost
+
+Control = Callable[[Tensor], Tensor]  # z (K, ...) -> c (K, B)
+
+
+class _Unchecked(Messenger):
+    """Let a site score values between 0 and 1, which its support excludes."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name:
+            innermost(msg["fn"])._validate_args = False
+
+
+def relaxed_log_weight(particles: Particles, name: str, z: Tensor, tau: Tensor) -> Tensor:
+    """f at the relaxed bits σ(z / τ): (K, B). Densities of bits interpolate linearly between."""
+    assert particles.rescore is not None
+    with _Unchecked(name):
+        return particles.rescore({name: (z / tau).sigmoid()}).log_w
+
+
+def logit_gradient(drawn: RelaxedBernoulli, f: Tensor, control: Control) -> tuple[Tensor, Tensor]:
+    """(g, φ), (K, ...) each: g is differentiable in the control's parameters only.
+
+    f: (K, B) log-weights at b.
+    """
+    kept = drawn.kept()
+    z, z2 = (kept[key].requires_grad_() for key in ("z", "z2"))
+    c, c2 = control(z), control(z2)
+    (dc,) = torch.autograd.grad(c.sum(), z, create_graph=True)
+    (dc2,) = torch.autograd.grad(c2.sum(), z2, create_graph=True)
+    phi = kept["phi"]
+    score = kept["b"] - phi.detach().sigmoid()
+    g = drawn.per_bit(f.detach() - c2, phi) * score + dc - dc2 * kept["dz2"]
+    return g, phi
+
+
+def surrogate(
+    particles: Particles,
+    drawn: RelaxedBernoulli,
+    g: Tensor,
+    phi: Tensor,
+    learned: Sequence[nn.Parameter],
+) -> Tensor:
+    """S, (B,): gradients g for φ, ∇log p for the model, -∇Σ g² for the control's parameters."""
+    K, B = particles.log_p.shape
+    guide = drawn.per_datum(g.detach() * phi).sum(-1)  # (K, B)
+    S = (particles.log_p + guide).mean(0)  # (B,)
+    if not learned:
+        return S
+    grads = torch.autograd.grad((g**2).sum() / K, learned, allow_unused=True)
+    for parameter, grad in zip(learned, grads, strict=True):
+        if grad is not None:
+            S = S - (grad.detach() * parameter).sum() / B
+    return S

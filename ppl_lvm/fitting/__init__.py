@@ -1,0 +1,1 @@
+"""The functions that fit a model: SVI, EM, Monte Carlo EM, adversarial."""

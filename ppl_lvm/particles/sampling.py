@@ -1,0 +1,249 @@
+"""Run the guide, replay the model: K particles of a batch.
+
+    pair = make_plan(model, guide, batch, {})             # once
+    p = draw_particles(model, guide, batch, {}, pair, K)  # every step
+    log_w = log_weights(model, guide, *batch, num_particles=K)   # in one call, without gradients
+
+What they carry, and its shapes, is said in `particles.py`.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_lvm.particles.analytic_kl import closed_form
+from ppl_lvm.particles.bound_estimate import refusal
+from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
+from ppl_lvm.particles.particles import Draw, Particles
+from ppl_lvm.particles.structure import Plan, Program, make_plan
+from ppl_lvm.particles.tracing import Sites, plate_dim
+from ppl_lvm.particles.vectorize import why_not_vectorized
+
+
+def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Particles:
+    """Particles from one pair of runs: K of them if vectorised, else one."""
+    tables = tabulate(guide, model, plan, vectorized)
+    draws = {
+        name: Draw(
+            value=guide[name]["value"] if vectorized else guide[name]["value"].unsqueeze(0),
+            reparameterized=name not in plan.score_sites,
+            is_local=plate_dim(guide[name], plan.data_plate) is not None,
+            log_q=log_q,
+            log_p=tables.log_p.get(name),
+            score=tables.score[name],
+            is_constant=name in plan.constant,
+            analytic=closed_form(name, guide, model, plan, absorbed=name not in tables.log_p),
+        )
+        for name, log_q in tables.log_q.items()
+    }
+    drawn = [d for d in draws.values() if not d.is_constant]
+    log_p = _sum([d.log_p for d in drawn])
+    rest = [v for n, v in tables.log_p.items() if n not in draws and n not in plan.constant]
+    likelihood = _sum([*rest, tables.marginal])
+    log_q = _sum([d.log_q for d in drawn])
+    score = _sum([d.score for d in drawn if not d.reparameterized])
+    path = _sum([d.log_q for d in drawn if d.reparameterized])
+    shape, like = _common_shape([log_p, likelihood, log_q])
+
+    def full(part: Tensor | None) -> Tensor:
+        return like if part is None else part.expand(shape)
+
+    return Particles(
+        log_p=full(log_p) + full(likelihood),
+        log_q=full(log_q),
+        score=None if score is None else full(score),
+        log_q_path=full(path),
+        draws=draws,
+        log_likelihood=full(likelihood),
+        scale=tables.scale,
+        offset=_offset(tables, plan),
+        energy=tables.energy,
+        estimate=tables.estimate,
+        tempered=any(d.score is not d.log_q for d in drawn),
+    )
+
+
+def _sum(parts: list[Tensor | None]) -> Tensor | None:
+    present = [p for p in parts if p is not None]
+    return sum(present[1:], start=present[0]) if present else None
+
+
+def _common_shape(parts: list[Tensor | None]) -> tuple[torch.Size, Tensor]:
+    """(K, B) of all tables, and zeros of that shape for a part that a program lacks."""
+    present = [p for p in parts if p is not None]
+    if not present:
+        raise ValueError("The model has no sample site that takes part in the bound.")
+    K, B = (max(p.shape[d] for p in present) for d in (0, 1))
+    shape = torch.Size((K, B))
+    return shape, present[0].new_zeros(shape)
+
+
+def _offset(tables: Tables, plan: Plan) -> Tensor | float:
+    """The bound's part that no draw changes: alike in every particle, so the first one's."""
+    offset: Tensor | float = 0.0
+    for name in sorted(plan.constant):
+        if name in tables.log_p:
+            offset = offset + tables.log_p[name][0].sum()
+        if name in tables.log_q:
+            offset = offset - tables.log_q[name][0].sum()
+    return offset
+
+
+def _stack(passes: list[Particles]) -> Particles:
+    """Particles of a loop, one below the other."""
+    first = passes[0]
+
+    def cat(parts: list[Tensor | None]) -> Tensor | None:
+        tensors = [p for p in parts if p is not None]
+        return torch.cat(tensors) if len(tensors) == len(parts) else None
+
+    def together(name: str) -> Draw:
+        each = [p.draws[name] for p in passes]
+        return Draw(
+            value=torch.cat([d.value for d in each]),
+            reparameterized=each[0].reparameterized,
+            is_local=each[0].is_local,
+            log_q=torch.cat([d.log_q for d in each]),
+            log_p=cat([d.log_p for d in each]),
+            score=torch.cat([d.score for d in each]),
+            is_constant=each[0].is_constant,
+            analytic=lambda: cat([d.analytic() for d in each]),
+        )
+
+    return Particles(
+        log_p=torch.cat([p.log_p for p in passes]),
+        log_q=torch.cat([p.log_q for p in passes]),
+        score=cat([p.score for p in passes]),
+        log_q_path=torch.cat([p.log_q_path for p in passes]),
+        draws={name: together(name) for name in first.draws},
+        log_likelihood=cat([p.log_likelihood for p in passes]),
+        scale=first.scale,
+        offset=first.offset,
+        energy=first.energy,
+        estimate=first.estimate,
+        tempered=first.tempered,
+    )
+
+
+def _repeat(particles: Particles, num_particles: int) -> Particles:
+    """K equal particles, where nothing is drawn."""
+    shape = (num_particles, particles.log_p.shape[1])
+    return replace(
+        particles,
+        log_p=particles.log_p.expand(shape),
+        log_q=particles.log_q.expand(shape),
+        log_q_path=particles.log_q_path.expand(shape),
+        log_likelihood=particles.log_p.expand(shape),
+    )
+
+
+def draw_particles(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: Plan,
+    num_particles: int,
+    *,
+    drawing: Messenger | None = None,
+) -> Particles:
+    """Draw K particles from the guide and score them under model and guide.
+
+    All particles see one sub-sample of the data. `drawing` is a handler around both programs that
+    changes how the guide's sites are drawn (antithetic, relaxed).
+    """
+    sizes = [num_particles] if plan.vectorized and num_particles > 1 else [None] * num_particles
+    if not plan.latents:
+        sizes = [None]  # nothing is drawn: all particles are alike
+    subsamples: dict[str, Any] = {}
+    passes: list[Particles] = []
+    runs: list[dict[str, Any]] = []
+    for size in sizes:
+        guide_sites, model_sites = run_pair(
+            model, guide, args, kwargs, plan, size, values=subsamples or None, drawing=drawing
+        )
+        passes.append(_one_pass(guide_sites, model_sites, plan, vectorized=size is not None))
+        everything = {**model_sites, **guide_sites}
+        subsamples = {n: s["value"] for n, s in everything.items() if site_is_subsample(s)}
+        values = {n: _detached(s["value"]) for n, s in guide_sites.items()}
+        runs.append({**subsamples, **values})
+    particles = passes[0] if len(passes) == 1 else _stack(passes)
+    if not plan.latents:
+        particles = _repeat(particles, num_particles)
+
+    def rescore(others: Mapping[str, Tensor]) -> Particles:
+        again = []
+        for k, (size, values) in enumerate(zip(sizes, runs, strict=True)):
+            new = {n: v[k] if size is None else v for n, v in others.items()}
+            sites = run_pair(model, guide, args, kwargs, plan, size, values={**values, **new})
+            again.append(_one_pass(*sites, plan, vectorized=size is not None))
+        return again[0] if len(again) == 1 else _stack(again)
+
+    particles.rescore = rescore
+    return particles
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def log_weights(
+    model: Program,
+    guide: Program,
+    *args: Any,
+    num_particles: int = 1,
+    vectorize_particles: bool | None = None,
+    plan: Plan | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """log p(x_b, z_kb) - log q(z_kb | x_b) of K draws, without gradients: (K, B), joint (K, 1).
+
+    `plan` saves finding out the pair's structure again at every call (see `plan_pair`).
+
+    Raises:
+        ValueError: the model, in training mode, has estimates in place of log-weights.
+    """
+    with torch.no_grad():
+        if plan is None:
+            plan = plan_pair(model, guide, args, kwargs, num_particles, vectorize_particles)
+        particles = draw_particles(model, guide, args, kwargs, plan, num_particles)
+        if particles.estimate is not None:
+            raise ValueError(refusal(particles.estimate, "A log-weight"))
+        return particles.log_w
+
+
+def plan_pair(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_particles: int,
+    vectorize_particles: bool | None = None,
+) -> Plan:
+    """The pair's structure, and whether its particles may be vectorised.
+
+    `vectorize_particles` True or False is obeyed. By default the programs are tried: vectorised
+    particles must score as plain runs score the same values, else they run in a loop, with one
+    warning that names the site.
+    """
+    plan = make_plan(model, guide, args, kwargs)
+    if vectorize_particles is not None:
+        return replace(plan, vectorized=vectorize_particles)
+    if num_particles == 1:
+        return plan
+    problem = why_not_vectorized(model, guide, args, kwargs, plan, min(num_particles, 3))
+    if problem is None:
+        return replace(plan, vectorized=True)
+    warnings.warn(
+        f"Particles run one by one, because {problem}. Write the program so that it accepts "
+        "extra dimensions on the left (index from the right, as in z[..., 0]), or pass "
+        "vectorize_particles=False to accept the loop.",
+        stacklevel=2,
+    )
+    return plan

@@ -1,0 +1,1 @@
+"""Posterior quantities of a fitted pair: predictions, evidence, densities, exports."""

@@ -1,0 +1,1 @@
+"""Programs, what they declare, and pairs of model and guide."""

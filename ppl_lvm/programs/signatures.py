@@ -1,0 +1,339 @@
+"""What a model declares: its sites, plates, supports, shapes and parameters.
+
+A Pyro program never lists its sites; they are read from a trace of one run. Guides are built
+from the result, `check` compares two of them, and a person reads it as a table:
+
+    >>> from pyro.distributions import Normal
+    >>> def model(x):
+    ...     with pyro.plate("data", len(x), dim=-1):
+    ...         z = pyro.sample("z", Normal(0.0, 1.0))
+    ...         pyro.sample("x", Normal(z, 1.0), obs=x)
+    >>> print(signature(model, torch.zeros(5)))
+    site  role      distribution  batch  event  support  values      plates  depends on
+    z     latent    Normal        (5,)   ()     real     continuous  data    -
+    x     observed  Normal        (5,)   ()     real     continuous  data    z
+    <BLANKLINE>
+    plate  dim  size  stands for  inside
+    data   -1   5     5           -
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.distributions import constraints
+from pyro.infer.inspect import get_dependencies
+from pyro.poutine.util import site_is_subsample
+
+from ppl_lvm.particles.tracing import family
+from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.minibatch import DATA_PLATE
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate: `size` rows at batch dimension `dim`, standing for `full_size` rows.
+
+    `dim` is None for a sequential plate (`for i in pyro.plate(...)`). `inside` names the plates
+    around it, outermost first.
+    """
+
+    name: str
+    dim: int | None
+    size: int
+    full_size: int
+    inside: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sample site as one run of the model showed it.
+
+    `batch_shape` + `event_shape` is the shape of a value. `values` is how many values the site
+    can be enumerated over (None if it cannot), `enumerate` what its `infer` dictionary asks for.
+    `depends_on` names the latent sites that its log-probability reads directly, and is None if
+    they could not be told.
+    """
+
+    name: str
+    observed: bool
+    distribution: str
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    support: Any
+    values: int | None
+    enumerate: str | None
+    reparameterised: bool
+    plates: tuple[str, ...]
+    depends_on: tuple[str, ...] | None
+
+    @property
+    def local(self) -> bool:
+        """Whether every datum has its own: the site stands inside the plate "data"."""
+        return DATA_PLATE in self.plates
+
+    @property
+    def discrete(self) -> bool:
+        return bool(self.support.is_discrete)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.batch_shape + self.event_shape
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter: the shape of its constrained value, and the constraint."""
+
+    name: str
+    shape: torch.Size
+    constraint: Any
+
+
+@dataclass(frozen=True)
+class Signature:
+    """All that a program declares, in the order of its code."""
+
+    sites: tuple[Site, ...]
+    plates: tuple[Plate, ...]
+    parameters: tuple[Parameter, ...]
+
+    def __getitem__(self, name: str) -> Site:
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(f"No site {name!r}; there are {[site.name for site in self.sites]}.")
+
+    def __contains__(self, name: object) -> bool:
+        return any(site.name == name for site in self.sites)
+
+    @property
+    def latents(self) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if not site.observed)
+
+    @property
+    def observed(self) -> tuple[Site, ...]:
+        return tuple(site for site in self.sites if site.observed)
+
+    @property
+    def local_latents(self) -> tuple[Site, ...]:
+        return tuple(site for site in self.latents if site.local)
+
+    @property
+    def global_latents(self) -> tuple[Site, ...]:
+        return tuple(site for site in self.latents if not site.local)
+
+    def plate(self, name: str) -> Plate:
+        for plate in self.plates:
+            if plate.name == name:
+                return plate
+        raise KeyError(f"No plate {name!r}; there are {[plate.name for plate in self.plates]}.")
+
+    def __str__(self) -> str:
+        tables = [_table(_SITE_HEAD, [_site_row(site) for site in self.sites])]
+        if self.plates:
+            tables.append(_table(_PLATE_HEAD, [_plate_row(plate) for plate in self.plates]))
+        if self.parameters:
+            tables.append(_table(_PARAMETER_HEAD, [_parameter_row(p) for p in self.parameters]))
+        return "\n\n".join(tables)
+
+
+def signature(model: Callable[..., Any], *batch: Any) -> Signature:
+    """Run `model(*batch)` once and read what it declares.
+
+    The caller's random state and parameters are as they were afterwards. `pyro.deterministic`
+    sites are left out: they declare nothing. A model that branches shows the branch it took.
+
+    Works for guides too; there the sites are what the guide samples.
+    """
+    dependencies = _dependencies(model, *batch)
+    with dry_run(model, seed=0):
+        return read_signature(pyro.poutine.trace(model).get_trace(*batch), dependencies)
+
+
+def read_signature(
+    trace: pyro.poutine.Trace, dependencies: dict[str, tuple[str, ...]] | None = None
+) -> Signature:
+    """The signature that one trace shows; `dependencies` maps a site to what it reads.
+
+    Call it where the program ran (inside the same `dry_run`), with its parameter store at hand.
+    """
+    nodes = [
+        node
+        for node in trace.nodes.values()
+        if node["type"] == "sample"
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic")
+    ]
+    parameters = [node for node in trace.nodes.values() if node["type"] == "param"]
+    return Signature(
+        sites=tuple(_site(node, dependencies) for node in nodes),
+        plates=tuple(_plates(nodes)),
+        parameters=tuple(_parameter(node) for node in parameters),
+    )
+
+
+def count_values(fn: Any) -> int | None:
+    """Over how many values a distribution can be enumerated, or None if it cannot."""
+    if not getattr(fn, "has_enumerate_support", False):
+        return None
+    try:
+        return len(fn.enumerate_support(expand=False))
+    except NotImplementedError:  # an infinite support, or several dimensions at once
+        return None
+
+
+def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None) -> Site:
+    fn = node["fn"]
+    return Site(
+        name=node["name"],
+        observed=node["is_observed"],
+        distribution=family(fn),
+        batch_shape=fn.batch_shape,
+        event_shape=fn.event_shape,
+        support=_support(fn),
+        values=count_values(fn),
+        enumerate=node["infer"].get("enumerate"),
+        reparameterised=bool(fn.has_rsample),
+        plates=tuple(frame.name for frame in node["cond_indep_stack"]),
+        depends_on=None if dependencies is None else dependencies.get(node["name"], ()),
+    )
+
+
+def _support(fn: Any) -> Any:
+    try:
+        return fn.support
+    except NotImplementedError:  # a distribution of the user's that declares none
+        return constraints.independent(constraints.real, fn.event_dim)
+
+
+def _plates(nodes: list[dict[str, Any]]) -> Iterator[Plate]:
+    seen = set()
+    for node in nodes:
+        frames = node["cond_indep_stack"]
+        for i, frame in enumerate(frames):
+            if frame.name in seen:
+                continue
+            seen.add(frame.name)
+            yield Plate(
+                name=frame.name,
+                dim=frame.dim,
+                size=int(frame.size),
+                full_size=int(frame.size if frame.full_size is None else frame.full_size),
+                inside=tuple(outer.name for outer in frames[:i]),
+            )
+
+
+def _parameter(node: dict[str, Any]) -> Parameter:
+    # A PyroParam with Pyro's default settings tells its constraint to the store, not to the site.
+    stored = pyro.get_param_store().get_state()["constraints"]
+    said = node["kwargs"].get("constraint", constraints.real)
+    constraint = stored.get(node["name"], said)
+    return Parameter(node["name"], node["value"].shape, constraint)
+
+
+def _dependencies(model: Callable[..., Any], *batch: Any) -> dict[str, tuple[str, ...]] | None:
+    """Which latent sites each site's log-probability reads, itself left out.
+
+    Pyro runs the program on tensors that remember where they came from. A few operations
+    refuse such tensors; then the answer is None, and nothing else is lost.
+    """
+    with dry_run(model, seed=0):
+        try:
+            found: Any = get_dependencies(model, batch)["prior_dependencies"]
+        except (TypeError, RuntimeError, NotImplementedError, AssertionError):
+            return None
+    return {
+        site: tuple(name for name in upstream if name != site) for site, upstream in found.items()
+    }
+
+
+_SITE_HEAD = (
+    "site",
+    "role",
+    "distribution",
+    "batch",
+    "event",
+    "support",
+    "values",
+    "plates",
+    "depends on",
+)
+_PLATE_HEAD = ("plate", "dim", "size", "stands for", "inside")
+_PARAMETER_HEAD = ("parameter", "shape", "constraint")
+
+
+def _site_row(site: Site) -> tuple[str, ...]:
+    return (
+        site.name,
+        "observed" if site.observed else "latent",
+        site.distribution,
+        str(tuple(site.batch_shape)),
+        str(tuple(site.event_shape)),
+        describe(site.support),
+        _values(site),
+        _listed(site.plates),
+        "?" if site.depends_on is None else _listed(site.depends_on),
+    )
+
+
+def _values(site: Site) -> str:
+    if not site.discrete:
+        return "continuous"
+    return "discrete" if site.values is None else str(site.values)
+
+
+def _plate_row(plate: Plate) -> tuple[str, ...]:
+    dim = "sequential" if plate.dim is None else str(plate.dim)
+    return plate.name, dim, str(plate.size), str(plate.full_size), _listed(plate.inside)
+
+
+def _parameter_row(parameter: Parameter) -> tuple[str, ...]:
+    return parameter.name, str(tuple(parameter.shape)), describe(parameter.constraint)
+
+
+def describe(constraint: Any) -> str:
+    """A constraint in a few words: `real`, `positive`, `0..3`, `[0, 1]`, `simplex`."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    words = str(constraint).removesuffix("()").lstrip("_")
+    if isinstance(constraint, constraints.integer_interval):
+        return f"{_number(constraint.lower_bound)}..{_number(constraint.upper_bound)}"
+    if isinstance(constraint, constraints.interval):
+        return f"[{_number(constraint.lower_bound)}, {_number(constraint.upper_bound)}]"
+    return _WORDS.get(words, words)
+
+
+_WORDS = {
+    "Real": "real",
+    "RealVector": "real",
+    "Simplex": "simplex",
+    "Boolean": "0..1",
+    "IntegerGreaterThan(lower_bound=0)": "0, 1, 2, …",
+    "GreaterThan(lower_bound=0.0)": "positive",
+    "GreaterThanEq(lower_bound=0.0)": "non-negative",
+    "LowerCholesky": "lower Cholesky",
+    "CorrCholesky": "correlation Cholesky",
+    "PositiveDefinite": "positive definite",
+}
+
+
+def _number(bound: Any) -> str:
+    """A bound, or `…` where it differs from element to element."""
+    bound = torch.as_tensor(bound)
+    return f"{bound.flatten()[0].item():g}" if bound.unique().numel() == 1 else "…"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "-"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)

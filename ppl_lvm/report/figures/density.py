@@ -1,0 +1,48 @@
+"""The density of a model of two columns over the plane, exact where nothing is sampled."""
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ppl_lvm.posterior.evidence import log_evidence
+from ppl_lvm.programs.pair import Pair
+from ppl_lvm.report.figures.style import Array, note, plot, thin
+from ppl_lvm.report.run_view import Subject
+
+CELLS = 120  # on each side of the grid
+MARGIN = 0.15  # of the data's width, beyond them
+
+
+def on_grid(pair: Pair, x: Tensor) -> tuple[Array, Array, Array]:
+    """Both axes (G,), (G,) and p(x) (G, G) of a pair whose guide draws nothing; x: data (N, 2)."""
+    low, high = (end.values.double().cpu().numpy() for end in (x.min(0), x.max(0)))
+    edge = MARGIN * (high - low)
+    axes = [np.linspace(a, b, CELLS) for a, b in zip(low - edge, high + edge, strict=True)]
+    rows = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    grid = torch.as_tensor(rows, dtype=torch.get_default_dtype(), device=x.device)
+    log_p = log_evidence(pair, grid, num_particles=1).per_datum
+    return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).cpu().numpy()
+
+
+def picture(subject: Subject) -> Figure | None:
+    """Shades of p(x), the data on it, and how much of the density the frame holds.
+
+    None where rows are not two columns, all known, or some latent is drawn by the guide.
+    """
+    x = subject.batch[0]
+    plane = x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point() and not x.isnan().any()
+    drawn = bool(subject.shared) or subject.codes.keys() != subject.summed
+    if len(subject.batch) > 1 or subject.rows is None or not plane or drawn:
+        return None
+    data, names = np.asarray(subject.x, np.float64), subject.data.columns
+    across, up, density = on_grid(subject.pair, x)
+    figure, axes = plot("The model's density, and the data", height=4.2)
+    axes.set_xlabel(names[0] if names else "column 0")
+    axes.set_ylabel(names[1] if names else "column 2")
+    axes.pcolormesh(across, up, density.T, cmap="Blues", shading="auto", rasterized=True)
+    kept = thin(len(data))
+    axes.scatter(data[kept, 0], data[kept, 1], s=4, color="black", alpha=0.4, linewidths=0)
+    mass = density.sum() * (across[1] - across[0]) * (up[1] - up[0])
+    note(axes, f"the frame holds {mass:.0%} of the density")
+    return figure

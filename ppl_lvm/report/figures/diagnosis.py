@@ -1,0 +1,250 @@
+"""Pictures of a diagnosis: bounds, sandwich, k̂ per datum, calibration, PIT, checks, units.
+
+Each picture comes with a sentence on how to read it and a text that says what it shows, for
+those who cannot see it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppl_lvm.diagnostics.bound_tightness import Sandwich, Tightness
+from ppl_lvm.diagnostics.calibration import Calibration, ecdf_band
+from ppl_lvm.diagnostics.latent_usage import LatentUse
+from ppl_lvm.diagnostics.leave_one_out import LeaveOneOut
+from ppl_lvm.diagnostics.pareto_k import ParetoK
+from ppl_lvm.diagnostics.predictive_checks import Check, uniformity
+from ppl_lvm.report.figures.style import COLOURS, GREY, INK, legend_below, plot
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`figure` with its `title`, how to read it (`reading`) and what it shows (`text`)."""
+
+    title: str
+    figure: Figure
+    reading: str
+    text: str
+
+
+def pictures(details: dict[str, Any]) -> list[Picture]:
+    """Of what a `Diagnosis` was computed from: those that there are data for."""
+    makers: dict[str, Callable[[Any], Picture]] = {
+        "tightness": bounds,
+        "sandwich": sandwich,
+        "khat": khat,
+        "calibration": calibration,
+        "predictive": checks,
+        "loo": loo_pit,
+        "latents": units,
+    }
+    found = [make(details[name]) for name, make in makers.items() if name in details]
+    if "predictive" in details and "loo" not in details and details["predictive"].pit:
+        found.append(pit(details["predictive"]))
+    return found
+
+
+def bounds(found: Tightness) -> Picture:
+    figure, axes = plot("Lower bounds on log p(x)")
+    K = sorted(found.bounds)
+    values = [found.bounds[k].value for k in K]
+    axes.plot(K, values, marker="o", color=COLOURS[0], label="IWAE-K (K = 1: ELBO)")
+    axes.set_xscale("log")
+    axes.set_xlabel("particles K")
+    axes.set_ylabel("nats per datum")
+    text = ", ".join(f"IWAE-{k} {v:.3f}" for k, v in zip(K, values, strict=True))
+    if found.annealed is not None:
+        axes.axhline(found.annealed.value, color=COLOURS[4], label="annealed importance sampling")
+        text += f", annealed importance sampling {found.annealed.value:.3f}"
+    if found.exact is not None:
+        exact = float(found.exact.mean())
+        axes.axhline(exact, color=INK, linestyle="--", label="exact")
+        text += f", exact {exact:.3f}"
+    legend_below(figure)
+    return Picture(
+        "Bounds",
+        figure,
+        "The sooner the curve reaches the line, the better q fits the posterior.",
+        text + " nats per datum.",
+    )
+
+
+def sandwich(found: Sandwich) -> Picture:
+    figure, axes = plot("Sandwich: log p(x) of simulated data lies between two bounds")
+    lower, upper = (e.per_datum.double().numpy() for e in (found.lower, found.upper))
+    order = np.argsort(lower)
+    at = np.arange(len(order))
+    axes.plot(at, upper[order], "v", color=COLOURS[4], markersize=4, label="upper bound")
+    axes.plot(at, lower[order], "^", color=COLOURS[0], markersize=4, label="lower bound (AIS)")
+    axes.set_xlabel("simulated datum, sorted")
+    axes.set_ylabel("nats")
+    legend_below(figure)
+    return Picture(
+        "Sandwich",
+        figure,
+        "Where the two marks meet, log p(x) is known; a gap is what annealing cannot tell.",
+        f"Upper less lower bound {found.gap:.3f} ± {found.error:.3f} nats on average over "
+        f"{len(order)} simulated data, at most {float(np.max(upper - lower)):.3f}.",
+    )
+
+
+def khat(found: ParetoK) -> Picture:
+    if found.joint:
+        return _joint_khat(found)
+    figure, axes = plot("Pareto k̂ of each datum")
+    k = np.sort(np.where(np.isfinite(found.k), found.k, -0.5))
+    axes.plot(np.arange(len(k)), k, ".", color=COLOURS[0], markersize=4)
+    for level in (0.5, 0.7):
+        axes.axhline(level, color=GREY if level == 0.5 else COLOURS[4], linewidth=1)
+    axes.set_xlabel("datum, sorted")
+    axes.set_ylabel("k̂")
+    return Picture(
+        "k̂ per datum",
+        figure,
+        "Above the upper line (0.7) importance weights, and q itself, cannot be trusted for that "
+        "datum.",
+        f"{found.share_bad:.1%} of {len(k)} data above 0.7, median {np.median(k):.2f}.",
+    )
+
+
+def _joint_khat(found: ParetoK) -> Picture:
+    """One weight over all latents: each number's sd, as q has it and corrected."""
+    figure, axes = plot("Posterior sd beside q's, all latents under one weight")
+    for colour, (name, m) in zip(COLOURS, found.moments.items(), strict=False):
+        axes.plot(m.q_sd.ravel(), m.sd.ravel(), "o", color=colour, markersize=4, label=name)
+    ends = [a for m in found.moments.values() for a in (m.q_sd.min(), m.q_sd.max())] or [1.0]
+    low, high = 0.8 * max(min(ends), 1e-9), 1.25 * max(ends)
+    axes.plot([low, high], [low, high], color=GREY, linewidth=1)
+    axes.set(xscale="log", yscale="log", xlabel="sd under q", ylabel="importance-corrected sd")
+    if found.moments:
+        legend_below(figure)
+    return Picture(
+        "Corrected sd",
+        figure,
+        "Above the line q is too narrow, below it too wide. With k̂ above 0.7 the corrections "
+        "themselves are noise.",
+        f"Joint k̂ {float(found.k[0]):.2f}, {float(found.ess[0]):.0f} effective draws of "
+        f"{found.num_draws}.",
+    )
+
+
+def _curves(
+    title: str, ranks: dict[str, Any], p_values: dict[str, float], num_draws: int
+) -> tuple[Figure, list[str]]:
+    """ECDF of ranks in 0…L less that of uniform ones, of the five least uniform quantities."""
+    figure, axes = plot(title)
+    order = sorted(ranks, key=lambda name: p_values[name])[:5]
+    # Where values are missing, curves rest on different numbers of them: the widest band.
+    z, lower, upper = ecdf_band(min(len(ranks[name]) for name in order), num_draws)
+    axes.fill_between(z, lower - z, upper - z, color=GREY, alpha=0.5, label="95% band")
+    for colour, name in zip(COLOURS, order, strict=False):
+        below = np.searchsorted(np.sort(ranks[name]), np.arange(1, num_draws + 1), side="left")
+        axes.plot(z, below / len(ranks[name]) - z, color=colour, label=name, linewidth=1)
+    axes.set_ylabel("ECDF − uniform")
+    legend_below(figure)
+    return figure, order
+
+
+def pit(found: Check) -> Picture:
+    """Where each datum lies in the distribution of its replicates."""
+    return _pit(found.pit, "PIT: where data lie among what the model foresees", "PIT")
+
+
+def loo_pit(found: LeaveOneOut) -> Picture:
+    """The same, predicted from the other data; k̂ of leaving out where nothing can be drawn."""
+    if found.pit:
+        title = "LOO-PIT: where data lie among what the others let expect"
+        return _pit(found.pit, title, "LOO-PIT")
+    figure, axes = plot("Leave-one-out: Pareto k̂ of each datum")
+    axes.plot(np.sort(found.loo.k), ".", color=COLOURS[0])
+    axes.axhline(found.loo.good_k, color=COLOURS[4], linewidth=1)
+    axes.set(xlabel="datum, sorted", ylabel="k̂")
+    share = float((found.loo.k > found.loo.good_k).mean())
+    text = f"{share:.1%} of {len(found.loo.k)} data above {found.loo.good_k:.2f}."
+    return Picture("LOO", figure, "Above the line a datum cannot be left out by weights.", text)
+
+
+def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
+    columns = {
+        f"{name}[{p}]" if u.shape[1] > 1 else name: u[:, p]
+        for name, u in pit.items()
+        for p in range(u.shape[1])
+    }
+    columns = {n: u[~np.isnan(u)] for n, u in columns.items()}
+    columns = {n: u for n, u in columns.items() if len(u)}
+    p_values = {n: uniformity(u) for n, u in columns.items()}
+    levels = 99
+    ranks = {n: np.minimum((u * (levels + 1)).astype(int), levels) for n, u in columns.items()}
+    figure, order = _curves(title, ranks, p_values, levels)
+    figure.axes[0].set_xlabel("probability that the model gives to less")
+    return Picture(
+        what,
+        figure,
+        "Curves inside the band: the spread is right. First above, then below: data fall outside "
+        "what the model foresees; first below: it foresees too much.",
+        f"Smallest p-value {p_values[order[0]]:.2g} ({order[0]}) of {len(columns)} columns.",
+    )
+
+
+def calibration(found: Calibration) -> Picture:
+    title = "Ranks of the truth among draws of q, less uniform"
+    figure, order = _curves(title, found.ranks, found.p_values, found.num_draws)
+    figure.axes[0].set_xlabel("rank / (L + 1)")
+    return Picture(
+        "Simulation-based calibration",
+        figure,
+        "Curves inside the band: calibrated. First above, then below: q too narrow; all on one "
+        "side: shifted.",
+        f"Smallest p-value {found.p_value:.2g} ({order[0]}) over {len(found.ranks)} quantities.",
+    )
+
+
+def checks(found: Check) -> Picture:
+    figure, axes = plot("Test quantities: data against replicated data")
+    names = list(found.observed)
+    for i, name in enumerate(names):
+        t = found.replicated[name]
+        centre, spread = t.mean(), t.std() + 1e-12
+        low, high = np.quantile((t - centre) / spread, [0.025, 0.975])
+        axes.plot([low, high], [i, i], color=GREY, linewidth=6, solid_capstyle="butt")
+        shift = np.clip((found.observed[name] - centre) / spread, -6, 6)
+        axes.plot(shift, i, "o", color=COLOURS[4])
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("sd of the replicates (cut at ± 6)")
+    shown = ", ".join(f"{n} p = {p:.3f}" for n, p in found.p_values.items())
+    return Picture(
+        "Predictive checks",
+        figure,
+        "A dot is the data, a bar 95% of replicated data sets: dots outside bars are misfits.",
+        shown + ".",
+    )
+
+
+def units(found: LatentUse) -> Picture:
+    figure, axes = plot("Activity of the latent units, and what each costs")
+    order = np.argsort(-found.active.numpy())
+    at = np.arange(len(order))
+    active = np.maximum(found.active.numpy()[order], 1e-6)
+    axes.bar(at - 0.2, active, 0.4, color=COLOURS[2], label="Var_x(E_q[z | x])")
+    kl = found.kl.numpy()[order]
+    if np.isfinite(kl).all():
+        axes.bar(at + 0.2, np.maximum(kl, 1e-6), 0.4, color=COLOURS[0], label="KL, nats")
+    axes.axhline(0.01, color=COLOURS[4], linewidth=1)
+    axes.set_yscale("log")
+    axes.set_xlabel("unit, sorted")
+    if len(order) <= 12:
+        axes.set_xticks(at, [found.names[i] for i in order], fontsize=8)
+    legend_below(figure)
+    used = int((found.active > 0.01).sum())
+    costs = (
+        "" if not np.isfinite(kl).all() else f" KL per unit {kl.min():.3f} to {kl.max():.3f} nats."
+    )
+    return Picture(
+        "Active units",
+        figure,
+        "Bars below the line (0.01) are units that say nothing about the data.",
+        f"{used} of {len(order)} units are active.{costs}",
+    )

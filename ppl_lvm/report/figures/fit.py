@@ -1,0 +1,341 @@
+"""Pictures of a fit: plain arrays in, a matplotlib Figure out.
+
+Figures are made without pyplot, so no window opens and no state is shared. Each is titled for
+someone who has not read anything else, fits the width of a phone, and uses colours that people
+who see colours differently can tell apart.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from ppl_lvm.core.storage import write_atomic
+from ppl_lvm.report.figures.style import (
+    COLOURS,
+    GREY,
+    INK,
+    MARKERS,
+    Array,
+    circle,
+    component_colours,
+    legend_below,
+    limit_to,
+    note,
+    picture_grid,
+    plot,
+    say,
+    thin,
+    view,
+    write_at,
+)
+
+MAX_CLASSES = len(COLOURS) * len(MARKERS)
+
+
+def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
+    """The bound at every step, its running mean, and the bound on validation data.
+
+    Args:
+        history: `bound`, one value a step; where there are, `step`, `seconds` (since the start),
+            `validation_step` and `validation_bound`. Bounds are nats per datum.
+    """
+    bound = np.asarray(history["bound"], np.float64)
+    step = np.asarray(history.get("step", np.arange(1, len(bound) + 1)))
+    figure, axes = plot("Training: the bound on log p(x); higher is better")
+    axes.set_ylabel("nats per datum")
+    axes.set_xlabel("step" + _duration(history.get("seconds", ())))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if len(bound) == 0:
+        return say(axes, "no step was taken")
+    window = max(1, len(bound) // 50)
+    if window > 1:
+        axes.plot(step, bound, color=GREY, linewidth=0.6, label="each step")
+    mean, middle = _running_mean(bound, window), step[window - 1 :]
+    label = f"mean of {window} steps" if window > 1 else "training"
+    axes.plot(middle, mean, color=COLOURS[0], linewidth=1.6, label=label)
+    if len(bound) == 1:
+        axes.plot(step, bound, "o", color=COLOURS[0])
+    seen = [bound]
+    held_out = np.asarray(history.get("validation_bound", ()), np.float64)
+    if len(held_out):
+        at = np.asarray(history["validation_step"])
+        marker = "o" if len(held_out) <= 30 else ""
+        axes.plot(at, held_out, marker=marker, markersize=3, color=COLOURS[4], label="validation")
+        seen.append(held_out)
+    _limit_to_the_later_steps(axes, seen)
+    if len(axes.get_lines()) > 1:
+        legend_below(figure)
+    return figure
+
+
+def mixture(
+    x: ArrayLike,
+    responsibilities: ArrayLike,
+    means: ArrayLike,
+    covariances: ArrayLike,
+    weights: ArrayLike,
+    *,
+    columns: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Data coloured by the component they belong to, with each component's ellipses.
+
+    Seen along the data's first two principal axes W (P, 2), or along two `columns`, a component
+    N(μ, Σ) is N(Wᵀμ, WᵀΣW). The ellipses lie 1 and 2 standard deviations from its mean.
+
+    Args:
+        x: data (N, P). responsibilities: p(component | x) (N, K). means: (K, P).
+        covariances: (K, P, P). weights: (K,). names: of the P columns.
+    """
+    x, means = np.asarray(x, np.float64), np.asarray(means, np.float64)
+    covariances, weights = np.asarray(covariances, np.float64), np.asarray(weights, np.float64)
+    if x.shape[1] == 1:
+        return _mixture_on_a_line(x[:, 0], means[:, 0], covariances[:, 0, 0], weights, names)
+    centre, W, labels = view(x, columns, names)
+    figure, axes = plot(
+        f"Mixture of {len(weights)} components: data coloured by component, "
+        "ellipses at 1 and 2 standard deviations",
+        height=4.2,
+    )
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    colours = component_colours(len(weights))  # (K, 3)
+    shown = (x - centre) @ W  # (N, 2)
+    kept = thin(len(x))
+    blended = np.clip(np.asarray(responsibilities, np.float64) @ colours, 0, 1)  # (N, 3)
+    axes.scatter(shown[kept, 0], shown[kept, 1], c=blended[kept], s=9, alpha=0.7, linewidths=0)
+    limit_to(axes, shown)
+    round_one = circle()  # (2, 100)
+    for k in np.argsort(weights):
+        middle, spread = (means[k] - centre) @ W, W.T @ covariances[k] @ W
+        values, vectors = np.linalg.eigh(spread)
+        root = vectors * np.sqrt(np.maximum(values, 0))  # (2, 2) root rootᵀ = WᵀΣW
+        used = weights[k] >= 0.01
+        colour, style = (colours[k], "-") if used else (GREY, ":")
+        for radius, width in ((1, 1.6), (2, 0.9)):
+            ring = middle[:, None] + radius * root @ round_one
+            axes.plot(*ring, color=colour, linestyle=style, linewidth=width)
+        if used:
+            write_at(axes, middle, f"{k}: {weights[k]:.0%}")
+    empty = int((weights < 0.01).sum())
+    if empty:
+        verb = "component has" if empty == 1 else "components have"
+        note(axes, f"{empty} {verb} a weight below 1% (dotted)")
+    return figure
+
+
+def samples(
+    x: ArrayLike, image_shape: tuple[int, int] | None = None, data: ArrayLike | None = None
+) -> Figure:
+    """What the model makes up: pictures, or points beside those of the data.
+
+    Args:
+        x: samples (N, P) or pictures (N, H, W). image_shape: (H, W) when rows are flat pictures.
+        data: real rows (M, P), for comparison; not used for pictures.
+    """
+    x = np.asarray(x, np.float64)
+    pictures = _pictures(x, image_shape)
+    if pictures is not None:
+        columns = min(8, len(pictures))
+        rows = -(-min(len(pictures), 40) // columns)
+        return picture_grid(
+            "Samples from the model: new data it makes up",
+            pictures,
+            rows,
+            columns,
+            ["" for _ in range(rows)],
+        )
+    figure, axes = plot("Samples from the model: new data it makes up")
+    flat = x.reshape(len(x), -1)
+    real = flat if data is None else np.asarray(data, np.float64).reshape(-1, flat.shape[1])
+    if flat.shape[1] == 1:
+        edges = np.histogram_bin_edges(np.concatenate([flat[:, 0], real[:, 0]]), 30).tolist()
+        axes.set_xlabel("value")
+        axes.set_ylabel("density")
+        if data is not None:
+            axes.hist(real[:, 0], edges, density=True, color=GREY, label="data")
+        line = {"histtype": "step", "color": COLOURS[0], "linewidth": 1.6}
+        axes.hist(flat[:, 0], edges, density=True, label="samples", **line)  # type: ignore[arg-type]
+    else:
+        centre, W, labels = view(real, None, None)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        for points, colour, label in ((real, GREY, "data"), (flat, COLOURS[0], "samples")):
+            if label == "samples" or data is not None:
+                shown = ((points - centre) @ W)[thin(len(points))]
+                axes.scatter(
+                    shown[:, 0],
+                    shown[:, 1],
+                    s=8,
+                    color=colour,
+                    linewidths=0,
+                    alpha=0.8,
+                    label=label,
+                )
+    if data is not None:
+        legend_below(figure)
+    return figure
+
+
+def reconstructions(
+    x: ArrayLike, reconstruction: ArrayLike, image_shape: tuple[int, int] | None = None
+) -> Figure:
+    """Data, and what the model gives back for them.
+
+    Args:
+        x, reconstruction: rows (N, P) or pictures (N, H, W), the same row of both for one datum.
+        image_shape: (H, W) when rows are flat pictures.
+    """
+    x, back = np.asarray(x, np.float64), np.asarray(reconstruction, np.float64)
+    above, below = _pictures(x, image_shape), _pictures(back, image_shape)
+    if above is not None and below is not None:
+        count = min(len(above), 10)
+        both = np.concatenate([above[:count], below[:count]])
+        title = "Reconstructions: data above, what the model gives back below"
+        return picture_grid(title, both, 2, count, ["data", "model"])
+    figure, axes = plot("Reconstructions: on the line, the model gives back the datum")
+    flat, given = x.reshape(len(x), -1), back.reshape(len(back), -1)
+    spread = flat.std(axis=0)
+    scale = np.where(spread > 0, spread, 1.0)
+    across, up = (flat - flat.mean(axis=0)) / scale, (given - flat.mean(axis=0)) / scale
+    axes.axline((0, 0), slope=1, color=GREY, linewidth=1.2)
+    many = flat.shape[1] > len(COLOURS)
+    for p in range(flat.shape[1]):
+        colour = COLOURS[0] if many else COLOURS[p]
+        label = None if many else f"column {p}"
+        axes.scatter(
+            across[:, p], up[:, p], s=8, color=colour, linewidths=0, alpha=0.7, label=label
+        )
+    axes.set_xlabel("datum (standard deviations of its column)")
+    axes.set_ylabel("reconstruction (same units)")
+    if not many:
+        legend_below(figure)
+    return figure
+
+
+def latent_plane(
+    codes: ArrayLike,
+    labels: ArrayLike | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Figure:
+    """Where the data lie in the latent space, along the two latents that vary most.
+
+    Args:
+        codes: posterior means (N, D). labels: classes, -1 where there is none, or a number per
+            datum, (N,). label_names: what class codes 0, 1, ... are called.
+    """
+    codes = np.asarray(codes, np.float64).reshape(len(np.asarray(codes)), -1)
+    variance = codes.var(axis=0)
+    first = sorted(np.argsort(-variance, kind="stable")[:2])
+    rest = (
+        f", the {len(first)} of {codes.shape[1]} latents that vary most"
+        if codes.shape[1] > 2
+        else ""
+    )
+    title = f"Latent plane: each point is a datum{rest}"
+    figure, axes = plot(title, height=4.0)
+    axes.set_xlabel(f"latent {first[0] + 1} (variance {variance[first[0]]:.3g})")
+    if len(first) == 2:
+        axes.set_ylabel(f"latent {first[1] + 1} (variance {variance[first[1]]:.3g})")
+        points = codes[:, first]
+    else:
+        axes.set_yticks([])
+        axes.set_ylabel("(spread out to be seen)")
+        points = np.stack([codes[:, 0], np.random.default_rng(0).uniform(size=len(codes))], axis=1)
+    kept = thin(len(points))
+    if labels is None:
+        axes.scatter(
+            points[kept, 0], points[kept, 1], s=9, color=COLOURS[0], alpha=0.7, linewidths=0
+        )
+        return figure
+    values = np.asarray(labels)
+    without = values == -1 if values.dtype.kind == "i" else np.zeros(len(values), np.bool_)
+    classes = np.unique(values[~without])
+    if values.dtype.kind == "f" or len(classes) > MAX_CLASSES:
+        drawn = axes.scatter(
+            points[kept, 0], points[kept, 1], s=9, c=values[kept], cmap="viridis", linewidths=0
+        )
+        figure.colorbar(drawn, ax=axes, label="label", fraction=0.05)
+        return figure
+    bare = kept[without[kept]]
+    if len(bare):
+        x, y = points[bare].T
+        axes.scatter(x, y, s=9, color=GREY, linewidths=0, label="no label")
+    for k, value in enumerate(classes):
+        own = kept[values[kept] == value]
+        name = str(value) if label_names is None else label_names[int(value)]
+        axes.scatter(
+            points[own, 0],
+            points[own, 1],
+            s=12,
+            color=COLOURS[k % len(COLOURS)],
+            marker=MARKERS[k // len(COLOURS)],
+            alpha=0.8,
+            linewidths=0,
+            label=textwrap.shorten(name, 24, placeholder="…"),
+        )
+    legend_below(figure)
+    return figure
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a picture; a reader sees the old one or the new one, never half of it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, format=Path(path).suffix[1:])
+    write_atomic(Path(path), buffer.getvalue())
+
+
+def _pictures(x: Array, image_shape: tuple[int, int] | None) -> Array | None:
+    """(N, H, W), or None when rows are not pictures."""
+    if image_shape is not None:
+        return x.reshape(len(x), *image_shape)
+    return x if x.ndim == 3 else None
+
+
+def _mixture_on_a_line(
+    x: Array, means: Array, variances: Array, weights: Array, names: Sequence[str] | None
+) -> Figure:
+    """A histogram under the density of each component and of all together."""
+    figure, axes = plot(f"Mixture of {len(weights)} components: densities over the data")
+    axes.hist(x, bins=30, density=True, color=GREY)
+    at = np.linspace(x.min(), x.max(), 400)
+    sd = np.sqrt(np.maximum(variances, np.finfo(np.float64).tiny))[:, None]
+    density = np.exp(-0.5 * ((at - means[:, None]) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+    density = weights[:, None] * density  # (K, 400)
+    for k, colour in enumerate(component_colours(len(weights))):
+        axes.plot(at, density[k], color=colour, linewidth=1.6)
+        write_at(axes, (at[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
+    axes.plot(at, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
+    axes.set_xlabel("column 0" if names is None else names[0])
+    axes.set_ylabel("density")
+    return figure
+
+
+def _limit_to_the_later_steps(axes: Axes, curves: Sequence[Array]) -> None:
+    """The first steps of a fit are so low that all others look like one; say when they are cut."""
+    every = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
+    later = np.concatenate([c[len(c) // 10 :][np.isfinite(c[len(c) // 10 :])] for c in curves])
+    if len(later) == 0:
+        return
+    low, high = np.quantile(later, 0.02), every.max()
+    low -= 0.1 * (high - low)
+    # A tenth of the whole climb at least: else a run that has arrived shows nothing but wobble.
+    low = min(low, high - 0.1 * (every.max() - every.min()))
+    if high - low < 0.3 * (every.max() - every.min()):
+        axes.set_ylim(low, high + 0.05 * (high - low))
+        note(axes, f"starts below the picture, at {every.min():.4g}")
+
+
+def _running_mean(values: Array, window: int) -> Array:
+    return np.convolve(values, np.full(window, 1 / window), mode="valid")
+
+
+def _duration(seconds: Sequence[float]) -> str:
+    return f" ({seconds[-1]:.3g} s in all)" if len(seconds) else ""

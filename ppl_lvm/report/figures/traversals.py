@@ -1,0 +1,111 @@
+"""Pictures of what latents mean: traversals, and the data that a model explains worst."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from ppl_lvm.report.figures.style import (
+    COLOURS,
+    GREY,
+    TEXT,
+    WIDTH,
+    Array,
+    legend_below,
+    picture_grid,
+    title_above,
+)
+
+MOST = 7  # columns of a table drawn as lines
+
+
+def traversals(
+    decoded: ArrayLike,
+    values: ArrayLike,
+    latents: Sequence[str],
+    *,
+    image_shape: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """What the model makes of a code when one latent moves and the others stay at their mean.
+
+    Args:
+        decoded: means of p(x | z) (D, T, P) at T values of each of D latents.
+        values: of the latents (D, T). latents: what they are called.
+        image_shape: (H, W) when rows are flat pictures. names: of the P columns.
+    """
+    decoded, values = np.asarray(decoded, np.float64), np.asarray(values, np.float64)
+    D, T, _ = decoded.shape
+    if image_shape is not None:
+        pictures = decoded.reshape(D * T, *image_shape)
+        title = "Latent traversals: from left to right one latent moves, the others stay"
+        return picture_grid(title, pictures, D, T, list(latents))
+    moved = np.ptp(decoded, axis=1)  # (D, P)
+    scale = moved.max(axis=0)
+    shown = np.argsort(-scale, kind="stable")[:MOST]
+    figure = Figure(figsize=(WIDTH, 0.7 + 1.5 * D), layout="constrained")
+    title_above(figure, "Latent traversals: columns of x as one latent moves, others at their mean")
+    grid = figure.subplots(D, 1, squeeze=False)[:, 0]
+    for d, axes in enumerate(grid):
+        for colour, p in zip(COLOURS, shown, strict=False):
+            label = f"column {p}" if names is None else names[p]
+            centred = decoded[d, :, p] - decoded[:, :, p].mean()
+            axes.plot(values[d], centred / max(scale[p], 1e-12), color=colour, label=label)
+        axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+        axes.set_xlabel(latents[d], fontsize=TEXT - 1)
+        axes.set_ylabel("x, scaled", fontsize=TEXT - 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=TEXT - 2)
+    legend_below(figure)
+    return figure
+
+
+def worst_explained(
+    x: ArrayLike,
+    reconstruction: ArrayLike,
+    log_p: ArrayLike,
+    *,
+    image_shape: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
+    count: int = 10,
+) -> Figure:
+    """The data of lowest log p(x), worst first, with what the model gives back for them.
+
+    Args:
+        x, reconstruction: rows (N, P). log_p: (N,) nats.
+    """
+    x, back = np.asarray(x, np.float64), np.asarray(reconstruction, np.float64)
+    log_p = np.asarray(log_p, np.float64)
+    worst = np.argsort(log_p, kind="stable")[:count]
+    said = (
+        f"log p(x) {log_p[worst[0]]:.1f} to {log_p[worst[-1]]:.1f}, median {np.median(log_p):.1f}"
+    )
+    if image_shape is not None:
+        both = np.concatenate([x[worst], back[worst]]).reshape(-1, *image_shape)
+        title = f"Worst explained, worst at the left: {said}"
+        return picture_grid(title, both, 2, len(worst), ["data", "model"])
+    return _residuals(x, back, worst, names, f"Worst explained, worst on top: {said}")
+
+
+def _residuals(
+    x: Array, back: Array, worst: Array, names: Sequence[str] | None, title: str
+) -> Figure:
+    """Which columns of the worst rows the model misses, in standard deviations of its misses."""
+    miss = x - back
+    spread = miss.std(axis=0)
+    shown = miss[worst] / np.where(spread > 0, spread, 1.0)  # (count, P)
+    figure = Figure(figsize=(WIDTH, 1.4 + 0.28 * len(worst)), layout="constrained")
+    title_above(figure, title)
+    axes = figure.subplots()
+    limit = max(3.0, float(np.abs(shown).max()))
+    drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    axes.set_yticks(range(len(worst)), [f"row {n}" for n in worst], fontsize=TEXT - 2)
+    P = x.shape[1]
+    if names is not None and P <= 15:
+        axes.set_xticks(range(P), names, rotation=45, ha="right", fontsize=TEXT - 2)
+    else:
+        axes.set_xlabel("column")
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.05)
+    bar.set_label("datum − model, sd of all", fontsize=TEXT - 2)
+    return figure

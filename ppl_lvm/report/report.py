@@ -1,0 +1,122 @@
+"""Runs from their directories -> one HTML page: the verdicts, then the pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.budget import Sizes, some_rows
+from ppl_lvm.diagnostics.diagnosis import Say
+from ppl_lvm.diagnostics.finding import Finding
+from ppl_lvm.report import html
+from ppl_lvm.report.figures.comparison import picture
+from ppl_lvm.report.figures.diagnosis import Picture
+from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
+from ppl_lvm.report.run_figures import READINGS, worst
+from ppl_lvm.report.run_figures import figures as fit_figures
+from ppl_lvm.runs.comparability import NotComparableError, short_names
+from ppl_lvm.runs.comparison import compare
+from ppl_lvm.runs.run import Run, load_run
+
+
+def report(
+    directories: Sequence[str | Path],
+    path: str | Path,
+    *,
+    say: Say | None = None,
+) -> Path:
+    """Diagnose the runs in `directories` and write one page that opens without a network.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run, or its data can no longer be loaded.
+    """
+    runs = [load_run(directory) for directory in directories]
+    names = short_names(runs)
+    entries = [_entry(run, name, say) for run, name in zip(runs, names, strict=True)]
+    html.write(entries, path, _beside(runs, names) if len(runs) > 1 else None)
+    return Path(path)
+
+
+def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
+    train, held_out = run.data()
+    diagnosis = run.diagnose(train, held_out=held_out, say=say)
+    judged = held_out or train
+    figures = fit_figures(run, judged)
+    found = diagnosis.details.get("tightness")
+    if found is not None:
+        sizes = Sizes.of(run._pair, run.batch(train))
+        few = some_rows(some_rows(run.batch(judged), sizes.judged), sizes.annealed)
+        figure = worst(run, judged, few, found.best)
+        if figure is not None:
+            figures["worst_explained"] = figure
+    drawn = [_fit_picture(slug, figure) for slug, figure in figures.items()]
+    shown = [*drawn, *diagnosis_pictures(diagnosis.details)]
+    title = f"{run.record['model']['name']} on {run.record['data']['name']}"
+    return html.Entry(title, facts(run), diagnosis, shown, name)
+
+
+def _fit_picture(slug: str, figure: Figure) -> Picture:
+    """With a short title, and the figure's own in the text for those who cannot see it."""
+    reading, text = READINGS[slug]
+    own = figure.get_suptitle().replace("\n", " ")
+    return Picture(slug.replace("_", " ").capitalize(), figure, reading, f"{own}. {text}")
+
+
+def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
+    """Compared on the rows that all held out; else on those that they were fitted to, said so."""
+    before = ""
+    try:
+        found = compare(runs, names=names)
+    except ValueError as refusal:
+        data = {run.record["data"]["fingerprint"] for run in runs}
+        source = runs[0].record["data"]["source"]
+        if len(data) > 1 or source is None or isinstance(refusal, NotComparableError):
+            return html.Beside([], None, f"Not compared: {refusal}")
+        whole = load_data(**source)
+        found = compare(runs, whole, names=names)
+        before = f"{refusal} So compared on all rows. "
+    rows = [
+        {
+            "run": row["run"],
+            "verdict": row["verdict"],
+            "log p(x), nats per datum": _figure(row["value"], row["error"]),
+            "less the best, paired": ""
+            if row["verdict"] == "best"
+            else _figure(row["difference"], row["difference_error"]),
+            "leave-one-out": _figure(row["loo"], row["loo_error"]),
+            "numbers learned": str(row["parameters"]),
+            "seconds": f"{row['seconds']:.1f}",
+        }
+        for row in found.to_json()
+    ]
+    return html.Beside(rows, picture(found), f"{before}{found.note}")
+
+
+def _figure(value: float | None, error: float | None) -> str:
+    return Finding("", "", value, error, "", "", "good", "", "").figure
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What was run and what came of it, in words."""
+    record, results = run.record, run.results
+    settings = record["model"]["settings"] or {}
+    words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+    found = {
+        "model": f"{record['model']['address'] or record['model']['name']}({words})",
+        "guide": record["guide"]["address"] or record["guide"]["name"],
+        "objective": ", judged by ".join(
+            record[key] for key in ("algorithm", "objective") if key in record
+        ),
+        "data": f"{record['data']['name']}: {record['data']['train_rows']} rows to learn from, "
+        f"{record['data']['held_out_rows']} held out",
+        "bound": f"{results['bound']:.4f} nats per datum",
+        "log evidence": f"{results['log_evidence']:.4f} nats per datum "
+        f"({results['log_evidence_of']})",
+        "steps": str(results["steps"]),
+        "seed": str(results["seed"]),
+        "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
+    }
+    if results["held_out"] is not None:
+        found["held out"] = f"{results['held_out']:.4f} nats per datum"
+    return found

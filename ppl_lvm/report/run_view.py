@@ -1,0 +1,159 @@
+"""What a run's programs say of some rows: read once, drawn by many pictures."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_lvm.core.rng import own_draws
+from ppl_lvm.data import Data
+from ppl_lvm.posterior import predict
+from ppl_lvm.programs.pair import Pair, latent_sites
+from ppl_lvm.report.figures.style import Array
+
+if TYPE_CHECKING:
+    from ppl_lvm.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A fitted run and the rows that are to be seen.
+
+    Attributes:
+        data: what the rows are of: names of columns, labels, the shape of pictures.
+        batch: the rows, as the model takes them.
+    """
+
+    run: "Run"
+    data: Data
+    batch: tuple[Tensor, ...]
+
+    @property
+    def pair(self) -> Pair:
+        return self.run._pair
+
+    @cached_property
+    def trace(self) -> poutine.Trace:
+        """One plain run of the model on these rows."""
+        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
+            return poutine.trace(self.pair.model).get_trace(*self.batch)
+
+    @cached_property
+    def values(self) -> dict[str, Tensor]:
+        """Observed site -> what it observes."""
+        return predict.observed_values(self.trace)
+
+    @cached_property
+    def rows(self) -> str | None:
+        """The observed site that stands for all of the data: its value is the batch's rows."""
+        x = self.batch[0]
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            return None
+        seen = ~x.isnan()
+        alike = [
+            name
+            for name, value in self.values.items()
+            if value.shape == x.shape and torch.equal(value[seen].to(x.dtype), x[seen])
+        ]
+        return alike[0] if alike else None
+
+    @cached_property
+    def x(self) -> Array:
+        """The rows (N, P)."""
+        found: Array = self.batch[0].cpu().numpy()
+        return found
+
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """(H, W) where the rows of the first tensor are whole pictures."""
+        shape, x = self.data.image_shape, self.batch[0]
+        return shape if shape is not None and x.shape[1:] == (math.prod(shape),) else None
+
+    @cached_property
+    def summed(self) -> frozenset[str]:
+        return predict.summed_sites(self.pair, *self.batch)
+
+    @cached_property
+    def codes(self) -> dict[str, Tensor]:
+        """Local latent -> its posterior mean for each row, or probabilities of its states."""
+        return predict.encode(self.pair, *self.batch)
+
+    @cached_property
+    def classes(self) -> dict[str, Tensor]:
+        """Local latent that is one of K states -> their probabilities (N, K)."""
+        return {n: c for n, c in self.codes.items() if self._has_states(n) and c.dim() == 2}
+
+    @cached_property
+    def continuous(self) -> dict[str, Tensor]:
+        """Local latent of one vector a row -> its posterior mean (N, D)."""
+        return {n: c for n, c in self.codes.items() if not self._has_states(n) and c.dim() == 2}
+
+    @cached_property
+    def decoded(self) -> dict[str, Tensor]:
+        """Observed site -> its mean at the codes, each class at its likeliest."""
+        if not self.codes:
+            return {}
+        states = {n: c.argmax(-1) if self._has_states(n) else c for n, c in self.codes.items()}
+        return predict.decode(self.pair, states, *self.batch)
+
+    @cached_property
+    def shared(self) -> dict[str, Tensor]:
+        """Latents of the guide that all rows share, in one draw."""
+        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
+            return predict.draw_guide(self.pair, self.batch)[1]
+
+    @cached_property
+    def chain(self) -> list[str]:
+        """Three local latents or more, each as wide as a datum, in the order they are drawn."""
+        order = [n for n in latent_sites(self.trace) if n in self.continuous]
+        wide = [n for n in order if self.continuous[n].shape == self.batch[0].shape]
+        return order if len(wide) == len(order) > 2 and self.rows is not None else []
+
+    @cached_property
+    def labels(self) -> Array | None:
+        """Labels kept apart from the model, or those it is called with, -1 where there is none."""
+        if self.data.labels is not None:
+            found: Array = self.data.labels[: len(self.batch[0])].cpu().numpy()
+            return found
+        at = self.label_tensor
+        return None if at is None else self.batch[at].long().cpu().numpy()
+
+    @cached_property
+    def label_tensor(self) -> int | None:
+        """Which tensor of the batch holds labels: whole numbers from -1 to K - 1, one a row, for
+        a model with one class of K states."""
+        if len(self.classes) != 1:
+            return None
+        K = next(iter(self.classes.values())).shape[-1]
+        for at, t in enumerate(self.batch[1:], 1):
+            if t.shape == (len(self.batch[0]),) and bool(((t == t.round()) & (t >= -1)).all()):
+                return at if bool((t < K).all()) else None
+        return None
+
+    def numbers(self, mean: Tensor) -> Array:
+        """A mean of the rows (N, P): that of categories (N, P, C) in levels 0 … C - 1."""
+        if mean.dim() == 3:
+            mean = (mean * torch.arange(mean.shape[-1], device=mean.device)).sum(-1)
+        found: Array = mean.cpu().numpy()
+        return found
+
+    def repeated(self, count: int) -> tuple[Tensor, ...]:
+        """`count` rows, in a circle: for what runs with other codes than the rows' own."""
+        index = torch.arange(count) % len(self.batch[0])
+        return tuple(t[index] for t in self.batch)
+
+    def still(self, count: int) -> dict[str, Tensor]:
+        """Every code at its mean over the rows, every class at its likeliest, `count` times."""
+        centres = {n: c.mean(0) for n, c in self.codes.items()}
+        centres |= {n: centres[n].argmax(-1) for n in centres if self._has_states(n)}
+        return {n: c.expand(count, *c.shape) for n, c in centres.items()}
+
+    def _has_states(self, name: str) -> bool:
+        if name not in self.trace.nodes:
+            return False
+        fn = self.trace.nodes[name]["fn"]
+        return bool(fn.has_enumerate_support and not fn.event_shape)

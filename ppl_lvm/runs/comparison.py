@@ -1,0 +1,372 @@
+"""Which of several runs is best on the same rows, and by more than chance?
+
+Every row is scored under every run in nats, by what training on other rows says of it:
+
+    points for parameters   log p(x_n; θ̂): exact where the model offers it or every latent is
+                            summed out, else the importance-weighted bound log 1/K Σ_k w_nk
+    global latents          log 1/S Σ_s p(x_n | θ_s), θ_s ~ q(θ), local latents weighted out
+
+so that both kinds stand side by side. Differences are paired row by row,
+
+    Δ = mean_n (l_na − l_nb),    error = √(sd_n(l_na − l_nb)² / N + Monte-Carlo errors²),
+
+since rows hard for one model are hard for the others, and the error of a difference is far
+smaller than that of either value. What has a likelihood must be the same (`comparable`).
+Leave-one-out accuracy on the training rows is added for runs with global latents whose k̂ allow it.
+Costs are those of all restarts.
+
+    comparison = compare([run_a, run_b])
+    print(comparison)
+    comparison.difference(0, 1)          # nats per datum, and its standard error
+
+References:
+    Vehtari, Gelman, Gabry (2017). Practical Bayesian model evaluation using leave-one-out
+    cross-validation and WAIC. https://arxiv.org/abs/1507.04544 (Section 5.2: paired errors)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from ppl_lvm.posterior import psis
+from ppl_lvm.runs.comparability import check_alike, check_width, common_rows, names_of
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.diagnostics.leave_one_out import LOCAL_PARTICLES, global_draws, loo, marginal
+from ppl_lvm.core.seeds import own_random
+from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
+from ppl_lvm.programs.pair import Pair
+from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.core.plain_text import plain_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ppl_lvm.runs.run import Run
+
+TOLD_APART = 2.5  # standard errors
+CHUNK = 200_000
+UNRELIABLE = 0.05  # share of data with a high k̂ above which leave-one-out is left out
+FEWEST_PARTICLES = 10
+Floats = NDArray[np.float64]
+Say = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One run on the rows that are compared.
+
+    Attributes:
+        name: what it is called.
+        per_datum: l_n (N,), nats.
+        monte_carlo_error: of its mean.
+        kind: "exact", "lower bound" or "predictive".
+        share_bad: share of rows whose weights have Pareto k̂ > 0.7: there l_n is too low, and its
+            error too small; 0 where nothing was weighted.
+        loo: leave-one-out on the training rows; None where it does not apply.
+        no_loo: why it is left out although there are global latents; else empty.
+        parameters: how many numbers were learned.
+        seconds: training, all restarts together.
+        steps: of the chosen start.
+    """
+
+    name: str
+    per_datum: Floats
+    monte_carlo_error: float
+    kind: str
+    share_bad: float
+    loo: psis.Loo | None
+    no_loo: str
+    parameters: int
+    seconds: float
+    steps: int
+
+    @property
+    def value(self) -> float:
+        """Mean over rows, nats per datum."""
+        return float(self.per_datum.mean())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over rows, Monte Carlo's in it."""
+        return math.hypot(_mean_error(self.per_datum), self.monte_carlo_error)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Attributes:
+    scores: one a run, in the order given.
+    rows: what they were compared on, in words.
+    """
+
+    scores: tuple[Score, ...]
+    rows: str
+
+    @property
+    def order(self) -> list[int]:
+        """Numbers of the runs, best first."""
+        return sorted(range(len(self.scores)), key=lambda i: -self.scores[i].value)
+
+    def difference(self, a: int, b: int) -> tuple[float, float]:
+        """Run a less run b, nats per datum, and the standard error of that, paired over rows."""
+        d = self.scores[a].per_datum - self.scores[b].per_datum
+        noise = [] if a == b else [self.scores[i].monte_carlo_error for i in (a, b)]
+        return float(d.mean()), math.hypot(_mean_error(d), *noise)
+
+    def loo_difference(self, a: int, b: int) -> tuple[float, float] | None:
+        """The same of leave-one-out accuracy; None where either has none on as many rows."""
+        x, y = self.scores[a].loo, self.scores[b].loo
+        if x is None or y is None or len(x.elpd_i) != len(y.elpd_i):
+            return None
+        d = x.elpd_i - y.elpd_i
+        return float(d.mean()), _mean_error(d)
+
+    def verdict(self, i: int) -> str:
+        """What is to be said of run i beside the best: "best", "as good", "worse"."""
+        best = self.order[0]
+        if i == best:
+            return "best"
+        difference, error = self.difference(i, best)
+        return "worse" if difference < -TOLD_APART * error else "as good"
+
+    @property
+    def note(self) -> str:
+        """What was compared, and how far the values may be trusted."""
+        notes = [f"{self.rows}; nats per datum, differences paired row by row."]
+        loose = [s for s in self.scores if s.kind == "lower bound"]
+        if loose:
+            each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
+            notes.append(f"Lower bounds: {each}.")
+            if any(s.share_bad > UNRELIABLE for s in loose):
+                notes.append("Where k̂ is high a run may be better than its value says.")
+        if without := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
+            notes.append(f"No leave-one-out: {', '.join(without)}.")
+        return " ".join(notes)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One dictionary a run, best first."""
+        best = self.order[0]
+        found = []
+        for i in self.order:
+            s = self.scores[i]
+            difference, error = self.difference(i, best)
+            loo_difference = self.loo_difference(i, best)
+            row = {
+                "run": s.name,
+                "value": s.value,
+                "error": s.error,
+                "kind": s.kind,
+                "monte_carlo_error": s.monte_carlo_error,
+                "share_bad": s.share_bad,
+                "difference": difference,
+                "difference_error": error,
+                "verdict": self.verdict(i),
+                "loo": None if s.loo is None else s.loo.elpd / len(s.loo.elpd_i),
+                "loo_error": None if s.loo is None else s.loo.se / len(s.loo.elpd_i),
+                "no_loo": s.no_loo,
+                "loo_difference": None if loo_difference is None else loo_difference[0],
+                "loo_difference_error": None if loo_difference is None else loo_difference[1],
+                "parameters": s.parameters,
+                "steps": s.steps,
+                "seconds": s.seconds,
+            }
+            found.append({k: _plain(v) for k, v in row.items()})
+        return found
+
+    def __rich__(self) -> Group:
+        return _table(self)
+
+    def __str__(self) -> str:
+        return plain_text(self)
+
+    def figure(self) -> "Figure":
+        """A picture: differences to the best run with their errors."""
+        from ppl_lvm.report.figures.comparison import differences
+
+        return differences(self)
+
+
+def compare(
+    runs: "Sequence[Run]",
+    x: Any = None,
+    *,
+    names: Sequence[str] | None = None,
+    num_particles: int = 1000,
+    seed: int = 0,
+    say: Say | None = None,
+) -> Comparison:
+    """Score all `runs` on the same rows `x` that none of them has seen.
+
+    Args:
+        x: default: the rows that all of them held out; they must be the same.
+        names: what to call the runs (default: their directories or models).
+        num_particles: K of the lower bound, and five times the draws of global latents.
+        say: called as say(name, done, total) before each run.
+
+    Raises:
+        ValueError: fewer than two runs or rows, runs of other data or of another split, or `x`
+            does not have the columns that a run was fitted to.
+        NotComparableError: runs whose likelihoods are not of the same thing.
+    """
+    called = names_of(runs, names)
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int):
+        raise ValueError(f"num_particles must be a whole number, got {num_particles!r}.")
+    if num_particles < FEWEST_PARTICLES:
+        raise ValueError(
+            f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
+            f"{num_particles}."
+        )
+    held_out = common_rows(runs, called) if x is None else x
+    shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
+    batches = [run.batch(held_out) if shared is None else shared for run in runs]
+    if len(batches[0][0]) < 2:
+        raise ValueError(
+            "compare needs at least two rows: how far differences vary from row to row is their "
+            "error. Hold out more, or pass rows as x."
+        )
+    for name, run, batch in zip(called, runs, batches, strict=True):
+        check_width(name, run, batch)
+    check_alike(runs, called, batches)
+    scores = []
+    for i, (name, run) in enumerate(zip(called, runs, strict=True)):
+        if say is not None:
+            say(name, i, len(runs))
+        scores.append(_score(name, run, batches[i], num_particles, seed))
+    if say is not None:
+        say("", len(runs), len(runs))
+    sizes = {len(s.per_datum) for s in scores}
+    assert len(sizes) == 1, f"rows differ: {sizes}"
+    return Comparison(tuple(scores), f"{sizes.pop()} rows, {_whose(runs, x)}")
+
+
+def _whose(runs: "Sequence[Run]", x: Any) -> str:
+    """Where the rows came from, in words; a warning where they are those of a fit."""
+    if x is None:
+        return "held out by all"
+    data = x if isinstance(x, Data) else load_data(x, missing="keep")
+    if data.fingerprint() in {run.record["data"]["fingerprint"] for run in runs}:
+        return "given, with rows that were fitted to: there larger models look better"
+    return "given"
+
+
+def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
+    pair = run._pair
+    with own_random(seed), torch.no_grad(), pair.scope():
+        l, noise, kind, share_bad = _densities(run, pair, batch, K)
+        found = _leave_one_out(run, pair, seed) if kind == "predictive" else (None, "")
+    return Score(
+        name=name,
+        per_datum=l,
+        monte_carlo_error=noise,
+        kind=kind,
+        share_bad=share_bad,
+        loo=found[0],
+        no_loo=found[1],
+        parameters=sum(leaf.numel() for leaf in pair.leaves.values()),
+        seconds=_seconds(run),
+        steps=int(run.results["steps"]),
+    )
+
+
+def _densities(
+    run: "Run", pair: Pair, batch: tuple[Tensor, ...], K: int
+) -> tuple[Floats, float, str, float]:
+    """(l (N,), Monte-Carlo error of its mean, what kind of value, share of poor weights)."""
+    model, guide, N = pair.model, pair.guide, len(batch[0])
+    plan = plan_pair(model, guide, batch, {}, 2)
+    if not plan.latents or plan.data_plate is not None:
+        exact = exact_log_likelihood(model, batch)
+        if exact is None and not plan.latents:
+            exact = log_weights(model, guide, *batch, num_particles=1).double()[0]
+        if exact is not None:
+            return exact.numpy(), 0.0, "exact", 0.0
+        chunk = max(2, CHUNK // N)
+        parts = [
+            log_weights(model, guide, *batch, num_particles=min(chunk, K - start))
+            for start in range(0, K, chunk)
+        ]
+        log_w, kind = torch.cat(parts).double(), "lower bound"
+        _, k = psis.psis(log_w.T.numpy())
+        share_bad = float((k > 0.7).mean())
+    else:
+        # q(θ) as training left it: a guide that reads data must not read these rows.
+        draws = global_draws(guide, _training_rows(run), K // 5)
+        local = set(plan.latents) - set(draws[0])
+        particles = LOCAL_PARTICLES if local else 1
+        rows = [marginal(model, guide, batch, theta, particles) for theta in draws]
+        log_w, kind, share_bad = torch.stack(rows).double(), "predictive", 0.0
+    S = len(log_w)
+    share = log_w.softmax(0)
+    variance = (share.square().sum(0) - 1 / S).clamp(min=0)  # cv²/S, by the delta method
+    l = log_w.logsumexp(0) - math.log(S)
+    return l.numpy(), float(variance.sum().sqrt()) / N, kind, share_bad
+
+
+def _training_rows(run: "Run") -> tuple[Tensor, ...]:
+    """The rows that it was fitted to, or those of them that it kept."""
+    try:
+        return run.batch(run.data()[0])
+    except (ValueError, FileNotFoundError):
+        return run._template
+
+
+def _leave_one_out(run: "Run", pair: Pair, seed: int) -> tuple[psis.Loo | None, str]:
+    """On the training rows, and why not where it is not valid."""
+    try:
+        train = run.batch(run.data()[0])
+        found = loo(pair.model, pair.guide, *train, seed=seed).loo
+    except (ValueError, FileNotFoundError) as error:
+        return None, f"its training rows are not at hand: {error}".rstrip(".")
+    share = float((found.k > found.good_k).mean())
+    return (found, "") if share <= UNRELIABLE else (None, f"k̂ too high for {share:.0%} of rows")
+
+
+def _seconds(run: "Run") -> float:
+    """Of all restarts; those of EM ran together."""
+    each = [float(entry["seconds"]) for entry in run.restarts]
+    together = "algorithm" in run.record
+    return max(each) if together else sum(each)
+
+
+def _mean_error(x: Floats) -> float:
+    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _table(found: Comparison) -> Group:
+    """Best first, and what the figures are."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    heads = ["run", "", "log p(x)", "− best", "LOO", "numbers", "seconds"]
+    some = any(s.loo is not None for s in found.scores)
+    for head in heads if some else [h for h in heads if h != "LOO"]:
+        left = head in ("run", "")
+        own = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
+        table.add_column(head, justify="left" if left else "right", **own)
+    best = found.order[0]
+    for i in found.order:
+        s = found.scores[i]
+        difference, error = found.difference(i, best)
+        digits = max(0, min(6, 1 - math.floor(math.log10(s.error)))) if s.error > 0 else 3
+        N = 1 if s.loo is None else len(s.loo.elpd_i)
+        loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
+        table.add_row(
+            s.name,
+            found.verdict(i),
+            f"{s.value:.{digits}f} ± {s.error:.{digits}f}",
+            "" if i == best else f"{difference:.3f} ± {error:.3f}",
+            *([loo] if some else []),
+            f"{s.parameters}",
+            f"{s.seconds:.1f}",
+        )
+    return Group(Text("Which run is best?", style="bold"), table, Text(found.note))

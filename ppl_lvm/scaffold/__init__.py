@@ -1,0 +1,1 @@
+"""Files of a new model, its guide and their test."""

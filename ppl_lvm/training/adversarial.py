@@ -1,0 +1,159 @@
+"""The steps of a generator against a discriminator.
+
+    a descends  L(a) + γ/2 E_D ‖∇a(x)‖²        some times, then
+    G descends  E f(a(G(z))), a held still      once
+
+with L, f from `ppl_lvm.divergences.density_ratio`.
+
+References:
+    Goodfellow et al. (2014). Generative adversarial nets. https://arxiv.org/abs/1406.2661
+    Mescheder, Geiger, Nowozin (2018). Which training methods for GANs do actually converge?
+    https://arxiv.org/abs/1801.04406 (the penalty R1 of section 4.1)
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_lvm.core.console import Progress
+from ppl_lvm.core.storage import pack, random_state, set_random_state, unpack
+from ppl_lvm.divergences.density_ratio import logistic_loss
+from ppl_lvm.estimators import objectives
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How it is played; see `fit_adversarially`.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    num_steps: int
+    batch_size: int
+    discriminator_steps: int
+    penalty: float
+    optimizer: Any
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "discriminator_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value!r}.")
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must be 0 or more, got {self.penalty}.")
+
+
+class Game:
+    """A generator G and a discriminator a, trained in place on rows x (N, P).
+
+    Attributes:
+        history: see `Adversaries`.
+    """
+
+    def __init__(
+        self,
+        generator: Any,
+        discriminator: nn.Module,
+        x: Tensor,
+        f: Callable[[Tensor], Tensor],
+        rules: Rules,
+        progress: Progress,
+    ) -> None:
+        self.G, self.a, self._x, self._f, self._rules = generator, discriminator, x, f, rules
+        self._of_a = objectives.optimizer(rules.optimizer, list(self.a.parameters()))
+        self._of_g = objectives.optimizer(rules.optimizer, list(self.G.parameters()))
+        self.history: dict[str, list[float]] = {"jensen_shannon": [], "generator": []}
+        self._progress = progress
+
+    def run(self, num_steps: int, between: Callable[[], None] = lambda: None) -> None:
+        """Step until so many steps are done, calling `between` after each.
+
+        Raises:
+            FloatingPointError: a loss is not finite; names whose, and the step.
+        """
+        self._progress.done = len(self.history["generator"])
+        with self._progress:
+            while (step := len(self.history["generator"])) < num_steps:
+                self._step(step)
+                self._progress.advance(step + 1, self.history["jensen_shannon"][-1], ())
+                between()
+
+    def _step(self, step: int) -> None:
+        B = self._rules.batch_size
+        for _ in range(self._rules.discriminator_steps):
+            rows = self._x[torch.randint(len(self._x), (B,), device=self._x.device)]
+            with torch.no_grad():
+                drawn = self.G.draw(B)
+            loss = logistic_loss(self.a(rows), self.a(drawn))
+            penalty = _penalty(self.a, rows, self._rules.penalty)
+            _descend(self._of_a, loss + penalty, "discriminator", step)
+        cost = self._f(self.a(self.G.draw(B))).mean()
+        _descend(self._of_g, cost, "generator", step)
+        self.history["jensen_shannon"].append(math.log(2) - loss.item() / 2)
+        self.history["generator"].append(cost.item())
+
+    # What a resumed run needs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters, buffers, optimisers' state and random generators by name."""
+        found = state(self.G, self.a) | random_state()
+        for role, optimizer in self._optimizers():
+            found |= pack(f"optimizer/{role}", optimizer.state_dict())[1]
+        return found
+
+    def progress(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        packed = {role: pack(f"optimizer/{role}", o.state_dict()) for role, o in self._optimizers()}
+        return {"history": self.history, "optimizers": {r: p[0] for r, p in packed.items()}}
+
+    def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `progress` said."""
+        load_state(self.G, self.a, tensors)
+        for role, optimizer in self._optimizers():
+            optimizer.load_state_dict(unpack(progress["optimizers"][role], tensors))
+        self.history = progress["history"]
+        set_random_state(tensors)
+
+    def _optimizers(self) -> list[tuple[str, Any]]:
+        return [("generator", self._of_g), ("discriminator", self._of_a)]
+
+
+def state(generator: nn.Module, discriminator: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of both by name."""
+    return {
+        f"{role}/{name}": t
+        for role, module in (("generator", generator), ("discriminator", discriminator))
+        for name, t in module.state_dict().items()
+    }
+
+
+def load_state(generator: nn.Module, discriminator: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Take over what `state` gave."""
+    for role, module in (("generator", generator), ("discriminator", discriminator)):
+        start = f"{role}/"
+        own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+        module.load_state_dict(own)
+
+
+def _penalty(a: nn.Module, rows: Tensor, weight: float) -> Tensor | float:
+    if weight == 0:
+        return 0.0
+    rows = rows.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(a(rows).sum(), rows, create_graph=True)
+    return 0.5 * weight * slope.square().sum(-1).mean()
+
+
+def _descend(optimizer: Any, loss: Tensor, whose: str, step: int) -> None:
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(
+            f"The {whose}'s loss is {loss.item()} at step {step}. Lower the learning rate, raise "
+            "the penalty, or use objective=non_saturating, whose values grow slowest."
+        )
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()

@@ -1,0 +1,1 @@
+"""Expectation-maximization: batch, online and Monte Carlo."""

@@ -1,0 +1,150 @@
+"""The iterations of expectation-maximisation: an E-step over all rows, an M-step, judge, again.
+
+A restart whose likelihood falls is one whose steps are wrong, or one that has sunk so far into a
+singularity of the likelihood that rounding decides: the model says which (`degenerate`), and such
+a restart goes no further.
+
+What is left to gain is judged as in Böhning et al.: gains shrink by a factor a < 1 near the
+optimum, so that gain · a / (1 - a) of log-likelihood lies ahead.
+
+Reference:
+    Böhning, Dietz, Schaub, Schlattmann, Lindsay (1994). The distribution of the likelihood ratio
+    for mixtures of densities from the one-parameter exponential family. Section 3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm.core.extrapolation import gain_ahead
+from ppl_lvm.data import Data
+from ppl_lvm.data.selection import some_rows
+from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
+
+# A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
+ROUNDING = 1e-10
+
+
+class NotMonotoneError(ArithmeticError):
+    """An iteration of EM lowered the log-likelihood: one of the two steps is wrong."""
+
+
+@dataclass
+class EM:
+    """The iterations of some starts together.
+
+    Attributes:
+        state: θ with the restarts R leading in every tensor.
+        held_out: rows whose log-likelihood is noted too.
+        bounds: log-likelihood of every iteration, nats per datum, one list a restart; the last
+            one is that of `state`.
+        held_out_bounds: the same of `held_out`.
+        converged: one truth a restart.
+        sunk: restarts that are degenerate beyond what rounding lets EM climb.
+    """
+
+    model: Any
+    data: Data
+    state: State
+    batch_size: int = READ_ROWS
+    tolerance: float = 1e-6
+    held_out: Data | None = None
+    bounds: list[list[float]] = field(default_factory=list)
+    held_out_bounds: list[list[float]] = field(default_factory=list)
+    converged: list[bool] = field(default_factory=list)
+    sunk: list[int] = field(default_factory=list)
+
+    def run(self, max_iterations: int, between: Callable[[], None] = lambda: None) -> None:
+        """Iterate each restart until it has converged, `max_iterations` times at most.
+
+        Calls `between` after every iteration; the iterations go on from where `load` left them.
+
+        Raises:
+            NotMonotoneError: the log-likelihood fell by more than rounding.
+            ValueError: it is not a finite number.
+        """
+        R = len(next(iter(self.state.values())))
+        if not self.bounds:
+            self.bounds, self.held_out_bounds = [[] for _ in range(R)], [[] for _ in range(R)]
+            self.converged = [False] * R
+        sums = Sums(self.model, self.data, self.batch_size)
+        while True:
+            active = torch.tensor([r for r in range(R) if not self._done(r)])
+            if not len(active) or len(self.bounds[int(active[0])]) >= max_iterations:
+                return
+            state = {name: t[active] for name, t in self.state.items()}
+            statistics, log_likelihood = sums.over(state)
+            per_datum = (log_likelihood / len(self.data)).tolist()
+            for r, bound in zip(active.tolist(), per_datum, strict=True):
+                self._judge(r, bound, {name: t[r] for name, t in self.state.items()})
+            self._note_held_out(active, state)
+            last = len(self.bounds[int(active[0])]) == max_iterations
+            going = torch.tensor([not (last or self._done(r)) for r in active.tolist()])
+            if going.any():
+                state = {name: t[going] for name, t in state.items()}
+                statistics = {name: t[going] for name, t in statistics.items()}
+                for name, t in torch.vmap(self.model.m_step)(state, statistics).items():
+                    self.state[name][active[going]] = t
+            between()
+
+    def _note_held_out(self, active: Tensor, state: State) -> None:
+        if self.held_out is None:
+            return
+        _, log_likelihood = Sums(self.model, self.held_out, self.batch_size).over(state)
+        per_datum = (log_likelihood / len(self.held_out)).tolist()
+        for r, bound in zip(active.tolist(), per_datum, strict=True):
+            self.held_out_bounds[r].append(bound)
+
+    def _done(self, r: int) -> bool:
+        return self.converged[r] or r in self.sunk
+
+    def _judge(self, r: int, bound: float, state: State) -> None:
+        """Note the bound of restart `r`, at θ `state`; whether it goes on."""
+        bounds = self.bounds[r]
+        at = f"iteration {len(bounds) + 1}" + (f" of restart {r}" if len(self.bounds) > 1 else "")
+        if not abs(bound) < float("inf"):
+            raise ValueError(
+                f"The log-likelihood is {bound} at {at}. Look for values that are not finite or "
+                "far out in the data, or raise the model's floor."
+            )
+        bounds.append(bound)
+        if len(bounds) < 2:
+            return
+        gain, slack = bound - bounds[-2], ROUNDING * (1 + abs(bound))
+        if gain < -slack:
+            if self._degenerate(state):
+                self.sunk.append(r)
+                return
+            raise NotMonotoneError(
+                f"The log-likelihood fell by {-gain:.3e} nats per datum at {at}, from "
+                f"{bounds[-2]:.10g} to {bound:.10g}. EM cannot do that: m_step does not maximise "
+                f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
+                "sums over rows at the θ they were given."
+            )
+        self.converged[r] = gain_ahead(bounds) <= self.tolerance
+
+    def _degenerate(self, state: State) -> bool:
+        if not hasattr(self.model, "degenerate"):
+            return False
+        self.model.set_em_state(state)
+        return self.model.degenerate(*some_rows(self.data)) is not None
+
+    # What a resumed run needs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """θ by name."""
+        return {f"state/{name}": t for name, t in self.state.items()}
+
+    def progress(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        names = ("bounds", "held_out_bounds", "converged", "sunk")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `progress` said."""
+        self.state = {name: tensors[f"state/{name}"].to(t) for name, t in self.state.items()}
+        for name, value in progress.items():
+            setattr(self, name, value)

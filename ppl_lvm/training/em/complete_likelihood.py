@@ -1,0 +1,121 @@
+"""The M-step of Monte-Carlo EM: the complete data's likelihood, averaged over draws, maximised.
+
+    Q(θ) = 1/S Σ_s log p(x, z_s | θ),    by L-BFGS from the present θ.
+
+All draws go through the model at once where it takes a leading dimension, one by one otherwise.
+"""
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_lvm.programs.pair import latent_sites, plate_nesting
+from ppl_lvm.training.em.nuts_sampler import Draws
+
+
+class Joint:
+    """Q of a model on a batch, and its maximum.
+
+    Attributes:
+        together: whether all draws go through the model at once; None before the first of them.
+
+    Raises:
+        ValueError: the model has no parameters, no latents, or discrete ones.
+    """
+
+    def __init__(self, model: Any, batch: tuple[Tensor, ...]) -> None:
+        self.model, self.batch = model, batch
+        self.leaves = (
+            [p for p in model.parameters() if p.requires_grad]
+            if isinstance(model, nn.Module)
+            else []
+        )
+        if not self.leaves:
+            raise ValueError(
+                f"{type(model).__name__} has no parameters to fit. Give them as nn.Parameter or "
+                "PyroParam; for a posterior alone use pyro.infer.MCMC."
+            )
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(model).get_trace(*batch)
+        latents = latent_sites(trace)
+        if not latents:
+            raise ValueError("The model has no latents: maximise its likelihood directly.")
+        for name, site in latents.items():
+            if site["fn"].support.is_discrete:
+                raise ValueError(
+                    f"{name!r} is discrete, which NUTS does not draw. Sum it out in the model, or "
+                    "use EM or a gradient objective that does."
+                )
+        self._dim = -1 - plate_nesting(trace)
+        self.together: bool | None = None
+
+    def theta(self) -> Tensor:
+        """θ, unconstrained, in one vector."""
+        return torch.cat([leaf.detach().flatten() for leaf in self.leaves])
+
+    def set(self, theta: Tensor) -> None:
+        """Take θ over."""
+        with torch.no_grad():
+            for leaf, part in zip(
+                self.leaves, theta.split([p.numel() for p in self.leaves]), strict=True
+            ):
+                leaf.copy_(part.reshape(leaf.shape))
+
+    def maximize(self, draws: Draws) -> float:
+        """Move θ to the maximum of Q, in nats over all rows; returns it."""
+        optimizer = torch.optim.LBFGS(self.leaves, max_iter=20, line_search_fn="strong_wolfe")
+        N = len(self.batch[0])
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            value = -self._q(draws) / N
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(loss)
+        with torch.no_grad():
+            return float(self._q(draws))
+
+    def _q(self, draws: Draws) -> Tensor:
+        S = len(next(iter(draws.values())))
+        if self.together is None:  # once: does the model take a leading dimension of draws?
+            with torch.no_grad():
+                alone: Any = sum(
+                    self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S)
+                )
+                try:
+                    with pyro.plate("draws", S, dim=self._dim):
+                        both = self._log_joint(self._spread(draws))
+                    self.together = bool(torch.allclose(both, alone, rtol=1e-4))
+                except (RuntimeError, ValueError, IndexError):
+                    self.together = False
+        if self.together:
+            with pyro.plate("draws", S, dim=self._dim):
+                return self._log_joint(self._spread(draws)) / S
+        total: Any = sum(self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S))
+        q: Tensor = total / S
+        return q
+
+    def _spread(self, draws: Draws) -> Draws:
+        """Draws (S, batch, event) with S at the place of the plate "draws"."""
+        with poutine.block(), torch.no_grad():
+            trace = poutine.trace(
+                poutine.condition(self.model, {k: v[0] for k, v in draws.items()})
+            )
+            nodes = trace.get_trace(*self.batch).nodes
+        found = {}
+        for name, value in draws.items():
+            event = nodes[name]["fn"].event_dim
+            missing = -self._dim - (value.dim() - event)  # dimensions between S and the batch
+            found[name] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+        return found
+
+    def _log_joint(self, values: Draws) -> Tensor:
+        with poutine.block():
+            model = poutine.condition(self.model, values)
+            total: Tensor = poutine.trace(model).get_trace(*self.batch).log_prob_sum()
+        return total

@@ -1,0 +1,317 @@
+"""Monte-Carlo EM: the E-step by Markov chains, the M-step by gradient.
+
+For a model whose posterior p(z | x, θ) has no closed form. With draws z_1 … z_S of a chain (NUTS)
+that leaves it invariant,
+
+    Q_t(θ) = 1/S Σ_s log p(x, z_s | θ),    θ_{t+1} = argmax Q_t  (L-BFGS, from θ_t),
+
+and the result is the mean of θ_t (unconstrained) over the second half of the iterations, in which
+the error of S draws averages out. It is maximum likelihood: what variational inference only
+bounds, up to the noise of the draws. No likelihood falls out of it. So a guide is fitted to the
+model as it then stands, and the run answers as any other does: log p(x) by importance weights.
+
+The chain goes on where it stopped. Step size and mass matrix are adapted at iterations 1, 2, 4,
+8, …, since θ moves less and less.
+
+    fit_mcem -> chain (E) -> joint (M) -> guide_after
+
+Reference:
+    Wei, Tanner (1990). A Monte Carlo implementation of the EM algorithm and the poor man's data
+    augmentation algorithms. https://doi.org/10.1080/01621459.1990.10474930
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_lvm.core import distributed as processes
+from ppl_lvm.core.console import Progress
+from ppl_lvm.core.storage import random_state, set_random_state
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.selection import first_rows, some_rows
+from ppl_lvm.estimators.objectives import describe
+from ppl_lvm.fitting.em_run import ExactPosterior, record
+from ppl_lvm.posterior.evidence import log_evidence
+from ppl_lvm.programs.pair import Pair, copied
+from ppl_lvm.programs.sources import GuideSource, ModelSource
+from ppl_lvm.runs.directory import claim, set_aside
+from ppl_lvm.runs.run import TEMPLATE_ROWS, Run, evidence_record
+from ppl_lvm.training.em.complete_likelihood import Joint
+from ppl_lvm.training.em.nuts_sampler import Chain, Draws
+from ppl_lvm.training.em.posterior_guide import bound, fit_guide, make_guide
+from ppl_lvm.training.iterate import run_on
+from ppl_lvm.training.preparation import refuse_faulty
+from ppl_lvm.training.trajectory import Iterates, Trail, last_bounds
+
+EVIDENCE_PARTICLES = 1000
+
+
+class MonteCarloEM:
+    """The iterations.
+
+    Args:
+        model: fitted in place.
+        batch: x, all rows.
+        iterations: T.
+        num_draws: S.
+        warmup: steps of the chain in which it adapts, each time.
+        progress: what shows how far it has come.
+
+    Attributes:
+        history: "complete" (Q_t at its maximum, nats per datum) and "accept" (the chain's mean
+            acceptance probability) of every iteration.
+        iterates: θ_t, unconstrained, as far as a `Trail` keeps them.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batch: tuple[Tensor, ...],
+        *,
+        iterations: int,
+        num_draws: int,
+        warmup: int,
+        progress: Progress,
+    ) -> None:
+        self.joint = Joint(model, batch)
+        self.chain = Chain(model, batch, warmup)
+        self.history: dict[str, list[float]] = {"complete": [], "accept": []}
+        leaves = {f"model/{n}": p for n, p in model.named_parameters() if p.requires_grad}
+        self.iterates = Iterates(leaves, iterations)
+        self._iterations, self._num_draws, self._rows = iterations, num_draws, len(batch[0])
+        self._progress = progress
+        self._total = torch.zeros_like(self.joint.theta())  # of the second half
+
+    @property
+    def iteration(self) -> int:
+        """How many are done."""
+        return len(self.history["complete"])
+
+    def run(self, iterations: int, between: Callable[[], None] = lambda: None) -> None:
+        """Iterate until so many are done, calling `between` after each."""
+        self._progress.done = self.iteration
+        with self._progress:
+            while self.iteration < iterations:
+                number = self.iteration + 1
+                draws, accept = self.chain.draw(self._num_draws, adapt=number & (number - 1) == 0)
+                self.history["complete"].append(self.joint.maximize(draws) / self._rows)
+                self.history["accept"].append(accept)
+                if number > self._iterations // 2:
+                    self._total += self.joint.theta()
+                self.iterates.keep(number)
+                self._progress.advance(number, self.history["complete"][-1], ())
+                between()
+
+    def finish(self) -> Draws:
+        """Take over the mean of θ_t; draws (S, …) of the posterior there, one chain."""
+        self.joint.set(self._total / (self._iterations - self._iterations // 2))
+        return self.chain.draw(self._num_draws, adapt=False)[0]
+
+    # What a resumed run needs
+
+    def tensors(self) -> dict[str, Tensor]:
+        """θ, the chain's place, what is kept of the way, and the random generators."""
+        found = {"theta": self.joint.theta(), "total": self._total, **random_state()}
+        found |= {f"chain/{n}": t for n, t in self.chain.tensors().items()}
+        return found | {f"iterates/{n}": t for n, t in self.iterates.tensors().items()}
+
+    def progress(self) -> dict[str, Any]:
+        """The rest, as plain data."""
+        together = self.joint.together
+        return {"history": self.history, "together": together, "chain": self.chain.progress()}
+
+    def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
+        """Continue from what `tensors` and `progress` said."""
+        self.history, self.joint.together = progress["history"], progress["together"]
+        self.joint.set(tensors["theta"])
+        self._total = tensors["total"].to(self._total)
+        self.chain.load(_under("chain/", tensors), progress["chain"])
+        self.iterates.load(_under("iterates/", tensors), self.iteration)
+        set_random_state(tensors)
+
+
+def fit_mcem(
+    model: Any,
+    data: Any,
+    *,
+    iterations: int = 40,
+    num_draws: int = 20,
+    warmup: int = 50,
+    guide: Any = None,
+    guide_steps: int = 1000,
+    validation: Any = None,
+    seed: int = 0,
+    settings: dict[str, Any] | None = None,
+    guide_settings: dict[str, Any] | None = None,
+    directory: str | Path | None = None,
+    checkpoint_seconds: float = 10.0,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Fit a model by Monte-Carlo EM, then a guide to it. Works on copies.
+
+    Args:
+        model: a module whose latents are continuous and whose parameters are `nn.Parameter` or
+            `PyroParam`; a class of such, or its address.
+        data: see `load_data`; all rows are used at every iteration.
+        iterations: T. The result is the mean over the second half of them.
+        num_draws: S, draws of the chain an iteration.
+        warmup: steps of the chain in which it adapts, each time.
+        guide: what stands for the posterior in the run; default: the exact posterior where the
+            model has one, else as for `fit`.
+        guide_steps: of its training, after the model's.
+        validation: rows to hold out (an int), a fraction of them, or data of its own.
+        seed: of every random number.
+        settings, guide_settings: arguments for programs given as classes or addresses.
+        directory: keep the run there.
+        checkpoint_seconds: at least this long between two checkpoints.
+        resume: continue the run in `directory` exactly where its last checkpoint stands.
+        progress: show a bar, or plain lines where output is no terminal.
+
+    Returns:
+        A run whose history has "complete" and "accept" of every iteration (see `MonteCarloEM`)
+        beside the bound of the guide's training, and whose `draws` are the chain's last: site ->
+        (S, …) of the posterior of the training rows.
+
+    Raises:
+        ValueError: no parameters, no latents, discrete latents, a guide that does not fit, or an
+            option makes no sense.
+    """
+    begun = time.perf_counter()
+    wanted = _Wanted(iterations, num_draws, warmup, guide_steps, seed)
+    wanted.check()
+    if directory is None and resume:
+        raise ValueError("resume=True needs the directory of the run to continue.")
+    whole = data if isinstance(data, Data) else load_data(data)
+    train, held_out = set_aside(whole, validation, seed)
+    if not isinstance(model, str) and not isinstance(guide, str):
+        model, guide = copied(model, guide)
+    source = ModelSource(model, settings)
+    made = _start(source, train, seed)
+    if guide is None and hasattr(made, "posterior"):
+        guide = ExactPosterior
+    guides = GuideSource(guide, guide_settings)
+    for doubt in refuse_faulty(make_guide(made, guides, train, seed)[0], *_all(train)):
+        Progress(1, shown=progress).say(doubt.in_a_line())
+    asked = record(source, guides, whole, train, held_out, validation, vars(wanted), 1)
+    asked["algorithm"] = "Monte-Carlo expectation-maximisation"
+    path = None if directory is None else Path(directory)
+    finished = None if path is None else claim(path, asked, resume)
+    if finished is not None:
+        return finished
+    place = None if path is None else path / "checkpoint.safetensors"
+    em, draws = _iterate(made, train, wanted, place, checkpoint_seconds, progress)
+    pair, summed = make_guide(made, guides, train, seed)
+    show = Progress(guide_steps, title="guide", shown=progress)
+    history = fit_guide(
+        pair, summed, train, held_out, num_steps=guide_steps, seed=seed, progress=show
+    )
+    run = _as_run(pair, train, held_out, asked, {**history, **em.history}, begun)
+    run.trails = (Trail(em.iterates.tensors(), last_bounds(history["bound"])),)
+    run.draws = draws
+    if path is not None:
+        from ppl_lvm.report.run_figures import draw
+
+        run.results["directory"] = str(path)
+        run.save(path)
+        draw(run, held_out or train, path / "pictures")
+    return run
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked of the iterations and of the guide after them."""
+
+    iterations: int
+    num_draws: int
+    warmup: int
+    guide_steps: int
+    seed: int
+
+    def check(self) -> None:
+        for name, value in vars(self).items():
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if name != "seed" and (not whole or value < 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+        if processes.count() > 1:
+            raise ValueError("Monte-Carlo EM runs in one process: start it without torchrun.")
+
+
+def _start(source: ModelSource, train: Data, seed: int) -> Any:
+    """The model before its first iteration; refused if NUTS has no E-step for it."""
+    pyro.set_rng_seed(seed)
+    with pyro.get_param_store().scope():
+        made = source.make(_all(train))
+        Joint(made, _all(train))
+    return made
+
+
+def _iterate(
+    model: Any, train: Data, wanted: _Wanted, place: Path | None, seconds: float, progress: bool
+) -> tuple[MonteCarloEM, Draws]:
+    """All iterations, from the checkpoint at `place` if there is one, and the last draws."""
+    pyro.set_rng_seed(wanted.seed)
+    with pyro.get_param_store().scope():
+        em = MonteCarloEM(
+            model,
+            _all(train),
+            iterations=wanted.iterations,
+            num_draws=wanted.num_draws,
+            warmup=wanted.warmup,
+            progress=Progress(
+                wanted.iterations, title="Monte-Carlo EM", figure="log p(x, z)", shown=progress
+            ),
+        )
+        run_on(em, wanted.iterations, place, seconds)
+        return em, em.finish()
+
+
+def _as_run(
+    pair: Pair,
+    train: Data,
+    held_out: Data | None,
+    asked: dict[str, Any],
+    history: dict[str, list[float]],
+    begun: float,
+) -> Run:
+    """What came of it, judged by the guide."""
+    pair.freeze()
+    seed, rows = asked["options"]["seed"], some_rows(train)
+    degenerate = getattr(pair.model, "degenerate", None)
+    with pair.scope(), torch.no_grad():
+        reason = None if degenerate is None else degenerate(*rows)
+    value, error = bound(pair, train, len(train), seed)
+    aside = aside_error = None
+    if held_out is not None:
+        aside, aside_error = bound(pair, held_out, len(train), seed)
+    entry = {
+        "seed": seed,
+        "bound": value,
+        "bound_monte_carlo_error": error,
+        "held_out": aside,
+        "held_out_monte_carlo_error": aside_error,
+        "steps": asked["options"]["iterations"],
+        "degenerate": reason,
+        "seconds": time.perf_counter() - begun,
+    }
+    judged = some_rows(train if held_out is None else held_out)
+    evidence = log_evidence(pair, *judged, num_particles=EVIDENCE_PARTICLES, seed=seed)
+    of = "training rows" if held_out is None else "held-out rows"
+    results = {"directory": None, **entry, **evidence_record(evidence, of=of, rows=len(judged[0]))}
+    restarts = [{**entry, "chosen": True}]
+    asked |= {"objective": describe(pair.objective), "restarts": restarts, "results": results}
+    return Run(pair, first_rows(train, TEMPLATE_ROWS), history, asked)
+
+
+def _all(data: Data) -> tuple[Tensor, ...]:
+    return data.batch(torch.arange(len(data)))
+
+
+def _under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

@@ -1,0 +1,21 @@
+"""Times taken in turn."""
+
+import time
+
+import pytest
+
+from ppl_lvm.benchmarks.speed_suite import timing
+
+
+def test_ratio_is_that_of_pairs() -> None:
+    """A machine that slows down tenfold half way changes both times and not their ratio."""
+    times = {"a": [1.0, 1.0, 10.0, 10.0], "b": [2.0, 2.0, 20.0, 20.0]}
+    assert timing.ratio(times, "b", "a") == (2.0, 2.0, 2.0)
+
+
+def test_slower_function_measures_slower() -> None:
+    functions = {"fast": lambda: None, "slow": lambda: time.sleep(0.002)}
+    times = timing.interleaved(functions, rounds=5)
+    assert [len(values) for values in times.values()] == [5, 5]
+    assert timing.spread(times["slow"])[0] == pytest.approx(0.002, rel=1)
+    assert timing.ratio(times, "slow", "fast")[0] > 10

@@ -1,0 +1,106 @@
+"""What findings look like, and that looking leaves no trace."""
+
+import time
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm.checks import Finding, check
+from ppl_lvm.checks.issues import Findings
+from ppl_lvm.guides import auto_guide
+from ppl_lvm.models import VAE
+
+
+def _model(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x[:, 0])
+
+
+def _guide(x: Tensor) -> None:
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
+def _outside(x: Tensor) -> None:
+    pyro.param("idle", torch.zeros(2))
+    pyro.sample("y", dist.Normal(x[:, 1], 1.0).to_event(1), obs=x[:, 1])
+    _model(x)
+
+
+def test_the_right_pair_has_no_findings(x: Tensor) -> None:
+    findings = check(_model, _guide, x)
+    assert len(findings) == 0
+    assert findings.ok
+    assert str(findings).startswith("Nothing found: the guide fits the model.\n\nObjectives")
+
+
+def test_errors_come_first_and_are_printed_with_place_and_remedy(x: Tensor) -> None:
+    findings = check(_outside, _guide, x)
+    assert not findings.ok
+    assert [finding.severity for finding in findings] == ["error", "warning"]
+    assert findings.codes == ["outside-data-plate", "no-gradient"]
+    assert f"({Path(__file__).relative_to(Path.cwd())}:" in str(findings)
+    assert "remedy: Move pyro.sample('y', ...)" in str(findings)
+
+
+def test_a_finding_is_reported_once() -> None:
+    one = Finding("code", "note", "z", "What.", "Why.", "Do.")
+    assert len(Findings([one, one])) == 1
+
+
+def test_a_file_elsewhere_is_named_by_its_whole_path() -> None:
+    one = Finding("code", "note", "z", "What.", "Why.", "Do.", "/elsewhere/mine.py", 3)
+    assert "(/elsewhere/mine.py:3)" in str(one)
+
+
+class _Normed(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.net(x).squeeze(-1), 1.0))
+
+
+def _local(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+
+def test_looking_changes_nothing(x: Tensor) -> None:
+    guide = _Normed()
+    pyro.param("mine", torch.tensor(3.0))
+    state = torch.get_rng_state()
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    check(_local, guide, x)
+    assert torch.equal(state, torch.get_rng_state())
+    assert list(pyro.get_param_store().keys()) == ["mine"]
+    for name, value in guide.state_dict().items():
+        assert torch.equal(before[name], value)
+    assert all(parameter.grad is None for parameter in guide.parameters())
+
+
+def test_a_vae_is_checked_in_a_second() -> None:
+    x = (torch.rand(128, 64) > 0.5).float()
+    model = VAE(8)
+    model.initialize(x)
+    guide = auto_guide(model, x)
+    seconds = []
+    for _ in range(3):  # the machine may be busy: the fastest counts
+        begun = time.perf_counter()
+        assert check(model, guide, x).ok
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_it_looks_with_gradients_whatever_the_caller_set(setting: bool, x: Tensor) -> None:
+    with torch.set_grad_enabled(setting):
+        assert len(check(_model, _guide, x)) == 0

@@ -1,0 +1,248 @@
+"""Faults of sites: missing, misnamed, observed in the guide, of other shapes than the model's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_lvm.checks import check
+
+Program = Callable[..., Any]
+# code, site, replacements that mend it, what the remedy says of them
+Fault = tuple[str, str | None, dict[str, str], str]
+
+
+def _model(x: Tensor) -> None:
+    """What most guides here are meant for."""
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
+
+
+def _guide(x: Tensor) -> None:
+    loc = pyro.param("loc", torch.zeros(2))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+
+def _nothing(x: Tensor) -> None:
+    pass
+
+
+def _w_guide(x: Tensor) -> None:
+    pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+
+
+def _empty(x: Tensor) -> None:
+    pyro.param("loc", torch.zeros(2))
+    _nothing(x)
+
+
+def _misnamed(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("zz", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def _too_many(x: Tensor) -> None:
+    _guide(x)
+    pyro.sample("helper", dist.Normal(0.0, 1.0))
+
+
+def _samples_observed(x: Tensor) -> None:
+    _guide(x)
+    with poutine.block(hide_types=["param"]), pyro.plate("again", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def _observes(x: Tensor) -> None:
+    _guide(x)
+    pyro.sample("seen", dist.Normal(0.0, 1.0), obs=x.sum())
+
+
+def _no_event(x: Tensor) -> None:
+    with pyro.plate("two", 2, dim=-2), pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+
+def _mistyped_event(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x[:, 5:7], 1.0).to_event(2))
+
+
+def _too_wide(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def _row_by_row(x: Tensor) -> None:
+    for i in pyro.plate("data", len(x)):
+        pyro.sample(f"z_{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+GUIDES: dict[Program, Fault] = {
+    _empty: (
+        "missing-in-guide",
+        "z",
+        {
+            "_nothing(x)": "with pyro.plate('data', len(x), dim=-1): "
+            "pyro.sample('z', dist.Normal(pyro.param('loc'), 1.0).to_event(1))"
+        },
+        "with pyro.plate('data', len(x), dim=-1): pyro.sample('z', dist.Normal(",
+    ),
+    _misnamed: ("missing-in-model", "zz", {'"zz"': "'z'"}, "pyro.sample('z', "),
+    _too_many: (
+        "missing-in-model",
+        "helper",
+        {"1.0))": "1.0), infer={'is_auxiliary': True})"},
+        "infer={'is_auxiliary': True}",
+    ),
+    _samples_observed: (
+        "observed-in-guide",
+        "x",
+        {'pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))': "pass"},
+        "Remove pyro.sample('x', ...) from the guide.",
+    ),
+    _observes: (
+        "guide-observes",
+        "seen",
+        {'pyro.sample("seen", dist.Normal(0.0, 1.0), obs=x.sum())': "pass"},
+        "Remove pyro.sample('seen', ...) from the guide",
+    ),
+    _no_event: (
+        "event-dim",
+        "z",
+        {
+            'pyro.plate("two", 2, dim=-2), ': "",
+            "Normal(0.0, 1.0)": "Normal(torch.zeros(2), 1.0).to_event(1)",
+        },
+        ".to_event(1))",
+    ),
+    _mistyped_event: (
+        "event-dim",
+        "z",
+        {"x[:, 5:7], 1.0).to_event(2)": "x[:, :2], 1.0).to_event(1)"},
+        ".to_event(1)",
+    ),
+    _too_wide: ("shape", "z", {"zeros(3)": "zeros((2,))"}, "(2,)"),
+    _row_by_row: (
+        "missing-in-guide",
+        "z",
+        {
+            'for i in pyro.plate("data", len(x)):': 'with pyro.plate("data", len(x), dim=-1):',
+            'f"z_{i}"': '"z"',
+        },
+        "with pyro.plate('data', len(x), dim=-1): pyro.sample('z', dist.Normal(",
+    ),
+}
+
+
+def _unobserved(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1), poutine.block(hide=["x"]):
+        pyro.sample("x", dist.Normal(w, 1.0).expand([3]).to_event(1))
+
+
+def _column_target(x: Tensor) -> None:
+    """A column (8, 1) beside predictions (8,)."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    y = x[:, :1]
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(w, 1.0).expand([8]), obs=y)
+
+
+def _rows_without_event(x: Tensor) -> None:
+    """Rows of three numbers beside a distribution of one."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+
+def _stated(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.deterministic("y", w * x[:, 0])
+
+
+def _flat_target(x: Tensor) -> None:
+    """One number a row beside an event of one."""
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    y = x[:, 0]
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("y", dist.Normal(w.reshape(1), 1.0).to_event(1), obs=y)
+
+
+def _discrete_model(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(k.float() + w, 1.0), obs=x[:, 0])
+
+
+MODELS: dict[Program, Fault] = {
+    _unobserved: (
+        "nothing-observed",
+        None,
+        {', poutine.block(hide=["x"])': "", ".to_event(1))": ".to_event(1), obs=x)"},
+        "obs=x)",
+    ),
+    _stated: (
+        "nothing-observed",
+        "y",
+        {'deterministic("y", w * x[:, 0])': 'sample("y", dist.Normal(w, 1.0), obs=x[:, 0])'},
+        "pyro.sample('y', ",
+    ),
+    _column_target: ("value-shape", "y", {"obs=y)": "obs=y.squeeze(-1))"}, ".squeeze(-1)"),
+    _rows_without_event: (
+        "value-shape",
+        "x",
+        {"Normal(w, 1.0)": "Normal(w, torch.ones((3,))).to_event(1)"},
+        ".to_event(1), obs=x)",
+    ),
+    _flat_target: ("value-shape", "y", {"x[:, 0]": "x[:, 0].reshape((8, 1))"}, "(8, 1)"),
+    _discrete_model: (
+        "discrete-not-enumerated",
+        "k",
+        {"torch.ones(3)))": 'torch.ones(3)), infer={"enumerate": "parallel"})'},
+        'infer={"enumerate": "parallel"})',
+    ),
+}
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
+def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
+    judge(_model, guide, guide, *GUIDES[guide])
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
+    judge(model, _w_guide, model, *MODELS[model])
+
+
+def test_two_latents_are_missing_under_their_own_names(x: Tensor) -> None:
+    def two(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(a + b, 1.0), obs=x[:, 0])
+
+    assert [finding.site for finding in check(two, _nothing, x).errors] == ["a", "b"]
+
+
+def test_a_name_like_none_of_several_is_no_rename(x: Tensor) -> None:
+    def two(x: Tensor) -> None:
+        first = pyro.sample("first", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            other = pyro.sample("other", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(first + other, 1.0), obs=x[:, 0])
+
+    errors = check(two, _w_guide, x).errors
+    assert {(error.code, error.site) for error in errors} == {
+        ("missing-in-model", "w"),
+        ("missing-in-guide", "first"),
+        ("missing-in-guide", "other"),
+    }

@@ -1,0 +1,75 @@
+"""diagnose and compare from the command line: a list as JSON, a table through a pipe, a picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ppl_lvm.cli import app
+from ppl_lvm.fitting.em import fit_em
+from ppl_lvm.models import GaussianMixture
+
+KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Mixtures of one and of three components on Iris."""
+    folder = tmp_path_factory.mktemp("runs")
+    for components in (1, 3):
+        settings = {"components": components}
+        fit_em(
+            GaussianMixture,
+            "iris",
+            settings=settings,
+            restarts=2,
+            directory=folder / f"k{components}",
+        )
+    return [str(folder / "k1"), str(folder / "k3")]
+
+
+def call(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_diagnose_prints_one_json_list_last(runs: list[str]) -> None:
+    rows = json.loads(call("diagnose", runs[1], "--json").splitlines()[-1])
+    assert all(row.keys() >= KEYS for row in rows)
+    names = [row["name"] for row in rows]
+    assert "agreement of restarts' clusterings (adjusted Rand index), mean" in names
+
+
+def test_diagnose_through_a_pipe_is_eighty_wide_and_takes_own_quantities(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def petals(x):\n    'Mean of the third column of data sets (R, N, P).'\n"
+        "    return x[:, :, 2].mean(1) + 1e6 * (len(x) == 1)\n"
+    )
+    shown = call("diagnose", runs[1], "--quantity", "mine.py:petals")
+    lines = shown.splitlines()
+    assert lines[0].startswith("Can this fit be trusted? ")
+    assert max(len(line) for line in lines) <= 80
+    assert not [line for line in lines if line != line.rstrip()]
+    assert "petals" in shown
+
+
+def test_compare_ranks_the_runs_and_draws_them(runs: list[str], tmp_path: Path) -> None:
+    picture = tmp_path / "compared.png"
+    words = ("compare", *runs, "--data", "iris")
+    rows = json.loads(call(*words, "--json", "--picture", str(picture)).splitlines()[-1])
+    assert [row["run"] for row in rows] == ["k3", "k1"]
+    assert rows[1]["verdict"] == "worse"
+    assert picture.stat().st_size > 1000
+    shown = call(*words)
+    assert shown.index("k3") < shown.index("k1")
+    assert "150 rows, given" in shown
+
+
+def test_compare_says_what_is_missing(runs: list[str]) -> None:
+    with pytest.raises(ValueError, match="held no rows out"):
+        call("compare", *runs)

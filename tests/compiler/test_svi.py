@@ -1,0 +1,182 @@
+"""One seed, one sequence of losses: CompiledSVI against `pyro.infer.SVI`."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import SVI
+
+import captured_programs as programs
+from ppl_lvm.compiler import CannotCaptureError, CompiledSVI
+
+PROGRAMS = programs.PROGRAMS
+
+
+def losses(name: str, engine: str | None, steps: int, **adam: Any) -> tuple[list[Any], Any]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS[name]()
+    optimizer = pyro.optim.Adam({"lr": 0.02, **adam})
+    svi: Any = (
+        SVI(model, guide, optimizer, loss)
+        if engine is None
+        else CompiledSVI(model, guide, optimizer, loss, engine=engine)  # type: ignore[arg-type]
+    )
+    return [svi.step(*batch) for _ in range(steps)], svi
+
+
+def flat(values: list[Any]) -> list[float]:
+    return [float(v) for value in values for v in (value if isinstance(value, tuple) else [value])]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_captured_takes_pyros_steps(name: str) -> None:
+    expected, _ = losses(name, None, 50)
+    got, svi = losses(name, "captured", 50)
+    assert svi.level == "captured"
+    assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mixture", "belief net, decaying average"])
+def test_compiled_takes_pyros_steps(name: str) -> None:
+    expected, _ = losses(name, None, 50)
+    got, svi = losses(name, "compiled", 50)
+    assert svi.level == "compiled"
+    assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+
+
+SLOW = ["vae", "vae, batch norm", "belief net, wake-sleep", "hmm", "subsampled", "gamma", "reparam"]
+SLOW += ["AutoMultivariateNormal", "AutoIAFNormal", "mixture, guide", "vae, renyi"]
+SLOW += ["correlations"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_compiled_takes_pyros_steps_slow(name: str) -> None:
+    test_compiled_takes_pyros_steps(name)
+
+
+def test_another_seed_takes_other_steps() -> None:
+    """The wrong twin: the test above would see a step with other random numbers."""
+    expected, _ = losses("vae", None, 5)
+    model, guide, loss, batch = PROGRAMS["vae"]()
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+    assert [svi.step(*batch) for _ in range(5)] != pytest.approx(expected, rel=1e-5)
+
+
+OPTIMISERS: dict[str, Any] = {
+    "adam": lambda: pyro.optim.Adam({"lr": 0.05}),
+    "adam, decay": lambda: pyro.optim.Adam({"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
+    "adamw": lambda: pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1}),
+    "clipped adam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 0.5, "lrd": 0.95}),
+    "centred": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "centered_variance": True}),
+    "sgd": lambda: pyro.optim.SGD({"lr": 1e-3}),
+    "momentum": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9, "dampening": 0.3}),
+    "nesterov": lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9, "nesterov": True}),
+    "clip": lambda: pyro.optim.Adam({"lr": 0.05}, {"clip_norm": 0.3}),
+    "per parameter": lambda: pyro.optim.Adam(lambda name: {"lr": 0.1 if "loc" in name else 0.01}),
+    "rmsprop": lambda: pyro.optim.RMSprop({"lr": 0.01}),
+    "amsgrad": lambda: pyro.optim.Adam({"lr": 0.05, "amsgrad": True}),
+    "no rate": lambda: pyro.optim.AdagradRMSProp({"eta": 0.1}),
+    "partial": lambda: partial(torch.optim.Adam, lr=0.05),
+    "schedule": lambda: pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.05}, "gamma": 0.9}
+    ),
+}
+
+
+def stepped(
+    optimizer: Any, engine: Any, steps: int, name: str = "AutoMultivariateNormal"
+) -> list[float]:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS[name]()
+    svi = CompiledSVI(model, guide, optimizer, loss, engine=engine)
+    got = []
+    for _ in range(steps):
+        got.append(svi.step(*batch))
+        if isinstance(optimizer, pyro.optim.PyroLRScheduler):
+            optimizer.step()
+    return got
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_flat_optimisers_take_the_optimisers_steps(name: str) -> None:
+    expected = stepped(OPTIMISERS[name](), "eager", 40)
+    assert stepped(OPTIMISERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+
+
+COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per parameter", "schedule"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_optimisers_take_the_optimisers_steps(name: str) -> None:
+    expected = stepped(OPTIMISERS[name](), "eager", 40, "mixture")
+    assert stepped(OPTIMISERS[name](), "compiled", 40, "mixture") == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_an_optimiser_without_a_flat_rule_is_captured_or_refused() -> None:
+    with pytest.raises(CannotCaptureError, match="no flat rule"):
+        stepped(OPTIMISERS["rmsprop"](), "compiled", 8)
+
+
+@pytest.mark.parametrize("name", ["adam", "clipped adam", "momentum", "rmsprop"])
+@pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])
+def test_state_resumes_at_another_level(name: str, first: str, second: str) -> None:
+    """Parameters, optimiser and random state saved at one level continue at the other."""
+    expected = stepped(OPTIMISERS[name](), "eager", 24)
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS["AutoMultivariateNormal"]()
+    optimizer = OPTIMISERS[name]()
+    svi = CompiledSVI(model, guide, optimizer, loss, engine=first)  # type: ignore[arg-type]
+    got = [svi.step(*batch) for _ in range(12)]
+    state = copy.deepcopy(optimizer.get_state())
+    again = OPTIMISERS[name]()
+    again.set_state(state)
+    svi = CompiledSVI(model, guide, again, loss, engine=second)  # type: ignore[arg-type]
+    got += [svi.step(*batch) for _ in range(12)]
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_modules_see_the_flat_parameters_and_loading_into_them_is_seen() -> None:
+    pyro.set_rng_seed(0)
+    model, guide, loss, batch = PROGRAMS["vae"]()
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine="captured")
+    for _ in range(6):
+        svi.step(*batch)
+    kept = copy.deepcopy(model.state_dict())
+    svi.step(*batch)
+    assert not torch.equal(kept["net.0.weight"], model.net[0].weight)
+    torch.manual_seed(1)
+    model.load_state_dict(kept)
+    wanted = svi.evaluate_loss(*batch)
+    torch.manual_seed(1)
+    assert svi.step(*batch) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_an_unknown_level_or_a_bare_loss_is_refused() -> None:
+    model, guide, loss, _ = PROGRAMS["vae"]()
+    optimizer = pyro.optim.Adam({"lr": 0.02})
+    with pytest.raises(ValueError, match="'fast' is none of"):
+        CompiledSVI(model, guide, optimizer, loss, engine="fast")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"must be a pyro\.infer\.ELBO"):
+        CompiledSVI(model, guide, optimizer, loss.loss)
+
+
+def test_an_optimiser_with_parameters_and_rows_of_no_steps_are_refused() -> None:
+    model, guide, loss, batch = PROGRAMS["mixture"]()
+    made: Any = torch.optim.Adam(model.parameters())
+    for optimizer in (made, {"lr": 0.1}):
+        with pytest.raises(ValueError, match=r"optimizer must be a pyro\.optim optimiser"):
+            CompiledSVI(model, guide, optimizer, loss)
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
+    for rows in (torch.arange(4), torch.zeros(2, 4)):
+        with pytest.raises(ValueError, match=r"rows must be whole numbers \(S, B\)"):
+            svi.steps(*batch, rows=rows)

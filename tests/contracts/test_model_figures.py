@@ -1,0 +1,141 @@
+"""Every model that is offered shows itself: a picture of its own kind, and ArviZ data."""
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.report.report import report
+from ppl_lvm.report.run_figures import READINGS, figures
+from ppl_lvm.runs.run import Run
+
+models: Any = importlib.import_module("ppl_lvm.models")
+
+DIGITS = load_data("digits(binarize=8)").subset(torch.arange(40))
+X, TRUTH = DIGITS.tensors[0], DIGITS.labels
+assert TRUTH is not None
+SOME = torch.where(torch.arange(40) < 20, TRUTH, -1)
+SEQUENCES = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(0))
+COUNTS = torch.arange(120.0).reshape(30, 4) % 7
+NET = {"latent": 2, "hidden": (4,)}
+CODES = {"samples", "reconstructions", "traversals", "latent_plane"}
+# Model -> data, settings, what its report must hold.
+CASES: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
+    "PPCA": ("iris", {}, CODES),
+    "FactorAnalysis": ("iris", {}, CODES),
+    "FactorModel": (COUNTS, {}, CODES),
+    "VAE": (DIGITS, NET, CODES),
+    "BernoulliVAE": (DIGITS, NET, CODES),
+    "HierarchicalVAE": (DIGITS, {"latent": (3, 2), "hidden": (4,)}, CODES),
+    "GaussianMixtureVAE": (DIGITS, {**NET, "components": 3}, CODES | {"classes", "confusion"}),
+    "SemiSupervisedVAE": ((X, SOME), NET, CODES | {"classes", "confusion"}),
+    "ConditionalVAE": (DIGITS, {**NET, "given": 32}, {"filled_in"}),
+    "GaussianMixture": ("iris", {}, {"mixture", "confusion", "samples"}),
+    "BayesianGaussianMixture": ("iris", {"components": 3}, {"mixture", "confusion", "posterior"}),
+    "MixtureOfPPCA": ("iris", {}, {"mixture", "confusion"}),
+    "Gaussian": ("moons", {}, {"density", "samples"}),
+    "NormalizingFlow": ("moons", {"hidden": (4,), "layers": 2}, {"density", "samples"}),
+    "Diffusion": ("moons", {"steps": 3, "hidden": (4,)}, {"chain", "samples"}),
+    "HierarchicalRegression": ("grouped(n=40)", {}, {"predictions", "posterior"}),
+    "RandomEffects": ("eight_schools", {}, {"predictions", "posterior"}),
+    "LatentDirichletAllocation": ("bars(n=30)", {"topics": 3}, CODES | {"topics"}),
+    "ProdLDA": ("bars(n=30)", {"topics": 3}, CODES | {"topics"}),
+    "HiddenMarkovModel": (SEQUENCES, {"states": 2}, {"sequences", "states"}),
+    "LinearStateSpace": (SEQUENCES, {}, {"sequences"}),
+    "DeepMarkovModel": (SEQUENCES, {**NET, "width": 4}, {"sequences"}),
+}
+WITHOUT_LATENTS = {"Gaussian", "NormalizingFlow", "HiddenMarkovModel", "LinearStateSpace"}
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """A tensor is no array, as on a GPU, unless it has been fetched by `cpu()`."""
+    fetched: dict[int, Tensor] = {}
+    numpy: Any = Tensor.numpy
+
+    def cpu(tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        return fetched.setdefault(copy.untyped_storage().data_ptr(), copy)
+
+    def array(tensor: Tensor, *how: Any, **other: Any) -> Any:
+        if tensor.untyped_storage().data_ptr() not in fetched:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        return numpy(tensor, *how, **other)
+
+    with patch.object(Tensor, "cpu", cpu), patch.object(Tensor, "numpy", array):
+        yield
+
+
+def test_what_has_not_been_fetched_is_no_array() -> None:
+    with elsewhere():
+        with pytest.raises(TypeError, match="cuda:0"):
+            np.asarray(torch.zeros(2))
+        assert np.asarray(torch.zeros(2).cpu()[1:]).shape == (1,)
+
+
+def test_no_model_is_forgotten() -> None:
+    assert CASES.keys() == set(models.__all__)
+    assert set().union(*(kinds for _, _, kinds in CASES.values())) <= READINGS.keys()
+
+
+@pytest.mark.parametrize("model", CASES)
+def test_it_is_pictured_and_exported(model: str) -> None:
+    source, settings, kinds = CASES[model]
+    data = source if source is DIGITS else load_data(source)
+    run = fit(
+        getattr(models, model),
+        None,
+        data,
+        settings=settings,
+        num_steps=2,
+        engine="eager",
+        progress=False,
+    )
+    with elsewhere():
+        drawn = figures(run, data)
+    assert kinds | {"training"} <= drawn.keys(), sorted(kinds - drawn.keys())
+    # With codes of its own a model is no plain mixture; a chain of noise is no code.
+    assert not {"mixture", "classes"} <= drawn.keys()
+    assert not {"chain", "traversals"} <= drawn.keys()
+    few = data if len(data) < 10 else data.subset(torch.arange(5))
+    exported = run.to_arviz(few, num_samples=2)
+    posterior = getattr(exported, "posterior", None)
+    assert (posterior is None) == (model in WITHOUT_LATENTS)
+    observed = exported.observed_data
+    assert len(observed.data_vars) > 0
+    for group in (exported.posterior_predictive, exported.prior_predictive):
+        assert set(group.data_vars) == set(observed.data_vars)
+        assert all(np.isfinite(group[name]).all() for name in group.data_vars)
+
+
+def test_the_page_of_models_of_two_tensors_holds_their_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "diagnose", lambda *_, **__: Diagnosis(()))  # another test's question
+    np.savez(tmp_path / "some.npz", x=X.numpy(), y=SOME.numpy())
+    np.savez(tmp_path / "halves.npz", x=X[:, :32].numpy(), y=X[:, 32:].numpy())
+    found = {}
+    for model, file in (("SemiSupervisedVAE", "some.npz"), ("ConditionalVAE", "halves.npz")):
+        fit(
+            getattr(models, model),
+            None,
+            load_data(str(tmp_path / file), image_shape=(8, 8)),
+            settings=NET,
+            num_steps=2,
+            directory=tmp_path / model,
+            progress=False,
+        )
+        found[model] = report([tmp_path / model], tmp_path / f"{model}.html").read_text()
+    for title in ("Classes", "Confusion", "Latent plane", "Reconstructions"):
+        assert f"<h3>{title}</h3>" in found["SemiSupervisedVAE"]
+    assert "<h3>Filled in</h3>" in found["ConditionalVAE"]

@@ -1,0 +1,179 @@
+"""Files at fault: named by file, line and column, with the remedy."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ppl_lvm.data import load_data
+from ppl_lvm.data import readers as files
+
+TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
+
+
+CSV_FAULTS = {
+    "missing": ("a,b\n1,2\n3,\n", "line 3, column 'b': the value is missing"),
+    "missing NA": ("a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
+    "text": ("a,b\n1,2\n3,red\n", "line 3, column 'b': 'red' is not a number"),
+    "infinity": ("a,b\n1,2\n-inf,4\n", "line 3, column 'a': -inf is not a finite number"),
+    "overflow": ("a,b\n1,2\n1e300,4\n", "1e+300 is too large for torch.float32"),
+    "short line": ("a,b\n1,2\n3\n", "line 3 has 1 fields, the first line has 2"),
+    "long line": ("a,b\n1,2,3\n", "line 2 has 3 fields"),
+    "empty": ("", "is empty (0 bytes)"),
+    "only header": ("a,b\n", "has a header and no rows"),
+    "empty first line": ("\na,b\n1,2\n", "begins with an empty line"),
+    "empty line": ("a,b\n1,2\n\n3,4\n", "line 3 is empty, and rows follow"),
+    "duplicate": ("a,b,a\n1,2,3\n", "columns 1 and 3 are both called 'a'"),
+    "index": (",a,b\n0,1,2\n", "column 1 has no name"),
+    "semicolons": ("a;b\n1;2\n", "separated by ';'"),
+    "open quote": ('a,b\n1,"2\n', "not well-formed CSV"),
+}
+
+
+@pytest.mark.parametrize("fault", CSV_FAULTS)
+def test_csv_faults(tmp_path: Path, fault: str, written: Any) -> None:
+    text, said = CSV_FAULTS[fault]
+    path = written(tmp_path / "f.csv", text)
+    with pytest.raises(ValueError) as caught:
+        load_data(path)
+    assert said in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_csv_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_bytes(b"a,b\n\xff\xfe,1\n")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        load_data(tmp_path / "f.csv")
+
+
+def _truncated(path: Path, keep: float) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep)])
+
+
+@pytest.mark.parametrize("threshold", [2**30, 16])
+@pytest.mark.parametrize("keep", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("kind", ["npy", "npz", "parquet"])
+def test_truncated_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, keep: float, threshold: int
+) -> None:
+    monkeypatch.setattr(files, "MAP_ABOVE", threshold)
+    path = tmp_path / f"f.{kind}"
+    table = np.random.default_rng(0).normal(size=(100, 3))
+    if kind == "npy":
+        np.save(path, table)
+    elif kind == "npz":
+        np.savez_compressed(path, table)
+    else:
+        pd.DataFrame(table, columns=["a", "b", "c"]).to_parquet(path)
+    _truncated(path, keep)
+    with pytest.raises(ValueError) as caught:
+        load_data(path)
+    assert str(path) in str(caught.value)
+
+
+def _npy(array: Any) -> Callable[[Path], None]:
+    return lambda path: np.save(path, array)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (_npy(np.array([[1, "x"], [2, None]], dtype=object)), "only unpickling"),
+        (_npy(np.array([["a", "b"]])), "holds text"),
+        (_npy(np.float64(3.0)), "0-d"),
+        (_npy(np.zeros((0, 3))), "no rows"),
+        (_npy(np.zeros((3, 0))), "without a single value"),
+        (_npy(np.zeros(3, complex)), "complex"),
+        (_npy(np.zeros(3, "M8[s]")), "dates"),
+        (_npy(np.zeros(3, [("a", float)])), "records"),
+        (_npy(np.array([[1.0, np.nan]])), "row 1 (index 0), column 2 (index 1): the value is m"),
+        (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
+        (lambda path: path.write_bytes(b"hello world"), "not a complete NumPy file"),
+    ],
+)
+def test_npy_faults(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:
+    write(tmp_path / "f.npy")
+    with pytest.raises(ValueError) as caught:
+        load_data(tmp_path / "f.npy")
+    assert said in str(caught.value)
+    assert "f.npy" in str(caught.value)
+
+
+def test_npz_with_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", x=np.array([[1], None], dtype=object))
+    with pytest.raises(ValueError, match=r"f\.npz, x holds Python objects"):
+        load_data(tmp_path / "f.npz")
+
+
+def test_parquet_text_and_gaps_are_named(tmp_path: Path) -> None:
+    pd.DataFrame({"a": [1.0, None], "t": ["u", "v"]}).to_parquet(tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"f\.parquet, column 't', row 1 \(index 0\): 'u' is not"):
+        load_data(tmp_path / "f.parquet")
+    with pytest.raises(ValueError, match=r"row 2 \(index 1\), column 'a': the value is missing"):
+        load_data(tmp_path / "f.parquet", columns=["a"])
+
+
+def test_file_not_found_offers_its_neighbour(tmp_path: Path, written: Any) -> None:
+    written(tmp_path / "flowers.csv", "a\n1\n")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'flowers\.csv'"):
+        load_data(tmp_path / "flowes.csv")
+    with pytest.raises(FileNotFoundError, match=r"there are flowers\.csv\."):
+        load_data(tmp_path / "zzz.npy")
+    with pytest.raises(FileNotFoundError, match="nor is there a folder"):
+        load_data("/nowhere/at/all.csv")
+
+
+def test_unknown_extensions_and_folders(tmp_path: Path, written: Any) -> None:
+    written(tmp_path / "f.xlsx", "x")
+    with pytest.raises(ValueError, match=r"'\.xlsx' are not read, only \.csv"):
+        load_data(tmp_path / "f.xlsx")
+    (tmp_path / "d.csv").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        load_data(tmp_path / "d.csv")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"columns": ["aa"]}, "did you mean 'a'"),
+        ({"columns": ["a", "a"]}, "names a column twice"),
+        ({"columns": []}, "no column is left"),
+        ({"columns": "a"}, "columns=['a']"),
+        ({"columns": ["a"], "labels": "a"}, "be the labels too"),
+        ({"labels": "zebra"}, "has no 'zebra'"),
+        ({"missing": "drop"}, "there are error, keep"),
+    ],
+)
+def test_wrong_choices_of_columns(
+    tmp_path: Path, options: dict[str, Any], said: str, written: Any
+) -> None:
+    path = written(tmp_path / "f.csv", "a,b\n1,2\n")
+    with pytest.raises(ValueError) as caught:
+        load_data(path, **options)
+    assert said in str(caught.value)
+
+
+def test_missing_values_are_kept_on_request(tmp_path: Path, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "a,b\n1,?\n,4\n")
+    (x,) = load_data(path, missing="keep").tensors
+    assert torch.equal(x.isnan(), torch.tensor([[False, True], [True, False]]))
+    with pytest.raises(ValueError, match="not a finite number"):
+        load_data(np.array([[np.nan, np.inf]]), missing="keep")
+    masked = np.ma.masked_array([[1.0, 2.0]], mask=[[False, True]])
+    assert load_data(masked, missing="keep").tensors[0].isnan().tolist() == [[False, True]]
+    with pytest.raises(ValueError, match=r"column 2 .* missing"):
+        load_data(masked)
+
+
+def test_a_missing_label_is_named(tmp_path: Path, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "a,k\n1,u\n2,\n")
+    with pytest.raises(ValueError, match="line 3, column 'k': the label is missing"):
+        load_data(path, labels="k")
+    frame = pd.DataFrame({"a": [1, 2], "k": ["u", None]})
+    with pytest.raises(ValueError, match=r"label of row 2 \(index 1\) is missing"):
+        load_data(frame, labels="k")

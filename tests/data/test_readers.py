@@ -1,0 +1,171 @@
+"""Files of every kind, read as they are meant."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ppl_lvm.data import load_data
+from ppl_lvm.data import readers as files
+
+TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
+
+
+def test_csv_with_header_and_text_labels(tmp_path: Path, same: Any, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "a,kind,b\n1,x,2\n3,y,4\n5,x,6\n\n")
+    data = load_data(str(path), labels="kind")
+    same(data, [[1, 2], [3, 4], [5, 6]])
+    assert data.columns == ["a", "b"]
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 1, 0]
+    assert data.label_names == ["x", "y"]
+    assert data.locate(1, 1) == f"{path}, line 3, column 'b'"
+    assert data.name == "f.csv"
+
+
+def test_csv_whole_number_labels_sort_as_numbers(tmp_path: Path, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "a,k\n1,10\n2,9\n3,10\n")
+    data = load_data(path, labels="k")
+    assert data.label_names == ["9", "10"]
+
+
+def test_csv_without_header_has_numbered_columns(tmp_path: Path, same: Any, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "1.5,2\n3,4\n")
+    data = load_data(path)
+    same(data, [[1.5, 2], [3, 4]])
+    assert data.columns is None
+    assert data.locate(1, 1) == f"{path}, line 2, column 2 (index 1)"
+    assert load_data(path, columns=[1]).locate(0, 0).endswith("line 1, column 2 (index 1)")
+
+
+def test_csv_of_column_numbers_must_be_told(tmp_path: Path, written: Any) -> None:
+    path = written(tmp_path / "f.csv", "0,1\n3,4\n")
+    with pytest.raises(ValueError, match="header=True or header=False"):
+        load_data(path)
+    assert len(load_data(path, header=True)) == 1
+    assert len(load_data(path, header=False)) == 2
+
+
+def test_csv_lines_count_what_the_editor_shows(tmp_path: Path, written: Any) -> None:
+    path = written(tmp_path / "f.csv", 'a,t\n1,"two\nlines"\n2,u\n')
+    assert load_data(path, columns=["a"]).locate(1, 0).startswith(f"{path}, line 4")
+
+
+def test_csv_longer_than_a_chunk(tmp_path: Path, same: Any) -> None:
+    values = np.arange(20_000.0)
+    path = tmp_path / "f.csv"
+    pd.DataFrame({"a": values, "k": values.astype(int) % 3}).to_csv(path, index=False)
+    data = load_data(path, labels="k")
+    same(data, values[:, None])
+    assert data.labels is not None
+    assert torch.equal(data.labels, torch.arange(20_000) % 3)
+    assert "line 19002" in data.locate(19_000)
+
+
+def test_npy(tmp_path: Path, same: Any) -> None:
+    np.save(tmp_path / "f.npy", TABLE)
+    same(load_data(tmp_path / "f.npy"), TABLE)
+    data = load_data(tmp_path / "f.npy", columns=[2, 0], labels=1)
+    same(data, TABLE[:, [2, 0]])
+    assert data.labels is not None
+    assert torch.equal(data.labels, torch.from_numpy(TABLE[:, 1]).float())
+    assert data.locate(2, 0).endswith("row 3 (index 2), column 3 (index 2)")
+
+
+@pytest.mark.parametrize("kind", ["i8", "u2", "?", "f2", ">f8", "f4"])
+def test_npy_of_any_number_type_becomes_the_default_float(
+    tmp_path: Path, kind: str, same: Any
+) -> None:
+    values = np.array([[0, 1], [1, 0]]).astype(kind)
+    np.save(tmp_path / "f.npy", values)
+    same(load_data(tmp_path / "f.npy"), values.astype(float))
+
+
+def test_default_dtype_is_respected() -> None:
+    torch.set_default_dtype(torch.float64)
+    assert load_data(TABLE.astype(np.float32)).tensors[0].dtype == torch.float64
+
+
+def test_npz_arrays_are_chosen_by_name(tmp_path: Path) -> None:
+    y = np.array(["b", "a", "b", "b"])
+    np.savez(tmp_path / "f.npz", x=TABLE, y=y, test=TABLE[:2], w=TABLE[:, 0])
+    data = load_data(tmp_path / "f.npz", columns=["w", "x"], labels="y")
+    w, x = data.batch(torch.tensor([2, 0]))
+    assert torch.equal(w, torch.tensor(TABLE[[2, 0], 0]).float())
+    assert torch.equal(x, torch.tensor(TABLE[[2, 0]]).float())
+    assert data.label_names == ["a", "b"]
+    assert data.locate(0, 2, part=1).endswith("x, row 1 (index 0), column 3 (index 2)")
+    with pytest.raises(ValueError, match=r"test \(2, 3\)"):
+        load_data(tmp_path / "f.npz", columns=["x", "test"])
+
+
+def test_parquet_and_frames(tmp_path: Path, same: Any) -> None:
+    frame = pd.DataFrame({"a": [1, 2, 3], "k": ["u", "v", "u"], "b": [True, False, True]})
+    frame.to_parquet(tmp_path / "f.parquet")
+    for source in (tmp_path / "f.parquet", frame):
+        data = load_data(source, labels="k")
+        same(data, [[1, 1], [2, 0], [3, 1]])
+        assert data.columns == ["a", "b"]
+        assert data.label_names == ["u", "v"]
+        assert data.locate(1, 1).endswith("row 2 (index 1), column 'b'")
+
+
+def test_large_npy_stays_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: Any
+) -> None:
+    monkeypatch.setattr(files, "MAP_ABOVE", 16)
+    path = tmp_path / "f.npy"
+    np.save(path, TABLE)
+    data = load_data(path, columns=[2, 0])
+    same(data, TABLE[:, [2, 0]])
+    left, right = data.split(1, seed=0)
+    assert len(left) == 3
+    assert torch.equal(
+        torch.cat([left.tensors[0], right.tensors[0]]).sort(0).values,
+        torch.tensor(TABLE[:, [2, 0]]).float(),
+    )
+    data.batch(torch.arange(4))[0].zero_()
+    assert np.array_equal(np.load(path), TABLE)  # no write reaches the file
+    same(data, TABLE[:, [2, 0]])
+
+
+def test_a_batch_of_a_mapped_file_reads_its_rows_only(tmp_path: Path) -> None:
+    """A sparse file of 64 GiB, more than there is memory."""
+    path = tmp_path / "huge.npy"
+    rows = np.lib.format.open_memmap(path, "w+", np.float64, (2**26, 128))
+    rows[5], rows[2**26 - 1] = 5.0, 7.0
+    rows.flush()
+    del rows
+    data = load_data(path)
+    (x,) = data.batch(torch.tensor([5, 2**26 - 1, 77]))
+    assert x[:, 0].tolist() == [5.0, 7.0, 0.0]
+    assert data.fingerprint() == load_data(path).fingerprint()
+    assert "row 78 (index 77)" in data.locate(77)
+    path.unlink()  # no copy of the temporary folder should try to take it along
+
+
+def test_mapped_rows_are_checked_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAP_ABOVE", 16)
+    bad = TABLE.copy()
+    bad[2, 1] = np.inf
+    np.save(tmp_path / "f.npy", bad)
+    data = load_data(tmp_path / "f.npy")
+    data.batch(torch.tensor([0, 1, 3]))
+    with pytest.raises(ValueError, match=r"row 3 \(index 2\), column 2 \(index 1\)"):
+        data.batch(torch.tensor([3, 2]))
+
+
+def test_fingerprint_notices_a_changed_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "f.npy"
+    for threshold in (2**30, 16):  # in memory, mapped
+        monkeypatch.setattr(files, "MAP_ABOVE", threshold)
+        np.save(path, TABLE)
+        before = load_data(path).fingerprint()
+        assert load_data(path).fingerprint() == before
+        np.save(path, TABLE + 1)
+        assert load_data(path).fingerprint() != before

@@ -1,0 +1,157 @@
+"""AIS and the sandwich against the exact evidence of a linear-Gaussian model."""
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Beta, Gamma, Normal
+from torch import Tensor
+
+from ppl_lvm.core.seeds import own_random
+from ppl_lvm.diagnostics.amortization import require_amortised
+from ppl_lvm.diagnostics.bound_tightness import sandwich, tightness
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.diagnostics.simulation import simulate
+from ppl_lvm.diagnostics.unconstrained_density import Joint
+from ppl_lvm.particles.structure import make_plan
+
+
+@pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])
+def test_annealing_meets_the_exact_evidence(
+    linear: Any, exact_guide: Any, width: float, shift: float
+) -> None:
+    x = linear.simulate(40)
+    guide = exact_guide(linear, width, shift)
+    result = tightness(linear, guide, x, particles=(1, 10), chains=8)
+    assert result.annealed is not None
+    assert abs(result.annealed.value - float(linear.exact(x).mean())) < 0.05
+    assert 0.6 < result.acceptance < 0.95
+
+
+def test_sandwich_holds_the_exact_evidence_and_is_narrow(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(60)
+    found = sandwich(linear, exact_guide(linear, 0.7, 0.3), x)
+    assert found.gap < 0.1
+    assert found.findings()[0].verdict == "good"
+
+
+def test_sandwich_holds_exact_evidence_of_its_own_data(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(60)
+    found = sandwich(linear, exact_guide(linear, 0.6, 0.5), x, seed=3)
+    with own_random(3):
+        require_amortised(
+            linear, exact_guide(linear), (x,), make_plan(linear, exact_guide(linear), (x,), {})
+        )
+        _, (fresh,) = simulate(linear, x)
+    exact = float(linear.exact(fresh).mean())
+    assert abs(found.lower.value - exact) < 0.05
+    assert abs(found.upper.value - exact) < 0.05
+
+
+def test_too_few_temperatures_leave_a_wide_sandwich(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(60)
+    found = sandwich(linear, exact_guide(linear, 0.1, 2.0), x, temperatures=2, chains=1)
+    assert found.findings()[0].verdict == "bad"
+    assert found.lower.value < found.upper.value
+
+
+def test_elbo_gap_is_the_divergence_and_graded(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(40)
+    linear.log_likelihood = linear.exact
+    narrow = tightness(
+        linear, exact_guide(linear, 0.1), x, particles=(1, 1000), temperatures=20, chains=2
+    )
+    elbo = narrow.bounds[1]
+    divergence = 2 * (0.1**2 / 2 - 0.5 - math.log(0.1))  # KL(N(0, .01) ‖ N(0, 1)), D = 2
+    gap, _ = narrow.gap()
+    assert abs(gap - divergence) < 5 * elbo.monte_carlo_error
+    assert narrow.findings()[0].verdict == "bad"
+    exact = tightness(linear, exact_guide(linear), x, particles=(1, 10), temperatures=10, chains=2)
+    assert [f.verdict for f in exact.findings()] == ["good", "good"]
+
+
+def test_importance_weighted_bounds_rise(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(40)
+    bounds = tightness(linear, exact_guide(linear, 0.5), x, temperatures=5, chains=2).bounds
+    values = [bounds[K].value for K in sorted(bounds)]
+    assert values == sorted(values)
+    assert values[-1] - values[0] > 0.3
+
+
+def test_constrained_global_latent_is_annealed_in_its_unconstrained_space() -> None:
+    x = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+
+    def model(x: Tensor) -> None:
+        p = pyro.sample("p", Beta(1.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Bernoulli(p), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("p", Beta(2.0, 2.0))
+
+    result = tightness(model, guide, x, particles=(1, 100), chains=16, temperatures=50)
+    assert result.annealed is not None
+    exact = math.lgamma(5) + math.lgamma(2) - math.lgamma(7)  # log B(5, 2)
+    error = result.annealed.monte_carlo_error
+    assert abs(result.annealed.value - exact / 5) < 0.002 + 5 * error
+
+
+def test_flat_vectors_return_as_they_came(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(7)
+    joint = Joint(linear, exact_guide(linear), x)
+    u = joint.draw(3)
+    assert u.shape == (3, 7, 2)
+    values, _ = joint.values(u)
+    torch.testing.assert_close(joint.flatten(values), u)
+    log_p, log_q = joint.densities(u)
+    torch.testing.assert_close(
+        (log_p - log_q).double(), linear.exact(x).expand(3, 7), atol=1e-4, rtol=0
+    )
+
+
+def test_jacobian_is_counted() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Gamma(2.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Gamma(torch.full((len(x),), 2.0), 1.0))
+
+    joint = Joint(model, guide, torch.zeros(2))
+    grid = torch.linspace(-8, 5, 4001)
+    _, log_q = joint.densities(grid[:, None, None].expand(-1, 2, 1))
+    torch.testing.assert_close(torch.trapezoid(log_q.exp(), grid, dim=0), torch.ones(2))
+
+
+def test_discrete_guide_is_refused_by_name() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(0.5))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(torch.full((len(x),), 0.5)))
+
+    x = torch.zeros(4)
+    with pytest.raises(CannotSayError, match="discrete site 'z'"):
+        Joint(model, guide, x)
+    result = tightness(model, guide, x, particles=(1, 10))
+    assert result.findings()[1].verdict == "cannot say"
+
+
+def test_guide_that_does_not_read_the_data_has_no_sandwich() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(mu, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", Normal(0.3, 0.2))
+
+    with pytest.raises(CannotSayError, match="does not read the data"):
+        sandwich(model, guide, torch.zeros(10))

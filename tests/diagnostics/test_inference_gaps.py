@@ -1,0 +1,118 @@
+"""The gaps against a closed form: a diagonal q of a linear-Gaussian posterior."""
+
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical, MultivariateNormal, Normal
+from torch import Tensor
+
+from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.diagnostics.inference_gaps import gaps, generalisation
+
+
+def diagonal(linear: Any, width: float = 1.0, shift: float = 0.0) -> Any:
+    """The best diagonal Gaussian has sd 1/√precision; `width` and `shift` take it from there."""
+
+    def guide(x: Tensor) -> None:
+        mean, covariance = linear.posterior(x)
+        sd = torch.linalg.inv(covariance).diagonal() ** -0.5
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(mean + shift * sd, width * sd).to_event(1))
+
+    return guide
+
+
+def best_diagonal_gap(linear: Any, x: Tensor) -> float:
+    _, covariance = linear.posterior(x)
+    precision = torch.linalg.inv(covariance)
+    q = MultivariateNormal(torch.zeros(2), torch.diag(1 / precision.diagonal()))
+    return float(
+        torch.distributions.kl_divergence(q, MultivariateNormal(torch.zeros(2), covariance))
+    )
+
+
+def test_gaps_meet_their_closed_forms(linear: Any) -> None:
+    x = linear.simulate(60)
+    width, shift = 0.4, 0.8
+    found = gaps(linear, diagonal(linear, width, shift), x, log_evidence=linear.exact(x))
+    assert found.approximation is not None
+    assert abs(found.approximation[0] - best_diagonal_gap(linear, x)) < 0.02
+    _, covariance = linear.posterior(x)
+    precision = torch.linalg.inv(covariance)
+    sd = precision.diagonal() ** -0.5
+    q, best = (torch.distributions.Normal(shift * sd * k, sd * w) for k, w in ((1, width), (0, 1)))
+    p = MultivariateNormal(torch.zeros(2), covariance)
+
+    def divergence(m: Any) -> float:
+        q = MultivariateNormal(m.loc, torch.diag(m.scale**2))
+        return float(torch.distributions.kl_divergence(q, p))
+
+    exact = divergence(q) - divergence(best)
+    assert abs(found.amortisation[0] - exact) < 0.02 + 5 * found.monte_carlo_error
+
+
+def test_best_encoder_has_no_amortisation_gap(linear: Any) -> None:
+    x = linear.simulate(60)
+    found = gaps(linear, diagonal(linear), x, log_evidence=linear.exact(x))
+    assert found.findings()[0].verdict == "good"
+    assert abs(found.amortisation[0]) < 0.02
+
+
+def test_bad_encoder_is_found(linear: Any) -> None:
+    x = linear.simulate(60)
+    found = gaps(linear, diagonal(linear, 0.3, 2.0), x, log_evidence=linear.exact(x))
+    assert found.findings()[0].verdict == "bad"
+
+
+def test_full_covariance_is_optimised_too(linear: Any, exact_guide: Any) -> None:
+    x = linear.simulate(30)
+    found = gaps(linear, exact_guide(linear, 0.5, 0.5), x, log_evidence=linear.exact(x))
+    assert found.approximation is not None
+    assert abs(found.approximation[0]) < 0.02
+
+
+def test_guide_whose_sites_depend_on_each_other_cannot_say() -> None:
+    def program(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", Normal(0.0, 1.0))
+            pyro.sample("b", Normal(a, 1.0))
+
+    def whole(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", Normal(0.0, 1.0))
+            b = pyro.sample("b", Normal(a, 1.0))
+            pyro.sample("x", Normal(b, 1.0), obs=x)
+
+    with pytest.raises(CannotSayError, match="depends on sites drawn before"):
+        gaps(whole, program, torch.zeros(5))
+
+
+def test_enumerated_model_cannot_say() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(z.float(), 1.0), obs=x)
+
+    with pytest.raises(CannotSayError):
+        gaps(model, lambda x: None, torch.zeros(3))
+
+
+def test_generalisation_gap_of_equal_and_of_other_data(linear: Any, exact_guide: Any) -> None:
+    guide = exact_guide(linear)
+    train = (linear.simulate(300, seed=1),)
+    good = generalisation(linear, guide, train, (linear.simulate(300, seed=2),))
+    assert good.findings()[0].verdict == "good"
+    bad = generalisation(linear, guide, train, (2 * linear.simulate(300, seed=2),))
+    assert bad.findings()[0].verdict == "bad"
+
+
+def test_generalisation_alarms_at_most_once_in_twenty(linear: Any, exact_guide: Any) -> None:
+    guide = exact_guide(linear)
+    alarms = 0
+    for seed in range(60):
+        train, held_out = (linear.simulate(100, seed=2 * seed + k) for k in (0, 1))
+        row = generalisation(linear, guide, (train,), (held_out,), num_particles=2).findings()[0]
+        alarms += row.verdict != "good"
+    assert alarms <= 3

@@ -1,0 +1,175 @@
+"""What a divergence covers, against distribution functions and quadrature."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.distributions import Normal
+from typer.testing import CliRunner
+
+from ppl_lvm.cli import app
+from ppl_lvm.divergences import (
+    ChiSquare,
+    Coverings,
+    Energy,
+    ForwardKL,
+    Renyi,
+    ReverseKL,
+    Target,
+    as_target,
+    fit_each,
+)
+from ppl_lvm.divergences.example_densities import four_hills, two_hills
+from ppl_lvm.divergences.mass_coverage import DRAWS, shares
+from ppl_lvm.models.gaussian import Gaussian
+
+ERROR = 5 * math.sqrt(2 * 0.25 / DRAWS)  # of a share whose threshold is drawn too, at most
+
+
+def _drawn(target: Any) -> tuple[Target, Tensor]:
+    p = as_target(target)
+    torch.manual_seed(0)
+    assert p.draw is not None
+    return p, p.draw(DRAWS)
+
+
+def _exact(mean: float, sd: float, within: float = 0.95) -> tuple[float, float]:
+    """covers and inside of N(mean, sd²) in two_hills, without a draw."""
+    q, reach = Normal(mean, sd), Normal(0.0, 1.0).icdf(torch.tensor((1 + within) / 2)).item()
+    hills = [(0.35, Normal(-2.5, 0.6)), (0.65, Normal(2.0, 0.9))]
+    edges = torch.tensor([mean - reach * sd, mean + reach * sd])
+    covers = sum(w * float(hill.cdf(edges).diff()) for w, hill in hills)
+    x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
+    density = two_hills().log_prob(x[:, None]).exp() * (x[1] - x[0])
+    densest = density.sort(descending=True)
+    last = int((densest.values.cumsum(0) < within).sum())
+    region = density >= densest.values[last]
+    inside = float((q.log_prob(x).exp() * (x[1] - x[0]))[region].sum())
+    return covers, inside
+
+
+@pytest.mark.parametrize(("mean", "sd"), [(2.0, 0.9), (0.4, 2.3), (-2.5, 0.3)])
+def test_shares_are_those_of_the_distribution_functions(mean: float, sd: float) -> None:
+    p, x = _drawn(two_hills())
+    found = shares(p, Gaussian(1, centre=mean, scale=sd), x)
+    assert found == pytest.approx(_exact(mean, sd), abs=ERROR)
+    assert found != pytest.approx(_exact(mean, sd, within=0.68), abs=ERROR)  # a wrong twin
+
+
+def test_a_family_that_is_the_target_covers_it_and_lies_inside() -> None:
+    target = Gaussian(2, centre=1.0, scale=0.7)
+    p, x = _drawn(target.density())
+    assert shares(p, target, x) == pytest.approx((0.95, 0.95), abs=ERROR)
+    rows, _ = _drawn(Target(draw=p.draw))
+    assert shares(rows, target, x)[1] is None
+
+
+pytestmark = pytest.mark.xdist_group("covering")  # the fits below are made once
+
+
+@pytest.fixture(scope="module")
+def hills() -> Coverings:
+    starts = {"left": Gaussian(1, centre=-2.0), "right": Gaussian(1, centre=2.0)}
+    return fit_each(two_hills(), starts, [ForwardKL(), ReverseKL()], num_steps=400)
+
+
+def test_forward_covers_and_reverse_seeks(hills: Coverings) -> None:
+    """A hill of weight w alone costs -log w of reverse KL; forward KL matches two moments."""
+    forward, _, left, right = hills.rows
+    assert left.value == pytest.approx(-math.log(0.35), abs=0.01)
+    assert right.value == pytest.approx(-math.log(0.65), abs=0.01)
+    mean, square = two_hills().mean.item(), two_hills().variance.item()
+    assert (forward.covers, forward.inside) == pytest.approx(
+        _exact(mean, math.sqrt(square)), abs=ERROR
+    )
+    for row in (left, right):
+        assert row.covers is not None
+        assert row.inside is not None
+        assert row.covers < 0.7 < 0.9 < row.inside
+
+
+def test_the_table_the_json_and_the_picture_say_the_same(hills: Coverings) -> None:
+    said, rows = str(hills), hills.to_json()
+    assert [row["divergence"] for row in rows] == ["ForwardKL"] * 2 + ["ReverseKL"] * 2
+    for row in rows:
+        assert f"{row['value']:.4f}" in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert "sums over a grid" in said
+    figure = hills.figure()
+    assert isinstance(figure, Figure)
+    assert [a.get_title() for a in figure.axes if a.get_visible()] == ["ForwardKL", "ReverseKL"]
+    assert [len(a.lines) for a in figure.axes] == [2, 2]
+
+
+def test_what_is_not_known_is_left_out_and_what_fails_says_why() -> None:
+    x = torch.randn(50, 2) + 40.0
+    found = fit_each(x, {"": Gaussian(2)}, [ForwardKL(), ReverseKL(), Energy()], num_steps=2)
+    assert found.left_out == {"ReverseKL": "density"}
+    assert [row.inside for row in found.rows] == [None, None]
+    assert "since more would have to be known of the target: ReverseKL (density)" in found.note
+    assert len(found.figure().axes) == 2
+    far = Gaussian(1, centre=40.0, scale=0.01).density()
+    (row,) = fit_each(far, {"": Gaussian(1)}, [ChiSquare()], num_steps=2).rows
+    assert row.covers is None
+    assert row.failed is not None
+    assert "too far apart" in row.failed
+    with pytest.raises(ValueError, match="Renyi needs the target's density"):
+        fit_each(x, {"": Gaussian(2)}, [Renyi(0.2)])
+    with pytest.raises(ValueError, match=r"rows of shape \(2,\), Gaussian makes rows of shape"):
+        fit_each(four_hills(), {"": Gaussian(1)}, [ForwardKL()])
+    with pytest.raises(ValueError, match="can be drawn from"):
+        fit_each(Target(two_hills().log_prob), {"": Gaussian(1)}, [ReverseKL()])
+
+
+TARGET = """
+import torch
+from torch.distributions import Independent, Normal
+
+def target():
+    return Independent(Normal(torch.zeros(2), 1.0), 1)
+"""
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(TARGET)
+    words = ["divergences", "mine.py:target", "--num-steps", "3", "--start", "centre=1"]
+    words += ["--start", "centre=-1", "--divergence", "Renyi(alpha=0.2)", "--divergence", "MMD"]
+    told = CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False)
+    rows = json.loads(told.stdout.splitlines()[-1])
+    assert [(row["divergence"], row["start"]) for row in rows] == [
+        ("Renyi(alpha=0.2)", "centre=1"),
+        ("Renyi(alpha=0.2)", "centre=-1"),
+        ("MMD(bandwidths=(1.0,))", "centre=1"),
+        ("MMD(bandwidths=(1.0,))", "centre=-1"),
+    ]
+    place = Path("runs/divergences-target-1")
+    assert json.loads((place / "divergences.json").read_text()) == rows
+    assert (place / "divergences.png").stat().st_size > 1000
+    Path("x.csv").write_text("a,b\n" + "\n".join(f"{i / 10},{i % 7}" for i in range(30)))
+    flow = ["--family", "ppl_lvm.models.normalizing_flow:NormalizingFlow", "--num-steps", "2"]
+    flow += ["--set", "layers=2", "--data", "x.csv", "--divergence", "Energy"]
+    said = CliRunner().invoke(app, ["divergences", *flow], catch_exceptions=False).stdout
+    assert "Energy" in said
+    assert "runs/divergences-x-1" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Give one target"),
+        (["two_hills", "--data", "iris"], "Give one target"),
+        (["three_hills"], "There is no density 'three_hills'; there are four_hills, two_hills"),
+        (["two_hills", "--divergence", "KL"], "There is no divergence 'KL'; there are ForwardKL"),
+        (["two_hills", "--start", "center=2"], "Did you mean centre"),
+        (["two_hills", "--family", "ppl_lvm.models:PPCA"], r"has no density\(\)"),
+    ],
+)
+def test_a_mistake_says_what_to_do(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, ["divergences", *words], catch_exceptions=False)

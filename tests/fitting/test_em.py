@@ -1,0 +1,387 @@
+"""The driver against scikit-learn's mixtures, and against models whose steps are wrong."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_iris
+from sklearn.mixture import GaussianMixture as Sklearn
+from torch import Tensor
+
+import ppl_lvm.training.iterate
+from forked import ended, forked
+from largest import Largest
+from ppl_lvm.core.storage import save_checkpoint
+from ppl_lvm.data import load_data
+from ppl_lvm.fitting.em import EM, NotMonotoneError, fit_em
+from ppl_lvm.models import PPCA, MixtureOfPPCA
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
+from ppl_lvm.models.hmm import HiddenMarkovModel
+from ppl_lvm.models.linear_state_space import LinearStateSpace
+from ppl_lvm.models.vae import VAE
+from ppl_lvm.runs.run import load_run
+from ppl_lvm.training.em.online import OnlineEM
+
+
+@pytest.fixture(autouse=True)
+def _doubles() -> None:
+    torch.set_default_dtype(torch.float64)  # what data become; tests/conftest.py puts it back
+
+
+@pytest.fixture(scope="module")
+def iris() -> Tensor:
+    return torch.tensor(load_iris().data)
+
+
+def _sklearn(x: Tensor, state: dict[str, Tensor], covariance: str) -> Sklearn:
+    """scikit-learn's optimum from θ, without its addition to the variances."""
+    variance = state["variance"].numpy()
+    precision = np.linalg.inv(variance) if covariance in ("full", "tied") else 1 / variance
+    theirs = Sklearn(
+        len(state["weights"]),
+        covariance_type=covariance,
+        reg_covar=0,
+        tol=1e-13,
+        max_iter=3000,
+        weights_init=state["weights"].numpy(),
+        means_init=state["means"].numpy(),
+        precisions_init=precision,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return theirs.fit(x.numpy())
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_it_reaches_scikit_learns_optimum_from_the_same_start(
+    iris: Tensor, covariance: str
+) -> None:
+    model = GaussianMixture(3, covariance=covariance, floor=1e-9)
+    torch.manual_seed(0)
+    model.initialize(iris)
+    theirs = _sklearn(iris, model.em_state(), covariance)
+    data = load_data(iris)
+    em = EM(model, data, {k: t[None] for k, t in model.em_state().items()}, tolerance=1e-12)
+    em.run(3000)
+    assert em.converged == [True]
+    found = {name: t[0] for name, t in em.state.items()}
+    assert em.bounds[0][-1] == pytest.approx(theirs.score(iris.numpy()), abs=1e-9)
+    np.testing.assert_allclose(found["weights"], theirs.weights_, atol=1e-6)
+    np.testing.assert_allclose(found["means"], theirs.means_, atol=1e-6)
+    np.testing.assert_allclose(found["variance"], theirs.covariances_, atol=1e-6)
+    model.set_em_state(found)
+    assert model.log_likelihood(iris).mean().item() == pytest.approx(em.bounds[0][-1], abs=1e-8)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_one_iteration_is_the_hand_written_one(covariance: str) -> None:
+    x = torch.randn(60, 3, dtype=torch.float64) + 1e4  # far from zero: moments of x lose digits
+    model = GaussianMixture(4, covariance=covariance)
+    model.initialize(x)
+    state = model.em_state()
+    with torch.no_grad():
+        statistics, log_likelihood = model.e_step(state, x)
+        exact = model.log_likelihood(x).sum()
+        found = model.m_step(state, statistics)
+        model.maximize(x, model.responsibilities(x))
+    torch.testing.assert_close(log_likelihood, exact, rtol=1e-8, atol=0)
+    for name, expected in model.em_state().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_result_does_not_depend_on_the_batches(iris: Tensor) -> None:
+    whole = fit_em(GaussianMixture, iris, settings={"components": 3})
+    parts = fit_em(GaussianMixture, iris, settings={"components": 3}, batch_size=17)
+    assert parts.history["bound"] == pytest.approx(whole.history["bound"], abs=1e-10)
+
+
+def test_a_memory_mapped_file_is_never_read_whole(iris: Tensor, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", iris.numpy())
+    data = load_data(tmp_path / "rows.npy")
+    asked = []
+    take = type(data).batch
+
+    class Watched(type(data)):  # type: ignore[misc]
+        def batch(self, index: Tensor) -> tuple[Tensor, ...]:
+            asked.append(len(index))
+            return take(self, index)
+
+    model = GaussianMixture(2)
+    model.initialize(iris)
+    watched = Watched(data.store, data.name)
+    state = {k: t[None] for k, t in model.em_state().items()}
+    EM(model, watched, dict(state), batch_size=32).run(3)
+    assert max(asked) == 32
+    assert sum(asked) == 3 * 150
+    asked.clear()
+    OnlineEM(model, watched, state, torch.arange(50), batch_size=32, decay=0.6).run(2)
+    assert max(asked) == 50
+    assert sum(asked) == 50 + 2 * 150
+
+
+def test_restarts_together_are_the_restarts_alone(iris: Tensor) -> None:
+    together = fit_em(GaussianMixture, iris, settings={"components": 3}, restarts=4, seed=2)
+    assert [e["seed"] for e in together.restarts] == [2, 3, 4, 5]
+    for entry in together.restarts:
+        alone = fit_em(GaussianMixture, iris, settings={"components": 3}, seed=entry["seed"])
+        assert entry["bound"] == pytest.approx(alone.results["bound"], abs=1e-9)
+        assert entry["steps"] == alone.results["steps"]
+    best = max(e["bound"] for e in together.restarts)
+    assert together.results["bound"] == best
+    assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
+
+
+def test_the_caller_s_model_stays_as_it_was(iris: Tensor) -> None:
+    model = GaussianMixture(3, observed=4)
+    before = model.means.detach().clone()
+    fit_em(model, iris, max_iterations=3)
+    assert torch.equal(model.means, before)
+
+
+class _Swapped(GaussianMixture):
+    """A wrong twin: each component has another one's weight."""
+
+    def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = super().m_step(state, statistics)
+        return {**found, "weights": found["weights"].flip(0)}
+
+
+class _Averaged(GaussianMixture):
+    """A wrong twin: its statistics are means over a batch, not sums."""
+
+    def e_step(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        statistics, log_likelihood = super().e_step(state, x)
+        return {name: t / len(x) ** 2 for name, t in statistics.items()}, log_likelihood
+
+
+@pytest.mark.parametrize("wrong", [_Swapped, _Averaged])
+def test_a_step_that_lowers_the_likelihood_is_caught(iris: Tensor, wrong: Any) -> None:
+    with pytest.raises(NotMonotoneError, match=r"fell by .* nats per datum at iteration \d+"):
+        fit_em(wrong(3), iris, batch_size=149)
+
+
+def test_a_model_without_the_steps_is_refused(iris: Tensor) -> None:
+    with pytest.raises(ValueError, match="VAE does not offer expectation-maximisation: it needs"):
+        fit_em(VAE(likelihood="gaussian"), iris.float())
+
+
+@pytest.mark.parametrize("option", ["max_iterations", "restarts"])
+def test_what_is_no_count(iris: Tensor, option: str) -> None:
+    options: dict[str, Any] = {option: 0}
+    with pytest.raises(ValueError, match=f"{option} must be a whole number"):
+        fit_em(GaussianMixture(3), iris, **options)
+
+
+def test_a_run_is_kept_and_loaded(iris: Tensor, tmp_path: Path) -> None:
+    run = fit_em(GaussianMixture(3), iris, directory=tmp_path / "run", restarts=2)
+    loaded = load_run(tmp_path / "run")
+    assert loaded.results["bound"] == run.results["bound"]
+    for name, value in run.parameters().items():
+        torch.testing.assert_close(loaded.parameters()[name], value)
+    assert (tmp_path / "run" / "pictures").is_dir()
+    with pytest.raises(ValueError, match="holds a run already"):
+        fit_em(GaussianMixture(3), iris, directory=tmp_path / "run")
+
+
+def _bounds_of_sequences(x: Tensor) -> list[float]:
+    """Of two restarts of models one of whose sums does not depend on θ, or all do."""
+    found = []
+    for model in (HiddenMarkovModel(2), LinearStateSpace(1)):
+        run = fit_em(model, x.view(30, 5, 4), seed=1, restarts=2, max_iterations=5)
+        found += [entry["bound"] for entry in run.restarts]
+    return found
+
+
+def _fit_a_part(folder: str) -> None:
+    torch.set_default_dtype(torch.float64)
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    x = torch.tensor(load_iris().data)
+    run = fit_em(GaussianMixture(3), x, seed=1, batch_size=40)
+    online = fit_em(GaussianMixture(3), x, seed=1, decay=0.6, max_iterations=2, batch_size=149)
+    bounds = [*run.history["bound"], *online.history["bound"], *_bounds_of_sequences(x)]
+    np.save(f"{folder}/{rank}.npy", np.array(bounds))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("forked")
+def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
+    assert ended(forked(2, _fit_a_part, str(tmp_path))) == [0, 0]
+    alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
+    # a last mini-batch of one row leaves the second process none
+    online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)
+    alone += online.history["bound"] + _bounds_of_sequences(iris)
+    for rank in range(2):
+        assert np.load(tmp_path / f"{rank}.npy").tolist() == pytest.approx(alone, abs=1e-10)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_memory_is_linear_in_rows_components_and_columns(covariance: str) -> None:
+    N, K, P = 200, 5, 8
+    model, x = GaussianMixture(K, covariance=covariance), torch.randn(N, P)
+    model.initialize(x)
+    state = model.em_state()
+    with torch.no_grad(), Largest() as largest:
+        model.m_step(state, model.e_step(state, x)[0])
+    assert largest.numbers <= N * K * P
+    assert N * K * P < N * K * P * P  # what a matrix a row and component would take
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_component_that_lost_its_rows_stays_where_it_is(covariance: str) -> None:
+    x = torch.randn(40, 2)
+    model = GaussianMixture(2, covariance=covariance)
+    model.initialize(x)
+    state = model.em_state()
+    state["means"][1] = 1e6
+    found = model.m_step(state, model.e_step(state, x)[0])
+    assert found["weights"].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(found["means"][0], x.mean(0), atol=1e-7, rtol=1e-6)
+    assert torch.equal(found["means"][1], state["means"][1])
+    again, log_likelihood = model.e_step(found, x)
+    assert torch.isfinite(log_likelihood)
+    assert all(torch.isfinite(t).all() for t in again.values())
+
+
+def test_the_floor_holds_and_the_likelihood_does_not_fall() -> None:
+    x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
+    run = fit_em(GaussianMixture(3, floor=1e-4), x, restarts=3, max_iterations=200)
+    model: Any = run.model
+    least = torch.linalg.eigvalsh(model.covariance_matrix)[:, 0].min().item()
+    assert least == pytest.approx(2e-4, rel=1e-6)
+    assert run.results["degenerate"] is None or all(e["degenerate"] for e in run.restarts)
+
+
+def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
+    model = GaussianMixture(2)
+    model.initialize(iris)
+    state = {k: t[None].clone() for k, t in model.em_state().items()}
+    state["means"][0, 0, 0] = torch.nan
+    em = EM(model, load_data(iris), state)
+    with pytest.raises(ValueError, match="log-likelihood is nan at iteration 1"):
+        em.run(2)
+
+
+@pytest.mark.parametrize("decay", [None, 0.6])
+def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
+    iris: Tensor, tmp_path: Path, decay: float | None, monkeypatch: Any
+) -> None:
+    asked: dict[str, Any] = {"settings": {"components": 3}, "restarts": 2, "validation": 30}
+    asked |= {"decay": decay, "max_iterations": 9, "checkpoint_seconds": 0.0, "batch_size": 50}
+    whole = fit_em(GaussianMixture, iris, directory=tmp_path / "whole", **asked)
+    save, count = save_checkpoint, 0
+
+    def cut_off(*given: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        save(*given)
+
+    monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", **asked)
+    monkeypatch.undo()
+    other = {**asked, "max_iterations": 8}
+    with pytest.raises(ValueError, match="options differs in max_iterations"):
+        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **other)
+    resumed = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+    assert resumed.history == whole.history
+    for name, value in whole.parameters().items():
+        assert torch.equal(resumed.parameters()[name], value)
+    again = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+    assert again.results["bound"] == whole.results["bound"]
+
+
+def test_held_out_rows_are_judged_exactly_and_choose_the_restart(iris: Tensor) -> None:
+    run = fit_em(GaussianMixture, iris, settings={"components": 4}, restarts=4, validation=0.2)
+    model: Any = run.model
+    train, aside = load_data(iris).split(0.2, 0)
+    assert run.results["bound"] == pytest.approx(
+        model.log_likelihood(*train.tensors).mean().item(), abs=1e-7
+    )
+    assert run.results["held_out"] == pytest.approx(
+        model.log_likelihood(*aside.tensors).mean().item(), abs=1e-7
+    )
+    assert len(run.history["validation_bound"]) == len(run.history["bound"])
+    sound = [e for e in run.restarts if e["degenerate"] is None]
+    assert run.results["held_out"] == max(e["held_out"] for e in sound)
+
+
+def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -> None:
+    for sized, unsized in (
+        (GaussianMixture(3, 4), GaussianMixture(3)),
+        (PPCA(2, 4), PPCA(2)),
+    ):
+        for model in (sized, unsized):
+            torch.manual_seed(1)
+            model.initialize(iris)
+        for name, value in sized.em_state().items():
+            assert torch.equal(unsized.em_state()[name], value)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_start_at_the_floor_is_no_fault_of_the_steps(covariance: str) -> None:
+    """In single precision it lay a rounding below the floor, and the first step lowered it."""
+    torch.set_default_dtype(torch.float32)
+    x = torch.randn(6, 3)
+    for model in (GaussianMixture(6, covariance=covariance), MixtureOfPPCA(6, 1)):
+        run = fit_em(model, x)
+        assert run.results["converged"]
+        assert "has collapsed: " in run.results["degenerate"]
+
+
+def test_a_restart_that_sinks_beyond_rounding_ends_there_and_no_other_does() -> None:
+    x = torch.randn(60, 2) + 6 * (torch.arange(60)[:, None] < 30)
+    x[:5] = x[5].clone()  # five rows on one place: the first restart's component
+    model, starts = GaussianMixture(2, observed=2), []
+    for rows in (5, 30):
+        member = (torch.arange(60) < rows).long()
+        model.maximize(x, torch.nn.functional.one_hot(member, 2))
+        starts.append(model.em_state())
+    state = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+    em = EM(model, load_data(x), state, tolerance=1e-9)
+    em._judge = _with_a_fall(em)  # type: ignore[method-assign]
+    em.run(200)
+    assert em.sunk == [0]
+    assert em.converged == [False, True]
+    assert len(em.bounds[0]) == 3
+
+
+def test_a_mixture_that_rounding_decides_is_told_and_not_raised() -> None:
+    """A column that is the sum of others, in thousands: EM's own rounding lowers the likelihood."""
+    torch.set_default_dtype(torch.float32)
+    parts = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    x = 1e6 * torch.cat([parts, parts.sum(1, keepdim=True)], 1)
+    for model in (GaussianMixture(2), MixtureOfPPCA(2, 2), PPCA(2)):
+        run = fit_em(model, x)
+        assert run.results["degenerate"] is not None
+        assert not run.results["converged"]
+
+
+def _with_a_fall(em: EM) -> Any:
+    """The third bound of the first restart is lower than rounding explains."""
+    judge = em._judge
+
+    def judged(r: int, bound: float, state: dict[str, Tensor]) -> None:
+        judge(r, bound - (r == 0 and len(em.bounds[0]) == 2), state)
+
+    return judged
+
+
+def test_the_most_likely_start_is_not_chosen_if_it_has_collapsed() -> None:
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 2, generator=draw)
+    x[:8] = x[8] + torch.tensor([2.5, 0.0])  # eight rows on one place
+    x[30:, 1] += 3
+    run = fit_em(GaussianMixture(2), x, restarts=6)
+    best = max(run.restarts, key=lambda entry: entry["bound"])
+    assert best["degenerate"] is not None
+    assert not best["chosen"]
+    sound = [entry["bound"] for entry in run.restarts if entry["degenerate"] is None]
+    assert run.results["degenerate"] is None
+    assert run.results["bound"] == max(sound)

@@ -1,0 +1,88 @@
+"""What fit refuses before it begins, and what it says to do."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Normal
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_lvm.fitting.svi import fit
+from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
+
+quiet = functools.partial(fit, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_steps": 1, "num_epochs": 1}, "not both"),
+        ({"patience": 3}, "validation=0.1"),
+        ({"optimizer": "Adan(lr=1)"}, "torch has no optimiser 'Adan'"),
+        ({"optimizer": "Adam(rate=1)"}, "takes no 'rate'"),
+        ({"objective": "ELBOW"}, "There is no objective 'ELBOW'"),
+        ({"restarts": 0}, "restarts"),
+        ({"resume": True}, "needs the directory"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_wrong_calls_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quiet(Factor(), FactorGuide(), factor_data(), **arguments)
+
+
+def test_mini_batches_without_a_data_plate_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", Normal(m, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r'pyro\.plate\("data", len\(x\)\)'):
+        quiet(model, lambda x: None, torch.randn(20), batch_size=5, num_steps=3)
+    run = quiet(model, lambda x: None, torch.randn(20), num_steps=3)
+    assert run.results["steps"] == 3
+
+
+def test_objectives_that_would_be_silently_wrong_are_refused() -> None:
+    def model(x: Tensor) -> None:
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("coin", Bernoulli(p))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        q = pyro.param("q", torch.tensor(0.3), constraint=constraints.unit_interval)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("coin", Bernoulli(q))
+
+    for name in ("RenyiELBO(num_particles=3)", "TraceMeanField_ELBO"):
+        with pytest.raises(ValueError, match="'coin'"):
+            quiet(model, guide, torch.randn(10), objective=name, num_steps=1)
+    with pytest.raises(ValueError, match=r"global latent 'm' and mini-batches"):
+        quiet(
+            Mean(),
+            MeanGuide(),
+            torch.randn(20),
+            objective="RenyiELBO(num_particles=3)",
+            batch_size=5,
+            num_steps=1,
+        )
+
+
+@pytest.mark.parametrize("objective", ["NeuralBaseline", "RELAX", "DisARM"])
+def test_a_pathwise_guide_is_refused_by_name(objective: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'z'"):
+        quiet(
+            Factor(),
+            FactorGuide(),
+            factor_data(20),
+            objective=objective,
+            num_steps=2,
+            directory=tmp_path / "r",
+        )
+    assert not (tmp_path / "r").exists()

@@ -1,0 +1,78 @@
+"""Rows in units of their batch, with gaps that enter as nothing."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from ppl_lvm.nn import RowEncoder, Standardize
+from ppl_lvm.nn.row_encoder import reined
+
+
+def _gaps() -> torch.Tensor:
+    x = 5 + 3 * torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    x[::4, 1] = torch.nan
+    x[7] = torch.nan
+    return x
+
+
+def test_units_are_scikit_learns_and_pass_over_gaps() -> None:
+    x = _gaps()
+    expected = StandardScaler().fit_transform(x.numpy())
+    found = Standardize(x)(x)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert torch.equal(found.isnan(), x.isnan())
+
+
+def test_bits_come_as_they_are_and_constants_in_the_largest_unit() -> None:
+    bits = (torch.randn(9, 3) > 0).float()
+    assert torch.equal(Standardize(bits)(bits), bits)
+    x = torch.tensor([[7.0, 0.0], [7.0, 4.0]])
+    assert torch.equal(Standardize(x)(x + 1), torch.tensor([[0.5, -0.5], [0.5, 1.5]]))
+
+
+def test_a_gap_is_the_columns_centre_and_is_announced() -> None:
+    x = _gaps()
+    net = RowEncoder(x, outputs=3)
+    assert net.missing
+    filled = x.where(~x.isnan(), net.units.shift)
+    seen = torch.cat([net.units(filled), (~x.isnan()).float()], -1)
+    torch.testing.assert_close(net(x), net.net(seen))
+    assert not torch.allclose(net(x), net(filled))  # a mean that was measured is no gap
+
+
+def test_gaps_leave_no_nan_in_values_or_gradients() -> None:
+    x = _gaps().requires_grad_()
+    for net in (RowEncoder(x.detach(), outputs=3), RowEncoder(x[1:4].detach(), outputs=3)):
+        out = net(x)
+        assert out.isfinite().all()
+        (out**2).sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert x.grad is not None
+    assert torch.equal(x.grad[x.isnan()], torch.zeros(int(x.isnan().sum())))
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    with pytest.raises(ValueError, match="built for 4 numbers a row, and a row has 6"):
+        RowEncoder(torch.randn(5, 2, 2), outputs=3)(torch.randn(5, 3, 2))
+
+
+def test_several_tensors_stand_side_by_side() -> None:
+    x, y = torch.randn(6, 2, 2), torch.arange(6)
+    net = RowEncoder(x, y, outputs=3, activation="tanh", norm="layer")
+    assert net(x, y).shape == (6, 3)
+
+
+def test_what_is_rare_in_the_rows_of_the_units_does_not_run_away_in_others() -> None:
+    x = torch.zeros(256, 3)
+    x[::2, :2] = 5.0
+    x[9, 2] = 1.0  # the only one: 16 of it are 256 standard deviations
+    net = RowEncoder(x, outputs=2)
+    rare = torch.tensor([[0.0, 0.0, 16.0]])
+    assert net.units(rare).max() > 200
+    assert net(rare).abs().max() < 10
+    ordinary = net.units(x[:9])
+    assert torch.equal(reined(ordinary), ordinary)
+    ladder = torch.linspace(-300, 300, 999, dtype=torch.float64)
+    assert (reined(ladder).diff() > 0).all()
+    assert reined(ladder).abs().max() < 20

@@ -1,0 +1,193 @@
+"""The structure of a pair: which plate is the datum, and what is refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import (
+    Bernoulli,
+    LogNormal,
+    Normal,
+)
+from pyro.infer.autoguide import AutoDelta
+from torch import Tensor
+
+from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.programs.minibatch import Subsample
+
+X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
+
+
+def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(m, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(x, 1.0))
+
+    x = X[:, 0]
+    p = particles(model, guide, x)
+    m, z = p.draws["m"].value.reshape(4, 1), p.draws["z"].value
+    std = Normal(0.0, 1.0)
+    expected = std.log_prob(z - m).sum(1) + std.log_prob(x - z).sum(1) - std.log_prob(z - x).sum(1)
+    assert p.log_w.shape == (4, 1)
+    assert torch.allclose(p.log_w[:, 0], expected, atol=1e-5)
+    plan = plan_pair(model, guide, (x,), {}, 4)
+    assert plan.joint_because == "latent site 'm' stands outside plate 'data'"
+    wrapped = Subsample(30)
+    p = particles(wrapped(model), wrapped(guide), x)
+    assert p.energy is not None
+    assert "'z'" in p.energy
+    assert p.scale == 1.0
+
+
+def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
+    def one() -> None:
+        with pyro.plate("rows", 3, dim=-2):
+            z = pyro.sample("z", Normal(torch.zeros(3, 1), 1.0))
+            with pyro.plate("columns", 2, dim=-1):
+                pyro.sample("x", Normal(z, 1.0), obs=X)
+
+    def q_one() -> None:
+        with pyro.plate("rows", 3, dim=-2):
+            pyro.sample("z", Normal(torch.zeros(3, 1), 1.0))
+
+    assert plan_pair(one, q_one, (), {}, 2).data_plate == "rows"
+    assert log_weights(one, q_one, num_particles=2).shape == (2, 3)
+
+    def two(observe: bool = True) -> None:
+        rows, columns = pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 2, dim=-1)
+        with rows:
+            a = pyro.sample("a", Normal(torch.zeros(3, 1), 1.0))
+        with columns:
+            b = pyro.sample("b", Normal(torch.zeros(2), 1.0))
+        if observe:
+            with rows, columns:
+                pyro.sample("x", Normal(a + b, 1.0), obs=X)
+
+    def q_two() -> None:
+        two(observe=False)
+
+    plan = plan_pair(two, q_two, (), {}, 2)
+    assert plan.data_plate is None
+    assert log_weights(two, q_two, num_particles=2, plan=plan).shape == (2, 1)
+
+
+def with_penalty(depends: bool) -> Callable[[Tensor], None]:
+    def run(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+        pyro.factor("penalty", -z.square().sum(-1) if depends else torch.tensor(-2.5))
+
+    return run
+
+
+def scalar_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", Normal(x, 1.0))
+
+
+def test_what_no_draw_changes_is_an_offset(particles: Any) -> None:
+    p = particles(with_penalty(False), scalar_guide, X[:, 0])
+    assert p.log_w.shape == (4, 3)
+    assert float(p.offset) == -2.5
+
+
+def test_a_site_outside_that_depends_on_the_draws_makes_the_weight_joint() -> None:
+    plan = plan_pair(with_penalty(True), scalar_guide, (X[:, 0],), {}, 4, False)
+    assert plan.data_plate is None
+    assert plan.joint_because is not None
+    assert "'penalty'" in plan.joint_because
+
+
+def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            y = pyro.deterministic("y", 2 * z)
+            pyro.sample("x", Normal(y, 1.0), obs=x)
+        pyro.deterministic("mean", z.mean(-1))
+
+    def guide(x: Tensor) -> None:
+        scalar_guide(x)
+        pyro.deterministic("rows", torch.tensor(len(x)))
+
+    for K in (1, 4):
+        p = particles(model, guide, X[:, 0], K=K)
+        z, std = p.draws["z"].value, Normal(0.0, 1.0)
+        x = X[:, 0]
+        expected = std.log_prob(z) + std.log_prob(x - 2 * z) - std.log_prob(z - x)
+        assert torch.allclose(p.log_w, expected, atol=1e-5)
+        assert list(p.draws) == ["z"]
+
+
+def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
+    def model(x: Tensor) -> None:
+        s = pyro.sample("s", LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, s), obs=x)
+
+    hidden = pyro.poutine.block(model, expose=["s"])
+    point = AutoDelta(hidden)
+
+    def guide(x: Tensor) -> None:
+        point(x)
+        scalar_guide(x)
+
+    p = particles(model, guide, X[:, 0])
+    assert p.log_w.shape == (4, 3)
+    value = p.draws["s"].value.reshape(-1)[0]
+    assert torch.allclose(torch.as_tensor(p.offset), LogNormal(0.0, 1.0).log_prob(value))
+
+
+def expect(match: str, model: Any, guide: Any) -> None:
+    with pytest.raises(ValueError, match=match):
+        plan_pair(model, guide, (X,), {}, 2)
+
+
+def test_pairs_that_do_not_fit_are_refused_by_name(model: Any) -> None:
+    def other(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def bare(x: Tensor) -> None:
+        pyro.sample("z", Normal(x, 1.0).to_event(2))
+
+    def no_plate(x: Tensor) -> None:
+        pyro.sample("z", Normal(x, 1.0).to_event(1))
+
+    def undeclared(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", Normal(torch.zeros(len(x), 2), 1.0))
+
+    def marked(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(0.5), infer={"enumerate": "parallel"})
+
+    def discrete(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(0.5))
+            pyro.sample("x", Normal(z, 1.0), obs=x[:, 0])
+
+    expect(r"samples \['w'\] but the model's latents are \['z'\]: missing \['z'\]", model, other)
+    expect(r"missing \['z'\].*enumerate", discrete, lambda x: None)
+    expect("'z' has event dimension 1 in the model and 2", model, bare)
+    expect("'z' has batch shape .* no plate declares", model, no_plate)
+    expect("'z' has batch shape .* no plate declares its dimension -1", undeclared, undeclared)
+    expect("'z' is marked for enumeration", discrete, marked)
+
+
+def test_a_latent_inside_the_plate_in_the_model_only_is_refused(model: Any) -> None:
+    def one_for_all(x: Tensor) -> None:
+        pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
+
+    expect("'z' is inside plate 'data' in the model but not in the guide", model, one_for_all)

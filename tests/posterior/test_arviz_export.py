@@ -1,0 +1,243 @@
+"""A fitted pair in ArviZ: the groups, their names, and densities that are what they say."""
+
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical, Normal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm.data import load_data
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.posterior.arviz_container import loo
+from ppl_lvm.runs.run import Run
+from small_programs import Mean, MeanGuide
+
+GROUPS = {
+    "posterior",
+    "posterior_predictive",
+    "log_likelihood",
+    "prior",
+    "prior_predictive",
+    "observed_data",
+}
+
+
+class Two(PyroModule):
+    """z_n ~ Categorical(w), x_n ~ N(m_z, 1), z summed out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.m[z], 1.0).to_event(1), obs=x)
+
+
+class Local(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(z_n, 1): log p(x_n) = log N(x_n; 0, 2)."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            pyro.sample("x", Normal(z, 1.0).to_event(1), obs=x)
+
+
+class LocalGuide(PyroModule):
+    """The exact posterior N(x/2, 1/2), but for a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.a * x, 0.5**0.5).to_event(1))
+
+
+def still(model: Any, guide: Any, x: Tensor) -> Run:
+    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False)
+
+
+def check_groups(data: Any, tmp_path: Path) -> None:
+    assert set(data.groups()) >= GROUPS
+    assert len(az.summary(data, kind="stats")) > 0
+    az.plot_ppc(data, num_pp_samples=5)
+    data.to_netcdf(str(tmp_path / "x.nc"))
+    back = az.from_netcdf(str(tmp_path / "x.nc"))
+    assert set(back.groups()) == set(data.groups())
+    for group in GROUPS:
+        for name in data[group].data_vars:
+            assert np.array_equal(back[group][name].values, data[group][name].values)
+    back.close()
+
+
+def test_a_global_latent(tmp_path: Path) -> None:
+    x = torch.linspace(-1, 1, 20)
+    data = still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=400)
+    check_groups(data, tmp_path)
+    m = torch.as_tensor(data.posterior["m"].values[0])
+    assert m.shape == (400,)
+    assert float(m.mean()) == pytest.approx(0.3, abs=5 * 0.2 / 20)
+    ll = torch.distributions.Normal(m[:, None], 1.0).log_prob(x)
+    assert np.allclose(data.log_likelihood["x"].values[0], ll, atol=1e-5)
+    joint = ll.sum(1) + torch.distributions.Normal(0.0, 1.0).log_prob(m)
+    assert np.allclose(data.sample_stats["log_p"].values[0], joint, atol=1e-4)
+    log_q = torch.distributions.Normal(0.3, 0.2).log_prob(m)
+    assert np.allclose(data.sample_stats["log_q"].values[0], log_q, atol=1e-4)
+    assert data.posterior_predictive["x"].dims == ("chain", "draw", "data")
+    assert np.isfinite(float(az.loo(data).elpd_loo))
+    # The prior group is drawn from the prior N(0, 1), not from the guide N(0.3, 0.2²).
+    assert data.prior["m"].values.std() == pytest.approx(1.0, abs=5 / 800**0.5)
+
+
+def test_a_summed_out_site(tmp_path: Path) -> None:
+    x = torch.tensor([[-2.0, 0.1], [2.0, 0.0], [0.0, 0.0]]).repeat(5, 1)
+    data = still(Two(), lambda x: None, x).to_arviz(x, num_samples=300)
+    assert set(data.groups()) >= GROUPS
+    z = data.posterior["z"].values[0]
+    assert z.shape == (300, 15)
+    assert z[:, 0].mean() < 0.05
+    assert z[:, 1].mean() > 0.95
+    assert z[:, 2].mean() == pytest.approx(0.5, abs=5 * 0.5 / 300**0.5)
+    parts = torch.distributions.Normal(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 1.0)
+    exact = parts.log_prob(x[:, None]).sum(-1).logsumexp(1) - np.log(2)
+    assert np.allclose(data.log_likelihood["x"].values[0, 7], exact.detach(), atol=1e-5)
+
+
+def test_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
+    x = torch.linspace(-2, 2, 9)[:, None]
+    data = still(Local(), LocalGuide(), x).to_arviz(x, num_samples=100)
+    check_groups(data, tmp_path)
+    exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(x[:, 0])
+    # The guide is the posterior, so importance weights have no variance.
+    assert np.allclose(data.log_likelihood["x"].values[0], exact.expand(100, -1), atol=1e-4)
+    assert data.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
+
+
+def test_what_the_data_miss_is_missing_from_what_was_observed() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            seen = Normal(z.expand(*z.shape[:-1], 3), 1.0).mask(~x.isnan())
+            pyro.sample("x", seen.to_event(1), obs=x.nan_to_num(0.0))
+
+    x = torch.randn(7, 3)
+    x[2, 1] = x[4] = torch.nan
+    data = load_data(x.numpy(), missing="keep")
+    found = still(model, LocalGuideOfGaps(), data).to_arviz(data, num_samples=30)
+    assert np.array_equal(found.observed_data["x"].values, x.numpy(), equal_nan=True)
+    assert np.isfinite(found.posterior_predictive["x"].values).all()  # what they may have been
+    ll = found.log_likelihood["x"].values[0]
+    assert np.abs(ll[:, 4]).max() < 1.0  # about nothing; log 1 but for the guide's error
+
+
+class LocalGuideOfGaps(LocalGuide):
+    """Its mean is a share of the row's, and 0 of a row without a value."""
+
+    def forward(self, x: Tensor) -> None:
+        super().forward(x.nanmean(1, keepdim=True).nan_to_num(0.0))
+
+
+def moments(data: Any, site: str, weight: Any = None) -> tuple[Any, Any]:
+    """Mean and sd (N,) over draws, weighted or not."""
+    z = data.posterior[site].values[0]
+    z = z.reshape(len(z), -1)
+    w = np.full_like(z, 1 / len(z)) if weight is None else weight
+    mean = (w * z).sum(0)
+    return mean, np.sqrt((w * (z - mean) ** 2).sum(0))
+
+
+class Narrow(LocalGuide):
+    """Its sd is 0.8 of the posterior's, its mean a little off."""
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.a * x + 0.1, 0.8 * 0.5**0.5).to_event(1))
+
+
+@pytest.mark.parametrize("draws", ["q", "weighted", "resampled"])
+def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
+    x = torch.linspace(-2, 2, 9)[:, None]
+    run = still(Local(), Narrow(), x)
+    data = run.to_arviz(x, num_samples=2000, draws=draws)
+    weight = data.sample_stats["weight"].values[0] if draws == "weighted" else None
+    mean, sd = moments(data, "z", weight)
+    if draws == "q":
+        assert np.allclose(sd, 0.8 * 0.5**0.5, rtol=0.06)
+        log_q = data.sample_stats["log_q_per_datum"]
+        assert log_q.dims == ("chain", "draw", "data")
+        z = torch.from_numpy(data.posterior["z"].values[0, :, :, 0])
+        exact = torch.distributions.Normal(x[:, 0] / 2 + 0.1, 0.8 * 0.5**0.5).log_prob(z)
+        assert np.allclose(log_q.values[0], exact, atol=1e-4)
+    else:
+        assert np.allclose(mean, x[:, 0] / 2, atol=0.08)
+        assert np.allclose(sd, 0.5**0.5, rtol=0.12)
+        assert 0.0 < data.attrs["pareto_k"] < 0.8
+    if weight is not None:
+        assert np.allclose(weight.sum(0), 1)
+    if draws == "resampled":
+        assert "sample_stats" not in data.groups()
+        replicated = data.posterior_predictive["x"].values[0, :, :, 0]
+        assert np.allclose(replicated.std(0), 1.5**0.5, rtol=0.1)
+
+
+def test_draws_of_global_latents_are_corrected_on_request() -> None:
+    x = torch.linspace(-1, 1.5, 20)
+    run = still(Mean(), MeanGuide(0.3, 0.2), x)
+    mean, sd = float(x.sum()) / 21, 21**-0.5
+    weighted = run.to_arviz(x, num_samples=1000, draws="weighted")
+    w = weighted.sample_stats["weight"].values[0]
+    assert w.shape == (1000,)
+    found, spread = moments(weighted, "m", w[:, None])
+    assert found[0] == pytest.approx(mean, abs=0.04)
+    assert spread[0] == pytest.approx(sd, rel=0.12)
+    resampled = run.to_arviz(x, num_samples=1000, draws="resampled")
+    found, spread = moments(resampled, "m")
+    assert found[0] == pytest.approx(mean, abs=0.04)
+    assert spread[0] == pytest.approx(sd, rel=0.12)
+    # Corrected draws need no correction: plain az.loo on them meets ours on q's draws.
+    ours = loo(run.to_arviz(x, num_samples=1000))
+    assert float(az.loo(resampled).elpd_loo) == pytest.approx(ours.elpd, abs=0.1)
+    assert loo(weighted).elpd == pytest.approx(ours.elpd, abs=0.1)
+
+
+class Both(PyroModule):
+    """m ~ N(0, 1), z_n ~ N(m, 0.6²), x_n ~ N(z_n, 0.8²), so that p(x | m) = N(m, 1)."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(m, 0.6))
+            pyro.sample("x", Normal(z, 0.8), obs=x)
+
+
+class BothGuide(MeanGuide):
+    """q(z | x, m) has the right mean and 0.7 of the right sd, 0.48."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(self.loc, self.scale))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(0.64 * m + 0.36 * x, 0.7 * 0.48))
+
+
+def test_local_latents_are_resampled_given_the_global_ones() -> None:
+    x = torch.linspace(-1, 1.5, 20)
+    data = still(Both(), BothGuide(), x).to_arviz(x, num_samples=300, draws="resampled")
+    m = data.posterior["m"].values[0]
+    assert m.mean() == pytest.approx(float(x.sum()) / 21, abs=0.05)
+    rest = data.posterior["z"].values[0] - 0.64 * m[:, None] - 0.36 * x.numpy()
+    assert rest.std() == pytest.approx(0.48, rel=0.05)
+
+
+def test_a_wrong_word_for_draws_is_refused() -> None:
+    x = torch.zeros(5)
+    with pytest.raises(ValueError, match="q, weighted, resampled"):
+        still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+"""Walks in code space, on a linear model whose codes and edits are known in closed form."""
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.posterior import latent_arithmetic as codes
+from ppl_lvm.posterior.latent_arithmetic import (
+    attribute_vector,
+    edit,
+    judge_edit,
+    linear_path,
+    spherical_path,
+    traverse,
+)
+from ppl_lvm.runs.run import Run
+
+W = torch.tensor([[1.0, 0.0], [0.5, 2.0], [0.0, -1.0], [1.0, 1.0]])  # (P, D)
+ENCODE = torch.linalg.pinv(W)  # (D, P)
+
+
+class Linear(PyroModule):
+    """z_n ~ N(0, I) (N, 2);  x_n ~ N(W z_n, s²) (N, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", Normal(z @ W.T, self.log_scale.exp()).to_event(1), obs=x)
+
+
+def inverse(x: Tensor) -> None:
+    """A guide whose mean is the least-squares code."""
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", Normal(x @ ENCODE.T, 0.1).to_event(1))
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return fit(Linear(), inverse, torch.randn(10, 4), num_steps=1, progress=False)
+
+
+def test_an_attribute_is_the_difference_of_class_means(run: Run) -> None:
+    x = torch.randn(30, 4)
+    has = torch.arange(30) % 3 == 0
+    z = x @ ENCODE.T
+    exact = z[has].mean(0) - z[~has].mean(0)
+    torch.testing.assert_close(attribute_vector(run, x, has), exact)
+    torch.testing.assert_close(attribute_vector(run, x, has.long()), exact)
+    torch.testing.assert_close(attribute_vector(run, x, ~has), -exact)
+
+
+def test_an_edit_moves_what_is_expected_by_the_decoded_vector(run: Run) -> None:
+    x, a = torch.randn(5, 4), torch.tensor([1.0, -2.0])
+    plain = x @ ENCODE.T @ W.T
+    torch.testing.assert_close(edit(run, x, a, 0.0)["x"], plain)
+    torch.testing.assert_close(edit(run, x, a, 1.5)["x"], plain + 1.5 * a @ W.T)
+    torch.testing.assert_close(run.edit(x, a, 1.5)["x"], plain + 1.5 * a @ W.T)
+
+
+def test_lines_are_even_and_arcs_turn_evenly() -> None:
+    a, b = torch.randn(3, 5).double(), torch.randn(3, 5).double()
+    line = linear_path(a, b, 5)
+    torch.testing.assert_close(line[0], a)
+    torch.testing.assert_close(line[-1], b)
+    torch.testing.assert_close(line.diff(dim=0), ((b - a) / 4).expand(4, 3, 5))
+    a, b = a / a.norm(dim=-1, keepdim=True), b / b.norm(dim=-1, keepdim=True)
+    arc = spherical_path(a, b, 5)
+    torch.testing.assert_close(arc[0], a)
+    torch.testing.assert_close(arc[-1], b)
+    torch.testing.assert_close(arc.norm(dim=-1), torch.ones(5, 3).double())
+    turned = (arc[1:] * arc[:-1]).sum(-1).acos()
+    torch.testing.assert_close(turned, ((a * b).sum(-1).acos() / 4).expand(4, 3))
+    assert (linear_path(a, b, 5)[2].norm(dim=-1) < 0.99).any()  # the line is no arc
+
+
+def test_an_arc_between_codes_that_point_one_way_is_the_line() -> None:
+    a = torch.randn(2, 3)
+    torch.testing.assert_close(spherical_path(a, 2 * a, 4), linear_path(a, 2 * a, 4))
+    assert spherical_path(a, -a, 4).isfinite().all()
+    assert spherical_path(a[0], a[1], 4).shape == (4, 3)
+
+
+def test_a_traversal_changes_one_number() -> None:
+    z, values = torch.randn(3, 5), torch.tensor([-2.0, 0.0, 2.0, 3.0])
+    moved = traverse(z, 1, values)
+    assert moved.shape == (4, 3, 5)
+    torch.testing.assert_close(moved[..., 1], values[:, None].expand(4, 3))
+    others = [0, 2, 3, 4]
+    torch.testing.assert_close(moved[..., others], z[:, others].expand(4, 3, 4))
+    assert traverse(z[0], 0, values).shape == (4, 5)
+
+
+def test_an_edit_is_judged_by_what_changed_and_what_stayed(run: Run) -> None:
+    """The attribute moves the first code, the class is the sign of the second: they part."""
+    torch.manual_seed(0)
+    z = torch.randn(600, 2)
+    z[:, 0] = torch.where(torch.arange(600) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
+    z[:, 1] += 3 * z[:, 1].sign()
+    x = z @ W.T + 0.1 * torch.randn(600, 4)
+    good = judge_edit(run, x, z[:, 0] > 0, z[:, 1] > 0)
+    assert good.changed == pytest.approx(1, abs=0.02)
+    assert good.kept == pytest.approx(1, abs=0.02)
+    assert good.both > good.control + 0.3
+    assert 130 < good.rows < 170
+    half = judge_edit(run, x, z[:, 0] > 0, z[:, 1] > 0, strength=0.1)
+    assert half.changed < 0.05  # not far enough
+    assert "otherwise what they were" in str(good)
+    entangled = judge_edit(run, x, z[:, 0] > 0, z[:, 0] > 0)  # the rest is the attribute itself
+    assert entangled.both < 0.02
+    error = math.sqrt(half.both * (1 - half.both) / half.rows)
+    assert half.standard_error == pytest.approx(error)
+
+
+def test_an_edit_is_judged_on_rows_that_taught_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row whose code already shows the attribute has not been changed by the edit."""
+    torch.manual_seed(0)
+    z = torch.randn(400, 2)
+    z[:, 0] = torch.where(torch.arange(400) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
+    x, has = z @ W.T, z[:, 0] > 0
+    taught: list[Tensor] = []
+
+    def spied(run: Run, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        taught.append(rows)
+        return attribute_vector(run, rows, labels, **options)
+
+    monkeypatch.setattr(codes, "attribute_vector", spied)
+    monkeypatch.setattr(codes, "_classifier", lambda x, y: _Mistaken())
+    found = judge_edit(run, x, has, z[:, 1] > 0)
+    assert len(taught[0]) == 200
+    asked = [row for row in x[~has] if not (row == taught[0]).all(1).any()]
+    assert found.rows == len(asked)
+    assert found.changed == 0
+    assert found.kept == 1
+    assert found.control == 0
+
+
+class _Mistaken:
+    """A classifier that sees the attribute everywhere."""
+
+    def predict(self, x: Tensor) -> Any:
+        return torch.ones(len(x)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(3), r"labels of shape \(5,\), got \(3,\)"),
+        (torch.arange(5), "labels == k"),
+        (torch.ones(5), "labelled alike"),
+    ],
+)
+def test_labels_that_name_no_attribute_are_refused(run: Run, labels: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attribute_vector(run, torch.randn(5, 4), labels)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run, x: edit(run, x, torch.zeros(3)), r"has shape \(2,\), got \(3,\)"),
+        (lambda run, x: edit(run, x, torch.zeros(2), site="w"), "codes are .'z'.; got site='w'"),
+        (lambda run, x: linear_path(x, x, 1), "at least 2, got 1"),
+        (lambda run, x: spherical_path(x, x[:2]), r"one shape; got \(5, 4\) and \(2, 4\)"),
+        (lambda run, x: traverse(x, 4, torch.zeros(2)), "dimensions 0 to 3; got dimension=4"),
+        (
+            lambda run, x: judge_edit(run, x, torch.tensor([0, 1, 0, 1, 0]), torch.ones(5)),
+            "`rest` is one class",
+        ),
+    ],
+)
+def test_wrong_walks_say_what_to_do(run: Run, call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(run, torch.randn(5, 4))

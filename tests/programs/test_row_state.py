@@ -1,0 +1,145 @@
+"""Tables of rows: what is touched, and what a killed run leaves behind."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ppl_lvm.programs.row_state import DataRows, RowTable, RowTables, data_rows
+
+
+def _table(size: int) -> RowTable:
+    table = RowTable(2)
+    table.resize(size)
+    return table
+
+
+def _all(table: RowTable) -> Tensor:
+    assert table.size is not None
+    return table.read(torch.arange(table.size))
+
+
+def test_rows_are_zero_until_they_are_written_and_no_other_changes() -> None:
+    table, rows = _table(6), torch.tensor([4, 1])
+    table.write(rows, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    expected = torch.zeros(6, 2)
+    expected[4], expected[1] = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
+    assert torch.equal(_all(table), expected)
+    assert torch.equal(table.read(rows), expected[rows])
+
+
+def test_what_is_read_is_a_copy() -> None:
+    table = _table(3)
+    table.read(torch.tensor([0])).fill_(9.0)
+    assert torch.equal(_all(table), torch.zeros(3, 2))
+
+
+def test_ten_million_rows_cost_what_is_touched() -> None:
+    table = RowTable(5, torch.float64)
+    table.resize(10_000_000)  # 400 MB, none of which is there
+    rows = torch.tensor([0, 1234567, 9999999])
+    table.write(rows, torch.ones(3, 5))
+    assert torch.equal(table.read(rows), torch.ones(3, 5).double())
+    assert table.touched == 6
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    table = _table(3)
+    table.write(torch.tensor([1]), torch.ones(1, 2))
+    other = copy.deepcopy(table)
+    assert torch.equal(_all(other), _all(table))
+    other.write(torch.tensor([2]), torch.ones(1, 2))
+    assert not _all(table)[2].any()
+
+
+def _step(table: RowTable, number: int) -> None:
+    rows = torch.tensor([number % 7, (3 * number) % 11])
+    table.write(rows, torch.full((2, 2), float(number)))
+
+
+def test_killed_at_any_moment_it_comes_back_as_at_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.rows"
+    path.write_bytes(b"left by an older run")
+    table, checkpoint, before = _table(11), {}, torch.zeros(11, 2)
+    for number in range(1, 13):
+        _step(table, number)
+        if number % 3:
+            continue
+        # Killed before the checkpoint: the last one counts.
+        if checkpoint:
+            again = RowTable(2)
+            again.restore(path, checkpoint)
+            assert torch.equal(_all(again), before)
+        checkpoint, before = table.changes(), _all(table)
+        # Killed when the checkpoint is written and the file is not yet.
+        if number > 3:
+            again = RowTable(2)
+            again.restore(path, checkpoint)
+            assert torch.equal(_all(again), before)
+        table.settle(path, checkpoint)
+        assert not table.changes()["rows"].numel()
+
+
+def test_a_file_that_is_written_before_its_checkpoint_would_be_wrong(tmp_path: Path) -> None:
+    """The test of the test: the order of the two is what makes it safe."""
+    path, table = tmp_path / "checkpoint.rows", _table(11)
+    _step(table, 1)
+    first, before = table.changes(), _all(table)
+    table.settle(path, first)
+    _step(table, 2)
+    table.settle(path, table.changes())  # killed here, the second checkpoint not written
+    again = RowTable(2)
+    again.restore(path, first)
+    assert not torch.equal(_all(again), before)
+
+
+def test_a_restored_table_goes_on(tmp_path: Path) -> None:
+    path, table = tmp_path / "checkpoint.rows", _table(11)
+    _step(table, 1)
+    first = table.changes()
+    table.settle(path, first)
+    again = RowTable(2)
+    again.restore(path, first)
+    for number in (2, 3):
+        _step(table, number)
+        _step(again, number)
+        changes = again.changes()
+        again.settle(path, changes)
+    third = RowTable(2)
+    third.restore(path, changes)
+    assert torch.equal(_all(third), _all(table))
+
+
+class _Keeps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = RowTable(2)
+
+
+def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
+    guide = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
+    tables = RowTables(guide, 5)
+    guide["a"].table.resize(5)
+    guide["a"].table.write(torch.tensor([2]), torch.ones(1, 2))
+    changes = tables.changes()
+    tables.settle(tmp_path / "checkpoint.safetensors", changes)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.a.rows"]
+    other = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
+    RowTables(other, 5).restore(tmp_path / "checkpoint.safetensors", changes)
+    assert torch.equal(_all(other["a"].table), _all(guide["a"].table))
+    assert other["b"].table.size is None
+    assert not RowTables(nn.Linear(1, 1), 5)
+    assert not RowTables(lambda x: None, 5)
+
+
+def test_a_guide_is_told_which_rows_it_sees() -> None:
+    assert data_rows() is None
+    rows = torch.tensor([3, 1])
+    with DataRows(rows, num_rows=7):
+        assert data_rows() == (rows, 7)
+    with RowTables(_Keeps(), 3).shown(None):
+        told = data_rows()
+    assert told is not None
+    assert told[0].tolist() == [0, 1, 2]
+    assert told[1] == 3

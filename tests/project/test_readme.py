@@ -1,0 +1,41 @@
+"""The README's programs run, and its table of estimators is what the classes say."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_of_estimators_is_up_to_date() -> None:
+    path = ROOT / "docs" / "estimator_table.py"
+    spec = importlib.util.spec_from_file_location("estimator_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readme = (ROOT / "README.md").read_text()
+    assert readme == module.updated(readme), "run: python docs/tools/estimator_table.py"
+
+
+@pytest.mark.slow
+def test_the_first_program_runs_as_it_stands(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "first.py").write_text(blocks[0])
+    done = subprocess.run(
+        [sys.executable, "first.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    _, held_out, evidence = done.stdout.splitlines()
+    assert -17.0 < float(held_out) < -15.5
+    assert "nats per datum" in evidence
+    assert (tmp_path / "runs" / "wine" / "pictures" / "reconstructions.png").exists()
+
+
+def test_every_picture_of_the_readme_is_there() -> None:
+    for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / name).stat().st_size > 1000

@@ -1,0 +1,107 @@
+"""Walks stay where codes can be, chains lead to data, categories become levels."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_lvm.data import load_data
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.models import (
+    PPCA,
+    VAE,
+    BernoulliVAE,
+    Diffusion,
+    LatentDirichletAllocation,
+    ProdLDA,
+)
+from ppl_lvm.posterior.topics import coherence
+from ppl_lvm.report import run_figures as draw
+from ppl_lvm.report.figures.latents import _walks, chain, given_back
+from ppl_lvm.report.figures.topics import draw as draw_topics
+from ppl_lvm.report.figures.topics import topics
+from ppl_lvm.report.run_view import Subject
+
+
+def subject(model: object, source: object) -> Subject:
+    data = load_data(source)
+    run = fit(model, None, data, num_steps=2, engine="eager", progress=False)  # type: ignore[arg-type]
+    return Subject(run, data, data.tensors)
+
+
+def test_walks_of_proportions_stay_proportions_and_bits_bits() -> None:
+    seen = subject(LatentDirichletAllocation(topics=3), "bars(n=20)")
+    z = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]])
+    at, moved = _walks(seen, "theta", z, torch.tensor([0, 2]))
+    assert torch.allclose(moved.sum(-1), torch.ones(2, 9))
+    assert (moved >= 0).all()
+    assert torch.allclose(moved[1, :, 2], at[1])
+    assert torch.allclose(
+        moved[1, 4, :2], torch.tensor([0.25, 0.25])
+    )  # the others keep their ratio
+    bits = subject(BernoulliVAE(2, hidden=(4,)), torch.eye(6))
+    at, moved = _walks(bits, "z", torch.rand(6, 2), torch.tensor([1]))
+    assert (at.min(), at.max()) == (0, 1)
+    assert torch.equal(moved[0, :, 1], at[0])
+    free = subject(PPCA(latent=2), "iris")
+    at, _ = _walks(free, "z", torch.randn(50, 2), torch.tensor([0]))
+    assert at.min() < -1
+
+
+def test_a_chain_goes_from_noise_to_rows() -> None:
+    seen = subject(Diffusion(steps=3, hidden=(4,)), "moons")
+    assert seen.chain == ["z_3", "z_2", "z_1", "z_0"]
+    figure = chain(seen)
+    assert figure is not None
+    assert [a.get_title() for a in figure.axes[:5]] == ["z_3", "z_2", "z_1", "z_0", "x"]
+    assert subject(PPCA(), "iris").chain == []
+
+
+def test_categories_are_drawn_as_levels() -> None:
+    x = torch.randint(0, 5, (30, 6)).float()
+    seen = subject(VAE(2, hidden=(4,), likelihood="categorical", categories=5), x)
+    back = given_back(seen)
+    assert back is not None
+    assert back.shape == x.shape
+    assert 0 <= back.min() < back.max() <= 4
+    assert seen.decoded["x"].shape == (30, 6, 5)
+
+
+def test_topics_are_the_models_own() -> None:
+    seen = subject(ProdLDA(topics=3), "bars(n=20, size=3)")
+    figure = topics(seen)
+    assert figure is not None
+    shown = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[:3, :3]
+    assert np.allclose(shown.ravel(), seen.run.model.topic_words()[0])  # type: ignore[attr-defined]
+    table = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
+    bars = draw_topics(table, words=["a", "b", "c"]).axes
+    assert [t.get_text() for t in bars[0].get_yticklabels()] == ["b", "c", "a"]
+    assert [t.get_text() for t in bars[1].get_yticklabels()] == ["a", "c", "b"]
+    counts = torch.tensor([[1.0, 0.0, 2.0], [3.0, 1.0, 1.0], [0.0, 2.0, 0.0]])
+    titles = [a.get_title("left") for a in draw_topics(table, counts=counts).axes]
+    each = coherence(table, counts, 3)
+    assert titles == [f"topic {k}, coherence {each[k].item():.2f}" for k in range(2)]
+    six = draw_topics(torch.full((6, 4), 0.25), (2, 2)).axes[0].get_yticklabels()
+    assert [t.get_text() for t in six] == ["0–4", "5"]
+
+
+def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(seen: Subject) -> None:
+        raise ValueError("no paper")
+
+    monkeypatch.setitem(draw.PICTURES, "density", broken)
+    seen = subject(PPCA(), "iris")
+    with pytest.warns(UserWarning, match="'density' could not be drawn: no paper"):
+        drawn = draw.figures(seen.run, seen.data)
+    assert "samples" in drawn
+
+
+def test_rows_with_holes_are_pictured_without_them() -> None:
+    x = load_data("iris").tensors[0].clone()
+    x[::7, 1] = torch.nan
+    data = load_data(x, missing="keep")
+    run = fit(PPCA(), None, data, num_steps=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "samples" in draw.figures(run, data)

@@ -1,0 +1,291 @@
+"""Runs side by side: values and errors that closed forms give; refusals of what is not alike."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical, Normal, Poisson
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.runs.comparability import NotComparableError
+from ppl_lvm.runs.comparison import Comparison, Score, compare
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.models.parts.bag_of_words import BagOfWords
+from ppl_lvm.runs.run import Run
+from small_programs import Mean, MeanGuide
+
+
+class Local(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(z_n, 1) but for `noise`: p(x) = N(0, 1 + noise²)."""
+
+    def __init__(self, noise: float = 1.0) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z, self.noise), obs=x)
+
+
+class LocalGuide(PyroModule):
+    """The posterior, its sd times `width`."""
+
+    def __init__(self, noise: float = 1.0, width: float = 1.0) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(1 / (1 + noise**2)))
+        self.sd = width * noise / math.sqrt(1 + noise**2)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(self.a * x, self.sd))
+
+
+def posterior(total: float) -> MeanGuide:
+    """That of `Mean` after 30 rows whose sum is `total`."""
+    return MeanGuide(total / 31, 31**-0.5)
+
+
+class Two(PyroModule):
+    """Two components at ± m, summed out."""
+
+    def __init__(self, m: float = 1.0) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor([-m, m]))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.m[z], 1.0), obs=x)
+
+
+def no_guide(x: Tensor) -> None:
+    pass
+
+
+def still(model: Any, guide: Any, x: Any, **more: Any) -> Run:
+    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False, **more)
+
+
+def normal(x: Tensor, mean: Any, variance: float) -> Any:
+    return torch.distributions.Normal(mean, variance**0.5).log_prob(x).double().numpy()
+
+
+def test_values_and_paired_errors_are_those_of_the_closed_forms() -> None:
+    x, y = torch.randn(50), 1.4 * torch.randn(400)
+    runs = [
+        still(Local(1.0), LocalGuide(1.0), x),
+        still(Local(0.3), LocalGuide(0.3, width=1.2), x),
+        still(Two(1.0), no_guide, x),
+    ]
+    found = compare(runs, y, num_particles=2000)
+    parts = torch.stack([torch.from_numpy(normal(y, m, 1.0)) for m in (-1.0, 1.0)])
+    exact = [
+        normal(y, 0.0, 2.0),
+        normal(y, 0.0, 1.09),
+        (parts.logsumexp(0) - math.log(2)).numpy(),
+    ]
+    for score, l in zip(found.scores, exact, strict=True):
+        assert abs(score.value - l.mean()) < 5 * score.monte_carlo_error + 1e-5
+    assert [s.kind for s in found.scores] == ["lower bound", "lower bound", "exact"]
+    assert found.order[0] == 0
+    d = exact[1] - exact[0]
+    difference, error = found.difference(1, 0)
+    assert difference == pytest.approx(d.mean(), abs=5 * found.scores[1].monte_carlo_error)
+    assert error == pytest.approx(d.std(ddof=1) / 20, rel=0.05)
+    assert found.verdict(1) == "worse"
+    # Taken apart, the two errors would be larger: rows hard for one are hard for the other.
+    assert error < math.hypot(found.scores[0].error, found.scores[1].error) / 1.5
+
+
+def test_global_latents_predict_from_the_training_rows() -> None:
+    x, y = torch.randn(30), torch.randn(200)
+    run = still(Mean(), posterior(float(x.sum())), x)
+    found = compare([run, still(Two(0.1), no_guide, x)], y, num_particles=4000)
+    exact = normal(y, x.sum() / 31, 1 + 1 / 31)
+    score = found.scores[0]
+    assert score.kind == "predictive"
+    assert abs(score.value - exact.mean()) < 5 * score.monte_carlo_error
+    assert found.verdict(1) in ("as good", "worse", "best")
+
+
+class ReadingGuide(PyroModule):
+    """The posterior of Mean given whatever rows it is called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        total, n = x.sum(), len(x)
+        pyro.sample("m", Normal(total / (n + 1) + self.shift, (n + 1) ** -0.5))
+
+
+def test_a_guide_that_reads_data_is_not_shown_the_rows_that_are_compared() -> None:
+    x, y = torch.randn(30), 3.0 + torch.randn(200)
+    found = compare([still(Mean(), ReadingGuide(), x)] * 2, y, num_particles=4000)
+    exact = normal(y, x.sum() / 31, 1 + 1 / 31).mean()
+    cheating = normal(y, y.sum() / 201, 1 + 1 / 201).mean()
+    assert abs(found.scores[0].value - exact) < 5 * found.scores[0].monte_carlo_error
+    assert exact < cheating - 1
+
+
+def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 1)))
+    source = str(tmp_path / "x.npy")
+
+    class Column(Mean):
+        def forward(self, x: Tensor) -> None:
+            super().forward(x[:, 0])
+
+    total = float(np.load(source)[:30].sum())
+    runs = [still(Column(), posterior(total), source, validation=10) for _ in range(2)]
+    found = compare(runs)
+    assert found.rows == "10 rows, held out by all"
+    assert all(s.loo is not None and len(s.loo.elpd_i) == 30 for s in found.scores)
+    assert found.loo_difference(0, 1) == (0.0, 0.0)
+    assert compare(runs, np.zeros((5, 1), np.float32)).scores[0].loo is not None
+
+
+def score(name: str, l: Any) -> Score:
+    return Score(name, np.asarray(l), 0.0, "exact", 0.0, None, "", 3, 1.5, 10)
+
+
+def test_equal_models_are_told_apart_once_in_fifty_at_most() -> None:
+    draw = np.random.default_rng(0)
+    worse = 0
+    for _ in range(500):
+        base = draw.normal(size=100)
+        pair = (score("a", base + draw.normal(size=100)), score("b", base + draw.normal(size=100)))
+        found = Comparison(pair, "100 rows")
+        worse += found.verdict(found.order[1]) == "worse"
+    assert worse <= 10
+
+
+def test_a_loose_bound_is_not_taken_for_the_value() -> None:
+    l = np.arange(9.0)
+    for share, said in ((0.5, True), (0.01, False)):
+        loose = Score("a", l, 0.0, "lower bound", share, None, "", 3, 1.5, 10)
+        note = Comparison((loose, score("b", l)), "9 rows").note
+        assert ("may be better than its value says" in note) == said
+
+
+def test_table_json_and_picture_agree(tmp_path: Path) -> None:
+    l = np.random.default_rng(0).normal(-5, 1, 100)
+    noise = np.random.default_rng(1).normal(0, 0.1, 100)
+    found = Comparison((score("far", l - 1 + noise), score("near", l)), "100 rows, given")
+    rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert [r["run"] for r in rows] == ["near", "far"]
+    assert rows[1]["verdict"] == "worse"
+    text = str(found)
+    assert text.index("near") < text.index("far")
+    assert max(len(line) for line in text.splitlines()) <= 80
+    figure = found.figure()
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["near", "far"]
+    drawn = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert float(np.ravel(drawn[1])[0]) == pytest.approx(rows[1]["difference"])
+
+
+def test_what_is_not_alike_is_refused(tmp_path: Path) -> None:
+    x = torch.randn(40)
+    a = still(Local(), LocalGuide(), x, validation=10)
+    with pytest.raises(ValueError, match="at least two"):
+        compare([a])
+    with pytest.raises(ValueError, match="held no rows out"):
+        compare([a, still(Local(), LocalGuide(), x)])
+    with pytest.raises(ValueError, match="other data"):
+        compare([a, still(Local(), LocalGuide(), x + 1, validation=10)])
+    with pytest.raises(ValueError, match="other rows"):
+        compare([a, still(Local(), LocalGuide(), x, validation=10, seed=1)])
+    with pytest.raises(ValueError, match="rows of shape"):
+        compare([a, a], torch.randn(5, 2))
+    with pytest.raises(ValueError, match="Local \\(1\\) held out were in memory and are not kept"):
+        compare([a, a])
+    with pytest.raises(ValueError, match="at least two rows"):
+        compare([a, a], x[:1])
+    with pytest.raises(ValueError, match=r"a list of runs: compare\(\[run"):
+        compare(a)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"load_run\(directory\)"):
+        compare(["runs/a", "runs/b"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="the same name: a, a"):
+        compare([a, a], x, names=["a", "a"])
+    for wrong in (3, 100.0):
+        with pytest.raises(ValueError, match="num_particles must be"):
+            compare([a, a], x, num_particles=wrong)  # type: ignore[arg-type]
+
+
+class Counts(PyroModule):
+    """x_n ~ Poisson(λ) for all columns, or for the last given the sum of all."""
+
+    def __init__(self, given: str = "") -> None:
+        super().__init__()
+        self.rate = PyroParam(torch.tensor(2.0), constraint=constraints.positive)
+        self.given = given
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            if self.given == "sum":
+                shares = self.rate ** torch.arange(3)
+                pyro.sample("x", BagOfWords(x.sum(-1), shares / shares.sum()), obs=x)
+            elif self.given == "others":
+                pyro.sample("x", Poisson(self.rate), obs=x[:, 2])
+            else:
+                pyro.sample("x", Poisson(self.rate).expand([3]).to_event(1), obs=x)
+
+
+class Measured(PyroModule):
+    """The same numbers as real ones: a narrow density at whole numbers beats any probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.mean, 1.0).to_event(1), obs=x)
+
+
+def test_likelihoods_of_different_things_are_refused() -> None:
+    x = torch.poisson(torch.full((30, 3), 2.0))
+    counts = still(Counts(), no_guide, x)
+    for model, said in (
+        (Measured(), "3 of counts or categories a row, Measured to 3 of real numbers a row"),
+        (Counts("others"), r"1 of counts or categories a row: nats"),
+        (Counts("sum"), "3 of counts or categories a row given their sum"),
+    ):
+        with pytest.raises(NotComparableError, match=said):
+            compare([counts, still(model, no_guide, x)], x)
+    assert compare([counts, counts], x).scores[0].kind == "exact"
+
+
+def test_rows_that_were_fitted_to_are_pointed_out() -> None:
+    x = torch.randn(40)
+    runs = [still(Local(), LocalGuide(), x), still(Two(), no_guide, x)]
+    assert "rows that were fitted to" in compare(runs, x).note
+    assert "rows that were fitted to" not in compare(runs, x + 1).note
+
+
+def test_why_there_is_no_leave_one_out_is_said() -> None:
+    x, y = torch.randn(30), torch.randn(20)
+    runs = [still(Mean(), posterior(float(x.sum())), x), still(Two(0.1), no_guide, x)]
+    found = compare(runs, y, num_particles=50)
+    assert "No leave-one-out: Mean (its training rows are not at hand" in found.note
+    assert [row["no_loo"] == "" for row in found.to_json()] == [
+        found.scores[i].no_loo == "" for i in found.order
+    ]
+    assert found.scores[1].no_loo == ""  # it has no global latents: nothing is missing
+
+
+def test_a_long_name_is_folded_and_not_cut() -> None:
+    names = ["A" * 60 + "1", "A" * 60 + "2"]
+    text = str(Comparison(tuple(score(n, np.arange(9.0)) for n in names), "9 rows"))
+    assert all(text.replace("\n", "").replace(" ", "").count(n[-1]) for n in names)
+    assert "…" not in text
+    assert max(len(line) for line in text.splitlines()) <= 80

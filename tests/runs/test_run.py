@@ -1,0 +1,98 @@
+"""A run is kept, comes back from its directory, draws, encodes and decodes."""
+
+import functools
+import math
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Normal
+from torch import Tensor, nn
+
+from ppl_lvm.data import load_data
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.models import FactorAnalysis, HiddenMarkovModel
+from ppl_lvm.runs.run import load_run
+from small_programs import Factor, FactorGuide, factor_data
+
+quiet = functools.partial(fit, progress=False)
+
+
+def test_a_run_comes_back_from_its_directory(tmp_path: Path) -> None:
+    x = factor_data()
+    run = quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+    back = load_run(tmp_path / "r", model=Factor(), guide=FactorGuide())
+    assert back.history == run.history
+    assert all(torch.equal(v, back.parameters()[n]) for n, v in run.parameters().items())
+    assert torch.equal(back.encode(x)["z"], run.encode(x)["z"])
+    assert torch.equal(back.sample(5, seed=1)["x"], run.sample(5, seed=1)["x"])
+    assert back.results == run.results
+    with pytest.raises(ValueError, match="Pass it: load_run"):
+        load_run(tmp_path / "r", model=Factor())
+    with pytest.raises(ValueError, match="holds a run already"):
+        quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+
+
+def test_a_run_of_other_sizes_does_not_load(tmp_path: Path) -> None:
+    quiet(Factor(), FactorGuide(), factor_data(), num_steps=2, directory=tmp_path / "r")
+    wrong = Factor()
+    wrong.extra = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="model/extra missing, unknown or of another shape"):
+        load_run(tmp_path / "r", model=wrong, guide=FactorGuide())
+
+
+def test_sample_encode_decode_shapes() -> None:
+    x = factor_data(30)
+    run = quiet(Factor(), FactorGuide(), x, num_steps=5)
+    draws = run.sample(7)
+    assert draws["x"].shape == (7, 3)
+    assert draws["z"].shape == (7, 1)
+    codes = run.encode(x)["z"]
+    assert codes.shape == (30, 1)
+    p = run.parameters()
+    assert torch.allclose(run.decode(codes)["x"], codes * p["w"] + p["b"])
+    assert torch.allclose(run.decode({"z": codes})["x"], run.decode(codes)["x"])
+    with pytest.raises(ValueError, match="no site 'y'"):
+        run.decode({"y": codes})
+    assert math.isfinite(run.log_evidence(x, 10).value)
+
+
+def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.zeros(4))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(m, 1.0).to_event(1), obs=x)
+
+    run = quiet(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
+    train, held_out = run.data()
+    assert (len(train), len(held_out or ())) == (120, 30)
+    again = run.data()[1]
+    assert held_out is not None
+    assert again is not None
+    assert torch.equal(held_out.tensors[0], again.tensors[0])
+    with pytest.raises(ValueError, match="no name or path"):
+        quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
+
+
+def test_other_data_are_read_as_the_run_s_own_were(tmp_path: Path) -> None:
+    x = torch.randn(20, 5)
+    x[::4, 2] = torch.nan
+    np.save(tmp_path / "x.npy", x.numpy())
+    sequences = load_data(tmp_path / "x.npy", missing="keep")
+    given = load_data(x.numpy(), missing="keep")
+    for data in (sequences, given):
+        run = fit(HiddenMarkovModel(2), None, data, num_steps=2, progress=False)
+        values = {run.log_evidence(other).value for other in (x, x.numpy(), given)}
+        assert values == {run.log_evidence(str(tmp_path / "x.npy")).value}
+    complete = fit(HiddenMarkovModel(2), None, x.nan_to_num(), num_steps=2, progress=False)
+    with pytest.raises(ValueError, match="the value is missing"):
+        complete.log_evidence(x)
+
+    for name in ("a", "b"):
+        rows = "\n".join(f"{i},{i % 7},{i % 3}" for i in range(20))
+        (tmp_path / f"{name}.csv").write_text(f"number,p,q\n{rows}\n")
+    table = load_data(tmp_path / "a.csv", columns=["p", "q"])
+    run = fit(FactorAnalysis(1), None, table, num_steps=2, progress=False)
+    assert run.log_evidence(tmp_path / "b.csv").value == run.log_evidence(table).value

@@ -1,0 +1,206 @@
+"""Restarts in one graph: each is what it is alone, and what cannot go together goes in turn."""
+
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import Bernoulli, Categorical, Normal
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.runs.run import Run
+from ppl_lvm.training import vectorized_restarts as together
+from ppl_lvm.training.non_finite import NonFiniteError
+from small_programs import FactorGuide, factor_data, nothing
+
+
+class Factor(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(w z_n + b, s); b starts anywhere, the units are the data's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3))
+        self.b = nn.Parameter(torch.zeros(3))
+        self.s = PyroParam(torch.tensor(1.0), constraint=constraints.positive)
+        self.register_buffer("unit", torch.ones(3))
+
+    def initialize(self, x: Tensor) -> None:
+        self.b.data.copy_(x[torch.randint(len(x), ())])
+        self.unit.copy_(1 + 0.1 * torch.rand(3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
+            loc = (z * self.w + self.b) * self.unit
+            pyro.sample("x", Normal(loc, self.s).to_event(1), obs=x)
+
+
+class Mixture(PyroModule):
+    """z_n ~ Categorical(w), x_n ~ N(m_z, 1), z summed out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = PyroParam(torch.ones(3) / 3, constraint=constraints.simplex)
+        self.m = nn.Parameter(torch.randn(3, 3))
+
+    def initialize(self, x: Tensor) -> None:
+        self.m.data.copy_(x[torch.randperm(len(x))[:3]])
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Categorical(self.w), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.m[z], 1.0).to_event(1), obs=x)
+
+
+class Coins(PyroModule):
+    """A draw whose probability comes from the step: it cannot be had beforehand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(torch.tensor([0.5])).to_event(1))
+            pyro.sample("x", Normal(z * self.w, 1.0).to_event(1), obs=x)
+
+
+class CoinGuide(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(logits=self.encoder(x)).to_event(1))
+
+
+def restarted(programs: tuple[Any, Any], count: int = 2, **asked: Any) -> Run:
+    return fit(*programs, factor_data(70)[:60], restarts=count, **{"num_steps": 30, **asked})
+
+
+def equal_alone(programs: tuple[Any, Any], run: Run, **asked: Any) -> None:
+    for entry in run.restarts:
+        alone = fit(
+            *programs,
+            factor_data(70)[:60],
+            seed=entry["seed"],
+            progress=False,
+            **{"num_steps": 30, **asked, "directory": None},
+        )
+        assert entry["bound"] == pytest.approx(alone.results["bound"], rel=1e-5)
+        if entry["held_out"] is not None:
+            assert entry["held_out"] == pytest.approx(alone.results["held_out"], rel=1e-5)
+        if entry["chosen"]:
+            assert run.history["bound"] == pytest.approx(alone.history["bound"], rel=1e-5)
+            assert run.history["validation_bound"] == pytest.approx(
+                alone.history["validation_bound"], rel=1e-5
+            )
+            for name, value in alone.parameters().items():
+                assert torch.allclose(run.parameters()[name], value, rtol=1e-4, atol=1e-5), name
+
+
+ASKED: dict[str, Any] = {
+    "batch_size": 16,  # of 60: the last batch has 12
+    "validation": factor_data(20),  # not a share, which depends on the seed
+    "schedule": "ExponentialLR(gamma=0.97)",
+    "clip_norm": 1.0,
+    "kl_annealing": 10,
+    "validate_every": 10,
+}
+
+
+@pytest.mark.parametrize("programs", [(Factor, FactorGuide), (Mixture, nothing)])
+@pytest.mark.parametrize("optimizer", ["Adam(lr=0.02)", "SGD(lr=0.05, momentum=0.8)"])
+def test_each_restart_is_what_it_is_alone(
+    programs: tuple[Any, Any], optimizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {**ASKED, "optimizer": optimizer}
+    run = restarted(programs, **asked)
+    said = capsys.readouterr().err
+    assert "2 restarts together: step 30/30" in said
+    assert len({entry["bound"] for entry in run.restarts}) == 2
+    equal_alone(programs, run, **asked)
+
+
+@pytest.mark.slow
+def test_compiled_restarts_too() -> None:
+    programs = (Factor, FactorGuide)
+    run = restarted(programs, engine="compiled", progress=False)
+    equal_alone(programs, run, engine="eager")
+
+
+def test_those_that_draw_otherwise_go_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    programs = (Coins, CoinGuide)
+    run = restarted(programs)
+    said = capsys.readouterr().err
+    assert "One restart after the other: it draws by bernoulli" in said
+    equal_alone(programs, run)
+
+
+def test_each_stops_for_itself() -> None:
+    torch.set_default_dtype(torch.float64)  # where it stops hangs on small differences
+    programs = (Factor, FactorGuide)
+    asked = {**ASKED, "num_steps": 300, "validate_every": 3, "patience": 1}
+    asked |= {"optimizer": "Adam(lr=0.1)", "kl_annealing": 0, "schedule": None}
+    run = restarted(programs, progress=False, **asked)
+    assert len({entry["steps"] for entry in run.restarts}) > 1
+    for entry in run.restarts:
+        alone = fit(*programs, factor_data(70)[:60], seed=entry["seed"], progress=False, **asked)
+        assert entry["steps"] == alone.results["steps"]
+        assert entry["held_out"] == pytest.approx(alone.results["held_out"], rel=1e-4)
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {**ASKED, "batch_size": 20, "checkpoint_seconds": 0.0, "progress": False}
+    programs = (Factor, FactorGuide)
+    whole = restarted(programs, **asked, directory=tmp_path / "whole")
+    step = together.Together._step
+
+    def breaks(self: Any, going: Any) -> None:
+        if self._number == 13:
+            raise StoppedError
+        step(self, going)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(together.Together, "_step", breaks)
+        with pytest.raises(StoppedError):
+            restarted(programs, **asked, directory=tmp_path / "part")
+    part = restarted(programs, **asked, directory=tmp_path / "part", resume=True)
+    assert part.history == whole.history
+    assert [e["bound"] for e in part.restarts] == [e["bound"] for e in whole.restarts]
+
+
+class Falling(PyroModule):
+    """x_n ~ N(log m, 1) where m falls below 0, from one start sooner than from another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor(1.0) + torch.rand(()))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(torch.log(self.m), 1.0).expand([3]).to_event(1), obs=x)
+
+
+def test_a_nan_in_one_is_named() -> None:
+    with pytest.raises(NonFiniteError, match="site 'x' of the model has a loc that is NaN"):
+        fit(
+            Falling,
+            nothing,
+            factor_data(70) - 9,
+            restarts=3,
+            num_steps=200,
+            optimizer="SGD(lr=0.05)",
+            progress=False,
+        )
