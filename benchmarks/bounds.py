@@ -20,12 +20,12 @@ from torch import Tensor
 
 from ppl_lvm import estimators
 from ppl_lvm.benchmarks import harness as record
-from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, Known, by_hand
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, KnownProgram, handwritten_loss
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.gradient_suite.subjects import double
 from ppl_lvm.benchmarks.handwritten import pathwise
 from ppl_lvm.benchmarks.harness import Result, Row
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 ALPHAS = (-2.0, 0.0, 0.5, 1.0, 2.0)
 
@@ -44,12 +44,12 @@ def objective(alpha: float, num_particles: int) -> Any:
     return estimators.Renyi(num_particles=num_particles, alpha=alpha)
 
 
-def sampled(pair: Pair, x: Tensor, loss: Any, repeats: int) -> Tensor:
+def sampled(pair: ModelGuidePair, x: Tensor, loss: Any, repeats: int) -> Tensor:
     """Bounds (R,) summed over the rows."""
     return torch.tensor([-loss.loss(pair.model, pair.guide, x) for _ in range(repeats)])
 
 
-def exact_cubo(known: Known, params: dict[str, Tensor], x: Tensor, n: float = 2.0) -> float:
+def exact_cubo(known: KnownProgram, params: dict[str, Tensor], x: Tensor, n: float = 2.0) -> float:
     """1/n log E wⁿ by one particle's exact expectation, summed over the rows."""
 
     def power(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -58,15 +58,15 @@ def exact_cubo(known: Known, params: dict[str, Tensor], x: Tensor, n: float = 2.
     return (known.expected(params, x, power, 1).log() / n).sum().item()
 
 
-def measure(known: Known, particles: Sequence[int], repeats: int, seed: int) -> list[Row]:
+def measure(known: KnownProgram, particles: Sequence[int], repeats: int, seed: int) -> list[Row]:
     """A row for each α and K on one program."""
     params, x = known.parameters(seed), known.data(seed)
-    pair = Pair(known.model(params), known.guide(params), Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(known.model(params), known.guide(params), Trace_ELBO())
+    pair.materialize_parameters(x)
     rows: list[Row] = []
     with pair.scope(), torch.no_grad():
-        params = by_hand(pair.leaves)
-        evidence = known.by_hand.log_evidence(params, x).sum().item()
+        params = handwritten_loss(pair.unconstrained_parameters)
+        evidence = known.handwritten_loss.log_evidence(params, x).sum().item()
         for alpha in ALPHAS:
             for K in particles:
                 draws = sampled(pair, x, objective(alpha, K), repeats)

@@ -47,7 +47,9 @@ def by_toolkit(train: Data, held_out: Data, K: int, epochs: int, particles: int,
     return {"value": evidence.value, "seconds": float(run.restarts[0]["seconds"])}
 
 
-def by_hand(train: Tensor, held_out: Tensor, K: int, epochs: int, particles: int, seed: int) -> Row:
+def handwritten_loss(
+    train: Tensor, held_out: Tensor, K: int, epochs: int, particles: int, seed: int
+) -> Row:
     """Train and score in plain torch."""
     start = time.perf_counter()
     params = vae.train(train, num_particles=K, num_epochs=epochs, seed=seed)
@@ -71,7 +73,7 @@ def run(
             continue
         for start in range(seed, seed + seeds):
             mine = by_toolkit(train, held_out, K, epochs, particles, start)
-            hand = by_hand(columns[0], columns[1], K, epochs, particles, start)
+            hand = handwritten_loss(columns[0], columns[1], K, epochs, particles, start)
             rows.append(
                 {
                     "objective": objective,

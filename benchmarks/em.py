@@ -36,11 +36,11 @@ SMOKE = ((150, 4, 3), (600, 4, 3))
 
 def clusters(N: int, P: int, K: int) -> Tensor:
     """N rows of K overlapping clusters with covariances of their own, (N, P)."""
-    centres, shapes = 2 * torch.randn(K, P), torch.randn(K, P, P) / P**0.5
+    centers, shapes = 2 * torch.randn(K, P), torch.randn(K, P, P) / P**0.5
     z = torch.randint(K, (N,))
     x = torch.randn(N, P) * 0.3
     for k in range(K):
-        x[z == k] += centres[k] + torch.randn(int((z == k).sum()), P) @ shapes[k]
+        x[z == k] += centers[k] + torch.randn(int((z == k).sum()), P) @ shapes[k]
     return x
 
 

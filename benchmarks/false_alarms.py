@@ -7,7 +7,7 @@ and the whole table is asked, seed after seed:
     global    mu ~ N(0, 1), x ~ N(mu, 1); q(mu) is learned
     mixture   two clusters apart, label summed out; everything learned, two starts
 
-An alarm is a verdict "look" or "bad". Counted are verdicts (rows that say anything: "cannot say"
+An alarm is a verdict "warning" or "bad". Counted are verdicts (rows that say anything: "unknown"
 is none) and tables with at least one alarm. Rows hang together: a slope by accident is seen by
 three of them.
 """
@@ -33,7 +33,7 @@ from ppl_lvm.fitting.svi import fit
 
 NOISE = 0.7
 LOADINGS = [[1.2, 0.1], [-0.6, 0.9], [0.3, -0.8], [0.9, 0.5], [-0.2, 1.1]]
-CENTRES = [[-3.0, 0.0], [3.0, 1.0]]
+CENTERS = [[-3.0, 0.0], [3.0, 1.0]]
 
 
 class Linear(PyroModule):
@@ -88,7 +88,7 @@ class Clusters(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.m = nn.Parameter(torch.tensor(CENTRES) + 0.5 * torch.randn(2, 2))
+        self.m = nn.Parameter(torch.tensor(CENTERS) + 0.5 * torch.randn(2, 2))
         self.s = PyroParam(torch.tensor(1.5), constraint=constraints.positive)
 
     def forward(self, x: Tensor) -> None:
@@ -136,7 +136,7 @@ def mixture(seed: int, steps: int, temperatures: int) -> Diagnosis:
     """A label summed out, two starts, judged on other rows."""
     draw = np.random.default_rng(seed)
     k = draw.integers(2, size=1200)
-    rows = torch.tensor(np.array(CENTRES)[k] + draw.normal(size=(1200, 2))).float()
+    rows = torch.tensor(np.array(CENTERS)[k] + draw.normal(size=(1200, 2))).float()
     run = _fit(Clusters, no_guide, rows[:1000], steps, seed, restarts=2)
     return run.diagnose(rows[:1000], held_out=rows[1000:], temperatures=temperatures, seed=seed)
 
@@ -160,9 +160,9 @@ def run(
         verdicts = raised = tables = 0
         for number in range(seed, seed + count):
             found = make(number, steps, temperatures).findings
-            mine = [f.name for f in found if f.verdict in ("look", "bad")]
+            mine = [f.name for f in found if f.verdict in ("warning", "bad")]
             alarms[case].update(mine)
-            verdicts += sum(f.verdict != "cannot say" for f in found)
+            verdicts += sum(f.verdict != "unknown" for f in found)
             raised += len(mine)
             tables += bool(mine)
         rows.append(

@@ -36,10 +36,10 @@ from ppl_lvm.benchmarks import harness as record
 from ppl_lvm.benchmarks.gradient_suite import samples
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation
 from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
-from ppl_lvm.benchmarks.gradient_suite.samples import Judgement, judge, local_parameters
+from ppl_lvm.benchmarks.gradient_suite.samples import Judgment, judge, local_parameters
 from ppl_lvm.benchmarks.gradient_suite.subjects import (
     SUBSAMPLED,
-    Subject,
+    BenchmarkPair,
     double,
     known_subject,
     user_subject,
@@ -48,7 +48,7 @@ from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
 
 TOO_COARSE = 1.0  # a standard error of the bias, relative to the target
-Measured = tuple[Row, dict[str, Judgement]]
+Measured = tuple[Row, dict[str, Judgment]]
 
 
 def run(
@@ -104,15 +104,15 @@ def run(
     )
 
 
-def measure(subject: Subject, repeats: int, rounds: int, seed: int) -> list[Measured]:
+def measure(subject: BenchmarkPair, repeats: int, rounds: int, seed: int) -> list[Measured]:
     """A row for every implementation, refusals included."""
     pair, batch = subject.pair, subject.batch
-    positions = samples.groups(pair.model, pair.guide, batch, pair.leaves)
+    positions = samples.groups(pair.model, pair.guide, batch, pair.unconstrained_parameters)
     works: list[Implementation] = []
     refused: list[Measured] = []
     for implementation in subject.implementations():
         try:
-            samples.gradient(implementation.step, batch, pair.leaves)
+            samples.gradient(implementation.step, batch, pair.unconstrained_parameters)
             works.append(implementation)
         except (ValueError, NotImplementedError) as refusal:
             remedy = re.search(r"[Uu]se (?:an? )?([A-Z]\w+)", str(refusal))
@@ -156,11 +156,15 @@ class Seen:
     error: float
 
 
-def look(subject: Subject, implementation: Implementation, repeats: int) -> Seen:
+def look(subject: BenchmarkPair, implementation: Implementation, repeats: int) -> Seen:
     """Draw from an implementation, and enumerate it where that can be done."""
-    samples.gradient(implementation.step, subject.batch, subject.pair.leaves)  # the first look
+    samples.gradient(
+        implementation.step, subject.batch, subject.pair.unconstrained_parameters
+    )  # the first look
     step = samples.steady(implementation.step, implementation.objective)
-    draws, bounds = samples.sample(step, subject.batch, subject.pair.leaves, repeats)
+    draws, bounds = samples.sample(
+        step, subject.batch, subject.pair.unconstrained_parameters, repeats
+    )
     exactly = subject.exact_mean(implementation)
     if exactly is not None:
         return Seen(draws, exactly[0], exactly[1], 0.0)
@@ -169,7 +173,7 @@ def look(subject: Subject, implementation: Implementation, repeats: int) -> Seen
 
 def judge_groups(
     target: tuple[Tensor, Tensor | None] | None, seen: Seen, positions: dict[str, Tensor]
-) -> dict[str, Judgement]:
+) -> dict[str, Judgment]:
     """One judgement for each group of parameters."""
     if target is None:
         target = torch.full_like(seen.draws[0], math.nan), None
@@ -203,18 +207,18 @@ def _key(implementation: Implementation) -> str:
     return f"{implementation.by} {implementation.estimator}"
 
 
-def verdict(implementation: Implementation, judged: dict[str, Judgement]) -> str:
+def verdict(implementation: Implementation, judged: dict[str, Judgment]) -> str:
     """In words: unbiased, or what is wrong where."""
     faults = []
-    for name, judgement in judged.items():
+    for name, judgment in judged.items():
         where = name.replace("guide ", "site ") if name.startswith("guide ") else f"the {name}"
-        if judgement.zero:
+        if judgment.zero:
             faults.append(f"zero gradient at {where}")
-        elif judgement.biased:
-            faults.append(f"biased by {judgement.bias:.0%} at {where}")
-    if all(math.isnan(judgement.bias) for judgement in judged.values()):
+        elif judgment.biased:
+            faults.append(f"biased by {judgment.bias:.0%} at {where}")
+    if all(math.isnan(judgment.bias) for judgment in judged.values()):
         faults = ["no target to compare with"]
-    elif not faults and any(judgement.error > TOO_COARSE for judgement in judged.values()):
+    elif not faults and any(judgment.error > TOO_COARSE for judgment in judged.values()):
         faults = ["too few draws to tell a bias as large as the gradient"]
     elif not faults:
         faults = ["unbiased" if implementation.declared else "no bias seen"]
@@ -224,9 +228,9 @@ def verdict(implementation: Implementation, judged: dict[str, Judgement]) -> str
 
 
 def _row(
-    subject: Subject,
+    subject: BenchmarkPair,
     implementation: Implementation,
-    judged: dict[str, Judgement],
+    judged: dict[str, Judgment],
     seconds: float | None,
     words: str,
 ) -> dict[str, Any]:
@@ -261,8 +265,8 @@ def _label(row: Row) -> dict[str, Any]:
     return {key: row[key] for key in ("program", "estimator", "by")}
 
 
-def _plain(groups: dict[str, Judgement]) -> dict[str, Any]:
-    return {name: asdict(judgement) for name, judgement in groups.items()}
+def _plain(groups: dict[str, Judgment]) -> dict[str, Any]:
+    return {name: asdict(judgment) for name, judgment in groups.items()}
 
 
 def draw(found: Sequence[Measured]) -> Figure:

@@ -30,12 +30,12 @@ from ppl_lvm.benchmarks.gradient_suite.programs import (
     LinearGaussian,
     LinearGaussianGuide,
     Parameters,
-    by_hand,
+    handwritten_loss,
 )
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import linear_gaussian, pathwise
 from ppl_lvm.benchmarks.harness import Result, Row
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 THEORY = {"IWAE": (-0.5, 0.5), "DReG": (0.5, 0.5)}
 # A guide that is off by a little, as after some training: mean by 0.1, log sd by 0.2.
@@ -63,13 +63,13 @@ def by_us(objective: str) -> Callable[[int, int], Tensor]:
 
     def draw(num_particles: int, repeats: int) -> Tensor:
         params = replicated(parameters(), repeats)
-        pair = Pair(LinearGaussian(params), LinearGaussianGuide(params), Trace_ELBO())
+        pair = ModelGuidePair(LinearGaussian(params), LinearGaussianGuide(params), Trace_ELBO())
         x = torch.tensor(X).expand(repeats, -1)
-        pair.prepare(x)
+        pair.materialize_parameters(x)
         with pair.scope():
             loss = getattr(estimators, objective)(num_particles=num_particles)
             loss.loss_and_grads(pair.model, pair.guide, x)
-        leaves = by_hand(pair.leaves)
+        leaves = handwritten_loss(pair.unconstrained_parameters)
         grads = [leaves[name].grad for name in ("guide.bias", "guide.log_scale")]
         return -torch.cat([grad for grad in grads if grad is not None], -1)
 

@@ -37,7 +37,7 @@ from ppl_lvm.benchmarks.speed_suite.variants import (
     UPDATE,
     Step,
     parameters,
-    ways,
+    variants,
 )
 
 _SECONDS = 90.0  # that the rounds of one program may take
@@ -120,7 +120,7 @@ def _ready(
     """Every way past its first steps, and how long these took."""
     functions: dict[str, Step] = {}
     first: dict[str, float] = {}
-    for way, make in ways(name, program, seed).items():
+    for way, make in variants(name, program, seed).items():
         if smoke and way not in _SMOKE:
             continue
         pyro.clear_param_store()

@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm.benchmarks import harness as record
-from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import hands
+from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import handwritten
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours
 from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.gradient_suite.subjects import known_subject
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
-from ppl_lvm.compiler import CannotCaptureError, Level, make_whole_step
+from ppl_lvm.compiler import CannotCaptureError, Level, make_training_step
 
 TARGET = 1.3  # of the best of our levels over the hand-written step
 Step = Callable[[], object]
@@ -88,7 +88,7 @@ def _refuse_unknown(what: str, given: list[str], known: list[str]) -> None:
 def _both(program: str, particles: int) -> list[str]:
     """Estimators that are there by hand and by us."""
     subject = known_subject(KNOWN[program], particles, 0)
-    return [hand.estimator for hand in hands(KNOWN[program], subject.pair, particles)]
+    return [hand.estimator for hand in handwritten(KNOWN[program], subject.pair, particles)]
 
 
 def measure(
@@ -101,7 +101,7 @@ def measure(
     seed: int,
 ) -> Row:
     """One row of the table: a pair of its own, with parameters of its own, for every level."""
-    steps = {"by hand": by_hand(program, estimator, rows, particles, seed)[0]}
+    steps = {"by hand": handwritten_loss(program, estimator, rows, particles, seed)[0]}
     refused = ""
     for level in levels:
         step, _ = by_us(program, estimator, rows, particles, seed, cast(Level, level))
@@ -124,7 +124,7 @@ def measure(
     return row
 
 
-def by_hand(
+def handwritten_loss(
     program: str, estimator: str, rows: int, particles: int, seed: int
 ) -> tuple[Step, list[Tensor]]:
     """A hand-written step, and the parameters that it trains."""
@@ -150,7 +150,7 @@ def by_us(
     objective.loss(pair.model, pair.guide, x)  # learned parts take their sizes
     parameters = [*pair.leaves.values(), *objective.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
-    whole = make_whole_step(
+    whole = make_training_step(
         partial(objective.loss_and_grads, pair.model, pair.guide),
         optimizer,
         level,
@@ -165,7 +165,7 @@ def _find(
 ) -> tuple[Any, Tensor, Implementation]:
     known = KNOWN[program]
     pair = known_subject(known, particles, seed).pair
-    offered = ours(pair, particles) if by == "ppl_lvm" else hands(known, pair, particles)
+    offered = ours(pair, particles) if by == "ppl_lvm" else handwritten(known, pair, particles)
     found = next(i for i in offered if i.estimator == estimator)
     return pair, known.data(seed, rows), found
 

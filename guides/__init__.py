@@ -10,13 +10,13 @@ from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.diffusion import ForwardProcess
-from ppl_lvm.guides.encoder_of_model import encoder_of_model
+from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
 from ppl_lvm.guides.local_normal import LocalNormal
 from ppl_lvm.guides.recurrent import AmortizedRecurrent
 from ppl_lvm.guides.semi_amortized import SemiAmortized
-from ppl_lvm.guides.shared import SharedNormal
+from ppl_lvm.guides.vamp_prior_guide import vamp_prior_guide
 
 __all__ = [
     "AmortizedCategorical",
@@ -31,11 +31,11 @@ __all__ = [
     "AutoGuide",
     "BottomUp",
     "ForwardProcess",
+    "GlobalNormal",
     "Ladder",
     "LocalNormal",
     "SemiAmortized",
-    "SharedNormal",
     "auto_guide",
-    "encoder_of_model",
     "label_free",
+    "vamp_prior_guide",
 ]

@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, served
-from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.programs.signatures import Signature, signature
 
 
-class AmortizedNormal(Encoded):
+class AmortizedNormal(EncoderGuide):
     """q(z | x) = N(μ(x), diag σ²(x)) for the local continuous latents of a model.
 
     Args:
@@ -46,6 +46,9 @@ class AmortizedNormal(Encoded):
         hidden: tuple[int, ...] = (128,),
     ) -> None:
         declared = model if isinstance(model, Signature) else signature(model, *batch)
-        factors = [Pushed(s, declared, Diagonal()) for s in served(declared, "AmortizedNormal")]
+        factors = [
+            TransformedFactor(s, declared, DiagonalFamily())
+            for s in supported_sites(declared, "AmortizedNormal")
+        ]
         what = "k of μ and k of log σ for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)

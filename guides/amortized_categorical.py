@@ -19,13 +19,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide
 from ppl_lvm.guides.parts.support_transform import require_plain_plates
 from ppl_lvm.guides.parts.variational_families import Values, require_values
 from ppl_lvm.programs.signatures import Signature, Site, signature
 
 
-class AmortizedCategorical(Encoded):
+class AmortizedCategorical(EncoderGuide):
     """q(z | x) with a probability for every value of the local discrete latents of a model.
 
     Args:
@@ -52,12 +52,12 @@ class AmortizedCategorical(Encoded):
             raise ValueError(f"enumerate is 'parallel', 'sequential' or None, got {enumerate!r}.")
         declared = model if isinstance(model, Signature) else signature(model, *batch)
         infer = {} if enumerate is None else {"enumerate": enumerate}
-        factors = [Values(site, declared, infer) for site in served(declared)]
+        factors = [Values(site, declared, infer) for site in supported_sites(declared)]
         what = "their logits"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
 
 
-def served(declared: Signature) -> list[Site]:
+def supported_sites(declared: Signature) -> list[Site]:
     """The discrete latents.
 
     Raises:

@@ -2,7 +2,7 @@
 
     q(z_n | x_n) = Dirichlet(c(x_n)),    c = softplus(encoder(x_n)),
 
-for every local latent on a simplex; what all data share has a `SharedNormal`. Unlike a normal
+for every local latent on a simplex; what all data share has a `GlobalNormal`. Unlike a normal
 pushed onto the simplex, a Dirichlet can put its mass into a corner or on an edge, as a sparse
 prior does: that is what documents of few topics have. Its draws are reparameterised by implicit
 differentiation.
@@ -22,18 +22,18 @@ import torch
 from pyro.distributions import Dirichlet, constraints
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, deal, served
+from ppl_lvm.guides.global_normal import GlobalNormal
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.support_transform import open_plates
 from ppl_lvm.guides.parts.variational_families import Factor, arrange, beside_data
-from ppl_lvm.guides.shared import SharedNormal
 from ppl_lvm.programs.signatures import Signature, Site, signature
 
 # A concentration below this has draws that are zeros to rounding.
 LEAST = 1e-2
 
 
-class AmortizedDirichlet(Encoded):
-    """q(z | x) = Dirichlet(c(x)) for local latents on a simplex, `SharedNormal` for the others.
+class AmortizedDirichlet(EncoderGuide):
+    """q(z | x) = Dirichlet(c(x)) for local latents on a simplex, `GlobalNormal` for the others.
 
     Args:
         model: the model.
@@ -57,17 +57,19 @@ class AmortizedDirichlet(Encoded):
         shared = [site for site in declared.latents if not site.local]
         kept = tuple(site for site in declared.sites if site not in shared)
         local = Signature(kept, declared.plates, declared.parameters)
-        factors = [Concentrations(site, local) for site in served(local, "AmortizedDirichlet")]
+        factors = [
+            Concentrations(site, local) for site in supported_sites(local, "AmortizedDirichlet")
+        ]
         what = "a concentration for every entry"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
-        self.shared = SharedNormal(model, *batch) if shared else None
+        self.shared = GlobalNormal(model, *batch) if shared else None
 
     def forward(self, *batch: Tensor) -> None:
         others = [] if self.shared is None else self.shared.sites
         plates = open_plates([*self.sites, *others], self._signature, len(batch[0]))
         if self.shared is not None:
             self.shared.draw(plates, *batch)
-        deal(self.encoder(*batch), self._factors, plates)
+        sample_factors(self.encoder(*batch), self._factors, plates)
 
 
 class Concentrations(Factor):

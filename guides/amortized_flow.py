@@ -29,16 +29,16 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
 from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive, Conditioner
-from ppl_lvm.guides.parts.encoder_guide import Encoded, served
-from ppl_lvm.guides.parts.support_transform import PushedNormal
-from ppl_lvm.guides.parts.variational_families import Family, Pushed
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.support_transform import TransformedNormal
+from ppl_lvm.guides.parts.variational_families import NormalFamily, TransformedFactor
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
 from ppl_lvm.programs.signatures import Signature, Site, signature
 
 FLOWS = ("spline", "affine")
 
 
-class AmortizedFlow(Encoded):
+class AmortizedFlow(EncoderGuide):
     """q(z | x) by a flow conditioned on x, for the local continuous latents of a model.
 
     Args:
@@ -84,11 +84,11 @@ class AmortizedFlow(Encoded):
         declared = model if isinstance(model, Signature) else signature(model, *batch)
         scalar = Spline(bins, bound) if flow == "spline" else Affine()
         factors, networks = [], []
-        for site in served(declared, "AmortizedFlow"):
+        for site in supported_sites(declared, "AmortizedFlow"):
             k = size_for(site, flow)
             networks.append(conditioners(scalar, k, context, tuple(flow_hidden), steps))
             family = Flow(scalar, list(networks[-1]), context)
-            factors.append(Pushed(site, declared, family))
+            factors.append(TransformedFactor(site, declared, family))
         what = f"k of μ, k of log σ and {context} of the context for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
@@ -100,7 +100,7 @@ class AmortizedFlow(Encoded):
         super().draw(plates, *batch)
 
 
-class Flow(Family):
+class Flow(NormalFamily):
     """μ + σ f_T(… f_1(ε; c) …; c), of the numbers μ, log σ, c.
 
     Args:
@@ -142,7 +142,7 @@ def size_for(site: Site, flow: str) -> int:
     Raises:
         ValueError: for a flow that is none, naming the site and the one to use.
     """
-    k = math.prod(PushedNormal(site).shape)
+    k = math.prod(TransformedNormal(site).shape)
     if k == 1 and flow == "affine":
         raise ValueError(
             f"{site.name!r} is a single number, of which an affine flow is a normal again. Use "

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 
 from ppl_lvm.guides.amortized_flow import Flow, conditioners, size_for
 from ppl_lvm.guides.parts.encoder_guide import require_local, require_row
-from ppl_lvm.guides.parts.support_transform import enumerated, inside, open_plates
+from ppl_lvm.guides.parts.support_transform import enter_plates, enumerated, open_plates
 from ppl_lvm.guides.parts.variational_families import (
-    Diagonal,
+    DiagonalFamily,
     Factor,
-    Full,
-    LowRank,
-    Pushed,
+    FullRankFamily,
+    LowRankFamily,
+    TransformedFactor,
     Values,
     require_values,
     vectors,
@@ -89,7 +89,7 @@ class AmortizedJoint(PyroModule):
             raise ValueError(f"enumerate is 'parallel', 'sequential' or None, got {enumerate!r}.")
         declared = model if isinstance(model, Signature) else signature(model, *batch)
         self._signature = declared
-        self.sites = served(declared)
+        self.sites = supported_sites(declared)
         infer = {} if enumerate is None else {"enumerate": enumerate}
         chosen = _chosen(self.sites, factors or {})
         networks: dict[str, nn.Module] = {}
@@ -116,14 +116,14 @@ class AmortizedJoint(PyroModule):
         _ = self.networks  # to look at a module announces its parameters to Pyro
         seen = self.encoder(*batch)  # (..., B, inputs of the next head)
         for factor, head in zip(self._factors, self.heads, strict=True):
-            with inside(factor.site, plates):
+            with enter_plates(factor.site, plates):
                 value = pyro.sample(factor.site.name, factor(head(seen)), infer=dict(factor.infer))
             told = factor.features(value).to(seen)
             rows = torch.broadcast_shapes(seen.shape[:-1], told.shape[:-1])
             seen = torch.cat([seen.expand(*rows, -1), told.expand(*rows, -1)], dim=-1)
 
 
-def served(declared: Signature) -> list[Site]:
+def supported_sites(declared: Signature) -> list[Site]:
     """The local latents that are not summed out of the model.
 
     Raises:
@@ -178,7 +178,9 @@ def _factor(
         scalar = Affine() if family == "affine" else Spline(BINS, BOUND)
         found = conditioners(scalar, size_for(site, family), CONTEXT, FLOW_HIDDEN, FLOW_STEPS)
         networks[site.name] = found
-        return Pushed(site, declared, Flow(scalar, list(found), CONTEXT))
+        return TransformedFactor(site, declared, Flow(scalar, list(found), CONTEXT))
     if family == "normal":
-        return Pushed(site, declared, Diagonal())
-    return vectors([site], declared, Full() if family == "multivariate" else LowRank(2), GUIDE)[0]
+        return TransformedFactor(site, declared, DiagonalFamily())
+    return vectors(
+        [site], declared, FullRankFamily() if family == "multivariate" else LowRankFamily(2), GUIDE
+    )[0]

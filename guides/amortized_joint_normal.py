@@ -25,8 +25,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from ppl_lvm.guides.parts.encoder_guide import check_width, require_row, served
-from ppl_lvm.guides.parts.support_transform import PushedNormal, inside, open_plates
+from ppl_lvm.guides.parts.encoder_guide import check_width, require_row, supported_sites
+from ppl_lvm.guides.parts.support_transform import TransformedNormal, enter_plates, open_plates
 from ppl_lvm.guides.parts.variational_families import cholesky
 from ppl_lvm.nn import RowEncoder
 from ppl_lvm.programs.signatures import Signature, signature
@@ -57,10 +57,10 @@ class AmortizedJointNormal(PyroModule):
         super().__init__()
         declared = model if isinstance(model, Signature) else signature(model, *batch)
         self._signature = declared
-        self.sites = served(declared, "AmortizedJointNormal")
+        self.sites = supported_sites(declared, "AmortizedJointNormal")
         for site in self.sites:
             require_row(site, declared, "AmortizedJointNormal")
-        self._pushed = [PushedNormal(site) for site in self.sites]
+        self._pushed = [TransformedNormal(site) for site in self.sites]
         self._sizes = [math.prod(pushed.shape) for pushed in self._pushed]
         self.size = sum(self._sizes)  # k
         width = self.size + self.size**2
@@ -82,7 +82,7 @@ class AmortizedJointNormal(PyroModule):
             begin, end = eps.shape[-1], eps.shape[-1] + size
             loc = mu[:, begin:end] + (L[:, begin:end, :begin] @ eps[..., None]).squeeze(-1)
             own = L[:, begin:end, begin:end]
-            with inside(site, plates):
+            with enter_plates(site, plates):
                 value = pyro.sample(site.name, pushed.push(_normal(loc, own, pushed.shape)))
             u = pushed.unconstrain(value)
             u = u.reshape(*u.shape[: u.dim() - len(pushed.shape)], size)

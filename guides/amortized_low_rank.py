@@ -21,12 +21,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, served
-from ppl_lvm.guides.parts.variational_families import LowRank, vectors
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.variational_families import LowRankFamily, vectors
 from ppl_lvm.programs.signatures import Signature, signature
 
 
-class AmortizedLowRank(Encoded):
+class AmortizedLowRank(EncoderGuide):
     """q(z | x) = N(μ(x), D(x) D(x)ᵀ + diag σ²(x)) for the local vector latents of a model.
 
     Args:
@@ -54,6 +54,6 @@ class AmortizedLowRank(Encoded):
         if rank < 1:
             raise ValueError(f"AmortizedLowRank needs rank >= 1, got {rank}; use AmortizedNormal.")
         declared = model if isinstance(model, Signature) else signature(model, *batch)
-        factors = vectors(served(declared, name), declared, LowRank(rank), name)
+        factors = vectors(supported_sites(declared, name), declared, LowRankFamily(rank), name)
         what = f"k of μ, k of log σ and {rank} k of D - D₀ for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)

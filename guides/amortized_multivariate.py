@@ -17,12 +17,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, served
-from ppl_lvm.guides.parts.variational_families import Full, vectors
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.variational_families import FullRankFamily, vectors
 from ppl_lvm.programs.signatures import Signature, signature
 
 
-class AmortizedMultivariateNormal(Encoded):
+class AmortizedMultivariateNormal(EncoderGuide):
     """q(z | x) = N(μ(x), S(x) S(x)ᵀ) for the local vector latents of a model.
 
     Args:
@@ -46,6 +46,6 @@ class AmortizedMultivariateNormal(Encoded):
     ) -> None:
         name = "AmortizedMultivariateNormal"
         declared = model if isinstance(model, Signature) else signature(model, *batch)
-        factors = vectors(served(declared, name), declared, Full(), name)
+        factors = vectors(supported_sites(declared, name), declared, FullRankFamily(), name)
         what = "k of μ and k² of S for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)

@@ -4,11 +4,11 @@
     local and continuous                  AmortizedNormal: one encoder for all data
     local, with too many values to sum    AmortizedCategorical, if its family serves them
     both of these                         AmortizedJoint: the sites depend on each other
-    shared and continuous                 SharedNormal: a distribution each
+    shared and continuous                 GlobalNormal: a distribution each
 
 `local="AmortizedFlow"` takes another guide of one encoder for the local sites.
 
-A model whose guide is settled (a diffusion's) brings it: `model.fixed_guide(*batch)`.
+A model whose guide is settled (a diffusion's) brings it: `model.default_guide(*batch)`.
 
 `str(guide)` says in one sentence what was chosen and why.
 """
@@ -25,9 +25,9 @@ from ppl_lvm.guides.amortized_joint import AmortizedJoint
 from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
+from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.support_transform import enumerated, open_plates
 from ppl_lvm.guides.parts.variational_families import Values
-from ppl_lvm.guides.shared import SharedNormal
 from ppl_lvm.programs.signatures import Signature, Site, signature
 
 LOCAL = {
@@ -87,7 +87,7 @@ def auto_guide(
     """
     if local is not None and local not in LOCAL:
         raise ValueError(f"local={local!r} is no guide of one encoder; choose {', '.join(LOCAL)}.")
-    settled = getattr(model, "fixed_guide", None)
+    settled = getattr(model, "default_guide", None)
     if settled is not None:
         return settled(*batch)
     declared = signature(model, *batch)
@@ -101,7 +101,7 @@ def auto_guide(
     local = local or _suitable(own)
     parts: list[Any] = []
     if shared:
-        parts.append(SharedNormal(model, *batch))
+        parts.append(GlobalNormal(model, *batch))
     if own:
         kept = tuple(site for site in declared.sites if site not in shared)
         part = Signature(kept, declared.plates, declared.parameters)

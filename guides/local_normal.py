@@ -24,7 +24,7 @@ The λ_n climb the ELBO, whatever objective moves θ. They are no parameters: an
 see them, and a checkpoint of `fit` keeps them in a file of their own. A step cannot be captured.
 
 Serves models whose local latents are continuous, or enumerated, and whose rows are independent
-given what they share; that gets a `SharedNormal` (`shared_part.py`), the global q of the paper.
+given what they share; that gets a `GlobalNormal` (`shared_part.py`), the global q of the paper.
 
 Reference:
     Hoffman, Blei, Wang, Paisley (2013). Stochastic variational inference.
@@ -40,14 +40,14 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import deal, served
-from ppl_lvm.guides.parts.global_part import apart, centres
+from ppl_lvm.guides.parts.encoder_guide import sample_factors, supported_sites
+from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
 from ppl_lvm.guides.parts.support_transform import open_plates, subsamples
-from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
-from ppl_lvm.programs.dry_run import looking
+from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
+from ppl_lvm.programs.dry_run import is_dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.row_state import RowTable, data_rows
+from ppl_lvm.programs.row_state import RowTable, batch_rows
 from ppl_lvm.programs.signatures import signature
 
 FIRST_STEP = 0.5  # α of a row that was never seen
@@ -89,13 +89,13 @@ class LocalNormal(PyroModule):
                 f"LocalNormal needs inner_steps and fit_steps >= 1, got {inner_steps}, {fit_steps}."
             )
         self.inner_steps, self.fit_steps = inner_steps, fit_steps
-        self.shared, self._signature = apart(model, signature(model, *batch), batch)
-        own = served(self._signature, "LocalNormal", sampled=True)
-        self._factors = [Pushed(site, self._signature, Diagonal()) for site in own]
+        self.shared, self._signature = split_globals(model, signature(model, *batch), batch)
+        own = supported_sites(self._signature, "LocalNormal", sampled=True)
+        self._factors = [TransformedFactor(site, self._signature, DiagonalFamily()) for site in own]
         self.sites = [*(self.shared.sites if self.shared is not None else ()), *own]
         self._model = (model,)  # in a tuple: its parameters are not the guide's
         self._bound = LocalBound(
-            model, self._signature, self._factors, batch, draws, "LocalNormal", self._centres
+            model, self._signature, self._factors, batch, draws, "LocalNormal", self._centers
         )
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
         self._like: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
@@ -114,10 +114,10 @@ class LocalNormal(PyroModule):
         if self.shared is not None:
             self.shared.draw(plates, *batch)
         own = plates[DATA_PLATE].indices if subsamples(self._signature) else None
-        deal(self._lam(own, batch), self._factors, plates)
+        sample_factors(self._lam(own, batch), self._factors, plates)
 
-    def _centres(self) -> dict[str, Tensor]:
-        return centres(self.shared)
+    def _centers(self) -> dict[str, Tensor]:
+        return global_centers(self.shared)
 
     def rows(self, rows: Tensor) -> Tensor:
         """λ (B, 2 k) of some rows of the training data, as their last step left them."""
@@ -128,7 +128,7 @@ class LocalNormal(PyroModule):
         return self.table.read(rows).to(self._like["device"])
 
     def _lam(self, own: Tensor | None, batch: tuple[Any, ...]) -> Tensor:
-        if looking():
+        if is_dry_run():
             start = self._start(len(batch[0]) if own is None else len(own))
             return ascend(self._bound, *start, self.inner_steps, *batch, rows=own)[0]
         self._forget_other_theta()
@@ -141,7 +141,7 @@ class LocalNormal(PyroModule):
 
     def _rows(self, own: Tensor | None, batch: tuple[Any, ...]) -> Tensor | None:
         """Which rows of the table these are; None if they are none of them."""
-        told = data_rows()
+        told = batch_rows()
         if own is not None:
             told = own, self._signature.plate(DATA_PLATE).full_size
         if told is not None:

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, served
-from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.programs.signatures import Signature, signature
 
 
-class AmortizedRecurrent(Encoded):
+class AmortizedRecurrent(EncoderGuide):
     """q(z | x) = Π_t N(μ(h_t), diag σ²(h_t)) for a local latent of event (T, D).
 
     Args:
@@ -39,7 +39,7 @@ class AmortizedRecurrent(Encoded):
         self, model: Callable[..., Any] | Signature, *batch: Tensor, width: int = 32
     ) -> None:
         declared = model if isinstance(model, Signature) else signature(model, *batch)
-        sites = served(declared, "AmortizedRecurrent")
+        sites = supported_sites(declared, "AmortizedRecurrent")
         x = batch[0]
         site = sites[0]
         if x.dim() != 3 or len(sites) > 1 or site.event_shape[:1] != x.shape[1:2]:
@@ -50,7 +50,7 @@ class AmortizedRecurrent(Encoded):
             )
         encoder = RecurrentEncoder(x, 2 * site.event_shape[1:].numel(), width)
         what = "T D of μ and T D of log σ"
-        factors = [Pushed(site, declared, Diagonal())]
+        factors = [TransformedFactor(site, declared, DiagonalFamily())]
         super().__init__(declared, factors, batch, encoder=encoder, hidden=(), what=what)
 
 

@@ -13,7 +13,7 @@ optimal: the encoder learns as if its guess were used as it is, and the model's 
 credit for what the steps make of them.
 
 Serves models whose local latents are continuous, or enumerated, and whose rows are independent
-given what they share; that gets a `SharedNormal` (`shared_part.py`). A step of training costs
+given what they share; that gets a `GlobalNormal` (`shared_part.py`). A step of training costs
 T + 1 gradients of the model on K B rows.
 
 We depart from the paper in the steps: natural gradients, each accepted where it raises L_n, over
@@ -29,16 +29,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import Encoded, deal, served
-from ppl_lvm.guides.parts.global_part import apart, centres
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
+from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
-from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.programs.signatures import signature
 
 FIRST_STEP = 0.5  # α
 
 
-class SemiAmortized(Encoded):
+class SemiAmortized(EncoderGuide):
     """q(z | x) = N(μ, diag σ²) from an encoder and T steps of each datum's own ascent.
 
     Args:
@@ -68,18 +68,21 @@ class SemiAmortized(Encoded):
     ) -> None:
         if steps < 0:
             raise ValueError(f"SemiAmortized needs steps >= 0, got {steps}.")
-        shared, declared = apart(model, signature(model, *batch), batch)
-        factors = [Pushed(s, declared, Diagonal()) for s in served(declared, "SemiAmortized")]
+        shared, declared = split_globals(model, signature(model, *batch), batch)
+        factors = [
+            TransformedFactor(s, declared, DiagonalFamily())
+            for s in supported_sites(declared, "SemiAmortized")
+        ]
         what = "k of μ and k of log σ for each site"
         super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
         self.steps, self.through, self.shared = steps, through, shared
         self.sites = [*(shared.sites if shared is not None else ()), *self.sites]
         self._bound = LocalBound(
-            model, declared, factors, batch, draws, "SemiAmortized", self._centres
+            model, declared, factors, batch, draws, "SemiAmortized", self._centers
         )
 
-    def _centres(self) -> dict[str, Tensor]:
-        return centres(self.shared)
+    def _centers(self) -> dict[str, Tensor]:
+        return global_centers(self.shared)
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
@@ -90,4 +93,4 @@ class SemiAmortized(Encoded):
         lam, _ = ascend(self._bound, guess, alpha, self.steps, *batch, through=self.through)
         if not self.through:
             lam = guess + (lam - guess).detach()
-        deal(lam, self._factors, plates)
+        sample_factors(lam, self._factors, plates)

@@ -12,7 +12,7 @@ which `initialize` takes from the data. With `covariance="diag"` there is no R.
 
 A Dirichlet with α < 1 has its mass at the corners of the simplex. A component that explains no
 row then costs less with weight zero than with any other, so surplus components empty. The guide
-must be able to put a weight there: `SharedNormal` has a Dirichlet for it.
+must be able to put a weight there: `GlobalNormal` has a Dirichlet for it.
 
 Reference:
     Rousseau, Mengersen (2011). Asymptotic behaviour of the posterior distribution in overfitted
@@ -111,7 +111,7 @@ class BayesianGaussianMixture(PyroModule):
         self.center.copy_(rows.mean(0))
         self.spread.copy_(spread)
 
-    def starting_values(self, x: Tensor) -> dict[str, Tensor]:
+    def initial_values(self, x: Tensor) -> dict[str, Tensor]:
         """Where a guide may start: centres by k-means under torch's seed, each as wide as all data.
 
         Wide components overlap and compete from the first step. From tight ones, each on its

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_lvm.models.parts.decoder import Decoder
-from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.sequences import seen_steps
 from ppl_lvm.nn import MLP
 
@@ -94,7 +94,7 @@ class DeepMarkovModel(PyroModule):
             ValueError: see `Decoder.initialize`.
         """
         self._meet(x)
-        self.decoder.initialize(filled(seen_steps(x)), self)
+        self.decoder.initialize(mean_imputed(seen_steps(x)), self)
 
     def _meet(self, x: Tensor) -> None:
         if x.dim() != 3 or (self.observed is not None and x.shape[2] != self.observed):

@@ -198,7 +198,7 @@ class Diffusion(PyroModule):
             raise ValueError("This diffusion has not met data yet: build it with observed=P.")
         return -bound / (self.observed * math.log(2))
 
-    def fixed_guide(self, *batch: Tensor) -> ForwardProcess:
+    def default_guide(self, *batch: Tensor) -> ForwardProcess:
         """The one guide it has."""
         return ForwardProcess(self, *batch)
 

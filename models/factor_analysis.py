@@ -17,10 +17,10 @@ Reference:
 
 from torch import Tensor
 
-from ppl_lvm.models.parts.linear_gaussian import LinearGaussian
+from ppl_lvm.models.parts.linear_gaussian import LinearGaussianModel
 
 
-class FactorAnalysis(LinearGaussian):
+class FactorAnalysis(LinearGaussianModel):
     """D normal causes behind P columns with a noise variance each.
 
     Args:

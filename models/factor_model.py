@@ -29,7 +29,7 @@ from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, con
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.row_checks import check_rows
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
@@ -154,7 +154,7 @@ class FactorModel(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
-        with own_draws():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(0.3 * torch.randn(observed, self.latent, **like))
         self.b = nn.Parameter(torch.zeros(observed, **like))
         if self.likelihood == "negative-binomial":

@@ -22,12 +22,12 @@ class Gaussian(PyroModule):
         ValueError: for no columns, or a scale that is not positive.
     """
 
-    def __init__(self, observed: int = 2, centre: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, observed: int = 2, center: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
         if observed < 1 or not scale > 0:
             raise ValueError(f"Gaussian needs observed >= 1, scale > 0; got {observed}, {scale}.")
-        self.observed, self.centre, self.scale = observed, centre, scale
-        self.mean = nn.Parameter(torch.full((observed,), float(centre)))
+        self.observed, self.center, self.scale = observed, center, scale
+        self.mean = nn.Parameter(torch.full((observed,), float(center)))
         self.root = PyroParam(scale * torch.eye(observed), constraints.lower_cholesky)
 
     def density(self) -> MultivariateNormal:

@@ -128,8 +128,8 @@ def principal_codes(x: Tensor, latent: int) -> Tensor:
             f"{x.shape[0]} rows and {x.shape[1]} columns. Use latent={min(x.shape)} or fewer."
         )
     x = x.double()
-    centred = x - x.mean(0)
-    _, singular, V = torch.linalg.svd(centred, full_matrices=False)
+    centered = x - x.mean(0)
+    _, singular, V = torch.linalg.svd(centered, full_matrices=False)
     directions = int((singular > _ROUNDING * singular[0]).sum())
     if latent > directions:
         remedy = f"Use latent={directions} or fewer." if directions else "Give other data."
@@ -137,7 +137,7 @@ def principal_codes(x: Tensor, latent: int) -> Tensor:
             f"latent={latent} codes cannot start from the principal components of rows that vary "
             f"in no more than {directions} directions. {remedy}"
         )
-    return centred @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
+    return centered @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
 
 
 def teach(decoder: Decoder, z: Tensor, x: Tensor) -> None:

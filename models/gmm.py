@@ -29,13 +29,13 @@ from pyro.nn import PyroModule, PyroParam
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
 from ppl_lvm.models.parts import mixture_degeneracy as mixture_flat
 from ppl_lvm.models.parts import mixture_em
 from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.mixture_missing import MarginalNormal
-from ppl_lvm.models.parts.row_checks import check_rows, filled
+from ppl_lvm.models.parts.row_checks import check_rows, mean_imputed
 from ppl_lvm.models.parts.whitened_normal import WhitenedNormal
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
@@ -60,7 +60,7 @@ class GaussianMixture(PyroModule):
     means: Tensor  # μ (K, P)
     scale_tril: Tensor  # L (K, P, P), or (P, P) if tied
     scale: Tensor  # in place of L: (K, P) if diag, (K,) if spherical
-    holes: Tensor  # (), whether values may be missing: `initialize` looks
+    has_missing: Tensor  # (), whether values may be missing: `initialize` looks
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class GaussianMixture(PyroModule):
         self.floor = floor
         self.observed: int | None = None
         # Kept with the parameters: a step must not look at its rows to know (it may be captured).
-        self.register_buffer("holes", torch.tensor(False))
+        self.register_buffer("has_missing", torch.tensor(False))
         if observed is not None:
             self._resize(observed)
 
@@ -95,7 +95,7 @@ class GaussianMixture(PyroModule):
             z = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             if self.components > 1:
                 z = pyro.sample("z", Categorical(self.weights), infer={"enumerate": "parallel"})
-            pyro.sample("x", self._component(z, bool(self.holes)), obs=x)
+            pyro.sample("x", self._component(z, bool(self.has_missing)), obs=x)
 
     def initialize(self, x: Tensor) -> None:
         """Start from k-means under torch's seed, its centres chosen by k-means++.
@@ -106,9 +106,9 @@ class GaussianMixture(PyroModule):
             ValueError: for fewer rows than components, or a column without a value.
         """
         self._meet(x)
-        self.holes.fill_(bool(x.isnan().any()))
-        whole = filled(x)
-        self._set(*blended(whole, start_clusters(whole, self.components)))
+        self.has_missing.fill_(bool(x.isnan().any()))
+        whole = mean_imputed(x)
+        self._set(*shrunken_moments(whole, start_clusters(whole, self.components)))
 
     def degenerate(self, x: Tensor) -> str | None:
         """Why these parameters must not be chosen although their likelihood is high, or None.
@@ -127,17 +127,19 @@ class GaussianMixture(PyroModule):
         free = mixture_em.maximize(state, sums, self.covariance, -torch.inf)
         weights, means, S = free["weights"], free["means"], self._dense(free)
         flat = mixture_flat.flattest(S, spherical=self.covariance == "spherical")
-        spread = mixture_flat.along(flat, S).clamp(min=0)
-        overall = mixture_flat.of_all_rows(weights, means, S)
-        everywhere = mixture_flat.along(flat, overall)
-        least = mixture_flat.along(flat, mixture_flat.rounding(x)).clamp(min=10 * self.floor)
+        spread = mixture_flat.directional_variance(flat, S).clamp(min=0)
+        overall = mixture_flat.total_covariance(weights, means, S)
+        everywhere = mixture_flat.directional_variance(flat, overall)
+        least = mixture_flat.directional_variance(flat, mixture_flat.rounding(x)).clamp(
+            min=10 * self.floor
+        )
         # A component that explains no row cannot be said to collapse.
         sunk = (sums["rows"] > 0.5) & (spread <= least)
         for k in torch.where(sunk, spread, torch.inf).argsort()[: int(sunk.sum())].tolist():
             if everywhere[k] > 10 * least[k]:
                 return self._collapsed(k, x, float(spread[k]), float(least[k]))
             if spread[k] <= 2.02 * self.floor or least[k] > 10 * self.floor:  # else: it is seen
-                return mixture_flat.named(flat[k], overall)
+                return mixture_flat.describe_flat_direction(flat[k], overall)
         return None
 
     def _collapsed(self, k: int, x: Tensor, spread: float, least: float) -> str:
@@ -197,7 +199,7 @@ class GaussianMixture(PyroModule):
         """`e_step` of many starts, leading in θ, in two matrix products that they share."""
         return mixture_features.expect(state, x, self.covariance)
 
-    def carry(
+    def transport_statistics(
         self,
         state: dict[str, Tensor],
         new: dict[str, Tensor],
@@ -205,7 +207,7 @@ class GaussianMixture(PyroModule):
         statistics: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return mixture_em.carry(state, new, statistics, self.covariance)
+        return mixture_em.transport_statistics(state, new, statistics, self.covariance)
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -295,7 +297,7 @@ class GaussianMixture(PyroModule):
             self.register_buffer("weights", torch.ones(1, **like))
         # Equal means would receive equal gradients and never part. Forked, so that a start from
         # data draws the same whether the sizes were given before it or come with it.
-        with own_draws():
+        with preserve_rng():
             self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
         eye = torch.eye(P, **like)
         if self.covariance == "full":
@@ -347,7 +349,7 @@ def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows / rows.sum(), means, scatter
 
 
-def blended(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def shrunken_moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`moments` to start from: small clusters borrow their spread from the others.
 
     Each covariance is the cluster's own, averaged with P + 1 rows' worth of the one pooled over

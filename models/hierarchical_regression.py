@@ -42,12 +42,12 @@ class HierarchicalRegression(PyroModule):
     unit: Tensor  # of x and y (P + 1,)
 
     def __init__(
-        self, groups: int | None = None, predictors: int | None = None, centred: bool = False
+        self, groups: int | None = None, predictors: int | None = None, centered: bool = False
     ) -> None:
         super().__init__()
         self.groups = groups
         self.predictors = predictors
-        self.centred = centred
+        self.centered = centered
         self._sized = False
         if groups is not None and predictors is not None:
             self._resize(groups, predictors)
@@ -62,7 +62,7 @@ class HierarchicalRegression(PyroModule):
         tau = pyro.sample("spread", HalfNormal(one).expand([J]).to_event(1))
         sigma = pyro.sample("noise", HalfNormal(one))
         # Groups are an event and no plate, so that a plate of particles fits to their left.
-        if self.centred:
+        if self.centered:
             fn = Normal(m[..., None, :], tau[..., None, :]).expand([*m.shape[:-1], G, J])
             beta = pyro.sample("effects", fn.to_event(2))
         else:

@@ -32,10 +32,10 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.gmm import start_clusters
 from ppl_lvm.models.parts import baum_welch
-from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
 
 EMISSIONS = ("gaussian", "categorical")
@@ -141,7 +141,7 @@ class HiddenMarkovModel(PyroModule):
             concentration = torch.full_like(self.table, 2.0)
             self.table = torch.distributions.Dirichlet(concentration).sample()
             return
-        rows = filled(rows)
+        rows = mean_imputed(rows)
         if (distinct := len(rows.unique(dim=0))) < S:
             raise ValueError(
                 f"{S} states need at least as many distinct values, and {len(rows)} steps show "
@@ -207,9 +207,11 @@ class HiddenMarkovModel(PyroModule):
         """θ' in closed form; the least variance is twice the floor, as in every start."""
         return baum_welch.maximize(state, statistics, 2 * self.floor)
 
-    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+    def transport_statistics(
+        self, state: State, new: State, made_of: State, statistics: State
+    ) -> State:
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return baum_welch.carry(state, new, statistics)
+        return baum_welch.transport_statistics(state, new, statistics)
 
     def _theta(self) -> State:
         chain = {"start": self.start, "transition": self.transition}
@@ -266,12 +268,12 @@ class HiddenMarkovModel(PyroModule):
         if self.emission == "gaussian":
             # Equal means would receive equal gradients and never part. Forked, so that a start from
             # data draws the same whether the sizes were given before it or come with it.
-            with own_draws():
+            with preserve_rng():
                 means = torch.randn(S, observed, **like)
             self.means = PyroParam(means, constraints.real)
             self.scale = PyroParam(torch.ones(S, observed, **like), constraints.positive)
         else:
-            with own_draws():
+            with preserve_rng():
                 table = torch.rand(S, observed, self.categories or 1, **like) + 1
             self.table = PyroParam(table / table.sum(-1, keepdim=True), constraints.simplex)
 

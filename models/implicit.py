@@ -5,7 +5,7 @@
 
 It can be drawn from and has no density: x lies on a surface of D dimensions, so there is no
 likelihood, no guide, and no Pyro program of data. `fit` refuses it;
-`ppl_lvm.fitting.adversarial.fit_adversarially` trains it.
+`ppl_lvm.fitting.adversarial.fit_adversarial` trains it.
 
 Reference:
     Mohamed, Lakshminarayanan (2016). Learning in implicit generative models.
@@ -55,7 +55,7 @@ class Implicit(nn.Module):
         """
         raise ValueError(
             "Implicit has no likelihood: there is no bound to train or to judge it by. Train it "
-            "with ppl_lvm.fitting.adversarial.fit_adversarially (--objective adversarial), judge "
+            "with ppl_lvm.fitting.adversarial.fit_adversarial (--objective adversarial), judge "
             "it by the result's two_sample(x)."
         )
 

@@ -75,7 +75,7 @@ class LatentDirichletAllocation(PyroModule):
         self._meet(x)
         check_counts(x)
 
-    def starting_values(self, x: Tensor) -> dict[str, Tensor]:
+    def initial_values(self, x: Tensor) -> dict[str, Tensor]:
         """Where a guide may start: topics near the corpus, each tilted to documents of its own."""
         self._meet(x)
         share = torch.distributions.Dirichlet(torch.ones(len(x), self.topics)).sample().to(x)

@@ -27,9 +27,9 @@ from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constrai
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts import kalman
-from ppl_lvm.models.parts.row_checks import filled
+from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
 
 # A state that moves without noise can no longer be moved by expectation-maximisation.
@@ -95,7 +95,7 @@ class LinearStateSpace(PyroModule):
         Raises:
             ValueError: for data that never change, or a column without a value.
         """
-        rows = filled(seen_steps(self._meet(x))).double()
+        rows = mean_imputed(seen_steps(self._meet(x))).double()
         mu = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.atleast_2d((rows - mu).mT.cov(correction=0)))
         if not values[-1] > 0:
@@ -139,9 +139,11 @@ class LinearStateSpace(PyroModule):
         """θ' in closed form."""
         return kalman.maximize(state, statistics, self.floor, _LEAST_DRIFT)
 
-    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+    def transport_statistics(
+        self, state: State, new: State, made_of: State, statistics: State
+    ) -> State:
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return kalman.carry(state, new, made_of, statistics)
+        return kalman.transport_statistics(state, new, made_of, statistics)
 
     def _theta(self, x: Tensor | None = None) -> State:
         """θ, in the precision of `x` where that is the higher."""
@@ -177,7 +179,7 @@ class LinearStateSpace(PyroModule):
         self.observed = observed
         D = self.latent
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
-        with own_draws():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.C = nn.Parameter(torch.randn(observed, D, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)

@@ -26,14 +26,14 @@ from pyro.distributions import Categorical, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
-from ppl_lvm.models.gmm import blended, start_clusters
+from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.models.gmm import shrunken_moments, start_clusters
 from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
 from ppl_lvm.models.parts import mixture_em
 from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.factor_normal import FactorNormal
 from ppl_lvm.models.parts.mixture_missing import MarginalNormal
-from ppl_lvm.models.parts.row_checks import check_rows, filled, flat_column, rounding_variance
+from ppl_lvm.models.parts.row_checks import check_rows, flat_column, mean_imputed, rounding_variance
 
 State = dict[str, Tensor]
 
@@ -52,7 +52,7 @@ class MixtureOfPPCA(PyroModule):
     means: Tensor  # μ (K, P)
     W: Tensor  # (K, P, D)
     scale: Tensor  # s (K,), σ² = s² + floor
-    holes: Tensor  # (), whether values may be missing: `initialize` looks
+    has_missing: Tensor  # (), whether values may be missing: `initialize` looks
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MixtureOfPPCA(PyroModule):
         self.latent = latent
         self.floor = floor
         self.observed: int | None = None
-        self.register_buffer("holes", torch.tensor(False))
+        self.register_buffer("has_missing", torch.tensor(False))
         if observed is not None:
             self._resize(observed)
 
@@ -82,7 +82,7 @@ class MixtureOfPPCA(PyroModule):
             k = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             if self.components > 1:
                 k = pyro.sample("k", Categorical(self.weights), infer={"enumerate": "parallel"})
-            pyro.sample("x", self._component(k, bool(self.holes)), obs=x)
+            pyro.sample("x", self._component(k, bool(self.has_missing)), obs=x)
 
     @property
     def noise(self) -> Tensor:
@@ -122,9 +122,9 @@ class MixtureOfPPCA(PyroModule):
             ValueError: for fewer rows than components, D ≥ P, or a column without a value.
         """
         self._meet(x)
-        self.holes.fill_(bool(x.isnan().any()))
-        whole = filled(x)
-        weights, means, scatter = blended(whole, start_clusters(whole, self.components))
+        self.has_missing.fill_(bool(x.isnan().any()))
+        whole = mean_imputed(x)
+        weights, means, scatter = shrunken_moments(whole, start_clusters(whole, self.components))
         W, noise = _leading(scatter, self.latent, self.floor)
         self.set_em_state({"weights": weights, "means": means, "W": W, "noise": noise})
 
@@ -182,9 +182,11 @@ class MixtureOfPPCA(PyroModule):
         W, noise = _leading(new["variance"], self.latent, self.floor)
         return {"weights": new["weights"], "means": new["means"], "W": W, "noise": noise}
 
-    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+    def transport_statistics(
+        self, state: State, new: State, made_of: State, statistics: State
+    ) -> State:
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return mixture_em.carry(_dense(state), _dense(new), statistics, "full")
+        return mixture_em.transport_statistics(_dense(state), _dense(new), statistics, "full")
 
     def _theta(self) -> State:
         return {"weights": self.weights, "means": self.means, "W": self.W, "noise": self.noise}
@@ -223,7 +225,7 @@ class MixtureOfPPCA(PyroModule):
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
         else:  # 1, whatever the data: nothing to learn
             self.register_buffer("weights", torch.ones(1, **like))
-        with own_draws():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # `initialize` draws the same, sized before it or by it
             means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
         self.means = PyroParam(means, constraints.real)
         self.W = PyroParam(W, constraints.real)

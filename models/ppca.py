@@ -19,10 +19,10 @@ Reference:
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts.linear_gaussian import LinearGaussian
+from ppl_lvm.models.parts.linear_gaussian import LinearGaussianModel
 
 
-class PPCA(LinearGaussian):
+class PPCA(LinearGaussianModel):
     """D normal causes behind P columns with one noise variance.
 
     Args:
@@ -64,8 +64,8 @@ class PPCA(LinearGaussian):
                 f"latent={self.latent} directions of {P} columns in {N} rows leave nothing for "
                 f"the noise. {remedy}"
             )
-        centred = x - x.mean(0)
-        _, singular, V = torch.linalg.svd(centred, full_matrices=False)
+        centered = x - x.mean(0)
+        _, singular, V = torch.linalg.svd(centered, full_matrices=False)
         values = singular.square() / (N - correction)  # those beyond N are 0
         D = self.latent
         noise = (values[D:].sum() / (P - D)).clamp(min=self.floor)

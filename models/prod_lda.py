@@ -29,7 +29,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.lda import check_counts
 from ppl_lvm.models.parts.bag_of_words import BagOfWords
 from ppl_lvm.models.parts.row_checks import check_rows
@@ -97,7 +97,7 @@ class ProdLDA(PyroModule):
 
     def _resize(self, words: int, **like: Any) -> None:
         self.words = words
-        with own_draws():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.B = nn.Parameter(0.5 * torch.randn(words, self.topics, **like))
         self.b = nn.Parameter(torch.zeros(words, **like))
 

@@ -45,7 +45,7 @@ class RandomEffects(PyroModule):
     """
 
     def __init__(
-        self, centred: bool = False, mean_scale: float = 5.0, spread_scale: float = 5.0
+        self, centered: bool = False, mean_scale: float = 5.0, spread_scale: float = 5.0
     ) -> None:
         super().__init__()
         if not (mean_scale > 0 and spread_scale > 0):
@@ -53,7 +53,7 @@ class RandomEffects(PyroModule):
                 f"Scales must be above zero; got mean_scale={mean_scale}, "
                 f"spread_scale={spread_scale}."
             )
-        self.centred = centred
+        self.centered = centered
         self.mean_scale = mean_scale
         self.spread_scale = spread_scale
 
@@ -64,7 +64,7 @@ class RandomEffects(PyroModule):
         mu = pyro.sample("mu", Normal(0 * one, self.mean_scale))
         tau = pyro.sample("tau", HalfCauchy(self.spread_scale * one))
         with pyro.plate("data", len(x), dim=-1):
-            if self.centred:
+            if self.centered:
                 theta = pyro.sample("theta", Normal(mu, tau))
             else:
                 theta = mu + tau * pyro.sample("eta", Normal(0 * one, 1.0))

@@ -27,7 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.models.gm_vae import LEAST_SCALE, principal_codes, teach
-from ppl_lvm.models.gmm import blended, start_clusters
+from ppl_lvm.models.gmm import shrunken_moments, start_clusters
 from ppl_lvm.models.parts.decoder import Decoder
 
 
@@ -107,7 +107,7 @@ class SemiSupervisedVAE(PyroModule):
             known = y >= 0
             shown = z[known]
             member = torch.nn.functional.one_hot(y[known].long(), self.classes).to(z)
-        _, means, scatter = blended(shown, member)
+        _, means, scatter = shrunken_moments(shown, member)
         scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
         self.means, self.scales = means.to(self.means), scales.to(self.means)
         teach(self.decoder, z.to(self.means), x)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.benchmarks.gradient_suite.implementations import ALPHA, BOUNDS, Implementation
-from ppl_lvm.benchmarks.gradient_suite.programs import Bound, Known, by_hand
+from ppl_lvm.benchmarks.gradient_suite.programs import Bound, KnownProgram, handwritten_loss
 from ppl_lvm.benchmarks.handwritten import (
     belief_net,
     binary,
@@ -23,7 +23,7 @@ from ppl_lvm.benchmarks.handwritten import (
     score,
     wake,
 )
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 Params = dict[str, Tensor]
 Surrogate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> bound, what to maximise; (B,) each
@@ -61,9 +61,11 @@ class Baseline:
     network: nn.Module
 
 
-def hands(known: Known, pair: Pair, num_particles: int) -> Iterator[Implementation]:
+def handwritten(
+    known: KnownProgram, pair: ModelGuidePair, num_particles: int
+) -> Iterator[Implementation]:
     """The hand-written ones that this program allows, over the pair's own tensors."""
-    params = by_hand(pair.leaves)
+    params = handwritten_loss(pair.unconstrained_parameters)
     make = {"belief_net": _bits, "linear_gaussian": _paths, "decoders": _mixed}[known.name]
     for name, target, surrogate, objective in make(params, num_particles):
         step = partial(_hand_step, surrogate)

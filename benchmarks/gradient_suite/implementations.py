@@ -74,7 +74,7 @@ def ours(pair: Programs, num_particles: int) -> Iterator[Implementation]:
             "ppl_lvm",
             cls.target,
             partial(_pyro_step, objective, pair),
-            forced=cls.draws == "particles",
+            forced=cls.sampling == "particles",
             declared=cls.unbiased,
             objective=objective,
         )

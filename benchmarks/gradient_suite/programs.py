@@ -190,13 +190,13 @@ def _decoders(params: Parameters, x: Tensor, bound: Bound, num_particles: int) -
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownProgram:
     """A pair whose every bound can be computed.
 
     Attributes:
         name: of the hand-written module.
         model, guide: classes of Pyro programs, built from hand-written parameters.
-        by_hand: the module in `handwritten/`.
+        handwritten_loss: the module in `handwritten/`.
         expected: E bound per datum, (B,), of (params, x, bound, K); differentiable.
         tables: log p(x, z), log q(z | x) and log dz at points z that stay where they are, (G, B)
             each: Σ_z dz f(z) is the integral of f, or the sum over all states (dz = 1).
@@ -207,7 +207,7 @@ class Known:
     name: str
     model: Callable[[Parameters], nn.Module]
     guide: Callable[[Parameters], nn.Module]
-    by_hand: ModuleType
+    handwritten_loss: ModuleType
     expected: Callable[[Parameters, Tensor, Bound, int], Tensor]
     tables: Callable[[Parameters, Tensor], Tables]
     states: Tensor | None
@@ -216,24 +216,24 @@ class Known:
     def parameters(self, seed: int) -> Parameters:
         """Hand-written parameters under this seed, in the default dtype."""
         torch.manual_seed(seed)
-        params: Parameters = self.by_hand.parameters()
+        params: Parameters = self.handwritten_loss.parameters()
         return params
 
     def data(self, seed: int, rows: int = 2) -> Tensor:
         """A few rows that the model might have drawn, (B, P)."""
         generator = torch.Generator().manual_seed(seed)
-        width = self.by_hand.parameters()["model.bias"].shape[-1]
+        width = self.handwritten_loss.parameters()["model.bias"].shape[-1]
         x = torch.randn(rows, width, generator=generator, dtype=torch.get_default_dtype())
         return (x > 0).to(x) if self.name == "belief_net" else x
 
 
-def by_hand(leaves: dict[str, Any]) -> Parameters:
+def handwritten_loss(leaves: dict[str, Any]) -> Parameters:
     """A pair's leaves under the names that the hand-written programs use: the same tensors."""
     return {name.replace("/", "."): leaf for name, leaf in leaves.items()}
 
 
 KNOWN = {
-    "belief_net": Known(
+    "belief_net": KnownProgram(
         "belief_net",
         BeliefNet,
         BeliefNetGuide,
@@ -243,7 +243,7 @@ KNOWN = {
         belief_net.states(2),
         False,
     ),
-    "linear_gaussian": Known(
+    "linear_gaussian": KnownProgram(
         "linear_gaussian",
         LinearGaussian,
         LinearGaussianGuide,
@@ -253,7 +253,7 @@ KNOWN = {
         None,
         True,
     ),
-    "decoders": Known(
+    "decoders": KnownProgram(
         "decoders", Decoders, DecodersGuide, decoders, _decoders, _decoders_tables, None, False
     ),
 }

@@ -142,7 +142,7 @@ def _touched(values: Mapping[str, Any], leaves: Leaves) -> dict[str, list[str]]:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """What is known of one estimator on one group of parameters.
 
     Attributes:
@@ -164,7 +164,7 @@ class Judgement:
 
 def judge(
     draws: Tensor, mean: Tensor | None, target: Tensor, reference: Tensor | None = None
-) -> Judgement:
+) -> Judgment:
     """Compare draws (R, G), or their exact mean (G,), with the target (G,).
 
     Args:
@@ -180,7 +180,7 @@ def judge(
         error = torch.zeros_like(target)
         biased = (mean - target).norm().item() > 1e-5 * size
     total, norm = variance.sum().item(), mean.norm().item()
-    return Judgement(
+    return Judgment(
         bias=(mean - target).norm().item() / size if size else math.nan,
         error=error.norm().item() / size if size else math.nan,
         biased=biased,

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from ppl_lvm import estimators
 from ppl_lvm.benchmarks.gradient_suite import samples
-from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import hands
+from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import handwritten
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours, pyros
-from ppl_lvm.benchmarks.gradient_suite.programs import Known, by_hand
+from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_loss
 from ppl_lvm.benchmarks.gradient_suite.targets import true_gradient
 from ppl_lvm.data import load_data
 from ppl_lvm.programs.loading import parse_settings
-from ppl_lvm.programs.minibatch import Subsample
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.programs.sources import GuideSource, ModelSource
+from ppl_lvm.programs.minibatch import ScaleDataPlate
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 
 REFERENCE_NUMBERS = 100_000_000  # kept at most for each target: 400 MB
 MANY_PARTICLES = 500  # of a consistent estimator, in place of infinitely many
@@ -28,7 +28,7 @@ SUBSAMPLED = 10  # a batch of B stands for 10 B rows where mini-batches are look
 
 
 @dataclass
-class Subject:
+class BenchmarkPair:
     """A prepared pair. `known` is None for a user's, whose targets are estimated.
 
     Attributes:
@@ -37,10 +37,10 @@ class Subject:
     """
 
     name: str
-    pair: Pair
+    pair: ModelGuidePair
     batch: tuple[Tensor, ...]
     num_particles: int
-    known: Known | None = None
+    known: KnownProgram | None = None
     nesting: int = 1
     references: dict[str, Tensor] = field(default_factory=dict)
 
@@ -49,11 +49,11 @@ class Subject:
         yield from ours(self.pair, self.num_particles)
         yield from pyros(self.pair, self.num_particles, self.nesting)
         if self.known is not None:
-            yield from hands(self.known, self.pair, self.num_particles)
+            yield from handwritten(self.known, self.pair, self.num_particles)
 
     def subsampled(self, rows: int) -> Iterator[Implementation]:
         """Ours and Pyro's, where a batch of so many rows stands for SUBSAMPLED times as many."""
-        scale = Subsample(SUBSAMPLED * rows)
+        scale = ScaleDataPlate(SUBSAMPLED * rows)
         programs = SimpleNamespace(model=scale(self.pair.model), guide=scale(self.pair.guide))
         yield from ours(programs, self.num_particles)
         yield from pyros(programs, self.num_particles, self.nesting)
@@ -67,11 +67,13 @@ class Subject:
         known = self.known
         if not self.is_finite(implementation) or known is None or known.states is None:
             return None
-        x, params = self.batch[0], by_hand(self.pair.leaves)
+        x, params = self.batch[0], handwritten_loss(self.pair.unconstrained_parameters)
         states = known.states.to(x)
-        log_q = known.by_hand.log_q(params, x, states.expand(-1, len(x), -1)).detach()
+        log_q = known.handwritten_loss.log_q(params, x, states.expand(-1, len(x), -1)).detach()
         step = samples.steady(implementation.step, implementation.objective)
-        return samples.enumerate_draws(step, x, self.pair.leaves, states, log_q, self.num_particles)
+        return samples.enumerate_draws(
+            step, x, self.pair.unconstrained_parameters, states, log_q, self.num_particles
+        )
 
     def target(self, implementation: Implementation) -> tuple[Tensor, Tensor | None] | None:
         """What the gradient should be, (P,), and the draws that say so if it is not exact.
@@ -82,15 +84,19 @@ class Subject:
             drawn = self.references.get(_stands_for(implementation.target))
             return None if drawn is None else (drawn.mean(0), drawn)
         vector = true_gradient(
-            self.known, self.pair.leaves, self.batch[0], implementation, self.num_particles
+            self.known,
+            self.pair.unconstrained_parameters,
+            self.batch[0],
+            implementation,
+            self.num_particles,
         )
         return None if vector is None else (vector, None)
 
     def log_evidence(self) -> tuple[float, float]:
         """log p(x) summed over the batch and a bound on its error: exact, or of 2,000 particles."""
         if self.known is not None:
-            params = by_hand(self.pair.leaves)
-            return self.known.by_hand.log_evidence(params, self.batch[0]).sum().item(), 0.0
+            params = handwritten_loss(self.pair.unconstrained_parameters)
+            return self.known.handwritten_loss.log_evidence(params, self.batch[0]).sum().item(), 0.0
         objective = estimators.VIMCO(num_particles=2000)
         pair, batch = self.pair, self.batch
         draws = torch.tensor([-objective.loss(pair.model, pair.guide, *batch) for _ in range(8)])
@@ -102,7 +108,7 @@ class Subject:
         Right is what declares itself unbiased; and where only consistent ones are there (TVO, the
         guide's half of wake-sleep) the same with MANY_PARTICLES.
         """
-        size = sum(leaf.numel() for leaf in self.pair.leaves.values())
+        size = sum(leaf.numel() for leaf in self.pair.unconstrained_parameters.values())
         repeats = max(100, min(repeats, REFERENCE_NUMBERS // size))
         for implementation in ours(self.pair, self.num_particles):
             if implementation.target not in self.references and implementation.declared:
@@ -123,7 +129,9 @@ class Subject:
         if _stands_for(implementation.target) != implementation.target:
             return
         try:
-            draws, _ = samples.sample(implementation.step, self.batch, self.pair.leaves, repeats)
+            draws, _ = samples.sample(
+                implementation.step, self.batch, self.pair.unconstrained_parameters, repeats
+            )
         except (ValueError, NotImplementedError):
             return  # it refuses this pair: another one will do
         self.references[implementation.target] = draws
@@ -131,8 +139,10 @@ class Subject:
     def _of_guide(self) -> Tensor:
         """Which entries of the gradient are parameters that log q depends on, (P,)."""
         pair = self.pair
-        found = samples.groups(pair.model, pair.guide, self.batch, pair.leaves)
-        mask = torch.zeros(sum(leaf.numel() for leaf in pair.leaves.values()), dtype=torch.bool)
+        found = samples.groups(pair.model, pair.guide, self.batch, pair.unconstrained_parameters)
+        mask = torch.zeros(
+            sum(leaf.numel() for leaf in pair.unconstrained_parameters.values()), dtype=torch.bool
+        )
         for name, where in found.items():
             if name.startswith("guide"):
                 mask[where] = True
@@ -155,13 +165,13 @@ def double() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def known_subject(known: Known, num_particles: int, seed: int) -> Subject:
+def known_subject(known: KnownProgram, num_particles: int, seed: int) -> BenchmarkPair:
     """One of the three programs, in the default dtype."""
     params = known.parameters(seed)
-    pair = Pair(known.model(params), known.guide(params), Trace_ELBO())
+    pair = ModelGuidePair(known.model(params), known.guide(params), Trace_ELBO())
     batch = (known.data(seed),)
-    pair.prepare(*batch)
-    return Subject(known.name, pair, batch, num_particles, known)
+    pair.materialize_parameters(*batch)
+    return BenchmarkPair(known.name, pair, batch, num_particles, known)
 
 
 def user_subject(
@@ -172,15 +182,15 @@ def user_subject(
     settings: str | None,
     num_particles: int,
     rows: int,
-) -> Subject:
+) -> BenchmarkPair:
     """A user's pair, started from its data, on its first rows."""
     loaded = load_data(data)
     everything = loaded.batch(torch.arange(len(loaded)))
     batch = tuple(part[:rows] for part in everything)
-    source = ModelSource(model, parse_settings((settings or "").split()))
+    source = ModelFactory(model, parse_settings((settings or "").split()))
     program = source.make(everything)
-    pair = Pair(program, GuideSource(guide).make(program, batch), Trace_ELBO())
-    trace = pair.prepare(*batch)
+    pair = ModelGuidePair(program, GuideFactory(guide).make(program, batch), Trace_ELBO())
+    trace = pair.materialize_parameters(*batch)
     depths = [
         -frame.dim
         for site in trace.nodes.values()
@@ -189,4 +199,4 @@ def user_subject(
         if frame.vectorized
     ]
     name = getattr(program, "__name__", type(program).__name__)
-    return Subject(name, pair, batch, num_particles, nesting=max(depths, default=0))
+    return BenchmarkPair(name, pair, batch, num_particles, nesting=max(depths, default=0))

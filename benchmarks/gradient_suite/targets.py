@@ -8,20 +8,20 @@ from torch import Tensor
 
 from ppl_lvm.benchmarks.gradient_suite import exact
 from ppl_lvm.benchmarks.gradient_suite.implementations import BOUNDS, Implementation
-from ppl_lvm.benchmarks.gradient_suite.programs import Known, by_hand
+from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_loss
 
 RARE = 0.01
 
 
 def true_gradient(
-    known: Known,
+    known: KnownProgram,
     leaves: Mapping[str, Tensor],
     x: Tensor,
     implementation: Implementation,
     num_particles: int,
 ) -> Tensor | None:
     """The gradient of the target, (P,), summed over rows; None where it is out of reach."""
-    params, tensors = by_hand(dict(leaves)), list(leaves.values())
+    params, tensors = handwritten_loss(dict(leaves)), list(leaves.values())
     target, objective = implementation.target, implementation.objective
     if target == "relaxed ELBO":  # it is judged as the stand-in for the discrete one
         target = "ELBO"

@@ -41,17 +41,17 @@ def vr_max(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p - log_q).max(0).values
 
 
-def stl(log_p: Tensor, log_q_still: Tensor) -> Tensor:
-    return (log_p - log_q_still).mean(0)
+def stl(log_p: Tensor, log_q_at_fixed_parameters: Tensor) -> Tensor:
+    return (log_p - log_q_at_fixed_parameters).mean(0)
 
 
-def dreg(z: Tensor, log_p: Tensor, log_q_still: Tensor) -> Tensor:
+def dreg(z: Tensor, log_p: Tensor, log_q_at_fixed_parameters: Tensor) -> Tensor:
     """The model gets w̄; the hook on z (K, B, D) makes it w̄² for the guide. One layer only."""
-    return dreg_renyi(z, log_p, log_q_still, alpha=0.0)
+    return dreg_renyi(z, log_p, log_q_at_fixed_parameters, alpha=0.0)
 
 
-def dreg_renyi(z: Tensor, log_p: Tensor, log_q_still: Tensor, alpha: float) -> Tensor:
-    log_w = log_p - log_q_still
+def dreg_renyi(z: Tensor, log_p: Tensor, log_q_at_fixed_parameters: Tensor, alpha: float) -> Tensor:
+    log_w = log_p - log_q_at_fixed_parameters
     w = ((1 - alpha) * log_w).detach().softmax(0)  # (K, B)
     z.register_hook(lambda gradient: (alpha + (1 - alpha) * w).unsqueeze(-1) * gradient)
     return (w * log_w).sum(0)

@@ -19,7 +19,7 @@ from typing import Any
 import pyro
 
 from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
-from ppl_lvm.benchmarks.speed_suite.variants import COMPILING, ways
+from ppl_lvm.benchmarks.speed_suite.variants import COMPILING, variants
 
 WARM_UP = 5  # calls until every way takes steps at its level
 _LONGEST = 900.0  # seconds a process may take
@@ -56,7 +56,7 @@ def _fresh(name: str, way: str, cache: str) -> dict[str, Any]:
 def _measure(name: str, way: str) -> dict[str, float]:
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]()
-    make = ways(name, program)[way]
+    make = variants(name, program)[way]
     begun = time.perf_counter()
     step = make()
     for _ in range(WARM_UP):

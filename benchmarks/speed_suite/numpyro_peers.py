@@ -137,14 +137,14 @@ def _mixture_auto_encoder(components: int) -> Callable[[Any], Any]:
         from numpyro import distributions as dist
         from numpyro.infer import Trace_ELBO
 
-        centres = jnp.asarray(torch.randn(components, 8).numpy())
+        centers = jnp.asarray(torch.randn(components, 8).numpy())
 
         def model(x: Any) -> None:
             c = dist.constraints
             even = jnp.full(components, 1 / components)
             weights = numpyro.param("weights", even, constraint=c.simplex)
-            means = numpyro.param("means", centres)
-            scales = numpyro.param("scales", jnp.ones_like(centres), constraint=c.positive)
+            means = numpyro.param("means", centers)
+            scales = numpyro.param("scales", jnp.ones_like(centers), constraint=c.positive)
             parts = dist.Normal(means, scales).to_event(1)
             with numpyro.plate("data", len(x)):
                 prior = dist.MixtureSameFamily(dist.Categorical(weights), parts)

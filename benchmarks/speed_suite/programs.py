@@ -27,7 +27,8 @@ class Program:
         loss: makes the objective.
         jit: makes Pyro's torch.jit objective, None where it has none.
         batch: what model and guide are called with.
-        parameters, by_hand: tensors and the loss of them and the batch in plain torch, or None.
+        parameters, handwritten_loss: tensors and the loss of them and the batch in plain torch, or
+        None.
         many: how many steps one call takes, where a way takes several.
     """
 
@@ -36,11 +37,11 @@ class Program:
     jit: Callable[[], ELBO] | None
     batch: tuple[Tensor, ...]
     parameters: Callable[[], dict[str, Tensor]] | None = None
-    by_hand: Callable[..., Tensor] | None = None
+    handwritten_loss: Callable[..., Tensor] | None = None
     many: int = 32
 
 
-class Chain(PyroModule):
+class HiddenMarkovChain(PyroModule):
     """A hidden Markov model with S states: see `handwritten/chains.py`."""
 
     def __init__(self, states: int) -> None:
@@ -69,7 +70,7 @@ def regression(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Normal(x @ w, s), obs=y)
 
 
-class BeliefNet(PyroModule):
+class SpeedBeliefNet(PyroModule):
     """D hidden bits behind P bits, and below its guide."""
 
     def __init__(self, latent: int, observed: int) -> None:
@@ -108,14 +109,14 @@ def _auto_encoder(rows: int, particles: int) -> Program:
         model = VAE(8, 64, (128,))
         return model, AmortizedNormal(model, x)
 
-    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    def handwritten_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
         one = vae.elbo(params, x) if particles == 1 else vae.iwae(params, x, particles)
         return -one.sum()
 
     loss: Callable[[], ELBO] = Trace_ELBO if particles == 1 else lambda: IWAE(particles)
     jit = JitTrace_ELBO if particles == 1 else None
     many = 32 if particles == 1 else 8
-    return Program(make, loss, jit, (x,), vae.parameters, by_hand, many)
+    return Program(make, loss, jit, (x,), vae.parameters, handwritten_loss, many)
 
 
 def _mixture_auto_encoder(rows: int, components: int) -> Program:
@@ -125,34 +126,34 @@ def _mixture_auto_encoder(rows: int, components: int) -> Program:
         model = GaussianMixtureVAE(components, 8, 64, (128,))
         return model, AmortizedNormal(model, x)
 
-    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    def handwritten_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
         return -gm_vae.elbo(params, x).sum()
 
     start = lambda: gm_vae.parameters(components)  # noqa: E731
-    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, by_hand)
+    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, handwritten_loss)
 
 
 def _mixture(rows: int, columns: int, components: int) -> Program:
-    centres = 4 * torch.randn(components, columns)
-    x = centres[torch.randint(components, (rows,))] + torch.randn(rows, columns)
+    centers = 4 * torch.randn(components, columns)
+    x = centers[torch.randint(components, (rows,))] + torch.randn(rows, columns)
 
     def make() -> tuple[Any, Any]:
         model = GaussianMixture(components, columns)
         model.initialize(x)
         return model, nothing
 
-    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    def handwritten_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
         return -mixture.log_evidence(params, x).sum()
 
     start = lambda: mixture.parameters(x, components)  # noqa: E731
     many = 32 if rows < 10_000 else 2
-    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, by_hand, many)
+    return Program(make, TraceEnum_ELBO, JitTraceEnum_ELBO, (x,), start, handwritten_loss, many)
 
 
 def _chain(steps: int, states: int, sequences: int) -> Program:
     y = torch.randn(sequences, steps)
     return Program(
-        lambda: (Chain(states), nothing),
+        lambda: (HiddenMarkovChain(states), nothing),
         TraceEnum_ELBO,
         JitTraceEnum_ELBO,
         (y,),
@@ -177,18 +178,18 @@ def _regression(rows: int, columns: int) -> Program:
 def _belief_net(rows: int, particles: int) -> Program:
     x = (torch.rand(rows, 64) < 0.4).float()
 
-    def by_hand(params: dict[str, Tensor], x: Tensor) -> Tensor:
+    def handwritten_loss(params: dict[str, Tensor], x: Tensor) -> Tensor:
         z = belief_net.draw(params, x, particles)
         log_p, log_q = belief_net.log_p(params, x, z), belief_net.log_q(params, x, z)
         return -score.vimco(log_p, log_q).sum()
 
     return Program(
-        lambda: (BeliefNet(16, 64), BeliefGuide(16, 64)),
+        lambda: (SpeedBeliefNet(16, 64), BeliefGuide(16, 64)),
         lambda: VIMCO(particles),
         None,
         (x,),
         lambda: belief_net.parameters(16, 64),
-        by_hand,
+        handwritten_loss,
     )
 
 

@@ -31,7 +31,7 @@ COMPILING = (COMPILED, MANY, HAND_COMPILED)  # leave something in the inductor's
 _LEARNT = 5  # steps after which a program is compiled
 
 
-def ways(name: str, program: Program, seed: int = 0) -> dict[str, Maker]:
+def variants(name: str, program: Program, seed: int = 0) -> dict[str, Maker]:
     """All ways that the program has, Pyro's first."""
     found: dict[str, Maker] = {PYRO: lambda: _pyro(program)}
     if program.jit is not None:
@@ -40,7 +40,7 @@ def ways(name: str, program: Program, seed: int = 0) -> dict[str, Maker]:
     found[CAPTURED] = lambda: _ours(program, "captured")
     found[COMPILED] = lambda: _ours(program, "compiled")
     found[MANY] = lambda: _many(program)
-    if program.by_hand is not None:
+    if program.handwritten_loss is not None:
         found[HAND] = lambda: _by_hand(program, compiled=False)
         found[HAND_COMPILED] = lambda: _by_hand(program, compiled=True)
     if numpyro_peers.installed() and name in numpyro_peers.PROGRAMS:
@@ -112,11 +112,13 @@ def _alone(step: Step) -> Step:
 
 def _by_hand(program: Program, compiled: bool) -> Step:
     assert program.parameters is not None
-    assert program.by_hand is not None
+    assert program.handwritten_loss is not None
     params = program.parameters()
     leaves = [p for p in params.values() if p.requires_grad]
     optimizer = torch.optim.Adam(leaves, lr=1e-3)
-    loss_of: Callable[..., Tensor] = torch.compile(program.by_hand) if compiled else program.by_hand
+    loss_of: Callable[..., Tensor] = (
+        torch.compile(program.handwritten_loss) if compiled else program.handwritten_loss
+    )
 
     def step() -> float:
         optimizer.zero_grad()

@@ -21,7 +21,7 @@ def table() -> str:
                 [
                     f"`{name}`",
                     cls.target,
-                    cls.needs,
+                    cls.requires,
                     "yes" if cls.unbiased else "**no**",
                     "yes" if cls.is_bound else "**no**",
                     str(cls.min_particles),

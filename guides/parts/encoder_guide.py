@@ -15,8 +15,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.guides.parts.support_transform import (
+    enter_plates,
     enumerated,
-    inside,
     open_plates,
     require_plain_plates,
     subsamples,
@@ -28,7 +28,7 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
 
-class Encoded(PyroModule):
+class EncoderGuide(PyroModule):
     """Base of the guides with one encoder whose sites are independent given x.
 
     Args:
@@ -64,18 +64,18 @@ class Encoded(PyroModule):
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
-        deal(self.encoder(*batch), self._factors, plates)
+        sample_factors(self.encoder(*batch), self._factors, plates)
 
 
-def deal(numbers: Tensor, factors: Sequence[Factor], plates: dict[str, Any]) -> None:
+def sample_factors(numbers: Tensor, factors: Sequence[Factor], plates: dict[str, Any]) -> None:
     """Sample every factor's site from its part of `numbers` (B, Σ widths), inside `plates`."""
     split = numbers.split([factor.width for factor in factors], dim=-1)
     for factor, own in zip(factors, split, strict=True):
-        with inside(factor.site, plates):
+        with enter_plates(factor.site, plates):
             pyro.sample(factor.site.name, factor(own), infer=dict(factor.infer))
 
 
-def served(declared: Signature, guide: str, *, sampled: bool = False) -> list[Site]:
+def supported_sites(declared: Signature, guide: str, *, sampled: bool = False) -> list[Site]:
     """The local continuous sites; `guide` is what errors call it.
 
     Args:

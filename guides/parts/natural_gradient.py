@@ -37,10 +37,10 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.support_transform import inside, open_plates, subsamples
-from ppl_lvm.guides.parts.variational_families import Pushed
+from ppl_lvm.guides.parts.support_transform import enter_plates, open_plates, subsamples
+from ppl_lvm.guides.parts.variational_families import TransformedFactor
 from ppl_lvm.particles import draw_particles
-from ppl_lvm.particles.structure import make_plan
+from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.particles.tracing import Given
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
@@ -70,15 +70,15 @@ class LocalBound:
         self,
         model: Callable[..., Any],
         declared: Signature,
-        factors: Sequence[Pushed],
+        factors: Sequence[TransformedFactor],
         batch: tuple[Any, ...],
         draws: int | None,
         guide: str,
-        centres: Callable[[], dict[str, Tensor]] = dict,
+        centers: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
         # In a tuple: the model's parameters are not the guide's.
         self._model, self._declared, self._factors = (model,), declared, factors
-        self._centres = centres
+        self._centers = centers
         self.size = sum(factor.size for factor in factors)  # k
         draws = max(LEAST_DRAWS, 2 * self.size) if draws is None else draws
         if draws < 2 or draws % 2:
@@ -95,11 +95,11 @@ class LocalBound:
             self._at(values)(*batch)
 
         with dry_run(model):
-            self._plan = make_plan(self._at_centres(), anywhere, batch, {})
+            self._plan = analyze_pair(self._at_centers(), anywhere, batch, {})
         if self._plan.data_plate != DATA_PLATE:
             raise ValueError(
                 f"{guide} fits each datum by itself, but the model's rows belong together: "
-                f"{self._plan.joint_because}. Use ppl_lvm.guides:auto_guide."
+                f"{self._plan.joint_reason}. Use ppl_lvm.guides:auto_guide."
             )
 
     def __call__(self, lam: Tensor, *batch: Any, rows: Tensor | None = None) -> Tensor:
@@ -124,13 +124,13 @@ class LocalBound:
         return mean + entropy
 
     def _log_p(self, values: dict[str, Tensor], batch: tuple[Any, ...], rows: int) -> Tensor:
-        drawn = draw_particles(self._at_centres(), self._at(values), batch, {}, self._plan, 1)
+        drawn = draw_particles(self._at_centers(), self._at(values), batch, {}, self._plan, 1)
         return drawn.log_p.expand(1, rows)[0]
 
-    def _at_centres(self) -> Callable[..., Any]:
+    def _at_centers(self) -> Callable[..., Any]:
         """The model with its shared latents known."""
-        centres = self._centres()
-        return poutine.condition(self._model[0], data=centres) if centres else self._model[0]
+        centers = self._centers()
+        return poutine.condition(self._model[0], data=centers) if centers else self._model[0]
 
     def gradient(
         self, lam: Tensor, *batch: Any, through: bool, rows: Tensor | None = None
@@ -169,7 +169,7 @@ class LocalBound:
         def guide(*batch: Any) -> None:
             plates = open_plates(sites, self._declared, len(batch[0]))
             for site in sites:
-                with inside(site, plates):
+                with enter_plates(site, plates):
                     pyro.sample(
                         site.name, Delta(values[site.name], event_dim=len(site.event_shape))
                     )
@@ -230,7 +230,7 @@ def points(count: int, size: int) -> Tensor:
     return torch.cat([half, -half])
 
 
-def _places(factors: Sequence[Pushed]) -> tuple[Tensor, Tensor]:
+def _places(factors: Sequence[TransformedFactor]) -> tuple[Tensor, Tensor]:
     """Where in λ the μ and the log σ of each unconstrained number stand: (k,) each."""
     loc, scale, begin = [], [], 0
     for factor in factors:

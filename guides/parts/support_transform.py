@@ -19,7 +19,7 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
 
-class PushedNormal:
+class TransformedNormal:
     """Makes normals on the support of `site`, for parameters of the unconstrained shape.
 
     Attributes:
@@ -92,7 +92,7 @@ def subsamples(signature: Signature) -> bool:
 
 
 @contextmanager
-def inside(site: Site, plates: dict[str, Any]) -> Iterator[None]:
+def enter_plates(site: Site, plates: dict[str, Any]) -> Iterator[None]:
     """Inside the plates of `site`, outermost first."""
     with ExitStack() as stack:
         for name in site.plates:

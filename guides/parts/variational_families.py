@@ -30,14 +30,14 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
-from ppl_lvm.guides.parts.support_transform import PushedNormal
+from ppl_lvm.guides.parts.support_transform import TransformedNormal
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
 LEAST_VARIANCE = 1e-6  # ε: keeps the Cholesky factor of S Sᵀ finite
 
 
-class Family(ABC):
+class NormalFamily(ABC):
     """Distributions of an unconstrained event, by the numbers that parameterise them."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class Family(ABC):
         """The distribution with event shape `shape`, of numbers (..., numbers(shape))."""
 
 
-class Diagonal(Family):
+class DiagonalFamily(NormalFamily):
     """N(μ, diag σ²)."""
 
     def numbers(self, shape: torch.Size) -> int:
@@ -60,7 +60,7 @@ class Diagonal(Family):
         return Normal(loc, log_scale.exp()).to_event(len(shape))
 
 
-class Full(Family):
+class FullRankFamily(NormalFamily):
     """N(μ, S Sᵀ + ε I) of a vector."""
 
     def numbers(self, shape: torch.Size) -> int:
@@ -70,7 +70,7 @@ class Full(Family):
         return MultivariateNormal(numbers[..., : shape[0]], scale_tril=cholesky(numbers, shape[0]))
 
 
-class LowRank(Family):
+class LowRankFamily(NormalFamily):
     """N(μ, D Dᵀ + diag σ²) of a vector, with D (k, r)."""
 
     def __init__(self, rank: int) -> None:
@@ -119,17 +119,17 @@ class Factor(ABC):
         """A value (..., B, *event) as numbers for a network: (..., B, size)."""
 
 
-class Pushed(Factor):
+class TransformedFactor(Factor):
     """A family of distributions on the whole space, pushed onto the support of the site.
 
     Attributes:
         pushed: the way from the unconstrained space onto the support.
     """
 
-    def __init__(self, site: Site, declared: Signature, family: Family) -> None:
+    def __init__(self, site: Site, declared: Signature, family: NormalFamily) -> None:
         self.site, self._declared, self._family = site, declared, family
         self.infer = {}
-        self.pushed = PushedNormal(site)
+        self.pushed = TransformedNormal(site)
         beside = math.prod(beside_data(site, declared))
         self.size = beside * math.prod(self.pushed.shape)
         self._each = family.numbers(self.pushed.shape)
@@ -183,20 +183,22 @@ class Values(Factor):
         return value.reshape(*value.shape[: value.dim() - len(self._event)], self.size)
 
 
-def vectors(sites: list[Site], declared: Signature, family: Family, guide: str) -> list[Factor]:
+def vectors(
+    sites: list[Site], declared: Signature, family: NormalFamily, guide: str
+) -> list[Factor]:
     """A factor for every site; `guide` is what errors call it.
 
     Raises:
         ValueError: naming a site whose event is no vector, and the guide to use instead.
     """
     for site in sites:
-        if len(PushedNormal(site).shape) != 1:
+        if len(TransformedNormal(site).shape) != 1:
             raise ValueError(
                 f"{guide} serves vectors, but {site.name!r} has event shape "
                 f"{tuple(site.event_shape)}. Use AmortizedNormal, or let the model sample "
                 "a vector and reshape it."
             )
-    return [Pushed(site, declared, family) for site in sites]
+    return [TransformedFactor(site, declared, family) for site in sites]
 
 
 def require_values(site: Site, guide: str) -> None:

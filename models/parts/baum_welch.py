@@ -153,7 +153,7 @@ def _shares(counts: Tensor, old: Tensor) -> Tensor:
     return torch.where(total > 0, counts / total.clamp(min=torch.finfo(total.dtype).tiny), old)
 
 
-def carry(state: State, new: State, statistics: State) -> State:
+def transport_statistics(state: State, new: State, statistics: State) -> State:
     """The sums of `expect` at θ as they are at θ', where u' = (σ u + μ - μ') / σ'."""
     if "table" in state:
         return statistics

@@ -6,7 +6,7 @@
 
 The best prior for a VAE is the average of its posteriors, 1/N Σ_n q(z | x_n). The VampPrior is
 such an average over K rows u_k that are learned and need not be data. Its encoder belongs to the
-prior; `ppl_lvm.guides:encoder_of_model` makes a guide of the same one. Under any other guide it is
+prior; `ppl_lvm.guides:vamp_prior_guide` makes a guide of the same one. Under any other guide it is
 a mixture of normals like others. A flow bends the normal itself.
 
 References:

@@ -182,7 +182,7 @@ def _moves(statistics: State) -> tuple[Tensor, Tensor, Tensor]:
     return A, drift, gamma @ U
 
 
-def carry(state: State, new: State, made_of: State, statistics: State) -> State:
+def transport_statistics(state: State, new: State, made_of: State, statistics: State) -> State:
     """The sums of `expect` at θ in the coordinates of θ', the M-step of the sums `made_of`.
 
     There z' = M⁻¹ z and d' = d + μ - μ'.

@@ -29,7 +29,7 @@ from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts import latent_regression
 from ppl_lvm.models.parts.row_checks import (
     check_rows,
@@ -41,7 +41,7 @@ from ppl_lvm.models.parts.row_checks import (
 State = dict[str, Tensor]
 
 
-class LinearGaussian(PyroModule):
+class LinearGaussianModel(PyroModule):
     """What `PPCA` and `FactorAnalysis` share: everything but the shape of the noise.
 
     Args:
@@ -158,9 +158,11 @@ class LinearGaussian(PyroModule):
         """θ' in closed form."""
         return maximize(state, statistics, self.floor)
 
-    def carry(self, state: State, new: State, made_of: State, statistics: State) -> State:
+    def transport_statistics(
+        self, state: State, new: State, made_of: State, statistics: State
+    ) -> State:
         """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return carry(state, new, made_of, statistics)
+        return transport_statistics(state, new, made_of, statistics)
 
     def _theta(self) -> State:
         return {"W": self.W, "mu": self.mu, "noise": self.noise}
@@ -177,7 +179,7 @@ class LinearGaussian(PyroModule):
 
     def _resize(self, observed: int, **like: Any) -> None:
         self.observed = observed
-        with own_draws():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
@@ -245,7 +247,7 @@ def _prior(statistics: State) -> tuple[Tensor, Tensor]:
     return eta, torch.linalg.cholesky(Z[:-1, :-1] - eta[:, None] * eta)
 
 
-def carry(state: State, new: State, made_of: State, statistics: State) -> State:
+def transport_statistics(state: State, new: State, made_of: State, statistics: State) -> State:
     """The sums of `expect` at θ in the coordinates of θ', the M-step of the sums `made_of`.
 
     There z' = γ⁻¹ (z - η) and d' = d + μ - μ'.

@@ -37,12 +37,12 @@ def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     """
     if x.isnan().any():
         return _in_turn(state, x, covariance)
-    centre, unit = x.mean(0), x.std(0, correction=0)
+    center, unit = x.mean(0), x.std(0, correction=0)
     unit = torch.where(unit > 0, unit, 1.0)
-    y = ((x - centre) / unit).mT  # (P, N)
+    y = ((x - center) / unit).mT  # (P, N)
     W, log_det = torch.vmap(lambda one: mixture_em.whitening(one, covariance))(state)
     W = W * unit
-    b = (state["means"] - centre) / unit  # (R, K, P)
+    b = (state["means"] - center) / unit  # (R, K, P)
     exact = _lost(y, W) <= LOST
     if exact.all():
         return _together(state["weights"], y, b, W, log_det, covariance)

@@ -28,12 +28,12 @@ def flattest(covariances: Tensor, *, spherical: bool = False) -> Tensor:
     return v @ v.mT
 
 
-def along(flat: Tensor, covariances: Tensor) -> Tensor:
+def directional_variance(flat: Tensor, covariances: Tensor) -> Tensor:
     """v_kᵀ S v_k (K,), of S (K, P, P), or (P, P) for the same S."""
     return (flat * covariances).sum((-2, -1))
 
 
-def of_all_rows(weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
+def total_covariance(weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     """The mixture's own covariance (P, P)."""
     d = means - weights @ means
     return torch.einsum("k,kpq->pq", weights, covariances) + (weights[:, None] * d).mT @ d
@@ -44,9 +44,9 @@ def rounding(x: Tensor) -> Tensor:
     return torch.diag(rounding_variance(x))
 
 
-def named(flat: Tensor, overall: Tensor) -> str:
+def describe_flat_direction(flat: Tensor, overall: Tensor) -> str:
     """Why all rows hardly vary along v, for v vᵀ and their covariance (P, P), and the remedy."""
-    share, variance = flat.diagonal(), along(flat, overall).clamp(min=0).item()
+    share, variance = flat.diagonal(), directional_variance(flat, overall).clamp(min=0).item()
     apart = (share * overall.diagonal()).sum().item()  # had the columns nothing to do with another
     if share.max() < _ALONE and variance < (1 - _ALONE) * apart:
         columns = (share > (1 - _ALONE) / len(share)).nonzero()[:, 0].tolist()

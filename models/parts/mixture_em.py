@@ -66,15 +66,15 @@ def _expect_holed(state: State, x: Tensor, covariance: str) -> tuple[State, Tens
 def _expect_complete(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     means = state["means"]
     K, P = means.shape
-    centre = means.mean(0)
+    center = means.mean(0)
     W, log_det = whitening(state, covariance)  # L⁻¹ (K, P, P), or 1 / scales (K, P)
     constant = state["weights"].log() - log_det - 0.5 * P * math.log(2 * math.pi)
-    shift = W @ (means - centre)[..., None] if W.dim() == 3 else means[..., None]
+    shift = W @ (means - center)[..., None] if W.dim() == 3 else means[..., None]
     total: dict[str, Any] = {}
     log_likelihood: Any = 0.0
     for block in x.split(max(64, BLOCK_NUMBERS // (K * P))):
         if W.dim() == 3:  # one product of (K P, P) and (P, B)
-            u = torch.addmm(shift.flatten()[:, None], W.flatten(0, 1), (block - centre).mT, beta=-1)
+            u = torch.addmm(shift.flatten()[:, None], W.flatten(0, 1), (block - center).mT, beta=-1)
             u = u.unflatten(0, (K, P))  # (K, P, B)
         else:
             u = (block.mT - shift) * W[..., None]
@@ -120,7 +120,7 @@ def maximize(state: State, statistics: State, covariance: str, least: float) -> 
     return {"weights": rows / rows.sum(), "means": means + moved, "variance": new}
 
 
-def carry(state: State, new: State, statistics: State, covariance: str) -> State:
+def transport_statistics(state: State, new: State, statistics: State, covariance: str) -> State:
     """The sums of `expect` at θ as they are at θ', where u' = A u + c.
 
     A = L'⁻¹ L and c = L'⁻¹ (μ - μ'), so that m' = A m + R c and

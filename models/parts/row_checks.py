@@ -81,7 +81,7 @@ def flat_column(column: int | None, variance: float) -> str:
     )
 
 
-def filled(x: Tensor) -> Tensor:
+def mean_imputed(x: Tensor) -> Tensor:
     """`x` (N, P) with its columns' means where a value is missing: to start from, not to fit.
 
     Raises:

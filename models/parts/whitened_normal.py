@@ -25,18 +25,18 @@ class WhitenedNormal(MultivariateNormal):
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: Any = None) -> None:
         super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
-        self._centres = loc  # before it is broadcast
+        self._centers = loc  # before it is broadcast
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "WhitenedNormal":
         """The same over more rows."""
         new = super().expand(batch_shape, self._get_checked_instance(WhitenedNormal, _instance))
-        new._centres = self._centres
+        new._centers = self._centers
         found: WhitenedNormal = new
         return found
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats."""
-        L, mu = self._unbroadcasted_scale_tril, self._centres
+        L, mu = self._unbroadcasted_scale_tril, self._centers
         rows = value.dim() >= 2 and mu.dim() >= 3 and mu.shape[-2] == 1
         if not rows or (L.dim() > 2 and L.shape[-3] != 1):
             found: Tensor = super().log_prob(value)

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 
 
-def check_estimates(look: Look) -> Iterator[Finding]:
+def check_estimates(look: TrialRuns) -> Iterator[Issue]:
     model, drawn = look.model.nodes(), look.guide.nodes()
     site = estimated_site(model)
     if site is None:

@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run, run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run
 from ppl_lvm.programs.dry_run import dry_run
 
 # A branch that one run in two takes goes unseen by all of these one time in 32.
 _SEEDS = (2, 3, 4, 5, 6)
 
 
-def check_repeats(look: Look) -> Iterator[Finding]:
+def check_repeats(look: TrialRuns) -> Iterator[Issue]:
     for program, one in zip(look.programs, (look.model, look.guide), strict=True):
         with dry_run(program):
             first = run(program, *look.batch, seed=1)
@@ -37,7 +37,7 @@ def check_repeats(look: Look) -> Iterator[Finding]:
                 yield _varies(one, first, elsewhere)
                 break
         for file, line in sorted(set(one.concrete)):
-            yield Finding(
+            yield Issue(
                 "item",
                 "note",
                 None,
@@ -61,11 +61,11 @@ class _OtherSeeds:
         return self._program(*batch)
 
 
-def _with_other_numpy(program: Any, *batch: Any, seed: int) -> Run:
+def _with_other_numpy(program: Any, *batch: Any, seed: int) -> TrialRun:
     return run(_OtherSeeds(program), *batch, seed=seed)
 
 
-def _differing(one: Run, other: Run) -> str | None:
+def _differing(one: TrialRun, other: TrialRun) -> str | None:
     """The first site whose value or density differs between two runs."""
     theirs = other.nodes()
     for name, node in one.nodes().items():
@@ -93,12 +93,12 @@ def _same(a: Any, b: Any) -> bool:
     return a is None or b is None or bool(a == b)
 
 
-def _structure(one: Run) -> dict[str, Any]:
+def _structure(one: TrialRun) -> dict[str, Any]:
     assert one.signature is not None
     return {site.name: (site.shape, site.plates) for site in one.signature.sites}
 
 
-def _nondeterministic(one: Run, site: str) -> Finding:
+def _nondeterministic(one: TrialRun, site: str) -> Issue:
     return one.finding(
         "non-deterministic",
         "warning",
@@ -110,7 +110,7 @@ def _nondeterministic(one: Run, site: str) -> Finding:
     )
 
 
-def _foreign(one: Run, site: str) -> Finding:
+def _foreign(one: TrialRun, site: str) -> Issue:
     return one.finding(
         "foreign-randomness",
         "warning",
@@ -121,7 +121,7 @@ def _foreign(one: Run, site: str) -> Finding:
     )
 
 
-def _varies(one: Run, first: Run, other: Run) -> Finding:
+def _varies(one: TrialRun, first: TrialRun, other: TrialRun) -> Issue:
     a, b = _structure(first), _structure(other)
     site = next(iter(a.keys() ^ b.keys()), None) or next(k for k in a if a[k] != b.get(k))
     where = one if site in one.places else other if site in other.places else first

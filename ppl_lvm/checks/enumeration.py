@@ -10,15 +10,15 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, place_of
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRuns, place_of
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Site
 
 _MOST_VALUES = 20  # beyond, trying the values one by one would take too long
 
 
-def check_enumeration(look: Look) -> Iterator[Finding]:
+def check_enumeration(look: TrialRuns) -> Iterator[Issue]:
     """Run the model as TraceEnum_ELBO will, with every marked site at all its values."""
     assert look.model.signature is not None
     marked = [site for site in look.model.signature.latents if summed_out(site, look)]
@@ -46,15 +46,15 @@ def check_enumeration(look: Look) -> Iterator[Finding]:
             yield _mixes(look, site, loss, exact)
 
 
-def summed_out(site: Site, look: Look) -> bool:
+def summed_out(site: Site, look: TrialRuns) -> bool:
     """Whether the model marks the site for enumeration and the guide leaves it out."""
     assert look.guide.signature is not None
     return site.enumerate == "parallel" and site.name not in look.guide.signature
 
 
-def _fails(look: Look, site: Site, error: Exception) -> Finding:
+def _fails(look: TrialRuns, site: Site, error: Exception) -> Issue:
     file, line = place_of(error) or look.model.places.get(site.name) or (None, None)
-    return Finding(
+    return Issue(
         "enumeration-fails",
         "error",
         site.name,
@@ -68,7 +68,7 @@ def _fails(look: Look, site: Site, error: Exception) -> Finding:
     )
 
 
-def _mixes(look: Look, site: Site, loss: float, exact: float) -> Finding:
+def _mixes(look: TrialRuns, site: Site, loss: float, exact: float) -> Issue:
     return look.model.finding(
         "enumeration-mixes",
         "error",
@@ -82,7 +82,7 @@ def _mixes(look: Look, site: Site, loss: float, exact: float) -> Finding:
     )
 
 
-def _one_by_one(look: Look, site: Site) -> float | None:
+def _one_by_one(look: TrialRuns, site: Site) -> float | None:
     """-[Σ log Σ_v p(x, z, v) - log q(z)] at the guide's draws z, value after value v.
 
     None where it cannot be told so: scaled or masked sites, guides that are enumerated

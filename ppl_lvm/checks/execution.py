@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run, place_of
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, place_of
 
 
-def check_calls(look: Look) -> Iterator[Finding]:
+def check_calls(look: TrialRuns) -> Iterator[Issue]:
     """A program that does not take the batch: model and guide are called with the same."""
     for program, one, what in _both(look):
         try:
@@ -32,19 +32,19 @@ def check_calls(look: Look) -> Iterator[Finding]:
             )
 
 
-def check_failures(look: Look) -> Iterator[Finding]:
+def check_failures(look: TrialRuns) -> Iterator[Issue]:
     """A program that does not even run: the line it stopped at."""
     for _, one, what in _both(look):
         if one.error is not None:
             yield _failure(one, one.error, what)
 
 
-def _both(look: Look) -> Iterator[tuple[Any, Run, str]]:
+def _both(look: TrialRuns) -> Iterator[tuple[Any, TrialRun, str]]:
     yield look.programs[0], look.model, "model"
     yield look.programs[1], look.guide, "guide"
 
 
-def _names(look: Look, what: str) -> list[str]:
+def _names(look: TrialRuns, what: str) -> list[str]:
     """What the other program calls the batch, where it takes it."""
     other = look.programs[what == "model"]
     try:
@@ -56,12 +56,12 @@ def _names(look: Look, what: str) -> list[str]:
     return names if len(names) == len(look.batch) else ["*batch"]
 
 
-def _failure(one: Run, error: Exception, what: str) -> Finding:
+def _failure(one: TrialRun, error: Exception, what: str) -> Issue:
     said = (str(error).strip().splitlines() or [""])[0]
     file, line = place_of(error) or one.origin or (None, None)
     site, where = _site(one, said, file, line)
     code, remedy = _remedy(said, what, site)
-    return Finding(
+    return Issue(
         code,
         "error",
         site,
@@ -73,7 +73,7 @@ def _failure(one: Run, error: Exception, what: str) -> Finding:
     )
 
 
-def _site(one: Run, said: str, file: str | None, line: int | None) -> tuple[str | None, str]:
+def _site(one: TrialRun, said: str, file: str | None, line: int | None) -> tuple[str | None, str]:
     """The site that an error is about, as far as can be told, and a word on where that is."""
     if named := re.search(r"sites? named '([^']+)'|at site (\S+) dim", said):
         site = named[1] or named[2]

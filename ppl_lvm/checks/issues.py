@@ -9,7 +9,7 @@ SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Issue:
     """One thing found in a pair.
 
     Attributes:
@@ -54,7 +54,7 @@ def _shortest(file: str) -> str:
 
 
 @dataclass(frozen=True)
-class Suitability:
+class ObjectiveSupport:
     """Whether an objective suits a pair.
 
     Attributes:
@@ -64,18 +64,18 @@ class Suitability:
     """
 
     name: str
-    suits: bool
+    supported: bool
     why: str = ""
 
 
-class Findings(Sequence[Finding]):
+class Issues(Sequence[Issue]):
     """Findings, errors first. `.ok` says whether none is an error.
 
     Attributes:
         estimators: which objectives suit the pair; empty where an error stands before that.
     """
 
-    def __init__(self, found: Sequence[Finding], estimators: Sequence[Suitability] = ()) -> None:
+    def __init__(self, found: Sequence[Issue], estimators: Sequence[ObjectiveSupport] = ()) -> None:
         self.estimators = tuple(estimators)
         distinct = dict.fromkeys(found)
         self._found = sorted(distinct, key=lambda finding: SEVERITIES.index(finding.severity))
@@ -85,7 +85,7 @@ class Findings(Sequence[Finding]):
         return not self.errors
 
     @property
-    def errors(self) -> list[Finding]:
+    def errors(self) -> list[Issue]:
         return [finding for finding in self._found if finding.severity == "error"]
 
     @property
@@ -98,7 +98,7 @@ class Findings(Sequence[Finding]):
     def __len__(self) -> int:
         return len(self._found)
 
-    def __iter__(self) -> Iterator[Finding]:
+    def __iter__(self) -> Iterator[Issue]:
         return iter(self._found)
 
     def __str__(self) -> str:
@@ -109,16 +109,16 @@ class Findings(Sequence[Finding]):
         return said
 
 
-def _suitable(estimators: Sequence[Suitability]) -> str:
+def _suitable(estimators: Sequence[ObjectiveSupport]) -> str:
     """The objectives that suit, in a list; and those that do not or not always, by reason."""
-    free = ", ".join(each.name for each in estimators if each.suits and not each.why)
+    free = ", ".join(each.name for each in estimators if each.supported and not each.why)
     lines = textwrap.wrap(f"Objectives that suit: {free or 'none'}.", 100, subsequent_indent="    ")
     reasons: dict[tuple[bool, str], list[str]] = {}
     for each in estimators:
         if each.why:
             # Estimators say their own name; one reason is told once for all who have it.
             why = each.why.replace(each.name, "it", 1).strip()
-            reasons.setdefault((not each.suits, why), []).append(each.name)
+            reasons.setdefault((not each.supported, why), []).append(each.name)
     for (not_at_all, why), names in sorted(reasons.items()):
         head = "not" if not_at_all else "only"
         text = f"{head} {', '.join(names)}: {why}"

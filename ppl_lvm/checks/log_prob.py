@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRuns
 
 # Sites whose log-probabilities differ by more, per number, drown each other's gradients.
 _APART = 1e6
 
 
-def check_density(look: Look, blamed: set[str]) -> Iterator[Finding]:
+def check_density(look: TrialRuns, blamed: set[str]) -> Iterator[Issue]:
     """`blamed` names sites that other findings already explain."""
     sizes: dict[str, float] = {}
     # What the guide draws wrongly makes the model's densities wrong: they are not to blame.

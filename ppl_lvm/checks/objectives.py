@@ -12,44 +12,44 @@ from pyro.infer.inspect import get_dependencies
 
 from ppl_lvm import estimators
 from ppl_lvm.checks.enumeration import summed_out
-from ppl_lvm.checks.issues import Suitability
-from ppl_lvm.checks.trial_runs import Look
+from ppl_lvm.checks.issues import ObjectiveSupport
+from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.estimators import objectives
-from ppl_lvm.particles.structure import Plan, make_plan
+from ppl_lvm.particles.structure import PairStructure, analyze_pair
 from ppl_lvm.programs.dry_run import dry_run
 
 
-def suitability(look: Look) -> tuple[Suitability, ...]:
+def suitability(look: TrialRuns) -> tuple[ObjectiveSupport, ...]:
     """Every estimator of ours, then every objective of Pyro's that `fit` takes."""
     with dry_run(*look.programs, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return (*_ours(look), *_pyros(look))
 
 
-def _ours(look: Look) -> Iterator[Suitability]:
+def _ours(look: TrialRuns) -> Iterator[ObjectiveSupport]:
     try:
-        plan = make_plan(*look.programs, look.batch, {})
+        plan = analyze_pair(*look.programs, look.batch, {})
     except Exception as error:  # whatever an estimator would stop at
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        yield from (Suitability(name, False, said) for name in estimators.__all__)
+        yield from (ObjectiveSupport(name, False, said) for name in estimators.__all__)
         return
     for name in estimators.__all__:
         estimator = getattr(estimators, name)()
         try:
-            estimator.check(plan)
+            estimator.validate(plan)
         except ValueError as error:
-            yield Suitability(name, False, str(error))
+            yield ObjectiveSupport(name, False, str(error))
             continue
-        yield Suitability(name, True, _condition(estimator, plan))
+        yield ObjectiveSupport(name, True, _condition(estimator, plan))
 
 
-def _condition(estimator: Any, plan: Plan) -> str:
-    if plan.joint_because is not None and not estimator.linear:
-        return f"on the whole data only: {plan.joint_because}, so mini-batches give no bound"
+def _condition(estimator: Any, plan: PairStructure) -> str:
+    if plan.joint_reason is not None and not estimator.is_linear:
+        return f"on the whole data only: {plan.joint_reason}, so mini-batches give no bound"
     return ""
 
 
-def _pyros(look: Look) -> Iterator[Suitability]:
+def _pyros(look: TrialRuns) -> Iterator[ObjectiveSupport]:
     for name in objectives.PYRO_OBJECTIVES:
         objective = objectives.objective(name)
         why = _enumeration(look, name) or _refusal(objective, look, False)
@@ -59,13 +59,13 @@ def _pyros(look: Look) -> Iterator[Suitability]:
                 f"{link[1]!r}. Use ELBO or Trace_ELBO."
             )
         if why:
-            yield Suitability(name, False, why)
+            yield ObjectiveSupport(name, False, why)
             continue
         condition = _refusal(objective, look, True)
-        yield Suitability(name, True, condition and f"on the whole data only: {condition}")
+        yield ObjectiveSupport(name, True, condition and f"on the whole data only: {condition}")
 
 
-def _enumeration(look: Look, name: str) -> str:
+def _enumeration(look: TrialRuns, name: str) -> str:
     """Why an objective does not enumerate as the pair asks; TraceEnum_ELBO alone does."""
     assert look.model.signature is not None
     summed = [site.name for site in look.model.signature.latents if summed_out(site, look)]
@@ -81,7 +81,7 @@ def _enumeration(look: Look, name: str) -> str:
     return ""
 
 
-def _refusal(objective: Any, look: Look, subsampled: bool) -> str:
+def _refusal(objective: Any, look: TrialRuns, subsampled: bool) -> str:
     """What `fit` would refuse the objective for."""
     model, guide = look.model.trace, look.guide.trace
     assert model is not None
@@ -94,7 +94,7 @@ def _refusal(objective: Any, look: Look, subsampled: bool) -> str:
     return ""
 
 
-def _linked(look: Look) -> tuple[str, str] | None:
+def _linked(look: TrialRuns) -> tuple[str, str] | None:
     """The first site of the guide that depends on another, and that other."""
     try:
         found: Any = get_dependencies(look.programs[1], look.batch)["prior_dependencies"]

@@ -17,7 +17,7 @@ from ppl_lvm.checks.bound_estimates import check_estimates
 from ppl_lvm.checks.determinism import check_repeats
 from ppl_lvm.checks.enumeration import check_enumeration
 from ppl_lvm.checks.execution import check_calls, check_failures
-from ppl_lvm.checks.issues import Finding, Findings, Suitability
+from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
 from ppl_lvm.checks.log_prob import check_density
 from ppl_lvm.checks.objectives import suitability
 from ppl_lvm.checks.param_store import check_store, without
@@ -26,39 +26,39 @@ from ppl_lvm.checks.plates import check_plates
 from ppl_lvm.checks.row_dependence import check_rows
 from ppl_lvm.checks.sites import check_shapes, check_sites
 from ppl_lvm.checks.supports import check_supports
-from ppl_lvm.checks.trial_runs import look
+from ppl_lvm.checks.trial_runs import run_trials
 
-__all__ = ["Finding", "Findings", "Suitability", "check"]
+__all__ = ["Issue", "Issues", "ObjectiveSupport", "check"]
 
 
 def check(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *batch: Any,
-    stands_for: int | None = None,
-) -> Findings:
+    num_rows: int | None = None,
+) -> Issues:
     """What is wrong with a pair, on the batch it is to be trained on (some rows are enough).
 
     Args:
         model, guide: the programs.
         batch: what both are called with, rows first.
-        stands_for: N where the batch is one of many mini-batches. What belongs to the rows of
+        num_rows: N where the batch is one of many mini-batches. What belongs to the rows of
             this batch alone is then an error, and a note otherwise.
     """
     with torch.enable_grad():
         stale, names = check_store(model, guide, *batch)
         with without(names):
-            found, estimators = _checked(model, guide, batch, stands_for)
-    return Findings([*stale, *found], estimators)
+            found, estimators = _checked(model, guide, batch, num_rows)
+    return Issues([*stale, *found], estimators)
 
 
 def _checked(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     batch: tuple[Any, ...],
-    stands_for: int | None,
-) -> tuple[list[Finding], tuple[Suitability, ...]]:
-    seen = look(model, guide, *batch)
+    num_rows: int | None,
+) -> tuple[list[Issue], tuple[ObjectiveSupport, ...]]:
+    seen = run_trials(model, guide, *batch)
     failed = list(check_calls(seen)) or list(check_failures(seen))
     if failed:
         return failed, ()
@@ -68,7 +68,7 @@ def _checked(
     # One fault shows in many ways: what it explains is not reported again.
     explained = ("undeclared-batch", "outside-data-plate")
     single = [each for each in single if each.code not in explained or each.site not in wrong]
-    found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, stands_for)]
+    found = [*pairing, *single, *check_parameters(seen), *check_rows(seen, num_rows)]
     blamed = {finding.site for finding in found if finding.severity == "error"}
     found += check_density(seen, {site for site in blamed if site is not None})
     if not any(finding.severity == "error" for finding in found):

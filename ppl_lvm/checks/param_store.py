@@ -12,17 +12,17 @@ from typing import Any
 import pyro
 from torch import nn
 
-from ppl_lvm.checks.issues import Finding
+from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import run
 from ppl_lvm.programs.dry_run import dry_run
 
 
 def check_store(
     model: Callable[..., Any], guide: Callable[..., Any], *batch: Any
-) -> tuple[list[Finding], set[str]]:
+) -> tuple[list[Issue], set[str]]:
     """A finding where that is so, and the names in the store that are not these programs'."""
     store = pyro.get_param_store()
-    stale: dict[str, Finding] = {}
+    stale: dict[str, Issue] = {}
     if not len(store) or pyro.settings.get("module_local_params"):
         return [], set()
     held = dict(store._params)

@@ -7,19 +7,19 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run, run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run
 from ppl_lvm.programs.dry_run import dry_run
 
 
-def check_parameters(look: Look) -> Iterator[Finding]:
+def check_parameters(look: TrialRuns) -> Iterator[Issue]:
     yield from _collisions(look)
     yield from _untrained(look)
 
 
-def _collisions(look: Look) -> Iterator[Finding]:
+def _collisions(look: TrialRuns) -> Iterator[Issue]:
     """One name, two tensors of modules: Pyro's store keeps the first and forgets the second."""
-    model, guide = look.apart
+    model, guide = look.standalone
     if model.error or guide.error or pyro.settings.get("module_local_params"):
         return
     ours, theirs = model.parameters(), guide.parameters()
@@ -44,7 +44,7 @@ def _owned(program: Any) -> set[int]:
     return {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
 
 
-def _untrained(look: Look) -> Iterator[Finding]:
+def _untrained(look: TrialRuns) -> Iterator[Issue]:
     """Which parameters the bound's graph does not reach, in a run of its own.
 
     (Running statistics that another run changes would spoil the graph.)
@@ -93,7 +93,7 @@ def _is_finite(gradient: Tensor | None) -> bool:
     return gradient is None or bool(gradient.isfinite().all())
 
 
-def _not_finite(runs: tuple[Run, Run], leaves: list[Tensor]) -> Iterator[Finding]:
+def _not_finite(runs: tuple[TrialRun, TrialRun], leaves: list[Tensor]) -> Iterator[Issue]:
     """The first site whose log-probability is finite while its gradient is not."""
     for one in runs:
         for name, node in one.nodes().items():
@@ -113,7 +113,7 @@ def _not_finite(runs: tuple[Run, Run], leaves: list[Tensor]) -> Iterator[Finding
             return
 
 
-def _bound(*runs: Run) -> Tensor | None:
+def _bound(*runs: TrialRun) -> Tensor | None:
     """All log-probabilities added up: its graph reaches what an objective's would."""
     total = torch.zeros(())
     for one in runs:
@@ -138,7 +138,7 @@ def _log_prob(node: dict[str, Any]) -> Tensor | None:
     return log_prob.sum()
 
 
-def _baselines(guide: Run) -> set[int]:
+def _baselines(guide: TrialRun) -> set[int]:
     """Parameters of neural baselines, which learn from a loss of their own."""
     found = set()
     for node in guide.nodes().values():
@@ -148,7 +148,7 @@ def _baselines(guide: Run) -> set[int]:
     return found
 
 
-def _leaves(one: Run, program: Any) -> dict[str, Tensor]:
+def _leaves(one: TrialRun, program: Any) -> dict[str, Tensor]:
     """Name -> leaf, of what the run used and of what the module has besides."""
     leaves = {
         name: leaf for name, leaf in one.parameters().items() if leaf.requires_grad and leaf.is_leaf

@@ -5,16 +5,16 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run, rows, run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature
 
 
-def check_plates(look: Look) -> Iterator[Finding]:
+def check_plates(look: TrialRuns) -> Iterator[Issue]:
     # The model on its own draws: a guide of the wrong shape would make it look wrong too.
-    alone = look.apart[0] if look.apart[0].signature is not None else look.model
+    alone = look.standalone[0] if look.standalone[0].signature is not None else look.model
     for one in (alone, look.guide):
         yield from _undeclared(one, rows(look.batch))
         yield from _sequential(one)
@@ -22,7 +22,7 @@ def check_plates(look: Look) -> Iterator[Finding]:
     yield from _per_datum(look)
 
 
-def _undeclared(one: Run, B: int | None) -> Iterator[Finding]:
+def _undeclared(one: TrialRun, B: int | None) -> Iterator[Issue]:
     """A batch dimension that no plate declares is a dimension of dependence."""
     assert one.signature is not None
     open_plates = {plate.name for plate in one.signature.plates}
@@ -47,7 +47,7 @@ def _undeclared(one: Run, B: int | None) -> Iterator[Finding]:
                 break
 
 
-def _sequential(one: Run) -> Iterator[Finding]:
+def _sequential(one: TrialRun) -> Iterator[Issue]:
     assert one.signature is not None
     for plate in one.signature.plates:
         if plate.dim is None:
@@ -66,7 +66,7 @@ def _sequential(one: Run) -> Iterator[Finding]:
             )
 
 
-def _data_size(one: Run, batch: tuple[Any, ...]) -> Iterator[Finding]:
+def _data_size(one: TrialRun, batch: tuple[Any, ...]) -> Iterator[Issue]:
     B = rows(batch)
     assert one.signature is not None
     names = [plate.name for plate in one.signature.plates]
@@ -86,7 +86,7 @@ def _data_size(one: Run, batch: tuple[Any, ...]) -> Iterator[Finding]:
     )
 
 
-def _per_datum(look: Look) -> Iterator[Finding]:
+def _per_datum(look: TrialRuns) -> Iterator[Issue]:
     """Run again with a row less: what shrinks is per datum, and belongs in the plate "data"."""
     B = rows(look.batch)
     if B is None or B < 3:
@@ -104,7 +104,7 @@ def _per_datum(look: Look) -> Iterator[Finding]:
         yield from _scaled_by_hand(one, shrunk, B)
 
 
-def _outside(one: Run, shrunk: Signature, B: int) -> Iterator[Finding]:
+def _outside(one: TrialRun, shrunk: Signature, B: int) -> Iterator[Issue]:
     assert one.signature is not None
     declared = any(plate.name == DATA_PLATE for plate in one.signature.plates)
     for site in one.signature.sites:
@@ -129,7 +129,7 @@ def _outside(one: Run, shrunk: Signature, B: int) -> Iterator[Finding]:
         )
 
 
-def _scaled_by_hand(one: Run, shrunk: Run, B: int) -> Iterator[Finding]:
+def _scaled_by_hand(one: TrialRun, shrunk: TrialRun, B: int) -> Iterator[Issue]:
     """A scale that grows as rows get fewer is somebody's own N/B."""
     for name, node in one.nodes().items():
         other = shrunk.nodes().get(name)

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.checks.determinism import density
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run, rows, run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
-def check_rows(look: Look, stands_for: int | None) -> Iterator[Finding]:
+def check_rows(look: TrialRuns, num_rows: int | None) -> Iterator[Issue]:
     """The guide on other rows than these: fewer of them, and turned around."""
     B = rows(look.batch)
     if B is None or B < 3 or look.guide.signature is None:
@@ -23,7 +23,7 @@ def check_rows(look: Look, stands_for: int | None) -> Iterator[Finding]:
     local = [site.name for site in sites if site.name not in helpers]
     if not local:
         return
-    severity = "error" if stands_for is not None and stands_for > B else "note"
+    severity = "error" if num_rows is not None and num_rows > B else "note"
     tied = _tied(look, local, B)
     if tied is not None:
         yield look.guide.finding(
@@ -40,7 +40,7 @@ def check_rows(look: Look, stands_for: int | None) -> Iterator[Finding]:
         yield from _turned(look)
 
 
-def _tied(look: Look, local: list[str], B: int) -> str | None:
+def _tied(look: TrialRuns, local: list[str], B: int) -> str | None:
     """What tells that the guide knows these rows: seen by leaving out the last."""
     fewer = tuple(
         part[:-1] if isinstance(part, Tensor) and part.dim() and len(part) == B else part
@@ -57,10 +57,10 @@ def _tied(look: Look, local: list[str], B: int) -> str | None:
             for frame in less.nodes()[name]["cond_indep_stack"]
         ):
             return "it draws as many with one of them left out"
-    return _grown(look.apart[1], less)
+    return _grown(look.standalone[1], less)
 
 
-def _grown(whole: Run, less: Run) -> str | None:
+def _grown(whole: TrialRun, less: TrialRun) -> str | None:
     if whole.error is not None:
         return None
     shapes = {name: leaf.shape for name, leaf in less.parameters().items()}
@@ -70,7 +70,7 @@ def _grown(whole: Run, less: Run) -> str | None:
     return None
 
 
-def _turned(look: Look) -> Iterator[Finding]:
+def _turned(look: TrialRuns) -> Iterator[Issue]:
     """Turn the rows around: a datum's density must turn with it, unless it depends on position."""
     guide, B = look.guide, rows(look.batch)
     assert guide.signature is not None

@@ -8,13 +8,13 @@ import torch
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
 
-def check_sites(look: Look) -> Iterator[Finding]:
+def check_sites(look: TrialRuns) -> Iterator[Issue]:
     """Sites missing in either, observed sites in the guide, discrete latents left alone."""
     model, guide = look.model.signature, look.guide.signature
     assert model is not None
@@ -54,7 +54,7 @@ def check_sites(look: Look) -> Iterator[Finding]:
         yield from _missing(look, site)
 
 
-def _nothing_observed(model: Run) -> Finding:
+def _nothing_observed(model: TrialRun) -> Issue:
     """A model without data; `pyro.deterministic` only looks like an observation."""
     assert model.trace is not None
     stated = [n for n, s in model.trace.nodes.items() if s.get("infer", {}).get("_deterministic")]
@@ -86,7 +86,7 @@ def _one_row_of(site: Site, missing: list[Site], guide: Signature) -> bool:
     return sequential and any(site.name.startswith(other.name) for other in missing)
 
 
-def _extra(look: Look, site: Site, meant: Site | None, model: Signature) -> Finding:
+def _extra(look: TrialRuns, site: Site, meant: Site | None, model: Signature) -> Issue:
     names = [latent.name for latent in model.latents]
     remedy = f"The model calls it: pyro.sample({meant.name!r}, ...)." if meant else "Remove it."
     return look.guide.finding(
@@ -99,7 +99,7 @@ def _extra(look: Look, site: Site, meant: Site | None, model: Signature) -> Find
     )
 
 
-def _missing(look: Look, site: Site) -> Iterator[Finding]:
+def _missing(look: TrialRuns, site: Site) -> Iterator[Issue]:
     if site.enumerate in ("parallel", "sequential") and site.values is not None:
         return
     if site.discrete and site.values is not None:
@@ -114,7 +114,7 @@ def _missing(look: Look, site: Site) -> Iterator[Finding]:
             'infer={"enumerate": "parallel"})  # then the objective sums it out',
         )
         return
-    model = look.apart[0].signature or look.model.signature
+    model = look.standalone[0].signature or look.model.signature
     assert model is not None
     own = _own_dims(look.model.nodes()[site.name]["fn"])
     event = f".to_event({own})" if own else ""
@@ -139,9 +139,9 @@ def in_plates(code: str, site: Site, signature: Signature) -> str:
     return code
 
 
-def check_shapes(look: Look) -> Iterator[Finding]:
+def check_shapes(look: TrialRuns) -> Iterator[Issue]:
     """Event dimensions, shapes and plates of the sites that both have."""
-    model, guide = look.apart[0].signature or look.model.signature, look.guide.signature
+    model, guide = look.standalone[0].signature or look.model.signature, look.guide.signature
     assert model is not None
     assert guide is not None
     for site in guide.sites:
@@ -164,10 +164,10 @@ def check_shapes(look: Look) -> Iterator[Finding]:
                 f"parameters of shape {tuple(theirs.event_shape)}, or {tuple(theirs.shape)} with "
                 "the rows.",
             )
-    yield from _values(look.apart[0] if look.apart[0].signature else look.model)
+    yield from _values(look.standalone[0] if look.standalone[0].signature else look.model)
 
 
-def _values(one: Run) -> Iterator[Finding]:
+def _values(one: TrialRun) -> Iterator[Issue]:
     """Observed values of another shape than their distribution's, which would broadcast."""
     for name, node in one.nodes().items():
         fn, value = node["fn"], node["value"]
@@ -212,7 +212,7 @@ def _own_dims(fn: Any) -> int:
     return added
 
 
-def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
+def _event_dim(look: TrialRuns, site: Site, theirs: Site) -> Issue:
     own = _own_dims(look.guide.nodes()[site.name]["fn"])
     own += len(theirs.event_shape) - len(site.event_shape)
     event = f".to_event({own})" if own > 0 else ""
@@ -228,7 +228,7 @@ def _event_dim(look: Look, site: Site, theirs: Site) -> Finding:
     )
 
 
-def _plates(look: Look, site: Site, theirs: Site, guide: Signature, model: Signature) -> Finding:
+def _plates(look: TrialRuns, site: Site, theirs: Site, guide: Signature, model: Signature) -> Issue:
     """Plates of the same site that differ by name, dim or size."""
     code = in_plates(f"pyro.sample({site.name!r}, ...)", theirs, model)
     return look.guide.finding(

@@ -7,12 +7,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ppl_lvm.checks.issues import Finding
-from ppl_lvm.checks.trial_runs import Look, Run
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.programs.signatures import Site, describe
 
 
-def check_supports(look: Look) -> Iterator[Finding]:
+def check_supports(look: TrialRuns) -> Iterator[Issue]:
     yield from _guide_against_prior(look)
     wrong = list(_arguments(look.guide))
     # A NaN that the guide drew would be the model's fault too.
@@ -20,7 +20,7 @@ def check_supports(look: Look) -> Iterator[Finding]:
     yield from _observations(look.model)
 
 
-def _guide_against_prior(look: Look) -> Iterator[Finding]:
+def _guide_against_prior(look: TrialRuns) -> Iterator[Issue]:
     model, guide = look.model.signature, look.guide.signature
     assert model is not None
     assert guide is not None
@@ -106,7 +106,7 @@ def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _arguments(one: Run) -> Iterator[Finding]:
+def _arguments(one: TrialRun) -> Iterator[Issue]:
     """Arguments that a distribution does not take: a scale below zero, weights that are NaN."""
     for name, node in one.nodes().items():
         fn = node["fn"]
@@ -150,7 +150,7 @@ def _whole(constraint: Any) -> bool:
     return getattr(constraint, "event_dim", 0) == 0
 
 
-def _observations(one: Run) -> Iterator[Finding]:
+def _observations(one: TrialRun) -> Iterator[Issue]:
     for name, node in one.nodes().items():
         if not node["is_observed"] or node["mask"] is False:
             continue

@@ -13,17 +13,17 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ppl_lvm.checks.issues import Finding
+from ppl_lvm.checks.issues import Issue
 from ppl_lvm.core.frames import is_program_module, is_users, line_of, traceback_frames
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Signature, read_signature
 
 Program = Callable[..., Any]
-Place = tuple[str, int]
+SourceLine = tuple[str, int]
 
 
 @dataclass
-class Run:
+class TrialRun:
     """One run of one program.
 
     Attributes:
@@ -37,9 +37,9 @@ class Run:
 
     trace: poutine.Trace | None = None
     signature: Signature | None = None
-    places: dict[str, Place] = field(default_factory=dict)
-    concrete: list[Place] = field(default_factory=list)
-    origin: Place | None = None
+    places: dict[str, SourceLine] = field(default_factory=dict)
+    concrete: list[SourceLine] = field(default_factory=list)
+    origin: SourceLine | None = None
     error: Exception | None = None
 
     def nodes(self) -> dict[str, dict[str, Any]]:
@@ -67,18 +67,20 @@ class Run:
 
     def finding(
         self, code: str, severity: str, site: str | None, message: str, why: str, remedy: str
-    ) -> Finding:
+    ) -> Issue:
         """A finding that knows where its site stands."""
         file, line = self.places.get(site or "", self.origin or (None, None))
-        return Finding(code, severity, site, message, why, remedy, file, line)
+        return Issue(code, severity, site, message, why, remedy, file, line)
 
 
-def run(program: Program, *batch: Any, seed: int = 0, values: poutine.Trace | None = None) -> Run:
+def run(
+    program: Program, *batch: Any, seed: int = 0, values: poutine.Trace | None = None
+) -> TrialRun:
     """Run `program` once, its latents replayed from `values` where that has them.
 
     Call it inside a `dry_run` scope, in which its parameters are to live.
     """
-    found = Run(origin=_origin(program))
+    found = TrialRun(origin=_origin(program))
     pyro.set_rng_seed(seed)
     replayed = program if values is None else poutine.replay(program, values)
     try:
@@ -91,17 +93,17 @@ def run(program: Program, *batch: Any, seed: int = 0, values: poutine.Trace | No
 
 
 @dataclass
-class Look:
+class TrialRuns:
     """A guide's run and the model's run on the guide's values, with what the other runs told."""
 
-    model: Run
-    guide: Run
+    model: TrialRun
+    guide: TrialRun
     batch: tuple[Any, ...]
     programs: tuple[Program, Program]
-    apart: tuple[Run, Run]
+    standalone: tuple[TrialRun, TrialRun]
 
 
-def look(model: Program, guide: Program, *batch: Any) -> Look:
+def run_trials(model: Program, guide: Program, *batch: Any) -> TrialRuns:
     """Run the guide, then the model on what it drew; and each in a store of its own."""
     with dry_run(model, guide):
         pyro.get_param_store().clear()
@@ -114,10 +116,10 @@ def look(model: Program, guide: Program, *batch: Any) -> Look:
         replayed = run(model, *batch, values=_latents(drawn))
     if replayed.error is not None and alone_model.error is None and drawn.error is None:
         replayed = alone_model if _shapes_differ(alone_model, drawn) else replayed
-    return Look(replayed, drawn, batch, (model, guide), (alone_model, alone_guide))
+    return TrialRuns(replayed, drawn, batch, (model, guide), (alone_model, alone_guide))
 
 
-def _origin(program: Any) -> Place | None:
+def _origin(program: Any) -> SourceLine | None:
     """The line that a function, or the `forward` of a module's class, begins at."""
     function = inspect.unwrap(
         getattr(type(program), "forward", getattr(program, "__func__", program))
@@ -128,7 +130,7 @@ def _origin(program: Any) -> Place | None:
     return code.co_filename, code.co_firstlineno
 
 
-def place_of(error: Exception) -> Place | None:
+def place_of(error: Exception) -> SourceLine | None:
     """The last line of the user's program that an exception passed through."""
     frames = [
         (frame.f_code.co_filename, line)
@@ -146,11 +148,11 @@ def rows(batch: tuple[Any, ...]) -> int | None:
     return None
 
 
-def _latents(drawn: Run) -> poutine.Trace | None:
+def _latents(drawn: TrialRun) -> poutine.Trace | None:
     return drawn.trace if drawn.error is None else None
 
 
-def _shapes_differ(model: Run, guide: Run) -> bool:
+def _shapes_differ(model: TrialRun, guide: TrialRun) -> bool:
     drawn = guide.nodes()
     return any(
         name in drawn and node["value"].shape != drawn[name]["value"].shape
@@ -158,7 +160,7 @@ def _shapes_differ(model: Run, guide: Run) -> bool:
     )
 
 
-def _users_place(depth: int = 2) -> Place | None:
+def _users_place(depth: int = 2) -> SourceLine | None:
     """The innermost line of the user's program that is running now."""
     frame = sys._getframe(depth)
     while frame is not None:
@@ -171,7 +173,7 @@ def _users_place(depth: int = 2) -> Place | None:
 class _Locate(Messenger):
     """Notes where every site and parameter stands."""
 
-    def __init__(self, places: dict[str, Place]) -> None:
+    def __init__(self, places: dict[str, SourceLine]) -> None:
         super().__init__()
         self._places = places
 
@@ -188,7 +190,7 @@ class _Concrete(TorchFunctionMode):
 
     _NAMES = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist")
 
-    def __init__(self, places: list[Place]) -> None:
+    def __init__(self, places: list[SourceLine]) -> None:
         super().__init__()
         self._places = places
 

@@ -58,14 +58,14 @@ def check(
     where a finding is an error."""
     from ppl_lvm.checks import check as check_pair
     from ppl_lvm.data.selection import first_rows
-    from ppl_lvm.programs.sources import GuideSource, ModelSource
+    from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, batch_size or rows)
-    program = ModelSource(model, parse_settings(settings or [])).make(batch)
-    partner = GuideSource(guide, parse_settings(guide_settings or [])).make(program, batch)
+    program = ModelFactory(model, parse_settings(settings or [])).make(batch)
+    partner = GuideFactory(guide, parse_settings(guide_settings or [])).make(program, batch)
     whole = None if batch_size is None else len(loaded)
-    findings = check_pair(program, partner, *batch, stands_for=whole)
+    findings = check_pair(program, partner, *batch, num_rows=whole)
     print(findings)
     if not findings.ok:
         raise typer.Exit(1)
@@ -90,11 +90,11 @@ def show(
     from ppl_lvm.data.selection import first_rows
     from ppl_lvm.programs.graph import as_text, draw
     from ppl_lvm.programs.signatures import signature
-    from ppl_lvm.programs.sources import ModelSource
+    from ppl_lvm.programs.sources import ModelFactory
 
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, rows)
-    program = ModelSource(model, parse_settings(settings or [])).make(batch)
+    program = ModelFactory(model, parse_settings(settings or [])).make(batch)
     declared = signature(program, *batch)
     print(declared, as_text(declared), sep="\n\n")
     if graph is not None:

@@ -2,7 +2,7 @@
 
     em            expectation-maximisation             ppl_lvm.fitting.em.fit_em
     mcem          its E-step by Markov chains          ppl_lvm.training.em.monte_carlo.fit_mcem
-    adversarial   a generator against a discriminator  ppl_lvm.fitting.adversarial.fit_adversarially
+    adversarial   a generator against a discriminator  ppl_lvm.fitting.adversarial.fit_adversarial
     any other     the gradient of a bound              ppl_lvm.fitting.svi.fit
 
 Each takes some of the options of `ppl-lvm fit`; one that it has no use for is a mistake. What is
@@ -30,7 +30,7 @@ _KEPT = _same("settings validation seed directory checkpoint_seconds resume")
 
 
 @dataclass(frozen=True)
-class Way:
+class FitMethod:
     """A function that fits.
 
     Attributes:
@@ -44,24 +44,24 @@ class Way:
     arguments: frozenset[str] = field(default_factory=frozenset)
 
 
-WAYS = {
-    "em": Way(
+FIT_METHODS = {
+    "em": FitMethod(
         "ppl_lvm.fitting.em:fit_em",
         _KEPT | _same("batch_size restarts") | {"num_steps": "max_iterations"},
         frozenset({"tolerance", "decay"}),
     ),
-    "mcem": Way(
+    "mcem": FitMethod(
         "ppl_lvm.training.em.monte_carlo:fit_mcem",
-        _KEPT | _same("guide guide_settings") | {"num_steps": "iterations"},
+        _KEPT | _same("guide guide_settings") | {"num_steps": "max_iterations"},
         frozenset({"num_draws", "warmup", "guide_steps"}),
     ),
-    "adversarial": Way(
-        "ppl_lvm.fitting.adversarial:fit_adversarially",
+    "adversarial": FitMethod(
+        "ppl_lvm.fitting.adversarial:fit_adversarial",
         _KEPT | _same("num_steps batch_size optimizer"),
         frozenset({"objective", "discriminator_steps", "penalty"}),
     ),
 }
-_GRADIENT = Way(
+_GRADIENT = FitMethod(
     "ppl_lvm.fitting.svi:fit",
     _KEPT
     | _same("guide guide_settings objective optimizer schedule num_steps num_epochs batch_size")
@@ -82,11 +82,11 @@ def run(context: typer.Context, values: dict[str, Any], data: Any, directory: An
     """
     name, arguments = "fit", dict[str, Any]()
     word = (values["objective"] or "").partition("(")[0].strip()
-    if word not in WAYS and word.lower() in WAYS:
+    if word not in FIT_METHODS and word.lower() in FIT_METHODS:
         raise ValueError(f"There is no objective {word!r}. Did you mean {word.lower()}?")
-    if word in WAYS:
+    if word in FIT_METHODS:
         name, arguments = parse_call(values["objective"])
-    way = WAYS.get(name, _GRADIENT)
+    way = FIT_METHODS.get(name, _GRADIENT)
     for argument in sorted(arguments.keys() - way.arguments):
         takes = ", ".join(sorted(way.arguments))
         apart = [option for option, taken in way.options.items() if taken == argument]

@@ -16,7 +16,7 @@ def divergences(
     density: Annotated[
         str | None,
         typer.Argument(
-            help="The target: two_hills, four_hills, or the address of a distribution of a row "
+            help="The target: bimodal, four_modes, or the address of a distribution of a row "
             "or of a function that returns one, mine.py:target."
         ),
     ] = None,
@@ -57,13 +57,13 @@ def divergences(
     from ppl_lvm.cli.fit_command import unused
     from ppl_lvm.core.storage import write_json
     from ppl_lvm.diagnostics.table import progress
-    from ppl_lvm.divergences import fit_each
+    from ppl_lvm.divergences import fit_all
     from ppl_lvm.divergences.mass_coverage import OPTIMIZER
     from ppl_lvm.report.figures.fit import save
 
     if (density is None) == (data is None):
         raise ValueError(
-            "Give one target: a density (ppl-lvm divergences two_hills) or rows (--data iris)."
+            "Give one target: a density (ppl-lvm divergences bimodal) or rows (--data iris)."
         )
     named = density if data is None else data
     assert named is not None
@@ -71,7 +71,7 @@ def divergences(
         _density(named) if data is None else _rows(load(named, columns, labels, missing, header))
     )
     with progress("divergences") as say:
-        found = fit_each(
+        found = fit_all(
             target,
             _families(family, settings or [], start or [], target, seed),
             _divergences(divergence),

@@ -15,13 +15,15 @@ On its own, in place of `pyro.infer.SVI`:
 
 In a loop that has its own torch optimiser and schedule, as `fit` has, a step at every level:
 
-    step = make_whole_step(loss_and_grads, optimizer, "auto", watched=(model, guide, elbo))
+    step = make_training_step(loss_and_grads, optimizer, "auto", watched=(model, guide, elbo))
     loss = step(*batch)           # what loss_and_grads returns; parameters are updated
 
-With `rehearses=True` each kind of batch is learnt on steps that change nothing, so that every step
+With `capture_first=True` each kind of batch is learnt on steps that change nothing, so that every
+step
 is taken at one level (and a resumed run repeats the run bit for bit); with `finite=True` a step
-whose results are not all finite is not taken; a `plan` says when "auto" compiles, `LongRun` in the
-background. `step.many(...)` takes many steps in one compiled call (`many.py`), several starts of a
+whose results are not all finite is not taken; a `plan` says when "auto" compiles,
+`AheadOfTimePolicy` in the background. `step.many(...)` takes many steps in one compiled call
+(`many.py`), several starts of a
 program go abreast in one graph (`abreast.py`), and a compiled step on very many rows goes through
 them in blocks that stay in the cache, where `block=` says how (`blocks.py`).
 
@@ -52,32 +54,32 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_lvm.compiler.backend.multi_step import Turn
-from ppl_lvm.compiler.capture.captured_gradient import Gradient, logger
+from ppl_lvm.compiler.backend.multi_step import PerStepTensor
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.adapters import TorchStepper
+from ppl_lvm.compiler.optim.adapters import TorchOptimizerAdapter
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.passes.row_tiling import Block
-from ppl_lvm.compiler.policy import LongRun, Plan
+from ppl_lvm.compiler.policy import AheadOfTimePolicy, CompilePolicy
 from ppl_lvm.compiler.svi import CompiledSVI
-from ppl_lvm.compiler.training_step import LEVELS, Level, NotFiniteError, WholeStep
+from ppl_lvm.compiler.training_step import LEVELS, Level, NonFiniteStepError, TrainingStep
 
 __all__ = [
     "LEVELS",
+    "AheadOfTimePolicy",
     "CannotCaptureError",
+    "CapturedGradient",
+    "CompilePolicy",
     "CompiledSVI",
-    "Gradient",
     "Level",
-    "LongRun",
-    "NotFiniteError",
-    "Plan",
+    "NonFiniteStepError",
+    "PerStepTensor",
     "Recording",
-    "Turn",
-    "WholeStep",
+    "TrainingStep",
     "make_step",
+    "make_training_step",
     "make_update",
-    "make_whole_step",
 ]
 
 
@@ -109,7 +111,7 @@ def make_step(
             return loss_and_grads(*args, **kwargs)
 
         return eager
-    return Gradient(
+    return CapturedGradient(
         loss_and_grads,
         parameters,
         strict=engine in ("captured", "compiled"),
@@ -119,7 +121,7 @@ def make_step(
     )
 
 
-def make_whole_step(
+def make_training_step(
     loss_and_grads: Callable[..., Any],
     optimizer: Optimizer,
     engine: Level = "auto",
@@ -129,19 +131,19 @@ def make_whole_step(
     max_captures: int = 8,
     same_random: bool = True,
     finite: bool = False,
-    rehearses: bool = False,
-    plan: Plan | None = None,
+    capture_first: bool = False,
+    plan: CompilePolicy | None = None,
     block: Block | None = None,
-) -> WholeStep:
+) -> TrainingStep:
     """A function of a batch that takes a whole step and returns what `loss_and_grads` returns.
 
     Arguments as for `make_step`; the parameters are the optimiser's. After a step `.grad` is
-    None. `same_random` is as for `CompiledSVI`; `finite`, `rehearses`, `plan` and `block`
-    are as for `WholeStep`, which is what is returned.
+    None. `same_random` is as for `CompiledSVI`; `finite`, `capture_first`, `plan` and `block`
+    are as for `TrainingStep`, which is what is returned.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     say = announce or logger.warning
-    gradient = Gradient(
+    gradient = CapturedGradient(
         loss_and_grads,
         parameters,
         strict=engine in ("captured", "compiled"),
@@ -149,15 +151,15 @@ def make_whole_step(
         announce=say,
         max_captures=max_captures,
     )
-    return WholeStep(
+    return TrainingStep(
         gradient,
-        TorchStepper(optimizer),
+        TorchOptimizerAdapter(optimizer),
         engine,
         say,
         lambda: parameters,
         same_random=same_random,
         finite=finite,
-        rehearses=rehearses,
+        capture_first=capture_first,
         plan=plan,
         block=block,
     )
@@ -169,11 +171,11 @@ def make_update(optimizer: Optimizer) -> Callable[[], None]:
     `optimizer.state_dict()` stays what the optimiser itself would have written.
     """
     flat = FlatOptimizer()
-    stepper = TorchStepper(optimizer)
+    stepper = TorchOptimizerAdapter(optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def update() -> None:
-        owned = stepper.owned([p for p in parameters if p.grad is not None])
+        owned = stepper.parameter_slots([p for p in parameters if p.grad is not None])
         if not flat.step(owned or []):
             optimizer.step()
 

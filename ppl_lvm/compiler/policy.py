@@ -26,7 +26,7 @@ def saving(recording: Recording) -> float:
     return dispatch + written * _BYTE[largest > _CACHE]
 
 
-class Plan(Protocol):
+class CompilePolicy(Protocol):
     """When a recording is to be compiled."""
 
     def ahead(self, recording: Recording, arguments: Arguments) -> bool:
@@ -39,7 +39,7 @@ class Plan(Protocol):
         """A captured step has taken so long."""
 
 
-class WhenPaid:
+class BreakEvenPolicy:
     """Compile once captured steps have cost what compiling will: at worst twice the best choice."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class WhenPaid:
         self._seconds += seconds
 
 
-class LongRun:
+class AheadOfTimePolicy:
     """Compile in the background, and switch at a step that is known beforehand.
 
     What compiling saves is what the nodes of the graph cost beyond their arithmetic and what it

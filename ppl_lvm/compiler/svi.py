@@ -11,11 +11,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.capture.captured_gradient import Gradient, logger
-from ppl_lvm.compiler.capture.state_watch import Between
-from ppl_lvm.compiler.optim.adapters import PyroStepper, Stepper, TorchStepper
-from ppl_lvm.compiler.training_step import LEVELS, Level, WholeStep
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
+from ppl_lvm.compiler.capture.state_watch import StateWatch
+from ppl_lvm.compiler.optim.adapters import (
+    OptimizerAdapter,
+    PyroOptimizerAdapter,
+    TorchOptimizerAdapter,
+)
+from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 
 class _Parameters(Messenger):
@@ -95,9 +99,9 @@ class CompiledSVI:
         self._found: list[Tensor] = []
         self._moved: dict[int, Tensor] = {}  # parameters that have had a gradient
         self._newly = False  # whether one of them had its first since something was captured
-        self._between: Between | None = None
+        self._state_watch: StateWatch | None = None
         say = announce or logger.warning
-        gradient = Gradient(
+        gradient = CapturedGradient(
             self._loss_and_grads,
             lambda: [p for p in self._found if p.requires_grad],
             strict=engine in ("captured", "compiled"),
@@ -105,10 +109,12 @@ class CompiledSVI:
             announce=say,
             max_captures=max_captures,
         )
-        stepper: Stepper = (
-            PyroStepper(optimizer) if isinstance(optimizer, PyroOptim) else TorchStepper(optimizer)
+        stepper: OptimizerAdapter = (
+            PyroOptimizerAdapter(optimizer)
+            if isinstance(optimizer, PyroOptim)
+            else TorchOptimizerAdapter(optimizer)
         )
-        self._step = WholeStep(
+        self._step = TrainingStep(
             gradient,
             stepper,
             engine,
@@ -122,7 +128,7 @@ class CompiledSVI:
     @property
     def level(self) -> str:
         """The level at which steps are taken: "eager" until something is captured."""
-        return self._step.reached
+        return self._step.active_level
 
     @property
     def num_captures(self) -> int:
@@ -130,9 +136,13 @@ class CompiledSVI:
         return self._step.gradient.num_captures
 
     @property
-    def refusal(self) -> str | None:
+    def capture_error(self) -> str | None:
         """Why steps are eager, if the program cannot be captured."""
-        return str(self._step.gradient.refusal) if self._step.gradient.refusal is not None else None
+        return (
+            str(self._step.gradient.capture_error)
+            if self._step.gradient.capture_error is not None
+            else None
+        )
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
@@ -162,9 +172,9 @@ class CompiledSVI:
 
     def _many(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
         whole = self._step
-        if whole.reached != "compiled":
+        if whole.active_level != "compiled":
             return None
-        losses = whole.many(data, rows, len(rows))
+        losses = whole.run_steps(data, rows, len(rows))
         if losses is None:
             return None
         leaves, spec = pytree.tree_flatten(losses)
@@ -177,12 +187,12 @@ class CompiledSVI:
 
     def _look(self) -> None:
         """Capture anew where parameters or plain numbers have been replaced since."""
-        between, gradient = self._between, self._step.gradient
-        if between is None or gradient.refusal is not None:
+        watch, gradient = self._state_watch, self._step.gradient
+        if watch is None or gradient.capture_error is not None:
             return
-        replaced = between.replaced()
+        replaced = watch.changed()
         if replaced:
-            self._between = None
+            self._state_watch = None
             self._moved.clear()
         if replaced or (self._newly and gradient.num_captures):
             gradient.forget()
@@ -203,13 +213,13 @@ class CompiledSVI:
         self._moved |= moved
         self._zero_the_rest()
         if self.engine != "eager":
-            self._between = Between(found.names.items(), (self.model, self.guide, self.loss))
+            self._state_watch = StateWatch(found.names.items(), (self.model, self.guide, self.loss))
         return loss
 
     def _of_block(self, rows: int, *block: Any) -> Any:
         """As `_loss_and_grads`, for a block that stands for `rows`."""
         if rows not in self._scaled:
-            self._scaled[rows] = Subsample(rows)(self.model), Subsample(rows)(self.guide)
+            self._scaled[rows] = ScaleDataPlate(rows)(self.model), ScaleDataPlate(rows)(self.guide)
         loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
         self._zero_the_rest()
         return loss

@@ -15,28 +15,28 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.allocator import keep_freed_memory
 from ppl_lvm.compiler.backend.compiled_step import Clip, CompiledStep
-from ppl_lvm.compiler.backend.inductor import Workshop, probing
-from ppl_lvm.compiler.backend.multi_step import Before, Turn, take_steps
-from ppl_lvm.compiler.backend.threads import one_thread
+from ppl_lvm.compiler.backend.inductor import CompileWorker, start_isa_probe
+from ppl_lvm.compiler.backend.multi_step import PerStepTensor, StepSnapshot, take_steps
+from ppl_lvm.compiler.backend.threads import single_thread_if
 from ppl_lvm.compiler.capture.arguments import Arguments
-from ppl_lvm.compiler.capture.captured_gradient import Gradient
-from ppl_lvm.compiler.capture.state_snapshot import Snapshot
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
+from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.adapters import Stepper, clipped
+from ppl_lvm.compiler.optim.adapters import OptimizerAdapter, clipped
 from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
-from ppl_lvm.compiler.passes.row_tiling import Block, BlockedStep, in_blocks
-from ppl_lvm.compiler.policy import Plan, WhenPaid, cost
+from ppl_lvm.compiler.passes.row_tiling import Block, TiledStep, tile_rows
+from ppl_lvm.compiler.policy import BreakEvenPolicy, CompilePolicy, cost
 
 Level = Literal["auto", "eager", "captured", "compiled"]
 LEVELS = ("auto", "eager", "captured", "compiled")
 
 
-class NotFiniteError(ArithmeticError):
+class NonFiniteStepError(ArithmeticError):
     """A step's result is NaN or infinite; the step has not been taken."""
 
 
-class WholeStep:
+class TrainingStep:
     """`(*batch) -> loss`, with the parameters updated.
 
     Args:
@@ -46,9 +46,9 @@ class WholeStep:
         announce: receives one-line messages.
         parameters: lists, after an eager step, those that took part.
         same_random: whether a compiled step draws the eager step's random numbers.
-        finite: refuse a step whose results are not all finite, see `NotFiniteError`: parameters
+        finite: refuse a step whose results are not all finite, see `NonFiniteStepError`: parameters
             and the optimiser's state stay.
-        rehearses: learn each kind of arguments on steps that change nothing, so that each step
+        capture_first: learn each kind of arguments on steps that change nothing, so that each step
             is taken at one level from the first.
         plan: when "auto" compiles.
         block: `(rows, *block)`: the program on a block that stands for so many rows, for batches
@@ -57,36 +57,36 @@ class WholeStep:
 
     def __init__(
         self,
-        gradient: Gradient,
-        stepper: Stepper,
+        gradient: CapturedGradient,
+        stepper: OptimizerAdapter,
         level: Level,
         announce: Callable[[str], None],
         parameters: Callable[[], Sequence[Tensor]],
         *,
         same_random: bool = True,
         finite: bool = False,
-        rehearses: bool = False,
-        plan: Plan | None = None,
+        capture_first: bool = False,
+        plan: CompilePolicy | None = None,
         block: Block | None = None,
     ) -> None:
         self.gradient, self.stepper, self.level = gradient, stepper, level
         self._announce, self._same_random = announce, same_random
         self._parameters, self._finite = parameters, finite
         self._block = block
-        self._rehearses = rehearses and level != "eager"
+        self._rehearses = capture_first and level != "eager"
         self._rehearsed: set[Hashable] = set()
-        self._plan: Plan = plan or WhenPaid()
+        self._plan: CompilePolicy = plan or BreakEvenPolicy()
         self._flat = FlatOptimizer()
-        self._compiled: dict[Hashable, CompiledStep | BlockedStep] = {}
-        self._workshop = Workshop()
+        self._compiled: dict[Hashable, CompiledStep | TiledStep] = {}
+        self._workshop = CompileWorker()
         self._compiles = level in ("auto", "compiled")
         if level != "eager":
             keep_freed_memory()
         if level == "compiled":
-            probing()  # while the first steps are recorded
+            start_isa_probe()  # while the first steps are recorded
 
     @property
-    def reached(self) -> str:
+    def active_level(self) -> str:
         """The level of the steps that are being taken."""
         if self._compiled:
             return "compiled"
@@ -96,12 +96,12 @@ class WholeStep:
         """Take one step; what `loss_and_grads` returns.
 
         Raises:
-            NotFiniteError: see `finite`.
+            NonFiniteStepError: see `finite`.
             CannotCaptureError: where "captured" or "compiled" cannot be had.
         """
         if self._rehearses:
             self._rehearse(args, kwargs)
-        with one_thread(self.gradient.small):
+        with single_thread_if(self.gradient.small):
             return self._take(args, kwargs)
 
     def _take(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -110,8 +110,8 @@ class WholeStep:
             compiled, arguments = step
             losses = compiled(arguments.tensors)
             if self._finite and not finite(losses):
-                compiled.take_back()
-                raise NotFiniteError("a result of the step is not finite")
+                compiled.undo_count()
+                raise NonFiniteStepError("a result of the step is not finite")
             return losses
         begun = time.perf_counter()
         losses = (
@@ -120,20 +120,20 @@ class WholeStep:
             else self.gradient(*args, **kwargs)
         )
         if self._finite and not finite(losses):
-            raise NotFiniteError("a result of the step is not finite")
+            raise NonFiniteStepError("a result of the step is not finite")
         self._update([p for p in self._parameters() if p.grad is not None])
         if self.gradient.num_captures:
             self._plan.captured(time.perf_counter() - begun)
         return losses
 
-    def many(
+    def run_steps(
         self,
         data: list[Tensor],
         rows: Tensor | None,
         count: int,
         *,
-        turns: Sequence[Turn] = (),
-        between: Callable[[], None] | None = None,
+        turns: Sequence[PerStepTensor] = (),
+        after_each: Callable[[], None] | None = None,
     ) -> Any:
         """`count` steps in one call: on `data[...][rows[s]]` for each s, or all on all of `data`.
 
@@ -141,28 +141,29 @@ class WholeStep:
             data: tensors, rows first.
             rows: (count, B) or None.
             turns: tensors that the program reads, with their value at each step.
-            between: called after the numbers of each step have been taken (a schedule's step).
+            after_each: called after the numbers of each step have been taken (a schedule's step).
 
         Returns:
             The losses, each (count,); None if these steps cannot be had in one call now.
 
         Raises:
-            NotFiniteError: see `finite`. None of the steps has been taken; what `between` has done
+            NonFiniteStepError: see `finite`. None of the steps has been taken; what `after_each`
+            has done
                 is for the caller to take back.
         """
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
         if self._rehearses:
             self._rehearse(batch, {})
-        with one_thread(self.gradient.small):
+        with single_thread_if(self.gradient.small):
             found = self._compiled_step(batch, {})
             if found is None:
                 return None
             step, _ = found
-            before = Before(step, turns) if self._finite else None
-            losses = take_steps(step, data, rows, count, turns, between)
+            before = StepSnapshot(step, turns) if self._finite else None
+            losses = take_steps(step, data, rows, count, turns, after_each)
             if before is not None and not finite(losses):
                 before.restore(count)
-                raise NotFiniteError("a result of one of the steps is not finite")
+                raise NonFiniteStepError("a result of one of the steps is not finite")
             return losses
 
     # Learning
@@ -173,16 +174,16 @@ class WholeStep:
         Raises:
             CannotCaptureError: there is none.
         """
-        self.gradient.rehearse(args, {}, Snapshot(self.gradient.watched))
+        self.gradient.dry_run_capture(args, {}, PythonStateSnapshot(self.gradient.watched))
         recording = self.gradient.lookup(args, {})[1]
         if recording is None:
-            raise self.gradient.refusal or CannotCaptureError("too many kinds of arguments")
+            raise self.gradient.capture_error or CannotCaptureError("too many kinds of arguments")
         return recording
 
     def _rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record these arguments, if they are new, on steps that change nothing."""
         gradient = self.gradient
-        if gradient.refusal is not None:
+        if gradient.capture_error is not None:
             return
         try:
             arguments, recording = gradient.lookup(args, kwargs)
@@ -194,7 +195,7 @@ class WholeStep:
         self._rehearsed.add(key)
         if recording is None:
             self._lay_out()
-            gradient.rehearse(args, kwargs, Snapshot(gradient.watched))
+            gradient.dry_run_capture(args, kwargs, PythonStateSnapshot(gradient.watched))
             arguments, recording = gradient.lookup(args, kwargs)
         if recording is not None and self._compiles and self.level == "auto":
             self._prepare(arguments, recording)
@@ -202,7 +203,7 @@ class WholeStep:
     def _lay_out(self) -> None:
         """Move parameters into flat vectors already, so that a resumed run has them there too."""
         known = [p for p in self.gradient.parameters or self._parameters() if p.requires_grad]
-        owned = self.stepper.owned(known)
+        owned = self.stepper.parameter_slots(known)
         if owned is not None and not self._flat.laid_out:
             with_state = [entry for entry in owned if entry[1].state.get(entry[0])]
             self._flat.plan(with_state or owned)
@@ -217,7 +218,7 @@ class WholeStep:
                 f"Compiling the step in the background, about {cost(recording):.0f} s; captured "
                 "steps go on."
             )
-            with one_thread(self.gradient.small):
+            with single_thread_if(self.gradient.small):
                 inputs = step.inputs(arguments.tensors)
                 self._workshop.start(step.graph, inputs, self._same_random)
 
@@ -225,7 +226,7 @@ class WholeStep:
 
     def _compiled_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[CompiledStep | BlockedStep, Arguments] | None:
+    ) -> tuple[CompiledStep | TiledStep, Arguments] | None:
         if not self._compiles or not self.gradient.num_captures:
             return None
         try:
@@ -244,12 +245,10 @@ class WholeStep:
             return False
         return self.level == "compiled" or self._plan.now(recording, arguments)
 
-    def _find(
-        self, arguments: Arguments, recording: Recording
-    ) -> CompiledStep | BlockedStep | None:
+    def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | TiledStep | None:
         """The compiled step for these arguments; it may still have to be compiled."""
         active = recording.trained(self.gradient.parameters)
-        owned = self.stepper.owned(active)
+        owned = self.stepper.parameter_slots(active)
         groups = None if owned is None else self._flat.plan(owned)
         if groups is None:
             if owned is not None:
@@ -265,9 +264,9 @@ class WholeStep:
         arguments: Arguments,
         recording: Recording,
         groups: list[FlatGroup] | None = None,
-    ) -> CompiledStep | BlockedStep | None:
+    ) -> CompiledStep | TiledStep | None:
         if groups is None:
-            owned = self.stepper.owned(recording.trained(self.gradient.parameters))
+            owned = self.stepper.parameter_slots(recording.trained(self.gradient.parameters))
             groups = None if owned is None else self._flat.plan(owned)
         if groups is None:
             return None
@@ -289,14 +288,14 @@ class WholeStep:
         recording: Recording,
         groups: list[FlatGroup],
         clip: Clip | None,
-    ) -> BlockedStep | None:
+    ) -> TiledStep | None:
         if self._block is None:
             return None
-        return in_blocks(
+        return tile_rows(
             self._block, self.gradient, arguments, recording, groups, clip, self._finite
         )
 
-    def _finish(self, step: CompiledStep | BlockedStep, arguments: Arguments) -> bool:
+    def _finish(self, step: CompiledStep | TiledStep, arguments: Arguments) -> bool:
         if step.ready:
             return True
         if self._workshop.used:
@@ -327,7 +326,7 @@ class WholeStep:
 
     def _update(self, parameters: list[Tensor]) -> None:
         """Step the optimiser from the parameters' gradients, and clear them."""
-        owned = None if self.level == "eager" else self.stepper.owned(parameters)
+        owned = None if self.level == "eager" else self.stepper.parameter_slots(parameters)
         if owned is None or self._flat.plan(owned) is None:
             self.stepper.step(parameters)
         else:

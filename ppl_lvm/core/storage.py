@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ppl_lvm.core.rng import draw_states
+from ppl_lvm.core.rng import generator_states
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -101,7 +101,7 @@ def random_state() -> dict[str, Tensor]:
         "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
         "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
     }
-    devices = draw_states()[1:]
+    devices = generator_states()[1:]
     if devices:
         state["random/cuda"] = torch.stack(devices)
     return state

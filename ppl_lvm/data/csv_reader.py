@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ppl_lvm.data.stores import Loaded, memory_store
-from ppl_lvm.data.validation import Array, Columns, Place, check_names, pick_columns
+from ppl_lvm.data.validation import Array, Columns, SourceLocation, check_names, pick_columns
 
 CHUNK = 8192  # lines turned into numbers at a time, so that the text never stands whole in memory
 
@@ -92,7 +92,11 @@ class _Table:
             names, len(self.first), self.columns, self.labels, source
         )
         picked = tuple(self.first[k] for k in self.chosen)
-        self.place = Place(source, picked) if self.named else Place(source, kept=(*self.chosen,))
+        self.place = (
+            SourceLocation(source, picked)
+            if self.named
+            else SourceLocation(source, kept=(*self.chosen,))
+        )
 
     def fill(self, rows: Iterable[tuple[int, list[str]]]) -> None:
         """Take all rows (line, fields)."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from ppl_lvm.data.validation import Array, offer
+from ppl_lvm.data.validation import Array, suggest
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,11 @@ def call(text: str) -> Found:
     """
     name, arguments = parse_call(text)
     if name not in NAMED:
-        raise ValueError(f"There is no data set {name!r}; {offer(name, list(NAMED))}")
+        raise ValueError(f"There is no data set {name!r}; {suggest(name, list(NAMED))}")
     known = inspect.signature(NAMED[name]).parameters
     for key, value in arguments.items():
         if key not in known:
-            takes = offer(key, list(known)) if known else "it takes no arguments."
+            takes = suggest(key, list(known)) if known else "it takes no arguments."
             raise ValueError(f"{name} takes no argument {key!r}; {takes}")
         _check_argument(name, key, value)
     return NAMED[name](**arguments)

@@ -37,7 +37,15 @@ from torch.utils.data import (
 from ppl_lvm.data import datasets
 from ppl_lvm.data import readers as files
 from ppl_lvm.data.stores import ItemStore, Loaded, Store, item_store, memory_store, part_names
-from ppl_lvm.data.validation import MISSING, Array, Columns, Place, check_shape, code_labels, offer
+from ppl_lvm.data.validation import (
+    MISSING,
+    Array,
+    Columns,
+    SourceLocation,
+    check_shape,
+    code_labels,
+    suggest,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +172,7 @@ def load_data(
         ValueError: for whatever else cannot be used, with place and remedy.
     """
     if missing not in MISSING:
-        raise ValueError(f"missing={missing!r}: {offer(str(missing), MISSING)}")
+        raise ValueError(f"missing={missing!r}: {suggest(str(missing), MISSING)}")
     if isinstance(source, Data):
         raise ValueError("These data are loaded already; use them as they are.")
     if header is not None and not isinstance(source, (str, Path)):
@@ -223,7 +231,7 @@ def _is_call(text: str) -> bool:
 
 def _named(text: str, columns: Columns) -> Loaded:
     found = datasets.call(text)
-    place = Place(text.strip(), found.columns, image_shape=found.image_shape)
+    place = SourceLocation(text.strip(), found.columns, image_shape=found.image_shape)
     if columns is None:
         names = None if found.columns is None else list(found.columns)
         store = memory_store([found.values], place)
@@ -242,7 +250,7 @@ def _from_object(source: Any, columns: Columns, labels: str | int | None, missin
     if isinstance(source, Tensor) and (columns is not None or labels is not None):
         raise ValueError("columns= and labels= choose from tables; index the tensor instead.")
     if isinstance(source, Tensor):
-        return Loaded(memory_store([source], Place("the tensor"), missing))
+        return Loaded(memory_store([source], SourceLocation("the tensor"), missing))
     if columns is not None:
         raise ValueError(f"columns= does not apply to a {type(source).__name__}; leave it out.")
     if isinstance(source, (tuple, DataLoader, Dataset)) and isinstance(labels, str):
@@ -264,7 +272,7 @@ def _from_object(source: Any, columns: Columns, labels: str | int | None, missin
 
 
 def _from_array(array: Array, columns: Columns, labels: str | int | None, missing: str) -> Loaded:
-    place = Place("the array")
+    place = SourceLocation("the array")
     check_shape(array, place)
     if columns is None and labels is None:
         return Loaded(memory_store([array], place, missing))
@@ -283,12 +291,14 @@ def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> Loa
     classes = None if label is None else _label_part(source, label)
     if not parts:
         raise ValueError("The tuple has no tensor for the model. Give (x,), or (x, y).")
-    place = Place("the tuple" if len(parts) > 1 else "the array", parts=part_names(len(parts)))
+    place = SourceLocation(
+        "the tuple" if len(parts) > 1 else "the array", parts=part_names(len(parts))
+    )
     return Loaded(memory_store(parts, place, missing), None, classes)
 
 
 def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> Loaded:
-    store = item_store(dataset, collate, Place(f"the {type(dataset).__name__}"), missing)
+    store = item_store(dataset, collate, SourceLocation(f"the {type(dataset).__name__}"), missing)
     if label is None:
         store.take(torch.tensor([0]))  # whether items are of use shows in the first
         return Loaded(store)

@@ -19,11 +19,11 @@ from ppl_lvm.data.stores import Loaded, MappedStore, memory_store
 from ppl_lvm.data.validation import (
     Array,
     Columns,
-    Place,
+    SourceLocation,
     check_names,
     check_shape,
-    offer,
     pick_columns,
+    suggest,
 )
 
 MAP_ABOVE = 64 * 2**20  # bytes
@@ -52,7 +52,7 @@ def read(
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Name a file in it.")
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}; {_neighbour(path, ['.csv', *readers])}")
+        raise FileNotFoundError(f"There is no file {path}; {_neighbor(path, ['.csv', *readers])}")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Check what wrote it.")
     if suffix == ".csv":
@@ -62,12 +62,12 @@ def read(
     return readers[suffix](path, columns, labels, missing)
 
 
-def _neighbour(path: Path, suffixes: list[str]) -> str:
+def _neighbor(path: Path, suffixes: list[str]) -> str:
     """What could have been meant instead of a file that is not there."""
     if not path.parent.is_dir():
         return f"nor is there a folder {path.parent}."
     names = sorted(other.name for other in path.parent.iterdir() if other.suffix in suffixes)
-    return offer(path.name, names) if names else f"{path.parent.resolve()} holds no data files."
+    return suggest(path.name, names) if names else f"{path.parent.resolve()} holds no data files."
 
 
 def read_npy(
@@ -81,7 +81,7 @@ def read_npy(
         raise ValueError(_numpy_fault(str(path), error)) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an .npz archive by content. Rename it to .npz.")
-    place = Place(str(path))
+    place = SourceLocation(str(path))
     check_shape(array, place)
     classes = None
     kept = None
@@ -94,8 +94,8 @@ def read_npy(
 
 
 def pick_from_array(
-    array: Array, place: Place, columns: Columns, labels: str | int | None
-) -> tuple[list[int], Array | None, Place]:
+    array: Array, place: SourceLocation, columns: Columns, labels: str | int | None
+) -> tuple[list[int], Array | None, SourceLocation]:
     """Columns of an array (N, P) by index: those kept, the labels (N,), and their place."""
     if array.ndim != 2:
         raise ValueError(
@@ -130,7 +130,7 @@ def read_npz(
             except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise ValueError(_numpy_fault(f"{path}, {name}", error)) from error
     parts = tuple(names[k] for k in chosen)
-    place = Place(str(path), parts=parts)
+    place = SourceLocation(str(path), parts=parts)
     for part, name in enumerate(parts):
         check_shape(arrays[name], place, part)
     if len({len(arrays[name]) for name in parts}) > 1:
@@ -170,7 +170,7 @@ def read_frame(
     check_names(names, source)
     chosen, label = pick_columns(names, len(names), columns, labels, source)
     picked = tuple(names[k] for k in chosen)
-    place = Place(source, picked)
+    place = SourceLocation(source, picked)
     for k in chosen:
         _check_column(frame.iloc[:, k], f"{source}, column {names[k]!r}")
     table = frame.iloc[:, chosen].to_numpy(dtype=np.float64, na_value=np.nan)

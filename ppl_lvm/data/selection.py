@@ -13,14 +13,14 @@ def first_rows(data: Data, count: int) -> tuple[Tensor, ...]:
     return data.batch(torch.arange(min(count, len(data))))
 
 
-def some_rows(data: Data) -> tuple[Tensor, ...]:
+def initialization_rows(data: Data) -> tuple[Tensor, ...]:
     """All rows, or 100,000 of them drawn under torch's seed: what `initialize` is shown."""
     if len(data) <= SOME:
         return first_rows(data, len(data))
     return data.batch(torch.randperm(len(data))[:SOME].sort().values)
 
 
-def at_most(data: Data, count: int, seed: int) -> Data:
+def sample_rows(data: Data, count: int, seed: int) -> Data:
     """The data, or `count` of its rows, drawn at random by `seed` and kept in their order."""
     if len(data) <= count:
         return data

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ppl_lvm.data.validation import Array, Place, check_shape, from_array, from_tensor
+from ppl_lvm.data.validation import Array, SourceLocation, check_shape, from_array, from_tensor
 
 
 class Store(Protocol):
     """Rows 0..N-1."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> SourceLocation:
         """Names rows and columns for messages."""
 
     def __len__(self) -> int: ...
@@ -44,7 +44,7 @@ class MemoryStore:
     """Tensors that are here."""
 
     tensors: tuple[Tensor, ...]
-    place: Place
+    place: SourceLocation
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -68,7 +68,7 @@ class MappedStore:
 
     path: Path
     array: Array
-    place: Place
+    place: SourceLocation
     columns: Sequence[int] | None = None
     missing: str = "error"
 
@@ -108,7 +108,7 @@ class ItemStore:
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
-    place: Place
+    place: SourceLocation
     skip: int | None = None
     missing: str = "error"
 
@@ -167,7 +167,7 @@ class Loaded:
 
 
 def memory_store(
-    arrays: Sequence[Array | Tensor], place: Place, missing: str = "error"
+    arrays: Sequence[Array | Tensor], place: SourceLocation, missing: str = "error"
 ) -> MemoryStore:
     """Check and convert arrays or tensors (N, ...) whose numbers of rows must agree.
 
@@ -196,7 +196,9 @@ def memory_store(
     return MemoryStore(tensors, place)
 
 
-def item_store(dataset: Any, collate: Any, place: Place, missing: str) -> ItemStore | MemoryStore:
+def item_store(
+    dataset: Any, collate: Any, place: SourceLocation, missing: str
+) -> ItemStore | MemoryStore:
     """A store over a map-style dataset; a TensorDataset's tensors are taken as they are.
 
     Raises:

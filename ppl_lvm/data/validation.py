@@ -28,7 +28,7 @@ MISSING = ("error", "keep")
 
 
 @dataclass(frozen=True)
-class Place:
+class SourceLocation:
     """Where a value came from, for messages.
 
     `source` is the file or set. `columns` are the columns' names or, without names, `kept` their
@@ -66,7 +66,7 @@ class Place:
         return f"column {column + 1} (index {column})"
 
 
-def check_shape(array: Array, place: Place, part: int = 0) -> None:
+def check_shape(array: Array, place: SourceLocation, part: int = 0) -> None:
     """Refuse what cannot be rows of numbers, from its type and shape alone.
 
     Raises:
@@ -98,7 +98,11 @@ def _check_extent(shape: Sequence[int], where: str) -> None:
 
 
 def from_array(
-    array: Array, place: Place, part: int = 0, rows: Array | None = None, missing: str = "error"
+    array: Array,
+    place: SourceLocation,
+    part: int = 0,
+    rows: Array | None = None,
+    missing: str = "error",
 ) -> Tensor:
     """Turn numbers (N, ...) into a tensor (N, ...) of torch's default type.
 
@@ -121,7 +125,11 @@ def from_array(
 
 
 def from_tensor(
-    tensor: Tensor, place: Place, part: int = 0, rows: Array | None = None, missing: str = "error"
+    tensor: Tensor,
+    place: SourceLocation,
+    part: int = 0,
+    rows: Array | None = None,
+    missing: str = "error",
 ) -> Tensor:
     """The same for a torch tensor: floats become the default type, integers stay as they are.
 
@@ -144,7 +152,7 @@ def from_tensor(
 
 
 def _check_finite(
-    numbers: Array, given: Array, place: Place, part: int, rows: Array | None, missing: str
+    numbers: Array, given: Array, place: SourceLocation, part: int, rows: Array | None, missing: str
 ) -> None:
     """`numbers` are what the model would see, `given` what stood there."""
     finite = np.isfinite(numbers)
@@ -168,7 +176,7 @@ def _check_finite(
         )
 
 
-def _first(bad: Array, place: Place, part: int, rows: Array | None) -> str:
+def _first(bad: Array, place: SourceLocation, part: int, rows: Array | None) -> str:
     """Name the first true entry of `bad` (N, ...)."""
     flat = np.asarray(bad).reshape(len(bad), -1)  # (N, P)
     row, column = divmod(int(flat.argmax()), flat.shape[1])
@@ -250,7 +258,7 @@ def find_column(names: Sequence[str] | None, count: int, wanted: str | int, sour
             f"0 to {count - 1}."
         )
     if wanted not in names:
-        raise ValueError(f"{source} has no {wanted!r}; {offer(str(wanted), names)}")
+        raise ValueError(f"{source} has no {wanted!r}; {suggest(str(wanted), names)}")
     return list(names).index(str(wanted))
 
 
@@ -270,7 +278,7 @@ def check_names(names: Sequence[str], source: str) -> None:
             )
 
 
-def offer(wanted: str, known: Sequence[str]) -> str:
+def suggest(wanted: str, known: Sequence[str]) -> str:
     """Say what was probably meant, or what there is."""
     near = difflib.get_close_matches(wanted, known, n=1)
     if near:

@@ -8,10 +8,12 @@ from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
 from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 
 
-def require_amortised(model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan) -> None:
+def require_amortized(
+    model: Program, guide: Program, batch: tuple[Any, ...], plan: PairStructure
+) -> None:
     """Refuse a guide that does not read the data, or whose sites have no truth to be held to.
 
     Its density of the same latents is the same on two simulated data sets, to the last bit.

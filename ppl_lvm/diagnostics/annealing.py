@@ -29,7 +29,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_lvm.diagnostics.unconstrained_density import Joint
+from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity
 
 ACCEPTANCE = 0.8
 ADAPTATION = 0.5  # step of the stochastic approximation on log ε
@@ -60,7 +60,7 @@ def sigmoid_temperatures(count: int, steepness: float = 4.0) -> Tensor:
     return (b - b[0]) / (b[-1] - b[0])
 
 
-def adapt(joint: Joint, temperatures: Tensor, chains: int) -> Schedule:
+def adapt(joint: UnconstrainedDensity, temperatures: Tensor, chains: int) -> Schedule:
     """Run once, adapting step sizes by stochastic approximation on log ε."""
     with pyro.validation_enabled(False):
         scale = joint.draw(SCALE_DRAWS).std(0).clamp(min=1e-6)  # (N, D)
@@ -82,7 +82,7 @@ def adapt(joint: Joint, temperatures: Tensor, chains: int) -> Schedule:
     return Schedule(temperatures, smooth[:, 0].T.contiguous(), scale, mean)
 
 
-def forward(joint: Joint, schedule: Schedule, chains: int) -> Tensor:
+def forward(joint: UnconstrainedDensity, schedule: Schedule, chains: int) -> Tensor:
     """log w (C, N) of chains from q to the posterior."""
     b = schedule.temperatures
     with pyro.validation_enabled(False):
@@ -95,7 +95,9 @@ def forward(joint: Joint, schedule: Schedule, chains: int) -> Tensor:
     return log_w
 
 
-def backward(joint: Joint, schedule: Schedule, posterior: Tensor, chains: int) -> Tensor:
+def backward(
+    joint: UnconstrainedDensity, schedule: Schedule, posterior: Tensor, chains: int
+) -> Tensor:
     """log w' (C, N) of chains from the exact draws `posterior` (1, N, D) back to q."""
     b = schedule.temperatures
     with pyro.validation_enabled(False):
@@ -108,13 +110,13 @@ def backward(joint: Joint, schedule: Schedule, posterior: Tensor, chains: int) -
     return log_w
 
 
-def _log_ratio(joint: Joint, u: Tensor) -> Tensor:
+def _log_ratio(joint: UnconstrainedDensity, u: Tensor) -> Tensor:
     with torch.no_grad():
         log_p, log_q = joint.densities(u)
         return (log_p - log_q).double()
 
 
-def _target(joint: Joint, u: Tensor, b: float) -> tuple[Tensor, Tensor]:
+def _target(joint: UnconstrainedDensity, u: Tensor, b: float) -> tuple[Tensor, Tensor]:
     """log f_b(u) (C, N) and its gradient (C, N, D)."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
@@ -125,7 +127,7 @@ def _target(joint: Joint, u: Tensor, b: float) -> tuple[Tensor, Tensor]:
 
 
 def _transition(
-    joint: Joint, u: Tensor, b: float, step: Tensor, scale: Tensor
+    joint: UnconstrainedDensity, u: Tensor, b: float, step: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One Hamiltonian move of every chain and datum under f_b: new u, acceptance rate (N,)."""
     # Trajectories of one length may close on themselves; a random length does not.

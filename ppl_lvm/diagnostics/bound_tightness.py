@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.amortization import require_amortised
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.amortization import require_amortized
 from ppl_lvm.diagnostics.annealing import (
     Schedule,
     adapt,
@@ -32,11 +32,11 @@ from ppl_lvm.diagnostics.annealing import (
     forward,
     sigmoid_temperatures,
 )
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
 from ppl_lvm.diagnostics.simulation import simulate
-from ppl_lvm.diagnostics.unconstrained_density import Joint, log_mean
-from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity, log_mean
+from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.structure import Program
 
 QUESTION = "How tight is the bound?"
@@ -95,7 +95,7 @@ class Sandwich:
                 self.gap,
                 self.error,
                 "good ≤ 0.1, bad > 0.5",
-                f"{OURS}, after Grosse et al. 2015, arXiv:1511.02543",
+                f"{PROJECT_DEFAULT}, after Grosse et al. 2015, arXiv:1511.02543",
                 graded(gap, 0.1, 0.5),
                 f"log p(x) of data drawn from the model lies in [{self.lower.value:.3f}, "
                 f"{self.upper.value:.3f}]" + (f", {rows} rows." if rows > 1 else "."),
@@ -149,7 +149,7 @@ class Tightness:
                 gap,
                 error,
                 "good ≤ 0.5, bad > 3",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(gap, 0.5, 3.0),
                 "; ".join(f"IWAE-{K}: {e.value:.3f}" for K, e in self.bounds.items())
                 + (self._annealing if self.annealed else "")
@@ -160,9 +160,7 @@ class Tightness:
         if self.exact is not None and self.annealed is not None:
             rows.append(self._meets_exact())
         elif self.annealed is None and self.why_not is not None:
-            rows.append(
-                Finding(QUESTION, "AIS", None, None, "", "", "cannot say", self.why_not, "")
-            )
+            rows.append(Finding(QUESTION, "AIS", None, None, "", "", "unknown", self.why_not, ""))
         return rows
 
     @property
@@ -183,7 +181,7 @@ class Tightness:
             miss,
             error,
             "good ≤ 0.05, bad > 0.5",
-            OURS,
+            PROJECT_DEFAULT,
             graded(max(abs(miss) - 3 * error, 0.0), 0.05, 0.5),
             "The estimator measured against the value that the model itself offers.",
             "" if abs(miss) <= 0.05 else "Raise `temperatures`.",
@@ -204,11 +202,11 @@ def tightness(
     Raises:
         CannotSayError: the guide draws nothing, so that the bound is log p(x) itself.
     """
-    with own_random(seed):
+    with isolated_rng(seed):
         bounds = iwae(model, guide, *batch, particles=particles)
         exact = exact_log_likelihood(model, batch)
         try:
-            joint = Joint(model, guide, *batch)
+            joint = UnconstrainedDensity(model, guide, *batch)
         except CannotSayError as error:
             return Tightness(bounds, None, exact, math.nan, str(error))
         schedule = adapt(joint, sigmoid_temperatures(temperatures), chains)
@@ -228,16 +226,16 @@ def sandwich(
     """Bidirectional Monte Carlo on as many simulated rows as `batch` has.
 
     Raises:
-        CannotSayError: as `Joint`, `simulate` and `require_amortised` do.
+        CannotSayError: as `Joint`, `simulate` and `require_amortized` do.
     """
-    with own_random(seed):
-        plan = plan_pair(model, guide, batch, {}, 2)
+    with isolated_rng(seed):
+        plan = analyze_for_particles(model, guide, batch, {}, 2)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
-        require_amortised(model, guide, batch, plan)
+        require_amortized(model, guide, batch, plan)
         values, fresh = simulate(model, *batch)
         with on_simulated(model, guide, batch, fresh):
-            joint = Joint(model, guide, *fresh)
+            joint = UnconstrainedDensity(model, guide, *fresh)
         posterior = joint.flatten({name: values[name][None] for name in joint.parts})
         schedule: Schedule = adapt(joint, sigmoid_temperatures(temperatures), chains)
         lower = _estimate(forward(joint, schedule, chains), len(batch[0]))
@@ -251,7 +249,7 @@ def iwae(
     """K -> IWAE-K from one pool of max(K) draws, cut into groups of K: the values are paired."""
     most = max(particles)
     N = len(batch[0])
-    plan = plan_pair(model, guide, batch, {}, most)
+    plan = analyze_for_particles(model, guide, batch, {}, most)
     if not plan.latents:
         raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
     chunk = max(1, CHUNK // N)

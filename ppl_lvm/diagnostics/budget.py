@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.particles.structure import make_plan
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.particles.structure import analyze_pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 # Most rows, and fewest where the guide draws many latents a row.
 MAX_ROWS, LEAST_ROWS = 1000, 100
@@ -21,7 +21,7 @@ FULL_LATENTS, LEAST_TEMPERATURES = 2, 10
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Budget:
     """What a pair is asked on.
 
     Attributes:
@@ -33,24 +33,24 @@ class Sizes:
     joint: bool
 
     @classmethod
-    def of(cls, pair: Pair, batch: tuple[Any, ...]) -> "Sizes":
+    def of(cls, pair: ModelGuidePair, batch: tuple[Any, ...]) -> "Budget":
         """Those of a fitted pair."""
         with pair.scope():
-            plan = make_plan(pair.model, pair.guide, batch, {})
+            plan = analyze_pair(pair.model, pair.guide, batch, {})
         return cls(max(1, len(plan.latents)), plan.data_plate is None)
 
     @property
-    def judged(self) -> int:
+    def rows(self) -> int:
         """Rows for most questions."""
         return max(LEAST_ROWS, MAX_ROWS // self.latents)
 
     @property
-    def annealed(self) -> int:
+    def annealing_rows(self) -> int:
         """Of these, rows whose log p(x) is annealed."""
         return max(LEAST_ANNEALED, ANNEALED_ROWS // self.latents)
 
     @property
-    def simulated(self) -> int:
+    def simulated_rows(self) -> int:
         """Rows of the sandwich."""
         return max(LEAST_ANNEALED, SANDWICH_ROWS // self.latents)
 
@@ -60,7 +60,7 @@ class Sizes:
         return max(share, min(asked, LEAST_TEMPERATURES))
 
 
-def some_rows(batch: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+def evenly_spaced_rows(batch: tuple[Any, ...], count: int) -> tuple[Any, ...]:
     """At most `count` rows, spread evenly over the batch."""
     rows = len(batch[0])
     if rows <= count:

@@ -34,15 +34,15 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.amortization import require_amortised
-from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, CannotSayError, Finding, graded
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.amortization import require_amortized
+from ppl_lvm.diagnostics.finding import BAD, LOOK, PROJECT_DEFAULT, CannotSayError, Finding, graded
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
 from ppl_lvm.diagnostics.simulation import simulate
-from ppl_lvm.particles import draw_particles, plan_pair
+from ppl_lvm.particles import analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import by_row
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 
 QUESTION = "Is it calibrated?"
 JOINT = "log p(x, z)"
@@ -103,7 +103,7 @@ class Calibration:
                 p,
                 None,
                 f"good ≥ {LOOK}, bad < {BAD}",
-                f"Talts et al. 2018, arXiv:1804.06788; levels: {OURS}",
+                f"Talts et al. 2018, arXiv:1804.06788; levels: {PROJECT_DEFAULT}",
                 graded(-p, -LOOK, -BAD),
                 f"{n} simulations, {len(self.ranks)} quantities; the least uniform ranks are those "
                 f"of {worst}: {shape(self.ranks[worst], self.num_draws)}.",
@@ -128,7 +128,7 @@ class Calibration:
             value,
             error,
             f"good within ± {allowed:.3f} of {nominal:.2f}, bad beyond 0.05 more",
-            OURS,
+            PROJECT_DEFAULT,
             graded(excess, 0.0, 0.05),
             f"{worst}: {value:.1%} of the truths lie in q's interval.",
             ""
@@ -190,11 +190,11 @@ def sbc(
         CannotSayError: the guide draws nothing, does not read the data, or samples sites that the
             model lacks; the data cannot be simulated.
     """
-    with own_random(seed), torch.no_grad():
-        plan = plan_pair(model, guide, batch, {}, num_draws)
+    with isolated_rng(seed), torch.no_grad():
+        plan = analyze_for_particles(model, guide, batch, {}, num_draws)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
-        require_amortised(model, guide, batch, plan)
+        require_amortized(model, guide, batch, plan)
         each = 1 if plan.data_plate is None else len(batch[0])
         passes = [
             _one_pass(model, guide, batch, plan, num_draws)
@@ -205,7 +205,7 @@ def sbc(
 
 
 def _one_pass(
-    model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, num_draws: int
+    model: Program, guide: Program, batch: tuple[Any, ...], plan: PairStructure, num_draws: int
 ) -> dict[str, Ints]:
     """Quantity -> ranks (N,), or (1,) with global latents."""
     values, fresh = simulate(model, *batch)
@@ -213,7 +213,7 @@ def _one_pass(
         drawn = draw_particles(model, guide, fresh, {}, plan, num_draws)
     rows = len(batch[0])
     found = {}
-    for name, draw in drawn.draws.items():
+    for name, draw in drawn.site_draws.items():
         if draw.is_constant:
             continue
         local = rows if draw.is_local or _has_rows(draw.value, rows, plan) else None
@@ -235,7 +235,7 @@ def _one_pass(
     return found
 
 
-def _has_rows(value: Tensor, rows: int, plan: Plan) -> bool:
+def _has_rows(value: Tensor, rows: int, plan: PairStructure) -> bool:
     """With global latents: whether this site has a plate dimension of N rows."""
     return plan.data_plate is None and rows in value.shape[1 : 1 + plan.nesting]
 
@@ -271,7 +271,7 @@ class Symmetry:
                 p,
                 None,
                 f"good ≥ {LOOK}, bad < {BAD}",
-                f"Yao et al. 2018, arXiv:1802.02538; levels: {OURS}",
+                f"Yao et al. 2018, arXiv:1802.02538; levels: {PROJECT_DEFAULT}",
                 graded(-p, -LOOK, -BAD),
                 f"Location only. Least symmetric: {worst}, whose estimates lie too "
                 f"{'low' if low else 'high'} on average.",
@@ -293,15 +293,15 @@ def vsbc(
     Global sites are looked at, and row 0 of local ones, so that all simulations are independent.
     """
     found: dict[str, list[float]] = {}
-    with own_random(seed):
+    with isolated_rng(seed):
         for _ in range(num_simulations):
             with torch.no_grad():
                 values, fresh = simulate(model, *batch)
             guide = refit(*fresh)
             with torch.no_grad():
-                plan = plan_pair(model, guide, fresh, {}, num_draws)
+                plan = analyze_for_particles(model, guide, fresh, {}, num_draws)
                 drawn = draw_particles(model, guide, fresh, {}, plan, num_draws)
-            for name, draw in drawn.draws.items():
+            for name, draw in drawn.site_draws.items():
                 has_rows = len(batch[0]) in draw.value.shape[1 : 1 + plan.nesting]
                 rows = len(batch[0]) if draw.is_local or has_rows else None
                 z = by_row(draw.value, rows, plan.nesting)[:, :1]

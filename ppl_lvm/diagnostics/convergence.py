@@ -30,8 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_lvm.core.extrapolation import gain_ahead
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
+from ppl_lvm.core.extrapolation import aitken_remaining_gain
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
 from ppl_lvm.training.trajectory import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
@@ -85,10 +85,10 @@ class Convergence:
     def _gain_finding(self) -> Finding:
         verdict = graded(abs(self.gain), SMALL, LARGE) if self.significant else "good"
         if self.converged is None:
-            verdict = "cannot say"
+            verdict = "unknown"
         said = {
             "good": "no trend to speak of.",
-            "cannot say": "too noisy to tell a gain of this size from none.",
+            "unknown": "too noisy to tell a gain of this size from none.",
         }.get(verdict, "it still rises." if self.gain > 0 else "it still falls.")
         return Finding(
             QUESTION,
@@ -96,13 +96,13 @@ class Convergence:
             self.gain,
             self.gain_error,
             f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
-            OURS,
+            PROJECT_DEFAULT,
             verdict,
             f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; " + said,
             ""
             if verdict == "good"
             else "Train longer."
-            if self.gain > 0 or verdict == "cannot say"
+            if self.gain > 0 or verdict == "unknown"
             else "Lower the learning rate or clip gradients; the optimiser diverges.",
         )
 
@@ -115,7 +115,7 @@ class Convergence:
             self.r_hat,
             None,
             "good ≤ 1.1 or gain above not significant, bad > 1.5",
-            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}",
+            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}",
             graded(self.r_hat, 1.1, 1.5) if meaningful else "good",
             "The two halves of the last stretch against their own scatter.",
             "Train longer." if meaningful and self.r_hat > 1.1 else "",
@@ -131,7 +131,7 @@ class Convergence:
             self.restarts_r_hat,
             None,
             f"good ≤ 1.1 or spread ≤ {LARGE}, bad > 1.5",
-            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}",
+            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}",
             verdict,
             "The restarts' last stretches against their own scatter.",
             "" if verdict == "good" else "The starts end in different places: more restarts.",
@@ -148,8 +148,8 @@ def spread_finding(restarts: Sequence[float]) -> Finding:
         best - low,
         None,
         f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
-        OURS,
-        "good" if best - low <= LARGE else "bad" if reached == 1 else "look",
+        PROJECT_DEFAULT,
+        "good" if best - low <= LARGE else "bad" if reached == 1 else "warning",
         f"{reached} of {len(restarts)} came within {LARGE} nats of the best; sd "
         f"{np.std(restarts, ddof=1):.3f}.",
         "" if best - low <= LARGE else "More restarts: the bound has several optima.",
@@ -157,7 +157,7 @@ def spread_finding(restarts: Sequence[float]) -> Finding:
 
 
 @dataclass(frozen=True)
-class Climb:
+class MonotoneConvergence:
     """Of a bound without noise, nats per datum.
 
     Attributes:
@@ -182,7 +182,7 @@ class Climb:
             self.ahead,
             None,
             f"good ≤ {SMALL}, bad > {LARGE}",
-            f"Böhning et al. 1994; levels: {OURS}",
+            f"Böhning et al. 1994; levels: {PROJECT_DEFAULT}",
             verdict,
             f"Bound {self.bound:.4f} after {self.steps} iterations, by the rate at which gains "
             "shrink.",
@@ -191,7 +191,9 @@ class Climb:
         return [row] + ([spread_finding(self.restarts)] if len(self.restarts) > 1 else [])
 
 
-def climb(history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()) -> Climb:
+def climb(
+    history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
+) -> MonotoneConvergence:
     """From a history whose bound never falls.
 
     Raises:
@@ -202,7 +204,9 @@ def climb(history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
         raise CannotSayError(f"{len(bounds)} iterations tell no rate; three are needed.")
     if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
         raise CannotSayError("The bound falls somewhere: it has noise, or a step is wrong.")
-    return Climb(bounds[-1], gain_ahead(bounds), len(bounds), tuple(restarts))
+    return MonotoneConvergence(
+        bounds[-1], aitken_remaining_gain(bounds), len(bounds), tuple(restarts)
+    )
 
 
 def convergence(

@@ -4,13 +4,13 @@
     print(diagnosis)             # a table, verdicts first
     diagnosis.to_json()          # one list of rows
 
-A question that has no answer for this pair becomes a row "cannot say" with the reason; it never
+A question that has no answer for this pair becomes a row "unknown" with the reason; it never
 costs the other rows.
 
 False alarms: on fits with nothing wrong (data drawn from the model, a guide that can be the
-posterior, a falling learning rate), 2 of 2,333 verdicts were "look" and none "bad", in 2 of 127
+posterior, a falling learning rate), 2 of 2,333 verdicts were "warning" and none "bad", in 2 of 127
 tables (1.6%; 95% interval 0.2% to 5.6%). Measured by benchmarks/false_alarms.py on three such fits
-(local latents, a global one, a mixture; 42 or 43 seeds each); "cannot say" is no verdict.
+(local latents, a global one, a mixture; 42 or 43 seeds each); "unknown" is no verdict.
 """
 
 import contextlib
@@ -37,12 +37,12 @@ from ppl_lvm.diagnostics import (
     pareto_k,
     predictive_checks,
 )
-from ppl_lvm.diagnostics.budget import Sizes, some_rows
+from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
 from ppl_lvm.diagnostics.finding import VERDICTS, CannotSayError, Finding, cannot_say
 from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.diagnostics.table import table
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.training.trajectory import Trail
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.training.trajectory import Trajectory
 
 KEYS = ("question", "name", "value", "error", "threshold", "verdict", "remedy")
 NAMES = {
@@ -51,7 +51,7 @@ NAMES = {
     "tightness": "gap between ELBO and log p(x)",
     "sandwich": "sandwich on simulated data",
     "gaps": "approximation and amortisation gap",
-    "generalisation": "generalisation gap",
+    "generalization": "generalisation gap",
     "khat": "Pareto k̂",
     "calibration": "simulation-based calibration",
     "vsbc": "calibration by fitting again",
@@ -70,7 +70,7 @@ Step = tuple[str, str, Callable[[dict[str, Any]], Any]]
 
 
 @dataclass(frozen=True)
-class Starts:
+class Restarts:
     """The starts of a run that may be chosen.
 
     Attributes:
@@ -80,7 +80,7 @@ class Starts:
     """
 
     bounds: tuple[float, ...] = ()
-    trails: tuple[Trail, ...] = ()
+    trajectories: tuple[Trajectory, ...] = ()
     chosen: int = 0
 
 
@@ -112,7 +112,7 @@ class Diagnosis:
     def worst(self) -> str:
         """The most serious verdict: bad before look before good."""
         counts = self.counts()
-        return next((v for v in ("bad", "look", "good") if counts[v]), "cannot say")
+        return next((v for v in ("bad", "warning", "good") if counts[v]), "unknown")
 
     def __rich__(self) -> Group:
         return table(self.findings)
@@ -128,11 +128,11 @@ def _reason(error: Exception) -> str:
 
 
 def diagnose(
-    pair: Pair,
+    pair: ModelGuidePair,
     history: Mapping[str, Sequence[float]],
     *batch: Any,
     held_out: tuple[Any, ...] | None = None,
-    starts: Starts | None = None,
+    starts: Restarts | None = None,
     quantities: Mapping[str, predictive_checks.Quantity] | None = None,
     refits: int = 0,
     temperatures: int = 100,
@@ -144,7 +144,7 @@ def diagnose(
     Args:
         history: the run's, "bound" with one value a step.
         batch: the training rows. At most 1,000 of them are used, 300 for annealing; fewer where
-            the guide draws many latents a row (see `Sizes`), since each costs a run of its own.
+            the guide draws many latents a row (see `Budget`), since each costs a run of its own.
         held_out: rows that training did not see; q, bounds and predictions are then judged on
             them, and the generalisation gap is measured.
         starts: what is known of the start that was chosen and of those that might have been.
@@ -158,7 +158,7 @@ def diagnose(
     """
     if 0 < refits < FEWEST_REFITS:
         raise ValueError(f"refits={refits} tell nothing; give at least {FEWEST_REFITS}, or 0.")
-    asking = _Asking(pair, history, batch, held_out, starts or Starts(), temperatures, seed)
+    asking = _Asking(pair, history, batch, held_out, starts or Restarts(), temperatures, seed)
     asking.quantities, asking.refits = dict(quantities or {}), refits
     findings: list[Finding] = []
     details: dict[str, Any] = {}
@@ -186,23 +186,23 @@ class _Asking:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ModelGuidePair,
         history: Mapping[str, Sequence[float]],
         batch: tuple[Any, ...],
         held_out: tuple[Any, ...] | None,
-        starts: Starts,
+        starts: Restarts,
         temperatures: int,
         seed: int,
     ) -> None:
         self.quantities: dict[str, predictive_checks.Quantity] = {}
         self.refits = 0
         self.pair, self.history, self.starts, self.seed = pair, history, starts, seed
-        self.sizes = Sizes.of(pair, batch)
+        self.sizes = Budget.of(pair, batch)
         self.temperatures = self.sizes.temperatures(temperatures)
-        self.train = some_rows(batch, self.sizes.judged)
-        self.held_out = None if held_out is None else some_rows(held_out, self.sizes.judged)
+        self.train = evenly_spaced_rows(batch, self.sizes.rows)
+        self.held_out = None if held_out is None else evenly_spaced_rows(held_out, self.sizes.rows)
         judged = self.train if self.held_out is None else self.held_out
-        self.judged, self.few = judged, some_rows(judged, self.sizes.annealed)
+        self.judged, self.few = judged, evenly_spaced_rows(judged, self.sizes.annealing_rows)
         self.joint = self.sizes.joint
         if self.joint:  # rows belong together: those that q was fitted to
             self.train = self.judged = self.few = batch
@@ -217,7 +217,7 @@ class _Asking:
             ("tightness", bound_tightness.QUESTION, lambda _: self._tightness()),
             ("sandwich", bound_tightness.QUESTION, lambda _: self._sandwich()),
             ("gaps", inference_gaps.QUESTION, self._gaps),
-            ("generalisation", inference_gaps.QUESTION, lambda _: self._generalisation()),
+            ("generalization", inference_gaps.QUESTION, lambda _: self._generalization()),
             ("khat", pareto_k.QUESTION, lambda _: pareto_k.pareto_k(m, g, *x, seed=s)),
             ("calibration", calibration.QUESTION, lambda _: calibration.sbc(m, g, *x, seed=s)),
             ("predictive", predictive_checks.QUESTION, lambda _: self._check(prior=False)),
@@ -251,7 +251,8 @@ class _Asking:
                 ("prior", predictive_checks.QUESTION, lambda _: self._check(prior=True)),
             ),
             (
-                len(self.starts.bounds) > 1 and any(t.responsibilities for t in self.starts.trails),
+                len(self.starts.bounds) > 1
+                and any(t.responsibilities for t in self.starts.trajectories),
                 "mixtures",
                 ("stability", mixture_components.QUESTION, lambda _: self._stability()),
             ),
@@ -261,15 +262,15 @@ class _Asking:
                 steps.insert([name for name, *_ in steps].index(after) + 1, step)
         return steps
 
-    def _convergence(self) -> convergence.Convergence | convergence.Climb:
+    def _convergence(self) -> convergence.Convergence | convergence.MonotoneConvergence:
         with contextlib.suppress(CannotSayError):  # it falls: there is noise in it
             return convergence.climb(self.history, self.starts.bounds)
-        means = [t.bounds for t in self.starts.trails if len(t.bounds)]
+        means = [t.bounds for t in self.starts.trajectories if len(t.bounds)]
         return convergence.convergence(self.history, self.starts.bounds, means)
 
     def _drift(self) -> parameter_drift.Drift:
         s = self.starts
-        return parameter_drift.drift(self.pair, s.trails, s.bounds, s.chosen)
+        return parameter_drift.drift(self.pair, s.trajectories, s.bounds, s.chosen)
 
     def _check(self, prior: bool) -> predictive_checks.Check:
         return predictive_checks.check(
@@ -295,7 +296,7 @@ class _Asking:
         best = max(self.starts.bounds)
         alike = [
             trail.responsibilities
-            for trail, bound in zip(self.starts.trails, self.starts.bounds, strict=False)
+            for trail, bound in zip(self.starts.trajectories, self.starts.bounds, strict=False)
             if bound > best - convergence.LARGE
         ]
         sites = {name for found in alike for name in found}
@@ -313,7 +314,7 @@ class _Asking:
         )
 
     def _sandwich(self) -> bound_tightness.Sandwich:
-        rows = self.few if self.joint else some_rows(self.few, self.sizes.simulated)
+        rows = self.few if self.joint else evenly_spaced_rows(self.few, self.sizes.simulated_rows)
         return bound_tightness.sandwich(
             self.pair.model,
             self.pair.guide,
@@ -329,12 +330,12 @@ class _Asking:
             self.pair.model, self.pair.guide, *self.few, log_evidence=evidence, seed=self.seed
         )
 
-    def _generalisation(self) -> inference_gaps.Generalisation:
+    def _generalization(self) -> inference_gaps.Generalisation:
         if self.held_out is None:
             raise CannotSayError(
                 "No held-out rows were given (fit with validation=, or pass them)."
             )
-        return inference_gaps.generalisation(
+        return inference_gaps.generalization(
             self.pair.model, self.pair.guide, self.train, self.held_out, seed=self.seed
         )
 
@@ -346,7 +347,9 @@ class _Asking:
         )
 
 
-def sound_starts(restarts: Sequence[Mapping[str, Any]], trails: Sequence[Trail] = ()) -> Starts:
+def eligible_restarts(
+    restarts: Sequence[Mapping[str, Any]], trails: Sequence[Trajectory] = ()
+) -> Restarts:
     """From a run's restarts (`run.restarts`), without degenerate or broken ones."""
     sound = [
         i
@@ -354,7 +357,7 @@ def sound_starts(restarts: Sequence[Mapping[str, Any]], trails: Sequence[Trail] 
         if r.get("chosen")
         or (r.get("degenerate") is None and math.isfinite(r.get("bound") or math.nan))
     ]
-    return Starts(
+    return Restarts(
         tuple(float(restarts[i]["bound"]) for i in sound),
         tuple(trails[i] for i in sound) if trails else (),
         next((k for k, i in enumerate(sound) if restarts[i].get("chosen")), 0),

@@ -4,10 +4,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Verdict = Literal["good", "look", "bad", "cannot say"]
+Verdict = Literal["good", "warning", "bad", "unknown"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-OURS = "our working value"
-# p-values below which a test says "look" and "bad". A table has some seven tests: at 1 in 200
+PROJECT_DEFAULT = "project default"
+# p-values below which a test says "warning" and "bad". A table has some seven tests: at 1 in 200
 # each, about one table in thirty gives a false alarm.
 LOOK, BAD = 0.005, 0.001
 
@@ -31,7 +31,7 @@ class Finding:
         error: its standard error; None where it has none (an exact figure).
         threshold: when it is good and when it is bad, in words.
         source: where the threshold comes from.
-        verdict: "good", "look", "bad" or "cannot say".
+        verdict: "good", "warning", "bad" or "unknown".
         why: one sentence on this figure.
         remedy: what to do; empty where nothing is to be done.
     """
@@ -68,12 +68,12 @@ class Finding:
 def graded(value: float, good: float, bad: float) -> Verdict:
     """The verdict on a figure that is the better the smaller: up to `good`, above `bad`."""
     if math.isnan(value):
-        return "cannot say"
+        return "unknown"
     if value <= good:
         return "good"
-    return "look" if value <= bad else "bad"
+    return "warning" if value <= bad else "bad"
 
 
 def cannot_say(question: str, name: str, why: str, remedy: str = "") -> Finding:
     """A row without a figure."""
-    return Finding(question, name, None, None, "", "", "cannot say", why, remedy)
+    return Finding(question, name, None, None, "", "", "unknown", why, remedy)

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.programs.pair import ModelGuidePair
 
 QUESTION = "Is the gradient good?"
 EXPLODING = 100.0  # largest norm over the upper tenth
@@ -80,7 +80,7 @@ class GradientQuality:
             float(len(self.dead)),
             None,
             "good 0, bad more",
-            OURS,
+            PROJECT_DEFAULT,
             "bad" if self.dead else "good",
             f"Never a gradient: {', '.join(self.dead)}."
             if self.dead
@@ -101,7 +101,7 @@ class GradientQuality:
             peak if not broken else math.inf,
             None,
             f"good ≤ 10, bad > {EXPLODING:g} or not finite",
-            OURS,
+            PROJECT_DEFAULT,
             "bad" if broken else graded(peak, 10.0, EXPLODING),
             f"Not finite: {', '.join(broken)}."
             if broken
@@ -112,9 +112,7 @@ class GradientQuality:
     def _snr_finding(self) -> Finding:
         live = {n: g.snr for n, g in self.groups.items() if g.dead < 1 and g.finite}
         if not live:
-            return Finding(
-                QUESTION, "SNR", None, None, "", "", "cannot say", "No sound gradient.", ""
-            )
+            return Finding(QUESTION, "SNR", None, None, "", "", "unknown", "No sound gradient.", "")
         worst = min(live, key=lambda n: live[n])
         value = live[worst]
         climbing = self.converged is False
@@ -125,8 +123,8 @@ class GradientQuality:
             value,
             1 / math.sqrt(2 * self.replicates),
             "bad < 0.05 while the bound still changes; at a solution 0 is right",
-            "Rainforth et al. 2018, arXiv:1802.04537; level: " + OURS,
-            ("bad" if value < 0.05 else "good") if climbing else "good" if known else "cannot say",
+            "Rainforth et al. 2018, arXiv:1802.04537; level: " + PROJECT_DEFAULT,
+            ("bad" if value < 0.05 else "good") if climbing else "good" if known else "unknown",
             f"{worst}; median over parameters {sorted(live.values())[len(live) // 2]:.2g}. "
             + (
                 "Training has not converged."
@@ -142,7 +140,7 @@ class GradientQuality:
 
 
 def gradient_quality(
-    pair: Pair,
+    pair: ModelGuidePair,
     *batch: Any,
     replicates: int = 100,
     converged: bool | None = None,
@@ -153,19 +151,19 @@ def gradient_quality(
     Raises:
         CannotSayError: the pair has no parameter.
     """
-    if not pair.leaves:
-        pair.prepare(*batch)
+    if not pair.unconstrained_parameters:
+        pair.materialize_parameters(*batch)
     # A fitted run is frozen; for the gradient its parameters move again, and are put back.
-    frozen = {n: leaf.requires_grad for n, leaf in pair.leaves.items()}
-    if not pair.leaves:
+    frozen = {n: leaf.requires_grad for n, leaf in pair.unconstrained_parameters.items()}
+    if not pair.unconstrained_parameters:
         raise CannotSayError("Neither the model nor the guide has a parameter.")
-    leaves = list(pair.leaves.values())
+    leaves = list(pair.unconstrained_parameters.values())
     moments = [_Moments(leaf) for leaf in leaves]
     before = [leaf.grad for leaf in leaves]
     try:
         for leaf in leaves:
             leaf.requires_grad_(True)
-        with own_random(seed), pair.scope():
+        with isolated_rng(seed), pair.scope():
             for _ in range(replicates):
                 for leaf in leaves:
                     leaf.grad = None
@@ -173,10 +171,12 @@ def gradient_quality(
                 for leaf, moment in zip(leaves, moments, strict=True):
                     moment.add(leaf.grad, len(batch[0]))
     finally:
-        for (name, leaf), gradient in zip(pair.leaves.items(), before, strict=True):
+        for (name, leaf), gradient in zip(
+            pair.unconstrained_parameters.items(), before, strict=True
+        ):
             leaf.requires_grad_(frozen[name])
             leaf.grad = gradient
-    groups = {n: m.group() for n, m in zip(pair.leaves, moments, strict=True)}
+    groups = {n: m.group() for n, m in zip(pair.unconstrained_parameters, moments, strict=True)}
     return GradientQuality(groups, replicates, converged)
 
 

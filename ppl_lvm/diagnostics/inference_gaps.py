@@ -24,10 +24,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.particles import draw_particles, log_weights, plan_pair
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import is_point, trace_program
 
 QUESTION = "Whose fault is the gap?"
@@ -69,25 +69,25 @@ class Gaps:
     """
 
     encoder: Tensor
-    optimised: Tensor
+    optimized: Tensor
     log_evidence: Tensor | None
     still_rising: float
     monte_carlo_error: float
 
     @property
-    def amortisation(self) -> tuple[float, float]:
+    def amortization(self) -> tuple[float, float]:
         """Mean and standard error over data, with the Monte-Carlo error in it."""
-        mean, error = _mean(self.optimised - self.encoder)
+        mean, error = _mean(self.optimized - self.encoder)
         return mean, math.hypot(error, self.monte_carlo_error)
 
     @property
     def approximation(self) -> tuple[float, float] | None:
         if self.log_evidence is None:
             return None
-        return _mean(self.log_evidence - self.optimised)
+        return _mean(self.log_evidence - self.optimized)
 
     def findings(self) -> list[Finding]:
-        value, error = self.amortisation
+        value, error = self.amortization
         rows = [
             Finding(
                 QUESTION,
@@ -95,7 +95,7 @@ class Gaps:
                 value,
                 error,
                 "good ≤ 0.1, bad > 1",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(value - 2 * error, 0.1, 1.0),
                 f"What the guide's own family would gain if each datum had its own parameters; "
                 f"the last tenth of that optimisation gained {self.still_rising:.1g}.",
@@ -114,7 +114,7 @@ class Gaps:
                     value,
                     error,
                     "good ≤ 0.5, bad > 3",
-                    OURS,
+                    PROJECT_DEFAULT,
                     graded(value - 2 * error, 0.5, 3.0),
                     "What the best member of the guide's family still leaves to log p(x).",
                     ""
@@ -148,7 +148,7 @@ class Generalisation:
                 gap,
                 error,
                 "good if ≤ 2.5 standard errors + 0.1, bad > 1 beyond those",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(beyond, 0.1, 1.0),
                 f"Bound on training rows {self.train:.3f}, held out {self.held_out:.3f}.",
                 ""
@@ -181,15 +181,15 @@ def gaps(
         CannotSayError: the guide has global or no latents, discrete ones, points, or a family
             whose parameters are not known here.
     """
-    with own_random(seed), pyro.validation_enabled(False):
-        plan = plan_pair(model, guide, batch, {}, 2)
+    with isolated_rng(seed), pyro.validation_enabled(False):
+        plan = analyze_for_particles(model, guide, batch, {}, 2)
         parameters, family = _take_out(guide, batch, plan)
 
         def best(*batch: Any) -> None:
             with Replace(family()):
                 guide(*batch)
 
-        rising = _optimise(model, best, batch, plan, parameters, steps, num_particles)
+        rising = _optimize(model, best, batch, plan, parameters, steps, num_particles)
         with torch.no_grad():
             each = [
                 log_weights(model, q, *batch, num_particles=evaluations, plan=plan).double()
@@ -200,7 +200,9 @@ def gaps(
     return Gaps(each[0].mean(0), each[1].mean(0), log_evidence, rising, math.sqrt(variance) / N)
 
 
-def _take_out(guide: Program, batch: tuple[Any, ...], plan: Plan) -> tuple[list[Tensor], Any]:
+def _take_out(
+    guide: Program, batch: tuple[Any, ...], plan: PairStructure
+) -> tuple[list[Tensor], Any]:
     """Unconstrained parameters of q's sites, and a function that builds the distributions."""
     if plan.data_plate is None or not plan.latents:
         raise CannotSayError("The guide has no local latents, or global ones beside them.")
@@ -252,11 +254,11 @@ def _unwrap(fn: Any) -> tuple[Any, int]:
     return fn, events
 
 
-def _optimise(
+def _optimize(
     model: Program,
     guide: Program,
     batch: tuple[Any, ...],
-    plan: Plan,
+    plan: PairStructure,
     leaves: list[Tensor],
     steps: int,
     num_particles: int,
@@ -279,7 +281,7 @@ def _optimise(
     return float(ends[tenth:].mean() - ends[:tenth].mean())
 
 
-def generalisation(
+def generalization(
     model: Program,
     guide: Program,
     train: tuple[Any, ...],
@@ -294,9 +296,9 @@ def generalisation(
         CannotSayError: with global latents, whose q has seen the training rows only as a whole.
     """
     found: list[float] = []
-    with own_random(seed), torch.no_grad():
+    with isolated_rng(seed), torch.no_grad():
         for batch in (train, held_out):
-            plan = plan_pair(model, guide, batch, {}, num_particles)
+            plan = analyze_for_particles(model, guide, batch, {}, num_particles)
             if plan.data_plate is None:
                 raise CannotSayError("Global latents: use leave-one-out prediction instead.")
             log_w = log_weights(model, guide, *batch, num_particles=num_particles, plan=plan)

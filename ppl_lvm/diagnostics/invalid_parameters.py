@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import Given, Site, innermost, trace_program
@@ -47,7 +47,7 @@ def on_simulated(
 
 def impossible(model: Program, guide: Program, batch: tuple[Any, ...]) -> str | None:
     """Which site has parameters that its distribution cannot have, in words; None if none has."""
-    with torch.no_grad(), own_draws(), pyro.validation_enabled(False):
+    with torch.no_grad(), preserve_rng(), pyro.validation_enabled(False):
         drawn = trace_program(guide, batch, {}, particles=None, nesting=0)
         for site in drawn.values():
             if fault := _fault(site):

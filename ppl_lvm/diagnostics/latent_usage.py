@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.particles import Particles, draw_particles, plan_pair
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import as_particles, by_row
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import Given, log_prob, plate_dim, table, trace_program
 
 QUESTION = "Is the latent space used?"
@@ -93,8 +93,8 @@ class LatentUse:
                 float(used),
                 None,
                 "a unit: A > 0.01; good ≥ half of them, bad none",
-                f"Burda et al. 2016, arXiv:1509.00519; shares: {OURS}",
-                "bad" if used == 0 else "good" if 2 * used >= D else "look",
+                f"Burda et al. 2016, arXiv:1509.00519; shares: {PROJECT_DEFAULT}",
+                "bad" if used == 0 else "good" if 2 * used >= D else "warning",
                 "All are active." if not unused else f"Not active: {', '.join(unused[:12])}.",
                 "" if 2 * used >= D else _REMEDY,
             ),
@@ -104,7 +104,7 @@ class LatentUse:
                 self.rate,
                 self.rate_error,
                 f"bad < {COLLAPSED}",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(-self.rate, -COLLAPSED, -COLLAPSED),
                 f"Distortion {self.distortion:.3f} ± {self.distortion_error:.3f}; "
                 f"−(R + D) = ELBO = {self.elbo:.3f}.",
@@ -116,7 +116,7 @@ class LatentUse:
     def _information_findings(self) -> list[Finding]:
         if self.information is None:
             why = "The programs do not run under a particle plate."
-            return [Finding(QUESTION, "I(x; z), nats", None, None, "", "", "cannot say", why, "")]
+            return [Finding(QUESTION, "I(x; z), nats", None, None, "", "", "unknown", why, "")]
         ceiling, gap = math.log(self.rows), self.rate - self.information
         error = math.hypot(self.rate_error, self.information_error)
         return [
@@ -126,7 +126,7 @@ class LatentUse:
                 self.information,
                 self.information_error,
                 f"bad < {COLLAPSED} (collapse)",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(-self.information, -COLLAPSED, -COLLAPSED),
                 f"At most log {self.rows} = {ceiling:.2f} can be seen"
                 + ("; it is at this ceiling, a lower bound." if self.at_ceiling else ".")
@@ -139,8 +139,8 @@ class LatentUse:
                 gap,
                 error,
                 "good ≤ 0.5, bad > 2",
-                OURS,
-                "cannot say" if self.at_ceiling else graded(gap - 2 * error, 0.5, 2.0),
+                PROJECT_DEFAULT,
+                "unknown" if self.at_ceiling else graded(gap - 2 * error, 0.5, 2.0),
                 "I is at its ceiling log N; this is an upper bound. Give more rows."
                 if self.at_ceiling
                 else "How far codes of the data are from the prior that samples are drawn from.",
@@ -163,12 +163,12 @@ def latent_use(
         CannotSayError: no local latent in the guide, global latents, or log p(z) apart from the
             likelihood cannot be had (enumerated sites depend on z's prior).
     """
-    with own_random(seed), torch.no_grad():
-        plan = plan_pair(model, guide, batch, {}, num_draws)
+    with isolated_rng(seed), torch.no_grad():
+        plan = analyze_for_particles(model, guide, batch, {}, num_draws)
         if plan.data_plate is None or not set(plan.latents) - plan.constant:
             raise CannotSayError("The guide has no local latents of its own (nothing to encode).")
         p = draw_particles(model, guide, batch, {}, plan, num_draws)
-        moving = {n: d for n, d in p.draws.items() if not d.is_constant}
+        moving = {n: d for n, d in p.site_draws.items() if not d.is_constant}
         N = p.log_w.shape[1]
         z = {n: by_row(d.value, N, plan.nesting) for n, d in moving.items()}  # (S, N, d)
         active, active_error = active_units(torch.cat([v.double() for v in z.values()], -1))
@@ -215,11 +215,16 @@ def active_units(z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _information(
-    guide: Program, batch: tuple[Any, ...], plan: Plan, p: Particles, N: int, repeats: int = 4
+    guide: Program,
+    batch: tuple[Any, ...],
+    plan: PairStructure,
+    p: Particles,
+    N: int,
+    repeats: int = 4,
 ) -> Tensor:
     """log q(z_n | x_n) − log 1/N Σ_m q(z_n | x_m), averaged over a few draws: (N,)."""
-    names = [n for n, d in p.draws.items() if not d.is_constant]
-    width = sum(p.draws[n].value[0].numel() // N for n in names)
+    names = [n for n, d in p.site_draws.items() if not d.is_constant]
+    width = sum(p.site_draws[n].value[0].numel() // N for n in names)
     chunk = max(1, min(N, CELLS // (N * width)))
     total = torch.zeros(N, dtype=torch.float64)
     for s in range(repeats):
@@ -227,7 +232,8 @@ def _information(
         for start in range(0, N, chunk):
             which = slice(start, min(start + chunk, N))
             values = {
-                n: as_particles(p.draws[n].value[s : s + 1], N, plan.nesting, which) for n in names
+                n: as_particles(p.site_draws[n].value[s : s + 1], N, plan.nesting, which)
+                for n in names
             }
             rows.append(_log_q(guide, batch, plan, values, which.stop - start))
         pairs = torch.cat(rows).double()  # (N, N): row n holds log q(z_n | x_m) over m
@@ -236,7 +242,11 @@ def _information(
 
 
 def _log_q(
-    guide: Program, batch: tuple[Any, ...], plan: Plan, values: dict[str, Tensor], particles: int
+    guide: Program,
+    batch: tuple[Any, ...],
+    plan: PairStructure,
+    values: dict[str, Tensor],
+    particles: int,
 ) -> Tensor:
     """log q (particles, N) of given values."""
     sites = trace_program(
@@ -250,7 +260,11 @@ def _log_q(
 
 
 def _marginal_kl(
-    model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, widths: dict[str, int]
+    model: Program,
+    guide: Program,
+    batch: tuple[Any, ...],
+    plan: PairStructure,
+    widths: dict[str, int],
 ) -> Tensor:
     """KL(q(z_u | x) ‖ p(z_u)) averaged over data, of Gaussian marginals; NaN for others: (D,)."""
     drawn = trace_program(guide, batch, {}, particles=None, nesting=0)

@@ -32,13 +32,13 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, cannot_say, graded
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, cannot_say, graded
 from ppl_lvm.diagnostics.predictive_checks import QUESTION, pit_findings
 from ppl_lvm.diagnostics.simulation import observed_places
-from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import Given, Sites, plate_dim, trace_program
 from ppl_lvm.posterior import psis
 from ppl_lvm.programs.minibatch import DATA_PLATE
@@ -49,7 +49,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class LeaveOneOut:
+class LeaveOneOutCheck:
     """Attributes:
     loo: what `ppl_lvm.posterior.psis.loo` gives, corrected for draws from q.
     pit: site -> u (N, P), P(x_rep,np < x_np | the other data); empty where data cannot be drawn.
@@ -68,7 +68,7 @@ class LeaveOneOut:
                 share,
                 math.sqrt(share * (1 - share) / N),
                 f"k̂ ≤ {self.loo.good_k:.2f}; good ≤ 0.05, bad > 0.2",
-                f"Magnusson et al. 2019, arXiv:1904.10679; shares: {OURS}",
+                f"Magnusson et al. 2019, arXiv:1904.10679; shares: {PROJECT_DEFAULT}",
                 graded(share, 0.05, 0.2),
                 f"elpd {self.loo.elpd:.2f} ± {self.loo.se:.2f} nats in all, effective parameters "
                 f"{self.loo.p:.1f}.",
@@ -87,13 +87,13 @@ class LeaveOneOut:
 
 def loo(
     model: Program, guide: Program, *batch: Any, num_draws: int = 1000, seed: int = 0
-) -> LeaveOneOut:
+) -> LeaveOneOutCheck:
     """Expected log predictive density and PIT of each datum given the others.
 
     Raises:
         CannotSayError: no global latent: the parameters are points that have seen every datum.
     """
-    with own_random(seed), torch.no_grad():
+    with isolated_rng(seed), torch.no_grad():
         found = pointwise(model, guide, batch, num_draws)
         l, log_p, log_q = (t.double().numpy() for t in (found.l, found.log_p, found.log_q))
         log_w, _ = psis.psis(log_p - log_q - l.T)  # (N, S)
@@ -105,7 +105,7 @@ def loo(
             u = (below + tied * torch.rand(tied.shape)).clamp(0, 1)
             x = _compared(batch[places[name]])
             pit[name] = torch.where(x.isnan(), math.nan, u.double()).numpy()
-    return LeaveOneOut(psis.loo(l, log_p, log_q), pit)
+    return LeaveOneOutCheck(psis.loo(l, log_p, log_q), pit)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Pointwise:
 
 def pointwise(model: Program, guide: Program, batch: tuple[Any, ...], num_draws: int) -> Pointwise:
     """The densities of every datum under draws of the global latents."""
-    plan = plan_pair(model, guide, batch, {}, num_draws)
+    plan = analyze_for_particles(model, guide, batch, {}, num_draws)
     if plan.data_plate is not None or not plan.latents:
         raise CannotSayError(
             "The model has no global latent: its parameters are points that have seen every "
@@ -141,7 +141,7 @@ def pointwise(model: Program, guide: Program, batch: tuple[Any, ...], num_draws:
 
 
 def _at_once(
-    model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, num_draws: int
+    model: Program, guide: Program, batch: tuple[Any, ...], plan: PairStructure, num_draws: int
 ) -> Pointwise:
     """All draws under a particle plate, the data's dimension kept apart."""
     data = _data(model, batch)
@@ -162,7 +162,7 @@ def score_globals(
     model: Program,
     guide: Program,
     batch: tuple[Any, ...],
-    plan: Plan,
+    plan: PairStructure,
     count: int,
     values: Mapping[str, Tensor] | None = None,
 ) -> tuple[Sites, Tensor, Tensor, Tensor]:
@@ -189,10 +189,10 @@ def _one_by_one(
     """Each draw of the globals with K fresh draws of the local latents."""
     data = _data(model, batch)
     signs: dict[str, list[Tensor]] = {name: [] for name in data}
-    plan = plan_pair(model, guide, batch, {}, 1)
+    plan = analyze_for_particles(model, guide, batch, {}, 1)
     K = LOCAL_PARTICLES if local else 1
     l, log_p, log_q = [], [], []
-    inner: Plan | None = None
+    inner: PairStructure | None = None
     for _ in range(num_draws):
         sites: Sites = trace_program(guide, batch, {}, particles=None, nesting=0)
         own = {n: s for n, s in sites.items() if n not in local}
@@ -224,7 +224,7 @@ def _compare(
     signs: dict[str, list[Tensor]],
     model: Program,
     batch: tuple[Any, ...],
-    plan: Plan,
+    plan: PairStructure,
     particles: int | None,
     drawn: Sites,
 ) -> None:
@@ -274,7 +274,7 @@ def marginal(
     batch: tuple[Any, ...],
     theta: Mapping[str, Tensor],
     num_particles: int = LOCAL_PARTICLES,
-    plan: Plan | None = None,
+    plan: PairStructure | None = None,
 ) -> Tensor:
     """log p(x_n | θ) (N,), local latents of the guide weighted out by K fresh draws.
 
@@ -300,9 +300,9 @@ def plan_given(
     batch: tuple[Any, ...],
     theta: Mapping[str, Tensor],
     num_particles: int,
-) -> Plan:
+) -> PairStructure:
     """The structure that is left when the global latents are given."""
-    return plan_pair(*given(model, guide, theta), batch, {}, num_particles)
+    return analyze_for_particles(*given(model, guide, theta), batch, {}, num_particles)
 
 
 def score(program: Program, values: Mapping[str, Tensor], batch: tuple[Any, ...]) -> Tensor:

@@ -37,11 +37,11 @@ from scipy.special import xlogy
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 QUESTION = "Mixtures: are the components sound?"
 Floats = NDArray[np.float64]
@@ -49,7 +49,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixtureComponents:
     """Attributes:
     responsibilities: r (N, K).
     log_likelihood: Σ_n log p(x_n), NaN where the guide has latents of its own.
@@ -103,7 +103,7 @@ class Mixture:
                     None,
                     "none: compare fits of the same data",
                     "Schwarz 1978",
-                    "cannot say",
+                    "unknown",
                     why + "One fit's criterion means nothing alone.",
                     "Fit other numbers of components and compare.",
                 )
@@ -111,14 +111,14 @@ class Mixture:
         return rows
 
     def _used_finding(self, K: int) -> Finding:
-        verdict = "bad" if self.degenerate else "good" if self.used == K else "look"
+        verdict = "bad" if self.degenerate else "good" if self.used == K else "warning"
         return Finding(
             QUESTION,
             f"components used of {K}",
             float(self.used),
             None,
             "used: at least one row; good all, bad collapsed",
-            OURS,
+            PROJECT_DEFAULT,
             verdict,  # type: ignore[arg-type]
             self.degenerate
             or "Rows each explains: " + ", ".join(f"{n:.1f}" for n in self.sizes[:12]) + ".",
@@ -138,14 +138,14 @@ class Mixture:
             float(each.mean()),
             float(each.std(ddof=1) / math.sqrt(N)) if N > 1 else None,
             "good ≤ 0.25, bad > 0.6",
-            OURS,
+            PROJECT_DEFAULT,
             graded(float(each.mean()), 0.25, 0.6),
             f"{(r.max(1) < 0.7).mean():.1%} of rows belong to no component with more than 70%.",
             "" if each.mean() <= 0.25 else "Clusters overlap: do not read labels as classes.",
         )
 
 
-def mixture(pair: Pair, *batch: Any, site: str | None = None) -> Mixture:
+def mixture(pair: ModelGuidePair, *batch: Any, site: str | None = None) -> MixtureComponents:
     """Figures on the discrete local site that the model sums out (`site`, if there are several).
 
     Raises:
@@ -164,25 +164,25 @@ def mixture(pair: Pair, *batch: Any, site: str | None = None) -> Mixture:
     r = next(iter(found.values())).double().numpy()
     log_likelihood = math.nan
     with pair.scope(), torch.no_grad():
-        plan = plan_pair(pair.model, pair.guide, batch, {}, 1)
+        plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 1)
         if not plan.latents:
             log_w = log_weights(pair.model, pair.guide, *batch, num_particles=1, plan=plan)
             log_likelihood = float(log_w.double().sum())
         judge = getattr(pair.model, "degenerate", None)
         reason = judge(*batch) if callable(judge) else None
-    return Mixture(r, log_likelihood, _count_parameters(pair, batch), reason)
+    return MixtureComponents(r, log_likelihood, _count_parameters(pair, batch), reason)
 
 
-def _count_parameters(pair: Pair, batch: tuple[Any, ...]) -> int:
+def _count_parameters(pair: ModelGuidePair, batch: tuple[Any, ...]) -> int:
     """Elements of the parameters with a gradient: a triangular matrix has entries without.
 
     Counted a little away from the fit, where gradients of parameters that matter may be zero.
     """
-    if not pair.leaves:
-        pair.prepare(*batch)
-    leaves: list[Tensor] = list(pair.leaves.values())
+    if not pair.unconstrained_parameters:
+        pair.materialize_parameters(*batch)
+    leaves: list[Tensor] = list(pair.unconstrained_parameters.values())
     held = [(leaf.detach().clone(), leaf.grad, leaf.requires_grad) for leaf in leaves]
-    with pair.scope(), own_random(0):
+    with pair.scope(), isolated_rng(0):
         try:
             for leaf in leaves:
                 leaf.requires_grad_(True)
@@ -200,11 +200,13 @@ def _count_parameters(pair: Pair, batch: tuple[Any, ...]) -> int:
                 leaf.requires_grad_(flag)
 
 
-def _redundant(pair: Pair) -> int:
+def _redundant(pair: ModelGuidePair) -> int:
     """One for each simplex: its softmax has an unconstrained number too many."""
     store = pyro.get_param_store()
     named = store._constraints.items()
-    found = [(c, store[name]) for name, c in named if f"store/{name}" in pair.leaves]
+    found = [
+        (c, store[name]) for name, c in named if f"store/{name}" in pair.unconstrained_parameters
+    ]
     for _, module in pair.modules():
         for part in module.modules():
             for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
@@ -309,7 +311,7 @@ class Stability:
                 mean,
                 None,
                 "good ≥ 0.9, bad < 0.6",
-                f"Hubert & Arabie 1985; levels: {OURS}",
+                f"Hubert & Arabie 1985; levels: {PROJECT_DEFAULT}",
                 graded(-mean, -0.9, -0.6),
                 f"Least agreement of two restarts {self.agreement.min():.2f}.",
                 "" if mean >= 0.9 else "Clusters depend on the start: more restarts, other K.",

@@ -30,14 +30,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from ppl_lvm.diagnostics.convergence import LARGE, QUESTION, r_hat
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, graded
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.training.trajectory import Trail
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.training.trajectory import Trajectory
 
 LEVEL, MOVED, PARTS = 1.2, 0.05, 8
 FEWEST = 80  # records, so that each part has five
 LAYERS = (nn.Linear, nn.Bilinear, _ConvNd, _BatchNorm, nn.LayerNorm, nn.RNNBase, nn.Embedding)
-SOURCE = f"Dhaka et al. 2020, arXiv:2009.00666; levels: {OURS}"
+SOURCE = f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}"
 Floats = NDArray[np.float64]
 
 
@@ -76,7 +76,7 @@ class Drift:
         worst = max(each, key=lambda n: each[n])
         said = f"Most of all {_short(worst)}: {each[worst]:.0%} of its numbers." if share else ""
         if not own:
-            verdict = "good" if verdict == "good" else "cannot say"
+            verdict = "good" if verdict == "good" else "unknown"
             said += " All are weights of network layers, which the bound does not settle."
         elif self.layers:
             apart = np.mean([self.drifting(n) for n in sorted(self.layers)])
@@ -90,7 +90,9 @@ class Drift:
             SOURCE,
             verdict,
             said.strip() or "Their means over two parts of the run's second half agree.",
-            "Train longer, or with a falling learning rate." if verdict in ("look", "bad") else "",
+            "Train longer, or with a falling learning rate."
+            if verdict in ("warning", "bad")
+            else "",
         )
 
     def _between_finding(self) -> Finding:
@@ -104,7 +106,7 @@ class Drift:
             None,
             f"R̂ > {LEVEL}; good ≤ 0.1",
             SOURCE,
-            "good" if same else "cannot say",
+            "good" if same else "unknown",
             "Restarts found the same parameters."
             if same
             else "Equal bounds, other parameters: labels, signs or rotations, or several optima.",
@@ -112,7 +114,9 @@ class Drift:
         )
 
 
-def drift(pair: Pair, trails: Sequence[Trail], bounds: Sequence[float], chosen: int = 0) -> Drift:
+def drift(
+    pair: ModelGuidePair, trails: Sequence[Trajectory], bounds: Sequence[float], chosen: int = 0
+) -> Drift:
     """From the records of all starts.
 
     Args:
@@ -169,7 +173,7 @@ def _between(starts: Sequence[Mapping[str, object]]) -> dict[str, Floats]:
     return found
 
 
-def layer_weights(pair: Pair) -> set[str]:
+def layer_weights(pair: ModelGuidePair) -> set[str]:
     """Names of the leaves that are parameters of torch's own layers."""
     inner = set()
     for owner, module in pair.modules():

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import OURS, CannotSayError, Finding, cannot_say, graded
-from ppl_lvm.particles import draw_particles, plan_pair
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, cannot_say, graded
+from ppl_lvm.particles import analyze_for_particles, draw_particles
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.posterior.psis import psis
 
@@ -117,7 +117,7 @@ class ParetoK:
             share,
             math.sqrt(share * (1 - share) / N),
             "good ≤ 0.05, bad > 0.2; k̂ itself: 0.7",
-            f"k̂: Vehtari et al. 2024, arXiv:1507.02646; shares: {OURS}",
+            f"k̂: Vehtari et al. 2024, arXiv:1507.02646; shares: {PROJECT_DEFAULT}",
             graded(share, 0.05, 0.2),
             f"Median k̂ {np.median(self.k):.2f}, largest {self.k.max():.2f} over {N} data, "
             f"{self.num_draws} draws each.",
@@ -133,7 +133,7 @@ class ParetoK:
             relative,
             1.25 * spread if len(self.ess) > 1 else None,
             "good ≥ 0.1, bad < 0.01",
-            OURS,
+            PROJECT_DEFAULT,
             graded(-relative, -0.1, -0.01),
             f"Of {self.num_draws} draws from q, {np.median(self.ess):.0f} count in expectations "
             f"under the posterior (worst datum {self.ess.min():.0f}).",
@@ -156,7 +156,7 @@ class ParetoK:
             ratio,
             ratio / math.sqrt(2 * effective),
             "good ≤ 1.25, bad > 1.5",
-            OURS,
+            PROJECT_DEFAULT,
             graded(ratio, 1.25, 1.5),
             "Median over data of the importance-corrected sd over q's own (or its inverse), in "
             "the worst dimension.",
@@ -174,8 +174,8 @@ def pareto_k(
     Raises:
         CannotSayError: the guide draws nothing, so that the bound is exact.
     """
-    with own_random(seed), torch.no_grad():
-        plan = plan_pair(model, guide, batch, {}, num_draws)
+    with isolated_rng(seed), torch.no_grad():
+        plan = analyze_for_particles(model, guide, batch, {}, num_draws)
         if not plan.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
         parts = -(-num_draws * len(batch[0]) // CHUNK)
@@ -184,7 +184,9 @@ def pareto_k(
         for size in np.diff(np.linspace(0, num_draws, parts + 1).round().astype(int)).tolist():
             p = draw_particles(model, guide, batch, {}, plan, size)
             weights.append(p.log_w.double().numpy())
-            values.append({n: d.value.numpy() for n, d in p.draws.items() if _is_smooth(d.value)})
+            values.append(
+                {n: d.value.numpy() for n, d in p.site_draws.items() if _is_smooth(d.value)}
+            )
     raw = np.concatenate(weights).T  # (N, S)
     log_w, k = psis(raw)
     k[np.ptp(raw, axis=1) < EQUAL] = -np.inf

@@ -33,16 +33,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.finding import BAD, LOOK, OURS, Finding, graded
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.finding import BAD, LOOK, PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.diagnostics.simulation import observed_places, observed_steps, replicates
-from ppl_lvm.particles import plan_pair
+from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.structure import Program
 
 QUESTION = "Does it reproduce the data?"
 MORE = 4  # times as many replicates where the first ones raise an alarm
 MAX_EIGEN = 64  # columns up to which the largest eigenvalue is a test quantity
-ROWS, NEIGHBOURS, PERMUTATIONS = 500, 11, 499
+ROWS, NEIGHBORS, PERMUTATIONS = 500, 11, 499
 Quantity = Callable[[Tensor], Tensor]
 Floats = NDArray[np.float64]
 
@@ -76,15 +76,15 @@ def _sd(x: Tensor) -> Tensor:
 
 
 def _skewness(x: Tensor) -> Tensor:
-    centred = x - x.nanmean(1, keepdim=True)
-    return (centred**3).nanmean(1) / (centred**2).nanmean(1) ** 1.5
+    centered = x - x.nanmean(1, keepdim=True)
+    return (centered**3).nanmean(1) / (centered**2).nanmean(1) ** 1.5
 
 
 def _largest_eigenvalue(x: Tensor) -> Tensor:
     """Of the covariance, each entry from the rows that have both columns."""
     seen = (~x[0].isnan()).to(x)  # (N, P)
-    centred = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.0)
-    covariance = centred.mT @ centred / (seen.mT @ seen).clamp(min=1)
+    centered = (x - x.nanmean(1, keepdim=True)).nan_to_num(0.0)
+    covariance = centered.mT @ centered / (seen.mT @ seen).clamp(min=1)
     return torch.linalg.eigvalsh(covariance)[:, -1]
 
 
@@ -128,7 +128,7 @@ class Check:
         p, R = self.p_values[worst], len(self.replicated[worst])
         verdict = graded(-corrected, -LOOK, -BAD)
         if self.prior and verdict == "bad":
-            verdict = "look"  # a prior that is far off may be overruled by the data
+            verdict = "warning"  # a prior that is far off may be overruled by the data
         low, high = np.quantile(self.replicated[worst], [0.05, 0.95])
         rows = [
             Finding(
@@ -137,7 +137,7 @@ class Check:
                 p,
                 math.sqrt(p * (1 - p) / R),
                 f"two-sided × {len(self.observed)} quantities: good ≥ {LOOK}, bad < {BAD}",
-                OURS,
+                PROJECT_DEFAULT,
                 verdict,
                 f"{worst} is {self.observed[worst]:.4g}; 90% of {R} replicated data sets have "
                 f"{low:.4g} to {high:.4g}.",
@@ -180,7 +180,7 @@ def pit_findings(pit: Mapping[str, Floats], what: str) -> list[Finding]:
                 corrected,
                 None,
                 f"Bonferroni over {len(p)}: good ≥ {LOOK}, bad < {BAD}",
-                OURS,
+                PROJECT_DEFAULT,
                 graded(-corrected, -LOOK, -BAD),
                 f"{bad} of {len(p)} columns have a marginal that the model does not reproduce "
                 f"(first: {int(p.argmin())}).",
@@ -220,8 +220,8 @@ def check(
         CannotSayError: data cannot be simulated from the model.
         ValueError: a test quantity gives something else than a number a data set.
     """
-    with own_random(seed), torch.no_grad():
-        plan = plan_pair(model, guide, batch, {}, 2)
+    with isolated_rng(seed), torch.no_grad():
+        plan = analyze_for_particles(model, guide, batch, {}, 2)
         data = {n: _flat(batch[i][None]) for n, i in observed_places(model, *batch).items()}
         steps = observed_steps(model, *batch)
         asked = {n: quantities(x.shape[2], steps[n]) | dict(own or {}) for n, x in data.items()}
@@ -307,7 +307,7 @@ class TwoSample:
     def findings(self) -> list[Finding]:
         best = max(self.accuracy, key=lambda n: self.accuracy[n])
         value = self.accuracy[best]
-        verdict = "good" if self.p_value >= LOOK else "look" if value <= 0.6 else "bad"
+        verdict = "good" if self.p_value >= LOOK else "warning" if value <= 0.6 else "bad"
         return [
             Finding(
                 QUESTION,
@@ -315,7 +315,7 @@ class TwoSample:
                 value,
                 math.sqrt(0.25 / (2 * self.rows)),
                 f"good if p ≥ {LOOK}, else bad > 0.6",
-                f"Lopez-Paz & Oquab 2017, arXiv:1610.06545; levels: {OURS}",
+                f"Lopez-Paz & Oquab 2017, arXiv:1610.06545; levels: {PROJECT_DEFAULT}",
                 verdict,  # type: ignore[arg-type]
                 f"p = {self.p_value:.3f}; {best} tells {self.rows} rows of data from as many of "
                 "the model. A weak classifier hides faults.",
@@ -330,8 +330,8 @@ def two_sample(model: Program, guide: Program, *batch: Any, seed: int = 0) -> Tw
     Raises:
         CannotSayError: data cannot be simulated from the model.
     """
-    with own_random(seed), torch.no_grad():
-        plan = plan_pair(model, guide, batch, {}, 2)
+    with isolated_rng(seed), torch.no_grad():
+        plan = analyze_for_particles(model, guide, batch, {}, 2)
         (drawn,) = replicates(model, guide, batch, plan, 1, prior=False)
         places = observed_places(model, *batch)
         x = torch.cat([_flat(batch[i][None])[0] for i in places.values()], -1)
@@ -354,7 +354,7 @@ def classify(x: Floats, y: Floats, generator: np.random.Generator) -> TwoSample:
     labels = np.repeat([1.0, -1.0], [len(x), len(y)])
     orders = [np.arange(len(z))] + [generator.permutation(len(z)) for _ in range(PERMUTATIONS)]
     Y = labels[np.stack(orders, 1)]  # (2n, 1 + permutations), the true labels first
-    scores = np.stack([_accuracy(f(z, Y), Y) for f in (_neighbours, _ridge)])  # (2, 1 + …)
+    scores = np.stack([_accuracy(f(z, Y), Y) for f in (_neighbors, _ridge)])  # (2, 1 + …)
     null = scores[:, 1:]
     best = ((scores - null.mean(1, keepdims=True)) / (null.std(1, keepdims=True) + 1e-12)).max(0)
     p = (1 + (best[1:] >= best[0]).sum()) / (1 + PERMUTATIONS)
@@ -368,12 +368,12 @@ def _accuracy(predicted: Floats, Y: Floats) -> Floats:
     return accuracy
 
 
-def _neighbours(z: Floats, Y: Floats) -> Floats:
+def _neighbors(z: Floats, Y: Floats) -> Floats:
     """Vote of each row's nearest other rows: (2n, permutations)."""
     square = (z**2).sum(1)
     distance = square[:, None] + square - 2 * z @ z.T
     np.fill_diagonal(distance, np.inf)
-    k = min(NEIGHBOURS, (len(z) - 1) // 2 * 2 - 1)
+    k = min(NEIGHBORS, (len(z) - 1) // 2 * 2 - 1)
     nearest = np.argpartition(distance, k, axis=1)[:, :k]  # (2n, k)
     votes = np.zeros_like(Y)
     for j in range(k):

@@ -14,9 +14,9 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, Given, Sites, trace_program
 
 CELLS = 2**23  # numbers of replicated data drawn at once
@@ -50,7 +50,7 @@ def observed_places(model: Program, *batch: Any) -> dict[str, int]:
 
 def observed_steps(model: Program, *batch: Any) -> dict[str, int]:
     """Observed site -> how many steps a datum has: T where its values are (T, P), else 1."""
-    with torch.no_grad(), own_draws():
+    with torch.no_grad(), preserve_rng():
         sites = trace_program(model, batch, {}, particles=None, nesting=0)
     shapes = {n: s["fn"].event_shape for n, s in sites.items() if s["is_observed"]}
     return {name: shape[0] if len(shape) == 2 else 1 for name, shape in shapes.items()}
@@ -58,7 +58,7 @@ def observed_steps(model: Program, *batch: Any) -> dict[str, int]:
 
 def _places(model: Program, batch: tuple[Any, ...]) -> dict[str, tuple[int, Tensor | None]]:
     """Observed site -> its tensor's position, and which of its values the model does not mask."""
-    with torch.no_grad(), own_draws():
+    with torch.no_grad(), preserve_rng():
         sites = trace_program(model, batch, {}, particles=None, nesting=0)
     places = {}
     for name, site in sites.items():
@@ -101,7 +101,12 @@ def _unmasked(tensor: Tensor, site: dict[str, Any]) -> Tensor | None:
 
 
 def replicates(
-    model: Program, guide: Program, batch: tuple[Any, ...], plan: Plan, count: int, prior: bool
+    model: Program,
+    guide: Program,
+    batch: tuple[Any, ...],
+    plan: PairStructure,
+    count: int,
+    prior: bool,
 ) -> Iterator[dict[str, Tensor]]:
     """Observed site -> (R, ...) fresh data sets, `count` in all, as many at once as memory allows.
 
@@ -134,12 +139,12 @@ def replicates(
 
 
 def _globals(
-    guide: Program, batch: tuple[Any, ...], plan: Plan, number: int | None
+    guide: Program, batch: tuple[Any, ...], plan: PairStructure, number: int | None
 ) -> dict[str, Tensor]:
     sites: Sites = trace_program(guide, batch, {}, particles=number, nesting=plan.nesting)
     return {name: s["value"] for name, s in sites.items() if not _is_local(s, plan)}
 
 
-def _is_local(site: dict[str, Any], plan: Plan) -> bool:
+def _is_local(site: dict[str, Any], plan: PairStructure) -> bool:
     frames = [f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE]
     return (plan.data_plate or "data") in frames

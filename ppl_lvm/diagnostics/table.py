@@ -15,8 +15,8 @@ from rich.text import Text
 
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 
-STYLES = {"good": "green", "look": "yellow", "bad": "bold red", "cannot say": "dim"}
-MARKS = {"good": "good", "look": "LOOK", "bad": "BAD", "cannot say": "?"}
+STYLES = {"good": "green", "warning": "yellow", "bad": "bold red", "unknown": "dim"}
+MARKS = {"good": "good", "warning": "LOOK", "bad": "BAD", "unknown": "?"}
 
 
 def table(findings: Sequence[Finding]) -> Group:

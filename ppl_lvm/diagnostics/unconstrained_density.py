@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.particles import plan_pair
+from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import Sites, is_point, plate_dim, table
 
 
 @dataclass(frozen=True)
-class _Part:
+class _LatentBlock:
     """One site within u: `shape` (plates + event) of its unconstrained value, one particle."""
 
     shape: torch.Size
@@ -35,7 +35,7 @@ class _Part:
     stop: int
 
 
-class Joint:
+class UnconstrainedDensity:
     """The densities of a pair on `batch`.
 
     Attributes:
@@ -49,14 +49,14 @@ class Joint:
 
     def __init__(self, model: Program, guide: Program, *batch: Any) -> None:
         self.model, self.guide, self.batch = model, guide, batch
-        self.plan = plan_pair(model, guide, batch, {}, 2)
+        self.plan = analyze_for_particles(model, guide, batch, {}, 2)
         if not self.plan.latents:
             raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
         if not self.plan.vectorized:
             raise CannotSayError("The programs do not run under a particle plate.")
-        with torch.no_grad(), own_draws():
+        with torch.no_grad(), preserve_rng():
             guide_sites, model_sites = run_pair(model, guide, batch, {}, self.plan, 2)
-        self.parts: dict[str, _Part] = {}
+        self.parts: dict[str, _LatentBlock] = {}
         self.size = 0
         for name in self.plan.latents:
             if name not in self.plan.constant:
@@ -81,7 +81,7 @@ class Joint:
         else:
             assert data_dim is not None
             width = u.numel() // u.shape[u.dim() - transform.domain.event_dim + data_dim]
-        self.parts[name] = _Part(
+        self.parts[name] = _LatentBlock(
             u.shape,
             transform.domain.event_dim,
             value.shape,
@@ -107,7 +107,7 @@ class Joint:
             columns.append(u.reshape(len(u), self.rows, -1))
         return torch.cat(columns, -1)
 
-    def _axis(self, part: _Part) -> int:
+    def _axis(self, part: _LatentBlock) -> int:
         """Where the data stand in the unconstrained value, the particle dimension counted."""
         assert part.data_dim is not None
         return 1 + len(part.shape) - part.event_dim + part.data_dim

@@ -6,35 +6,35 @@ A family is anything with `density()`, a distribution that can be drawn from wit
 `ppl_lvm.models.gaussian:Gaussian`, `ppl_lvm.models.normalizing_flow:NormalizingFlow`, or yours.
 """
 
-from ppl_lvm.divergences.base import Divergence, Family, Target, as_target
+from ppl_lvm.divergences.base import DensityFamily, Divergence, Target, as_target
 from ppl_lvm.divergences.chi_square import ChiSquare
-from ppl_lvm.divergences.energy_distance import Energy
+from ppl_lvm.divergences.energy_distance import EnergyDistance
 from ppl_lvm.divergences.fitting import Fitted, Grid, fit_divergence
 from ppl_lvm.divergences.jensen_shannon import JensenShannon
 from ppl_lvm.divergences.kl import ForwardKL, ReverseKL
-from ppl_lvm.divergences.mass_coverage import Covering, Coverings, fit_each
+from ppl_lvm.divergences.mass_coverage import CoverageResult, CoverageResults, fit_all
 from ppl_lvm.divergences.mmd import MMD
-from ppl_lvm.divergences.renyi import Renyi
+from ppl_lvm.divergences.renyi import RenyiDivergence
 
-DIVERGENCES = (ForwardKL, ReverseKL, Renyi, ChiSquare, JensenShannon, MMD, Energy)
+DIVERGENCES = (ForwardKL, ReverseKL, RenyiDivergence, ChiSquare, JensenShannon, MMD, EnergyDistance)
 
 __all__ = [
     "DIVERGENCES",
     "MMD",
     "ChiSquare",
-    "Covering",
-    "Coverings",
+    "CoverageResult",
+    "CoverageResults",
+    "DensityFamily",
     "Divergence",
-    "Energy",
-    "Family",
+    "EnergyDistance",
     "Fitted",
     "ForwardKL",
     "Grid",
     "JensenShannon",
-    "Renyi",
+    "RenyiDivergence",
     "ReverseKL",
     "Target",
     "as_target",
+    "fit_all",
     "fit_divergence",
-    "fit_each",
 ]

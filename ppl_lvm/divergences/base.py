@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 
-class Family(Protocol):
+class DensityFamily(Protocol):
     """A distribution with parameters to fit."""
 
     def density(self) -> Any:

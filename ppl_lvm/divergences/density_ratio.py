@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.nn import RowEncoder
 
 
@@ -96,7 +96,7 @@ def fit_log_ratio(
             f"A density ratio needs rows (N, P) and (M, P) of the same columns; got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )
-    with own_draws(), torch.enable_grad():
+    with preserve_rng(), torch.enable_grad():
         torch.manual_seed(seed)
         a = Discriminator(torch.cat([x, y])) if discriminator is None else discriminator
         optimizer = torch.optim.AdamW(a.parameters(), lr=lr, weight_decay=weight_decay)

@@ -19,7 +19,7 @@ from ppl_lvm.divergences.base import Divergence, Target
 from ppl_lvm.divergences.mmd import off_diagonal_mean
 
 
-class Energy(Divergence):
+class EnergyDistance(Divergence):
     """E(p, q), from n draws of each, unbiased."""
 
     needs = ("draws",)

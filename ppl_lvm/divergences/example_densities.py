@@ -1,21 +1,21 @@
 """Densities to fit to: each a distribution of a row (P,), with more hills than a family has.
 
-ppl-lvm divergences two_hills
+ppl-lvm divergences bimodal
 """
 
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, Normal
 
-__all__ = ["four_hills", "two_hills"]
+__all__ = ["bimodal", "four_modes"]
 
 
-def two_hills() -> MixtureSameFamily:
+def bimodal() -> MixtureSameFamily:
     """Unequal hills at -2.5 and 2: event (1,)."""
     hills = Normal(torch.tensor([[-2.5], [2.0]]), torch.tensor([[0.6], [0.9]])).to_event(1)
     return MixtureSameFamily(Categorical(torch.tensor([0.35, 0.65])), hills)
 
 
-def four_hills() -> MixtureSameFamily:
+def four_modes() -> MixtureSameFamily:
     """Hills at the corners of a square, one of them larger: event (2,)."""
     corners = torch.tensor([[-2.0, -2.0], [-2.0, 2.0], [2.0, -2.0], [2.0, 2.0]])
     hills = Normal(corners, torch.full((4, 2), 0.5)).to_event(1)

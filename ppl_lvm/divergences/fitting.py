@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.divergences.base import Divergence, as_target
 from ppl_lvm.estimators import objectives
 
@@ -106,12 +106,12 @@ def fit_divergence(
     if grid is not None:
         check_columns(q, (len(grid.low),), "grid")
     elif p.draw is not None:
-        with own_draws():
+        with preserve_rng():
             check_columns(q, tuple(p.draw(1).shape[1:]), "target")
     points = None if grid is None else grid.points(parameters[0])
     stepper = objectives.optimizer(optimizer, parameters)
     history: list[float] = []
-    with own_draws():
+    with preserve_rng():
         torch.manual_seed(seed)
         for step in range(num_steps):
             if points is None:

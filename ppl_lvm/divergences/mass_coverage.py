@@ -22,7 +22,7 @@ from rich.text import Text
 from torch import Tensor
 
 from ppl_lvm.core.plain_text import plain_text
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
 from ppl_lvm.programs.loading import settings_of
@@ -38,7 +38,7 @@ Say = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Covering:
+class CoverageResult:
     """One family fitted by one divergence.
 
     Attributes:
@@ -54,14 +54,14 @@ class Covering:
     divergence: str
     start: str
     value: float | None = None
-    covers: float | None = None
-    inside: float | None = None
+    recall: float | None = None
+    precision: float | None = None
     failed: str | None = None
     family: Any = None
 
 
 @dataclass(frozen=True)
-class Coverings:
+class CoverageResults:
     """All that were fitted.
 
     Attributes:
@@ -71,14 +71,14 @@ class Coverings:
         exact: whether by sums over a grid, and not from draws.
     """
 
-    rows: tuple[Covering, ...]
+    rows: tuple[CoverageResult, ...]
     target: Target
     left_out: dict[str, str]
     exact: bool
 
     def to_json(self) -> list[dict[str, Any]]:
         """One dictionary a row."""
-        keys = ("divergence", "start", "value", "covers", "inside", "failed")
+        keys = ("divergence", "start", "value", "recall", "precision", "failed")
         return [{key: getattr(row, key) for key in keys} for row in self.rows]
 
     @property
@@ -99,12 +99,12 @@ class Coverings:
     def __rich__(self) -> Group:
         several = len({row.start for row in self.rows}) > 1
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for head in ("divergence", *(["start"] if several else []), "value", "covers", "inside"):
+        for head in ("divergence", *(["start"] if several else []), "value", "recall", "precision"):
             left = head in ("divergence", "start")
             table.add_column(head, justify="left" if left else "right", no_wrap=not left)
         failed = []
         for row in self.rows:
-            figures = [_said(row.value, 4), _said(row.covers, 2), _said(row.inside, 2)]
+            figures = [_said(row.value, 4), _said(row.recall, 2), _said(row.precision, 2)]
             table.add_row(row.divergence, *([row.start] if several else []), *figures)
             if row.failed is not None:
                 failed.append(Text(f"{row.divergence} {row.start}: {row.failed}".strip()))
@@ -120,7 +120,7 @@ class Coverings:
         return fitted(self)
 
 
-def fit_each(
+def fit_all(
     target: Any,
     families: Mapping[str, Any],
     divergences: Sequence[Divergence],
@@ -130,7 +130,7 @@ def fit_each(
     optimizer: Any = OPTIMIZER,
     seed: int = 0,
     say: Say | None = None,
-) -> Coverings:
+) -> CoverageResults:
     """Fit every start by every divergence for which enough is known of the target.
 
     A target of one column whose density is known is summed over a grid, any other drawn from. A
@@ -149,8 +149,8 @@ def fit_each(
     """
     p = as_target(target)
     if p.draw is None or not families:
-        raise ValueError("fit_each needs a target that can be drawn from, and a start.")
-    with own_draws():
+        raise ValueError("fit_all needs a target that can be drawn from, and a start.")
+    with preserve_rng():
         torch.manual_seed(seed)
         x = p.draw(DRAWS) if not isinstance(target, Tensor) else target
     for family in families.values():
@@ -162,7 +162,7 @@ def fit_each(
     fits = [d for d in divergences if name_of(d) not in left_out]
     if not fits:
         divergences[0].check(p)
-    rows: list[Covering] = []
+    rows: list[CoverageResult] = []
     for divergence, (start, family) in product(fits, families.items()):
         name = name_of(divergence)
         if say is not None:
@@ -179,17 +179,17 @@ def fit_each(
                 seed=seed,
             )
         except FloatingPointError as error:
-            rows.append(Covering(name, start, failed=str(error)))
+            rows.append(CoverageResult(name, start, failed=str(error)))
             continue
         last = fitted.history[-1 if grid is not None else -max(1, num_steps // 10) :]
         value, q = sum(last) / len(last), fitted.family
-        rows.append(Covering(name, start, value, *shares(p, q, x, seed), family=q))
-    return Coverings(tuple(rows), p, left_out, grid is not None)
+        rows.append(CoverageResult(name, start, value, *shares(p, q, x, seed), family=q))
+    return CoverageResults(tuple(rows), p, left_out, grid is not None)
 
 
 def shares(p: Target, family: Any, x: Tensor, seed: int = 0) -> tuple[float, float | None]:
-    """`covers` and `inside` of a family, for draws or rows `x` (N, P) of the target."""
-    with torch.no_grad(), own_draws():
+    """`recall` and `precision` of a family, for draws or rows `x` (N, P) of the target."""
+    with torch.no_grad(), preserve_rng():
         torch.manual_seed(seed)
         q = family.density()
         y = q.rsample((DRAWS,))

@@ -21,7 +21,7 @@ from torch import Tensor
 from ppl_lvm.divergences.base import Divergence, Target
 
 
-class Renyi(Divergence):
+class RenyiDivergence(Divergence):
     """D_α(p ‖ q).
 
     Args:

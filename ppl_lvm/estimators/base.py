@@ -31,9 +31,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-from ppl_lvm.particles import Particles, draw_particles, plan_pair
-from ppl_lvm.particles.bound_estimate import refusal
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
+from ppl_lvm.particles.bound_estimate import rejection_message
+from ppl_lvm.particles.structure import PairStructure, Program
 
 
 class Estimator(ELBO, nn.Module):
@@ -53,7 +53,8 @@ class Estimator(ELBO, nn.Module):
         upper: whether the bound is an upper one, to be descended.
         is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
         draws: "particles" of the guide as it is, or another way of drawing, in a word.
-        reads_rows: whether it looks at the rows of the batch: the model's arguments must be these
+        requires_batch_rows: whether it looks at the rows of the batch: the model's arguments must
+        be these
             rows, and each must have a log-weight of its own.
         overflow: what to do where its gradient is not finite although every site's density is;
             empty where that is not known to happen.
@@ -73,14 +74,14 @@ class Estimator(ELBO, nn.Module):
     target: ClassVar[str]
     unbiased: ClassVar[bool]
     min_particles: ClassVar[int] = 1
-    needs: ClassVar[str] = "any"
-    instead: ClassVar[str] = ""
-    linear: ClassVar[bool] = False
-    upper: ClassVar[bool] = False
+    requires: ClassVar[str] = "any"
+    fallback: ClassVar[str] = ""
+    is_linear: ClassVar[bool] = False
+    is_upper_bound: ClassVar[bool] = False
     is_bound: ClassVar[bool] = True
-    draws: ClassVar[str] = "particles"
-    reads_rows: ClassVar[bool] = False
-    overflow: ClassVar[str] = ""
+    sampling: ClassVar[str] = "particles"
+    requires_batch_rows: ClassVar[bool] = False
+    non_finite_hint: ClassVar[str] = ""
     cost: ClassVar[str] = "K"
     paper: ClassVar[str]
 
@@ -96,7 +97,7 @@ class Estimator(ELBO, nn.Module):
         if not isinstance(num_particles, int):
             raise ValueError(f"{name} needs a whole number of particles, got {num_particles!r}.")
         if num_particles < self.min_particles:
-            or_use = f", or use {self.instead}" if self.instead else ""
+            or_use = f", or use {self.fallback}" if self.fallback else ""
             raise ValueError(
                 f"{name} needs at least {self.min_particles} particle"
                 f"{'s' if self.min_particles > 1 else ''}, got num_particles={num_particles}. "
@@ -104,7 +105,7 @@ class Estimator(ELBO, nn.Module):
             )
         ELBO.__init__(self, num_particles=num_particles)
         self.vectorize_particles = vectorize_particles
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, PairStructure] = {}
         self._warned = False
 
     @abstractmethod
@@ -117,9 +118,9 @@ class Estimator(ELBO, nn.Module):
 
     def objective(self, particles: Particles) -> Tensor:
         """What S ascends, per datum (B,): the bound, unless a class says otherwise."""
-        return -self.bound(particles) if self.upper else self.bound(particles)
+        return -self.bound(particles) if self.is_upper_bound else self.bound(particles)
 
-    def learn(self, particles: Particles) -> None:
+    def update_state(self, particles: Particles) -> None:
         """Update averages from particles that were used. Called in training mode."""
 
     def draw(
@@ -127,25 +128,25 @@ class Estimator(ELBO, nn.Module):
     ) -> Particles:
         """K particles of this pair."""
         plan = self.plan(model, guide, args, kwargs)
-        drawing = self.drawing()
+        drawing = self.draw_handler()
         return draw_particles(model, guide, args, kwargs, plan, self.num_particles, drawing=drawing)
 
-    def drawing(self) -> Messenger | None:
+    def draw_handler(self) -> Messenger | None:
         """A handler that changes how the guide draws, new for every step; None for as it is."""
         return None
 
     def plan(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Plan:
+    ) -> PairStructure:
         """The pair's structure; found out and checked when it is first seen with such inputs."""
         inputs = (*args, *kwargs, *kwargs.values())
         programs = [p if isinstance(p, Hashable) else id(p) for p in (model, guide)]
         key = (*programs, *(_kind(value) for value in inputs))
         if key not in self._plans:
-            plan = plan_pair(
+            plan = analyze_for_particles(
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles
             )
-            self.check(plan)
+            self.validate(plan)
             while len(self._plans) >= 8:
                 del self._plans[next(iter(self._plans))]
             self._plans[key] = plan
@@ -155,24 +156,24 @@ class Estimator(ELBO, nn.Module):
         """A copy has the learned state, and finds out the structure of its pairs by itself."""
         return {**self.__dict__, "_plans": {}}
 
-    def check(self, plan: Plan) -> None:
+    def validate(self, plan: PairStructure) -> None:
         """Refuse a pair that this estimator would give a wrong or zero gradient."""
         self._refuse_estimate(plan.estimate)
-        if self.needs == "reparameterized" and plan.score_sites:
+        if self.requires == "reparameterized" and plan.score_sites:
             site = plan.score_sites[0]
             raise ValueError(
                 f"{type(self).__name__} needs reparameterised draws, but the guide's site '{site}' "
-                f"({plan.latents[site]}) has none. Use {self.instead}."
+                f"({plan.latents[site]}) has none. Use {self.fallback}."
             )
-        if self.needs == "bernoulli":
+        if self.requires == "bernoulli":
             random = [n for n in plan.latents if n not in plan.constant]
             if len(random) != 1 or plan.latents[random[0]] != "Bernoulli":
                 kinds = ", ".join(f"'{n}' ({plan.latents[n]})" for n in random)
                 raise ValueError(
                     f"{type(self).__name__} needs a guide with one Bernoulli site and no other, "
-                    f"but it draws {kinds or 'nothing'}. Use {self.instead}."
+                    f"but it draws {kinds or 'nothing'}. Use {self.fallback}."
                 )
-        if self.needs == "discrete":
+        if self.requires == "discrete":
             if not plan.score_sites:
                 kinds = ", ".join(f"'{n}' ({kind})" for n, kind in plan.latents.items())
                 raise ValueError(
@@ -184,12 +185,12 @@ class Estimator(ELBO, nn.Module):
                     raise ValueError(
                         f"{type(self).__name__} relaxes Bernoulli and OneHotCategorical sites, but "
                         f"the guide's site '{site}' is {plan.latents[site]}. Write it one-hot, or "
-                        f"use {self.instead}."
+                        f"use {self.fallback}."
                     )
-        if self.reads_rows and plan.data_plate is None:
+        if self.requires_batch_rows and plan.data_plate is None:
             raise ValueError(
                 f"{type(self).__name__} needs one log-weight per datum, but this pair has a joint "
-                f"one: {plan.joint_because}. Use LeaveOneOut or DecayingAverageBaseline."
+                f"one: {plan.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
             )
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -199,7 +200,7 @@ class Estimator(ELBO, nn.Module):
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
         """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
-        sign = 1.0 if self.upper else -1.0
+        sign = 1.0 if self.is_upper_bound else -1.0
         particles = self.draw(model, guide, args, kwargs)
         self._refuse_estimate(particles.estimate)  # a plan may have seen the other mode
         self._warn_of_energy(particles)
@@ -210,20 +211,21 @@ class Estimator(ELBO, nn.Module):
         self._announce()
         gradient = surrogate - sign * particles.offset
         if self.training:
-            self.learn(particles)
+            self.update_state(particles)
         return sign * value.detach() - (gradient - gradient.detach())
 
     def _refuse_estimate(self, site: str | None) -> None:
-        if site is not None and not self.linear:
-            raise ValueError(refusal(site, type(self).__name__))
+        if site is not None and not self.is_linear:
+            raise ValueError(rejection_message(site, type(self).__name__))
 
     def _warn_of_energy(self, particles: Particles) -> None:
-        if particles.energy is None or self.linear or self._warned:
+        if particles.energy_reason is None or self.is_linear or self._warned:
             return
         self._warned = True
         warnings.warn(
-            f"{type(self).__name__} is no bound on log p(x) here: {particles.energy}, so N/B "
-            "multiplies log-weights and not bounds (the energy approximation). Use the whole data, "
+            f"{type(self).__name__} is no bound on log p(x) here: {particles.energy_reason}, so "
+            "N/B multiplies log-weights and not bounds (the energy approximation). Use "
+            "the whole data, "
             "or ELBO or LeaveOneOut, which stay unbiased.",
             stacklevel=3,
         )

@@ -45,9 +45,9 @@ class CUBO(Estimator):
 
     target = "exp CUBO"
     unbiased = True
-    upper = True
+    is_upper_bound = True
     is_bound = False
-    overflow = (
+    non_finite_hint = (
         "CUBO's exponential of log-weights has left the range of these numbers: start from a guide "
         "that ELBO has fitted, lower n, or use double precision, "
         "torch.set_default_dtype(torch.float64)."
@@ -75,7 +75,7 @@ class CUBO(Estimator):
             self._started = True
             if float(self.average.weight) == 0:
                 with torch.no_grad():
-                    self.learn(super().draw(model, guide, args, kwargs))
+                    self.update_state(super().draw(model, guide, args, kwargs))
         return super().draw(model, guide, args, kwargs)
 
     def bound(self, particles: Particles) -> Tensor:
@@ -93,5 +93,5 @@ class CUBO(Estimator):
             power = power + power.detach() * particles.score
         return -power.mean(0)  # (B,)
 
-    def learn(self, particles: Particles) -> None:
+    def update_state(self, particles: Particles) -> None:
         self.average.add(self.bound(particles))

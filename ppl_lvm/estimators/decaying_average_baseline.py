@@ -31,7 +31,7 @@ class DecayingAverageBaseline(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
+    is_linear = True
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
     def __init__(
@@ -53,5 +53,5 @@ class DecayingAverageBaseline(Estimator):
         c = self.average().to(pathwise)
         return (pathwise + (particles.log_w.detach() - c) * particles.score).mean(0)  # (B,)
 
-    def learn(self, particles: Particles) -> None:
+    def update_state(self, particles: Particles) -> None:
         self.average.add(particles.log_w)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, innermost, plate_dim, table
 
 
@@ -38,7 +38,7 @@ def uniform(like: Tensor) -> Tensor:
 class Antithetic(Messenger):
     """Draw the guide's Bernoulli site in antithetic pairs: particle k and particle K/2 + k."""
 
-    def __init__(self, plan: Plan, num_pairs: int) -> None:
+    def __init__(self, plan: PairStructure, num_pairs: int) -> None:
         super().__init__()
         self.plan = plan
         self.num_pairs = num_pairs
@@ -93,11 +93,11 @@ class DisARM(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
+    is_linear = True
     min_particles = 2
-    needs = "bernoulli"
-    instead = "LeaveOneOut"
-    draws = "antithetic"
+    requires = "bernoulli"
+    fallback = "LeaveOneOut"
+    sampling = "antithetic"
     paper = "Dong, Mnih, Tucker (2020). https://arxiv.org/abs/2006.10680"
 
     def __init__(self, num_particles: int = 2, vectorize_particles: bool | None = None) -> None:
@@ -115,7 +115,7 @@ class DisARM(Estimator):
         particles = draw_particles(
             model, guide, args, kwargs, plan, self.num_particles, drawing=pairs
         )
-        particles.aside = {"direction": torch.cat(pairs.directions)}
+        particles.extras = {"direction": torch.cat(pairs.directions)}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
@@ -123,5 +123,5 @@ class DisARM(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         f, f2 = particles.log_w.detach().chunk(2)  # (K/2, B) each
-        guide = 0.5 * (f - f2) * particles.aside["direction"]  # (K/2, B)
+        guide = 0.5 * (f - f2) * particles.extras["direction"]  # (K/2, B)
         return particles.log_p.mean(0) + guide.mean(0)  # (B,)

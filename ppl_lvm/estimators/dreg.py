@@ -30,8 +30,8 @@ class DReG(Estimator):
 
     target = "IWAE"
     unbiased = True
-    needs = "reparameterized"
-    instead = "VIMCO"
+    requires = "reparameterized"
+    fallback = "VIMCO"
     cost = "K, scored twice"
     paper = "Tucker, Lawson, Gu, Maddison (2019). https://arxiv.org/abs/1810.04152"
 
@@ -40,6 +40,8 @@ class DReG(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         v = particles.log_w.detach().softmax(0)  # (K, B)
-        through_draws = v**2 * (particles.log_p - particles.log_q_still)
-        directly = (v - v**2) * particles.log_p_held - v * particles.tempering_held
+        through_draws = v**2 * (particles.log_p - particles.log_q_at_fixed_parameters)
+        directly = (
+            v - v**2
+        ) * particles.log_p_at_fixed_values - v * particles.tempering_at_fixed_values
         return (through_draws + directly).sum(0)  # (B,)

@@ -37,8 +37,8 @@ class DReGRenyi(Estimator):
 
     target = "Rényi"
     unbiased = True
-    needs = "reparameterized"
-    instead = "Renyi"
+    requires = "reparameterized"
+    fallback = "Renyi"
     cost = "K, scored twice"
     paper = "Tucker, Lawson, Gu, Maddison (2019). https://arxiv.org/abs/1810.04152"
 
@@ -63,6 +63,8 @@ class DReGRenyi(Estimator):
     def surrogate(self, particles: Particles) -> Tensor:
         v = ((1 - self.alpha) * particles.log_w.detach()).softmax(0)  # (K, B)
         c = self.alpha * v + (1 - self.alpha) * v**2
-        through_draws = c * (particles.log_p - particles.log_q_still)
-        directly = (v - c) * particles.log_p_held - v * particles.tempering_held
+        through_draws = c * (particles.log_p - particles.log_q_at_fixed_parameters)
+        directly = (
+            v - c
+        ) * particles.log_p_at_fixed_values - v * particles.tempering_at_fixed_values
         return (through_draws + directly).sum(0)  # (B,)

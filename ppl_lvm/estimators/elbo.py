@@ -31,9 +31,9 @@ class ELBO(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
-    needs = "reparameterized"
-    instead = "LeaveOneOut"
+    is_linear = True
+    requires = "reparameterized"
+    fallback = "LeaveOneOut"
     paper = "Kingma, Welling (2014). https://arxiv.org/abs/1312.6114"
 
     def __init__(
@@ -48,7 +48,7 @@ class ELBO(Estimator):
     def bound(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)
         if self.analytic_kl:
-            for draw in particles.draws.values():
+            for draw in particles.site_draws.values():
                 minus_kl = draw.analytic()
                 if minus_kl is not None:
                     assert draw.log_p is not None

@@ -33,7 +33,7 @@ from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import innermost
 
 
-class Concrete(Messenger):
+class ConcreteDraws(Messenger):
     """Give these sites, in the guide and in the model, their Concrete distribution."""
 
     def __init__(self, sites: tuple[str, ...], temperature: float) -> None:
@@ -64,11 +64,11 @@ class GumbelSoftmax(Estimator):
 
     target = "relaxed ELBO"
     unbiased = False
-    linear = True
+    is_linear = True
     is_bound = False
-    needs = "discrete"
-    instead = "LeaveOneOut"
-    draws = "relaxed"
+    requires = "discrete"
+    fallback = "LeaveOneOut"
+    sampling = "relaxed"
     paper = "Jang, Gu, Poole (2017). https://arxiv.org/abs/1611.01144"
 
     def __init__(
@@ -87,7 +87,7 @@ class GumbelSoftmax(Estimator):
     ) -> Particles:
         plan = self.plan(model, guide, args, kwargs)
         relaxed = replace(plan, score_sites=())
-        drawing = Concrete(plan.score_sites, self.temperature)
+        drawing = ConcreteDraws(plan.score_sites, self.temperature)
         return draw_particles(
             model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
         )

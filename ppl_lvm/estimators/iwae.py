@@ -26,8 +26,8 @@ class IWAE(Estimator):
 
     target = "IWAE"
     unbiased = True
-    needs = "reparameterized"
-    instead = "VIMCO"
+    requires = "reparameterized"
+    fallback = "VIMCO"
     paper = "Burda, Grosse, Salakhutdinov (2016). https://arxiv.org/abs/1509.00519"
 
     def bound(self, particles: Particles) -> Tensor:

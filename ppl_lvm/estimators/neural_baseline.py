@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
-from ppl_lvm.particles import Particles, Plan
+from ppl_lvm.particles import PairStructure, Particles
 from ppl_lvm.particles.structure import Program
 
 
@@ -43,8 +43,8 @@ class NeuralBaseline(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
-    reads_rows = True
+    is_linear = True
+    requires_batch_rows = True
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
     def __init__(
@@ -63,9 +63,9 @@ class NeuralBaseline(Estimator):
                 network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.network = network
 
-    def check(self, plan: Plan) -> None:
+    def validate(self, plan: PairStructure) -> None:
         """Also refuse a guide without a site for the baseline to serve."""
-        super().check(plan)
+        super().validate(plan)
         if not plan.score_sites:
             sites = ", ".join(f"{name!r} ({kind})" for name, kind in plan.latents.items())
             raise ValueError(
@@ -87,7 +87,7 @@ class NeuralBaseline(Estimator):
             )
         dtype = torch.get_default_dtype()
         rows = torch.cat([a.reshape(size, -1).to(dtype) for a in tensors], -1)  # (B, P)
-        particles.aside = {"rows": rows}
+        particles.extras = {"rows": rows}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
@@ -97,10 +97,10 @@ class NeuralBaseline(Estimator):
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
         if particles.score is None:
             return pathwise.mean(0)
-        C = self.network(particles.aside["rows"]).reshape(-1)  # (B,)
+        C = self.network(particles.extras["rows"]).reshape(-1)  # (B,)
         error = particles.log_w.detach() - self.average().to(C) - C  # (K, B)
         fit = -0.5 * error**2  # its gradient is ψ's alone
         return (pathwise + error.detach() * particles.score + fit).mean(0)  # (B,)
 
-    def learn(self, particles: Particles) -> None:
+    def update_state(self, particles: Particles) -> None:
         self.average.add(particles.log_w)

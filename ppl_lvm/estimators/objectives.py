@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm import estimators
-from ppl_lvm.particles.bound_estimate import estimated_site, refusal, refuse_other_draws
+from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws, rejection_message
 from ppl_lvm.programs.loading import build, parse_call, settings_of
 from ppl_lvm.programs.pair import data_plate_size, latent_sites, plate_nesting
 
@@ -116,7 +116,7 @@ def refuse_estimates(
     if site is None:
         return
     if isinstance(objective, RenyiELBO):
-        raise ValueError(refusal(site, "RenyiELBO"))
+        raise ValueError(rejection_message(site, "RenyiELBO"))
     drawn = latent_sites(guide_trace)
     log_p = {n: nodes[n]["fn"].log_prob(s["value"]) for n, s in drawn.items() if n in nodes}
     refuse_other_draws(site, log_p, {n: s["fn"].log_prob(s["value"]) for n, s in drawn.items()})

@@ -37,10 +37,10 @@ class REBAR(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
-    needs = "bernoulli"
-    instead = "LeaveOneOut"
-    draws = "relaxed pair"
+    is_linear = True
+    requires = "bernoulli"
+    fallback = "LeaveOneOut"
+    sampling = "relaxed pair"
     cost = "3 K"
     paper = "Tucker et al. (2017). https://arxiv.org/abs/1703.07370"
 
@@ -64,14 +64,14 @@ class REBAR(Estimator):
         particles = draw_particles(
             model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
         )
-        particles.aside = {"relaxed": drawn}
+        particles.extras = {"relaxed": drawn}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn: RelaxedBernoulli = particles.aside["relaxed"]
+        drawn: RelaxedBernoulli = particles.extras["relaxed"]
 
         def control(z: Tensor) -> Tensor:
             f = relaxed_log_weight(particles, drawn.name, z, self.log_tau.exp())

@@ -40,10 +40,10 @@ class RELAX(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
-    needs = "bernoulli"
-    instead = "LeaveOneOut"
-    draws = "relaxed pair"
+    is_linear = True
+    requires = "bernoulli"
+    fallback = "LeaveOneOut"
+    sampling = "relaxed pair"
     cost = "3 K"
     paper = "Grathwohl et al. (2018). https://arxiv.org/abs/1711.00123"
 
@@ -73,14 +73,14 @@ class RELAX(Estimator):
         particles = draw_particles(
             model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
         )
-        particles.aside = {"relaxed": drawn}
+        particles.extras = {"relaxed": drawn}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn: RelaxedBernoulli = particles.aside["relaxed"]
+        drawn: RelaxedBernoulli = particles.extras["relaxed"]
 
         def control(z: Tensor) -> Tensor:
             r: Tensor = self.network(drawn.per_datum(z)).squeeze(-1)  # (K, B)

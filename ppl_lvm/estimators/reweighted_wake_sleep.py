@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.parts.detached_draws import WithoutPath
+from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
 
@@ -32,11 +32,11 @@ class ReweightedWakeSleep(Estimator):
     target = "IWAE; KL(p || q) for the guide"
     unbiased = False
     min_particles = 2
-    instead = "ScoreFunction"
+    fallback = "ScoreFunction"
     paper = "Bornschein, Bengio (2015). https://arxiv.org/abs/1406.2751"
 
-    def drawing(self) -> Messenger:
-        return WithoutPath()
+    def draw_handler(self) -> Messenger:
+        return DetachDraws()
 
     def bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_w)  # (B,)

@@ -26,7 +26,7 @@ class ScoreFunction(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
+    is_linear = True
     paper = "Williams (1992). https://doi.org/10.1007/BF00992696"
 
     def bound(self, particles: Particles) -> Tensor:

@@ -27,9 +27,9 @@ class StickingTheLanding(Estimator):
 
     target = "ELBO"
     unbiased = True
-    linear = True
-    needs = "reparameterized"
-    instead = "LeaveOneOut"
+    is_linear = True
+    requires = "reparameterized"
+    fallback = "LeaveOneOut"
     cost = "K, scored twice"
     paper = "Roeder, Wu, Duvenaud (2017). https://arxiv.org/abs/1703.09194"
 
@@ -37,4 +37,4 @@ class StickingTheLanding(Estimator):
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        return (particles.log_p - particles.log_q_still).mean(0)  # (B,)
+        return (particles.log_p - particles.log_q_at_fixed_parameters).mean(0)  # (B,)

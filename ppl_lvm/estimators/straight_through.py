@@ -39,7 +39,7 @@ class _LinearOneHot(OneHotCategorical):
         return (value * self.logits).sum(-1)
 
 
-class Straight(Messenger):
+class StraightThroughDraws(Messenger):
     """Draw these sites of the guide hard forward and soft backward; score them linearly."""
 
     def __init__(self, sites: tuple[str, ...], temperature: float | None) -> None:
@@ -87,10 +87,10 @@ class StraightThrough(Estimator):
 
     target = "ELBO"
     unbiased = False
-    linear = True
-    needs = "discrete"
-    instead = "LeaveOneOut"
-    draws = "straight-through"
+    is_linear = True
+    requires = "discrete"
+    fallback = "LeaveOneOut"
+    sampling = "straight-through"
     paper = "Bengio, Léonard, Courville (2013). https://arxiv.org/abs/1308.3432"
 
     def __init__(
@@ -111,7 +111,7 @@ class StraightThrough(Estimator):
     ) -> Particles:
         plan = self.plan(model, guide, args, kwargs)
         relaxed = replace(plan, score_sites=())
-        drawing = Straight(plan.score_sites, self.temperature)
+        drawing = StraightThroughDraws(plan.score_sites, self.temperature)
         return draw_particles(
             model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
         )

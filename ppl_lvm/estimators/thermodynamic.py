@@ -32,7 +32,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.parts.detached_draws import WithoutPath
+from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.particles import Particles
 
 
@@ -49,7 +49,7 @@ class ThermodynamicELBO(Estimator):
     target = "TVO"
     unbiased = False
     min_particles = 2
-    instead = "ScoreFunction"
+    fallback = "ScoreFunction"
     paper = "Masrani, Le, Wood (2019). https://arxiv.org/abs/1907.00031"
 
     def __init__(
@@ -68,8 +68,8 @@ class ThermodynamicELBO(Estimator):
         middle = [beta_1 ** (1 - t / (T - 1)) for t in range(T - 1)] if T > 1 else []
         self.betas = [0.0, *middle, 1.0]
 
-    def drawing(self) -> Messenger:
-        return WithoutPath()
+    def draw_handler(self) -> Messenger:
+        return DetachDraws()
 
     def bound(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)

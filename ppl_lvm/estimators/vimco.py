@@ -29,7 +29,7 @@ class VIMCO(Estimator):
     target = "IWAE"
     unbiased = True
     min_particles = 2
-    instead = "ScoreFunction"
+    fallback = "ScoreFunction"
     paper = "Mnih, Rezende (2016). https://arxiv.org/abs/1602.06725"
 
     def bound(self, particles: Particles) -> Tensor:

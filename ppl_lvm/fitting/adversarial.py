@@ -1,6 +1,6 @@
 """Train a model that can only be drawn from, against a discriminator that tells it from data.
 
-    found = fit_adversarially(Implicit(latent=2), x, objective=maximum_likelihood)
+    found = fit_adversarial(Implicit(latent=2), x, objective=maximum_likelihood)
     found.generator.draw(100), found.two_sample(held_out)
 
 Steps alternate: the discriminator's a(x) follows log p_D(x) - log p_G(x), the generator descends
@@ -21,27 +21,27 @@ from torch import Tensor, nn
 
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import at_most
+from ppl_lvm.data.selection import sample_rows
 from ppl_lvm.divergences import density_ratio
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.estimators.objectives import describe
-from ppl_lvm.programs.pair import copied
-from ppl_lvm.programs.sources import ModelSource
+from ppl_lvm.programs.pair import copy_programs
+from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
-from ppl_lvm.runs.directory import claim, set_aside
-from ppl_lvm.runs.run import TEMPLATE_ROWS, surroundings
-from ppl_lvm.training.adversarial import Game, Rules
-from ppl_lvm.training.iterate import run_on
+from ppl_lvm.runs.directory import open_run_directory, split_validation
+from ppl_lvm.runs.run import TEMPLATE_ROWS, environment_record
+from ppl_lvm.training.adversarial import AdversarialOptions, Game
+from ppl_lvm.training.iterate import iterate_with_checkpoints
 
-__all__ = ["OBJECTIVES", "Adversaries", "fit_adversarially", "load_adversaries"]
+__all__ = ["OBJECTIVES", "Adversaries", "fit_adversarial", "load_adversaries"]
 
 OBJECTIVES = ("minimax", "non_saturating", "maximum_likelihood")
 JUDGED_ROWS, FEWEST_ROWS = 2000, 20  # of the two-sample test: what it costs, what it needs
 
 
-def fit_adversarially(
+def fit_adversarial(
     generator: Any,
     data: Any,
     *,
@@ -90,21 +90,21 @@ def fit_adversarially(
         FloatingPointError: a loss is not finite; names whose, and the step.
     """
     begun = time.perf_counter()
-    rules = Rules(num_steps, batch_size, discriminator_steps, penalty, optimizer)
+    rules = AdversarialOptions(num_steps, batch_size, discriminator_steps, penalty, optimizer)
     if processes.count() > 1:
         raise ValueError("Adversaries are trained in one process: start it without torchrun.")
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
     f = _objective(objective)
     whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = set_aside(whole, validation, seed)
+    train, held_out = split_validation(whole, validation, seed)
     x = _rows(train)
-    source = ModelSource(
-        generator if isinstance(generator, str) else copied(generator)[0], settings
+    source = ModelFactory(
+        generator if isinstance(generator, str) else copy_programs(generator)[0], settings
     )
     asked = _record(source, whole, train, held_out, validation, f, discriminator, rules, seed)
     path = None if directory is None else Path(directory)
-    with own_draws():
+    with preserve_rng():
         torch.manual_seed(seed)
         G: Any = source.make((x,))
         if not hasattr(G, "draw"):
@@ -112,15 +112,17 @@ def fit_adversarially(
                 f"{source.recipe.name} has no draw(n) that gives n rows with gradients. Write "
                 "one, as models/implicit.py does; a model with a density is trained by fit."
             )
-        a = Discriminator(x) if discriminator is None else copied(discriminator)[0]
+        a = Discriminator(x) if discriminator is None else copy_programs(discriminator)[0]
         _check_discriminator(a, x)
         show = Progress(num_steps, figure="Jensen-Shannon", shown=progress)
         game = Game(G, a, x, f, rules, show)
-        finished = None if path is None else claim(path, asked, resume, load_adversaries)
+        finished = (
+            None if path is None else open_run_directory(path, asked, resume, load_adversaries)
+        )
         if finished is not None:
             return finished
         place = None if path is None else path / "checkpoint.safetensors"
-        run_on(game, num_steps, place, checkpoint_seconds)
+        iterate_with_checkpoints(game, num_steps, place, checkpoint_seconds)
     found = Adversaries(G, a, game.history, asked, x[:TEMPLATE_ROWS], path)
     asked["results"] = _judged(found, train if held_out is None else held_out, begun)
     asked["results"]["two_sample_of"] = "training rows" if held_out is None else "held-out rows"
@@ -146,13 +148,13 @@ def _rows(data: Data) -> Tensor:
     x, *more = data.batch(torch.arange(len(data)))
     if more or x.dim() != 2 or not x.is_floating_point() or not len(x):
         raise ValueError(
-            f"fit_adversarially takes rows (N, P) of numbers, got {tuple(x.shape)}"
+            f"fit_adversarial takes rows (N, P) of numbers, got {tuple(x.shape)}"
             + (f" and {len(more)} tensors beside them." if more else ".")
         )
     if (gaps := ~x.isfinite()).any():
         row, column = gaps.nonzero()[0].tolist()
         raise ValueError(
-            f"fit_adversarially takes complete rows: {data.locate(row, column)} is missing "
+            f"fit_adversarial takes complete rows: {data.locate(row, column)} is missing "
             f"({int(gaps.sum())} such in all). What a generator draws has no gaps. Leave them out."
         )
     return x
@@ -175,14 +177,14 @@ def _check_discriminator(a: nn.Module, x: Tensor) -> None:
 
 
 def _record(
-    source: ModelSource,
+    source: ModelFactory,
     whole: Data,
     train: Data,
     held_out: Data | None,
     validation: Any,
     f: Callable[[Tensor], Tensor],
     discriminator: nn.Module | None,
-    rules: Rules,
+    rules: AdversarialOptions,
     seed: int,
 ) -> dict[str, Any]:
     """What was asked, as plain data."""
@@ -194,8 +196,8 @@ def _record(
         "objective": describe(f),
         "algorithm": "adversarial training",
         "options": {**options, "objective": describe(f)},
-        "restarts_asked": 1,
-        **surroundings(
+        "num_restarts": 1,
+        **environment_record(
             whole,
             train_rows=len(train),
             held_out_rows=0 if held_out is None else len(held_out),
@@ -208,7 +210,7 @@ def _record(
 def _judged(found: Adversaries, data: Data, begun: float) -> dict[str, Any]:
     """What came of it: the two-sample test on at most 2,000 rows, None where there are under 20."""
     seed = found.record["options"]["seed"]
-    x = _rows(at_most(data, JUDGED_ROWS, seed))
+    x = _rows(sample_rows(data, JUDGED_ROWS, seed))
     last = found.history["jensen_shannon"][-max(1, len(found.history["jensen_shannon"]) // 5) :]
     test = found.two_sample(x, seed=seed) if len(x) >= FEWEST_ROWS else None
     return {

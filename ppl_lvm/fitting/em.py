@@ -27,16 +27,16 @@ from torch import Tensor
 
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import some_rows
+from ppl_lvm.data.selection import initialization_rows
 from ppl_lvm.fitting.em_run import ExactPosterior, Outcome, as_run, record
-from ppl_lvm.programs.pair import copied
-from ppl_lvm.programs.sources import GuideSource, ModelSource
-from ppl_lvm.runs.directory import claim, set_aside
+from ppl_lvm.programs.pair import copy_programs
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+from ppl_lvm.runs.directory import open_run_directory, split_validation
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.em.batch import EM, NotMonotoneError
 from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Statistics, Sums
-from ppl_lvm.training.iterate import run_on
+from ppl_lvm.training.iterate import iterate_with_checkpoints
 
 __all__ = ["EM", "EMModel", "ExactPosterior", "NotMonotoneError", "fit_em"]
 
@@ -52,7 +52,8 @@ class EMModel(Protocol):
     Optional: `initialize(*batch)` and `degenerate(*batch)`, see `fit`; `posterior(*batch)`, which
     samples the latent sites from p(z | x): the guide of the run; `e_steps(states, *batch)`, which
     is `e_step` of many starts, leading in θ and in what it returns, where that can be had cheaper;
-    and `carry(state, new, made_of, statistics)` for online EM: statistics at θ as they are at θ',
+    and `transport_statistics(state, new, made_of, statistics)` for online EM: statistics at θ as
+    they are at θ',
     which `m_step` made of the statistics `made_of`.
     """
 
@@ -70,7 +71,7 @@ class EMModel(Protocol):
 
 
 @dataclass
-class _Asked:
+class _EMOptions:
     """What was asked of the iterations."""
 
     max_iterations: int
@@ -141,27 +142,27 @@ def fit_em(
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
     whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = set_aside(whole, validation, seed)
+    train, held_out = split_validation(whole, validation, seed)
     if len(train) < processes.count():
         raise ValueError(f"{len(train)} rows are too few for {processes.count()} processes.")
     batch_size = batch_size or whole.batch_size or (READ_ROWS if decay is None else ONLINE_ROWS)
-    source = ModelSource(model if isinstance(model, str) else copied(model)[0], settings)
+    source = ModelFactory(model if isinstance(model, str) else copy_programs(model)[0], settings)
     made, states = _starts(source, train, restarts, seed)
     if guide is None and hasattr(made, "posterior"):
         guide = ExactPosterior
-    guides = GuideSource(guide)
+    guides = GuideFactory(guide)
     options: dict[str, Any] = {"max_iterations": max_iterations, "tolerance": tolerance}
     options |= {"batch_size": batch_size, "decay": decay, "seed": seed}
     asked = record(source, guides, whole, train, held_out, validation, options, restarts)
     path = None if directory is None else Path(directory)
     first = processes.rank() == 0
     if path is not None and first:
-        finished = claim(path, asked, resume)
+        finished = open_run_directory(path, asked, resume)
         if finished is not None:
             return finished
     state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
     place = None if path is None else path / "checkpoint.safetensors"
-    wanted = _Asked(max_iterations, tolerance, batch_size, decay, place, checkpoint_seconds)
+    wanted = _EMOptions(max_iterations, tolerance, batch_size, decay, place, checkpoint_seconds)
     with torch.no_grad():
         outcome = _iterate(made, train, held_out, state, wanted, seed)
     run = as_run(made, guides, train, held_out, asked, outcome, begun)
@@ -175,20 +176,24 @@ def fit_em(
 
 
 def _iterate(
-    model: Any, train: Data, held_out: Data | None, state: State, wanted: _Asked, seed: int
+    model: Any, train: Data, held_out: Data | None, state: State, wanted: _EMOptions, seed: int
 ) -> Outcome:
     """EM, or online EM and the log-likelihood at its end."""
     em: EM | OnlineEM
     if wanted.decay is None:
         em = EM(model, train, state, wanted.batch_size, wanted.tolerance, held_out)
-        run_on(em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds)
+        iterate_with_checkpoints(
+            em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds
+        )
         return Outcome(em.state, em.bounds, em.held_out_bounds, em.converged)
     N, seen = len(train), torch.Generator().manual_seed(seed)
     rows = torch.randperm(N, generator=seen)[:READ_ROWS].sort().values
     em = OnlineEM(
         model, train, state, rows, batch_size=wanted.batch_size, decay=wanted.decay, seed=seed
     )
-    run_on(em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds)
+    iterate_with_checkpoints(
+        em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds
+    )
     state = em.result()
     exact = Sums(model, train).over(state)[1] / N
     bounds = [[*passes, last] for passes, last in zip(em.passes, exact.tolist(), strict=True)]
@@ -199,13 +204,13 @@ def _iterate(
     return Outcome(state, bounds, aside, [None] * len(bounds))
 
 
-def _starts(source: ModelSource, data: Data, restarts: int, seed: int) -> tuple[Any, list[State]]:
+def _starts(source: ModelFactory, data: Data, restarts: int, seed: int) -> tuple[Any, list[State]]:
     """A model to run the steps of, and θ of every start."""
     made: Any = None
     states: list[State] = []
     for r in range(restarts):
         pyro.set_rng_seed(seed + r)
-        made = source.make(some_rows(data), restart=r)
+        made = source.make(initialization_rows(data), restart=r)
         if not isinstance(made, EMModel):
             raise ValueError(
                 f"{source.recipe.name} does not offer expectation-maximisation: it needs the "

@@ -10,14 +10,20 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.data.selection import first_rows, some_rows
+from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.posterior.evidence import log_evidence
-from ppl_lvm.programs.pair import Pair, latent_sites
-from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideSource, ModelSource
-from ppl_lvm.runs.run import TEMPLATE_ROWS, Run, evidence_record, rank, surroundings
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
+from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
+from ppl_lvm.runs.run import (
+    TEMPLATE_ROWS,
+    Run,
+    environment_record,
+    evidence_record,
+    selection_score,
+)
 from ppl_lvm.training.em.statistics import State
-from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trail, clusterings
+from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 
 class ExactPosterior(PyroModule):
@@ -60,8 +66,8 @@ class Outcome:
 
 
 def record(
-    source: ModelSource,
-    guides: GuideSource,
+    source: ModelFactory,
+    guides: GuideFactory,
     whole: Data,
     train: Data,
     held_out: Data | None,
@@ -76,8 +82,8 @@ def record(
         "objective": None,
         "algorithm": "expectation-maximisation",
         "options": options,
-        "restarts_asked": restarts,
-        **surroundings(
+        "num_restarts": restarts,
+        **environment_record(
             whole,
             train_rows=len(train),
             held_out_rows=0 if held_out is None else len(held_out),
@@ -89,7 +95,7 @@ def record(
 
 def as_run(
     model: Any,
-    guides: GuideSource,
+    guides: GuideFactory,
     train: Data,
     held_out: Data | None,
     asked: dict[str, Any],
@@ -101,7 +107,7 @@ def as_run(
     with torch.no_grad():
         entries = [_entry(model, train, outcome, r, seed + r) for r in range(len(outcome.bounds))]
     sound = [e for e in entries if e["degenerate"] is None]
-    best = max(sound or entries, key=rank)
+    best = max(sound or entries, key=selection_score)
     chosen = entries.index(best)
     for entry in entries:
         entry["chosen"] = entry is best
@@ -110,12 +116,12 @@ def as_run(
     template = first_rows(train, TEMPLATE_ROWS)
     with pyro.get_param_store().scope():
         made = guides.make(model, template)
-    pair = Pair(model, made, make_objective("Trace_ELBO"))
-    latents = latent_sites(pair.prepare(*template))
+    pair = ModelGuidePair(model, made, make_objective("Trace_ELBO"))
+    latents = latent_sites(pair.materialize_parameters(*template))
     summed = guides.recipe.address == DEFAULT_GUIDE and bool(latents)
     objective = "TraceEnum_ELBO(max_plate_nesting=1)" if summed else "Trace_ELBO"
     pair.objective = make_objective(objective)
-    rows = some_rows(train if held_out is None else held_out)
+    rows = initialization_rows(train if held_out is None else held_out)
     evidence = log_evidence(pair, *rows, num_particles=10, seed=seed)
     of = "training rows" if held_out is None else "held-out rows"
     results = {"directory": None, **{k: v for k, v in best.items() if k != "chosen"}}
@@ -130,7 +136,7 @@ def as_run(
         "learning_rate": [],
     }
     run = Run(pair, template, history, asked)
-    run.trails = _trails(run, train, outcome, chosen)
+    run.trajectories = _trails(run, train, outcome, chosen)
     return run
 
 
@@ -147,16 +153,16 @@ def _entry(model: Any, train: Data, outcome: Outcome, r: int, seed: int) -> dict
         "held_out_monte_carlo_error": 0.0 if aside else None,
         "steps": len(outcome.bounds[r]),
         "converged": outcome.converged[r],
-        "degenerate": None if degenerate is None else degenerate(*some_rows(train)),
+        "degenerate": None if degenerate is None else degenerate(*initialization_rows(train)),
     }
 
 
-def _trails(run: Run, train: Data, outcome: Outcome, chosen: int) -> tuple[Trail, ...]:
+def _trails(run: Run, train: Data, outcome: Outcome, chosen: int) -> tuple[Trajectory, ...]:
     """How each restart divides some of the rows."""
     model: Any = run.model
     rows = first_rows(train, CLUSTERED_ROWS)
     R, trails = len(outcome.bounds), {}
     for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen one is left in place
         model.set_em_state(outcome.of(r))
-        trails[r] = Trail(responsibilities=clusterings(run._pair, *rows))
+        trails[r] = Trajectory(responsibilities=clusterings(run.pair, *rows))
     return tuple(trails[r] for r in range(R))

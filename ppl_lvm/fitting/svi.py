@@ -20,21 +20,28 @@ from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.storage import random_state, set_random_state
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import at_most, first_rows, some_rows
+from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
 from ppl_lvm.estimators.objectives import describe
 from ppl_lvm.posterior.evidence import drawn_numbers, log_evidence
-from ppl_lvm.programs.pair import copied
-from ppl_lvm.programs.sources import GuideSource, ModelSource
+from ppl_lvm.programs.pair import copy_programs
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.report.run_figures import draw
-from ppl_lvm.runs.directory import claim, set_aside
-from ppl_lvm.runs.run import TEMPLATE_ROWS, Run, evidence_record, load_run, rank, surroundings
+from ppl_lvm.runs.directory import open_run_directory, split_validation
+from ppl_lvm.runs.run import (
+    TEMPLATE_ROWS,
+    Run,
+    environment_record,
+    evidence_record,
+    load_run,
+    selection_score,
+)
 from ppl_lvm.training.checkpoint import load as resume_from
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
-from ppl_lvm.training.preparation import make_pair, refuse_faulty
-from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trail, clusterings, last_bounds
-from ppl_lvm.training.vectorized_restarts import Together
-from ppl_lvm.training.vectorized_restarts import refuse as refuse_together
+from ppl_lvm.training.preparation import prepare_pair, raise_on_errors
+from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings, last_bounds
+from ppl_lvm.training.vectorized_restarts import VectorizedRestarts
+from ppl_lvm.training.vectorized_restarts import reject_unsupported as refuse_together
 
 GUIDE_ROWS = 1024  # what a guide's builder sees: enough to take the columns' scale from
 DEFAULT_STEPS = 2000
@@ -125,7 +132,7 @@ def fit(
         NonFiniteError: the loss became NaN or infinite; names parameter, site or data row.
     """
     whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = set_aside(whole, validation, seed)
+    train, held_out = split_validation(whole, validation, seed)
     if batch_size is None:
         batch_size = whole.batch_size or len(train)
     options = Options(
@@ -147,10 +154,10 @@ def fit(
     if patience is not None and held_out is None:
         raise ValueError("patience needs a validation bound: pass validation=0.1.")
     if not isinstance(model, str) and not isinstance(guide, str):
-        model, guide = copied(model, guide)
-    sources = (ModelSource(model, settings), GuideSource(guide, guide_settings))
+        model, guide = copy_programs(model, guide)
+    sources = (ModelFactory(model, settings), GuideFactory(guide, guide_settings))
     share = validation if isinstance(validation, int | float) else None
-    fitting = _Fitting(sources, objective, train, held_out, options, restarts, progress, share)
+    fitting = RestartRunner(sources, objective, train, held_out, options, restarts, progress, share)
     record = fitting.record(whole)
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
@@ -159,18 +166,18 @@ def fit(
     fitting.check(first)
     path = None if directory is None else Path(directory)
     if path is not None:
-        finished = processes.by_first(lambda: claim(path, record, resume))
+        finished = processes.by_first(lambda: open_run_directory(path, record, resume))
         if processes.from_first(finished is not None):
             return finished or load_run(path)
     return fitting.run(first, path, record)
 
 
-class _Fitting:
+class RestartRunner:
     """The restarts of one fit, and what comes of the best."""
 
     def __init__(
         self,
-        sources: tuple[ModelSource, GuideSource],
+        sources: tuple[ModelFactory, GuideFactory],
         objective: str | ELBO | None,
         train: Data,
         held_out: Data | None,
@@ -192,8 +199,8 @@ class _Fitting:
             "guide": self.guide.recipe.record(),
             "objective": None if self.objective is None else describe(self.objective),
             "options": options,
-            "restarts_asked": self.restarts,
-            **surroundings(
+            "num_restarts": self.restarts,
+            **environment_record(
                 whole,
                 train_rows=len(self.train),
                 held_out_rows=0 if self.held_out is None else len(self.held_out),
@@ -210,7 +217,7 @@ class _Fitting:
             found = self._train_several(first, path)
         trails = [self._trail(training) for training, _ in found]
         sound = [f for f in found if f[1]["degenerate"] is None]
-        best, entry = max(sound or found, key=lambda f: -f[0].sign * rank(f[1]))
+        best, entry = max(sound or found, key=lambda f: -f[0].sign * selection_score(f[1]))
         record["restarts"] = [{**e, "chosen": e is entry} for _, e in found]
         record["objective"] = describe(best.pair.objective)
         template = first_rows(self.train, TEMPLATE_ROWS)
@@ -226,18 +233,18 @@ class _Fitting:
         """Restart `number` before its first step, with the random state that belongs to it."""
         options = replace(self.options, seed=self.options.seed + number)
         pyro.set_rng_seed(options.seed)
-        rows = some_rows(self.train)
+        rows = initialization_rows(self.train)
         example = first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():  # programs that run to be made leave nothing behind
             model = self.model.make(rows, restart=number)
             guide = self.guide.make(model, first_rows(self.train, GUIDE_ROWS), restart=number)
-        pair, summed = make_pair(model, guide, self.objective, example, self.train)
+        pair, summed = prepare_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
 
     def check(self, training: Training) -> None:
         """Refuse a faulty pair; say in a line each what is doubtful about it."""
         example = first_rows(self.train, self.options.batch_size)
-        for doubt in refuse_faulty(training.pair, *example, stands_for=len(self.train)):
+        for doubt in raise_on_errors(training.pair, *example, num_rows=len(self.train)):
             self._progress(training, "").say(doubt.in_a_line())
 
     def _train_several(
@@ -256,9 +263,11 @@ class _Fitting:
             trainings.append(training)
             states.append(random_state())
         with self._progress(first, f"{self.restarts} restarts together") as progress:
-            together: Together | None = None
+            together: VectorizedRestarts | None = None
             try:
-                together = Together(trainings, [state["random/torch"] for state in states])
+                together = VectorizedRestarts(
+                    trainings, [state["random/torch"] for state in states]
+                )
                 together.run(progress)
             except CannotCaptureError as refusal:
                 progress.say(f"One restart after the other: {refusal}.")
@@ -297,9 +306,9 @@ class _Fitting:
     def _judge(self, training: Training) -> dict[str, Any]:
         """What is reported of a restart."""
         pair, options = training.pair, training.options
-        pair.freeze()
-        rows = some_rows(self.train)
-        judged = at_most(self.train, EVALUATION_ROWS, options.seed)
+        pair.eval_mode()
+        rows = initialization_rows(self.train)
+        judged = sample_rows(self.train, EVALUATION_ROWS, options.seed)
         degenerate = getattr(pair.model, "degenerate", None)
         reason = None
         if degenerate is not None:
@@ -321,9 +330,9 @@ class _Fitting:
             "degenerate": reason,
         }
 
-    def _trail(self, training: Training) -> Trail:
+    def _trail(self, training: Training) -> Trajectory:
         rows = first_rows(self.train, CLUSTERED_ROWS)
-        return Trail(
+        return Trajectory(
             training.iterates.tensors(),
             last_bounds(training.history["bound"]),
             clusterings(training.pair, *rows),
@@ -331,7 +340,7 @@ class _Fitting:
 
     def _results(self, best: Training, entry: dict[str, Any]) -> dict[str, Any]:
         judged = self.held_out if self.held_out is not None else self.train
-        few = at_most(judged, EVIDENCE_ROWS, self.options.seed)
+        few = sample_rows(judged, EVIDENCE_ROWS, self.options.seed)
         rows = first_rows(few, len(few))
         affordable = EVIDENCE_NUMBERS // max(1, drawn_numbers(best.pair, *rows))
         evidence = log_evidence(

@@ -1,7 +1,15 @@
 """Run the guide, replay the model: what K draws carry, per site, particle and datum."""
 
-from ppl_lvm.particles.particles import Draw, Particles
-from ppl_lvm.particles.sampling import draw_particles, log_weights, plan_pair
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.particles import Particles, SiteDraws
+from ppl_lvm.particles.sampling import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.particles.structure import PairStructure, Program
 
-__all__ = ["Draw", "Particles", "Plan", "Program", "draw_particles", "log_weights", "plan_pair"]
+__all__ = [
+    "PairStructure",
+    "Particles",
+    "Program",
+    "SiteDraws",
+    "analyze_for_particles",
+    "draw_particles",
+    "log_weights",
+]

@@ -6,12 +6,12 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_lvm.particles.log_prob_tables import inside_scale
-from ppl_lvm.particles.structure import Plan
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import Sites, is_one, is_point, log_prob, plate_dim, table, temper
 
 
 def closed_form(
-    name: str, guide: Sites, model: Sites, plan: Plan, absorbed: bool
+    name: str, guide: Sites, model: Sites, plan: PairStructure, absorbed: bool
 ) -> Callable[[], Tensor | None]:
     """What computes E_q[s_p log p - s_q log q] of the site `name`, (K, B), or None.
 

@@ -25,7 +25,7 @@ def estimated_site(sites: Mapping[str, Mapping[str, Any]]) -> str | None:
     return next((name for name, site in sites.items() if site["infer"].get(MARK)), None)
 
 
-def refusal(site: str, what: str) -> str:
+def rejection_message(site: str, what: str) -> str:
     """Why `what` cannot be had of a model with the estimate `site`, and the remedy."""
     return (
         f"{what} needs log-weights, but the model's site {site!r} is an estimate of a bound, drawn "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_lvm.particles.bound_estimate import estimated_site
 from ppl_lvm.particles.enumeration import sum_out
-from ppl_lvm.particles.structure import Plan, Program
+from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import (
     Given,
     Sites,
@@ -43,7 +43,7 @@ class Tables:
     score: dict[str, Tensor]
     marginal: Tensor | None
     scale: Any
-    energy: str | None
+    energy_reason: str | None
     estimate: str | None = None
 
 
@@ -52,7 +52,7 @@ def run_pair(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: Plan,
+    plan: PairStructure,
     particles: int | None,
     *,
     values: Mapping[str, Any] | None = None,
@@ -82,7 +82,7 @@ def run_pair(
     return guide_sites, model_sites
 
 
-def inside_scale(site: Mapping[str, Any], plan: Plan) -> Any:
+def inside_scale(site: Mapping[str, Any], plan: PairStructure) -> Any:
     """The scale that belongs inside log_w: all but the data plate's N/B."""
     if plan.data_plate is None:
         return site["scale"]
@@ -90,7 +90,7 @@ def inside_scale(site: Mapping[str, Any], plan: Plan) -> Any:
     return site["scale"] if is_one(ratio) else site["scale"] / ratio
 
 
-def tabulate(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Tables:
+def tabulate(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool) -> Tables:
     """(K, B) tables per site from the two runs; (K, 1) where joint."""
     rank = plan.nesting + vectorized
     tables = Tables({}, {}, {}, None, 1.0, None, estimated_site(model))
@@ -119,15 +119,15 @@ def tabulate(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Tables
     return tables
 
 
-def _read_scales(tables: Tables, sites: list[Any], plan: Plan) -> None:
+def _read_scales(tables: Tables, sites: list[Any], plan: PairStructure) -> None:
     for site in sites:
         if plan.data_plate is not None and plate_dim(site, plan.data_plate) is not None:
             tables.scale = plate_ratio(site, plan.data_plate)
         inside = plate_ratio(site)
         if plan.data_plate is not None:
             inside = inside / plate_ratio(site, plan.data_plate)
-        if not is_one(inside) and tables.energy is None:
-            tables.energy = (
+        if not is_one(inside) and tables.energy_reason is None:
+            tables.energy_reason = (
                 f"the plates around site '{site['name']}' are sub-sampled inside the log-weight"
-                + (f" ({plan.joint_because})" if plan.joint_because else "")
+                + (f" ({plan.joint_reason})" if plan.joint_reason else "")
             )

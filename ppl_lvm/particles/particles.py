@@ -9,7 +9,8 @@ sites that only the model has are summed out exactly, inside log p. Where someth
 outside the data plate there is one joint log-weight per particle, shape (K, 1).
 
 A mini-batch of B rows that stands for N has `scale` N/B. It multiplies each datum's bound, outside
-any log-mean-exp. A joint log-weight can only have it inside: then `energy` says so, and F = mean
+any log-mean-exp. A joint log-weight can only have it inside: then `energy_reason` says so, and F =
+mean
 stays unbiased while no other F is a bound (Li, Gal 2017 call it the energy approximation).
 
 The user's own poutine.scale (what remains of a site's scale without the plates' ratios) tempers
@@ -26,7 +27,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Draw:
+class SiteDraws:
     """One site of the guide, drawn K times.
 
     Attributes:
@@ -81,14 +82,14 @@ class Particles:
     log_q: Tensor
     score: Tensor | None = None
     log_q_path: Tensor = None  # type: ignore[assignment]  # set below
-    draws: Mapping[str, Draw] = field(default_factory=dict)
+    site_draws: Mapping[str, SiteDraws] = field(default_factory=dict)
     log_likelihood: Tensor | None = None
     scale: Any = 1.0
     offset: Tensor | float = 0.0
-    energy: str | None = None
+    energy_reason: str | None = None
     estimate: str | None = None
     tempered: bool = False
-    aside: Mapping[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
 
     def __post_init__(self) -> None:
@@ -102,28 +103,28 @@ class Particles:
 
     @cached_property
     def _held(self) -> "Particles":
-        has_path = any(draw.value.requires_grad for draw in self.draws.values())
+        has_path = any(draw.value.requires_grad for draw in self.site_draws.values())
         return self.rescore({}) if has_path and self.rescore is not None else self
 
     @property
-    def log_p_held(self) -> Tensor:
+    def log_p_at_fixed_values(self) -> Tensor:
         """(K, B) log p with the values held still: its gradient is the parameters' own."""
         return self._held.log_p
 
     @property
-    def log_q_held(self) -> Tensor:
+    def log_q_at_fixed_values(self) -> Tensor:
         """(K, B) log q with the values held still: its gradient is the score."""
         return self._held.log_q
 
     @property
-    def log_q_still(self) -> Tensor:
+    def log_q_at_fixed_parameters(self) -> Tensor:
         """(K, B) log q with the guide's parameters held still: gradients through draws only."""
-        return self.log_q - (self.log_q_held - self.log_q_held.detach())
+        return self.log_q - (self.log_q_at_fixed_values - self.log_q_at_fixed_values.detach())
 
     @property
-    def tempering_held(self) -> Tensor | float:
+    def tempering_at_fixed_values(self) -> Tensor | float:
         """(K, B) log_q less the density of the draws, values held still; 0 if not tempered."""
         if not self.tempered:
             return 0.0
-        drawn = sum(draw.score for draw in self._held.draws.values() if not draw.is_constant)
-        return self.log_q_held - drawn
+        drawn = sum(draw.score for draw in self._held.site_draws.values() if not draw.is_constant)
+        return self.log_q_at_fixed_values - drawn

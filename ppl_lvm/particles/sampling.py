@@ -1,6 +1,6 @@
 """Run the guide, replay the model: K particles of a batch.
 
-    pair = make_plan(model, guide, batch, {})             # once
+    pair = analyze_pair(model, guide, batch, {})             # once
     p = draw_particles(model, guide, batch, {}, pair, K)  # every step
     log_w = log_weights(model, guide, *batch, num_particles=K)   # in one call, without gradients
 
@@ -18,19 +18,19 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.particles.analytic_kl import closed_form
-from ppl_lvm.particles.bound_estimate import refusal
+from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
-from ppl_lvm.particles.particles import Draw, Particles
-from ppl_lvm.particles.structure import Plan, Program, make_plan
+from ppl_lvm.particles.particles import Particles, SiteDraws
+from ppl_lvm.particles.structure import PairStructure, Program, analyze_pair
 from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
 
 
-def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Particles:
+def _one_pass(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool) -> Particles:
     """Particles from one pair of runs: K of them if vectorised, else one."""
     tables = tabulate(guide, model, plan, vectorized)
     draws = {
-        name: Draw(
+        name: SiteDraws(
             value=guide[name]["value"] if vectorized else guide[name]["value"].unsqueeze(0),
             reparameterized=name not in plan.score_sites,
             is_local=plate_dim(guide[name], plan.data_plate) is not None,
@@ -59,11 +59,11 @@ def _one_pass(guide: Sites, model: Sites, plan: Plan, vectorized: bool) -> Parti
         log_q=full(log_q),
         score=None if score is None else full(score),
         log_q_path=full(path),
-        draws=draws,
+        site_draws=draws,
         log_likelihood=full(likelihood),
         scale=tables.scale,
         offset=_offset(tables, plan),
-        energy=tables.energy,
+        energy_reason=tables.energy_reason,
         estimate=tables.estimate,
         tempered=any(d.score is not d.log_q for d in drawn),
     )
@@ -84,7 +84,7 @@ def _common_shape(parts: list[Tensor | None]) -> tuple[torch.Size, Tensor]:
     return shape, present[0].new_zeros(shape)
 
 
-def _offset(tables: Tables, plan: Plan) -> Tensor | float:
+def _offset(tables: Tables, plan: PairStructure) -> Tensor | float:
     """The bound's part that no draw changes: alike in every particle, so the first one's."""
     offset: Tensor | float = 0.0
     for name in sorted(plan.constant):
@@ -103,9 +103,9 @@ def _stack(passes: list[Particles]) -> Particles:
         tensors = [p for p in parts if p is not None]
         return torch.cat(tensors) if len(tensors) == len(parts) else None
 
-    def together(name: str) -> Draw:
-        each = [p.draws[name] for p in passes]
-        return Draw(
+    def together(name: str) -> SiteDraws:
+        each = [p.site_draws[name] for p in passes]
+        return SiteDraws(
             value=torch.cat([d.value for d in each]),
             reparameterized=each[0].reparameterized,
             is_local=each[0].is_local,
@@ -121,11 +121,11 @@ def _stack(passes: list[Particles]) -> Particles:
         log_q=torch.cat([p.log_q for p in passes]),
         score=cat([p.score for p in passes]),
         log_q_path=torch.cat([p.log_q_path for p in passes]),
-        draws={name: together(name) for name in first.draws},
+        site_draws={name: together(name) for name in first.site_draws},
         log_likelihood=cat([p.log_likelihood for p in passes]),
         scale=first.scale,
         offset=first.offset,
-        energy=first.energy,
+        energy_reason=first.energy_reason,
         estimate=first.estimate,
         tempered=first.tempered,
     )
@@ -148,7 +148,7 @@ def draw_particles(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: Plan,
+    plan: PairStructure,
     num_particles: int,
     *,
     drawing: Messenger | None = None,
@@ -199,40 +199,42 @@ def log_weights(
     *args: Any,
     num_particles: int = 1,
     vectorize_particles: bool | None = None,
-    plan: Plan | None = None,
+    plan: PairStructure | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """log p(x_b, z_kb) - log q(z_kb | x_b) of K draws, without gradients: (K, B), joint (K, 1).
 
-    `plan` saves finding out the pair's structure again at every call (see `plan_pair`).
+    `plan` saves finding out the pair's structure again at every call (see `analyze_for_particles`).
 
     Raises:
         ValueError: the model, in training mode, has estimates in place of log-weights.
     """
     with torch.no_grad():
         if plan is None:
-            plan = plan_pair(model, guide, args, kwargs, num_particles, vectorize_particles)
+            plan = analyze_for_particles(
+                model, guide, args, kwargs, num_particles, vectorize_particles
+            )
         particles = draw_particles(model, guide, args, kwargs, plan, num_particles)
         if particles.estimate is not None:
-            raise ValueError(refusal(particles.estimate, "A log-weight"))
+            raise ValueError(rejection_message(particles.estimate, "A log-weight"))
         return particles.log_w
 
 
-def plan_pair(
+def analyze_for_particles(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     num_particles: int,
     vectorize_particles: bool | None = None,
-) -> Plan:
+) -> PairStructure:
     """The pair's structure, and whether its particles may be vectorised.
 
     `vectorize_particles` True or False is obeyed. By default the programs are tried: vectorised
     particles must score as plain runs score the same values, else they run in a loop, with one
     warning that names the site.
     """
-    plan = make_plan(model, guide, args, kwargs)
+    plan = analyze_pair(model, guide, args, kwargs)
     if vectorize_particles is not None:
         return replace(plan, vectorized=vectorize_particles)
     if num_particles == 1:

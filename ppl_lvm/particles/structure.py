@@ -22,7 +22,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.tracing import (
     Given,
@@ -41,14 +41,14 @@ Program = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PairStructure:
     """The structure of a pair, constant over training steps.
 
     Attributes:
         nesting: dimensions that the program's plates take.
         data_plate: plate whose rows each have a log-weight of their own; None if the log-weight
             is joint.
-        joint_because: why it is joint; None if it is not.
+        joint_reason: why it is joint; None if it is not.
         enumerated: discrete sites that only the model has, summed out exactly.
         constant: sites outside the data plate that no draw changes.
         latents: distribution family by guide site, in order of drawing.
@@ -59,7 +59,7 @@ class Plan:
 
     nesting: int
     data_plate: str | None
-    joint_because: str | None
+    joint_reason: str | None
     enumerated: frozenset[str]
     constant: frozenset[str]
     latents: dict[str, str]
@@ -69,10 +69,10 @@ class Plan:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def without_side_effects() -> Iterator[None]:
     """Run programs without gradients and give the random number generators back as they were."""
     state = pyro.util.get_rng_state()
-    with own_draws(), torch.no_grad():
+    with preserve_rng(), torch.no_grad():
         try:
             yield
         finally:
@@ -89,15 +89,15 @@ def run_plainly(
     return guide_sites, model_sites
 
 
-def make_plan(
+def analyze_pair(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Plan:
+) -> PairStructure:
     """Find the structure of a pair, or say which site does not fit and what to do.
 
     Runs the pair plainly (more than once if a site stands outside the data plate). Programs are
     taken to have a static structure: the same sites in the same plates at every call.
     """
-    with undisturbed():
+    with without_side_effects():
         guide_sites, model_sites = run_plainly(model, guide, args, kwargs)
         guide_latents = _scored(guide_sites)
         model_all = _scored(model_sites)
@@ -120,10 +120,10 @@ def make_plan(
             if moved is not None:
                 because = f"site '{moved}' outside plate '{plate}' depends on what is drawn"
                 plate = None
-    return Plan(
+    return PairStructure(
         nesting=-min(dims, default=0),
         data_plate=plate,
-        joint_because=because,
+        joint_reason=because,
         enumerated=frozenset(enumerated),
         constant=frozenset(candidates) if plate is not None else frozenset(),
         latents={name: family(site["fn"]) for name, site in guide_latents.items()},

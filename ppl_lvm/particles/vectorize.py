@@ -13,7 +13,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
-from ppl_lvm.particles.structure import Plan, Program, undisturbed
+from ppl_lvm.particles.structure import PairStructure, Program, without_side_effects
 
 
 def why_not_vectorized(
@@ -21,7 +21,7 @@ def why_not_vectorized(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: Plan,
+    plan: PairStructure,
     num_particles: int,
 ) -> str | None:
     """What goes wrong under the particle plate; None if vectorised and plain runs agree.
@@ -29,7 +29,7 @@ def why_not_vectorized(
     The first and the last particle are compared: a program that takes the first for all, or mixes
     particles, is found out by the last.
     """
-    with undisturbed():
+    with without_side_effects():
         plain_guide, _ = run_pair(model, guide, args, kwargs, plan, None)
         drawn = {name: s for name, s in plain_guide.items() if not s["is_observed"]}
         shapes = {name: site["value"].shape for name, site in drawn.items()}

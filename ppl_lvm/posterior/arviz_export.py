@@ -23,7 +23,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.leave_one_out import (
     LOCAL_PARTICLES,
@@ -34,13 +34,13 @@ from ppl_lvm.diagnostics.leave_one_out import (
     score_globals,
 )
 from ppl_lvm.diagnostics.simulation import observed_places
-from ppl_lvm.particles import draw_particles, log_weights, plan_pair
-from ppl_lvm.particles.structure import Plan
+from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import trace_program
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.psis import psis
-from ppl_lvm.programs.pair import Pair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
 
 CHUNK, CELLS = 100_000, 2**22  # rows, and numbers in them, that are run at once
 Draws = Literal["q", "weighted", "resampled"]
@@ -49,7 +49,7 @@ Array = NDArray[Any]
 
 
 def to_arviz(
-    pair: Pair, *batch: Any, num_samples: int = 500, draws: Draws = "q", seed: int = 0
+    pair: ModelGuidePair, *batch: Any, num_samples: int = 500, draws: Draws = "q", seed: int = 0
 ) -> Any:
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
@@ -76,7 +76,7 @@ def to_arviz(
     """
     if draws not in get_args(Draws):
         raise ValueError(f"draws must be one of {', '.join(get_args(Draws))}; got {draws!r}.")
-    with torch.no_grad(), own_draws(), pair.scope():
+    with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         summed = predict.summed_sites(pair, *batch)
         found = _draw(pair, batch, num_samples, draws)
@@ -103,7 +103,7 @@ def to_arviz(
 
 
 @dataclass
-class _Drawn:
+class _PosteriorDraws:
     """S draws of the guide's latents as one plain run would give them, and what is known of them.
 
     `local`: whether `stats` are (S, N); `k` is the largest Pareto k̂ of the weights, if any.
@@ -116,8 +116,8 @@ class _Drawn:
     k: float | None
 
 
-def _draw(pair: Pair, batch: tuple[Any, ...], S: int, draws: Draws) -> _Drawn:
-    plan = plan_pair(pair.model, pair.guide, batch, {}, 2)
+def _draw(pair: ModelGuidePair, batch: tuple[Any, ...], S: int, draws: Draws) -> _PosteriorDraws:
+    plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
     if plan.data_plate is not None and plan.latents and plan.vectorized:
         return _draw_local(pair, batch, plan, S, draws)
     with poutine.block():
@@ -130,11 +130,11 @@ def _draw(pair: Pair, batch: tuple[Any, ...], S: int, draws: Draws) -> _Drawn:
                 "Local latents cannot be weighted: the programs do not run under a particle plate. "
                 'Use draws="q".'
             )
-        return _Drawn([latents for latents, _ in drawn], log_likelihood, {}, False, None)
+        return _PosteriorDraws([latents for latents, _ in drawn], log_likelihood, {}, False, None)
     stats: dict[str, Array] = {"log_p": log_p, "log_q": log_q}
     latents = [latents for latents, _ in drawn]
     if draws == "q":
-        return _Drawn(latents, log_likelihood, stats, False, None)
+        return _PosteriorDraws(latents, log_likelihood, stats, False, None)
     log_w, k = psis(log_p.astype(np.float64) - log_q)
     weight = np.exp(log_w)
     if draws == "weighted":
@@ -148,10 +148,12 @@ def _draw(pair: Pair, batch: tuple[Any, ...], S: int, draws: Draws) -> _Drawn:
         latents = [_given_globals(pair, batch, shared[s], latents[s], inner) for s in chosen]
     else:
         latents = [latents[s] for s in chosen]
-    return _Drawn(latents, log_likelihood[chosen], stats, False, float(k))
+    return _PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
 
 
-def _draw_local(pair: Pair, batch: tuple[Any, ...], plan: Plan, S: int, draws: Draws) -> _Drawn:
+def _draw_local(
+    pair: ModelGuidePair, batch: tuple[Any, ...], plan: PairStructure, S: int, draws: Draws
+) -> _PosteriorDraws:
     """All draws under a particle plate; the weights of each datum are its own."""
     N, step = len(batch[0]), max(2, _rows_at_once(batch) // len(batch[0]))
     with poutine.block():
@@ -165,7 +167,7 @@ def _draw_local(pair: Pair, batch: tuple[Any, ...], plan: Plan, S: int, draws: D
         log_p.append(p.log_p[:size].expand(-1, N))
         log_q.append(p.log_q[:size].expand(-1, N))
         for name, like in plain.items():
-            value = p.draws[name].value
+            value = p.site_draws[name].value
             many = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
             values[name].append(many[:size].reshape(size, *like.shape))
     table = {name: torch.cat(v) for name, v in values.items()}
@@ -192,7 +194,7 @@ def _draw_local(pair: Pair, batch: tuple[Any, ...], plan: Plan, S: int, draws: D
         if not shared
         else [{n: draw[n] for n in shared} for draw in latents],
     )
-    return _Drawn(latents, log_likelihood, stats, True, k)
+    return _PosteriorDraws(latents, log_likelihood, stats, True, k)
 
 
 def _resample(weight: Array, S: int) -> Array:
@@ -217,7 +219,11 @@ def _pick(values: Tensor, index: Tensor, N: int) -> Tensor:
 
 
 def _given_globals(
-    pair: Pair, batch: tuple[Any, ...], theta: Latents, latents: Latents, plan: Plan
+    pair: ModelGuidePair,
+    batch: tuple[Any, ...],
+    theta: Latents,
+    latents: Latents,
+    plan: PairStructure,
 ) -> Latents:
     """The local latents resampled among K fresh draws given the global ones."""
     N = len(batch[0])
@@ -227,7 +233,7 @@ def _given_globals(
     index = torch.multinomial(weight.T, 1).T  # (1, N)
     found = dict(latents)
     for name in latents.keys() - theta.keys():
-        many = p.draws[name].value.reshape(-1, *latents[name].shape)
+        many = p.site_draws[name].value.reshape(-1, *latents[name].shape)
         found[name] = _pick(many, index, N)[0]
     return found
 
@@ -236,10 +242,10 @@ def _stack(values: list[Tensor]) -> Array:
     return torch.stack(values).numpy()
 
 
-def _prior(pair: Pair, batch: tuple[Any, ...], S: int) -> dict[str, Array]:
+def _prior(pair: ModelGuidePair, batch: tuple[Any, ...], S: int) -> dict[str, Array]:
     """Every site of the model, latent and observed, drawn from the prior: (S, ...)."""
     plain = predict.sample_prior(pair, *batch)
-    plan = plan_pair(pair.model, pair.guide, batch, {}, 2)
+    plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
     if not plan.vectorized:
         drawn = [predict.sample_prior(pair, *batch) for _ in range(S)]
         return {name: _stack([d[name] for d in drawn]) for name in plain}
@@ -262,7 +268,7 @@ def _rows_at_once(batch: tuple[Any, ...]) -> int:
 
 
 def _complete(
-    pair: Pair, batch: tuple[Any, ...], latents: Latents, summed: frozenset[str]
+    pair: ModelGuidePair, batch: tuple[Any, ...], latents: Latents, summed: frozenset[str]
 ) -> tuple[Latents, Latents]:
     """The latents with those summed out of the model, and all sites of a model run on them."""
     with poutine.block():
@@ -273,7 +279,7 @@ def _complete(
 
 
 def _densities(
-    pair: Pair, batch: tuple[Any, ...], draws: list[dict[str, Tensor]]
+    pair: ModelGuidePair, batch: tuple[Any, ...], draws: list[dict[str, Tensor]]
 ) -> tuple[Array, Array | None, Array | None]:
     """log p(x_n | θ_s) (S, N), and joint log p(θ_s, x), log q(θ_s) (S,) where θ exists."""
     S, N = len(draws), len(batch[0])
@@ -289,7 +295,7 @@ def _densities(
         return torch.cat(parts).numpy(), None, None
     model, guide, names = pair.model, pair.guide, frozenset(draws[0])
     local = _has_latents(pair, batch, besides=names)
-    plan = plan_pair(model, guide, batch, {}, 2)
+    plan = analyze_for_particles(model, guide, batch, {}, 2)
     if not local and plan.vectorized:
         return _densities_at_once(pair, batch, draws, plan)
     K = LOCAL_PARTICLES if local else 1
@@ -302,7 +308,7 @@ def _densities(
 
 
 def _densities_at_once(
-    pair: Pair, batch: tuple[Any, ...], draws: list[Latents], plan: Plan
+    pair: ModelGuidePair, batch: tuple[Any, ...], draws: list[Latents], plan: PairStructure
 ) -> tuple[Array, Array, Array]:
     """Where no latent of the guide is local: many draws under a particle plate."""
     with poutine.block():
@@ -323,12 +329,14 @@ def _densities_at_once(
     return l, log_p, log_q
 
 
-def _has_latents(pair: Pair, batch: tuple[Any, ...], besides: frozenset[str] = frozenset()) -> bool:
+def _has_latents(
+    pair: ModelGuidePair, batch: tuple[Any, ...], besides: frozenset[str] = frozenset()
+) -> bool:
     with poutine.block():
         return bool(latent_sites(poutine.trace(pair.guide).get_trace(*batch)).keys() - besides)
 
 
-def _observed(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+def _observed(pair: ModelGuidePair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     """Observed site -> its value, NaN where the argument that it is has NaN."""
     with poutine.block():
         found = predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
@@ -340,7 +348,7 @@ def _observed(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     return found
 
 
-def _dims(pair: Pair, batch: tuple[Any, ...]) -> dict[str, list[str]]:
+def _dims(pair: ModelGuidePair, batch: tuple[Any, ...]) -> dict[str, list[str]]:
     """Site -> dimension names: plates by their names, event dimensions as site_dim_i."""
     with poutine.block():
         traces = [poutine.trace(p).get_trace(*batch) for p in (pair.guide, pair.model)]

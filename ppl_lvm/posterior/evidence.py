@@ -21,9 +21,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles import log_weights
-from ppl_lvm.programs.pair import Pair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 NUMBERS = 20_000_000  # that the guide draws at once, for latents may be wide
@@ -58,7 +58,7 @@ class Evidence:
 
 
 def log_evidence(
-    pair: Pair,
+    pair: ModelGuidePair,
     *batch: Any,
     num_particles: int = 1000,
     seed: int = 0,
@@ -70,7 +70,7 @@ def log_evidence(
     With global latents the rows in `batch` are one data set with one joint weight.
     """
     rows = len(batch[0])
-    with torch.no_grad(), own_draws(), pair.scope():
+    with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         width = drawn_numbers(pair, *batch)
         if width == 0:
@@ -94,14 +94,16 @@ def log_evidence(
     )
 
 
-def drawn_numbers(pair: Pair, *batch: Any) -> int:
+def drawn_numbers(pair: ModelGuidePair, *batch: Any) -> int:
     """How many numbers the guide draws for these rows, once."""
-    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
+    with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
         sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     return sum(site["value"].numel() for site in sites.values())
 
 
-def _weights(pair: Pair, batch: tuple[Any, ...], num_particles: int, width: int) -> Tensor:
+def _weights(
+    pair: ModelGuidePair, batch: tuple[Any, ...], num_particles: int, width: int
+) -> Tensor:
     """log w (K, N), or (K, 1) for joint weights; K = 1 where every draw gives the same.
 
     `width` numbers are drawn for each particle.

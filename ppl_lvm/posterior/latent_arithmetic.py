@@ -5,7 +5,7 @@
 
 Functions of codes take and give tensors (N, D); those of a run take data as the model does. The
 codes are the means of q(z | x), and what comes back is the mean of p(x | z). How far an edit does
-what its name says, and nothing else, is a figure too: `judge_edit`.
+what its name says, and nothing else, is a figure too: `evaluate_edit`.
 
 References:
     Larsen, Sønderby, Larochelle, Winther (2016). Autoencoding beyond pixels using a learned
@@ -36,7 +36,7 @@ def code_site(run: "Run", x: Any, site: str | None = None) -> str:
         ValueError: there is none, or several and none was named.
     """
     batch = run.batch(x)
-    summed = predict.summed_sites(run._pair, *batch)
+    summed = predict.summed_sites(run.pair, *batch)
     names = sorted(set(run.encode(x)) - summed)
     if site is None and len(names) == 1:
         return names[0]
@@ -124,7 +124,7 @@ def traverse(z: Tensor, dimension: int, values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EditJudgement:
+class EditEvaluation:
     """What classifiers trained on real rows say of edited ones; shares of `rows` rows.
 
     Attributes:
@@ -137,22 +137,22 @@ class EditJudgement:
     """
 
     changed: float
-    kept: float
-    both: float
+    preserved: float
+    success: float
     control: float
     standard_error: float
     rows: int
 
     def __str__(self) -> str:
         return (
-            f"{self.both:.3f} ± {self.standard_error:.3f} of {self.rows} rows have the attribute "
-            f"after the edit and are otherwise what they were (attribute changed: "
-            f"{self.changed:.3f}, rest kept: {self.kept:.3f}; a random direction: "
+            f"{self.success:.3f} ± {self.standard_error:.3f} of {self.rows} rows have the "
+            f"attribute after the edit and are otherwise what they were (attribute changed: "
+            f"{self.changed:.3f}, rest kept: {self.preserved:.3f}; a random direction: "
             f"{self.control:.3f})"
         )
 
 
-def judge_edit(
+def evaluate_edit(
     run: "Run",
     x: Tensor,
     labels: Tensor,
@@ -161,7 +161,7 @@ def judge_edit(
     strength: float = 1.0,
     site: str | None = None,
     seed: int = 0,
-) -> EditJudgement:
+) -> EditEvaluation:
     """Does moving along an attribute change it, and nothing else?
 
     One half of the rows gives the attribute vector and trains two classifiers (logistic regression
@@ -206,10 +206,10 @@ def judge_edit(
     random = torch.randn(attribute.shape, generator=generator).to(attribute)
     control = ask_about(random / random.norm() * attribute.norm())
     both = (changed & kept).float().mean().item()
-    return EditJudgement(
+    return EditEvaluation(
         changed=changed.float().mean().item(),
-        kept=kept.float().mean().item(),
-        both=both,
+        preserved=kept.float().mean().item(),
+        success=both,
         control=(control[0] & control[1]).float().mean().item(),
         standard_error=math.sqrt(both * (1 - both) / len(ask)),
         rows=len(ask),

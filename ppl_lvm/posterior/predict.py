@@ -12,9 +12,9 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.pair import Pair, latent_sites, plate_nesting
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites, plate_nesting
 
 GLOBAL_DRAWS = 64
 
@@ -24,15 +24,15 @@ def is_local(site: dict[str, Any]) -> bool:
     return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
 
-def summed_sites(pair: Pair, *batch: Any) -> frozenset[str]:
+def summed_sites(pair: ModelGuidePair, *batch: Any) -> frozenset[str]:
     """Latent sites of the model that the guide leaves out: enumerated, summed out exactly."""
-    with pair.scope(), torch.no_grad(), own_draws(), poutine.block():
+    with pair.scope(), torch.no_grad(), preserve_rng(), poutine.block():
         drawn = poutine.trace(pair.guide).get_trace(*batch)
         traced = poutine.trace(poutine.replay(pair.model, drawn)).get_trace(*batch)
     return frozenset(latent_sites(traced).keys() - latent_sites(drawn).keys())
 
 
-def sample(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+def sample(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
     """Draw from the model as many rows as `batch` has: site -> values, latent and observed.
 
     Global latents come from the guide (one draw for all rows), local ones from the prior.
@@ -42,20 +42,24 @@ def sample(pair: Pair, *batch: Any) -> dict[str, Tensor]:
         return _values(run_model(pair, draw_guide(pair, batch)[1], batch))
 
 
-def sample_prior(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
     """Like `sample`, with the global latents too drawn from the prior."""
     with torch.no_grad(), pair.scope(), poutine.block():
         return _values(run_model(pair, {}, batch))
 
 
-def draw_guide(pair: Pair, batch: tuple[Any, ...]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def draw_guide(
+    pair: ModelGuidePair, batch: tuple[Any, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One draw of the guide: the values of all its latents, and of its global ones."""
     drawn = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     shared = {name: site["value"] for name, site in drawn.items() if not is_local(site)}
     return {name: site["value"] for name, site in drawn.items()}, shared
 
 
-def run_model(pair: Pair, fixed: dict[str, Tensor], batch: tuple[Any, ...]) -> poutine.Trace:
+def run_model(
+    pair: ModelGuidePair, fixed: dict[str, Tensor], batch: tuple[Any, ...]
+) -> poutine.Trace:
     """A run of the model with the sites of `fixed` at these values and every other drawn anew,
     the observed ones too."""
     model = poutine.condition(poutine.uncondition(pair.model), data=fixed)
@@ -70,7 +74,7 @@ def _values(trace: poutine.Trace) -> dict[str, Tensor]:
     }
 
 
-def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
+def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
     """Local latent site -> its posterior's summary for each row, by the guide.
 
     Sites of the guide: the mean of q(z_n | x_n), (N, D); where q has no closed-form mean, or one
@@ -95,7 +99,9 @@ def encode(pair: Pair, *batch: Any) -> dict[str, Tensor]:
     return codes
 
 
-def _means(pair: Pair, sites: dict[str, Any], batch: tuple[Any, ...]) -> dict[str, Tensor]:
+def _means(
+    pair: ModelGuidePair, sites: dict[str, Any], batch: tuple[Any, ...]
+) -> dict[str, Tensor]:
     """E[z], or probabilities of its states: in closed form, or averaged over draws of the guide.
 
     A site whose distribution depends on what the guide has drawn before is averaged, too.
@@ -135,13 +141,13 @@ def _probabilities(fn: Any) -> Tensor:
     return fn.log_prob(states).exp().movedim(0, -1)
 
 
-def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
+def decode(pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
     """Observed site -> mean of p(x_n | z_n) at the given codes, (N, P); categories: probabilities.
 
     Global latents are put at the guide's means (one draw where it has none in closed form).
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        trace = run_model(pair, {**centre_of_globals(pair, batch), **codes}, batch)
+        trace = run_model(pair, {**center_of_globals(pair, batch), **codes}, batch)
     known = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - known:
         raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
@@ -149,7 +155,7 @@ def decode(pair: Pair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tenso
     return {name: expectation(trace.nodes[name]["fn"]) for name in observed}
 
 
-def centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+def center_of_globals(pair: ModelGuidePair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     """Global latent -> the guide's mean, or one draw of a discrete one."""
     drawn = poutine.trace(pair.guide).get_trace(*batch)
     shared = {name: site for name, site in latent_sites(drawn).items() if not is_local(site)}
@@ -158,7 +164,9 @@ def centre_of_globals(pair: Pair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
     return {n: site["value"] if n in discrete else means[n] for n, site in shared.items()}
 
 
-def sample_summed(pair: Pair, shared: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
+def sample_summed(
+    pair: ModelGuidePair, shared: dict[str, Tensor], *batch: Any
+) -> dict[str, Tensor]:
     """Draw the summed-out sites from p(z | x, θ) at global latents θ = `shared`."""
     model, guide = (poutine.condition(p, data=shared) for p in (pair.model, pair.guide))
     names = list(shared)
@@ -185,9 +193,9 @@ def _marginals(model: Any, guide: Any, *batch: Any) -> dict[str, Any]:
     return {**found, **{name: site["fn"] for name, site in certain.items()}}
 
 
-def observed_names(pair: Pair, batch: tuple[Any, ...]) -> list[str]:
+def observed_names(pair: ModelGuidePair, batch: tuple[Any, ...]) -> list[str]:
     """Names of the sites that the model observes (factors aside)."""
-    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
+    with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
         return list(observed_values(poutine.trace(pair.model).get_trace(*batch)))
 
 
@@ -207,14 +215,14 @@ def expectation(fn: Any) -> Tensor:
     return fn.mean
 
 
-def components(pair: Pair, name: str, count: int, *batch: Any) -> list[dict[str, Any]]:
+def components(pair: ModelGuidePair, name: str, count: int, *batch: Any) -> list[dict[str, Any]]:
     """p(x | z = k) for each state k of the summed-out local site `name`, at row 0 of `batch`.
 
     Observed site -> its distribution, global latents at the guide's means.
     """
     found = []
     with torch.no_grad(), pair.scope(), poutine.block():
-        fixed, observed = centre_of_globals(pair, batch), observed_names(pair, batch)
+        fixed, observed = center_of_globals(pair, batch), observed_names(pair, batch)
         for state in range(count):
             rows = torch.full((len(batch[0]),), state, device=batch[0].device)
             trace = run_model(pair, {**fixed, name: rows}, batch)

@@ -9,12 +9,12 @@ import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 
 _depth = 0
 
 
-def looking() -> bool:
+def is_dry_run() -> bool:
     """Whether a `dry_run` is on: what a program keeps for itself is to stay as it is."""
     return _depth > 0
 
@@ -30,7 +30,7 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     same.
 
     Parameters that a module makes while it runs for the first time stay: it needs them. What a
-    program keeps elsewhere (a Python counter, a file) is out of reach; it may ask `looking()`.
+    program keeps elsewhere (a Python counter, a file) is out of reach; it may ask `is_dry_run()`.
     """
     global _depth
     modules = [program for program in programs if isinstance(program, nn.Module)]
@@ -43,7 +43,7 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     random_state = get_rng_state()
     _depth += 1
     try:
-        with own_draws(), store.scope(state=store.get_state()):
+        with preserve_rng(), store.scope(state=store.get_state()):
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield

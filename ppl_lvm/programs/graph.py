@@ -97,8 +97,8 @@ def _boxes(
     for site in sites:
         if len(site.plates) == depth:
             label = _quoted(f"{site.name}\n{site.distribution}")
-            grey = ', style=filled, fillcolor="grey90"' if site.observed else ""
-            yield f"{indent}{_quoted(site.name)} [label={label}{grey}];"
+            gray = ', style=filled, fillcolor="grey90"' if site.observed else ""
+            yield f"{indent}{_quoted(site.name)} [label={label}{gray}];"
     deeper = [site for site in sites if len(site.plates) > depth]
     for name in dict.fromkeys(site.plates[depth] for site in deeper):
         plate, here = declared.plate(name), (*path, name)

@@ -18,10 +18,11 @@ from pyro.poutine.messenger import Messenger
 DATA_PLATE = "data"
 
 
-class Subsample(Messenger):
+class ScaleDataPlate(Messenger):
     """Scale the sites of the plate "data" as if its B rows were `size` = N rows.
 
-    Works around a model and around a guide, as a context or as a wrapper: `Subsample(N)(model)`.
+    Works around a model and around a guide, as a context or as a wrapper:
+    `ScaleDataPlate(N)(model)`.
     A plate that already has a `subsample_size` keeps its own scale (Pyro's N/B).
     """
 

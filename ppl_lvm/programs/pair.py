@@ -1,6 +1,7 @@
 """A model, its guide and their objective, with parameters of their own.
 
-Pyro keeps parameters in one store per process, under names that two fits may share. A `Pair`
+Pyro keeps parameters in one store per process, under names that two fits may share. A
+`ModelGuidePair`
 works on copies of the programs and on a store of its own, so that no fit sees another's
 parameters, and it knows every tensor that training changes: the leaves that the optimiser moves
 and the buffers that programs keep (running means, baselines).
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
 Program = Callable[..., Any]
 Batch = tuple[Any, ...]
 
 
-def copied(*programs: Any) -> tuple[Any, ...]:
+def copy_programs(*programs: Any) -> tuple[Any, ...]:
     """Copies of programs, made together: what they share stays shared."""
     # Autoguides forget their model and their master when they are copied, in the original too.
     guides = [
@@ -71,20 +72,21 @@ class _AsTheyAre(Messenger):
             msg["value"] = store[name]
 
 
-class Pair:
+class ModelGuidePair:
     """Copies of `model`, `guide` and `objective` (copied together: what they share stays shared).
 
     Attributes:
         model, guide, objective: the copies. Call the programs inside `scope()`.
-        leaves: name -> unconstrained parameter, each distinct tensor once; set by `prepare`.
+        leaves: name -> unconstrained parameter, each distinct tensor once; set by
+        `materialize_parameters`.
     """
 
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
-        self.model, self.guide, self.objective = copied(model, guide, objective)
-        self.leaves: dict[str, Tensor] = {}
+        self.model, self.guide, self.objective = copy_programs(model, guide, objective)
+        self.unconstrained_parameters: dict[str, Tensor] = {}
         # Parameters of modules that a function closes over (pyro.module) are the user's own
         # tensors: inside the scope they hold this pair's values, outside the user's.
-        self._borrowed: list[tuple[nn.Parameter, Tensor]] = []
+        self._closure_parameters: list[tuple[nn.Parameter, Tensor]] = []
         self._inside = False
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
 
@@ -96,22 +98,26 @@ class Pair:
             return
         self._inside = True
         with pyro.get_param_store().scope(self._store):
-            theirs = [leaf.detach().clone() for leaf, _ in self._borrowed]
-            self._put([value for _, value in self._borrowed])
+            theirs = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
+            self._put([value for _, value in self._closure_parameters])
             try:
                 yield
             finally:
-                theirs += [value for _, value in self._borrowed[len(theirs) :]]  # by `prepare`
-                self._borrowed = [(leaf, leaf.detach().clone()) for leaf, _ in self._borrowed]
+                theirs += [
+                    value for _, value in self._closure_parameters[len(theirs) :]
+                ]  # by `materialize_parameters`
+                self._closure_parameters = [
+                    (leaf, leaf.detach().clone()) for leaf, _ in self._closure_parameters
+                ]
                 self._put(theirs)
                 self._inside = False
 
     def _put(self, values: list[Tensor]) -> None:
         with torch.no_grad():
-            for (leaf, _), value in zip(self._borrowed, values, strict=True):
+            for (leaf, _), value in zip(self._closure_parameters, values, strict=True):
                 leaf.copy_(value)
 
-    def prepare(self, *batch: Any) -> poutine.Trace:
+    def materialize_parameters(self, *batch: Any) -> poutine.Trace:
         """Run both programs once, so that lazily made parameters exist; collect the leaves.
 
         Returns the model's trace on `batch`, its latents drawn by the guide.
@@ -126,27 +132,27 @@ class Pair:
             for name, value in list(store._params.items()):
                 if isinstance(value, nn.Parameter):
                     if id(value) not in own:
-                        self._borrowed.append((value, value.detach().clone()))
+                        self._closure_parameters.append((value, value.detach().clone()))
                 else:
                     # Its first value may be a tensor of the user's, which training must not move.
                     leaf = value.detach().clone().requires_grad_(value.requires_grad)
                     store._params[name], store._param_to_name[leaf] = leaf, name
-        self.leaves = self._collect()
+        self.unconstrained_parameters = self._collect()
         return traced
 
-    def introduce(self, model: Program, guide: Program, *batch: Any) -> None:
+    def initialize_objective(self, model: Program, guide: Program, *batch: Any) -> None:
         """Let the objective see the pair once, as it will be called: it refuses what it cannot
         treat, finds out what it wants to know (running the programs, which may move buffers),
         and learned parts of it (a baseline's network) take their sizes from the data.
         """
         objective: Any = self.objective
         if isinstance(objective, nn.Module):
-            with self.scope(), own_draws():
+            with self.scope(), preserve_rng():
                 objective.eval()  # its averages learn nothing from this
                 self.objective.loss_and_grads(model, guide, *batch)
                 objective.train()
-                self.leaves = self._collect()
-                for leaf in self.leaves.values():
+                self.unconstrained_parameters = self._collect()
+                for leaf in self.unconstrained_parameters.values():
                     leaf.grad = None
 
     def _refuse_tied_names(self) -> None:
@@ -212,7 +218,7 @@ class Pair:
             for owner, name, value in found
         }
 
-    def freeze(self) -> None:
+    def eval_mode(self) -> None:
         """Put every module in evaluation mode: dropout off, batch normalisation fixed."""
         for _, module in self.modules():
             module.eval()
@@ -223,7 +229,7 @@ class Pair:
             return {name: t.detach().clone() for name, t in self._tensors().items()}
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = dict(self.leaves)
+        tensors = dict(self.unconstrained_parameters)
         for owner, module in self.modules():
             tensors |= {f"{owner}/{name}": b for name, b in module.named_buffers()}
         return {f"state/{name}": tensor for name, tensor in tensors.items()}

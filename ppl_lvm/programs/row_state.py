@@ -6,7 +6,7 @@ batch holds. It asks, and whoever drives the steps answers:
     with DataRows(rows, num_rows=N):      # the driver: these B of N rows
         svi.step(x[rows])
 
-    told = data_rows()                    # the guide: (rows (B,), N), or None: nobody said
+    told = batch_rows()                    # the guide: (rows (B,), N), or None: nobody said
     values = self.table.read(told[0])     # (B, width)
     self.table.write(told[0], values)
 
@@ -32,17 +32,17 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-Told = tuple[Tensor, int]
+BatchRows = tuple[Tensor, int]
 
 
-@effectful(type="data_rows")
-def data_rows() -> Told | None:
+@effectful(type="batch_rows")
+def batch_rows() -> BatchRows | None:
     """Row numbers (B,) of the batch in the data, and N; None where nobody has said."""
     return None
 
 
-class DataRows(Messenger):
-    """Answers `data_rows()`: the batch holds these rows of `num_rows`."""
+class ProvideBatchRows(Messenger):
+    """Answers `batch_rows()`: the batch holds these rows of `num_rows`."""
 
     def __init__(self, rows: Tensor, num_rows: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class RowTable:
     def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
         self.width, self._dtype = width, torch.empty(0, dtype=dtype).numpy().dtype
         self.size: int | None = None
-        self.touched = 0
+        self.rows_accessed = 0
         self._array: Any = None
         self._changed: Any = None  # since the last checkpoint
         self._kept = False  # whether the file beside the checkpoints is this table's
@@ -79,12 +79,12 @@ class RowTable:
 
     def read(self, rows: Tensor) -> Tensor:
         """Copies of rows (B,): (B, width)."""
-        self.touched += len(rows)
+        self.rows_accessed += len(rows)
         return torch.from_numpy(self._array[rows.cpu().numpy()])
 
     def write(self, rows: Tensor, values: Tensor) -> None:
         """Put `values` (B, width) in rows (B,)."""
-        self.touched += len(rows)
+        self.rows_accessed += len(rows)
         index = rows.cpu().numpy()
         self._array[index] = values.detach().cpu().numpy()
         self._changed[index] = True
@@ -99,7 +99,7 @@ class RowTable:
             "values": torch.from_numpy(values),
         }
 
-    def settle(self, path: Path, changes: dict[str, Tensor]) -> None:
+    def commit(self, path: Path, changes: dict[str, Tensor]) -> None:
         """Write to the file at `path` what a checkpoint, safely on disk by now, says."""
         if self.size is None:
             return
@@ -166,7 +166,7 @@ class RowTables:
         if not self.tables:
             return nullcontext()
         everything = torch.arange(self._num_rows) if rows is None else rows
-        return DataRows(everything, self._num_rows)
+        return ProvideBatchRows(everything, self._num_rows)
 
     def changes(self) -> dict[str, Tensor]:
         """Of every table, by name, for a checkpoint."""
@@ -176,10 +176,10 @@ class RowTables:
             for name, tensor in rows.changes().items()
         }
 
-    def settle(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
+    def commit(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
         """Keep beside `checkpoint` what it says has changed."""
         for name, table in self.tables.items():
-            table.settle(_beside(checkpoint, name), _of(name, changes))
+            table.commit(_beside(checkpoint, name), _of(name, changes))
 
     def restore(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
         """The tables as they were at `checkpoint`."""

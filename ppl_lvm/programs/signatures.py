@@ -65,7 +65,7 @@ class Site:
     support: Any
     values: int | None
     enumerate: str | None
-    reparameterised: bool
+    reparameterized: bool
     plates: tuple[str, ...]
     depends_on: tuple[str, ...] | None
 
@@ -196,7 +196,7 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
         support=_support(fn),
         values=count_values(fn),
         enumerate=node["infer"].get("enumerate"),
-        reparameterised=bool(fn.has_rsample),
+        reparameterized=bool(fn.has_rsample),
         plates=tuple(frame.name for frame in node["cond_indep_stack"]),
         depends_on=None if dependencies is None else dependencies.get(node["name"], ()),
     )

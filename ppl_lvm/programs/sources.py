@@ -25,7 +25,7 @@ Batch = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ProgramSpec:
     """How to make a program again: plain data for run.json.
 
     Attributes:
@@ -60,7 +60,7 @@ def source_digest(address: str | None) -> str | None:
         return None
 
 
-class ModelSource:
+class ModelFactory:
     """Makes the model anew for every restart, and remembers how."""
 
     def __init__(self, given: Any, settings: Mapping[str, Any] | None = None) -> None:
@@ -78,7 +78,7 @@ class ModelSource:
         known: dict[str, Any] | None = self._settings
         if not self.is_class and isinstance(self._given, nn.Module):
             known = settings_of(self._given)
-        self.recipe = Recipe(
+        self.recipe = ProgramSpec(
             name=getattr(self._given, "__name__", type(self._given).__name__),
             address=address,
             settings=known,
@@ -103,13 +103,13 @@ class ModelSource:
             model = self._given if restart == 0 else copy.deepcopy(self._given)
         own = model is not self._given  # an object that is handed over stays where it was put
         if own:
-            beside(model, batch)
+            move_to_batch_device(model, batch)
         if hasattr(model, "initialize"):
             model.initialize(*batch)
-        return beside(model, batch) if own else model  # what the start has made, too
+        return move_to_batch_device(model, batch) if own else model  # what the start has made, too
 
 
-class GuideSource:
+class GuideFactory:
     """Makes the guide for a model, and remembers how."""
 
     def __init__(self, given: Any, settings: Mapping[str, Any] | None = None) -> None:
@@ -125,7 +125,7 @@ class GuideSource:
             address = address_of(self._given)
         # A guide handed over as an instance is loaded by handing it over again.
         rebuildable = self.is_builder or inspect.isfunction(self._given)
-        self.recipe = Recipe(
+        self.recipe = ProgramSpec(
             name=getattr(self._given, "__name__", type(self._given).__name__),
             address=address if rebuildable else None,
             settings=self._settings,
@@ -164,18 +164,18 @@ def _build_guide(
     if parameters and parameters[0].name == "model":
         takes_batch = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         arguments = (model, *batch) if takes_batch else (model,)
-    return beside(build(builder, *arguments, settings=settings, what=name), batch)
+    return move_to_batch_device(build(builder, *arguments, settings=settings, what=name), batch)
 
 
-def beside(program: Any, batch: Batch) -> Any:
+def move_to_batch_device(program: Any, batch: Batch) -> Any:
     """A program or objective that was made here, on the device that its data have been put on."""
     if isinstance(program, nn.Module) and batch and batch[0].device.type != "cpu":
         program.to(batch[0].device)
     return program
 
 
-def rebuild(
-    recipe: Recipe, given: Any, template: Batch, *, what: str, model: Any = None
+def instantiate_from_record(
+    recipe: ProgramSpec, given: Any, template: Batch, *, what: str, model: Any = None
 ) -> Callable[..., Any]:
     """The program of a stored run: the one given, or the one that its recipe names."""
     if given is None:

@@ -39,7 +39,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Beside:
+class SideBySide:
     """Runs side by side: the rows of a table, its picture if there is one, and a note."""
 
     rows: Sequence[Mapping[str, str]]
@@ -50,7 +50,7 @@ class Beside:
 def html(
     entries: Sequence[Entry],
     title: str = "Can this fit be trusted?",
-    beside: Beside | None = None,
+    beside: SideBySide | None = None,
 ) -> str:
     """The page as text; with several entries, what differs between them first."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -96,7 +96,7 @@ def inline(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def write(entries: Sequence[Entry], path: str | Path, beside: Beside | None = None) -> None:
+def write(entries: Sequence[Entry], path: str | Path, beside: SideBySide | None = None) -> None:
     """Write the page; a reader never sees half of it."""
     write_atomic(Path(path), html(entries, beside=beside).encode())
 

@@ -6,14 +6,14 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ppl_lvm.data import load_data
-from ppl_lvm.diagnostics.budget import Sizes, some_rows
+from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
 from ppl_lvm.diagnostics.diagnosis import Say
 from ppl_lvm.diagnostics.finding import Finding
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import Picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
-from ppl_lvm.report.run_figures import READINGS, worst
+from ppl_lvm.report.run_figures import READINGS, worst_rows
 from ppl_lvm.report.run_figures import figures as fit_figures
 from ppl_lvm.runs.comparability import NotComparableError, short_names
 from ppl_lvm.runs.comparison import compare
@@ -45,9 +45,11 @@ def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
     figures = fit_figures(run, judged)
     found = diagnosis.details.get("tightness")
     if found is not None:
-        sizes = Sizes.of(run._pair, run.batch(train))
-        few = some_rows(some_rows(run.batch(judged), sizes.judged), sizes.annealed)
-        figure = worst(run, judged, few, found.best)
+        sizes = Budget.of(run.pair, run.batch(train))
+        few = evenly_spaced_rows(
+            evenly_spaced_rows(run.batch(judged), sizes.rows), sizes.annealing_rows
+        )
+        figure = worst_rows(run, judged, few, found.best)
         if figure is not None:
             figures["worst_explained"] = figure
     drawn = [_fit_picture(slug, figure) for slug, figure in figures.items()]
@@ -63,7 +65,7 @@ def _fit_picture(slug: str, figure: Figure) -> Picture:
     return Picture(slug.replace("_", " ").capitalize(), figure, reading, f"{own}. {text}")
 
 
-def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
+def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
     """Compared on the rows that all held out; else on those that they were fitted to, said so."""
     before = ""
     try:
@@ -72,7 +74,7 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
         data = {run.record["data"]["fingerprint"] for run in runs}
         source = runs[0].record["data"]["source"]
         if len(data) > 1 or source is None or isinstance(refusal, NotComparableError):
-            return html.Beside([], None, f"Not compared: {refusal}")
+            return html.SideBySide([], None, f"Not compared: {refusal}")
         whole = load_data(**source)
         found = compare(runs, whole, names=names)
         before = f"{refusal} So compared on all rows. "
@@ -90,7 +92,7 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.Beside:
         }
         for row in found.to_json()
     ]
-    return html.Beside(rows, picture(found), f"{before}{found.note}")
+    return html.SideBySide(rows, picture(found), f"{before}{found.note}")
 
 
 def _figure(value: float | None, error: float | None) -> str:

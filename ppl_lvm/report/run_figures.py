@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.report.figures import (
@@ -26,13 +26,13 @@ from ppl_lvm.report.figures import (
     sequences,
     topics,
 )
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 if TYPE_CHECKING:
     from ppl_lvm.runs.run import Run
 
 SHOWN_ROWS = 2000
-PICTURES: dict[str, Callable[[Subject], Figure | None]] = {
+PICTURES: dict[str, Callable[[RunView], Figure | None]] = {
     "density": density.picture,
     "mixture": classes.mixture,
     "classes": classes.of_each,
@@ -140,11 +140,11 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     A picture that cannot be drawn is left out with a warning: it never costs a fit.
     """
     batch = first_rows(data, SHOWN_ROWS)
-    subject = Subject(run, data, batch)
+    subject = RunView(run, data, batch)
     found = {"training": fit.training_curve(run.history)}
     for slug, make in PICTURES.items():
         try:
-            with own_draws():  # the same pictures each time, and nobody else's numbers
+            with preserve_rng():  # the same pictures each time, and nobody else's numbers
                 torch.manual_seed(0)
                 figure = make(subject)
         except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -156,6 +156,6 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
     return found
 
 
-def worst(run: "Run", data: Data, batch: tuple[Tensor, ...], log_p: Tensor) -> Figure | None:
+def worst_rows(run: "Run", data: Data, batch: tuple[Tensor, ...], log_p: Tensor) -> Figure | None:
     """The rows of `batch` that have the lowest `log_p` (N,); None where there are no codes."""
-    return latents.worst(Subject(run, data, batch), log_p)
+    return latents.worst(RunView(run, data, batch), log_p)

@@ -9,10 +9,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import Pair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
 from ppl_lvm.report.figures.style import Array
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunView:
     """A fitted run and the rows that are to be seen.
 
     Attributes:
@@ -33,13 +33,13 @@ class Subject:
     batch: tuple[Tensor, ...]
 
     @property
-    def pair(self) -> Pair:
-        return self.run._pair
+    def pair(self) -> ModelGuidePair:
+        return self.run.pair
 
     @cached_property
     def trace(self) -> poutine.Trace:
         """One plain run of the model on these rows."""
-        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
+        with torch.no_grad(), preserve_rng(), self.pair.scope(), poutine.block():
             return poutine.trace(self.pair.model).get_trace(*self.batch)
 
     @cached_property
@@ -103,7 +103,7 @@ class Subject:
     @cached_property
     def shared(self) -> dict[str, Tensor]:
         """Latents of the guide that all rows share, in one draw."""
-        with torch.no_grad(), own_draws(), self.pair.scope(), poutine.block():
+        with torch.no_grad(), preserve_rng(), self.pair.scope(), poutine.block():
             return predict.draw_guide(self.pair, self.batch)[1]
 
     @cached_property
@@ -148,9 +148,9 @@ class Subject:
 
     def still(self, count: int) -> dict[str, Tensor]:
         """Every code at its mean over the rows, every class at its likeliest, `count` times."""
-        centres = {n: c.mean(0) for n, c in self.codes.items()}
-        centres |= {n: centres[n].argmax(-1) for n in centres if self._has_states(n)}
-        return {n: c.expand(count, *c.shape) for n, c in centres.items()}
+        centers = {n: c.mean(0) for n, c in self.codes.items()}
+        centers |= {n: centers[n].argmax(-1) for n in centers if self._has_states(n)}
+        return {n: c.expand(count, *c.shape) for n, c in centers.items()}
 
     def _has_states(self, name: str) -> bool:
         if name not in self.trace.nodes:

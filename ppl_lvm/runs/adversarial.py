@@ -23,8 +23,8 @@ from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.diagnostics.predictive_checks import TwoSample
 from ppl_lvm.diagnostics.two_sample import discriminate
-from ppl_lvm.core.rng import own_draws
-from ppl_lvm.programs.sources import Recipe, rebuild
+from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.runs.run import read_record
 
 
@@ -59,7 +59,7 @@ class Adversaries:
         """Can a new discriminator of the same kind tell these rows from as many draws?"""
         drawn = self.sample(len(x), seed=seed)
         fresh = copy.deepcopy(self.discriminator)
-        with own_draws():
+        with preserve_rng():
             torch.manual_seed(seed)
             for part in fresh.modules():
                 reset = getattr(part, "reset_parameters", None)
@@ -69,7 +69,7 @@ class Adversaries:
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """n rows (n, P) of the generator."""
-        with torch.no_grad(), own_draws():
+        with torch.no_grad(), preserve_rng():
             torch.manual_seed(seed)
             drawn: Tensor = self.generator.draw(n)
         return drawn
@@ -100,7 +100,7 @@ def load_adversaries(
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")
     template = tensors["template"]
-    made: Any = rebuild(Recipe(**record["model"]), generator, (template,), what="model")
+    made: Any = instantiate_from_record(ProgramSpec(**record["model"]), generator, (template,), what="model")
     if discriminator is None:
         if record["discriminator"] is not None:
             raise ValueError(

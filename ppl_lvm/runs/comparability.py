@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
+from ppl_lvm.core.seeds import isolated_rng
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import innermost, is_scored
 
@@ -28,7 +28,7 @@ class NotComparableError(ValueError):
 
 
 @dataclass(frozen=True)
-class Scored:
+class LikelihoodKind:
     """Attributes:
     discrete, continuous: how many numbers of a row have a probability, and a density.
     given: what is taken as given of the numbers themselves, as `given` of a distribution says.
@@ -47,7 +47,7 @@ class Scored:
         return f"{many or 'none'} a row" + (f" given {self.given}" if self.given else "")
 
 
-def scored(model: Program, batch: tuple[Any, ...]) -> Scored:
+def scored(model: Program, batch: tuple[Any, ...]) -> LikelihoodKind:
     """What `model` gives a likelihood to, from one run on the first row of `batch`."""
     rows = tuple(t[:1] if isinstance(t, Tensor) else t for t in batch)
     with poutine.block(), torch.no_grad():
@@ -64,10 +64,10 @@ def scored(model: Program, batch: tuple[Any, ...]) -> Scored:
         except NotImplementedError:  # a distribution that does not say where it lives
             counts[False] += site["value"].numel()
         given = getattr(innermost(fn), "given", "") or given
-    return Scored(counts[True], counts[False], given)
+    return LikelihoodKind(counts[True], counts[False], given)
 
 
-def check_alike(
+def require_same_likelihood(
     runs: "Sequence[Run]", names: Sequence[str], batches: Sequence[tuple[Tensor, ...]]
 ) -> None:
     """Refuse runs whose likelihoods are of different numbers, or of another kind.
@@ -77,8 +77,8 @@ def check_alike(
     """
     found = []
     for run, batch in zip(runs, batches, strict=True):
-        with own_random(0), run._pair.scope():
-            found.append(scored(run._pair.model, batch))
+        with isolated_rng(0), run.pair.scope():
+            found.append(scored(run.pair.model, batch))
     for name, other in zip(names, found, strict=True):
         if other != found[0]:
             raise NotComparableError(
@@ -94,7 +94,7 @@ def check_width(name: str, run: "Run", batch: tuple[Tensor, ...]) -> None:
     Raises:
         ValueError: naming the run and both shapes.
     """
-    for given, fitted in zip(batch, run._template, strict=False):
+    for given, fitted in zip(batch, run.example_rows, strict=False):
         if given.shape[1:] != fitted.shape[1:]:
             raise ValueError(
                 f"{name} was fitted to rows of shape {tuple(fitted.shape[1:])}, these have "

@@ -38,13 +38,13 @@ from rich.text import Text
 from torch import Tensor
 
 from ppl_lvm.posterior import psis
-from ppl_lvm.runs.comparability import check_alike, check_width, common_rows, names_of
+from ppl_lvm.runs.comparability import require_same_likelihood, check_width, common_rows, names_of
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.leave_one_out import LOCAL_PARTICLES, global_draws, loo, marginal
-from ppl_lvm.core.seeds import own_random
+from ppl_lvm.core.seeds import isolated_rng
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.particles import log_weights, analyze_for_particles
 from ppl_lvm.core.plain_text import plain_text
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from ppl_lvm.runs.run import Run
 
-TOLD_APART = 2.5  # standard errors
+SIGNIFICANCE_Z = 2.5  # standard errors
 CHUNK = 200_000
 UNRELIABLE = 0.05  # share of data with a high k̂ above which leave-one-out is left out
 FEWEST_PARTICLES = 10
@@ -95,7 +95,7 @@ class Score:
         return float(self.per_datum.mean())
 
     @property
-    def error(self) -> float:
+    def standard_error(self) -> float:
         """Standard error of the mean over rows, Monte Carlo's in it."""
         return math.hypot(_mean_error(self.per_datum), self.monte_carlo_error)
 
@@ -135,7 +135,7 @@ class Comparison:
         if i == best:
             return "best"
         difference, error = self.difference(i, best)
-        return "worse" if difference < -TOLD_APART * error else "as good"
+        return "worse" if difference < -SIGNIFICANCE_Z * error else "as good"
 
     @property
     def note(self) -> str:
@@ -162,7 +162,7 @@ class Comparison:
             row = {
                 "run": s.name,
                 "value": s.value,
-                "error": s.error,
+                "error": s.standard_error,
                 "kind": s.kind,
                 "monte_carlo_error": s.monte_carlo_error,
                 "share_bad": s.share_bad,
@@ -234,7 +234,7 @@ def compare(
         )
     for name, run, batch in zip(called, runs, batches, strict=True):
         check_width(name, run, batch)
-    check_alike(runs, called, batches)
+    require_same_likelihood(runs, called, batches)
     scores = []
     for i, (name, run) in enumerate(zip(called, runs, strict=True)):
         if say is not None:
@@ -258,8 +258,8 @@ def _whose(runs: "Sequence[Run]", x: Any) -> str:
 
 
 def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
-    pair = run._pair
-    with own_random(seed), torch.no_grad(), pair.scope():
+    pair = run.pair
+    with isolated_rng(seed), torch.no_grad(), pair.scope():
         l, noise, kind, share_bad = _densities(run, pair, batch, K)
         found = _leave_one_out(run, pair, seed) if kind == "predictive" else (None, "")
     return Score(
@@ -270,18 +270,18 @@ def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) 
         share_bad=share_bad,
         loo=found[0],
         no_loo=found[1],
-        parameters=sum(leaf.numel() for leaf in pair.leaves.values()),
+        parameters=sum(leaf.numel() for leaf in pair.unconstrained_parameters.values()),
         seconds=_seconds(run),
         steps=int(run.results["steps"]),
     )
 
 
 def _densities(
-    run: "Run", pair: Pair, batch: tuple[Tensor, ...], K: int
+    run: "Run", pair: ModelGuidePair, batch: tuple[Tensor, ...], K: int
 ) -> tuple[Floats, float, str, float]:
     """(l (N,), Monte-Carlo error of its mean, what kind of value, share of poor weights)."""
     model, guide, N = pair.model, pair.guide, len(batch[0])
-    plan = plan_pair(model, guide, batch, {}, 2)
+    plan = analyze_for_particles(model, guide, batch, {}, 2)
     if not plan.latents or plan.data_plate is not None:
         exact = exact_log_likelihood(model, batch)
         if exact is None and not plan.latents:
@@ -315,10 +315,10 @@ def _training_rows(run: "Run") -> tuple[Tensor, ...]:
     try:
         return run.batch(run.data()[0])
     except (ValueError, FileNotFoundError):
-        return run._template
+        return run.example_rows
 
 
-def _leave_one_out(run: "Run", pair: Pair, seed: int) -> tuple[psis.Loo | None, str]:
+def _leave_one_out(run: "Run", pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
     """On the training rows, and why not where it is not valid."""
     try:
         train = run.batch(run.data()[0])
@@ -357,13 +357,13 @@ def _table(found: Comparison) -> Group:
     for i in found.order:
         s = found.scores[i]
         difference, error = found.difference(i, best)
-        digits = max(0, min(6, 1 - math.floor(math.log10(s.error)))) if s.error > 0 else 3
+        digits = max(0, min(6, 1 - math.floor(math.log10(s.standard_error)))) if s.standard_error > 0 else 3
         N = 1 if s.loo is None else len(s.loo.elpd_i)
         loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
         table.add_row(
             s.name,
             found.verdict(i),
-            f"{s.value:.{digits}f} ± {s.error:.{digits}f}",
+            f"{s.value:.{digits}f} ± {s.standard_error:.{digits}f}",
             "" if i == best else f"{difference:.3f} ± {error:.3f}",
             *([loo] if some else []),
             f"{s.parameters}",

@@ -13,7 +13,7 @@ from ppl_lvm.runs.run import load_run, read_record
 FREE = ("engine", "steps_per_call", "checkpoint_seconds")
 
 
-def set_aside(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
+def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
     """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
     if validation is None or (isinstance(validation, int | float) and validation == 0):
         return data, None
@@ -22,7 +22,7 @@ def set_aside(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None
     return data, validation if isinstance(validation, Data) else load_data(validation)
 
 
-def claim(
+def open_run_directory(
     path: Path, record: dict[str, Any], resume: bool, load: Callable[[Path], Any] = load_run
 ) -> Any:
     """Write run.json, or check that it asks for the same run; a finished run is loaded, else None.
@@ -37,7 +37,7 @@ def claim(
                 f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
                 "another directory."
             )
-        for key in ("model", "guide", "options", "data", "restarts_asked"):
+        for key in ("model", "guide", "options", "data", "num_restarts"):
             asked, kept = _as_json(record[key]), stored[key]
             if key == "options":
                 asked, kept = [

@@ -26,13 +26,13 @@ from torch import Tensor
 from ppl_lvm.posterior import predict
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.diagnosis import Diagnosis, Say, diagnose, sound_starts
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.diagnostics.diagnosis import Diagnosis, Say, diagnose, eligible_restarts
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.estimators.objectives import objective as make_objective
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.programs.sources import Recipe, rebuild, source_digest
-from ppl_lvm.training.trajectory import Trail, pack, unpack
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
+from ppl_lvm.training.trajectory import Trajectory, pack, unpack
 
 if TYPE_CHECKING:
     from ppl_lvm.posterior.arviz_export import Draws
@@ -58,27 +58,27 @@ class Run:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ModelGuidePair,
         template: tuple[Tensor, ...],
         history: dict[str, list[float]],
         record: dict[str, Any],
         directory: Path | None = None,
-        trails: Sequence[Trail] = (),
+        trails: Sequence[Trajectory] = (),
         draws: Mapping[str, Tensor] | None = None,
     ) -> None:
-        pair.freeze()
+        pair.eval_mode()
         self.draws = dict(draws or {})
-        self.trails = tuple(trails)
-        self._pair, self._template = pair, template
+        self.trajectories = tuple(trails)
+        self.pair, self.example_rows = pair, template
         self.history, self.record, self.directory = history, record, directory
 
     @property
     def model(self) -> Callable[..., Any]:
-        return self._pair.model
+        return self.pair.model
 
     @property
     def guide(self) -> Callable[..., Any]:
-        return self._pair.guide
+        return self.pair.guide
 
     @property
     def results(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Run:
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> constrained value, detached."""
-        return self._pair.parameters()
+        return self.pair.parameters()
 
     def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
@@ -103,21 +103,21 @@ class Run:
         the training data, repeated.
         """
         batch = self._rows(n) if x is None else self.batch(x)
-        with nullcontext() if seed is None else own_draws():
+        with nullcontext() if seed is None else preserve_rng():
             if seed is not None:
                 torch.manual_seed(seed)
-            return predict.sample(self._pair, *batch)
+            return predict.sample(self.pair, *batch)
 
     def encode(self, x: Any) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or probabilities of states (N, states)."""
-        return predict.encode(self._pair, *self.batch(x))
+        return predict.encode(self.pair, *self.batch(x))
 
     def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
         rows = len(next(iter(codes.values())))
         batch = self._rows(rows) if x is None else self.batch(x)
-        return predict.decode(self._pair, codes, *batch)
+        return predict.decode(self.pair, codes, *batch)
 
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x`, moved by `strength` · `attribute`.
@@ -131,7 +131,7 @@ class Run:
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per datum, with its standard errors."""
         return log_evidence(
-            self._pair,
+            self.pair,
             *self.batch(x),
             num_particles=num_particles,
             seed=seed,
@@ -147,7 +147,7 @@ class Run:
         from ppl_lvm.posterior.arviz_export import to_arviz
 
         batch = self.batch(x)
-        return to_arviz(self._pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
+        return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
     def data(self) -> tuple[Data, Data | None]:
         """The rows it was fitted to and those it was not, loaded and split as they were then.
@@ -193,11 +193,11 @@ class Run:
         if x is None:
             x, held_out = self.data()
         return diagnose(
-            self._pair,
+            self.pair,
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            starts=sound_starts(self.restarts, self.trails),
+            starts=eligible_restarts(self.restarts, self.trajectories),
             quantities=quantities,
             refits=refits,
             temperatures=temperatures,
@@ -217,7 +217,7 @@ class Run:
     def _as_fitted(self, x: Any) -> dict[str, Any]:
         """What `load_data` was told of the data that the run was fitted to."""
         own = self.record["data"]["source"] or {}
-        floats = [t for t in self._template if t.is_floating_point()]
+        floats = [t for t in self.example_rows if t.is_floating_point()]
         kept = own.get("missing") == "keep" or any(t.isnan().any() for t in floats)
         asked: dict[str, Any] = {"missing": "keep"} if kept else {}
         if isinstance(x, str | Path) and Path(own.get("source", "")).suffix == Path(x).suffix != "":
@@ -225,11 +225,11 @@ class Run:
         return asked
 
     def _rows(self, n: int) -> tuple[Tensor, ...]:
-        index = torch.arange(n) % len(self._template[0])
-        return tuple(t[index] for t in self._template)
+        index = torch.arange(n) % len(self.example_rows[0])
+        return tuple(t[index] for t in self.example_rows)
 
     def _only_code(self) -> str:
-        names = sorted(predict.encode(self._pair, *self._template))
+        names = sorted(predict.encode(self.pair, *self.example_rows))
         if len(names) != 1:
             raise ValueError(
                 f"The model has the local latents {names}; pass a dictionary, site -> codes."
@@ -239,17 +239,17 @@ class Run:
     def save(self, directory: str | Path) -> None:
         """Write the run to `directory`."""
         self.directory = Path(directory)
-        template = {f"template/{i}": t for i, t in enumerate(self._template)}
-        tensors = {**self._pair.state(), **template}
+        template = {f"template/{i}": t for i, t in enumerate(self.example_rows)}
+        tensors = {**self.pair.state(), **template}
         save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
-        save_checkpoint(self.directory / "trails.safetensors", pack(self.trails), {})
+        save_checkpoint(self.directory / "trails.safetensors", pack(self.trajectories), {})
         if self.draws:
             save_checkpoint(self.directory / "draws.safetensors", self.draws, {})
         write_json(self.directory / "history.json", self.history)
         write_json(self.directory / "run.json", self.record)
 
 
-def surroundings(
+def environment_record(
     data: Data, *, train_rows: int, held_out_rows: int = 0, validation: float | None = None
 ) -> dict[str, Any]:
     """What run.json says of the data and of the versions that a run was made with."""
@@ -280,7 +280,7 @@ def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]
     }
 
 
-def rank(entry: dict[str, Any]) -> float:
+def selection_score(entry: dict[str, Any]) -> float:
     """What the best restart is best in: the held-out bound, else the training rows'."""
     return float(entry["bound"] if entry["held_out"] is None else entry["held_out"])
 
@@ -326,7 +326,7 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")
     template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
     history = json.loads((directory / "history.json").read_text())
-    recipes = {role: Recipe(**record[role]) for role in ("model", "guide")}
+    recipes = {role: ProgramSpec(**record[role]) for role in ("model", "guide")}
     for role, given in (("model", model), ("guide", guide)):
         stored = recipes[role]
         if given is None and stored.digest and stored.digest != source_digest(stored.address):
@@ -335,11 +335,11 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
                 "be the one that was fitted.",
                 stacklevel=2,
             )
-    built_model = rebuild(recipes["model"], model, template, what="model")
-    built_guide = rebuild(recipes["guide"], guide, template, what="guide", model=built_model)
-    pair = Pair(built_model, built_guide, make_objective(record["objective"]))
-    pair.prepare(*template)
-    pair.introduce(pair.model, pair.guide, *template)
+    built_model = instantiate_from_record(recipes["model"], model, template, what="model")
+    built_guide = instantiate_from_record(recipes["guide"], guide, template, what="guide", model=built_model)
+    pair = ModelGuidePair(built_model, built_guide, make_objective(record["objective"]))
+    pair.materialize_parameters(*template)
+    pair.initialize_objective(pair.model, pair.guide, *template)
     pair.load_state(tensors)
     trails = directory / "trails.safetensors"
     left = unpack(load_checkpoint(trails)[0]) if trails.exists() else []

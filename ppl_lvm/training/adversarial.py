@@ -26,8 +26,8 @@ from ppl_lvm.estimators import objectives
 
 
 @dataclass(frozen=True)
-class Rules:
-    """How it is played; see `fit_adversarially`.
+class AdversarialOptions:
+    """How it is played; see `fit_adversarial`.
 
     Raises:
         ValueError: a number out of range.
@@ -61,7 +61,7 @@ class Game:
         discriminator: nn.Module,
         x: Tensor,
         f: Callable[[Tensor], Tensor],
-        rules: Rules,
+        rules: AdversarialOptions,
         progress: Progress,
     ) -> None:
         self.G, self.a, self._x, self._f, self._rules = generator, discriminator, x, f, rules
@@ -70,8 +70,8 @@ class Game:
         self.history: dict[str, list[float]] = {"jensen_shannon": [], "generator": []}
         self._progress = progress
 
-    def run(self, num_steps: int, between: Callable[[], None] = lambda: None) -> None:
-        """Step until so many steps are done, calling `between` after each.
+    def run(self, num_steps: int, after_iteration: Callable[[], None] = lambda: None) -> None:
+        """Step until so many steps are done, calling `after_iteration` after each.
 
         Raises:
             FloatingPointError: a loss is not finite; names whose, and the step.
@@ -81,7 +81,7 @@ class Game:
             while (step := len(self.history["generator"])) < num_steps:
                 self._step(step)
                 self._progress.advance(step + 1, self.history["jensen_shannon"][-1], ())
-                between()
+                after_iteration()
 
     def _step(self, step: int) -> None:
         B = self._rules.batch_size

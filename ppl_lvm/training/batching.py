@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class RowOrder:
+class EpochSampler:
     """Every epoch a new permutation, a function of seed and epoch alone.
 
     The last batch of an epoch holds what is left over. With B = N there is nothing to choose.
@@ -40,7 +40,7 @@ class RowOrder:
         return last and self.num_rows % self.batch_size != 0 and self.batch_size < self.num_rows
 
 
-class Calls:
+class CallSchedule:
     """How many steps one call takes.
 
     Calls end where something happens between steps: an evaluation, the end of the run, a batch of
@@ -53,7 +53,7 @@ class Calls:
         last: steps in all.
     """
 
-    def __init__(self, order: RowOrder, most: int, every: int, last: int) -> None:
+    def __init__(self, order: EpochSampler, most: int, every: int, last: int) -> None:
         self._order, self._most, self._every, self._last = order, most, every, last
         self._epoch = order.steps_per_epoch if order.ragged(order.steps_per_epoch - 1) else 0
 

@@ -47,10 +47,10 @@ def save(training: "Training", path: Path) -> None:
             "schedule": schedule,
             "best_bound": training.best_bound,
             "waited": training.waited,
-            "refusal": stepping.refusal,
+            "capture_error": stepping.capture_error,
         },
     )
-    training.tables.settle(path, changed)
+    training.tables.commit(path, changed)
 
 
 def load(training: "Training", path: Path) -> None:
@@ -67,8 +67,8 @@ def load(training: "Training", path: Path) -> None:
     training.iterates.load(_named("iterates/", tensors), training.step_number)
     training.tables.restore(path, _named("tables/", tensors))
     training.best_bound, training.waited = data["best_bound"], data["waited"]
-    if data.get("refusal") is not None:
-        stepping.go_eagerly(data["refusal"])
+    if data.get("capture_error") is not None:
+        stepping.go_eagerly(data["capture_error"])
     set_random_state(tensors)
 
 

@@ -19,14 +19,20 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler import Level, LongRun, NotFiniteError, Turn, make_whole_step
+from ppl_lvm.compiler import (
+    AheadOfTimePolicy,
+    Level,
+    NonFiniteStepError,
+    PerStepTensor,
+    make_training_step,
+)
 from ppl_lvm.core import distributed as processes
-from ppl_lvm.core.rng import restore_draws
+from ppl_lvm.core.rng import restore_generators
 from ppl_lvm.estimators import objectives
-from ppl_lvm.programs.minibatch import Subsample
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.minibatch import ScaleDataPlate
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
-from ppl_lvm.training.support_check import InSupport
+from ppl_lvm.training.support_check import SupportCheck
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Options:
     steps_per_call: int = 1
 
 
-class Stepping:
+class GradientStep:
     """Steps of `pair`, at the engine's level.
 
     Attributes:
@@ -83,7 +89,7 @@ class Stepping:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ModelGuidePair,
         num_rows: int,
         example: tuple[Tensor, ...],
         options: Options,
@@ -91,15 +97,15 @@ class Stepping:
         say: Callable[[str], None],
     ) -> None:
         self.pair, self._num_rows, self._options = pair, num_rows, options
-        self.sign = 1.0 if getattr(pair.objective, "upper", False) else -1.0
+        self.sign = 1.0 if getattr(pair.objective, "is_upper_bound", False) else -1.0
         self._kl = KLWeight(summed)
-        self._support = InSupport()
+        self._support = SupportCheck()
         if options.kl_weight != 1.0 or options.kl_annealing:
             refuse_summed_parents(pair, summed, *example)
         self._wrap(options)
         # Before anything is loaded from a checkpoint: a resumed run must not do it once more.
-        pair.introduce(self._model, self._guide, *example)
-        self._leaves = list(pair.leaves.values())
+        pair.initialize_objective(self._model, self._guide, *example)
+        self._leaves = list(pair.unconstrained_parameters.values())
         if not self._leaves:
             raise ValueError("Neither the model nor the guide has a parameter to train.")
         devices = {tensor.device for tensor in (*self._leaves, *example)}
@@ -110,15 +116,17 @@ class Stepping:
         self._share = torch.ones(())  # of this process in the batch
         self._kept: dict[str, Tensor] | None = None
         alone = processes.count() == 1  # others would wait for the compiler of one
-        self.plan = LongRun(options.num_steps if alone else 0, num_rows, options.batch_size)
-        self.whole = make_whole_step(
+        self.plan = AheadOfTimePolicy(
+            options.num_steps if alone else 0, num_rows, options.batch_size
+        )
+        self.whole = make_training_step(
             self._loss_and_gradient,
             self.optimizer,
             "eager" if isinstance(self.optimizer, LBFGS) else options.engine,
             watched=(pair.model, pair.guide, pair.objective),
             announce=say,
             finite=True,
-            rehearses=True,
+            capture_first=True,
             plan=self.plan,
             block=self._of_block if self._adds_up(options) else None,
         )
@@ -132,7 +140,7 @@ class Stepping:
             self._model, self._guide = self._kl(self._model), self._kl(self._guide)
         self._scale_after = objectives.scales_inside(self.pair.objective)
         if not self._scale_after:
-            scale = Subsample(self._num_rows)
+            scale = ScaleDataPlate(self._num_rows)
             self._model, self._guide = scale(self._model), scale(self._guide)
 
     def _adds_up(self, options: Options) -> bool:
@@ -147,25 +155,25 @@ class Stepping:
     @property
     def level(self) -> str:
         """The level at which steps are taken: "eager", "captured" or "compiled"."""
-        return self.whole.reached
+        return self.whole.active_level
 
     @property
     def learning(self) -> bool:
         """Whether the program will run before a step is replayed."""
         gradient = self.whole.gradient
-        if self.whole.level == "eager" or gradient.refusal is not None:
+        if self.whole.level == "eager" or gradient.capture_error is not None:
             return False
         return gradient.num_captures == 0
 
     @property
-    def refusal(self) -> str | None:
+    def capture_error(self) -> str | None:
         """Why steps are eager, where they were to be captured and could not be."""
-        refusal = self.whole.gradient.refusal
+        refusal = self.whole.gradient.capture_error
         return None if refusal is None else str(refusal)
 
     def go_eagerly(self, refusal: str) -> None:
         """Do not try to capture: it is known why it cannot be."""
-        self.whole.gradient.refuse(refusal)
+        self.whole.gradient.disable_capture(refusal)
 
     def set_kl_weight(self, value: float) -> None:
         """β from here on."""
@@ -185,7 +193,7 @@ class Stepping:
             before: torch's random states, to which a line search returns.
 
         Raises:
-            NotFiniteError: the loss or a gradient is not finite; parameters are as before.
+            NonFiniteStepError: the loss or a gradient is not finite; parameters are as before.
         """
         if processes.count() > 1:
             self._share.fill_(processes.weight(rows))
@@ -196,7 +204,7 @@ class Stepping:
         self.after()
         return self.sign * float(loss) * self._per_datum(batch)
 
-    def many(
+    def run_steps(
         self,
         data: tuple[Tensor, ...],
         rows: Tensor | None,
@@ -213,11 +221,13 @@ class Stepping:
             then nothing has changed.
         """
         count = len(weights)
-        turns = [Turn(self._kl.value, self._kl.value.new_tensor(weights))]
+        turns = [PerStepTensor(self._kl.value, self._kl.value.new_tensor(weights))]
         rates = self._rates()
         try:
-            losses = self.whole.many(list(data), rows, count, turns=turns, between=self.after)
-        except NotFiniteError:
+            losses = self.whole.run_steps(
+                list(data), rows, count, turns=turns, after_each=self.after
+            )
+        except NonFiniteStepError:
             self._set_rates(rates)
             return None
         if losses is None:
@@ -255,12 +265,12 @@ class Stepping:
         self._kept = self.pair.state()
 
         def closure() -> float:
-            restore_draws(before)  # the line search compares like with like
+            restore_generators(before)  # the line search compares like with like
             for leaf in self._leaves:
                 leaf.grad = None
             loss, largest = self._loss_and_gradient(*batch)
             if not (math.isfinite(loss) and torch.isfinite(largest)):
-                raise NotFiniteError("loss or gradient is not finite")
+                raise NonFiniteStepError("loss or gradient is not finite")
             return float(loss) * self._per_datum(batch)
 
         loss: Any = self.optimizer.step(closure)
@@ -293,9 +303,10 @@ class Stepping:
         with torch.no_grad():
             used = [leaf for leaf in self._leaves if leaf.grad is not None]
             if not used:
+                names = [n.split("/", 1)[1] for n in self.pair.unconstrained_parameters]
                 raise ValueError(
                     "No parameter received a gradient: none of "
-                    f"{', '.join(n.split('/', 1)[1] for n in self.pair.leaves)} reaches the bound."
+                    f"{', '.join(names)} reaches the bound."
                 )
             # A loop over steps cannot hold changes of lists in place: new tensors instead.
             raw: Any = [leaf.grad for leaf in used]

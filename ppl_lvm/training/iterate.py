@@ -11,11 +11,11 @@ from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint
 
 
-class Iterated(Protocol):
+class Checkpointable(Protocol):
     """What can be written down between two of its iterations."""
 
-    def run(self, iterations: int, between: Callable[[], None]) -> None:
-        """Go on until so many iterations are done in all, calling `between` after each."""
+    def run(self, iterations: int, after_iteration: Callable[[], None]) -> None:
+        """Go on until so many iterations are done in all, calling `after_iteration` after each."""
 
     def tensors(self) -> dict[str, Tensor]:
         """What the rest depends on."""
@@ -27,7 +27,9 @@ class Iterated(Protocol):
         """Continue from what `tensors` and `progress` said."""
 
 
-def run_on(iterated: Iterated, iterations: int, path: Path | None, seconds: float) -> None:
+def iterate_with_checkpoints(
+    iterated: Checkpointable, iterations: int, path: Path | None, seconds: float
+) -> None:
     """Run on from the checkpoint at `path` if there is one, writing others on the way.
 
     Args:
@@ -38,7 +40,7 @@ def run_on(iterated: Iterated, iterations: int, path: Path | None, seconds: floa
     if path is not None and path.exists():
         iterated.load(*load_checkpoint(path))
 
-    def between() -> None:
+    def after_iteration() -> None:
         nonlocal saved
         if path is None or time.monotonic() - saved < seconds:
             return
@@ -46,4 +48,4 @@ def run_on(iterated: Iterated, iterations: int, path: Path | None, seconds: floa
             save_checkpoint(path, iterated.tensors(), iterated.progress())
         saved = time.monotonic()
 
-    iterated.run(iterations, between)
+    iterated.run(iterations, after_iteration)

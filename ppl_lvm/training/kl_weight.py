@@ -8,7 +8,7 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_lvm.particles.bound_estimate import MARK
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.pair import Pair, latent_sites, plate_nesting
+from ppl_lvm.programs.pair import ModelGuidePair, latent_sites, plate_nesting
 
 
 class KLWeight(Messenger):
@@ -32,7 +32,7 @@ class KLWeight(Messenger):
             msg["scale"] = msg["scale"] * self.value
 
 
-def refuse_summed_parents(pair: Pair, summed: frozenset[str], *batch: Any) -> None:
+def refuse_summed_parents(pair: ModelGuidePair, summed: frozenset[str], *batch: Any) -> None:
     """Refuse a latent z that is weighted while what it depends on is summed out.
 
     In log Σ_c p(c) p(z | c) p(x | z, c) there is no factor of z alone that β could weight.

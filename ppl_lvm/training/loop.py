@@ -19,20 +19,20 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler import CannotCaptureError, NotFiniteError, Recording
+from ppl_lvm.compiler import CannotCaptureError, NonFiniteStepError, Recording
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.rng import draw_states, own_draws, restore_draws
+from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.data.stores import MemoryStore
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import checkpoint as resume
-from ppl_lvm.training.batching import Calls, RowOrder
-from ppl_lvm.training.gradient_step import Options, Stepping
-from ppl_lvm.training.non_finite import NonFiniteError, blame
-from ppl_lvm.training.trajectory import Iterates
+from ppl_lvm.training.batching import CallSchedule, EpochSampler
+from ppl_lvm.training.gradient_step import GradientStep, Options
+from ppl_lvm.training.non_finite import NonFiniteError, locate_non_finite
+from ppl_lvm.training.trajectory import ParameterRecorder
 
 logger = logging.getLogger("ppl_lvm")
 
@@ -51,7 +51,7 @@ class Training:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: ModelGuidePair,
         train: Data,
         held_out: Data | None,
         options: Options,
@@ -73,16 +73,16 @@ class Training:
         first = first_rows(train, options.batch_size)
         self.tables = RowTables(pair.guide, len(train))
         with self.tables.shown(torch.arange(len(first[0]))):
-            self.stepping = Stepping(
+            self.stepping = GradientStep(
                 pair, len(train), first, options, summed, lambda line: self.say(line)
             )
-        self.iterates = Iterates(pair.leaves, options.num_steps)
+        self.iterates = ParameterRecorder(pair.unconstrained_parameters, options.num_steps)
         if self.tables:
             self._keep_to_this_process()
-        self.order = RowOrder(len(train), options.batch_size, options.seed)
+        self.order = EpochSampler(len(train), options.batch_size, options.seed)
         # Several processes set their seed and their share of the batch before every step.
         most = options.steps_per_call if processes.count() == 1 else 1
-        self._calls = Calls(self.order, most, options.validate_every, options.num_steps)
+        self._calls = CallSchedule(self.order, most, options.validate_every, options.num_steps)
         self._whole: tuple[Tensor, ...] | None = None
         self.best_state: dict[str, Tensor] = {}
         self.best_bound = -math.inf
@@ -127,7 +127,7 @@ class Training:
         self.begin(self.step_number)
         if processes.count() > 1:
             processes.seed_step(self.options.seed, self.step_number)
-        before = draw_states()
+        before = generator_states()
         try:
             # Pyro's own checks (shapes, supports) on everything once, then they cost nothing.
             first = self.step_number < self.order.steps_per_epoch
@@ -138,8 +138,8 @@ class Training:
                 bound = self.stepping.step(batch, total, before)
         except CannotCaptureError:
             raise
-        except (ValueError, NotFiniteError) as error:
-            restore_draws(before)
+        except (ValueError, NonFiniteStepError) as error:
+            restore_generators(before)
             raise self._explained(error, batch, rows, before) from error
         except RuntimeError:
             if processes.count() > 1:  # another one has ended; no update has been made
@@ -179,7 +179,7 @@ class Training:
         rows = [self.order.rows(step) for step in steps]
         self.stepping.plan.step = self.step_number
         data, index = self._gather([r for r in rows if r is not None])
-        bounds = self.stepping.many(data, index, [self._kl_weight(step) for step in steps])
+        bounds = self.stepping.run_steps(data, index, [self._kl_weight(step) for step in steps])
         if bounds is None:
             return None
         self._count(bounds, time.perf_counter() - begun)
@@ -201,10 +201,10 @@ class Training:
                 self.stepping.look(batch)
         except ValueError:
             pass  # it cannot even be run: its sites will say why
-        restore_draws(before)
-        reason = blame(self.pair, programs, batch, rows, self.train)
-        restore_draws(before)
-        if reason is None and not isinstance(error, NotFiniteError):
+        restore_generators(before)
+        reason = locate_non_finite(self.pair, programs, batch, rows, self.train)
+        restore_generators(before)
+        if reason is None and not isinstance(error, NonFiniteStepError):
             return error
         self.stepping.undo()
         self.save()
@@ -248,9 +248,9 @@ class Training:
         modules = [module for _, module in self.pair.modules()]
         training = [module.training for module in modules]
         try:
-            with torch.no_grad(), own_draws(), self.pair.scope():
+            with torch.no_grad(), preserve_rng(), self.pair.scope():
                 torch.manual_seed(self.options.seed)
-                self.pair.freeze()
+                self.pair.eval_mode()
                 values = [self._evaluate_once(data) for _ in range(repeats)]
         finally:
             for module, mode in zip(modules, training, strict=True):

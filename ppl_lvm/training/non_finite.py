@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ppl_lvm.data import Data
 from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 
 class NonFiniteError(ValueError):
     """A loss, a gradient or a parameter became NaN or infinite; the message says where."""
 
 
-def blame(
-    pair: Pair,
+def locate_non_finite(
+    pair: ModelGuidePair,
     programs: tuple[Callable[..., Any], Callable[..., Any], float],
     batch: tuple[Tensor, ...],
     rows: Tensor | None,
@@ -47,10 +47,10 @@ def blame(
             reason = _site_at_fault(name, site, "model", rows, data)
             if reason is not None:
                 return reason
-    for name, leaf in pair.leaves.items():
+    for name, leaf in pair.unconstrained_parameters.items():
         if leaf.grad is not None and not torch.isfinite(leaf.grad).all():
             plain = name.split("/", 1)[1]
-            remedy = getattr(pair.objective, "overflow", "") or (
+            remedy = getattr(pair.objective, "non_finite_hint", "") or (
                 "Clip gradients, or look for a square root or a logarithm of zero on the way to it."
             )
             return (

@@ -9,36 +9,36 @@ from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.checks import Finding, check
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.checks import Issue, check
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import Pair, data_plate_size, plate_nesting
-from ppl_lvm.programs.sources import beside
+from ppl_lvm.programs.pair import ModelGuidePair, data_plate_size, plate_nesting
+from ppl_lvm.programs.sources import move_to_batch_device
 
 
-def make_pair(
+def prepare_pair(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     objective: str | ELBO | None,
     example: tuple[Tensor, ...],
     train: Data,
-) -> tuple[Pair, frozenset[str]]:
+) -> tuple[ModelGuidePair, frozenset[str]]:
     """The pair, ready to train, and the sites that are summed out of its model.
 
     Raises:
         ValueError: mini-batches without a plate "data", or an objective that would be wrong.
     """
-    pair = Pair(model, guide, objectives.objective(objective or "Trace_ELBO"))
-    model_trace = pair.prepare(*example)
-    with pair.scope(), torch.no_grad(), own_draws(), poutine.block():
+    pair = ModelGuidePair(model, guide, objectives.objective(objective or "Trace_ELBO"))
+    model_trace = pair.materialize_parameters(*example)
+    with pair.scope(), torch.no_grad(), preserve_rng(), poutine.block():
         guide_trace = poutine.trace(pair.guide).get_trace(*example)
     if objective is None:
         pair.objective = objectives.objective(
             objectives.default_objective(model_trace, guide_trace)
         )
-    beside(pair.objective, example)
+    move_to_batch_device(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
         # As Pyro finds at the first step: then no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
@@ -59,11 +59,13 @@ def make_pair(
     return pair, predict.summed_sites(pair, *example)
 
 
-def refuse_faulty(pair: Pair, *batch: Tensor, stands_for: int | None = None) -> tuple[Finding, ...]:
+def raise_on_errors(
+    pair: ModelGuidePair, *batch: Tensor, num_rows: int | None = None
+) -> tuple[Issue, ...]:
     """Raise where `check` finds an error in a pair whose batches stand for so many rows; the
     message has each error with its remedy. Returns its warnings."""
     with pair.scope():
-        findings = check(pair.model, pair.guide, *batch, stands_for=stands_for)
+        findings = check(pair.model, pair.guide, *batch, num_rows=num_rows)
     if not findings.ok:
         listed = "\n".join(str(finding) for finding in findings.errors)
         raise ValueError(f"This model and guide cannot be trained.\n{listed}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 
-class InSupport(Messenger):
+class SupportCheck(Messenger):
     """Collects the answers, one a site.
 
     Distributions made with `validate_args=False` are not asked (which these are is seen when the

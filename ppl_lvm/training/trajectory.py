@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 MOMENTS, NUMBERS = 200, 1000
 CLUSTERED_ROWS = 500
@@ -24,7 +24,7 @@ STRETCH, BATCHES = 0.2, 20
 
 
 @dataclass
-class Trail:
+class Trajectory:
     """Of one start.
 
     Attributes:
@@ -39,7 +39,7 @@ class Trail:
     responsibilities: dict[str, Tensor] = field(default_factory=dict)
 
 
-class Iterates:
+class ParameterRecorder:
     """Writes the parameters down while they move.
 
     Args:
@@ -98,17 +98,17 @@ def last_bounds(bounds: Sequence[float] | NDArray[np.float64]) -> Tensor:
     return last.reshape(BATCHES, -1).mean(1)
 
 
-def clusterings(pair: Pair, *batch: Tensor) -> dict[str, Tensor]:
+def clusterings(pair: ModelGuidePair, *batch: Tensor) -> dict[str, Tensor]:
     """Responsibilities (rows, states) of the discrete local sites that the model sums out."""
     summed = predict.summed_sites(pair, *batch)
     if not summed:
         return {}
-    with own_draws():
+    with preserve_rng():
         codes = predict.encode(pair, *batch)
     return {n: r.float() for n, r in codes.items() if n in summed and r.dim() == 2}
 
 
-def pack(trails: Sequence[Trail]) -> dict[str, Tensor]:
+def pack(trails: Sequence[Trajectory]) -> dict[str, Tensor]:
     """All starts as tensors by name, for one file."""
     found = {}
     for number, trail in enumerate(trails):
@@ -118,9 +118,9 @@ def pack(trails: Sequence[Trail]) -> dict[str, Tensor]:
     return found
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> list[Trail]:
+def unpack(tensors: Mapping[str, Tensor]) -> list[Trajectory]:
     """The starts of a file that `pack` made."""
-    trails = [Trail() for _ in {name.split("/")[0] for name in tensors}]
+    trails = [Trajectory() for _ in {name.split("/")[0] for name in tensors}]
     for name, tensor in tensors.items():
         number, kind, *rest = name.split("/", 2)
         if kind == "bounds":

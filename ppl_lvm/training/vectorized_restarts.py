@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
-from ppl_lvm.compiler.passes.vectorize_restarts import Abreast, AbreastStep
+from ppl_lvm.compiler.passes.vectorize_restarts import VectorizedRecording, VectorizedStep
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
 from ppl_lvm.estimators import objectives
@@ -25,7 +25,7 @@ from ppl_lvm.training.loop import Training
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and is quicker in turn
 
 
-class Together:
+class VectorizedRestarts:
     """R trainings at the same step, as they stand.
 
     Args:
@@ -38,12 +38,12 @@ class Together:
 
     def __init__(self, trainings: Sequence[Training], states: Sequence[Tensor]) -> None:
         self.trainings = list(trainings)
-        refuse(self.trainings)
+        reject_unsupported(self.trainings)
         self.generators = [torch.Generator() for _ in trainings]
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
         self._number = self.trainings[0].step_number  # one that has stopped does not count on
-        self._steps: dict[int, AbreastStep] = {}
+        self._steps: dict[int, VectorizedStep] = {}
         self._leaves: list[Tensor] = []
         self._optimizer: Any = None
         self._flat = FlatOptimizer()
@@ -116,14 +116,14 @@ class Together:
 
     # One for all
 
-    def _make(self, rows: Sequence[Tensor | None]) -> AbreastStep:
+    def _make(self, rows: Sequence[Tensor | None]) -> VectorizedStep:
         recordings, batches = [], []
         for training, row in zip(self.trainings, rows, strict=True):
             batch = training.whole_batch() if row is None else training.train.batch(row)
             recordings.append(training.record(batch))
             batches.append(list(batch))
         parameters = [t.stepping.whole.gradient.parameters for t in self.trainings]
-        abreast = Abreast(
+        abreast = VectorizedRecording(
             recordings,
             parameters,
             batches,
@@ -136,12 +136,12 @@ class Together:
         else:
             self._stack(abreast, parameters)
         compiled = self._first.options.engine == "compiled"
-        step = AbreastStep(abreast, self._batch(rows), self._optimizer, self._flat, compiled)
+        step = VectorizedStep(abreast, self._batch(rows), self._optimizer, self._flat, compiled)
         self._hand_out(parameters)
         self._steps[_count(rows, self._first)] = step
         return step
 
-    def _stack(self, abreast: Abreast, parameters: Sequence[Sequence[Tensor]]) -> None:
+    def _stack(self, abreast: VectorizedRecording, parameters: Sequence[Sequence[Tensor]]) -> None:
         """One optimiser for the stacked parameters, with the state that theirs have."""
         self._leaves = abreast.parameters
         self._optimizer = objectives.optimizer(self._first.options.optimizer, self._leaves)
@@ -184,7 +184,7 @@ def _count(rows: Sequence[Tensor | None], training: Training) -> int:
     return len(training.train) if rows[0] is None else len(rows[0])
 
 
-def refuse(trainings: Sequence[Training]) -> None:
+def reject_unsupported(trainings: Sequence[Training]) -> None:
     """Raise `CannotCaptureError` if these had better be trained in turn."""
     first = trainings[0]
     options = first.options
@@ -199,10 +199,10 @@ def refuse(trainings: Sequence[Training]) -> None:
         reason = "each has a learning rate of its own"
     elif options.engine == "auto" and options.batch_size > MOST_ROWS:
         reason = f"a batch has more than {MOST_ROWS} rows"
-    elif any(training.stepping.refusal is not None for training in trainings):
+    elif any(training.stepping.capture_error is not None for training in trainings):
         reason = "they cannot be captured"
-    elif len({id(p) for t in trainings for p in t.pair.leaves.values()}) < sum(
-        len(t.pair.leaves) for t in trainings
+    elif len({id(p) for t in trainings for p in t.pair.unconstrained_parameters.values()}) < sum(
+        len(t.pair.unconstrained_parameters) for t in trainings
     ):
         reason = "they share a module that is not theirs"
     if reason is not None:

@@ -13,7 +13,7 @@ import torch
 from ppl_lvm.benchmarks import gradients
 from ppl_lvm.benchmarks.gradient_suite import exact, samples, subjects
 from ppl_lvm.benchmarks.gradient_suite.implementations import BOUNDS, Implementation, ours
-from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, by_hand
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, handwritten_loss
 from ppl_lvm.benchmarks.gradient_suite.subjects import double, known_subject
 from ppl_lvm.benchmarks.harness import Result
 
@@ -70,9 +70,9 @@ def test_forced_draws_give_the_exact_mean() -> None:
                 if implementation.estimator == "LeaveOneOut":
                     exactly = subject.exact_mean(implementation)
             assert exactly is not None
-            params = by_hand(subject.pair.leaves)
-            elbo = KNOWN["belief_net"].by_hand.exact_elbo(params, subject.batch[0])
-            wanted = exact.gradients(elbo, list(subject.pair.leaves.values()))
+            params = handwritten_loss(subject.pair.unconstrained_parameters)
+            elbo = KNOWN["belief_net"].handwritten_loss.exact_elbo(params, subject.batch[0])
+            wanted = exact.gradients(elbo, list(subject.pair.unconstrained_parameters.values()))
     torch.testing.assert_close(exactly[0], wanted)
     assert exactly[1] == pytest.approx(elbo.sum().item())
 
@@ -88,7 +88,7 @@ def test_bounds_rise_to_the_evidence(known: str) -> None:
             one, program.expected(params, x, BOUNDS["ELBO"], 2), rtol=1e-6, atol=1e-6
         )
         assert (one < two).all()
-        assert (two < program.by_hand.log_evidence(params, x)).all()
+        assert (two < program.handwritten_loss.log_evidence(params, x)).all()
 
 
 def test_judge_sees_a_bias_that_the_errors_do_not_cover() -> None:
@@ -123,7 +123,9 @@ def test_groups_follow_the_sites_of_a_hierarchical_guide() -> None:
         subject = known_subject(KNOWN["decoders"], 2, 0)
         pair = subject.pair
         with pair.scope():
-            found = samples.groups(pair.model, pair.guide, subject.batch, pair.leaves)
+            found = samples.groups(
+                pair.model, pair.guide, subject.batch, pair.unconstrained_parameters
+            )
     assert set(found) == {"model", "guide c", "guide z"}
     sizes = {name: len(positions) for name, positions in found.items()}
     assert sizes["guide c"] == 3 * 2 + 3  # a weight and a bias of three categories
@@ -220,7 +222,7 @@ def test_a_verdict_on_too_few_draws_says_so() -> None:
     with double(), samples.local_parameters():
         subject = known_subject(KNOWN["belief_net"], 2, 0)
         implementation = next(i for i in ours(subject.pair, 2) if i.estimator == "VIMCO")
-    good = samples.Judgement(0.01, 0.02, False, 1.0, 1.0, False)
+    good = samples.Judgment(0.01, 0.02, False, 1.0, 1.0, False)
     coarse = replace(good, bias=0.84, error=1.3)
     assert gradients.verdict(implementation, {"model": good}) == "unbiased"
     assert "too few draws" in gradients.verdict(implementation, {"model": good, "guide z": coarse})

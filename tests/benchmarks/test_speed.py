@@ -27,10 +27,10 @@ def test_an_unknown_program_is_named() -> None:
 def test_every_program_has_its_ways(name: str) -> None:
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]()
-    found = speed_ways.ways(name, program)
+    found = speed_ways.variants(name, program)
     ours = {speed_ways.EAGER, speed_ways.CAPTURED, speed_ways.COMPILED, speed_ways.MANY}
     assert ours | {speed_ways.PYRO} <= set(found)
-    assert (speed_ways.HAND in found) == (program.by_hand is not None)
+    assert (speed_ways.HAND in found) == (program.handwritten_loss is not None)
     assert (speed_ways.UPDATE in found) == (numpyro_peers.installed() and name != "belief net")
 
 
@@ -97,10 +97,10 @@ def test_compiling_has_paid_when_the_gain_has_made_up_for_the_start() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_numpyros_chain_has_our_loss() -> None:
     program = PROGRAMS["hmm 50"]()
-    assert program.by_hand is not None
+    assert program.handwritten_loss is not None
     assert program.parameters is not None
     one, many = numpyro_peers.steps("hmm 50", program.batch, 3, 0)
-    wanted = float(program.by_hand(program.parameters(), *program.batch).detach())
+    wanted = float(program.handwritten_loss(program.parameters(), *program.batch).detach())
     assert one() == pytest.approx(wanted, rel=1e-4)
     losses: Any = many()
     assert len(losses) == 3

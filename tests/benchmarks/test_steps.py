@@ -26,7 +26,7 @@ def test_a_step_of_each_kind_moves_the_parameters() -> None:
     """What is timed trains: a step that did nothing would be very fast."""
     with local_parameters():
         for step, parameters in (
-            steps.by_hand("belief_net", "VIMCO", 5, 2, 0),
+            steps.handwritten_loss("belief_net", "VIMCO", 5, 2, 0),
             steps.by_us("belief_net", "VIMCO", 5, 2, 0, "captured"),
         ):
             for _ in range(6):

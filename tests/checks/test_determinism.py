@@ -189,11 +189,11 @@ def test_a_guide_of_these_rows_is_a_note_on_all_and_an_error_in_mini_batches(
 ) -> None:
     whole = check(_model, guide, x)
     assert [(f.code, f.severity, f.site) for f in whole] == [("row-by-row", "note", "z")]
-    part = check(_model, guide, x, stands_for=100)
+    part = check(_model, guide, x, num_rows=100)
     assert [(f.code, f.severity) for f in part] == [("row-by-row", "error")]
     assert "batch_size=None" in part[0].remedy
     assert "AmortizedNormal(model, x)" in part[0].remedy
-    assert check(_model, AmortizedNormal(_model, x), x, stands_for=100).ok
+    assert check(_model, AmortizedNormal(_model, x), x, num_rows=100).ok
 
 
 def test_fit_refuses_such_a_guide_in_mini_batches_only(x: Tensor) -> None:

@@ -10,8 +10,8 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.checks import Finding, check
-from ppl_lvm.checks.issues import Findings
+from ppl_lvm.checks import Issue, check
+from ppl_lvm.checks.issues import Issues
 from ppl_lvm.guides import auto_guide
 from ppl_lvm.models import VAE
 
@@ -49,12 +49,12 @@ def test_errors_come_first_and_are_printed_with_place_and_remedy(x: Tensor) -> N
 
 
 def test_a_finding_is_reported_once() -> None:
-    one = Finding("code", "note", "z", "What.", "Why.", "Do.")
-    assert len(Findings([one, one])) == 1
+    one = Issue("code", "note", "z", "What.", "Why.", "Do.")
+    assert len(Issues([one, one])) == 1
 
 
 def test_a_file_elsewhere_is_named_by_its_whole_path() -> None:
-    one = Finding("code", "note", "z", "What.", "Why.", "Do.", "/elsewhere/mine.py", 3)
+    one = Issue("code", "note", "z", "What.", "Why.", "Do.", "/elsewhere/mine.py", 3)
     assert "(/elsewhere/mine.py:3)" in str(one)
 
 

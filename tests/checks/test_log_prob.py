@@ -60,7 +60,7 @@ def _flattened(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(table[k.reshape(-1)] + w, 1.0), obs=x[:, 0])
 
 
-def _centred(x: Tensor) -> None:
+def _centered(x: Tensor) -> None:
     """A mean over rows becomes a mean over values."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     table = torch.arange(3.0)
@@ -100,7 +100,7 @@ MODELS: dict[Program, Fault] = {
         {"table[k.reshape(-1)]": "Vindex(table)[k]"},
         "Vindex(table)[k]",
     ),
-    _centred: (
+    _centered: (
         "enumeration-mixes",
         "k",
         {"k - k.float().mean() + table[k]": "Vindex(table)[k] - table.mean()"},
@@ -122,6 +122,6 @@ def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
 
 def test_pyro_itself_says_nothing_of_mixed_values(x: Tensor) -> None:
     """That is why it is checked: the loss is a plausible number, and wrong."""
-    for model in (_flattened, _centred, _rows_beside_values):
+    for model in (_flattened, _centered, _rows_beside_values):
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, _guide, x)
         assert loss == loss

@@ -114,10 +114,10 @@ def test_what_suits_runs_and_what_does_not_says_why(name: str, x: Tensor) -> Non
     model, guide, suit = PAIRS[name]
     found = check(model, guide, x).estimators
     assert {each.name for each in found} == ALL
-    assert {each.name for each in found if each.suits} == suit
+    assert {each.name for each in found if each.supported} == suit
     for each in found:
         objective = objectives.objective(each.name)
-        if each.suits:
+        if each.supported:
             pyro.clear_param_store()
             loss = objective.loss_and_grads(model, guide, x)
             assert loss == loss
@@ -142,7 +142,7 @@ def test_pyros_that_do_not_sum_out_are_wrong(x: Tensor) -> None:
 def test_global_latents_bound_the_whole_data_only(x: Tensor) -> None:
     found = {each.name: each for each in check(_shared, _linked_guide, x).estimators}
     assert found["ELBO"].why == ""
-    assert found["IWAE"].suits
+    assert found["IWAE"].supported
     assert "on the whole data only" in found["IWAE"].why
     assert "'w'" in found["IWAE"].why or "'v'" in found["IWAE"].why
     assert "depends on 'v'" in found["TraceMeanField_ELBO"].why

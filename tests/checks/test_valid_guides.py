@@ -17,7 +17,7 @@ from ppl_lvm.guides import (
     AmortizedCategorical,
     AmortizedMultivariateNormal,
     AmortizedNormal,
-    SharedNormal,
+    GlobalNormal,
     auto_guide,
 )
 from ppl_lvm.nn import PartialEncoder
@@ -253,7 +253,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "AutoLowRank": lambda: _auto(_normal, autoguide.AutoLowRankMultivariateNormal, REAL),
     "AutoDelta on positives": lambda: _auto(_poisson, autoguide.AutoDelta, COUNTS),
     "AutoNormal on positives": lambda: _auto(_poisson, autoguide.AutoNormal, COUNTS),
-    "SharedNormal": lambda: (_poisson, SharedNormal(_poisson, COUNTS), (COUNTS,)),
+    "GlobalNormal": lambda: (_poisson, GlobalNormal(_poisson, COUNTS), (COUNTS,)),
     "annealed KL": lambda: (_annealed, _annealed_guide, (REAL,)),
     "auxiliary site": lambda: (_normal, _auxiliary_guide, (REAL,)),
     "shared parameter": lambda: (_shared_param_model, _shared_param_guide, (REAL,)),

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from ppl_lvm.cli import app
-from ppl_lvm.cli.dispatch import _ALWAYS, _GRADIENT, WAYS, Way
+from ppl_lvm.cli.dispatch import _ALWAYS, _GRADIENT, FIT_METHODS, FitMethod
 from ppl_lvm.cli.fit_command import fit, print_results
 from ppl_lvm.fitting.svi import fit as fit_pair
 from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
@@ -17,8 +17,8 @@ from ppl_lvm.programs.loading import load_program
 from ppl_lvm.runs.run import load_run
 
 
-@pytest.mark.parametrize("way", [*WAYS.values(), _GRADIENT], ids=lambda way: way.function)
-def test_what_a_way_takes_is_what_its_function_takes(way: Way) -> None:
+@pytest.mark.parametrize("way", [*FIT_METHODS.values(), _GRADIENT], ids=lambda way: way.function)
+def test_what_a_way_takes_is_what_its_function_takes(way: FitMethod) -> None:
     taken = inspect.signature(load_program(way.function)).parameters
     assert set(way.options.values()) | way.arguments <= taken.keys()
     offered = inspect.signature(fit).parameters.keys() - {"context"}
@@ -52,7 +52,7 @@ def test_monte_carlo_em_from_the_command_line(answers: list[str]) -> None:
     results = json.loads(done.stdout.splitlines()[-1])
     run = load_run(results["directory"])
     assert run.record["options"] == {
-        "iterations": 3,
+        "max_iterations": 3,
         "num_draws": 3,
         "warmup": 5,
         "guide_steps": 10,
@@ -68,7 +68,7 @@ def test_monte_carlo_em_from_the_command_line(answers: list[str]) -> None:
         (["--objective", "mcem", "--restarts", "3"], "--objective mcem takes no --restarts"),
         (["--objective", "em", "--guide", "x.py:G"], "--objective em takes no --guide"),
         (["--objective", "mcem(draws=3)"], "mcem takes guide_steps, num_draws, warmup, got draws"),
-        (["--objective", "mcem(iterations=3)"], "got iterations. Give it as --num-steps."),
+        (["--objective", "mcem(max_iterations=3)"], "got iterations. Give it as --num-steps."),
         (["--objective", "MCEM"], "There is no objective 'MCEM'. Did you mean mcem?"),
         (["--objective", "em(0.6)"], "is not a name with literal keyword arguments"),
         (["--objective", "mcem", "--num-steps", "0"], "iterations must be a whole number"),

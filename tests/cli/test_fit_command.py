@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "runs").exists()
 
 
-def test_expectation_maximisation_by_name(tmp_path: Path) -> None:
+def test_expectation_maximization_by_name(tmp_path: Path) -> None:
     words = ["fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--set", "components=3"]
     done = ppl_lvm(*words, "--objective", "em", "--restarts", "3", "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr

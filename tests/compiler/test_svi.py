@@ -67,7 +67,7 @@ def test_another_seed_takes_other_steps() -> None:
     assert [svi.step(*batch) for _ in range(5)] != pytest.approx(expected, rel=1e-5)
 
 
-OPTIMISERS: dict[str, Any] = {
+OPTIMIZERS: dict[str, Any] = {
     "adam": lambda: pyro.optim.Adam({"lr": 0.05}),
     "adam, decay": lambda: pyro.optim.Adam({"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
     "adamw": lambda: pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1}),
@@ -103,10 +103,10 @@ def stepped(
     return got
 
 
-@pytest.mark.parametrize("name", OPTIMISERS)
-def test_flat_optimisers_take_the_optimisers_steps(name: str) -> None:
-    expected = stepped(OPTIMISERS[name](), "eager", 40)
-    assert stepped(OPTIMISERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_flat_optimizers_take_the_optimizers_steps(name: str) -> None:
+    expected = stepped(OPTIMIZERS[name](), "eager", 40)
+    assert stepped(OPTIMIZERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
 
 
 COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per parameter", "schedule"]
@@ -114,31 +114,31 @@ COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per par
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_optimisers_take_the_optimisers_steps(name: str) -> None:
-    expected = stepped(OPTIMISERS[name](), "eager", 40, "mixture")
-    assert stepped(OPTIMISERS[name](), "compiled", 40, "mixture") == pytest.approx(
+def test_compiled_optimizers_take_the_optimizers_steps(name: str) -> None:
+    expected = stepped(OPTIMIZERS[name](), "eager", 40, "mixture")
+    assert stepped(OPTIMIZERS[name](), "compiled", 40, "mixture") == pytest.approx(
         expected, rel=1e-5
     )
 
 
-def test_an_optimiser_without_a_flat_rule_is_captured_or_refused() -> None:
+def test_an_optimizer_without_a_flat_rule_is_captured_or_refused() -> None:
     with pytest.raises(CannotCaptureError, match="no flat rule"):
-        stepped(OPTIMISERS["rmsprop"](), "compiled", 8)
+        stepped(OPTIMIZERS["rmsprop"](), "compiled", 8)
 
 
 @pytest.mark.parametrize("name", ["adam", "clipped adam", "momentum", "rmsprop"])
 @pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])
 def test_state_resumes_at_another_level(name: str, first: str, second: str) -> None:
     """Parameters, optimiser and random state saved at one level continue at the other."""
-    expected = stepped(OPTIMISERS[name](), "eager", 24)
+    expected = stepped(OPTIMIZERS[name](), "eager", 24)
     pyro.clear_param_store()
     pyro.set_rng_seed(3)
     model, guide, loss, batch = PROGRAMS["AutoMultivariateNormal"]()
-    optimizer = OPTIMISERS[name]()
+    optimizer = OPTIMIZERS[name]()
     svi = CompiledSVI(model, guide, optimizer, loss, engine=first)  # type: ignore[arg-type]
     got = [svi.step(*batch) for _ in range(12)]
     state = copy.deepcopy(optimizer.get_state())
-    again = OPTIMISERS[name]()
+    again = OPTIMIZERS[name]()
     again.set_state(state)
     svi = CompiledSVI(model, guide, again, loss, engine=second)  # type: ignore[arg-type]
     got += [svi.step(*batch) for _ in range(12)]
@@ -170,7 +170,7 @@ def test_an_unknown_level_or_a_bare_loss_is_refused() -> None:
         CompiledSVI(model, guide, optimizer, loss.loss)
 
 
-def test_an_optimiser_with_parameters_and_rows_of_no_steps_are_refused() -> None:
+def test_an_optimizer_with_parameters_and_rows_of_no_steps_are_refused() -> None:
     model, guide, loss, batch = PROGRAMS["mixture"]()
     made: Any = torch.optim.Adam(model.parameters())
     for optimizer in (made, {"lr": 0.1}):

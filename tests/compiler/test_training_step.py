@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler import CannotCaptureError, make_step, make_update, make_whole_step
+from ppl_lvm.compiler import CannotCaptureError, make_step, make_training_step, make_update
 from ppl_lvm.compiler import policy as plan_module
 from ppl_lvm.compiler.backend import compiled_step as compiled
 
@@ -38,7 +38,7 @@ def whole(level: Any, steps: int = 30) -> tuple[list[float], list[Tensor]]:
     parameters, (loss_and_grads, weight), x = problem()
     optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
-    step = make_whole_step(loss_and_grads, optimizer, level, announce=lambda line: None)
+    step = make_training_step(loss_and_grads, optimizer, level, announce=lambda line: None)
     got = []
     for i in range(steps):
         weight.fill_(1.0 + i)
@@ -83,7 +83,7 @@ def test_auto_compiles_once_captured_steps_have_cost_what_compiling_costs(
     parameters, (loss_and_grads, weight), x = problem()
     optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
-    step = make_whole_step(loss_and_grads, optimizer, "auto", announce=said.append)
+    step = make_training_step(loss_and_grads, optimizer, "auto", announce=said.append)
     got = []
     for i in range(30):
         weight.fill_(1.0 + i)
@@ -107,7 +107,7 @@ def test_without_a_compiler_captured_serves_and_one_line_says_so(
     parameters, (loss_and_grads, weight), x = problem()
     optimizer = torch.optim.AdamW(parameters, lr=0.05, weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
-    step = make_whole_step(loss_and_grads, optimizer, "auto", announce=said.append)
+    step = make_training_step(loss_and_grads, optimizer, "auto", announce=said.append)
     got = []
     for i in range(30):
         weight.fill_(1.0 + i)
@@ -160,7 +160,7 @@ def test_rounding_at_an_optimum_is_no_difference_and_a_wrong_gradient_is(
         return run
 
     optimizer = torch.optim.SGD([m], lr=0.1, momentum=0.5)
-    step = make_whole_step(loss_and_grads, optimizer, "captured")
+    step = make_training_step(loss_and_grads, optimizer, "captured")
     for _ in range(200):
         step(x)
     assert torch.allclose(m, x.mean(0))

@@ -18,11 +18,11 @@ from torch.utils import _pytree as pytree
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
 from ppl_lvm.compiler.backend.multi_step import take_steps
 from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.adapters import TorchStepper
+from ppl_lvm.compiler.optim.adapters import TorchOptimizerAdapter
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.data import load_data
-from ppl_lvm.programs.sources import GuideSource, ModelSource, beside
-from ppl_lvm.training.preparation import make_pair
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory, move_to_batch_device
+from ppl_lvm.training.preparation import prepare_pair
 
 ELSEWHERE = torch.device("meta")
 
@@ -33,7 +33,7 @@ class Line(nn.Module):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
-def test_a_compiled_step_takes_the_optimisers_numbers_there(optimizer: Any) -> None:
+def test_a_compiled_step_takes_the_optimizers_numbers_there(optimizer: Any) -> None:
     """A kernel of a device cannot read what lies on the CPU."""
     w, x = nn.Parameter(torch.zeros(3, device=ELSEWHERE)), torch.zeros(4, 3, device=ELSEWHERE)
     recording = Recording(
@@ -48,7 +48,9 @@ def test_a_compiled_step_takes_the_optimisers_numbers_there(optimizer: Any) -> N
         draws=False,
         tables=(0, 0),
     )
-    groups = FlatOptimizer().plan(TorchStepper(optimizer([w], lr=0.1)).owned([w]) or [])
+    groups = FlatOptimizer().plan(
+        TorchOptimizerAdapter(optimizer([w], lr=0.1)).parameter_slots([w]) or []
+    )
     assert groups is not None
     step = CompiledStep(recording, [w], groups, [x])
     values = [node.meta.get("val") for node in step.graph.graph.nodes]
@@ -97,11 +99,11 @@ def devices(program: Any) -> set[torch.device]:
 def test_programs_that_are_made_for_data_are_put_there_and_objects_stay() -> None:
     """As a class and a builder they could not be put there before."""
     batch, own = (torch.zeros(4, 2, device=ELSEWHERE),), Made()
-    made = ModelSource(Made).make(batch)
-    assert devices(made) == devices(GuideSource(encoder).make(made, batch)) == {ELSEWHERE}
-    assert devices(ModelSource(own).make(batch)) == {torch.device("cpu")}
-    assert devices(ModelSource(Made).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
-    started = ModelSource(Started).make(batch)
+    made = ModelFactory(Made).make(batch)
+    assert devices(made) == devices(GuideFactory(encoder).make(made, batch)) == {ELSEWHERE}
+    assert devices(ModelFactory(own).make(batch)) == {torch.device("cpu")}
+    assert devices(ModelFactory(Made).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
+    started = ModelFactory(Started).make(batch)
     assert isinstance(started, Started)
     assert started.met == devices(started) == {ELSEWHERE}
 
@@ -109,11 +111,13 @@ def test_programs_that_are_made_for_data_are_put_there_and_objects_stay() -> Non
 def test_an_objective_with_parameters_is_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """A baseline's network, before and after it has taken its size from the data."""
     x = torch.randn(6, 2)
-    moved = Mock(side_effect=beside)
+    moved = Mock(side_effect=move_to_batch_device)
     monkeypatch.setattr("ppl_lvm.training.preparation.beside", moved)
-    pair, _ = make_pair(_model, _guide, "NeuralBaseline()", (x,), load_data(x))
+    pair, _ = prepare_pair(_model, _guide, "NeuralBaseline()", (x,), load_data(x))
     moved.assert_called_once_with(pair.objective, (x,))
-    assert devices(beside(pair.objective, (torch.zeros(4, 2, device=ELSEWHERE),))) == {ELSEWHERE}
+    assert devices(
+        move_to_batch_device(pair.objective, (torch.zeros(4, 2, device=ELSEWHERE),))
+    ) == {ELSEWHERE}
 
 
 def _model(x: Tensor) -> None:

@@ -19,7 +19,7 @@ CLASSES = [getattr(estimators, name) for name in estimators.__all__]
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 def test_captured_steps_are_the_eager_ones(cls: type[Estimator]) -> None:
     x = torch.randn(6, 3)
-    bits = cls.needs != "reparameterized"
+    bits = cls.requires != "reparameterized"
     prior: Any = Bernoulli(torch.full((2,), 0.4)) if bits else Normal(torch.zeros(2), 1.0)
 
     def model(x: Tensor) -> None:

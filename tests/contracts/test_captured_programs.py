@@ -37,7 +37,7 @@ def agree(make: Callable[[], Any], steps: int = 25) -> None:
 @pytest.mark.parametrize("name", estimators.__all__)
 def test_estimators_are_captured(name: str) -> None:
     kind = getattr(estimators, name)
-    continuous = kind.needs == "reparameterized"
+    continuous = kind.requires == "reparameterized"
     model = programs.Decoder if continuous else programs.BeliefNet
     guide = programs.Encoder if continuous else programs.BeliefGuide
     # Without dropout, which would make two runs of the guide score one value differently.

@@ -21,23 +21,23 @@ from ppl_lvm import diagnostics
 from ppl_lvm.diagnostics.bound_tightness import sandwich, tightness
 from ppl_lvm.diagnostics.calibration import sbc, vsbc
 from ppl_lvm.diagnostics.convergence import climb, convergence
-from ppl_lvm.diagnostics.diagnosis import NAMES, Starts, _Asking
+from ppl_lvm.diagnostics.diagnosis import NAMES, Restarts, _Asking
 from ppl_lvm.diagnostics.finding import Finding
 from ppl_lvm.diagnostics.gradient_noise import gradient_quality
-from ppl_lvm.diagnostics.inference_gaps import gaps, generalisation
+from ppl_lvm.diagnostics.inference_gaps import gaps, generalization
 from ppl_lvm.diagnostics.latent_usage import latent_use
 from ppl_lvm.diagnostics.leave_one_out import loo
-from ppl_lvm.diagnostics.mixture_components import Mixture, stability
+from ppl_lvm.diagnostics.mixture_components import MixtureComponents, stability
 from ppl_lvm.diagnostics.parameter_drift import drift
 from ppl_lvm.diagnostics.pareto_k import pareto_k
 from ppl_lvm.diagnostics.predictive_checks import check, two_sample
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.training.trajectory import Trail
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.training.trajectory import Trajectory
 
 Case = Callable[[], Any]
 # Rows that hold a figure for comparison and pass no judgement.
-NO_JUDGEMENT = {"BIC (smaller is better)"}
-# A row that knows no fault, only "good" and "cannot say": equal fits may differ by symmetries.
+NO_JUDGMENT = {"BIC (smaller is better)"}
+# A row that knows no fault, only "good" and "unknown": equal fits may differ by symmetries.
 NO_FAULT = {"share of parameters' numbers that differ between … restarts of one bound"}
 
 
@@ -76,8 +76,8 @@ class Cases:
                 ],
             ),
             "Generalisation": (
-                [lambda: generalisation(m, q, (x,), (m.simulate(200, seed=4),))],
-                [lambda: generalisation(m, q, (x,), (3 * m.simulate(200, seed=4),))],
+                [lambda: generalization(m, q, (x,), (m.simulate(200, seed=4),))],
+                [lambda: generalization(m, q, (x,), (3 * m.simulate(200, seed=4),))],
             ),
             "ParetoK": (
                 [lambda: pareto_k(m, q, x), lambda: pareto_k(mean, mean_guide(), x[:, 0])],
@@ -131,10 +131,10 @@ class Cases:
         return convergence({"bound": bounds}, [-5.0, -6.0], means)
 
     def drift(self, slope: float) -> Any:
-        pair = Pair(self.linear, prior_guide, Trace_ELBO())
+        pair = ModelGuidePair(self.linear, prior_guide, Trace_ELBO())
         t = np.arange(200)[:, None]
         ways = [slope * (s + 1) * t + self.draw.normal(size=(200, 5)) for s in range(2)]
-        trails = [Trail({"model/a": torch.from_numpy(way)}) for way in ways]
+        trails = [Trajectory({"model/a": torch.from_numpy(way)}) for way in ways]
         return drift(pair, trails, [-1.0, -1.0])
 
     def tight(self, guide: Any, lie: float) -> Any:
@@ -162,7 +162,7 @@ class Cases:
     def symmetry(self, shift: float) -> Any:
         return vsbc(
             mean,
-            lambda x: mean_guide(shift=shift, centre=float(x.sum()) / (len(x) + 1)),
+            lambda x: mean_guide(shift=shift, center=float(x.sum()) / (len(x) + 1)),
             torch.zeros(10),
             num_simulations=60,
         )
@@ -171,7 +171,7 @@ class Cases:
         score = apart * self.draw.normal(size=(60, 3))
         score[:, 2] -= 0 if apart > 1 else 30  # the third explains nothing
         r = np.exp(score - score.max(1, keepdims=True))
-        return Mixture(r / r.sum(1, keepdims=True), -100.0, 5, None)
+        return MixtureComponents(r / r.sum(1, keepdims=True), -100.0, 5, None)
 
     def stability(self, shuffled: bool) -> Any:
         one = np.eye(3)[self.draw.integers(3, size=60)]
@@ -185,9 +185,9 @@ class Cases:
         noisy: bool = False,
         converged: bool | None = True,
     ) -> Any:
-        pair = Pair(Faulty(dead, rare), Learned(noisy), Trace_ELBO())
+        pair = ModelGuidePair(Faulty(dead, rare), Learned(noisy), Trace_ELBO())
         x = torch.randn(20)
-        pair.prepare(x)
+        pair.materialize_parameters(x)
         return gradient_quality(pair, x, converged=converged, replicates=200)
 
 
@@ -203,12 +203,12 @@ def mean(x: Tensor) -> None:
         pyro.sample("x", Normal(mu, 1.0), obs=x)
 
 
-def mean_guide(scale: float = 1.0, shift: float = 0.0, centre: float | None = None) -> Any:
+def mean_guide(scale: float = 1.0, shift: float = 0.0, center: float | None = None) -> Any:
     """Its posterior, narrower or shifted by so many standard deviations."""
 
     def guide(x: Tensor) -> None:
         N = len(x)
-        at = x.sum() / (N + 1) if centre is None else torch.tensor(centre)
+        at = x.sum() / (N + 1) if center is None else torch.tensor(center)
         pyro.sample("mu", Normal(at + shift * (N + 1) ** -0.5, scale * (N + 1) ** -0.5))
 
     return guide
@@ -287,12 +287,12 @@ def test_is_good_on_a_sound_case_and_each_row_fails_where_it_should(
     assert name in cases, f"{name} has no case that it must pass and none that it must fail"
     sound, faulty = cases[name]
     rows = [row for case in sound for row in case().findings()]
-    judged = [row for row in rows if kind(row) not in NO_JUDGEMENT]
+    judged = [row for row in rows if kind(row) not in NO_JUDGMENT]
     assert judged
     assert not [(r.name, r.figure, r.why) for r in judged if r.verdict != "good"]
     found = [row for case in faulty for row in case().findings()]
-    failed = [row for row in found if row.verdict in ("look", "bad")]
-    unsure = {kind(row) for row in found if row.verdict == "cannot say"} & NO_FAULT
+    failed = [row for row in found if row.verdict in ("warning", "bad")]
+    unsure = {kind(row) for row in found if row.verdict == "unknown"} & NO_FAULT
     never = {kind(row) for row in judged} - {kind(row) for row in failed} - unsure
     assert not never, f"rows that no case fails: {never}"
     assert all(row.remedy for row in failed)
@@ -300,9 +300,9 @@ def test_is_good_on_a_sound_case_and_each_row_fails_where_it_should(
 
 def test_no_case_is_left_over_and_every_question_is_asked(linear: Any, exact_guide: Any) -> None:
     assert set(Cases(linear, exact_guide).of()) == set(RESULTS) - {"Diagnosis"}
-    pair = Pair(linear, exact_guide(linear), Trace_ELBO())
+    pair = ModelGuidePair(linear, exact_guide(linear), Trace_ELBO())
     x = linear.simulate(5)
-    trail = Trail(responsibilities={"k": torch.ones(5, 1)})
-    asking = _Asking(pair, {"bound": []}, (x,), None, Starts((0.0, 0.0), (trail, trail)), 5, 0)
+    trail = Trajectory(responsibilities={"k": torch.ones(5, 1)})
+    asking = _Asking(pair, {"bound": []}, (x,), None, Restarts((0.0, 0.0), (trail, trail)), 5, 0)
     asking.refits, asking.joint = 20, True
     assert {step[0] for step in asking.steps()} == set(NAMES)

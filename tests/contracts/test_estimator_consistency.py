@@ -95,7 +95,7 @@ def test_cubo_is_descended_and_its_direction_is_the_exact_cubos(exact: Any) -> N
     expected = gradient(pair.cubo(2.0), pair)
     cosine = float(ours @ expected / ours.norm() / expected.norm())
     assert cosine == pytest.approx(1.0, abs=1e-9)
-    assert CUBO.upper
+    assert CUBO.is_upper_bound
     assert CUBO(num_particles=8).loss(pair.model, pair.guide, pair.x) == pytest.approx(
         float(pair.cubo(2.0).detach()), abs=1.0
     )

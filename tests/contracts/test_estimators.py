@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import ppl_lvm.estimators as estimators
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 CLASSES = [getattr(estimators, name) for name in estimators.__all__]
-UNBIASED = [c for c in CLASSES if c.unbiased and c.draws == "particles"]
-ANY_SITE = [c for c in UNBIASED if c.needs == "any"]
+UNBIASED = [c for c in CLASSES if c.unbiased and c.sampling == "particles"]
+ANY_SITE = [c for c in UNBIASED if c.requires == "any"]
 Program = Callable[..., Any]
 
 
@@ -110,8 +110,8 @@ class SubsamplePair(BernoulliPair):
     def __init__(self, exact: Any, num_particles: int) -> None:
         super().__init__(exact, num_particles)
         model, guide = super().model, super().guide
-        self.model = Subsample(10)(model)  # type: ignore[method-assign]
-        self.guide = Subsample(10)(guide)  # type: ignore[method-assign]
+        self.model = ScaleDataPlate(10)(model)  # type: ignore[method-assign]
+        self.guide = ScaleDataPlate(10)(guide)  # type: ignore[method-assign]
 
 
 class PyroSubsamplePair(BernoulliPair):
@@ -242,7 +242,7 @@ def gradients(cls: type[Estimator], pair: Any, **options: Any) -> tuple[Tensor, 
 @pytest.mark.filterwarnings("ignore:.* is no bound on log p:UserWarning")
 @pytest.mark.parametrize(
     ("cls", "pair"),
-    [(c, p) for c in ANY_SITE for p in PAIRS if p.rows_are_arguments or not c.reads_rows],
+    [(c, p) for c in ANY_SITE for p in PAIRS if p.rows_are_arguments or not c.requires_batch_rows],
 )
 def test_expected_gradient_is_the_targets(
     exact: Any, cls: type[Estimator], pair: type[Pair]
@@ -343,10 +343,10 @@ def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
     exact: Any, cls: type[Estimator]
 ) -> None:
     pair = GlobalPair(exact, 2)
-    if cls.reads_rows:
+    if cls.requires_batch_rows:
         return
     estimator = cls(num_particles=2)
-    if not cls.linear:
+    if not cls.is_linear:
         with pytest.warns(UserWarning, match=rf"{cls.__name__} is no bound.*'g' stands outside"):
             estimator.loss(pair.model, pair.guide, pair.x)
     estimator.loss(pair.model, pair.guide, pair.x)  # a warning now would be an error

@@ -26,11 +26,11 @@ from ppl_lvm.checks import check
 from ppl_lvm.compiler import CannotCaptureError
 from ppl_lvm.compiler.capture.recorder import watch
 from ppl_lvm.data import load_data
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.programs.sources import GuideSource, ModelSource
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
-from ppl_lvm.training.preparation import make_pair
+from ppl_lvm.training.preparation import prepare_pair
 
 models: Any = importlib.import_module("ppl_lvm.models")
 guides: Any = importlib.import_module("ppl_lvm.guides")
@@ -54,9 +54,9 @@ def batches() -> Iterator[tuple[Tensor, ...]]:
 
 def programs(model: str, guide: str, batch: tuple[Tensor, ...]) -> tuple[Any, Any]:
     pyro.set_rng_seed(0)
-    made = ModelSource(getattr(models, model)).make(batch)
+    made = ModelFactory(getattr(models, model)).make(batch)
     with pyro.get_param_store().scope():
-        return made, GuideSource(getattr(guides, guide)).make(made, batch)
+        return made, GuideFactory(getattr(guides, guide)).make(made, batch)
 
 
 def allowed(model: str) -> Iterator[tuple[str, tuple[Tensor, ...], list[str]]]:
@@ -69,7 +69,7 @@ def allowed(model: str) -> Iterator[tuple[str, tuple[Tensor, ...], list[str]]]:
             except Exception:  # not for this model, or not for these data
                 continue
             if found.ok:
-                yield guide, batch, [s.name for s in found.estimators if s.suits]
+                yield guide, batch, [s.name for s in found.estimators if s.supported]
                 break
 
 
@@ -82,7 +82,7 @@ def steps(
     number: int = STEPS,
     optimizer: str = SGD,
 ) -> Training:
-    pair, summed = make_pair(*programs(model, guide, batch), objective, batch, load_data(batch))
+    pair, summed = prepare_pair(*programs(model, guide, batch), objective, batch, load_data(batch))
     options = Options(number, len(batch[0]), optimizer=optimizer, clip_norm=1.0, engine=engine)
     training = Training(pair, load_data(batch), None, options, summed=summed)
     training.say = lambda line: None
@@ -113,7 +113,7 @@ def differences(
             wanted = torch.tensor(eager.history["bound"], dtype=torch.float64)
             found = torch.tensor(quick.history["bound"], dtype=torch.float64)
             off = float(((found - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
-            refusal = quick.stepping.refusal
+            refusal = quick.stepping.capture_error
             if refusal is not None and "table of rows" not in refusal:
                 yield f"{what}: {refusal}"
             if not off <= within:
@@ -137,7 +137,9 @@ def one(suits: list[str], turn: int) -> list[str | None]:
 ELSEWHERE = torch.device("meta")  # numbers are not asked for, only where they would lie
 
 
-def misplaced(pair: Pair, batch: tuple[Tensor, ...], parts: torch.device = ELSEWHERE) -> str | None:
+def misplaced(
+    pair: ModelGuidePair, batch: tuple[Tensor, ...], parts: torch.device = ELSEWHERE
+) -> str | None:
     """What a step on data elsewhere, with parameters and buffers on `parts`, says of devices.
 
     In torch's fake tensor mode, which refuses what a GPU would and needs none. A step that it
@@ -178,13 +180,13 @@ def test_every_model_is_met_and_makes_its_tensors_where_its_data_are(model: str)
     met = next(allowed(model), None)
     assert met is not None, "no guide serves it on any of the batches"
     guide, batch, _ = met
-    pair = make_pair(*programs(model, guide, batch), None, batch, load_data(batch))[0]
+    pair = prepare_pair(*programs(model, guide, batch), None, batch, load_data(batch))[0]
     assert misplaced(pair, batch) is None
 
 
 def test_one_that_does_not_is_found() -> None:
     guide, batch, _ = next(allowed("VAE"))
-    pair = make_pair(*programs("VAE", guide, batch), None, batch, load_data(batch))[0]
+    pair = prepare_pair(*programs("VAE", guide, batch), None, batch, load_data(batch))[0]
     assert "DeviceMismatch" in str(misplaced(pair, batch, torch.device("cpu")))
 
 

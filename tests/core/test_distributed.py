@@ -149,7 +149,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
 
 
 @pytest.mark.slow
-def test_expectation_maximisation_too(tmp_path: Path) -> None:
+def test_expectation_maximization_too(tmp_path: Path) -> None:
     asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
     asked += ["--objective", "em", "--set", "components=3", "--directory"]
     alone = ppl_lvm(*asked[2:], str(tmp_path / "one"), folder=tmp_path)

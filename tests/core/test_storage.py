@@ -70,7 +70,7 @@ def test_every_random_generator_continues() -> None:
 
 
 @pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop", "LBFGS", "Rprop"])
-def test_optimiser_state_round_trip(name: str) -> None:
+def test_optimizer_state_round_trip(name: str) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
 
     def make() -> torch.optim.Optimizer:

@@ -118,7 +118,7 @@ def test_parquet_text_and_gaps_are_named(tmp_path: Path) -> None:
         load_data(tmp_path / "f.parquet", columns=["a"])
 
 
-def test_file_not_found_offers_its_neighbour(tmp_path: Path, written: Any) -> None:
+def test_file_not_found_offers_its_neighbor(tmp_path: Path, written: Any) -> None:
     written(tmp_path / "flowers.csv", "a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"did you mean 'flowers\.csv'"):
         load_data(tmp_path / "flowes.csv")

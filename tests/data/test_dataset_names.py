@@ -20,11 +20,11 @@ def test_iris_is_fishers_with_species_kept_apart() -> None:
 
 
 def test_digits_binarise_at_the_threshold() -> None:
-    grey, ink = load_data("digits"), load_data("digits(binarize=8)")
-    assert grey.tensors[0].shape == (1797, 64)
-    assert grey.tensors[0].max() == 16
-    assert torch.equal(ink.tensors[0], (grey.tensors[0] >= 8).float())
-    assert not torch.equal(ink.tensors[0], (grey.tensors[0] > 8).float())
+    gray, ink = load_data("digits"), load_data("digits(binarize=8)")
+    assert gray.tensors[0].shape == (1797, 64)
+    assert gray.tensors[0].max() == 16
+    assert torch.equal(ink.tensors[0], (gray.tensors[0] >= 8).float())
+    assert not torch.equal(ink.tensors[0], (gray.tensors[0] > 8).float())
     assert ink.image_shape == (8, 8)
     assert "row 1 (index 0), column 'pixel_1_2'" in ink.locate(0, 10)
 

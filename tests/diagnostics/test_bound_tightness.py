@@ -9,13 +9,13 @@ import torch
 from pyro.distributions import Bernoulli, Beta, Gamma, Normal
 from torch import Tensor
 
-from ppl_lvm.core.seeds import own_random
-from ppl_lvm.diagnostics.amortization import require_amortised
+from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.amortization import require_amortized
 from ppl_lvm.diagnostics.bound_tightness import sandwich, tightness
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.simulation import simulate
-from ppl_lvm.diagnostics.unconstrained_density import Joint
-from ppl_lvm.particles.structure import make_plan
+from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity
+from ppl_lvm.particles.structure import analyze_pair
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])
@@ -40,9 +40,9 @@ def test_sandwich_holds_the_exact_evidence_and_is_narrow(linear: Any, exact_guid
 def test_sandwich_holds_exact_evidence_of_its_own_data(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(60)
     found = sandwich(linear, exact_guide(linear, 0.6, 0.5), x, seed=3)
-    with own_random(3):
-        require_amortised(
-            linear, exact_guide(linear), (x,), make_plan(linear, exact_guide(linear), (x,), {})
+    with isolated_rng(3):
+        require_amortized(
+            linear, exact_guide(linear), (x,), analyze_pair(linear, exact_guide(linear), (x,), {})
         )
         _, (fresh,) = simulate(linear, x)
     exact = float(linear.exact(fresh).mean())
@@ -100,7 +100,7 @@ def test_constrained_global_latent_is_annealed_in_its_unconstrained_space() -> N
 
 def test_flat_vectors_return_as_they_came(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(7)
-    joint = Joint(linear, exact_guide(linear), x)
+    joint = UnconstrainedDensity(linear, exact_guide(linear), x)
     u = joint.draw(3)
     assert u.shape == (3, 7, 2)
     values, _ = joint.values(u)
@@ -121,7 +121,7 @@ def test_jacobian_is_counted() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", Gamma(torch.full((len(x),), 2.0), 1.0))
 
-    joint = Joint(model, guide, torch.zeros(2))
+    joint = UnconstrainedDensity(model, guide, torch.zeros(2))
     grid = torch.linspace(-8, 5, 4001)
     _, log_q = joint.densities(grid[:, None, None].expand(-1, 2, 1))
     torch.testing.assert_close(torch.trapezoid(log_q.exp(), grid, dim=0), torch.ones(2))
@@ -139,9 +139,9 @@ def test_discrete_guide_is_refused_by_name() -> None:
 
     x = torch.zeros(4)
     with pytest.raises(CannotSayError, match="discrete site 'z'"):
-        Joint(model, guide, x)
+        UnconstrainedDensity(model, guide, x)
     result = tightness(model, guide, x, particles=(1, 10))
-    assert result.findings()[1].verdict == "cannot say"
+    assert result.findings()[1].verdict == "unknown"
 
 
 def test_guide_that_does_not_read_the_data_has_no_sandwich() -> None:

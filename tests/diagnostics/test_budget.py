@@ -8,9 +8,9 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm.diagnostics import budget as sizes
-from ppl_lvm.diagnostics.budget import Sizes
-from ppl_lvm.diagnostics.diagnosis import Starts, _Asking
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.diagnostics.budget import Budget
+from ppl_lvm.diagnostics.diagnosis import Restarts, _Asking
+from ppl_lvm.programs.pair import ModelGuidePair
 
 
 class Chain:
@@ -40,11 +40,11 @@ class Chain:
 def work(length: int) -> tuple[int, int]:
     chain = Chain(length)
     x = torch.randn(1200)
-    pair = Pair(chain, chain.guide, Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(chain, chain.guide, Trace_ELBO())
+    pair.materialize_parameters(x)
     model = pair.model
     assert isinstance(model, Chain)
-    asking = _Asking(pair, {"bound": [0.0]}, (x,), None, Starts(), 40, 0)
+    asking = _Asking(pair, {"bound": [0.0]}, (x,), None, Restarts(), 40, 0)
     model.runs = model.numbers = 0
     for name, _, ask in asking.steps():
         if name in ("tightness", "khat"):
@@ -68,11 +68,11 @@ def test_work_does_not_grow_with_the_chain(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_few_latents_are_asked_about_in_full() -> None:
-    full = Sizes(1, False)
-    assert (full.judged, full.annealed, full.simulated) == (1000, 300, 100)
-    assert full.temperatures(100) == Sizes(2, False).temperatures(100) == 100
-    chain = Sizes(33, False)
-    assert (chain.judged, chain.annealed, chain.simulated) == (100, 20, 20)
+    full = Budget(1, False)
+    assert (full.rows, full.annealing_rows, full.simulated_rows) == (1000, 300, 100)
+    assert full.temperatures(100) == Budget(2, False).temperatures(100) == 100
+    chain = Budget(33, False)
+    assert (chain.rows, chain.annealing_rows, chain.simulated_rows) == (100, 20, 20)
     assert chain.temperatures(100) == 10
     assert chain.temperatures(1000) == 60
     assert chain.temperatures(4) == 4

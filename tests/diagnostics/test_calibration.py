@@ -88,7 +88,7 @@ def test_discrete_latents_are_ranked_by_fair_draws() -> None:
     assert wrong.findings()[0].verdict == "bad"
 
 
-def test_amortised_global_latent_is_one_simulation_a_pass() -> None:
+def test_amortized_global_latent_is_one_simulation_a_pass() -> None:
     def guide(x: Tensor, width: float = 1.0) -> None:
         pyro.sample("mu", Normal(x.sum() / 11, width * 11**-0.5))
 

@@ -35,7 +35,7 @@ def test_a_gain_lost_in_noise_is_not_called_convergence() -> None:
     bound = np.array(noise(400, 0, sd=2.0)) + np.linspace(0, 2, 400)
     found = convergence({"bound": list(bound)})
     assert found.converged is None
-    assert found.findings()[0].verdict == "cannot say"
+    assert found.findings()[0].verdict == "unknown"
 
 
 def test_falling_bound_diverges() -> None:
@@ -50,7 +50,7 @@ def test_falling_bound_diverges() -> None:
 def test_false_alarms_are_at_most_one_in_twenty(correlation: float) -> None:
     alarms = [
         any(
-            f.verdict in ("look", "bad")
+            f.verdict in ("warning", "bad")
             for f in convergence({"bound": noise(2000, seed, correlation)}).findings()
         )
         for seed in range(200)
@@ -61,7 +61,7 @@ def test_false_alarms_are_at_most_one_in_twenty(correlation: float) -> None:
 def test_restarts_that_disagree_are_named() -> None:
     flat = {"bound": noise(500, 1)}
     assert convergence(flat, [-1.0, -1.01, -1.02]).findings()[2].verdict == "good"
-    assert convergence(flat, [-1.0, -1.05, -3.0]).findings()[2].verdict == "look"
+    assert convergence(flat, [-1.0, -1.05, -3.0]).findings()[2].verdict == "warning"
     assert convergence(flat, [-1.0, -2.5, -3.0]).findings()[2].verdict == "bad"
 
 

@@ -13,12 +13,12 @@ from pyro.infer import Trace_ELBO
 from rich.console import Console
 from torch import Tensor, nn
 
-from ppl_lvm.diagnostics.budget import some_rows
-from ppl_lvm.diagnostics.diagnosis import NAMES, Diagnosis, Starts, diagnose, sound_starts
+from ppl_lvm.diagnostics.budget import evenly_spaced_rows
+from ppl_lvm.diagnostics.diagnosis import NAMES, Diagnosis, Restarts, diagnose, eligible_restarts
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 from ppl_lvm.diagnostics.table import progress
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.training.trajectory import Trail
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.training.trajectory import Trajectory
 
 KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}
 
@@ -47,15 +47,15 @@ def flat_history() -> dict[str, list[float]]:
 @pytest.fixture
 def diagnosed(linear: Any) -> Callable[..., Any]:
     def run(width: float = 1.0, scale: float = 1.0, **more: Any) -> Any:
-        pair = Pair(linear, Encoder(linear, width), Trace_ELBO())
+        pair = ModelGuidePair(linear, Encoder(linear, width), Trace_ELBO())
         x, y = linear.simulate(150, seed=11), scale * linear.simulate(150, seed=12)
-        pair.prepare(x)
+        pair.materialize_parameters(x)
         return diagnose(
             pair,
             flat_history(),
             x,
             held_out=(y,),
-            starts=Starts((-5.0, -5.01)),
+            starts=Restarts((-5.0, -5.01)),
             temperatures=20,
             **more,
         )
@@ -66,8 +66,8 @@ def diagnosed(linear: Any) -> Callable[..., Any]:
 @pytest.mark.slow
 def test_exact_fit_is_good_throughout(diagnosed: Callable[..., Any]) -> None:
     found = diagnosed()
-    assert not [f for f in found.findings if f.verdict in ("look", "bad")]
-    silent = {f.name for f in found.findings if f.verdict == "cannot say"}
+    assert not [f for f in found.findings if f.verdict in ("warning", "bad")]
+    silent = {f.name for f in found.findings if f.verdict == "unknown"}
     assert silent == {NAMES["loo"], NAMES["mixtures"], NAMES["drift"]}
     assert found.worst == "good"
     rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
@@ -83,7 +83,7 @@ def test_narrow_guide_is_bad_where_it_should_be(diagnosed: Callable[..., Any]) -
     bad = {f.question for f in found.findings if f.verdict == "bad"}
     assert {"Is q a usable posterior?", "Is it calibrated?"} <= bad
     assert "Does it reproduce the data?" not in bad  # the model is right
-    assert all(f.remedy for f in found.findings if f.verdict in ("bad", "look"))
+    assert all(f.remedy for f in found.findings if f.verdict in ("bad", "warning"))
 
 
 @pytest.mark.slow
@@ -106,10 +106,10 @@ def test_global_latents_are_diagnosed_as_one_row() -> None:
         loc = pyro.param("loc", torch.tensor(0.1))
         pyro.sample("mu", Normal(loc, 21**-0.5))
 
-    pair = Pair(model, guide, Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(model, guide, Trace_ELBO())
+    pair.materialize_parameters(x)
     with torch.no_grad():
-        pair.leaves["store/loc"].copy_(x.sum() / 21)
+        pair.unconstrained_parameters["store/loc"].copy_(x.sum() / 21)
     found = diagnose(pair, flat_history(), x, temperatures=20)
     by_name = {f.name: f for f in found.findings}
     assert by_name["joint Pareto k̂"].verdict == "good"
@@ -119,16 +119,16 @@ def test_global_latents_are_diagnosed_as_one_row() -> None:
 
 
 def test_broken_question_costs_no_other_row(linear: Any) -> None:
-    pair = Pair(linear, Encoder(linear), Trace_ELBO())
+    pair = ModelGuidePair(linear, Encoder(linear), Trace_ELBO())
     x = linear.simulate(30)
-    pair.prepare(x)
+    pair.materialize_parameters(x)
     found = diagnose(pair, {"bound": [0.0]}, x, temperatures=5)
-    assert found.findings[0].verdict == "cannot say"
+    assert found.findings[0].verdict == "unknown"
     assert "1 steps" in found.findings[0].why
     assert len(found.findings) > 10
 
 
-def _mean_pair(x: Tensor) -> Pair:
+def _mean_pair(x: Tensor) -> ModelGuidePair:
     """mu ~ N(0, 1), x_n ~ N(mu, 1), with its posterior."""
 
     def model(x: Tensor) -> None:
@@ -140,10 +140,10 @@ def _mean_pair(x: Tensor) -> Pair:
         loc = pyro.param("loc", torch.tensor(0.1))
         pyro.sample("mu", Normal(loc, (len(x) + 1) ** -0.5))
 
-    pair = Pair(model, guide, Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(model, guide, Trace_ELBO())
+    pair.materialize_parameters(x)
     with torch.no_grad():
-        pair.leaves["store/loc"].copy_(x.sum() / (len(x) + 1))
+        pair.unconstrained_parameters["store/loc"].copy_(x.sum() / (len(x) + 1))
     return pair
 
 
@@ -200,7 +200,7 @@ def test_progress_says_each_name(capsys: pytest.CaptureFixture[str]) -> None:
 def test_figures_are_printed_with_as_many_digits_as_their_error_allows() -> None:
     row = Finding("q", "n", 1.23456, 0.0123, "", "", "good", "", "")
     assert row.figure == "1.235 ± 0.012"
-    assert Finding("q", "n", None, None, "", "", "cannot say", "", "").figure == "–"
+    assert Finding("q", "n", None, None, "", "", "unknown", "", "").figure == "–"
     infinite = Finding("q", "n", float("-inf"), float("nan"), "", "", "good", "", "")
     assert infinite.to_dict()["value"] is None
     assert infinite.to_dict()["error"] is None
@@ -208,7 +208,7 @@ def test_figures_are_printed_with_as_many_digits_as_their_error_allows() -> None
 
 def test_rows_are_spread_and_restarts_sifted() -> None:
     x, y = torch.arange(100), torch.arange(100) * 2
-    some_x, some_y = some_rows((x, y), 10)
+    some_x, some_y = evenly_spaced_rows((x, y), 10)
     assert some_x.tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     torch.testing.assert_close(some_y, 2 * some_x)
     entries: list[dict[str, Any]] = [
@@ -217,8 +217,8 @@ def test_rows_are_spread_and_restarts_sifted() -> None:
         {"bound": None},
         {"bound": -0.5, "degenerate": None, "chosen": True},
     ]
-    trails = [Trail() for _ in entries]
-    found = sound_starts(entries, trails)
+    trails = [Trajectory() for _ in entries]
+    found = eligible_restarts(entries, trails)
     assert found.bounds == (-1.0, -0.5)
-    assert found.trails[1] is trails[3]
+    assert found.trajectories[1] is trails[3]
     assert found.chosen == 1

@@ -9,7 +9,7 @@ from pyro.distributions import Categorical, MultivariateNormal, Normal
 from torch import Tensor
 
 from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.diagnostics.inference_gaps import gaps, generalisation
+from ppl_lvm.diagnostics.inference_gaps import gaps, generalization
 
 
 def diagonal(linear: Any, width: float = 1.0, shift: float = 0.0) -> Any:
@@ -50,14 +50,14 @@ def test_gaps_meet_their_closed_forms(linear: Any) -> None:
         return float(torch.distributions.kl_divergence(q, p))
 
     exact = divergence(q) - divergence(best)
-    assert abs(found.amortisation[0] - exact) < 0.02 + 5 * found.monte_carlo_error
+    assert abs(found.amortization[0] - exact) < 0.02 + 5 * found.monte_carlo_error
 
 
-def test_best_encoder_has_no_amortisation_gap(linear: Any) -> None:
+def test_best_encoder_has_no_amortization_gap(linear: Any) -> None:
     x = linear.simulate(60)
     found = gaps(linear, diagonal(linear), x, log_evidence=linear.exact(x))
     assert found.findings()[0].verdict == "good"
-    assert abs(found.amortisation[0]) < 0.02
+    assert abs(found.amortization[0]) < 0.02
 
 
 def test_bad_encoder_is_found(linear: Any) -> None:
@@ -66,7 +66,7 @@ def test_bad_encoder_is_found(linear: Any) -> None:
     assert found.findings()[0].verdict == "bad"
 
 
-def test_full_covariance_is_optimised_too(linear: Any, exact_guide: Any) -> None:
+def test_full_covariance_is_optimized_too(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(30)
     found = gaps(linear, exact_guide(linear, 0.5, 0.5), x, log_evidence=linear.exact(x))
     assert found.approximation is not None
@@ -99,20 +99,20 @@ def test_enumerated_model_cannot_say() -> None:
         gaps(model, lambda x: None, torch.zeros(3))
 
 
-def test_generalisation_gap_of_equal_and_of_other_data(linear: Any, exact_guide: Any) -> None:
+def test_generalization_gap_of_equal_and_of_other_data(linear: Any, exact_guide: Any) -> None:
     guide = exact_guide(linear)
     train = (linear.simulate(300, seed=1),)
-    good = generalisation(linear, guide, train, (linear.simulate(300, seed=2),))
+    good = generalization(linear, guide, train, (linear.simulate(300, seed=2),))
     assert good.findings()[0].verdict == "good"
-    bad = generalisation(linear, guide, train, (2 * linear.simulate(300, seed=2),))
+    bad = generalization(linear, guide, train, (2 * linear.simulate(300, seed=2),))
     assert bad.findings()[0].verdict == "bad"
 
 
-def test_generalisation_alarms_at_most_once_in_twenty(linear: Any, exact_guide: Any) -> None:
+def test_generalization_alarms_at_most_once_in_twenty(linear: Any, exact_guide: Any) -> None:
     guide = exact_guide(linear)
     alarms = 0
     for seed in range(60):
         train, held_out = (linear.simulate(100, seed=2 * seed + k) for k in (0, 1))
-        row = generalisation(linear, guide, (train,), (held_out,), num_particles=2).findings()[0]
+        row = generalization(linear, guide, (train,), (held_out,), num_particles=2).findings()[0]
         alarms += row.verdict != "good"
     assert alarms <= 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_lvm.diagnostics.diagnosis import diagnose
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.invalid_parameters import impossible, on_simulated
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 
 def model(x: Tensor) -> None:
@@ -35,8 +35,8 @@ class Guide:
 
 def table(rate: float) -> tuple[Any, str]:
     x = 0.001 * torch.randn(40, 2)
-    pair = Pair(model, Guide(rate), Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(model, Guide(rate), Trace_ELBO())
+    pair.materialize_parameters(x)
     found = diagnose(pair, {"bound": [0.0] * 100}, x, temperatures=4)
     return found, str(found)
 
@@ -47,7 +47,7 @@ def test_the_site_the_fault_and_the_remedy_stand_in_the_table() -> None:
     assert "Expected parameter" not in said
     rows = {f.name: f for f in found.findings}
     for name in ("sandwich on simulated data", "simulation-based calibration"):
-        assert rows[name].verdict == "cannot say"
+        assert rows[name].verdict == "unknown"
         assert "the guide's site 'z' has an impossible scale of 0 (" in rows[name].why
         assert "the data's 0.00" in rows[name].why
         assert rows[name].remedy.startswith("Standardise the columns")

@@ -66,7 +66,7 @@ def test_information_at_its_ceiling_is_said_to_be_a_lower_bound(linear: Any) -> 
     found = latent_use(linear, guide, linear.simulate(50))
     assert found.at_ceiling
     assert found.information == pytest.approx(math.log(50), abs=0.1)
-    assert found.findings()[3].verdict == "cannot say"
+    assert found.findings()[3].verdict == "unknown"
 
 
 def test_codes_far_from_the_prior_are_found(linear: Any) -> None:

@@ -115,10 +115,10 @@ def test_quantities_of_what_is_there_are_numpys() -> None:
     x = _holed(60).flatten(1)
     asked = {name: float(T(x[None])[0]) for name, T in quantities(x.shape[1]).items()}
     held = x.double().numpy()
-    centred = held - np.nanmean(held, 0)
+    centered = held - np.nanmean(held, 0)
     pairs = np.zeros((10, 10))
     for i, j in np.ndindex(10, 10):
-        both = centred[:, i] * centred[:, j]
+        both = centered[:, i] * centered[:, j]
         pairs[i, j] = 0.0 if np.isnan(both).all() else np.nanmean(both)
     expected = {
         "mean": np.nanmean(held),

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from ppl_lvm.diagnostics.calibration import vsbc
 from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.refit import refitting
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 
 
 class Mean(PyroModule):
@@ -49,8 +49,8 @@ def by_store(x: Tensor) -> None:
 @pytest.mark.parametrize("guide", [Guide(), by_store])
 def test_the_refitted_guide_is_the_posterior_of_the_new_data(guide: Any) -> None:
     x, other = torch.randn(10), 2 + torch.randn(10)
-    pair = Pair(Mean(), guide, Trace_ELBO())
-    pair.prepare(x)
+    pair = ModelGuidePair(Mean(), guide, Trace_ELBO())
+    pair.materialize_parameters(x)
     before = pair.state()
     with pair.scope(), torch.no_grad():
         found = refitting(pair, steps=100, learning_rate=0.1)(other)
@@ -71,8 +71,8 @@ def test_a_guide_that_cannot_move_is_biased_and_one_that_can_is_not() -> None:
     x = torch.randn(10)
     verdicts = []
     for guide in (Guide(), Stuck()):
-        pair = Pair(Mean(), guide, Trace_ELBO())
-        pair.prepare(x)
+        pair = ModelGuidePair(Mean(), guide, Trace_ELBO())
+        pair.materialize_parameters(x)
         found = vsbc(
             pair.model, refitting(pair, steps=60, learning_rate=0.1), x, num_simulations=30
         )
@@ -81,7 +81,7 @@ def test_a_guide_that_cannot_move_is_biased_and_one_that_can_is_not() -> None:
 
 
 def test_a_guide_without_parameters_cannot_be_refitted() -> None:
-    pair = Pair(Mean(), lambda x: pyro.sample("mu", Normal(0.0, 1.0)), Trace_ELBO())
-    pair.prepare(torch.zeros(3))
+    pair = ModelGuidePair(Mean(), lambda x: pyro.sample("mu", Normal(0.0, 1.0)), Trace_ELBO())
+    pair.materialize_parameters(torch.zeros(3))
     with pytest.raises(CannotSayError, match="no parameter"):
         refitting(pair)(torch.zeros(3))

@@ -14,11 +14,11 @@ from ppl_lvm.divergences import (
     MMD,
     ChiSquare,
     Divergence,
-    Energy,
+    EnergyDistance,
     ForwardKL,
     Grid,
     JensenShannon,
-    Renyi,
+    RenyiDivergence,
     ReverseKL,
     Target,
     as_target,
@@ -41,7 +41,7 @@ def normal(mean: Any, sd: Any) -> Any:
     return Normal(mean * one, sd * one).to_event(1)
 
 
-def two_hills() -> Any:
+def bimodal() -> Any:
     """Unequal hills at -2 and 2."""
     hills = Normal(double(-2.0, 2.0)[:, None], double(0.6, 0.8)[:, None]).to_event(1)
     return MixtureSameFamily(Categorical(double(0.4, 0.6)), hills)
@@ -87,11 +87,11 @@ def mmd(a: Tensor, s: Tensor, b: Tensor, t: Tensor) -> Tensor:
 CLOSED: dict[str, tuple[Divergence, Any]] = {
     "forward": (ForwardKL(), kl),
     "reverse": (ReverseKL(), lambda a, s, b, t: kl(b, t, a, s)),
-    "renyi 0.5": (Renyi(0.5), renyi(0.5)),
-    "renyi 1.5": (Renyi(1.5), renyi(1.5)),
+    "renyi 0.5": (RenyiDivergence(0.5), renyi(0.5)),
+    "renyi 1.5": (RenyiDivergence(1.5), renyi(1.5)),
     "chi square": (ChiSquare(), lambda *normals: renyi(2.0)(*normals).exp() - 1),
     "mmd": (MMD(), mmd),
-    "energy": (Energy(), energy),
+    "energy": (EnergyDistance(), energy),
 }
 
 
@@ -120,7 +120,7 @@ def test_the_grid_has_the_closed_form_and_its_gradient(name: str) -> None:
     exact = value_and_gradient(lambda b, t: form(p[0], p[1], b, t))
     ours = value_and_gradient(on_grid(divergence, normal(P_MEAN, P_SD)))
     # A kernel with a kink (the distance) is summed to the square of a cell's width.
-    tolerance = 1e-3 if isinstance(divergence, Energy) else 1e-7
+    tolerance = 1e-3 if isinstance(divergence, EnergyDistance) else 1e-7
     torch.testing.assert_close(ours, exact, atol=tolerance, rtol=tolerance)
     turned = value_and_gradient(lambda b, t: kl(p[0], p[1], b, t) if name == "reverse" else 0 * b)
     assert not torch.allclose(ours[1], turned[1], atol=1e-2)
@@ -158,28 +158,28 @@ def off_by(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize(
     "divergence",
-    [ForwardKL(), ReverseKL(), JensenShannon(), MMD((0.5, 2.0)), Energy()],
+    [ForwardKL(), ReverseKL(), JensenShannon(), MMD((0.5, 2.0)), EnergyDistance()],
     ids=lambda d: type(d).__name__,
 )
 def test_estimates_are_unbiased_on_two_hills(divergence: Divergence) -> None:
     assert divergence.unbiased
-    assert off_by(*estimates(divergence, two_hills(), n=20, repeats=600)) < 5
+    assert off_by(*estimates(divergence, bimodal(), n=20, repeats=600)) < 5
 
 
 def test_weights_are_unbiased_where_q_is_wide_enough() -> None:
     narrow = normal(0.1, 0.5)
     assert off_by(*estimates(ChiSquare(), narrow, n=50, repeats=600)) < 5
-    assert off_by(*estimates(Renyi(0.5), narrow, n=20_000, repeats=50)) < 5
+    assert off_by(*estimates(RenyiDivergence(0.5), narrow, n=20_000, repeats=50)) < 5
 
 
 def test_renyi_of_few_draws_is_as_biased_as_it_says() -> None:
-    found, exact = estimates(Renyi(0.5), normal(0.1, 0.5), n=2, repeats=2000)
-    assert not Renyi.unbiased
+    found, exact = estimates(RenyiDivergence(0.5), normal(0.1, 0.5), n=2, repeats=2000)
+    assert not RenyiDivergence.unbiased
     assert float(found[:, 0].mean() - exact[0]) > 5 * float(found[:, 0].std()) / math.sqrt(2000)
 
 
 def test_a_wrong_twin_is_caught() -> None:
-    assert off_by(*estimates(CountsItself((0.5, 2.0)), two_hills(), n=20, repeats=600)) > 5
+    assert off_by(*estimates(CountsItself((0.5, 2.0)), bimodal(), n=20, repeats=600)) > 5
 
 
 def test_jensen_shannon_lies_between_its_bounds() -> None:
@@ -189,15 +189,15 @@ def test_jensen_shannon_lies_between_its_bounds() -> None:
     assert 0.69 < float(far) <= math.log(2) + 1e-12
 
 
-def fitted(divergence: Divergence, centre: float = 1.0, scale: float = 1.0) -> tuple[float, float]:
-    family = Gaussian(1, centre, scale).double()
+def fitted(divergence: Divergence, center: float = 1.0, scale: float = 1.0) -> tuple[float, float]:
+    family = Gaussian(1, center, scale).double()
     grid = Grid([-10.0], [10.0], cells=150)
-    q = fit_divergence(divergence, two_hills(), family, num_steps=300, grid=grid).family.density()
+    q = fit_divergence(divergence, bimodal(), family, num_steps=300, grid=grid).family.density()
     return q.mean.item(), q.stddev.item()
 
 
 def test_forward_kl_matches_moments_and_reverse_kl_takes_a_hill() -> None:
-    p = two_hills()
+    p = bimodal()
     mean, sd = fitted(ForwardKL())
     assert mean == pytest.approx(float(p.mean), abs=1e-2)
     assert sd == pytest.approx(float(p.stddev), abs=1e-2)
@@ -207,7 +207,7 @@ def test_forward_kl_matches_moments_and_reverse_kl_takes_a_hill() -> None:
 
 
 def test_renyi_goes_from_hills_to_mass_as_its_order_grows() -> None:
-    few, many = (fitted(Renyi(alpha))[1] for alpha in (0.1, 0.9))
+    few, many = (fitted(RenyiDivergence(alpha))[1] for alpha in (0.1, 0.9))
     assert few < 1.0 < 1.5 < many < fitted(ChiSquare(), scale=2.0)[1]
 
 
@@ -223,11 +223,11 @@ def test_forward_kl_to_data_is_what_fit_calls_maximum_likelihood() -> None:
     assert q.history[-1] == pytest.approx(-run.results["bound"], abs=1e-3)
 
 
-@pytest.mark.parametrize("divergence", [ForwardKL(), MMD((0.5, 2.0)), Energy()])
+@pytest.mark.parametrize("divergence", [ForwardKL(), MMD((0.5, 2.0)), EnergyDistance()])
 def test_draws_alone_are_enough_for_some(divergence: Divergence) -> None:
     torch.manual_seed(0)
     x = 3 + 0.5 * torch.randn(400, 1)
-    q = fit_divergence(divergence, x, Gaussian(1, centre=2.0), num_steps=300).family.density()
+    q = fit_divergence(divergence, x, Gaussian(1, center=2.0), num_steps=300).family.density()
     assert q.mean.item() == pytest.approx(3.0, abs=0.1)
     assert q.stddev.item() == pytest.approx(0.5, abs=0.15)
 
@@ -235,7 +235,8 @@ def test_draws_alone_are_enough_for_some(divergence: Divergence) -> None:
 def test_an_array_is_a_target_as_its_tensor_is() -> None:
     x = torch.randn(40, 2)
     first, second = (
-        fit_divergence(Energy(), rows, Gaussian(2), num_steps=3) for rows in (x, x.double().numpy())
+        fit_divergence(EnergyDistance(), rows, Gaussian(2), num_steps=3)
+        for rows in (x, x.double().numpy())
     )
     assert first.history == second.history
 
@@ -247,7 +248,7 @@ def test_every_divergence_is_listed() -> None:
 def test_the_family_given_stays_as_it_was_and_a_seed_gives_the_same() -> None:
     family = Gaussian(1)
     first, second = (
-        fit_divergence(Energy(), two_hills(), family.double(), num_steps=5) for _ in range(2)
+        fit_divergence(EnergyDistance(), bimodal(), family.double(), num_steps=5) for _ in range(2)
     )
     assert first.history == second.history
     assert family.mean.item() == 0.0 != first.family.mean.item()
@@ -265,7 +266,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"Wrap a scalar distribution"):
         as_target(Normal(0.0, 1.0))
     with pytest.raises(ValueError, match="Renyi needs alpha > 0"):
-        Renyi(1.0)
+        RenyiDivergence(1.0)
     with pytest.raises(ValueError, match="bandwidths > 0"):
         MMD((0.0,))
     with pytest.raises(ValueError, match="a low and a higher high"):

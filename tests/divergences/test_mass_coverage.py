@@ -15,16 +15,16 @@ from typer.testing import CliRunner
 from ppl_lvm.cli import app
 from ppl_lvm.divergences import (
     ChiSquare,
-    Coverings,
-    Energy,
+    CoverageResults,
+    EnergyDistance,
     ForwardKL,
-    Renyi,
+    RenyiDivergence,
     ReverseKL,
     Target,
     as_target,
-    fit_each,
+    fit_all,
 )
-from ppl_lvm.divergences.example_densities import four_hills, two_hills
+from ppl_lvm.divergences.example_densities import bimodal, four_modes
 from ppl_lvm.divergences.mass_coverage import DRAWS, shares
 from ppl_lvm.models.gaussian import Gaussian
 
@@ -39,13 +39,13 @@ def _drawn(target: Any) -> tuple[Target, Tensor]:
 
 
 def _exact(mean: float, sd: float, within: float = 0.95) -> tuple[float, float]:
-    """covers and inside of N(mean, sd²) in two_hills, without a draw."""
+    """covers and inside of N(mean, sd²) in bimodal, without a draw."""
     q, reach = Normal(mean, sd), Normal(0.0, 1.0).icdf(torch.tensor((1 + within) / 2)).item()
     hills = [(0.35, Normal(-2.5, 0.6)), (0.65, Normal(2.0, 0.9))]
     edges = torch.tensor([mean - reach * sd, mean + reach * sd])
     covers = sum(w * float(hill.cdf(edges).diff()) for w, hill in hills)
     x = torch.linspace(-12, 12, 100_001, dtype=torch.float64)
-    density = two_hills().log_prob(x[:, None]).exp() * (x[1] - x[0])
+    density = bimodal().log_prob(x[:, None]).exp() * (x[1] - x[0])
     densest = density.sort(descending=True)
     last = int((densest.values.cumsum(0) < within).sum())
     region = density >= densest.values[last]
@@ -55,14 +55,14 @@ def _exact(mean: float, sd: float, within: float = 0.95) -> tuple[float, float]:
 
 @pytest.mark.parametrize(("mean", "sd"), [(2.0, 0.9), (0.4, 2.3), (-2.5, 0.3)])
 def test_shares_are_those_of_the_distribution_functions(mean: float, sd: float) -> None:
-    p, x = _drawn(two_hills())
-    found = shares(p, Gaussian(1, centre=mean, scale=sd), x)
+    p, x = _drawn(bimodal())
+    found = shares(p, Gaussian(1, center=mean, scale=sd), x)
     assert found == pytest.approx(_exact(mean, sd), abs=ERROR)
     assert found != pytest.approx(_exact(mean, sd, within=0.68), abs=ERROR)  # a wrong twin
 
 
 def test_a_family_that_is_the_target_covers_it_and_lies_inside() -> None:
-    target = Gaussian(2, centre=1.0, scale=0.7)
+    target = Gaussian(2, center=1.0, scale=0.7)
     p, x = _drawn(target.density())
     assert shares(p, target, x) == pytest.approx((0.95, 0.95), abs=ERROR)
     rows, _ = _drawn(Target(draw=p.draw))
@@ -73,27 +73,27 @@ pytestmark = pytest.mark.xdist_group("covering")  # the fits below are made once
 
 
 @pytest.fixture(scope="module")
-def hills() -> Coverings:
-    starts = {"left": Gaussian(1, centre=-2.0), "right": Gaussian(1, centre=2.0)}
-    return fit_each(two_hills(), starts, [ForwardKL(), ReverseKL()], num_steps=400)
+def hills() -> CoverageResults:
+    starts = {"left": Gaussian(1, center=-2.0), "right": Gaussian(1, center=2.0)}
+    return fit_all(bimodal(), starts, [ForwardKL(), ReverseKL()], num_steps=400)
 
 
-def test_forward_covers_and_reverse_seeks(hills: Coverings) -> None:
+def test_forward_covers_and_reverse_seeks(hills: CoverageResults) -> None:
     """A hill of weight w alone costs -log w of reverse KL; forward KL matches two moments."""
     forward, _, left, right = hills.rows
     assert left.value == pytest.approx(-math.log(0.35), abs=0.01)
     assert right.value == pytest.approx(-math.log(0.65), abs=0.01)
-    mean, square = two_hills().mean.item(), two_hills().variance.item()
-    assert (forward.covers, forward.inside) == pytest.approx(
+    mean, square = bimodal().mean.item(), bimodal().variance.item()
+    assert (forward.recall, forward.precision) == pytest.approx(
         _exact(mean, math.sqrt(square)), abs=ERROR
     )
     for row in (left, right):
-        assert row.covers is not None
-        assert row.inside is not None
-        assert row.covers < 0.7 < 0.9 < row.inside
+        assert row.recall is not None
+        assert row.precision is not None
+        assert row.recall < 0.7 < 0.9 < row.precision
 
 
-def test_the_table_the_json_and_the_picture_say_the_same(hills: Coverings) -> None:
+def test_the_table_the_json_and_the_picture_say_the_same(hills: CoverageResults) -> None:
     said, rows = str(hills), hills.to_json()
     assert [row["divergence"] for row in rows] == ["ForwardKL"] * 2 + ["ReverseKL"] * 2
     for row in rows:
@@ -108,22 +108,22 @@ def test_the_table_the_json_and_the_picture_say_the_same(hills: Coverings) -> No
 
 def test_what_is_not_known_is_left_out_and_what_fails_says_why() -> None:
     x = torch.randn(50, 2) + 40.0
-    found = fit_each(x, {"": Gaussian(2)}, [ForwardKL(), ReverseKL(), Energy()], num_steps=2)
+    found = fit_all(x, {"": Gaussian(2)}, [ForwardKL(), ReverseKL(), EnergyDistance()], num_steps=2)
     assert found.left_out == {"ReverseKL": "density"}
-    assert [row.inside for row in found.rows] == [None, None]
+    assert [row.precision for row in found.rows] == [None, None]
     assert "since more would have to be known of the target: ReverseKL (density)" in found.note
     assert len(found.figure().axes) == 2
-    far = Gaussian(1, centre=40.0, scale=0.01).density()
-    (row,) = fit_each(far, {"": Gaussian(1)}, [ChiSquare()], num_steps=2).rows
-    assert row.covers is None
+    far = Gaussian(1, center=40.0, scale=0.01).density()
+    (row,) = fit_all(far, {"": Gaussian(1)}, [ChiSquare()], num_steps=2).rows
+    assert row.recall is None
     assert row.failed is not None
     assert "too far apart" in row.failed
     with pytest.raises(ValueError, match="Renyi needs the target's density"):
-        fit_each(x, {"": Gaussian(2)}, [Renyi(0.2)])
+        fit_all(x, {"": Gaussian(2)}, [RenyiDivergence(0.2)])
     with pytest.raises(ValueError, match=r"rows of shape \(2,\), Gaussian makes rows of shape"):
-        fit_each(four_hills(), {"": Gaussian(1)}, [ForwardKL()])
+        fit_all(four_modes(), {"": Gaussian(1)}, [ForwardKL()])
     with pytest.raises(ValueError, match="can be drawn from"):
-        fit_each(Target(two_hills().log_prob), {"": Gaussian(1)}, [ReverseKL()])
+        fit_all(Target(bimodal().log_prob), {"": Gaussian(1)}, [ReverseKL()])
 
 
 TARGET = """
@@ -163,11 +163,11 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ("words", "message"),
     [
         ([], "Give one target"),
-        (["two_hills", "--data", "iris"], "Give one target"),
-        (["three_hills"], "There is no density 'three_hills'; there are four_hills, two_hills"),
-        (["two_hills", "--divergence", "KL"], "There is no divergence 'KL'; there are ForwardKL"),
-        (["two_hills", "--start", "center=2"], "Did you mean centre"),
-        (["two_hills", "--family", "ppl_lvm.models:PPCA"], r"has no density\(\)"),
+        (["bimodal", "--data", "iris"], "Give one target"),
+        (["three_modes"], "There is no density 'three_modes'; there are four_modes, bimodal"),
+        (["bimodal", "--divergence", "KL"], "There is no divergence 'KL'; there are ForwardKL"),
+        (["bimodal", "--start", "center=2"], "Did you mean centre"),
+        (["bimodal", "--family", "ppl_lvm.models:PPCA"], r"has no density\(\)"),
     ],
 )
 def test_a_mistake_says_what_to_do(words: list[str], message: str) -> None:

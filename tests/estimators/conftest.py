@@ -88,7 +88,7 @@ class Exact:
             with Forced(case):
                 particles = estimator.draw(model, guide, args, {})
             value = total(estimator.bound(particles), particles)
-            assert torch.allclose(value if estimator.upper else -value, loss, rtol=1e-9)
+            assert torch.allclose(value if estimator.is_upper_bound else -value, loss, rtol=1e-9)
             target = target - probability * total(estimator.objective(particles), particles)
             mass += float(probability.detach())
         return estimate / mass, _flat_gradient(target, parameters) / mass

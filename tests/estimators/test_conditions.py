@@ -30,13 +30,13 @@ def test_all_lists_exactly_the_classes_of_the_folder() -> None:
 def test_conditions_are_data_on_the_class(cls: type[Estimator]) -> None:
     assert cls.target
     assert isinstance(cls.unbiased, bool)
-    assert cls.needs in ("any", "reparameterized", "bernoulli", "discrete")
+    assert cls.requires in ("any", "reparameterized", "bernoulli", "discrete")
     assert "https://" in cls.paper
     assert cls.__doc__
     assert Estimator in cls.__mro__
     assert cls.__bases__ == (Estimator,), "finished classes are not subclassed"
-    if cls.needs != "any":
-        assert cls.instead in estimators.__all__
+    if cls.requires != "any":
+        assert cls.fallback in estimators.__all__
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -52,7 +52,7 @@ def test_a_fraction_of_a_particle_is_refused(cls: type[Estimator]) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [c for c in CLASSES if c.needs == "reparameterized"], ids=lambda c: c.__name__
+    "cls", [c for c in CLASSES if c.requires == "reparameterized"], ids=lambda c: c.__name__
 )
 def test_a_discrete_site_is_refused_by_name_with_a_remedy(cls: type[Estimator]) -> None:
     def model(x: Tensor) -> None:
@@ -65,12 +65,12 @@ def test_a_discrete_site_is_refused_by_name_with_a_remedy(cls: type[Estimator]) 
             pyro.sample("z", Bernoulli(0.5))
 
     estimator = cls(num_particles=max(2, cls.min_particles))
-    with pytest.raises(ValueError, match=rf"'z' \(Bernoulli\).*Use {cls.instead}"):
+    with pytest.raises(ValueError, match=rf"'z' \(Bernoulli\).*Use {cls.fallback}"):
         estimator.loss(model, guide, torch.zeros(2))
 
 
 @pytest.mark.parametrize(
-    "cls", [c for c in CLASSES if c.needs in ("discrete", "bernoulli")], ids=lambda c: c.__name__
+    "cls", [c for c in CLASSES if c.requires in ("discrete", "bernoulli")], ids=lambda c: c.__name__
 )
 def test_a_guide_without_a_discrete_site_is_refused_by_name(cls: type[Estimator]) -> None:
     def model(x: Tensor) -> None:

@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, Normal
 from torch import Tensor, nn
 
 from ppl_lvm.estimators import DisARM, ScoreFunction, disarm
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 
 class Bits(nn.Module):
@@ -95,7 +95,7 @@ def test_forgetting_a_factor_is_caught(exact: Any, monkeypatch: Any) -> None:
 
 
 def test_a_mini_batch_is_scaled() -> None:
-    pair, scaled = Bits(), Subsample(20)
+    pair, scaled = Bits(), ScaleDataPlate(20)
     run = DisARM(num_particles=4).differentiable_loss
     pyro.set_rng_seed(1)
     plain = run(pair.model, pair.guide, pair.x)

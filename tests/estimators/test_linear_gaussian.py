@@ -163,8 +163,8 @@ def test_a_latent_that_the_model_draws_later_than_the_guide_keeps_its_sampled_te
             pyro.sample("b", Normal(0.5 * a, 1.0))
 
     particles = ELBO().draw(model, guide, (torch.zeros(2),), {})
-    assert particles.draws["a"].analytic() is None
-    assert particles.draws["b"].analytic() is not None
+    assert particles.site_draws["a"].analytic() is None
+    assert particles.site_draws["b"].analytic() is not None
 
 
 @pytest.mark.parametrize(

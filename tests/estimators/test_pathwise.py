@@ -179,9 +179,9 @@ def test_guides_of_two_layers(exact: Any, forced: Any, estimator: Estimator) -> 
     assert (estimate - target).abs().max() < 1e-4
 
 
-def test_every_reparameterised_class_is_here() -> None:
+def test_every_reparameterized_class_is_here() -> None:
     classes = [getattr(estimators, n) for n in estimators.__all__]
-    needed = {c for c in classes if c.needs == "reparameterized" and c.unbiased}
+    needed = {c for c in classes if c.requires == "reparameterized" and c.unbiased}
     assert needed <= {type(e) for e in ESTIMATORS}
 
 
@@ -190,7 +190,7 @@ class StickingInsideIWAE(estimators.IWAE):
 
     def surrogate(self, particles: Particles) -> Tensor:
         v = particles.log_w.detach().softmax(0)
-        return (v * (particles.log_p - particles.log_q_still)).sum(0)
+        return (v * (particles.log_p - particles.log_q_at_fixed_parameters)).sum(0)
 
 
 class ForgetsSharedWeights(estimators.DReG):
@@ -198,7 +198,7 @@ class ForgetsSharedWeights(estimators.DReG):
 
     def surrogate(self, particles: Particles) -> Tensor:
         v = particles.log_w.detach().softmax(0)
-        return (v**2 * (particles.log_p - particles.log_q_still)).sum(0)
+        return (v**2 * (particles.log_p - particles.log_q_at_fixed_parameters)).sum(0)
 
 
 class ForgetsTempering(estimators.DReG):

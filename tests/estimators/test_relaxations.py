@@ -16,7 +16,7 @@ from pyro.distributions import (
 from torch import Tensor, nn
 
 from ppl_lvm.estimators import GumbelSoftmax, StraightThrough
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 
 class OneHot(nn.Module):
@@ -80,7 +80,7 @@ def test_concrete_densities_are_used_in_guide_and_model() -> None:
     estimator = GumbelSoftmax(num_particles=3, temperature=0.7)
     x = torch.tensor([0.3, -0.1])
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
-    y = particles.draws["z"].value
+    y = particles.site_draws["z"].value
     assert y.requires_grad
     assert ((y > 0) & (y < 1)).all()
     tau = torch.tensor(0.7)
@@ -132,7 +132,7 @@ def test_a_loop_a_mini_batch_and_a_relaxed_site_in_both_programs(make: Any) -> N
     x = torch.tensor([0.4, -1.0])
     for vectorize in (True, False):
         estimator = make(num_particles=2, vectorize_particles=vectorize)
-        scaled = Subsample(8)
+        scaled = ScaleDataPlate(8)
         particles = estimator.draw(scaled(pair.model), scaled(pair.guide), (x,), {})
         assert particles.log_w.shape == (2, 2)
         assert particles.scale == 4

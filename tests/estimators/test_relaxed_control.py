@@ -162,7 +162,7 @@ def test_the_variance_gradient_reaches_the_control_only(exact: Any) -> None:
     pair, x = Bits(2), torch.tensor([0.1, 0.9])
     estimator = REBAR().double()
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
-    drawn = particles.aside["relaxed"]
+    drawn = particles.extras["relaxed"]
     g = torch.ones(1, 2, 2, requires_grad=True)
     S = control_variate.surrogate(particles, drawn, g, drawn.kept()["phi"], [])
     assert torch.autograd.grad(S.sum(), g, allow_unused=True)[0] is None

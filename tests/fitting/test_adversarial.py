@@ -19,7 +19,7 @@ from ppl_lvm.divergences.density_ratio import (
     minimax,
     non_saturating,
 )
-from ppl_lvm.fitting.adversarial import fit_adversarially
+from ppl_lvm.fitting.adversarial import fit_adversarial
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.implicit import Implicit
 
@@ -127,7 +127,7 @@ def test_every_objective_finds_a_normal(f: Any) -> None:
     torch.manual_seed(0)
     x = 1.0 + 0.7 * torch.randn(2000, 1)
     straight, quadratic = Straight(), Quadratic()
-    found = fit_adversarially(
+    found = fit_adversarial(
         straight,
         x,
         objective=f,
@@ -162,8 +162,8 @@ def _linear() -> nn.Module:
 
 def test_an_implicit_model_learns_moons_well_enough_to_be_told_apart_less() -> None:
     x = load_data("moons(n=600)").tensors[0]
-    before = fit_adversarially(Implicit(latent=2, hidden=(32,)), x, num_steps=1, batch_size=64)
-    after = fit_adversarially(Implicit(latent=2, hidden=(32,)), x, num_steps=300, batch_size=64)
+    before = fit_adversarial(Implicit(latent=2, hidden=(32,)), x, num_steps=1, batch_size=64)
+    after = fit_adversarial(Implicit(latent=2, hidden=(32,)), x, num_steps=300, batch_size=64)
     accuracies = [found.two_sample(x).accuracy["discriminator"] for found in (before, after)]
     assert accuracies[1] < accuracies[0] - 0.1
     assert after.generator.draw(5).shape == (5, 2)
@@ -182,27 +182,27 @@ def test_an_implicit_models_state_has_its_size() -> None:
 def test_what_does_not_fit_is_refused_by_name() -> None:
     x = torch.randn(30, 2)
     with pytest.raises(ValueError, match=r"rows \(N, P\) of numbers, got \(30,\)"):
-        fit_adversarially(Implicit(), x[:, 0])
+        fit_adversarial(Implicit(), x[:, 0])
     with pytest.raises(ValueError, match="discriminator_steps must be at least 1"):
-        fit_adversarially(Implicit(), x, discriminator_steps=0)
+        fit_adversarial(Implicit(), x, discriminator_steps=0)
     for wrong, message in (
         (nn.Linear(3, 1), r"does not run on rows of shape \(2,\)"),
         (nn.Linear(2, 1), r"Linear gives \(2, 1\) of \(2, 2\). End it with nn.Flatten\(0\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            fit_adversarially(Implicit(), x, discriminator=wrong)
+            fit_adversarial(Implicit(), x, discriminator=wrong)
     gap = x.where(torch.arange(30)[:, None] != 7, torch.nan)
     with pytest.raises(ValueError, match=r"row 8 \(index 7\), column 1 .* is missing \(2 such"):
-        fit_adversarially(Straight(), load_data(gap, missing="keep"))
+        fit_adversarial(Straight(), load_data(gap, missing="keep"))
     with pytest.raises(ValueError, match="same columns"):
         fit_log_ratio(x, x[:, :1])
     with pytest.raises(ValueError, match="20 rows of each; got 30 and 9"):
         discriminate(x, x[:9])
     with pytest.raises(ValueError, match="has not met data"):
         Implicit().draw(3)
-    with pytest.raises(ValueError, match="fit_adversarially"):
+    with pytest.raises(ValueError, match="fit_adversarial"):
         fit(Implicit(), None, x, num_steps=2, progress=False)
     with pytest.raises(ValueError, match="latent >= 1"):
         Implicit(latent=0)
     with pytest.raises(FloatingPointError, match="The generator's loss is nan at step 0"):
-        fit_adversarially(Implicit(), x, objective=lambda a: a * math.nan, num_steps=2)
+        fit_adversarial(Implicit(), x, objective=lambda a: a * math.nan, num_steps=2)

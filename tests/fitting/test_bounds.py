@@ -14,7 +14,7 @@ from torch.distributions import constraints
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
@@ -36,14 +36,14 @@ def test_the_fit_approaches_the_maximum_likelihood() -> None:
         "schedule": "CosineAnnealingLR(T_max=600)",
     }
     run = quiet(Factor(), FactorGuide(), x, num_steps=600, **settling)
-    centred = x - x.mean(0)
+    centered = x - x.mean(0)
     # The posterior of this model is in the guide's family, so the bound can meet log p(x).
     gap = float(exact(run, x).mean()) - run.results["bound"]
     assert abs(gap) < 0.02 + 5 * run.results["bound_monte_carlo_error"]
     evidence = run.log_evidence(x, 200)
     error = 5 * evidence.monte_carlo_error + 1e-5
     assert abs(evidence.value - float(exact(run, x).mean())) < error
-    normal = torch.distributions.MultivariateNormal(x.mean(0), centred.T @ centred / len(x))
+    normal = torch.distributions.MultivariateNormal(x.mean(0), centered.T @ centered / len(x))
     assert 0 < normal.log_prob(x).mean() - exact(run, x).mean() < 0.05
 
 
@@ -52,15 +52,15 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
     x = torch.linspace(-1, 3, 40)
 
     def gradients(batch_size: int, steps: int) -> tuple[float, dict[str, Tensor]]:
-        pair = Pair(Mean(), MeanGuide(), FixedDraw())
-        pair.prepare(x[:batch_size])
+        pair = ModelGuidePair(Mean(), MeanGuide(), FixedDraw())
+        pair.materialize_parameters(x[:batch_size])
         options = Options(num_steps=steps, batch_size=batch_size, optimizer="SGD(lr=1.0)")
         training = Training(pair, load_data(x), None, options)
-        start = {n: t.detach().clone() for n, t in pair.leaves.items()}
+        start = {n: t.detach().clone() for n, t in pair.unconstrained_parameters.items()}
         totals = {n: torch.zeros_like(t) for n, t in start.items()}
         for _ in range(steps):
             training.step()
-            for name, leaf in pair.leaves.items():
+            for name, leaf in pair.unconstrained_parameters.items():
                 totals[name] += (start[name] - leaf.detach()) / steps
                 leaf.data.copy_(start[name])
         return float(np.mean(training.history["bound"])), totals
@@ -139,7 +139,7 @@ def test_enumerated_sites_are_summed_out_by_default() -> None:
     truth = float(mixture.log_prob(x).mean())
     assert run.results["bound"] == pytest.approx(truth, abs=1e-5)
     assert run.results["log_evidence"] == pytest.approx(truth, abs=1e-5)
-    assert isinstance(run._pair.objective, TraceEnum_ELBO)
+    assert isinstance(run.pair.objective, TraceEnum_ELBO)
     codes = run.encode(x)["z"]
     assert codes.shape == (30, 2)
     assert torch.allclose(codes.sum(1), torch.ones(30), atol=1e-6)

@@ -347,7 +347,7 @@ def test_a_restart_that_sinks_beyond_rounding_ends_there_and_no_other_does() -> 
     em = EM(model, load_data(x), state, tolerance=1e-9)
     em._judge = _with_a_fall(em)  # type: ignore[method-assign]
     em.run(200)
-    assert em.sunk == [0]
+    assert em.degenerate == [0]
     assert em.converged == [False, True]
     assert len(em.bounds[0]) == 3
 

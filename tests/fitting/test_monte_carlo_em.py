@@ -20,9 +20,9 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, VAE, FactorModel, GaussianMixture
 from ppl_lvm.runs.comparison import compare
 from ppl_lvm.runs.run import Run, load_run
-from ppl_lvm.training.em.complete_likelihood import Joint
+from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
 from ppl_lvm.training.em.monte_carlo import fit_mcem
-from ppl_lvm.training.em.nuts_sampler import Chain
+from ppl_lvm.training.em.nuts_sampler import NutsSampler
 
 SHORT: dict[str, Any] = {"warmup": 15, "guide_steps": 100, "progress": False}
 ANSWERS: dict[str, Any] = {"latent": 1, "likelihood": "bernoulli"}
@@ -72,13 +72,13 @@ def _prior(self: Any, count: int, *, adapt: bool) -> tuple[dict[str, Tensor], fl
 def test_it_reaches_the_maximum_that_quadrature_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     x = _answers()
     best, room = _most_likely(x), 10 / (2 * 120)  # what 10 parameters gain by fitting noise
-    asked: dict[str, Any] = {**SHORT, "settings": ANSWERS, "iterations": 12, "num_draws": 10}
+    asked: dict[str, Any] = {**SHORT, "settings": ANSWERS, "max_iterations": 12, "num_draws": 10}
     found = fit_mcem(FactorModel, x, **asked)
     short = best - _exact(found, x)
     assert -1e-9 < short < 0.1 * room
     assert found.draws["z"].shape == (10, 120, 1)
     assert found.parameters()["W"].shape == (5, 1)
-    monkeypatch.setattr(Chain, "draw", _prior)  # a wrong twin: an E-step that sees no data
+    monkeypatch.setattr(NutsSampler, "draw", _prior)  # a wrong twin: an E-step that sees no data
     wrong = fit_mcem(FactorModel, x, **asked)
     assert best - _exact(wrong, x) > room
 
@@ -89,7 +89,7 @@ def test_it_reaches_the_maximum_in_closed_form() -> None:
     x = torch.randn(60, 1, generator=draw) * torch.tensor([1.0, -2.0, 0.5])
     x = x + 0.5 * torch.randn(60, 3, generator=draw)
     best = fit_em(PPCA(1), x).results["bound"]
-    found = fit_mcem(PPCA(1), x, iterations=10, num_draws=10, **SHORT)
+    found = fit_mcem(PPCA(1), x, max_iterations=10, num_draws=10, **SHORT)
     short = best - found.results["log_evidence"]  # its guide is the exact posterior
     room = 7 / (2 * 60)  # what 7 parameters gain by fitting noise
     assert -1e-9 < short < 0.1 * room
@@ -108,7 +108,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "answers.npy", _answers().numpy())
     x = load_data(place / "answers.npy")
     asked: dict[str, Any] = {"settings": ANSWERS, "validation": 40, "progress": False}
-    mcem: dict[str, Any] = {"iterations": 6, "num_draws": 5, "warmup": 10, "guide_steps": 200}
+    mcem: dict[str, Any] = {"max_iterations": 6, "num_draws": 5, "warmup": 10, "guide_steps": 200}
     fit_mcem(FactorModel, x, directory=place / "mcem", **mcem, **asked)
     fit(FactorModel, None, x, directory=place / "elbo", num_steps=200, **asked)
     return place
@@ -131,7 +131,7 @@ def test_its_guide_learns_and_leaves_the_model_alone(kept: Path) -> None:
     """A longer training of the guide moves no parameter of the model, and closes its gap."""
     run, gap = load_run(kept / "mcem"), []
     longer: dict[str, Any] = {"settings": ANSWERS, "validation": 40, "progress": False}
-    longer |= {"iterations": 6, "num_draws": 5, "warmup": 10}
+    longer |= {"max_iterations": 6, "num_draws": 5, "warmup": 10}
     for steps in (1, 200):
         other = fit_mcem(FactorModel, _answers(), guide_steps=steps, **longer)
         assert torch.equal(other.parameters()["W"], run.parameters()["W"])
@@ -149,7 +149,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, count = _answers()[:40], 0
-    asked: dict[str, Any] = {"settings": ANSWERS, "iterations": 6, "num_draws": 4, "warmup": 8}
+    asked: dict[str, Any] = {"settings": ANSWERS, "max_iterations": 6, "num_draws": 4, "warmup": 8}
     asked |= {"guide_steps": 10, "checkpoint_seconds": 0.0, "progress": False}
     whole = fit_mcem(FactorModel, x, directory=tmp_path / "whole", **asked)
 
@@ -181,7 +181,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
 
 def test_a_model_with_a_network_is_fitted_without_a_warning() -> None:
     x = torch.bernoulli(torch.rand(20, 4))
-    asked: dict[str, Any] = {"iterations": 2, "num_draws": 2, **SHORT, "warmup": 3}
+    asked: dict[str, Any] = {"max_iterations": 2, "num_draws": 2, **SHORT, "warmup": 3}
     run = fit_mcem(VAE, x, settings={"latent": 1, "hidden": (3,)}, **asked)
     assert math.isfinite(run.results["log_evidence"])
 
@@ -205,7 +205,7 @@ def test_draws_together_weigh_as_draws_alone() -> None:
         (_Groups(), (y, group), {"b": torch.randn(4, 3)}),
         (PPCA(2, 3), (torch.randn(5, 3),), {"z": torch.randn(4, 5, 2)}),
     ):
-        joint = Joint(model, batch)
+        joint = CompleteLikelihood(model, batch)
         alone = sum(joint._log_joint({k: v[s] for k, v in draws.items()}) for s in range(4)) / 4
         torch.testing.assert_close(joint._q(draws), alone)
 
@@ -216,7 +216,7 @@ def test_draws_together_weigh_as_draws_alone() -> None:
         (GaussianMixture(2), {}, "'z' is discrete, which NUTS does not draw"),
         (PPCA(1), {"num_draws": 0}, "num_draws must be a whole number"),
         (PPCA(1), {"resume": True}, "needs the directory"),
-        (PPCA(1), {"guide": "ppl_lvm.guides:SharedNormal"}, "no latent outside the plate"),
+        (PPCA(1), {"guide": "ppl_lvm.guides:GlobalNormal"}, "no latent outside the plate"),
     ],
 )
 def test_what_it_refuses(model: Any, options: dict[str, Any], message: str) -> None:

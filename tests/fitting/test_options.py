@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
@@ -72,7 +72,7 @@ def test_kl_annealing_starts_without_the_kl_and_ends_with_it() -> None:
         functools.partial(torch.optim.Adagrad, lr=0.1),
     ],
 )
-def test_any_torch_optimiser(optimizer: Any) -> None:
+def test_any_torch_optimizer(optimizer: Any) -> None:
     run = quiet(Factor(), FactorGuide(), factor_data(), optimizer=optimizer, num_steps=60)
     assert np.mean(run.history["bound"][-10:]) > np.mean(run.history["bound"][:3])
 
@@ -149,8 +149,8 @@ def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
     np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(2_000_000, 3)))
     trainings = []
     for data in (load_data(factor_data(20_000)), load_data(tmp_path / "large.npy")):
-        pair = Pair(Factor(), FactorGuide(), Trace_ELBO())
-        pair.prepare(*data.batch(torch.arange(32)))
+        pair = ModelGuidePair(Factor(), FactorGuide(), Trace_ELBO())
+        pair.materialize_parameters(*data.batch(torch.arange(32)))
         options = Options(num_steps=1, batch_size=32)
         trainings.append(Training(pair, data, None, options))
     seconds: list[list[float]] = [[], []]

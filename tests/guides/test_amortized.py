@@ -57,7 +57,7 @@ def test_values_lie_in_the_supports_and_shapes_of_the_model() -> None:
         assert site.support.check(trace.nodes[site.name]["value"]).all()
 
 
-def test_a_pushed_density_is_normalised() -> None:
+def test_a_pushed_density_is_normalized() -> None:
     """Of a uniform's site, whose density can be summed on a grid."""
 
     def model(x: Tensor) -> None:

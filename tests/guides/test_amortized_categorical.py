@@ -12,13 +12,13 @@ from torch import Tensor
 from ppl_lvm.checks import check
 from ppl_lvm.guides import AmortizedCategorical
 
-CENTRES = torch.tensor([-1.0, 0.0, 2.0])
+CENTERS = torch.tensor([-1.0, 0.0, 2.0])
 
 
 def _three(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Categorical(torch.ones(3)))
-        pyro.sample("x", dist.Normal(CENTRES[k], 1.0), obs=x)
+        pyro.sample("x", dist.Normal(CENTERS[k], 1.0), obs=x)
 
 
 def test_it_finds_the_posterior_of_bayes_rule() -> None:
@@ -29,7 +29,7 @@ def test_it_finds_the_posterior_of_bayes_rule() -> None:
     for _ in range(400):
         svi.step(x)
     q = poutine.trace(guide).get_trace(x).nodes["k"]["fn"]
-    exact = (-0.5 * (x[:, None] - CENTRES) ** 2).softmax(-1)
+    exact = (-0.5 * (x[:, None] - CENTERS) ** 2).softmax(-1)
     torch.testing.assert_close(q.probs, exact, atol=0.02, rtol=0)
 
 

@@ -16,14 +16,14 @@ from ppl_lvm.guides import AmortizedJoint
 from ppl_lvm.models import PPCA, VAE
 from ppl_lvm.particles import log_weights
 
-CENTRES = torch.tensor([-3.0, 0.0, 2.0])
+CENTERS = torch.tensor([-3.0, 0.0, 2.0])
 
 
 def _mixed(x: Tensor) -> None:
     """k of three, z ~ N(c_k, 1), x ~ N(z, 1): given x, z depends on k."""
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Categorical(torch.ones(3)))
-        z = pyro.sample("z", dist.Normal(CENTRES[k], 1.0))
+        z = pyro.sample("z", dist.Normal(CENTERS[k], 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
@@ -42,7 +42,7 @@ def _exact_elbo(guide: AmortizedJoint, x: Tensor) -> Tensor:
         probs, mean, scale = _at(guide, x, k)
         log_joint = sum(
             dist.Normal(0.0, 1.0).log_prob(gap) - scale.square() / 2
-            for gap in (mean - CENTRES[k], mean - x)
+            for gap in (mean - CENTERS[k], mean - x)
         )
         entropy = dist.Normal(mean, scale).entropy()
         prior = -torch.tensor(3.0).log() - probs[:, k].log()
@@ -59,12 +59,12 @@ def test_it_finds_the_posterior_of_a_mixture_kind_by_kind() -> None:
         optimizer.zero_grad()
         (-_exact_elbo(guide, x)).backward()
         optimizer.step()
-    exact = dist.Normal(CENTRES, 2**0.5).log_prob(x[:, None]).softmax(-1)
+    exact = dist.Normal(CENTERS, 2**0.5).log_prob(x[:, None]).softmax(-1)
     for k in range(3):
         probs, mean, scale = (t.detach() for t in _at(guide, x, k))
         torch.testing.assert_close(probs, exact, atol=0.05, rtol=0)
         likely = exact[:, k] > 0.1
-        error = (mean - (CENTRES[k] + x) / 2)[likely]
+        error = (mean - (CENTERS[k] + x) / 2)[likely]
         assert error.abs().max() < 0.15
         assert (scale - 0.5**0.5)[likely].abs().max() < 0.1
     # Independent sites could not: their one mean of z cannot be that of every k.

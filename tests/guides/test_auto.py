@@ -33,7 +33,7 @@ def test_a_vae_gets_an_encoder() -> None:
     assert str(guide) == "Guide: one encoder with normal output for z, which each datum has."
 
 
-def _labelled(x: Tensor) -> None:
+def _labeled(x: Tensor) -> None:
     """A plate "labels" around a shared site and inside the data."""
     labels = pyro.plate("labels", 3, dim=-2)
     with labels:
@@ -45,10 +45,10 @@ def _labelled(x: Tensor) -> None:
 
 def test_parts_share_a_plate() -> None:
     x = torch.randn(5)
-    read = signature(auto_guide(_labelled, x), x)
+    read = signature(auto_guide(_labeled, x), x)
     assert read["w"].batch_shape == (3, 1)
     assert read["z"].batch_shape == (3, 5)
-    assert Trace_ELBO().loss(_labelled, auto_guide(_labelled, x), x) > 0
+    assert Trace_ELBO().loss(_labeled, auto_guide(_labeled, x), x) > 0
 
 
 def _both(x: Tensor) -> None:

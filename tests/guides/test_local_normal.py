@@ -20,8 +20,8 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import LocalNormal
 from ppl_lvm.models import PPCA, VAE
 from ppl_lvm.models.parts import linear_gaussian
-from ppl_lvm.programs.row_state import DataRows, RowTables
-from ppl_lvm.training.gradient_step import Stepping
+from ppl_lvm.programs.row_state import ProvideBatchRows, RowTables
+from ppl_lvm.training.gradient_step import GradientStep
 
 
 def _optimum(model: PPCA, x: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ def test_only_the_rows_of_the_batch_are_touched() -> None:
     model = PPCA(2, 5)
     guide = LocalNormal(model, x[:3])
     svi = _svi(model, guide, 0.01)
-    with DataRows(torch.arange(12), num_rows=12):
+    with ProvideBatchRows(torch.arange(12), num_rows=12):
         svi.step(x)
     before, state = _rows(guide).clone(), guide.table.read(torch.arange(12)).clone()
     assert before.abs().sum(-1).min() > 0
     rows = torch.tensor([7, 2, 11])
-    with DataRows(rows, num_rows=12):
+    with ProvideBatchRows(rows, num_rows=12):
         svi.step(x[rows])
     others = torch.tensor([n for n in range(12) if n not in rows])
     assert torch.equal(guide.table.read(others), state[others])  # λ and α, bit for bit
@@ -77,9 +77,9 @@ def test_a_step_costs_the_same_for_ten_million_rows() -> None:
         svi = _svi(model, guide, 0.01)
         for step in range(2):
             rows = torch.tensor([0, 3, size // 2, size - 1 - step])
-            with DataRows(rows, num_rows=size):
+            with ProvideBatchRows(rows, num_rows=size):
                 svi.step(torch.randn(4, 2))
-        touched.append(guide.table.touched)
+        touched.append(guide.table.rows_accessed)
     assert touched == [2 * 2 * 4] * 2
 
 
@@ -113,7 +113,7 @@ def test_steps_are_taken_once_at_every_theta() -> None:
     x = torch.randn(6, 5)
     model = PPCA(2, 5)
     guide = LocalNormal(model, x)
-    with DataRows(torch.arange(6), num_rows=6):
+    with ProvideBatchRows(torch.arange(6), num_rows=6):
         first = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
         second = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
         with torch.no_grad():
@@ -196,7 +196,9 @@ def test_a_killed_run_continues_bit_for_bit(
 
     run(tmp_path / "whole")
     calls = []
-    owner, name = (RowTables, "settle") if moment == "after the checkpoint" else (Stepping, "step")
+    owner, name = (
+        (RowTables, "settle") if moment == "after the checkpoint" else (GradientStep, "step")
+    )
     original = getattr(owner, name)
 
     def dies(self: Any, *args: Any) -> Any:

@@ -124,8 +124,8 @@ def test_what_all_data_share_has_a_guide_beside_it() -> None:
     guide = SemiAmortized(model, x, steps=10)
     assert len(check(model, guide, x)) == 0
     q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
-    centre = guide.shared.w_loc  # type: ignore[union-attr]
-    torch.testing.assert_close(q.mean, (x + centre) / 2, atol=1e-4, rtol=0)
+    center = guide.shared.w_loc  # type: ignore[union-attr]
+    torch.testing.assert_close(q.mean, (x + center) / 2, atol=1e-4, rtol=0)
     q.mean.sum().backward()  # through the steps, to what all data share
     assert guide.shared.w_loc_unconstrained.grad == pytest.approx(3.0, abs=1e-3)  # type: ignore[union-attr]
 

@@ -44,7 +44,7 @@ def test_the_bound_is_the_hand_written_one(covariance: str) -> None:
     assert loss == pytest.approx(-bound.item(), rel=1e-9)
 
 
-def test_it_runs_under_vectorised_particles() -> None:
+def test_it_runs_under_vectorized_particles() -> None:
     """The mean of many particles in one pass is that of many passes."""
     x = torch.randn(12, 2)
     model = BayesianGaussianMixture(3)

@@ -34,16 +34,16 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 class Linear(nn.Module):
     """E[ε | z] for u ~ N(centre, spread²)."""
 
-    def __init__(self, centre: float = 0.3, spread: float = 0.8) -> None:
+    def __init__(self, center: float = 0.3, spread: float = 0.8) -> None:
         super().__init__()
-        self.centre = nn.Parameter(torch.tensor(centre, dtype=torch.float64))
+        self.center = nn.Parameter(torch.tensor(center, dtype=torch.float64))
         self.spread = nn.Parameter(torch.tensor(spread, dtype=torch.float64))
 
     def forward(self, z: Tensor, gamma: Tensor) -> Tensor:
         gamma = gamma.unsqueeze(-1)
         alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
         variance = (alpha * self.spread) ** 2 + sigma**2
-        return sigma * (z - alpha * self.centre) / variance
+        return sigma * (z - alpha * self.center) / variance
 
 
 class DropsTheWeight(Diffusion):
@@ -135,7 +135,7 @@ def test_one_step_is_the_whole_chain_on_average_and_so_is_its_gradient(
 
 def test_the_chain_has_the_same_bound() -> None:
     model = linear().eval()
-    guide = model.fixed_guide()
+    guide = model.default_guide()
     rows = X[:, None].repeat_interleave(2000, 0)
     estimator = ELBO(1)
     with torch.no_grad():
@@ -162,7 +162,7 @@ def exact_log_evidence(model: Diffusion, x: Tensor) -> Tensor:
 
 def test_the_chains_log_weights_average_to_the_evidence() -> None:
     model = linear(steps=3).eval()
-    log_w = log_weights(model, model.fixed_guide(), X[:, None], num_particles=5000)
+    log_w = log_weights(model, model.default_guide(), X[:, None], num_particles=5000)
     ratio = (log_w - exact_log_evidence(model, X).detach()).exp()  # (K, N)
     assert ((ratio.mean(0) - 1).abs() < 5 * ratio.std(0) / math.sqrt(5000)).all()
     assert (exact_bound(model, X) < exact_log_evidence(model, X)).all()
@@ -178,7 +178,7 @@ def test_probabilities_of_all_categories_sum_to_one() -> None:
         model.process.first.fill_(12.0)  # wide steps, narrow weights
         model.process.log_span.fill_(0.7)
     model.eval()
-    w = log_weights(model, model.fixed_guide(), every, num_particles=4000).exp()  # (K, 3)
+    w = log_weights(model, model.default_guide(), every, num_particles=4000).exp()  # (K, 3)
     total = w.sum(1)
     assert abs(float(total.mean()) - 1) < 5 * float(total.std()) / math.sqrt(4000)
 
@@ -195,8 +195,8 @@ def test_of_infinitely_many_steps_the_right_denoiser_has_no_gap() -> None:
                 model.process.increments.zero_()
         found.append(mean_estimate(model, X, middles(4000)))
     torch.testing.assert_close(found[0], found[1])
-    spread, centre = torch.tensor(1.5 * 0.8), torch.tensor(2.0 + 1.5 * 0.3)
-    torch.testing.assert_close(found[0], normal_log_prob(X, centre, spread**2), atol=1e-4, rtol=0)
+    spread, center = torch.tensor(1.5 * 0.8), torch.tensor(2.0 + 1.5 * 0.3)
+    torch.testing.assert_close(found[0], normal_log_prob(X, center, spread**2), atol=1e-4, rtol=0)
     with torch.no_grad():
         model.get_parameter("denoiser.spread").fill_(0.5)
     assert (mean_estimate(model, X, middles(4000)) < found[0] - 0.05).any()
@@ -261,7 +261,7 @@ def test_what_needs_log_weights_refuses_the_training_program_by_name() -> None:
     x = rows()
     model = Diffusion(2, steps=3, hidden=(8,))
     model.initialize(x)
-    guide = model.fixed_guide(x)
+    guide = model.default_guide(x)
     with pytest.raises(ValueError, match="IWAE needs log-weights, but the model's site 'steps'"):
         IWAE(3).loss(model, guide, x)
     with pytest.raises(ValueError, match="A log-weight needs log-weights"):
@@ -276,7 +276,7 @@ def test_what_needs_log_weights_refuses_the_training_program_by_name() -> None:
     assert found.ok
     other = check(model, AmortizedNormal(model, x), x)
     assert other.codes == ["other-draws"]
-    unfit = {s.name for s in found.estimators if not s.suits}
+    unfit = {s.name for s in found.estimators if not s.supported}
     assert {"IWAE", "VIMCO", "RenyiELBO"} <= unfit
     assert "ELBO" not in unfit
     assert check(model.eval(), guide.eval(), x).ok
@@ -324,7 +324,7 @@ def test_runs_under_plain_pyro() -> None:
     x = rows()
     model = Diffusion(2, steps=3, hidden=(8,))
     model.initialize(x)
-    svi = SVI(model, model.fixed_guide(), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    svi = SVI(model, model.default_guide(), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     before = [p.detach().clone() for p in model.parameters()]
     assert math.isfinite(svi.step(x))
     assert all((a != b).any() for a, b in zip(before, model.parameters(), strict=True))

@@ -78,7 +78,7 @@ def test_columns_in_other_units_give_the_same_model(rows: Tensor) -> None:
     assert two.results["bound"] == pytest.approx(one.results["bound"] - shift, abs=1e-7)
 
 
-def test_a_column_without_noise_is_recognised(rows: Tensor) -> None:
+def test_a_column_without_noise_is_recognized(rows: Tensor) -> None:
     model = FactorAnalysis(2)
     model.initialize(rows)
     assert model.degenerate(rows) is None

@@ -120,7 +120,7 @@ def test_plain_svi_finds_the_known_optimum_on_iris(iris: Tensor) -> None:
     assert model.degenerate(iris) is None
 
 
-def test_a_collapsed_component_is_recognised_on_iris(iris: Tensor) -> None:
+def test_a_collapsed_component_is_recognized_on_iris(iris: Tensor) -> None:
     """29 flowers have petals 0.2 cm wide: a component on these alone has no width there."""
     x = iris.double()
     model = GaussianMixture(components=3)
@@ -137,7 +137,7 @@ def test_a_collapsed_component_is_recognised_on_iris(iris: Tensor) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag", "spherical"])
-def test_a_component_on_duplicated_rows_is_recognised(covariance: str) -> None:
+def test_a_component_on_duplicated_rows_is_recognized(covariance: str) -> None:
     x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
     model = GaussianMixture(2, covariance=covariance)
     r = torch.zeros(45, 2)

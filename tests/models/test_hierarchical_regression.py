@@ -16,7 +16,7 @@ from torch.distributions import MultivariateNormal
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.guides import SharedNormal
+from ppl_lvm.guides import GlobalNormal
 from ppl_lvm.models.hierarchical_regression import HierarchicalRegression
 
 
@@ -40,13 +40,13 @@ def _marginal(model: HierarchicalRegression, x: Tensor, tau: Tensor, sigma: floa
     return MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(z[:, -1]).item()
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centred: bool) -> None:
+@pytest.mark.parametrize("centered", [False, True])
+def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centered: bool) -> None:
     """Then the joint is the exponential of a quadratic, whose integral is known."""
-    model = HierarchicalRegression(centred=centred)
+    model = HierarchicalRegression(centered=centered)
     model.initialize(rows)
     tau, sigma = torch.tensor([0.6, 0.3]), 0.4
-    name = "effects" if centred else "offsets"
+    name = "effects" if centered else "offsets"
     given = {"spread": tau, "noise": torch.tensor(sigma)}
     fixed = poutine.condition(model, given)
 
@@ -71,7 +71,7 @@ def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centred: bool) -
 def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
     data = load_data("grouped(n=150, groups=6, seed=1)")
     x = data.tensors[0]
-    run = fit(HierarchicalRegression, SharedNormal, data, num_steps=400, optimizer="Adam(lr=0.03)")
+    run = fit(HierarchicalRegression, GlobalNormal, data, num_steps=400, optimizer="Adam(lr=0.03)")
     model: Any = run.model
     guide: Any = run.guide
     m, tau = guide.mean_loc.detach(), guide.spread_loc.detach().exp()
@@ -88,7 +88,7 @@ def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
 def _answers(model: HierarchicalRegression, drawn: dict[str, Tensor]) -> Tensor:
     """What people ask of the posterior, a column each: m, β, σ and log τ, of draws (S, …)."""
     m, tau, sigma = drawn["mean"], drawn["spread"], drawn["noise"]
-    beta = drawn["effects"] if model.centred else m[:, None] + tau[:, None] * drawn["offsets"]
+    beta = drawn["effects"] if model.centered else m[:, None] + tau[:, None] * drawn["offsets"]
     return torch.cat([m, beta.flatten(1), sigma[:, None], tau.log()], -1)
 
 
@@ -104,7 +104,7 @@ def _of_a_guide(model: HierarchicalRegression, guide: Any, x: Tensor) -> Tensor:
         schedule="CosineAnnealingLR(T_max=600)",
         progress=False,
     )
-    with run._pair.scope(), torch.no_grad(), pyro.plate("draws", 4000, dim=-2):
+    with run.pair.scope(), torch.no_grad(), pyro.plate("draws", 4000, dim=-2):
         pyro.set_rng_seed(1)
         nodes = poutine.trace(run.guide).get_trace(x).nodes
     drawn = {k: v["value"] for k, v in nodes.items() if v["type"] == "sample"}
@@ -115,7 +115,7 @@ def _of_a_guide(model: HierarchicalRegression, guide: Any, x: Tensor) -> Tensor:
 def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
     """Means and standard deviations of 21 quantities, within five of the chain's own errors."""
     x = load_data("grouped(n=120, groups=8)").tensors[0]
-    model = HierarchicalRegression(centred=True)  # every group has rows enough
+    model = HierarchicalRegression(centered=True)  # every group has rows enough
     model.initialize(x)
     pyro.set_rng_seed(0)
     mcmc = MCMC(NUTS(model, max_tree_depth=6), 200, warmup_steps=100, disable_progbar=True)
@@ -131,15 +131,15 @@ def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
     assert ((good.std(0) - deviation).abs() < 5 * of_deviation).all()
 
     # A wrong twin: not centred, m and η move against each other, which a mean field cannot follow.
-    apart = HierarchicalRegression(centred=False)
+    apart = HierarchicalRegression(centered=False)
     apart.initialize(x)
     narrow = _of_a_guide(apart, AutoNormal, x)
     assert ((narrow.std(0) - deviation)[:2] < -5 * of_deviation[:2]).any()
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_its_joint_density_is_the_story_s(rows: Tensor, centred: bool) -> None:
-    model = HierarchicalRegression(centred=centred)
+@pytest.mark.parametrize("centered", [False, True])
+def test_its_joint_density_is_the_story_s(rows: Tensor, centered: bool) -> None:
+    model = HierarchicalRegression(centered=centered)
     model.initialize(rows)
     m, tau, sigma = np.array([0.4, -1.0]), np.array([0.7, 0.2]), 0.5
     eta = np.linspace(-1, 1.5, 6).reshape(3, 2)
@@ -150,11 +150,13 @@ def test_its_joint_density_is_the_story_s(rows: Tensor, centred: bool) -> None:
         scipy.stats.norm(0, 2.5).logpdf(m).sum()
         + scipy.stats.halfnorm.logpdf(tau).sum()
         + scipy.stats.halfnorm.logpdf(sigma)
-        + (scipy.stats.norm(m, tau).logpdf(beta) if centred else scipy.stats.norm.logpdf(eta)).sum()
+        + (
+            scipy.stats.norm(m, tau).logpdf(beta) if centered else scipy.stats.norm.logpdf(eta)
+        ).sum()
         + scipy.stats.norm(own[:, 0] + own[:, 1] * z[:, 0], sigma).logpdf(z[:, 1]).sum()
     )
     latents = {"mean": m, "spread": tau, "noise": sigma}
-    latents |= {"effects": beta} if centred else {"offsets": eta}
+    latents |= {"effects": beta} if centered else {"offsets": eta}
     given = poutine.condition(model, {k: torch.as_tensor(v) for k, v in latents.items()})
     found = poutine.trace(given).get_trace(rows).log_prob_sum().item()
     assert found == pytest.approx(exact, rel=1e-12)

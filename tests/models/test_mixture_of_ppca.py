@@ -99,7 +99,7 @@ def test_a_wrong_m_step_is_caught(iris: Tensor) -> None:
         fit_em(_WithoutNoise(3, 2), iris, tolerance=1e-12)
 
 
-def test_a_flat_component_is_recognised() -> None:
+def test_a_flat_component_is_recognized() -> None:
     x = torch.randn(60, 3)
     x[:30, 1:] = 5.0  # a line
     run = fit_em(MixtureOfPPCA, x, settings={"components": 2, "latent": 1})

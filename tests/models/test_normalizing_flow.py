@@ -78,7 +78,7 @@ def test_its_integral_is_one(scalar: str) -> None:
 
 
 @pytest.mark.slow
-def test_fit_maximises_the_likelihood_and_the_integral_stays_one() -> None:
+def test_fit_maximizes_the_likelihood_and_the_integral_stays_one() -> None:
     data = load_data("moons(n=1000)")
     run = fit(
         NormalizingFlow(layers=4, hidden=(32,)),

@@ -141,7 +141,7 @@ def test_what_it_refuses(iris: Tensor) -> None:
         PPCA(0)
 
 
-def test_rows_in_a_flat_are_recognised() -> None:
+def test_rows_in_a_flat_are_recognized() -> None:
     """Of two factors, huge and none, single precision held one; the guide could not be made."""
     torch.set_default_dtype(torch.float32)
     for x in (torch.randn(2, 5), torch.randn(40, 2) @ torch.randn(2, 5) * 1e4):

@@ -68,12 +68,12 @@ def test_its_evidence_is_the_integral(schools: Tensor) -> None:
 
 
 @pytest.mark.slow
-def test_a_guide_follows_the_form_that_is_not_centred_alone(schools: Tensor) -> None:
+def test_a_guide_follows_the_form_that_is_not_centered_alone(schools: Tensor) -> None:
     exact = RandomEffects().log_evidence(schools).item()
     short = []
-    for centred in (False, True):
+    for centered in (False, True):
         run = fit(
-            RandomEffects(centred),
+            RandomEffects(centered),
             AutoNormal,
             schools,
             num_steps=300,
@@ -82,7 +82,7 @@ def test_a_guide_follows_the_form_that_is_not_centred_alone(schools: Tensor) -> 
         drawn = run.log_evidence(schools, 4000)
         short.append(exact - 8 * drawn.value)
         assert 8 * (run.results["bound"] - 5 * run.results["bound_monte_carlo_error"]) < exact
-        if not centred:
+        if not centered:
             assert abs(short[0]) < 5 * 8 * drawn.monte_carlo_error
     assert short[1] > 1  # nats: the funnel
 
@@ -122,8 +122,8 @@ def test_both_forms_are_one_model(schools: Tensor) -> None:
     mu, tau, eta = torch.tensor(2.0), torch.tensor(3.0), torch.randn(8)
     theta = RandomEffects().effects(mu, tau, eta)
     found = []
-    for centred, latent in ((False, {"eta": eta}), (True, {"theta": theta})):
-        model = poutine.condition(RandomEffects(centred), {"mu": mu, "tau": tau, **latent})
+    for centered, latent in ((False, {"eta": eta}), (True, {"theta": theta})):
+        model = poutine.condition(RandomEffects(centered), {"mu": mu, "tau": tau, **latent})
         found.append(poutine.trace(model).get_trace(schools).log_prob_sum().item())
     assert found[0] - 8 * tau.log().item() == pytest.approx(found[1], rel=1e-12)  # dη = dθ / τ
 

@@ -16,7 +16,7 @@ from ppl_lvm.diagnostics.simulation import replicates, simulate
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
-from ppl_lvm.particles import log_weights, plan_pair
+from ppl_lvm.particles import analyze_for_particles, log_weights
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 LABELS = torch.tensor([0, 1, -1, 2, -1])
@@ -60,7 +60,7 @@ def test_importance_weights_have_the_evidence_of_quadrature() -> None:
     assert ((w.mean(0) - wrong).abs() > 5 * error).tolist() == (LABELS >= 0).tolist()
 
 
-def test_the_labels_of_a_row_sum_to_the_unlabelled_row() -> None:
+def test_the_labels_of_a_row_sum_to_the_unlabeled_row() -> None:
     model = _small()
     torch.manual_seed(0)
     guide = label_free(model, BITS)
@@ -133,6 +133,6 @@ def test_simulated_labels_are_missing_where_the_data_s_are() -> None:
     batch = (BITS.repeat(40, 1), LABELS.repeat(40))
     ranks = sbc(model, guide, *batch, num_simulations=200, num_draws=19)
     assert set(ranks.ranks) == {"z", "log p(x, z)"}
-    plan = plan_pair(model, guide, batch, {}, 4)
+    plan = analyze_for_particles(model, guide, batch, {}, 4)
     for drawn in replicates(model, guide, batch, plan, 4, prior=False):
         assert ((drawn["y"] < 0) == (batch[1] < 0)).all()

@@ -20,7 +20,7 @@ def test_without_hidden_layers_it_is_linear() -> None:
     torch.testing.assert_close(net(x + y) + net(torch.zeros(4, 3)), net(x) + net(y))
 
 
-def test_layer_norm_normalises_each_row() -> None:
+def test_layer_norm_normalizes_each_row() -> None:
     net = MLP(3, 2, norm="layer")
     normed = net.layers[1](net.layers[0](torch.randn(7, 3)))
     torch.testing.assert_close(normed.mean(-1), torch.zeros(7), atol=1e-5, rtol=0)

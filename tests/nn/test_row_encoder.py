@@ -31,7 +31,7 @@ def test_bits_come_as_they_are_and_constants_in_the_largest_unit() -> None:
     assert torch.equal(Standardize(x)(x + 1), torch.tensor([[0.5, -0.5], [0.5, 1.5]]))
 
 
-def test_a_gap_is_the_columns_centre_and_is_announced() -> None:
+def test_a_gap_is_the_columns_center_and_is_announced() -> None:
     x = _gaps()
     net = RowEncoder(x, outputs=3)
     assert net.missing

@@ -82,7 +82,7 @@ def test_a_missing_value_is_not_a_zero() -> None:
     assert not torch.allclose(net(gap), net(zero))
 
 
-def test_it_takes_standardised_columns_and_refuses_other_widths() -> None:
+def test_it_takes_standardized_columns_and_refuses_other_widths() -> None:
     x = 100 + 10 * torch.randn(20, 6)
     x[::3, 2] = torch.nan
     net = nn.Sequential(Standardize(x), PartialEncoder(6, 4))

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Normal
 from torch import Tensor
 
-from ppl_lvm.particles import Particles, draw_particles, plan_pair
+from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 
 W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
 
@@ -30,13 +30,13 @@ def _guide(x: Tensor) -> None:
 
 def _by_hand(p: Particles, x: Tensor) -> Tensor:
     """The log-weights (K, N) of `model` and `guide` at what was drawn."""
-    z = p.draws["z"].value
+    z = p.site_draws["z"].value
     log_p = Normal(0.0, 1.0).log_prob(z).sum(-1) + Normal(z @ W, 1.0).log_prob(x).sum(-1)
     return log_p - Normal(x + 0.2, 0.5).log_prob(z).sum(-1)
 
 
 def _particles(model: Any, guide: Any, *args: Any, K: int = 4, **options: Any) -> Particles:
-    plan = plan_pair(model, guide, args, {}, K, **options)
+    plan = analyze_for_particles(model, guide, args, {}, K, **options)
     return draw_particles(model, guide, args, {}, plan, K)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppl_lvm.estimators import ELBO
 from ppl_lvm.particles import log_weights
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 W = torch.tensor([[0.5, -1.0], [1.5, 0.3]])
@@ -40,7 +40,7 @@ def test_an_enumerated_site_is_summed_out_inside_the_weights(
     vectorize: bool, guide: Any, particles: Any
 ) -> None:
     p = particles(decoders, guide, X, vectorize_particles=vectorize)
-    z = p.draws["z"].value
+    z = p.site_draws["z"].value
     heads = torch.stack([W, -W, W.T])
     log_x = Normal(torch.einsum("kbd,cdp->ckbp", z, heads), 1.0).log_prob(X).sum(-1)
     mixed = (log_x + torch.tensor([0.2, 0.3, 0.5]).log().reshape(3, 1, 1)).logsumexp(0)
@@ -78,7 +78,7 @@ def test_a_markov_chain_without_a_guide_gives_the_exact_evidence() -> None:
         log_w = log_weights(chain, nothing, y, num_particles=K)
         assert log_w.shape == (K, 4)
         assert torch.allclose(log_w, expected.expand(K, 4), atol=1e-5)
-    with Subsample(40):
+    with ScaleDataPlate(40):
         assert ELBO().loss(chain, nothing, y) == pytest.approx(
             -10 * float(expected.sum()), rel=1e-5
         )
@@ -109,7 +109,7 @@ def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
     per_c = [Normal(c, 1.0).log_prob(x).sum() for c in (0.0, 1.0)]
     expected = torch.logaddexp(per_c[0] + math.log(0.7), per_c[1] + math.log(0.3))
     assert float(log_weights(model, nothing, x)) == pytest.approx(float(expected), rel=1e-5)
-    with Subsample(30), pytest.raises(ValueError, match=r"'c'.*scaled by"):
+    with ScaleDataPlate(30), pytest.raises(ValueError, match=r"'c'.*scaled by"):
         log_weights(model, nothing, x)
 
 
@@ -125,7 +125,7 @@ def test_a_mixture_with_learned_components_agrees_with_pyro(make: Any, guide: An
 
     x = X.reshape(-1)
     guide = make(pyro.poutine.block(mixture, expose=["loc"]))
-    scaled, guided = Subsample(60)(mixture), Subsample(60)(guide)
+    scaled, guided = ScaleDataPlate(60)(mixture), ScaleDataPlate(60)(guide)
     guide(x)
     ours, theirs = ELBO(), TraceEnum_ELBO(max_plate_nesting=1)
     ours.loss(scaled, guided, x)

@@ -16,8 +16,8 @@ from pyro.poutine import mask, scale
 from torch import Tensor
 
 from ppl_lvm.estimators import LeaveOneOut
-from ppl_lvm.particles import draw_particles, log_weights, plan_pair
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 
@@ -29,7 +29,7 @@ def test_log_weights_are_per_particle_and_datum(
     p = particles(model, guide, X, vectorize_particles=vectorize)
     assert p.log_w.shape == (4, 3)
     assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
-    assert p.draws["z"].value.shape == (4, 3, 2)
+    assert p.site_draws["z"].value.shape == (4, 3, 2)
     assert p.score is None
     assert log_weights(model, guide, X, num_particles=4).shape == (4, 3)
 
@@ -42,9 +42,9 @@ def test_one_particle_needs_no_particle_plate(
 
 
 def test_finding_the_structure_leaves_the_random_numbers_alone(model: Any, guide: Any) -> None:
-    plan = plan_pair(model, guide, (X,), {}, 4)
+    plan = analyze_for_particles(model, guide, (X,), {}, 4)
     pyro.set_rng_seed(7)
-    plan_pair(model, guide, (X,), {}, 4)
+    analyze_for_particles(model, guide, (X,), {}, 4)
     after_a_check = draw_particles(model, guide, (X,), {}, plan, 4)
     pyro.set_rng_seed(7)
     without = draw_particles(model, guide, (X,), {}, plan, 4)
@@ -54,15 +54,15 @@ def test_finding_the_structure_leaves_the_random_numbers_alone(model: Any, guide
 def test_a_mini_batch_is_scaled_outside(
     model: Any, guide: Any, particles: Any, by_hand: Any
 ) -> None:
-    wrapped = Subsample(30)
+    wrapped = ScaleDataPlate(30)
     p = particles(wrapped(model), wrapped(guide), X)
     assert p.scale == 10
     assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
-    assert p.energy is None
+    assert p.energy_reason is None
 
 
 def test_the_handler_as_a_context_scales_too(model: Any, guide: Any, particles: Any) -> None:
-    with Subsample(30):
+    with ScaleDataPlate(30):
         assert particles(model, guide, X).scale == 10
 
 
@@ -79,7 +79,9 @@ def test_all_particles_see_one_subsample() -> None:
             z = pyro.sample("z", Normal(0.0, 1.0))
             pyro.sample("x", Normal(z, 1.0), obs=x[rows])
 
-    plan = plan_pair(model, guide, (torch.arange(20.0),), {}, 3, vectorize_particles=False)
+    plan = analyze_for_particles(
+        model, guide, (torch.arange(20.0),), {}, 3, vectorize_particles=False
+    )
     seen.clear()
     p = draw_particles(model, guide, (torch.arange(20.0),), {}, plan, 3)
     assert all(torch.equal(seen[0], rows) for rows in seen[1:])
@@ -100,12 +102,12 @@ def test_scales_and_masks_of_the_user_act_inside_the_weight(particles: Any) -> N
             pyro.sample("z", Normal(x, 1.0))
 
     x = X[:, 0]
-    wrapped = Subsample(12)
+    wrapped = ScaleDataPlate(12)
     p = particles(wrapped(model), wrapped(guide), x)
-    z, std = p.draws["z"].value, Normal(0.0, 1.0)
+    z, std = p.site_draws["z"].value, Normal(0.0, 1.0)
     expected = (0.5 * std.log_prob(z) + std.log_prob(x - z) - 0.5 * std.log_prob(z - x)) * keep
     assert torch.allclose(p.log_w, expected, atol=1e-5)
-    assert torch.allclose(p.draws["z"].score, std.log_prob(z - x), atol=1e-5)
+    assert torch.allclose(p.site_draws["z"].score, std.log_prob(z - x), atol=1e-5)
 
 
 def test_training_with_svi_finds_the_posterior() -> None:

@@ -14,8 +14,8 @@ from pyro.distributions import (
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
-from ppl_lvm.particles import log_weights, plan_pair
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.particles import analyze_for_particles, log_weights
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 
@@ -34,17 +34,17 @@ def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
 
     x = X[:, 0]
     p = particles(model, guide, x)
-    m, z = p.draws["m"].value.reshape(4, 1), p.draws["z"].value
+    m, z = p.site_draws["m"].value.reshape(4, 1), p.site_draws["z"].value
     std = Normal(0.0, 1.0)
     expected = std.log_prob(z - m).sum(1) + std.log_prob(x - z).sum(1) - std.log_prob(z - x).sum(1)
     assert p.log_w.shape == (4, 1)
     assert torch.allclose(p.log_w[:, 0], expected, atol=1e-5)
-    plan = plan_pair(model, guide, (x,), {}, 4)
-    assert plan.joint_because == "latent site 'm' stands outside plate 'data'"
-    wrapped = Subsample(30)
+    plan = analyze_for_particles(model, guide, (x,), {}, 4)
+    assert plan.joint_reason == "latent site 'm' stands outside plate 'data'"
+    wrapped = ScaleDataPlate(30)
     p = particles(wrapped(model), wrapped(guide), x)
-    assert p.energy is not None
-    assert "'z'" in p.energy
+    assert p.energy_reason is not None
+    assert "'z'" in p.energy_reason
     assert p.scale == 1.0
 
 
@@ -59,7 +59,7 @@ def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
         with pyro.plate("rows", 3, dim=-2):
             pyro.sample("z", Normal(torch.zeros(3, 1), 1.0))
 
-    assert plan_pair(one, q_one, (), {}, 2).data_plate == "rows"
+    assert analyze_for_particles(one, q_one, (), {}, 2).data_plate == "rows"
     assert log_weights(one, q_one, num_particles=2).shape == (2, 3)
 
     def two(observe: bool = True) -> None:
@@ -75,7 +75,7 @@ def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
     def q_two() -> None:
         two(observe=False)
 
-    plan = plan_pair(two, q_two, (), {}, 2)
+    plan = analyze_for_particles(two, q_two, (), {}, 2)
     assert plan.data_plate is None
     assert log_weights(two, q_two, num_particles=2, plan=plan).shape == (2, 1)
 
@@ -102,10 +102,10 @@ def test_what_no_draw_changes_is_an_offset(particles: Any) -> None:
 
 
 def test_a_site_outside_that_depends_on_the_draws_makes_the_weight_joint() -> None:
-    plan = plan_pair(with_penalty(True), scalar_guide, (X[:, 0],), {}, 4, False)
+    plan = analyze_for_particles(with_penalty(True), scalar_guide, (X[:, 0],), {}, 4, False)
     assert plan.data_plate is None
-    assert plan.joint_because is not None
-    assert "'penalty'" in plan.joint_because
+    assert plan.joint_reason is not None
+    assert "'penalty'" in plan.joint_reason
 
 
 def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) -> None:
@@ -122,11 +122,11 @@ def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) 
 
     for K in (1, 4):
         p = particles(model, guide, X[:, 0], K=K)
-        z, std = p.draws["z"].value, Normal(0.0, 1.0)
+        z, std = p.site_draws["z"].value, Normal(0.0, 1.0)
         x = X[:, 0]
         expected = std.log_prob(z) + std.log_prob(x - 2 * z) - std.log_prob(z - x)
         assert torch.allclose(p.log_w, expected, atol=1e-5)
-        assert list(p.draws) == ["z"]
+        assert list(p.site_draws) == ["z"]
 
 
 def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
@@ -145,13 +145,13 @@ def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
 
     p = particles(model, guide, X[:, 0])
     assert p.log_w.shape == (4, 3)
-    value = p.draws["s"].value.reshape(-1)[0]
+    value = p.site_draws["s"].value.reshape(-1)[0]
     assert torch.allclose(torch.as_tensor(p.offset), LogNormal(0.0, 1.0).log_prob(value))
 
 
 def expect(match: str, model: Any, guide: Any) -> None:
     with pytest.raises(ValueError, match=match):
-        plan_pair(model, guide, (X,), {}, 2)
+        analyze_for_particles(model, guide, (X,), {}, 2)
 
 
 def test_pairs_that_do_not_fit_are_refused_by_name(model: Any) -> None:

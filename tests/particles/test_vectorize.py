@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from ppl_lvm.estimators import IWAE
-from ppl_lvm.particles import draw_particles, plan_pair
+from ppl_lvm.particles import analyze_for_particles, draw_particles
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 
@@ -34,7 +34,7 @@ def first_particle_for_all(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("program", [picky, first_particle_for_all])
-def test_a_program_that_does_not_vectorise_runs_in_a_loop_with_one_warning(
+def test_a_program_that_does_not_vectorize_runs_in_a_loop_with_one_warning(
     program: Any, guide: Any
 ) -> None:
     estimator = IWAE(num_particles=3)
@@ -47,13 +47,17 @@ def test_a_program_that_does_not_vectorise_runs_in_a_loop_with_one_warning(
 
 
 def test_an_explicit_choice_is_obeyed_without_a_check(model: Any, guide: Any) -> None:
-    plan = plan_pair(first_particle_for_all, guide, (X,), {}, 3, vectorize_particles=True)
+    plan = analyze_for_particles(
+        first_particle_for_all, guide, (X,), {}, 3, vectorize_particles=True
+    )
     assert plan.vectorized
-    assert not plan_pair(model, guide, (X,), {}, 3, vectorize_particles=False).vectorized
+    assert not analyze_for_particles(
+        model, guide, (X,), {}, 3, vectorize_particles=False
+    ).vectorized
 
 
 @pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal])
-def test_automatic_guides_vectorise(make: Any) -> None:
+def test_automatic_guides_vectorize(make: Any) -> None:
     def model(x: Tensor) -> None:
         w = pyro.sample("w", Dirichlet(torch.ones(2)))
         with pyro.plate("data", len(x), dim=-1):
@@ -61,13 +65,13 @@ def test_automatic_guides_vectorise(make: Any) -> None:
             pyro.sample("x", Normal(w[..., 0], s), obs=x)
 
     auto = make(model)
-    plan = plan_pair(model, auto, (X[:, 0],), {}, 3)
+    plan = analyze_for_particles(model, auto, (X[:, 0],), {}, 3)
     assert plan.vectorized
     together, alone = (
         draw_particles(model, auto, (X[:, 0],), {}, p, 2_000 if p.vectorized else 300)
-        for p in (plan, plan_pair(model, auto, (X[:, 0],), {}, 3, False))
+        for p in (plan, analyze_for_particles(model, auto, (X[:, 0],), {}, 3, False))
     )
     error = alone.log_w.std() / math.sqrt(300) + together.log_w.std() / math.sqrt(2_000)
     assert (alone.log_w.mean() - together.log_w.mean()).abs() < 5 * error
-    assert together.log_q_held.shape == (2_000, 1)
-    assert torch.allclose(together.log_q_held, together.log_q, atol=1e-4)
+    assert together.log_q_at_fixed_values.shape == (2_000, 1)
+    assert torch.allclose(together.log_q_at_fixed_values, together.log_q, atol=1e-4)

@@ -15,7 +15,7 @@ from ppl_lvm.posterior import latent_arithmetic as codes
 from ppl_lvm.posterior.latent_arithmetic import (
     attribute_vector,
     edit,
-    judge_edit,
+    evaluate_edit,
     linear_path,
     spherical_path,
     traverse,
@@ -108,17 +108,17 @@ def test_an_edit_is_judged_by_what_changed_and_what_stayed(run: Run) -> None:
     z[:, 0] = torch.where(torch.arange(600) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
     z[:, 1] += 3 * z[:, 1].sign()
     x = z @ W.T + 0.1 * torch.randn(600, 4)
-    good = judge_edit(run, x, z[:, 0] > 0, z[:, 1] > 0)
+    good = evaluate_edit(run, x, z[:, 0] > 0, z[:, 1] > 0)
     assert good.changed == pytest.approx(1, abs=0.02)
-    assert good.kept == pytest.approx(1, abs=0.02)
-    assert good.both > good.control + 0.3
+    assert good.preserved == pytest.approx(1, abs=0.02)
+    assert good.success > good.control + 0.3
     assert 130 < good.rows < 170
-    half = judge_edit(run, x, z[:, 0] > 0, z[:, 1] > 0, strength=0.1)
+    half = evaluate_edit(run, x, z[:, 0] > 0, z[:, 1] > 0, strength=0.1)
     assert half.changed < 0.05  # not far enough
     assert "otherwise what they were" in str(good)
-    entangled = judge_edit(run, x, z[:, 0] > 0, z[:, 0] > 0)  # the rest is the attribute itself
-    assert entangled.both < 0.02
-    error = math.sqrt(half.both * (1 - half.both) / half.rows)
+    entangled = evaluate_edit(run, x, z[:, 0] > 0, z[:, 0] > 0)  # the rest is the attribute itself
+    assert entangled.success < 0.02
+    error = math.sqrt(half.success * (1 - half.success) / half.rows)
     assert half.standard_error == pytest.approx(error)
 
 
@@ -138,12 +138,12 @@ def test_an_edit_is_judged_on_rows_that_taught_nothing(
 
     monkeypatch.setattr(codes, "attribute_vector", spied)
     monkeypatch.setattr(codes, "_classifier", lambda x, y: _Mistaken())
-    found = judge_edit(run, x, has, z[:, 1] > 0)
+    found = evaluate_edit(run, x, has, z[:, 1] > 0)
     assert len(taught[0]) == 200
     asked = [row for row in x[~has] if not (row == taught[0]).all(1).any()]
     assert found.rows == len(asked)
     assert found.changed == 0
-    assert found.kept == 1
+    assert found.preserved == 1
     assert found.control == 0
 
 
@@ -176,7 +176,7 @@ def test_labels_that_name_no_attribute_are_refused(run: Run, labels: Tensor, mes
         (lambda run, x: spherical_path(x, x[:2]), r"one shape; got \(5, 4\) and \(2, 4\)"),
         (lambda run, x: traverse(x, 4, torch.zeros(2)), "dimensions 0 to 3; got dimension=4"),
         (
-            lambda run, x: judge_edit(run, x, torch.tensor([0, 1, 0, 1, 0]), torch.ones(5)),
+            lambda run, x: evaluate_edit(run, x, torch.tensor([0, 1, 0, 1, 0]), torch.ones(5)),
             "`rest` is one class",
         ),
     ],

@@ -27,7 +27,7 @@ def test_k_hat_finds_the_shape_of_the_tail(k: float) -> None:
     assert abs(found.mean() - expected) < 5 * found.std() / np.sqrt(len(found)) + 0.02
 
 
-def test_weights_are_normalised_and_keep_their_order() -> None:
+def test_weights_are_normalized_and_keep_their_order() -> None:
     log_ratio = _rows(0.6, num_draws=500)
     log_w, _ = psis(log_ratio)
     assert np.allclose(logsumexp(log_w, axis=1), 0)

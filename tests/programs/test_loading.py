@@ -31,7 +31,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_loaded_once_and_may_import_its_neighbours(program: Path) -> None:
+def test_a_file_is_loaded_once_and_may_import_its_neighbors(program: Path) -> None:
     topic = load_program(f"{program}:Topic")
     assert topic is load_program(f"{program}:Topic")
     assert load_program(f"{program}:guide")(None) == 7

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.programs.row_state import DataRows, RowTable, RowTables, data_rows
+from ppl_lvm.programs.row_state import ProvideBatchRows, RowTable, RowTables, batch_rows
 
 
 def _table(size: int) -> RowTable:
@@ -41,7 +41,7 @@ def test_ten_million_rows_cost_what_is_touched() -> None:
     rows = torch.tensor([0, 1234567, 9999999])
     table.write(rows, torch.ones(3, 5))
     assert torch.equal(table.read(rows), torch.ones(3, 5).double())
-    assert table.touched == 6
+    assert table.rows_accessed == 6
 
 
 def test_a_copy_goes_its_own_way() -> None:
@@ -77,7 +77,7 @@ def test_killed_at_any_moment_it_comes_back_as_at_the_checkpoint(tmp_path: Path)
             again = RowTable(2)
             again.restore(path, checkpoint)
             assert torch.equal(_all(again), before)
-        table.settle(path, checkpoint)
+        table.commit(path, checkpoint)
         assert not table.changes()["rows"].numel()
 
 
@@ -86,9 +86,9 @@ def test_a_file_that_is_written_before_its_checkpoint_would_be_wrong(tmp_path: P
     path, table = tmp_path / "checkpoint.rows", _table(11)
     _step(table, 1)
     first, before = table.changes(), _all(table)
-    table.settle(path, first)
+    table.commit(path, first)
     _step(table, 2)
-    table.settle(path, table.changes())  # killed here, the second checkpoint not written
+    table.commit(path, table.changes())  # killed here, the second checkpoint not written
     again = RowTable(2)
     again.restore(path, first)
     assert not torch.equal(_all(again), before)
@@ -98,14 +98,14 @@ def test_a_restored_table_goes_on(tmp_path: Path) -> None:
     path, table = tmp_path / "checkpoint.rows", _table(11)
     _step(table, 1)
     first = table.changes()
-    table.settle(path, first)
+    table.commit(path, first)
     again = RowTable(2)
     again.restore(path, first)
     for number in (2, 3):
         _step(table, number)
         _step(again, number)
         changes = again.changes()
-        again.settle(path, changes)
+        again.commit(path, changes)
     third = RowTable(2)
     third.restore(path, changes)
     assert torch.equal(_all(third), _all(table))
@@ -123,7 +123,7 @@ def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
     guide["a"].table.resize(5)
     guide["a"].table.write(torch.tensor([2]), torch.ones(1, 2))
     changes = tables.changes()
-    tables.settle(tmp_path / "checkpoint.safetensors", changes)
+    tables.commit(tmp_path / "checkpoint.safetensors", changes)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.a.rows"]
     other = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
     RowTables(other, 5).restore(tmp_path / "checkpoint.safetensors", changes)
@@ -134,12 +134,12 @@ def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
 
 
 def test_a_guide_is_told_which_rows_it_sees() -> None:
-    assert data_rows() is None
+    assert batch_rows() is None
     rows = torch.tensor([3, 1])
-    with DataRows(rows, num_rows=7):
-        assert data_rows() == (rows, 7)
+    with ProvideBatchRows(rows, num_rows=7):
+        assert batch_rows() == (rows, 7)
     with RowTables(_Keeps(), 3).shown(None):
-        told = data_rows()
+        told = batch_rows()
     assert told is not None
     assert told[0].tolist() == [0, 1, 2]
     assert told[1] == 3

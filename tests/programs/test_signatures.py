@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.programs.minibatch import Subsample
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.signatures import Signature, describe, signature
 
 
@@ -58,15 +58,15 @@ def test_shapes_and_supports(read: Signature) -> None:
     assert describe(read["count"].support) == "0, 1, 2, …"
 
 
-def test_which_sites_are_discrete_enumerable_and_reparameterised(read: Signature) -> None:
+def test_which_sites_are_discrete_enumerable_and_reparameterized(read: Signature) -> None:
     assert read["k"].discrete
     assert read["k"].values == 4
     assert read["k"].enumerate == "parallel"
     assert read["count"].discrete
     assert read["count"].values is None  # a Poisson has infinitely many
     assert not read["z"].discrete
-    assert read["z"].reparameterised
-    assert not read["k"].reparameterised
+    assert read["z"].reparameterized
+    assert not read["k"].reparameterized
 
 
 def test_plates_know_their_dim_size_and_nesting(read: Signature) -> None:
@@ -92,7 +92,7 @@ def test_parameters_have_their_constraints(read: Signature) -> None:
 
 
 def test_a_mini_batch_stands_for_more_rows() -> None:
-    plate = signature(Subsample(50)(Topics()), torch.zeros(5, 3)).plate("data")
+    plate = signature(ScaleDataPlate(50)(Topics()), torch.zeros(5, 3)).plate("data")
     assert (plate.size, plate.full_size) == (5, 50)
 
 

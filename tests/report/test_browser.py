@@ -28,7 +28,7 @@ from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import Picture, pictures
 from ppl_lvm.report.figures.fit import training_curve
 from ppl_lvm.report.figures.traversals import traversals, worst_explained
-from ppl_lvm.report.html import Beside, Entry, html
+from ppl_lvm.report.html import Entry, SideBySide, html
 from ppl_lvm.runs.comparison import Comparison, Score
 
 WIDTHS = {"phone": 360, "desk": 1280}
@@ -101,7 +101,7 @@ def look(page: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
 def entry(name: str) -> Entry:
     draw = np.random.default_rng(0)
     l = torch.from_numpy(draw.normal(-10, 1, 60))
-    verdicts: tuple[Verdict, ...] = ("good", "look", "bad", "cannot say")
+    verdicts: tuple[Verdict, ...] = ("good", "warning", "bad", "unknown")
     rows = [
         Finding(
             "Is it calibrated?", f"quantity {v} of a_very_long_name_without_any_break_at_all", 0.8,
@@ -147,7 +147,9 @@ def page() -> str:
     )
     found = Comparison(scores, "100 rows, held out by all")
     rows = [{"run": r["run"], "log p(x)": f"{r['value']:.3f}"} for r in found.to_json()]
-    return html([entry("first"), entry("second")], beside=Beside(rows, picture(found), found.note))
+    return html(
+        [entry("first"), entry("second")], beside=SideBySide(rows, picture(found), found.note)
+    )
 
 
 def test_every_picture_is_drawn_nothing_is_requested_nothing_overflows(

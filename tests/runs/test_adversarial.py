@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ppl_lvm.training.iterate
-from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarially, load_adversaries
+from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adversaries
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.cli import app
 from ppl_lvm.models.implicit import Implicit
@@ -32,7 +32,7 @@ def _same(a: Adversaries, b: Adversaries) -> None:
 
 
 def test_a_run_comes_back_whole(tmp_path: Path) -> None:
-    found = fit_adversarially(Implicit, _rows(), validation=20, directory=tmp_path, **ASKED)
+    found = fit_adversarial(Implicit, _rows(), validation=20, directory=tmp_path, **ASKED)
     again = load_adversaries(tmp_path)
     _same(found, again)
     assert again.results == found.results
@@ -49,7 +49,7 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, count = {**ASKED, "checkpoint_seconds": 0.0}, 0
-    whole = fit_adversarially(Implicit, _rows(), directory=tmp_path / "whole", **asked)
+    whole = fit_adversarial(Implicit, _rows(), directory=tmp_path / "whole", **asked)
 
     def cut_off(*given: Any) -> None:
         nonlocal count
@@ -61,35 +61,35 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
     monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", cut_off)
     place = tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
-        fit_adversarially(Implicit, _rows(), directory=place, **asked)
+        fit_adversarial(Implicit, _rows(), directory=place, **asked)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has not finished"):
         load_adversaries(place)
     with pytest.raises(ValueError, match="options differs in penalty"):
-        fit_adversarially(Implicit, _rows(), directory=place, resume=True, penalty=1.0, **asked)
-    resumed = fit_adversarially(Implicit, _rows(), directory=place, resume=True, **asked)
+        fit_adversarial(Implicit, _rows(), directory=place, resume=True, penalty=1.0, **asked)
+    resumed = fit_adversarial(Implicit, _rows(), directory=place, resume=True, **asked)
     _same(whole, resumed)
-    other_seed = fit_adversarially(Implicit, _rows(), seed=1, **asked)
+    other_seed = fit_adversarial(Implicit, _rows(), seed=1, **asked)
     assert other_seed.history != whole.history
-    _same(whole, fit_adversarially(Implicit, _rows(), directory=place, resume=True, **asked))
+    _same(whole, fit_adversarial(Implicit, _rows(), directory=place, resume=True, **asked))
 
 
 def test_a_discriminator_of_ones_own_is_asked_for(tmp_path: Path) -> None:
     own = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
-    found = fit_adversarially(Implicit, _rows(), discriminator=own, directory=tmp_path, **ASKED)
+    found = fit_adversarial(Implicit, _rows(), discriminator=own, directory=tmp_path, **ASKED)
     with pytest.raises(ValueError, match="was a Sequential of your own; pass it"):
         load_adversaries(tmp_path)
     _same(found, load_adversaries(tmp_path, discriminator=own))
 
 
 def test_what_has_a_likelihood_and_what_has_none_are_told_apart(tmp_path: Path) -> None:
-    fit_adversarially(Implicit, _rows(), directory=tmp_path, **ASKED)
+    fit_adversarial(Implicit, _rows(), directory=tmp_path, **ASKED)
     with pytest.raises(ValueError, match=r"without a likelihood, Implicit.*load_adversaries"):
         load_run(tmp_path)
     with pytest.raises(ValueError, match=r"Linear has no draw\(n\)"):
-        fit_adversarially(nn.Linear(2, 2), _rows(), num_steps=1)
+        fit_adversarial(nn.Linear(2, 2), _rows(), num_steps=1)
     with pytest.raises(ValueError, match="There is no objective 'minmax'; choose from minimax"):
-        fit_adversarially(Implicit, _rows(), objective="minmax")
+        fit_adversarial(Implicit, _rows(), objective="minmax")
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,7 @@ def test_values_and_paired_errors_are_those_of_the_closed_forms() -> None:
     assert error == pytest.approx(d.std(ddof=1) / 20, rel=0.05)
     assert found.verdict(1) == "worse"
     # Taken apart, the two errors would be larger: rows hard for one are hard for the other.
-    assert error < math.hypot(found.scores[0].error, found.scores[1].error) / 1.5
+    assert error < math.hypot(found.scores[0].standard_error, found.scores[1].standard_error) / 1.5
 
 
 def test_global_latents_predict_from_the_training_rows() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_lvm.estimators.objectives import objective
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixtureVAE
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 
 
@@ -74,8 +74,8 @@ def test_what_the_remedy_says_trains() -> None:
 def test_a_latent_above_a_summed_site_is_weighted_alone(name: str) -> None:
     """β KL(q(w) ‖ p(w)) beside E_q Σ_n log Σ_c p(c) p(x_n | w, c), by quadrature."""
     x, beta, draws = torch.tensor([0.5, 2.0, 3.0]), 3.0, 400
-    pair, weight = Pair(_weights, _w_alone, objective(name)), KLWeight(frozenset({"c"}))
-    pair.prepare(x)
+    pair, weight = ModelGuidePair(_weights, _w_alone, objective(name)), KLWeight(frozenset({"c"}))
+    pair.materialize_parameters(x)
     refuse_summed_parents(pair, frozenset({"c"}), x)
     weight.value.fill_(beta)
     model, guide = weight(pair.model), weight(pair.guide)

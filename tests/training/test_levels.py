@@ -17,9 +17,9 @@ from ppl_lvm.compiler import policy as plan
 from ppl_lvm.core.console import Progress
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training import checkpoint as resume
-from ppl_lvm.training.batching import Calls, RowOrder
+from ppl_lvm.training.batching import CallSchedule, EpochSampler
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
 from small_programs import FactorGuide, factor_data, nothing
@@ -60,8 +60,8 @@ def training(path: Path | None = None, **asked: Any) -> Training:
     pyro.set_rng_seed(5)
     options = Options(**{"num_steps": STEPS, **ASKED, **asked})
     x = load_data(factor_data(70))
-    pair = Pair(Factor(), FactorGuide(), Trace_ELBO())
-    pair.prepare(*x.batch(torch.arange(options.batch_size)))
+    pair = ModelGuidePair(Factor(), FactorGuide(), Trace_ELBO())
+    pair.materialize_parameters(*x.batch(torch.arange(options.batch_size)))
     return Training(pair, x, load_data(factor_data(20)), options, path=path)
 
 
@@ -193,8 +193,8 @@ def test_a_refusal_is_remembered(tmp_path: Path) -> None:
     x = load_data(torch.arange(5.0))
 
     def make() -> Training:
-        pair = Pair(Counting(), nothing, Trace_ELBO())
-        pair.prepare(*x.tensors)
+        pair = ModelGuidePair(Counting(), nothing, Trace_ELBO())
+        pair.materialize_parameters(*x.tensors)
         return Training(pair, x, None, Options(num_steps=9, batch_size=5), path=tmp_path / "c")
 
     first = make()
@@ -202,14 +202,14 @@ def test_a_refusal_is_remembered(tmp_path: Path) -> None:
     first.save()
     second = make()
     resume.load(second, tmp_path / "c")
-    assert second.stepping.refusal == first.stepping.refusal is not None
+    assert second.stepping.capture_error == first.stepping.capture_error is not None
 
 
 @pytest.mark.parametrize("rows", [70, 64])
 @pytest.mark.parametrize("most", [1, 5, 7, 100])
 def test_calls_end_where_something_happens(rows: int, most: int) -> None:
-    order = RowOrder(rows, 16, 0)
-    calls, every, last = Calls(order, most, 10, 53), 10, 53
+    order = EpochSampler(rows, 16, 0)
+    calls, every, last = CallSchedule(order, most, 10, 53), 10, 53
     step, lengths = 0, []
     while step < last:
         count = calls(step)
@@ -288,7 +288,7 @@ def test_auto_compiles_only_where_the_run_pays_for_it(steps: int, compiles: bool
     gradient = run.stepping.whole.gradient
     arguments, recording = gradient.lookup(run.train.batch(torch.arange(35)), {})
     assert recording is not None
-    pays = plan.LongRun(steps, 70, 35)
+    pays = plan.AheadOfTimePolicy(steps, 70, 35)
     switch = pays.switch(recording, arguments)
     assert (switch < steps) == compiles
     assert pays.ahead(recording, arguments) == compiles

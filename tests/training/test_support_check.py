@@ -8,11 +8,11 @@ import torch
 from pyro.distributions import Bernoulli, Delta, Exponential, MultivariateNormal, Normal, Poisson
 from torch import Tensor
 
-from ppl_lvm.training.support_check import InSupport
+from ppl_lvm.training.support_check import SupportCheck
 
 
 def answer(fn: Any, value: Tensor, mask: Any = None) -> bool | None:
-    with InSupport() as asked, pyro.plate("data", 2, dim=-1):
+    with SupportCheck() as asked, pyro.plate("data", 2, dim=-1):
         if mask is None:
             pyro.sample("x", fn, obs=value)
         else:
@@ -54,7 +54,7 @@ def test_nobody_is_asked_where_validation_was_refused() -> None:
 
 
 def test_factors_and_the_rows_of_a_plate_are_no_values_of_the_data() -> None:
-    with InSupport() as asked:
+    with SupportCheck() as asked:
         with pyro.plate("data", 4, subsample_size=2):
             pyro.factor("f", torch.zeros(2))
         with pyro.poutine.mask(mask=torch.tensor([True, False])):
@@ -69,7 +69,7 @@ def test_any_number_is_in_the_support_of_a_fixed_value() -> None:
 
 
 def asked(model: Any, *batch: Tensor) -> bool | None:
-    look = InSupport()
+    look = SupportCheck()
     with torch.no_grad(), look:
         model(*batch)  # validation is on: seen now
     look.clear()
@@ -82,8 +82,8 @@ def asked(model: Any, *batch: Tensor) -> bool | None:
 def test_only_values_that_count_are_asked_about() -> None:
     def model(x: Tensor, check: bool | None = None, mask: Any = True) -> None:
         with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=mask):
-            grey = Bernoulli(logits=torch.zeros(2), validate_args=check).to_event(1)
-            pyro.sample("x", grey, obs=x)
+            gray = Bernoulli(logits=torch.zeros(2), validate_args=check).to_event(1)
+            pyro.sample("x", gray, obs=x)
 
     x = torch.tensor([[0.0, 1.0], [0.5, 1.0]])
     assert asked(model, x[:1]) is True

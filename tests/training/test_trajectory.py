@@ -13,7 +13,15 @@ from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.runs.run import load_run
-from ppl_lvm.training.trajectory import MOMENTS, NUMBERS, Iterates, Trail, last_bounds, pack, unpack
+from ppl_lvm.training.trajectory import (
+    MOMENTS,
+    NUMBERS,
+    ParameterRecorder,
+    Trajectory,
+    last_bounds,
+    pack,
+    unpack,
+)
 from small_programs import Mean
 
 
@@ -28,7 +36,7 @@ class Guide(PyroModule):
 
 def test_records_are_bounded_and_spread() -> None:
     leaves = {"w": torch.zeros(50, 100), "b": torch.zeros(3)}
-    kept = Iterates(leaves, 1000)
+    kept = ParameterRecorder(leaves, 1000)
     for step in range(1, 1001):
         leaves["b"].fill_(step)
         kept.keep(step)
@@ -36,7 +44,7 @@ def test_records_are_bounded_and_spread() -> None:
     assert found["b"].shape == (MOMENTS, 1)  # its share of the numbers
     assert found["b"][:, 0].tolist() == list(range(5, 1001, 5))
     assert sum(t.shape[1] for t in found.values()) <= NUMBERS + len(leaves)
-    few = Iterates(leaves, 1000)
+    few = ParameterRecorder(leaves, 1000)
     few.keep(130)  # many steps in one call
     few.keep(131)
     assert few.tensors()["b"].tolist() == [[1000.0]]
@@ -49,8 +57,8 @@ def test_last_bounds_are_means_of_the_last_fifth() -> None:
 
 def test_packed_and_unpacked() -> None:
     trails = [
-        Trail({"model/a.b": torch.rand(3, 2)}, torch.rand(20), {"z": torch.rand(4, 2)}),
-        Trail(),
+        Trajectory({"model/a.b": torch.rand(3, 2)}, torch.rand(20), {"z": torch.rand(4, 2)}),
+        Trajectory(),
     ]
     back = unpack(pack(trails))
     assert len(back) == 2
@@ -62,17 +70,17 @@ def test_packed_and_unpacked() -> None:
 def test_a_fit_leaves_a_trail(tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 20)
     run = fit(Mean, Guide, x, num_steps=120, directory=tmp_path / "run", progress=False)
-    (trail,) = run.trails
+    (trail,) = run.trajectories
     assert trail.iterates["guide/loc"].shape == (120, 1)
     assert trail.iterates["guide/loc"][-1, 0] == run.parameters()["loc"]
     assert len(trail.bounds) == 20
-    stored = load_run(tmp_path / "run").trails[0]
+    stored = load_run(tmp_path / "run").trajectories[0]
     assert torch.equal(stored.iterates["guide/loc"], trail.iterates["guide/loc"])
 
 
 def test_records_continue_after_a_resume() -> None:
     leaves = {"b": torch.zeros(1)}
-    whole, first, second = (Iterates(leaves, 600) for _ in range(3))
+    whole, first, second = (ParameterRecorder(leaves, 600) for _ in range(3))
     for step in range(1, 601):
         leaves["b"].fill_(step)
         whole.keep(step)
@@ -85,13 +93,13 @@ def test_records_continue_after_a_resume() -> None:
 def test_restarts_of_em_leave_their_clusterings() -> None:
     run = fit_em(GaussianMixture, "iris", settings={"components": 3}, restarts=3)
     before = run.parameters()
-    assert len(run.trails) == 3
-    for trail in run.trails:
+    assert len(run.trajectories) == 3
+    for trail in run.trajectories:
         (r,) = trail.responsibilities.values()
         assert r.shape == (150, 3)
         assert torch.allclose(r.sum(1), torch.ones(150), atol=1e-5)
     chosen = next(i for i, e in enumerate(run.restarts) if e["chosen"])
-    (kept,) = run.trails[chosen].responsibilities.values()
+    (kept,) = run.trajectories[chosen].responsibilities.values()
     (now,) = run.encode("iris").values()
     assert torch.allclose(kept, now.float(), atol=1e-4)
     assert set(before) == set(run.parameters())

@@ -165,7 +165,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     asked = {**ASKED, "batch_size": 20, "checkpoint_seconds": 0.0, "progress": False}
     programs = (Factor, FactorGuide)
     whole = restarted(programs, **asked, directory=tmp_path / "whole")
-    step = together.Together._step
+    step = together.VectorizedRestarts._step
 
     def breaks(self: Any, going: Any) -> None:
         if self._number == 13:
@@ -173,7 +173,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
         step(self, going)
 
     with monkeypatch.context() as patch:
-        patch.setattr(together.Together, "_step", breaks)
+        patch.setattr(together.VectorizedRestarts, "_step", breaks)
         with pytest.raises(StoppedError):
             restarted(programs, **asked, directory=tmp_path / "part")
     part = restarted(programs, **asked, directory=tmp_path / "part", resume=True)

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.cuda_graph import in_one_launch
-from ppl_lvm.compiler.backend.decompositions import PLAINER
-from ppl_lvm.compiler.backend.inductor import compile_graph, probing
+from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
+from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
 from ppl_lvm.compiler.capture import state_snapshot as outside
 from ppl_lvm.compiler.capture.tape_diff import close
 from ppl_lvm.compiler.graph.build import Recording
@@ -62,12 +62,14 @@ class CompiledStep:
         self._places = {id(p): place for place, p in enumerate(parameters)}
         self.constants = [c for c in recording.constants if c.dim() > 0]
         self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
-        self.numbers = [g.vector.new_zeros(len(g.rule.numbers(dict(g.options), 1))) for g in groups]
+        self.scalars = [
+            g.vector.new_zeros(len(g.rule.step_scalars(dict(g.options), 1))) for g in groups
+        ]
         # The same memory, quicker to write in; what lies on a device is copied there.
-        self._tables = [n.numpy() if n.device.type == "cpu" else None for n in self.numbers]
+        self._tables = [n.numpy() if n.device.type == "cpu" else None for n in self.scalars]
         self.state = [tensor for g in groups for tensor in (g.vector, *g.moments)]
         state = [[g.vector, *g.moments] for g in groups]
-        example = (state, self.numbers, list(batch), recording.sources, self.constants)
+        example = (state, self.scalars, list(batch), recording.sources, self.constants)
         self._spec = pytree.tree_structure(example)
         self._example = list(batch)
         self._compiled: Callable[..., Any] | None = None
@@ -77,28 +79,30 @@ class CompiledStep:
         with torch.no_grad():
             return self.recording.losses(self.take(batch))
 
-    def take(self, batch: list[Tensor], between: Callable[[], None] | None = None) -> list[Tensor]:
+    def take(
+        self, batch: list[Tensor], after_numbers: Callable[[], None] | None = None
+    ) -> list[Tensor]:
         """Take one step, without gradients being recorded; the losses, flat.
 
         Args:
-            between: called once the optimiser's numbers of this step have been taken.
+            after_numbers: called once the optimiser's numbers of this step have been taken.
         """
         assert self._compiled is not None, "compile first"
-        for group, table, numbers in zip(self.groups, self._tables, self.numbers, strict=True):
+        for group, table, numbers in zip(self.groups, self._tables, self.scalars, strict=True):
             if table is None:
-                given = torch.tensor(group.numbers(), dtype=numbers.dtype)
+                given = torch.tensor(group.scalars(), dtype=numbers.dtype)
                 numbers.copy_(given, non_blocking=True)  # nor waits for the steps before
             else:
-                table[:] = group.numbers()
-        if between is not None:
-            between()
+                table[:] = group.scalars()
+        if after_numbers is not None:
+            after_numbers()
         losses: list[Tensor] = self._compiled(*self.inputs(batch))
         return losses
 
-    def take_back(self) -> None:
+    def undo_count(self) -> None:
         """Do not count the last step: it was guarded and has changed nothing else."""
         for group in self.groups:
-            group.take_back()
+            group.undo_count()
 
     @property
     def ready(self) -> bool:
@@ -112,7 +116,7 @@ class CompiledStep:
 
     def inputs(self, batch: list[Tensor]) -> list[Tensor]:
         """All that the compiled function takes."""
-        return [*self.state, *self.numbers, *batch, *self.recording.sources, *self.constants]
+        return [*self.state, *self.scalars, *batch, *self.recording.sources, *self.constants]
 
     @cached_property
     def graph(self) -> fx.GraphModule:
@@ -121,7 +125,7 @@ class CompiledStep:
 
         def traced(module: Callable[..., Any]) -> fx.GraphModule:
             step = partial(self.trace, module)
-            trace = make_fx(step, decomposition_table=PLAINER, tracing_mode="fake")
+            trace = make_fx(step, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")
             return trace(*self.inputs(self._example))
 
         zeros = [c.dim() == 0 and not c for c in self.recording.constants]
@@ -143,11 +147,11 @@ class CompiledStep:
         Raises:
             Exception: whatever the inductor raises, such as for want of a C++ compiler.
         """
-        probing()  # while the step is traced, if not before
+        start_isa_probe()  # while the step is traced, if not before
         flat = self.inputs(batch)
         compiled = compile_graph(self.graph, flat, same_random)
         self._check(compiled, flat, same_random)
-        first = len(self.state) + len(self.numbers)
+        first = len(self.state) + len(self.scalars)
         places = range(first, first + len(batch))
         self._compiled = in_one_launch(compiled, flat, places, self._changed)
 
@@ -196,8 +200,10 @@ class CompiledStep:
         Where a run has converged its gradient is all rounding error, of which two orders of
         summation leave different ones; so a step that differs is tried again farther away.
         """
-        for numbers, group in zip(self.numbers, self.groups, strict=True):
-            numbers.copy_(torch.tensor(group.rule.numbers(dict(group.options), group.count + 1)))
+        for numbers, group in zip(self.scalars, self.groups, strict=True):
+            numbers.copy_(
+                torch.tensor(group.rule.step_scalars(dict(group.options), group.count + 1))
+            )
         if not any(self._agrees(compiled, flat, same_random, aside) for aside in _ASIDE):
             raise RuntimeError("the compiled step differs from the captured one")
 

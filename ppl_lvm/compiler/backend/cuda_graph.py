@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.compiler.capture.tape_diff import close
-from ppl_lvm.core.rng import draw_states, restore_draws
+from ppl_lvm.core.rng import generator_states, restore_generators
 
 Function = Callable[..., list[Tensor]]
 
@@ -38,18 +38,18 @@ def in_one_launch(
     """
     if any(tensor.device.type != _DEVICE for tensor in inputs):
         return function
-    before = draw_states()
+    before = generator_states()
     kept = [tensor.clone() for tensor in changed]
 
     def restore() -> None:
         for tensor, value in zip(changed, kept, strict=True):
             tensor.copy_(value)
-        restore_draws(before)
+        restore_generators(before)
 
     def outcome(step: Function) -> tuple[list[Tensor], list[Tensor]]:
         restore()
         losses = step(*inputs)
-        return [tensor.clone() for tensor in (*losses, *changed)], draw_states()
+        return [tensor.clone() for tensor in (*losses, *changed)], generator_states()
 
     try:
         graph = CudaGraph(function, inputs, batch)

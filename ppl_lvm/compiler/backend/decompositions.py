@@ -127,7 +127,7 @@ def _solve_triangular(
     return torch.stack([rows[i].expand(*shape, b.shape[-1]) for i in range(n)], -2)
 
 
-PLAINER: dict[Any, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _aten.addmm.default: _addmm,
     _aten.bernoulli.default: _bernoulli,
     _aten.bmm.default: _bmm,

@@ -34,7 +34,7 @@ _PLANNED = 4 * 2**20
 _Shape = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
 
 
-class Workshop:
+class CompileWorker:
     """One graph at a time, compiled elsewhere."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Workshop:
 
 
 @cache
-def probing() -> Thread:
+def start_isa_probe() -> Thread:
     """The search for vector instructions that both the compiler and the processor have, begun.
 
     The inductor starts several processes for it, one after another, and keeps the answer; this
@@ -128,7 +128,7 @@ def compile_graph(
     With `same_random` it draws from torch's generator what the graph would draw; without, from
     the inductor's own counter-based generator, seeded from it.
     """
-    search = probing()
+    search = start_isa_probe()
     # Imported here: the inductor takes a second that captured runs need not wait for.
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import InductorError
@@ -246,7 +246,7 @@ def _serve() -> None:
     import os
 
     os.nice(10)
-    probing()
+    start_isa_probe()
     packed, shapes, same_random, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     inputs = [

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
 from ppl_lvm.compiler.capture import state_snapshot as outside
-from ppl_lvm.compiler.passes.row_tiling import BlockedStep
+from ppl_lvm.compiler.passes.row_tiling import TiledStep
 
 
 @dataclass
-class Turn:
+class PerStepTensor:
     """A tensor that the program reads, and its `values` (steps, …) at the steps of a call."""
 
     tensor: Tensor
@@ -27,18 +27,18 @@ class Turn:
 
 
 def take_steps(
-    step: CompiledStep | BlockedStep,
+    step: CompiledStep | TiledStep,
     data: list[Tensor],
     rows: Tensor | None,
     count: int,
-    turns: Sequence[Turn] = (),
-    between: Callable[[], None] | None = None,
+    turns: Sequence[PerStepTensor] = (),
+    after_each: Callable[[], None] | None = None,
 ) -> Any:
     """`count` steps on batches of `data` by `rows` (count, B), or on all of it.
 
     Args:
         turns: tensors that the program reads, with their value at each step.
-        between: called after each step's numbers of the optimiser have been taken.
+        after_each: called after each step's numbers of the optimiser have been taken.
 
     Returns:
         What the program returns, each tensor (count, …).
@@ -50,15 +50,15 @@ def take_steps(
             for turn in turns:
                 turn.tensor.copy_(turn.values[place])
             batch = [d.index_select(0, places[d.device][place]) for d in data] if places else data
-            losses.append(step.take(batch, between))
+            losses.append(step.take(batch, after_each))
         stacked = [torch.stack(values) for values in zip(*losses, strict=True)]
     return step.recording.losses(stacked)
 
 
-class Before:
+class StepSnapshot:
     """All that a call changes, to go back to."""
 
-    def __init__(self, step: CompiledStep | BlockedStep, turns: Sequence[Turn]) -> None:
+    def __init__(self, step: CompiledStep | TiledStep, turns: Sequence[PerStepTensor]) -> None:
         self._step = step
         changed = [step.recording.sources[place] for place in step.recording.mutated]
         changed += [*step.state, *(turn.tensor for turn in turns)]
@@ -72,4 +72,4 @@ class Before:
         for tensor, value in self._tensors:
             tensor.copy_(value)
         for group in self._step.groups:
-            group.take_back(count)
+            group.undo_count(count)

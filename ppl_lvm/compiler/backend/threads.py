@@ -15,7 +15,7 @@ SMALL = 2**17  # bytes of the largest tensor
 
 
 @contextmanager
-def one_thread(small: bool) -> Iterator[None]:
+def single_thread_if(small: bool) -> Iterator[None]:
     """Torch with one thread, if what it does is small; with as many as before afterwards."""
     threads = torch.get_num_threads()
     if not small or threads == 1:

@@ -24,19 +24,19 @@ from torch.utils import _pytree as pytree
 from ppl_lvm.compiler.capture import state_snapshot as outside
 from ppl_lvm.compiler.capture.arguments import Arguments, flatten
 from ppl_lvm.compiler.capture.recorder import watch
-from ppl_lvm.compiler.capture.state_snapshot import Snapshot
+from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
 from ppl_lvm.compiler.capture.tape import Tape
 from ppl_lvm.compiler.capture.tape_diff import state_pairs
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import (
     Recording,
+    aliased_write,
     build,
     changed_sources,
     refuse_data_dependence,
-    unseen_change,
 )
-from ppl_lvm.compiler.passes.horizontal_fusion import merged
-from ppl_lvm.core.rng import draw_states
+from ppl_lvm.compiler.passes.horizontal_fusion import fuse_isomorphic_ops
+from ppl_lvm.core.rng import generator_states
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
@@ -54,7 +54,7 @@ class _Entry:
     recording: Recording | None = None
 
 
-class Gradient:
+class CapturedGradient:
     """`(batch) -> loss` with gradients in the parameters' `.grad`, captured when possible.
 
     Args:
@@ -77,7 +77,7 @@ class Gradient:
         announce: Callable[[str], None] | None = None,
         max_captures: int = 8,
     ) -> None:
-        self.refusal: CannotCaptureError | None = None
+        self.capture_error: CannotCaptureError | None = None
         self.parameters: list[Tensor] = []
         self._loss_and_grads = loss_and_grads
         self._list_parameters = parameters
@@ -91,7 +91,7 @@ class Gradient:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The loss (tensors once captured, what the program returns before)."""
-        if self.refusal is not None:
+        if self.capture_error is not None:
             return self.eager(args, kwargs)
         try:
             arguments, recording = self.lookup(args, kwargs)
@@ -101,7 +101,7 @@ class Gradient:
         except CannotCaptureError as refusal:
             if self._strict:
                 raise
-            self.refusal = refusal
+            self.capture_error = refusal
             self._entries.clear()
             self._announce(f"Running eagerly, not captured. {refusal}")
             return self.eager(args, kwargs)
@@ -117,14 +117,16 @@ class Gradient:
     def key(self, arguments: Arguments) -> Hashable:
         return arguments.key, tuple([m.training for m in self._modules])
 
-    def rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any], before: Snapshot) -> None:
+    def dry_run_capture(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], before: PythonStateSnapshot
+    ) -> None:
         """Record these arguments on steps that change nothing, if they can be recorded.
 
         Args:
             before: the state to go back to.
         """
         for _ in range(2 + _ATTEMPTS):
-            if self.refusal is not None or self.lookup(args, kwargs)[1] is not None:
+            if self.capture_error is not None or self.lookup(args, kwargs)[1] is not None:
                 break
             try:
                 self(*args, **kwargs)
@@ -133,13 +135,13 @@ class Gradient:
                 for parameter in self.parameters:
                     parameter.grad = None
 
-    def refuse(self, reason: str) -> None:
+    def disable_capture(self, reason: str) -> None:
         """Go on eagerly, for a reason known from before."""
-        if self.refusal is None:
+        if self.capture_error is None:
             refusal = CannotCaptureError(reason)
             if self._strict:
                 raise refusal
-            self.refusal = refusal
+            self.capture_error = refusal
             self._announce(f"Running eagerly, not captured. {reason}")
 
     @property
@@ -156,7 +158,7 @@ class Gradient:
         """Drop every recording (a parameter or a module has been replaced)."""
         self._entries.clear()
         self.parameters.clear()
-        self.refusal, self._full = None, False
+        self.capture_error, self._full = None, False
 
     # Steps that run the program
 
@@ -207,7 +209,7 @@ class Gradient:
             raise CannotCaptureError("an argument requires a gradient")
         self._drop_rebinding()
         before = outside.random_states()
-        plain = outside.plain_state(self.watched)
+        plain = outside.plain_attributes(self.watched)
         batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
         known = [] if entry.tape is None else [s.tensor for s in entry.tape.sources]
         found = [(tensor, tensor.detach().clone()) for tensor in known]
@@ -218,7 +220,7 @@ class Gradient:
         except CannotCaptureError:
             outside.restore_random(before)
             raise
-        refusal = unseen_change(found, tape) or self._judge(entry, tape, before, plain, batch)
+        refusal = aliased_write(found, tape) or self._judge(entry, tape, before, plain, batch)
         if refusal is not None:
             return self._give_up(refusal, loss)
         return loss
@@ -238,10 +240,10 @@ class Gradient:
             self._refuse_new_parameters(tape)
         except CannotCaptureError as refusal:
             return refusal
-        after = outside.plain_state(self.watched)
+        after = outside.plain_attributes(self.watched)
         try:
             if entry.tape is not None:
-                outside.refuse_counting(plain, after)
+                outside.reject_attribute_changes(plain, after)
                 self._record(entry, entry.tape, tape, before, batch)
                 return None
         except CannotCaptureError as refusal:
@@ -269,7 +271,7 @@ class Gradient:
         """The step has been taken, its gradients are in place: keep it, and go on eagerly."""
         if self._strict:
             raise refusal
-        self.refusal = refusal
+        self.capture_error = refusal
         self._entries.clear()
         self._announce(f"Running eagerly, not captured. {refusal}")
         return loss
@@ -288,7 +290,7 @@ class Gradient:
         old = {s.index: s.before.clone() for s in later.sources}
         trial = build(earlier, pairs, old)
         given = [*self.parameters, *batch, *trial.sources]
-        short = merged(trial.module, given, trial.constants)
+        short = fuse_isomorphic_ops(trial.module, given, trial.constants)
         if short is not None:
             try:
                 self._check(short.of(trial), later, pairs, before, batch)
@@ -327,7 +329,7 @@ class Gradient:
             with torch.no_grad():
                 found = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
         finally:
-            moved = draw_states()
+            moved = generator_states()
             outside.restore_random(after)
         if not all(map(torch.equal, moved, after["torch"])):
             raise CannotCaptureError(

@@ -35,21 +35,21 @@ _LONGEST = 64  # matrices that two messages pass one by one; more are multiplied
 
 
 @contextmanager
-def chains_summed() -> Iterator[None]:
+def fast_markov_elimination() -> Iterator[None]:
     """Let Pyro's contraction in log space take chains this way, and all else its own."""
     theirs = LogRing.sumproduct
 
     def sumproduct(ring: LogRing, terms: Sequence[Any], dims: set[str]) -> Any:
         plain = type(ring) in (LogRing, SampleRing)  # Pyro's bounds use both to sum, and only that
         plain = plain and not any(hasattr(term, "_pyro_backward") for term in terms)
-        found = sum_chain(terms, set(dims)) if plain else None
+        found = eliminate_chain(terms, set(dims)) if plain else None
         return theirs(ring, terms, dims) if found is None else found
 
     with patch.object(LogRing, "sumproduct", sumproduct):
         yield
 
 
-def sum_chain(terms: Sequence[Any], dims: set[str]) -> Any:
+def eliminate_chain(terms: Sequence[Any], dims: set[str]) -> Any:
     """The log of the sum over `dims` of the product of packed `terms`, None if they are no chain.
 
     Terms carry in `_pyro_dims` one letter a dimension, as Pyro's packed tensors do; so does the
@@ -120,20 +120,20 @@ def chain_order(names: Sequence[str], dims: set[str]) -> list[str] | None:
 
     `names` are the letters of each factor.
     """
-    neighbours: dict[str, set[str]] = {d: set() for d in dims}
+    neighbors: dict[str, set[str]] = {d: set() for d in dims}
     for name in names:
         own = [d for d in name if d in dims]
         if not 1 <= len(own) <= 2:
             return None
         if len(own) == 2:
-            neighbours[own[0]].add(own[1])
-            neighbours[own[1]].add(own[0])
-    ends = sorted(d for d, near in neighbours.items() if len(near) == 1)
-    if len(dims) < _SHORTEST or len(ends) != 2 or any(len(n) > 2 for n in neighbours.values()):
+            neighbors[own[0]].add(own[1])
+            neighbors[own[1]].add(own[0])
+    ends = sorted(d for d, near in neighbors.items() if len(near) == 1)
+    if len(dims) < _SHORTEST or len(ends) != 2 or any(len(n) > 2 for n in neighbors.values()):
         return None
     order = [ends[0]]
     while order[-1] != ends[1]:
-        order.append(next(d for d in neighbours[order[-1]] if d not in order[-2:]))
+        order.append(next(d for d in neighbors[order[-1]] if d not in order[-2:]))
     return order if len(order) == len(dims) else None
 
 

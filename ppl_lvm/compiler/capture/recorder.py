@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.capture.markov_chains import chains_summed
+from ppl_lvm.compiler.capture.markov_chains import fast_markov_elimination
 from ppl_lvm.compiler.capture.tape import Tape, TapeRecorder
 from ppl_lvm.compiler.errors import CannotCaptureError, error_line, user_line
 from ppl_lvm.core.frames import is_users
@@ -94,7 +94,7 @@ def watch(
         parameter.grad = None
     recorder = TapeRecorder([*parameters, *batch])
     try:
-        with _unwatchful_pyro(), chains_summed(), _KeepTensors(recorder), recorder:
+        with _unwatchful_pyro(), fast_markov_elimination(), _KeepTensors(recorder), recorder:
             loss = step()
     except Exception as error:
         recorder.undo()

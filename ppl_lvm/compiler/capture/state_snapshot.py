@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ppl_lvm.compiler.errors import CannotCaptureError
-from ppl_lvm.core.rng import draw_states, restore_draws
+from ppl_lvm.core.rng import generator_states, restore_generators
 
 _PLAIN = (bool, int, float, str, type(None))
 _FEW = 100  # entries of a list or dictionary up to which they are looked at one by one
@@ -23,7 +23,7 @@ _FEW = 100  # entries of a list or dictionary up to which they are looked at one
 def random_states() -> dict[str, Any]:
     """Torch's, Python's and NumPy's random states, as `restore_random` takes them."""
     return {
-        "torch": draw_states(),
+        "torch": generator_states(),
         "python": random.getstate(),
         "numpy": np.random.get_state(),
     }
@@ -31,12 +31,12 @@ def random_states() -> dict[str, Any]:
 
 def restore_random(states: dict[str, Any]) -> None:
     """Set the random states that `random_states` read."""
-    restore_draws(states["torch"])
+    restore_generators(states["torch"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
 
 
-class Snapshot:
+class PythonStateSnapshot:
     """Random states, modules' buffers and counts, to go back to after a step that must not count.
 
     A count is a whole or floating-point number among a program's attributes. Others (a flag that
@@ -79,7 +79,7 @@ def modules(objects: Iterable[object]) -> list[nn.Module]:
     return list(dict.fromkeys(found))
 
 
-def plain_state(objects: Sequence[object]) -> dict[str, Any]:
+def plain_attributes(objects: Sequence[object]) -> dict[str, Any]:
     """The plain numbers and strings that objects keep: attributes, closures, globals they name.
 
     Lists and dictionaries count with their length and, where they are short, their entries.
@@ -128,7 +128,7 @@ def _surroundings(function: Any) -> Iterator[tuple[str, Any]]:
             yield name, function.__globals__[name]
 
 
-def refuse_counting(before: dict[str, Any], after: dict[str, Any]) -> None:
+def reject_attribute_changes(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Raise if a step has changed a plain attribute."""
     for name, value in after.items():
         if name not in before or before[name] != value:

@@ -17,7 +17,7 @@ from ppl_lvm.compiler.capture import state_snapshot as outside
 _PLAIN = (bool, int, float, str, type(None))
 
 
-class Between:
+class StateWatch:
     """What stood where after the last step that ran the program.
 
     Args:
@@ -39,7 +39,7 @@ class Between:
             if type(value) in _PLAIN and not name.startswith("_") and name != "training"
         ]
 
-    def replaced(self) -> bool:
+    def changed(self) -> bool:
         """Whether something else stands there now, or a parameter is frozen or freed."""
         stored = pyro.get_param_store()._params
         for name, p, trained in self._stored:

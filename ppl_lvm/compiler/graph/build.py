@@ -208,7 +208,7 @@ def changed_sources(tape: Tape) -> set[int]:
     return changed | _written(tape, [source.index for source in tape.sources])
 
 
-def unseen_change(found: Sequence[tuple[Tensor, Tensor]], tape: Tape) -> CannotCaptureError | None:
+def aliased_write(found: Sequence[tuple[Tensor, Tensor]], tape: Tape) -> CannotCaptureError | None:
     """The refusal of a step that changes a tensor's numbers where torch does not see it.
 
     Args:

@@ -8,13 +8,13 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ppl_lvm.compiler.optim.flat import Owned
+from ppl_lvm.compiler.optim.flat import ParameterSlot
 
 
-class Stepper(Protocol):
+class OptimizerAdapter(Protocol):
     """What a step needs to know of an optimiser."""
 
-    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+    def parameter_slots(self, parameters: list[Tensor]) -> list[ParameterSlot] | None:
         """Each parameter with its optimiser and group; None if an optimiser is yet to be made."""
 
     def clips(self) -> bool:
@@ -27,7 +27,7 @@ class Stepper(Protocol):
         """The optimiser's own step, clipping included."""
 
 
-class TorchStepper:
+class TorchOptimizerAdapter:
     """A torch optimiser over all parameters, or a function that makes one of a list of them."""
 
     def __init__(self, optimizer: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
@@ -35,7 +35,7 @@ class TorchStepper:
         self.optimizer = optimizer if isinstance(optimizer, Optimizer) else None
         self._admitted: dict[int, Tensor] = {}
 
-    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+    def parameter_slots(self, parameters: list[Tensor]) -> list[ParameterSlot] | None:
         if self.optimizer is None:
             return None
         self._admit(parameters)
@@ -72,16 +72,16 @@ class TorchStepper:
                     params.append(p)
 
 
-class PyroStepper:
+class PyroOptimizerAdapter:
     """A `pyro.optim` optimiser: one torch optimiser a parameter, made when it is first seen."""
 
     def __init__(self, optimizer: PyroOptim) -> None:
         self.optimizer = optimizer
 
-    def owned(self, parameters: list[Tensor]) -> list[Owned] | None:
+    def parameter_slots(self, parameters: list[Tensor]) -> list[ParameterSlot] | None:
         if any(p not in self.optimizer.optim_objs for p in parameters):
             return None
-        places: list[Owned] = []
+        places: list[ParameterSlot] = []
         for p in parameters:
             made = self.optimizer.optim_objs[p]
             inner = getattr(made, "optimizer", made)  # a schedule wraps its optimiser
@@ -100,7 +100,7 @@ class PyroStepper:
         self.optimizer(parameters)
 
 
-def clipped(stepper: Stepper) -> Callable[[Tensor, Tensor], Tensor]:
+def clipped(stepper: OptimizerAdapter) -> Callable[[Tensor, Tensor], Tensor]:
     """Clipping as a function of a gradient: the form that can be traced."""
 
     def clip(parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -15,13 +15,17 @@ from torch.optim import Optimizer
 
 from ppl_lvm.compiler.optim.update_rules import Rule, rule_of
 
-Owned = tuple[Tensor, Optimizer, dict[str, Any]]  # a parameter, its optimiser, its group there
+ParameterSlot = tuple[
+    Tensor, Optimizer, dict[str, Any]
+]  # a parameter, its optimiser, its group there
 
 
 class FlatGroup:
     """Parameters that share optimiser, options and step count."""
 
-    def __init__(self, owned: Sequence[Owned], places: list[int], rule: Rule, count: int) -> None:
+    def __init__(
+        self, owned: Sequence[ParameterSlot], places: list[int], rule: Rule, count: int
+    ) -> None:
         self.parameters = [owned[i][0] for i in places]
         self.places = places
         self.rule = rule
@@ -66,7 +70,7 @@ class FlatGroup:
         pieces = vector.split([p.numel() for p in self.parameters])
         return [v.view(p.shape) for v, p in zip(pieces, self.parameters, strict=True)]
 
-    def intact(self, owned: Sequence[Owned]) -> bool:
+    def intact(self, owned: Sequence[ParameterSlot]) -> bool:
         """Whether parameters, state and learning rates are still the ones laid out here."""
         name = self.rule.moments[0] if self.rule.moments else None
         lr = self.options["lr"]
@@ -78,16 +82,16 @@ class FlatGroup:
                 return False
         return True
 
-    def numbers(self) -> list[float]:
+    def scalars(self) -> list[float]:
         """Count one step; its numbers `h`."""
         self._last_rate = self.options["lr"]
         self._count(self.count + 1)
-        numbers = self.rule.numbers(self.options, self.count)
+        numbers = self.rule.step_scalars(self.options, self.count)
         if self.rule.counts is int:  # ClippedAdam decays the rate it stores
             self._rate(self.options["lr"])
         return numbers
 
-    def take_back(self, steps: int = 1) -> None:
+    def undo_count(self, steps: int = 1) -> None:
         """Do not count the last step; of several, whoever changed the rates puts them back."""
         self._count(self.count - steps)
         if steps == 1:
@@ -121,7 +125,7 @@ class FlatOptimizer:
         """Whether any parameters have been moved into flat vectors."""
         return bool(self._groups)
 
-    def plan(self, owned: Sequence[Owned]) -> list[FlatGroup] | None:
+    def plan(self, owned: Sequence[ParameterSlot]) -> list[FlatGroup] | None:
         """The groups that step these parameters, laid out anew if something was replaced."""
         key = tuple([id(p) for p, _, _ in owned])
         if key == self._key and all(group.intact(owned) for group in self._groups):
@@ -142,14 +146,14 @@ class FlatOptimizer:
         return self._groups
 
     @torch.no_grad()
-    def step(self, owned: Sequence[Owned]) -> bool:
+    def step(self, owned: Sequence[ParameterSlot]) -> bool:
         """One update from the parameters' `.grad`; False if there is no flat rule."""
         groups = self.plan(owned)
         if groups is None:
             return False
         for group in groups:
             grad = torch.cat([_gradient(p).reshape(-1) for p in group.parameters])  # (n,)
-            group.rule.update(group.vector, grad, group.moments, group.numbers(), group.options)
+            group.rule.update(group.vector, grad, group.moments, group.scalars(), group.options)
         return True
 
 

@@ -29,7 +29,7 @@ class Rule:
     """One optimiser: the names of its moments, its numbers at step t = 1, 2, …, its update."""
 
     moments: tuple[str, ...]
-    numbers: Callable[[dict[str, Any], int], list[float]]
+    step_scalars: Callable[[dict[str, Any], int], list[float]]
     update: Callable[[Tensor, Tensor, list[Tensor], Numbers, dict[str, Any]], None]
     counts: type | None  # how the optimiser stores t: a tensor, an int, not at all
 

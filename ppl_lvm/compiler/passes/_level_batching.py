@@ -19,14 +19,14 @@ _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Part:
+class _LevelPart:
     """One of the tensors that stand side by side in `store` (n, ...)."""
 
     store: int
     place: int
 
 
-class SideBySide:
+class LevelBatcher:
     """Runs a functional graph level by level, alike operations together."""
 
     def __init__(self, graph: fx.Graph, inputs: Sequence[Tensor], equal: Sequence[int]) -> None:
@@ -114,13 +114,13 @@ class SideBySide:
             dim = node.args[1] if len(node.args) > 1 else 0
             store = self._slice(source, value, int(dim))  # type: ignore[arg-type]
             count = len(self._stores[store])
-            self._values[node] = tuple(_Part(store, place) for place in range(count))
+            self._values[node] = tuple(_LevelPart(store, place) for place in range(count))
             return True
         if node.target is _aten.select.int and isinstance(value, Tensor):
             dim, place = node.args[1:]
             store = self._slice(source, value, int(dim))  # type: ignore[arg-type]
             place = int(place)  # type: ignore[arg-type]
-            self._values[node] = _Part(store, place % len(self._stores[store]))
+            self._values[node] = _LevelPart(store, place % len(self._stores[store]))
             return True
         return False
 
@@ -161,7 +161,7 @@ class SideBySide:
 
     def _tensor(self, node: fx.Node) -> Tensor:
         value = self._value(node)
-        if isinstance(value, _Part):
+        if isinstance(value, _LevelPart):
             key = ("part", value)
             if key not in self._gathered:
                 self._gathered[key] = self._stores[value.store][value.place]
@@ -176,7 +176,7 @@ class SideBySide:
         value = self._value(node)
         if isinstance(value, tuple):
             return None
-        store = value.store if isinstance(value, _Part) else None
+        store = value.store if isinstance(value, _LevelPart) else None
         tensor = value if store is None else self._stores[store]
         shape = tensor.shape if store is None else tensor.shape[1:]
         return (store, shape, tensor.dtype, tensor.device)
@@ -198,7 +198,7 @@ class SideBySide:
         nodes = sorted(nodes, key=self._place)  # side by side as what they are made of
         flat = [pytree.tree_leaves((n.args, n.kwargs)) for n in nodes]
         _, spec = pytree.tree_flatten((nodes[0].args, nodes[0].kwargs))
-        if is_view(nodes[0]) and not isinstance(self._value(flat[0][0]), _Part):
+        if is_view(nodes[0]) and not isinstance(self._value(flat[0][0]), _LevelPart):
             return False  # it copies nothing, and stacking would
         varying: list[Tensor] = []
         places: list[tuple[int, int | None]] = []
@@ -223,23 +223,23 @@ class SideBySide:
         if isinstance(value, Tensor):
             store = self._store(value)
             for place, node in enumerate(nodes):
-                self._values[node] = _Part(store, place)
+                self._values[node] = _LevelPart(store, place)
             return True
         stores = [self._store(v) for v in value]
         for place, node in enumerate(nodes):
-            self._values[node] = tuple(_Part(store, place) for store in stores)
+            self._values[node] = tuple(_LevelPart(store, place) for store in stores)
         return True
 
     def _place(self, node: fx.Node) -> int:
         values = [self._value(a) for a in node.all_input_nodes]
-        return next((v.place for v in values if isinstance(v, _Part)), 0)
+        return next((v.place for v in values if isinstance(v, _LevelPart)), 0)
 
     def _side_by_side(self, values: Sequence[Any]) -> bool:
-        return all(isinstance(v, _Part) and v.store == values[0].store for v in values)
+        return all(isinstance(v, _LevelPart) and v.store == values[0].store for v in values)
 
     def _gather(self, values: Sequence[Any]) -> Tensor:
         """Tensors of one shape along a new first dimension."""
-        key = tuple(v if isinstance(v, _Part) else id(v) for v in values)
+        key = tuple(v if isinstance(v, _LevelPart) else id(v) for v in values)
         if key not in self._gathered:
             if self._side_by_side(values):
                 found = _take(self._stores[values[0].store], [v.place for v in values])
@@ -255,7 +255,7 @@ class SideBySide:
         count = 0
         used: dict[int, list[int]] = defaultdict(list)
         for value in values:
-            if isinstance(value, _Part):
+            if isinstance(value, _LevelPart):
                 if value.place not in used[value.store]:
                     used[value.store].append(value.place)
             elif id(value) not in offsets:
@@ -266,9 +266,9 @@ class SideBySide:
         for store, places in used.items():
             pieces.append(_take(self._stores[store], places))
             for position, place in enumerate(places):
-                offsets[_Part(store, place)] = count + position
+                offsets[_LevelPart(store, place)] = count + position
             count += len(places)
-        order = [offsets[v if isinstance(v, _Part) else id(v)] for v in values]
+        order = [offsets[v if isinstance(v, _LevelPart) else id(v)] for v in values]
         return _take(torch.cat(pieces) if len(pieces) > 1 else pieces[0], order)
 
     def _sum(self, parts: Sequence[fx.Node]) -> Tensor:
@@ -277,7 +277,7 @@ class SideBySide:
         total: Any = None
         for node in parts:
             value = self._value(node)
-            if isinstance(value, _Part):
+            if isinstance(value, _LevelPart):
                 stores[value.store].append(value.place)
             else:
                 total = value if total is None else total + value

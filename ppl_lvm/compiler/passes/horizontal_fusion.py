@@ -25,7 +25,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_lvm.compiler.graph.build import Recording
 from ppl_lvm.compiler.graph.functionalize import functional
 from ppl_lvm.compiler.graph.schedule import random
-from ppl_lvm.compiler.passes._level_batching import SideBySide
+from ppl_lvm.compiler.passes._level_batching import LevelBatcher
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
@@ -34,7 +34,7 @@ _GAIN = 0.5  # a graph that keeps more than this share of its operations is left
 
 
 @dataclass(frozen=True)
-class Merged:
+class FusedGraph:
     """A graph, to be called with the inputs, the constants and `orders`."""
 
     module: fx.GraphModule
@@ -46,9 +46,9 @@ class Merged:
         return replace(recording, module=self.module, constants=constants)
 
 
-def merged(
+def fuse_isomorphic_ops(
     module: fx.GraphModule, inputs: Sequence[Tensor], constants: Sequence[Tensor]
-) -> Merged | None:
+) -> FusedGraph | None:
     """The graph with alike operations taken together, None where that does not pay.
 
     The module is called with `inputs` followed by `constants`. Of the inputs only shapes, types
@@ -61,7 +61,7 @@ def merged(
     equal = _equal(constants)
 
     def together(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return SideBySide(graph, tensors, equal).outputs()
+        return LevelBatcher(graph, tensors, equal).outputs()
 
     try:
         with torch.no_grad():
@@ -72,7 +72,7 @@ def merged(
     orders = _lift_tensors(found)
     found.graph.eliminate_dead_code(_kept)
     found.recompile()
-    return Merged(found, orders) if len(found.graph.nodes) < _GAIN * size else None
+    return FusedGraph(found, orders) if len(found.graph.nodes) < _GAIN * size else None
 
 
 def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:

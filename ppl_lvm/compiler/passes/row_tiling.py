@@ -19,8 +19,8 @@ from torch import Tensor, fx
 
 from ppl_lvm.compiler.backend.compiled_step import Clip, CompiledStep
 from ppl_lvm.compiler.capture.arguments import Arguments
-from ppl_lvm.compiler.capture.captured_gradient import Gradient
-from ppl_lvm.compiler.capture.state_snapshot import Snapshot
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
+from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import Recording
 from ppl_lvm.compiler.optim.flat import FlatGroup
@@ -33,8 +33,8 @@ _BYTES = 8 * 2**20  # of a block's largest table
 _BLOCKS = 4  # fewer gain nothing
 
 
-class BlockedStep:
-    """Has the calls and attributes of `CompiledStep`. Made by `in_blocks`.
+class TiledStep:
+    """Has the calls and attributes of `CompiledStep`. Made by `tile_rows`.
 
     Args:
         recording: of the whole batch.
@@ -75,7 +75,7 @@ class BlockedStep:
             between: called once the optimiser's numbers of this step have been taken.
         """
         losses = self.add_up(batch)
-        numbers = [group.numbers() for group in self.groups]
+        numbers = [group.scalars() for group in self.groups]
         if between is not None:
             between()
         if not self._guarded or all(bool(loss.isfinite().all()) for loss in losses):
@@ -120,10 +120,10 @@ class BlockedStep:
         given = {id(p): g.reshape(-1) for p, g in zip(trained, gradients, strict=True)}
         return losses, [torch.cat([given[id(p)] for p in g.parameters]) for g in self.groups]
 
-    def take_back(self) -> None:
+    def undo_count(self) -> None:
         """Do not count the last step: it was guarded and has changed nothing else."""
         for group in self.groups:
-            group.take_back()
+            group.undo_count()
 
     @property
     def ready(self) -> bool:
@@ -167,7 +167,7 @@ class _Sum:
         self.count = 0
         self.rule = Rule((), lambda options, step: [1.0], _add, None)
 
-    def numbers(self) -> list[float]:
+    def scalars(self) -> list[float]:
         return [self.weight]
 
 
@@ -176,15 +176,15 @@ def _add(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, A
 
 
 @torch.no_grad()
-def in_blocks(
+def tile_rows(
     block: Block,
-    gradient: Gradient,
+    gradient: CapturedGradient,
     arguments: Arguments,
     recording: Recording,
     groups: list[FlatGroup],
     clip: Clip | None,
     guarded: bool,
-) -> BlockedStep | None:
+) -> TiledStep | None:
     """The step in blocks; None where one block is enough or blocks are not the whole.
 
     Args:
@@ -214,17 +214,17 @@ def block_size(rows: int, largest: int) -> int | None:
 
 def _made(
     block: Block,
-    gradient: Gradient,
+    gradient: CapturedGradient,
     arguments: Arguments,
     recording: Recording,
     groups: list[FlatGroup],
     clip: Clip | None,
     guarded: bool,
     size: int,
-) -> BlockedStep | None:
+) -> TiledStep | None:
     batch = arguments.tensors
     rows = len(batch[0])
-    of_block = Gradient(
+    of_block = CapturedGradient(
         partial(block, rows), gradient.parameters, strict=True, watched=gradient.watched
     )
     recordings = []
@@ -234,7 +234,7 @@ def _made(
         part = tuple(tensor[:count] for tensor in batch)
         try:
             with torch.enable_grad():
-                of_block.rehearse(part, {}, Snapshot(gradient.watched))
+                of_block.dry_run_capture(part, {}, PythonStateSnapshot(gradient.watched))
         except CannotCaptureError:
             return None
         found = of_block.lookup(part, {})[1]
@@ -242,7 +242,7 @@ def _made(
             return None
         recordings.append(found)
     first, *rest = recordings
-    return BlockedStep(
+    return TiledStep(
         recording,
         first,
         rest[0] if rest else None,
@@ -255,7 +255,7 @@ def _made(
     )
 
 
-def _is_whole(made: BlockedStep, batch: list[Tensor]) -> bool:
+def _is_whole(made: TiledStep, batch: list[Tensor]) -> bool:
     """Whether blocks give the first loss and the gradient of the whole, to rounding.
 
     Beside an optimum the gradient of the whole is nothing but rounding. The measure of its error

@@ -26,7 +26,7 @@ _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Repeated:
+class Broadcasted:
     """A tensor of `shape`: `once`, of as many dimensions, expanded."""
 
     once: Tensor
@@ -34,7 +34,7 @@ class Repeated:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class ScaledTensor:
     """`base` times factors, of which each is constant along some dimension.
 
     Attributes:
@@ -69,10 +69,10 @@ def repeated_once(module: fx.GraphModule, zeros: Sequence[bool]) -> Callable[...
     graph = functional(module.graph)
     if graph is None:
         return module
-    return lambda *inputs: _Once(graph, inputs, zeros).outputs()
+    return lambda *inputs: BroadcastSinker(graph, inputs, zeros).outputs()
 
 
-class _Once:
+class BroadcastSinker:
     """Evaluates a functional graph node by node."""
 
     def __init__(self, graph: fx.Graph, inputs: Sequence[Tensor], zeros: Sequence[bool]) -> None:
@@ -88,7 +88,9 @@ class _Once:
             if node.op == "call_function":
                 value = self._values[node] = self._value(node)
                 inputs = [] if _lies_as_given(node) else node.all_input_nodes
-                if isinstance(value, Repeated | Scaled) or self._touched.intersection(inputs):
+                if isinstance(value, Broadcasted | ScaledTensor) or self._touched.intersection(
+                    inputs
+                ):
                     self._touched.add(node)
                 if node.target is _aten.scalar_tensor.default and node.args[0] == 0:
                     self._zeros.add(node)
@@ -114,10 +116,10 @@ class _Once:
     def _whole(self, node: fx.Node) -> Any:
         """The tensor itself, for an operation that knows nothing of repetition."""
         value = self._values[node]
-        if not isinstance(value, Repeated | Scaled):
+        if not isinstance(value, Broadcasted | ScaledTensor):
             return value
         if node not in self._wholes:
-            if isinstance(value, Repeated):
+            if isinstance(value, Broadcasted):
                 self._wholes[node] = value.once.expand(value.shape)
             else:
                 self._wholes[node] = value.times(value.base)
@@ -153,19 +155,19 @@ class _Once:
         """An operation number by number, some of them repeated; None if it is something else."""
         values = [self._values[n] for n in node.all_input_nodes]
         plain = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not random(node)
-        if not plain or not any(isinstance(value, Repeated) for value in values):
+        if not plain or not any(isinstance(value, Broadcasted) for value in values):
             return None
 
         def once(given: fx.Node) -> Any:
             value = self._values[given]
-            return value.once if isinstance(value, Repeated) else self._whole(given)
+            return value.once if isinstance(value, Broadcasted) else self._whole(given)
 
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), once)
         found = node.target(*args, **kwargs)
         shape = torch.broadcast_shapes(*(value.shape for value in values))
         return _repeated(found, shape) if isinstance(found, Tensor) else None
 
-    def _scaled(self, node: Any) -> Scaled | None:
+    def _scaled(self, node: Any) -> ScaledTensor | None:
         """A whole tensor times what is repeated; None if it is something else."""
         if node.kwargs or node.target not in _FACTORS:
             return None
@@ -173,64 +175,70 @@ class _Once:
         if found is None:
             return None
         value, factor, by = found
-        base, before = (value.base, value.factors) if isinstance(value, Scaled) else (value, ())
+        base, before = (
+            (value.base, value.factors) if isinstance(value, ScaledTensor) else (value, ())
+        )
         if by is not None:
             types = {base.dtype, by.once.dtype} - {torch.bool}
             if len(types) > 1 or torch.broadcast_shapes(base.shape, by.shape) != base.shape:
                 return None
-        return Scaled(base, (*before, (factor, Size([]) if by is None else by.once.shape)))
+        return ScaledTensor(base, (*before, (factor, Size([]) if by is None else by.once.shape)))
 
     def _product(self, node: Any) -> Any:
         """The whole, what multiplies it, and that as something repeated."""
         op: Any = node.target
         a, b = [self._values[x] if isinstance(x, fx.Node) else x for x in node.args]
         if isinstance(b, int | float):
-            return (a, lambda x: op(x, b), None) if isinstance(a, Scaled) else None
-        if isinstance(b, Repeated) and isinstance(a, Tensor | Scaled):
+            return (a, lambda x: op(x, b), None) if isinstance(a, ScaledTensor) else None
+        if isinstance(b, Broadcasted) and isinstance(a, Tensor | ScaledTensor):
             return a, lambda x: op(x, b.once), b
-        if isinstance(a, Repeated) and isinstance(b, Tensor | Scaled) and op is not _DIV:
+        if isinstance(a, Broadcasted) and isinstance(b, Tensor | ScaledTensor) and op is not _DIV:
             return b, lambda x: op(a.once, x), a
         return None
 
     def _masked(self, node: Any) -> Any:
         mask, value, other = [self._values[x] for x in node.args]
         zero = node.args[2] in self._zeros and isinstance(other, Tensor)
-        if not isinstance(mask, Repeated) or not isinstance(value, Tensor | Scaled) or not zero:
+        if (
+            not isinstance(mask, Broadcasted)
+            or not isinstance(value, Tensor | ScaledTensor)
+            or not zero
+        ):
             return None
         return value, lambda x: torch.where(mask.once, x, other), mask
 
     def _negative(self, node: Any) -> Any:
         value = self._values[node.args[0]]
-        return (value, torch.neg, None) if isinstance(value, Scaled) else None
+        return (value, torch.neg, None) if isinstance(value, ScaledTensor) else None
 
     # Sums
 
     def _sum(self, node: Any) -> Any:
         """A sum over what is repeated, or of what has a factor that is."""
         value = self._values[node.args[0]]
-        if node.kwargs or not isinstance(value, Repeated | Scaled):
+        if node.kwargs or not isinstance(value, Broadcasted | ScaledTensor):
             return None
         all_dims = list(range(len(value.shape)))
         given: Any = node.args[1] if len(node.args) > 1 else None
         dims = [d % len(all_dims) for d in given] if given else all_dims
         keep = len(node.args) > 2 and bool(node.args[2])
-        repeated = isinstance(value, Repeated)
+        repeated = isinstance(value, Broadcasted)
         total = self._of_repeated(value, dims) if repeated else self._of_scaled(value, dims)
         if total is None or keep:
             return total
         rest = [d for d in all_dims if d not in dims]
-        if isinstance(total, Repeated):
+        if isinstance(total, Broadcasted):
             shape = Size([total.shape[d] for d in rest])
-            return Repeated(total.once.squeeze(dims), shape)
+            return Broadcasted(total.once.squeeze(dims), shape)
         return total.squeeze(dims)
 
-    def _of_repeated(self, value: Any, dims: list[int]) -> Tensor | Repeated:
+    def _of_repeated(self, value: Any, dims: list[int]) -> Tensor | Broadcasted:
         times = math.prod(value.shape[d] for d in dims if value.once.shape[d] == 1)
         total = value.once.sum(dims, keepdim=True) * times
         shape = [1 if d in dims else n for d, n in enumerate(value.shape)]
         return _repeated(total, Size(shape))
 
-    def _of_scaled(self, value: Any, dims: list[int]) -> Tensor | Repeated | None:
+    def _of_scaled(self, value: Any, dims: list[int]) -> Tensor | Broadcasted | None:
         free = [d for d in dims if value.constant(d - len(value.shape))]
         if not free:
             return None
@@ -243,7 +251,7 @@ class _Once:
     def _expand(self, node: Any) -> Any:
         source, sizes = node.args[:2]
         value = self._values[source]
-        once = value.once if isinstance(value, Repeated) else self._whole(source)
+        once = value.once if isinstance(value, Broadcasted) else self._whole(source)
         new = len(sizes) - once.dim()
         old = [1] * new + list(value.shape)
         shape = [o if n == -1 else n for n, o in zip(sizes, old, strict=True)]
@@ -254,7 +262,7 @@ class _Once:
     def _viewed(self, node: Any) -> Any:
         """A view of something repeated that only puts in or takes out dimensions of size 1."""
         value = self._values[node.args[0]]
-        if not isinstance(value, Repeated):
+        if not isinstance(value, Broadcasted):
             return None
         sizes: list[int] = list(node.args[1])
         if -1 in sizes:
@@ -265,13 +273,13 @@ class _Once:
             return None
         sides = iter(o for _, o in old)
         once = value.once.reshape([1 if n == 1 else next(sides) for n in sizes])
-        return Repeated(once, Size(sizes))
+        return Broadcasted(once, Size(sizes))
 
     def _turned(self, node: Any) -> Any:
         """The same operation on the tensor taken once, and on the order of its dimensions."""
         source, *rest = node.args
         value = self._values[source]
-        if not isinstance(value, Repeated):
+        if not isinstance(value, Broadcasted):
             return None
         once: Tensor = node.target(value.once, *rest)
         places = list(range(len(value.shape)))
@@ -283,17 +291,17 @@ class _Once:
         shape = [value.shape[place] for place in places]
         if node.target is _aten.unsqueeze.default:
             shape.insert(rest[0] % (len(shape) + 1), 1)
-        return Repeated(once, Size(shape))
+        return Broadcasted(once, Size(shape))
 
     def _squeezed(self, node: Any) -> Any:
         value, dim = self._values[node.args[0]], node.args[1]
-        if not isinstance(value, Repeated):
+        if not isinstance(value, Broadcasted):
             return None
         if value.shape[dim] != 1:
             return value
         shape = list(value.shape)
         del shape[dim]
-        return Repeated(value.once.squeeze(dim), Size(shape))
+        return Broadcasted(value.once.squeeze(dim), Size(shape))
 
 
 def _lies_as_given(node: fx.Node) -> bool:
@@ -301,21 +309,24 @@ def _lies_as_given(node: fx.Node) -> bool:
     return random(node) or is_empty(node) or "_like" in str(node.target)
 
 
-def _repeated(once: Tensor, shape: Size) -> Tensor | Repeated:
-    return once if once.shape == shape else Repeated(once, shape)
+def _repeated(once: Tensor, shape: Size) -> Tensor | Broadcasted:
+    return once if once.shape == shape else Broadcasted(once, shape)
 
 
 _DIV = _aten.div.Tensor
-_FACTORS: dict[Any, Callable[[_Once, Any], Any]] = {
-    **dict.fromkeys((_aten.mul.Tensor, _DIV, _aten.mul.Scalar, _aten.div.Scalar), _Once._product),
-    _aten.where.self: _Once._masked,
-    _aten.neg.default: _Once._negative,
-}
-_RULES: dict[Any, Callable[[_Once, Any], Any]] = {
-    **dict.fromkeys((_aten.sum.dim_IntList, _aten.sum.default), _Once._sum),
-    _aten.expand.default: _Once._expand,
+_FACTORS: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
     **dict.fromkeys(
-        (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default), _Once._viewed
+        (_aten.mul.Tensor, _DIV, _aten.mul.Scalar, _aten.div.Scalar), BroadcastSinker._product
+    ),
+    _aten.where.self: BroadcastSinker._masked,
+    _aten.neg.default: BroadcastSinker._negative,
+}
+_RULES: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
+    **dict.fromkeys((_aten.sum.dim_IntList, _aten.sum.default), BroadcastSinker._sum),
+    _aten.expand.default: BroadcastSinker._expand,
+    **dict.fromkeys(
+        (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default),
+        BroadcastSinker._viewed,
     ),
     **dict.fromkeys(
         (
@@ -325,7 +336,7 @@ _RULES: dict[Any, Callable[[_Once, Any], Any]] = {
             _aten.detach.default,
             _aten.alias.default,
         ),
-        _Once._turned,
+        BroadcastSinker._turned,
     ),
-    _aten.squeeze.dim: _Once._squeezed,
+    _aten.squeeze.dim: BroadcastSinker._squeezed,
 }

@@ -17,20 +17,20 @@ from torch.func import functionalize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
-from ppl_lvm.compiler.backend.threads import one_thread
+from ppl_lvm.compiler.backend.threads import single_thread_if
 from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.adapters import TorchStepper
+from ppl_lvm.compiler.optim.adapters import TorchOptimizerAdapter
 from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.compiler.training_step import finite
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 
 _aten = torch.ops.aten
 _FILLS = ("normal_", "uniform_", "exponential_", "bernoulli_", "log_normal_", "cauchy_")
 _MAKES = ("empty", "new_empty", "empty_like", "zeros", "new_zeros", "zeros_like")
 
 
-class Abreast:
+class VectorizedRecording:
     """R steps as one recording, and its random numbers.
 
     Attributes:
@@ -158,7 +158,7 @@ def _draws(graph: fx.Graph) -> list[fx.Node]:
     return found
 
 
-class _Drawn(fx.Interpreter):
+class _RandomOperation(fx.Interpreter):
     """Runs a graph with given random numbers, and lists of tensors one by one."""
 
     def __init__(self, module: fx.GraphModule, draws: Sequence[fx.Node], values: Any) -> None:
@@ -203,7 +203,7 @@ def _values(
                 found[node] = value.clone(memory_format=torch.contiguous_format)
             return value
 
-    with torch.no_grad(), own_draws():
+    with torch.no_grad(), preserve_rng():
         Watching(module).run(*example)
     return [found[node] for node in draws]
 
@@ -222,7 +222,9 @@ def _functional(
 
     def run(*flat: Tensor) -> Any:
         drawn = flat[place : place + len(draws)]
-        return _Drawn(module, draws, drawn).run(*flat[:place], *flat[place + len(draws) :])
+        return _RandomOperation(module, draws, drawn).run(
+            *flat[:place], *flat[place + len(draws) :]
+        )
 
     with torch.no_grad():
         return make_fx(functionalize(run), tracing_mode="real")(
@@ -247,7 +249,7 @@ def _mapped(
     return graph
 
 
-class AbreastStep:
+class VectorizedStep:
     """A whole step of `abreast`, with one optimiser for the stacked parameters.
 
     Args:
@@ -262,7 +264,7 @@ class AbreastStep:
 
     def __init__(
         self,
-        abreast: Abreast,
+        abreast: VectorizedRecording,
         batch: list[Tensor],
         optimizer: torch.optim.Optimizer,
         flat: FlatOptimizer,
@@ -276,12 +278,12 @@ class AbreastStep:
             given = [*batch, *abreast.draw_like()]
             recording, leaves = abreast.recording, abreast.parameters
             self._compiled = CompiledStep(recording, leaves, groups, given, guarded=True)
-            with one_thread(recording.small):
+            with single_thread_if(recording.small):
                 self._compiled.compile(given, same_random=True)
 
     def __call__(self, batch: list[Tensor]) -> Any:
         """Take the step; what one program returns, each tensor (R,). None: it is not finite."""
-        with one_thread(self.abreast.recording.small):
+        with single_thread_if(self.abreast.recording.small):
             return self._take(batch)
 
     def _take(self, batch: list[Tensor]) -> Any:
@@ -290,7 +292,7 @@ class AbreastStep:
         if self._compiled is not None:
             losses = self._compiled(given)
             if not finite(losses):
-                self._compiled.take_back()
+                self._compiled.undo_count()
                 return None
             return losses
         leaves = self.abreast.parameters
@@ -313,6 +315,6 @@ class AbreastStep:
         return groups
 
     def _owned(self) -> list[Any]:
-        owned = TorchStepper(self._optimizer).owned(self._active)
+        owned = TorchOptimizerAdapter(self._optimizer).parameter_slots(self._active)
         assert owned is not None
         return list(owned)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ppl_lvm.particles.tracing import is_point
 
 
-class WithoutPath(Messenger):
+class DetachDraws(Messenger):
     """Detach what the guide draws, before anyone sees it."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.particles.structure import Plan
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, innermost, plate_dim
 
 
@@ -26,7 +26,7 @@ def uniforms(like: Tensor) -> tuple[Tensor, Tensor]:
 class RelaxedBernoulli(Messenger):
     """Draw the guide's Bernoulli site by its sign and keep (φ, b, z, z', ∂z'/∂φ) of every run."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: PairStructure) -> None:
         super().__init__()
         self.plan = plan
         self.runs: list[dict[str, Tensor]] = []

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm.report.figures.fit import save
-from ppl_lvm.report.figures.style import COLOURS, GREY, legend_below, limit_to, plot, thin, view
+from ppl_lvm.report.figures.style import COLORS, GRAY, legend_below, limit_to, plot, thin, view
 
 if TYPE_CHECKING:
     from ppl_lvm.fitting.adversarial import Adversaries
@@ -27,10 +27,10 @@ def training(found: "Adversaries") -> Figure:
     value = np.asarray(found.history["jensen_shannon"])
     window = max(1, len(value) // 50)
     figure, axes = plot("Training: how far the discriminator tells draws from data")
-    axes.plot(np.arange(1, len(value) + 1), value, color=GREY, linewidth=0.6, label="each step")
+    axes.plot(np.arange(1, len(value) + 1), value, color=GRAY, linewidth=0.6, label="each step")
     mean = np.convolve(value, np.ones(window) / window, mode="valid")
-    axes.plot(np.arange(window, len(value) + 1), mean, color=COLOURS[0], label="running mean")
-    axes.axhline(ALIKE, color=COLOURS[4], linewidth=1, label="no better than chance")
+    axes.plot(np.arange(window, len(value) + 1), mean, color=COLORS[0], label="running mean")
+    axes.axhline(ALIKE, color=COLORS[4], linewidth=1, label="no better than chance")
     axes.set_xlabel("step")
     axes.set_ylabel("Jensen-Shannon, lower bound, nats")
     legend_below(figure)
@@ -43,18 +43,16 @@ def draws(found: "Adversaries", x: Tensor) -> Figure:
     if data.shape[1] == 1:
         figure, axes = plot("Draws of the generator beside data")
         edges = np.histogram_bin_edges(np.concatenate([data, drawn]), "auto").tolist()
-        axes.hist(data[:, 0], edges, density=True, color=GREY, label="data")
-        axes.hist(
-            drawn[:, 0], edges, density=True, histtype="step", color=COLOURS[0], label="draws"
-        )
+        axes.hist(data[:, 0], edges, density=True, color=GRAY, label="data")
+        axes.hist(drawn[:, 0], edges, density=True, histtype="step", color=COLORS[0], label="draws")
     else:
         figure, axes = plot("Draws of the generator beside data", height=4.6)
-        centre, W, labels = view(data, None, None)
+        center, W, labels = view(data, None, None)
         shown = thin(len(data))
-        for rows, colour, label in ((data, GREY, "data"), (drawn, COLOURS[0], "draws")):
-            plane = (rows[shown] - centre) @ W
-            axes.plot(*plane.T, ".", color=colour, markersize=3, alpha=0.7, label=label)
-        limit_to(axes, (data - centre) @ W)
+        for rows, color, label in ((data, GRAY, "data"), (drawn, COLORS[0], "draws")):
+            plane = (rows[shown] - center) @ W
+            axes.plot(*plane.T, ".", color=color, markersize=3, alpha=0.7, label=label)
+        limit_to(axes, (data - center) @ W)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
     legend_below(figure)

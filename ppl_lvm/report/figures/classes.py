@@ -9,17 +9,17 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures import fit as pictures
 from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, title_above
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 DRAWN = 8  # of each class
 MOST = 20  # classes that a picture bears
 
 
-def mixture(subject: Subject) -> Figure | None:
+def mixture(subject: RunView) -> Figure | None:
     """Data and components, where nothing but the class is latent; None for other models."""
     name, x = subject.rows, subject.batch[0]
     if name is None or len(subject.classes) != 1 or len(subject.codes) != 1:
@@ -32,7 +32,7 @@ def mixture(subject: Subject) -> Figure | None:
     return pictures.mixture(subject.x[whole], names=subject.data.columns, **found)
 
 
-def of_each(subject: Subject) -> Figure | None:
+def of_each(subject: RunView) -> Figure | None:
     """New data of each class, where a class has codes of its own; None for other models."""
     name = subject.rows
     if name is None or len(subject.classes) != 1 or not subject.continuous:
@@ -41,7 +41,7 @@ def of_each(subject: Subject) -> Figure | None:
     K = probabilities.shape[-1]
     if K > MOST:
         return None
-    with own_draws():
+    with preserve_rng():
         torch.manual_seed(0)
         states = torch.arange(K, device=probabilities.device).repeat_interleave(DRAWN)
         rows = subject.repeated(len(states))
@@ -55,7 +55,7 @@ def of_each(subject: Subject) -> Figure | None:
     return table(drawn.reshape(K, DRAWN, -1).mean(1), subject.x, names, title, subject.data.columns)
 
 
-def against_labels(subject: Subject) -> Figure | None:
+def against_labels(subject: RunView) -> Figure | None:
     """The inferred class beside the known label; None where either is not to be had.
 
     Labels that the model is called with are hidden from it first (-1: there is none).
@@ -111,10 +111,8 @@ def confusion(
     axes.imshow(np.sqrt(counts), cmap="Blues", aspect="auto")
     dark = counts.max() / 2
     for l, k in np.argwhere(counts > 0):
-        colour = "white" if counts[l, k] > dark else "black"
-        axes.text(
-            k, l, str(counts[l, k]), ha="center", va="center", fontsize=TEXT - 2, color=colour
-        )
+        color = "white" if counts[l, k] > dark else "black"
+        axes.text(k, l, str(counts[l, k]), ha="center", va="center", fontsize=TEXT - 2, color=color)
     axes.set_xticks(range(K), [str(k) for k in range(K)], fontsize=TEXT - 1)
     axes.set_yticks(range(L), names or [str(l) for l in range(L)], fontsize=TEXT - 1)
     axes.set_xlabel("inferred class")
@@ -152,7 +150,7 @@ def table(
     return figure
 
 
-def _components(subject: Subject, observed: str, row: Tensor) -> dict[str, Any] | None:
+def _components(subject: RunView, observed: str, row: Tensor) -> dict[str, Any] | None:
     """Means, covariances and weights of a mixture's components; None where it is none."""
     site, responsibilities = next(iter(subject.classes.items()))
     count = responsibilities.shape[-1]

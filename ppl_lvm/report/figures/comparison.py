@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppl_lvm.report.figures.diagnosis import Picture
-from ppl_lvm.report.figures.style import COLOURS, GREY, TEXT, legend_below, plot
-from ppl_lvm.runs.comparison import TOLD_APART, Comparison
+from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, legend_below, plot
+from ppl_lvm.runs.comparison import SIGNIFICANCE_Z, Comparison
 
 
 def differences(found: Comparison) -> Figure:
@@ -16,21 +16,21 @@ def differences(found: Comparison) -> Figure:
     figure, axes = plot(
         "Runs beside the best: what is lost in log p(x)", height=1.5 + 0.4 * len(found.scores)
     )
-    axes.axvline(0, color=GREY, linewidth=1.2)
+    axes.axvline(0, color=GRAY, linewidth=1.2)
     for at, i in enumerate(found.order):
         worse = found.verdict(i) == "worse"
-        colour = COLOURS[4] if worse else COLOURS[0]
+        color = COLORS[4] if worse else COLORS[0]
         difference, error = found.difference(i, best)
         error = 0.0 if i == best else error
-        for width, times in ((1.2, TOLD_APART), (4.0, 1.0)):
+        for width, times in ((1.2, SIGNIFICANCE_Z), (4.0, 1.0)):
             ends = [difference - times * error, difference + times * error]
-            axes.plot(ends, [at, at], color=colour, linewidth=width, solid_capstyle="butt")
-        axes.plot(difference, at, "o", color=colour, markersize=6)
+            axes.plot(ends, [at, at], color=color, linewidth=width, solid_capstyle="butt")
+        axes.plot(difference, at, "o", color=color, markersize=6)
         loo = found.loo_difference(i, best)
         if loo is not None:
             label = "leave-one-out, 1 error" if at == 0 else None
             axes.errorbar(
-                loo[0], at + 0.25, xerr=loo[1], fmt="s", color=COLOURS[2], markersize=4, label=label
+                loo[0], at + 0.25, xerr=loo[1], fmt="s", color=COLORS[2], markersize=4, label=label
             )
     names = [textwrap.fill(found.scores[i].name, 18) for i in found.order]
     axes.set_yticks(np.arange(len(names)), names, fontsize=TEXT - 1)

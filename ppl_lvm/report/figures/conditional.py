@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike
 from pyro import poutine
 from torch import Tensor
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures.style import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     TEXT,
     WIDTH,
     Array,
@@ -28,7 +28,7 @@ from ppl_lvm.report.figures.style import (
     thin,
     title_above,
 )
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 DRAWS = 100
 SHOWN, SHOWN_DRAWS = 8, 4
@@ -37,7 +37,7 @@ MOST_NUMBERS, MOST_SITES = 12, 6  # of a site, and sites, in the picture of the 
 INTERVAL = 0.9
 
 
-def filled_in(subject: Subject) -> Figure | None:
+def filled_in(subject: RunView) -> Figure | None:
     """The missing part of pictures: the truth, draws and their mean; None for other models."""
     name = _answer(subject)
     if name is None or not _ends_pictures(subject, name):
@@ -48,7 +48,7 @@ def filled_in(subject: Subject) -> Figure | None:
     return halves(torch.cat(rows, 1).cpu().numpy(), means[:SHOWN_DRAWS], means.mean(0), shape)
 
 
-def predictions(subject: Subject) -> Figure | None:
+def predictions(subject: RunView) -> Figure | None:
     """What is observed beside what is predicted; None for models of all their columns."""
     name = _answer(subject)
     if name is None or _ends_pictures(subject, name):
@@ -60,7 +60,7 @@ def predictions(subject: Subject) -> Figure | None:
     return beside(y, drawn, name)
 
 
-def posterior(subject: Subject) -> Figure | None:
+def posterior(subject: RunView) -> Figure | None:
     """Intervals of the latents that all rows share; None where there is none to be shown.
 
     Of latents of a row each, those of few rows are shown, too.
@@ -68,7 +68,7 @@ def posterior(subject: Subject) -> Figure | None:
     shared = subject.shared
     if not shared:
         return None
-    with torch.no_grad(), own_draws(), subject.pair.scope(), poutine.block():
+    with torch.no_grad(), preserve_rng(), subject.pair.scope(), poutine.block():
         torch.manual_seed(0)
         draws = [predict.draw_guide(subject.pair, subject.batch)[0] for _ in range(2 * DRAWS)]
         # Stacked here: the value of a point estimate is the parameter, gradient and all.
@@ -90,8 +90,8 @@ def halves(x: ArrayLike, draws: ArrayLike, mean: ArrayLike, shape: tuple[int, in
     """
     x, draws, mean = (np.asarray(t, np.float64) for t in (x, draws, mean))
     N, P = mean.shape
-    grey = np.full((N, P), (x.min() + x.max()) / 2)
-    ends = [x[:, -P:], grey, *draws, mean]
+    gray = np.full((N, P), (x.min() + x.max()) / 2)
+    ends = [x[:, -P:], gray, *draws, mean]
     rows = np.stack([np.concatenate([x[:, :-P], end], 1) for end in ends])  # (S + 3, N, H W)
     names = ["datum", "given", *(f"draw {s + 1}" for s in range(len(draws))), "mean"]
     title = "Filled in: what is given, several ways to go on, and the mean of many"
@@ -110,14 +110,14 @@ def beside(y: ArrayLike, draws: ArrayLike, name: str = "y") -> Figure:
     low, high = np.nanquantile(draws, [edge, 1 - edge], axis=0)  # (N, P)
     mean = draws.mean(0)
     figure, axes = plot(f"Predictions of {name}: on the line, the mean of the model is the datum")
-    axes.axline((float(y.mean()), float(y.mean())), slope=1, color=GREY, linewidth=1.2)
+    axes.axline((float(y.mean()), float(y.mean())), slope=1, color=GRAY, linewidth=1.2)
     kept = thin(y.size)
     if y.size <= FEW:
         length = np.stack([mean - low, high - mean]).reshape(2, -1)
-        axes.errorbar(y.ravel(), mean.ravel(), length, fmt="o", color=COLOURS[0], elinewidth=0.8)
+        axes.errorbar(y.ravel(), mean.ravel(), length, fmt="o", color=COLORS[0], elinewidth=0.8)
     else:
         axes.scatter(
-            y.ravel()[kept], mean.ravel()[kept], s=8, color=COLOURS[0], linewidths=0, alpha=0.7
+            y.ravel()[kept], mean.ravel()[kept], s=8, color=COLORS[0], linewidths=0, alpha=0.7
         )
     inside = ((low <= y) & (y <= high)).mean()
     note(axes, f"the middle {INTERVAL:.0%} of the model's draws hold {inside:.0%} of the data")
@@ -138,8 +138,8 @@ def reliability(y: ArrayLike, probability: ArrayLike) -> Figure:
     at, share = (np.array([t[own].mean() for own in bins]) for t in (p, y))
     error = np.sqrt(at * (1 - at) / [own.sum() for own in bins])
     figure, axes = plot("Predictions: of values with probability p of a 1, how many are 1?")
-    axes.axline((0, 0), slope=1, color=GREY, linewidth=1.2)
-    axes.errorbar(at, share, 2 * error, fmt="o", color=COLOURS[0], elinewidth=0.8)
+    axes.axline((0, 0), slope=1, color=GRAY, linewidth=1.2)
+    axes.errorbar(at, share, 2 * error, fmt="o", color=COLORS[0], elinewidth=0.8)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("probability by the model")
@@ -163,8 +163,8 @@ def intervals(draws: dict[str, Array], left_out: list[str]) -> Figure:
         flat = values.reshape(len(values), -1)
         at = np.arange(flat.shape[1])
         for (low, high), width in (((0.05, 0.95), 1.2), ((0.25, 0.75), 3.5)):
-            axes.hlines(at, *np.quantile(flat, [low, high], 0), color=COLOURS[0], linewidth=width)
-        axes.plot(flat.mean(0), at, "o", color=COLOURS[4], markersize=4)
+            axes.hlines(at, *np.quantile(flat, [low, high], 0), color=COLORS[0], linewidth=width)
+        axes.plot(flat.mean(0), at, "o", color=COLORS[4], markersize=4)
         index = list(np.ndindex(*values.shape[1:]))
         axes.set_yticks(at, [_entry(name, i) for i in index], fontsize=TEXT - 2)
         axes.set_ylim(flat.shape[1] - 0.4, -0.6)
@@ -179,7 +179,7 @@ def _entry(name: str, index: tuple[int, ...]) -> str:
     return f"{name}[{', '.join(map(str, index))}]" if index else name
 
 
-def _answer(subject: Subject) -> str | None:
+def _answer(subject: RunView) -> str | None:
     """The one observed site of a conditional model: numbers, one or a row of them a datum."""
     if len(subject.values) != 1 or subject.rows is not None or subject.classes:
         return None
@@ -188,7 +188,7 @@ def _answer(subject: Subject) -> str | None:
     return name if latent and y.dim() in (1, 2) and len(y) == len(subject.batch[0]) else None
 
 
-def _ends_pictures(subject: Subject, name: str) -> bool:
+def _ends_pictures(subject: RunView, name: str) -> bool:
     """Whether the rows, all tensors side by side, are pictures, and y their last pixels."""
     y, shape = subject.values[name], subject.data.image_shape
     if shape is None or y.dim() != 2 or any(t.dim() != 2 for t in subject.batch):
@@ -198,11 +198,11 @@ def _ends_pictures(subject: Subject, name: str) -> bool:
     return whole.shape[1] == math.prod(shape) and torch.equal(last, y)
 
 
-def _replicated(subject: Subject, name: str, batch: tuple[Tensor, ...]) -> tuple[Array, Array]:
+def _replicated(subject: RunView, name: str, batch: tuple[Tensor, ...]) -> tuple[Array, Array]:
     """Draws of an observed site, and its means at the latents they were drawn with: (S, N, …)."""
     pair = subject.pair
     values, means = [], []
-    with torch.no_grad(), own_draws(), pair.scope(), poutine.block():
+    with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
         torch.manual_seed(0)
         for _ in range(DRAWS):
             fixed = predict.draw_guide(pair, batch)[0] if subject.shared else {}

@@ -6,15 +6,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ppl_lvm.posterior.evidence import log_evidence
-from ppl_lvm.programs.pair import Pair
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.report.figures.style import Array, note, plot, thin
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 CELLS = 120  # on each side of the grid
 MARGIN = 0.15  # of the data's width, beyond them
 
 
-def on_grid(pair: Pair, x: Tensor) -> tuple[Array, Array, Array]:
+def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
     """Both axes (G,), (G,) and p(x) (G, G) of a pair whose guide draws nothing; x: data (N, 2)."""
     low, high = (end.values.double().cpu().numpy() for end in (x.min(0), x.max(0)))
     edge = MARGIN * (high - low)
@@ -25,7 +25,7 @@ def on_grid(pair: Pair, x: Tensor) -> tuple[Array, Array, Array]:
     return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).cpu().numpy()
 
 
-def picture(subject: Subject) -> Figure | None:
+def picture(subject: RunView) -> Figure | None:
     """Shades of p(x), the data on it, and how much of the density the frame holds.
 
     None where rows are not two columns, all known, or some latent is drawn by the guide.

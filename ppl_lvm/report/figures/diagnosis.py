@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from ppl_lvm.diagnostics.bound_tightness import Sandwich, Tightness
 from ppl_lvm.diagnostics.calibration import Calibration, ecdf_band
 from ppl_lvm.diagnostics.latent_usage import LatentUse
-from ppl_lvm.diagnostics.leave_one_out import LeaveOneOut
+from ppl_lvm.diagnostics.leave_one_out import LeaveOneOutCheck
 from ppl_lvm.diagnostics.pareto_k import ParetoK
 from ppl_lvm.diagnostics.predictive_checks import Check, uniformity
-from ppl_lvm.report.figures.style import COLOURS, GREY, INK, legend_below, plot
+from ppl_lvm.report.figures.style import COLORS, GRAY, INK, legend_below, plot
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ def bounds(found: Tightness) -> Picture:
     figure, axes = plot("Lower bounds on log p(x)")
     K = sorted(found.bounds)
     values = [found.bounds[k].value for k in K]
-    axes.plot(K, values, marker="o", color=COLOURS[0], label="IWAE-K (K = 1: ELBO)")
+    axes.plot(K, values, marker="o", color=COLORS[0], label="IWAE-K (K = 1: ELBO)")
     axes.set_xscale("log")
     axes.set_xlabel("particles K")
     axes.set_ylabel("nats per datum")
     text = ", ".join(f"IWAE-{k} {v:.3f}" for k, v in zip(K, values, strict=True))
     if found.annealed is not None:
-        axes.axhline(found.annealed.value, color=COLOURS[4], label="annealed importance sampling")
+        axes.axhline(found.annealed.value, color=COLORS[4], label="annealed importance sampling")
         text += f", annealed importance sampling {found.annealed.value:.3f}"
     if found.exact is not None:
         exact = float(found.exact.mean())
@@ -77,8 +77,8 @@ def sandwich(found: Sandwich) -> Picture:
     lower, upper = (e.per_datum.double().numpy() for e in (found.lower, found.upper))
     order = np.argsort(lower)
     at = np.arange(len(order))
-    axes.plot(at, upper[order], "v", color=COLOURS[4], markersize=4, label="upper bound")
-    axes.plot(at, lower[order], "^", color=COLOURS[0], markersize=4, label="lower bound (AIS)")
+    axes.plot(at, upper[order], "v", color=COLORS[4], markersize=4, label="upper bound")
+    axes.plot(at, lower[order], "^", color=COLORS[0], markersize=4, label="lower bound (AIS)")
     axes.set_xlabel("simulated datum, sorted")
     axes.set_ylabel("nats")
     legend_below(figure)
@@ -96,9 +96,9 @@ def khat(found: ParetoK) -> Picture:
         return _joint_khat(found)
     figure, axes = plot("Pareto k̂ of each datum")
     k = np.sort(np.where(np.isfinite(found.k), found.k, -0.5))
-    axes.plot(np.arange(len(k)), k, ".", color=COLOURS[0], markersize=4)
+    axes.plot(np.arange(len(k)), k, ".", color=COLORS[0], markersize=4)
     for level in (0.5, 0.7):
-        axes.axhline(level, color=GREY if level == 0.5 else COLOURS[4], linewidth=1)
+        axes.axhline(level, color=GRAY if level == 0.5 else COLORS[4], linewidth=1)
     axes.set_xlabel("datum, sorted")
     axes.set_ylabel("k̂")
     return Picture(
@@ -113,11 +113,11 @@ def khat(found: ParetoK) -> Picture:
 def _joint_khat(found: ParetoK) -> Picture:
     """One weight over all latents: each number's sd, as q has it and corrected."""
     figure, axes = plot("Posterior sd beside q's, all latents under one weight")
-    for colour, (name, m) in zip(COLOURS, found.moments.items(), strict=False):
-        axes.plot(m.q_sd.ravel(), m.sd.ravel(), "o", color=colour, markersize=4, label=name)
+    for color, (name, m) in zip(COLORS, found.moments.items(), strict=False):
+        axes.plot(m.q_sd.ravel(), m.sd.ravel(), "o", color=color, markersize=4, label=name)
     ends = [a for m in found.moments.values() for a in (m.q_sd.min(), m.q_sd.max())] or [1.0]
     low, high = 0.8 * max(min(ends), 1e-9), 1.25 * max(ends)
-    axes.plot([low, high], [low, high], color=GREY, linewidth=1)
+    axes.plot([low, high], [low, high], color=GRAY, linewidth=1)
     axes.set(xscale="log", yscale="log", xlabel="sd under q", ylabel="importance-corrected sd")
     if found.moments:
         legend_below(figure)
@@ -139,10 +139,10 @@ def _curves(
     order = sorted(ranks, key=lambda name: p_values[name])[:5]
     # Where values are missing, curves rest on different numbers of them: the widest band.
     z, lower, upper = ecdf_band(min(len(ranks[name]) for name in order), num_draws)
-    axes.fill_between(z, lower - z, upper - z, color=GREY, alpha=0.5, label="95% band")
-    for colour, name in zip(COLOURS, order, strict=False):
+    axes.fill_between(z, lower - z, upper - z, color=GRAY, alpha=0.5, label="95% band")
+    for color, name in zip(COLORS, order, strict=False):
         below = np.searchsorted(np.sort(ranks[name]), np.arange(1, num_draws + 1), side="left")
-        axes.plot(z, below / len(ranks[name]) - z, color=colour, label=name, linewidth=1)
+        axes.plot(z, below / len(ranks[name]) - z, color=color, label=name, linewidth=1)
     axes.set_ylabel("ECDF − uniform")
     legend_below(figure)
     return figure, order
@@ -153,14 +153,14 @@ def pit(found: Check) -> Picture:
     return _pit(found.pit, "PIT: where data lie among what the model foresees", "PIT")
 
 
-def loo_pit(found: LeaveOneOut) -> Picture:
+def loo_pit(found: LeaveOneOutCheck) -> Picture:
     """The same, predicted from the other data; k̂ of leaving out where nothing can be drawn."""
     if found.pit:
         title = "LOO-PIT: where data lie among what the others let expect"
         return _pit(found.pit, title, "LOO-PIT")
     figure, axes = plot("Leave-one-out: Pareto k̂ of each datum")
-    axes.plot(np.sort(found.loo.k), ".", color=COLOURS[0])
-    axes.axhline(found.loo.good_k, color=COLOURS[4], linewidth=1)
+    axes.plot(np.sort(found.loo.k), ".", color=COLORS[0])
+    axes.axhline(found.loo.good_k, color=COLORS[4], linewidth=1)
     axes.set(xlabel="datum, sorted", ylabel="k̂")
     share = float((found.loo.k > found.loo.good_k).mean())
     text = f"{share:.1%} of {len(found.loo.k)} data above {found.loo.good_k:.2f}."
@@ -207,11 +207,11 @@ def checks(found: Check) -> Picture:
     names = list(found.observed)
     for i, name in enumerate(names):
         t = found.replicated[name]
-        centre, spread = t.mean(), t.std() + 1e-12
-        low, high = np.quantile((t - centre) / spread, [0.025, 0.975])
-        axes.plot([low, high], [i, i], color=GREY, linewidth=6, solid_capstyle="butt")
-        shift = np.clip((found.observed[name] - centre) / spread, -6, 6)
-        axes.plot(shift, i, "o", color=COLOURS[4])
+        center, spread = t.mean(), t.std() + 1e-12
+        low, high = np.quantile((t - center) / spread, [0.025, 0.975])
+        axes.plot([low, high], [i, i], color=GRAY, linewidth=6, solid_capstyle="butt")
+        shift = np.clip((found.observed[name] - center) / spread, -6, 6)
+        axes.plot(shift, i, "o", color=COLORS[4])
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("sd of the replicates (cut at ± 6)")
     shown = ", ".join(f"{n} p = {p:.3f}" for n, p in found.p_values.items())
@@ -228,11 +228,11 @@ def units(found: LatentUse) -> Picture:
     order = np.argsort(-found.active.numpy())
     at = np.arange(len(order))
     active = np.maximum(found.active.numpy()[order], 1e-6)
-    axes.bar(at - 0.2, active, 0.4, color=COLOURS[2], label="Var_x(E_q[z | x])")
+    axes.bar(at - 0.2, active, 0.4, color=COLORS[2], label="Var_x(E_q[z | x])")
     kl = found.kl.numpy()[order]
     if np.isfinite(kl).all():
-        axes.bar(at + 0.2, np.maximum(kl, 1e-6), 0.4, color=COLOURS[0], label="KL, nats")
-    axes.axhline(0.01, color=COLOURS[4], linewidth=1)
+        axes.bar(at + 0.2, np.maximum(kl, 1e-6), 0.4, color=COLORS[0], label="KL, nats")
+    axes.axhline(0.01, color=COLORS[4], linewidth=1)
     axes.set_yscale("log")
     axes.set_xlabel("unit, sorted")
     if len(order) <= 12:

@@ -18,13 +18,13 @@ from numpy.typing import ArrayLike
 
 from ppl_lvm.core.storage import write_atomic
 from ppl_lvm.report.figures.style import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     INK,
     MARKERS,
     Array,
     circle,
-    component_colours,
+    component_colors,
     legend_below,
     limit_to,
     note,
@@ -36,7 +36,7 @@ from ppl_lvm.report.figures.style import (
     write_at,
 )
 
-MAX_CLASSES = len(COLOURS) * len(MARKERS)
+MAX_CLASSES = len(COLORS) * len(MARKERS)
 
 
 def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
@@ -56,18 +56,18 @@ def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
         return say(axes, "no step was taken")
     window = max(1, len(bound) // 50)
     if window > 1:
-        axes.plot(step, bound, color=GREY, linewidth=0.6, label="each step")
+        axes.plot(step, bound, color=GRAY, linewidth=0.6, label="each step")
     mean, middle = _running_mean(bound, window), step[window - 1 :]
     label = f"mean of {window} steps" if window > 1 else "training"
-    axes.plot(middle, mean, color=COLOURS[0], linewidth=1.6, label=label)
+    axes.plot(middle, mean, color=COLORS[0], linewidth=1.6, label=label)
     if len(bound) == 1:
-        axes.plot(step, bound, "o", color=COLOURS[0])
+        axes.plot(step, bound, "o", color=COLORS[0])
     seen = [bound]
     held_out = np.asarray(history.get("validation_bound", ()), np.float64)
     if len(held_out):
         at = np.asarray(history["validation_step"])
         marker = "o" if len(held_out) <= 30 else ""
-        axes.plot(at, held_out, marker=marker, markersize=3, color=COLOURS[4], label="validation")
+        axes.plot(at, held_out, marker=marker, markersize=3, color=COLORS[4], label="validation")
         seen.append(held_out)
     _limit_to_the_later_steps(axes, seen)
     if len(axes.get_lines()) > 1:
@@ -98,7 +98,7 @@ def mixture(
     covariances, weights = np.asarray(covariances, np.float64), np.asarray(weights, np.float64)
     if x.shape[1] == 1:
         return _mixture_on_a_line(x[:, 0], means[:, 0], covariances[:, 0, 0], weights, names)
-    centre, W, labels = view(x, columns, names)
+    center, W, labels = view(x, columns, names)
     figure, axes = plot(
         f"Mixture of {len(weights)} components: data coloured by component, "
         "ellipses at 1 and 2 standard deviations",
@@ -106,22 +106,22 @@ def mixture(
     )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
-    colours = component_colours(len(weights))  # (K, 3)
-    shown = (x - centre) @ W  # (N, 2)
+    colors = component_colors(len(weights))  # (K, 3)
+    shown = (x - center) @ W  # (N, 2)
     kept = thin(len(x))
-    blended = np.clip(np.asarray(responsibilities, np.float64) @ colours, 0, 1)  # (N, 3)
+    blended = np.clip(np.asarray(responsibilities, np.float64) @ colors, 0, 1)  # (N, 3)
     axes.scatter(shown[kept, 0], shown[kept, 1], c=blended[kept], s=9, alpha=0.7, linewidths=0)
     limit_to(axes, shown)
     round_one = circle()  # (2, 100)
     for k in np.argsort(weights):
-        middle, spread = (means[k] - centre) @ W, W.T @ covariances[k] @ W
+        middle, spread = (means[k] - center) @ W, W.T @ covariances[k] @ W
         values, vectors = np.linalg.eigh(spread)
         root = vectors * np.sqrt(np.maximum(values, 0))  # (2, 2) root rootᵀ = WᵀΣW
         used = weights[k] >= 0.01
-        colour, style = (colours[k], "-") if used else (GREY, ":")
+        color, style = (colors[k], "-") if used else (GRAY, ":")
         for radius, width in ((1, 1.6), (2, 0.9)):
             ring = middle[:, None] + radius * root @ round_one
-            axes.plot(*ring, color=colour, linestyle=style, linewidth=width)
+            axes.plot(*ring, color=color, linestyle=style, linewidth=width)
         if used:
             write_at(axes, middle, f"{k}: {weights[k]:.0%}")
     empty = int((weights < 0.01).sum())
@@ -160,21 +160,21 @@ def samples(
         axes.set_xlabel("value")
         axes.set_ylabel("density")
         if data is not None:
-            axes.hist(real[:, 0], edges, density=True, color=GREY, label="data")
-        line = {"histtype": "step", "color": COLOURS[0], "linewidth": 1.6}
+            axes.hist(real[:, 0], edges, density=True, color=GRAY, label="data")
+        line = {"histtype": "step", "color": COLORS[0], "linewidth": 1.6}
         axes.hist(flat[:, 0], edges, density=True, label="samples", **line)  # type: ignore[arg-type]
     else:
-        centre, W, labels = view(real, None, None)
+        center, W, labels = view(real, None, None)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
-        for points, colour, label in ((real, GREY, "data"), (flat, COLOURS[0], "samples")):
+        for points, color, label in ((real, GRAY, "data"), (flat, COLORS[0], "samples")):
             if label == "samples" or data is not None:
-                shown = ((points - centre) @ W)[thin(len(points))]
+                shown = ((points - center) @ W)[thin(len(points))]
                 axes.scatter(
                     shown[:, 0],
                     shown[:, 1],
                     s=8,
-                    color=colour,
+                    color=color,
                     linewidths=0,
                     alpha=0.8,
                     label=label,
@@ -205,14 +205,12 @@ def reconstructions(
     spread = flat.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
     across, up = (flat - flat.mean(axis=0)) / scale, (given - flat.mean(axis=0)) / scale
-    axes.axline((0, 0), slope=1, color=GREY, linewidth=1.2)
-    many = flat.shape[1] > len(COLOURS)
+    axes.axline((0, 0), slope=1, color=GRAY, linewidth=1.2)
+    many = flat.shape[1] > len(COLORS)
     for p in range(flat.shape[1]):
-        colour = COLOURS[0] if many else COLOURS[p]
+        color = COLORS[0] if many else COLORS[p]
         label = None if many else f"column {p}"
-        axes.scatter(
-            across[:, p], up[:, p], s=8, color=colour, linewidths=0, alpha=0.7, label=label
-        )
+        axes.scatter(across[:, p], up[:, p], s=8, color=color, linewidths=0, alpha=0.7, label=label)
     axes.set_xlabel("datum (standard deviations of its column)")
     axes.set_ylabel("reconstruction (same units)")
     if not many:
@@ -252,7 +250,7 @@ def latent_plane(
     kept = thin(len(points))
     if labels is None:
         axes.scatter(
-            points[kept, 0], points[kept, 1], s=9, color=COLOURS[0], alpha=0.7, linewidths=0
+            points[kept, 0], points[kept, 1], s=9, color=COLORS[0], alpha=0.7, linewidths=0
         )
         return figure
     values = np.asarray(labels)
@@ -267,7 +265,7 @@ def latent_plane(
     bare = kept[without[kept]]
     if len(bare):
         x, y = points[bare].T
-        axes.scatter(x, y, s=9, color=GREY, linewidths=0, label="no label")
+        axes.scatter(x, y, s=9, color=GRAY, linewidths=0, label="no label")
     for k, value in enumerate(classes):
         own = kept[values[kept] == value]
         name = str(value) if label_names is None else label_names[int(value)]
@@ -275,8 +273,8 @@ def latent_plane(
             points[own, 0],
             points[own, 1],
             s=12,
-            color=COLOURS[k % len(COLOURS)],
-            marker=MARKERS[k // len(COLOURS)],
+            color=COLORS[k % len(COLORS)],
+            marker=MARKERS[k // len(COLORS)],
             alpha=0.8,
             linewidths=0,
             label=textwrap.shorten(name, 24, placeholder="…"),
@@ -304,13 +302,13 @@ def _mixture_on_a_line(
 ) -> Figure:
     """A histogram under the density of each component and of all together."""
     figure, axes = plot(f"Mixture of {len(weights)} components: densities over the data")
-    axes.hist(x, bins=30, density=True, color=GREY)
+    axes.hist(x, bins=30, density=True, color=GRAY)
     at = np.linspace(x.min(), x.max(), 400)
     sd = np.sqrt(np.maximum(variances, np.finfo(np.float64).tiny))[:, None]
     density = np.exp(-0.5 * ((at - means[:, None]) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
     density = weights[:, None] * density  # (K, 400)
-    for k, colour in enumerate(component_colours(len(weights))):
-        axes.plot(at, density[k], color=colour, linewidth=1.6)
+    for k, color in enumerate(component_colors(len(weights))):
+        axes.plot(at, density[k], color=color, linewidth=1.6)
         write_at(axes, (at[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
     axes.plot(at, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
     axes.set_xlabel("column 0" if names is None else names[0])

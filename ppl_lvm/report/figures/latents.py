@@ -14,7 +14,7 @@ from ppl_lvm.posterior.latent_arithmetic import traverse
 from ppl_lvm.report.figures import fit as pictures
 from ppl_lvm.report.figures import traversals as codes
 from ppl_lvm.report.figures.style import TEXT, WIDTH, Array, picture_grid, thin, title_above, view
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 SHOWN_PICTURES, SHOWN_POINTS = 40, 500
 SHOWN_RECONSTRUCTIONS = 10
@@ -22,7 +22,7 @@ TRAVERSED, TRAVERSED_TABLE, TRAVERSAL_STEPS = 8, 3, 9
 STAGES, CHAINS = 6, 6
 
 
-def samples(subject: Subject) -> Figure | None:
+def samples(subject: RunView) -> Figure | None:
     """New rows: of pictures their means at new codes, of columns draws beside the data."""
     name, shape = subject.rows, subject.image_shape
     if name is None:
@@ -41,27 +41,27 @@ def samples(subject: Subject) -> Figure | None:
     return pictures.samples(means, image_shape=shape)
 
 
-def reconstructions(subject: Subject) -> Figure | None:
+def reconstructions(subject: RunView) -> Figure | None:
     """Rows, and what the model makes of their codes."""
-    back = given_back(subject)
+    back = reconstruct(subject)
     if back is None or subject.chain:
         return None
     n = SHOWN_RECONSTRUCTIONS
     return pictures.reconstructions(subject.x[:n], back[:n], image_shape=subject.image_shape)
 
 
-def latent_plane(subject: Subject) -> Figure | None:
+def latent_plane(subject: RunView) -> Figure | None:
     """Codes by the two numbers that vary most, coloured by label."""
-    if given_back(subject) is None or subject.chain:
+    if reconstruct(subject) is None or subject.chain:
         return None
     z = next(iter(subject.continuous.values()))
     return pictures.latent_plane(z.cpu().numpy(), subject.labels, subject.data.label_names)
 
 
-def traversals(subject: Subject) -> Figure | None:
+def traversals(subject: RunView) -> Figure | None:
     """The numbers of the first code that vary most move one at a time, all others at their mean."""
     name = subject.rows
-    if given_back(subject) is None or subject.chain:
+    if reconstruct(subject) is None or subject.chain:
         return None
     site, z = next(iter(subject.continuous.items()))
     shape = subject.image_shape
@@ -81,7 +81,7 @@ def traversals(subject: Subject) -> Figure | None:
     )
 
 
-def chain(subject: Subject) -> Figure | None:
+def chain(subject: RunView) -> Figure | None:
     """The way from noise to data, of a model whose latents are a chain of rows."""
     if not subject.chain:
         return None
@@ -96,9 +96,9 @@ def chain(subject: Subject) -> Figure | None:
     return _gathering(stages, chosen, subject.x)
 
 
-def worst(subject: Subject, log_p: Tensor) -> Figure | None:
+def worst(subject: RunView, log_p: Tensor) -> Figure | None:
     """The rows of the lowest `log_p` (N,), with what the model gives back for them."""
-    back = given_back(subject)
+    back = reconstruct(subject)
     if back is None or len(log_p) != len(back):
         return None
     shape, names = subject.image_shape, subject.data.columns
@@ -107,7 +107,7 @@ def worst(subject: Subject, log_p: Tensor) -> Figure | None:
     )
 
 
-def given_back(subject: Subject) -> Array | None:
+def reconstruct(subject: RunView) -> Array | None:
     """The model's means of the rows at their codes (N, P); None where there are no codes."""
     if subject.rows is None or not subject.continuous:
         return None
@@ -115,7 +115,7 @@ def given_back(subject: Subject) -> Array | None:
     return back if back.shape == subject.x.shape else None
 
 
-def _walks(subject: Subject, site: str, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def _walks(subject: RunView, site: str, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Values (D, T) that numbers `order` of a code take, and the whole codes (D, T, …) then.
 
     Two standard deviations to either side; bits go from 0 to 1, and of proportions one grows from

@@ -5,29 +5,29 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures.style import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     INK,
     TEXT,
     WIDTH,
-    component_colours,
+    component_colors,
     title_above,
 )
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 SHOWN, COLUMNS, STATES = 6, 3, 3
 
 
-def made_up(subject: Subject) -> Figure | None:
+def made_up(subject: RunView) -> Figure | None:
     """Sequences of the data and draws of the model; None for other models."""
     name = _site(subject)
     if name is None:
         return None
     count = min(SHOWN, len(subject.batch[0]))
-    with own_draws():
+    with preserve_rng():
         torch.manual_seed(0)
         drawn = predict.sample(subject.pair, *(t[:count] for t in subject.batch))[name]
     back = subject.decoded.get(name)
@@ -41,7 +41,7 @@ def made_up(subject: Subject) -> Figure | None:
     )
 
 
-def states(subject: Subject) -> Figure | None:
+def states(subject: RunView) -> Figure | None:
     """Probabilities of hidden states under the first sequences, for a model that offers them.
 
     They are what `model.marginals(x)` gives, p(z_nt = s | x_n) (N, T, S).
@@ -72,8 +72,8 @@ def beside(x: ArrayLike, drawn: ArrayLike, back: ArrayLike | None = None) -> Fig
     for p in range(P):
         for axes, rows in zip(grid[p], (x, drawn), strict=True):
             for n, row in enumerate(rows):
-                colour = COLOURS[n % len(COLOURS)]
-                axes.plot(row[:, p], color=colour, linewidth=1.1, marker=".", markersize=2)
+                color = COLORS[n % len(COLORS)]
+                axes.plot(row[:, p], color=color, linewidth=1.1, marker=".", markersize=2)
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=TEXT - 2)
         if back is not None:
@@ -96,10 +96,10 @@ def under(x: ArrayLike, probability: ArrayLike) -> Figure:
     N, T, S = probability.shape
     figure = Figure(figsize=(WIDTH, 0.9 + 1.4 * N), layout="constrained")
     title_above(figure, "Hidden states: column 0, over the probability of each state by colour")
-    colours = component_colours(S)
+    colors = component_colors(S)
     for n, axes in enumerate(figure.subplots(N, 1, squeeze=False, sharex=True)[:, 0]):
         behind = axes.twinx()
-        behind.stackplot(range(T), probability[n].T, colors=[tuple(c) for c in colours], alpha=0.45)
+        behind.stackplot(range(T), probability[n].T, colors=[tuple(c) for c in colors], alpha=0.45)
         behind.set_ylim(0, 1)
         behind.set_yticks([])
         axes.set_zorder(behind.get_zorder() + 1)
@@ -108,7 +108,7 @@ def under(x: ArrayLike, probability: ArrayLike) -> Figure:
         axes.set_xlim(0, T - 1)
         axes.set_ylabel(f"row {n}", fontsize=TEXT - 1)
         axes.tick_params(labelsize=TEXT - 2)
-        axes.spines[:].set_color(GREY)
+        axes.spines[:].set_color(GRAY)
     axes.set_xlabel("step", fontsize=TEXT - 1)
     handles = behind.collections
     figure.legend(
@@ -122,13 +122,13 @@ def under(x: ArrayLike, probability: ArrayLike) -> Figure:
     return figure
 
 
-def _site(subject: Subject) -> str | None:
+def _site(subject: RunView) -> str | None:
     """The one observed site, of sequences (N, T, P)."""
     found = [n for n, v in subject.values.items() if v.dim() == 3 and v.shape[1] > 1]
     return found[0] if len(found) == len(subject.values) == 1 else None
 
 
-def _seen(subject: Subject, name: str) -> torch.Tensor:
+def _seen(subject: RunView, name: str) -> torch.Tensor:
     """Which values there are: NaN in the batch says that there is none."""
     x, value = subject.batch[0], subject.values[name]
     return ~x.isnan().reshape(value.shape) if x.numel() == value.numel() else value.isfinite()

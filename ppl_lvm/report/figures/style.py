@@ -15,9 +15,9 @@ Array = NDArray[Any]
 
 # Okabe and Ito (2008), without black and with yellow last, which is faint on white.
 # https://jfly.uni-koeln.de/color/
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
 MARKERS = ("o", "^", "s", "X")
-GREY, INK = "#BBBBBB", "#222222"
+GRAY, INK = "#BBBBBB", "#222222"
 WIDTH, TEXT = 4.8, 10  # inches, points: readable when the picture is 360 pixels wide
 MAX_POINTS = 5000  # more only blacken the picture
 
@@ -139,9 +139,9 @@ def legend_below(figure: Figure) -> None:
     )
 
 
-def component_colours(count: int) -> Array:
+def component_colors(count: int) -> Array:
     """RGB (K, 3), repeated after seven: components also bear numbers."""
-    rgb = [[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in COLOURS]
+    rgb = [[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in COLORS]
     return np.array([rgb[k % len(rgb)] for k in range(count)])
 
 
@@ -159,14 +159,14 @@ def view(
     """A centre (P,), two directions (P, 2), and what to write on the axes."""
     P = x.shape[1]
     if columns is None and P > 2:
-        centre = x.mean(axis=0)
-        _, length, axes = np.linalg.svd(x - centre, full_matrices=False)
+        center = x.mean(axis=0)
+        _, length, axes = np.linalg.svd(x - center, full_matrices=False)
         share = length**2 / max(float((length**2).sum()), np.finfo(np.float64).tiny)
         W = axes[:2].T
         W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # one of two directions
         words = ("first", "second")
         return (
-            centre,
+            center,
             W,
             [
                 f"{w} principal axis ({s:.1%} of variance)"

@@ -8,16 +8,16 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.topics import coherence, top_words
-from ppl_lvm.report.figures.style import COLOURS, TEXT, WIDTH, picture_grid, title_above
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.figures.style import COLORS, TEXT, WIDTH, picture_grid, title_above
+from ppl_lvm.report.run_view import RunView
 
 MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
 
 
-def topics(subject: Subject) -> Figure | None:
+def topics(subject: RunView) -> Figure | None:
     """Of a model with a table of probabilities, a row a topic, a column a column of the data.
 
     The table is what `model.topic_words()` gives, or the mean of a latent that all rows share.
@@ -58,7 +58,7 @@ def draw(
             axes.set_axis_off()
             continue
         at = range(best.shape[1])
-        axes.barh(at, table[k, best[k]].cpu().numpy(), color=COLOURS[0])
+        axes.barh(at, table[k, best[k]].cpu().numpy(), color=COLORS[0])
         axes.set_yticks(at, [called[v] for v in best[k].tolist()])
         axes.invert_yaxis()
         said = "" if belongs is None else f", coherence {belongs[k].item():.2f}"
@@ -66,7 +66,7 @@ def draw(
     return figure
 
 
-def _table(subject: Subject) -> Tensor | None:
+def _table(subject: RunView) -> Tensor | None:
     x = subject.batch[0]
     if x.dim() != 2:
         return None
@@ -77,13 +77,13 @@ def _table(subject: Subject) -> Tensor | None:
         names = [n for n, v in subject.shared.items() if _is_table(subject, n, v, x.shape[1])]
         if len(names) != 1:
             return None
-        with torch.no_grad(), own_draws(), subject.pair.scope(), poutine.block():
-            found = predict.centre_of_globals(subject.pair, subject.batch)[names[0]]
+        with torch.no_grad(), preserve_rng(), subject.pair.scope(), poutine.block():
+            found = predict.center_of_globals(subject.pair, subject.batch)[names[0]]
     good = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] == x.shape[1]
     return found.detach() if good else None
 
 
-def _is_table(subject: Subject, name: str, value: Tensor, columns: int) -> bool:
+def _is_table(subject: RunView, name: str, value: Tensor, columns: int) -> bool:
     support = subject.trace.nodes[name]["fn"].support if name in subject.trace.nodes else None
     while isinstance(support, constraints.independent):
         support = support.base_constraint

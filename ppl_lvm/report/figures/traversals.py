@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ppl_lvm.report.figures.style import (
-    COLOURS,
-    GREY,
+    COLORS,
+    GRAY,
     TEXT,
     WIDTH,
     Array,
@@ -48,11 +48,11 @@ def traversals(
     title_above(figure, "Latent traversals: columns of x as one latent moves, others at their mean")
     grid = figure.subplots(D, 1, squeeze=False)[:, 0]
     for d, axes in enumerate(grid):
-        for colour, p in zip(COLOURS, shown, strict=False):
+        for color, p in zip(COLORS, shown, strict=False):
             label = f"column {p}" if names is None else names[p]
-            centred = decoded[d, :, p] - decoded[:, :, p].mean()
-            axes.plot(values[d], centred / max(scale[p], 1e-12), color=colour, label=label)
-        axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
+            centered = decoded[d, :, p] - decoded[:, :, p].mean()
+            axes.plot(values[d], centered / max(scale[p], 1e-12), color=color, label=label)
+        axes.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
         axes.set_xlabel(latents[d], fontsize=TEXT - 1)
         axes.set_ylabel("x, scaled", fontsize=TEXT - 1)
         axes.spines[["top", "right"]].set_visible(False)

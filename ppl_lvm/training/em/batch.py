@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.extrapolation import gain_ahead
+from ppl_lvm.core.extrapolation import aitken_remaining_gain
 from ppl_lvm.data import Data
-from ppl_lvm.data.selection import some_rows
+from ppl_lvm.data.selection import initialization_rows
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
 
 # A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
@@ -55,12 +55,13 @@ class EM:
     bounds: list[list[float]] = field(default_factory=list)
     held_out_bounds: list[list[float]] = field(default_factory=list)
     converged: list[bool] = field(default_factory=list)
-    sunk: list[int] = field(default_factory=list)
+    degenerate: list[int] = field(default_factory=list)
 
-    def run(self, max_iterations: int, between: Callable[[], None] = lambda: None) -> None:
+    def run(self, max_iterations: int, after_iteration: Callable[[], None] = lambda: None) -> None:
         """Iterate each restart until it has converged, `max_iterations` times at most.
 
-        Calls `between` after every iteration; the iterations go on from where `load` left them.
+        Calls `after_iteration` after every iteration; the iterations go on from where `load` left
+        them.
 
         Raises:
             NotMonotoneError: the log-likelihood fell by more than rounding.
@@ -88,7 +89,7 @@ class EM:
                 statistics = {name: t[going] for name, t in statistics.items()}
                 for name, t in torch.vmap(self.model.m_step)(state, statistics).items():
                     self.state[name][active[going]] = t
-            between()
+            after_iteration()
 
     def _note_held_out(self, active: Tensor, state: State) -> None:
         if self.held_out is None:
@@ -99,7 +100,7 @@ class EM:
             self.held_out_bounds[r].append(bound)
 
     def _done(self, r: int) -> bool:
-        return self.converged[r] or r in self.sunk
+        return self.converged[r] or r in self.degenerate
 
     def _judge(self, r: int, bound: float, state: State) -> None:
         """Note the bound of restart `r`, at θ `state`; whether it goes on."""
@@ -116,7 +117,7 @@ class EM:
         gain, slack = bound - bounds[-2], ROUNDING * (1 + abs(bound))
         if gain < -slack:
             if self._degenerate(state):
-                self.sunk.append(r)
+                self.degenerate.append(r)
                 return
             raise NotMonotoneError(
                 f"The log-likelihood fell by {-gain:.3e} nats per datum at {at}, from "
@@ -124,13 +125,13 @@ class EM:
                 f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
                 "sums over rows at the θ they were given."
             )
-        self.converged[r] = gain_ahead(bounds) <= self.tolerance
+        self.converged[r] = aitken_remaining_gain(bounds) <= self.tolerance
 
     def _degenerate(self, state: State) -> bool:
         if not hasattr(self.model, "degenerate"):
             return False
         self.model.set_em_state(state)
-        return self.model.degenerate(*some_rows(self.data)) is not None
+        return self.model.degenerate(*initialization_rows(self.data)) is not None
 
     # What a resumed run needs
 
@@ -140,7 +141,7 @@ class EM:
 
     def progress(self) -> dict[str, Any]:
         """The rest, as plain data."""
-        names = ("bounds", "held_out_bounds", "converged", "sunk")
+        names = ("bounds", "held_out_bounds", "converged", "degenerate")
         return {name: getattr(self, name) for name in names}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from ppl_lvm.programs.pair import latent_sites, plate_nesting
 from ppl_lvm.training.em.nuts_sampler import Draws
 
 
-class Joint:
+class CompleteLikelihood:
     """Q of a model on a batch, and its maximum.
 
     Attributes:

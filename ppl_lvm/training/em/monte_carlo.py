@@ -34,20 +34,20 @@ from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.storage import random_state, set_random_state
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import first_rows, some_rows
+from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.estimators.objectives import describe
 from ppl_lvm.fitting.em_run import ExactPosterior, record
 from ppl_lvm.posterior.evidence import log_evidence
-from ppl_lvm.programs.pair import Pair, copied
-from ppl_lvm.programs.sources import GuideSource, ModelSource
-from ppl_lvm.runs.directory import claim, set_aside
+from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+from ppl_lvm.runs.directory import open_run_directory, split_validation
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run, evidence_record
-from ppl_lvm.training.em.complete_likelihood import Joint
-from ppl_lvm.training.em.nuts_sampler import Chain, Draws
+from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
+from ppl_lvm.training.em.nuts_sampler import Draws, NutsSampler
 from ppl_lvm.training.em.posterior_guide import bound, fit_guide, make_guide
-from ppl_lvm.training.iterate import run_on
-from ppl_lvm.training.preparation import refuse_faulty
-from ppl_lvm.training.trajectory import Iterates, Trail, last_bounds
+from ppl_lvm.training.iterate import iterate_with_checkpoints
+from ppl_lvm.training.preparation import raise_on_errors
+from ppl_lvm.training.trajectory import ParameterRecorder, Trajectory, last_bounds
 
 EVIDENCE_PARTICLES = 1000
 
@@ -58,7 +58,7 @@ class MonteCarloEM:
     Args:
         model: fitted in place.
         batch: x, all rows.
-        iterations: T.
+        max_iterations: T.
         num_draws: S.
         warmup: steps of the chain in which it adapts, each time.
         progress: what shows how far it has come.
@@ -66,7 +66,7 @@ class MonteCarloEM:
     Attributes:
         history: "complete" (Q_t at its maximum, nats per datum) and "accept" (the chain's mean
             acceptance probability) of every iteration.
-        iterates: θ_t, unconstrained, as far as a `Trail` keeps them.
+        iterates: θ_t, unconstrained, as far as a `Trajectory` keeps them.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class MonteCarloEM:
         model: Any,
         batch: tuple[Tensor, ...],
         *,
-        iterations: int,
+        max_iterations: int,
         num_draws: int,
         warmup: int,
         progress: Progress,
     ) -> None:
-        self.joint = Joint(model, batch)
-        self.chain = Chain(model, batch, warmup)
+        self.joint = CompleteLikelihood(model, batch)
+        self.chain = NutsSampler(model, batch, warmup)
         self.history: dict[str, list[float]] = {"complete": [], "accept": []}
         leaves = {f"model/{n}": p for n, p in model.named_parameters() if p.requires_grad}
-        self.iterates = Iterates(leaves, iterations)
-        self._iterations, self._num_draws, self._rows = iterations, num_draws, len(batch[0])
+        self.iterates = ParameterRecorder(leaves, max_iterations)
+        self._iterations, self._num_draws, self._rows = max_iterations, num_draws, len(batch[0])
         self._progress = progress
         self._total = torch.zeros_like(self.joint.theta())  # of the second half
 
@@ -93,11 +93,11 @@ class MonteCarloEM:
         """How many are done."""
         return len(self.history["complete"])
 
-    def run(self, iterations: int, between: Callable[[], None] = lambda: None) -> None:
-        """Iterate until so many are done, calling `between` after each."""
+    def run(self, max_iterations: int, after_iteration: Callable[[], None] = lambda: None) -> None:
+        """Iterate until so many are done, calling `after_iteration` after each."""
         self._progress.done = self.iteration
         with self._progress:
-            while self.iteration < iterations:
+            while self.iteration < max_iterations:
                 number = self.iteration + 1
                 draws, accept = self.chain.draw(self._num_draws, adapt=number & (number - 1) == 0)
                 self.history["complete"].append(self.joint.maximize(draws) / self._rows)
@@ -106,7 +106,7 @@ class MonteCarloEM:
                     self._total += self.joint.theta()
                 self.iterates.keep(number)
                 self._progress.advance(number, self.history["complete"][-1], ())
-                between()
+                after_iteration()
 
     def finish(self) -> Draws:
         """Take over the mean of θ_t; draws (S, …) of the posterior there, one chain."""
@@ -140,7 +140,7 @@ def fit_mcem(
     model: Any,
     data: Any,
     *,
-    iterations: int = 40,
+    max_iterations: int = 40,
     num_draws: int = 20,
     warmup: int = 50,
     guide: Any = None,
@@ -160,7 +160,7 @@ def fit_mcem(
         model: a module whose latents are continuous and whose parameters are `nn.Parameter` or
             `PyroParam`; a class of such, or its address.
         data: see `load_data`; all rows are used at every iteration.
-        iterations: T. The result is the mean over the second half of them.
+        max_iterations: T. The result is the mean over the second half of them.
         num_draws: S, draws of the chain an iteration.
         warmup: steps of the chain in which it adapts, each time.
         guide: what stands for the posterior in the run; default: the exact posterior where the
@@ -184,25 +184,25 @@ def fit_mcem(
             option makes no sense.
     """
     begun = time.perf_counter()
-    wanted = _Wanted(iterations, num_draws, warmup, guide_steps, seed)
+    wanted = _MonteCarloEMOptions(max_iterations, num_draws, warmup, guide_steps, seed)
     wanted.check()
     if directory is None and resume:
         raise ValueError("resume=True needs the directory of the run to continue.")
     whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = set_aside(whole, validation, seed)
+    train, held_out = split_validation(whole, validation, seed)
     if not isinstance(model, str) and not isinstance(guide, str):
-        model, guide = copied(model, guide)
-    source = ModelSource(model, settings)
+        model, guide = copy_programs(model, guide)
+    source = ModelFactory(model, settings)
     made = _start(source, train, seed)
     if guide is None and hasattr(made, "posterior"):
         guide = ExactPosterior
-    guides = GuideSource(guide, guide_settings)
-    for doubt in refuse_faulty(make_guide(made, guides, train, seed)[0], *_all(train)):
+    guides = GuideFactory(guide, guide_settings)
+    for doubt in raise_on_errors(make_guide(made, guides, train, seed)[0], *_all(train)):
         Progress(1, shown=progress).say(doubt.in_a_line())
     asked = record(source, guides, whole, train, held_out, validation, vars(wanted), 1)
     asked["algorithm"] = "Monte-Carlo expectation-maximisation"
     path = None if directory is None else Path(directory)
-    finished = None if path is None else claim(path, asked, resume)
+    finished = None if path is None else open_run_directory(path, asked, resume)
     if finished is not None:
         return finished
     place = None if path is None else path / "checkpoint.safetensors"
@@ -213,7 +213,7 @@ def fit_mcem(
         pair, summed, train, held_out, num_steps=guide_steps, seed=seed, progress=show
     )
     run = _as_run(pair, train, held_out, asked, {**history, **em.history}, begun)
-    run.trails = (Trail(em.iterates.tensors(), last_bounds(history["bound"])),)
+    run.trajectories = (Trajectory(em.iterates.tensors(), last_bounds(history["bound"])),)
     run.draws = draws
     if path is not None:
         from ppl_lvm.report.run_figures import draw
@@ -225,10 +225,10 @@ def fit_mcem(
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _MonteCarloEMOptions:
     """What was asked of the iterations and of the guide after them."""
 
-    iterations: int
+    max_iterations: int
     num_draws: int
     warmup: int
     guide_steps: int
@@ -243,17 +243,22 @@ class _Wanted:
             raise ValueError("Monte-Carlo EM runs in one process: start it without torchrun.")
 
 
-def _start(source: ModelSource, train: Data, seed: int) -> Any:
+def _start(source: ModelFactory, train: Data, seed: int) -> Any:
     """The model before its first iteration; refused if NUTS has no E-step for it."""
     pyro.set_rng_seed(seed)
     with pyro.get_param_store().scope():
         made = source.make(_all(train))
-        Joint(made, _all(train))
+        CompleteLikelihood(made, _all(train))
     return made
 
 
 def _iterate(
-    model: Any, train: Data, wanted: _Wanted, place: Path | None, seconds: float, progress: bool
+    model: Any,
+    train: Data,
+    wanted: _MonteCarloEMOptions,
+    place: Path | None,
+    seconds: float,
+    progress: bool,
 ) -> tuple[MonteCarloEM, Draws]:
     """All iterations, from the checkpoint at `place` if there is one, and the last draws."""
     pyro.set_rng_seed(wanted.seed)
@@ -261,19 +266,19 @@ def _iterate(
         em = MonteCarloEM(
             model,
             _all(train),
-            iterations=wanted.iterations,
+            max_iterations=wanted.max_iterations,
             num_draws=wanted.num_draws,
             warmup=wanted.warmup,
             progress=Progress(
-                wanted.iterations, title="Monte-Carlo EM", figure="log p(x, z)", shown=progress
+                wanted.max_iterations, title="Monte-Carlo EM", figure="log p(x, z)", shown=progress
             ),
         )
-        run_on(em, wanted.iterations, place, seconds)
+        iterate_with_checkpoints(em, wanted.max_iterations, place, seconds)
         return em, em.finish()
 
 
 def _as_run(
-    pair: Pair,
+    pair: ModelGuidePair,
     train: Data,
     held_out: Data | None,
     asked: dict[str, Any],
@@ -281,8 +286,8 @@ def _as_run(
     begun: float,
 ) -> Run:
     """What came of it, judged by the guide."""
-    pair.freeze()
-    seed, rows = asked["options"]["seed"], some_rows(train)
+    pair.eval_mode()
+    seed, rows = asked["options"]["seed"], initialization_rows(train)
     degenerate = getattr(pair.model, "degenerate", None)
     with pair.scope(), torch.no_grad():
         reason = None if degenerate is None else degenerate(*rows)
@@ -296,11 +301,11 @@ def _as_run(
         "bound_monte_carlo_error": error,
         "held_out": aside,
         "held_out_monte_carlo_error": aside_error,
-        "steps": asked["options"]["iterations"],
+        "steps": asked["options"]["max_iterations"],
         "degenerate": reason,
         "seconds": time.perf_counter() - begun,
     }
-    judged = some_rows(train if held_out is None else held_out)
+    judged = initialization_rows(train if held_out is None else held_out)
     evidence = log_evidence(pair, *judged, num_particles=EVIDENCE_PARTICLES, seed=seed)
     of = "training rows" if held_out is None else "held-out rows"
     results = {"directory": None, **entry, **evidence_record(evidence, of=of, rows=len(judged[0]))}

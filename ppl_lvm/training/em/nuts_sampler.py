@@ -23,7 +23,7 @@ TREE_DEPTH = 6  # 63 steps at most: the chain need not cross the posterior in on
 Draws = dict[str, Tensor]
 
 
-class Chain:
+class NutsSampler:
     """Draws by NUTS from p(z | x, θ) at the model's present θ.
 
     Args:

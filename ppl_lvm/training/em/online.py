@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.data import Data
-from ppl_lvm.training.batching import RowOrder
+from ppl_lvm.training.batching import EpochSampler
 from ppl_lvm.training.em.statistics import State, Statistics, Sums
 
 
@@ -35,7 +35,7 @@ class OnlineEM:
     """The steps of some starts together, on the same mini-batches.
 
     Args:
-        model: an `EMModel` with `carry`.
+        model: an `EMModel` with `transport_statistics`.
         data: the rows.
         state: θ with the restarts R leading in every tensor.
         rows: numbers of the rows that the starts were made from.
@@ -60,24 +60,27 @@ class OnlineEM:
     ) -> None:
         if not 0.5 < decay <= 1:
             raise ValueError(f"decay={decay} must lie above 0.5 and be at most 1.")
-        if not hasattr(model, "carry"):
+        if not hasattr(model, "transport_statistics"):
             raise ValueError(
                 f"{type(model).__name__} has no carry(state, new, made_of, statistics), which "
                 "online EM needs. Leave decay out: EM over all rows."
             )
         self.data, self.state, self.decay = data, state, decay
         self.sums = Sums(model, data)
-        self.order = RowOrder(len(data), min(batch_size, len(data)), seed)
+        self.order = EpochSampler(len(data), min(batch_size, len(data)), seed)
         self.passes: list[list[float]] = [[] for _ in next(iter(state.values()))]
         self.step = 0
-        self._maximize, self._carry = torch.vmap(model.m_step), torch.vmap(model.carry)
+        self._maximize, self._carry = (
+            torch.vmap(model.m_step),
+            torch.vmap(model.transport_statistics),
+        )
         statistics, _ = self.sums.over(state, rows)
         self.statistics = {name: t * (len(data) / len(rows)) for name, t in statistics.items()}
         self.mean: Statistics = {}
         self._along = torch.zeros(len(self.passes), dtype=torch.float64)
 
-    def run(self, num_passes: int, between: Callable[[], None] = lambda: None) -> None:
-        """Step on to the end of pass `num_passes`, calling `between` after every pass.
+    def run(self, num_passes: int, after_iteration: Callable[[], None] = lambda: None) -> None:
+        """Step on to the end of pass `num_passes`, calling `after_iteration` after every pass.
 
         Raises:
             ValueError: a log-likelihood is not finite.
@@ -87,7 +90,7 @@ class OnlineEM:
             self._advance(averaged=self.step >= steps // 2, averages=self.step - steps // 2)
             if self.step % self.order.steps_per_epoch == 0:
                 self._note()
-                between()
+                after_iteration()
 
     def result(self) -> State:
         """The M-step of the averaged statistics."""

@@ -11,31 +11,31 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.rng import own_draws
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
-from ppl_lvm.programs.minibatch import Subsample
-from ppl_lvm.programs.pair import Pair
-from ppl_lvm.programs.sources import GuideSource
+from ppl_lvm.programs.minibatch import ScaleDataPlate
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import GuideFactory
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
-from ppl_lvm.training.preparation import make_pair
+from ppl_lvm.training.preparation import prepare_pair
 
 EVALUATIONS = 8  # of a bound: enough to say how far its draws let it wander
 
 
 def make_guide(
-    model: object, guides: GuideSource, data: Data, seed: int
-) -> tuple[Pair, frozenset[str]]:
+    model: object, guides: GuideFactory, data: Data, seed: int
+) -> tuple[ModelGuidePair, frozenset[str]]:
     """A copy of the model with a guide made for it, and the sites that are summed out."""
     pyro.set_rng_seed(seed)
     rows = data.batch(torch.arange(len(data)))
     with pyro.get_param_store().scope():
         guide = guides.make(model, rows)
-    return make_pair(model, guide, None, rows, data)  # type: ignore[arg-type]
+    return prepare_pair(model, guide, None, rows, data)  # type: ignore[arg-type]
 
 
 def fit_guide(
-    pair: Pair,
+    pair: ModelGuidePair,
     summed: frozenset[str],
     data: Data,
     held_out: Data | None,
@@ -49,7 +49,11 @@ def fit_guide(
     The history is empty where the guide has nothing to learn.
     """
     history: dict[str, list[float]] = {"bound": [], "validation_step": [], "validation_bound": []}
-    own = {id(leaf) for name, leaf in pair.leaves.items() if not name.startswith("model/")}
+    own = {
+        id(leaf)
+        for name, leaf in pair.unconstrained_parameters.items()
+        if not name.startswith("model/")
+    }
     if own:
         options = Options(
             num_steps,
@@ -63,20 +67,20 @@ def fit_guide(
         with progress:
             training.run(progress)
         history = training.history
-        for leaf in pair.leaves.values():
+        for leaf in pair.unconstrained_parameters.values():
             leaf.grad = None
     return history
 
 
-def bound(pair: Pair, data: Data, num_rows: int, seed: int) -> tuple[float, float]:
+def bound(pair: ModelGuidePair, data: Data, num_rows: int, seed: int) -> tuple[float, float]:
     """The ELBO on `data` in nats per datum, and its Monte-Carlo error.
 
     Terms of global latents are shared by the `num_rows` rows of the training data.
     """
-    scale = Subsample(num_rows)
+    scale = ScaleDataPlate(num_rows)
     model, guide = scale(pair.model), scale(pair.guide)
     batch: tuple[Tensor, ...] = data.batch(torch.arange(len(data)))
-    with torch.no_grad(), own_draws(), pair.scope():
+    with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         loss = [pair.objective.loss(model, guide, *batch) for _ in range(EVALUATIONS)]
     values = -torch.tensor(loss, dtype=torch.float64) / num_rows

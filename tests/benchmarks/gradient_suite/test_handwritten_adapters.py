@@ -5,24 +5,26 @@ import torch
 
 from ppl_lvm import estimators
 from ppl_lvm.benchmarks.gradient_suite import samples
-from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import Baseline, Running, hands
+from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import Baseline, Running, handwritten
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours
 from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
-from ppl_lvm.benchmarks.gradient_suite.subjects import Subject, known_subject
+from ppl_lvm.benchmarks.gradient_suite.subjects import BenchmarkPair, known_subject
 
 K = 4  # even, for antithetic pairs
 PAIRS = [
     (known, hand.estimator)
     for known in ("belief_net", "linear_gaussian", "decoders")
-    for hand in hands(KNOWN[known], known_subject(KNOWN[known], K, 0).pair, K)
+    for hand in handwritten(KNOWN[known], known_subject(KNOWN[known], K, 0).pair, K)
 ]
 
 
-def both(subject: Subject, name: str) -> tuple[Implementation, Implementation]:
+def both(subject: BenchmarkPair, name: str) -> tuple[Implementation, Implementation]:
     assert subject.known is not None
     mine = next(i for i in ours(subject.pair, subject.num_particles) if i.estimator == name)
     hand = next(
-        i for i in hands(subject.known, subject.pair, subject.num_particles) if i.estimator == name
+        i
+        for i in handwritten(subject.known, subject.pair, subject.num_particles)
+        if i.estimator == name
     )
     return mine, hand
 
@@ -53,13 +55,15 @@ def test_float32_gradients_agree(known: str, name: str) -> None:
                     return objective.loss_and_grads(pair.model, pair.guide, x)
 
             share_what_is_learned(mine, hand)
-            samples.gradient(step, batch, pair.leaves)  # the first look at the pair
+            samples.gradient(
+                step, batch, pair.unconstrained_parameters
+            )  # the first look at the pair
             torch.manual_seed(7)
-            of_mine, my_bound = samples.gradient(step, batch, pair.leaves)
+            of_mine, my_bound = samples.gradient(step, batch, pair.unconstrained_parameters)
             torch.manual_seed(7)
-            of_hand, hand_bound = samples.gradient(hand.step, batch, pair.leaves)
+            of_hand, hand_bound = samples.gradient(hand.step, batch, pair.unconstrained_parameters)
             torch.manual_seed(8)
-            other, _ = samples.gradient(hand.step, batch, pair.leaves)
+            other, _ = samples.gradient(hand.step, batch, pair.unconstrained_parameters)
     assert (of_mine - of_hand).norm() < 1e-5 * of_hand.norm()
     assert my_bound == pytest.approx(hand_bound, rel=1e-5)
     assert (of_mine - other).norm() > 1e-2 * of_hand.norm()  # other numbers, another gradient

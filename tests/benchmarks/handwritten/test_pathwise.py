@@ -79,7 +79,7 @@ RIGHT: dict[str, tuple[Loss, Loss]] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_doubly_reparameterised_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
+def test_doubly_reparameterized_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
     assert bias(*RIGHT[name], params, num_particles=2) < 1e-7
 
 

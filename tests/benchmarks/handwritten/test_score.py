@@ -106,10 +106,10 @@ def test_wake_model_is_unbiased_for_iwae(tables: Tables) -> None:
     reached = exact.gradients(exact.expectation(wake.wake_model, log_p, log_q, K), model)
     torch.testing.assert_close(reached, wanted, rtol=1e-12, atol=1e-12)
 
-    def unnormalised(log_p: Tensor, log_q: Tensor) -> Tensor:
+    def unnormalized(log_p: Tensor, log_q: Tensor) -> Tensor:
         return ((log_p - log_q).exp().detach() * log_p).sum(0)
 
-    wrong = exact.gradients(exact.expectation(unnormalised, log_p, log_q, K), model)
+    wrong = exact.gradients(exact.expectation(unnormalized, log_p, log_q, K), model)
     assert not torch.allclose(wrong, wanted, rtol=1e-2)
 
 

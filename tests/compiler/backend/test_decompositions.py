@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_lvm.compiler.backend.decompositions import PLAINER
+from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
 from ppl_lvm.compiler.backend.inductor import compile_graph
 
 aten = torch.ops.aten
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 def plainer(function: Callable[..., Any], *inputs: Tensor) -> Any:
     """The graph of a function in plainer operations."""
-    return make_fx(function, decomposition_table=PLAINER)(*inputs)
+    return make_fx(function, decomposition_table=DECOMPOSITIONS)(*inputs)
 
 
 def operations(graph: Any) -> set[Any]:
@@ -110,7 +110,9 @@ def test_a_product_of_few_columns_is_taken_the_other_way_round(
 @pytest.mark.parametrize("index", [torch.tensor(4), torch.tensor([[0, -1], [5, 2]])])
 def test_single_numbers_are_taken_without_a_look_at_their_place(index: Tensor) -> None:
     table = torch.arange(6.0).view(2, 3).t()
-    graph = make_fx(torch.take, decomposition_table=PLAINER, tracing_mode="fake")(table, index)
+    graph = make_fx(torch.take, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(
+        table, index
+    )
     assert torch.equal(graph(table, index), torch.take(table, index))
     assert operations(graph) <= {aten.view.default, aten.clone.default, aten.index.Tensor} | {
         aten._unsafe_view.default
@@ -195,7 +197,7 @@ def test_compiled_draws_do_not_depend_on_how_a_product_lies() -> None:
     def function(a: Tensor, b: Tensor) -> list[Tensor]:
         return [draw((a @ b).exp()) + 0 for draw in DRAWS.values()]
 
-    graph = make_fx(function, decomposition_table=PLAINER, tracing_mode="fake")(a, b)
+    graph = make_fx(function, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")(a, b)
     compiled, drawn = compile_graph(graph, [a, b], True), []
     for draw in (function, compiled):
         torch.manual_seed(0)

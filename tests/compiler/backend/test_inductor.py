@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_lvm.compiler.backend.inductor import Workshop, compile_graph, largest, probing
+from ppl_lvm.compiler.backend.inductor import CompileWorker, compile_graph, largest, start_isa_probe
 
 
 def test_what_has_been_probed_is_not_probed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    probing().join()
+    start_isa_probe().join()
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     started = []
@@ -20,7 +20,7 @@ def test_what_has_been_probed_is_not_probed_again(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
     pick_vec_isa()
     assert not started
-    assert probing() is probing()
+    assert start_isa_probe() is start_isa_probe()
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_another_process_compiles_and_this_one_finds_the_result() -> None:
 
     x = torch.arange(12.0).reshape(3, 4)
     graph = make_fx(step, tracing_mode="fake")(x)  # as `CompiledStep` traces: others are not kept
-    workshop, said = Workshop(), list[str]()
+    workshop, said = CompileWorker(), list[str]()
     workshop.start(graph, [x], same_random=True)
     assert workshop.used
     assert workshop.wait(said.append) is None
@@ -67,7 +67,7 @@ def test_a_table_of_unknown_size_is_passed_over() -> None:
 
 
 def test_a_compilation_that_is_given_up_leaves_no_process() -> None:
-    workshop = Workshop()
+    workshop = CompileWorker()
     workshop.start(make_fx(torch.exp)(torch.ones(2)), [torch.ones(2)], same_random=True)
     process = workshop._process
     assert process is not None

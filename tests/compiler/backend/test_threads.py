@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler import make_whole_step
-from ppl_lvm.compiler.backend.threads import one_thread
-from ppl_lvm.compiler.capture.captured_gradient import Gradient
+from ppl_lvm.compiler import make_training_step
+from ppl_lvm.compiler.backend.threads import single_thread_if
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 def test_one_thread_is_for_as_long_as_asked() -> None:
-    with one_thread(True):
+    with single_thread_if(True):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with one_thread(False):
+    with single_thread_if(False):
         assert torch.get_num_threads() == 2
-    with pytest.raises(ZeroDivisionError), one_thread(True):
+    with pytest.raises(ZeroDivisionError), single_thread_if(True):
         _ = 1 / 0
     assert torch.get_num_threads() == 2
 
@@ -39,9 +39,9 @@ def test_threads_go_by_the_largest_tensor(
 ) -> None:
     x, w = torch.randn(rows, 1), torch.zeros(1, requires_grad=True)
     used: list[int] = []
-    replay = Gradient._replay
+    replay = CapturedGradient._replay
 
-    def spy(self: Gradient, *args: Any) -> Any:
+    def spy(self: CapturedGradient, *args: Any) -> Any:
         used.append(torch.get_num_threads())
         return replay(self, *args)
 
@@ -50,8 +50,8 @@ def test_threads_go_by_the_largest_tensor(
         loss.backward()
         return loss.detach()
 
-    monkeypatch.setattr(Gradient, "_replay", spy)
-    step = make_whole_step(loss_and_grads, torch.optim.Adam([w]), "captured")
+    monkeypatch.setattr(CapturedGradient, "_replay", spy)
+    step = make_training_step(loss_and_grads, torch.optim.Adam([w]), "captured")
     for _ in range(4):
         step(x)
     assert set(used) == {threads}
@@ -66,7 +66,7 @@ def test_what_is_only_read_counts() -> None:
         loss.backward()
         return loss.detach()
 
-    step = make_whole_step(loss_and_grads, torch.optim.Adam([w]), "captured")
+    step = make_training_step(loss_and_grads, torch.optim.Adam([w]), "captured")
     for _ in range(3):
         step(x)
     assert not step.gradient.small

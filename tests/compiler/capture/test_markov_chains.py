@@ -10,7 +10,11 @@ from pyro.ops.rings import LogRing
 from torch import Tensor
 
 from ppl_lvm.compiler.capture import markov_chains as chains
-from ppl_lvm.compiler.capture.markov_chains import chain_order, chains_summed, sum_chain
+from ppl_lvm.compiler.capture.markov_chains import (
+    chain_order,
+    eliminate_chain,
+    fast_markov_elimination,
+)
 
 # Letters: a, b, ... are the chain's variables, p and q are plates.
 CHAINS = {
@@ -40,7 +44,7 @@ def variables(names: Sequence[str]) -> set[str]:
 def test_the_sum_and_its_gradient_are_pyros(case: str) -> None:
     names = CHAINS[case]
     ours, theirs = terms(names), terms(names)
-    got = sum_chain(ours, variables(names))
+    got = eliminate_chain(ours, variables(names))
     wanted = LogRing().sumproduct(theirs, variables(names))
     assert got._pyro_dims == wanted._pyro_dims
     torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
@@ -64,7 +68,7 @@ def test_impossible_states_leave_finite_gradients() -> None:
     with torch.no_grad():
         factors[2][:, 1:] = -math.inf
         factors[3][0, 0] = -math.inf
-    got = sum_chain(factors, variables(names))
+    got = eliminate_chain(factors, variables(names))
     wanted = LogRing().sumproduct([_named(f) for f in factors], variables(names))
     torch.testing.assert_close(got, wanted)
     assert all(g.isfinite().all() for g in torch.autograd.grad(got, factors))
@@ -89,7 +93,7 @@ def _named(factor: Any) -> Tensor:
 )
 def test_what_is_no_chain_is_left_to_pyro(names: list[str]) -> None:
     assert chain_order(names, variables(names)) is None
-    assert sum_chain(terms(names), variables(names)) is None
+    assert eliminate_chain(terms(names), variables(names)) is None
 
 
 def test_a_chain_of_unequal_variables_is_left_to_pyro() -> None:
@@ -97,7 +101,7 @@ def test_a_chain_of_unequal_variables_is_left_to_pyro() -> None:
     factors = terms(names)
     factors[-1] = torch.zeros(4, 5)
     factors[-1]._pyro_dims = "de"
-    assert sum_chain(factors, variables(names)) is None
+    assert eliminate_chain(factors, variables(names)) is None
 
 
 def test_the_order_is_the_chains_whatever_the_order_of_factors() -> None:
@@ -108,7 +112,7 @@ def test_the_order_is_the_chains_whatever_the_order_of_factors() -> None:
 def test_pyros_ring_takes_it_within_the_context_only() -> None:
     names = CHAINS["nothing at the start"]
     theirs = LogRing.sumproduct
-    with chains_summed():
+    with fast_markov_elimination():
         assert LogRing.sumproduct is not theirs
         inside = LogRing().sumproduct(terms(names), variables(names))
         left = LogRing().sumproduct(terms(["ab", "ac", "ad", "ae"]), set("abcde"))

@@ -183,7 +183,7 @@ def test_a_parameter_that_is_not_used_goes_on_by_momentum_as_in_pyro() -> None:
     assert svi.num_captures == 2
 
 
-def test_a_torch_optimiser_takes_in_parameters_that_come_later() -> None:
+def test_a_torch_optimizer_takes_in_parameters_that_come_later() -> None:
     """The first step uses one of two layers: the other one is trained all the same."""
 
     def make(engine: Any) -> tuple[list[float], Any]:

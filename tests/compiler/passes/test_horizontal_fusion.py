@@ -30,7 +30,7 @@ def graph(function: Callable[..., Any], *inputs: Tensor) -> fx.GraphModule:
 
 def together(whole: fx.GraphModule, *inputs: Tensor, constants: Any = ()) -> Any:
     """The merged graph as a function of the inputs, and the graph."""
-    found = alike.merged(whole, inputs, constants)
+    found = alike.fuse_isomorphic_ops(whole, inputs, constants)
     assert found is not None
     return (lambda *given: found.module(*given, *constants, *found.orders)), found.module
 
@@ -150,14 +150,14 @@ def test_a_change_that_somebody_sees_leaves_the_graph_alone(function: Any) -> No
     x = torch.randn(4)
     whole = graph(function, x.clone())
     assert functional(whole.graph) is None
-    assert alike.merged(whole, [x], []) is None
+    assert alike.fuse_isomorphic_ops(whole, [x], []) is None
 
 
 def test_a_graph_that_hardly_shrinks_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alike, "_GAIN", 0.5)
     x = torch.randn(4)
     whole = graph(lambda x: (x.exp().sin().cos(),), x)
-    assert alike.merged(whole, [x], []) is None
+    assert alike.fuse_isomorphic_ops(whole, [x], []) is None
 
 
 # Programs
@@ -176,10 +176,10 @@ def chain(y: Tensor) -> None:
 
 def topics(y: Tensor) -> None:
     """A loop over continuous latents, and one over what they explain."""
-    centre = [pyro.sample(f"c_{k}", dist.Normal(0.0, 2.0)) for k in range(12)]
+    center = [pyro.sample(f"c_{k}", dist.Normal(0.0, 2.0)) for k in range(12)]
     with pyro.plate("data", len(y), dim=-1):
         for k in range(12):
-            pyro.sample(f"y_{k}", dist.Normal(centre[k], 1.0), obs=y[:, k])
+            pyro.sample(f"y_{k}", dist.Normal(center[k], 1.0), obs=y[:, k])
 
 
 def topics_guide(y: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_lvm.compiler import CompiledSVI
 from ppl_lvm.compiler.passes import row_tiling as blocks
-from ppl_lvm.compiler.passes.row_tiling import BlockedStep, block_size
+from ppl_lvm.compiler.passes.row_tiling import TiledStep, block_size
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 
@@ -33,18 +33,18 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def data() -> Tensor:
     draw = torch.Generator().manual_seed(0)
-    centres = 3 * torch.randn(3, COLUMNS, generator=draw)
-    return centres.repeat(15, 1)[:ROWS] + torch.randn(ROWS, COLUMNS, generator=draw)
+    centers = 3 * torch.randn(3, COLUMNS, generator=draw)
+    return centers.repeat(15, 1)[:ROWS] + torch.randn(ROWS, COLUMNS, generator=draw)
 
 
-def mixture(plate: str = "data", centred: bool = False) -> Callable[[Tensor], None]:
+def mixture(plate: str = "data", centered: bool = False) -> Callable[[Tensor], None]:
     """Three clusters of one width, whose log-density table is (3, rows, columns)."""
 
     def model(x: Tensor) -> None:
         means = pyro.param("means", lambda: torch.eye(3, COLUMNS))
         weights = pyro.param("weights", torch.full((3,), 1 / 3), dist.constraints.simplex)
         width = pyro.param("width", torch.tensor(2.0), dist.constraints.positive)
-        if centred:
+        if centered:
             x = x - x.mean(0)
         with pyro.plate(plate, len(x), dim=-1):
             c = pyro.sample("c", dist.Categorical(weights), infer={"enumerate": "parallel"})
@@ -70,26 +70,26 @@ def run(
 def test_steps_in_blocks_are_the_eager_steps() -> None:
     """With a last block of four rows, an optimiser that clips, and a rate that decays."""
     found, kinds = run(mixture(), "compiled")
-    assert kinds == [BlockedStep]
+    assert kinds == [TiledStep]
     assert found == pytest.approx(run(mixture(), "eager")[0], rel=1e-10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [mixture("rows"), mixture(centred=True)])
+@pytest.mark.parametrize("model", [mixture("rows"), mixture(centered=True)])
 def test_what_is_no_sum_over_rows_is_taken_whole(model: Callable[..., Any]) -> None:
     """A plate that nothing is known of, and rows that are not independent of each other."""
     found, kinds = run(model, "compiled")
     assert kinds
-    assert BlockedStep not in kinds
+    assert TiledStep not in kinds
     assert found == pytest.approx(run(model, "eager")[0], rel=1e-10)
 
 
 @pytest.mark.slow
 def test_without_the_trial_they_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_is_whole", lambda *rest: True)
-    found, kinds = run(mixture(centred=True), "compiled")
-    assert kinds == [BlockedStep]
-    assert found != pytest.approx(run(mixture(centred=True), "eager")[0], rel=1e-3)
+    found, kinds = run(mixture(centered=True), "compiled")
+    assert kinds == [TiledStep]
+    assert found != pytest.approx(run(mixture(centered=True), "eager")[0], rel=1e-3)
 
 
 def shared(x: Tensor) -> None:
@@ -108,7 +108,7 @@ def about_shared(x: Tensor) -> None:
 def test_random_numbers_are_drawn_once_for_all_rows() -> None:
     found, kinds = run(shared, "compiled", about_shared)
     assert kinds
-    assert BlockedStep not in kinds
+    assert TiledStep not in kinds
     assert found == pytest.approx(run(shared, "eager", about_shared)[0], rel=1e-10)
 
 
@@ -117,14 +117,14 @@ def test_random_numbers_are_drawn_once_for_all_rows() -> None:
 def test_a_fit_in_blocks_is_the_eager_fit(clip: float | None, calls: int) -> None:
     asked: dict[str, Any] = {"num_steps": 10, "progress": False, "clip_norm": clip}
     made = []
-    take = BlockedStep.take
+    take = TiledStep.take
 
     def counted(self: Any, *rest: Any) -> Any:
         made.append(self)
         return take(self, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockedStep, "take", counted)
+        patch.setattr(TiledStep, "take", counted)
         found = fit(
             GaussianMixture(3), None, data(), engine="compiled", steps_per_call=calls, **asked
         )

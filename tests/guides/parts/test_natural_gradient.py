@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from ppl_lvm.guides.parts import natural_gradient as ascent
-from ppl_lvm.guides.parts.encoder_guide import served
+from ppl_lvm.guides.parts.encoder_guide import supported_sites
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend, points
-from ppl_lvm.guides.parts.variational_families import Diagonal, Pushed
+from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.models import PPCA
 from ppl_lvm.models.parts import linear_gaussian
 from ppl_lvm.programs.signatures import signature
@@ -28,7 +28,10 @@ def _ppca(rows: int) -> tuple[PPCA, Tensor, MultivariateNormal, Tensor]:
 
 def _bound(model: Any, *batch: Tensor, draws: int | None = None) -> LocalBound:
     declared = signature(model, *batch)
-    factors = [Pushed(site, declared, Diagonal()) for site in served(declared, "this")]
+    factors = [
+        TransformedFactor(site, declared, DiagonalFamily())
+        for site in supported_sites(declared, "this")
+    ]
     return LocalBound(model, declared, factors, batch, draws, "this")
 
 

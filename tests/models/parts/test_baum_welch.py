@@ -269,7 +269,7 @@ def test_carried_sums_say_the_same(emission: str) -> None:
     state = model.em_state()
     statistics, _ = model.e_step(state, x)
     new = model.m_step(state, statistics)
-    again = model.m_step(new, model.carry(state, new, statistics, statistics))
+    again = model.m_step(new, model.transport_statistics(state, new, statistics, statistics))
     for name in new:
         torch.testing.assert_close(again[name], new[name], rtol=0, atol=1e-10)
     uncarried = model.m_step(new, statistics)

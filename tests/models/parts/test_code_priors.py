@@ -12,7 +12,7 @@ from torch.distributions import Normal, biject_to
 from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.guides import AmortizedNormal, encoder_of_model
+from ppl_lvm.guides import AmortizedNormal, vamp_prior_guide
 from ppl_lvm.models import VAE
 from ppl_lvm.models.parts.code_priors import make_prior
 from ppl_lvm.particles import log_weights
@@ -62,7 +62,7 @@ def test_a_flow_without_its_jacobian_is_caught() -> None:
 def test_a_vamp_prior_is_the_average_posterior_of_its_pseudo_inputs() -> None:
     model = VAE(2, prior="vamp(components=5)")
     model.initialize(BITS)
-    guide = encoder_of_model(model, BITS)
+    guide = vamp_prior_guide(model, BITS)
     z = torch.randn(7, 2)
     loc, log_scale = guide.encoder(model.code_prior.pseudo).chunk(2, -1)
     each = Normal(loc, log_scale.exp()).log_prob(z[:, None]).sum(-1)  # (7, 5)
@@ -97,7 +97,7 @@ def test_importance_weights_have_the_evidence_of_quadrature(spec: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "guide"),
-    [("vamp(components=5)", "encoder_of_model"), ("flow(layers=2)", "AmortizedNormal")],
+    [("vamp(components=5)", "vamp_prior_guide"), ("flow(layers=2)", "AmortizedNormal")],
 )
 def test_it_passes_the_check_trains_and_comes_back(spec: str, guide: str, tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))
@@ -143,4 +143,4 @@ def test_what_is_no_prior(spec: str, message: str) -> None:
 
 def test_a_prior_without_an_encoder_is_named() -> None:
     with pytest.raises(ValueError, match="VAE has no prior made of an encoder"):
-        encoder_of_model(VAE(2), BITS)
+        vamp_prior_guide(VAE(2), BITS)

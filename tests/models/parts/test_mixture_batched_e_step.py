@@ -45,8 +45,8 @@ def test_the_sums_of_many_starts_are_those_of_each(covariance: str) -> None:
 def test_a_narrow_start_takes_the_way_that_loses_no_digits(
     covariance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    centres = torch.randn(4, 3)[torch.arange(300) % 4]
-    x = centres + 1e-5 * torch.randn(300, 3)
+    centers = torch.randn(4, 3)[torch.arange(300) % 4]
+    x = centers + 1e-5 * torch.randn(300, 3)
     state = _starts(x, covariance, 3)
     state["variance"][0] += 0.1 * (torch.eye(3) if covariance in ("full", "tied") else 1)
     _close(mixture_features.expect(state, x, covariance), state, x, covariance)

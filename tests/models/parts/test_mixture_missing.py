@@ -134,7 +134,7 @@ def test_gradient_fits_take_missing_values_too(holed: Tensor) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
-def test_a_collapsed_component_is_recognised_through_gaps(covariance: str) -> None:
+def test_a_collapsed_component_is_recognized_through_gaps(covariance: str) -> None:
     """Columns' means in the gaps would lend it a width."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(120, 3, generator=draw)

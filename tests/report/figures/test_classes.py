@@ -12,7 +12,7 @@ from ppl_lvm.guides import label_free
 from ppl_lvm.models import SemiSupervisedVAE
 from ppl_lvm.report.figures.classes import against_labels, confusion, of_each, table
 from ppl_lvm.report.figures.fit import latent_plane
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 DRAW = np.random.default_rng(0)
 
@@ -38,7 +38,7 @@ def test_confusion_counts_as_scikit_learn_does() -> None:
     assert [t.get_text() for t in apart.axes[0].get_yticklabels()] == ["even", "odd"]
 
 
-def taught() -> Subject:
+def taught() -> RunView:
     """Four clouds; a quarter of the labels, and a tenth of these wrong."""
     data = load_data("blobs(n=200, components=4, dimensions=3, noise=0.5)")
     x, truth = data.tensors[0], data.labels
@@ -53,7 +53,7 @@ def taught() -> Subject:
         progress=False,
     )
     whole = load_data((x, some))
-    return Subject(run, whole, whole.tensors)
+    return RunView(run, whole, whole.tensors)
 
 
 def test_labels_are_hidden_from_the_model_that_is_asked() -> None:
@@ -89,7 +89,7 @@ def test_a_table_is_in_units_of_the_data() -> None:
     assert np.allclose(shown[:, 2], 0)
 
 
-def test_rows_without_a_label_are_grey() -> None:
+def test_rows_without_a_label_are_gray() -> None:
     codes, labels = DRAW.normal(size=(60, 2)), np.arange(60) % 3 - 1
     figure = latent_plane(codes, labels)
     names = [t.get_text() for t in figure.legends[0].get_texts()]

@@ -20,7 +20,7 @@ from ppl_lvm.report.figures.conditional import (
     predictions,
     reliability,
 )
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 from small_programs import Mean
 
 DRAW = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def test_draws_of_y_are_made_without_a_look_at_y() -> None:
     x, y = torch.randn(100, 1), torch.randn(100, 2)
     model = ConditionalVAE(2, hidden=(8,), likelihood="gaussian")
     run = fit(model, None, (x, y), num_steps=200, progress=False)
-    figure = predictions(Subject(run, load_data((x, y)), (x, y)))
+    figure = predictions(RunView(run, load_data((x, y)), (x, y)))
     assert figure is not None
     points = np.asarray(figure.axes[0].collections[0].get_offsets())
     assert abs(np.corrcoef(points.T)[0, 1]) < 0.3
@@ -81,7 +81,7 @@ def test_categories_are_filled_in_as_levels() -> None:
     data = load_data("digits").subset(torch.arange(30))
     model = ConditionalVAE(2, 32, hidden=(4,), likelihood="categorical", categories=17)
     run = fit(model, None, data, num_steps=2, progress=False)
-    figure = filled_in(Subject(run, data, data.tensors))
+    figure = filled_in(RunView(run, data, data.tensors))
     assert figure is not None
     shown = tiles(figure, 7, 8, 8)
     assert np.array_equal(shown[0].reshape(8, 64), data.tensors[0][:8].numpy())
@@ -91,7 +91,7 @@ def test_categories_are_filled_in_as_levels() -> None:
 def test_schools_shrink_and_their_intervals_are_the_draws() -> None:
     data = load_data("eight_schools")
     run = fit(RandomEffects(), None, data, num_steps=300, progress=False)
-    subject = Subject(run, data, data.tensors)
+    subject = RunView(run, data, data.tensors)
     figure = predictions(subject)
     assert figure is not None
     means = np.asarray(figure.axes[0].containers[0].lines[0].get_ydata())
@@ -109,7 +109,7 @@ def test_schools_shrink_and_their_intervals_are_the_draws() -> None:
 def test_a_point_estimate_is_shown_too() -> None:
     """Its draws are the parameter itself, which carries a gradient."""
     run = fit(Mean(), point, torch.ones(10), num_steps=2, progress=False)
-    assert posterior(Subject(run, load_data(torch.ones(10)), (torch.ones(10),))) is not None
+    assert posterior(RunView(run, load_data(torch.ones(10)), (torch.ones(10),))) is not None
 
 
 def point(x: torch.Tensor) -> None:

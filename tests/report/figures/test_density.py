@@ -16,7 +16,7 @@ from ppl_lvm.report.run_figures import figures
 
 def test_the_grid_holds_the_models_density_and_all_its_mass() -> None:
     run = fit(GaussianMixture(2), None, torch.randn(200, 2), num_steps=50, progress=False)
-    across, up, found = density.on_grid(run._pair, torch.tensor([[-6.0, -6.0], [6.0, 6.0]]))
+    across, up, found = density.on_grid(run.pair, torch.tensor([[-6.0, -6.0], [6.0, 6.0]]))
     assert np.isclose(found.sum() * (across[1] - across[0]) * (up[1] - up[0]), 1, atol=0.01)
     point = torch.tensor([[across[60], up[70]]], dtype=torch.float32)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ppl_lvm.report.figures import fit as pictures
-from ppl_lvm.report.figures.style import COLOURS, WIDTH, thin
+from ppl_lvm.report.figures.style import COLORS, WIDTH, thin
 
 DRAW = np.random.default_rng(0)
 
@@ -130,12 +130,12 @@ def test_mixture_in_two_columns_is_drawn_in_them(tmp_path: Path) -> None:
     assert _axes(chosen).get_xlabel() == "column 2"  # numbered as in messages and tensors
 
 
-def test_points_take_the_colour_of_their_component() -> None:
+def test_points_take_the_color_of_their_component() -> None:
     given = _mixture(P=3)
     given["responsibilities"] = np.tile([0.0, 1.0], (200, 1))
-    colours = _axes(pictures.mixture(**given)).collections[0].get_facecolor()
-    wanted = [int(COLOURS[1][k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    assert np.allclose(np.asarray(colours)[:, :3], wanted)
+    colors = _axes(pictures.mixture(**given)).collections[0].get_facecolor()
+    wanted = [int(COLORS[1][k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    assert np.allclose(np.asarray(colors)[:, :3], wanted)
 
 
 @pytest.mark.parametrize(("P", "K"), [(1, 2), (2, 1), (5, 3), (3, 12)])

@@ -18,16 +18,16 @@ from ppl_lvm.models import (
 )
 from ppl_lvm.posterior.topics import coherence
 from ppl_lvm.report import run_figures as draw
-from ppl_lvm.report.figures.latents import _walks, chain, given_back
+from ppl_lvm.report.figures.latents import _walks, chain, reconstruct
 from ppl_lvm.report.figures.topics import draw as draw_topics
 from ppl_lvm.report.figures.topics import topics
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 
-def subject(model: object, source: object) -> Subject:
+def subject(model: object, source: object) -> RunView:
     data = load_data(source)
     run = fit(model, None, data, num_steps=2, engine="eager", progress=False)  # type: ignore[arg-type]
-    return Subject(run, data, data.tensors)
+    return RunView(run, data, data.tensors)
 
 
 def test_walks_of_proportions_stay_proportions_and_bits_bits() -> None:
@@ -61,7 +61,7 @@ def test_a_chain_goes_from_noise_to_rows() -> None:
 def test_categories_are_drawn_as_levels() -> None:
     x = torch.randint(0, 5, (30, 6)).float()
     seen = subject(VAE(2, hidden=(4,), likelihood="categorical", categories=5), x)
-    back = given_back(seen)
+    back = reconstruct(seen)
     assert back is not None
     assert back.shape == x.shape
     assert 0 <= back.min() < back.max() <= 4
@@ -87,7 +87,7 @@ def test_topics_are_the_models_own() -> None:
 
 
 def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(seen: Subject) -> None:
+    def broken(seen: RunView) -> None:
         raise ValueError("no paper")
 
     monkeypatch.setitem(draw.PICTURES, "density", broken)

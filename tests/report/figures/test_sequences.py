@@ -7,7 +7,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import HiddenMarkovModel
 from ppl_lvm.report.figures.sequences import beside, made_up, states, under
-from ppl_lvm.report.run_view import Subject
+from ppl_lvm.report.run_view import RunView
 
 DRAW = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ def test_gaps_are_not_drawn_as_values() -> None:
     x[0, 3:5] = torch.nan
     data = load_data(x, missing="keep")
     run = fit(HiddenMarkovModel(states=2), None, data, num_steps=2, progress=False)
-    seen = Subject(run, data, data.tensors)
+    seen = RunView(run, data, data.tensors)
     figure = made_up(seen)
     assert figure is not None
     first = np.asarray(figure.axes[0].lines[0].get_ydata())

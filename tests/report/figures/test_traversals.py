@@ -10,7 +10,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, BayesianGaussianMixture
 from ppl_lvm.report.figures.style import gap, mosaic
 from ppl_lvm.report.figures.traversals import traversals, worst_explained
-from ppl_lvm.report.run_figures import READINGS, figures, worst
+from ppl_lvm.report.run_figures import READINGS, figures, worst_rows
 
 DRAW = np.random.default_rng(0)
 
@@ -62,10 +62,10 @@ def test_a_fit_with_codes_gets_both() -> None:
     assert set(drawn) <= set(READINGS)
     batch = tuple(t[:50] for t in run.batch(data))
     log_p = -torch.arange(50.0)
-    found = worst(run, data, batch, log_p)
+    found = worst_rows(run, data, batch, log_p)
     assert found is not None
     assert found.axes[0].get_yticklabels()[0].get_text() == "row 49"
-    assert worst(run, data, batch, log_p[:7]) is None
+    assert worst_rows(run, data, batch, log_p[:7]) is None
 
 
 def test_rows_that_share_a_latent_have_no_density_to_draw() -> None:

@@ -58,7 +58,7 @@ def test_online_em_of_a_linear_model_with_missing_values(model: Any) -> None:
 class _Uncarried(GaussianMixture):
     """A wrong twin: old statistics are taken for statistics at the new parameters."""
 
-    def carry(self, state: Any, new: Any, made_of: Any, statistics: Any) -> Any:
+    def transport_statistics(self, state: Any, new: Any, made_of: Any, statistics: Any) -> Any:
         return statistics
 
 

@@ -17,7 +17,7 @@ from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.programs.signatures import signature
 
 
-def encoder_of_model(model: Any, *batch: Tensor) -> AmortizedNormal:
+def vamp_prior_guide(model: Any, *batch: Tensor) -> AmortizedNormal:
     """An AmortizedNormal whose encoder is the one of `model.code_prior`.
 
     Args:

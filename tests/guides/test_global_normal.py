@@ -1,4 +1,4 @@
-"""SharedNormal on posteriors it can represent exactly, and on models it does not serve."""
+"""GlobalNormal on posteriors it can represent exactly, and on models it does not serve."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 from torch import Tensor
 
-from ppl_lvm.guides import SharedNormal
+from ppl_lvm.guides import GlobalNormal
 from ppl_lvm.programs.signatures import signature
 
 
@@ -22,7 +22,7 @@ def _counts(x: Tensor) -> None:
 
 def test_it_finds_the_dirichlet_posterior() -> None:
     x = torch.tensor([0] * 12 + [1] * 7 + [2] * 1)
-    guide = SharedNormal(_counts, x, rows=10.0)
+    guide = GlobalNormal(_counts, x, rows=10.0)
     objective = Trace_ELBO(32, max_plate_nesting=1, vectorize_particles=True)
     svi = SVI(_counts, guide, Adam({"lr": 0.02}), objective)
     for _ in range(500):
@@ -42,7 +42,7 @@ def test_supports_shapes_and_plates_are_the_models() -> None:
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     x = torch.randn(5)
-    guide = SharedNormal(model, x)
+    guide = GlobalNormal(model, x)
     read, declared = signature(guide, x), signature(model, x)
     trace = poutine.trace(guide).get_trace(x)
     for site in declared.latents:
@@ -58,10 +58,10 @@ def test_it_starts_where_the_model_says() -> None:
             with pyro.plate("data", len(x), dim=-1):
                 pyro.sample("x", dist.Normal(w.sum(), 1.0), obs=x)
 
-        def starting_values(self, x: Tensor) -> dict[str, Tensor]:
+        def initial_values(self, x: Tensor) -> dict[str, Tensor]:
             return {"w": torch.tensor([3.0, 7.0])}
 
-    guide = SharedNormal(Model(), torch.randn(4))
+    guide = GlobalNormal(Model(), torch.randn(4))
     torch.testing.assert_close(guide.w_loc.detach().exp(), torch.tensor([3.0, 7.0]))
 
 
@@ -74,6 +74,6 @@ def test_models_it_does_not_serve_are_told_why() -> None:
         pyro.sample("k", dist.Bernoulli(0.5))
 
     with pytest.raises(ValueError, match=r"no latent outside the plate 'data'.*\['z'\]"):
-        SharedNormal(local, torch.randn(3))
+        GlobalNormal(local, torch.randn(3))
     with pytest.raises(ValueError, match="'k' ~ Bernoulli is discrete"):
-        SharedNormal(discrete, torch.randn(3))
+        GlobalNormal(discrete, torch.randn(3))

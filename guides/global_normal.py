@@ -23,9 +23,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.guides.parts.support_transform import (
-    PushedNormal,
+    TransformedNormal,
+    enter_plates,
     enumerated,
-    inside,
     open_plates,
     require_plain_plates,
 )
@@ -37,10 +37,10 @@ from ppl_lvm.programs.signatures import Signature, Site, signature
 _DRAWS = 15
 
 
-class SharedNormal(PyroModule):
+class GlobalNormal(PyroModule):
     """Mean-field q over the global latents of a model.
 
-    Starts at the values that `model.starting_values(*batch)` gives (a dictionary, site to
+    Starts at the values that `model.initial_values(*batch)` gives (a dictionary, site to
     tensor), if the model has that method, and at medians of prior draws where it does not.
 
     Args:
@@ -60,8 +60,8 @@ class SharedNormal(PyroModule):
         super().__init__()
         declared = signature(model, *batch)
         self._signature = declared
-        self.sites = served(declared)
-        self._pushed: dict[str, PushedNormal] = {}
+        self.sites = supported_sites(declared)
+        self._pushed: dict[str, TransformedNormal] = {}
         start = _start(model, [site.name for site in self.sites], *batch)
         for site in self.sites:
             value = start[site.name]
@@ -69,7 +69,7 @@ class SharedNormal(PyroModule):
                 concentration = PyroParam(rows * value, constraints.positive)
                 setattr(self, f"{site.name}_concentration", concentration)
                 continue
-            pushed = PushedNormal(site)
+            pushed = TransformedNormal(site)
             loc = pushed.unconstrain(value)
             self._pushed[site.name] = pushed
             setattr(self, f"{site.name}_loc", PyroParam(loc, constraints.real))
@@ -82,7 +82,7 @@ class SharedNormal(PyroModule):
     def draw(self, plates: dict[str, Any], *batch: Any) -> None:
         """Sample every site inside `plates`, which several guides may share."""
         for site in self.sites:
-            with inside(site, plates):
+            with enter_plates(site, plates):
                 pyro.sample(site.name, self.distribution(site))
 
     def distribution(self, site: Site) -> Any:
@@ -94,7 +94,7 @@ class SharedNormal(PyroModule):
         return self._pushed[site.name](loc, getattr(self, f"{site.name}_scale"))
 
 
-def served(declared: Signature) -> list[Site]:
+def supported_sites(declared: Signature) -> list[Site]:
     """The global continuous latents.
 
     Raises:
@@ -104,13 +104,13 @@ def served(declared: Signature) -> list[Site]:
     for site in sites:
         if site.discrete:
             raise ValueError(
-                f"SharedNormal serves continuous sites, but {site.name!r} ~ {site.distribution} "
+                f"GlobalNormal serves continuous sites, but {site.name!r} ~ {site.distribution} "
                 'is discrete. Add infer={"enumerate": "parallel"} to its pyro.sample.'
             )
         require_plain_plates(site, declared)
     if not sites:
         raise ValueError(
-            f"SharedNormal found no latent outside the plate {DATA_PLATE!r}: the model's are "
+            f"GlobalNormal found no latent outside the plate {DATA_PLATE!r}: the model's are "
             f"{[site.name for site in declared.latents]}. Use ppl_lvm.guides:auto_guide."
         )
     return sites
@@ -126,8 +126,8 @@ def _on_simplex(site: Site) -> bool:
 
 def _start(model: Callable[..., Any], names: list[str], *batch: Any) -> dict[str, Tensor]:
     given: dict[str, Tensor] = {}
-    if hasattr(model, "starting_values"):
-        given = model.starting_values(*batch)
+    if hasattr(model, "initial_values"):
+        given = model.initial_values(*batch)
     with dry_run(model, seed=0), torch.no_grad():
         traces = [poutine.trace(model).get_trace(*batch) for _ in range(_DRAWS)]
     for name in set(names) - set(given):
