@@ -103,7 +103,7 @@ def compare(N: int, P: int, K: int, rounds: int, seed: int) -> dict[str, Any]:
         **{f"{name}, s": spread(values)[0] for name, values in times.items()},
         "ours / scikit-learn": ratio(times, "ours", "scikit-learn")[0],
         f"{RESTARTS} restarts / one": ratio(times, f"{RESTARTS} restarts", "ours")[0],
-        "difference in nats per datum": gap,
+        "difference in nats per row": gap,
     }
 
 
@@ -129,7 +129,7 @@ def run(
         seed=seed,
         directory=directory,
         smoke=smoke,
-        largest_difference=max(row["difference in nats per datum"] for row in rows),
+        largest_difference=max(row["difference in nats per row"] for row in rows),
         targets={"ours / scikit-learn": 0.5, f"{RESTARTS} restarts / one": 6.0},
     )
 

@@ -1,7 +1,7 @@
 """Which estimator trains a model best, at equal steps and at equal seconds?
 
 The same model, guide, data and optimiser under every estimator that takes the pair, K particles
-each; held-out log p(x) in nats per datum, by 1,000 particles, mean and standard error over seeds.
+each; held-out log p(x) in nats per row, by 1,000 particles, mean and standard error over seeds.
 
     normal   digits, z_n ~ Normal(0, I) of 8, decoder and encoder with one hidden layer of 128
     bits     digits, z_n ~ Bernoulli(a) of 16, the same networks
@@ -244,7 +244,7 @@ def draw(rows: Sequence[Row]) -> Figure:
                 label=f"equal {equal}",
             )
         axes.set_yticks(range(len(names)), names, fontsize=8)
-        axes.set(title=task, xlabel="held-out log p(x), nats per datum")
+        axes.set(title=task, xlabel="held-out log p(x), nats per row")
         axes.legend(fontsize=8)
     return figure
 

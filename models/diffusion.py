@@ -190,7 +190,7 @@ class Diffusion(PyroModule):
         return rows
 
     def bits_per_dimension(self, bound: float) -> float:
-        """-bound / (P log 2) of a bound in nats per datum.
+        """-bound / (P log 2) of a bound in nats per row.
 
         Of categories these are bits; a density's depend on the units of x.
         """

@@ -197,7 +197,7 @@ class KnownProgram:
         name: of the hand-written module.
         model, guide: classes of Pyro programs, built from hand-written parameters.
         handwritten_loss: the module in `handwritten/`.
-        expected: E bound per datum, (B,), of (params, x, bound, K); differentiable.
+        expected: E bound per row, (B,), of (params, x, bound, K); differentiable.
         tables: log p(x, z), log q(z | x) and log dz at points z that stay where they are, (G, B)
             each: Σ_z dz f(z) is the integral of f, or the sum over all states (dz = 1).
         states: every value of the guide's one site, (S, 1, ...); None if they are not finite.

@@ -16,8 +16,8 @@ from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import handwritten
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours, pyros
 from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_loss
 from ppl_lvm.benchmarks.gradient_suite.targets import true_gradient
+from ppl_lvm.core.call_syntax import parse_settings
 from ppl_lvm.data import load_data
-from ppl_lvm.programs.loading import parse_settings
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory

@@ -68,14 +68,14 @@ def main(smoke: bool = False) -> None:
     )
     model: Any = diffusion.model
     row("VAE, bound", bound(vae, x, 16))
-    row("VAE, log p(x), 1000 particles", vae.log_evidence(x, 10 if smoke else 1000).per_datum)
+    row("VAE, log p(x), 1000 particles", vae.log_evidence(x, 10 if smoke else 1000).per_row)
     for steps in (8, 32, 128):
         model.steps = steps
         row(f"diffusion, bound of {steps} steps", bound(diffusion, x, 2))
     model.steps = 32
     row(
         "diffusion, log p(x), 200 particles",
-        diffusion.log_evidence(x, 2 if smoke else 200).per_datum,
+        diffusion.log_evidence(x, 2 if smoke else 200).per_row,
     )
     torch.manual_seed(0)
     rows = {

@@ -22,9 +22,9 @@ from pyro.distributions import Categorical, MixtureSameFamily, Normal, constrain
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.models.normalizing_flow import NormalizingFlow
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.programs.loading import build, parse_call
 
 
 class NormalPrior(PyroModule):

@@ -19,7 +19,7 @@ def check_plates(look: TrialRuns) -> Iterator[Issue]:
         yield from _undeclared(one, rows(look.batch))
         yield from _sequential(one)
         yield from _data_size(one, look.batch)
-    yield from _per_datum(look)
+    yield from _per_row(look)
 
 
 def _undeclared(one: TrialRun, B: int | None) -> Iterator[Issue]:
@@ -86,8 +86,8 @@ def _data_size(one: TrialRun, batch: tuple[Any, ...]) -> Iterator[Issue]:
     )
 
 
-def _per_datum(look: TrialRuns) -> Iterator[Issue]:
-    """Run again with a row less: what shrinks is per datum, and belongs in the plate "data"."""
+def _per_row(look: TrialRuns) -> Iterator[Issue]:
+    """Run again with a row less: what shrinks is per row, and belongs in the plate "data"."""
     B = rows(look.batch)
     if B is None or B < 3:
         return
@@ -119,7 +119,7 @@ def _outside(one: TrialRun, shrunk: Signature, B: int) -> Iterator[Issue]:
             site.name,
             f"{site.name!r} has a value for each of the {B} rows, shape {tuple(site.shape)}, "
             f"outside the plate {DATA_PLATE!r}.",
-            "A mini-batch would not scale it, and bounds per datum would not contain it.",
+            "A mini-batch would not scale it, and bounds per row would not contain it.",
             f"Move pyro.sample({site.name!r}, ...) into the block with pyro.plate({DATA_PLATE!r}, "
             "len(x), dim=-1), a row's distribution there being one row's: without the rows in its "
             "event."

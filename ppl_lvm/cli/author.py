@@ -17,7 +17,7 @@ from ppl_lvm.cli.options import (
     Settings,
     load,
 )
-from ppl_lvm.programs.loading import parse_settings
+from ppl_lvm.core.call_syntax import parse_settings
 
 app = typer.Typer()
 

@@ -1,7 +1,7 @@
 """The ways to fit, by the name that stands in --objective.
 
     em            expectation-maximisation             ppl_lvm.fitting.em.fit_em
-    mcem          its E-step by Markov chains          ppl_lvm.training.em.monte_carlo.fit_mcem
+    mcem          its E-step by Markov chains          ppl_lvm.fitting.monte_carlo_em.fit_mcem
     adversarial   a generator against a discriminator  ppl_lvm.fitting.adversarial.fit_adversarial
     any other     the gradient of a bound              ppl_lvm.fitting.svi.fit
 
@@ -15,7 +15,8 @@ from typing import Any
 
 import typer
 
-from ppl_lvm.programs.loading import load_program, parse_call, parse_settings
+from ppl_lvm.core.call_syntax import parse_call, parse_settings
+from ppl_lvm.programs.loading import load_program
 
 # What the command itself reads: it says which model and which rows, and how the result is told.
 _ALWAYS = {"model", "data", "columns", "labels", "missing", "header", "image_shape"}
@@ -51,7 +52,7 @@ FIT_METHODS = {
         frozenset({"tolerance", "decay"}),
     ),
     "mcem": FitMethod(
-        "ppl_lvm.training.em.monte_carlo:fit_mcem",
+        "ppl_lvm.fitting.monte_carlo_em:fit_mcem",
         _KEPT | _same("guide guide_settings") | {"num_steps": "max_iterations"},
         frozenset({"num_draws", "warmup", "guide_steps"}),
     ),

@@ -55,10 +55,11 @@ def divergences(
     """Fit a family to a density or to rows by each divergence: what does each cover?"""
     from ppl_lvm.cli.evaluate import show
     from ppl_lvm.cli.fit_command import unused
+    from ppl_lvm.core.console import progress
     from ppl_lvm.core.storage import write_json
-    from ppl_lvm.diagnostics.table import progress
     from ppl_lvm.divergences import fit_all
     from ppl_lvm.divergences.mass_coverage import OPTIMIZER
+    from ppl_lvm.report.figures.divergences import coverage_figure
     from ppl_lvm.report.figures.fit import save
 
     if (density is None) == (data is None):
@@ -82,7 +83,7 @@ def divergences(
             say=say,
         )
     place = directory or unused("divergences-" + Path(named.rpartition(":")[2]).stem.split("(")[0])
-    save(found.figure(), place / "divergences.png")
+    save(coverage_figure(found), place / "divergences.png")
     write_json(place / "divergences.json", found.to_json())
     if as_json:
         print(json.dumps(found.to_json()))
@@ -126,8 +127,9 @@ def _families(
 
     import torch
 
+    from ppl_lvm.core.call_syntax import build, parse_settings
     from ppl_lvm.divergences import as_target
-    from ppl_lvm.programs.loading import build, load_program, parse_settings
+    from ppl_lvm.programs.loading import load_program
 
     draw = as_target(target).draw
     assert draw is not None
@@ -151,7 +153,7 @@ def _families(
 def _divergences(asked: list[str] | None) -> list[Any]:
     """Those that were asked for, or all."""
     from ppl_lvm import divergences as offered
-    from ppl_lvm.programs.loading import build, parse_call
+    from ppl_lvm.core.call_syntax import build, parse_call
 
     by_name = {kind.__name__: kind for kind in offered.DIVERGENCES}
     found = []

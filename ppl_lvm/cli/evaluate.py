@@ -36,7 +36,7 @@ def diagnose(
     ] = False,
 ) -> None:
     """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
-    from ppl_lvm.diagnostics.table import progress
+    from ppl_lvm.core.console import progress
     from ppl_lvm.programs.loading import load_program
     from ppl_lvm.runs.run import load_run
 
@@ -73,7 +73,8 @@ def compare(
     ] = False,
 ) -> None:
     """Which run is best on the same rows, and by more than chance?"""
-    from ppl_lvm.diagnostics.table import progress
+    from ppl_lvm.core.console import progress
+    from ppl_lvm.report.figures.comparison import comparison_figure
     from ppl_lvm.report.figures.fit import save
     from ppl_lvm.runs.comparison import compare as compare_runs
     from ppl_lvm.runs.run import load_run
@@ -87,7 +88,7 @@ def compare(
             say=say,
         )
     if picture is not None:
-        save(found.figure(), picture)
+        save(comparison_figure(found), picture)
     if as_json:
         print(json.dumps(found.to_json()))
     else:
@@ -109,7 +110,7 @@ def report(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
     """Diagnose runs and write one HTML page with verdicts and pictures."""
-    from ppl_lvm.diagnostics.table import progress
+    from ppl_lvm.core.console import progress
     from ppl_lvm.report.report import report as write_report
 
     with progress("report") as say:

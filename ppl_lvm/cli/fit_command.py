@@ -123,7 +123,7 @@ def print_results(run: Any) -> None:
     weight = run.record["options"].get("kl_weight", 1.0)
     tempered = "" if weight == 1 else f", KL term times {weight:g}"
     tempered += ": no bound on log p(x)" if weight < 1 else ""
-    bound = f"{results['bound']:.4f} ± {error:.4f} nats per datum (training rows{tempered})"
+    bound = f"{results['bound']:.4f} ± {error:.4f} nats per row (training rows{tempered})"
     table.add_row("bound", bound)
     joint = _is_joint(results) and results["held_out"] is not None
     if results["held_out"] is not None:
@@ -131,11 +131,11 @@ def print_results(run: Any) -> None:
         # Two different things: rows that join those trained on, and rows that stand alone.
         joining = ", the KL of global latents shared with the training rows" if joint else ""
         of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
-        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per datum{of}")
+        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}")
     alone = " as a data set of their own" if joint else ""
     table.add_row(
         "log evidence",
-        f"{results['log_evidence']:.4f} {_error(results)} nats per datum "
+        f"{results['log_evidence']:.4f} {_error(results)} nats per row "
         f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
     )
     if len(run.restarts) > 1:

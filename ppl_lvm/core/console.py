@@ -1,19 +1,27 @@
 """How far a run has come: a bar on a terminal, plain lines elsewhere, on standard error."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 LINE_SECONDS = 10.0
+WIDTH = 80
 
 
 class Progress:
-    """Shows bound and validation bound (nats per datum), steps per second and time left.
+    """Shows bound and validation bound (nats per row), steps per second and time left.
 
     Args:
         total: steps in all.
@@ -96,3 +104,38 @@ class Progress:
         rate = (step - self._first) / max(now - self._start, 1e-9)
         held_out = f"  held out {validation[-1]:.4f}" if validation else ""
         return f"{self.figure} {bound:.4f}{held_out}  {rate:.0f} steps/s"
+
+
+def plain_text(shown: RenderableType) -> str:
+    """80 characters wide, without colours, and without spaces at the ends of lines."""
+    console = Console(width=WIDTH, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+@contextmanager
+def progress(
+    what: str = "diagnose", shown: bool = True
+) -> Iterator[Callable[[str, int, int], None] | None]:
+    """What `diagnose` takes as `say`; None where nothing is to be shown."""
+    console = Console(stderr=True)
+    if not shown:
+        yield None
+        return
+    if not console.is_terminal:
+        yield lambda name, done, total: console.print(
+            f"{what} {done}/{total} {name}".rstrip(), highlight=False, soft_wrap=True
+        )
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda name, done, total: bar.update(
+            task, description=f"{what}: {name}", completed=done, total=total
+        )

@@ -7,7 +7,7 @@ With gains g_t = L_t - L_{t-1} and rate a = g_t / g_{t-1}, the gains to come add
 
 
 def aitken_remaining_gain(bounds: list[float]) -> float:
-    """Nats per datum that the last three bounds promise; 0 where gains are down to rounding."""
+    """Nats per row that the last three bounds promise; 0 where gains are down to rounding."""
     gain = bounds[-1] - bounds[-2]
     if gain <= 1e-15 * (1 + abs(bounds[-1])):
         return 0.0

@@ -7,19 +7,15 @@ so a process killed at any moment leaves the old checkpoint or the new one.
 
 import json
 import os
-import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-
-from ppl_lvm.core.rng import generator_states
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -83,42 +79,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a readable checkpoint ({error}). It may have been cut short while it "
             "was copied; copy the run directory again, or start the fit anew."
         ) from None
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of every random generator that a program may draw from, as tensors."""
-    version, words, gauss = random.getstate()
-    state_of_numpy: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = state_of_numpy
-    assert (version, name) == (3, "MT19937")
-    state = {
-        "random/torch": torch.get_rng_state(),
-        "random/python": torch.tensor(words, dtype=torch.int64),
-        "random/python_gauss": torch.tensor(
-            float("nan") if gauss is None else gauss, dtype=torch.float64
-        ),
-        "random/numpy": torch.from_numpy(keys.astype(np.int64)),
-        "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
-        "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
-    }
-    devices = generator_states()[1:]
-    if devices:
-        state["random/cuda"] = torch.stack(devices)
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Put every generator back to `state`, as `random_state` returned it."""
-    torch.set_rng_state(state["random/torch"])
-    gauss = state["random/python_gauss"].item()
-    random.setstate((3, tuple(state["random/python"].tolist()), None if gauss != gauss else gauss))
-    position, has_gauss = state["random/numpy_position"].tolist()
-    keys = state["random/numpy"].numpy().astype(np.uint32)
-    cached = state["random/numpy_gauss"].item()
-    np.random.set_state(("MT19937", keys, position, has_gauss, cached))
-    if "random/cuda" in state and torch.cuda.is_available():
-        for device, of_it in enumerate(state["random/cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(of_it, device)
 
 
 def pack(prefix: str, value: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -1,9 +1,11 @@
 """Some rows of a data set, where all would cost more as N grows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ppl_lvm.data import Data
+from ppl_lvm.data import Data, load_data
 
 SOME = 100_000
 
@@ -26,3 +28,12 @@ def sample_rows(data: Data, count: int, seed: int) -> Data:
         return data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.subset(order[:count].sort().values)
+
+
+def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
+    """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
+    if validation is None or (isinstance(validation, int | float) and validation == 0):
+        return data, None
+    if isinstance(validation, int | float):
+        return data.split(validation, seed)
+    return data, validation if isinstance(validation, Data) else load_data(validation)

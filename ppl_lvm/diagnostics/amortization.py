@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
-from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.posterior.simulation import simulate
 
 
 def require_amortized(

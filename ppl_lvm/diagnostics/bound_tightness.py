@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.amortization import require_amortized
 from ppl_lvm.diagnostics.annealing import (
     Schedule,
@@ -32,12 +33,12 @@ from ppl_lvm.diagnostics.annealing import (
     forward,
     sigmoid_temperatures,
 )
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
-from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity, log_mean
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.structure import Program
+from ppl_lvm.posterior.simulation import simulate
 
 QUESTION = "How tight is the bound?"
 PARTICLES = (1, 10, 100, 1000)
@@ -46,30 +47,30 @@ CHUNK = 200_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of log p(x), nats per datum.
+    """Of log p(x), nats per row.
 
     Attributes:
-        per_datum: (N,), or (1,) the joint value divided by N where latents are global.
+        per_row: (N,), or (1,) the joint value divided by N where latents are global.
         monte_carlo_error: of the mean, from the draws.
     """
 
-    per_datum: Tensor
+    per_row: Tensor
     monte_carlo_error: float
 
     @property
     def value(self) -> float:
-        return float(self.per_datum.mean())
+        return float(self.per_row.mean())
 
     @property
     def standard_error(self) -> float:
         """Of the mean over data; NaN for a single value."""
-        N = len(self.per_datum)
-        return float(self.per_datum.std() / math.sqrt(N)) if N > 1 else math.nan
+        N = len(self.per_row)
+        return float(self.per_row.std() / math.sqrt(N)) if N > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    """lower ≤ log p(x) ≤ upper on simulated data, nats per datum."""
+    """lower ≤ log p(x) ≤ upper on simulated data, nats per row."""
 
     lower: Estimate
     upper: Estimate
@@ -81,13 +82,13 @@ class Sandwich:
     @property
     def error(self) -> float:
         """Standard error of the gap over data; Monte-Carlo error for a single value."""
-        difference = self.upper.per_datum - self.lower.per_datum
+        difference = self.upper.per_row - self.lower.per_row
         if len(difference) > 1:
             return float(difference.std() / math.sqrt(len(difference)))
         return math.hypot(self.lower.monte_carlo_error, self.upper.monte_carlo_error)
 
     def findings(self) -> list[Finding]:
-        gap, rows = max(self.gap, 0.0), len(self.lower.per_datum)
+        gap, rows = max(self.gap, 0.0), len(self.lower.per_row)
         return [
             Finding(
                 QUESTION,
@@ -126,15 +127,15 @@ class Tightness:
         """The highest of the lower bounds in the mean, or the exact value: (N,)."""
         if self.exact is not None:
             return self.exact
-        lower = [e.per_datum for e in self.bounds.values()]
+        lower = [e.per_row for e in self.bounds.values()]
         if self.annealed is not None:
-            lower.append(self.annealed.per_datum)
+            lower.append(self.annealed.per_row)
         return max(lower, key=lambda l: float(l.mean()))
 
     def gap(self) -> tuple[float, float]:
-        """log p(x) − ELBO in nats per datum, and its standard error over data (paired)."""
+        """log p(x) − ELBO in nats per row, and its standard error over data (paired)."""
         elbo = self.bounds[min(self.bounds)]
-        difference = self.best - elbo.per_datum
+        difference = self.best - elbo.per_row
         N = len(difference)
         spread = float(difference.std() / math.sqrt(N)) if N > 1 else elbo.monte_carlo_error
         return float(difference.mean()), spread
@@ -145,7 +146,7 @@ class Tightness:
         rows = [
             Finding(
                 QUESTION,
-                f"log p(x) ({source}) − ELBO, nats per datum",
+                f"log p(x) ({source}) − ELBO, nats per row",
                 gap,
                 error,
                 "good ≤ 0.5, bad > 3",
@@ -166,18 +167,18 @@ class Tightness:
     @property
     def _annealing(self) -> str:
         assert self.annealed is not None
-        rows = len(self.annealed.per_datum)
+        rows = len(self.annealed.per_row)
         said = f"{rows} rows, " if rows > 1 else ""
         return f"; AIS: {self.annealed.value:.3f} ({said}{self.temperatures} temperatures)"
 
     def _meets_exact(self) -> Finding:
         assert self.annealed is not None
         assert self.exact is not None
-        miss = float((self.annealed.per_datum - self.exact).mean())
+        miss = float((self.annealed.per_row - self.exact).mean())
         error = self.annealed.monte_carlo_error
         return Finding(
             QUESTION,
-            "AIS − exact log p(x), nats per datum",
+            "AIS − exact log p(x), nats per row",
             miss,
             error,
             "good ≤ 0.05, bad > 0.5",
@@ -240,7 +241,7 @@ def sandwich(
         schedule: Schedule = adapt(joint, sigmoid_temperatures(temperatures), chains)
         lower = _estimate(forward(joint, schedule, chains), len(batch[0]))
         upper = _estimate(-backward(joint, schedule, posterior, chains), len(batch[0]))
-    return Sandwich(lower, Estimate(-upper.per_datum, upper.monte_carlo_error))
+    return Sandwich(lower, Estimate(-upper.per_row, upper.monte_carlo_error))
 
 
 def iwae(

@@ -34,15 +34,16 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.amortization import require_amortized
-from ppl_lvm.diagnostics.finding import BAD, LOOK, PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import BAD, LOOK, PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.diagnostics.invalid_parameters import on_simulated
-from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.particles import analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import by_row
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.posterior.simulation import simulate
 
 QUESTION = "Is it calibrated?"
 JOINT = "log p(x, z)"

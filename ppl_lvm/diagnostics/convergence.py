@@ -30,20 +30,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.extrapolation import aitken_remaining_gain
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.training.trajectory import BATCHES, last_bounds, stretch
 
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
-SMALL, LARGE = 0.01, 0.1  # nats per datum
+SMALL, LARGE = 0.01, 0.1  # nats per row
 ROUNDING = 1e-9  # relative; a bound may fall by this without noise
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Bounds in nats per datum.
+    """Bounds in nats per row.
 
     Attributes:
         bound: mean over the last stretch, with `bound_error` from batch means.
@@ -92,7 +93,7 @@ class Convergence:
         }.get(verdict, "it still rises." if self.gain > 0 else "it still falls.")
         return Finding(
             QUESTION,
-            f"gain of the bound over the last {self.steps} steps, nats per datum",
+            f"gain of the bound over the last {self.steps} steps, nats per row",
             self.gain,
             self.gain_error,
             f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
@@ -144,7 +145,7 @@ def spread_finding(restarts: Sequence[float]) -> Finding:
     reached = sum(b > best - LARGE for b in restarts)
     return Finding(
         QUESTION,
-        f"spread of {len(restarts)} restarts' bounds (best − worst), nats per datum",
+        f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
         best - low,
         None,
         f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
@@ -158,7 +159,7 @@ def spread_finding(restarts: Sequence[float]) -> Finding:
 
 @dataclass(frozen=True)
 class MonotoneConvergence:
-    """Of a bound without noise, nats per datum.
+    """Of a bound without noise, nats per row.
 
     Attributes:
         bound: the last. ahead: what its shrinking gains promise. steps: how many there were.
@@ -178,7 +179,7 @@ class MonotoneConvergence:
         verdict = graded(self.ahead, SMALL, LARGE)
         row = Finding(
             QUESTION,
-            "gain that lies ahead of a bound that never falls, nats per datum",
+            "gain that lies ahead of a bound that never falls, nats per row",
             self.ahead,
             None,
             f"good ≤ {SMALL}, bad > {LARGE}",

@@ -23,7 +23,8 @@ from typing import Any
 from rich.console import Group
 from torch import Tensor
 
-from ppl_lvm.core.plain_text import plain_text
+from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics import (
     bound_tightness,
     calibration,
@@ -38,7 +39,7 @@ from ppl_lvm.diagnostics import (
     predictive_checks,
 )
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
-from ppl_lvm.diagnostics.finding import VERDICTS, CannotSayError, Finding, cannot_say
+from ppl_lvm.diagnostics.finding import VERDICTS, Finding, cannot_say
 from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.diagnostics.table import table
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -74,7 +75,7 @@ class Restarts:
     """The starts of a run that may be chosen.
 
     Attributes:
-        bounds: their final bounds, nats per datum.
+        bounds: their final bounds, nats per row.
         trails: what each left behind; none where nothing was kept.
         chosen: which of them is the fit.
     """

@@ -12,14 +12,6 @@ PROJECT_DEFAULT = "project default"
 LOOK, BAD = 0.005, 0.001
 
 
-class CannotSayError(ValueError):
-    """The question has no answer for this pair; the message says why, `remedy` what to do."""
-
-    def __init__(self, why: str, remedy: str = "") -> None:
-        super().__init__(why)
-        self.remedy = remedy
-
-
 @dataclass(frozen=True)
 class Finding:
     """A figure, what it is uncertain by, and what follows from it.

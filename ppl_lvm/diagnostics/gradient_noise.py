@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.programs.pair import ModelGuidePair
 
 QUESTION = "Is the gradient good?"
@@ -32,7 +33,7 @@ EXPLODING = 100.0  # largest norm over the upper tenth
 
 @dataclass(frozen=True)
 class Group:
-    """Gradients of one parameter tensor, per datum.
+    """Gradients of one parameter tensor, per row.
 
     Attributes:
         snr: signal-to-noise ratio; inf where there is signal and no noise.

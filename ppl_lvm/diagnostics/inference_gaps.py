@@ -24,11 +24,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ppl_lvm.core.seeds import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
 from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import is_point, trace_program
+from ppl_lvm.particles.tracing import trace_program
 
 QUESTION = "Whose fault is the gap?"
 # Constructor arguments that settle a distribution, of the families that guides are made of.
@@ -58,13 +60,13 @@ class Replace(Messenger):
 
 @dataclass(frozen=True)
 class Gaps:
-    """Nats per datum, (N,) each; `log_evidence` is None where nobody gave it.
+    """Nats per row, (N,) each; `log_evidence` is None where nobody gave it.
 
     Attributes:
         encoder: ELBO of the guide as it is.
         optimised: ELBO of the best member of its family, datum by datum.
         log_evidence: log p(x_n), exact or a lower bound.
-        still_rising: gain of the last tenth of the optimisation, nats per datum.
+        still_rising: gain of the last tenth of the optimisation, nats per row.
         monte_carlo_error: of the mean difference of the two ELBOs.
     """
 
@@ -91,7 +93,7 @@ class Gaps:
         rows = [
             Finding(
                 QUESTION,
-                "amortisation gap, nats per datum",
+                "amortisation gap, nats per row",
                 value,
                 error,
                 "good ≤ 0.1, bad > 1",
@@ -110,7 +112,7 @@ class Gaps:
             rows.append(
                 Finding(
                     QUESTION,
-                    "approximation gap, nats per datum",
+                    "approximation gap, nats per row",
                     value,
                     error,
                     "good ≤ 0.5, bad > 3",
@@ -127,7 +129,7 @@ class Gaps:
 
 @dataclass(frozen=True)
 class Generalisation:
-    """Bounds on training and on held-out rows, nats per datum, with errors over data."""
+    """Bounds on training and on held-out rows, nats per row, with errors over data."""
 
     train: float
     train_error: float
@@ -144,7 +146,7 @@ class Generalisation:
         return [
             Finding(
                 QUESTION,
-                "generalisation gap (training − held out), nats per datum",
+                "generalisation gap (training − held out), nats per row",
                 gap,
                 error,
                 "good if ≤ 2.5 standard errors + 0.1, bad > 1 beyond those",
@@ -158,9 +160,9 @@ class Generalisation:
         ]
 
 
-def _mean(per_datum: Tensor) -> tuple[float, float]:
-    N = len(per_datum)
-    return float(per_datum.mean()), float(per_datum.std() / math.sqrt(N)) if N > 1 else math.nan
+def _mean(per_row: Tensor) -> tuple[float, float]:
+    N = len(per_row)
+    return float(per_row.mean()), float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan
 
 
 def gaps(
@@ -263,7 +265,7 @@ def _optimize(
     steps: int,
     num_particles: int,
 ) -> float:
-    """Ascend the ELBO of every datum at once; the gain over the last tenth, nats per datum."""
+    """Ascend the ELBO of every datum at once; the gain over the last tenth, nats per row."""
     optimizer = torch.optim.Adam(leaves, lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     values = []

@@ -12,10 +12,11 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles.structure import Program
-from ppl_lvm.particles.tracing import Given, Site, innermost, trace_program
+from ppl_lvm.particles.tracing import Given, Site, trace_program
 
 REMEDY = "Standardise the columns, x = (x - x.mean(0)) / x.std(0), and fit again."
 

@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import as_particles, by_row
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -37,7 +38,7 @@ CELLS = 2**24  # numbers in one block of pairs
 
 @dataclass(frozen=True)
 class LatentUse:
-    """Nats per datum; errors are standard errors over data.
+    """Nats per row; errors are standard errors over data.
 
     Attributes:
         active: A_u (D,), all local latents' numbers in the guide's order; `names` says which.
@@ -100,7 +101,7 @@ class LatentUse:
             ),
             Finding(
                 QUESTION,
-                "rate R, nats per datum",
+                "rate R, nats per row",
                 self.rate,
                 self.rate_error,
                 f"bad < {COLLAPSED}",
@@ -199,8 +200,8 @@ def latent_use(
     )
 
 
-def _error(per_datum: Tensor) -> float:
-    return float(per_datum.std() / math.sqrt(len(per_datum))) if len(per_datum) > 1 else math.nan
+def _error(per_row: Tensor) -> float:
+    return float(per_row.std() / math.sqrt(len(per_row))) if len(per_row) > 1 else math.nan
 
 
 def active_units(z: Tensor) -> tuple[Tensor, Tensor]:

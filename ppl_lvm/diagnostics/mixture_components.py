@@ -37,8 +37,9 @@ from scipy.special import xlogy
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -74,7 +75,7 @@ class MixtureComponents:
 
     @property
     def entropy(self) -> float:
-        """H, nats per datum."""
+        """H, nats per row."""
         return float(-xlogy(self.responsibilities, self.responsibilities).sum(1).mean())
 
     @property

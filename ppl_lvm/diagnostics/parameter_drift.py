@@ -29,8 +29,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.convergence import LARGE, QUESTION, r_hat
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, graded
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
 
@@ -121,7 +122,7 @@ def drift(
 
     Args:
         pair: the fitted pair, to tell which parameters belong to layers.
-        trails: one a start. bounds: their final bounds, nats per datum.
+        trails: one a start. bounds: their final bounds, nats per row.
         chosen: which of them is the fit.
 
     Raises:

@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ppl_lvm.core.seeds import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, CannotSayError, Finding, cannot_say, graded
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, cannot_say, graded
 from ppl_lvm.particles import analyze_for_particles, draw_particles
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.posterior.psis import psis
@@ -54,7 +55,7 @@ class Moments:
 @dataclass(frozen=True)
 class ParetoK:
     """Attributes:
-    k: (N,) per datum, or (1,) for a joint weight.
+    k: (N,) per row, or (1,) for a joint weight.
     ess: (N,) effective draws of the smoothed weights.
     moments: site -> `Moments`; discrete sites are left out.
     num_draws: S.

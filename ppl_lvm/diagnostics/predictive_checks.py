@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.finding import BAD, LOOK, PROJECT_DEFAULT, Finding, graded
-from ppl_lvm.diagnostics.simulation import observed_places, observed_steps, replicates
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.structure import Program
+from ppl_lvm.posterior.simulation import observed_places, observed_steps, replicates
 
 QUESTION = "Does it reproduce the data?"
 MORE = 4  # times as many replicates where the first ones raise an alarm

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.programs.pair import ModelGuidePair
 

@@ -5,11 +5,9 @@ columns, verdict and figure, so that 60 characters are enough; reasons, threshol
 stand only where something is to be done or nothing could be said.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -51,30 +49,3 @@ def _words(finding: Finding) -> Text:
         if finding.remedy:
             text.append(f"\n→ {finding.remedy}", style="italic")
     return text
-
-
-@contextmanager
-def progress(
-    what: str = "diagnose", shown: bool = True
-) -> Iterator[Callable[[str, int, int], None] | None]:
-    """What `diagnose` takes as `say`; None where nothing is to be shown."""
-    console = Console(stderr=True)
-    if not shown:
-        yield None
-        return
-    if not console.is_terminal:
-        yield lambda name, done, total: console.print(
-            f"{what} {done}/{total} {name}".rstrip(), highlight=False, soft_wrap=True
-        )
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda name, done, total: bar.update(
-            task, description=f"{what}: {name}", completed=done, total=total
-        )

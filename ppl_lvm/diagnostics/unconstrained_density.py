@@ -1,4 +1,4 @@
-"""log p(x, z) and log q(z | x) as functions of one flat, unconstrained vector per datum.
+"""log p(x, z) and log q(z | x) as functions of one flat, unconstrained vector per row.
 
 All continuous latents of datum n become one row u_n ∈ R^D by the bijection of their support, the
 Jacobian counted in both densities, so that gradient-based transitions can move C chains of all N
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import Program
-from ppl_lvm.particles.tracing import Sites, is_point, plate_dim, table
+from ppl_lvm.particles.tracing import Sites, plate_dim, table
 
 
 @dataclass(frozen=True)

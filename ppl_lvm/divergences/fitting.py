@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core import torch_specs
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.divergences.base import Divergence, as_target
-from ppl_lvm.estimators import objectives
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def fit_divergence(
         with preserve_rng():
             check_columns(q, tuple(p.draw(1).shape[1:]), "target")
     points = None if grid is None else grid.points(parameters[0])
-    stepper = objectives.optimizer(optimizer, parameters)
+    stepper = torch_specs.optimizer(optimizer, parameters)
     history: list[float] = []
     with preserve_rng():
         torch.manual_seed(seed)

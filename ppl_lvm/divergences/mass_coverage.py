@@ -13,7 +13,7 @@ that are the target; of a target of rows alone the second cannot be said.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Group
@@ -21,14 +21,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ppl_lvm.core.plain_text import plain_text
+from ppl_lvm.core.call_syntax import settings_of
+from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
-from ppl_lvm.programs.loading import settings_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 REGION = 0.95
 DRAWS = 10_000  # a share of 0.5 is then known to 0.005
@@ -112,12 +109,6 @@ class CoverageResults:
 
     def __str__(self) -> str:
         return plain_text(self)
-
-    def figure(self) -> "Figure":
-        """A picture: the target, and what each divergence made of the family."""
-        from ppl_lvm.report.figures.divergences import fitted
-
-        return fitted(self)
 
 
 def fit_all(

@@ -2,8 +2,8 @@
 
 An estimator gives two functions of K particles of B data (`ppl_lvm.particles.Particles`):
 
-    bound(particles)      what it estimates, per datum, (B,), nats,
-    surrogate(particles)  S, per datum, (B,): its gradient, ascended, is the gradient estimator.
+    bound(particles)      what it estimates, per row, (B,), nats,
+    surrogate(particles)  S, per row, (B,): its gradient, ascended, is the gradient estimator.
 
 The base draws the particles, sums over data, multiplies with N/B outside the bound, flips the
 sign, and makes one tensor whose value is the loss and whose gradient is that of -S:
@@ -110,14 +110,14 @@ class Estimator(ELBO, nn.Module):
 
     @abstractmethod
     def bound(self, particles: Particles) -> Tensor:
-        """What is estimated, per datum: (B,), nats."""
+        """What is estimated, per row: (B,), nats."""
 
     @abstractmethod
     def surrogate(self, particles: Particles) -> Tensor:
-        """S, per datum: (B,). Ascending its gradient ascends the target."""
+        """S, per row: (B,). Ascending its gradient ascends the target."""
 
     def objective(self, particles: Particles) -> Tensor:
-        """What S ascends, per datum (B,): the bound, unless a class says otherwise."""
+        """What S ascends, per row (B,): the bound, unless a class says otherwise."""
         return -self.bound(particles) if self.is_upper_bound else self.bound(particles)
 
     def update_state(self, particles: Particles) -> None:
@@ -189,7 +189,7 @@ class Estimator(ELBO, nn.Module):
                     )
         if self.requires_batch_rows and plan.data_plate is None:
             raise ValueError(
-                f"{type(self).__name__} needs one log-weight per datum, but this pair has a joint "
+                f"{type(self).__name__} needs one log-weight per row, but this pair has a joint "
                 f"one: {plan.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
             )
 
@@ -264,7 +264,7 @@ def _kind(value: Any) -> Hashable:
     return type(value).__qualname__
 
 
-def total(per_datum: Tensor, particles: Particles) -> Tensor:
-    """offset + N/B Σ_b of a quantity per datum (B,): a scalar."""
-    scaled: Tensor = per_datum.sum() * particles.scale + particles.offset
+def total(per_row: Tensor, particles: Particles) -> Tensor:
+    """offset + N/B Σ_b of a quantity per row (B,): a scalar."""
+    scaled: Tensor = per_row.sum() * particles.scale + particles.offset
     return scaled

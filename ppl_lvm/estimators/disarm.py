@@ -24,10 +24,11 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import PARTICLE_PLATE, innermost, plate_dim, table
+from ppl_lvm.particles.tracing import PARTICLE_PLATE, plate_dim, table
 
 
 def uniform(like: Tensor) -> Tensor:

@@ -6,21 +6,14 @@ always does (the guide's gradient is then exactly zero for alpha = 0). A wrong g
 right loss is worse than an error.
 """
 
-import inspect
-from typing import Any
-
 import pyro.infer
-import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm import estimators
+from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws, rejection_message
-from ppl_lvm.programs.loading import build, parse_call, settings_of
-from ppl_lvm.programs.pair import data_plate_size, latent_sites, plate_nesting
+from ppl_lvm.programs.traces import data_plate_size, latent_sites, plate_nesting
 
 PYRO_OBJECTIVES = (
     "Trace_ELBO",
@@ -127,48 +120,3 @@ def _global_renyi(site: str) -> ValueError:
         f"RenyiELBO with the global latent {site!r} and mini-batches is no bound: it puts N/B "
         "inside the logarithm. Use the whole data (batch_size=None) or an ELBO."
     )
-
-
-def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
-    """A torch optimiser: "Adam(lr=0.01)", a class, or a callable of the parameters.
-
-    `functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)` is such a callable.
-    """
-    if not isinstance(spec, str):
-        return spec(parameters)
-    name, arguments = parse_call(spec)
-    offered = [
-        n
-        for n, c in vars(torch.optim).items()
-        if inspect.isclass(c) and issubclass(c, Optimizer) and c is not Optimizer
-    ]
-    if name not in offered:
-        raise ValueError(f"torch has no optimiser {name!r}; it has {', '.join(sorted(offered))}.")
-    return build(getattr(torch.optim, name), parameters, settings=arguments, what=name)
-
-
-def schedule(spec: Any, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
-    """A torch learning-rate schedule: "CosineAnnealingLR(T_max=1000)" or a callable."""
-    if spec is None or not isinstance(spec, str):
-        return None if spec is None else spec(optimizer)
-    name, arguments = parse_call(spec)
-    module = torch.optim.lr_scheduler
-    offered = [
-        n for n in module.__all__ if n not in ("LRScheduler", "SequentialLR", "ChainedScheduler")
-    ]
-    if name not in offered:
-        raise ValueError(f"torch has no schedule {name!r}; it has {', '.join(sorted(offered))}.")
-    return build(getattr(module, name), optimizer, settings=arguments, what=name)
-
-
-def describe(value: Any) -> str:
-    """An objective, optimiser or schedule in words again, call syntax where it can be."""
-    if isinstance(value, str):
-        return value
-    name = getattr(value, "__name__", type(value).__name__)
-    if isinstance(value, ELBO):
-        known = settings_of(value) or {}
-        default = settings_of(type(value)()) if known and not isinstance(value, nn.Module) else {}
-        changed = {k: v for k, v in known.items() if default is None or default.get(k) != v}
-        return f"{name}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
-    return str(name)

@@ -83,7 +83,7 @@ class RELAX(Estimator):
         drawn: RelaxedBernoulli = particles.extras["relaxed"]
 
         def control(z: Tensor) -> Tensor:
-            r: Tensor = self.network(drawn.per_datum(z)).squeeze(-1)  # (K, B)
+            r: Tensor = self.network(drawn.per_row(z)).squeeze(-1)  # (K, B)
             if not self.relax_model:
                 return r
             f = relaxed_log_weight(particles, drawn.name, z, self.log_tau.exp())

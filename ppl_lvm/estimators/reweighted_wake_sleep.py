@@ -7,7 +7,7 @@ weights v_k = exp w_k / Σ_j exp w_j,
 
 The model ascends IWAE, unbiased. The guide descends KL(p(z | x) || q(z | x)) instead, by
 self-normalised importance sampling: biased at finite K, better as K grows, and no score function
-or reparameterised draw is needed. Weights are per datum: particles of one datum compete among
+or reparameterised draw is needed. Weights are per row: particles of one datum compete among
 themselves. The sleep phase, which trains the guide on the model's own data, needs a program that
 can run without data and is left out.
 

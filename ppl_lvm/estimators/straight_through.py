@@ -26,10 +26,10 @@ from pyro.distributions import OneHotCategorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import Program
-from ppl_lvm.particles.tracing import innermost
 
 
 class _LinearOneHot(OneHotCategorical):

@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import sample_rows
+from ppl_lvm.data.selection import sample_rows, split_validation
 from ppl_lvm.divergences import density_ratio
 from ppl_lvm.divergences.density_ratio import Discriminator
-from ppl_lvm.estimators.objectives import describe
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
-from ppl_lvm.runs.directory import open_run_directory, split_validation
+from ppl_lvm.runs.directory import open_run_directory
 from ppl_lvm.runs.run import TEMPLATE_ROWS, environment_record
 from ppl_lvm.training.adversarial import AdversarialOptions, Game
 from ppl_lvm.training.iterate import iterate_with_checkpoints

@@ -19,55 +19,29 @@ Reference:
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import initialization_rows
-from ppl_lvm.fitting.em_run import ExactPosterior, Outcome, as_run, record
+from ppl_lvm.data.selection import initialization_rows, split_validation
+from ppl_lvm.fitting.em_run import Outcome, as_run, record
+from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.runs.directory import open_run_directory, split_validation
+from ppl_lvm.runs.directory import open_run_directory
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.em.batch import EM, NotMonotoneError
 from ppl_lvm.training.em.online import OnlineEM
-from ppl_lvm.training.em.statistics import READ_ROWS, State, Statistics, Sums
+from ppl_lvm.training.em.protocol import EMModel
+from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
 from ppl_lvm.training.iterate import iterate_with_checkpoints
 
 __all__ = ["EM", "EMModel", "ExactPosterior", "NotMonotoneError", "fit_em"]
 
 ONLINE_PASSES, ONLINE_ROWS = 10, 256
-
-
-@runtime_checkable
-class EMModel(Protocol):
-    """What `fit_em` asks of a model. θ is a dictionary of tensors in double precision.
-
-    `e_step` and `m_step` are functions of their arguments: they leave the model as it is and do
-    not branch on values of θ or T̄, since `torch.vmap` runs them for all restarts together.
-    Optional: `initialize(*batch)` and `degenerate(*batch)`, see `fit`; `posterior(*batch)`, which
-    samples the latent sites from p(z | x): the guide of the run; `e_steps(states, *batch)`, which
-    is `e_step` of many starts, leading in θ and in what it returns, where that can be had cheaper;
-    and `transport_statistics(state, new, made_of, statistics)` for online EM: statistics at θ as
-    they are at θ',
-    which `m_step` made of the statistics `made_of`.
-    """
-
-    def em_state(self) -> State:
-        """The present parameters θ."""
-
-    def set_em_state(self, state: State) -> None:
-        """Take θ over as the model's parameters."""
-
-    def e_step(self, state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
-        """T̄ and log-likelihood (), summed over the rows of the batch."""
-
-    def m_step(self, state: State, statistics: Statistics) -> State:
-        """θ' from T̄ at θ."""
 
 
 @dataclass
@@ -106,7 +80,7 @@ def fit_em(
         data: see `load_data`. Missing values (NaN) are the model's business: load them with
             `load_data(source, missing="keep")`.
         max_iterations: passes over the data at most (default: 1,000; online exactly so many, 10).
-        tolerance: stop when less than this lies ahead, in nats per datum, by the rate at which
+        tolerance: stop when less than this lies ahead, in nats per row, by the rate at which
             gains shrink. Online EM does not judge itself.
         batch_size: rows read at once (default: 65,536), on which the result does not depend; of
             online EM, rows a step (default: 256).
@@ -126,7 +100,7 @@ def fit_em(
         resume: continue the run in `directory` exactly where its last checkpoint stands.
 
     Returns:
-        A run whose history has one "bound" an iteration: log-likelihood in nats per datum; online
+        A run whose history has one "bound" an iteration: log-likelihood in nats per row; online
         that of each pass, at parameters that moved on the way, and of the result.
 
     Raises:

@@ -6,15 +6,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
-from torch import Tensor
 
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.posterior.evidence import log_evidence
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
+from ppl_lvm.programs.traces import latent_sites
 from ppl_lvm.runs.run import (
     TEMPLATE_ROWS,
     Run,
@@ -26,32 +25,13 @@ from ppl_lvm.training.em.statistics import State
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 
-class ExactPosterior(PyroModule):
-    """The guide q(z | x) = p(z | x) of a model that knows it: calls `model.posterior(*batch)`.
-
-    It has no parameters of its own.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        if not hasattr(model, "posterior"):
-            raise ValueError(
-                f"{type(model).__name__} has no posterior(*batch) that samples its latents. "
-                "Write one, or choose another guide."
-            )
-        self._model = (model,)  # in a tuple: its parameters are the model's, not this guide's
-
-    def forward(self, *batch: Tensor) -> None:
-        self._model[0].posterior(*batch)
-
-
 @dataclass
 class Outcome:
     """Where the restarts arrived.
 
     Attributes:
         state: θ with the restarts leading.
-        bounds, held_out: log-likelihoods on the way, nats per datum, one list a restart.
+        bounds, held_out: log-likelihoods on the way, nats per row, one list a restart.
         converged: one truth a restart; None where nobody judges.
     """
 

@@ -18,15 +18,15 @@ from pyro.infer import ELBO
 from ppl_lvm.compiler import LEVELS, CannotCaptureError, Level
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.storage import random_state, set_random_state
+from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
-from ppl_lvm.estimators.objectives import describe
+from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows, split_validation
 from ppl_lvm.posterior.evidence import drawn_numbers, log_evidence
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.report.run_figures import draw
-from ppl_lvm.runs.directory import open_run_directory, split_validation
+from ppl_lvm.runs.directory import open_run_directory
 from ppl_lvm.runs.run import (
     TEMPLATE_ROWS,
     Run,
@@ -97,7 +97,7 @@ def fit(
             None: the ELBO, discrete sites that the guide leaves out summed out, by the
             leave-one-out score function where the guide is not reparameterised.
         optimizer: "Adam(lr=0.01)": any torch optimiser in call syntax, or a callable of the
-            parameters. It sees the gradient of the loss in nats per datum.
+            parameters. It sees the gradient of the loss in nats per row.
         schedule: a torch learning-rate schedule in call syntax, stepped every step
             (ReduceLROnPlateau: every evaluation), or a callable of the optimiser.
         num_steps, num_epochs: how long; give one of them (default: 2,000 steps).
@@ -106,7 +106,7 @@ def fit(
         validate_every: steps between evaluations (default: an epoch, at least 100 steps).
         patience: stop after this many evaluations without a better validation bound, and go back
             to the best parameters.
-        clip_norm: cut the gradient's norm to this (nats per datum).
+        clip_norm: cut the gradient's norm to this (nats per row).
         kl_weight, kl_annealing: β of the KL term, reached linearly over so many steps.
         restarts: independent starts with seeds seed, seed + 1, …; the best one is kept that the
             model does not call degenerate, all are reported in `run.restarts`. Where batches are

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from ppl_lvm.core.distributions import is_point
 from ppl_lvm.particles.log_prob_tables import inside_scale
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import Sites, is_one, is_point, log_prob, plate_dim, table, temper
+from ppl_lvm.particles.tracing import Sites, is_one, log_prob, plate_dim, table, temper
 
 
 def closed_form(

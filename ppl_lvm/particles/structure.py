@@ -22,14 +22,13 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import family, is_point
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.tracing import (
     Given,
     Sites,
     check_batch_shape,
-    family,
-    is_point,
     is_scored,
     log_prob,
     plate_frames,

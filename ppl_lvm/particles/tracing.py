@@ -10,12 +10,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.handlers import infer_config
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from ppl_lvm.core.distributions import innermost, is_point
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's own name for it
 
@@ -44,25 +45,6 @@ class Given(Messenger):
             value = innermost(msg["fn"]).v
         msg["value"] = value
         msg["done"] = True
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution under wrappers that add dimensions, masks or expansion."""
-    while hasattr(fn, "base_dist") and not isinstance(fn, Delta):
-        fn = fn.base_dist
-    return fn
-
-
-def family(fn: Any) -> str:
-    """The distribution's own name, under the wrappers that add dimensions, masks or expansion."""
-    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__
-
-
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a Delta, possibly wrapped."""
-    return isinstance(innermost(fn), Delta)
 
 
 def is_scored(site: Mapping[str, Any]) -> bool:

@@ -23,9 +23,14 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.diagnostics.leave_one_out import (
+from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.particles.structure import PairStructure
+from ppl_lvm.particles.tracing import trace_program
+from ppl_lvm.posterior import predict
+from ppl_lvm.posterior.arviz_container import to_inference_data
+from ppl_lvm.posterior.conditional_density import (
     LOCAL_PARTICLES,
     given,
     marginal,
@@ -33,14 +38,10 @@ from ppl_lvm.diagnostics.leave_one_out import (
     score,
     score_globals,
 )
-from ppl_lvm.diagnostics.simulation import observed_places
-from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
-from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import trace_program
-from ppl_lvm.posterior import predict
-from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.psis import psis
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
+from ppl_lvm.posterior.simulation import observed_places
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.traces import latent_sites
 
 CHUNK, CELLS = 100_000, 2**22  # rows, and numbers in them, that are run at once
 Draws = Literal["q", "weighted", "resampled"]
@@ -58,8 +59,8 @@ def to_arviz(
     where the model has no latent (its parameters are one point, no draws). Where the guide has
     global latents sample_stats has log_p and log_q of each draw (S,), for
     `ppl_lvm.posterior.arviz_container.loo` and,
-    in ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_datum and
-    log_q_per_datum (S, N). Without global latents the parameters are point estimates: the
+    in ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_row and
+    log_q_per_row (S, N). Without global latents the parameters are point estimates: the
     log-likelihood's draws then differ only by the error of their importance sampling, and LOO says
     nothing of what the parameters have learnt by heart.
 
@@ -85,7 +86,7 @@ def to_arviz(
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
     latent = sorted({n for posterior, _ in complete for n in posterior})
-    per_datum = {name: ["data"] for name in found.stats} if found.local else {}
+    per_row = {name: ["data"] for name in found.stats} if found.local else {}
     return to_inference_data(
         {n: _stack([posterior[n] for posterior, _ in complete]) for n in latent},
         log_likelihood={"log_likelihood": found.log_likelihood}
@@ -96,7 +97,7 @@ def to_arviz(
         prior_predictive={n: prior[n] for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=found.stats,
-        dims=dims | per_datum,
+        dims=dims | per_row,
         coords={"data": list(range(len(batch[0])))},
         attrs={"draws": draws} | ({} if found.k is None else {"pareto_k": found.k}),
     )
@@ -172,8 +173,8 @@ def _draw_local(
             values[name].append(many[:size].reshape(size, *like.shape))
     table = {name: torch.cat(v) for name, v in values.items()}
     stats: dict[str, Array] = {
-        "log_p_per_datum": torch.cat(log_p).numpy(),
-        "log_q_per_datum": torch.cat(log_q).numpy(),
+        "log_p_per_row": torch.cat(log_p).numpy(),
+        "log_q_per_row": torch.cat(log_q).numpy(),
     }
     k = None
     if draws != "q":

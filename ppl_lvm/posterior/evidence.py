@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles import log_weights
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.traces import latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 NUMBERS = 20_000_000  # that the guide draws at once, for latents may be wide
@@ -31,7 +32,7 @@ NUMBERS = 20_000_000  # that the guide draws at once, for latents may be wide
 
 @dataclass(frozen=True)
 class Evidence:
-    """An estimate of log p(x), nats per datum.
+    """An estimate of log p(x), nats per row.
 
     Attributes:
         value: 1/N Σ_n L_n; for a model with global latents log p(x_1…x_N) / N.
@@ -39,7 +40,7 @@ class Evidence:
         monte_carlo_error: of the draws, by the delta method (too small where weights are poor).
         effective_particles: smallest over data of 1 / Σ_k w̄², out of `num_particles`.
         num_particles: K.
-        per_datum: L_n (N,); for global latents the one joint value (1,).
+        per_row: L_n (N,); for global latents the one joint value (1,).
     """
 
     value: float
@@ -47,12 +48,12 @@ class Evidence:
     monte_carlo_error: float
     effective_particles: float
     num_particles: int
-    per_datum: Tensor
+    per_row: Tensor
 
     def __str__(self) -> str:
         error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f}"
         return (
-            f"{self.value:.4f}{error} nats per datum "
+            f"{self.value:.4f}{error} nats per row "
             f"(Monte Carlo ± {self.monte_carlo_error:.4f}, {self.num_particles} particles)"
         )
 
@@ -77,20 +78,20 @@ def log_evidence(
             num_particles = 1
         log_w = _weights(pair, batch, num_particles, width)
     K = len(log_w)
-    per_datum = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)
+    per_row = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)
     share = torch.softmax(log_w, 0)
     ess = 1 / share.square().sum(0)
     variance = (K / ess - 1) / K
-    N = len(per_datum)
+    N = len(per_row)
     joint = N == 1 and rows > 1
     scale = rows if joint else N
     return Evidence(
-        value=float(per_datum.sum()) / scale,
-        standard_error=float(per_datum.std() / math.sqrt(N)) if N > 1 else math.nan,
+        value=float(per_row.sum()) / scale,
+        standard_error=float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan,
         monte_carlo_error=float(variance.sum().clamp(min=0).sqrt()) / scale,
         effective_particles=float(ess.min()),
         num_particles=K,
-        per_datum=per_datum,
+        per_row=per_row,
     )
 
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites, plate_nesting
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
 GLOBAL_DRAWS = 64
 
 
 def is_local(site: dict[str, Any]) -> bool:
-    """Whether a site has one value per datum: it stands in the plate "data"."""
+    """Whether a site has one value per row: it stands in the plate "data"."""
     return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
 

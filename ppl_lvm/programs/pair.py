@@ -19,13 +19,11 @@ from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.programs.minibatch import DATA_PLATE
 
 Program = Callable[..., Any]
 Batch = tuple[Any, ...]
@@ -269,27 +267,3 @@ def _constrained(module: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:
                 yield dot + plain, leaf, getattr(part, plain)
             else:
                 yield dot + name, leaf, leaf
-
-
-def data_plate_size(trace: poutine.Trace) -> int | None:
-    """The rows of the plate "data" in a trace; None where there is no such plate."""
-    for site in trace.nodes.values():
-        for frame in site.get("cond_indep_stack", ()):
-            if frame.name == DATA_PLATE:
-                return int(frame.size)
-    return None
-
-
-def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Name -> site of the sampled, not observed, sites of a trace."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    }
-
-
-def plate_nesting(trace: poutine.Trace) -> int:
-    """How many dimensions on the right the plates of a trace take up."""
-    frames = [f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ())]
-    return max((-frame.dim for frame in frames if frame.dim is not None), default=0)

@@ -27,7 +27,7 @@ from pyro.distributions import constraints
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 
-from ppl_lvm.particles.tracing import family
+from ppl_lvm.core.distributions import family
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 

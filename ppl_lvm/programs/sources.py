@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.programs.loading import address_of, build, load_program, settings_of
+from ppl_lvm.core.call_syntax import build, settings_of
+from ppl_lvm.programs.loading import address_of, load_program
 
 DEFAULT_GUIDE = "ppl_lvm.guides:auto_guide"
 

@@ -82,7 +82,7 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
         {
             "run": row["run"],
             "verdict": row["verdict"],
-            "log p(x), nats per datum": _figure(row["value"], row["error"]),
+            "log p(x), nats per row": _figure(row["value"], row["error"]),
             "less the best, paired": ""
             if row["verdict"] == "best"
             else _figure(row["difference"], row["difference_error"]),
@@ -112,13 +112,13 @@ def facts(run: Run) -> dict[str, str]:
         ),
         "data": f"{record['data']['name']}: {record['data']['train_rows']} rows to learn from, "
         f"{record['data']['held_out_rows']} held out",
-        "bound": f"{results['bound']:.4f} nats per datum",
-        "log evidence": f"{results['log_evidence']:.4f} nats per datum "
+        "bound": f"{results['bound']:.4f} nats per row",
+        "log evidence": f"{results['log_evidence']:.4f} nats per row "
         f"({results['log_evidence_of']})",
         "steps": str(results["steps"]),
         "seed": str(results["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
     if results["held_out"] is not None:
-        found["held out"] = f"{results['held_out']:.4f} nats per datum"
+        found["held out"] = f"{results['held_out']:.4f} nats per row"
     return found

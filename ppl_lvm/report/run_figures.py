@@ -53,7 +53,7 @@ PICTURES: dict[str, Callable[[RunView], Figure | None]] = {
 READINGS = {
     "training": (
         "It has arrived where the curve is flat; a gap to the validation curve is overfitting.",
-        "The bound in nats per datum against the step.",
+        "The bound in nats per row against the step.",
     ),
     "density": (
         "Dark where the model expects data: blank data and dark emptiness are both faults.",

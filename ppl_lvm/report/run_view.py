@@ -12,7 +12,8 @@ from torch import Tensor
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.traces import latent_sites
 from ppl_lvm.report.figures.style import Array
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """May these runs be compared? They must be judged on the same rows, and speak of the same numbers.
 
 log p(x) of a row of counts, the density of a row of measurements, log p(y | x) of its last column
-and log p(counts | their sum) are all nats per datum. The first and the third are logarithms of
+and log p(counts | their sum) are all nats per row. The first and the third are logarithms of
 probabilities of different things, and a density has a unit: a narrow one at whole numbers beats
 every probability.
 """
@@ -15,9 +15,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.particles.structure import Program
-from ppl_lvm.particles.tracing import innermost, is_scored
+from ppl_lvm.particles.tracing import is_scored
+from ppl_lvm.core.distributions import innermost
 
 if TYPE_CHECKING:
     from ppl_lvm.runs.run import Run

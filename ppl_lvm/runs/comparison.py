@@ -17,7 +17,7 @@ Costs are those of all restarts.
 
     comparison = compare([run_a, run_b])
     print(comparison)
-    comparison.difference(0, 1)          # nats per datum, and its standard error
+    comparison.difference(0, 1)          # nats per row, and its standard error
 
 References:
     Vehtari, Gelman, Gabry (2017). Practical Bayesian model evaluation using leave-one-out
@@ -40,16 +40,15 @@ from torch import Tensor
 from ppl_lvm.posterior import psis
 from ppl_lvm.runs.comparability import require_same_likelihood, check_width, common_rows, names_of
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.leave_one_out import LOCAL_PARTICLES, global_draws, loo, marginal
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.diagnostics.leave_one_out import loo
+from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, global_draws, marginal
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.particles import log_weights, analyze_for_particles
-from ppl_lvm.core.plain_text import plain_text
+from ppl_lvm.core.console import plain_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from ppl_lvm.runs.run import Run
 
 SIGNIFICANCE_Z = 2.5  # standard errors
@@ -66,7 +65,7 @@ class Score:
 
     Attributes:
         name: what it is called.
-        per_datum: l_n (N,), nats.
+        per_row: l_n (N,), nats.
         monte_carlo_error: of its mean.
         kind: "exact", "lower bound" or "predictive".
         share_bad: share of rows whose weights have Pareto k̂ > 0.7: there l_n is too low, and its
@@ -79,7 +78,7 @@ class Score:
     """
 
     name: str
-    per_datum: Floats
+    per_row: Floats
     monte_carlo_error: float
     kind: str
     share_bad: float
@@ -91,13 +90,13 @@ class Score:
 
     @property
     def value(self) -> float:
-        """Mean over rows, nats per datum."""
-        return float(self.per_datum.mean())
+        """Mean over rows, nats per row."""
+        return float(self.per_row.mean())
 
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over rows, Monte Carlo's in it."""
-        return math.hypot(_mean_error(self.per_datum), self.monte_carlo_error)
+        return math.hypot(_mean_error(self.per_row), self.monte_carlo_error)
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class Comparison:
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i].value)
 
     def difference(self, a: int, b: int) -> tuple[float, float]:
-        """Run a less run b, nats per datum, and the standard error of that, paired over rows."""
-        d = self.scores[a].per_datum - self.scores[b].per_datum
+        """Run a less run b, nats per row, and the standard error of that, paired over rows."""
+        d = self.scores[a].per_row - self.scores[b].per_row
         noise = [] if a == b else [self.scores[i].monte_carlo_error for i in (a, b)]
         return float(d.mean()), math.hypot(_mean_error(d), *noise)
 
@@ -140,7 +139,7 @@ class Comparison:
     @property
     def note(self) -> str:
         """What was compared, and how far the values may be trusted."""
-        notes = [f"{self.rows}; nats per datum, differences paired row by row."]
+        notes = [f"{self.rows}; nats per row, differences paired row by row."]
         loose = [s for s in self.scores if s.kind == "lower bound"]
         if loose:
             each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
@@ -186,12 +185,6 @@ class Comparison:
 
     def __str__(self) -> str:
         return plain_text(self)
-
-    def figure(self) -> "Figure":
-        """A picture: differences to the best run with their errors."""
-        from ppl_lvm.report.figures.comparison import differences
-
-        return differences(self)
 
 
 def compare(
@@ -242,7 +235,7 @@ def compare(
         scores.append(_score(name, run, batches[i], num_particles, seed))
     if say is not None:
         say("", len(runs), len(runs))
-    sizes = {len(s.per_datum) for s in scores}
+    sizes = {len(s.per_row) for s in scores}
     assert len(sizes) == 1, f"rows differ: {sizes}"
     return Comparison(tuple(scores), f"{sizes.pop()} rows, {_whose(runs, x)}")
 
@@ -264,7 +257,7 @@ def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) 
         found = _leave_one_out(run, pair, seed) if kind == "predictive" else (None, "")
     return Score(
         name=name,
-        per_datum=l,
+        per_row=l,
         monte_carlo_error=noise,
         kind=kind,
         share_bad=share_bad,

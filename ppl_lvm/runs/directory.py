@@ -13,13 +13,6 @@ from ppl_lvm.runs.run import load_run, read_record
 FREE = ("engine", "steps_per_call", "checkpoint_seconds")
 
 
-def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
-    """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
-    if validation is None or (isinstance(validation, int | float) and validation == 0):
-        return data, None
-    if isinstance(validation, int | float):
-        return data.split(validation, seed)
-    return data, validation if isinstance(validation, Data) else load_data(validation)
 
 
 def open_run_directory(

@@ -46,7 +46,7 @@ class Run:
     Attributes:
         model, guide: the fitted programs (copies; yours stay as they were).
         history: "bound" (one value a step), "validation_step", "validation_bound",
-            "learning_rate" (one an evaluation). Bounds are in nats per datum.
+            "learning_rate" (one an evaluation). Bounds are in nats per row.
         results: the figures that `ppl-lvm fit --json` prints.
         record: all that run.json holds.
         restarts: one entry a restart: seed, bound, and why it was not chosen.
@@ -129,7 +129,7 @@ class Run:
         return edit(self, x, attribute, strength)
 
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
-        """Importance-weighted log p(x), nats per datum, with its standard errors."""
+        """Importance-weighted log p(x), nats per row, with its standard errors."""
         return log_evidence(
             self.pair,
             *self.batch(x),
@@ -269,7 +269,7 @@ def environment_record(
 
 
 def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:
-    """What run.json says of the log evidence of `rows` rows, nats per datum."""
+    """What run.json says of the log evidence of `rows` rows, nats per row."""
     return {
         "log_evidence": evidence.value,
         "log_evidence_standard_error": evidence.standard_error,

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core import torch_specs
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.storage import pack, random_state, set_random_state, unpack
+from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.core.storage import pack, unpack
 from ppl_lvm.divergences.density_ratio import logistic_loss
-from ppl_lvm.estimators import objectives
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Game:
         progress: Progress,
     ) -> None:
         self.G, self.a, self._x, self._f, self._rules = generator, discriminator, x, f, rules
-        self._of_a = objectives.optimizer(rules.optimizer, list(self.a.parameters()))
-        self._of_g = objectives.optimizer(rules.optimizer, list(self.G.parameters()))
+        self._of_a = torch_specs.optimizer(rules.optimizer, list(self.a.parameters()))
+        self._of_g = torch_specs.optimizer(rules.optimizer, list(self.G.parameters()))
         self.history: dict[str, list[float]] = {"jensen_shannon": [], "generator": []}
         self._progress = progress
 

@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ppl_lvm.core.storage import (
-    load_checkpoint,
-    pack,
-    random_state,
-    save_checkpoint,
-    set_random_state,
-    unpack,
-)
+from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.core.storage import load_checkpoint, pack, save_checkpoint, unpack
 
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training

@@ -1,4 +1,4 @@
-"""One step: the gradient of the bound in nats per datum, clipped, and the optimiser's update.
+"""One step: the gradient of the bound in nats per row, clipped, and the optimiser's update.
 
 A step on B of N rows follows
 
@@ -27,6 +27,7 @@ from ppl_lvm.compiler import (
     make_training_step,
 )
 from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import torch_specs
 from ppl_lvm.core.rng import restore_generators
 from ppl_lvm.estimators import objectives
 from ppl_lvm.programs.minibatch import ScaleDataPlate
@@ -43,8 +44,8 @@ class Options:
         num_steps: updates in all.
         batch_size: rows a step sees, B (the last batch of an epoch may be smaller).
         seed: of the rows' order and of every random number.
-        optimizer, schedule: see `objectives.optimizer` and `objectives.schedule`.
-        clip_norm: the gradient's Euclidean norm (nats per datum) is cut to this.
+        optimizer, schedule: see `torch_specs.optimizer` and `torch_specs.schedule`.
+        clip_norm: the gradient's Euclidean norm (nats per row) is cut to this.
         kl_weight: β, the weight of latent sites' log-probabilities at the end of annealing.
         kl_annealing: steps over which that weight grows linearly from 0 to `kl_weight`.
         validate_every: steps between two evaluations of the validation bound.
@@ -111,8 +112,8 @@ class GradientStep:
         devices = {tensor.device for tensor in (*self._leaves, *example)}
         if len(devices) == 1:  # beside the rest: a CUDA graph reads no number of the processor's
             self._kl.value = self._kl.value.to(devices.pop())
-        self.optimizer = objectives.optimizer(options.optimizer, self._leaves)
-        self.schedule = objectives.schedule(options.schedule, self.optimizer)
+        self.optimizer = torch_specs.optimizer(options.optimizer, self._leaves)
+        self.schedule = torch_specs.schedule(options.schedule, self.optimizer)
         self._share = torch.ones(())  # of this process in the batch
         self._kept: dict[str, Tensor] | None = None
         alone = processes.count() == 1  # others would wait for the compiler of one
@@ -149,7 +150,7 @@ class GradientStep:
         return alone and not self._scale_after and options.clip_norm is None
 
     def programs(self, rows: int) -> tuple[Callable[..., Any], Callable[..., Any], float]:
-        """Model and guide as the objective sees them, and what makes its loss nats per datum."""
+        """Model and guide as the objective sees them, and what makes its loss nats per row."""
         return self._model, self._guide, 1.0 / (rows if self._scale_after else self._num_rows)
 
     @property
@@ -187,7 +188,7 @@ class GradientStep:
     # Steps
 
     def step(self, batch: tuple[Tensor, ...], rows: int, before: list[Tensor]) -> float:
-        """Take one step on `batch`, this process's part of `rows` rows; the bound, nats per datum.
+        """Take one step on `batch`, this process's part of `rows` rows; the bound, nats per row.
 
         Args:
             before: torch's random states, to which a line search returns.
@@ -202,7 +203,7 @@ class GradientStep:
         else:
             loss, _ = self.whole(*batch)
         self.after()
-        return self.sign * float(loss) * self._per_datum(batch)
+        return self.sign * float(loss) * self._per_row(batch)
 
     def run_steps(
         self,
@@ -210,7 +211,7 @@ class GradientStep:
         rows: Tensor | None,
         weights: Sequence[float],
     ) -> list[float] | None:
-        """One step for each of the KL `weights`, in one call: the bounds, nats per datum.
+        """One step for each of the KL `weights`, in one call: the bounds, nats per row.
 
         Args:
             data: tensors, rows first.
@@ -235,11 +236,11 @@ class GradientStep:
         loss, _ = losses
         self.set_kl_weight(weights[-1])
         batch = data if rows is None else tuple(tensor[rows[0]] for tensor in data)
-        per_datum = self._per_datum(batch)
-        return [self.sign * value * per_datum for value in loss.tolist()]
+        per_row = self._per_row(batch)
+        return [self.sign * value * per_row for value in loss.tolist()]
 
-    def _per_datum(self, batch: tuple[Tensor, ...]) -> float:
-        # Of several processes the losses come weighted and in nats per datum already.
+    def _per_row(self, batch: tuple[Tensor, ...]) -> float:
+        # Of several processes the losses come weighted and in nats per row already.
         return 1.0 if processes.count() > 1 else self.programs(len(batch[0]))[2]
 
     def after(self) -> None:
@@ -271,11 +272,11 @@ class GradientStep:
             loss, largest = self._loss_and_gradient(*batch)
             if not (math.isfinite(loss) and torch.isfinite(largest)):
                 raise NonFiniteStepError("loss or gradient is not finite")
-            return float(loss) * self._per_datum(batch)
+            return float(loss) * self._per_row(batch)
 
         loss: Any = self.optimizer.step(closure)
         self.optimizer.zero_grad(set_to_none=True)
-        return float(loss) / self._per_datum(batch)
+        return float(loss) / self._per_row(batch)
 
     def look(self, batch: tuple[Tensor, ...]) -> None:
         """Leave in `.grad` what the program gives on a batch, not clipped: to see what is wrong."""
@@ -292,12 +293,12 @@ class GradientStep:
     # What is captured
 
     def _loss_and_gradient(self, *batch: Tensor) -> tuple[Any, Tensor]:
-        """Leave the gradient in nats per datum in `.grad`.
+        """Leave the gradient in nats per row in `.grad`.
 
         Returns the objective's loss, and the gradient's largest entry before clipping, NaN where
         an observed value is outside the support of its distribution.
         """
-        model, guide, per_datum = self.programs(len(batch[0]))
+        model, guide, per_row = self.programs(len(batch[0]))
         self._support.clear()
         loss: Any = self.pair.objective.loss_and_grads(model, guide, *batch)
         with torch.no_grad():
@@ -310,11 +311,11 @@ class GradientStep:
                 )
             # A loop over steps cannot hold changes of lists in place: new tensors instead.
             raw: Any = [leaf.grad for leaf in used]
-            gradients = list(torch._foreach_mul(raw, per_datum))
+            gradients = list(torch._foreach_mul(raw, per_row))
             for leaf, gradient in zip(used, gradients, strict=True):
                 leaf.grad = gradient
             if processes.count() > 1:
-                loss = self._all_reduce(loss, gradients, per_datum)
+                loss = self._all_reduce(loss, gradients, per_row)
             largest = _one(torch._foreach_norm(gradients, math.inf)).max()
             self._clip(gradients)
             supported = self._support.all()
@@ -326,9 +327,9 @@ class GradientStep:
         """The same for a block of a batch: every batch stands for all of the data already."""
         return self._loss_and_gradient(*block)
 
-    def _all_reduce(self, loss: Any, gradients: list[Tensor], per_datum: float) -> Tensor:
-        """Weighted sums over processes of all gradients and of the loss, in nats per datum."""
-        loss = torch.as_tensor(loss).detach().to(gradients[0]) * per_datum
+    def _all_reduce(self, loss: Any, gradients: list[Tensor], per_row: float) -> Tensor:
+        """Weighted sums over processes of all gradients and of the loss, in nats per row."""
+        loss = torch.as_tensor(loss).detach().to(gradients[0]) * per_row
         pieces = [g.to(gradients[0].dtype).reshape(-1) for g in gradients]
         flat = torch.cat([*pieces, loss.reshape(1)]) * self._share.to(gradients[0])
         total = processes.summed(flat)

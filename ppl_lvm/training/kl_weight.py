@@ -8,7 +8,8 @@ from pyro.poutine.messenger import Messenger
 
 from ppl_lvm.particles.bound_estimate import MARK
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.pair import ModelGuidePair, latent_sites, plate_nesting
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
 
 class KLWeight(Messenger):

@@ -44,7 +44,7 @@ class Training:
         pair: the programs being trained.
         stepping: how a step is taken.
         history: lists that grow with the run. "bound" has one value a step; "validation_step",
-            "validation_bound" and "learning_rate" one an evaluation. Bounds are nats per datum.
+            "validation_bound" and "learning_rate" one an evaluation. Bounds are nats per row.
         seconds: wall-clock time spent in steps, over all resumed parts.
         say: receives one-line messages of the engine.
     """
@@ -109,7 +109,7 @@ class Training:
     # Steps
 
     def step(self) -> float:
-        """Take one step; returns its bound in nats per datum."""
+        """Take one step; returns its bound in nats per row."""
         with self._ready():
             return self._step()
 
@@ -238,7 +238,7 @@ class Training:
     # Evaluation
 
     def evaluate(self, data: Data, *, repeats: int = 1) -> tuple[float, float]:
-        """The bound on `data`, nats per datum, and its Monte-Carlo error (NaN for one repeat).
+        """The bound on `data`, nats per row, and its Monte-Carlo error (NaN for one repeat).
 
         At full KL weight, in evaluation mode, with a seed of its own: two evaluations of the same
         parameters are equal. Global latents count as in training: their terms are divided by the
@@ -262,8 +262,8 @@ class Training:
         total = 0.0
         for rows in torch.arange(len(data)).split(self.options.batch_size):
             batch = data.batch(rows)
-            model, guide, per_datum = self.stepping.programs(len(rows))
-            loss = self.pair.objective.loss(model, guide, *batch) * per_datum
+            model, guide, per_row = self.stepping.programs(len(rows))
+            loss = self.pair.objective.loss(model, guide, *batch) * per_row
             total += self.sign * float(loss) * len(rows) / len(data)
         return total
 

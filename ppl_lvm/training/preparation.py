@@ -14,8 +14,9 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.pair import ModelGuidePair, data_plate_size, plate_nesting
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import move_to_batch_device
+from ppl_lvm.programs.traces import data_plate_size, plate_nesting
 
 
 def prepare_pair(

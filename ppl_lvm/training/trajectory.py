@@ -30,7 +30,7 @@ class Trajectory:
     Attributes:
         iterates: parameter's name -> (T, c), c of its numbers, unconstrained, at T moments.
         bounds: (20,) means of the bound over consecutive parts of the last fifth of the steps,
-            nats per datum; empty where there were fewer than 100 steps.
+            nats per row; empty where there were fewer than 100 steps.
         responsibilities: summed-out discrete site -> (rows, states) of at most 500 rows.
     """
 

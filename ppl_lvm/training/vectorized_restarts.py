@@ -18,8 +18,8 @@ from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.passes.vectorize_restarts import VectorizedRecording, VectorizedStep
 from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import torch_specs
 from ppl_lvm.core.console import Progress
-from ppl_lvm.estimators import objectives
 from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and is quicker in turn
@@ -144,7 +144,7 @@ class VectorizedRestarts:
     def _stack(self, abreast: VectorizedRecording, parameters: Sequence[Sequence[Tensor]]) -> None:
         """One optimiser for the stacked parameters, with the state that theirs have."""
         self._leaves = abreast.parameters
-        self._optimizer = objectives.optimizer(self._first.options.optimizer, self._leaves)
+        self._optimizer = torch_specs.optimizer(self._first.options.optimizer, self._leaves)
         own = [training.stepping.optimizer for training in self.trainings]
         for place, leaf in enumerate(self._leaves):
             states = [o.state.get(p[place], {}) for o, p in zip(own, parameters, strict=True)]

@@ -79,7 +79,7 @@ class CategoricalPair(Pair):
 
 
 class TwoPlatesPair(Pair):
-    """A latent per datum and one per cell of an inner plate of two features."""
+    """A latent per row and one per cell of an inner plate of two features."""
 
     def __init__(self, exact: Any, num_particles: int) -> None:
         super().__init__(exact, num_particles)
@@ -139,7 +139,7 @@ class PyroSubsamplePair(BernoulliPair):
 
 
 class GlobalPair(Pair):
-    """A global Bernoulli and one per datum: one joint weight, N/B inside."""
+    """A global Bernoulli and one per row: one joint weight, N/B inside."""
 
     rows_are_arguments = False
 

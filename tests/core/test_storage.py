@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_lvm.core.rng import random_state, set_random_state
 from ppl_lvm.core.storage import (
     load_checkpoint,
     pack,
-    random_state,
     save_checkpoint,
-    set_random_state,
     unpack,
     write_atomic,
     write_json,

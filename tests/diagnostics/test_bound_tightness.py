@@ -9,13 +9,13 @@ import torch
 from pyro.distributions import Bernoulli, Beta, Gamma, Normal
 from torch import Tensor
 
-from ppl_lvm.core.seeds import isolated_rng
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.amortization import require_amortized
 from ppl_lvm.diagnostics.bound_tightness import sandwich, tightness
-from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.diagnostics.simulation import simulate
 from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity
 from ppl_lvm.particles.structure import analyze_pair
+from ppl_lvm.posterior.simulation import simulate
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])

@@ -52,7 +52,7 @@ def work(length: int) -> tuple[int, int]:
                 found = ask({})
             if name == "tightness":
                 said = found.findings()[0].why
-                rows = len(found.annealed.per_datum)
+                rows = len(found.annealed.per_row)
                 assert f"({rows} rows, {asking.temperatures} temperatures)" in said
     return model.runs, model.numbers
 

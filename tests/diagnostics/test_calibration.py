@@ -9,8 +9,8 @@ import torch
 from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch import Tensor
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.calibration import ecdf_band, sbc, uniformity, vsbc
-from ppl_lvm.diagnostics.finding import CannotSayError
 
 
 def test_exact_guide_is_calibrated(linear: Any, exact_guide: Any) -> None:

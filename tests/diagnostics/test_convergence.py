@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.convergence import climb, convergence, r_hat
-from ppl_lvm.diagnostics.finding import CannotSayError
 
 
 def noise(steps: int, seed: int, correlation: float = 0.0, sd: float = 0.5) -> list[float]:

@@ -13,10 +13,10 @@ from pyro.infer import Trace_ELBO
 from rich.console import Console
 from torch import Tensor, nn
 
+from ppl_lvm.core.console import progress
 from ppl_lvm.diagnostics.budget import evenly_spaced_rows
 from ppl_lvm.diagnostics.diagnosis import NAMES, Diagnosis, Restarts, diagnose, eligible_restarts
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
-from ppl_lvm.diagnostics.table import progress
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
 

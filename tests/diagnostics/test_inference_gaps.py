@@ -8,7 +8,7 @@ import torch
 from pyro.distributions import Categorical, MultivariateNormal, Normal
 from torch import Tensor
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.inference_gaps import gaps, generalization
 
 

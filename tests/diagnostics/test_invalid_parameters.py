@@ -9,8 +9,8 @@ from pyro.distributions import Gamma, Normal
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.diagnosis import diagnose
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.invalid_parameters import impossible, on_simulated
 from ppl_lvm.programs.pair import ModelGuidePair
 

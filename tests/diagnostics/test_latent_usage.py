@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.latent_usage import latent_use
 
 

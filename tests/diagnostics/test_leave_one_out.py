@@ -9,8 +9,9 @@ import torch
 from pyro.distributions import MultivariateNormal, Normal
 from torch import Tensor
 
-from ppl_lvm.diagnostics.finding import CannotSayError
-from ppl_lvm.diagnostics.leave_one_out import loo, pointwise
+from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.diagnostics.leave_one_out import loo
+from ppl_lvm.posterior.conditional_density import pointwise
 
 
 def _mean_model(x: Tensor) -> None:

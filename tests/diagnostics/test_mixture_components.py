@@ -9,7 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from sklearn.mixture import GaussianMixture as Reference
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.mixture_components import (
     apply_permutation,
     mixture,

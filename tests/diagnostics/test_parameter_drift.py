@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.parameter_drift import drift, layer_weights
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
-from ppl_lvm.diagnostics.finding import CannotSayError
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.pareto_k import pareto_k
 
 
@@ -21,7 +21,7 @@ def test_exact_guide_is_good_on_every_row(linear: Any, exact_guide: Any) -> None
     assert (result.ess > 990).all()
 
 
-def test_too_narrow_guide_is_found_per_datum(linear: Any, exact_guide: Any) -> None:
+def test_too_narrow_guide_is_found_per_row(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(50)
     result = pareto_k(linear, exact_guide(linear, width=0.3), x, num_draws=4000)
     verdicts = {f.name: f.verdict for f in result.findings()}

@@ -11,8 +11,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.calibration import vsbc
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.diagnostics.refit import refitting
 from ppl_lvm.programs.pair import ModelGuidePair
 

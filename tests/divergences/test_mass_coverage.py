@@ -27,6 +27,7 @@ from ppl_lvm.divergences import (
 from ppl_lvm.divergences.example_densities import bimodal, four_modes
 from ppl_lvm.divergences.mass_coverage import DRAWS, shares
 from ppl_lvm.models.gaussian import Gaussian
+from ppl_lvm.report.figures.divergences import coverage_figure
 
 ERROR = 5 * math.sqrt(2 * 0.25 / DRAWS)  # of a share whose threshold is drawn too, at most
 
@@ -100,7 +101,7 @@ def test_the_table_the_json_and_the_picture_say_the_same(hills: CoverageResults)
         assert f"{row['value']:.4f}" in said
     assert max(map(len, said.splitlines())) <= 80
     assert "sums over a grid" in said
-    figure = hills.figure()
+    figure = coverage_figure(hills)
     assert isinstance(figure, Figure)
     assert [a.get_title() for a in figure.axes if a.get_visible()] == ["ForwardKL", "ReverseKL"]
     assert [len(a.lines) for a in figure.axes] == [2, 2]
@@ -112,7 +113,7 @@ def test_what_is_not_known_is_left_out_and_what_fails_says_why() -> None:
     assert found.left_out == {"ReverseKL": "density"}
     assert [row.precision for row in found.rows] == [None, None]
     assert "since more would have to be known of the target: ReverseKL (density)" in found.note
-    assert len(found.figure().axes) == 2
+    assert len(coverage_figure(found).axes) == 2
     far = Gaussian(1, center=40.0, scale=0.01).density()
     (row,) = fit_all(far, {"": Gaussian(1)}, [ChiSquare()], num_steps=2).rows
     assert row.recall is None

@@ -83,7 +83,7 @@ class LinearGaussian(nn.Module):
         return self.log_evidence() - self.divergence(1.0)
 
     def divergence(self, alpha: float) -> Tensor:
-        """Rényi's D_α(q || p(z | x)), per datum (B,); α = 1 is Kullback-Leibler."""
+        """Rényi's D_α(q || p(z | x)), per row (B,); α = 1 is Kullback-Leibler."""
         m, V = self.posterior()
         d = self.x @ self.A.T - m
         Q = torch.diag((2 * self.log_sigma).exp())

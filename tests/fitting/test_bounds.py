@@ -1,4 +1,4 @@
-"""fit reports bounds per datum that are right, in mini-batches and beside global latents too."""
+"""fit reports bounds per row that are right, in mini-batches and beside global latents too."""
 
 import functools
 from typing import Any
@@ -72,7 +72,7 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
         assert torch.allclose(mean[name], full[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_a_bound_is_per_datum_whatever_n() -> None:
+def test_a_bound_is_per_row_whatever_n() -> None:
     for n in (10, 1000):
         run = quiet(Mean(), MeanGuide(), torch.zeros(n), num_steps=1, objective=FixedDraw())
         loss = FixedDraw().loss_and_grads(Mean(), MeanGuide(), torch.zeros(n))

@@ -159,7 +159,7 @@ class _Averaged(GaussianMixture):
 
 @pytest.mark.parametrize("wrong", [_Swapped, _Averaged])
 def test_a_step_that_lowers_the_likelihood_is_caught(iris: Tensor, wrong: Any) -> None:
-    with pytest.raises(NotMonotoneError, match=r"fell by .* nats per datum at iteration \d+"):
+    with pytest.raises(NotMonotoneError, match=r"fell by .* nats per row at iteration \d+"):
         fit_em(wrong(3), iris, batch_size=149)
 
 

@@ -16,12 +16,12 @@ import ppl_lvm.training.iterate
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import fit_em
+from ppl_lvm.fitting.monte_carlo_em import fit_mcem
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, VAE, FactorModel, GaussianMixture
 from ppl_lvm.runs.comparison import compare
 from ppl_lvm.runs.run import Run, load_run
 from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
-from ppl_lvm.training.em.monte_carlo import fit_mcem
 from ppl_lvm.training.em.nuts_sampler import NutsSampler
 
 SHORT: dict[str, Any] = {"warmup": 15, "guide_steps": 100, "progress": False}
@@ -42,7 +42,7 @@ def _answers() -> Tensor:
 
 
 def _most_likely(x: Tensor) -> float:
-    """The maximum of the likelihood, nats per datum, by quadrature and gradient."""
+    """The maximum of the likelihood, nats per row, by quadrature and gradient."""
     model = FactorModel(**ANSWERS)
     model.initialize(x)
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=100, line_search_fn="strong_wolfe")
@@ -58,7 +58,7 @@ def _most_likely(x: Tensor) -> float:
 
 
 def _exact(run: Run, x: Tensor) -> float:
-    """The likelihood of its parameters, nats per datum, by quadrature."""
+    """The likelihood of its parameters, nats per row, by quadrature."""
     model: Any = run.model
     value: float = model.log_evidence(x).mean().item()
     return value
@@ -142,7 +142,7 @@ def test_its_guide_learns_and_leaves_the_model_alone(kept: Path) -> None:
 def test_it_is_compared_with_other_runs(kept: Path) -> None:
     found = compare([load_run(kept / "mcem"), load_run(kept / "elbo")], num_particles=100)
     assert {score.name for score in found.scores} == {"mcem", "elbo"}
-    assert len(found.scores[0].per_datum) == 40
+    assert len(found.scores[0].per_row) == 40
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(

@@ -72,7 +72,7 @@ def test_a_pushed_density_is_normalized() -> None:
     torch.testing.assert_close(mass, torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_sites_in_a_second_plate_get_their_own_numbers_per_datum() -> None:
+def test_sites_in_a_second_plate_get_their_own_numbers_per_row() -> None:
     """Changing one row changes that datum's draws and no other's."""
     x = torch.randn(5)
     guide = AmortizedNormal(_constrained, x)
@@ -149,7 +149,7 @@ def _undeclared(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z.sum(0), 1.0), obs=x)
 
 
-def _per_datum_support(x: Tensor) -> None:
+def _per_row_support(x: Tensor) -> None:
     with pyro.plate("data", len(x), dim=-1):
         u = pyro.sample("u", dist.Uniform(x - 1, x + 1))
         pyro.sample("x", dist.Normal(u, 1.0), obs=x)
@@ -167,7 +167,7 @@ def _nothing(x: Tensor) -> None:
         (_discrete, r"'k' ~ Bernoulli is discrete.*infer=\{\"enumerate\": \"parallel\"\}"),
         (_infinite, "'n' ~ Poisson is discrete, with too many values"),
         (_undeclared, r"'z' has 3 values at batch dimension -2.*\.to_event\(1\)"),
-        (_per_datum_support, "'u' has a support that differs from datum to datum"),
+        (_per_row_support, "'u' has a support that differs from datum to datum"),
         (_nothing, "no continuous latent to serve"),
     ],
 )

@@ -211,4 +211,4 @@ def test_a_group_that_was_not_there_is_named_and_one_without_rows_is_served(rows
         with pytest.raises(ValueError, match=r"first column must be the group.*row 2 has"):
             fitted(groups=5, predictors=1).log_evidence(new)
     new[2, 0] = 4
-    assert fitted(groups=5).log_evidence(new).per_datum.isfinite().all()
+    assert fitted(groups=5).log_evidence(new).per_row.isfinite().all()

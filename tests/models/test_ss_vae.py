@@ -12,11 +12,11 @@ from torch.distributions import Normal
 from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.calibration import sbc
-from ppl_lvm.diagnostics.simulation import replicates, simulate
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.particles import analyze_for_particles, log_weights
+from ppl_lvm.posterior.simulation import replicates, simulate
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 LABELS = torch.tensor([0, 1, -1, 2, -1])

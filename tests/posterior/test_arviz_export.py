@@ -172,7 +172,7 @@ def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
     mean, sd = moments(data, "z", weight)
     if draws == "q":
         assert np.allclose(sd, 0.8 * 0.5**0.5, rtol=0.06)
-        log_q = data.sample_stats["log_q_per_datum"]
+        log_q = data.sample_stats["log_q_per_row"]
         assert log_q.dims == ("chain", "draw", "data")
         z = torch.from_numpy(data.posterior["z"].values[0, :, :, 0])
         exact = torch.distributions.Normal(x[:, 0] / 2 + 0.1, 0.8 * 0.5**0.5).log_prob(z)

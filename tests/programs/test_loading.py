@@ -6,14 +6,8 @@ from typing import Any
 import pytest
 from pyro.infer import Trace_ELBO
 
-from ppl_lvm.programs.loading import (
-    address_of,
-    build,
-    load_program,
-    parse_call,
-    parse_settings,
-    settings_of,
-)
+from ppl_lvm.core.call_syntax import build, parse_call, parse_settings, settings_of
+from ppl_lvm.programs.loading import address_of, load_program
 
 SOURCE = """
 import helper_beside

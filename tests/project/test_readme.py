@@ -32,7 +32,7 @@ def test_the_first_program_runs_as_it_stands(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     _, held_out, evidence = done.stdout.splitlines()
     assert -17.0 < float(held_out) < -15.5
-    assert "nats per datum" in evidence
+    assert "nats per row" in evidence
     assert (tmp_path / "runs" / "wine" / "pictures" / "reconstructions.png").exists()
 
 

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.report.figures.comparison import comparison_figure
 from ppl_lvm.runs.comparability import NotComparableError
 from ppl_lvm.runs.comparison import Comparison, Score, compare
 from ppl_lvm.fitting.svi import fit
@@ -187,7 +188,7 @@ def test_table_json_and_picture_agree(tmp_path: Path) -> None:
     text = str(found)
     assert text.index("near") < text.index("far")
     assert max(len(line) for line in text.splitlines()) <= 80
-    figure = found.figure()
+    figure = comparison_figure(found)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["near", "far"]
     drawn = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
     assert float(np.ravel(drawn[1])[0]) == pytest.approx(rows[1]["difference"])

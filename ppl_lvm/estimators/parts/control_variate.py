@@ -15,9 +15,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
 from ppl_lvm.particles import Particles
-from ppl_lvm.particles.tracing import innermost
 
 Control = Callable[[Tensor], Tensor]  # z (K, ...) -> c (K, B)
 
@@ -66,7 +66,7 @@ def surrogate(
 ) -> Tensor:
     """S, (B,): gradients g for φ, ∇log p for the model, -∇Σ g² for the control's parameters."""
     K, B = particles.log_p.shape
-    guide = drawn.per_datum(g.detach() * phi).sum(-1)  # (K, B)
+    guide = drawn.per_row(g.detach() * phi).sum(-1)  # (K, B)
     S = (particles.log_p + guide).mean(0)  # (B,)
     if not learned:
         return S

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.particles.tracing import is_point
+from ppl_lvm.core.distributions import is_point
 
 
 class DetachDraws(Messenger):

@@ -14,8 +14,9 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import PARTICLE_PLATE, innermost, plate_dim
+from ppl_lvm.particles.tracing import PARTICLE_PLATE, plate_dim
 
 
 def uniforms(like: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +62,7 @@ class RelaxedBernoulli(Messenger):
             shape[bits.dim() - self.event_dim + self.data_dim] = value.shape[1]
         return value.reshape(shape)
 
-    def per_datum(self, bits: Tensor) -> Tensor:
+    def per_row(self, bits: Tensor) -> Tensor:
         """A datum's bits in one row: (K, ...) -> (K, B, D)."""
         if self.data_dim is None:
             return bits.reshape(len(bits), 1, -1)

@@ -10,7 +10,7 @@ from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, legend_below, plot
 from ppl_lvm.runs.comparison import SIGNIFICANCE_Z, Comparison
 
 
-def differences(found: Comparison) -> Figure:
+def comparison_figure(found: Comparison) -> Figure:
     """One row a run, best at the top: its difference to the best with one and 2.5 errors."""
     best = found.order[0]
     figure, axes = plot(
@@ -35,7 +35,7 @@ def differences(found: Comparison) -> Figure:
     names = [textwrap.fill(found.scores[i].name, 18) for i in found.order]
     axes.set_yticks(np.arange(len(names)), names, fontsize=TEXT - 1)
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel("nats per datum; bars: 1 and 2.5 standard errors")
+    axes.set_xlabel("nats per row; bars: 1 and 2.5 standard errors")
     if axes.get_legend_handles_labels()[1]:
         legend_below(figure)
     return figure
@@ -50,7 +50,7 @@ def picture(found: Comparison) -> Picture:
         said.append(f"{found.scores[i].name} {difference:+.3f} ± {error:.3f} ({found.verdict(i)})")
     return Picture(
         "Differences",
-        differences(found),
+        comparison_figure(found),
         "A run whose thin bar reaches the line at 0 is not told apart from the best.",
         "; ".join(said) + f"; {found.rows}.",
     )

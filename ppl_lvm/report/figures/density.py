@@ -21,7 +21,7 @@ def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
     axes = [np.linspace(a, b, CELLS) for a, b in zip(low - edge, high + edge, strict=True)]
     rows = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
     grid = torch.as_tensor(rows, dtype=torch.get_default_dtype(), device=x.device)
-    log_p = log_evidence(pair, grid, num_particles=1).per_datum
+    log_p = log_evidence(pair, grid, num_particles=1).per_row
     return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).cpu().numpy()
 
 

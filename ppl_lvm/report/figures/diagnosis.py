@@ -1,4 +1,4 @@
-"""Pictures of a diagnosis: bounds, sandwich, k̂ per datum, calibration, PIT, checks, units.
+"""Pictures of a diagnosis: bounds, sandwich, k̂ per row, calibration, PIT, checks, units.
 
 Each picture comes with a sentence on how to read it and a text that says what it shows, for
 those who cannot see it.
@@ -54,7 +54,7 @@ def bounds(found: Tightness) -> Picture:
     axes.plot(K, values, marker="o", color=COLORS[0], label="IWAE-K (K = 1: ELBO)")
     axes.set_xscale("log")
     axes.set_xlabel("particles K")
-    axes.set_ylabel("nats per datum")
+    axes.set_ylabel("nats per row")
     text = ", ".join(f"IWAE-{k} {v:.3f}" for k, v in zip(K, values, strict=True))
     if found.annealed is not None:
         axes.axhline(found.annealed.value, color=COLORS[4], label="annealed importance sampling")
@@ -68,13 +68,13 @@ def bounds(found: Tightness) -> Picture:
         "Bounds",
         figure,
         "The sooner the curve reaches the line, the better q fits the posterior.",
-        text + " nats per datum.",
+        text + " nats per row.",
     )
 
 
 def sandwich(found: Sandwich) -> Picture:
     figure, axes = plot("Sandwich: log p(x) of simulated data lies between two bounds")
-    lower, upper = (e.per_datum.double().numpy() for e in (found.lower, found.upper))
+    lower, upper = (e.per_row.double().numpy() for e in (found.lower, found.upper))
     order = np.argsort(lower)
     at = np.arange(len(order))
     axes.plot(at, upper[order], "v", color=COLORS[4], markersize=4, label="upper bound")
@@ -102,7 +102,7 @@ def khat(found: ParetoK) -> Picture:
     axes.set_xlabel("datum, sorted")
     axes.set_ylabel("k̂")
     return Picture(
-        "k̂ per datum",
+        "k̂ per row",
         figure,
         "Above the upper line (0.7) importance weights, and q itself, cannot be trusted for that "
         "datum.",

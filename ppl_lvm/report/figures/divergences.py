@@ -23,7 +23,7 @@ from ppl_lvm.report.figures.style import (
 COLUMNS, POINTS = 2, 600
 
 
-def fitted(found: CoverageResults) -> Figure:
+def coverage_figure(found: CoverageResults) -> Figure:
     """One panel a divergence; in it one colour a start."""
     names = list(dict.fromkeys(row.divergence for row in found.rows))
     starts = list(dict.fromkeys(row.start for row in found.rows))

@@ -44,12 +44,12 @@ def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
 
     Args:
         history: `bound`, one value a step; where there are, `step`, `seconds` (since the start),
-            `validation_step` and `validation_bound`. Bounds are nats per datum.
+            `validation_step` and `validation_bound`. Bounds are nats per row.
     """
     bound = np.asarray(history["bound"], np.float64)
     step = np.asarray(history.get("step", np.arange(1, len(bound) + 1)))
     figure, axes = plot("Training: the bound on log p(x); higher is better")
-    axes.set_ylabel("nats per datum")
+    axes.set_ylabel("nats per row")
     axes.set_xlabel("step" + _duration(history.get("seconds", ())))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if len(bound) == 0:

@@ -24,7 +24,7 @@ from ppl_lvm.data import Data
 from ppl_lvm.data.selection import initialization_rows
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
 
-# A step's log-likelihood may fall by this much (nats per datum, relative) through rounding alone.
+# A step's log-likelihood may fall by this much (nats per row, relative) through rounding alone.
 ROUNDING = 1e-10
 
 
@@ -39,7 +39,7 @@ class EM:
     Attributes:
         state: θ with the restarts R leading in every tensor.
         held_out: rows whose log-likelihood is noted too.
-        bounds: log-likelihood of every iteration, nats per datum, one list a restart; the last
+        bounds: log-likelihood of every iteration, nats per row, one list a restart; the last
             one is that of `state`.
         held_out_bounds: the same of `held_out`.
         converged: one truth a restart.
@@ -78,8 +78,8 @@ class EM:
                 return
             state = {name: t[active] for name, t in self.state.items()}
             statistics, log_likelihood = sums.over(state)
-            per_datum = (log_likelihood / len(self.data)).tolist()
-            for r, bound in zip(active.tolist(), per_datum, strict=True):
+            per_row = (log_likelihood / len(self.data)).tolist()
+            for r, bound in zip(active.tolist(), per_row, strict=True):
                 self._judge(r, bound, {name: t[r] for name, t in self.state.items()})
             self._note_held_out(active, state)
             last = len(self.bounds[int(active[0])]) == max_iterations
@@ -95,8 +95,8 @@ class EM:
         if self.held_out is None:
             return
         _, log_likelihood = Sums(self.model, self.held_out, self.batch_size).over(state)
-        per_datum = (log_likelihood / len(self.held_out)).tolist()
-        for r, bound in zip(active.tolist(), per_datum, strict=True):
+        per_row = (log_likelihood / len(self.held_out)).tolist()
+        for r, bound in zip(active.tolist(), per_row, strict=True):
             self.held_out_bounds[r].append(bound)
 
     def _done(self, r: int) -> bool:
@@ -120,7 +120,7 @@ class EM:
                 self.degenerate.append(r)
                 return
             raise NotMonotoneError(
-                f"The log-likelihood fell by {-gain:.3e} nats per datum at {at}, from "
+                f"The log-likelihood fell by {-gain:.3e} nats per row at {at}, from "
                 f"{bounds[-2]:.10g} to {bound:.10g}. EM cannot do that: m_step does not maximise "
                 f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
                 "sums over rows at the θ they were given."

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from ppl_lvm.programs.pair import latent_sites, plate_nesting
+from ppl_lvm.programs.traces import latent_sites, plate_nesting
 from ppl_lvm.training.em.nuts_sampler import Draws
 
 

@@ -44,7 +44,7 @@ class OnlineEM:
         seed: of the rows' order.
 
     Attributes:
-        passes: log-likelihood of every pass along its way, nats per datum, one list a restart.
+        passes: log-likelihood of every pass along its way, nats per row, one list a restart.
     """
 
     def __init__(

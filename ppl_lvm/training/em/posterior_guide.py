@@ -73,7 +73,7 @@ def fit_guide(
 
 
 def bound(pair: ModelGuidePair, data: Data, num_rows: int, seed: int) -> tuple[float, float]:
-    """The ELBO on `data` in nats per datum, and its Monte-Carlo error.
+    """The ELBO on `data` in nats per row, and its Monte-Carlo error.
 
     Terms of global latents are shared by the `num_rows` rows of the training data.
     """

@@ -67,7 +67,7 @@ def test_training_curve_shows_bounds_at_their_steps(tmp_path: Path) -> None:
     assert np.array_equal(raw.get_xdata(), np.arange(1, 401))
     assert np.asarray(mean.get_ydata())[-1] == pytest.approx(np.mean(history["bound"][-8:]))
     assert np.array_equal(held_out.get_xdata(), history["validation_step"])
-    assert _axes(figure).get_ylabel() == "nats per datum"
+    assert _axes(figure).get_ylabel() == "nats per row"
     assert _axes(figure).get_xlabel() == "step (4 s in all)"
 
 

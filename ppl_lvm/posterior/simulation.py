@@ -14,8 +14,8 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.diagnostics.finding import CannotSayError
 from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, Given, Sites, trace_program
 

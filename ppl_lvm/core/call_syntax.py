@@ -1,0 +1,126 @@
+"""TODO."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "Name(key=literal, …)" into the name and its arguments; "Name" alone has none.
+
+    >>> parse_call("IWAE(num_particles=5)")
+    ('IWAE', {'num_particles': 5})
+    """
+    usage = f"{text!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(usage) from None
+    if isinstance(node, ast.Call) and not node.args and all(k.arg for k in node.keywords):
+        name, keywords = node.func, node.keywords
+    else:
+        name, keywords = node, []
+    if not isinstance(name, ast.Name):
+        raise ValueError(usage)
+    try:
+        return name.id, {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+    except ValueError:
+        raise ValueError(usage) from None
+
+
+def parse_settings(items: Iterable[str]) -> dict[str, Any]:
+    """Arguments of a program from the command line: "components=3" -> {"components": 3}.
+
+    A value that is no Python literal is taken as text: likelihood=bernoulli.
+    """
+    settings: dict[str, Any] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"{item!r} is not a setting. Write name=value: components=3.")
+        try:
+            settings[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            settings[name] = value
+    return settings
+
+
+def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str) -> Any:
+    """`factory(*arguments, **settings)`, with an error that lists the settings it takes.
+
+    Raises:
+        ValueError: for a setting that is none, or whose value is of another kind than annotated.
+    """
+    parameters = inspect.signature(factory).parameters
+    taken = [
+        p.name
+        for i, p in enumerate(parameters.values())
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and i >= len(arguments)
+    ]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in settings:
+        if name not in taken and not open_ended:
+            near = difflib.get_close_matches(name, taken, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(taken)}.{hint}")
+    kinds = _kinds_of(factory)
+    for name, value in settings.items():
+        if name in kinds and _is_plain(value) and not isinstance(value, kinds[name]):
+            wider = float in kinds[name]  # whole numbers are numbers
+            words = [w for k, w in _KINDS.items() if k in kinds[name] and not (wider and k is int)]
+            expected = " or ".join(words)
+            raise ValueError(f"{what} takes {name} as {expected}, got {value!r}.")
+    return factory(*arguments, **settings)
+
+
+# What a setting may be, if it is annotated so; those of other kinds are not checked.
+_KINDS: dict[type, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple, as (128,)",
+    type(None): "None",
+}
+
+
+def _kinds_of(factory: Any) -> dict[str, tuple[type, ...]]:
+    """Parameter -> the types of its annotation, where these are plain."""
+    try:
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError, AttributeError):  # annotations that nobody can read
+        return {}
+    found = {}
+    for name, hint in hints.items():
+        union = get_origin(hint) in (Union, UnionType)
+        kinds = [get_origin(h) or h for h in (get_args(hint) if union else (hint,))]
+        if all(kind in _KINDS for kind in kinds):
+            also = [int] * (float in kinds) + [list] * (tuple in kinds)  # as JSON has them
+            found[name] = (*kinds, *also)
+    return found
+
+
+def settings_of(program: Any) -> dict[str, Any] | None:
+    """The constructor's arguments, read back from the attributes of the same names.
+
+    None where an argument has no such attribute or is not plain data: then a run can only be
+    loaded with the program given again.
+    """
+    settings: dict[str, Any] = {}
+    for p in inspect.signature(type(program)).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            return None
+        value = getattr(program, p.name, inspect.Parameter.empty)
+        if not _is_plain(value):
+            return None
+        settings[p.name] = value
+    return settings
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(v) for v in value)
+    return value is None or isinstance(value, bool | int | float | str)
