@@ -19,9 +19,9 @@ from ppl_lvm.runs.run import (
     Run,
     environment_record,
     evidence_record,
-    selection_score,
 )
 from ppl_lvm.training.em.statistics import State
+from ppl_lvm.training.restarts import selection_score
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 

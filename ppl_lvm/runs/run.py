@@ -280,11 +280,6 @@ def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]
     }
 
 
-def selection_score(entry: dict[str, Any]) -> float:
-    """What the best restart is best in: the held-out bound, else the training rows'."""
-    return float(entry["bound"] if entry["held_out"] is None else entry["held_out"])
-
-
 def read_record(directory: str | Path) -> dict[str, Any]:
     """run.json of a run directory.
 

@@ -1,0 +1,241 @@
+"""Restarts: train a pair R times from different seeds and choose the best.
+
+Restart r has seed `options.seed + r`. The chosen restart has the best bound on the held-out rows
+(on the training rows where none are held out) among those that the model does not call degenerate.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+
+from ppl_lvm.compiler import CannotCaptureError
+from ppl_lvm.core import distributed as processes
+from ppl_lvm.core.console import Progress
+from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.data import Data
+from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+from ppl_lvm.training import checkpoint
+from ppl_lvm.training.gradient_step import Options
+from ppl_lvm.training.loop import Training
+from ppl_lvm.training.preparation import prepare_pair, raise_on_errors
+from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings, last_bounds
+from ppl_lvm.training.vectorized_restarts import VectorizedRestarts, reject_unsupported
+
+GUIDE_ROWS = 1024  # a guide's builder sees: enough for the scale of the columns
+EVALUATION_ROWS = 10_000
+EVALUATIONS = 8  # of the final bound: enough for its Monte-Carlo error
+
+Entry = dict[str, Any]  # of one restart, as run.json records it
+
+
+@dataclass(frozen=True)
+class RestartResults:
+    """Trained restarts, in the order of their seeds.
+
+    Attributes:
+        trainings: the training of each restart.
+        entries: the record of each restart: seed, bounds, steps, seconds, reason for rejection.
+        trajectories: the diagnostics' data of each restart.
+        best_index: index of the chosen restart.
+    """
+
+    trainings: list[Training]
+    entries: list[Entry]
+    trajectories: list[Trajectory]
+    best_index: int
+
+    @property
+    def best(self) -> Training:
+        """The chosen restart."""
+        return self.trainings[self.best_index]
+
+    @property
+    def best_entry(self) -> Entry:
+        """The record of the chosen restart."""
+        return self.entries[self.best_index]
+
+    def record(self) -> list[Entry]:
+        """The entries, each with "chosen"."""
+        return [{**e, "chosen": e is self.best_entry} for e in self.entries]
+
+
+class RestartRunner:
+    """Trains R restarts, together in one graph where possible, otherwise one after the other.
+
+    Args:
+        model, guide: build the programs of each restart.
+        objective: see `prepare_pair`.
+        train: training rows.
+        held_out: validation rows, or None.
+        options: of the training loop; their seed is that of restart 0.
+        num_restarts: R.
+        show_progress: print a progress bar.
+    """
+
+    def __init__(
+        self,
+        model: ModelFactory,
+        guide: GuideFactory,
+        objective: str | ELBO | None,
+        train: Data,
+        held_out: Data | None,
+        options: Options,
+        *,
+        num_restarts: int,
+        show_progress: bool,
+    ) -> None:
+        self.model, self.guide, self.objective = model, guide, objective
+        self.train, self.held_out, self.options = train, held_out, options
+        self.num_restarts, self.show_progress = num_restarts, show_progress
+
+    def prepare(self, number: int) -> Training:
+        """Restart `number` before its first step; sets the random state that belongs to it."""
+        options = replace(self.options, seed=self.options.seed + number)
+        pyro.set_rng_seed(options.seed)
+        rows = initialization_rows(self.train)
+        example = first_rows(self.train, options.batch_size)
+        with pyro.get_param_store().scope():  # builders may run programs
+            model = self.model.make(rows, restart=number)
+            guide = self.guide.make(model, first_rows(self.train, GUIDE_ROWS), restart=number)
+        pair, summed = prepare_pair(model, guide, self.objective, example, self.train)
+        return Training(pair, self.train, self.held_out, options, summed=summed)
+
+    def check(self, training: Training) -> None:
+        """Refuse a faulty pair; print one line for each warning."""
+        example = first_rows(self.train, self.options.batch_size)
+        for warning in raise_on_errors(training.pair, *example, num_rows=len(self.train)):
+            self._progress(training, "").say(warning.in_a_line())
+
+    def run(self, first: Training, directory: Path | None) -> RestartResults:
+        """Train every restart and choose the best.
+
+        Args:
+            first: restart 0, as `prepare(0)` returned it.
+            directory: for the checkpoints; None writes none.
+        """
+        if self.num_restarts == 1:
+            trainings = [first]
+            entries = [self._train(first, 0, directory)]
+        else:
+            trainings, entries = self._train_several(first, directory)
+        candidates = [i for i, e in enumerate(entries) if e["degenerate"] is None]
+        return RestartResults(
+            trainings,
+            entries,
+            [self._trajectory(training) for training in trainings],
+            max(
+                candidates or range(len(entries)),
+                key=lambda i: -trainings[i].sign * selection_score(entries[i]),
+            ),
+        )
+
+    def _train_several(
+        self, first: Training, directory: Path | None
+    ) -> tuple[list[Training], list[Entry]]:
+        """All restarts, together if they can be captured in one graph, else in turn."""
+        trainings, entries = [], []
+        try:
+            reject_unsupported([first])
+        except CannotCaptureError:  # one after the other, in memory too
+            for number in range(self.num_restarts):
+                training = first if number == 0 else self.prepare(number)
+                trainings.append(training)
+                entries.append(self._train(training, number, directory))
+            return trainings, entries
+        states = []
+        for number in range(self.num_restarts):
+            training = first if number == 0 else self.prepare(number)
+            self._resume(training, number, directory)
+            trainings.append(training)
+            states.append(random_state())
+        together = self._train_together(trainings, [state["random/torch"] for state in states])
+        for number, (training, state) in enumerate(zip(trainings, states, strict=True)):
+            set_random_state(state)
+            if together is None:
+                entries.append(self._train(training, number, None, resumed=True))
+            else:
+                torch.set_rng_state(together.generators[number].get_state())
+                entries.append(self._evaluate(training))
+        return trainings, entries
+
+    def _train_together(
+        self, trainings: list[Training], states: list[torch.Tensor]
+    ) -> VectorizedRestarts | None:
+        """All restarts in one graph; None where a restart cannot be captured."""
+        title = f"{self.num_restarts} restarts together"
+        together: VectorizedRestarts | None = None
+        with self._progress(trainings[0], title) as progress:
+            try:
+                together = VectorizedRestarts(trainings, states)
+                together.run(progress)
+            except CannotCaptureError as refusal:
+                progress.say(f"One restart after the other: {refusal}.")
+        return together
+
+    def _resume(self, training: Training, number: int, directory: Path | None) -> None:
+        """Set a restart's checkpoint path, and continue from the checkpoint there."""
+        single = self.num_restarts == 1
+        name = "checkpoint.safetensors" if single else f"restarts/{number}.safetensors"
+        training.path = None if directory is None else directory / name
+        if training.path is not None and training.path.exists():
+            checkpoint.load(training, training.path)
+
+    def _progress(self, training: Training, title: str) -> Progress:
+        shown = self.show_progress and processes.rank() == 0
+        steps = self.options.num_steps
+        return Progress(steps, done=training.step_number, title=title, shown=shown)
+
+    def _train(
+        self, training: Training, number: int, directory: Path | None, *, resumed: bool = False
+    ) -> Entry:
+        if not resumed:
+            self._resume(training, number, directory)
+        title = "" if self.num_restarts == 1 else f"restart {number + 1} of {self.num_restarts}"
+        with self._progress(training, title) as progress:
+            training.run(progress)
+        return self._evaluate(training)
+
+    def _evaluate(self, training: Training) -> Entry:
+        """The record of a trained restart."""
+        pair, options = training.pair, training.options
+        pair.eval_mode()
+        rows = initialization_rows(self.train)
+        evaluation_rows = sample_rows(self.train, EVALUATION_ROWS, options.seed)
+        degenerate = getattr(pair.model, "degenerate", None)
+        reason = None
+        if degenerate is not None:
+            with pair.scope():
+                reason = degenerate(*rows)
+        bound, error = training.evaluate(evaluation_rows, repeats=EVALUATIONS)
+        held_out = held_out_error = None
+        if self.held_out is not None:
+            held_out, held_out_error = training.evaluate(self.held_out, repeats=EVALUATIONS)
+        return {
+            "seed": options.seed,
+            "bound": bound,
+            "bound_monte_carlo_error": error,
+            "held_out": held_out,
+            "held_out_monte_carlo_error": held_out_error,
+            "steps": training.step_number,
+            "seconds": training.seconds,
+            "engine": training.stepping.level,
+            "degenerate": reason,
+        }
+
+    def _trajectory(self, training: Training) -> Trajectory:
+        rows = first_rows(self.train, CLUSTERED_ROWS)
+        return Trajectory(
+            training.iterates.tensors(),
+            last_bounds(training.history["bound"]),
+            clusterings(training.pair, *rows),
+        )
+
+
+def selection_score(entry: Entry) -> float:
+    """The bound that restarts are compared by: on held-out rows, else on training rows."""
+    return float(entry["bound"] if entry["held_out"] is None else entry["held_out"])
