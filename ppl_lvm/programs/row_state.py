@@ -48,7 +48,7 @@ class ProvideBatchRows(Messenger):
         super().__init__()
         self.rows, self.num_rows = rows, num_rows
 
-    def _pyro_data_rows(self, msg: Any) -> None:
+    def _pyro_batch_rows(self, msg: Any) -> None:
         msg["value"] = (self.rows, self.num_rows)
         msg["done"] = True
 
