@@ -22,6 +22,7 @@ from pyro.distributions import Dirichlet, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.guides.parts.support_transform import (
     TransformedNormal,
     enter_plates,
@@ -118,10 +119,7 @@ def supported_sites(declared: Signature) -> list[Site]:
 
 def _on_simplex(site: Site) -> bool:
     """Whether a value is a point on a simplex, or several of them as one event."""
-    support = site.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.simplex))
+    return isinstance(unwrap_support(site.support), type(constraints.simplex))
 
 
 def _start(model: Callable[..., Any], names: list[str], *batch: Any) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pyro.distributions import Normal, TransformedDistribution, constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
@@ -129,9 +130,7 @@ def require_plain_plates(site: Site, signature: Signature) -> None:
 
 
 def _is_real(support: Any) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(constraints.real))
+    return isinstance(unwrap_support(support), type(constraints.real))
 
 
 def _shared(support: Any, event_dim: int, name: str) -> Any:

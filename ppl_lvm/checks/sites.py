@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_factor
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
+from ppl_lvm.core.distributions import added_event_dims
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
@@ -116,7 +116,7 @@ def _missing(look: TrialRuns, site: Site) -> Iterator[Issue]:
         return
     model = look.standalone[0].signature or look.model.signature
     assert model is not None
-    own = _own_dims(look.model.nodes()[site.name]["fn"])
+    own = added_event_dims(look.model.nodes()[site.name]["fn"])
     event = f".to_event({own})" if own else ""
     code = f"pyro.sample({site.name!r}, dist.{site.distribution}(...){event})"
     yield look.model.finding(
@@ -203,17 +203,8 @@ def _as_shaped(name: str, got: torch.Size, expected: torch.Size) -> str:
     return f"pyro.sample({name!r}, ..., obs=x) with x of shape {tuple(expected)}."
 
 
-def _own_dims(fn: Any) -> int:
-    """How many dimensions `.to_event` has added to a distribution."""
-    added = 0
-    while hasattr(fn, "base_dist"):
-        added += getattr(fn, "reinterpreted_batch_ndims", 0)
-        fn = fn.base_dist
-    return added
-
-
 def _event_dim(look: TrialRuns, site: Site, theirs: Site) -> Issue:
-    own = _own_dims(look.guide.nodes()[site.name]["fn"])
+    own = added_event_dims(look.guide.nodes()[site.name]["fn"])
     own += len(theirs.event_shape) - len(site.event_shape)
     event = f".to_event({own})" if own > 0 else ""
     return look.guide.finding(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
+from ppl_lvm.core.distributions import family, innermost, own_masks, unwrap_support
 from ppl_lvm.programs.signatures import Site, describe
 
 
@@ -93,8 +94,7 @@ def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
 
 
 def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = unwrap_support(support)
     infinity = torch.tensor(torch.inf)
     if isinstance(support, type(constraints.real)):
         return -infinity, infinity
@@ -109,9 +109,7 @@ def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
 def _arguments(one: TrialRun) -> Iterator[Issue]:
     """Arguments that a distribution does not take: a scale below zero, weights that are NaN."""
     for name, node in one.nodes().items():
-        fn = node["fn"]
-        while hasattr(fn, "base_dist"):
-            fn = fn.base_dist
+        fn = innermost(node["fn"])
         for argument, constraint in getattr(fn, "arg_constraints", {}).items():
             if constraints.is_dependent(constraint) or argument not in fn.__dict__:
                 continue
@@ -161,8 +159,7 @@ def _observations(one: TrialRun) -> Iterator[Issue]:
             continue
         if type(fn).__name__ in ("Unit", "Delta") or not isinstance(value, Tensor):
             continue
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
+        support = unwrap_support(support)
         good = support.check(value)
         for mask in _masks(node):
             # A mask of the batch stands for all the elements of its events.
@@ -177,7 +174,7 @@ def _observations(one: TrialRun) -> Iterator[Issue]:
                 "error",
                 name,
                 f"{int((~good).sum())} observed values of {name!r} lie outside the support of "
-                f"{type(fn).__name__ if not hasattr(fn, 'base_dist') else _base(fn)}, "
+                f"{family(fn)}, "
                 f"{describe(support)}; the first, at {where}, is {shown:g}.",
                 "Their log-probability is minus infinity, NaN, or a number without meaning.",
                 _suited(name, support, value),
@@ -222,14 +219,4 @@ def _masks(node: dict[str, Any]) -> Iterator[Tensor]:
     """Masks by poutine.mask and by `.mask(...)` of the distribution or of what it wraps."""
     if isinstance(node["mask"], Tensor):
         yield node["mask"].bool()
-    fn = node["fn"]
-    while hasattr(fn, "base_dist"):
-        if isinstance(getattr(fn, "_mask", None), Tensor):
-            yield fn._mask.bool()
-        fn = fn.base_dist
-
-
-def _base(fn: Any) -> str:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__
+    yield from own_masks(node["fn"])

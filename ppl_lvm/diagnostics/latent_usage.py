@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.distributions import family
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
@@ -286,6 +287,4 @@ def _marginal_kl(
 
 
 def _gaussian(fn: Any) -> bool:
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__ in ("Normal", "MultivariateNormal", "LowRankMultivariateNormal")
+    return family(fn) in ("Normal", "MultivariateNormal", "LowRankMultivariateNormal")

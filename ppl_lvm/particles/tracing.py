@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost, is_point
+from ppl_lvm.core.distributions import innermost, is_point, unwrap, unwrap_support
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's own name for it
 
@@ -146,12 +146,9 @@ def log_prob(site: Mapping[str, Any]) -> Tensor:
 def _refused(site: Mapping[str, Any], error: ValueError) -> str:
     """The first value that a distribution refuses, by its place; else the distribution's words."""
     name, fn, value = site["name"], site["fn"], site["value"]
-    while "base_dist" in vars(fn) and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
+    fn = unwrap(fn)
     try:
-        support = fn.support
-        while hasattr(support, "base_constraint"):  # number by number
-            support = support.base_constraint
+        support = unwrap_support(fn.support)  # value by value
         wrong = ~support.check(value)
     except (NotImplementedError, AttributeError, RuntimeError):
         wrong = torch.zeros(())

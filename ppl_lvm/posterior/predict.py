@@ -12,6 +12,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import unwrap
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -208,9 +209,7 @@ def observed_values(trace: poutine.Trace) -> dict[str, Tensor]:
 
 def expectation(fn: Any) -> Tensor:
     """The mean of a distribution; of categories their probabilities (..., C)."""
-    inner = fn
-    while hasattr(inner, "base_dist") and not hasattr(inner, "transforms"):
-        inner = inner.base_dist
+    inner = unwrap(fn)
     if type(inner).__name__ in ("Categorical", "OneHotCategorical"):
         return inner.probs
     return fn.mean

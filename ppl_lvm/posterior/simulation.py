@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import own_masks
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -90,11 +90,8 @@ def _same(tensor: Tensor, site: dict[str, Any]) -> bool:
 
 def _unmasked(tensor: Tensor, site: dict[str, Any]) -> Tensor | None:
     """Which values of an observed tensor count, in its shape; None where all do."""
-    fn = site["fn"]
-    while not isinstance(fn, MaskedDistribution) and hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    mask = getattr(fn, "_mask", None)
-    if not isinstance(mask, Tensor) or bool(mask.all()):
+    mask = next(own_masks(site["fn"]), None)
+    if mask is None or bool(mask.all()):
         return None
     rows = mask.reshape(*mask.shape, *[1] * (tensor.dim() - mask.dim()))
     return rows.expand(tensor.shape) if rows.dim() == tensor.dim() else None

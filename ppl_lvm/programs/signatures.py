@@ -27,7 +27,7 @@ from pyro.distributions import constraints
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 
-from ppl_lvm.core.distributions import family
+from ppl_lvm.core.distributions import family, unwrap_support
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
@@ -296,8 +296,7 @@ def _parameter_row(parameter: Parameter) -> tuple[str, ...]:
 
 def describe(constraint: Any) -> str:
     """A constraint in a few words: `real`, `positive`, `0..3`, `[0, 1]`, `simplex`."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
+    constraint = unwrap_support(constraint)
     words = str(constraint).removesuffix("()").lstrip("_")
     if isinstance(constraint, constraints.integer_interval):
         return f"{_number(constraint.lower_bound)}..{_number(constraint.upper_bound)}"

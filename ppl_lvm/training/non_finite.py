@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import family, layers, unwrap
 from ppl_lvm.data import Data
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -79,7 +80,7 @@ def _site_at_fault(
         inside = fn.support.check(value)
         if not inside.all():
             return (
-                f"{where} observes a value outside the support of {_name(fn)}"
+                f"{where} observes a value outside the support of {family(fn)}"
                 f"{_row(site, inside, rows, data)}. "
                 "Choose a likelihood for such data or transform it."
             )
@@ -91,22 +92,12 @@ def _site_at_fault(
 
 
 def _arguments(fn: Any) -> list[str]:
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return list(getattr(fn, "arg_constraints", {}))
+    return list(getattr(unwrap(fn), "arg_constraints", {}))
 
 
 def _argument(fn: Any, name: str) -> Tensor | None:
-    while hasattr(fn, "base_dist") and name not in vars(fn):
-        fn = fn.base_dist
-    value = vars(fn).get(name)
+    value = next((vars(layer)[name] for layer in layers(fn) if name in vars(layer)), None)
     return value if isinstance(value, Tensor) and value.is_floating_point() else None
-
-
-def _name(fn: Any) -> str:
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return type(fn).__name__
 
 
 def _kind(value: Tensor) -> str:

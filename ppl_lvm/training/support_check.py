@@ -5,7 +5,6 @@ it, and many a likelihood gives a finite number for a value that it has no proba
 Poisson for 0.5). So the question is put as tensor operations, which are captured with the rest.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
+
+from ppl_lvm.core.distributions import layers
 
 
 class SupportCheck(Messenger):
@@ -42,7 +43,7 @@ class SupportCheck(Messenger):
             return
         if site_is_subsample(msg) or site_is_factor(msg):
             return
-        if Distribution._validate_args and not all(part._validate_args for part in _layers(fn)):
+        if Distribution._validate_args and not all(part._validate_args for part in layers(fn)):
             self._unasked.add(msg["name"])
         if msg["name"] in self._unasked:
             return
@@ -66,10 +67,3 @@ def _inside(fn: Any, value: Tensor) -> Tensor:
         return inner.flatten(inner.dim() - n).all(-1) if n else inner
     checked: Tensor = fn.support.check(value)
     return checked
-
-
-def _layers(fn: Any) -> Iterator[Any]:
-    """A distribution and those inside it."""
-    while fn is not None:
-        yield fn
-        fn = vars(fn).get("base_dist")

@@ -19,6 +19,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.estimators.base import Estimator, total
 
 Case = dict[str, Tensor]  # by site: (K, ...) values, (K, ...) noise, or (B,) rows
@@ -39,9 +40,7 @@ class Forced(Messenger):
         value = self.case[msg["name"]]
         if not site_is_subsample(msg):
             value = self._of_particle(msg["name"], value, msg["fn"].shape())
-            fn = msg["fn"]
-            while hasattr(fn, "base_dist"):
-                fn = fn.base_dist
+            fn = innermost(msg["fn"])
             if isinstance(fn, Normal):
                 value = fn.loc + fn.scale * value
             else:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.latent_arithmetic import traverse
 from ppl_lvm.report.figures import fit as pictures
@@ -122,8 +123,7 @@ def _walks(subject: RunView, site: str, z: Tensor, order: Tensor) -> tuple[Tenso
     nothing to the whole at the others' expense.
     """
     support = subject.trace.nodes[site]["fn"].support if site in subject.trace.nodes else None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = unwrap_support(support)
     middle, spread = z.mean(0), z.std(0)[order, None]
     if support is constraints.simplex or support is constraints.boolean:
         at = torch.linspace(0, 1, TRAVERSAL_STEPS).to(z).expand(len(order), -1)

@@ -8,6 +8,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.topics import coherence, top_words
@@ -85,6 +86,5 @@ def _table(subject: RunView) -> Tensor | None:
 
 def _is_table(subject: RunView, name: str, value: Tensor, columns: int) -> bool:
     support = subject.trace.nodes[name]["fn"].support if name in subject.trace.nodes else None
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
+    support = unwrap_support(support)
     return value.dim() == 2 and value.shape[1] == columns and support is constraints.simplex
