@@ -1,0 +1,47 @@
+from . import authoring, divergences, estimators, guides, models, nn, testing
+from .checks.pair_check import check
+from .compiler.errors import CannotCaptureError
+from .compiler.svi import CompiledSVI
+from .core.errors import CannotSayError
+from .data.load import Data, load_data
+from .fitting.adversarial import fit_adversarial
+from .fitting.em import fit_em
+from .fitting.monte_carlo_em import fit_mcem
+from .fitting.svi import fit
+from .programs.signatures import Signature, signature
+from .runs.comparability import NotComparableError
+from .runs.comparison import compare
+from .runs.run import Run, load_run
+from .runs.run_diagnosis import diagnose
+from .training.em.batch import NotMonotoneError
+from .training.non_finite import NonFiniteError
+
+__all__ = [
+    "CannotCaptureError",
+    "CannotSayError",
+    "CompiledSVI",
+    "Data",
+    "NonFiniteError",
+    "NotComparableError",
+    "NotMonotoneError",
+    "Run",
+    "Signature",
+    "authoring",
+    "check",
+    "compare",
+    "diagnose",
+    "divergences",
+    "estimators",
+    "fit",
+    "fit_adversarial",
+    "fit_em",
+    "fit_mcem",
+    "guides",
+    "load_data",
+    "load_run",
+    "models",
+    "nn",
+    "signature",
+    "testing",
+]
+__version__: str

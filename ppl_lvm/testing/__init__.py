@@ -1,0 +1,1 @@
+"""Contracts that anybody's model, guide or estimator can be tested against."""
