@@ -1,0 +1,1 @@
+"""Fits as objects and as directories, and comparisons of them."""
