@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.training.adversarial import load_state, state
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
-from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.diagnostics.predictive_checks import TwoSample
 from ppl_lvm.diagnostics.two_sample import discriminate
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.runs.run import read_record
+from ppl_lvm.training.adversarial import load_state, state
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def load_adversaries(
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")
     template = tensors["template"]
-    made: Any = instantiate_from_record(ProgramSpec(**record["model"]), generator, (template,), what="model")
+    made: Any = instantiate_from_record(
+        ProgramSpec(**record["model"]), generator, (template,), what="model"
+    )
     if discriminator is None:
         if record["discriminator"] is not None:
             raise ValueError(

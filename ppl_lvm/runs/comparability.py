@@ -15,10 +15,10 @@ from pyro import poutine
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
+from ppl_lvm.core.distributions import innermost
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import is_scored
-from ppl_lvm.core.distributions import innermost
 
 if TYPE_CHECKING:
     from ppl_lvm.runs.run import Run

@@ -37,16 +37,16 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ppl_lvm.posterior import psis
-from ppl_lvm.runs.comparability import require_same_likelihood, check_width, common_rows, names_of
-from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.leave_one_out import loo
-from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, global_draws, marginal
-from ppl_lvm.core.rng import isolated_rng
-from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
-from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.particles import log_weights, analyze_for_particles
 from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
+from ppl_lvm.diagnostics.leave_one_out import loo
+from ppl_lvm.particles import analyze_for_particles, log_weights
+from ppl_lvm.posterior import psis
+from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, global_draws, marginal
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.runs.comparability import check_width, common_rows, names_of, require_same_likelihood
 
 if TYPE_CHECKING:
     from ppl_lvm.runs.run import Run
@@ -350,7 +350,11 @@ def _table(found: Comparison) -> Group:
     for i in found.order:
         s = found.scores[i]
         difference, error = found.difference(i, best)
-        digits = max(0, min(6, 1 - math.floor(math.log10(s.standard_error)))) if s.standard_error > 0 else 3
+        digits = (
+            max(0, min(6, 1 - math.floor(math.log10(s.standard_error))))
+            if s.standard_error > 0
+            else 3
+        )
         N = 1 if s.loo is None else len(s.loo.elpd_i)
         loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
         table.add_row(

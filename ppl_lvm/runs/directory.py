@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ppl_lvm.core.storage import write_json
-from ppl_lvm.data import Data, load_data
 from ppl_lvm.runs.run import load_run, read_record
 
 # What may differ when a run is resumed: how its steps are taken, and when they are kept.
 FREE = ("engine", "steps_per_call", "checkpoint_seconds")
-
-
 
 
 def open_run_directory(

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.posterior import predict
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.diagnosis import Diagnosis, Say, diagnose, eligible_restarts
-from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.estimators.objectives import objective as make_objective
+from ppl_lvm.posterior import predict
+from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
 from ppl_lvm.training.trajectory import Trajectory, pack, unpack
@@ -331,7 +331,9 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
                 stacklevel=2,
             )
     built_model = instantiate_from_record(recipes["model"], model, template, what="model")
-    built_guide = instantiate_from_record(recipes["guide"], guide, template, what="guide", model=built_model)
+    built_guide = instantiate_from_record(
+        recipes["guide"], guide, template, what="guide", model=built_model
+    )
     pair = ModelGuidePair(built_model, built_guide, make_objective(record["objective"]))
     pair.materialize_parameters(*template)
     pair.initialize_objective(pair.model, pair.guide, *template)

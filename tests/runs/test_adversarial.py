@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ppl_lvm.training.iterate
-from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adversaries
-from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.cli import app
+from ppl_lvm.core.storage import save_checkpoint
+from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adversaries
 from ppl_lvm.models.implicit import Implicit
 from ppl_lvm.runs.run import load_run
 

@@ -14,11 +14,11 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.fitting.svi import fit
+from ppl_lvm.models.parts.bag_of_words import BagOfWords
 from ppl_lvm.report.figures.comparison import comparison_figure
 from ppl_lvm.runs.comparability import NotComparableError
 from ppl_lvm.runs.comparison import Comparison, Score, compare
-from ppl_lvm.fitting.svi import fit
-from ppl_lvm.models.parts.bag_of_words import BagOfWords
 from ppl_lvm.runs.run import Run
 from small_programs import Mean, MeanGuide
 
