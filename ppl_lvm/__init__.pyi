@@ -11,7 +11,8 @@ from .fitting.svi import fit
 from .programs.signatures import Signature, signature
 from .runs.comparability import NotComparableError
 from .runs.comparison import compare
-from .runs.run import Run, load_run
+from .runs.directory import load_run
+from .runs.run import Run
 from .runs.run_diagnosis import diagnose
 from .training.em.batch import NotMonotoneError
 from .training.non_finite import NonFiniteError

@@ -38,7 +38,7 @@ def diagnose(
     """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
     from ppl_lvm.core.console import progress
     from ppl_lvm.programs.loading import load_program
-    from ppl_lvm.runs.run import load_run
+    from ppl_lvm.runs.directory import load_run
 
     quantities = {address.rpartition(":")[2]: load_program(address) for address in quantity or ()}
     with progress("diagnose") as say:
@@ -77,7 +77,7 @@ def compare(
     from ppl_lvm.report.figures.comparison import comparison_figure
     from ppl_lvm.report.figures.fit import save
     from ppl_lvm.runs.comparison import compare as compare_runs
-    from ppl_lvm.runs.run import load_run
+    from ppl_lvm.runs.directory import load_run
 
     with progress("compare") as say:
         found = compare_runs(

@@ -31,7 +31,8 @@ from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
 from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.run import TEMPLATE_ROWS, environment_record
+from ppl_lvm.runs.record import environment_record
+from ppl_lvm.runs.run import TEMPLATE_ROWS
 from ppl_lvm.training.adversarial import AdversarialOptions, Game
 from ppl_lvm.training.iterate import iterate_with_checkpoints
 

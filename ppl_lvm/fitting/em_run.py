@@ -14,12 +14,8 @@ from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
 from ppl_lvm.programs.traces import latent_sites
-from ppl_lvm.runs.run import (
-    TEMPLATE_ROWS,
-    Run,
-    environment_record,
-    evidence_record,
-)
+from ppl_lvm.runs.record import environment_record, evidence_record
+from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.em.statistics import State
 from ppl_lvm.training.restarts import selection_score
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings

@@ -20,7 +20,8 @@ from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.run import TEMPLATE_ROWS, Run, evidence_record
+from ppl_lvm.runs.record import evidence_record
+from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
 from ppl_lvm.training.em.monte_carlo import MonteCarloEM
 from ppl_lvm.training.em.nuts_sampler import Draws

@@ -21,14 +21,9 @@ from ppl_lvm.posterior.evidence import drawn_numbers, log_evidence
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.report.run_figures import draw
-from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.run import (
-    TEMPLATE_ROWS,
-    Run,
-    environment_record,
-    evidence_record,
-    load_run,
-)
+from ppl_lvm.runs.directory import load_run, open_run_directory
+from ppl_lvm.runs.record import environment_record, evidence_record
+from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.restarts import RestartResults, RestartRunner
 
@@ -194,7 +189,7 @@ def _assemble(
     record["objective"] = describe(best.pair.objective)
     template = first_rows(runner.train, TEMPLATE_ROWS)
     record["results"] = _results(runner, restarts)
-    run = Run(best.pair, template, best.history, record, trails=restarts.trajectories)
+    run = Run(best.pair, template, best.history, record, trajectories=restarts.trajectories)
     if path is not None and processes.rank() == 0:
         record["results"]["directory"] = str(path)
         run.save(path)

@@ -17,6 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# Addresses in runs of version 0.1 -> addresses of the same programs in this version.
+MOVED = {
+    "ppl_lvm.guides:SharedNormal": "ppl_lvm.guides:GlobalNormal",
+    "ppl_lvm.guides.shared:SharedNormal": "ppl_lvm.guides.global_normal:GlobalNormal",
+    "ppl_lvm.guides:encoder_of_model": "ppl_lvm.guides:vamp_prior_guide",
+    "ppl_lvm.guides.encoder_of_model:encoder_of_model": (
+        "ppl_lvm.guides.vamp_prior_guide:vamp_prior_guide"
+    ),
+    "ppl_lvm.em:ExactPosterior": "ppl_lvm.programs.exact_posterior:ExactPosterior",
+    "ppl_lvm.em.run:ExactPosterior": "ppl_lvm.programs.exact_posterior:ExactPosterior",
+}
+
 
 def load_program(address: str) -> Any:
     """The object at `address`, "path/file.py:Name" or "package.module:Name".

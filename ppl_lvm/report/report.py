@@ -17,7 +17,8 @@ from ppl_lvm.report.run_figures import READINGS, worst_rows
 from ppl_lvm.report.run_figures import figures as fit_figures
 from ppl_lvm.runs.comparability import NotComparableError, short_names
 from ppl_lvm.runs.comparison import compare
-from ppl_lvm.runs.run import Run, load_run
+from ppl_lvm.runs.directory import load_run
+from ppl_lvm.runs.run import Run
 
 
 def report(

@@ -24,7 +24,7 @@ from ppl_lvm.diagnostics.predictive_checks import TwoSample
 from ppl_lvm.diagnostics.two_sample import discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
-from ppl_lvm.runs.run import read_record
+from ppl_lvm.runs.directory import read_record
 from ppl_lvm.training.adversarial import load_state, state
 
 
@@ -95,7 +95,9 @@ def load_adversaries(
     directory = Path(directory)
     record = read_record(directory)
     if record["guide"] is not None:
-        raise ValueError(f"{directory} holds a run with a guide: use ppl_lvm.runs.run.load_run.")
+        raise ValueError(
+            f"{directory} holds a run with a guide: use ppl_lvm.runs.directory.load_run."
+        )
     if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")

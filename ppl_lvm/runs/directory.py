@@ -1,52 +1,206 @@
-"""What a fit lays claim to before it begins: its rows, and its directory."""
+"""Run directories: save, load and resume.
+
+    run.json                    what was run (addresses, settings, seed, versions, data) and results
+    parameters.safetensors      parameters, and some rows of the data as a template
+    trajectories.safetensors    parameters along each restart, for the diagnostics
+    draws.safetensors           a chain from the training rows' posterior, where the fit drew one
+    history.json                bound at every step, validation bound at every evaluation
+    checkpoint.safetensors      everything that `resume` needs
+    pictures/                   training curve and figures of the model
+
+Loading executes nothing from the directory: programs are imported from their addresses, or passed
+to `load_run`.
+"""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppl_lvm.core.storage import write_json
-from ppl_lvm.runs.run import load_run, read_record
+from torch import Tensor
 
-# What may differ when a run is resumed: how its steps are taken, and when they are kept.
-FREE = ("engine", "steps_per_call", "checkpoint_seconds")
+from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.estimators.objectives import objective as make_objective
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
+from ppl_lvm.runs.record import (
+    files_may_differ,
+    is_bundled,
+    is_old_layout,
+    upgrade_record,
+    upgrade_tensors,
+)
+from ppl_lvm.runs.run import Run
+from ppl_lvm.training.trajectory import pack, unpack
+
+# Options that may differ when a run is resumed: they do not change its result.
+FREE_OPTIONS = ("engine", "steps_per_call", "checkpoint_seconds")
+
+
+def save_run(run: Run, directory: Path) -> None:
+    """Write `run` to `directory`."""
+    run.directory = directory
+    template = {f"template/{i}": t for i, t in enumerate(run.example_rows)}
+    tensors = {**run.pair.state(), **template}
+    save_checkpoint(directory / "parameters.safetensors", tensors, {})
+    save_checkpoint(directory / "trajectories.safetensors", pack(run.trajectories), {})
+    if run.draws:
+        save_checkpoint(directory / "draws.safetensors", run.draws, {})
+    write_json(directory / "history.json", run.history)
+    write_json(directory / "run.json", run.record)
+
+
+def read_record(directory: str | Path) -> dict[str, Any]:
+    """run.json of a run directory, in the terms of this version.
+
+    Raises:
+        FileNotFoundError: the directory has no run.json.
+        ValueError: run.json is damaged.
+    """
+    path = Path(directory) / "run.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is not a run directory: it has no run.json.")
+    try:
+        record = json.loads(path.read_text())
+        for key in ("model", "guide", "objective", "data", "options"):
+            record[key]
+        return upgrade_record(record)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
+
+
+def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> Run:
+    """Load a run from its directory.
+
+    The programs are imported from the addresses in run.json and built with the settings there.
+    Pass `model` and `guide` where they have no address (defined in a function or at a prompt), or
+    to import nothing that the directory names.
+
+    Raises:
+        FileNotFoundError: the directory is no run directory.
+        ValueError: the run is damaged or unfinished, or its programs cannot be built again.
+    """
+    directory = Path(directory)
+    record = read_record(directory)
+    if record["guide"] is None:
+        raise ValueError(
+            f"{directory} holds an adversarial run of {record['model']['name']}, a model without "
+            "a likelihood. Open it with ppl_lvm.runs.adversarial.load_adversaries(directory)."
+        )
+    if record.get("results") is None:
+        raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
+    tensors, _ = load_checkpoint(directory / "parameters.safetensors")
+    template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
+    history = json.loads((directory / "history.json").read_text())
+    try:
+        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), model, guide)
+    except (ValueError, ImportError, TypeError) as error:
+        if not files_may_differ(record):
+            raise
+        writer = record["versions"]["ppl_lvm"]
+        raise ValueError(
+            f"{directory} was written by ppl_lvm {writer}, and this version cannot load it: "
+            f"{error} Load it with ppl_lvm {writer}, or pass model= and guide=."
+        ) from error
+    trajectories = _optional_tensors(directory, "trajectories") or _optional_tensors(
+        directory, "trails"
+    )
+    return Run(
+        pair,
+        template,
+        history,
+        record,
+        directory=directory,
+        trajectories=unpack(trajectories),
+        draws=_optional_tensors(directory, "draws"),
+    )
+
+
+def _rebuild_pair(
+    record: dict[str, Any],
+    template: tuple[Tensor, ...],
+    tensors: dict[str, Tensor],
+    model: Any,
+    guide: Any,
+) -> ModelGuidePair:
+    """The fitted pair of a record; `model` and `guide` replace its addresses."""
+    specs = {role: ProgramSpec(**record[role]) for role in ("model", "guide")}
+    for role, program in (("model", model), ("guide", guide)):
+        spec = specs[role]
+        # Files of this package change between its versions.
+        other_version = is_bundled(spec.address) and files_may_differ(record)
+        if program is not None or other_version or not spec.digest:
+            continue
+        if spec.digest != source_digest(spec.address):
+            warnings.warn(
+                f"{spec.address} has changed since the run was made. Its {role} may differ from "
+                "the fitted one.",
+                stacklevel=3,
+            )
+    model = instantiate_from_record(specs["model"], model, template, what="model")
+    guide = instantiate_from_record(specs["guide"], guide, template, what="guide", model=model)
+    pair = ModelGuidePair(model, guide, make_objective(record["objective"]))
+    pair.materialize_parameters(*template)
+    pair.initialize_objective(pair.model, pair.guide, *template)
+    pair.load_state(tensors)
+    return pair
+
+
+def _optional_tensors(directory: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a file that a run may lack."""
+    path = directory / f"{name}.safetensors"
+    return load_checkpoint(path)[0] if path.exists() else {}
 
 
 def open_run_directory(
     path: Path, record: dict[str, Any], resume: bool, load: Callable[[Path], Any] = load_run
 ) -> Any:
-    """Write run.json, or check that it asks for the same run; a finished run is loaded, else None.
+    """Write run.json, or check that the run.json there records the same request.
+
+    Returns the loaded run where it is finished, otherwise None.
 
     Raises:
-        ValueError: the directory holds a run, and it is not to be resumed, or is another one.
+        ValueError: the directory holds a run that may not be resumed, or another run.
     """
-    if (path / "run.json").exists():
-        stored = read_record(path)
-        if not resume:
-            raise ValueError(
-                f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
-                "another directory."
-            )
-        for key in ("model", "guide", "options", "data", "num_restarts"):
-            asked, kept = _as_json(record[key]), stored[key]
-            if key == "options":
-                asked, kept = [
-                    {k: v for k, v in options.items() if k not in FREE} for options in (asked, kept)
-                ]
-            if asked != kept:
-                names = (
-                    sorted(k for k in asked if asked[k] != kept.get(k))
-                    if isinstance(asked, dict)
-                    else []
-                )
-                raise ValueError(
-                    f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
-                    "Resume with what it was started with, or choose another directory."
-                )
-        return None if stored["results"] is None else load(path)
-    write_json(path / "run.json", record)
+    if not (path / "run.json").exists():
+        write_json(path / "run.json", record)
+        return None
+    stored = read_record(path)
+    if not resume:
+        raise ValueError(
+            f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
+            "another directory."
+        )
+    _require_same_request(path, json.loads(json.dumps(record)), stored)
+    if stored["results"] is not None:
+        return load(path)
+    if is_old_layout(stored):
+        writer = stored["versions"]["ppl_lvm"]
+        raise ValueError(
+            f"{path} holds an unfinished run of ppl_lvm {writer}, whose checkpoints this version "
+            f"cannot read. Finish it with ppl_lvm {writer}, or fit again in another directory."
+        )
     return None
 
 
-def _as_json(data: Any) -> Any:
-    return json.loads(json.dumps(data))
+def _require_same_request(path: Path, request: dict[str, Any], stored: dict[str, Any]) -> None:
+    for key in ("model", "guide", "options", "data", "num_restarts"):
+        new, old = request[key], stored[key]
+        if key == "options":
+            new, old = [
+                {k: v for k, v in options.items() if k not in FREE_OPTIONS}
+                for options in (new, old)
+            ]
+        if isinstance(new, dict) and isinstance(old, dict):
+            # A bundled program's file changes between versions of this package.
+            if is_bundled(new.get("address")) and files_may_differ(stored):
+                new, old = [{**program, "digest": None, "name": None} for program in (new, old)]
+            names = sorted(k for k in new if new[k] != old.get(k))
+        else:
+            names = []
+        if new != old:
+            raise ValueError(
+                f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
+                "Resume with the options it was started with, or choose another directory."
+            )

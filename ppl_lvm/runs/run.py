@@ -1,22 +1,7 @@
-"""What a fit leaves behind, in memory and as a directory.
+"""A fitted pair with its history and results."""
 
-    run.json                  what was run (addresses, settings, seed, versions, data) and results
-    parameters.safetensors    the parameters, and some rows of the data as a template
-    trails.safetensors        some of each start's way, for the diagnostics
-    draws.safetensors         of the training rows' posterior by a chain, where the fit drew any
-    history.json              bound at every step, validation bound at every evaluation
-    checkpoint.safetensors    everything that `resume` needs
-    pictures/                 training curve and what suits the model
-
-Nothing in it is executed when it is loaded: programs are imported from where they stood when
-they were fitted, or handed to `load_run`.
-"""
-
-import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,36 +9,36 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.diagnosis import Diagnosis, Say, diagnose, eligible_restarts
-from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
-from ppl_lvm.training.trajectory import Trajectory, pack, unpack
+from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from ppl_lvm.posterior.arviz_export import Draws
 
-TEMPLATE_ROWS = 256
+TEMPLATE_ROWS = 256  # of the training data, stored with a run
 
 
 class Run:
-    """A fitted pair and its story.
+    """A fitted pair with its history and results.
 
     Attributes:
-        model, guide: the fitted programs (copies; yours stay as they were).
-        history: "bound" (one value a step), "validation_step", "validation_bound",
-            "learning_rate" (one an evaluation). Bounds are in nats per row.
-        results: the figures that `ppl-lvm fit --json` prints.
-        record: all that run.json holds.
-        restarts: one entry a restart: seed, bound, and why it was not chosen.
-        trails: what each restart left for the diagnostics, see `ppl_lvm.training.trajectory`.
+        pair: the fitted programs and their objective (copies; the caller's stay as they were).
+        example_rows: some training rows, as the model takes them.
+        history: "bound" (one value per step), "validation_step", "validation_bound" and
+            "learning_rate" (one per evaluation). Bounds are in nats per row.
+        record: the content of run.json.
+        directory: where the run is saved; None where it is in memory only.
+        trajectories: the diagnostics' data of each restart, see `ppl_lvm.training.trajectory`.
         draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
             unless the fit drew them (Monte-Carlo EM).
-        directory: where it is kept; None where it is only in memory.
+
+    Args:
+        template: the example rows.
+        (others): see the attributes.
     """
 
     def __init__(
@@ -62,31 +47,38 @@ class Run:
         template: tuple[Tensor, ...],
         history: dict[str, list[float]],
         record: dict[str, Any],
+        *,
         directory: Path | None = None,
-        trails: Sequence[Trajectory] = (),
+        trajectories: Sequence[Trajectory] = (),
         draws: Mapping[str, Tensor] | None = None,
     ) -> None:
         pair.eval_mode()
-        self.draws = dict(draws or {})
-        self.trajectories = tuple(trails)
         self.pair, self.example_rows = pair, template
         self.history, self.record, self.directory = history, record, directory
+        self.trajectories = tuple(trajectories)
+        self.draws = dict(draws or {})
 
     @property
     def model(self) -> Callable[..., Any]:
+        """The fitted model."""
         return self.pair.model
 
     @property
     def guide(self) -> Callable[..., Any]:
+        """The fitted guide."""
         return self.pair.guide
 
     @property
     def results(self) -> dict[str, Any]:
-        return self.record["results"]
+        """The numbers that `ppl-lvm fit --json` prints."""
+        results: dict[str, Any] = self.record["results"]
+        return results
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
-        return self.record["restarts"]
+        """One entry per restart: seed, bound, and the reason why it was rejected."""
+        restarts: list[dict[str, Any]] = self.record["restarts"]
+        return restarts
 
     def __repr__(self) -> str:
         place = f" in {self.directory}" if self.directory is not None else ""
@@ -99,10 +91,10 @@ class Run:
     def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
-        A model that conditions on inputs reads them from `x` (n rows), or from the first rows of
-        the training data, repeated.
+        A model that conditions on inputs reads them from `x` (n rows). Without `x` it reads the
+        first rows of the training data, repeated.
         """
-        batch = self._rows(n) if x is None else self.batch(x)
+        batch = self.example_batch(n) if x is None else self.batch(x)
         with nullcontext() if seed is None else preserve_rng():
             if seed is not None:
                 torch.manual_seed(seed)
@@ -116,7 +108,7 @@ class Run:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
         rows = len(next(iter(codes.values())))
-        batch = self._rows(rows) if x is None else self.batch(x)
+        batch = self.example_batch(rows) if x is None else self.batch(x)
         return predict.decode(self.pair, codes, *batch)
 
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
@@ -150,7 +142,7 @@ class Run:
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
     def data(self) -> tuple[Data, Data | None]:
-        """The rows it was fitted to and those it was not, loaded and split as they were then.
+        """Training and held-out rows, loaded and split again as for the fit.
 
         Raises:
             ValueError: the data had no name or path, or have changed since.
@@ -158,7 +150,7 @@ class Run:
         record = self.record["data"]
         if record["source"] is None:
             raise ValueError(
-                f"The data ({record['name']}) had no name or path to load them by; pass them."
+                f"The data ({record['name']}) had no name or path to load them by. Pass them as x."
             )
         whole = load_data(**record["source"])
         if whole.fingerprint() != record["fingerprint"]:
@@ -178,16 +170,17 @@ class Run:
         seed: int = 0,
         say: Say | None = None,
     ) -> Diagnosis:
-        """Can this fit be trusted? A table of questions with figures, verdicts and remedies.
+        """Diagnose the fit: a table of values, verdicts and remedies.
 
         Args:
-            x: the rows it was fitted to (default: loaded by name or path, with those held out).
-            held_out: rows it has not seen.
-            quantities: test quantities of your own, name -> a function of data sets (R, N, P)
-                that gives one number each (R,).
-            refits: how often a guide that does not read the data is fitted to simulated data, to
-                see whether it is calibrated.
-            temperatures: of the annealing behind log p(x) and its sandwich.
+            x: the training rows (default: loaded by name or path, with the held-out rows).
+            held_out: rows that the fit has not seen.
+            quantities: user-defined test quantities, name -> function of data sets (R, N, P)
+                with one value each (R,).
+            refits: fits to simulated data, which test the calibration of a guide that does not
+                read the data.
+            temperatures: of the annealing behind the sandwich bounds of log p(x).
+            seed: of the diagnostics' random numbers.
             say: called as say(name, done, total) before each diagnostic.
         """
         if x is None:
@@ -208,23 +201,26 @@ class Run:
     def batch(self, x: Any) -> tuple[Tensor, ...]:
         """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file.
 
-        Gaps are let through where the run was fitted to such, and of a file the same columns are
-        taken; load it yourself (`load_data`) where that is not meant.
+        Missing values are accepted where the training data had some, and a file is read with the
+        same columns. Load the data with `load_data` to read them otherwise.
         """
-        data = x if isinstance(x, Data) else load_data(x, **self._as_fitted(x))
+        data = x if isinstance(x, Data) else load_data(x, **self._load_options(x))
         return data.batch(torch.arange(len(data)))
 
-    def _as_fitted(self, x: Any) -> dict[str, Any]:
-        """What `load_data` was told of the data that the run was fitted to."""
-        own = self.record["data"]["source"] or {}
+    def _load_options(self, x: Any) -> dict[str, Any]:
+        """Arguments of `load_data` that read `x` as the training data were read."""
+        source = self.record["data"]["source"] or {}
         floats = [t for t in self.example_rows if t.is_floating_point()]
-        kept = own.get("missing") == "keep" or any(t.isnan().any() for t in floats)
-        asked: dict[str, Any] = {"missing": "keep"} if kept else {}
-        if isinstance(x, str | Path) and Path(own.get("source", "")).suffix == Path(x).suffix != "":
-            asked["columns"] = own["columns"]
-        return asked
+        has_missing = source.get("missing") == "keep" or any(t.isnan().any() for t in floats)
+        options: dict[str, Any] = {"missing": "keep"} if has_missing else {}
+        if isinstance(x, str | Path):
+            suffix = Path(x).suffix
+            if suffix and Path(source.get("source", "")).suffix == suffix:
+                options["columns"] = source["columns"]
+        return options
 
-    def _rows(self, n: int) -> tuple[Tensor, ...]:
+    def example_batch(self, n: int) -> tuple[Tensor, ...]:
+        """n example rows, repeated where there are fewer."""
         index = torch.arange(n) % len(self.example_rows[0])
         return tuple(t[index] for t in self.example_rows)
 
@@ -232,114 +228,12 @@ class Run:
         names = sorted(predict.encode(self.pair, *self.example_rows))
         if len(names) != 1:
             raise ValueError(
-                f"The model has the local latents {names}; pass a dictionary, site -> codes."
+                f"The model has the local latents {names}. Pass a dictionary, site -> codes."
             )
         return names[0]
 
     def save(self, directory: str | Path) -> None:
-        """Write the run to `directory`."""
-        self.directory = Path(directory)
-        template = {f"template/{i}": t for i, t in enumerate(self.example_rows)}
-        tensors = {**self.pair.state(), **template}
-        save_checkpoint(self.directory / "parameters.safetensors", tensors, {})
-        save_checkpoint(self.directory / "trails.safetensors", pack(self.trajectories), {})
-        if self.draws:
-            save_checkpoint(self.directory / "draws.safetensors", self.draws, {})
-        write_json(self.directory / "history.json", self.history)
-        write_json(self.directory / "run.json", self.record)
+        """Write the run to `directory`; see `ppl_lvm.runs.directory`."""
+        from ppl_lvm.runs.directory import save_run  # which builds runs
 
-
-def environment_record(
-    data: Data, *, train_rows: int, held_out_rows: int = 0, validation: float | None = None
-) -> dict[str, Any]:
-    """What run.json says of the data and of the versions that a run was made with."""
-    return {
-        "data": {
-            "name": data.name,
-            "source": data.source,
-            "validation": validation,
-            "fingerprint": data.fingerprint(),
-            "tensors": data.num_tensors,
-            "train_rows": train_rows,
-            "held_out_rows": held_out_rows,
-        },
-        "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
-        "threads": torch.get_num_threads(),
-    }
-
-
-def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:
-    """What run.json says of the log evidence of `rows` rows, nats per row."""
-    return {
-        "log_evidence": evidence.value,
-        "log_evidence_standard_error": evidence.standard_error,
-        "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
-        "log_evidence_of": of,
-        "log_evidence_rows": rows,
-        "num_particles": evidence.num_particles,
-    }
-
-
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """run.json of a run directory.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or it is damaged.
-    """
-    path = Path(directory) / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a run directory: it has no run.json.")
-    try:
-        record = json.loads(path.read_text())
-        for key in ("model", "guide", "objective", "data", "options"):
-            record[key]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
-    return record
-
-
-def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> Run:
-    """A run from its directory.
-
-    The programs are imported from the addresses in run.json and built with the settings there.
-    Pass `model` and `guide` where they have no address (made in a function, typed at a prompt)
-    or where you would rather not import what the directory names.
-
-    Raises:
-        FileNotFoundError, ValueError: no such run, damaged, unfinished, or the programs changed.
-    """
-    directory = Path(directory)
-    record = read_record(directory)
-    if record["guide"] is None:
-        raise ValueError(
-            f"The run in {directory} is of a model without a likelihood, "
-            f"{record['model']['name']}: nothing can be said of log p(x) or of codes. Open it with "
-            "ppl_lvm.fitting.adversarial.load_adversaries(directory)."
-        )
-    if record.get("results") is None:
-        raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
-    tensors, _ = load_checkpoint(directory / "parameters.safetensors")
-    template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
-    history = json.loads((directory / "history.json").read_text())
-    recipes = {role: ProgramSpec(**record[role]) for role in ("model", "guide")}
-    for role, given in (("model", model), ("guide", guide)):
-        stored = recipes[role]
-        if given is None and stored.digest and stored.digest != source_digest(stored.address):
-            warnings.warn(
-                f"{stored.address} has changed since the run was made; its {role} may no longer "
-                "be the one that was fitted.",
-                stacklevel=2,
-            )
-    built_model = instantiate_from_record(recipes["model"], model, template, what="model")
-    built_guide = instantiate_from_record(
-        recipes["guide"], guide, template, what="guide", model=built_model
-    )
-    pair = ModelGuidePair(built_model, built_guide, make_objective(record["objective"]))
-    pair.materialize_parameters(*template)
-    pair.initialize_objective(pair.model, pair.guide, *template)
-    pair.load_state(tensors)
-    trails = directory / "trails.safetensors"
-    left = unpack(load_checkpoint(trails)[0]) if trails.exists() else []
-    chain = directory / "draws.safetensors"
-    draws = load_checkpoint(chain)[0] if chain.exists() else {}
-    return Run(pair, template, history, record, directory, left, draws)
+        save_run(self, Path(directory))

@@ -14,7 +14,7 @@ from ppl_lvm.cli.fit_command import fit, print_results
 from ppl_lvm.fitting.svi import fit as fit_pair
 from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 from ppl_lvm.programs.loading import load_program
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 
 @pytest.mark.parametrize("way", [*FIT_METHODS.values(), _GRADIENT], ids=lambda way: way.function)

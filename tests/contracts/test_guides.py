@@ -8,7 +8,7 @@ import torch
 from ppl_lvm import guides
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import VAE
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 SERVING = (
     "AmortizedNormal",

@@ -13,7 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 quiet = functools.partial(fit, progress=False)
 

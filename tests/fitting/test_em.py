@@ -22,7 +22,7 @@ from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.vae import VAE
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 from ppl_lvm.training.em.online import OnlineEM
 
 

@@ -20,7 +20,8 @@ from ppl_lvm.fitting.monte_carlo_em import fit_mcem
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, VAE, FactorModel, GaussianMixture
 from ppl_lvm.runs.comparison import compare
-from ppl_lvm.runs.run import Run, load_run
+from ppl_lvm.runs.directory import load_run
+from ppl_lvm.runs.run import Run
 from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
 from ppl_lvm.training.em.nuts_sampler import NutsSampler
 

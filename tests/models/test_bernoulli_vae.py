@@ -16,7 +16,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedCategorical
 from ppl_lvm.models.bernoulli_vae import BernoulliVAE
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 BITS = (torch.rand(6, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
 

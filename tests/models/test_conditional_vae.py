@@ -15,7 +15,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.conditional_vae import ConditionalVAE
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 
 def _linear() -> tuple[ConditionalVAE, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.diffusion import Diffusion
 from ppl_lvm.nn.noise_schedule import StratifiedTimes
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 NODES, WEIGHTS = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(3))
 WEIGHTS = WEIGHTS / WEIGHTS.sum()

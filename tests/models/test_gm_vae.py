@@ -17,7 +17,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE, principal_codes
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 

@@ -20,7 +20,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 
 def _empty_guide(x: Tensor) -> None:

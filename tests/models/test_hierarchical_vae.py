@@ -19,7 +19,7 @@ from ppl_lvm.guides.hierarchical import BottomUp, Ladder, _product
 from ppl_lvm.models import VAE
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 GUIDES = [BottomUp, Ladder]
 

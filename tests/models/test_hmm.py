@@ -17,7 +17,7 @@ from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.hmm import HiddenMarkovModel
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 S, T, N = 3, 5, 4
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.models import PPCA, GaussianMixture, MixtureOfPPCA
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 
 @pytest.fixture(autouse=True)

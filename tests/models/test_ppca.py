@@ -17,7 +17,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import ExactPosterior, fit_em
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.ppca import PPCA
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 
 @pytest.fixture(autouse=True)

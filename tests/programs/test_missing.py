@@ -21,7 +21,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models import FactorAnalysis
 from ppl_lvm.programs.missing import without_missing
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 GAPS = torch.tensor(
     [[False, True, False], [False, False, False], [True, True, True], [True, False, False]]

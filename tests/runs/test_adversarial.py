@@ -14,7 +14,7 @@ from ppl_lvm.cli import app
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adversaries
 from ppl_lvm.models.implicit import Implicit
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 ASKED: dict[str, Any] = {"settings": {"latent": 1, "hidden": (8,)}, "batch_size": 16}
 ASKED |= {"num_steps": 12, "progress": False}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import FactorAnalysis, HiddenMarkovModel
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 from small_programs import Factor, FactorGuide, factor_data
 
 quiet = functools.partial(fit, progress=False)

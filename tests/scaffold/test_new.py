@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ppl_lvm.cli import app
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 from ppl_lvm.scaffold.new import new, offered
 
 # Those that the documents name; others may be refused, by name.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 from ppl_lvm.training.trajectory import (
     MOMENTS,
     NUMBERS,

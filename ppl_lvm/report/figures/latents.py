@@ -37,7 +37,7 @@ def samples(subject: RunView) -> Figure | None:
     if not subject.continuous:
         return pictures.samples(draws[name].cpu().numpy(), image_shape=shape)
     new = {n: draws[n] for n in subject.codes if n in draws}
-    rows = subject.run._rows(SHOWN_PICTURES)
+    rows = subject.run.example_batch(SHOWN_PICTURES)
     means = subject.numbers(predict.decode(subject.pair, new, *rows)[name])
     return pictures.samples(means, image_shape=shape)
 

@@ -16,7 +16,7 @@ from ppl_lvm.guides import AmortizedNormal, vamp_prior_guide
 from ppl_lvm.models import VAE
 from ppl_lvm.models.parts.code_priors import make_prior
 from ppl_lvm.particles import log_weights
-from ppl_lvm.runs.run import load_run
+from ppl_lvm.runs.directory import load_run
 
 FLOW = "flow(layers=3, scalar='affine')"
 PRIORS = ["normal", "vamp(components=5)", FLOW]

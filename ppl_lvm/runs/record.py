@@ -1,0 +1,100 @@
+"""The content of run.json."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm.data import Data
+from ppl_lvm.posterior.evidence import Evidence
+from ppl_lvm.programs.loading import MOVED
+
+LAYOUT = 2  # of a run directory; directories of ppl_lvm 0.1 have no number
+
+# Names in bundled programs of layout 1 -> names in this version.
+SETTINGS = {"centre": "center", "centred": "centered"}
+BUFFERS = {"holes": "has_missing"}
+
+
+def environment_record(
+    data: Data, *, train_rows: int, held_out_rows: int = 0, validation: float | None = None
+) -> dict[str, Any]:
+    """Layout, data, package versions and threads of a run."""
+    return {
+        "layout": LAYOUT,
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "validation": validation,
+            "fingerprint": data.fingerprint(),
+            "tensors": data.num_tensors,
+            "train_rows": train_rows,
+            "held_out_rows": held_out_rows,
+        },
+        "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
+        "threads": torch.get_num_threads(),
+    }
+
+
+def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:
+    """The log evidence of `rows` rows, nats per row."""
+    return {
+        "log_evidence": evidence.value,
+        "log_evidence_standard_error": evidence.standard_error,
+        "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
+        "log_evidence_of": of,
+        "log_evidence_rows": rows,
+        "num_particles": evidence.num_particles,
+    }
+
+
+def is_old_layout(record: Mapping[str, Any]) -> bool:
+    """Whether ppl_lvm 0.1 wrote the record."""
+    return bool(record.get("layout", 1) < LAYOUT)
+
+
+def is_bundled(address: str | None) -> bool:
+    """Whether an address names a program of this package."""
+    return address is not None and address.startswith("ppl_lvm.")
+
+
+def files_may_differ(record: Mapping[str, Any]) -> bool:
+    """Whether another version of this package, with other files, wrote the record."""
+    return is_old_layout(record) or record["versions"]["ppl_lvm"] != version("ppl_lvm")
+
+
+def upgrade_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of either layout in the terms of this version."""
+    if not is_old_layout(record):
+        return record
+    upgraded = dict(record)
+    if "restarts_asked" in upgraded:
+        upgraded["num_restarts"] = upgraded.pop("restarts_asked")
+    if "iterations" in upgraded["options"]:
+        options = dict(upgraded["options"])
+        upgraded["options"] = {"max_iterations": options.pop("iterations"), **options}
+    for role in ("model", "guide"):
+        program = upgraded[role]
+        if program is not None and is_bundled(program["address"]):
+            settings = {SETTINGS.get(k, k): v for k, v in (program["settings"] or {}).items()}
+            address = MOVED.get(program["address"], program["address"])
+            upgraded[role] = {**program, "address": address, "settings": settings}
+    return upgraded
+
+
+def upgrade_tensors(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a run of either layout by their names in this version."""
+    if not is_old_layout(record):
+        return dict(tensors)
+    upgraded = {}
+    for name, tensor in tensors.items():
+        owner, _, path = name.removeprefix("state/").partition("/")
+        *modules, buffer = path.split(".")
+        program = record[owner] if owner in ("model", "guide") else None
+        if program is not None and is_bundled(program["address"]) and buffer in BUFFERS:
+            upgraded[f"state/{owner}/{'.'.join([*modules, BUFFERS[buffer]])}"] = tensor
+        else:
+            upgraded[name] = tensor
+    return upgraded
