@@ -15,7 +15,7 @@ class Gaussian(PyroModule):
 
     Args:
         observed: P.
-        centre: where μ begins.
+        center: where μ begins.
         scale: the standard deviation that L begins with.
 
     Raises:

@@ -8,7 +8,7 @@
 
 with y and the columns of x centred and in units of their standard deviations, which `initialize`
 takes from the data: so the priors say little. A group with few rows borrows from the others. With
-`centred=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has many
+`centered=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has many
 rows, worse where some have few.
 
 Reference:
@@ -35,7 +35,7 @@ class HierarchicalRegression(PyroModule):
         groups: G. If None, it is taken from the rows it is started from: give it where a group
             may have none there.
         predictors: P. If None, it is taken from the data.
-        centred: whether β or η is the latent.
+        centered: whether β or η is the latent.
     """
 
     center: Tensor  # of x and y (P + 1,)

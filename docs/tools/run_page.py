@@ -1,4 +1,4 @@
-"""Run a page's program at full size, as a reader would: `python docs/tools/run_page.py fill_in.md`.
+"""Run a page's program at full size, as a reader would: `python docs/tools/run_page.py conditional_vae.md`.
 
 It runs in the folder of the page, so that pictures it saves under images/ are the page's own.
 """

@@ -33,7 +33,7 @@ def divergences(
     settings: Settings = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="A start: an argument of the family, centre=-2; repeat for more starts."),
+        typer.Option(help="A start: an argument of the family, center=-2; repeat for more starts."),
     ] = None,
     divergence: Annotated[
         list[str] | None,

@@ -28,7 +28,7 @@ import typer.main
 from ppl_lvm.cli import app
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 COMMAND_PAGES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 SHELL = ("sh", "bash", "shell", "console", "")
 USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
@@ -148,7 +148,7 @@ def test_the_table_of_the_page_of_diffusion_has_its_rows(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["diffusion_table.py", "--smoke"])
-    runpy.run_path(str(ROOT / "docs" / "diffusion_table.py"), run_name="__main__")
+    runpy.run_path(str(ROOT / "docs" / "tools" / "diffusion_table.py"), run_name="__main__")
     printed = [line for line in capsys.readouterr().out.splitlines() if "bits a pixel" in line]
     page = (ROOT / "docs" / "diffusion.md").read_text()
     shown = re.findall(r"^\| ((?:VAE|diffusion), [^|]*?)(?:, 32 steps)? \|", page, re.MULTILINE)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_of_estimators_is_up_to_date() -> None:
-    path = ROOT / "docs" / "estimator_table.py"
+    path = ROOT / "docs" / "tools" / "estimator_table.py"
     spec = importlib.util.spec_from_file_location("estimator_table", path)
     assert spec is not None
     assert spec.loader is not None
