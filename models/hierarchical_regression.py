@@ -8,8 +8,8 @@
 
 with y and the columns of x centred and in units of their standard deviations, which `initialize`
 takes from the data: so the priors say little. A group with few rows borrows from the others. With
-`centered=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has many
-rows, worse where some have few.
+`centered=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has
+many rows, worse where some have few.
 
 Reference:
     Gelman, Hill (2006). Data analysis using regression and multilevel/hierarchical models.

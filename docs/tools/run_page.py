@@ -1,6 +1,8 @@
-"""Run a page's program at full size, as a reader would: `python docs/tools/run_page.py conditional_vae.md`.
+"""Full-size run of a documentation page.
 
-It runs in the folder of the page, so that pictures it saves under images/ are the page's own.
+    python docs/tools/run_page.py conditional_vae.md
+
+The program runs in the folder of the page, so figures saved under images/ replace the page's.
 """
 
 import os
@@ -10,7 +12,7 @@ from pathlib import Path
 
 
 def program(page: str) -> str:
-    """The page's python blocks, one after the other, on the lines where they stand."""
+    """Python blocks of a page on their original lines, so that tracebacks match the page."""
     lines, inside = [], False
     for line in page.splitlines():
         fence = re.match(r"```(\w*)", line)
