@@ -3,7 +3,7 @@
 A step is the gradient and Adam's update, in float32, on the three programs of `gradients`:
 
     by hand     the estimator in plain torch, `torch.optim.Adam`
-    eager       ours through Pyro's handlers, the same optimiser
+    eager       ours through Pyro's handlers, the same optimizer
     captured    ours replayed from its recording
     compiled    the recording and the update in one compiled function
 

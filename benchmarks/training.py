@@ -1,6 +1,6 @@
 """Which estimator trains a model best, at equal steps and at equal seconds?
 
-The same model, guide, data and optimiser under every estimator that takes the pair, K particles
+The same model, guide, data and optimizer under every estimator that takes the pair, K particles
 each; held-out log p(x) in nats per row, by 1,000 particles, mean and standard error over seeds.
 
     normal   digits, z_n ~ Normal(0, I) of 8, decoder and encoder with one hidden layer of 128

@@ -26,7 +26,7 @@ from ppl_lvm.benchmarks.handwritten import (
 from ppl_lvm.programs.pair import ModelGuidePair
 
 Params = dict[str, Tensor]
-Surrogate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> bound, what to maximise; (B,) each
+Surrogate = Callable[[Tensor], tuple[Tensor, Tensor]]  # x -> bound, what to maximize; (B,) each
 Named = tuple[str, str, Surrogate, object]
 BIASED = {"ReweightedWakeSleep", "ThermodynamicELBO", "GumbelSoftmax", "StraightThrough"}
 TEMPERATURE = 0.5
@@ -56,7 +56,7 @@ class Path:
 
 @dataclass
 class Baseline:
-    """A network of x; its gradient comes with the surrogate's, its optimiser is the caller's."""
+    """A network of x; its gradient comes with the surrogate's, its optimizer is the caller's."""
 
     network: nn.Module
 

@@ -1,7 +1,7 @@
 """Three small programs with known answers: as Pyro programs, and by hand over the same tensors.
 
     BeliefNet       bits                 the sum over all states
-    LinearGaussian  reparameterised z    closed form, quadrature
+    LinearGaussian  reparameterized z    closed form, quadrature
     Decoders        a category and z     the sum over categories, quadrature over z
 
 Parameters bear the names of `handwritten/`: the pair's "model/prior" is "model.prior" there.

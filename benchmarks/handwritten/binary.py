@@ -1,7 +1,7 @@
 """Low-variance gradients of E_q f(b) for independent Bernoulli bits with logits φ.
 
 Every function takes the logits φ (..., D), uniform noise of the same shape and f: bits (..., D) →
-(...); it returns what to maximise, (...). In f the guide's parameters are held still (their own
+(...); it returns what to maximize, (...). In f the guide's parameters are held still (their own
 gradient of -log q has mean zero); its model parameters get their gradient through f.
 
     disarm  ½ (f(b) - f(b̃)) (-1)^b̃ᵢ 1[bᵢ ≠ b̃ᵢ] σ(|φᵢ|), b = 1[1-u < σ(φ)], b̃ = 1[u < σ(φ)]

@@ -5,7 +5,7 @@
     x ~ Normal(W_c z + b_c, s² I)              observed  (P,)
     q(c, z | x) = Categorical(c; softmax(V x + e)) Normal(z; U x + d_c, diag exp(l)²)
 
-The category has no reparameterisation and z has one: the mixed case. Parameters are plain
+The category has no reparameterization and z has one: the mixed case. Parameters are plain
 tensors, named "model.…" and "guide.…".
 
     log p(x) = log Σ_c softmax(a)_c Normal(x; b_c, W_c W_cᵀ + s² I)
@@ -39,7 +39,7 @@ def parameters(categories: int = 3, latent: int = 1, observed: int = 2) -> Param
 
 
 def guide_logits(params: Parameters, x: Tensor) -> Tensor:
-    """Normalised log-probabilities of q(c | x), (B, C)."""
+    """Normalized log-probabilities of q(c | x), (B, C)."""
     logits = x @ params["guide.category_weight"].T + params["guide.category_bias"]
     return logits.log_softmax(-1)
 

@@ -1,6 +1,6 @@
 """Bounds and their pathwise gradients: z carries its gradient, the bound is differentiated.
 
-Every function takes log p(x, z_k) and log q(z_k | x), (K, B), and returns what to maximise, (B,);
+Every function takes log p(x, z_k) and log q(z_k | x), (K, B), and returns what to maximize, (B,);
 w_k = p / q, w̄ = softmax(log w), K particles in dimension 0. "Still" means computed from
 parameters that are detached, so that only z carries gradient.
 

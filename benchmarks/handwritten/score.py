@@ -1,6 +1,6 @@
 """Score-function gradients: z carries no gradient, log q does.
 
-Every function takes log p(x, z_k) and log q(z_k | x), (K, B), and returns what to maximise, (B,);
+Every function takes log p(x, z_k) and log q(z_k | x), (K, B), and returns what to maximize, (B,);
 w_k = p / q, K particles in dimension 0.
 
     reinforce   1/K Σ_k (log w_k - b) ∇log q_k + ∇log p_k          b = 0, or given
@@ -65,7 +65,7 @@ def vr_max(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def mixed(log_p: Tensor, log_q: Tensor, log_q_score: Tensor, alpha: float = 0.0) -> Tensor:
-    """`log_q_score` is the part of log q whose sites are not reparameterised."""
+    """`log_q_score` is the part of log q whose sites are not reparameterized."""
     log_w = log_p - log_q
     bound = log_mean_exp(log_w, 1 - alpha, dim=0)
     without = log_mean_exp(leave_one_out(log_w.detach()), 1 - alpha, dim=1)  # (K, B)

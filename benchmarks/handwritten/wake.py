@@ -1,13 +1,13 @@
 """Importance-weighted updates: wake-sleep, the thermodynamic objective, the χ upper bound.
 
 Every function takes log p(x, z_k) and log q(z_k | x), (K, B), of draws that carry no gradient
-(cubo: that may), and returns what to maximise, (B,); w_k = p / q.
+(cubo: that may), and returns what to maximize, (B,); w_k = p / q.
 
     wake_model  Σ_k w̄_k ∇log p_k        unbiased for ∇IWAE_K
     wake_guide  Σ_k w̄_k ∇log q_k        consistent for -∇KL(p(z|x) ‖ q)
     tvo         left Riemann sum of ∫₀¹ E_{π_β} log w dβ, π_β ∝ q^(1-β) p^β; consistent
-    cubo        1/n log 1/K Σ w_kⁿ       consistent for 1/n log E wⁿ ≥ log p(x); minimised
-    exp_cubo    1/K Σ_k w_kⁿ             unbiased for E wⁿ; minimised, and scaled by exp(-n c)
+    cubo        1/n log 1/K Σ w_kⁿ       consistent for 1/n log E wⁿ ≥ log p(x); minimized
+    exp_cubo    1/K Σ_k w_kⁿ             unbiased for E wⁿ; minimized, and scaled by exp(-n c)
 
 References:
     Bornschein, Bengio (2015). Reweighted wake-sleep. https://arxiv.org/abs/1406.2751
@@ -66,7 +66,7 @@ def tvo_bound(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
 
 
 def cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0) -> Tensor:
-    """Minus the bound, since it is minimised; the draws may carry gradient."""
+    """Minus the bound, since it is minimized; the draws may carry gradient."""
     return -((n * (log_p - log_q)).logsumexp(0) - math.log(len(log_p))) / n
 
 

@@ -23,7 +23,7 @@ def table() -> str:
                     cls.target,
                     cls.requires,
                     "yes" if cls.unbiased else "**no**",
-                    "yes" if cls.is_bound else "**no**",
+                    "yes" if cls().is_bound else "**no**",
                     str(cls.min_particles),
                     cls.cost,
                     _paper(cls.paper),

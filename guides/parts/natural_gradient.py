@@ -41,7 +41,7 @@ from ppl_lvm.guides.parts.support_transform import enter_plates, open_plates, su
 from ppl_lvm.guides.parts.variational_families import TransformedFactor
 from ppl_lvm.particles import draw_particles
 from ppl_lvm.particles.structure import analyze_pair
-from ppl_lvm.particles.tracing import Given
+from ppl_lvm.particles.tracing import ReplayValues
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature
@@ -117,7 +117,7 @@ class LocalBound:
                 log_p = self._log_p(values, tuple(_tile(x, K) for x in batch), K * B)
             else:
                 parts = [self._values(lam, eps[None])[0] for eps in self._points.to(lam)]
-                with Given({DATA_PLATE: rows}):
+                with ReplayValues({DATA_PLATE: rows}):
                     log_p = torch.cat([self._log_p(part, batch, B) for part in parts])
         mean = (log_p + log_det).reshape(K, B).mean(0)
         entropy = lam[:, self._scale].sum(-1) + 0.5 * self.size * math.log(2 * math.pi * math.e)

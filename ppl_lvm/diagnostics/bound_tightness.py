@@ -255,7 +255,7 @@ def iwae(
         raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
     chunk = max(1, CHUNK // N)
     parts = [
-        log_weights(model, guide, *batch, num_particles=min(chunk, most - start), plan=plan)
+        log_weights(model, guide, *batch, num_particles=min(chunk, most - start), structure=plan)
         for start in range(0, most, chunk)
     ]
     log_w = torch.cat(parts).double()  # (K, N) or (K, 1)

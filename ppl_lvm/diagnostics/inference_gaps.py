@@ -194,7 +194,7 @@ def gaps(
         rising = _optimize(model, best, batch, plan, parameters, steps, num_particles)
         with torch.no_grad():
             each = [
-                log_weights(model, q, *batch, num_particles=evaluations, plan=plan).double()
+                log_weights(model, q, *batch, num_particles=evaluations, structure=plan).double()
                 for q in (guide, best)
             ]
     N = each[0].shape[1]
@@ -303,6 +303,6 @@ def generalization(
             plan = analyze_for_particles(model, guide, batch, {}, num_particles)
             if plan.data_plate is None:
                 raise CannotSayError("Global latents: use leave-one-out prediction instead.")
-            log_w = log_weights(model, guide, *batch, num_particles=num_particles, plan=plan)
+            log_w = log_weights(model, guide, *batch, num_particles=num_particles, structure=plan)
             found += _mean(log_w.double().mean(0))
     return Generalisation(*found)

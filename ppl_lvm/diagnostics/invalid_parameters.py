@@ -16,7 +16,7 @@ from ppl_lvm.core.distributions import innermost
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.structure import Program
-from ppl_lvm.particles.tracing import Given, Site, trace_program
+from ppl_lvm.particles.tracing import ReplayValues, Site, trace_program
 
 REMEDY = "Standardise the columns, x = (x - x.mean(0)) / x.std(0), and fit again."
 
@@ -53,9 +53,9 @@ def impossible(model: Program, guide: Program, batch: tuple[Any, ...]) -> str | 
         for site in drawn.values():
             if fault := _fault(site):
                 return f"the guide's site {fault}"
-        given = Given({name: site["value"] for name, site in drawn.items()})
+        replay = ReplayValues({name: site["value"] for name, site in drawn.items()})
         for site in trace_program(
-            model, batch, {}, particles=None, nesting=0, given=given
+            model, batch, {}, particles=None, nesting=0, replay=replay
         ).values():
             if fault := _fault(site):
                 return f"the model's site {fault}"

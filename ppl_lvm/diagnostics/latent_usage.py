@@ -28,7 +28,7 @@ from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import as_particles, by_row
 from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import Given, log_prob, plate_dim, table, trace_program
+from ppl_lvm.particles.tracing import ReplayValues, log_prob, plate_dim, table, trace_program
 
 QUESTION = "Is the latent space used?"
 ACTIVE = 0.01
@@ -252,7 +252,7 @@ def _log_q(
 ) -> Tensor:
     """log q (particles, N) of given values."""
     sites = trace_program(
-        guide, batch, {}, particles=particles, nesting=plan.nesting, given=Given(values)
+        guide, batch, {}, particles=particles, nesting=plan.nesting, replay=ReplayValues(values)
     )
     found = [
         table(log_prob(sites[n]), plan.nesting, plate_dim(sites[n], plan.data_plate))
@@ -270,8 +270,8 @@ def _marginal_kl(
 ) -> Tensor:
     """KL(q(z_u | x) ‖ p(z_u)) averaged over data, of Gaussian marginals; NaN for others: (D,)."""
     drawn = trace_program(guide, batch, {}, particles=None, nesting=0)
-    known = Given({n: s["value"] for n, s in drawn.items()})
-    prior = trace_program(model, batch, {}, particles=None, nesting=0, given=known)
+    known = ReplayValues({n: s["value"] for n, s in drawn.items()})
+    prior = trace_program(model, batch, {}, particles=None, nesting=0, replay=known)
     parts = []
     for name, width in widths.items():
         q, p = drawn[name]["fn"], prior[name]["fn"]

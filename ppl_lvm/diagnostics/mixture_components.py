@@ -167,7 +167,7 @@ def mixture(pair: ModelGuidePair, *batch: Any, site: str | None = None) -> Mixtu
     with pair.scope(), torch.no_grad():
         plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 1)
         if not plan.latents:
-            log_w = log_weights(pair.model, pair.guide, *batch, num_particles=1, plan=plan)
+            log_w = log_weights(pair.model, pair.guide, *batch, num_particles=1, structure=plan)
             log_likelihood = float(log_w.double().sum())
         judge = getattr(pair.model, "degenerate", None)
         reason = judge(*batch) if callable(judge) else None

@@ -1,4 +1,7 @@
-"""Bounds and gradient estimators, one file each. `__all__` is the only list of them."""
+"""Bounds and gradient estimators, one per file.
+
+More than twelve modules: every estimator is one file that contains its formula.
+"""
 
 from ppl_lvm.estimators.cubo import CUBO
 from ppl_lvm.estimators.decaying_average_baseline import DecayingAverageBaseline

@@ -1,22 +1,23 @@
-"""What every estimator is: a `pyro.infer.ELBO` whose conditions are data on its class.
+"""Base class of bounds and gradient estimators.
 
-An estimator gives two functions of K particles of B data (`ppl_lvm.particles.Particles`):
+An estimator is a `pyro.infer.ELBO` with conditions as class attributes and two functions of K
+particles of B rows (`ppl_lvm.particles.Particles`):
 
-    bound(particles)      what it estimates, per row, (B,), nats,
+    bound(particles)      the estimated bound, per row, (B,), nats,
     surrogate(particles)  S, per row, (B,): its gradient, ascended, is the gradient estimator.
 
-The base draws the particles, sums over data, multiplies with N/B outside the bound, flips the
-sign, and makes one tensor whose value is the loss and whose gradient is that of -S:
+The base draws the particles, sums over rows, multiplies by N/B outside the bound, flips the sign,
+and returns one tensor whose value is the loss and whose gradient is that of -S:
 
     loss = -(offset + N/B Σ_b bound_b)     in value,
           -(offset + N/B Σ_b S_b)         in gradient.
 
 An upper bound is descended: its loss is +(offset + N/B Σ_b bound_b).
 
-State that an estimator learns is its own: submodules' parameters are announced to the optimiser
-as Pyro announces a module's, decaying averages are buffers, and `state_dict` has all of it. State
-changes in training mode only (`estimator.eval()` freezes it), after it was used: what a step adds
-to an average cannot bias that step.
+Learned state belongs to the module. Parameters of submodules are announced to the optimizer as Pyro
+announces a module's parameters, decaying averages are buffers, and `state_dict` contains both.
+State changes in training mode only (`estimator.eval()` freezes it) and only after its use, so that
+a step's update cannot bias the same step.
 """
 
 import warnings
@@ -37,38 +38,36 @@ from ppl_lvm.particles.structure import PairStructure, Program
 
 
 class Estimator(ELBO, nn.Module):
-    """A bound on log p(x) and a gradient estimator for it.
+    """A bound on log p(x) with a gradient estimator.
 
-    Conditions, read by this base, by the tests and by the README's table:
+    The base enforces the following conditions; tests and the README's table read them.
 
     Attributes:
-        target: the bound whose gradient is estimated, in words.
-        unbiased: whether E[∇S] = ∇E[objective] for every K it accepts.
-        min_particles: the least K it accepts.
-        needs: "any" sites in the guide, "reparameterized" ones only, one "bernoulli" site and no
-            other, or "discrete" sites that can be relaxed.
-        instead: the class to use where a condition fails.
-        linear: whether the bound is the mean of log-weights, the one kind that stays unbiased where
-            N/B stands inside a joint log-weight.
-        upper: whether the bound is an upper one, to be descended.
-        is_bound: whether E[bound] ≤ log p(x) (≥ for an upper bound) holds for every K.
-        draws: "particles" of the guide as it is, or another way of drawing, in a word.
-        requires_batch_rows: whether it looks at the rows of the batch: the model's arguments must
-        be these
-            rows, and each must have a log-weight of its own.
-        overflow: what to do where its gradient is not finite although every site's density is;
-            empty where that is not known to happen.
-        cost: runs of guide and model for a step, in words.
+        target: name of the bound whose gradient is estimated.
+        unbiased: E[∇S] = ∇E[objective] for every accepted K.
+        min_particles: least accepted K.
+        requires: sites that the guide must have: "any", "reparameterized" only, one "bernoulli"
+            and no other, or "discrete" sites that can be relaxed.
+        fallback: class to use if a condition fails.
+        is_linear: the bound is the mean of log-weights, which stays unbiased if N/B is inside a
+            joint log-weight.
+        is_upper_bound: the bound is an upper bound and is descended.
+        sampling: "particles" of the unmodified guide, or the name of another sampling scheme.
+        requires_batch_rows: the arguments of the model must be the rows of the batch, with one
+            log-weight per row.
+        non_finite_hint: remedy if the gradient is not finite although all densities are; empty
+            if no such case is known.
+        cost: runs of guide and model per step.
         paper: authors and year, title, link.
 
     Args:
-        num_particles: K; by default the least that the class accepts.
-        vectorize_particles: whether particles run in one pass. By default they do where the
-            program allows it, which is tried when the pair is first seen: give the same callables
-            at every step (wrap a program once, not anew each time).
+        num_particles: K; default: the least accepted K.
+        vectorize_particles: run particles in one pass. By default the first step with a pair
+            tests whether its programs allow this. Pass the same callables at every step: wrap
+            a program once, not at each step.
 
     Raises:
-        ValueError: too few particles; from a loss, a pair that the class cannot treat.
+        ValueError: too few particles; from a loss: the pair violates a condition.
     """
 
     target: ClassVar[str]
@@ -78,7 +77,6 @@ class Estimator(ELBO, nn.Module):
     fallback: ClassVar[str] = ""
     is_linear: ClassVar[bool] = False
     is_upper_bound: ClassVar[bool] = False
-    is_bound: ClassVar[bool] = True
     sampling: ClassVar[str] = "particles"
     requires_batch_rows: ClassVar[bool] = False
     non_finite_hint: ClassVar[str] = ""
@@ -97,141 +95,152 @@ class Estimator(ELBO, nn.Module):
         if not isinstance(num_particles, int):
             raise ValueError(f"{name} needs a whole number of particles, got {num_particles!r}.")
         if num_particles < self.min_particles:
-            or_use = f", or use {self.fallback}" if self.fallback else ""
+            alternative = f", or use {self.fallback}" if self.fallback else ""
             raise ValueError(
                 f"{name} needs at least {self.min_particles} particle"
                 f"{'s' if self.min_particles > 1 else ''}, got num_particles={num_particles}. "
-                f"Raise it{or_use}."
+                f"Increase num_particles{alternative}."
             )
         ELBO.__init__(self, num_particles=num_particles)
         self.vectorize_particles = vectorize_particles
-        self._plans: dict[Any, PairStructure] = {}
+        self._structures: dict[Any, PairStructure] = {}
         self._warned = False
+
+    @property
+    def is_bound(self) -> bool:
+        """E[bound] ≤ log p(x) (≥ for an upper bound) for every accepted K."""
+        return True
 
     @abstractmethod
     def bound(self, particles: Particles) -> Tensor:
-        """What is estimated, per row: (B,), nats."""
+        """Estimated bound per row: (B,), nats."""
 
     @abstractmethod
     def surrogate(self, particles: Particles) -> Tensor:
         """S, per row: (B,). Ascending its gradient ascends the target."""
 
     def objective(self, particles: Particles) -> Tensor:
-        """What S ascends, per row (B,): the bound, unless a class says otherwise."""
+        """Objective that S ascends, per row (B,): the bound unless a class overrides it."""
         return -self.bound(particles) if self.is_upper_bound else self.bound(particles)
 
     def update_state(self, particles: Particles) -> None:
-        """Update averages from particles that were used. Called in training mode."""
+        """Update averages from particles after their use, in training mode."""
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
         """K particles of this pair."""
-        plan = self.plan(model, guide, args, kwargs)
-        drawing = self.draw_handler()
-        return draw_particles(model, guide, args, kwargs, plan, self.num_particles, drawing=drawing)
+        structure = self.analyze(model, guide, args, kwargs)
+        return draw_particles(
+            model, guide, args, kwargs, structure, self.num_particles, drawing=self.draw_handler()
+        )
 
     def draw_handler(self) -> Messenger | None:
-        """A handler that changes how the guide draws, new for every step; None for as it is."""
+        """A new handler that changes the guide's draws in this step, or None."""
         return None
 
-    def plan(
+    def analyze(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> PairStructure:
-        """The pair's structure; found out and checked when it is first seen with such inputs."""
+        """Structure of the pair, determined and validated once per kind of inputs."""
         inputs = (*args, *kwargs, *kwargs.values())
         programs = [p if isinstance(p, Hashable) else id(p) for p in (model, guide)]
         key = (*programs, *(_kind(value) for value in inputs))
-        if key not in self._plans:
-            plan = analyze_for_particles(
+        if key not in self._structures:
+            structure = analyze_for_particles(
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles
             )
-            self.validate(plan)
-            while len(self._plans) >= 8:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = plan
-        return self._plans[key]
+            self.validate(structure)
+            while len(self._structures) >= 8:
+                del self._structures[next(iter(self._structures))]
+            self._structures[key] = structure
+        return self._structures[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has the learned state, and finds out the structure of its pairs by itself."""
-        return {**self.__dict__, "_plans": {}}
+        """Copy the learned state, but not the cached structures of pairs."""
+        return {**self.__dict__, "_structures": {}}
 
-    def validate(self, plan: PairStructure) -> None:
-        """Refuse a pair that this estimator would give a wrong or zero gradient."""
-        self._refuse_estimate(plan.estimate)
-        if self.requires == "reparameterized" and plan.score_sites:
-            site = plan.score_sites[0]
+    def validate(self, structure: PairStructure) -> None:
+        """Reject a pair for which the gradient would be wrong or zero."""
+        self._reject_bound_estimate(structure.estimate)
+        name = type(self).__name__
+        if self.requires == "reparameterized" and structure.score_sites:
+            site = structure.score_sites[0]
             raise ValueError(
-                f"{type(self).__name__} needs reparameterised draws, but the guide's site '{site}' "
-                f"({plan.latents[site]}) has none. Use {self.fallback}."
+                f"{name} needs reparameterized draws, but the guide's site '{site}' "
+                f"({structure.latents[site]}) has none. Use {self.fallback}."
             )
         if self.requires == "bernoulli":
-            random = [n for n in plan.latents if n not in plan.constant]
-            if len(random) != 1 or plan.latents[random[0]] != "Bernoulli":
-                kinds = ", ".join(f"'{n}' ({plan.latents[n]})" for n in random)
+            random = [n for n in structure.latents if n not in structure.constant]
+            if len(random) != 1 or structure.latents[random[0]] != "Bernoulli":
                 raise ValueError(
-                    f"{type(self).__name__} needs a guide with one Bernoulli site and no other, "
-                    f"but it draws {kinds or 'nothing'}. Use {self.fallback}."
+                    f"{name} needs a guide with one Bernoulli site and no other, but it draws "
+                    f"{describe_sites(structure, random)}. Use {self.fallback}."
                 )
         if self.requires == "discrete":
-            if not plan.score_sites:
-                kinds = ", ".join(f"'{n}' ({kind})" for n, kind in plan.latents.items())
-                raise ValueError(
-                    f"{type(self).__name__} relaxes discrete draws, but the guide has none: it "
-                    f"draws {kinds or 'nothing'}. Use ELBO."
-                )
-            for site in plan.score_sites:
-                if plan.latents[site] not in ("Bernoulli", "OneHotCategorical"):
-                    raise ValueError(
-                        f"{type(self).__name__} relaxes Bernoulli and OneHotCategorical sites, but "
-                        f"the guide's site '{site}' is {plan.latents[site]}. Write it one-hot, or "
-                        f"use {self.fallback}."
-                    )
-        if self.requires_batch_rows and plan.data_plate is None:
+            self._validate_relaxable_sites(structure)
+        if self.requires_batch_rows and structure.data_plate is None:
             raise ValueError(
-                f"{type(self).__name__} needs one log-weight per row, but this pair has a joint "
-                f"one: {plan.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
+                f"{name} needs one log-weight per row, but this pair has a joint "
+                f"one: {structure.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
             )
 
+    def _validate_relaxable_sites(self, structure: PairStructure) -> None:
+        name = type(self).__name__
+        if not structure.score_sites:
+            raise ValueError(
+                f"{name} relaxes discrete draws, but the guide has none: it "
+                f"draws {describe_sites(structure)}. Use ELBO."
+            )
+        for site in structure.score_sites:
+            if structure.latents[site] not in ("Bernoulli", "OneHotCategorical"):
+                raise ValueError(
+                    f"{name} relaxes Bernoulli and OneHotCategorical sites, but the guide's site "
+                    f"'{site}' is {structure.latents[site]}. Write it one-hot, or use "
+                    f"{self.fallback}."
+                )
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        raise NotImplementedError(f"{type(self).__name__} works on particles, not on one trace.")
+        raise NotImplementedError(
+            f"{type(self).__name__} computes losses from particles, not from one trace. "
+            "Use differentiable_loss."
+        )
 
     def differentiable_loss(
         self, model: Program, guide: Program, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """-bound, summed over data and scaled to N rows: a scalar with the estimator's gradient."""
+        """-bound, summed over the data and scaled to N rows: a scalar with the gradient of -S."""
         sign = 1.0 if self.is_upper_bound else -1.0
         particles = self.draw(model, guide, args, kwargs)
-        self._refuse_estimate(particles.estimate)  # a plan may have seen the other mode
-        self._warn_of_energy(particles)
+        self._reject_bound_estimate(particles.estimate)  # the mode may differ from the analyzed one
+        self._warn_of_energy_approximation(particles)
         value = total(self.bound(particles), particles)
         if not torch.is_grad_enabled():
             return sign * value
         surrogate = self.surrogate(particles).sum() * particles.scale  # ascended
-        self._announce()
+        self._announce_parameters()
         gradient = surrogate - sign * particles.offset
         if self.training:
             self.update_state(particles)
         return sign * value.detach() - (gradient - gradient.detach())
 
-    def _refuse_estimate(self, site: str | None) -> None:
+    def _reject_bound_estimate(self, site: str | None) -> None:
         if site is not None and not self.is_linear:
             raise ValueError(rejection_message(site, type(self).__name__))
 
-    def _warn_of_energy(self, particles: Particles) -> None:
+    def _warn_of_energy_approximation(self, particles: Particles) -> None:
         if particles.energy_reason is None or self.is_linear or self._warned:
             return
         self._warned = True
         warnings.warn(
             f"{type(self).__name__} is no bound on log p(x) here: {particles.energy_reason}, so "
-            "N/B multiplies log-weights and not bounds (the energy approximation). Use "
-            "the whole data, "
-            "or ELBO or LeaveOneOut, which stay unbiased.",
+            "N/B multiplies log-weights and not bounds (the energy approximation). Use all rows "
+            "(batch_size=None), or ELBO or LeaveOneOut, which stay unbiased.",
             stacklevel=3,
         )
 
-    def _announce(self) -> None:
-        """Show the estimator's own parameters to whoever collects parameters, as SVI does."""
+    def _announce_parameters(self) -> None:
+        """Announce the estimator's parameters to parameter collectors such as SVI."""
         for name, parameter in self.named_parameters():
             alias = parameter.view_as(parameter)
             alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
@@ -239,15 +248,15 @@ class Estimator(ELBO, nn.Module):
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """-bound, summed over data and scaled to N rows, nats."""
+        """-bound, summed over the data and scaled to N rows, nats."""
         return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
     def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """`loss`, with its gradient added to the parameters' `.grad`."""
+        """`loss`; its gradient is added to the parameters' `.grad`."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return loss.item()  # the engine's recording keeps the tensor of an item(), not of a float()
+        return loss.item()  # a capture records the tensor of item(), not that of float()
 
 
 @effectful(type="param")
@@ -256,12 +265,18 @@ def _parameter(value: Tensor) -> Tensor:
 
 
 def _kind(value: Any) -> Hashable:
-    """What the structure of a pair may depend on: a tensor's type, a plain value itself."""
+    """Properties of an input that the pair's structure may depend on."""
     if isinstance(value, Tensor):
         return (value.dim(), value.dtype)
     if isinstance(value, bool | int | float | str):
         return value
     return type(value).__qualname__
+
+
+def describe_sites(structure: PairStructure, names: list[str] | None = None) -> str:
+    """Guide sites with their distributions: "'z' (Normal), 'c' (Categorical)"."""
+    names = list(structure.latents) if names is None else names
+    return ", ".join(f"'{n}' ({structure.latents[n]})" for n in names) or "nothing"
 
 
 def total(per_row: Tensor, particles: Particles) -> Tensor:

@@ -4,17 +4,17 @@ With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z |
 
     CUBO_n = 1/n log E_q[exp n w]  ≥  log p(x),
 
-estimated by 1/n log 1/K Σ_k exp n w_k. That estimate lies *below* CUBO_n in the mean (Jensen), so
-with few particles it is no upper bound: it becomes one as K grows. Its own gradient is biased for
-the same reason, and at K = 1 it would descend the ELBO. So what is descended is EXP-CUBO,
+estimated by 1/n log 1/K Σ_k exp n w_k. The mean of this estimate is *below* CUBO_n (Jensen), so it
+is an upper bound only as K grows. Its gradient is biased for the same reason: at K = 1 it would
+descend the ELBO. The estimator therefore descends EXP-CUBO,
 
     E_q[exp n (w - c)] / n,
 
-unbiased at every K. c is a decaying average of the estimates of past steps: a constant as far as
-this step's draws go, that keeps the exponential in range. Sites with a reparameterised draw are
-differentiated through it, others by their score.
+which is unbiased at every K. c is a decaying average of the estimates of past steps. It does not
+depend on the current draws and keeps the exponential in range. Sites with a reparameterized draw have
+a pathwise gradient, other sites a score-function gradient.
 
-It fits the guide: lowering it by the model's parameters lowers the evidence, so hold those fixed.
+CUBO fits the guide. Descending it in the model's parameters lowers the evidence, so fix those.
 
 Reference:
     Dieng, Tran, Ranganath, Paisley, Blei (2017). Variational inference via χ upper bound
@@ -34,23 +34,21 @@ from ppl_lvm.particles.structure import Program
 
 
 class CUBO(Estimator):
-    """The χ upper bound of order n, to be descended.
+    """The χ upper bound of order n.
 
     Args:
         num_particles: K.
-        n: the order, at least 1; the bound rises in n.
+        n: the order, at least 1; the bound increases in n.
         beta: what the average c keeps of itself at each step, in [0, 1).
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "exp CUBO"
     unbiased = True
     is_upper_bound = True
-    is_bound = False
     non_finite_hint = (
-        "CUBO's exponential of log-weights has left the range of these numbers: start from a guide "
-        "that ELBO has fitted, lower n, or use double precision, "
-        "torch.set_default_dtype(torch.float64)."
+        "CUBO: the exponential of log-weights overflows. Start from a guide fitted by ELBO, "
+        "lower n, or use double precision, torch.set_default_dtype(torch.float64)."
     )
     paper = "Dieng et al. (2017). https://arxiv.org/abs/1611.00328"
 
@@ -63,15 +61,19 @@ class CUBO(Estimator):
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not n >= 1:
-            raise ValueError(f"CUBO needs an order n >= 1, got n={n}. For 0 < n < 1 use Renyi.")
+            raise ValueError(f"CUBO needs an order n >= 1, got n={n}. Use Renyi for 0 < n < 1.")
         self.n = n
         self.average = DecayingAverage(beta)
         self._started = False
 
+    @property
+    def is_bound(self) -> bool:
+        return False
+
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        if not self._started:  # c of the first step comes from other draws than the step's own
+        if not self._started:  # the first c comes from extra draws
             self._started = True
             if float(self.average.weight) == 0:
                 with torch.no_grad():
@@ -82,7 +84,7 @@ class CUBO(Estimator):
         return log_mean_exp(self.n * particles.log_w) / self.n  # (B,)
 
     def objective(self, particles: Particles) -> Tensor:
-        """-EXP-CUBO, which S ascends: (B,)."""
+        """-EXP-CUBO, the objective that S ascends: (B,)."""
         c = self.average().to(particles.log_w)
         return -((self.n * (particles.log_w - c)).exp() / self.n).mean(0)
 

@@ -1,12 +1,12 @@
-"""The score function estimator with a decaying average of past weights as its baseline.
+"""Score-function estimator with a decaying-average baseline.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
     ∇ELBO ≈ 1/K Σ_k (w_k - c) ∇log q(z_k | x) + ∇log p(x, z_k),
-    c ← β c + (1 - β) mean(w)      after use,
+    c ← β c + (1 - β) mean(w)      after use.
 
-so c knows nothing of this step's draws and any β leaves the gradient unbiased. One number serves
-all data: where data differ much in their evidence, NeuralBaseline or LeaveOneOut suit better.
+c does not depend on the current draws, so the gradient is unbiased for every β. All rows share the
+scalar c; if log p(x) differs much between rows, use NeuralBaseline or LeaveOneOut.
 
 Reference:
     Mnih, Gregor (2014). Neural variational inference and learning in belief networks, section
@@ -21,12 +21,12 @@ from ppl_lvm.particles import Particles
 
 
 class DecayingAverageBaseline(Estimator):
-    """The evidence lower bound with score function gradients, a running mean as baseline.
+    """The ELBO with score-function gradients and a decaying average as baseline.
 
     Args:
         num_particles: K.
-        beta: what the average keeps of itself at each step, in [0, 1).
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        beta: decay rate of the average, in [0, 1).
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"

@@ -1,15 +1,15 @@
-"""DisARM (the unbiased uniform gradient, U2G): antithetic pairs for Bernoulli draws.
+"""DisARM (U2G): antithetic pairs of Bernoulli draws.
 
 For bits with logits φ_i and uniform u_i, a pair of particles is
 
     b_i = 1[1 - u_i < σ(φ_i)],     b'_i = 1[u_i < σ(φ_i)],
 
-each of them a draw from q. With f = log p(x, b) - log q(b | x),
+each a draw from q. With f = log p(x, b) - log q(b | x),
 
     ∇φ_i ELBO ≈ 1/2 (f(b) - f(b')) (-1)^{b'_i} 1[b_i ≠ b'_i] σ(|φ_i|),
 
-averaged over the K/2 pairs, and ∇θ is that of log p at all K particles. Every bit of a datum
-shares the two evaluations of f.
+averaged over the K/2 pairs; ∇θ is the gradient of log p at all K particles. All bits of a row
+share the two evaluations of f.
 
 References:
     Dong, Mnih, Tucker (2020). DisARM: an antithetic gradient estimator for binary latent
@@ -32,23 +32,23 @@ from ppl_lvm.particles.tracing import PARTICLE_PLATE, plate_dim, table
 
 
 def uniform(like: Tensor) -> Tensor:
-    """u in [0, 1), one per bit: like -> like."""
+    """Uniform noise u in [0, 1), one per bit: like -> like."""
     return torch.rand_like(like)
 
 
 class Antithetic(Messenger):
     """Draw the guide's Bernoulli site in antithetic pairs: particle k and particle K/2 + k."""
 
-    def __init__(self, plan: PairStructure, num_pairs: int) -> None:
+    def __init__(self, structure: PairStructure, num_pairs: int) -> None:
         super().__init__()
-        self.plan = plan
+        self.structure = structure
         self.num_pairs = num_pairs
         self.u: list[Tensor] = []
         self.directions: list[Tensor] = []
-        self.drawn = 0
+        self.num_runs = 0
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["done"] or msg["name"] not in self.plan.score_sites:
+        if msg["is_observed"] or msg["done"] or msg["name"] not in self.structure.score_sites:
             return
         logits = innermost(msg["fn"]).logits
         if any(f.name == PARTICLE_PLATE for f in msg["cond_indep_stack"]):
@@ -56,13 +56,13 @@ class Antithetic(Messenger):
             u = uniform(logits.detach())
             value = torch.cat([self._first(u, logits), self._second(u, logits)])
             self.directions.append(self._direction(u, logits, msg))
-        elif self.drawn < self.num_pairs:  # a loop: first all b, then all b'
+        elif self.num_runs < self.num_pairs:  # in a loop: first all b, then all b'
             self.u.append(uniform(logits.detach()))
             value = self._first(self.u[-1], logits)
             self.directions.append(self._direction(self.u[-1], logits, msg))
         else:
-            value = self._second(self.u[self.drawn - self.num_pairs], logits)
-        self.drawn += 1
+            value = self._second(self.u[self.num_runs - self.num_pairs], logits)
+        self.num_runs += 1
         msg["value"] = value
         msg["done"] = True
 
@@ -75,21 +75,21 @@ class Antithetic(Messenger):
         return (u < logits.detach().sigmoid()).to(logits)
 
     def _direction(self, u: Tensor, logits: Tensor, msg: Any) -> Tensor:
-        """Σ_i (-1)^{b'_i} 1[b_i ≠ b'_i] σ(|φ_i|) φ_i, the first factors held still: (K/2, B)."""
+        """Σ_i (-1)^{b'_i} 1[b_i ≠ b'_i] σ(|φ_i|) φ_i, gradient in φ_i only: (K/2, B)."""
         b, b2 = self._first(u, logits), self._second(u, logits)
-        held = (1 - 2 * b2) * (b != b2) * logits.detach().abs().sigmoid()
-        bits = held * logits
+        weight = (1 - 2 * b2) * (b != b2) * logits.detach().abs().sigmoid()
+        bits = weight * logits
         event = msg["fn"].event_dim
         per_site = bits.sum(list(range(-event, 0))) if event else bits
-        return table(per_site, self.plan.nesting, plate_dim(msg, self.plan.data_plate))
+        return table(per_site, self.structure.nesting, plate_dim(msg, self.structure.data_plate))
 
 
 class DisARM(Estimator):
-    """The evidence lower bound with antithetic pairs of one Bernoulli site.
+    """The ELBO with DisARM gradients of one Bernoulli site.
 
     Args:
-        num_particles: K, even; K/2 pairs.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        num_particles: K, even: K/2 pairs.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"
@@ -111,10 +111,10 @@ class DisARM(Estimator):
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        plan = self.plan(model, guide, args, kwargs)
-        pairs = Antithetic(plan, self.num_particles // 2)
+        structure = self.analyze(model, guide, args, kwargs)
+        pairs = Antithetic(structure, self.num_particles // 2)
         particles = draw_particles(
-            model, guide, args, kwargs, plan, self.num_particles, drawing=pairs
+            model, guide, args, kwargs, structure, self.num_particles, drawing=pairs
         )
         particles.extras = {"direction": torch.cat(pairs.directions)}
         return particles

@@ -1,17 +1,17 @@
-"""The doubly reparameterised gradient of IWAE (DReG).
+"""Doubly reparameterized gradient of IWAE (DReG).
 
-With log-weights w_k = log p(x, z_k; θ) - log q(z_k | x; φ), z_k = z(ε_k, φ), and their normalised
+With log-weights w_k = log p(x, z_k; θ) - log q(z_k | x; φ), z_k = z(ε_k, φ), and their normalized
 weights v_k = exp w_k / Σ_j exp w_j,
 
     ∇θ ≈ Σ_k v_k ∂w_k/∂θ,     ∇φ ≈ Σ_k v_k² ∂w_k/∂z_k ∂z_k/∂φ      (eqs. 6, 8),
 
-whose signal-to-noise ratio for φ grows as √K where IWAE's falls. Parameters may be shared between
-model and guide: each path has its own weight in one surrogate,
+The signal-to-noise ratio for φ grows as √K, where that of IWAE falls. Model and guide may share
+parameters: the two paths have separate weights in one surrogate (sg = stop-gradient),
 
-    S = Σ_k v_k² (log p(x, z_k) - log q(z_k | x; φ held still)) + (v_k - v_k²) log p(x, z_k held).
+    S = Σ_k v_k² (log p(x, z_k) - log q(z_k | x; sg φ)) + (v_k - v_k²) log p(x, sg z_k).
 
-A scale or mask on the guide's sites makes log q another function than the density of the draw;
-that part counts as one of p's, with weight v_k.
+A scale or mask on the guide's sites makes log q differ from the density of the draw. The
+difference is treated as a term of log p, with weight v_k.
 
 Reference:
     Tucker, Lawson, Gu, Maddison (2019). Doubly reparameterized gradient estimators for Monte
@@ -26,7 +26,7 @@ from ppl_lvm.particles import Particles
 
 
 class DReG(Estimator):
-    """The importance weighted bound, doubly reparameterised."""
+    """The importance-weighted bound with doubly reparameterized gradients."""
 
     target = "IWAE"
     unbiased = True

@@ -1,15 +1,16 @@
-"""The doubly reparameterised gradient of the variational Rényi bound.
+"""Doubly reparameterized gradient of the variational Rényi bound.
 
 With log-weights w_k = log p(x, z_k; θ) - log q(z_k | x; φ), z_k = z(ε_k, φ), and weights
 v_k ∝ exp((1 - α) w_k) that sum to one,
 
     ∇θ ≈ Σ_k v_k ∂w_k/∂θ,     ∇φ ≈ Σ_k c_k ∂w_k/∂z_k ∂z_k/∂φ,     c_k = α v_k + (1 - α) v_k².
 
-α = 0 is DReG of IWAE, α = 1 (all v_k = 1/K) is sticking the landing. In one surrogate,
+α = 0 is DReG of IWAE, α = 1 (all v_k = 1/K) is sticking the landing. In one surrogate, with the
+stop-gradient sg,
 
-    S = Σ_k c_k (log p(x, z_k) - log q(z_k | x; φ held still)) + (v_k - c_k) log p(x, z_k held).
+    S = Σ_k c_k (log p(x, z_k) - log q(z_k | x; sg φ)) + (v_k - c_k) log p(x, sg z_k).
 
-It follows from differentiating v_k through its own draw: dv_k/dz_k = (1 - α) v_k (1 - v_k) dw_k/dz.
+It follows from the derivative of v_k in z_k: dv_k/dz_k = (1 - α) v_k (1 - v_k) dw_k/dz_k.
 
 References:
     Tucker, Lawson, Gu, Maddison (2019). Doubly reparameterized gradient estimators for Monte
@@ -27,12 +28,12 @@ from ppl_lvm.particles import Particles
 
 
 class DReGRenyi(Estimator):
-    """The variational Rényi bound of order alpha, doubly reparameterised.
+    """The variational Rényi bound of order alpha with doubly reparameterized gradients.
 
     Args:
         num_particles: K.
         alpha: the order, any finite number.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "Rényi"
@@ -50,9 +51,12 @@ class DReGRenyi(Estimator):
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):
-            raise ValueError(f"DReGRenyi needs a finite alpha, got {alpha}. For -inf use VRMax.")
+            raise ValueError(f"DReGRenyi needs a finite alpha, got {alpha}. Use VRMax for -inf.")
         self.alpha = alpha
-        self.is_bound = alpha >= 0  # type: ignore[misc]
+
+    @property
+    def is_bound(self) -> bool:
+        return self.alpha >= 0
 
     def bound(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)

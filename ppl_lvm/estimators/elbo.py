@@ -1,12 +1,12 @@
-"""The evidence lower bound with pathwise (reparameterised) gradients.
+"""The evidence lower bound with pathwise (reparameterized) gradients.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k = z(ε_k, φ),
 
     ELBO ≈ 1/K Σ_k w_k,
 
-differentiated through the draws. Where a site's p and q have a Kullback-Leibler divergence in
-closed form, and the model draws it from nothing that the guide draws later, its part of w_k,
-log p(z) - log q(z), is replaced by its expectation -KL(q || p): the same mean, less variance.
+differentiated through the draws. If a site's KL divergence has a closed form, and its p does not
+depend on later sites of the guide, its term of w_k, log p(z) - log q(z), is replaced by the
+expectation -KL(q || p): same mean, less variance.
 
 References:
     Kingma, Welling (2014). Auto-encoding variational Bayes. https://arxiv.org/abs/1312.6114
@@ -21,12 +21,12 @@ from ppl_lvm.particles import Particles
 
 
 class ELBO(Estimator):
-    """The evidence lower bound, pathwise, with analytic KL where the pair has one.
+    """The ELBO with pathwise gradients and analytic KL terms.
 
     Args:
         num_particles: K.
-        analytic_kl: use closed forms where they are valid.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        analytic_kl: use closed forms of KL divergences where they are valid.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"

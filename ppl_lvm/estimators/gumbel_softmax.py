@@ -1,17 +1,17 @@
-"""Gumbel-softmax (Concrete) relaxation of discrete draws: low variance, biased.
+"""Gumbel-softmax (Concrete) relaxation of discrete draws.
 
-With logits φ, Gumbel noise g and temperature τ a one-hot draw becomes a point of the simplex,
+With logits φ, Gumbel noise g and temperature τ, a one-hot draw becomes a point of the simplex,
 
     y = softmax((φ + g) / τ)          (a bit: y = σ((φ + logit u) / τ)),
 
-in the model too, and both densities become those of the Concrete distribution:
+in guide and model, and both densities become those of the Concrete distribution:
 
     E_y[log p_τ(x, y) - log q_τ(y | x)],
 
-the ELBO of another, relaxed model. Its pathwise gradient is unbiased for that objective alone; for
-the discrete ELBO it is biased, the less so the smaller τ, at a variance that grows with 1/τ. Its
-value bounds nothing about the discrete model. The model must accept points of the simplex (not
-checked). Categorical sites, whose values are indices, are refused.
+the ELBO of a relaxed model. Its pathwise gradient is unbiased for this objective. For the discrete
+ELBO it is biased: the bias falls with τ, the variance grows with 1/τ. The value is no bound for the
+discrete model. The model must accept points of the simplex (not checked). Categorical sites, whose
+values are indices, are rejected.
 
 References:
     Jang, Gu, Poole (2017). Categorical reparameterization with Gumbel-softmax.
@@ -34,7 +34,7 @@ from ppl_lvm.particles.structure import Program
 
 
 class ConcreteDraws(Messenger):
-    """Give these sites, in the guide and in the model, their Concrete distribution."""
+    """Replace these sites' distributions, in guide and model, by Concrete distributions."""
 
     def __init__(self, sites: tuple[str, ...], temperature: float) -> None:
         super().__init__()
@@ -54,18 +54,17 @@ class ConcreteDraws(Messenger):
 
 
 class GumbelSoftmax(Estimator):
-    """The relaxed evidence lower bound, pathwise through relaxed draws.
+    """The relaxed ELBO with pathwise gradients.
 
     Args:
         num_particles: K.
         temperature: τ, positive.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "relaxed ELBO"
     unbiased = False
     is_linear = True
-    is_bound = False
     requires = "discrete"
     fallback = "LeaveOneOut"
     sampling = "relaxed"
@@ -82,12 +81,16 @@ class GumbelSoftmax(Estimator):
             raise ValueError(f"GumbelSoftmax needs a positive temperature, got {temperature}.")
         self.temperature = temperature
 
+    @property
+    def is_bound(self) -> bool:
+        return False
+
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        plan = self.plan(model, guide, args, kwargs)
-        relaxed = replace(plan, score_sites=())
-        drawing = ConcreteDraws(plan.score_sites, self.temperature)
+        structure = self.analyze(model, guide, args, kwargs)
+        relaxed = replace(structure, score_sites=())
+        drawing = ConcreteDraws(structure.score_sites, self.temperature)
         return draw_particles(
             model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
         )

@@ -1,11 +1,11 @@
-"""The importance weighted bound with pathwise gradients (IWAE).
+"""The importance-weighted bound with pathwise gradients (IWAE).
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k = z(ε_k, φ),
 
     L_K = log 1/K Σ_k exp w_k,     L_1 ≤ L_2 ≤ … ≤ log p(x),
 
 differentiated through the draws. The signal-to-noise ratio of the guide's gradient falls as
-1/√K (Rainforth et al. 2018); DReG does not have that fault.
+1/√K (Rainforth et al. 2018); that of DReG does not.
 
 References:
     Burda, Grosse, Salakhutdinov (2016). Importance weighted autoencoders.
@@ -22,7 +22,7 @@ from ppl_lvm.particles import Particles
 
 
 class IWAE(Estimator):
-    """The importance weighted bound, pathwise."""
+    """The importance-weighted bound with pathwise gradients."""
 
     target = "IWAE"
     unbiased = True

@@ -1,11 +1,11 @@
-"""Leave-one-out score function (RLOO) of the evidence lower bound.
+"""Leave-one-out score-function estimator (RLOO) of the ELBO.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
     ∇ELBO ≈ 1/K Σ_k (w_k - b_k) ∇log q(z_k | x) + ∇log p(x, z_k),
 
-where the baseline b_k is the mean of the other K - 1 weights. Sites with a reparameterised draw
-keep their pathwise gradient; the score is that of the other sites.
+where the baseline b_k is the mean of the other K - 1 weights. Sites with a reparameterized
+draw have a pathwise gradient; the score is that of the other sites.
 
 References:
     Kool, van Hoof, Welling (2019). Buy 4 REINFORCE samples, get a baseline for free!
@@ -21,13 +21,13 @@ from ppl_lvm.particles import Particles
 
 
 class LeaveOneOut(Estimator):
-    """The evidence lower bound with score function gradients, leave-one-out baselines."""
+    """The ELBO with score-function gradients and leave-one-out baselines."""
 
     target = "ELBO"
     unbiased = True
-    linear = True
+    is_linear = True
     min_particles = 2
-    instead = "ScoreFunction"
+    fallback = "ScoreFunction"
     paper = "Kool, van Hoof, Welling (2019). https://openreview.net/forum?id=r1lgTGL5DE"
 
     def bound(self, particles: Particles) -> Tensor:
@@ -38,5 +38,5 @@ class LeaveOneOut(Estimator):
         if particles.score is None:
             return pathwise.mean(0)
         w = particles.log_w.detach()  # (K, B)
-        b = (w.sum(0) - w) / (len(w) - 1)  # (K, B)  never its own weight
+        b = (w.sum(0) - w) / (len(w) - 1)  # (K, B) mean of the other weights
         return (pathwise + (w - b) * particles.score).mean(0)  # (B,)

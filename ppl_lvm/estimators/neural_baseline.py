@@ -1,16 +1,16 @@
-"""Neural variational inference and learning (NVIL): a network of the data as the baseline.
+"""Neural variational inference and learning (NVIL): a neural baseline.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
     ∇ELBO ≈ 1/K Σ_k (w_k - c - C_ψ(x)) ∇log q(z_k | x) + ∇log p(x, z_k),
 
-where C_ψ learns by least squares, min_ψ Σ_k (w_k - c - C_ψ(x))², and c is a decaying average of
-past weights (updated after use). Neither sees this step's draws, so the gradient is unbiased. The
-paper's division by a running standard deviation only rescales the step; Adam does that already,
-and it is left out.
+where C_ψ is fitted by least squares, min_ψ Σ_k (w_k - c - C_ψ(x))², and c is a decaying average of
+past weights (updated after use). Neither depends on the current draws, so the gradient is unbiased.
+The paper's division by a running standard deviation is omitted: it only rescales the step, as Adam
+does.
 
-The network's parameters reach the optimiser as the model's own do; its least squares are part of
-the surrogate, with a gradient for ψ alone.
+The optimizer receives the network's parameters together with the model's. The least-squares loss is
+part of the surrogate, with a gradient for ψ only.
 
 Reference:
     Mnih, Gregor (2014). Neural variational inference and learning in belief networks, sections
@@ -23,22 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.estimators.base import Estimator, describe_sites
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.particles import PairStructure, Particles
 from ppl_lvm.particles.structure import Program
 
 
 class NeuralBaseline(Estimator):
-    """The evidence lower bound with score function gradients, a network of x as baseline.
+    """The ELBO with score-function gradients and a network of x as baseline.
 
     Args:
         num_particles: K.
-        hidden: width of the network's one hidden layer.
-        beta: what the average keeps of itself at each step, in [0, 1).
-        network: another network, (B, P) -> (B, 1) or (B,); P is the number of entries in a row of
-            all tensors that the model is called with.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        hidden: width of the hidden layer.
+        beta: decay rate of the average, in [0, 1).
+        network: replaces the default network, (B, P) -> (B, 1) or (B,); P is the number of
+            entries per row in all tensor arguments of the model.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"
@@ -58,19 +58,18 @@ class NeuralBaseline(Estimator):
         super().__init__(num_particles, vectorize_particles)
         self.average = DecayingAverage(beta)
         if network is None:
-            with warnings.catch_warnings():  # LazyLinear announces that it is new
+            with warnings.catch_warnings():  # LazyLinear warns that it is a new feature
                 warnings.simplefilter("ignore", UserWarning)
                 network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
         self.network = network
 
-    def validate(self, plan: PairStructure) -> None:
-        """Also refuse a guide without a site for the baseline to serve."""
-        super().validate(plan)
-        if not plan.score_sites:
-            sites = ", ".join(f"{name!r} ({kind})" for name, kind in plan.latents.items())
+    def validate(self, structure: PairStructure) -> None:
+        """Also reject a guide whose sites are all reparameterized."""
+        super().validate(structure)
+        if not structure.score_sites:
             raise ValueError(
-                "NeuralBaseline lowers the variance of draws that are not reparameterised, and "
-                f"the guide has none: it draws {sites or 'nothing'}. Use ELBO."
+                "NeuralBaseline lowers the variance of draws that are not reparameterized, but the "
+                f"guide has none: it draws {describe_sites(structure)}. Use ELBO."
             )
 
     def draw(
@@ -99,7 +98,7 @@ class NeuralBaseline(Estimator):
             return pathwise.mean(0)
         C = self.network(particles.extras["rows"]).reshape(-1)  # (B,)
         error = particles.log_w.detach() - self.average().to(C) - C  # (K, B)
-        fit = -0.5 * error**2  # its gradient is ψ's alone
+        fit = -0.5 * error**2  # gradient for ψ only
         return (pathwise + error.detach() * particles.score + fit).mean(0)  # (B,)
 
     def update_state(self, particles: Particles) -> None:

@@ -1,9 +1,9 @@
-"""Words for objectives and optimisers -> the objects and back, and the pairs an objective refuses.
+"""Build objectives from names; reject unsupported pairs.
 
-Pyro's own objectives are checked here because some are silently wrong on some pairs: with
-validation off `TraceMeanField_ELBO` drops the score term of a discrete guide, and `RenyiELBO`
-always does (the guide's gradient is then exactly zero for alpha = 0). A wrong gradient under a
-right loss is worse than an error.
+Some of Pyro's objectives are silently wrong on some pairs: with validation off,
+`TraceMeanField_ELBO` drops the score term of a discrete guide, and `RenyiELBO` always drops it
+(the guide's gradient is then exactly zero for alpha = 0). These cases raise here, because a wrong
+gradient of a correct loss is worse than an error.
 """
 
 import pyro.infer
@@ -25,43 +25,39 @@ PYRO_OBJECTIVES = (
 
 
 def objective(spec: str | ELBO) -> ELBO:
-    """An objective from its name in call syntax, "IWAE(num_particles=5)", or as it is."""
+    """Build an objective from call syntax, "IWAE(num_particles=5)"; return an object unchanged."""
     if isinstance(spec, ELBO):
         return spec
     name, arguments = parse_call(spec)
-    ours = list(estimators.__all__)
-    if name in ours:
+    if name in estimators.__all__:
         factory = getattr(estimators, name)
     elif name in PYRO_OBJECTIVES:
         factory = getattr(pyro.infer, name)
     else:
-        raise ValueError(f"There is no objective {name!r}; there are {_listed(ours)}.")
+        available = ", ".join(sorted([*estimators.__all__, *PYRO_OBJECTIVES]))
+        raise ValueError(f"Unknown objective {name!r}. Available: {available}.")
     return build(factory, settings=arguments, what=name)
 
 
-def _listed(ours: list[str]) -> str:
-    return ", ".join(sorted([*ours, *PYRO_OBJECTIVES]))
-
-
 def default_objective(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:
-    """The objective that suits a pair.
+    """The default objective of a pair.
 
-    Discrete sites that the guide leaves out, or enumerates itself, are summed out; a guide that
-    is not reparameterised gets the leave-one-out score function; any other the pathwise ELBO.
+    TraceEnum_ELBO for discrete sites that the guide omits or enumerates, the leave-one-out score
+    function for a guide that is not reparameterized, otherwise the pathwise ELBO.
     """
-    drawn = latent_sites(guide_trace)
-    enumerated = [n for n, s in drawn.items() if s["infer"].get("enumerate")]
-    if latent_sites(model_trace).keys() - drawn.keys() or enumerated:
+    latents = latent_sites(guide_trace)
+    enumerated = [n for n, s in latents.items() if s["infer"].get("enumerate")]
+    if latent_sites(model_trace).keys() - latents.keys() or enumerated:
         return f"TraceEnum_ELBO(max_plate_nesting={plate_nesting(model_trace)})"
-    if all(site["fn"].has_rsample for site in drawn.values()):
+    if all(site["fn"].has_rsample for site in latents.values()):
         return "ELBO"
     return "LeaveOneOut(num_particles=4)"
 
 
 def scales_inside(objective: ELBO) -> bool:
-    """Whether a site's scale enters inside the logarithm of the mean (Pyro's RenyiELBO).
+    """True if a site's scale enters inside the logarithm of the mean (Pyro's RenyiELBO).
 
-    A mini-batch's N/B must then be kept away from the objective and multiply its result.
+    N/B of a mini-batch must then multiply the result of the objective instead.
     """
     return isinstance(objective, RenyiELBO)
 
@@ -69,10 +65,10 @@ def scales_inside(objective: ELBO) -> bool:
 def refuse_wrong_gradients(
     objective: ELBO, guide_trace: poutine.Trace, *, subsampled: bool
 ) -> None:
-    """Raise where one of Pyro's objectives would be silently wrong on this pair.
+    """Reject a pair for which one of Pyro's objectives would be silently wrong.
 
     Raises:
-        ValueError: names the site, and the objective to use instead.
+        ValueError: with the site, and an objective to use instead.
     """
     name = type(objective).__name__
     if isinstance(objective, RenyiELBO | TraceMeanField_ELBO):
@@ -80,7 +76,7 @@ def refuse_wrong_gradients(
             if not node["fn"].has_rsample:
                 raise ValueError(
                     f"{name} has no score-function term, so site {site!r} of the guide, which is "
-                    "not reparameterised, would get a wrong gradient. Use "
+                    "not reparameterized, would get a wrong gradient. Use "
                     + (
                         "VIMCO(num_particles=5)."
                         if isinstance(objective, RenyiELBO)
@@ -98,11 +94,13 @@ def refuse_wrong_gradients(
 def refuse_estimates(
     objective: ELBO, model_trace: poutine.Trace, guide_trace: poutine.Trace
 ) -> None:
-    """Raise where a model that scores estimates of its bound meets what needs log-weights, or a
-    guide that draws in another way than the model. Ours refuse by themselves.
+    """Reject unsupported pairs whose model scores an estimate of a bound.
+
+    RenyiELBO needs log-weights, and the guide must draw from the model's distributions. Estimators
+    of this package perform the first check themselves.
 
     Raises:
-        ValueError: names the site, and the remedy.
+        ValueError: with the site, and the remedy.
     """
     nodes = {n: s for n, s in model_trace.nodes.items() if s["type"] == "sample"}
     site = estimated_site(nodes)
@@ -110,13 +108,13 @@ def refuse_estimates(
         return
     if isinstance(objective, RenyiELBO):
         raise ValueError(rejection_message(site, "RenyiELBO"))
-    drawn = latent_sites(guide_trace)
-    log_p = {n: nodes[n]["fn"].log_prob(s["value"]) for n, s in drawn.items() if n in nodes}
-    refuse_other_draws(site, log_p, {n: s["fn"].log_prob(s["value"]) for n, s in drawn.items()})
+    latents = latent_sites(guide_trace)
+    log_p = {n: nodes[n]["fn"].log_prob(s["value"]) for n, s in latents.items() if n in nodes}
+    refuse_other_draws(site, log_p, {n: s["fn"].log_prob(s["value"]) for n, s in latents.items()})
 
 
 def _global_renyi(site: str) -> ValueError:
     return ValueError(
-        f"RenyiELBO with the global latent {site!r} and mini-batches is no bound: it puts N/B "
-        "inside the logarithm. Use the whole data (batch_size=None) or an ELBO."
+        f"RenyiELBO with the global latent {site!r} and mini-batches is no bound: N/B is inside "
+        "the logarithm. Use the whole data (batch_size=None) or an ELBO."
     )

@@ -1,16 +1,17 @@
-"""REBAR: score function gradients with a relaxed control variate, for Bernoulli draws.
+"""REBAR: score-function gradients with a relaxed control variate.
 
-The control variate is the bound itself at relaxed bits,
+For Bernoulli draws. The control variate is the log-weight at relaxed bits,
 
     c(z) = η f(σ(z / τ)),     f = log p(x, ·) - log q(· | x),
 
-in the gradient of `control_variate`: unbiased for every η and τ, which descend the gradient's
-variance. The model must accept bits between 0 and 1 (not checked: one that indexes by them cannot).
+in the gradient of `parts/control_variate.py`, which is unbiased for every η and τ. Both descend the
+gradient's variance. The model must accept bits between 0 and 1 (not checked), so it cannot use
+them as indices.
 
 Reference:
     Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein (2017). REBAR: low-variance, unbiased gradient
     estimates for discrete latent variable models. https://arxiv.org/abs/1703.07370
-    (η and τ are one number each; the paper has one η per layer.)
+    (η and τ are scalars; the paper has one η per layer.)
 """
 
 import math
@@ -27,12 +28,12 @@ from ppl_lvm.particles.structure import Program
 
 
 class REBAR(Estimator):
-    """The evidence lower bound with REBAR gradients of one Bernoulli site.
+    """The ELBO with REBAR gradients of one Bernoulli site.
 
     Args:
         num_particles: K.
-        temperature: τ at the start, positive; learned.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        temperature: initial τ, positive; learned.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"
@@ -59,24 +60,24 @@ class REBAR(Estimator):
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        plan = self.plan(model, guide, args, kwargs)
-        drawn = RelaxedBernoulli(plan)
+        structure = self.analyze(model, guide, args, kwargs)
+        relaxed = RelaxedBernoulli(structure)
         particles = draw_particles(
-            model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
+            model, guide, args, kwargs, structure, self.num_particles, drawing=relaxed
         )
-        particles.extras = {"relaxed": drawn}
+        particles.extras = {"relaxed": relaxed}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn: RelaxedBernoulli = particles.extras["relaxed"]
+        relaxed: RelaxedBernoulli = particles.extras["relaxed"]
 
         def control(z: Tensor) -> Tensor:
-            f = relaxed_log_weight(particles, drawn.name, z, self.log_tau.exp())
+            f = relaxed_log_weight(particles, relaxed.name, z, self.log_tau.exp())
             return self.eta * f  # (K, B)
 
-        g, phi = logit_gradient(drawn, particles.log_w, control)
+        g, phi = logit_gradient(relaxed, particles.log_w, control)
         learned = [self.eta, self.log_tau] if self.training else []
-        return surrogate(particles, drawn, g, phi, learned)
+        return surrogate(particles, relaxed, g, phi, learned)

@@ -1,12 +1,12 @@
-"""RELAX: score function gradients with a learned control variate, for Bernoulli draws.
+"""RELAX: score-function gradients with a learned control variate.
 
-The control variate is REBAR's plus a network,
+For Bernoulli draws. The control variate is REBAR's plus a network,
 
     c(z) = η f(σ(z / τ)) + r_ψ(z),     f = log p(x, ·) - log q(· | x),
 
-in the gradient of `control_variate`: unbiased for every η, τ and ψ, which descend the gradient's
-variance. r_ψ sees the relaxed bits of a datum. The model must accept bits between 0 and 1 (not
-checked); with `relax_model=False` c is the network alone and it need not.
+in the gradient of `parts/control_variate.py`, which is unbiased for every η, τ and ψ. All descend
+the gradient's variance. The input of r_ψ is the relaxed bits of a row. The model must accept bits
+between 0 and 1 (not checked), except with `relax_model=False`, where c is the network alone.
 
 Reference:
     Grathwohl, Choi, Wu, Roeder, Duvenaud (2018). Backpropagation through the void: optimizing
@@ -28,14 +28,14 @@ from ppl_lvm.particles.structure import Program
 
 
 class RELAX(Estimator):
-    """The evidence lower bound with RELAX gradients of one Bernoulli site.
+    """The ELBO with RELAX gradients of one Bernoulli site.
 
     Args:
         num_particles: K.
-        hidden: width of the network's one hidden layer.
-        temperature: τ at the start, positive; learned.
-        relax_model: whether c has REBAR's term, the bound at relaxed bits.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        hidden: width of the hidden layer.
+        temperature: initial τ, positive; learned.
+        relax_model: c includes REBAR's term, the log-weight at relaxed bits.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"
@@ -61,34 +61,34 @@ class RELAX(Estimator):
         self.relax_model = relax_model
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_tau = nn.Parameter(torch.tensor(math.log(temperature)))
-        with warnings.catch_warnings():  # LazyLinear announces that it is new
+        with warnings.catch_warnings():  # LazyLinear warns that it is a new feature
             warnings.simplefilter("ignore", UserWarning)
             self.network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        plan = self.plan(model, guide, args, kwargs)
-        drawn = RelaxedBernoulli(plan)
+        structure = self.analyze(model, guide, args, kwargs)
+        relaxed = RelaxedBernoulli(structure)
         particles = draw_particles(
-            model, guide, args, kwargs, plan, self.num_particles, drawing=drawn
+            model, guide, args, kwargs, structure, self.num_particles, drawing=relaxed
         )
-        particles.extras = {"relaxed": drawn}
+        particles.extras = {"relaxed": relaxed}
         return particles
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        drawn: RelaxedBernoulli = particles.extras["relaxed"]
+        relaxed: RelaxedBernoulli = particles.extras["relaxed"]
 
         def control(z: Tensor) -> Tensor:
-            r: Tensor = self.network(drawn.per_row(z)).squeeze(-1)  # (K, B)
+            r: Tensor = self.network(relaxed.per_row(z)).squeeze(-1)  # (K, B)
             if not self.relax_model:
                 return r
-            f = relaxed_log_weight(particles, drawn.name, z, self.log_tau.exp())
+            f = relaxed_log_weight(particles, relaxed.name, z, self.log_tau.exp())
             return self.eta * f + r
 
-        g, phi = logit_gradient(drawn, particles.log_w, control)
+        g, phi = logit_gradient(relaxed, particles.log_w, control)
         learned = list(self.parameters()) if self.training else []
-        return surrogate(particles, drawn, g, phi, learned)
+        return surrogate(particles, relaxed, g, phi, learned)

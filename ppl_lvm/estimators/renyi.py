@@ -1,21 +1,21 @@
-"""The variational Rényi bound, for every kind of draw.
+"""The variational Rényi bound for every kind of site.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles,
 
     L_α = 1/(1 - α) log 1/K Σ_k exp((1 - α) w_k),
 
-which falls in α: α = 0 is IWAE, α → 1 the ELBO, α → -∞ VRMax. For α ≥ 0 its mean is a lower bound
-on log p(x) at every K; for α < 0 it need not be one. Sites with a reparameterised draw are
-differentiated through it, others by their score,
+which decreases in α: α = 0 is IWAE, α → 1 the ELBO, α → -∞ VRMax. For α ≥ 0 its mean is a lower
+bound on log p(x) at every K; for α < 0 it need not be. Sites with a reparameterized draw have
+a pathwise gradient, other sites a score-function gradient,
 
     ∇E[L_α] ≈ Σ_k (L_α - L_{α,-k}) ∇log q(z_k | x) + ∇L_α,
 
-where L_{α,-k} has w_k replaced by the mean of the other w_j. Both α's factor and the K-sample
-score term belong to the gradient.
+where L_{α,-k} has w_k replaced by the mean of the other w_j. The gradient
+needs both the factor of α and the K-sample score term.
 
 Reference:
     Li, Turner (2016). Rényi divergence variational inference. https://arxiv.org/abs/1602.02311
-    (the score term, which the paper does not treat, is that of VIMCO with this bound).
+    (the paper has no score term; this one is that of VIMCO for this bound).
 """
 
 import math
@@ -34,7 +34,7 @@ class Renyi(Estimator):
     Args:
         num_particles: K.
         alpha: the order, any finite number; 0 is IWAE, 1 the ELBO.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "Rényi"
@@ -49,9 +49,12 @@ class Renyi(Estimator):
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):
-            raise ValueError(f"Renyi needs a finite alpha, got {alpha}. For -inf use VRMax.")
+            raise ValueError(f"Renyi needs a finite alpha, got {alpha}. Use VRMax for -inf.")
         self.alpha = alpha
-        self.is_bound = alpha >= 0  # type: ignore[misc]
+
+    @property
+    def is_bound(self) -> bool:
+        return self.alpha >= 0
 
     def order(self, w: Tensor) -> Tensor:
         """L_α of log-weights: (K, ...) -> (...)."""

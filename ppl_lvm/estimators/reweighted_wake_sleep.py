@@ -1,15 +1,14 @@
-"""Reweighted wake-sleep, in its wake-wake form.
+"""Reweighted wake-sleep in its wake-wake form.
 
-With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and normalised
+With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and normalized
 weights v_k = exp w_k / Σ_j exp w_j,
 
     ∇θ = Σ_k v_k ∇log p(x, z_k),     ∇φ = Σ_k v_k ∇log q(z_k | x).
 
-The model ascends IWAE, unbiased. The guide descends KL(p(z | x) || q(z | x)) instead, by
-self-normalised importance sampling: biased at finite K, better as K grows, and no score function
-or reparameterised draw is needed. Weights are per row: particles of one datum compete among
-themselves. The sleep phase, which trains the guide on the model's own data, needs a program that
-can run without data and is left out.
+The model ascends IWAE, without bias. The guide descends KL(p(z | x) || q(z | x)) by self-normalized
+importance sampling: biased at finite K, consistent as K grows, without score function or
+reparameterized draws. Weights are normalized per row. The sleep phase, which trains the guide on
+data simulated from the model, needs a program that runs without data and is omitted.
 
 References:
     Bornschein, Bengio (2015). Reweighted wake-sleep. https://arxiv.org/abs/1406.2751
@@ -27,7 +26,7 @@ from ppl_lvm.particles import Particles
 
 
 class ReweightedWakeSleep(Estimator):
-    """Wake-wake: the model by IWAE, the guide by KL(p || q)."""
+    """Wake-wake updates: IWAE for the model, KL(p || q) for the guide."""
 
     target = "IWAE; KL(p || q) for the guide"
     unbiased = False

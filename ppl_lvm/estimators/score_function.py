@@ -1,11 +1,11 @@
-"""The score function estimator (REINFORCE) of the evidence lower bound.
+"""Score-function estimator (REINFORCE) of the ELBO.
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
     ∇ELBO ≈ 1/K Σ_k w_k ∇log q(z_k | x) + ∇log p(x, z_k),
 
-unbiased for every kind of draw, and noisy: with two particles or more LeaveOneOut has the same
-mean and less variance. Sites with a reparameterised draw keep their pathwise gradient; the score
+unbiased for every kind of site, with high variance: with two or more particles LeaveOneOut has the
+same mean and less variance. Sites with a reparameterized draw keep their pathwise gradient; the score
 is that of the other sites.
 
 References:
@@ -22,7 +22,7 @@ from ppl_lvm.particles import Particles
 
 
 class ScoreFunction(Estimator):
-    """The evidence lower bound with score function gradients, without a baseline."""
+    """The ELBO with score-function gradients, without a baseline."""
 
     target = "ELBO"
     unbiased = True

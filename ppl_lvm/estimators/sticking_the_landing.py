@@ -1,14 +1,15 @@
-"""Sticking the landing (STL): the pathwise ELBO gradient without its score term.
+"""Sticking the landing (STL): pathwise gradient without score term.
 
 With z_k = z(ε_k, φ) of K particles,
 
-    S = 1/K Σ_k log p(x, z_k) - log q(z_k | x; φ held still),
+    S = 1/K Σ_k log p(x, z_k) - log q(z_k | x; sg φ),
 
-so φ is reached through the draws only. What is left out, -∇φ log q(z; φ) at a fixed z, has mean
-zero; without it the gradient's variance is zero where q(z | x) = p(z | x).
+with the stop-gradient sg: gradients reach φ through the draws only. The omitted term,
+-∇φ log q(z; φ) at a fixed z, has mean zero. Without it the gradient has zero variance where
+q(z | x) = p(z | x).
 
-The guide is scored a second time, on values held still, and the gradient of that score is taken
-out of log q. This is right for guides with several layers too, where stopping gradients at a
+The guide is scored a second time at detached values, and the gradient of that score is subtracted
+from log q. This is correct for guides with several layers too; stopping gradients at a
 distribution's parameters or by hooks on the draws is not.
 
 Reference:
@@ -23,7 +24,7 @@ from ppl_lvm.particles import Particles
 
 
 class StickingTheLanding(Estimator):
-    """The evidence lower bound, pathwise, with no score term: zero variance at the posterior."""
+    """The ELBO with pathwise gradients without score term: zero variance at the posterior."""
 
     target = "ELBO"
     unbiased = True

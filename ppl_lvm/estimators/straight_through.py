@@ -1,15 +1,14 @@
-"""Straight-through gradients of discrete draws: cheap, biased.
+"""Straight-through gradients of discrete draws.
 
-Forward a discrete draw b, backward as if it were a smooth function of the logits φ,
+The forward pass has a discrete draw b, the backward pass a smooth function of the logits φ,
 
     b + (y - sg y),     y = σ(φ) or softmax(φ)                  without a temperature,
                         y = the Gumbel-softmax draw at τ        with one (b is its arg max),
 
-and densities interpolate linearly between the corners of the simplex. The value is the ELBO's; the
-gradient is exact where log p(x, b) - log q(b) is linear in every one of independent bits and there
-is no temperature, and otherwise biased in a way that no temperature takes away. The model must
-accept points of the simplex (not checked). Categorical sites, whose values are indices, are
-refused.
+and densities interpolate linearly between the corners of the simplex. The value is the ELBO. The
+gradient is exact without a temperature if bits are independent and log p(x, b) - log q(b) is linear
+in each. Otherwise it is biased at every temperature. The model must accept points of the simplex
+(not checked). Categorical sites, whose values are indices, are rejected.
 
 References:
     Bengio, Léonard, Courville (2013). Estimating or propagating gradients through stochastic
@@ -33,14 +32,14 @@ from ppl_lvm.particles.structure import Program
 
 
 class _LinearOneHot(OneHotCategorical):
-    """A one-hot density with a gradient in its value."""
+    """One-hot distribution whose density is differentiable in the value."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return (value * self.logits).sum(-1)
 
 
 class StraightThroughDraws(Messenger):
-    """Draw these sites of the guide hard forward and soft backward; score them linearly."""
+    """Draw these sites of the guide with straight-through gradients; score them linearly."""
 
     def __init__(self, sites: tuple[str, ...], temperature: float | None) -> None:
         super().__init__()
@@ -77,12 +76,12 @@ class StraightThroughDraws(Messenger):
 
 
 class StraightThrough(Estimator):
-    """The evidence lower bound with straight-through gradients.
+    """The ELBO with straight-through gradients.
 
     Args:
         num_particles: K.
-        temperature: τ of the Gumbel-softmax draw behind; None for the mean σ(φ) or softmax(φ).
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        temperature: τ of the Gumbel-softmax draw y; None for the mean y = σ(φ) or softmax(φ).
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "ELBO"
@@ -109,9 +108,9 @@ class StraightThrough(Estimator):
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Particles:
-        plan = self.plan(model, guide, args, kwargs)
-        relaxed = replace(plan, score_sites=())
-        drawing = StraightThroughDraws(plan.score_sites, self.temperature)
+        structure = self.analyze(model, guide, args, kwargs)
+        relaxed = replace(structure, score_sites=())
+        drawing = StraightThroughDraws(structure.score_sites, self.temperature)
         return draw_particles(
             model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
         )

@@ -1,26 +1,25 @@
 """The thermodynamic variational objective (TVO).
 
-Along the path π_β ∝ q(z | x)^(1-β) p(x, z)^β the evidence is an integral,
+Along the path π_β ∝ q(z | x)^(1-β) p(x, z)^β the log-evidence is an integral,
 
     log p(x) = ∫_0^1 E_{π_β}[w] dβ,     w = log p(x, z) - log q(z | x),
 
-whose integrand rises in β. Its left Riemann sum over 0 = β_0 < … < β_T = 1 is a lower bound,
+whose integrand increases in β. Its left Riemann sum over 0 = β_0 < … < β_T = 1 is a lower bound,
 
-    TVO = Σ_t (β_{t+1} - β_t) E_{π_{β_t}}[w],      T = 1 being the ELBO.
+    TVO = Σ_t (β_{t+1} - β_t) E_{π_{β_t}}[w],      which is the ELBO for T = 1.
 
 With K particles z_k ~ q and v_k ∝ exp(β w_k), E_{π_β}[w] ≈ f = Σ_k v_k w_k, and its gradient is
 the mean of ∇w and the covariance of w with ∇log π_β,
 
     Σ_k v_k ∇w_k + Σ_k v_k (w_k - f) (β ∇log p + (1 - β) ∇log q)      (eq. 12),
 
-at fixed draws. Self-normalised, so consistent in K and biased at any finite one; the covariance is
-divided by 1 - Σ_k v_k², which makes it exact at β = 0 (there the estimator is leave-one-out) and is
-our departure from the paper. With f = Σ_j v_j w_j and 1 - Σ_k v_k² = Σ_{k≠j} v_k v_j the factor of
-∇log π_β is
+at fixed draws. Self-normalization makes it consistent in K and biased at finite K. Unlike the paper,
+the covariance is divided by 1 - Σ_k v_k², which makes it exact at β = 0 (leave-one-out). With
+f = Σ_j v_j w_j and 1 - Σ_k v_k² = Σ_{k≠j} v_k v_j the factor of ∇log π_β is
 
     v_k (w_k - f) / (1 - Σ_k v_k²) = Σ_j P_kj (w_k - w_j),      P_kj ∝ exp(β (w_k + w_j)), k ≠ j,
 
-which stays finite where all of v lies on one particle, and f = w_k and Σ_k v_k² = 1 to rounding.
+which stays finite if one particle has all of v, where f = w_k and Σ_k v_k² = 1 to rounding.
 
 Reference:
     Masrani, Le, Wood (2019). The thermodynamic variational objective.
@@ -37,13 +36,13 @@ from ppl_lvm.particles import Particles
 
 
 class ThermodynamicELBO(Estimator):
-    """The thermodynamic variational objective, left Riemann sum.
+    """The thermodynamic variational objective as a left Riemann sum.
 
     Args:
         num_particles: K.
-        num_partitions: T. β_1..β_{T-1} are spaced evenly in the logarithm.
-        beta_1: β_1, where T ≥ 2.
-        vectorize_particles: run particles in one pass; by default where the program allows it.
+        num_partitions: T. β_1..β_{T-1} are evenly spaced in the logarithm.
+        beta_1: β_1, for T ≥ 2.
+        vectorize_particles: run particles in one pass; default: if the programs allow it.
     """
 
     target = "TVO"
@@ -61,9 +60,9 @@ class ThermodynamicELBO(Estimator):
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if num_partitions < 1:
-            raise ValueError(f"num_partitions must be at least 1, got {num_partitions}.")
+            raise ValueError(f"ThermodynamicELBO needs num_partitions >= 1, got {num_partitions}.")
         if not 0 < beta_1 < 1:
-            raise ValueError(f"beta_1 must lie between 0 and 1, got {beta_1}.")
+            raise ValueError(f"ThermodynamicELBO needs 0 < beta_1 < 1, got {beta_1}.")
         T = num_partitions
         middle = [beta_1 ** (1 - t / (T - 1)) for t in range(T - 1)] if T > 1 else []
         self.betas = [0.0, *middle, 1.0]
@@ -74,20 +73,20 @@ class ThermodynamicELBO(Estimator):
     def bound(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)
         total = torch.zeros_like(w[0])
-        for beta, after in zip(self.betas[:-1], self.betas[1:], strict=True):
+        for beta, next_beta in zip(self.betas[:-1], self.betas[1:], strict=True):
             v = (beta * w).softmax(0)  # (K, B)
-            total = total + (after - beta) * (v * w).sum(0)
+            total = total + (next_beta - beta) * (v * w).sum(0)
         return total  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)
-        held = w.detach()
-        total = torch.zeros_like(held[0])
-        for beta, after in zip(self.betas[:-1], self.betas[1:], strict=True):
-            v = (beta * held).softmax(0)  # (K, B)
+        fixed_w = w.detach()
+        total = torch.zeros_like(fixed_w[0])
+        for beta, next_beta in zip(self.betas[:-1], self.betas[1:], strict=True):
+            v = (beta * fixed_w).softmax(0)  # (K, B)
             log_path = beta * particles.log_p + (1 - beta) * particles.log_q
-            covariance = (contrasts(beta, held) * log_path).sum(0)
-            total = total + (after - beta) * ((v * w).sum(0) + covariance)
+            covariance = (contrasts(beta, fixed_w) * log_path).sum(0)
+            total = total + (next_beta - beta) * ((v * w).sum(0) + covariance)
         return total  # (B,)
 
 

@@ -1,14 +1,15 @@
-"""Variational inference for Monte Carlo objectives (VIMCO): IWAE for every kind of draw.
+"""Variational inference for Monte Carlo objectives (VIMCO).
 
-With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and
+The importance-weighted bound for every kind of site. With log-weights
+w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and
 
     L = log 1/K Σ_k exp w_k,
 
     ∇E[L] ≈ Σ_k (L - L_{-k}) ∇log q(z_k | x) + ∇L,
 
 where L_{-k} is L with w_k replaced by the mean of the other w_j (the geometric mean of their
-weights, eq. 10). ∇L includes -log q; sites with a reparameterised draw keep their pathwise
-gradient inside it, and the score is that of the other sites.
+weights, eq. 10). ∇L includes -log q and the pathwise gradient of sites with a reparameterized draw;
+the score is that of the other sites.
 
 Reference:
     Mnih, Rezende (2016). Variational inference for Monte Carlo objectives.
@@ -24,7 +25,7 @@ from ppl_lvm.particles import Particles
 
 
 class VIMCO(Estimator):
-    """The importance weighted bound with score function gradients, leave-one-out baselines."""
+    """The importance-weighted bound with score-function gradients and leave-one-out baselines."""
 
     target = "IWAE"
     unbiased = True

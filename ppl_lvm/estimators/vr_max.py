@@ -1,9 +1,9 @@
-"""The largest of K log-weights (VR-max), for every kind of draw.
+"""The largest of K log-weights (VR-max).
 
     L = max_k w_k,     w_k = log p(x, z_k) - log q(z_k | x),
 
-the limit of the variational Rényi bound for α → -∞. It costs one backward pass through one
-particle, and it is no bound: its mean may exceed log p(x). Sites with a reparameterised draw are
+the limit of the variational Rényi bound for α → -∞, for every kind of site. Its backward pass needs
+one particle. It is no bound: its mean may exceed log p(x). Sites with a reparameterized draw are
 differentiated through the largest weight, others by their score,
 
     ∇E[L] ≈ Σ_k (L - L_{-k}) ∇log q(z_k | x) + ∇L,
@@ -23,7 +23,7 @@ from ppl_lvm.particles import Particles
 
 
 def _largest(w: Tensor) -> Tensor:
-    # Where weights are equal, max(0) gives the whole gradient to one particle; amax shares it.
+    # At ties, max(0) gives the gradient to one particle; amax would split it.
     return w.max(0).values
 
 
@@ -32,8 +32,11 @@ class VRMax(Estimator):
 
     target = "max"
     unbiased = True
-    is_bound = False
     paper = "Li, Turner (2016). https://arxiv.org/abs/1602.02311"
+
+    @property
+    def is_bound(self) -> bool:
+        return False
 
     def bound(self, particles: Particles) -> Tensor:
         return _largest(particles.log_w)  # (B,)

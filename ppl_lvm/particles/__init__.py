@@ -1,4 +1,4 @@
-"""Run the guide, replay the model: what K draws carry, per site, particle and datum."""
+"""Log-weights of K particles, per guide site, particle and row."""
 
 from ppl_lvm.particles.particles import Particles, SiteDraws
 from ppl_lvm.particles.sampling import analyze_for_particles, draw_particles, log_weights

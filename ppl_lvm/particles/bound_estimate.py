@@ -1,14 +1,14 @@
-"""Sites whose log-probability is an unbiased estimate of a bound, not a part of a log-weight.
+"""Sites that score an unbiased estimate of a bound.
 
-Some bounds are sums too long to take whole: a diffusion's over its time steps. A model may then
-draw some terms and weigh them up. With f(z) what it scores and z from a fixed distribution r,
+Some bounds are long sums, such as a diffusion's sum over time steps. A model may sample some terms
+and weight them. If the site scores f(z) and z comes from a fixed distribution r, then
 
-    bound = E_r f(z),
+    bound = E_r f(z).
 
-which the mean of log-weights keeps if z is drawn in model and guide alike, for then log p - log q
-is f. No other function of log-weights does: log E exp f is no bound on log p(x). So a model marks
-such a site infer={"estimate": True}, objectives that need log-weights refuse it by name, and a
-guide that draws z from anything but r is refused too.
+The mean of log-weights preserves this if model and guide draw z from the same r, because then
+log p - log q = f. Other functions of log-weights do not: log E exp f is no bound on log p(x).
+A model therefore marks the site infer={"estimate": True}. Objectives that need log-weights reject
+the site by name, and a guide that draws z from a distribution other than r is rejected too.
 """
 
 from collections.abc import Mapping
@@ -21,33 +21,33 @@ MARK = "estimate"
 
 
 def estimated_site(sites: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The first site that is so marked; None if every one is a density."""
+    """The first site marked as an estimate; None if every site scores a density."""
     return next((name for name, site in sites.items() if site["infer"].get(MARK)), None)
 
 
-def rejection_message(site: str, what: str) -> str:
-    """Why `what` cannot be had of a model with the estimate `site`, and the remedy."""
+def rejection_message(site: str, objective: str) -> str:
+    """Error message for an `objective` that cannot use the estimate `site`."""
     return (
-        f"{what} needs log-weights, but the model's site {site!r} is an estimate of a bound, drawn "
-        "anew each time: only its mean says anything of log p(x). Train with ELBO, and put the "
-        "model in evaluation mode (model.eval(), guide.eval()) for its log-weights."
+        f"{objective} needs log-weights, but the model's site {site!r} is a random estimate of a "
+        "bound: only its mean bounds log p(x). Train with ELBO, and use evaluation mode "
+        "(model.eval(), guide.eval()) for log-weights."
     )
 
 
 def refuse_other_draws(site: str, log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]) -> None:
-    """Let the guide draw from the model's own distributions only.
+    """Require that the guide draws from the model's distributions.
 
     Args:
-        site: the estimate.
-        log_p, log_q: of the guide's draws by site, under model and guide.
+        site: the site that scores an estimate.
+        log_p, log_q: log-densities of the guide's draws under model and guide, by site.
 
     Raises:
-        ValueError: names the draw that does not cancel.
+        ValueError: with the name of the draw whose densities differ.
     """
-    for name, scored in log_q.items():
-        if name not in log_p or not torch.equal(scored, log_p[name]):
+    for name, log_density in log_q.items():
+        if name not in log_p or not torch.equal(log_density, log_p[name]):
             raise ValueError(
                 f"The model's site {site!r} estimates a bound from draws of a fixed distribution, "
-                f"but the guide draws {name!r} from another than the model. Use the guide that the "
-                "model names (pass guide=None)."
+                f"but the guide draws {name!r} from another distribution than the model. Use the "
+                "model's default guide (pass guide=None)."
             )

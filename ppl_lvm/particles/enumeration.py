@@ -1,12 +1,12 @@
-"""Sum out the model's enumerated discrete sites, exactly, by Pyro's tensor message passing.
+"""Exact sums over the model's enumerated discrete sites.
 
-Each enumerated site c carries all its values in a dimension of its own. With the factors
-f_j that touch such dimensions,
+Each enumerated site c has a separate dimension for its values. With the factors f_j that have such
+dimensions, Pyro's tensor message passing computes
 
-    log Σ_c exp Σ_j f_j   →   one log-density per particle and datum,
+    log Σ_c exp Σ_j f_j   →   one log-density per particle and row.
 
-where independence (plates, Markov chains) keeps the sum polynomial. Particles and data are plates
-to this sum, so the (K, B) table is what it leaves.
+Independence (plates, Markov chains) keeps the cost polynomial. Particles and rows are plates of
+this sum, so the result is a (K, B) table.
 """
 
 from collections import OrderedDict
@@ -33,9 +33,8 @@ def sum_out(
 ) -> Tensor:
     """log Σ over all enumerated sites of the product of `factors`, shape (K, B).
 
-    `factors` holds the log-densities that have an enumeration dimension, by site. The user's
-    poutine.scale on them is one common number and tempers the sum, as in Pyro: a power of a
-    marginal. Unequal numbers have no such meaning and are refused.
+    `factors` are the log-densities with an enumeration dimension, by site. A poutine.scale common
+    to all of them tempers the sum, as in Pyro: a power of the marginal. Unequal scales raise.
     """
     trace = Trace()
     for name, site in model.items():
@@ -50,7 +49,7 @@ def sum_out(
         data_dim = data_dim if data_dim is not None else plate_dim(site, data_plate)
         value = temper(factor, 1.0, site["mask"])
         if value is factor:
-            value = factor[...]  # packing marks the tensor, so mark a view of it
+            value = factor[...]  # packing sets an attribute of the tensor, so pack a view
         term = packed.pack(value, site["infer"]["_dim_to_symbol"])
         plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[p] for p in plates)
@@ -67,14 +66,14 @@ def sum_out(
 
 
 def _common_scale(model: Sites, names: set[str], data_plate: str | None) -> Any:
-    """The one scale of all factors, the data plate's ratio taken out (it acts outside)."""
+    """The common scale of all factors without the data plate's ratio, which acts outside."""
     scales = {}
     for name in names:
         scale = model[name]["scale"]
         if isinstance(scale, Tensor) and scale.dim():
             raise ValueError(
-                f"Site '{name}' is summed over enumerated values, so its poutine.scale must be "
-                f"one number; it has shape {tuple(scale.shape)}."
+                f"Site '{name}' is summed over enumerated values, but its poutine.scale has shape "
+                f"{tuple(scale.shape)}. Use a scalar scale."
             )
         if data_plate is not None:
             ratio = plate_ratio(model[name], data_plate)
@@ -83,12 +82,12 @@ def _common_scale(model: Sites, names: set[str], data_plate: str | None) -> Any:
     first = next(iter(scales))
     for name, scale in scales.items():
         if isinstance(scale, Tensor) or isinstance(scales[first], Tensor):
-            continue  # equality of tensors is not checked: a captured step could not branch on it
+            continue  # not compared: a captured step cannot branch on tensor values
         if abs(scale - scales[first]) > 1e-12:
             raise ValueError(
-                f"Sites '{first}' and '{name}' are summed over enumerated values together but are "
-                f"scaled by {scales[first]:g} and {scale:g}. Scale both alike (put "
-                "both in the same sub-sampled plate, or one poutine.scale around both), or sample "
-                "the enumerated site in the guide."
+                f"Sites '{first}' and '{name}' are summed over enumerated values together, but the "
+                f"scales are {scales[first]:g} and {scale:g}. Use one scale (the same subsampled "
+                "plate, or one poutine.scale around both sites), or sample the enumerated site in "
+                "the guide."
             )
     return scales[first]

@@ -1,4 +1,4 @@
-"""Run a pair once and read its log-densities as tables: (K, B) per site, (K, 1) where joint."""
+"""Log-densities of one run as (K, B) tables."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from ppl_lvm.particles.bound_estimate import estimated_site
 from ppl_lvm.particles.enumeration import sum_out
 from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import (
-    Given,
+    ReplayValues,
     Sites,
     is_one,
     is_scored,
@@ -26,16 +26,16 @@ from ppl_lvm.particles.tracing import (
 
 @dataclass
 class Tables:
-    """What one run of a pair gives.
+    """Log-densities of one run of a pair: (K, B) per site, (K, 1) where joint.
 
     Attributes:
-        log_p: by site of the model, the summed-out ones apart.
+        log_p: by site of the model, without the enumerated factors.
         log_q: by site of the guide.
-        score: like log_q, neither scaled nor masked.
-        marginal: log-density of all sites that touch an enumerated one; None without any.
-        scale: the data plate's N/B.
-        energy: why a sub-sampling scale is inside the log-weight; None if it is not.
-        estimate: the model's site that estimates a bound; None if there is none.
+        score: as log_q, but neither scaled nor masked.
+        marginal: log-density of all sites that depend on an enumerated site; None without any.
+        scale: N/B of the data plate.
+        energy_reason: why a subsampling scale is inside the log-weight; None if it is not.
+        estimate: the model's site that scores an estimate of a bound, or None.
     """
 
     log_p: dict[str, Tensor]
@@ -52,19 +52,25 @@ def run_pair(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: PairStructure,
+    structure: PairStructure,
     particles: int | None,
     *,
     values: Mapping[str, Any] | None = None,
     drawing: Messenger | None = None,
 ) -> tuple[Sites, Sites]:
-    """The guide's and the model's sites, vectorised over `particles` or plainly (None).
+    """Run guide and model, vectorized over `particles`, or once (None): (guide, model) sites.
 
-    `values` puts known values in place of draws; plates' index draws are among them or are drawn.
+    `values` replaces draws by known values. Plate indices that are not among them are drawn.
     """
-    given = Given(values, recompute_points=True) if values is not None else None
+    replay = ReplayValues(values, recompute_points=True) if values is not None else None
     guide_sites = trace_program(
-        guide, args, kwargs, particles=particles, nesting=plan.nesting, given=given, drawing=drawing
+        guide,
+        args,
+        kwargs,
+        particles=particles,
+        nesting=structure.nesting,
+        replay=replay,
+        drawing=drawing,
     )
     known = {name: site["value"] for name, site in guide_sites.items()}
     if values is not None:
@@ -74,35 +80,37 @@ def run_pair(
         args,
         kwargs,
         particles=particles,
-        nesting=plan.nesting,
-        given=Given(known),
-        enumerated=plan.enumerated,
+        nesting=structure.nesting,
+        replay=ReplayValues(known),
+        enumerated=structure.enumerated,
         drawing=drawing,
     )
     return guide_sites, model_sites
 
 
-def inside_scale(site: Mapping[str, Any], plan: PairStructure) -> Any:
-    """The scale that belongs inside log_w: all but the data plate's N/B."""
-    if plan.data_plate is None:
+def inside_scale(site: Mapping[str, Any], structure: PairStructure) -> Any:
+    """The scale inside log_w: the site's scale without the data plate's N/B."""
+    if structure.data_plate is None:
         return site["scale"]
-    ratio = plate_ratio(site, plan.data_plate)
+    ratio = plate_ratio(site, structure.data_plate)
     return site["scale"] if is_one(ratio) else site["scale"] / ratio
 
 
-def tabulate(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool) -> Tables:
-    """(K, B) tables per site from the two runs; (K, 1) where joint."""
-    rank = plan.nesting + vectorized
+def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Tables:
+    """(K, B) tables per site of the two runs; (K, 1) where joint."""
+    rank = structure.nesting + vectorized
     tables = Tables({}, {}, {}, None, 1.0, None, estimated_site(model))
     factors = {}
     for name, site in guide.items():
         if is_scored(site):
             log_q = log_prob(site)
-            dim = plate_dim(site, plan.data_plate)
-            tempered = temper(log_q, inside_scale(site, plan), site["mask"])
-            tables.log_q[name] = table(tempered, plan.nesting, dim)
+            dim = plate_dim(site, structure.data_plate)
+            tempered = temper(log_q, inside_scale(site, structure), site["mask"])
+            tables.log_q[name] = table(tempered, structure.nesting, dim)
             same = tempered is log_q
-            tables.score[name] = tables.log_q[name] if same else table(log_q, plan.nesting, dim)
+            tables.score[name] = (
+                tables.log_q[name] if same else table(log_q, structure.nesting, dim)
+            )
     for name, site in model.items():
         if not is_scored(site):
             continue
@@ -110,24 +118,24 @@ def tabulate(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool) 
         if log_p.dim() > rank:
             factors[name] = log_p
             continue
-        dim = plate_dim(site, plan.data_plate)
-        tempered = temper(log_p, inside_scale(site, plan), site["mask"])
-        tables.log_p[name] = table(tempered, plan.nesting, dim)
+        dim = plate_dim(site, structure.data_plate)
+        tempered = temper(log_p, inside_scale(site, structure), site["mask"])
+        tables.log_p[name] = table(tempered, structure.nesting, dim)
     if factors:
-        tables.marginal = sum_out(model, factors, plan.nesting, plan.data_plate)
-    _read_scales(tables, [*guide.values(), *model.values()], plan)
+        tables.marginal = sum_out(model, factors, structure.nesting, structure.data_plate)
+    _read_scales(tables, [*guide.values(), *model.values()], structure)
     return tables
 
 
-def _read_scales(tables: Tables, sites: list[Any], plan: PairStructure) -> None:
+def _read_scales(tables: Tables, sites: list[Any], structure: PairStructure) -> None:
     for site in sites:
-        if plan.data_plate is not None and plate_dim(site, plan.data_plate) is not None:
-            tables.scale = plate_ratio(site, plan.data_plate)
+        if structure.data_plate is not None and plate_dim(site, structure.data_plate) is not None:
+            tables.scale = plate_ratio(site, structure.data_plate)
         inside = plate_ratio(site)
-        if plan.data_plate is not None:
-            inside = inside / plate_ratio(site, plan.data_plate)
+        if structure.data_plate is not None:
+            inside = inside / plate_ratio(site, structure.data_plate)
         if not is_one(inside) and tables.energy_reason is None:
             tables.energy_reason = (
-                f"the plates around site '{site['name']}' are sub-sampled inside the log-weight"
-                + (f" ({plan.joint_reason})" if plan.joint_reason else "")
+                f"the plates around site '{site['name']}' are subsampled inside the log-weight"
+                + (f" ({structure.joint_reason})" if structure.joint_reason else "")
             )

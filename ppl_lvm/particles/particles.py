@@ -1,20 +1,20 @@
-"""What K particles of B data carry.
+"""Log-weights and draws of K particles of B rows.
 
-Dimension 0 of every table is the particle, dimension 1 the datum:
+Dimension 0 of every table is the particle, dimension 1 the row:
 
     log_w[k, b] = log p(x_b, z_kb) - log q(z_kb | x_b)        (K, B)
 
-where everything inside a datum (event dimensions, inner plates, sequences) is summed, and discrete
-sites that only the model has are summed out exactly, inside log p. Where something random stands
-outside the data plate there is one joint log-weight per particle, shape (K, 1).
+Everything inside a row (event dimensions, inner plates, sequences) is summed. Discrete sites of the
+model alone are summed out exactly, inside log p. If a random site is outside the data plate, each
+particle has one joint log-weight, shape (K, 1).
 
-A mini-batch of B rows that stands for N has `scale` N/B. It multiplies each datum's bound, outside
-any log-mean-exp. A joint log-weight can only have it inside: then `energy_reason` says so, and F =
-mean
-stays unbiased while no other F is a bound (Li, Gal 2017 call it the energy approximation).
+A mini-batch of B rows of N has `scale` N/B. It multiplies the bound of each row, outside any
+log-mean-exp. A joint log-weight can only have it inside; `energy_reason` then says why. The mean
+of log-weights stays unbiased, other functions of them are no bounds (the energy approximation of
+Li, Gal 2017).
 
-The user's own poutine.scale (what remains of a site's scale without the plates' ratios) tempers
-log p and log q inside log_w; poutine.mask zeroes them. The score keeps log q as it was drawn.
+The user's poutine.scale (a site's scale without the plates' ratios) tempers log p and log q inside
+log_w; poutine.mask zeroes them. The score has the log q of the actual draw.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,18 +28,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SiteDraws:
-    """One site of the guide, drawn K times.
+    """K draws of one site of the guide.
 
     Attributes:
-        value: (K, ...) as the program drew it.
-        reparameterized: whether gradients flow through `value`.
-        is_local: inside the data plate.
+        value: (K, ...).
+        reparameterized: gradients flow through `value`.
+        is_local: the site is inside the data plate.
         log_q: (K, B), or (K, 1) if global or joint; tempered.
-        log_p: the same of the model's site; None where it is auxiliary or summed out.
-        is_constant: a point outside the data plate, which counts in the offset only.
-        score: like log_q, but neither scaled nor masked: the density it was drawn from.
-        analytic: computes E_q[log p - log q] of this site given those drawn before it, (K, B), or
-            None where no closed form is valid.
+        log_p: the same of the model's site; None if auxiliary or summed out.
+        is_constant: a point outside the data plate, which belongs to the offset only.
+        score: as log_q, but neither scaled nor masked: the density of the draw.
+        analytic: computes E_q[log p - log q] of this site given the sites before it, (K, B), or
+            None if no closed form is valid.
     """
 
     value: Tensor
@@ -54,28 +54,27 @@ class SiteDraws:
 
 @dataclass
 class Particles:
-    """K particles of B data.
+    """K particles of B rows.
 
     Attributes:
-        log_p: (K, B) log p(x, z), discrete sites that only the model has summed out.
+        log_p: (K, B) log p(x, z), with discrete sites of the model alone summed out.
         log_q: (K, B) log q(z | x).
-        score: (K, B) log q of the sites without a reparameterised draw, as they were drawn; None
-            if there are none.
-        log_q_path: (K, B) the part of log_q that belongs to the other, reparameterised sites. The
-            rest has a gradient of mean zero, which the mean of log-weights may leave out.
-        draws: the guide's sites by name.
-        log_likelihood: (K, B) what log_p has beside the draws' own `log_p`.
-        scale: N/B, to multiply each datum's bound with.
-        offset: what no draw changes, already scaled; added to the sum of bounds.
-        energy: why this is the energy approximation and not a bound; None if it is a bound.
-        estimate: the site that makes log_w an estimate of a bound, whose mean alone has a meaning;
-            None where log_w is a log-weight.
-        tempered: whether poutine.scale or mask makes log_q another function than the density of
-            the draws.
-        aside: what an estimator that draws in its own way keeps beside the draws.
-        rescore: scores the same particles again on detached values, with other values, (K, ...),
-            in place of some: gradients reach parameters and these values, and go through no draw.
-            Points (Delta sites) are functions of parameters and draws, and stay so.
+        score: (K, B) log q of the sites without a reparameterized draw, neither scaled nor
+            masked; None without such sites.
+        log_q_path: (K, B) the part of log_q of the reparameterized sites. The gradient of the
+            rest has mean zero, so the mean of log-weights may omit it.
+        site_draws: the guide's sites by name.
+        log_likelihood: (K, B) log_p without the `log_p` of the site draws.
+        scale: N/B, the factor of each row's bound.
+        offset: terms that no draw changes, already scaled; added to the sum of bounds.
+        energy_reason: why this is the energy approximation and no bound; None if it is a bound.
+        estimate: the site that scores an estimate of a bound, so that only the mean of log_w has
+            a meaning; None if log_w is a log-weight.
+        tempered: poutine.scale or mask makes log_q differ from the density of the draws.
+        extras: tensors that an estimator's sampling scheme adds to the draws.
+        rescore: scores the same particles again at detached values, of which some, (K, ...), may
+            be replaced. Gradients reach parameters and the replacements, and pass through no
+            draw. Points (Delta sites) remain functions of parameters and draws.
     """
 
     log_p: Tensor
@@ -102,29 +101,31 @@ class Particles:
         return self.log_p - self.log_q
 
     @cached_property
-    def _held(self) -> "Particles":
+    def _at_fixed_values(self) -> "Particles":
         has_path = any(draw.value.requires_grad for draw in self.site_draws.values())
         return self.rescore({}) if has_path and self.rescore is not None else self
 
     @property
     def log_p_at_fixed_values(self) -> Tensor:
-        """(K, B) log p with the values held still: its gradient is the parameters' own."""
-        return self._held.log_p
+        """(K, B) log p at detached values: gradients reach the parameters directly only."""
+        return self._at_fixed_values.log_p
 
     @property
     def log_q_at_fixed_values(self) -> Tensor:
-        """(K, B) log q with the values held still: its gradient is the score."""
-        return self._held.log_q
+        """(K, B) log q at detached values: its gradient is the score."""
+        return self._at_fixed_values.log_q
 
     @property
     def log_q_at_fixed_parameters(self) -> Tensor:
-        """(K, B) log q with the guide's parameters held still: gradients through draws only."""
+        """(K, B) log q at detached guide parameters: gradients pass through draws only."""
         return self.log_q - (self.log_q_at_fixed_values - self.log_q_at_fixed_values.detach())
 
     @property
     def tempering_at_fixed_values(self) -> Tensor | float:
-        """(K, B) log_q less the density of the draws, values held still; 0 if not tempered."""
+        """(K, B) log_q minus the density of the draws, at detached values; 0 if not tempered."""
         if not self.tempered:
             return 0.0
-        drawn = sum(draw.score for draw in self._held.site_draws.values() if not draw.is_constant)
-        return self.log_q_at_fixed_values - drawn
+        log_density = sum(
+            draw.score for draw in self._at_fixed_values.site_draws.values() if not draw.is_constant
+        )
+        return self.log_q_at_fixed_values - log_density

@@ -1,10 +1,10 @@
-"""Run the guide, replay the model: K particles of a batch.
+"""Draw particles: run the guide, replay the model.
 
-    pair = analyze_pair(model, guide, batch, {})             # once
-    p = draw_particles(model, guide, batch, {}, pair, K)  # every step
-    log_w = log_weights(model, guide, *batch, num_particles=K)   # in one call, without gradients
+    structure = analyze_pair(model, guide, batch, {})             # once
+    p = draw_particles(model, guide, batch, {}, structure, K)     # every step
+    log_w = log_weights(model, guide, *batch, num_particles=K)    # in one call, without gradients
 
-What they carry, and its shapes, is said in `particles.py`.
+`particles.py` documents the attributes and shapes.
 """
 
 import warnings
@@ -26,29 +26,29 @@ from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
 
 
-def _one_pass(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool) -> Particles:
-    """Particles from one pair of runs: K of them if vectorised, else one."""
-    tables = tabulate(guide, model, plan, vectorized)
+def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Particles:
+    """Particles of one run of guide and model: K of them if vectorized, else one."""
+    tables = tabulate(guide, model, structure, vectorized)
     draws = {
         name: SiteDraws(
             value=guide[name]["value"] if vectorized else guide[name]["value"].unsqueeze(0),
-            reparameterized=name not in plan.score_sites,
-            is_local=plate_dim(guide[name], plan.data_plate) is not None,
+            reparameterized=name not in structure.score_sites,
+            is_local=plate_dim(guide[name], structure.data_plate) is not None,
             log_q=log_q,
             log_p=tables.log_p.get(name),
             score=tables.score[name],
-            is_constant=name in plan.constant,
-            analytic=closed_form(name, guide, model, plan, absorbed=name not in tables.log_p),
+            is_constant=name in structure.constant,
+            analytic=closed_form(name, guide, model, structure, absorbed=name not in tables.log_p),
         )
         for name, log_q in tables.log_q.items()
     }
-    drawn = [d for d in draws.values() if not d.is_constant]
-    log_p = _sum([d.log_p for d in drawn])
-    rest = [v for n, v in tables.log_p.items() if n not in draws and n not in plan.constant]
+    random = [d for d in draws.values() if not d.is_constant]
+    log_p = _sum([d.log_p for d in random])
+    rest = [v for n, v in tables.log_p.items() if n not in draws and n not in structure.constant]
     likelihood = _sum([*rest, tables.marginal])
-    log_q = _sum([d.log_q for d in drawn])
-    score = _sum([d.score for d in drawn if not d.reparameterized])
-    path = _sum([d.log_q for d in drawn if d.reparameterized])
+    log_q = _sum([d.log_q for d in random])
+    score = _sum([d.score for d in random if not d.reparameterized])
+    path = _sum([d.log_q for d in random if d.reparameterized])
     shape, like = _common_shape([log_p, likelihood, log_q])
 
     def full(part: Tensor | None) -> Tensor:
@@ -62,10 +62,10 @@ def _one_pass(guide: Sites, model: Sites, plan: PairStructure, vectorized: bool)
         site_draws=draws,
         log_likelihood=full(likelihood),
         scale=tables.scale,
-        offset=_offset(tables, plan),
+        offset=_offset(tables, structure),
         energy_reason=tables.energy_reason,
         estimate=tables.estimate,
-        tempered=any(d.score is not d.log_q for d in drawn),
+        tempered=any(d.score is not d.log_q for d in random),
     )
 
 
@@ -75,19 +75,21 @@ def _sum(parts: list[Tensor | None]) -> Tensor | None:
 
 
 def _common_shape(parts: list[Tensor | None]) -> tuple[torch.Size, Tensor]:
-    """(K, B) of all tables, and zeros of that shape for a part that a program lacks."""
+    """The common shape (K, B) of all tables, and zeros of that shape for missing parts."""
     present = [p for p in parts if p is not None]
     if not present:
-        raise ValueError("The model has no sample site that takes part in the bound.")
+        raise ValueError(
+            "The model has no sample site with a density. Add one with pyro.sample(..., obs=x)."
+        )
     K, B = (max(p.shape[d] for p in present) for d in (0, 1))
     shape = torch.Size((K, B))
     return shape, present[0].new_zeros(shape)
 
 
-def _offset(tables: Tables, plan: PairStructure) -> Tensor | float:
-    """The bound's part that no draw changes: alike in every particle, so the first one's."""
+def _offset(tables: Tables, structure: PairStructure) -> Tensor | float:
+    """Terms of the bound that no draw changes, equal in all particles: those of the first."""
     offset: Tensor | float = 0.0
-    for name in sorted(plan.constant):
+    for name in sorted(structure.constant):
         if name in tables.log_p:
             offset = offset + tables.log_p[name][0].sum()
         if name in tables.log_q:
@@ -96,24 +98,24 @@ def _offset(tables: Tables, plan: PairStructure) -> Tensor | float:
 
 
 def _stack(passes: list[Particles]) -> Particles:
-    """Particles of a loop, one below the other."""
+    """Concatenate the particles of a loop."""
     first = passes[0]
 
     def cat(parts: list[Tensor | None]) -> Tensor | None:
         tensors = [p for p in parts if p is not None]
         return torch.cat(tensors) if len(tensors) == len(parts) else None
 
-    def together(name: str) -> SiteDraws:
-        each = [p.site_draws[name] for p in passes]
+    def stack_site(name: str) -> SiteDraws:
+        draws = [p.site_draws[name] for p in passes]
         return SiteDraws(
-            value=torch.cat([d.value for d in each]),
-            reparameterized=each[0].reparameterized,
-            is_local=each[0].is_local,
-            log_q=torch.cat([d.log_q for d in each]),
-            log_p=cat([d.log_p for d in each]),
-            score=torch.cat([d.score for d in each]),
-            is_constant=each[0].is_constant,
-            analytic=lambda: cat([d.analytic() for d in each]),
+            value=torch.cat([d.value for d in draws]),
+            reparameterized=draws[0].reparameterized,
+            is_local=draws[0].is_local,
+            log_q=torch.cat([d.log_q for d in draws]),
+            log_p=cat([d.log_p for d in draws]),
+            score=torch.cat([d.score for d in draws]),
+            is_constant=draws[0].is_constant,
+            analytic=lambda: cat([d.analytic() for d in draws]),
         )
 
     return Particles(
@@ -121,7 +123,7 @@ def _stack(passes: list[Particles]) -> Particles:
         log_q=torch.cat([p.log_q for p in passes]),
         score=cat([p.score for p in passes]),
         log_q_path=torch.cat([p.log_q_path for p in passes]),
-        site_draws={name: together(name) for name in first.site_draws},
+        site_draws={name: stack_site(name) for name in first.site_draws},
         log_likelihood=cat([p.log_likelihood for p in passes]),
         scale=first.scale,
         offset=first.offset,
@@ -132,7 +134,7 @@ def _stack(passes: list[Particles]) -> Particles:
 
 
 def _repeat(particles: Particles, num_particles: int) -> Particles:
-    """K equal particles, where nothing is drawn."""
+    """K equal particles of a guide without draws."""
     shape = (num_particles, particles.log_p.shape[1])
     return replace(
         particles,
@@ -148,42 +150,44 @@ def draw_particles(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: PairStructure,
+    structure: PairStructure,
     num_particles: int,
     *,
     drawing: Messenger | None = None,
 ) -> Particles:
     """Draw K particles from the guide and score them under model and guide.
 
-    All particles see one sub-sample of the data. `drawing` is a handler around both programs that
+    All particles share one subsample of the rows. `drawing` is a handler around both programs that
     changes how the guide's sites are drawn (antithetic, relaxed).
     """
-    sizes = [num_particles] if plan.vectorized and num_particles > 1 else [None] * num_particles
-    if not plan.latents:
-        sizes = [None]  # nothing is drawn: all particles are alike
+    sizes = (
+        [num_particles] if structure.vectorized and num_particles > 1 else [None] * num_particles
+    )
+    if not structure.latents:
+        sizes = [None]  # without draws all particles are equal
     subsamples: dict[str, Any] = {}
     passes: list[Particles] = []
     runs: list[dict[str, Any]] = []
     for size in sizes:
         guide_sites, model_sites = run_pair(
-            model, guide, args, kwargs, plan, size, values=subsamples or None, drawing=drawing
+            model, guide, args, kwargs, structure, size, values=subsamples or None, drawing=drawing
         )
-        passes.append(_one_pass(guide_sites, model_sites, plan, vectorized=size is not None))
-        everything = {**model_sites, **guide_sites}
-        subsamples = {n: s["value"] for n, s in everything.items() if site_is_subsample(s)}
+        passes.append(_one_pass(guide_sites, model_sites, structure, vectorized=size is not None))
+        sites = {**model_sites, **guide_sites}
+        subsamples = {n: s["value"] for n, s in sites.items() if site_is_subsample(s)}
         values = {n: _detached(s["value"]) for n, s in guide_sites.items()}
         runs.append({**subsamples, **values})
     particles = passes[0] if len(passes) == 1 else _stack(passes)
-    if not plan.latents:
+    if not structure.latents:
         particles = _repeat(particles, num_particles)
 
-    def rescore(others: Mapping[str, Tensor]) -> Particles:
-        again = []
+    def rescore(replacements: Mapping[str, Tensor]) -> Particles:
+        rescored = []
         for k, (size, values) in enumerate(zip(sizes, runs, strict=True)):
-            new = {n: v[k] if size is None else v for n, v in others.items()}
-            sites = run_pair(model, guide, args, kwargs, plan, size, values={**values, **new})
-            again.append(_one_pass(*sites, plan, vectorized=size is not None))
-        return again[0] if len(again) == 1 else _stack(again)
+            new = {n: v[k] if size is None else v for n, v in replacements.items()}
+            sites = run_pair(model, guide, args, kwargs, structure, size, values={**values, **new})
+            rescored.append(_one_pass(*sites, structure, vectorized=size is not None))
+        return rescored[0] if len(rescored) == 1 else _stack(rescored)
 
     particles.rescore = rescore
     return particles
@@ -199,22 +203,22 @@ def log_weights(
     *args: Any,
     num_particles: int = 1,
     vectorize_particles: bool | None = None,
-    plan: PairStructure | None = None,
+    structure: PairStructure | None = None,
     **kwargs: Any,
 ) -> Tensor:
     """log p(x_b, z_kb) - log q(z_kb | x_b) of K draws, without gradients: (K, B), joint (K, 1).
 
-    `plan` saves finding out the pair's structure again at every call (see `analyze_for_particles`).
+    Pass `structure` (from `analyze_for_particles`) to avoid a new analysis at every call.
 
     Raises:
-        ValueError: the model, in training mode, has estimates in place of log-weights.
+        ValueError: the model scores estimates of a bound (in training mode).
     """
     with torch.no_grad():
-        if plan is None:
-            plan = analyze_for_particles(
+        if structure is None:
+            structure = analyze_for_particles(
                 model, guide, args, kwargs, num_particles, vectorize_particles
             )
-        particles = draw_particles(model, guide, args, kwargs, plan, num_particles)
+        particles = draw_particles(model, guide, args, kwargs, structure, num_particles)
         if particles.estimate is not None:
             raise ValueError(rejection_message(particles.estimate, "A log-weight"))
         return particles.log_w
@@ -228,24 +232,24 @@ def analyze_for_particles(
     num_particles: int,
     vectorize_particles: bool | None = None,
 ) -> PairStructure:
-    """The pair's structure, and whether its particles may be vectorised.
+    """The structure of a pair, with `vectorized` decided.
 
-    `vectorize_particles` True or False is obeyed. By default the programs are tried: vectorised
-    particles must score as plain runs score the same values, else they run in a loop, with one
-    warning that names the site.
+    `vectorize_particles` True or False decides. By default vectorized particles are compared with
+    single runs on the same values. If they differ, particles run in a loop, and one warning names
+    the site.
     """
-    plan = analyze_pair(model, guide, args, kwargs)
+    structure = analyze_pair(model, guide, args, kwargs)
     if vectorize_particles is not None:
-        return replace(plan, vectorized=vectorize_particles)
+        return replace(structure, vectorized=vectorize_particles)
     if num_particles == 1:
-        return plan
-    problem = why_not_vectorized(model, guide, args, kwargs, plan, min(num_particles, 3))
+        return structure
+    problem = why_not_vectorized(model, guide, args, kwargs, structure, min(num_particles, 3))
     if problem is None:
-        return replace(plan, vectorized=True)
+        return replace(structure, vectorized=True)
     warnings.warn(
-        f"Particles run one by one, because {problem}. Write the program so that it accepts "
+        f"Particles run one by one, because {problem}. Let the program accept "
         "extra dimensions on the left (index from the right, as in z[..., 0]), or pass "
         "vectorize_particles=False to accept the loop.",
         stacklevel=2,
     )
-    return plan
+    return structure

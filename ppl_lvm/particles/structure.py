@@ -1,15 +1,14 @@
-"""What a pair of model and guide is, found out once: its datum, its particles, its site kinds.
+"""Structure of a model-guide pair: data plate, site kinds, enumeration.
 
-One plain run of guide and model, which leaves the random numbers of later steps as they were,
-decides:
+One run of guide and model, which preserves the random state, determines:
 
-- which plate is the datum. The plate "data", else the one outermost plate that holds every latent
-  site. If it holds all that is random, there is one log-weight per particle and datum.
-- If something random stands outside of it (a global latent, several sibling plates), all
-  log-densities of a particle make one joint log-weight.
-- A site outside the plate that is the same whatever is drawn (a log-prior of parameters, a
-  point estimate) is an offset of the bound and takes no part in the weights.
-- which discrete sites only the model has: they must be marked for enumeration, and are summed out.
+- The data plate: the plate "data", else the outermost plate around every latent site. If all
+  random sites are inside, there is one log-weight per particle and row.
+- If a random site is outside (a global latent, several sibling plates), all log-densities of a
+  particle form one joint log-weight.
+- A site outside the data plate that no draw changes (a log-prior of parameters, a point estimate)
+  is an offset of the bound and not part of the log-weights.
+- Discrete sites of the model alone. They must be marked for enumeration and are summed out.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +25,7 @@ from ppl_lvm.core.distributions import family, is_point
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.tracing import (
-    Given,
+    ReplayValues,
     Sites,
     check_batch_shape,
     is_scored,
@@ -44,16 +43,15 @@ class PairStructure:
     """The structure of a pair, constant over training steps.
 
     Attributes:
-        nesting: dimensions that the program's plates take.
-        data_plate: plate whose rows each have a log-weight of their own; None if the log-weight
-            is joint.
-        joint_reason: why it is joint; None if it is not.
-        enumerated: discrete sites that only the model has, summed out exactly.
+        nesting: number of plate dimensions.
+        data_plate: plate with one log-weight per row; None if the log-weight is joint.
+        joint_reason: why the log-weight is joint; None if it is not.
+        enumerated: discrete sites of the model alone, summed out exactly.
         constant: sites outside the data plate that no draw changes.
-        latents: distribution family by guide site, in order of drawing.
-        score_sites: the guide's sites without a reparameterised draw.
-        vectorized: whether particles run in one vectorised pass.
-        estimate: the model's site that estimates a bound, see `estimate`; None if there is none.
+        latents: distribution family by guide site, in the order of the draws.
+        score_sites: the guide's sites without a reparameterized draw.
+        vectorized: particles run in one vectorized pass.
+        estimate: the model's site that scores an estimate of a bound (`bound_estimate`), or None.
     """
 
     nesting: int
@@ -69,7 +67,7 @@ class PairStructure:
 
 @contextmanager
 def without_side_effects() -> Iterator[None]:
-    """Run programs without gradients and give the random number generators back as they were."""
+    """Run programs without gradients and restore the random state afterwards."""
     state = pyro.util.get_rng_state()
     with preserve_rng(), torch.no_grad():
         try:
@@ -81,20 +79,20 @@ def without_side_effects() -> Iterator[None]:
 def run_plainly(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Sites, Sites]:
-    """One draw of the guide, and the model on it: their sites."""
+    """Sites of one guide run and of the model replayed on it."""
     guide_sites = trace_program(guide, args, kwargs, particles=None, nesting=0)
-    given = Given({name: site["value"] for name, site in guide_sites.items()})
-    model_sites = trace_program(model, args, kwargs, particles=None, nesting=0, given=given)
+    replay = ReplayValues({name: site["value"] for name, site in guide_sites.items()})
+    model_sites = trace_program(model, args, kwargs, particles=None, nesting=0, replay=replay)
     return guide_sites, model_sites
 
 
 def analyze_pair(
     model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> PairStructure:
-    """Find the structure of a pair, or say which site does not fit and what to do.
+    """Determine the structure of a pair; errors name the site and the remedy.
 
-    Runs the pair plainly (more than once if a site stands outside the data plate). Programs are
-    taken to have a static structure: the same sites in the same plates at every call.
+    Runs the pair once, or several times if a site is outside the data plate. Programs must have a
+    static structure: the same sites in the same plates at every call.
     """
     with without_side_effects():
         guide_sites, model_sites = run_plainly(model, guide, args, kwargs)
@@ -105,24 +103,24 @@ def analyze_pair(
             check_batch_shape(site, log_prob(site).shape, None)
         estimate = estimated_site(model_sites)
         if estimate is not None:
-            drawn = {n: log_prob(site) for n, site in model_all.items() if n in guide_latents}
-            scored = {n: log_prob(site) for n, site in guide_latents.items()}
-            refuse_other_draws(estimate, drawn, scored)
+            log_p = {n: log_prob(site) for n, site in model_all.items() if n in guide_latents}
+            log_q = {n: log_prob(site) for n, site in guide_latents.items()}
+            refuse_other_draws(estimate, log_p, log_q)
         dims = [
             f.dim for s in (*guide_latents.values(), *model_all.values()) for f in plate_frames(s)
         ]
-        plate, because, candidates = _find_data_plate(guide_latents, model_all, enumerated)
+        plate, joint_reason, candidates = _find_data_plate(guide_latents, model_all, enumerated)
         if plate is not None and candidates:
-            moved = _site_that_moves(
+            varying = _varying_site(
                 model, guide, args, kwargs, candidates, (guide_sites, model_sites)
             )
-            if moved is not None:
-                because = f"site '{moved}' outside plate '{plate}' depends on what is drawn"
+            if varying is not None:
+                joint_reason = f"site '{varying}' outside plate '{plate}' depends on the draws"
                 plate = None
     return PairStructure(
         nesting=-min(dims, default=0),
         data_plate=plate,
-        joint_reason=because,
+        joint_reason=joint_reason,
         enumerated=frozenset(enumerated),
         constant=frozenset(candidates) if plate is not None else frozenset(),
         latents={name: family(site["fn"]) for name, site in guide_latents.items()},
@@ -140,7 +138,7 @@ def _scored(sites: Sites) -> Sites:
 
 
 def _check_sites(guide: Sites, model: Sites) -> list[str]:
-    """Names of the model's sites to enumerate; raises where guide and model do not match."""
+    """Names of the model's sites to enumerate; raises if guide and model do not match."""
     latents = [name for name, site in model.items() if not site["is_observed"]]
     missing = [name for name in latents if name not in guide]
     enumerated = [name for name in missing if model[name]["infer"].get("enumerate") == "parallel"]
@@ -156,26 +154,28 @@ def _check_sites(guide: Sites, model: Sites) -> list[str]:
         )
     for name, site in guide.items():
         if site["is_observed"]:
-            raise ValueError(f"Guide site '{name}' is observed; a guide draws, it does not score.")
+            raise ValueError(
+                f"Guide site '{name}' is observed, but a guide only samples. Remove obs= from it."
+            )
         if family(site["fn"]) == "Rejector":
             raise ValueError(
-                f"Guide site '{name}' is drawn by rejection (Rejector), whose gradient has parts "
-                "no estimator here has. Use a distribution with a reparameterised draw."
+                f"Guide site '{name}' is a rejection sampler (Rejector), whose gradient no "
+                "estimator supports. Use a distribution with a reparameterized draw."
             )
         if site["infer"].get("enumerate") is not None:
             raise ValueError(
-                f"Guide site '{name}' is marked for enumeration, but estimators draw the guide's "
+                f"Guide site '{name}' is marked for enumeration, but estimators sample the guide's "
                 "sites. Leave it out of the guide to sum it out exactly, or remove the mark."
             )
         if name not in latents and not site["infer"].get("is_auxiliary"):
             raise ValueError(
-                f"The guide samples '{name}', which is no latent site of the model "
+                f"The guide samples '{name}', which is not a latent site of the model "
                 f"({sorted(latents)}). Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
         if name in latents and site["fn"].event_dim != model[name]["fn"].event_dim:
             raise ValueError(
                 f"Site '{name}' has event dimension {model[name]['fn'].event_dim} in the model and "
-                f"{site['fn'].event_dim} in the guide. Make both alike with .to_event()."
+                f"{site['fn'].event_dim} in the guide. Use the same .to_event() in both."
             )
     return enumerated
 
@@ -183,40 +183,40 @@ def _check_sites(guide: Sites, model: Sites) -> list[str]:
 def _find_data_plate(
     guide: Sites, model: Sites, enumerated: list[str]
 ) -> tuple[str | None, str | None, list[str]]:
-    """(data plate, why the weight is joint, sites outside the plate that might be constant)."""
+    """(data plate, reason for a joint weight, sites outside the plate that may be constant)."""
     sites = {**model, **guide}
     latents = [*guide, *enumerated]
-    outer = _outermost_common_plate(sites, latents or list(sites))
+    plate = _outermost_common_plate(sites, latents or list(sites))
     if any(f.name == DATA_PLATE for s in sites.values() for f in plate_frames(s)):
-        outer = DATA_PLATE
-    if outer is None:
+        plate = DATA_PLATE
+    if plate is None:
         return None, "no plate holds all latent sites", []
 
-    def holds(site: Any) -> bool:
-        return any(f.name == outer for f in plate_frames(site))
+    def inside(site: Any) -> bool:
+        return any(f.name == plate for f in plate_frames(site))
 
     for name in guide:
-        if name in model and holds(guide[name]) != holds(model[name]):
-            where = "model" if holds(model[name]) else "guide"
+        if name in model and inside(guide[name]) != inside(model[name]):
+            where = "model" if inside(model[name]) else "guide"
             other = "guide" if where == "model" else "model"
             raise ValueError(
-                f"Site '{name}' is inside plate '{outer}' in the {where} but not in the {other}. "
+                f"Site '{name}' is inside plate '{plate}' in the {where} but not in the {other}. "
                 f"Open the same plate around it in the {other}."
             )
     for name in latents:
-        if not holds(sites[name]) and (name in enumerated or not is_point(guide[name]["fn"])):
-            return None, f"latent site '{name}' stands outside plate '{outer}'", []
-    return outer, None, [name for name, site in sites.items() if not holds(site)]
+        if not inside(sites[name]) and (name in enumerated or not is_point(guide[name]["fn"])):
+            return None, f"latent site '{name}' is outside plate '{plate}'", []
+    return plate, None, [name for name, site in sites.items() if not inside(site)]
 
 
 def _outermost_common_plate(sites: Sites, names: list[str]) -> str | None:
     if not names:
         return None
     first, *others = ([f.name for f in plate_frames(sites[name])] for name in names)
-    return next((plate for plate in first if all(plate in o for o in others)), None)
+    return next((name for name in first if all(name in frames for frames in others)), None)
 
 
-def _site_that_moves(
+def _varying_site(
     model: Program,
     guide: Program,
     args: tuple[Any, ...],
@@ -225,15 +225,15 @@ def _site_that_moves(
     first: tuple[Sites, Sites],
     num_runs: int = 3,
 ) -> str | None:
-    """The first candidate site that differs between runs, None if all stay the same."""
+    """The first candidate site that differs between runs, or None."""
     subsamples = {
         n: s["value"] for sites in first for n, s in sites.items() if site_is_subsample(s)
     }
     for _ in range(num_runs):
-        with Given(subsamples):
-            again = run_plainly(model, guide, args, kwargs)
+        with ReplayValues(subsamples):
+            repeat = run_plainly(model, guide, args, kwargs)
         for name in candidates:
-            for before, after in zip(first, again, strict=True):
+            for before, after in zip(first, repeat, strict=True):
                 if name in before and not _same_site(before[name], after[name]):
                     return name
     return None

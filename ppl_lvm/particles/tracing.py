@@ -1,7 +1,7 @@
-"""Run a program once and read its sites: the small steps that plans and particles share.
+"""Run a program once and read its sample sites.
 
-A program runs either plainly (one draw) or under a particle plate of size K that stands left of
-all its own plates, so that every batch shape becomes (K, ..., B, ...).
+A program runs once without a particle plate, or under a particle plate of size K to the left of
+all its plates, so that every batch shape becomes (K, ..., B, ...).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from ppl_lvm.core.distributions import innermost, is_point, unwrap, unwrap_support
 
-PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's own name for it
+PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's name
 
 Site = dict[str, Any]
 Sites = dict[str, Site]
 
 
-class Given(Messenger):
-    """Put known values in the place of draws.
+class ReplayValues(Messenger):
+    """Replace draws by known values.
 
-    A Delta site of a guide recomputes its point from the values given before it, for two reasons:
-    comparing a stored point with a recomputed one bit for bit would turn a rounding error into
-    -inf, and a point that depends on parameters is one of them, not a draw to be held still.
+    With `recompute_points` a Delta site recomputes its point from the values before it, for two
+    reasons: a stored point that differs by a rounding error would score -inf, and a point that
+    depends on parameters is not a draw, so it keeps its gradient.
     """
 
     def __init__(self, values: Mapping[str, Any], recompute_points: bool = False) -> None:
@@ -48,7 +48,7 @@ class Given(Messenger):
 
 
 def is_scored(site: Mapping[str, Any]) -> bool:
-    """Whether a site has a density: all but index draws and `pyro.deterministic`."""
+    """True if a site has a density: all but index draws and `pyro.deterministic`."""
     return not site_is_subsample(site) and not site["infer"].get("_deterministic")
 
 
@@ -59,20 +59,20 @@ def trace_program(
     *,
     particles: int | None,
     nesting: int,
-    given: Given | None = None,
+    replay: ReplayValues | None = None,
     enumerated: frozenset[str] = frozenset(),
     drawing: Messenger | None = None,
 ) -> Sites:
-    """Run `program` and return its sample sites in order, index draws of plates included.
+    """Run `program` and return its sample sites in order, including index draws of plates.
 
-    `particles` is K for a run under the particle plate, None for a plain one; `nesting` is how
-    many dimensions the program's own plates take. Sites named in `enumerated` take all values of
-    their support at once. `drawing` is a handler that changes how sites are drawn.
+    `particles` is K for a run under the particle plate, else None. `nesting` is the number of the
+    program's plate dimensions. Sites named in `enumerated` take all values of their support in
+    parallel. `drawing` is a handler that changes how sites are drawn.
     """
     recorder = poutine.trace()
     handlers: list[Any] = [recorder] if drawing is None else [drawing, recorder]
-    if given is not None:
-        handlers.append(given)
+    if replay is not None:
+        handlers.append(replay)
     if enumerated:
         first = -1 - nesting - (particles is not None)
         handlers.append(EnumMessenger(first_available_dim=first))
@@ -99,7 +99,7 @@ def _run_under(
 
 
 def _only(enumerated: frozenset[str]) -> Callable[[Any], dict[str, Any]]:
-    """Enumerate these sites and no others, whatever marks the program carries."""
+    """Enumerate these sites and no others, regardless of their marks."""
 
     def config(site: Any) -> dict[str, Any]:
         if site["type"] != "sample":
@@ -110,62 +110,61 @@ def _only(enumerated: frozenset[str]) -> Callable[[Any], dict[str, Any]]:
 
 
 def plate_frames(site: Mapping[str, Any]) -> list[Any]:
-    """The vectorised plates of the program around a site, outermost first."""
+    """The program's vectorized plates around a site, outermost first."""
     return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
 
 
 def plate_dim(site: Mapping[str, Any], plate: str | None) -> int | None:
-    """The dimension that the plate takes at this site, None where the site is outside it."""
+    """The dimension of the plate at this site; None if the site is outside."""
     return next((f.dim for f in plate_frames(site) if f.name == plate), None)
 
 
 def plate_ratio(site: Mapping[str, Any], plate: str | None = None) -> Any:
-    """Π full_size / size over the plates around a site (only `plate`, if named)."""
+    """Π full_size / size over the plates around a site, or of `plate` only."""
     ratio: Any = 1.0
     for f in site["cond_indep_stack"]:
-        named = plate is None or f.name == plate
-        if named and f.full_size is not None and f.full_size is not f.size:
+        selected = plate is None or f.name == plate
+        if selected and f.full_size is not None and f.full_size is not f.size:
             ratio = ratio * (f.full_size / f.size)
     return ratio
 
 
 def is_one(scale: Any) -> bool:
-    """Whether a scale is a plain 1; tensors are never inspected (a capture could not)."""
+    """True if a scale is the Python number 1; a captured step cannot inspect tensors."""
     return not isinstance(scale, Tensor) and abs(scale - 1.0) < 1e-12
 
 
 def log_prob(site: Mapping[str, Any]) -> Tensor:
-    """log-density at a site, neither scaled nor masked, shape: its batch shape."""
+    """log-density at a site, neither scaled nor masked, in its batch shape."""
     try:
         result: Tensor = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
-        raise ValueError(_refused(site, error)) from error
+        raise ValueError(_invalid_value_message(site, error)) from error
     return result
 
 
-def _refused(site: Mapping[str, Any], error: ValueError) -> str:
-    """The first value that a distribution refuses, by its place; else the distribution's words."""
+def _invalid_value_message(site: Mapping[str, Any], error: ValueError) -> str:
+    """Error message with the position of the first value outside the support."""
     name, fn, value = site["name"], site["fn"], site["value"]
     fn = unwrap(fn)
     try:
-        support = unwrap_support(fn.support)  # value by value
-        wrong = ~support.check(value)
+        invalid = ~unwrap_support(fn.support).check(value)  # elementwise
     except (NotImplementedError, AttributeError, RuntimeError):
-        wrong = torch.zeros(())
-    if not site["is_observed"] or not wrong.any():
+        invalid = torch.zeros(())
+    if not site["is_observed"] or not invalid.any():
         return f"log p at site '{name}' failed: {error}"
-    at = tuple(wrong.nonzero()[0].tolist())
-    what = f"{value[at].item():g}" if value[at].dim() == 0 else "a value"
-    place = f"row {at[0]}" + (f", column {at[1]}" if len(at) == 2 else "")
+    index = tuple(invalid.nonzero()[0].tolist())
+    shown = f"{value[index].item():g}" if value[index].dim() == 0 else "a value"
+    place = f"row {index[0]}" + (f", column {index[1]}" if len(index) == 2 else "")
     return (
-        f"'{name}' observes {what} at {place if len(at) < 3 else at}, outside the support of "
-        f"{type(fn).__name__} ({int(wrong.sum())} such in all). Correct the data, or choose a "
-        "likelihood for them."
+        f"'{name}' observes {shown} at {place if len(index) < 3 else index}, outside the support "
+        f"of {type(fn).__name__} ({int(invalid.sum())} invalid values). Correct the data, or "
+        "choose another likelihood."
     )
 
 
 def temper(value: Tensor, scale: Any, mask: Any) -> Tensor:
-    """The user's poutine.scale and poutine.mask on a log-density (zero where masked)."""
+    """Apply the user's poutine.scale and poutine.mask to a log-density (zero where masked)."""
     if mask is False:
         return torch.zeros_like(value)
     if not is_one(scale):
@@ -176,10 +175,10 @@ def temper(value: Tensor, scale: Any, mask: Any) -> Tensor:
 
 
 def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
-    """Sum a log-density to (K, B): its particle dimension and its data dimension stay.
+    """Sum a log-density over all dimensions except particles and rows: (K, B).
 
-    `value` has at most 1 + nesting dimensions, the leftmost being particles. A dimension that is
-    absent comes back with size 1.
+    `value` has at most 1 + nesting dimensions, the leftmost of particles. An absent dimension has
+    size 1 in the result.
     """
     rank = 1 + nesting
     value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape))
@@ -191,7 +190,7 @@ def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
 
 
 def check_batch_shape(site: Mapping[str, Any], shape: torch.Size, particle_dim: int | None) -> None:
-    """Every batch dimension must belong to a plate, else data would be summed as one datum."""
+    """Require a plate for every batch dimension; otherwise rows would be summed into one."""
     dims = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     for dim in range(-len(shape), 0):
         if shape[dim] > 1 and dim not in dims and dim != particle_dim:

@@ -1,8 +1,8 @@
-"""May the particles of a pair run in one vectorised pass? Tried, not guessed.
+"""Test of vectorized particles against single runs.
 
 Under a particle plate every batch shape becomes (K, ..., B, ...). A program that indexes from the
-left, or reshapes to its batch, may fail there or, worse, score something else in silence. So a
-few vectorised particles are scored again by plain runs on the same values.
+left, or reshapes to its batch, may fail there or silently score another quantity. A few vectorized
+particles are therefore scored again by single runs on the same values.
 """
 
 import math
@@ -21,21 +21,21 @@ def why_not_vectorized(
     guide: Program,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    plan: PairStructure,
+    structure: PairStructure,
     num_particles: int,
 ) -> str | None:
-    """What goes wrong under the particle plate; None if vectorised and plain runs agree.
+    """The fault under the particle plate; None if vectorized and single runs agree.
 
-    The first and the last particle are compared: a program that takes the first for all, or mixes
-    particles, is found out by the last.
+    The first and the last particle are compared: the last one reveals a program that uses the
+    first particle for all, or mixes particles.
     """
     with without_side_effects():
-        plain_guide, _ = run_pair(model, guide, args, kwargs, plan, None)
-        drawn = {name: s for name, s in plain_guide.items() if not s["is_observed"]}
-        shapes = {name: site["value"].shape for name, site in drawn.items()}
+        single_guide, _ = run_pair(model, guide, args, kwargs, structure, None)
+        latents = {name: s for name, s in single_guide.items() if not s["is_observed"]}
+        shapes = {name: site["value"].shape for name, site in latents.items()}
         try:
-            sites = run_pair(model, guide, args, kwargs, plan, num_particles)
-            together = tabulate(*sites, plan, vectorized=True)
+            sites = run_pair(model, guide, args, kwargs, structure, num_particles)
+            vectorized = tabulate(*sites, structure, vectorized=True)
             for k in (0, num_particles - 1):
                 values = {
                     name: _particle(site, k, shapes.get(name))
@@ -43,12 +43,12 @@ def why_not_vectorized(
                     for name, site in sites_.items()
                     if name in shapes or site_is_subsample(site)
                 }
-                alone = tabulate(
-                    *run_pair(model, guide, args, kwargs, plan, None, values=values),
-                    plan,
+                single = tabulate(
+                    *run_pair(model, guide, args, kwargs, structure, None, values=values),
+                    structure,
                     vectorized=False,
                 )
-                problem = _disagreement(together, alone, k)
+                problem = _disagreement(vectorized, single, k)
                 if problem is not None:
                     return problem
         except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -57,20 +57,22 @@ def why_not_vectorized(
 
 
 def _particle(site: Mapping[str, Any], k: int, shape: torch.Size | None) -> Any:
-    """Particle k's value as a plain run would have drawn it."""
+    """The value of particle k in the shape of a single run."""
     if site_is_subsample(site) or shape is None:
         return site["value"]
     return site["value"][k].reshape(shape)
 
 
-def _disagreement(together: Tables, alone: Tables, k: int) -> str | None:
-    pairs = [(n, "log q", t, alone.log_q[n]) for n, t in together.log_q.items()]
-    pairs += [(n, "log p", t, alone.log_p[n]) for n, t in together.log_p.items()]
-    if together.marginal is not None and alone.marginal is not None:
-        pairs.append(("the enumerated sites", "log p", together.marginal, alone.marginal))
-    for name, what, all_k, one in pairs:
+def _disagreement(vectorized: Tables, single: Tables, k: int) -> str | None:
+    pairs = [(n, "log q", t, single.log_q[n]) for n, t in vectorized.log_q.items()]
+    pairs += [(n, "log p", t, single.log_p[n]) for n, t in vectorized.log_p.items()]
+    if vectorized.marginal is not None and single.marginal is not None:
+        pairs.append(("the enumerated sites", "log p", vectorized.marginal, single.marginal))
+    for name, density, all_k, one in pairs:
         ours = all_k[min(k, len(all_k) - 1)]
         tolerance = math.sqrt(torch.finfo(ours.dtype).eps)
         if not torch.allclose(ours, one[0], rtol=tolerance, atol=tolerance, equal_nan=True):
-            return f"site '{name}' has another {what} under a particle plate than alone"
+            return (
+                f"site '{name}' has another {density} under a particle plate than in a single run"
+            )
     return None

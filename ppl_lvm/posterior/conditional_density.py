@@ -16,7 +16,7 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import Given, Sites, plate_dim, trace_program
+from ppl_lvm.particles.tracing import ReplayValues, Sites, plate_dim, trace_program
 from ppl_lvm.posterior.simulation import observed_places
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
@@ -154,7 +154,7 @@ def marginal(
     `plan` is what `plan_given` found out once for all θ.
     """
     programs = given(model, guide, theta)
-    log_w = log_weights(*programs, *batch, num_particles=num_particles, plan=plan)
+    log_w = log_weights(*programs, *batch, num_particles=num_particles, structure=plan)
     return log_w.expand(-1, len(batch[0])).logsumexp(0) - math.log(len(log_w))
 
 
@@ -217,7 +217,7 @@ def _compare(
     values = {n: s["value"] for n, s in drawn.items()}
     free = poutine.uncondition(model)
     sites = trace_program(
-        free, batch, {}, particles=particles, nesting=plan.nesting, given=Given(values)
+        free, batch, {}, particles=particles, nesting=plan.nesting, replay=ReplayValues(values)
     )
     for name, x in data.items():
         x_rep = sites[name]["value"].reshape(particles or 1, len(x), -1)

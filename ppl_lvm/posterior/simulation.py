@@ -17,7 +17,7 @@ from ppl_lvm.core.distributions import own_masks
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import PARTICLE_PLATE, Given, Sites, trace_program
+from ppl_lvm.particles.tracing import PARTICLE_PLATE, ReplayValues, Sites, trace_program
 
 CELLS = 2**23  # numbers of replicated data drawn at once
 
@@ -27,10 +27,10 @@ def simulate(
 ) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
     """(site -> drawn value, batch with the observed tensors redrawn); `given` sites are fixed."""
     places = _places(model, batch)
-    fixed = Given(given) if given else None
+    fixed = ReplayValues(given) if given else None
     with torch.no_grad():
         free = poutine.uncondition(model)
-        sites = trace_program(free, batch, {}, particles=None, nesting=0, given=fixed)
+        sites = trace_program(free, batch, {}, particles=None, nesting=0, replay=fixed)
     values = {name: site["value"] for name, site in sites.items() if not site_is_subsample(site)}
     fresh = list(batch)
     for name, (place, seen) in places.items():
@@ -125,7 +125,7 @@ def replicates(
                 {},
                 particles=number,
                 nesting=plan.nesting,
-                given=Given(shared),
+                replay=ReplayValues(shared),
             )
         done += number or 1
         fresh = {}

@@ -208,7 +208,7 @@ def _reparam() -> Program:
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "vae": _vae(Trace_ELBO),
     "vae, 3 particles": _vae(lambda: Trace_ELBO(num_particles=3)),
-    "vae, vectorised": _vae(
+    "vae, vectorized": _vae(
         lambda: Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     ),
     "vae, mean field": _vae(TraceMeanField_ELBO),

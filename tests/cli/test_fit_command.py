@@ -70,7 +70,7 @@ def test_fit_prints_json_last_and_leaves_a_directory(program: str, tmp_path: Pat
         (["two.py:Two", "--data", "y.csv"], "y.csv"),
         (["two.py:Two", "--data", "iriss"], "iris"),
         (["two.py:Two", "--data", "x.csv", "--set", "gab=1"], "Did you mean gap?"),
-        (["two.py:Two", "--data", "x.csv", "--objective", "ELBOO"], "There is no objective"),
+        (["two.py:Two", "--data", "x.csv", "--objective", "ELBOO"], "Unknown objective"),
         (["two.py:Two", "--data", "x.csv", "--resume"], "--resume needs --directory"),
     ],
 )

@@ -161,7 +161,7 @@ class GlobalPair(Pair):
 
 
 class MixedPair(Pair):
-    """Reparameterised u, discrete c given u, reparameterised v given c; the noise is fixed."""
+    """Reparameterized u, discrete c given u, reparameterized v given c; the noise is fixed."""
 
     def model(self, x: Tensor) -> None:
         theta = self.p["theta"]
@@ -347,6 +347,6 @@ def test_a_joint_weight_under_subsampling_is_no_bound_and_says_so_once(
         return
     estimator = cls(num_particles=2)
     if not cls.is_linear:
-        with pytest.warns(UserWarning, match=rf"{cls.__name__} is no bound.*'g' stands outside"):
+        with pytest.warns(UserWarning, match=rf"{cls.__name__} is no bound.*'g' is outside"):
             estimator.loss(pair.model, pair.guide, pair.x)
     estimator.loss(pair.model, pair.guide, pair.x)  # a warning now would be an error

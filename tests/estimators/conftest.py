@@ -75,7 +75,7 @@ class Exact:
         estimator.eval()  # averages stay as they are from case to case, and not at zero
         for buffer in estimator.buffers():
             buffer.fill_(0.7)
-        estimator.plan(model, guide, args, {})  # looks at the pair with draws of its own
+        estimator.analyze(model, guide, args, {})  # looks at the pair with draws of its own
         estimate = torch.zeros(sum(p.numel() for p in parameters))
         target = torch.zeros(())
         mass = 0.0

@@ -134,7 +134,7 @@ def test_a_network_of_x_needs_the_rows() -> None:
     def q_global(x: Tensor) -> None:
         pyro.sample("g", Bernoulli(0.5))
 
-    with pytest.raises(ValueError, match="'g' stands outside plate 'data'"):
+    with pytest.raises(ValueError, match="'g' is outside plate 'data'"):
         NeuralBaseline().loss_and_grads(with_global, q_global, X)
 
 
@@ -143,8 +143,8 @@ def test_a_copy_has_the_state_and_not_the_programs() -> None:
     estimator.loss_and_grads(model, guide, X)
     copied = copy.deepcopy(estimator)
     assert float(copied.average()) == float(estimator.average()) != 0
-    assert not copied._plans
-    assert estimator._plans
+    assert not copied._structures
+    assert estimator._structures
 
 
 def test_an_elbo_module_has_the_networks_parameters() -> None:

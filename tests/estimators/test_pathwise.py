@@ -144,7 +144,7 @@ def expected(
     noise = grid.T.reshape(len(pair.sites), K, -1)
     case = dict(zip(pair.sites, noise, strict=True))
     x = torch.full((len(mass),), 0.7)
-    estimator.plan(pair.model, pair.guide, (x,), {})
+    estimator.analyze(pair.model, pair.guide, (x,), {})
     with forced(case):
         particles = estimator.draw(pair.model, pair.guide, (x,), {})
         surrogate = (mass * estimator.surrogate(particles)).sum()

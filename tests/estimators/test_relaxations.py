@@ -93,7 +93,7 @@ def test_concrete_densities_are_used_in_guide_and_model() -> None:
 
 def test_gumbel_softmax_declares_a_bias_that_falls_with_the_temperature() -> None:
     assert not GumbelSoftmax.unbiased
-    assert not GumbelSoftmax.is_bound
+    assert not GumbelSoftmax().is_bound
     pair = OneHot()
     hot, warm = (pair.bias(GumbelSoftmax(temperature=t)) for t in (1.0, 0.3))
     assert hot > 0.3

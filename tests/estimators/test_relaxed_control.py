@@ -74,7 +74,7 @@ def expected(estimator: Any, pair: Bits, monkeypatch: Any, nodes: int = 80) -> T
         return u.reshape(like.shape), v.reshape(like.shape)
 
     x = torch.full((len(u),), 0.8)
-    estimator.plan(pair.model, pair.guide, (x,), {})
+    estimator.analyze(pair.model, pair.guide, (x,), {})
     monkeypatch.setattr(relaxed_bernoulli, "uniforms", given)
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
     return pair.gradient((weight * estimator.surrogate(particles)).sum())
@@ -105,9 +105,9 @@ def test_a_relaxed_draw_that_forgets_its_condition_is_caught(exact: Any, monkeyp
     original = relaxed_bernoulli._draw
 
     def forgetful(phi: Tensor) -> dict[str, Tensor]:
-        kept = original(phi)
-        kept["dz2"] = torch.ones_like(kept["dz2"])  # ∂z'/∂φ without u' depending on φ
-        return kept
+        draws = original(phi)
+        draws["dz2"] = torch.ones_like(draws["dz2"])  # ∂z'/∂φ without u' depending on φ
+        return draws
 
     monkeypatch.setattr(relaxed_bernoulli, "_draw", forgetful)
     pair = Bits()
@@ -162,7 +162,7 @@ def test_the_variance_gradient_reaches_the_control_only(exact: Any) -> None:
     pair, x = Bits(2), torch.tensor([0.1, 0.9])
     estimator = REBAR().double()
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
-    drawn = particles.extras["relaxed"]
+    relaxed = particles.extras["relaxed"]
     g = torch.ones(1, 2, 2, requires_grad=True)
-    S = control_variate.surrogate(particles, drawn, g, drawn.kept()["phi"], [])
+    S = control_variate.surrogate(particles, relaxed, g, relaxed.draws()["phi"], [])
     assert torch.autograd.grad(S.sum(), g, allow_unused=True)[0] is None

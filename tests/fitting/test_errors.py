@@ -25,7 +25,7 @@ quiet = functools.partial(fit, progress=False)
         ({"patience": 3}, "validation=0.1"),
         ({"optimizer": "Adan(lr=1)"}, "torch has no optimiser 'Adan'"),
         ({"optimizer": "Adam(rate=1)"}, "takes no 'rate'"),
-        ({"objective": "ELBOW"}, "There is no objective 'ELBOW'"),
+        ({"objective": "ELBOW"}, "Unknown objective 'ELBOW'"),
         ({"restarts": 0}, "restarts"),
         ({"resume": True}, "needs the directory"),
         ({"batch_size": 0}, "batch_size"),

@@ -109,7 +109,7 @@ def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
     per_c = [Normal(c, 1.0).log_prob(x).sum() for c in (0.0, 1.0)]
     expected = torch.logaddexp(per_c[0] + math.log(0.7), per_c[1] + math.log(0.3))
     assert float(log_weights(model, nothing, x)) == pytest.approx(float(expected), rel=1e-5)
-    with ScaleDataPlate(30), pytest.raises(ValueError, match=r"'c'.*scaled by"):
+    with ScaleDataPlate(30), pytest.raises(ValueError, match=r"'c'.*scales are"):
         log_weights(model, nothing, x)
 
 

@@ -142,6 +142,6 @@ def test_a_value_without_a_density_is_named_by_its_place() -> None:
     x[2, 1] = -3.0
     with pytest.raises(
         ValueError,
-        match=r"'x' observes -3 at row 2, column 1, outside the support of Poisson \(1 such",
+        match=r"'x' observes -3 at row 2, column 1, outside the support of Poisson \(1 invalid",
     ):
         log_weights(model, guide, x)

@@ -40,7 +40,7 @@ def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
     assert p.log_w.shape == (4, 1)
     assert torch.allclose(p.log_w[:, 0], expected, atol=1e-5)
     plan = analyze_for_particles(model, guide, (x,), {}, 4)
-    assert plan.joint_reason == "latent site 'm' stands outside plate 'data'"
+    assert plan.joint_reason == "latent site 'm' is outside plate 'data'"
     wrapped = ScaleDataPlate(30)
     p = particles(wrapped(model), wrapped(guide), x)
     assert p.energy_reason is not None
@@ -77,7 +77,7 @@ def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
 
     plan = analyze_for_particles(two, q_two, (), {}, 2)
     assert plan.data_plate is None
-    assert log_weights(two, q_two, num_particles=2, plan=plan).shape == (2, 1)
+    assert log_weights(two, q_two, num_particles=2, structure=plan).shape == (2, 1)
 
 
 def with_penalty(depends: bool) -> Callable[[Tensor], None]:

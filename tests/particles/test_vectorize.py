@@ -1,4 +1,4 @@
-"""Vectorised particles are tried, and refused where they would score something else."""
+"""Vectorized particles are tried, and refused where they would score something else."""
 
 import math
 from typing import Any

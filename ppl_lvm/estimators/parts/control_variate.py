@@ -1,11 +1,12 @@
-"""The gradient of Bernoulli logits with a relaxed control variate c, shared by REBAR and RELAX.
+"""Bernoulli logit gradient with a relaxed control variate.
 
-For f = log p(x, b) - log q(b | x), bits b with logits φ, relaxed z and z' (`relaxed_bernoulli`),
+Shared by REBAR and RELAX. For f = log p(x, b) - log q(b | x), bits b with logits φ, relaxed z and
+z' (`relaxed_bernoulli.py`), and a control variate c,
 
     g = (f(b) - c(z')) ∂log q(b)/∂φ + c'(z) ∂z/∂φ - c'(z') ∂z'/∂φ,
 
-whose mean is ∇φ E[f(b)] for every c. The parameters of c descend Σ g², which has the mean of g's
-variance up to a constant.
+whose mean is ∇φ E[f(b)] for every c. The parameters of c descend Σ g², whose mean is the variance of
+g plus a constant.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ Control = Callable[[Tensor], Tensor]  # z (K, ...) -> c (K, B)
 
 
 class _Unchecked(Messenger):
-    """Let a site score values between 0 and 1, which its support excludes."""
+    """Allow values between 0 and 1, outside the support, at one site."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -35,38 +36,38 @@ class _Unchecked(Messenger):
 
 
 def relaxed_log_weight(particles: Particles, name: str, z: Tensor, tau: Tensor) -> Tensor:
-    """f at the relaxed bits σ(z / τ): (K, B). Densities of bits interpolate linearly between."""
+    """f at the relaxed bits σ(z / τ): (K, B). Log-densities are linear in the bits."""
     assert particles.rescore is not None
     with _Unchecked(name):
         return particles.rescore({name: (z / tau).sigmoid()}).log_w
 
 
-def logit_gradient(drawn: RelaxedBernoulli, f: Tensor, control: Control) -> tuple[Tensor, Tensor]:
-    """(g, φ), (K, ...) each: g is differentiable in the control's parameters only.
+def logit_gradient(relaxed: RelaxedBernoulli, f: Tensor, control: Control) -> tuple[Tensor, Tensor]:
+    """(g, φ), (K, ...) each; g is differentiable in the control variate's parameters only.
 
     f: (K, B) log-weights at b.
     """
-    kept = drawn.kept()
-    z, z2 = (kept[key].requires_grad_() for key in ("z", "z2"))
+    draws = relaxed.draws()
+    z, z2 = (draws[key].requires_grad_() for key in ("z", "z2"))
     c, c2 = control(z), control(z2)
     (dc,) = torch.autograd.grad(c.sum(), z, create_graph=True)
     (dc2,) = torch.autograd.grad(c2.sum(), z2, create_graph=True)
-    phi = kept["phi"]
-    score = kept["b"] - phi.detach().sigmoid()
-    g = drawn.per_bit(f.detach() - c2, phi) * score + dc - dc2 * kept["dz2"]
+    phi = draws["phi"]
+    score = draws["b"] - phi.detach().sigmoid()
+    g = relaxed.per_bit(f.detach() - c2, phi) * score + dc - dc2 * draws["dz2"]
     return g, phi
 
 
 def surrogate(
     particles: Particles,
-    drawn: RelaxedBernoulli,
+    relaxed: RelaxedBernoulli,
     g: Tensor,
     phi: Tensor,
     learned: Sequence[nn.Parameter],
 ) -> Tensor:
-    """S, (B,): gradients g for φ, ∇log p for the model, -∇Σ g² for the control's parameters."""
+    """S, (B,): gradient g for φ, ∇log p for the model, -∇Σ g² for the control variate."""
     K, B = particles.log_p.shape
-    guide = drawn.per_row(g.detach() * phi).sum(-1)  # (K, B)
+    guide = relaxed.per_row(g.detach() * phi).sum(-1)  # (K, B)
     S = (particles.log_p + guide).mean(0)  # (B,)
     if not learned:
         return S

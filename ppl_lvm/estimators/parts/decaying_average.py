@@ -1,8 +1,8 @@
-"""A decaying average of what past steps gave, as a buffer that checkpoints carry.
+"""Bias-corrected decaying average, stored as buffers.
 
     a ← β a + (1 - β) m,   n ← β n + (1 - β),   average = a / n
 
-where dividing by n takes away the weight of the start at zero. Before the first step it is 0.
+Division by n corrects for the initial value zero. Before the first step the average is 0.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class DecayingAverage(nn.Module):
-    """The average, a scalar; `add` after use."""
+    """Decaying average of scalars; call `add` after use."""
 
     total: Tensor
     weight: Tensor
@@ -24,12 +24,12 @@ class DecayingAverage(nn.Module):
         self.register_buffer("weight", torch.zeros((), dtype=torch.float64))
 
     def forward(self) -> Tensor:
-        """The average so far, a scalar tensor."""
+        """The current average, a scalar tensor."""
         tiny = torch.finfo(self.weight.dtype).tiny
         return (self.total / self.weight.clamp_min(tiny)).to(torch.get_default_dtype())
 
     @torch.no_grad()
     def add(self, value: Tensor) -> None:
-        """Take `value` (any shape) into the average by its mean."""
+        """Update the average with the mean of `value` (any shape)."""
         self.total.mul_(self.beta).add_((1 - self.beta) * value.mean().to(self.total))
         self.weight.mul_(self.beta).add_(1 - self.beta)

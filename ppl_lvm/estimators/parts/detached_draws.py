@@ -1,9 +1,8 @@
-"""Draws without a path: every draw of the guide is held still, reparameterised or not.
+"""Guide draws without pathwise gradient.
 
-Points (Delta sites) are no draws but functions of parameters, and keep their gradient.
-
-For estimators that reach parameters by densities at fixed points only (wake-sleep,
-thermodynamic): no gradient flows through a draw, and no second scoring is needed.
+For estimators with gradients of densities at fixed values only (wake-sleep, thermodynamic): no
+gradient passes through a draw, reparameterized or not, and no second scoring is needed. Points
+(Delta sites) are functions of parameters and keep their gradient.
 """
 
 from typing import Any
@@ -16,19 +15,19 @@ from ppl_lvm.core.distributions import is_point
 
 
 class DetachDraws(Messenger):
-    """Detach what the guide draws, before anyone sees it."""
+    """Detach the guide's draws."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.drawing: set[str] = set()
+        self.pending: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        given = msg["is_observed"] or msg["done"]  # as all latents are in the model
-        if not given and not site_is_subsample(msg) and not is_point(msg["fn"]):
-            self.drawing.add(msg["name"])
+        known = msg["is_observed"] or msg["done"]  # all latents in the model
+        if not known and not site_is_subsample(msg) and not is_point(msg["fn"]):
+            self.pending.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.drawing:
-            self.drawing.discard(msg["name"])
+        if msg["name"] in self.pending:
+            self.pending.discard(msg["name"])
             if isinstance(msg["value"], Tensor):
                 msg["value"] = msg["value"].detach()
