@@ -11,8 +11,8 @@ descend the ELBO. The estimator therefore descends EXP-CUBO,
     E_q[exp n (w - c)] / n,
 
 which is unbiased at every K. c is a decaying average of the estimates of past steps. It does not
-depend on the current draws and keeps the exponential in range. Sites with a reparameterized draw have
-a pathwise gradient, other sites a score-function gradient.
+depend on the current draws and keeps the exponential in range. Sites with a reparameterized draw
+have a pathwise gradient, other sites a score-function gradient.
 
 CUBO fits the guide. Descending it in the model's parameters lowers the evidence, so fix those.
 

@@ -5,8 +5,8 @@ z' (`relaxed_bernoulli.py`), and a control variate c,
 
     g = (f(b) - c(z')) ∂log q(b)/∂φ + c'(z) ∂z/∂φ - c'(z') ∂z'/∂φ,
 
-whose mean is ∇φ E[f(b)] for every c. The parameters of c descend Σ g², whose mean is the variance of
-g plus a constant.
+whose mean is ∇φ E[f(b)] for every c. The parameters of c descend Σ g², whose mean is the variance
+of g plus a constant.
 """
 
 from collections.abc import Callable, Sequence
