@@ -5,8 +5,8 @@ With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z |
     ∇ELBO ≈ 1/K Σ_k w_k ∇log q(z_k | x) + ∇log p(x, z_k),
 
 unbiased for every kind of site, with high variance: with two or more particles LeaveOneOut has the
-same mean and less variance. Sites with a reparameterized draw have a pathwise gradient; the score is
-that of the other sites.
+same mean and less variance. Sites with a reparameterized draw have a pathwise gradient; the score
+is that of the other sites.
 
 References:
     Williams (1992). Simple statistical gradient-following algorithms for connectionist

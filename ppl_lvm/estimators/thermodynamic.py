@@ -14,8 +14,8 @@ the mean of ∇w and the covariance of w with ∇log π_β,
     Σ_k v_k ∇w_k + Σ_k v_k (w_k - f) (β ∇log p + (1 - β) ∇log q)      (eq. 12),
 
 at fixed draws. Self-normalization makes it consistent in K and biased at finite K. Unlike the
-paper, the covariance is divided by 1 - Σ_k v_k², which makes it exact at β = 0 (leave-one-out). With
-f = Σ_j v_j w_j and 1 - Σ_k v_k² = Σ_{k≠j} v_k v_j the factor of ∇log π_β is
+paper, the covariance is divided by 1 - Σ_k v_k², which makes it exact at β = 0
+(leave-one-out). With f = Σ_j v_j w_j and 1 - Σ_k v_k² = Σ_{k≠j} v_k v_j the factor of ∇log π_β is
 
     v_k (w_k - f) / (1 - Σ_k v_k²) = Σ_j P_kj (w_k - w_j),      P_kj ∝ exp(β (w_k + w_j)), k ≠ j,
 
