@@ -9,7 +9,7 @@ from the same start. One iteration is an E-step and an M-step:
 
 Times are taken in turn in one process (`timing.interleaved`). Both reach the same likelihood: the
 largest difference after five iterations is reported. Restarts share the features of the rows and
-two large matrix products (`ppl_lvm.models.parts.mixture_batched_e_step`), which is half of the
+two large matrix products (`ppl_lvm.models.parts.mixtures.batched_e_step`), which is half of the
 arithmetic of sixteen starts in turn and runs at the processor's speed.
 """
 

@@ -35,13 +35,14 @@ from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-from ppl_lvm.models.gmm import moments, start_clusters
-from ppl_lvm.models.parts.row_checks import check_complete, check_rows
+from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
+from ppl_lvm.models.parts.row_checks import check_complete
+from ppl_lvm.nn.lazy import LazilySized
 
 COVARIANCES = ("full", "diag")
 
 
-class BayesianGaussianMixture(PyroModule):
+class BayesianGaussianMixture(LazilySized, PyroModule):
     """At most K Gaussians over P columns, with priors on all that describes them.
 
     Args:
@@ -74,13 +75,11 @@ class BayesianGaussianMixture(PyroModule):
         self.components = components
         self.covariance = covariance
         self.concentration = 1 / components if concentration is None else concentration
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self._meet(x)
+        self.infer_sizes(x)
         K, P = self.components, len(self.center)
         pi = pyro.sample("weights", Dirichlet(x.new_full((K,), self.concentration)))
         # Components are an event and no plate, so that a plate of particles fits to their left.
@@ -101,7 +100,7 @@ class BayesianGaussianMixture(PyroModule):
         Raises:
             ValueError: for missing values, or a constant column, which no Gaussian can explain.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_complete(x, f"{type(self).__name__} (unlike GaussianMixture)")
         rows = x.detach().double()
         spread = rows.std(0, correction=0)
@@ -117,7 +116,7 @@ class BayesianGaussianMixture(PyroModule):
         Wide components overlap and compete from the first step. From tight ones, each on its
         own cluster, training seldom finds the way to fewer.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         _, means, _ = moments(x, start_clusters(x, self.components))
         K, P = means.shape
         start = {
@@ -133,22 +132,12 @@ class BayesianGaussianMixture(PyroModule):
     def _correlated(self) -> bool:
         return self.covariance == "full" and len(self.center) > 1
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int, **like: Any) -> None:
-        self.observed = observed
+    def resize(self, observed: int, **like: Any) -> None:
         self.register_buffer("center", torch.zeros(observed, **like))
         self.register_buffer("spread", torch.ones(observed, **like))
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        center = state.get(prefix + "center")
-        if self.observed is None and center is not None:
-            self._resize(len(center), dtype=center.dtype, device=center.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["center"]),)
 
 
 def _gaussian(mu: Tensor, sigma: Tensor, R: Tensor | None, z: Tensor) -> Any:

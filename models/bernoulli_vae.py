@@ -18,7 +18,7 @@ from pyro.distributions import Bernoulli
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.decoder import Decoder
 
 
 class BernoulliVAE(PyroModule):
@@ -52,7 +52,7 @@ class BernoulliVAE(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self.decoder.meet(x, self)
+        self.decoder.infer_sizes(x, owner=self)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Bernoulli(logits=self.a).to_event(1))
             pyro.sample("x", self.decoder(2 * z - 1), obs=x)

@@ -12,17 +12,20 @@ Reference:
     generative models. https://papers.nips.cc/paper/5775 (equation 4)
 """
 
+from typing import Any
+
 import pyro
 import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.nn import MLP
+from ppl_lvm.nn.lazy import LazilySized, check_width
 
 
-class ConditionalVAE(PyroModule):
+class ConditionalVAE(LazilySized, PyroModule):
     """p(y | x) by D normal causes whose prior depends on x.
 
     Called with (x, y), or with rows that hold x in their first `given` columns and y in the others.
@@ -34,6 +37,8 @@ class ConditionalVAE(PyroModule):
         likelihood, categories, floor: of y, see `Decoder`.
     """
 
+    size_names = ("inputs",)
+    inputs: int | None  # Q
     center: Tensor  # of the columns of x (Q,)
     unit: Tensor  # standard deviation over all columns of x ()
 
@@ -59,12 +64,12 @@ class ConditionalVAE(PyroModule):
         self.categories = categories
         self.floor = floor
         self.decoder = Decoder(None, None, hidden, likelihood, categories, floor)
-        self.inputs: int | None = None
+        self.set_sizes(None)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         """x (N, Q) and y (N, P), or both side by side, (N, Q + P)."""
         x, y = self.split(x, y)
-        self._meet(x, y)
+        self.infer_sizes(x, y)
         seen = self._in_units(x)
         with pyro.plate("data", len(x), dim=-1):
             loc, log_scale = self.prior(seen).chunk(2, dim=-1)
@@ -97,7 +102,7 @@ class ConditionalVAE(PyroModule):
             ValueError: for values outside the likelihood's support, or y that never changes.
         """
         x, y = self.split(x, y)
-        self._meet(x, y)
+        self.infer_sizes(x, y)
         self.decoder.initialize(y, self)
         columns = x.detach().double()
         self.center.copy_(columns.mean(0))
@@ -107,27 +112,20 @@ class ConditionalVAE(PyroModule):
     def _in_units(self, x: Tensor) -> Tensor:
         return (x.to(self.center) - self.center) / self.unit
 
-    def _meet(self, x: Tensor, y: Tensor) -> None:
-        """Take Q and P from the first data; refuse data of another width."""
-        if x.dim() != 2 or (self.inputs is not None and x.shape[1] != self.inputs):
-            raise ValueError(
-                f"ConditionalVAE takes x as rows (N, {self.inputs or 'Q'}), got {tuple(x.shape)}. "
-                "Flatten images with x.flatten(1)."
-            )
-        if self.inputs is None:
-            self._resize(x.shape[1])
-        self.decoder.meet(y, self)
+    def infer_sizes(self, *batch: Tensor, owner: nn.Module | None = None) -> None:
+        super().infer_sizes(*batch, owner=owner)
+        self.decoder.infer_sizes(batch[1], owner=self)
 
-    def _resize(self, inputs: int) -> None:
-        self.inputs = inputs
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        """Q of x (N, Q), of any dtype."""
+        check_width(batch[0], self.inputs, name, None)
+        return (batch[0].shape[1],)
+
+    def resize(self, inputs: int, **like: Any) -> None:
         self.decoder.inputs = self.latent + inputs
         self.prior = MLP(inputs, 2 * self.latent, self.hidden)
         self.register_buffer("center", torch.zeros(inputs))
         self.register_buffer("unit", torch.ones(()))
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        center = state.get(prefix + "center")
-        if self.inputs is None and center is not None:
-            self._resize(len(center))
-            self.to(center)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["center"]),)

@@ -30,9 +30,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.row_checks import mean_imputed
-from ppl_lvm.models.parts.sequences import seen_steps
+from ppl_lvm.models.parts.state_space.sequences import check_sequence_shape, seen_steps
 from ppl_lvm.nn import MLP
 
 
@@ -75,7 +75,7 @@ class DeepMarkovModel(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Sequences `x` (N, T, P); NaN where there is none."""
-        self._meet(x)
+        self._infer_sizes(x)
         seen = ~x.isnan()
         with pyro.plate("data", len(x), dim=-1):
             chain = MarkovNormal(self.start, self.start_scale, self.transition, x.shape[1])
@@ -93,17 +93,12 @@ class DeepMarkovModel(PyroModule):
         Raises:
             ValueError: see `Decoder.initialize`.
         """
-        self._meet(x)
+        self._infer_sizes(x)
         self.decoder.initialize(mean_imputed(seen_steps(x)), self)
 
-    def _meet(self, x: Tensor) -> None:
-        if x.dim() != 3 or (self.observed is not None and x.shape[2] != self.observed):
-            raise ValueError(
-                f"DeepMarkovModel takes sequences (N, T, {self.observed or 'P'}), got "
-                f"{tuple(x.shape)}. Save them as one .npy array, short ones filled up with NaN."
-            )
-        self.decoder.meet(x.flatten(0, 1), self)
-        self.observed = x.shape[2]
+    def _infer_sizes(self, x: Tensor) -> None:
+        check_sequence_shape(x, self.decoder.observed, type(self).__name__)
+        self.decoder.infer_sizes(x.flatten(0, 1), owner=self)
 
 
 class Transition(nn.Module):

@@ -43,18 +43,19 @@ import pyro
 import torch
 from pyro.distributions import Categorical, Normal, Unit
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.models.parts.row_checks import column_moments
 from ppl_lvm.nn import MLP
+from ppl_lvm.nn.lazy import LazilySized, check_width, nn
 from ppl_lvm.nn.noise_schedule import Noising, StratifiedTimes, alpha_sigma, step_back
 
 LIKELIHOODS = ("gaussian", "categorical")
 FREQUENCIES = 4
 
 
-class Diffusion(PyroModule):
+class Diffusion(LazilySized, PyroModule):
     """P columns out of noise, in T steps.
 
     Args:
@@ -94,9 +95,7 @@ class Diffusion(PyroModule):
         self.likelihood, self.categories = likelihood, categories
         self.process = Noising(steps)
         self.denoiser = denoiser
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     @property
     def steps(self) -> int:
@@ -109,7 +108,7 @@ class Diffusion(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             if self.training:
                 self.one_step(x)
@@ -208,7 +207,7 @@ class Diffusion(PyroModule):
         Raises:
             ValueError: for values that are no category, or data that never changes.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         self._refuse_unlikely(x)
         means, variance = column_moments(x.double())
         with torch.no_grad():
@@ -249,19 +248,12 @@ class Diffusion(PyroModule):
                 "Leave out rows with missing values; count a column's values for categories=C."
             )
 
-    def _meet(self, x: Tensor) -> None:
-        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
-            raise ValueError(
-                f"Diffusion takes rows (N, {self.observed or 'P'}), got {tuple(x.shape)}. Flatten "
-                f"images with x.flatten(1), or build it with observed={x.shape[-1]}."
-            )
-        if self.observed is None:
-            self._resize(x.shape[1])
-            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-            self.to(dtype=dtype, device=x.device)
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        """P of rows (N, P) of any dtype."""
+        check_width(batch[0], self.observed, name)
+        return (batch[0].shape[1],)
 
-    def _resize(self, observed: int) -> None:
-        self.observed = observed
+    def resize(self, observed: int, **like: Any) -> None:
         self.process.resize(observed)
         if self.denoiser is None:
             inputs = observed + 1 + 2 * FREQUENCIES
@@ -271,11 +263,8 @@ class Diffusion(PyroModule):
                 last.weight.mul_(0.1)
                 last.bias.zero_()
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
-        means = state.get(f"{prefix}process.means")
-        if means is not None and self.observed is None:
-            self._resize(len(means))
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["process.means"]),)
 
 
 _ESTIMATE = {"is_auxiliary": True, "estimate": True}

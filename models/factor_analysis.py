@@ -17,7 +17,7 @@ Reference:
 
 from torch import Tensor
 
-from ppl_lvm.models.parts.linear_gaussian import LinearGaussianModel
+from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
 class FactorAnalysis(LinearGaussianModel):

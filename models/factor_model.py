@@ -27,15 +27,15 @@ import pyro
 import torch
 from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts.row_checks import check_rows
+from ppl_lvm.nn.lazy import LazilySized, nn
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
 
 
-class FactorModel(PyroModule):
+class FactorModel(LazilySized, PyroModule):
     """D normal causes behind P columns of counts or of zeros and ones.
 
     Args:
@@ -60,13 +60,11 @@ class FactorModel(PyroModule):
             raise ValueError(f"FactorModel needs latent >= 1; got latent={latent}.")
         self.latent = latent
         self.likelihood = likelihood
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P), NaN where a value is missing."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
             z = pyro.sample("z", prior)
@@ -84,7 +82,7 @@ class FactorModel(PyroModule):
         Raises:
             ValueError: for more than two factors; use `run.log_evidence`.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         if self.latent > 2:
             raise ValueError(
                 f"Quadrature over {self.latent} factors takes {nodes}^{self.latent} points. "
@@ -105,7 +103,7 @@ class FactorModel(PyroModule):
             ValueError: for a value that is no count (Bernoulli: neither 0 nor 1), naming it, or a
                 column without a value.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         self._check_support(x)
         x = x.detach().double()
         if (empty := x.isnan().all(0)).any():
@@ -146,22 +144,12 @@ class FactorModel(PyroModule):
                 "the columns that are, another likelihood, or FactorAnalysis for real numbers."
             )
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int, **like: Any) -> None:
-        self.observed = observed
+    def resize(self, observed: int, **like: Any) -> None:
         with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(0.3 * torch.randn(observed, self.latent, **like))
         self.b = nn.Parameter(torch.zeros(observed, **like))
         if self.likelihood == "negative-binomial":
             self.dispersion = PyroParam(torch.ones(observed, **like), constraints.positive)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        b = state.get(prefix + "b")
-        if self.observed is None and b is not None:
-            self._resize(len(b), dtype=b.dtype, device=b.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["b"]),)

@@ -26,26 +26,25 @@ import pyro
 import torch
 from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
-from ppl_lvm.models.parts import mixture_degeneracy as mixture_flat
-from ppl_lvm.models.parts import mixture_em
-from ppl_lvm.models.parts.cholesky import cholesky
-from ppl_lvm.models.parts.mixture_missing import MarginalNormal
-from ppl_lvm.models.parts.row_checks import check_rows, mean_imputed
-from ppl_lvm.models.parts.whitened_normal import WhitenedNormal
+from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
+from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
+from ppl_lvm.models.parts.mixtures import degeneracy as mixture_flat
+from ppl_lvm.models.parts.mixtures import em as mixture_em
+from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
+from ppl_lvm.models.parts.mixtures.moments import moments, shrunken_moments, start_clusters
+from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
+from ppl_lvm.models.parts.row_checks import mean_imputed
+from ppl_lvm.nn.lazy import LazilySized
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 # Log-densities of rows with holes take a matrix a row and component: this many numbers at once.
 MARGINAL_NUMBERS = 2**22
-# k-means sees at most this many rows: its centres are a start, not the result.
-_START_ROWS = 50_000
 
 
-class GaussianMixture(PyroModule):
+class GaussianMixture(LazilySized, PyroModule):
     """K Gaussians over P columns, by maximum likelihood.
 
     Args:
@@ -82,15 +81,13 @@ class GaussianMixture(PyroModule):
         self.components = components
         self.covariance = covariance
         self.floor = floor
-        self.observed: int | None = None
         # Kept with the parameters: a step must not look at its rows to know (it may be captured).
         self.register_buffer("has_missing", torch.tensor(False))
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw such."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             z = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             if self.components > 1:
@@ -105,7 +102,7 @@ class GaussianMixture(PyroModule):
         Raises:
             ValueError: for fewer rows than components, or a column without a value.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         whole = mean_imputed(x)
         self._set(*shrunken_moments(whole, start_clusters(whole, self.components)))
@@ -119,7 +116,7 @@ class GaussianMixture(PyroModule):
         within it. Its likelihood then says how low the floor is and nothing about the data.
         Where all rows are as flat, not the component is at fault but a column, which is named.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         x = x.detach().double()
         state = self.em_state()
         sums, _ = self.e_step(state, x)
@@ -155,17 +152,17 @@ class GaussianMixture(PyroModule):
 
     def log_likelihood(self, x: Tensor) -> Tensor:
         """log p(x_n) of rows `x` (N, P), in nats: (N,)."""
-        self._meet(x)
+        self.infer_sizes(x)
         return self._log_joint(x).logsumexp(-1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """p(z_n = k | x_n) of rows `x` (N, P): (N, K)."""
-        self._meet(x)
+        self.infer_sizes(x)
         return self._log_joint(x).softmax(-1).detach()
 
     def maximize(self, x: Tensor, r: Tensor) -> None:
         """Set the parameters that are most likely given responsibilities `r` (N, K)."""
-        self._meet(x)
+        self.infer_sizes(x)
         self._set(*moments(x, r))
 
     def em_state(self) -> dict[str, Tensor]:
@@ -282,15 +279,8 @@ class GaussianMixture(PyroModule):
                 variance = variance.mean(-1)
             self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(dtype)
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int, **like: Any) -> None:
+    def resize(self, observed: int, **like: Any) -> None:
         K, P = self.components, observed
-        self.observed = observed
         if K > 1:
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
         else:  # 1, whatever the data: nothing to learn
@@ -308,61 +298,5 @@ class GaussianMixture(PyroModule):
             shape = (K, P) if self.covariance == "diag" else (K,)
             self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        means = state.get(prefix + "means_unconstrained")
-        if self.observed is None and means is not None:
-            self._resize(means.shape[1], dtype=means.dtype, device=means.device)
-        super()._load_from_state_dict(state, prefix, *rest)
-
-
-def start_clusters(x: Tensor, components: int) -> Tensor:
-    """k-means from a k-means++ start drawn by torch's generator: hard responsibilities (N, K).
-
-    Raises:
-        ValueError: for fewer distinct rows than components.
-    """
-    distinct = len(x[:_START_ROWS].unique(dim=0))
-    if distinct < components:
-        raise ValueError(
-            f"{components} components need at least as many distinct rows, and the data has "
-            f"{distinct} in {len(x)} rows. Use components={distinct} or fewer, or more data."
-        )
-    seed = int(torch.randint(2**31 - 1, ()))
-    kmeans = KMeans(components, init="k-means++", n_init=1, random_state=seed)
-    rows = torch.randperm(len(x))[:_START_ROWS] if len(x) > _START_ROWS else torch.arange(len(x))
-    kmeans.fit(x[rows].detach().cpu().double().numpy())
-    nearest = torch.from_numpy(kmeans.predict(x.detach().cpu().double().numpy())).long()
-    return torch.nn.functional.one_hot(nearest, components).to(x)
-
-
-def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (K,), means (K, P) and covariances (K, P, P) of rows `x` (N, P) weighted by `r`.
-
-    In double precision, one component at a time: memory for N P numbers beside the result.
-    """
-    x, r = x.detach().double(), r.detach().double()
-    rows = r.sum(0).clamp(min=torch.finfo(r.dtype).tiny)  # (K,)
-    means = r.mT @ x / rows[:, None]
-    scatter = torch.stack(
-        [((x - means[k]) * r[:, k : k + 1]).mT @ (x - means[k]) / rows[k] for k in range(len(rows))]
-    )
-    return rows / rows.sum(), means, scatter
-
-
-def shrunken_moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`moments` to start from: small clusters borrow their spread from the others.
-
-    Each covariance is the cluster's own, averaged with P + 1 rows' worth of the one pooled over
-    clusters, so that a cluster of few rows does not start collapsed.
-    """
-    weights, means, scatter = moments(x, r)
-    pooled = torch.einsum("k,kpq->pq", weights, scatter)
-    rows, borrowed = len(x) * weights[:, None, None], x.shape[1] + 1
-    return weights, means, (rows * scatter + borrowed * pooled) / (rows + borrowed)
-
-
-def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
-    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, as far as it lies above two floors."""
-    values, vectors = torch.linalg.eigh(scatter)
-    values = (values - floor).clamp(min=floor)
-    return cholesky(vectors @ (values[..., None] * vectors.mT))
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (state["means_unconstrained"].shape[1],)

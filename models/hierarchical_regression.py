@@ -22,13 +22,14 @@ import torch
 from pyro.distributions import HalfNormal, Normal
 from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ppl_lvm.models.parts.row_checks import check_complete, check_rows
+from ppl_lvm.models.parts.row_checks import check_complete
+from ppl_lvm.nn.lazy import LazilySized, check_rows
 
 
-class HierarchicalRegression(PyroModule):
+class HierarchicalRegression(LazilySized, PyroModule):
     """A regression whose coefficients differ from group to group.
 
     Args:
@@ -38,6 +39,8 @@ class HierarchicalRegression(PyroModule):
         centered: whether β or η is the latent.
     """
 
+    size_names = ("predictors",)
+    predictors: int | None
     center: Tensor  # of x and y (P + 1,)
     unit: Tensor  # of x and y (P + 1,)
 
@@ -46,15 +49,12 @@ class HierarchicalRegression(PyroModule):
     ) -> None:
         super().__init__()
         self.groups = groups
-        self.predictors = predictors
         self.centered = centered
-        self._sized = False
-        if groups is not None and predictors is not None:
-            self._resize(groups, predictors)
+        self.set_sizes(predictors)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, 1 + P + 1): group 0 … G - 1, predictors, response."""
-        self._meet(x)
+        self.infer_sizes(x)
         G, J = self.groups, self.center.shape[0]
         assert G is not None
         one = torch.ones_like(self.center[0])
@@ -81,7 +81,7 @@ class HierarchicalRegression(PyroModule):
             ValueError: for groups that are not 0, 1, …, a column that never changes, or a
                 missing value.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_complete(x, type(self).__name__)
         rows = x[:, 1:].detach().double()
         unit = rows.std(0, correction=0)
@@ -97,36 +97,45 @@ class HierarchicalRegression(PyroModule):
         at_zero = beta[..., 0] * self.unit[-1] + self.center[-1]
         return torch.cat([(at_zero - (slopes * self.center[:-1]).sum(-1))[..., None], slopes], -1)
 
-    def _meet(self, x: Tensor) -> None:
-        """Take the sizes from the data if nobody gave them; refuse data of other sizes."""
-        check_rows(x, None, type(self).__name__)
+    def infer_sizes(self, *batch: Tensor, owner: nn.Module | None = None) -> None:
+        super().infer_sizes(*batch, owner=owner)
+        # Values are checked in eager steps with validation only: a captured step cannot read them.
+        if self.groups is None or Distribution._validate_args:
+            self._infer_groups(batch[0])
+
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        (x,) = batch
+        check_rows(x, None, name)
         P = max(0, x.shape[1] - 2) if self.predictors is None else self.predictors
         if x.shape[1] != P + 2:
-            other = f", or build it with predictors={x.shape[1] - 2}" if x.shape[1] > 1 else ""
+            remedy = f", or build it with predictors={x.shape[1] - 2}" if x.shape[1] > 1 else ""
             raise ValueError(
-                f"Needed are {P + 2} columns, group, {P} predictors and response; got "
-                f"{x.shape[1]}. Choose columns{other}."
+                f"{name} takes {P + 2} columns: group, {P} predictors, response; got "
+                f"{x.shape[1]}. Choose columns{remedy}."
             )
-        if self._sized and not Distribution._validate_args:
-            return  # values are looked at while the program runs, and not in a recorded step
-        found = _groups(x[:, 0])
-        if self.groups is not None and found > self.groups:
+        return (P,)
+
+    def _infer_groups(self, x: Tensor) -> None:
+        groups = _num_groups(x[:, 0])
+        if self.groups is None:
+            self.groups = groups
+        if groups > self.groups:
             row = int((x[:, 0] >= self.groups).nonzero()[0])
             raise ValueError(
-                f"Row {row} is of group {int(x[row, 0])}, and there are the groups 0 to "
-                f"{self.groups - 1}. Build the model with groups={found}: it then says of a group "
-                "without rows what groups have in common."
+                f"Row {row} is of group {int(x[row, 0])}, but the groups are 0 to "
+                f"{self.groups - 1}. Build the model with groups={groups}: a group without rows "
+                "then has the distribution that the groups share."
             )
-        if not self._sized:
-            self._resize(self.groups or found, x.shape[1] - 2, dtype=x.dtype, device=x.device)
 
-    def _resize(self, groups: int, predictors: int, **like: Any) -> None:
-        self.groups, self.predictors, self._sized = groups, predictors, True
+    def resize(self, predictors: int, **like: Any) -> None:
         self.register_buffer("center", torch.zeros(predictors + 1, **like))
         self.register_buffer("unit", torch.ones(predictors + 1, **like))
 
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["center"]) - 1,)
 
-def _groups(group: Tensor) -> int:
+
+def _num_groups(group: Tensor) -> int:
     """How many there are, from each row's (N,).
 
     Raises:

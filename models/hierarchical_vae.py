@@ -23,7 +23,7 @@ from pyro.distributions import Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.nn import MLP
 
 
@@ -71,7 +71,7 @@ class HierarchicalVAE(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self.decoder.meet(x, self)
+        self.decoder.infer_sizes(x, owner=self)
         with pyro.plate("data", len(x), dim=-1):
             z = None
             for layer in range(len(self.latent), 0, -1):

@@ -33,17 +33,18 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.gmm import start_clusters
-from ppl_lvm.models.parts import baum_welch
+from ppl_lvm.models.parts.mixtures.moments import start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
-from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
+from ppl_lvm.models.parts.state_space import baum_welch
+from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
+from ppl_lvm.nn.lazy import LazilySized
 
 EMISSIONS = ("gaussian", "categorical")
 
 State = dict[str, Tensor]
 
 
-class HiddenMarkovModel(PyroModule):
+class HiddenMarkovModel(LazilySized, PyroModule):
     """S states behind sequences of P columns, by maximum likelihood.
 
     Args:
@@ -87,13 +88,11 @@ class HiddenMarkovModel(PyroModule):
         self.emission = emission
         self.categories = categories
         self.floor = floor
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
-        x = self._meet(x)
+        x = self._sequences(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
 
@@ -131,7 +130,7 @@ class HiddenMarkovModel(PyroModule):
         Raises:
             ValueError: for fewer distinct values than states, or categories out of range.
         """
-        x, S = self._meet(x), self.states
+        x, S = self._sequences(x), self.states
         like: dict[str, Any] = {"dtype": self.start.dtype, "device": x.device}
         self.start = torch.full((S,), 1 / S, **like)
         self.transition = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
@@ -198,7 +197,7 @@ class HiddenMarkovModel(PyroModule):
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """Expected moves and emissions summed over sequences `x`, and log p(x)."""
-        x = self._meet(x)
+        x = self._sequences(x)
         if self.emission == "categorical":
             self._check_categories(x)
         return baum_welch.expect(state, x)
@@ -237,7 +236,7 @@ class HiddenMarkovModel(PyroModule):
 
     def _log_emission(self, x: Tensor) -> Tensor:
         """log p(x_nt | z_nt = s): (N, T, S)."""
-        x = self._meet(x)
+        x = self._sequences(x)
         if self.emission == "categorical":
             self._check_categories(x)
         return baum_welch.log_emission(self._theta(), x)
@@ -252,15 +251,15 @@ class HiddenMarkovModel(PyroModule):
                 "Code the values from 0, or raise categories."
             )
 
-    def _meet(self, x: Tensor) -> Tensor:
-        """`x` as sequences (N, T, P); P is taken from them if nobody gave it."""
-        x = as_sequences(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[2], dtype=x.dtype, device=x.device)
-        return x
+    def _sequences(self, x: Tensor) -> Tensor:
+        """`x` as sequences (N, T, P), checked."""
+        self.infer_sizes(x)
+        return as_sequences(x)
 
-    def _resize(self, observed: int, **like: Any) -> None:
-        self.observed = observed
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        return (check_sequences(batch[0], self.observed, name),)
+
+    def resize(self, observed: int, **like: Any) -> None:
         S = self.states
         self.start = PyroParam(torch.full((S,), 1 / S, **like), constraints.simplex)
         rows = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
@@ -277,9 +276,9 @@ class HiddenMarkovModel(PyroModule):
                 table = torch.rand(S, observed, self.categories or 1, **like) + 1
             self.table = PyroParam(table / table.sum(-1, keepdim=True), constraints.simplex)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        name = "means" if self.emission == "gaussian" else "table"
-        kept = state.get(f"{prefix}{name}_unconstrained")
-        if self.observed is None and kept is not None:
-            self._resize(kept.shape[1], dtype=kept.dtype, device=kept.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (
+            state[
+                "means_unconstrained" if self.emission == "gaussian" else "table_unconstrained"
+            ].shape[1],
+        )

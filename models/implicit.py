@@ -15,13 +15,14 @@ Reference:
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ppl_lvm.models.parts.row_checks import check_complete, check_rows, column_moments
+from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
+from ppl_lvm.nn.lazy import LazilySized
 
 
-class Implicit(nn.Module):
+class Implicit(LazilySized):
     """P columns from D numbers of noise.
 
     Args:
@@ -43,9 +44,7 @@ class Implicit(nn.Module):
         if latent < 1:
             raise ValueError(f"Implicit needs latent >= 1, got {latent}.")
         self.latent, self.hidden = latent, tuple(hidden)
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, *batch: Tensor) -> None:
         """Refuses: a program of data would have to say how likely they are.
@@ -79,26 +78,16 @@ class Implicit(nn.Module):
         Raises:
             ValueError: for rows that are none, that never change, or have gaps.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_complete(x, type(self).__name__)
         means, variance = column_moments(x)
         self.means.copy_(means)
         self.scales.copy_(variance.sqrt())
 
-    def _meet(self, x: Tensor) -> None:
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1])
-            self.to(dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int) -> None:
-        self.observed = observed
+    def resize(self, observed: int, **like: Any) -> None:
         self.register_buffer("means", torch.zeros(observed))
         self.register_buffer("scales", torch.ones(observed))
         self.network = MLP(self.latent, observed, self.hidden, activation="silu")
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
-        means = state.get(f"{prefix}means")
-        if means is not None and self.observed is None:
-            self._resize(len(means))
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["means"]),)

@@ -27,11 +27,11 @@ from pyro.distributions import Dirichlet
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.parts.bag_of_words import BagOfWords
-from ppl_lvm.models.parts.row_checks import check_rows
+from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
+from ppl_lvm.nn.lazy import LazilySized
 
 
-class LatentDirichletAllocation(PyroModule):
+class LatentDirichletAllocation(LazilySized, PyroModule):
     """K topics over V words.
 
     Args:
@@ -40,6 +40,9 @@ class LatentDirichletAllocation(PyroModule):
         alpha: α, of proportions; below 1 a document has few topics.
         eta: η, of words; below 1 a topic has few words.
     """
+
+    size_names = ("words",)
+    words: int | None
 
     def __init__(
         self, topics: int = 10, words: int | None = None, alpha: float = 0.5, eta: float = 0.1
@@ -51,13 +54,13 @@ class LatentDirichletAllocation(PyroModule):
                 f"topics={topics}, alpha={alpha}, eta={eta}."
             )
         self.topics = topics
-        self.words = words
         self.alpha = alpha
         self.eta = eta
+        self.set_sizes(words)
 
     def forward(self, x: Tensor) -> None:
         """Counts `x` (N, V)."""
-        self._meet(x)
+        self.infer_sizes(x)
         # Topics are an event and no plate, so that a plate of particles fits to their left.
         prior = Dirichlet(x.new_full((self.words or 1,), self.eta)).expand([self.topics])
         beta = pyro.sample("topics", prior.to_event(1))  # (…, K, V)
@@ -72,12 +75,12 @@ class LatentDirichletAllocation(PyroModule):
         Raises:
             ValueError: for a value that is no count, or a document without a word, naming it.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_counts(x)
 
     def initial_values(self, x: Tensor) -> dict[str, Tensor]:
         """Where a guide may start: topics near the corpus, each tilted to documents of its own."""
-        self._meet(x)
+        self.infer_sizes(x)
         share = torch.distributions.Dirichlet(torch.ones(len(x), self.topics)).sample().to(x)
         counts = share.mT @ x + x.mean(0) + 1e-2
         return {"topics": counts / counts.sum(-1, keepdim=True)}
@@ -88,7 +91,7 @@ class LatentDirichletAllocation(PyroModule):
         Raises:
             ValueError: for more than a million states.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         K, total = self.topics, int(x.sum())
         if K**total > 1_000_000:
             raise ValueError(
@@ -106,31 +109,8 @@ class LatentDirichletAllocation(PyroModule):
         orders = (x.sum(-1) + 1).lgamma() - (x + 1).lgamma().sum(-1)
         return log_p.logsumexp(0) + orders.sum()
 
-    def _meet(self, x: Tensor) -> None:
-        """Take V from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.words, type(self).__name__, "words")
-        self.words = x.shape[1]
-
-
-def check_counts(x: Tensor) -> None:
-    """Refuse what is no corpus of counts.
-
-    Raises:
-        ValueError: naming the row and column, and the remedy.
-    """
-    wrong = (x < 0) | (x != x.round())
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
-        raise ValueError(
-            f"A corpus holds counts of words, but row {row}, column {column} is "
-            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). Give one row a "
-            "document and one column a word."
-        )
-    if (empty := x.sum(-1) == 0).any():
-        raise ValueError(
-            f"Document {int(empty.nonzero()[0])} has no word ({int(empty.sum())} such in all): it "
-            "says nothing. Leave it out."
-        )
+    def resize(self, *sizes: int, **like: Any) -> None:
+        """There are no parameters."""
 
 
 def _polya(counts: Tensor, concentration: float) -> Tensor:

@@ -25,12 +25,13 @@ import pyro
 import torch
 from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts import kalman
 from ppl_lvm.models.parts.row_checks import mean_imputed
-from ppl_lvm.models.parts.sequences import as_sequences, seen_steps
+from ppl_lvm.models.parts.state_space import kalman
+from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
+from ppl_lvm.nn.lazy import LazilySized, nn
 
 # A state that moves without noise can no longer be moved by expectation-maximisation.
 _LEAST_DRIFT = 1e-8
@@ -38,7 +39,7 @@ _LEAST_DRIFT = 1e-8
 State = dict[str, Tensor]
 
 
-class LinearStateSpace(PyroModule):
+class LinearStateSpace(LazilySized, PyroModule):
     """D moving causes behind sequences of P columns, by maximum likelihood.
 
     Args:
@@ -62,13 +63,11 @@ class LinearStateSpace(PyroModule):
             )
         self.latent = latent
         self.floor = floor
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
-        x = self._meet(x)
+        x = self._sequences(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
 
@@ -79,12 +78,12 @@ class LinearStateSpace(PyroModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) by Kalman's filter, in nats: (N,)."""
-        x = self._meet(x)
+        x = self._sequences(x)
         return kalman.filtered(self._theta(x), x).log_p
 
     def smooth(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """p(z_nt | x_n) = N(m, V): m (N, T, D), V (N, T, D, D)."""
-        x = self._meet(x)
+        x = self._sequences(x)
         theta = self._theta(x)
         known = kalman.smoothed(theta, kalman.filtered(theta, x))
         return known.means[:, 1:], known.covariances[:, 1:]
@@ -95,7 +94,7 @@ class LinearStateSpace(PyroModule):
         Raises:
             ValueError: for data that never change, or a column without a value.
         """
-        rows = mean_imputed(seen_steps(self._meet(x))).double()
+        rows = mean_imputed(seen_steps(self._sequences(x))).double()
         mu = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.atleast_2d((rows - mu).mT.cov(correction=0)))
         if not values[-1] > 0:
@@ -132,7 +131,7 @@ class LinearStateSpace(PyroModule):
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """Moments of neighbouring states summed over sequences `x`, and log p(x)."""
-        x = self._meet(x)
+        x = self._sequences(x)
         return kalman.expect(state, x)
 
     def m_step(self, state: State, statistics: State) -> State:
@@ -168,15 +167,15 @@ class LinearStateSpace(PyroModule):
             missing=(~seen).sum((-1, -2)),
         )
 
-    def _meet(self, x: Tensor) -> Tensor:
-        """`x` as sequences (N, T, P); P is taken from them if nobody gave it."""
-        x = as_sequences(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[2], dtype=x.dtype, device=x.device)
-        return x
+    def _sequences(self, x: Tensor) -> Tensor:
+        """`x` as sequences (N, T, P), checked."""
+        self.infer_sizes(x)
+        return as_sequences(x)
 
-    def _resize(self, observed: int, **like: Any) -> None:
-        self.observed = observed
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        return (check_sequences(batch[0], self.observed, name),)
+
+    def resize(self, observed: int, **like: Any) -> None:
         D = self.latent
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
         with preserve_rng():  # `initialize` draws the same, sized before it or by it
@@ -185,11 +184,8 @@ class LinearStateSpace(PyroModule):
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)
         self.scale = PyroParam(torch.ones(observed, **like), constraints.positive)
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        mu = state.get(prefix + "mu")
-        if self.observed is None and mu is not None:
-            self._resize(len(mu), dtype=mu.dtype, device=mu.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["mu"]),)
 
 
 _NOTHING = 0.5 * math.log(2 * math.pi)  # what one missing value adds: -log N(0; 0, 1)

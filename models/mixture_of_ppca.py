@@ -27,18 +27,19 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.gmm import shrunken_moments, start_clusters
-from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
-from ppl_lvm.models.parts import mixture_em
 from ppl_lvm.models.parts.cholesky import cholesky
-from ppl_lvm.models.parts.factor_normal import FactorNormal
-from ppl_lvm.models.parts.mixture_missing import MarginalNormal
-from ppl_lvm.models.parts.row_checks import check_rows, flat_column, mean_imputed, rounding_variance
+from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
+from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
+from ppl_lvm.models.parts.mixtures import em as mixture_em
+from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
+from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
+from ppl_lvm.models.parts.row_checks import flat_column, mean_imputed, rounding_variance
+from ppl_lvm.nn.lazy import LazilySized
 
 State = dict[str, Tensor]
 
 
-class MixtureOfPPCA(PyroModule):
+class MixtureOfPPCA(LazilySized, PyroModule):
     """K clusters, each with D directions of its own and one noise variance.
 
     Args:
@@ -70,14 +71,12 @@ class MixtureOfPPCA(PyroModule):
         self.components = components
         self.latent = latent
         self.floor = floor
-        self.observed: int | None = None
         self.register_buffer("has_missing", torch.tensor(False))
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw such."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             k = torch.zeros(len(x), dtype=torch.int64, device=x.device)
             if self.components > 1:
@@ -96,12 +95,12 @@ class MixtureOfPPCA(PyroModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
-        self._meet(x)
+        self.infer_sizes(x)
         return self._log_joint(x).logsumexp(-1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
         """p(k_n = k | x_n) of rows `x` (N, P): (N, K)."""
-        self._meet(x)
+        self.infer_sizes(x)
         return self._log_joint(x).softmax(-1).detach()
 
     def codes(self, x: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ class MixtureOfPPCA(PyroModule):
         A component's axes are its principal ones; their signs, and the order of equal ones, mean
         nothing.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         M = self.W.mT @ self.W + self.noise[:, None, None] * torch.eye(self.latent).to(self.W)
         d = (x[:, None] - self.means)[..., None]  # (N, K, P, 1)
         return torch.linalg.solve(M, self.W.mT @ d).squeeze(-1).detach()
@@ -121,7 +120,7 @@ class MixtureOfPPCA(PyroModule):
         Raises:
             ValueError: for fewer rows than components, D ≥ P, or a column without a value.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         whole = mean_imputed(x)
         weights, means, scatter = shrunken_moments(whole, start_clusters(whole, self.components))
@@ -206,13 +205,7 @@ class MixtureOfPPCA(PyroModule):
         diagonal = self.noise[:, None].expand_as(self.means)
         return FactorNormal(self.means[k], self.W[k], diagonal[k])
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int, **like: Any) -> None:
+    def resize(self, observed: int, **like: Any) -> None:
         if self.latent >= observed:
             remedy = f"Use latent={observed - 1} or fewer." if observed > 1 else ""
             raise ValueError(
@@ -220,7 +213,6 @@ class MixtureOfPPCA(PyroModule):
                 f"noise. {remedy or 'Use GaussianMixture.'}"
             )
         K, P, D = self.components, observed, self.latent
-        self.observed = observed
         if K > 1:
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
         else:  # 1, whatever the data: nothing to learn
@@ -231,11 +223,8 @@ class MixtureOfPPCA(PyroModule):
         self.W = PyroParam(W, constraints.real)
         self.scale = PyroParam(torch.ones(K, **like), constraints.positive)
 
-    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
-        means = state.get(prefix + "means_unconstrained")
-        if self.observed is None and means is not None:
-            self._resize(means.shape[1], dtype=means.dtype, device=means.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (state["means_unconstrained"].shape[1],)
 
 
 def _covariance(state: State) -> Tensor:

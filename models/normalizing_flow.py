@@ -31,18 +31,19 @@ import pyro
 import torch
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
-from ppl_lvm.models.parts.row_checks import check_complete, check_rows, column_moments
+from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
+from ppl_lvm.nn.lazy import LazilySized, nn
 
 SCALARS = ("spline", "affine")
 
 
-class NormalizingFlow(PyroModule):
+class NormalizingFlow(LazilySized, PyroModule):
     """Exact densities of P ≥ 2 columns.
 
     Args:
@@ -79,14 +80,12 @@ class NormalizingFlow(PyroModule):
             )
         self.layers, self.hidden = layers, tuple(hidden)
         self.scalar, self.bins, self.bound = scalar, bins, bound
-        self.observed: int | None = None
         self.couplings = nn.ModuleList()
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self.density(), obs=x)
 
@@ -112,7 +111,7 @@ class NormalizingFlow(PyroModule):
         Raises:
             ValueError: for a column that never changes: it has no density; for a missing value.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_complete(x, type(self).__name__)
         means, variance = column_moments(x)
         if (constant := torch.where(variance == 0)[0].tolist()) != []:
@@ -124,16 +123,9 @@ class NormalizingFlow(PyroModule):
             self.means.copy_(means)
             self.scales.copy_(variance.sqrt())
 
-    def _meet(self, x: Tensor) -> None:
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1])
-            self.to(dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int) -> None:
+    def resize(self, observed: int, **like: Any) -> None:
         if observed < 2:
             raise ValueError(f"A coupling flow needs at least 2 columns, got {observed}.")
-        self.observed = observed
         self.register_buffer("means", torch.zeros(observed))
         self.register_buffer("scales", torch.ones(observed))
         made: Scalar = Affine() if self.scalar == "affine" else Spline(self.bins, self.bound)
@@ -143,11 +135,8 @@ class NormalizingFlow(PyroModule):
             moved = columns < observed // 2 if number % 4 < 2 else columns % 2 == 0
             self.couplings.append(Coupling(moved ^ bool(number % 2), made, self.hidden))
 
-    def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
-        means = state.get(f"{prefix}means")
-        if means is not None and self.observed is None:
-            self._resize(len(means))
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["means"]),)
 
 
 class Coupling(nn.Module):

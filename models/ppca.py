@@ -19,7 +19,7 @@ Reference:
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts.linear_gaussian import LinearGaussianModel
+from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
 class PPCA(LinearGaussianModel):
@@ -50,7 +50,7 @@ class PPCA(LinearGaussianModel):
         Raises:
             ValueError: for missing values, or where the data leave no noise (D ≥ P, or D ≥ N - 1).
         """
-        self._meet(x)
+        self.infer_sizes(x)
         if x.isnan().any():
             raise ValueError("The closed form needs every value; use EM, which leaves NaN out.")
         x = x.detach().double()

@@ -27,15 +27,14 @@ import pyro
 import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.lda import check_counts
-from ppl_lvm.models.parts.bag_of_words import BagOfWords
-from ppl_lvm.models.parts.row_checks import check_rows
+from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
+from ppl_lvm.nn.lazy import LazilySized, nn
 
 
-class ProdLDA(PyroModule):
+class ProdLDA(LazilySized, PyroModule):
     """A product of K experts over V words.
 
     Args:
@@ -44,6 +43,8 @@ class ProdLDA(PyroModule):
         alpha: α; below 1 a document has few topics.
     """
 
+    size_names = ("words",)
+    words: int | None
     B: Tensor  # (V, K)
     b: Tensor  # (V,)
 
@@ -56,13 +57,11 @@ class ProdLDA(PyroModule):
             )
         self.topics = topics
         self.alpha = alpha
-        self.words: int | None = None
-        if words is not None:
-            self._resize(words)
+        self.set_sizes(words)
 
     def forward(self, x: Tensor) -> None:
         """Counts `x` (N, V)."""
-        self._meet(x)
+        self.infer_sizes(x)
         K = self.topics
         spread = ((1 - 2 / K) / self.alpha + 1 / (K * self.alpha)) ** 0.5
         with pyro.plate("data", len(x), dim=-1):
@@ -83,26 +82,16 @@ class ProdLDA(PyroModule):
         Raises:
             ValueError: for a value that is no count, or a document without a word, naming it.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         check_counts(x)
         with torch.no_grad():
             self.b.copy_((x.sum(0) + 0.5).log() - (x.sum() + 0.5 * x.shape[1]).log())
             self.B.copy_(0.5 * torch.randn(self.B.shape))
 
-    def _meet(self, x: Tensor) -> None:
-        """Take V from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.words, type(self).__name__, "words")
-        if self.words is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, words: int, **like: Any) -> None:
-        self.words = words
+    def resize(self, words: int, **like: Any) -> None:
         with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.B = nn.Parameter(0.5 * torch.randn(words, self.topics, **like))
         self.b = nn.Parameter(torch.zeros(words, **like))
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        b = state.get(prefix + "b")
-        if self.words is None and b is not None:
-            self._resize(len(b), dtype=b.dtype, device=b.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["b"]),)

@@ -29,7 +29,8 @@ from pyro.distributions import HalfCauchy, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.parts.row_checks import check_complete, check_rows
+from ppl_lvm.models.parts.row_checks import check_complete
+from ppl_lvm.nn.lazy import check_rows
 
 # Enough for the integral over τ to twelve digits.
 _NODES = 200

@@ -26,9 +26,9 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.models.gm_vae import LEAST_SCALE, principal_codes, teach
-from ppl_lvm.models.gmm import shrunken_moments, start_clusters
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, teach
+from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
 
 
 class SemiSupervisedVAE(PyroModule):
@@ -79,7 +79,7 @@ class SemiSupervisedVAE(PyroModule):
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
         """Rows `x` (N, P) and their labels `y` (N,), 0 to C - 1, or -1; None: no row has one."""
-        self.decoder.meet(x, self)
+        self.decoder.infer_sizes(x, owner=self)
         label = x.new_full((len(x),), -1).long() if y is None else y.long()
         with pyro.plate("data", len(x), dim=-1):
             c = pyro.sample("c", Categorical(self.weights), infer={"enumerate": "parallel"})

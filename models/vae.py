@@ -3,8 +3,8 @@
     z_n ~ N(0, I)                 latent    (N, D)
     x_n ~ p(x | decoder(z_n))     observed  (N, P)
 
-with p bits, Gaussians or categories: see `ppl_lvm.models.parts.decoder`. The prior of z may be
-another one, a VampPrior or a flow: see `ppl_lvm.models.parts.code_priors`.
+with p bits, Gaussians or categories: see `models.parts.decoders.decoder`. The prior of z may be
+another one, a VampPrior or a flow: see `ppl_lvm.models.parts.decoders.code_priors`.
 
 Reference:
     Kingma, Welling (2014). Auto-encoding variational Bayes. https://arxiv.org/abs/1312.6114
@@ -14,8 +14,8 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from ppl_lvm.models.parts.code_priors import make_prior
-from ppl_lvm.models.parts.decoder import Decoder
+from ppl_lvm.models.parts.decoders.code_priors import make_prior
+from ppl_lvm.models.parts.decoders.decoder import Decoder
 
 
 class VAE(PyroModule):
@@ -52,7 +52,7 @@ class VAE(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
-        self.decoder.meet(x, self)
+        self.decoder.infer_sizes(x, owner=self)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", self.code_prior(x))
             pyro.sample("x", self.decoder(z), obs=x)

@@ -60,3 +60,24 @@ class BagOfWords(TorchDistribution):
         log_p = self.probs.clamp(min=torch.finfo(self.probs.dtype).tiny).log()
         orders = (self.length + 1).lgamma() - (value + 1).lgamma().sum(-1)
         return orders + (value * log_p).sum(-1)
+
+
+def check_counts(x: Tensor) -> None:
+    """Refuse what is no corpus of counts.
+
+    Raises:
+        ValueError: naming the row and column, and the remedy.
+    """
+    wrong = (x < 0) | (x != x.round())
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"A corpus holds counts of words, but row {row}, column {column} is "
+            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). Give one row a "
+            "document and one column a word."
+        )
+    if (empty := x.sum(-1) == 0).any():
+        raise ValueError(
+            f"Document {int(empty.nonzero()[0])} has no word ({int(empty.sum())} such in all): it "
+            "says nothing. Leave it out."
+        )

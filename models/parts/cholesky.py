@@ -17,3 +17,10 @@ def cholesky(S: Tensor) -> Tensor:
     P = S.shape[-1]
     eye = torch.eye(P, dtype=S.dtype, device=S.device)
     return torch.linalg.cholesky(S * (1 + 2 * P * torch.finfo(S.dtype).eps * eye))
+
+
+def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
+    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, as far as it lies above two floors."""
+    values, vectors = torch.linalg.eigh(scatter)
+    values = (values - floor).clamp(min=floor)
+    return cholesky(vectors @ (values[..., None] * vectors.mT))

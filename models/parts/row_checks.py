@@ -4,29 +4,6 @@ import torch
 from torch import Tensor
 
 
-def check_rows(x: Tensor, observed: int | None, name: str, argument: str = "observed") -> None:
-    """Refuse data that are no rows (N, P) of floating-point numbers.
-
-    Args:
-        observed: P, None where any will do.
-        name: of the model.
-        argument: what the model calls P.
-
-    Raises:
-        ValueError: what came, and the remedy.
-    """
-    if x.dim() != 2 or (observed is not None and x.shape[1] != observed):
-        if x.dim() == 2:
-            remedy = f"Choose columns, or build it with {argument}={x.shape[1]}"
-        else:
-            remedy = "One column is x.unsqueeze(1)" if x.dim() < 2 else "Flatten it: x.flatten(1)"
-        raise ValueError(
-            f"{name} takes rows (N, {observed or 'P'}), got {tuple(x.shape)}. {remedy}."
-        )
-    if not x.is_floating_point():
-        raise ValueError(f"{name} takes floating-point numbers, got {x.dtype}. Pass x.float().")
-
-
 def check_complete(x: Tensor, name: str) -> None:
     """Refuse rows `x` (N, P) with a value that is missing.
 

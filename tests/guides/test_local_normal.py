@@ -19,7 +19,7 @@ from ppl_lvm.core.storage import load_checkpoint
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import LocalNormal
 from ppl_lvm.models import PPCA, VAE
-from ppl_lvm.models.parts import linear_gaussian
+from ppl_lvm.models.parts.factors import linear_gaussian
 from ppl_lvm.programs.row_state import ProvideBatchRows, RowTables
 from ppl_lvm.training.gradient_step import GradientStep
 

@@ -15,7 +15,7 @@ from torch.distributions import Normal, kl_divergence
 from ppl_lvm.checks import check
 from ppl_lvm.guides import SemiAmortized
 from ppl_lvm.models import PPCA, VAE
-from ppl_lvm.models.parts import linear_gaussian
+from ppl_lvm.models.parts.factors import linear_gaussian
 
 
 def _orthogonal(rows: int) -> tuple[PPCA, Tensor, Normal]:

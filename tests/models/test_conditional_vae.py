@@ -109,7 +109,7 @@ def test_sizes_come_from_a_loaded_state() -> None:
         ({"given": 4}, (torch.zeros(3, 4),), "given=4"),
         ({"latent": 0}, (), "latent=0"),
         ({"given": 0}, (), "given=0"),
-        ({}, (torch.zeros(3, 2, 2), torch.zeros(3, 1)), "takes x as rows"),
+        ({}, (torch.zeros(3, 2, 2), torch.zeros(3, 1)), "takes rows"),
         ({}, (torch.zeros(3, 2), torch.full((3, 1), 0.5)), "Binarise the data"),
     ],
 )

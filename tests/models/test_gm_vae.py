@@ -15,7 +15,8 @@ from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.models.gm_vae import GaussianMixtureVAE, principal_codes
+from ppl_lvm.models.gm_vae import GaussianMixtureVAE
+from ppl_lvm.models.parts.decoders.cluster_codes import principal_codes
 from ppl_lvm.particles import log_weights
 from ppl_lvm.runs.directory import load_run
 

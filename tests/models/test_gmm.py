@@ -19,7 +19,9 @@ from largest import Largest
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture, cholesky_above, moments
+from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
+from ppl_lvm.models.parts.cholesky import cholesky_above
+from ppl_lvm.models.parts.mixtures.moments import moments
 from ppl_lvm.runs.directory import load_run
 
 

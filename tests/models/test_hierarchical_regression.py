@@ -181,14 +181,14 @@ def test_what_it_refuses(rows: Tensor) -> None:
         HierarchicalRegression().initialize(wrong)
     with pytest.raises(
         ValueError,
-        match=r"Row \d+ is of group 2, and there are the groups 0 to 1. Build .* groups=3",
+        match=r"Row \d+ is of group 2, but the groups are 0 to 1. Build .* groups=3",
     ):
         HierarchicalRegression(groups=2).initialize(rows)
     constant = rows.clone()
     constant[:, 1] = 1
     with pytest.raises(ValueError, match="Column 1 of x never changes"):
         HierarchicalRegression().initialize(constant)
-    with pytest.raises(ValueError, match="Needed are 4 columns, group, 2 predictors"):
+    with pytest.raises(ValueError, match="takes 4 columns: group, 2 predictors"):
         HierarchicalRegression(predictors=2).initialize(rows)
     with pytest.raises(ValueError, match=r"got 1\. Choose columns\."):
         HierarchicalRegression().initialize(rows[:, :1])

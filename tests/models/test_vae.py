@@ -149,7 +149,7 @@ def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> No
 
 
 def test_images_are_to_be_flattened() -> None:
-    with pytest.raises(ValueError, match=r"got \(3, 8, 8\). Flatten images with x.flatten\(1\)"):
+    with pytest.raises(ValueError, match=r"got \(3, 8, 8\). Flatten it: x.flatten\(1\)"):
         VAE().initialize(torch.zeros(3, 8, 8))
 
 

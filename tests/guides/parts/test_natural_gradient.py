@@ -14,7 +14,7 @@ from ppl_lvm.guides.parts.encoder_guide import supported_sites
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend, points
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.models import PPCA
-from ppl_lvm.models.parts import linear_gaussian
+from ppl_lvm.models.parts.factors import linear_gaussian
 from ppl_lvm.programs.signatures import signature
 
 

@@ -22,14 +22,15 @@ from typing import Any
 import torch
 from pyro.distributions import Bernoulli, Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.nn import MLP
+from ppl_lvm.nn.lazy import LazilySized, check_width, nn
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
 
 
-class Decoder(PyroModule):
+class Decoder(LazilySized, PyroModule):
     """p(x | h): a network of `inputs` numbers, and one of the likelihoods above.
 
     Args:
@@ -77,9 +78,7 @@ class Decoder(PyroModule):
         self.likelihood = likelihood
         self.categories = categories
         self.floor = floor
-        self.observed: int | None = None
-        if observed is not None and inputs is not None:
-            self._resize(observed)
+        self.set_sizes(observed if inputs is not None else None)
 
     def forward(self, *causes: Tensor) -> Any:
         """p(x | h) for h = `causes` side by side, each (..., d): event (P,)."""
@@ -101,29 +100,16 @@ class Decoder(PyroModule):
     def dtype(self) -> torch.dtype:
         return next(self.net.parameters()).dtype
 
-    def meet(self, x: Tensor, owner: nn.Module) -> None:
-        """Take P from the rows `x` (N, P) if nobody gave it; refuse data of another width.
-
-        At the first meeting all of `owner`, the model, takes the data's type and device.
-
-        Raises:
-            ValueError: what came, and what `owner` takes.
-        """
+    def batch_sizes(self, *batch: Tensor, name: str) -> tuple[int, ...]:
+        """P of rows (N, P): floating-point numbers, or categories of any dtype."""
+        (x,) = batch
+        check_width(x, self.observed, name)
         if not x.is_floating_point() and self.likelihood != "categorical":
             raise ValueError(
-                f"{type(owner).__name__} with likelihood={self.likelihood!r} takes floating-point "
-                f"numbers, got {x.dtype}. Pass x.float()."
+                f"{name} with likelihood={self.likelihood!r} takes floating-point numbers, got "
+                f"{x.dtype}. Pass x.float()."
             )
-        if x.dim() != 2 or (self.observed is not None and x.shape[1] != self.observed):
-            expected = "P" if self.observed is None else self.observed
-            raise ValueError(
-                f"{type(owner).__name__} takes rows (N, {expected}), got {tuple(x.shape)}. "
-                f"Flatten images with x.flatten(1), or build it with observed={x.shape[-1]}."
-            )
-        if self.observed is None:
-            dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
-            self._resize(x.shape[1], dtype=dtype, device=x.device)
-            owner.to(dtype=dtype, device=x.device)
+        return (x.shape[1],)
 
     def initialize(self, x: Tensor, owner: nn.Module) -> None:
         """Take P, and the columns' means and spread, from the rows `x` (N, P).
@@ -133,7 +119,7 @@ class Decoder(PyroModule):
         Raises:
             ValueError: for values outside the likelihood's support, or data that never changes.
         """
-        self.meet(x, owner)
+        self.infer_sizes(x, owner=owner)
         _check_support(x, self.likelihood, self.categories)
         if not self.likelihood.startswith("gaussian"):
             return
@@ -154,9 +140,8 @@ class Decoder(PyroModule):
         self.means.copy_(x.detach().double().mean(0))
         self.unit.copy_(variance.mean().sqrt())
 
-    def _resize(self, observed: int, **like: Any) -> None:
+    def resize(self, observed: int, **like: Any) -> None:
         assert self.inputs is not None
-        self.observed = observed
         self.net = MLP(self.inputs, observed * (self.categories or 1), self.hidden).to(**like)
         if self.likelihood.startswith("gaussian"):
             shape = (observed,) if self.likelihood == "gaussian" else ()
@@ -164,12 +149,10 @@ class Decoder(PyroModule):
             self.register_buffer("means", torch.zeros(observed, **like))
             self.register_buffer("unit", torch.ones((), **like))
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        bias = state.get(f"{prefix}net.layers.{2 * len(self.hidden)}.bias")
-        if self.observed is None and bias is not None:
-            self.inputs = state[f"{prefix}net.layers.0.weight"].shape[1]
-            self._resize(len(bias) // (self.categories or 1), dtype=bias.dtype, device=bias.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        bias = state[f"net.layers.{2 * len(self.hidden)}.bias"]
+        self.inputs = state["net.layers.0.weight"].shape[1]
+        return (len(bias) // (self.categories or 1),)
 
 
 def side_by_side(*parts: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts.sequences import lasting
+from ppl_lvm.models.parts.state_space.sequences import lasting
 
 # Numbers of the largest tensor of a block of sequences.
 BLOCK_NUMBERS = 2**21

@@ -15,7 +15,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
-from ppl_lvm.models.parts import mixture_missing
+from ppl_lvm.models.parts.mixtures import missing as mixture_missing
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts import mixture_em
+from ppl_lvm.models.parts.mixtures import em as mixture_em
 
 State = dict[str, Tensor]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from largest import Largest
 from ppl_lvm.models import GaussianMixture
-from ppl_lvm.models.parts.whitened_normal import WhitenedNormal
+from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
 
 
 def _parameters(K: int, P: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

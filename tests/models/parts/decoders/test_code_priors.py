@@ -14,7 +14,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal, vamp_prior_guide
 from ppl_lvm.models import VAE
-from ppl_lvm.models.parts.code_priors import make_prior
+from ppl_lvm.models.parts.decoders.code_priors import make_prior
 from ppl_lvm.particles import log_weights
 from ppl_lvm.runs.directory import load_run
 

@@ -27,21 +27,21 @@ import pyro
 import torch
 from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts import latent_regression
+from ppl_lvm.models.parts.factors import latent_regression
 from ppl_lvm.models.parts.row_checks import (
-    check_rows,
     column_moments,
     flat_column,
     rounding_variance,
 )
+from ppl_lvm.nn.lazy import LazilySized, nn
 
 State = dict[str, Tensor]
 
 
-class LinearGaussianModel(PyroModule):
+class LinearGaussianModel(LazilySized, PyroModule):
     """What `PPCA` and `FactorAnalysis` share: everything but the shape of the noise.
 
     Args:
@@ -63,9 +63,7 @@ class LinearGaussianModel(PyroModule):
             )
         self.latent = latent
         self.floor = floor
-        self.observed: int | None = None
-        if observed is not None:
-            self._resize(observed)
+        self.set_sizes(observed)
 
     def noises(self, variance: Tensor) -> Tensor:
         """One number a noise of the model, from one a column (P,): their mean, or they."""
@@ -73,7 +71,7 @@ class LinearGaussianModel(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P), NaN where a value is missing."""
-        self._meet(x)
+        self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
             z = pyro.sample("z", prior)
@@ -95,7 +93,7 @@ class LinearGaussianModel(PyroModule):
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
-        self._meet(x)
+        self.infer_sizes(x)
         return log_evidence(self._doubles(), x.double()).to(x)
 
     def degenerate(self, x: Tensor) -> str | None:
@@ -130,7 +128,7 @@ class LinearGaussianModel(PyroModule):
         Raises:
             ValueError: for a column without a value, or data that never changes.
         """
-        self._meet(x)
+        self.infer_sizes(x)
         means, variance = column_moments(x)
         noise = 0.5 * self.noises(variance)
         W = torch.randn(self.W.shape, dtype=self.W.dtype).to(x).double()
@@ -171,24 +169,14 @@ class LinearGaussianModel(PyroModule):
         """θ in doubles: of two factors, 1,000 and 1 times the noise, single precision has one."""
         return {name: t.double() for name, t in self._theta().items()}
 
-    def _meet(self, x: Tensor) -> None:
-        """Take P from the data if nobody gave it; refuse data of another width."""
-        check_rows(x, self.observed, type(self).__name__)
-        if self.observed is None:
-            self._resize(x.shape[1], dtype=x.dtype, device=x.device)
-
-    def _resize(self, observed: int, **like: Any) -> None:
-        self.observed = observed
+    def resize(self, observed: int, **like: Any) -> None:
         with preserve_rng():  # `initialize` draws the same, sized before it or by it
             self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
 
-    def _load_from_state_dict(self, state: State, prefix: str, *rest: Any) -> None:
-        mu = state.get(prefix + "mu")
-        if self.observed is None and mu is not None:
-            self._resize(len(mu), dtype=mu.dtype, device=mu.device)
-        super()._load_from_state_dict(state, prefix, *rest)
+    def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
+        return (len(state["mu"]),)
 
 
 def posterior(state: State, x: Tensor) -> tuple[Tensor, Tensor]:

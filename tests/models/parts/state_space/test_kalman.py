@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.models.linear_state_space import LinearStateSpace
-from ppl_lvm.models.parts import kalman
+from ppl_lvm.models.parts.state_space import kalman
 
 D, P, T, N = 2, 3, 5, 5
 

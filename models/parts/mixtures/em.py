@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts import mixture_missing
 from ppl_lvm.models.parts.cholesky import cholesky
+from ppl_lvm.models.parts.mixtures import missing as mixture_missing
 
 # Residuals that are held at once: a block of rows stays in the processor's cache.
 BLOCK_NUMBERS = 2**18

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.models.hmm import HiddenMarkovModel
-from ppl_lvm.models.parts import baum_welch
+from ppl_lvm.models.parts.state_space import baum_welch
 
 S, T, P, C = 3, 5, 2, 4
 EMISSIONS = ("gaussian", "categorical")

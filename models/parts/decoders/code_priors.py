@@ -64,7 +64,7 @@ class VampPrior(PyroModule):
     def forward(self, x: Tensor) -> Any:
         """p(z); from the rows `x` it takes sizes and units when it first meets some."""
         if self.encoder is None:
-            self._resize(x)
+            self._build_encoder(x)
         assert self.encoder is not None
         loc, log_scale = self.encoder(self.pseudo).chunk(2, dim=-1)  # (K, D) each
         each = Categorical(logits=loc.new_zeros(self.components))
@@ -73,11 +73,11 @@ class VampPrior(PyroModule):
     def initialize(self, x: Tensor) -> None:
         """Start the pseudo-inputs at rows of the data, drawn under torch's seed."""
         if self.encoder is None:
-            self._resize(x)
+            self._build_encoder(x)
         with torch.no_grad():
             self.pseudo.copy_(x[torch.randint(len(x), (self.components,))])
 
-    def _resize(self, x: Tensor) -> None:
+    def _build_encoder(self, x: Tensor) -> None:
         self.encoder = RowEncoder(x, outputs=2 * self.latent, hidden=self.hidden)
         like = next(self.encoder.parameters())
         self.pseudo = nn.Parameter(x[torch.randint(len(x), (self.components,))].to(like))
@@ -85,7 +85,7 @@ class VampPrior(PyroModule):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         pseudo = state.get(prefix + "pseudo")
         if self.encoder is None and pseudo is not None:
-            self._resize(pseudo)
+            self._build_encoder(pseudo)
         super()._load_from_state_dict(state, prefix, *rest)
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
-from ppl_lvm.models.parts import mixture_batched_e_step as mixture_features
-from ppl_lvm.models.parts import mixture_em
+from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
+from ppl_lvm.models.parts.mixtures import em as mixture_em
 
 State = dict[str, Tensor]
 

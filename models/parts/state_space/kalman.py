@@ -42,8 +42,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts import latent_regression
-from ppl_lvm.models.parts.sequences import lasting
+from ppl_lvm.models.parts.factors import latent_regression
+from ppl_lvm.models.parts.state_space.sequences import lasting
 
 # Numbers of the largest tensor of a block of sequences.
 BLOCK_NUMBERS = 2**21

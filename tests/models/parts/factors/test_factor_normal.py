@@ -5,7 +5,7 @@ import torch
 from pyro.distributions import LowRankMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
-from ppl_lvm.models.parts.factor_normal import FactorNormal
+from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
 
 
 def _parts(dtype: torch.dtype, size: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Decoders of auto-encoders, and the priors of their codes."""

@@ -1,0 +1,1 @@
+"""Factor models with Gaussian noise: densities, regressions, and EM steps."""

@@ -1,0 +1,1 @@
+"""Steps of expectation-maximization for Gaussian mixtures, and their densities."""

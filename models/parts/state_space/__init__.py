@@ -1,0 +1,1 @@
+"""Inference in chains of states: forward-backward and Kalman recursions."""
