@@ -43,12 +43,12 @@ import pyro
 import torch
 from pyro.distributions import Categorical, Normal, Unit
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.models.parts.row_checks import column_moments
 from ppl_lvm.nn import MLP
-from ppl_lvm.nn.lazy import LazilySized, check_width, nn
+from ppl_lvm.nn.lazy import LazilySized, check_width
 from ppl_lvm.nn.noise_schedule import Noising, StratifiedTimes, alpha_sigma, step_back
 
 LIKELIHOODS = ("gaussian", "categorical")

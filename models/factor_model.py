@@ -27,10 +27,10 @@ import pyro
 import torch
 from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.nn.lazy import LazilySized, nn
+from ppl_lvm.nn.lazy import LazilySized
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
 

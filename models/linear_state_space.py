@@ -25,13 +25,13 @@ import pyro
 import torch
 from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import kalman
 from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
-from ppl_lvm.nn.lazy import LazilySized, nn
+from ppl_lvm.nn.lazy import LazilySized
 
 # A state that moves without noise can no longer be moved by expectation-maximisation.
 _LEAST_DRIFT = 1e-8

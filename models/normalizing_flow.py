@@ -31,14 +31,14 @@ import pyro
 import torch
 from pyro.distributions import Normal, TransformedDistribution
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
-from ppl_lvm.nn.lazy import LazilySized, nn
+from ppl_lvm.nn.lazy import LazilySized
 
 SCALARS = ("spline", "affine")
 

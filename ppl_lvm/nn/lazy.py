@@ -36,7 +36,7 @@ class LazilySized(nn.Module):
     size_names: ClassVar[tuple[str, ...]] = ("observed",)
     observed: int | None
 
-    def resize(self, *sizes: int, **like: Any) -> None:
+    def resize(self, *sizes: Any, **like: Any) -> None:
         """Make the parameters and buffers of these sizes.
 
         Args:

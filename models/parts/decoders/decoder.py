@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from pyro.distributions import Bernoulli, Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.nn import MLP
-from ppl_lvm.nn.lazy import LazilySized, check_width, nn
+from ppl_lvm.nn.lazy import LazilySized, check_width
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
 

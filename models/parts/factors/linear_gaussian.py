@@ -27,7 +27,7 @@ import pyro
 import torch
 from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.factors import latent_regression
@@ -36,7 +36,7 @@ from ppl_lvm.models.parts.row_checks import (
     flat_column,
     rounding_variance,
 )
-from ppl_lvm.nn.lazy import LazilySized, nn
+from ppl_lvm.nn.lazy import LazilySized
 
 State = dict[str, Tensor]
 
