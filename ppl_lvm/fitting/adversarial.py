@@ -1,17 +1,14 @@
-"""Train a model that can only be drawn from, against a discriminator that tells it from data.
+"""Fit an implicit model against a discriminator.
 
-    found = fit_adversarial(Implicit(latent=2), x, objective=maximum_likelihood)
-    found.generator.draw(100), found.two_sample(held_out)
+    adversaries = fit_adversarial(Implicit(latent=2), x, objective="maximum_likelihood")
+    adversaries.generator.draw(100), adversaries.two_sample(held_out)
 
-Steps alternate: the discriminator's a(x) follows log p_D(x) - log p_G(x), the generator descends
+Steps alternate: the discriminator a(x) approaches log p_D(x) - log p_G(x), the generator descends
 the mean of f(a(G(z))), with f from `ppl_lvm.divergences.density_ratio`. There is no bound to
-watch, and the two may circle each other; `penalty` damps that, and the two-sample test says
-where it has led.
-
-    game: the steps    adversaries: what they leave behind
+monitor, and the two may circle each other. `penalty` damps the circling, and the two-sample test
+reports the result.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,205 +18,142 @@ from torch import Tensor, nn
 
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.torch_specs import describe
-from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import sample_rows, split_validation
+from ppl_lvm.data import Data
+from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.divergences import density_ratio
 from ppl_lvm.divergences.density_ratio import Discriminator
+from ppl_lvm.fitting.session import Session, recorded
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
-from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.record import environment_record
 from ppl_lvm.runs.run import TEMPLATE_ROWS
-from ppl_lvm.training.adversarial import AdversarialOptions, Game
-from ppl_lvm.training.iterate import iterate_with_checkpoints
+from ppl_lvm.training.adversarial import Game
+from ppl_lvm.training.options import AdversarialOptions, takes_options
 
 __all__ = ["OBJECTIVES", "Adversaries", "fit_adversarial", "load_adversaries"]
 
 OBJECTIVES = ("minimax", "non_saturating", "maximum_likelihood")
-JUDGED_ROWS, FEWEST_ROWS = 2000, 20  # of the two-sample test: what it costs, what it needs
+TEST_ROWS, MIN_TEST_ROWS = 2000, 20  # of the two-sample test: largest and smallest number
 
 
-def fit_adversarial(
-    generator: Any,
-    data: Any,
-    *,
-    objective: str | Callable[[Tensor], Tensor] = "non_saturating",
-    discriminator: nn.Module | None = None,
-    num_steps: int = 2000,
-    batch_size: int = 256,
-    discriminator_steps: int = 2,
-    penalty: float = 0.003,
-    optimizer: Any = "Adam(lr=0.002, betas=(0.5, 0.9))",
-    validation: Any = None,
-    seed: int = 0,
-    settings: dict[str, Any] | None = None,
-    directory: str | Path | None = None,
-    checkpoint_seconds: float = 10.0,
-    resume: bool = False,
-    progress: bool = True,
-) -> Adversaries:
+@takes_options(AdversarialOptions)
+def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> Adversaries:
     """Train copies of a generator and a discriminator.
 
     Args:
         generator: a module with `draw(n)`, rows (n, P) with gradients; a class of such, or its
-            address. `initialize(x)` is called where it has one.
-        data: rows (N, P); see `load_data`.
-        objective: f: `minimax`, `non_saturating` or `maximum_likelihood`, or a function of a.
-        discriminator: a module (N, P) -> (N,); by default a `Discriminator`.
-        num_steps: updates of the generator.
-        batch_size: rows of data and draws of each update.
-        discriminator_steps: its updates before each of the generator's.
-        penalty: γ of γ/2 E_D ‖∇a(x)‖², added to the discriminator's loss, in the units of x. With
-            0 its optimum is the log density ratio, and training may circle; with γ > 0 it is a
-            flatter function.
-        optimizer: of both, as `fit` takes it.
-        validation: rows to hold out for the two-sample test (an int), a fraction of them, or data
-            of its own; without, it judges on the training rows.
-        seed: of every random number.
-        settings: arguments for a generator given as a class or an address.
-        directory: keep the run there.
-        checkpoint_seconds: at least this long between two checkpoints.
-        resume: continue the run in `directory` exactly where its last checkpoint stands.
-        progress: show a bar, or plain lines where output is no terminal.
+            address. Its optional method `initialize(x)` is called.
+        data: rows (N, P); see `load_data`. The two-sample test uses the rows held out, else the
+            training rows.
 
     Raises:
-        ValueError: for data that are no rows, a generator that cannot be drawn from, or options
-            out of range.
-        FloatingPointError: a loss is not finite; names whose, and the step.
+        ValueError: the data are not rows, the generator has no `draw`, or an option is out of
+            range.
+        FloatingPointError: a loss is not finite; names the network and the step.
     """
-    begun = time.perf_counter()
-    rules = AdversarialOptions(num_steps, batch_size, discriminator_steps, penalty, optimizer)
     if processes.count() > 1:
-        raise ValueError("Adversaries are trained in one process: start it without torchrun.")
-    if directory is None and resume:
-        raise ValueError("resume=True needs the directory of the run to continue.")
-    f = _objective(objective)
-    whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = split_validation(whole, validation, seed)
-    x = _rows(train)
-    source = ModelFactory(
-        generator if isinstance(generator, str) else copy_programs(generator)[0], settings
-    )
-    asked = _record(source, whole, train, held_out, validation, f, discriminator, rules, seed)
-    path = None if directory is None else Path(directory)
+        raise ValueError("fit_adversarial: it runs in one process. Start it without torchrun.")
+    session = Session(data, options)
+    f = _objective(options.objective)
+    x = _rows(session.train)
+    factory = ModelFactory(copy_programs(generator)[0], options.settings)
+    network = options.discriminator
     with preserve_rng():
-        torch.manual_seed(seed)
-        G: Any = source.make((x,))
+        torch.manual_seed(session.seed)
+        G: Any = factory.make((x,))
         if not hasattr(G, "draw"):
             raise ValueError(
-                f"{source.recipe.name} has no draw(n) that gives n rows with gradients. Write "
+                f"{factory.recipe.name} has no draw(n) that gives n rows with gradients. Write "
                 "one, as models/implicit.py does; a model with a density is trained by fit."
             )
-        a = Discriminator(x) if discriminator is None else copy_programs(discriminator)[0]
+        a = Discriminator(x) if network is None else copy_programs(network)[0]
         _check_discriminator(a, x)
-        show = Progress(num_steps, figure="Jensen-Shannon", shown=progress)
-        game = Game(G, a, x, f, rules, show)
-        finished = (
-            None if path is None else open_run_directory(path, asked, resume, load_adversaries)
+        finished = session.open(
+            factory,
+            None,
+            recorded(options, objective=f),
+            load=load_adversaries,
+            objective=describe(f),
+            algorithm="adversarial training",
+            discriminator=None if network is None else type(network).__name__,
         )
         if finished is not None:
-            return finished
-        place = None if path is None else path / "checkpoint.safetensors"
-        iterate_with_checkpoints(game, num_steps, place, checkpoint_seconds)
-    found = Adversaries(G, a, game.history, asked, x[:TEMPLATE_ROWS], path)
-    asked["results"] = _judged(found, train if held_out is None else held_out, begun)
-    asked["results"]["two_sample_of"] = "training rows" if held_out is None else "held-out rows"
-    if path is not None:
-        from ppl_lvm.report.figures.adversarial import draw
-
-        found.save(path)
-        draw(found, _rows(held_out or train), path / "pictures")
-    return found
+            return finished  # type: ignore[no-any-return]
+        progress = Progress(options.num_steps, figure="Jensen-Shannon", shown=options.progress)
+        game = Game(G, a, x, f, options, progress)
+        session.iterate(game, options.num_steps)
+    adversaries = Adversaries(
+        G, a, game.history, session.record, x[:TEMPLATE_ROWS], session.path
+    )
+    session.record["results"] = _results(adversaries, session)
+    return session.close(adversaries, _draw)
 
 
-def _objective(given: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    if not isinstance(given, str):
-        return given
-    if given not in OBJECTIVES:
-        raise ValueError(f"There is no objective {given!r}; choose from {', '.join(OBJECTIVES)}.")
-    found: Callable[[Tensor], Tensor] = getattr(density_ratio, given)
-    return found
+def _draw(adversaries: Adversaries, data: Data, folder: Path) -> None:
+    from ppl_lvm.report.figures.adversarial import draw
+
+    draw(adversaries, _rows(data), folder)
+
+
+def _objective(objective: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    if not isinstance(objective, str):
+        return objective
+    if objective not in OBJECTIVES:
+        raise ValueError(unknown("objective", objective, OBJECTIVES))
+    f: Callable[[Tensor], Tensor] = getattr(density_ratio, objective)
+    return f
 
 
 def _rows(data: Data) -> Tensor:
     """All rows (N, P)."""
-    x, *more = data.batch(torch.arange(len(data)))
+    x, *more = first_rows(data, len(data))
     if more or x.dim() != 2 or not x.is_floating_point() or not len(x):
         raise ValueError(
             f"fit_adversarial takes rows (N, P) of numbers, got {tuple(x.shape)}"
-            + (f" and {len(more)} tensors beside them." if more else ".")
+            + (f" and {len(more)} further tensors." if more else ".")
         )
     if (gaps := ~x.isfinite()).any():
         row, column = gaps.nonzero()[0].tolist()
         raise ValueError(
             f"fit_adversarial takes complete rows: {data.locate(row, column)} is missing "
-            f"({int(gaps.sum())} such in all). What a generator draws has no gaps. Leave them out."
+            f"({int(gaps.sum())} such in all). A generator draws rows without gaps. Leave the "
+            "incomplete rows out."
         )
     return x
 
 
 def _check_discriminator(a: nn.Module, x: Tensor) -> None:
-    """Refuse a discriminator that gives anything else than a number a row."""
+    """Raise unless the discriminator returns one number a row."""
     try:
         with torch.no_grad():
-            found = tuple(a(x[:2]).shape)
+            shape = tuple(a(x[:2]).shape)
     except RuntimeError as error:
         raise ValueError(
             f"The discriminator does not run on rows of shape {tuple(x.shape[1:])}: {error}"
         ) from error
-    if found != (len(x[:2]),):
+    if shape != (len(x[:2]),):
         raise ValueError(
-            f"A discriminator gives one number a row, (N,) of rows (N, P); {type(a).__name__} "
-            f"gives {found} of {tuple(x[:2].shape)}. End it with nn.Flatten(0)."
+            f"A discriminator returns one number a row, (N,) of rows (N, P); {type(a).__name__} "
+            f"gives {shape} of {tuple(x[:2].shape)}. End it with nn.Flatten(0)."
         )
 
 
-def _record(
-    source: ModelFactory,
-    whole: Data,
-    train: Data,
-    held_out: Data | None,
-    validation: Any,
-    f: Callable[[Tensor], Tensor],
-    discriminator: nn.Module | None,
-    rules: AdversarialOptions,
-    seed: int,
-) -> dict[str, Any]:
-    """What was asked, as plain data."""
-    options = {**vars(rules), "optimizer": describe(rules.optimizer), "seed": seed}
+def _results(adversaries: Adversaries, session: Session) -> dict[str, Any]:
+    """Results with a two-sample test on at most 2,000 rows; None if there are under 20 rows."""
+    x = _rows(sample_rows(session.evaluation_data, TEST_ROWS, session.seed))
+    history = adversaries.history["jensen_shannon"]
+    last = history[-max(1, len(history) // 5) :]
+    test = adversaries.two_sample(x, seed=session.seed) if len(x) >= MIN_TEST_ROWS else None
     return {
-        "model": source.recipe.record(),
-        "guide": None,
-        "discriminator": None if discriminator is None else type(discriminator).__name__,
-        "objective": describe(f),
-        "algorithm": "adversarial training",
-        "options": {**options, "objective": describe(f)},
-        "num_restarts": 1,
-        **environment_record(
-            whole,
-            train_rows=len(train),
-            held_out_rows=0 if held_out is None else len(held_out),
-            validation=validation if isinstance(validation, int | float) else None,
-        ),
-        "results": None,
-    }
-
-
-def _judged(found: Adversaries, data: Data, begun: float) -> dict[str, Any]:
-    """What came of it: the two-sample test on at most 2,000 rows, None where there are under 20."""
-    seed = found.record["options"]["seed"]
-    x = _rows(sample_rows(data, JUDGED_ROWS, seed))
-    last = found.history["jensen_shannon"][-max(1, len(found.history["jensen_shannon"]) // 5) :]
-    test = found.two_sample(x, seed=seed) if len(x) >= FEWEST_ROWS else None
-    return {
-        "directory": None if found.directory is None else str(found.directory),
-        "seed": seed,
-        "steps": len(found.history["generator"]),
-        "seconds": time.perf_counter() - begun,
+        "directory": None,
+        "seed": session.seed,
+        "steps": len(adversaries.history["generator"]),
+        "seconds": session.seconds,
         "jensen_shannon": sum(last) / len(last),
         "accuracy": None if test is None else test.accuracy["discriminator"],
         "p_value": None if test is None else test.p_value,
+        "two_sample_of": session.evaluation_name,
     }

@@ -1,195 +1,237 @@
-"""Expectation-maximisation, for models that offer its two steps.
+"""Expectation-maximization for models that have its two steps.
 
-With parameters θ and the statistics T that the complete data's likelihood depends on,
+With parameters θ and the statistics T on which the likelihood of the complete data depends,
 
     E    T̄(θ) = Σ_n E[ T(x_n, z) | x_n, θ ],    L(θ) = Σ_n log p(x_n | θ),
     M    θ' = argmax_θ' E[ log p(x, z | θ') | x, θ ], a function of θ and T̄,
 
-and L(θ') ≥ L(θ). T̄ and L are sums over rows. So data larger than memory are read batch by batch,
-and processes that hold different rows (torch.distributed) add up their sums. Restarts are one
-more leading dimension of θ, made by `torch.vmap`: a model writes its steps for one start.
-
-    fit_em -> batch (all rows an iteration) or online (an M-step a mini-batch) -> sums
-    -> the model's two steps;  run: what a fit leaves behind
+and L(θ') ≥ L(θ). T̄ and L are sums over rows. So data larger than memory are read in batches, and
+processes that hold different rows (torch.distributed) add up their sums. Restarts are a leading
+dimension of θ, made by `torch.vmap`: a model implements its steps for one restart.
 
 Reference:
     Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
 """
 
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 
 from ppl_lvm.core import distributed as processes
-from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import initialization_rows, split_validation
-from ppl_lvm.fitting.em_run import Outcome, as_run, record
+from ppl_lvm.data.selection import first_rows, initialization_rows
+from ppl_lvm.estimators.objectives import objective as make_objective
+from ppl_lvm.fitting.session import Session, degenerate_reason, recorded
 from ppl_lvm.programs.exact_posterior import ExactPosterior
-from ppl_lvm.programs.pair import copy_programs
-from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.run import Run
+from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
+from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
+from ppl_lvm.programs.traces import latent_sites
+from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.em.batch import EM, NotMonotoneError
 from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
-from ppl_lvm.training.iterate import iterate_with_checkpoints
+from ppl_lvm.training.options import EMOptions, takes_options
+from ppl_lvm.training.restarts import selection_score
+from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 __all__ = ["EM", "EMModel", "ExactPosterior", "NotMonotoneError", "fit_em"]
 
-ONLINE_PASSES, ONLINE_ROWS = 10, 256
+BATCH_ITERATIONS, ONLINE_PASSES = 1000, 10
+ONLINE_ROWS = 256
+EVIDENCE_PARTICLES = 10
 
 
 @dataclass
-class _EMOptions:
-    """What was asked of the iterations."""
+class FittedRestarts:
+    """The restarts after their last iteration.
 
-    max_iterations: int
-    tolerance: float
-    batch_size: int
-    decay: float | None
-    checkpoint: Path | None
-    checkpoint_seconds: float
+    Attributes:
+        state: θ with the restarts leading.
+        bounds, held_out: log-likelihoods of the iterations, nats per row, one list a restart.
+        converged: one value a restart; None for online EM, which does not judge.
+    """
+
+    state: State
+    bounds: list[list[float]]
+    held_out: list[list[float]]
+    converged: list[Any]
+
+    def of(self, r: int) -> State:
+        """θ of restart `r`."""
+        return {name: t[r] for name, t in self.state.items()}
 
 
-def fit_em(
-    model: Any,
-    data: Any,
-    *,
-    max_iterations: int | None = None,
-    tolerance: float = 1e-6,
-    batch_size: int | None = None,
-    decay: float | None = None,
-    validation: Any = None,
-    restarts: int = 1,
-    seed: int = 0,
-    settings: dict[str, Any] | None = None,
-    guide: Any = None,
-    directory: str | Path | None = None,
-    checkpoint_seconds: float = 10.0,
-    resume: bool = False,
-) -> Run:
-    """Fit a model by expectation-maximisation. Works on a copy of the model.
+@takes_options(EMOptions)
+def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
+    """Fit a copy of a model by expectation-maximization.
 
     Args:
         model: an `EMModel`, a class of such or its address.
-        data: see `load_data`. Missing values (NaN) are the model's business: load them with
+        data: see `load_data`. The model decides about missing values (NaN): load them with
             `load_data(source, missing="keep")`.
-        max_iterations: passes over the data at most (default: 1,000; online exactly so many, 10).
-        tolerance: stop when less than this lies ahead, in nats per row, by the rate at which
-            gains shrink. Online EM does not judge itself.
-        batch_size: rows read at once (default: 65,536), on which the result does not depend; of
-            online EM, rows a step (default: 256).
-        decay: None: every iteration sees all rows. Else online EM with step sizes
-            (1 + t)^-decay, ½ < decay ≤ 1 (0.6 is a good one): for data so large that a few passes
-            over them must do. See `ppl_lvm.training.em.online`.
-        validation: rows to hold out (an int), a fraction of them, or data of its own: their
-            log-likelihood is noted, and the best restart is best in it.
-        restarts: starts with seeds seed, seed + 1, …, iterated together; the most likely is kept
-            that the model does not call degenerate. A model without `initialize` has one start.
-        seed: of the starts, of the rows held out and of online EM's mini-batches.
-        settings: arguments for a model given as a class or an address.
-        guide: default: the exact posterior where the model has one, else as for `fit`.
-        directory: keep the run there. Under torch.distributed, every process returns the same
-            parameters and the first one writes.
-        checkpoint_seconds: at least this long between two checkpoints.
-        resume: continue the run in `directory` exactly where its last checkpoint stands.
 
     Returns:
-        A run whose history has one "bound" an iteration: log-likelihood in nats per row; online
-        that of each pass, at parameters that moved on the way, and of the result.
+        A run whose history has one "bound" an iteration: log-likelihood in nats per row. For
+        online EM it is that of each pass, at parameters that changed during the pass, and of the
+        result. Under torch.distributed, every process returns the same parameters, and the first
+        one writes.
 
     Raises:
-        ValueError: the model does not offer the two steps, or an option makes no sense.
+        ValueError: the model does not have the two steps, or an option is out of range.
         NotMonotoneError: the log-likelihood fell by more than rounding.
     """
-    begun = time.perf_counter()
-    if max_iterations is None:
-        max_iterations = 1000 if decay is None else ONLINE_PASSES
-    for name, value in (("max_iterations", max_iterations), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-    if directory is None and resume:
-        raise ValueError("resume=True needs the directory of the run to continue.")
-    whole = data if isinstance(data, Data) else load_data(data)
-    train, held_out = split_validation(whole, validation, seed)
-    if len(train) < processes.count():
-        raise ValueError(f"{len(train)} rows are too few for {processes.count()} processes.")
-    batch_size = batch_size or whole.batch_size or (READ_ROWS if decay is None else ONLINE_ROWS)
-    source = ModelFactory(model if isinstance(model, str) else copy_programs(model)[0], settings)
-    made, states = _starts(source, train, restarts, seed)
-    if guide is None and hasattr(made, "posterior"):
-        guide = ExactPosterior
-    guides = GuideFactory(guide)
-    options: dict[str, Any] = {"max_iterations": max_iterations, "tolerance": tolerance}
-    options |= {"batch_size": batch_size, "decay": decay, "seed": seed}
-    asked = record(source, guides, whole, train, held_out, validation, options, restarts)
-    path = None if directory is None else Path(directory)
-    first = processes.rank() == 0
-    if path is not None and first:
-        finished = open_run_directory(path, asked, resume)
-        if finished is not None:
-            return finished
-    state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
-    place = None if path is None else path / "checkpoint.safetensors"
-    wanted = _EMOptions(max_iterations, tolerance, batch_size, decay, place, checkpoint_seconds)
+    session = Session(data, options)
+    if len(session.train) < processes.count():
+        raise ValueError(
+            f"{len(session.train)} rows are too few for {processes.count()} processes."
+        )
+    batch_em = options.decay is None
+    iterations = options.max_iterations or (BATCH_ITERATIONS if batch_em else ONLINE_PASSES)
+    batch_size = options.batch_size or session.data.batch_size
+    batch_size = batch_size or (READ_ROWS if batch_em else ONLINE_ROWS)
+    factory = ModelFactory(copy_programs(model)[0], options.settings)
+    instance, state = _initial_state(factory, session, options.restarts)
+    exact = options.guide is None and hasattr(instance, "posterior")
+    guides = GuideFactory(ExactPosterior if exact else options.guide)
+    finished = session.open(
+        factory,
+        guides,
+        recorded(options, max_iterations=iterations, batch_size=batch_size),
+        restarts=options.restarts,
+        algorithm="expectation-maximization",
+    )
+    if finished is not None:
+        return finished  # type: ignore[no-any-return]
+    iterate = _iterate if batch_em else _iterate_online
     with torch.no_grad():
-        outcome = _iterate(made, train, held_out, state, wanted, seed)
-    run = as_run(made, guides, train, held_out, asked, outcome, begun)
-    if path is not None and first:
-        from ppl_lvm.report.run_figures import draw
+        restarts = iterate(instance, session, state, options, iterations, batch_size)
+    run = _as_run(instance, guides, session, restarts)
+    return session.close(run, rows=session.train)
 
-        run.results["directory"] = str(path)
-        run.save(path)
-        draw(run, train, path / "pictures")
-    return run
+
+def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tuple[Any, State]:
+    """A model whose steps are run, and θ of every restart, stacked."""
+    model: Any = None
+    states: list[State] = []
+    for r in range(restarts):
+        pyro.set_rng_seed(session.seed + r)
+        model = factory.make(initialization_rows(session.train), restart=r)
+        if not isinstance(model, EMModel):
+            raise ValueError(
+                f"{factory.recipe.name} does not offer expectation-maximization: it needs the "
+                "methods em_state, set_em_state, e_step and m_step "
+                "(see ppl_lvm.training.em.protocol.EMModel). Fit it by a gradient objective: fit."
+            )
+        states.append({name: t.detach().clone() for name, t in model.em_state().items()})
+    return model, {name: torch.stack([s[name] for s in states]) for name in states[0]}
 
 
 def _iterate(
-    model: Any, train: Data, held_out: Data | None, state: State, wanted: _EMOptions, seed: int
-) -> Outcome:
-    """EM, or online EM and the log-likelihood at its end."""
-    em: EM | OnlineEM
-    if wanted.decay is None:
-        em = EM(model, train, state, wanted.batch_size, wanted.tolerance, held_out)
-        iterate_with_checkpoints(
-            em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds
-        )
-        return Outcome(em.state, em.bounds, em.held_out_bounds, em.converged)
-    N, seen = len(train), torch.Generator().manual_seed(seed)
-    rows = torch.randperm(N, generator=seen)[:READ_ROWS].sort().values
+    model: Any,
+    session: Session,
+    state: State,
+    options: EMOptions,
+    iterations: int,
+    batch_size: int,
+) -> FittedRestarts:
+    em = EM(model, session.train, state, batch_size, options.tolerance, session.held_out)
+    session.iterate(em, iterations)
+    return FittedRestarts(em.state, em.bounds, em.held_out_bounds, em.converged)
+
+
+def _iterate_online(
+    model: Any,
+    session: Session,
+    state: State,
+    options: EMOptions,
+    passes: int,
+    batch_size: int,
+) -> FittedRestarts:
+    """Online EM, and the log-likelihoods at its end."""
+    N, order = len(session.train), torch.Generator().manual_seed(session.seed)
+    rows = torch.randperm(N, generator=order)[:READ_ROWS].sort().values
+    assert options.decay is not None
     em = OnlineEM(
-        model, train, state, rows, batch_size=wanted.batch_size, decay=wanted.decay, seed=seed
+        model,
+        session.train,
+        state,
+        rows,
+        batch_size=batch_size,
+        decay=options.decay,
+        seed=session.seed,
     )
-    iterate_with_checkpoints(
-        em, wanted.max_iterations, wanted.checkpoint, wanted.checkpoint_seconds
-    )
+    session.iterate(em, passes)
     state = em.result()
-    exact = Sums(model, train).over(state)[1] / N
+    exact = Sums(model, session.train).over(state)[1] / N
     bounds = [[*passes, last] for passes, last in zip(em.passes, exact.tolist(), strict=True)]
-    aside: list[list[float]] = [[] for _ in bounds]
-    if held_out is not None:
-        last = Sums(model, held_out).over(state)[1] / len(held_out)
-        aside = [[bound] for bound in last.tolist()]
-    return Outcome(state, bounds, aside, [None] * len(bounds))
+    held_out: list[list[float]] = [[] for _ in bounds]
+    if session.held_out is not None:
+        last = Sums(model, session.held_out).over(state)[1] / len(session.held_out)
+        held_out = [[bound] for bound in last.tolist()]
+    return FittedRestarts(state, bounds, held_out, [None] * len(bounds))
 
 
-def _starts(source: ModelFactory, data: Data, restarts: int, seed: int) -> tuple[Any, list[State]]:
-    """A model to run the steps of, and θ of every start."""
-    made: Any = None
-    states: list[State] = []
-    for r in range(restarts):
-        pyro.set_rng_seed(seed + r)
-        made = source.make(initialization_rows(data), restart=r)
-        if not isinstance(made, EMModel):
-            raise ValueError(
-                f"{source.recipe.name} does not offer expectation-maximisation: it needs the "
-                "methods em_state, set_em_state, e_step and m_step "
-                "(see ppl_lvm.fitting.em.EMModel). Fit it with an objective of gradients instead."
-            )
-        states.append({name: t.detach().clone() for name, t in made.em_state().items()})
-    return made, states
+def _as_run(model: Any, guides: GuideFactory, session: Session, restarts: FittedRestarts) -> Run:
+    """The best restart as a run."""
+    train, record = session.train, session.record
+    with torch.no_grad():
+        entries = [_entry(model, session, restarts, r) for r in range(len(restarts.bounds))]
+    sound = [entry for entry in entries if entry["degenerate"] is None]
+    best = max(sound or entries, key=selection_score)
+    chosen = entries.index(best)
+    for entry in entries:
+        entry["seconds"] = session.seconds  # all restarts were iterated together
+    model.set_em_state(restarts.of(chosen))
+    template = first_rows(train, TEMPLATE_ROWS)
+    with pyro.get_param_store().scope():
+        guide = guides.make(model, template)
+    pair = ModelGuidePair(model, guide, make_objective("Trace_ELBO"))
+    latents = latent_sites(pair.materialize_parameters(*template))
+    summed = guides.recipe.address == DEFAULT_GUIDE and bool(latents)
+    record["objective"] = "TraceEnum_ELBO(max_plate_nesting=1)" if summed else "Trace_ELBO"
+    pair.objective = make_objective(record["objective"])
+    rows = initialization_rows(session.evaluation_data)
+    record["results"] = session.results(pair, best, rows, EVIDENCE_PARTICLES)
+    record["restarts"] = [{**entry, "chosen": entry is best} for entry in entries]
+    held_out = restarts.held_out[chosen] if restarts.held_out else []
+    steps = len(restarts.bounds[chosen])
+    history = {
+        "bound": restarts.bounds[chosen],
+        "validation_step": [float(steps - len(held_out) + i + 1) for i in range(len(held_out))],
+        "validation_bound": held_out,
+        "learning_rate": [],
+    }
+    run = Run(pair, template, history, record)
+    run.trajectories = _trajectories(run, session, restarts, chosen)
+    return run
+
+
+def _entry(model: Any, session: Session, restarts: FittedRestarts, r: int) -> dict[str, Any]:
+    """Report of restart `r`; its log-likelihoods are exact."""
+    model.set_em_state(restarts.of(r))
+    held_out = restarts.held_out[r] if restarts.held_out else []
+    return {
+        "seed": session.seed + r,
+        "bound": restarts.bounds[r][-1],
+        "bound_monte_carlo_error": 0.0,
+        "held_out": held_out[-1] if held_out else None,
+        "held_out_monte_carlo_error": 0.0 if held_out else None,
+        "steps": len(restarts.bounds[r]),
+        "converged": restarts.converged[r],
+        "degenerate": degenerate_reason(model, session.train),
+    }
+
+
+def _trajectories(
+    run: Run, session: Session, restarts: FittedRestarts, chosen: int
+) -> tuple[Trajectory, ...]:
+    """Cluster assignments of some rows by every restart."""
+    model: Any = run.model
+    rows = first_rows(session.train, CLUSTERED_ROWS)
+    R, trajectories = len(restarts.bounds), {}
+    for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen θ stays in the model
+        model.set_em_state(restarts.of(r))
+        trajectories[r] = Trajectory(responsibilities=clusterings(run.pair, *rows))
+    return tuple(trajectories[r] for r in range(R))

@@ -1,0 +1,168 @@
+"""Rows, record and run directory of a fit."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ppl_lvm.core import distributed as processes
+from ppl_lvm.core.torch_specs import describe
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.selection import initialization_rows, split_validation
+from ppl_lvm.posterior.evidence import log_evidence
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+from ppl_lvm.runs.directory import open_run_directory
+from ppl_lvm.runs.run import environment_record, evidence_record, load_run
+from ppl_lvm.training.iterate import Checkpointable, iterate_with_checkpoints
+from ppl_lvm.training.options import SessionOptions, declared
+
+R = TypeVar("R")
+
+
+class Session:
+    """One fit, from its data to its run directory.
+
+    Attributes:
+        data: all rows; `train` and `held_out` (or None) are their two parts.
+        seed: of the fit.
+        path: the run directory, or None.
+        checkpoint: file of the checkpoint, or None.
+        record: contents of run.json, once `open` has been called.
+
+    Raises:
+        ValueError: resume=True without a directory.
+    """
+
+    def __init__(self, data: Any, options: SessionOptions) -> None:
+        if options.resume and options.directory is None:
+            raise ValueError("resume=True needs the directory of the run to continue.")
+        self._begun = time.perf_counter()
+        self.options, self.seed = options, options.seed
+        self.data = data if isinstance(data, Data) else load_data(data)
+        self.train, self.held_out = split_validation(self.data, options.validation, self.seed)
+        self.path = None if options.directory is None else Path(options.directory)
+        self.checkpoint = None if self.path is None else self.path / "checkpoint.safetensors"
+        self.record: dict[str, Any] = {}
+
+    @property
+    def evaluation_data(self) -> Data:
+        """The rows held out, else the training rows."""
+        return self.train if self.held_out is None else self.held_out
+
+    @property
+    def evaluation_name(self) -> str:
+        """Name of `evaluation_data` in results."""
+        return "training rows" if self.held_out is None else "held-out rows"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the fit began."""
+        return time.perf_counter() - self._begun
+
+    def open(
+        self,
+        model: ModelFactory,
+        guide: GuideFactory | None,
+        options: dict[str, Any],
+        *,
+        restarts: int = 1,
+        load: Callable[[Path], Any] = load_run,
+        **entries: Any,
+    ) -> Any:
+        """Write the record of this fit; a finished run of the same record is returned, else None.
+
+        Args:
+            model, guide: factories of the programs.
+            options: the settled options, see `recorded`.
+            restarts: number of restarts.
+            load: function that loads a finished run from its directory.
+            entries: further entries of the record, such as `algorithm`.
+
+        Raises:
+            ValueError: the directory holds a run that is not to be resumed, or another one.
+        """
+        share = self.options.validation
+        self.record = {
+            "model": model.recipe.record(),
+            "guide": None if guide is None else guide.recipe.record(),
+            "objective": None,
+            **entries,
+            "options": options,
+            "num_restarts": restarts,
+            **environment_record(
+                self.data,
+                train_rows=len(self.train),
+                held_out_rows=0 if self.held_out is None else len(self.held_out),
+                validation=share if isinstance(share, int | float) else None,
+            ),
+            "results": None,
+        }
+        if (path := self.path) is None:
+            return None
+        finished = processes.by_first(
+            lambda: open_run_directory(path, self.record, self.options.resume, load)
+        )
+        if processes.from_first(finished is not None):
+            return finished or load(path)
+        return None
+
+    def iterate(self, algorithm: Checkpointable, count: int) -> None:
+        """Run `count` iterations, from the checkpoint if there is one, and write others."""
+        seconds = self.options.checkpoint_seconds
+        iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
+
+    def results(
+        self,
+        pair: ModelGuidePair,
+        entry: dict[str, Any],
+        rows: tuple[Tensor, ...],
+        num_particles: int,
+    ) -> dict[str, Any]:
+        """Results of a run: the entry of the chosen restart, and the log evidence of the rows."""
+        evidence = log_evidence(pair, *rows, num_particles=num_particles, seed=self.seed)
+        described = evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
+        return {"directory": None, **entry, **described}
+
+    def close(
+        self, run: R, draw: Callable[[Any, Data, Path], None] | None = None, rows: Data | None = None
+    ) -> R:
+        """Save the run and draw its figures, if there is a directory.
+
+        Args:
+            run: a `Run` or `Adversaries`.
+            draw: function of the run, rows and a folder (default: the figures of a `Run`).
+            rows: shown in the figures (default: `evaluation_data`).
+        """
+        if self.path is None or processes.rank() > 0:
+            return run
+        if draw is None:
+            from ppl_lvm.report.run_figures import draw
+        fitted: Any = run
+        fitted.results["directory"] = str(self.path)
+        fitted.save(self.path)
+        draw(fitted, rows or self.evaluation_data, self.path / "pictures")
+        return run
+
+
+def recorded(options: SessionOptions, **settled: Any) -> dict[str, Any]:
+    """Options for run.json as plain data; `settled` replaces values that were left open."""
+    values = {f.name: getattr(options, f.name) for f in declared(type(options))}
+    names = [f.name for f in declared(type(options)) if f.metadata["recorded"]]
+    return {name: as_plain({**values, **settled}[name]) for name in names}
+
+
+def as_plain(value: Any) -> Any:
+    """Plain data as they are, anything else in call syntax."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return value if plain else describe(value)
+
+
+def degenerate_reason(model: Any, data: Data) -> str | None:
+    """Reason of the model why its parameters must not be chosen, or None."""
+    if not hasattr(model, "degenerate"):
+        return None
+    reason: str | None = model.degenerate(*initialization_rows(data))
+    return reason

@@ -1,0 +1,347 @@
+"""Options of the four fits, with their help texts.
+
+Each option is declared once, as a field of a dataclass. `takes_options` makes the signature and
+the docstring of a function such as `fit` from these fields, and `ppl_lvm.cli.fit_command` makes the
+options of `ppl-lvm fit`. This module does not import torch, so that the command line starts fast.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, field
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+
+from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.validate import positive_int
+
+if TYPE_CHECKING:
+    from pyro.infer import ELBO
+    from torch import Tensor
+
+    from ppl_lvm.compiler import Level
+
+P = ParamSpec("P")
+O_co = TypeVar("O_co", covariant=True)
+R = TypeVar("R")
+
+DEFAULT_STEPS = 2000
+BRACKETS = "brackets"  # on the command line: --objective 'em(decay=0.6)'
+PYTHON_ONLY = "python"
+
+
+def option(
+    default: Any, help: str, *, flag: str = "", type: Any = None, recorded: bool = True
+) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: its default.
+        help: text for the docstring and for `--help`.
+        flag: name on the command line if it differs; `BRACKETS` or `PYTHON_ONLY`.
+        type: type on the command line, if the annotation allows more.
+        recorded: False leaves it out of the options in run.json.
+    """
+    metadata = {"help": help, "flag": flag, "type": type, "recorded": recorded}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options that both a fit and its training loop read."""
+
+    seed: int = option(0, "Seed of every random number; equal seeds give equal runs.")
+    checkpoint_seconds: float = option(
+        10.0, "Seconds between two checkpoints, at least.", recorded=False
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions(CommonOptions):
+    """Options of every fit."""
+
+    validation: Any = option(
+        None,
+        "Rows held out: their number, a share below 1, or a data set.",
+        type=float,
+        recorded=False,
+    )
+    settings: dict[str, Any] | None = option(
+        None, "Arguments of a model given as a class or an address.", recorded=False
+    )
+    directory: str | Path | None = option(None, "Directory that keeps the run.", recorded=False)
+    resume: bool = option(False, "Continue the run in the directory.", recorded=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(CommonOptions):
+    """Options of gradient steps."""
+
+    optimizer: Any = option(
+        "Adam(lr=0.01)",
+        "A torch optimizer in call syntax, or a callable of the parameters. It sees the gradient "
+        "of the loss in nats per row.",
+        type=str,
+    )
+    schedule: Any = option(
+        None,
+        "A torch learning-rate schedule in call syntax, 'CosineAnnealingLR(T_max=1000)', or a "
+        "callable of the optimizer; stepped every step (ReduceLROnPlateau: every evaluation).",
+        type=str,
+    )
+    clip_norm: float | None = option(None, "Largest norm of the gradient, nats per row.")
+    kl_weight: float = option(1.0, "Weight β of the KL term.")
+    kl_annealing: int = option(0, "Steps over which the weight grows linearly from 0 to β.")
+    patience: int | None = option(
+        None,
+        "Stop after so many evaluations without a better validation bound, and restore the best "
+        "parameters.",
+    )
+    engine: "Level" = option(
+        "auto",
+        "How steps are taken: eager (run the program), captured (replay its tensor operations), "
+        "compiled, or auto (the fastest that pays). All levels are equal up to rounding.",
+    )
+    steps_per_call: int = option(
+        1, "Steps that a compiled call takes at most; progress is shown between calls."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(GradientOptions):
+    """Options of one training, with the number of steps and the batch size settled."""
+
+    num_steps: int
+    batch_size: int
+    validate_every: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(GradientOptions, SessionOptions):
+    """Options of `fit`."""
+
+    objective: "str | ELBO | None" = option(
+        None,
+        "A pyro.infer.ELBO or its name in call syntax, 'IWAE(num_particles=5)' (default: the ELBO; "
+        "discrete sites that the guide leaves out are summed out).",
+    )
+    num_steps: int | None = option(None, "Updates in all (default: 2,000).")
+    num_epochs: int | None = option(None, "Passes over the data, in place of num_steps.")
+    batch_size: int | None = option(
+        None, "Rows of a step (default: all, or those of the DataLoader)."
+    )
+    validate_every: int | None = option(
+        None, "Steps between two evaluations (default: an epoch, at least 100)."
+    )
+    restarts: int = option(
+        1,
+        "Independent restarts with seeds seed, seed + 1, …; the best that is not degenerate is "
+        "chosen.",
+    )
+    guide_settings: dict[str, Any] | None = option(
+        None, "Arguments of a guide given as a class or an address."
+    )
+    progress: bool = option(True, "Show a progress bar.", flag=PYTHON_ONLY)
+
+    def settle(self, num_rows: int, batch_size: int | None) -> TrainingOptions:
+        """Options of the training of `num_rows` rows.
+
+        Args:
+            num_rows: N.
+            batch_size: of the data, if they have one.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        size = num_rows if batch_size is None else batch_size
+        size = positive_int("batch_size", min(size, num_rows))
+        if self.num_steps is not None and self.num_epochs is not None:
+            raise ValueError("Give num_steps or num_epochs, not both.")
+        per_epoch = math.ceil(num_rows / size)
+        steps = DEFAULT_STEPS if self.num_steps is None else positive_int("num_steps", self.num_steps)
+        if self.num_epochs is not None:
+            steps = positive_int("num_epochs", self.num_epochs) * per_epoch
+        positive_int("restarts", self.restarts)
+        positive_int("steps_per_call", self.steps_per_call)
+        shared = {f.name: getattr(self, f.name) for f in declared(GradientOptions)}
+        return TrainingOptions(
+            **shared,
+            num_steps=steps,
+            batch_size=size,
+            validate_every=self.validate_every or max(100, per_epoch),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMOptions(SessionOptions):
+    """Options of `fit_em`."""
+
+    max_iterations: int | None = option(
+        None,
+        "Largest number of passes over the data (default: 1,000; online EM: exactly 10).",
+        flag="num_steps",
+    )
+    tolerance: float = option(
+        1e-6,
+        "Stop when the estimated remaining gain is smaller, nats per row. Online EM does not stop "
+        "early.",
+        flag=BRACKETS,
+    )
+    batch_size: int | None = option(
+        None,
+        "Rows read at once, without effect on the result (default: 65,536); online EM: rows of a "
+        "step (default: 256).",
+    )
+    decay: float | None = option(
+        None,
+        "None: every iteration reads all rows. A number: online EM with step sizes "
+        "(1 + t)^-decay, ½ < decay ≤ 1, such as 0.6, for data so large that a few passes must do.",
+        flag=BRACKETS,
+    )
+    restarts: int = option(
+        1,
+        "Restarts with seeds seed, seed + 1, …, iterated together; the most likely that is not "
+        "degenerate is chosen. A model without `initialize` has one.",
+        recorded=False,
+    )
+    guide: Any = option(
+        None,
+        "Guide of the run (default: the exact posterior if the model has one, else as in `fit`).",
+        flag=PYTHON_ONLY,
+        recorded=False,
+    )
+
+    def __post_init__(self) -> None:
+        positive_int("restarts", self.restarts)
+        for name in ("max_iterations", "batch_size"):
+            if getattr(self, name) is not None:
+                positive_int(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCarloEMOptions(SessionOptions):
+    """Options of `fit_mcem`."""
+
+    max_iterations: int = option(
+        40, "T. The result is the mean over the second half of them.", flag="num_steps"
+    )
+    num_draws: int = option(20, "S, draws of the chain in an iteration.", flag=BRACKETS)
+    warmup: int = option(50, "Steps of the chain in each adaptation.", flag=BRACKETS)
+    guide: Any = option(
+        None,
+        "Guide of the run (default: the exact posterior if the model has one, else as in `fit`).",
+        recorded=False,
+    )
+    guide_steps: int = option(1000, "Steps of the guide's training.", flag=BRACKETS)
+    guide_settings: dict[str, Any] | None = option(
+        None, "Arguments of a guide given as a class or an address.", recorded=False
+    )
+    progress: bool = option(True, "Show a progress bar.", flag=PYTHON_ONLY, recorded=False)
+
+    def __post_init__(self) -> None:
+        for name in ("max_iterations", "num_draws", "warmup", "guide_steps"):
+            positive_int(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialOptions(SessionOptions):
+    """Options of `fit_adversarial`."""
+
+    objective: "str | Callable[[Tensor], Tensor]" = option(
+        "non_saturating",
+        "f: minimax, non_saturating or maximum_likelihood, or a function of a(x).",
+        flag=BRACKETS,
+    )
+    discriminator: Any = option(
+        None,
+        "A module (N, P) -> (N,) (default: a `Discriminator`).",
+        flag=PYTHON_ONLY,
+        recorded=False,
+    )
+    num_steps: int = option(2000, "Updates of the generator.")
+    batch_size: int = option(256, "Rows of data, and draws, of each update.")
+    discriminator_steps: int = option(
+        2, "Updates of the discriminator before each of the generator.", flag=BRACKETS
+    )
+    penalty: float = option(
+        0.003,
+        "γ of γ/2 E_D ‖∇a(x)‖², added to the discriminator's loss, in the units of x. With 0 its "
+        "optimum is the log density ratio, and training may circle; with γ > 0 it is a flatter "
+        "function.",
+        flag=BRACKETS,
+    )
+    optimizer: Any = option(
+        "Adam(lr=0.002, betas=(0.5, 0.9))", "Optimizer of both, as in `fit`.", type=str
+    )
+    progress: bool = option(True, "Show a progress bar.", flag=PYTHON_ONLY, recorded=False)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size", "discriminator_steps"):
+            positive_int(name, getattr(self, name))
+        if not self.penalty >= 0:
+            raise ValueError(f"penalty must be 0 or more, got {self.penalty}.")
+
+
+def declared(options: type[CommonOptions]) -> list[Field[Any]]:
+    """Fields of a class of options: its own first, then those of its bases."""
+    fields = {f.name: f for f in options.__dataclass_fields__.values()}
+    order = [name for base in options.__mro__ for name in vars(base).get("__annotations__", ())]
+    return [fields[name] for name in dict.fromkeys(order)]
+
+
+class _Decorator(Protocol[O_co, P]):
+    """Turns f(programs and data, options) into f(programs and data, name=value, …)."""
+
+    @overload
+    def __call__(
+        self, function: Callable[[Any, Any, O_co], R], /
+    ) -> Callable[Concatenate[Any, Any, P], R]: ...
+
+    @overload
+    def __call__(
+        self, function: Callable[[Any, Any, Any, O_co], R], /
+    ) -> Callable[Concatenate[Any, Any, Any, P], R]: ...
+
+
+def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
+    """Decorator: the last argument, options, is given by keywords, one for each field.
+
+    The function receives signature and docstring from the fields, and the attribute `options`.
+    """
+
+    make_options: Callable[..., Any] = options
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        *arguments, _ = inspect.signature(function).parameters.values()
+        keywords = [
+            inspect.Parameter(f.name, kind, default=f.default, annotation=f.type)
+            for f in declared(options)  # type: ignore[arg-type]
+        ]
+        signature = inspect.signature(function).replace(parameters=[*arguments, *keywords])
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for name in kwargs.keys() - signature.parameters:
+                hint = did_you_mean(name, signature.parameters)
+                raise TypeError(f"{function.__name__}() has no option {name!r}.{hint}")
+            values = signature.bind(*args, **kwargs).arguments
+            first = [values.pop(argument.name) for argument in arguments]
+            return function(*first, make_options(**values))
+
+        described: Any = call
+        described.__signature__, described.options = signature, options
+        described.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n{_described(options)}\n"
+        return described
+
+    return decorate
+
+
+def _described(options: Any) -> str:
+    """Names and help texts of the fields, as in a docstring."""
+    lines: Iterator[str] = (f"{f.name}: {f.metadata['help']}" for f in declared(options))
+    return "\n".join(
+        fill(line, 96, initial_indent="    ", subsequent_indent="        ") for line in lines
+    )
