@@ -81,13 +81,11 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
             discriminator=None if network is None else type(network).__name__,
         )
         if finished is not None:
-            return finished  # type: ignore[no-any-return]
+            return finished
         progress = Progress(options.num_steps, figure="Jensen-Shannon", shown=options.progress)
         game = Game(G, a, x, f, options, progress)
         session.iterate(game, options.num_steps)
-    adversaries = Adversaries(
-        G, a, game.history, session.record, x[:TEMPLATE_ROWS], session.path
-    )
+    adversaries = Adversaries(G, a, game.history, session.record, x[:TEMPLATE_ROWS], session.path)
     session.record["results"] = _results(adversaries, session)
     return session.close(adversaries, _draw)
 

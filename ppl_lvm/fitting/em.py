@@ -103,7 +103,7 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
         algorithm="expectation-maximization",
     )
     if finished is not None:
-        return finished  # type: ignore[no-any-return]
+        return finished
     iterate = _iterate if batch_em else _iterate_online
     with torch.no_grad():
         restarts = iterate(instance, session, state, options, iterations, batch_size)

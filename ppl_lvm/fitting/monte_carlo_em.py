@@ -61,7 +61,7 @@ def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
     algorithm = "Monte Carlo expectation-maximization"
     finished = session.open(factory, guides, recorded(options), algorithm=algorithm)
     if finished is not None:
-        return finished  # type: ignore[no-any-return]
+        return finished
     em, draws = _iterate(instance, session, options)
     pair, summed = prepare_guide(instance, guides, train, session.seed)
     history = fit_guide(

@@ -22,6 +22,13 @@ from ppl_lvm.training.options import SessionOptions, declared
 R = TypeVar("R")
 
 
+def draw_run(run: Any, rows: Data, folder: Path) -> None:
+    """Draw the figures of a run into a folder."""
+    from ppl_lvm.report.run_figures import draw  # matplotlib: only when there is a directory
+
+    draw(run, rows, folder)
+
+
 class Session:
     """One fit, from its data to its run directory.
 
@@ -127,19 +134,20 @@ class Session:
         return {"directory": None, **entry, **described}
 
     def close(
-        self, run: R, draw: Callable[[Any, Data, Path], None] | None = None, rows: Data | None = None
+        self,
+        run: R,
+        draw: Callable[[Any, Data, Path], None] = draw_run,
+        rows: Data | None = None,
     ) -> R:
         """Save the run and draw its figures, if there is a directory.
 
         Args:
             run: a `Run` or `Adversaries`.
-            draw: function of the run, rows and a folder (default: the figures of a `Run`).
+            draw: function of the run, rows and a folder; by default for a `Run`.
             rows: shown in the figures (default: `evaluation_data`).
         """
         if self.path is None or processes.rank() > 0:
             return run
-        if draw is None:
-            from ppl_lvm.report.run_figures import draw
         fitted: Any = run
         fitted.results["directory"] = str(self.path)
         fitted.save(self.path)

@@ -75,7 +75,7 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
         objective=as_plain(options.objective),
     )
     if finished is not None:
-        return finished  # type: ignore[no-any-return]
+        return finished
     return session.close(_as_run(runner.run(first, session.path), session))
 
 

@@ -13,7 +13,6 @@ References:
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,29 +23,7 @@ from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import random_state, set_random_state
 from ppl_lvm.core.storage import pack, unpack
 from ppl_lvm.divergences.density_ratio import logistic_loss
-
-
-@dataclass(frozen=True)
-class AdversarialOptions:
-    """How it is played; see `fit_adversarial`.
-
-    Raises:
-        ValueError: a number out of range.
-    """
-
-    num_steps: int
-    batch_size: int
-    discriminator_steps: int
-    penalty: float
-    optimizer: Any
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "discriminator_steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value!r}.")
-        if not self.penalty >= 0:
-            raise ValueError(f"penalty must be 0 or more, got {self.penalty}.")
+from ppl_lvm.training.options import AdversarialOptions
 
 
 class Game:

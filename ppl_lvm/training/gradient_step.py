@@ -11,7 +11,6 @@ program. Of several processes each has its part of the B rows; one all-reduce ad
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler import (
     AheadOfTimePolicy,
-    Level,
     NonFiniteStepError,
     PerStepTensor,
     make_training_step,
@@ -33,42 +31,8 @@ from ppl_lvm.estimators import objectives
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.support_check import SupportCheck
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was asked of the loop: plain data, recorded with the run.
-
-    Attributes:
-        num_steps: updates in all.
-        batch_size: rows a step sees, B (the last batch of an epoch may be smaller).
-        seed: of the rows' order and of every random number.
-        optimizer, schedule: see `torch_specs.optimizer` and `torch_specs.schedule`.
-        clip_norm: the gradient's Euclidean norm (nats per row) is cut to this.
-        kl_weight: β, the weight of latent sites' log-probabilities at the end of annealing.
-        kl_annealing: steps over which that weight grows linearly from 0 to `kl_weight`.
-        validate_every: steps between two evaluations of the validation bound.
-        patience: evaluations without a better validation bound before the run stops early and
-            goes back to the best parameters; None never stops.
-        checkpoint_seconds: at least this long between two checkpoints (0: one every call).
-        engine: the level of the steps, see `ppl_lvm.compiler`.
-        steps_per_call: steps that a compiled call takes at most.
-    """
-
-    num_steps: int
-    batch_size: int
-    seed: int = 0
-    optimizer: Any = "Adam(lr=0.01)"
-    schedule: Any = None
-    clip_norm: float | None = None
-    kl_weight: float = 1.0
-    kl_annealing: int = 0
-    validate_every: int = 100
-    patience: int | None = None
-    checkpoint_seconds: float = 10.0
-    engine: Level = "auto"
-    steps_per_call: int = 1
 
 
 class GradientStep:
@@ -93,7 +57,7 @@ class GradientStep:
         pair: ModelGuidePair,
         num_rows: int,
         example: tuple[Tensor, ...],
-        options: Options,
+        options: TrainingOptions,
         summed: frozenset[str],
         say: Callable[[str], None],
     ) -> None:
@@ -132,7 +96,7 @@ class GradientStep:
             block=self._of_block if self._adds_up(options) else None,
         )
 
-    def _wrap(self, options: Options) -> None:
+    def _wrap(self, options: TrainingOptions) -> None:
         """Wrapped once: objectives may remember what they found out about a program."""
         self._model, self._guide = self.pair.model, self.pair.guide
         if options.engine != "eager":  # where the program always runs, Pyro itself looks
@@ -144,7 +108,7 @@ class GradientStep:
             scale = ScaleDataPlate(self._num_rows)
             self._model, self._guide = scale(self._model), scale(self._guide)
 
-    def _adds_up(self, options: Options) -> bool:
+    def _adds_up(self, options: TrainingOptions) -> bool:
         """Whether the gradients of blocks of a batch may simply be added."""
         alone = processes.count() == 1
         return alone and not self._scale_after and options.clip_norm is None

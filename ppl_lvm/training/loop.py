@@ -30,8 +30,9 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import checkpoint as resume
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
-from ppl_lvm.training.gradient_step import GradientStep, Options
+from ppl_lvm.training.gradient_step import GradientStep
 from ppl_lvm.training.non_finite import NonFiniteError, locate_non_finite
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.trajectory import ParameterRecorder
 
 logger = logging.getLogger("ppl_lvm")
@@ -54,7 +55,7 @@ class Training:
         pair: ModelGuidePair,
         train: Data,
         held_out: Data | None,
-        options: Options,
+        options: TrainingOptions,
         *,
         summed: frozenset[str] = frozenset(),
         path: Path | None = None,

@@ -5,6 +5,8 @@ the docstring of a function such as `fit` from these fields, and `ppl_lvm.cli.fi
 options of `ppl-lvm fit`. This module does not import torch, so that the command line starts fast.
 """
 
+# ruff: noqa: RUF009  (`option` returns a field of the dataclass)
+
 import functools
 import inspect
 import math
@@ -155,12 +157,14 @@ class FitOptions(GradientOptions, SessionOptions):
         Raises:
             ValueError: an option is out of range.
         """
-        size = num_rows if batch_size is None else batch_size
+        size = (batch_size or num_rows) if self.batch_size is None else self.batch_size
         size = positive_int("batch_size", min(size, num_rows))
         if self.num_steps is not None and self.num_epochs is not None:
             raise ValueError("Give num_steps or num_epochs, not both.")
         per_epoch = math.ceil(num_rows / size)
-        steps = DEFAULT_STEPS if self.num_steps is None else positive_int("num_steps", self.num_steps)
+        steps = (
+            DEFAULT_STEPS if self.num_steps is None else positive_int("num_steps", self.num_steps)
+        )
         if self.num_epochs is not None:
             steps = positive_int("num_epochs", self.num_epochs) * per_epoch
         positive_int("restarts", self.restarts)

@@ -20,8 +20,8 @@ from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training import checkpoint
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import prepare_pair, raise_on_errors
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings, last_bounds
 from ppl_lvm.training.vectorized_restarts import VectorizedRestarts, reject_unsupported
@@ -84,7 +84,7 @@ class RestartRunner:
         objective: str | ELBO | None,
         train: Data,
         held_out: Data | None,
-        options: Options,
+        options: TrainingOptions,
         *,
         num_restarts: int,
         show_progress: bool,

@@ -28,8 +28,8 @@ from ppl_lvm.compiler.capture.recorder import watch
 from ppl_lvm.data import load_data
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import prepare_pair
 
 models: Any = importlib.import_module("ppl_lvm.models")
@@ -83,7 +83,13 @@ def steps(
     optimizer: str = SGD,
 ) -> Training:
     pair, summed = prepare_pair(*programs(model, guide, batch), objective, batch, load_data(batch))
-    options = Options(number, len(batch[0]), optimizer=optimizer, clip_norm=1.0, engine=engine)
+    options = TrainingOptions(
+        num_steps=number,
+        batch_size=len(batch[0]),
+        optimizer=optimizer,
+        clip_norm=1.0,
+        engine=engine,
+    )
     training = Training(pair, load_data(batch), None, options, summed=summed)
     training.say = lambda line: None
     torch.manual_seed(1)

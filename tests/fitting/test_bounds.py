@@ -16,8 +16,8 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.run import Run
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
 quiet = functools.partial(fit, progress=False)
@@ -54,7 +54,7 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
     def gradients(batch_size: int, steps: int) -> tuple[float, dict[str, Tensor]]:
         pair = ModelGuidePair(Mean(), MeanGuide(), FixedDraw())
         pair.materialize_parameters(x[:batch_size])
-        options = Options(num_steps=steps, batch_size=batch_size, optimizer="SGD(lr=1.0)")
+        options = TrainingOptions(num_steps=steps, batch_size=batch_size, optimizer="SGD(lr=1.0)")
         training = Training(pair, load_data(x), None, options)
         start = {n: t.detach().clone() for n, t in pair.unconstrained_parameters.items()}
         totals = {n: torch.zeros_like(t) for n, t in start.items()}

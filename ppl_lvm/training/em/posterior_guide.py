@@ -1,34 +1,34 @@
-"""A guide for a model that was fitted without one: q learns, the model stays as it is.
+"""Fit a guide while the model's parameters are fixed.
 
-What a run says of new rows (codes, log p(x), ArviZ data) goes through a guide. Here it is fitted
-when the parameters θ are known, so that its gap to the posterior costs θ nothing, as it would if
-both were moved by a bound.
+A run describes new rows (codes, log p(x), ArviZ data) through a guide. Here the guide is fitted
+after the parameters θ, so that its gap to the posterior does not bias θ. It would if one bound
+moved both.
 """
 
 import pyro
 import torch
-from torch import Tensor
 from torch.optim import Adam
 
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
+from ppl_lvm.data.selection import first_rows
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory
-from ppl_lvm.training.gradient_step import Options
 from ppl_lvm.training.loop import Training
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import prepare_pair
 
-EVALUATIONS = 8  # of a bound: enough to say how far its draws let it wander
+EVALUATIONS = 8  # of a bound: enough for its Monte Carlo error
 
 
-def make_guide(
+def prepare_guide(
     model: object, guides: GuideFactory, data: Data, seed: int
 ) -> tuple[ModelGuidePair, frozenset[str]]:
-    """A copy of the model with a guide made for it, and the sites that are summed out."""
+    """A copy of the model with a new guide, and the sites that are summed out."""
     pyro.set_rng_seed(seed)
-    rows = data.batch(torch.arange(len(data)))
+    rows = first_rows(data, len(data))
     with pyro.get_param_store().scope():
         guide = guides.make(model, rows)
     return prepare_pair(model, guide, None, rows, data)  # type: ignore[arg-type]
@@ -44,22 +44,22 @@ def fit_guide(
     seed: int,
     progress: Progress,
 ) -> dict[str, list[float]]:
-    """Train the pair's guide alone on all rows, and return the history.
+    """Train the pair's guide, but not its model, on all rows; returns the history.
 
-    The history is empty where the guide has nothing to learn.
+    The history is empty if the guide has no parameters.
     """
     history: dict[str, list[float]] = {"bound": [], "validation_step": [], "validation_bound": []}
-    own = {
+    of_guide = {
         id(leaf)
         for name, leaf in pair.unconstrained_parameters.items()
         if not name.startswith("model/")
     }
-    if own:
-        options = Options(
-            num_steps,
+    if of_guide:
+        options = TrainingOptions(
+            num_steps=num_steps,
             batch_size=len(data),
             seed=seed,
-            optimizer=lambda leaves: Adam([p for p in leaves if id(p) in own], lr=0.01),
+            optimizer=lambda leaves: Adam([p for p in leaves if id(p) in of_guide], lr=0.01),
             schedule=f"CosineAnnealingLR(T_max={num_steps})",
             engine="eager",
         )
@@ -72,14 +72,16 @@ def fit_guide(
     return history
 
 
-def bound(pair: ModelGuidePair, data: Data, num_rows: int, seed: int) -> tuple[float, float]:
-    """The ELBO on `data` in nats per row, and its Monte-Carlo error.
+def estimate_bound(
+    pair: ModelGuidePair, data: Data, num_rows: int, seed: int
+) -> tuple[float, float]:
+    """ELBO on `data` in nats per row, and its Monte Carlo error.
 
-    Terms of global latents are shared by the `num_rows` rows of the training data.
+    The `num_rows` rows of the training data share the terms of global latents.
     """
     scale = ScaleDataPlate(num_rows)
     model, guide = scale(pair.model), scale(pair.guide)
-    batch: tuple[Tensor, ...] = data.batch(torch.arange(len(data)))
+    batch = first_rows(data, len(data))
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         loss = [pair.objective.loss(model, guide, *batch) for _ in range(EVALUATIONS)]
