@@ -14,8 +14,8 @@ from ppl_lvm.data.selection import initialization_rows, split_validation
 from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.runs.directory import open_run_directory
-from ppl_lvm.runs.run import environment_record, evidence_record, load_run
+from ppl_lvm.runs.directory import load_run, open_run_directory
+from ppl_lvm.runs.record import environment_record, evidence_record
 from ppl_lvm.training.iterate import Checkpointable, iterate_with_checkpoints
 from ppl_lvm.training.options import SessionOptions, declared
 

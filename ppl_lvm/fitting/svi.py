@@ -91,4 +91,4 @@ def _as_run(restarts: RestartResults, session: Session) -> Run:
     record["results"] = session.results(pair, restarts.best_entry, rows, particles)
     template = first_rows(session.train, TEMPLATE_ROWS)
     history = restarts.best.history
-    return Run(pair, template, history, record, trails=restarts.trajectories)
+    return Run(pair, template, history, record, trajectories=restarts.trajectories)
