@@ -1,11 +1,12 @@
-"""TODO."""
+"""Call syntax: names with literal keyword arguments, "Adam(lr=0.01)"."""
 
 import ast
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ppl_lvm.core.messages import did_you_mean
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -32,9 +33,9 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_settings(items: Iterable[str]) -> dict[str, Any]:
-    """Arguments of a program from the command line: "components=3" -> {"components": 3}.
+    """Settings from the command line: "components=3" -> {"components": 3}.
 
-    A value that is no Python literal is taken as text: likelihood=bernoulli.
+    A value that is not a Python literal is text: likelihood=bernoulli.
     """
     settings: dict[str, Any] = {}
     for item in items:
@@ -49,34 +50,34 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
 
 
 def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str) -> Any:
-    """`factory(*arguments, **settings)`, with an error that lists the settings it takes.
+    """Call `factory(*arguments, **settings)` after checking the settings.
 
     Raises:
-        ValueError: for a setting that is none, or whose value is of another kind than annotated.
+        ValueError: a setting that the factory does not take, or a value of another type than
+            annotated.
     """
     parameters = inspect.signature(factory).parameters
-    taken = [
+    accepted = [
         p.name
         for i, p in enumerate(parameters.values())
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and i >= len(arguments)
     ]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in settings:
-        if name not in taken and not open_ended:
-            near = difflib.get_close_matches(name, taken, 1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(taken)}.{hint}")
+        if name not in accepted and not open_ended:
+            hint = did_you_mean(name, accepted)
+            raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(accepted)}.{hint}")
     kinds = _kinds_of(factory)
     for name, value in settings.items():
         if name in kinds and _is_plain(value) and not isinstance(value, kinds[name]):
-            wider = float in kinds[name]  # whole numbers are numbers
+            wider = float in kinds[name]  # an int is accepted as a float
             words = [w for k, w in _KINDS.items() if k in kinds[name] and not (wider and k is int)]
             expected = " or ".join(words)
             raise ValueError(f"{what} takes {name} as {expected}, got {value!r}.")
     return factory(*arguments, **settings)
 
 
-# What a setting may be, if it is annotated so; those of other kinds are not checked.
+# Annotated types that are checked, and how messages name them; others are not checked.
 _KINDS: dict[type, str] = {
     bool: "True or False",
     int: "a whole number",
@@ -88,26 +89,27 @@ _KINDS: dict[type, str] = {
 
 
 def _kinds_of(factory: Any) -> dict[str, tuple[type, ...]]:
-    """Parameter -> the types of its annotation, where these are plain."""
+    """Parameter -> types of its annotation, for plain types."""
     try:
         hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError, AttributeError):  # annotations that nobody can read
+    except (NameError, TypeError, AttributeError):  # unreadable annotations
         return {}
-    found = {}
+    checked = {}
     for name, hint in hints.items():
         union = get_origin(hint) in (Union, UnionType)
         kinds = [get_origin(h) or h for h in (get_args(hint) if union else (hint,))]
         if all(kind in _KINDS for kind in kinds):
-            also = [int] * (float in kinds) + [list] * (tuple in kinds)  # as JSON has them
-            found[name] = (*kinds, *also)
-    return found
+            # JSON writes 1.0 as 1 and tuples as lists.
+            also = [int] * (float in kinds) + [list] * (tuple in kinds)
+            checked[name] = (*kinds, *also)
+    return checked
 
 
 def settings_of(program: Any) -> dict[str, Any] | None:
-    """The constructor's arguments, read back from the attributes of the same names.
+    """Constructor arguments, read back from the attributes of the same names.
 
-    None where an argument has no such attribute or is not plain data: then a run can only be
-    loaded with the program given again.
+    None if an argument has no such attribute or is not plain data: a run can then only be loaded
+    with the program passed again.
     """
     settings: dict[str, Any] = {}
     for p in inspect.signature(type(program)).parameters.values():

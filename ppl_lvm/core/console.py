@@ -1,4 +1,4 @@
-"""How far a run has come: a bar on a terminal, plain lines elsewhere, on standard error."""
+"""Progress bars and plain text: a bar on a terminal, lines elsewhere, on standard error."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,13 @@ WIDTH = 80
 
 
 class Progress:
-    """Shows bound and validation bound (nats per row), steps per second and time left.
+    """Progress of a fit: bound and validation bound (nats per row), steps/s, time left.
 
     Args:
         total: steps in all.
         done: steps already taken when a run resumes.
         title: what is running, "restart 2 of 5".
-        figure: what the number shown is.
+        figure: label of the number shown.
         shown: False prints nothing.
     """
 
@@ -46,7 +46,7 @@ class Progress:
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
-        self._start = self._spoken = time.monotonic()
+        self._start = self._printed = time.monotonic()
         self._first = self.done
         if self.shown and self._console.is_terminal:
             self._bar = Bar(
@@ -74,17 +74,17 @@ class Progress:
             self._bar.stop()
 
     def advance(self, step: int, bound: float, validation: Sequence[float]) -> None:
-        """Say that `step` steps are done, the last with `bound`."""
+        """Report that `step` steps are done, with the last bound."""
         if not self.shown:
             return
         now = time.monotonic()
         if self._bar is not None:
-            if now - self._spoken > 0.1 or step == self.total:
-                self._spoken = now
+            if now - self._printed > 0.1 or step == self.total:
+                self._printed = now
                 figures = self._figures(step, bound, validation, now)
                 self._bar.update(self._task, completed=step, figures=figures)
-        elif now - self._spoken > LINE_SECONDS or step == self.total:
-            self._spoken = now
+        elif now - self._printed > LINE_SECONDS or step == self.total:
+            self._printed = now
             left = (self.total - step) * (now - self._start) / max(step - self._first, 1)
             title = f"{self.title}: " if self.title else ""
             figures = self._figures(step, bound, validation, now)
@@ -107,7 +107,7 @@ class Progress:
 
 
 def plain_text(shown: RenderableType) -> str:
-    """80 characters wide, without colours, and without spaces at the ends of lines."""
+    """Text 80 characters wide, without colors or trailing spaces."""
     console = Console(width=WIDTH, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(shown)
@@ -118,7 +118,7 @@ def plain_text(shown: RenderableType) -> str:
 def progress(
     what: str = "diagnose", shown: bool = True
 ) -> Iterator[Callable[[str, int, int], None] | None]:
-    """What `diagnose` takes as `say`; None where nothing is to be shown."""
+    """Progress callback for `say=`; None if nothing is to be shown."""
     console = Console(stderr=True)
     if not shown:
         yield None

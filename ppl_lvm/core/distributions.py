@@ -1,4 +1,4 @@
-"""Distributions and supports under their wrappers."""
+"""Distributions and supports without their wrappers."""
 
 from collections.abc import Iterator
 from typing import Any

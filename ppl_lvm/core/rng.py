@@ -1,9 +1,14 @@
-"""Torch's random number generators: where they stand, and leaving them there."""
+"""Random states: capture, restore, preserve, isolate.
+
+Generators are torch's on the CPU and on every device in use, Python's `random`, and NumPy's global
+one.
+"""
 
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -11,25 +16,102 @@ from torch import Tensor
 
 
 def generator_states() -> list[Tensor]:
-    """Where torch's generators stand: the CPU's, then those of the devices, if they are in use."""
-    # To ask a device that nobody uses would set it up.
+    """States of torch's generators: the CPU's, then those of the devices in use."""
+    # Asking an unused device for its state would initialize it.
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return [torch.get_rng_state(), *devices]
 
 
 def restore_generators(states: list[Tensor]) -> None:
-    """Set torch's generators to what `generator_states` read."""
+    """Set torch's generators to the result of `generator_states`."""
     cpu, *devices = states
     torch.set_rng_state(cpu)
     if devices:
         torch.cuda.set_rng_state_all(devices)
 
 
+@dataclass(frozen=True)
+class RngState:
+    """States of all generators.
+
+    Attributes:
+        torch: see `generator_states`.
+        python: of `random.getstate`.
+        numpy: of `np.random.get_state`.
+    """
+
+    torch: list[Tensor]
+    python: tuple[Any, ...]
+    numpy: Any
+
+    @classmethod
+    def capture(cls) -> Self:
+        """The present states."""
+        return cls(generator_states(), random.getstate(), np.random.get_state())
+
+    def restore(self) -> None:
+        """Set every generator to these states."""
+        restore_generators(self.torch)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The states as tensors by name, for a checkpoint."""
+        version, words, gauss = self.python
+        name, keys, position, has_gauss, cached = self.numpy
+        assert (version, name) == (3, "MT19937")
+        cpu, *devices = self.torch
+        states = {
+            "random/torch": cpu,
+            "random/python": torch.tensor(words, dtype=torch.int64),
+            "random/python_gauss": torch.tensor(
+                float("nan") if gauss is None else gauss, dtype=torch.float64
+            ),
+            "random/numpy": torch.from_numpy(keys.astype(np.int64)),
+            "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
+            "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
+        }
+        if devices:
+            states["random/cuda"] = torch.stack(devices)
+        return states
+
+    @classmethod
+    def from_tensors(cls, states: Mapping[str, Tensor]) -> Self:
+        """Inverse of `to_tensors`; states of devices that this machine lacks are dropped."""
+        gauss = states["random/python_gauss"].item()
+        python = (
+            3,
+            tuple(states["random/python"].tolist()),
+            None if gauss != gauss else gauss,
+        )
+        position, has_gauss = states["random/numpy_position"].tolist()
+        keys = states["random/numpy"].numpy().astype(np.uint32)
+        numpy = ("MT19937", keys, position, has_gauss, states["random/numpy_gauss"].item())
+        devices: list[Tensor] = []
+        if "random/cuda" in states and torch.cuda.is_available():
+            devices = list(states["random/cuda"][: torch.cuda.device_count()])
+        return cls([states["random/torch"], *devices], python, numpy)
+
+
+def random_state() -> dict[str, Tensor]:
+    """States of all generators as tensors by name."""
+    return RngState.capture().to_tensors()
+
+
+def set_random_state(states: Mapping[str, Tensor]) -> None:
+    """Set every generator to the result of `random_state`."""
+    state = RngState.from_tensors(states)
+    # A checkpoint may hold fewer devices than there are here.
+    for device, device_state in enumerate(state.torch[1:]):
+        torch.cuda.set_rng_state(device_state, device)
+    RngState(state.torch[:1], state.python, state.numpy).restore()
+
+
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Draw and seed at will: afterwards torch's generators stand where they stood.
+    """Restore torch's generators on leaving.
 
-    As `torch.random.fork_rng`, which warns where there are several devices.
+    Unlike `torch.random.fork_rng`, it does not warn where there are several devices.
     """
     states = generator_states()
     try:
@@ -38,50 +120,24 @@ def preserve_rng() -> Iterator[None]:
         restore_generators(states)
 
 
-# A person who simulates data under seed 0 and diagnoses under seed 0 would give both the same
-# numbers, and the draws of q would be those that made the data.
-DISTANT = 0x5EED_0D1A6
+@contextmanager
+def preserve_all_rng() -> Iterator[None]:
+    """Restore the generators of torch, Python and NumPy on leaving."""
+    state = RngState.capture()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+# Offset of the seeds of diagnostics: data simulated under seed 0 and diagnosed under seed 0 must
+# not meet the draws that made them.
+DIAGNOSTIC_SEED_OFFSET = 0x5EED_0D1A6
 
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Inside, torch draws from a stream that `seed` settles; the caller's goes on untouched."""
+    """Seed torch's generators for a diagnostic, and restore them on leaving."""
     with preserve_rng():
-        torch.manual_seed(DISTANT + seed)
+        torch.manual_seed(DIAGNOSTIC_SEED_OFFSET + seed)
         yield
-
-
-def random_state() -> dict[str, Tensor]:
-    """The state of every random generator that a program may draw from, as tensors."""
-    version, words, gauss = random.getstate()
-    state_of_numpy: Any = np.random.get_state()
-    name, keys, position, has_gauss, cached = state_of_numpy
-    assert (version, name) == (3, "MT19937")
-    state = {
-        "random/torch": torch.get_rng_state(),
-        "random/python": torch.tensor(words, dtype=torch.int64),
-        "random/python_gauss": torch.tensor(
-            float("nan") if gauss is None else gauss, dtype=torch.float64
-        ),
-        "random/numpy": torch.from_numpy(keys.astype(np.int64)),
-        "random/numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
-        "random/numpy_gauss": torch.tensor(cached, dtype=torch.float64),
-    }
-    devices = generator_states()[1:]
-    if devices:
-        state["random/cuda"] = torch.stack(devices)
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Put every generator back to `state`, as `random_state` returned it."""
-    torch.set_rng_state(state["random/torch"])
-    gauss = state["random/python_gauss"].item()
-    random.setstate((3, tuple(state["random/python"].tolist()), None if gauss != gauss else gauss))
-    position, has_gauss = state["random/numpy_position"].tolist()
-    keys = state["random/numpy"].numpy().astype(np.uint32)
-    cached = state["random/numpy_gauss"].item()
-    np.random.set_state(("MT19937", keys, position, has_gauss, cached))
-    if "random/cuda" in state and torch.cuda.is_available():
-        for device, of_it in enumerate(state["random/cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(of_it, device)

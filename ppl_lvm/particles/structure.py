@@ -16,13 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, is_point
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.rng import preserve_all_rng
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.tracing import (
     ReplayValues,
@@ -68,12 +67,8 @@ class PairStructure:
 @contextmanager
 def without_side_effects() -> Iterator[None]:
     """Run programs without gradients and restore the random state afterwards."""
-    state = pyro.util.get_rng_state()
-    with preserve_rng(), torch.no_grad():
-        try:
-            yield
-        finally:
-            pyro.util.set_rng_state(state)
+    with preserve_all_rng(), torch.no_grad():
+        yield
 
 
 def run_plainly(

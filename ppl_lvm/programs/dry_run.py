@@ -6,10 +6,9 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.rng import preserve_all_rng
 
 _depth = 0
 
@@ -40,16 +39,14 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     # With Pyro's default settings a module takes over a parameter of its own name from the store.
     parameters = [(part, dict(part._parameters)) for module in modules for part in module.modules()]
     store = pyro.get_param_store()
-    random_state = get_rng_state()
     _depth += 1
     try:
-        with preserve_rng(), store.scope(state=store.get_state()):
+        with preserve_all_rng(), store.scope(state=store.get_state()):
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield
     finally:
         _depth -= 1
-        set_rng_state(random_state)
         with torch.no_grad():
             for buffer, before in buffers:
                 # Writing into one that nobody changed would spoil graphs that hold it.

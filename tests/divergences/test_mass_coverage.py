@@ -167,7 +167,7 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["bimodal", "--data", "iris"], "Give one target"),
         (["three_modes"], "There is no density 'three_modes'; there are four_modes, bimodal"),
         (["bimodal", "--divergence", "KL"], "There is no divergence 'KL'; there are ForwardKL"),
-        (["bimodal", "--start", "center=2"], "Did you mean centre"),
+        (["bimodal", "--start", "centre=2"], "Did you mean center"),
         (["bimodal", "--family", "ppl_lvm.models:PPCA"], r"has no density\(\)"),
     ],
 )

@@ -23,7 +23,7 @@ quiet = functools.partial(fit, progress=False)
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
         ({"num_steps": 1, "num_epochs": 1}, "not both"),
         ({"patience": 3}, "validation=0.1"),
-        ({"optimizer": "Adan(lr=1)"}, "torch has no optimiser 'Adan'"),
+        ({"optimizer": "Adan(lr=1)"}, "Unknown torch optimizer 'Adan'"),
         ({"optimizer": "Adam(rate=1)"}, "takes no 'rate'"),
         ({"objective": "ELBOW"}, "Unknown objective 'ELBOW'"),
         ({"restarts": 0}, "restarts"),
