@@ -32,7 +32,7 @@ Missing = Annotated[
 ]
 Header = Annotated[
     bool | None,
-    typer.Option(help="Whether a .csv file's first line are names (default: by looking)."),
+    typer.Option(help="Whether the first line of a .csv file has names (default: inferred)."),
 ]
 
 ImageShape = Annotated[

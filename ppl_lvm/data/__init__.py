@@ -1,4 +1,4 @@
-"""Data for a fit: named sets, files, arrays, datasets and loaders -> rows of tensors."""
+"""Load data as rows of tensors."""
 
 from ppl_lvm.data.load import Data, load_data
 

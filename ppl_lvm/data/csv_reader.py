@@ -1,25 +1,35 @@
-"""Comma-separated text becomes rows of numbers, or an error that names line and column.
+"""Strict CSV reader with errors that name line and column.
 
-Strict where pandas is kind: a line with too few fields is a fault and not a row with gaps, an
-empty line between rows is a fault and not skipped, and a first line of numbers that counts
-0, 1, 2 is a question and not an answer.
+pyarrow parses the values. It is stricter here than pandas: a line with too few fields, an empty
+line between rows and a first line 0, 1, 2, … (column numbers or data?) are errors. Lines are
+scanned a second time only where pyarrow cannot tell their numbers: after a fault, in files with
+quotes, and in files with empty lines.
 """
 
 import csv
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ppl_lvm.data.stores import Loaded, memory_store
-from ppl_lvm.data.validation import Array, Columns, SourceLocation, check_names, pick_columns
+from ppl_lvm.core.types import Array
+from ppl_lvm.data.stores import ReaderResult, memory_store
+from ppl_lvm.data.validation import Columns, SourceLocation, check_names, pick_columns
 
-CHUNK = 8192  # lines turned into numbers at a time, so that the text never stands whole in memory
+BLOCK = 16 * 2**20  # bytes that pyarrow parses at a time, more than any row has
 
-# What people write for a value they do not have.
-ABSENT = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+# Common spellings of a missing value, in any case.
+MISSING_VALUES = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
+SPELLINGS = sorted(
+    {
+        "".join(letters)
+        for word in MISSING_VALUES
+        for letters in product(*zip(word, word.upper(), strict=True))
+    }
+)
 
 
 def read_csv(
@@ -28,158 +38,206 @@ def read_csv(
     labels: str | int | None = None,
     missing: str = "error",
     header: bool | None = None,
-) -> Loaded:
-    """Read UTF-8 text with commas, every line with as many fields as the first.
+) -> ReaderResult:
+    """Read UTF-8 text with commas and the same number of fields on every line.
 
-    The first line is the header unless all its fields are numbers; `header` says it outright.
+    The first line is the header unless all its fields are numbers; `header` overrides this.
     Empty fields, NA, N/A, NaN, null, None and ? are missing values. Lines count from 1 with the
-    header. Empty lines at the very end of the file are not rows.
+    header. Empty lines at the end of the file are ignored.
 
     Raises:
         ValueError: for any other fault of the text, naming line and column.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = csv.reader(file, strict=True)
-            first = [name.strip() for name in next(text, [])]
-            if not first:
-                raise ValueError(f"{path} begins with an empty line. Begin with the column names.")
-            named = _is_header(path, first, header)
-            table = _Table(path, first, named, columns, labels)
-            rows = ((text.line_num, row) for row in text)
-            table.fill(rows if named else chain([(1, first)], rows))
+        return _read(path, columns, labels, missing, header)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
     except csv.Error as error:
         raise ValueError(
-            f"{path} is not well-formed CSV ({error}). Is a quote left open, or the file cut short?"
+            f"{path} is not well-formed CSV ({error}). Close the open quote, or copy the file "
+            "again if it was cut short."
         ) from error
-    return table.loaded(missing)
+
+
+def _read(
+    path: Path,
+    columns: Columns,
+    labels: str | int | None,
+    missing: str,
+    header: bool | None,
+) -> ReaderResult:
+    num_lines, has_quotes = _survey(path)
+    first, skip = _first_record(path)
+    has_header = _is_header(path, first, header)
+    if not has_header:
+        skip = 0
+    names = first if has_header else None
+    if names is not None:
+        # A column without a name is allowed unless it is used.
+        check_names([name for name in names if name or columns is None], str(path))
+    chosen, label = pick_columns(names, len(first), columns, labels, str(path))
+    location = (
+        SourceLocation(str(path), column_indices=tuple(chosen))
+        if names is None
+        else SourceLocation(str(path), tuple(names[k] for k in chosen))
+    )
+    table = _parse(path, skip, len(first), chosen, label, has_quotes)
+    records: list[tuple[int, list[str]]] = []
+    lines = np.arange(skip + 1, num_lines + 1)
+    if table is None or has_quotes or len(table) != len(lines):
+        records = list(_records(path, skip, len(first)))
+        lines = np.array([line for line, _ in records], np.int64)
+    if len(lines) == 0:
+        raise ValueError(f"{path} has a header and no rows. Check the program that wrote it.")
+    if table is None or len(table) != len(lines):
+        texts = [[fields[k] for k in chosen] for _, fields in records]
+        values = _convert(texts, lines, location)
+        classes = None if label is None else [fields[label] for _, fields in records]
+    else:
+        values = np.stack([table[str(k)].to_numpy() for k in chosen], axis=1)
+        classes = None if label is None else table[str(label)].to_pylist()
+    located = SourceLocation(
+        location.source, location.columns, column_indices=location.column_indices, lines=lines
+    )
+    return ReaderResult(
+        memory_store([values], located, missing),
+        None if location.columns is None else list(location.columns),
+        None if classes is None else _labels(classes, lines, labels, path),
+    )
+
+
+def _survey(path: Path) -> tuple[int, bool]:
+    """Number of lines up to the last that is not empty, and whether there are quotes."""
+    count, blank, has_quotes = 0, "", False
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for block in iter(partial(file.read, 2**20), ""):
+            body = block.rstrip("\r\n")
+            if body:
+                count += blank.count("\n") + body.count("\n")
+                blank = ""
+            blank += block[len(body) :]
+            has_quotes = has_quotes or '"' in body
+    return count + 1, has_quotes
+
+
+def _first_record(path: Path) -> tuple[list[str], int]:
+    """Fields of the first record, and the number of its last line."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        fields = [name.strip() for name in next(reader, [])]
+        if not fields:
+            raise ValueError(f"{path} begins with an empty line. Begin with the column names.")
+        return fields, reader.line_num
 
 
 def _is_header(path: Path, first: list[str], header: bool | None) -> bool:
-    """Names or numbers? Refuse to guess when the line reads both ways."""
+    """True if the first line has names; an ambiguous line raises."""
     if header is not None:
         return header
     cells = first[1:] if first[0] == "" else first
     if cells == [str(k) for k in range(len(cells))]:
         raise ValueError(
-            f"{path}, line 1: {','.join(first)} may be column numbers or data. Say which with "
-            "header=True or header=False, or put names into the first line."
+            f"{path}, line 1: {','.join(first)} may be column numbers or data. Pass header=True "
+            "or header=False, or put names into the first line."
         )
-    return not all(_is_number(cell) or cell.lower() in ABSENT for cell in first)
+    return not all(_is_number(cell) or cell.lower() in MISSING_VALUES for cell in first)
 
 
-@dataclass
-class _Table:
-    """Rows being collected, a chunk of lines at a time."""
+def _parse(
+    path: Path, skip: int, width: int, chosen: list[int], label: int | None, has_quotes: bool
+) -> Any:
+    """Table with the chosen columns as floats and the label as text; None after any fault."""
+    from pyarrow import ArrowInvalid, float64, string
+    from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions
+    from pyarrow.csv import read_csv as parse
 
-    path: Path
-    first: list[str]
-    named: bool
-    columns: Columns
-    labels: str | int | None
-    blocks: list[Array] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        source, names = str(self.path), self.first if self.named else None
-        if names is not None:
-            # A nameless column does no harm while nobody takes it.
-            check_names([name for name in names if name or self.columns is None], source)
-        self.chosen, self.label = pick_columns(
-            names, len(self.first), self.columns, self.labels, source
+    types = {str(k): float64() for k in chosen}
+    if label is not None:
+        types[str(label)] = string()
+    size = path.stat().st_size
+    try:
+        return parse(
+            path,
+            ReadOptions(
+                column_names=[str(k) for k in range(width)],
+                skip_rows=skip,
+                block_size=min(size + 1, BLOCK),
+                use_threads=size > BLOCK,
+            ),
+            ParseOptions(newlines_in_values=has_quotes),
+            ConvertOptions(column_types=types, include_columns=list(types), null_values=SPELLINGS),
         )
-        picked = tuple(self.first[k] for k in self.chosen)
-        self.place = (
-            SourceLocation(source, picked)
-            if self.named
-            else SourceLocation(source, kept=(*self.chosen,))
-        )
+    except ArrowInvalid:
+        return None
 
-    def fill(self, rows: Iterable[tuple[int, list[str]]]) -> None:
-        """Take all rows (line, fields)."""
-        pending: list[tuple[int, list[str]]] = []
-        empty = None
-        for line, row in rows:
-            if not row:
-                empty = line if empty is None else empty
+
+def _records(path: Path, skip: int, width: int) -> Iterator[tuple[int, list[str]]]:
+    """Line number and fields of every row.
+
+    Raises:
+        ValueError: for an empty line between rows, or a line with another number of fields.
+    """
+    empty = None
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        for fields in reader:
+            line = reader.line_num
+            if line <= skip:
                 continue
-            self._check_row(line, row, empty)
-            pending.append((line, row))
-            if len(pending) == CHUNK:
-                self._add(pending)
-                pending = []
-        self._add(pending)
+            if not fields:
+                empty = empty or line
+                continue
+            if empty is not None:
+                raise ValueError(
+                    f"{path}, line {empty} is empty, and rows follow. Remove it or fill it in."
+                )
+            if len(fields) != width:
+                raise ValueError(
+                    f"{path}, line {line} has {len(fields)} fields, the first line has {width}. "
+                    "Copy the file again if it was cut short, and quote texts that have commas."
+                )
+            yield line, fields
 
-    def _check_row(self, line: int, row: list[str], empty: int | None) -> None:
-        if empty is not None:
+
+def _convert(texts: list[list[str]], lines: Array, location: SourceLocation) -> Array:
+    """Numbers (N, P), NaN where a value is missing.
+
+    Raises:
+        ValueError: for the first text that is no number.
+    """
+    values = np.full((len(texts), len(texts[0])), np.nan)
+    for n, row in enumerate(texts):
+        for p, text in enumerate(row):
+            if _is_number(text):
+                values[n, p] = float(text)
+            elif text.strip().lower() not in MISSING_VALUES:
+                separator = next((c for c in ";\t" if c in text), None)
+                hint = (
+                    "" if separator is None else f" Separate the fields by ',' not {separator!r}."
+                )
+                raise ValueError(
+                    f"{location.source}, line {lines[n]}, {location.column(p)}: {text!r} is not a "
+                    f"number.{hint} Correct it, choose the numeric columns with columns=, or name "
+                    "the column in labels= if it is the class."
+                )
+    return values
+
+
+def _labels(texts: list[str], lines: Array, name: str | int | None, path: Path) -> Array:
+    """Labels (N,) as integers, floats or text: the first type that fits all."""
+    texts = [text.strip() for text in texts]
+    for text, line in zip(texts, lines, strict=True):
+        if text.lower() in MISSING_VALUES:
             raise ValueError(
-                f"{self.path}, line {empty} is empty, and rows follow. Remove it or fill it in."
+                f"{path}, line {line}, column {name!r}: the label is missing. Fill it in, or load "
+                "without labels=."
             )
-        if len(row) != len(self.first):
-            raise ValueError(
-                f"{self.path}, line {line} has {len(row)} fields, the first line has "
-                f"{len(self.first)}. Is the file cut short, or a comma in a text without quotes?"
-            )
-
-    def _add(self, rows: list[tuple[int, list[str]]]) -> None:
-        if not rows:
-            return
-        fields = [[row[k] for k in self.chosen] for _, row in rows]
-        try:
-            block = np.array(fields, dtype=np.float64)  # (n, P)
-        except ValueError:  # some field is missing or text: go through them one by one
-            block = self._one_by_one(fields, [line for line, _ in rows])
-        self.blocks.append(block)
-        self.lines += [line for line, _ in rows]
-        if self.label is not None:
-            self.classes += [self._class(line, row[self.label]) for line, row in rows]
-
-    def _one_by_one(self, fields: list[list[str]], lines: list[int]) -> Array:
-        """Numbers (n, P) with NaN where a value is missing."""
-        block = np.full((len(fields), len(self.chosen)), np.nan)
-        for n, row in enumerate(fields):
-            for p, text in enumerate(row):
-                if _is_number(text):
-                    block[n, p] = float(text)
-                elif text.strip().lower() not in ABSENT:
-                    hint = next(
-                        (f" Are the fields separated by {c!r}?" for c in ";\t" if c in text), ""
-                    )
-                    raise ValueError(
-                        f"{self.path}, line {lines[n]}, {self.place.column(p)}: {text!r} is not a "
-                        f"number.{hint} Correct it, choose the numeric columns with columns=, or "
-                        "name the column in labels= if it is the class."
-                    )
-        return block
-
-    def _class(self, line: int, text: str) -> str:
-        if text.strip().lower() in ABSENT:
-            raise ValueError(
-                f"{self.path}, line {line}, column {self.labels!r}: the label is missing. Fill it "
-                "in, or load without labels=."
-            )
-        return text.strip()
-
-    def loaded(self, missing: str) -> Loaded:
-        """The rows as tensors; labels as whole numbers, numbers or text, whichever all are."""
-        if not self.blocks:
-            raise ValueError(f"{self.path} has a header and no rows. Check what wrote it.")
-        place = replace(self.place, lines=np.array(self.lines, np.int64))
-        store = memory_store([np.concatenate(self.blocks)], place, missing)
-        names = list(place.columns) if place.columns is not None else None
-        return Loaded(store, names, None if self.label is None else _typed(self.classes))
-
-
-def _typed(values: list[str]) -> Array:
     for kind in (np.int64, np.float64):
         try:
-            return np.array([kind(value) for value in values])
+            return np.array([kind(text) for text in texts])
         except (ValueError, OverflowError):
             continue
-    return np.array(values)
+    return np.array(texts)
 
 
 def _is_number(text: str) -> bool:

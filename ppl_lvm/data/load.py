@@ -1,4 +1,4 @@
-"""Data for a fit: named sets, files, arrays, frames, datasets, loaders -> rows of tensors.
+"""Load named sets, files and objects as rows of tensors.
 
     load_data("iris")                        a named set
     load_data("digits(binarize=8)")          with arguments
@@ -6,15 +6,15 @@
     load_data(array)                         NumPy, torch, a tuple of them, pandas, a torch
                                              Dataset, a DataLoader
 
-What the model sees are tensors with rows first. Numbers become torch's default floating-point
-type (torch tensors of integers stay integers, see `ppl_lvm.data.validation`). Labels are kept apart
-and never reach the model. Nothing is dropped or filled; whatever cannot be used is an error that
-names file, row and column and says what to do.
+The model sees tensors with rows first. Numbers become torch's default floating-point type; torch
+tensors of integers stay integers (see `ppl_lvm.data.validation`). Labels never reach the model.
+Nothing is dropped or filled; unusable values are errors that name file, row, column and remedy.
 """
 
 import hashlib
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -34,33 +33,35 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ppl_lvm.data import datasets
-from ppl_lvm.data import readers as files
-from ppl_lvm.data.stores import ItemStore, Loaded, Store, item_store, memory_store, part_names
+from ppl_lvm.core.types import Array
+from ppl_lvm.core.validate import one_of
+from ppl_lvm.data import datasets, readers
+from ppl_lvm.data.stores import ItemStore, ReaderResult, Store, item_store, memory_store, part_names
 from ppl_lvm.data.validation import (
     MISSING,
-    Array,
     Columns,
     SourceLocation,
     check_shape,
     code_labels,
-    suggest,
+    pick_columns,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Rows 0..N-1 of one or several tensors, made by `load_data` and not changed afterwards.
+    """Immutable rows 0..N-1 of one or several tensors, built by `load_data`.
 
     Attributes:
-        name: what the data are called in reports.
+        store: storage of the rows.
+        name: name in reports.
         columns: names of the columns of a table (N, P), else None.
         labels: codes 0..C-1 (N,) with names in `label_names`, or numbers (N,) without names.
-            They are for pictures and scores; the model never sees them.
-        image_shape: height and width when a datum is a flattened picture.
-        batch_size: that of the DataLoader the data came from, else None.
-        source: what `load_data` was called with, where that was a name or a path; else None.
-        store, rows: where the rows are, and which of them these are (None: all).
+            They are for figures and scores; the model never sees them.
+        label_names: names of the classes.
+        image_shape: height and width where a row is a flattened picture.
+        batch_size: batch size of the DataLoader that was loaded, else None.
+        rows: indices into the store, None for all rows.
+        source: arguments of `load_data` if they were a name or a path, else None.
     """
 
     store: Store
@@ -82,63 +83,63 @@ class Data:
 
     @cached_property
     def num_tensors(self) -> int:
-        """How many arguments `model(*batch)` takes; reads one row."""
+        """Number of arguments of `model(*batch)`; reads one row."""
         return len(self.batch(torch.tensor([0])))
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """All rows (N, ...).
 
-        Of a memory-mapped file or a Dataset this reads every row into memory: use `batch`.
+        This reads every row of a memory-mapped file or Dataset into memory: use `batch`.
         """
-        return self.store.everything() if self.rows is None else self.store.take(self.rows)
+        return self.store.all_rows() if self.rows is None else self.store.take(self.rows)
 
     def batch(self, index: Tensor) -> tuple[Tensor, ...]:
         """The rows `index` (B,) as tensors (B, ...), the arguments of `model(*batch)`.
 
         Raises:
-            ValueError: for an unusable value in rows that are read only now.
+            ValueError: for an unusable value in rows that had not been read before.
         """
         return self.store.take(index if self.rows is None else self.rows[index])
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes when the rows do: to know whether a run goes on with its data.
+        """SHA-256 that changes with the rows, so that a run resumes with its own data only.
 
         Large files and Datasets are sampled, see their stores.
         """
-        whole = self.store.fingerprint()
+        digest = self.store.fingerprint()
         if self.rows is None:
-            return whole
-        return hashlib.sha256(whole.encode() + self.rows.numpy().tobytes()).hexdigest()
+            return digest
+        return hashlib.sha256(digest.encode() + self.rows.numpy().tobytes()).hexdigest()
 
     def locate(self, row: int, column: int | None = None, part: int = 0) -> str:
-        """Name a value for a message: file, line or row, and column.
+        """Name of a value in messages: file, line or row, and column.
 
-        `row` counts from 0 in these data, `column` from 0 over the flattened datum, and `part`
-        is the tensor's position when there are several.
+        `row` counts from 0 in these data, `column` from 0 over the flattened row. `part` is the
+        index of the tensor where there are several.
         """
-        at = row if self.rows is None else int(self.rows[row])
-        return self.store.place.name(at, column, part)
+        source_row = row if self.rows is None else int(self.rows[row])
+        return self.store.location.name(source_row, column, part)
 
     def split(self, held_out: int | float, seed: int) -> tuple["Data", "Data"]:
-        """Set rows aside at random: (the others, the `held_out` ones), the same for one seed.
+        """Random split into (training rows, held-out rows), determined by the seed.
 
         `held_out` is a number of rows or a fraction between 0 and 1. Rows keep their order.
 
         Raises:
-            ValueError: when one side would be empty.
+            ValueError: one side would be empty.
         """
         size = _held_out_rows(held_out, len(self))
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
     def subset(self, index: Tensor) -> "Data":
-        """The rows `index` (n,), in that order; nothing is read yet."""
+        """The rows `index` (n,), in that order, without reading them."""
         return replace(
             self,
             rows=index if self.rows is None else self.rows[index],
             labels=None if self.labels is None else self.labels[index],
-            source=None,  # the name leads to all rows, not to these
+            source=None,  # the name refers to all rows
         )
 
 
@@ -154,107 +155,112 @@ def load_data(
     """Load data by name, from a file, or from objects in memory.
 
     Args:
-        source: see the module. A string that is a name, or a call of one, is a named set; every
-            other string is a path.
-        columns: the columns (of an .npz: the arrays) the model sees, by name, or by index where
-            columns have no names. Default: all but the labels.
-        labels: the column, array, or position in a tuple, that holds labels, kept apart.
+        source: see the module. A name, or a call of one, is a named set; every other string is a
+            path.
+        columns: the columns (in an .npz file: the arrays) for the model, by name, or by index
+            where columns have no names. Default: all but the labels.
+        labels: the column, array, or position in a tuple with labels for figures and scores.
         missing: "error", or "keep" to pass missing values to the model as NaN.
-        header: whether a .csv file's first line are names; None decides by looking.
-        image_shape: (H, W) where rows are flattened pictures, so that they are drawn as such: of
-            the first tensor, or of the rows of two, the parts of one picture, side by side.
+        header: whether the first line of a .csv file has names; None infers it from the line.
+        image_shape: (H, W) of flattened pictures, so that figures draw them as pictures. The
+            picture is a row of the first tensor, or the rows of two tensors side by side.
 
-    Of a DataLoader the dataset, the collate_fn and the batch size are used; shuffling and
-    workers are the training loop's business.
+    The dataset, collate_fn and batch size of a DataLoader are used; the training loop replaces
+    its shuffling and workers.
 
     Raises:
         FileNotFoundError: for a file that does not exist.
-        ValueError: for whatever else cannot be used, with place and remedy.
+        ValueError: for any other unusable source, with location and remedy.
     """
-    if missing not in MISSING:
-        raise ValueError(f"missing={missing!r}: {suggest(str(missing), MISSING)}")
+    one_of("missing", missing, MISSING)
     if isinstance(source, Data):
-        raise ValueError("These data are loaded already; use them as they are.")
+        raise ValueError("source: these data are already loaded. Use them directly.")
     if header is not None and not isinstance(source, (str, Path)):
-        raise ValueError(f"header={header} is a question about .csv files only.")
+        raise ValueError(f"header={header} applies to .csv files only. Omit it.")
     if isinstance(source, str) and _is_call(source):
         if labels is not None or header is not None:
-            raise ValueError(f"{source} has no header and brings its own labels; leave these out.")
+            raise ValueError(
+                f"{source} has its own labels and no header. Omit labels= and header=."
+            )
         named = _data(_named(source, columns), source.strip(), image_shape)
         return replace(
             named, source={"source": source, "columns": columns, "image_shape": image_shape}
         )
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        found = files.read(path, columns, labels, missing, header)
-        loaded_file = _data(found, path.name, image_shape)
-        words: dict[str, Any] = {"columns": columns, "labels": labels, "missing": missing}
-        words |= {"header": header, "image_shape": image_shape}
-        return replace(loaded_file, source={"source": str(path.resolve()), **words})
+        data = _data(readers.read(path, columns, labels, missing, header), path.name, image_shape)
+        options: dict[str, Any] = {"columns": columns, "labels": labels, "missing": missing}
+        options |= {"header": header, "image_shape": image_shape}
+        return replace(data, source={"source": str(path.resolve()), **options})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
-    loaded = _from_object(source, columns, labels, missing)
-    return replace(_data(loaded, loaded.store.place.source, image_shape), batch_size=batch_size)
+    result = _from_object(source, columns, labels, missing)
+    return replace(_data(result, result.store.location.source, image_shape), batch_size=batch_size)
 
 
-def _data(loaded: Loaded, name: str, image_shape: Sequence[int] | None) -> Data:
+def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) -> Data:
     labels, label_names = None, None
-    if loaded.labels is not None:
+    if result.labels is not None:
         where = f"{name}, labels"
-        labels, label_names = code_labels(loaded.labels, where)
-        if len(labels) != len(loaded.store):
-            raise ValueError(f"{where}: {len(labels)} labels for {len(loaded.store)} rows.")
-    shape = loaded.image_shape
+        labels, label_names = code_labels(result.labels, where)
+        if len(labels) != len(result.store):
+            raise ValueError(f"{where}: {len(labels)} labels for {len(result.store)} rows.")
+    shape = result.image_shape
     if image_shape is not None:
-        shape = _checked_shape(image_shape, loaded.store, name)
-    return Data(loaded.store, name, loaded.columns, labels, label_names, shape)
+        shape = _checked_shape(image_shape, result.store, name)
+    return Data(result.store, name, result.columns, labels, label_names, shape)
 
 
 def _checked_shape(image_shape: Sequence[int], store: Store, name: str) -> tuple[int, int]:
-    """(H, W), if a row of the first tensor, or of two side by side, has H W numbers."""
+    """(H, W) if a row of the first tensor, or of two side by side, has H W values."""
     widths = [t.shape[1] for t in store.take(torch.tensor([0])) if t.dim() == 2]
     size = math.prod(image_shape)
     if len(image_shape) != 2 or size not in (sum(widths[:1]), sum(widths[:2])):
         raise ValueError(
-            f"{name}: image_shape={tuple(image_shape)} does not suit rows of "
-            f"{' and '.join(map(str, widths)) or 'no'} numbers. Give (height, width), whose "
-            "product is how many numbers a picture has."
+            f"{name}: image_shape={tuple(image_shape)} does not fit rows of "
+            f"{' and '.join(map(str, widths)) or 'no'} values. Give (height, width) whose "
+            "product is the number of values in a picture."
         )
     H, W = image_shape
     return H, W
 
 
 def _is_call(text: str) -> bool:
-    """A name or a call, and not a path: no dot, no slash outside of brackets."""
+    """True for a name or a call, False for a path (dot or slash outside brackets)."""
     name = text.strip().split("(")[0].strip()
     return name in datasets.NAMED or (name.isidentifier() and not os.path.exists(text))
 
 
-def _named(text: str, columns: Columns) -> Loaded:
-    found = datasets.call(text)
-    place = SourceLocation(text.strip(), found.columns, image_shape=found.image_shape)
+def _named(text: str, columns: Columns) -> ReaderResult:
+    named, source = datasets.call(text), text.strip()
     if columns is None:
-        names = None if found.columns is None else list(found.columns)
-        store = memory_store([found.values], place)
-        return Loaded(store, names, found.labels, found.image_shape)
-    frame = pd.DataFrame(found.values, columns=found.columns)
-    return replace(files.read_frame(frame, place.source, columns), labels=found.labels)
+        names = None if named.columns is None else list(named.columns)
+        location = SourceLocation(source, named.columns, image_shape=named.image_shape)
+        store = memory_store([named.values], location)
+        return ReaderResult(store, names, named.labels, named.image_shape)
+    chosen, _ = pick_columns(named.columns, named.values.shape[1], columns, None, source)
+    picked = tuple((named.columns or ())[k] for k in chosen)
+    store = memory_store([named.values[:, chosen]], SourceLocation(source, picked))
+    return ReaderResult(store, list(picked), named.labels)
 
 
-def _from_object(source: Any, columns: Columns, labels: str | int | None, missing: str) -> Loaded:
-    if isinstance(source, pd.Series):
+def _from_object(
+    source: Any, columns: Columns, labels: str | int | None, missing: str
+) -> ReaderResult:
+    pd = sys.modules.get("pandas")  # a source from pandas implies that it is imported
+    if pd is not None and isinstance(source, pd.Series):
         source = source.to_frame("values" if source.name is None else source.name)
-    if isinstance(source, pd.DataFrame):
-        return files.read_frame(source, "the DataFrame", columns, labels, missing)
+    if pd is not None and isinstance(source, pd.DataFrame):
+        return readers.read_frame(source, "the DataFrame", columns, labels, missing)
     if isinstance(source, np.ndarray):
         return _from_array(source, columns, labels, missing)
     if isinstance(source, Tensor) and (columns is not None or labels is not None):
-        raise ValueError("columns= and labels= choose from tables; index the tensor instead.")
+        raise ValueError("columns= and labels= apply to tables. Index the tensor instead.")
     if isinstance(source, Tensor):
-        return Loaded(memory_store([source], SourceLocation("the tensor"), missing))
+        return ReaderResult(memory_store([source], SourceLocation("the tensor"), missing))
     if columns is not None:
-        raise ValueError(f"columns= does not apply to a {type(source).__name__}; leave it out.")
+        raise ValueError(f"columns= does not apply to a {type(source).__name__}. Omit it.")
     if isinstance(source, (tuple, DataLoader, Dataset)) and isinstance(labels, str):
-        raise ValueError(f"labels={labels!r}: give the position of the labels, counted from 0.")
+        raise ValueError(f"labels={labels!r}: give the position of the labels, an index from 0.")
     position = labels if isinstance(labels, int) else None
     if isinstance(source, tuple):
         return _from_tuple(source, position, missing)
@@ -266,77 +272,79 @@ def _from_object(source: Any, columns: Columns, labels: str | int | None, missin
     if isinstance(source, Dataset):
         return _from_items(source, None, position, missing)
     raise ValueError(
-        f"Data cannot be made of a {type(source).__name__}. Give an array, a tensor, a tuple of "
+        f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
         "them, a DataFrame, a torch Dataset or DataLoader, the name of a set, or a file's path."
     )
 
 
-def _from_array(array: Array, columns: Columns, labels: str | int | None, missing: str) -> Loaded:
-    place = SourceLocation("the array")
-    check_shape(array, place)
+def _from_array(
+    array: Array, columns: Columns, labels: str | int | None, missing: str
+) -> ReaderResult:
+    location = SourceLocation("the array")
+    check_shape(array, location)
     if columns is None and labels is None:
-        return Loaded(memory_store([array], place, missing))
-    kept, classes, place = files.pick_from_array(array, place, columns, labels)
-    return Loaded(memory_store([array[:, kept]], place, missing), None, classes)
+        return ReaderResult(memory_store([array], location, missing))
+    chosen, classes, location = readers.pick_from_array(array, location, columns, labels)
+    return ReaderResult(memory_store([array[:, chosen]], location, missing), None, classes)
 
 
-def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> Loaded:
+def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> ReaderResult:
     for position, part in enumerate(source):
         if not isinstance(part, (np.ndarray, Tensor)):
             raise ValueError(
                 f"Element {position} of the tuple is a {type(part).__name__}. Give arrays or "
-                "tensors, (x, y), whose rows agree."
+                "tensors with the same rows: (x, y)."
             )
     parts = [part for position, part in enumerate(source) if position != label]
     classes = None if label is None else _label_part(source, label)
     if not parts:
         raise ValueError("The tuple has no tensor for the model. Give (x,), or (x, y).")
-    place = SourceLocation(
+    location = SourceLocation(
         "the tuple" if len(parts) > 1 else "the array", parts=part_names(len(parts))
     )
-    return Loaded(memory_store(parts, place, missing), None, classes)
+    return ReaderResult(memory_store(parts, location, missing), None, classes)
 
 
-def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> Loaded:
+def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> ReaderResult:
     store = item_store(dataset, collate, SourceLocation(f"the {type(dataset).__name__}"), missing)
     if label is None:
-        store.take(torch.tensor([0]))  # whether items are of use shows in the first
-        return Loaded(store)
+        store.take(torch.tensor([0]))  # the first item shows unusable ones
+        return ReaderResult(store)
     if not isinstance(store, ItemStore):
         return _from_tuple(store.tensors, label, missing)
     chunks = torch.arange(len(store)).split(256)
-    read = [_label_part(store.read(chunk), label) for chunk in chunks]
-    return Loaded(replace(store, skip=label), None, np.concatenate(read))
+    classes = [_label_part(store.read(chunk), label) for chunk in chunks]
+    return ReaderResult(replace(store, skip=label), None, np.concatenate(classes))
 
 
 def _label_part(parts: Sequence[Any], label: int) -> Array:
     if not 0 <= label < len(parts):
-        raise ValueError(f"labels={label}: there are {len(parts)} parts, counted from 0.")
+        raise ValueError(f"labels={label}: must be an index from 0 to {len(parts) - 1}.")
     return parts[label].numpy() if isinstance(parts[label], Tensor) else np.asarray(parts[label])
 
 
 def _check_loader(loader: "DataLoader[Any]") -> None:
-    """A loader's order is replaced by the training loop's; refuse one that means something."""
+    """Reject loaders with a special order, since the training loop replaces it."""
     if isinstance(loader.dataset, IterableDataset):
         raise ValueError(_iterable("the DataLoader's dataset"))
     sampler = loader.sampler
-    plain = type(sampler) is SequentialSampler or (
+    is_default = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler
         and not sampler.replacement
         and sampler.num_samples == len(sampler.data_source)
     )
-    if not plain or type(loader.batch_sampler) is not BatchSampler:
+    if not is_default or type(loader.batch_sampler) is not BatchSampler:
         raise ValueError(
-            "The DataLoader has a sampler or batches of its own. The N/B scale of a mini-batch "
-            "needs every row equally often: give the dataset, or a loader with batch_size= and "
-            "shuffle= alone. For weights, put them into the model with pyro.poutine.scale."
+            "The DataLoader has a custom sampler or batches. The N/B scale of a mini-batch needs "
+            "every row equally often: give the dataset, or a loader with batch_size= and shuffle= "
+            "alone. Put weights into the model with pyro.poutine.scale."
         )
 
 
 def _iterable(what: str) -> str:
     return (
-        f"{what} is iterable only: its rows cannot be counted or drawn by number. Wrap it as a "
-        "map-style Dataset with __len__ and __getitem__, or write it to an .npy file, which is "
+        f"{what} is iterable only: its rows cannot be counted or indexed. Wrap it as a map-style "
+        "Dataset with __len__ and __getitem__, or write it to an .npy file, which is "
         "memory-mapped."
     )
 
@@ -345,11 +353,11 @@ def _held_out_rows(held_out: int | float, total: int) -> int:
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
         raise ValueError(f"held_out={held_out!r} must be a number of rows or a fraction.")
     if isinstance(held_out, float) and not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out} is no fraction between 0 and 1; rows are integers.")
+        raise ValueError(f"held_out={held_out} must be a fraction between 0 and 1, or an integer.")
     size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
     if not 0 < size < total:
         raise ValueError(
-            f"held_out={held_out} of {total} rows sets {size} aside; at least one row must be on "
-            "either side."
+            f"held_out={held_out} of {total} rows holds out {size}. Leave at least one row on "
+            "each side."
         )
     return size

@@ -1,30 +1,35 @@
-"""Files become rows of numbers: .csv, .npy, .npz, .parquet.
+"""Readers of .csv, .npy, .npz and .parquet files.
 
-    read(path, columns=..., labels=..., missing=..., header=...) -> Loaded
+    read(path, columns=..., labels=..., missing=..., header=...) -> ReaderResult
 
-Nothing is guessed, filled or skipped, and every fault is an error that names file, row and
-column. `.npy` files above `MAP_ABOVE` bytes are memory-mapped. Nothing is unpickled.
+`READERS` lists the formats. Nothing is guessed, filled or skipped, and every fault is an error
+that names file, row and column. `.npy` files above `MAP_ABOVE` bytes are memory-mapped. Nothing
+is unpickled.
 """
 
 import zipfile
 import zlib
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
+from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.types import Array
 from ppl_lvm.data.csv_reader import read_csv
-from ppl_lvm.data.stores import Loaded, MappedStore, memory_store
+from ppl_lvm.data.stores import MappedStore, ReaderResult, memory_store
 from ppl_lvm.data.validation import (
-    Array,
     Columns,
     SourceLocation,
     check_names,
     check_shape,
     pick_columns,
-    suggest,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAP_ABOVE = 64 * 2**20  # bytes
 
@@ -35,45 +40,49 @@ def read(
     labels: str | int | None = None,
     missing: str = "error",
     header: bool | None = None,
-) -> Loaded:
+) -> ReaderResult:
     """Read a file by its extension.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: the file does not exist.
         ValueError: for an unknown extension and for every fault of the contents.
     """
-    readers = {".npy": read_npy, ".npz": read_npz, ".parquet": read_parquet}
     suffix = path.suffix.lower()
-    if suffix != ".csv" and suffix not in readers:
+    if suffix not in READERS:
+        formats = ", ".join(f"{ext} ({each.description})" for ext, each in READERS.items())
         raise ValueError(
-            f"{path}: files ending in {suffix or 'nothing'!r} are not read, only .csv, "
-            f"{', '.join(readers)}. Convert the file, or give an array in Python."
+            f"{path}: cannot read files ending in {suffix or 'nothing'!r}. Convert the file to "
+            f"one of {formats}, or give an array in Python."
         )
     if path.is_dir():
         raise ValueError(f"{path} is a folder. Name a file in it.")
     if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}; {_neighbor(path, ['.csv', *readers])}")
+        raise FileNotFoundError(f"There is no file {path}.{_neighbor(path)}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty (0 bytes). Check what wrote it.")
-    if suffix == ".csv":
-        return read_csv(path, columns, labels, missing, header)
-    if header is not None:
-        raise ValueError(f"{path}: header={header} is a question about .csv files only.")
-    return readers[suffix](path, columns, labels, missing)
+        raise ValueError(f"{path} is empty (0 bytes). Check the program that wrote it.")
+    reader = READERS[suffix]
+    if header is None:
+        return reader.read(path, columns, labels, missing)
+    if not reader.has_header:
+        with_header = ", ".join(name for name, each in READERS.items() if each.has_header)
+        raise ValueError(f"{path}: header={header} applies to {with_header} files only. Omit it.")
+    return reader.read(path, columns, labels, missing, header)
 
 
-def _neighbor(path: Path, suffixes: list[str]) -> str:
-    """What could have been meant instead of a file that is not there."""
+def _neighbor(path: Path) -> str:
+    """Suggestion of a file for a path that does not exist."""
     if not path.parent.is_dir():
-        return f"nor is there a folder {path.parent}."
-    names = sorted(other.name for other in path.parent.iterdir() if other.suffix in suffixes)
-    return suggest(path.name, names) if names else f"{path.parent.resolve()} holds no data files."
+        return f" There is no folder {path.parent} either."
+    names = sorted(other.name for other in path.parent.iterdir() if other.suffix in READERS)
+    if not names:
+        return f" {path.parent.resolve()} holds no data files."
+    return did_you_mean(path.name, names) or f" Available: {', '.join(names[:12])}."
 
 
 def read_npy(
     path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
-) -> Loaded:
-    """One array (N, ...); above `MAP_ABOVE` bytes it stays in its file."""
+) -> ReaderResult:
+    """Read one array (N, ...); above `MAP_ABOVE` bytes it is memory-mapped."""
     large = path.stat().st_size > MAP_ABOVE
     try:
         array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
@@ -81,36 +90,36 @@ def read_npy(
         raise ValueError(_numpy_fault(str(path), error)) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an .npz archive by content. Rename it to .npz.")
-    place = SourceLocation(str(path))
-    check_shape(array, place)
+    location = SourceLocation(str(path))
+    check_shape(array, location)
     classes = None
-    kept = None
+    chosen = None
     if columns is not None or labels is not None:
-        kept, classes, place = pick_from_array(array, place, columns, labels)
+        chosen, classes, location = pick_from_array(array, location, columns, labels)
     if large:
-        return Loaded(MappedStore(path, array, place, kept, missing), None, classes)
-    values = array if kept is None else array[:, kept]
-    return Loaded(memory_store([values], place, missing), None, classes)
+        return ReaderResult(MappedStore(path, array, location, chosen, missing), None, classes)
+    values = array if chosen is None else array[:, chosen]
+    return ReaderResult(memory_store([values], location, missing), None, classes)
 
 
 def pick_from_array(
-    array: Array, place: SourceLocation, columns: Columns, labels: str | int | None
+    array: Array, location: SourceLocation, columns: Columns, labels: str | int | None
 ) -> tuple[list[int], Array | None, SourceLocation]:
-    """Columns of an array (N, P) by index: those kept, the labels (N,), and their place."""
+    """Chosen columns of an array (N, P) by index, labels (N,), and the columns' location."""
     if array.ndim != 2:
         raise ValueError(
-            f"{place.source} has shape {array.shape}; columns= and labels= choose columns of a "
-            "table (N, P). For arrays of another shape choose in Python."
+            f"{location.source} has shape {array.shape}; columns= and labels= choose columns of a "
+            "table (N, P). Index arrays of another shape in Python."
         )
-    kept, label = pick_columns(None, array.shape[1], columns, labels, place.source)
+    chosen, label = pick_columns(None, array.shape[1], columns, labels, location.source)
     classes = None if label is None else np.array(array[:, label])
-    return kept, classes, replace(place, kept=tuple(kept))
+    return chosen, classes, replace(location, column_indices=tuple(chosen))
 
 
 def read_npz(
     path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
-) -> Loaded:
-    """Several arrays with rows in common: `columns` names those for the model, in order."""
+) -> ReaderResult:
+    """Read several arrays with the same rows; `columns` names the model's arrays, in order."""
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
@@ -120,84 +129,103 @@ def read_npz(
             raise ValueError(f"{path} is an .npy file by content. Rename it to .npy.")
         names = list(archive.files)
         if not names:
-            raise ValueError(f"{path} holds no arrays. Check what wrote it.")
+            raise ValueError(f"{path} holds no arrays. Check the program that wrote it.")
         chosen, label = pick_columns(names, len(names), columns, labels, str(path))
-        wanted = chosen if label is None else [*chosen, label]
         arrays = {}
-        for name in (names[k] for k in wanted):
+        for name in (names[k] for k in (*chosen, *([] if label is None else [label]))):
             try:
                 arrays[name] = archive[name]
             except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
                 raise ValueError(_numpy_fault(f"{path}, {name}", error)) from error
     parts = tuple(names[k] for k in chosen)
-    place = SourceLocation(str(path), parts=parts)
+    location = SourceLocation(str(path), parts=parts)
     for part, name in enumerate(parts):
-        check_shape(arrays[name], place, part)
+        check_shape(arrays[name], location, part)
     if len({len(arrays[name]) for name in parts}) > 1:
         raise ValueError(
             f"{path}: its arrays have different numbers of rows: "
             + ", ".join(f"{name} {arrays[name].shape}" for name in parts)
             + ". Name those that belong together in columns=, and a class array in labels=."
         )
-    store = memory_store([arrays[name] for name in parts], place, missing)
-    return Loaded(store, None, None if label is None else arrays[names[label]])
+    store = memory_store([arrays[name] for name in parts], location, missing)
+    return ReaderResult(store, None, None if label is None else arrays[names[label]])
 
 
 def read_parquet(
     path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
-) -> Loaded:
-    """A table; an index that pandas wrote is not a column."""
+) -> ReaderResult:
+    """Read a table; an index written by pandas is not a column."""
+    import pandas as pd
+
     try:
         frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's errors are kinds of these
+    except (ValueError, OSError) as error:  # base classes of pyarrow's errors
         raise ValueError(
-            f"{path} cannot be read as Parquet ({error}). Is it complete? Write it again."
+            f"{path} cannot be read as Parquet ({error}). Write or copy it again."
         ) from error
     return read_frame(frame, str(path), columns, labels, missing)
 
 
 def read_frame(
-    frame: pd.DataFrame,
+    frame: "pd.DataFrame",
     source: str,
     columns: Columns = None,
     labels: str | int | None = None,
     missing: str = "error",
-) -> Loaded:
-    """A pandas DataFrame; columns are chosen by name."""
+) -> ReaderResult:
+    """Rows of a pandas DataFrame; columns are chosen by name."""
     names = [str(name) for name in frame.columns]
     if len(frame) == 0:
-        raise ValueError(f"{source} has no rows. Check what made it.")
+        raise ValueError(f"{source} has no rows. Check the program that made it.")
     check_names(names, source)
     chosen, label = pick_columns(names, len(names), columns, labels, source)
     picked = tuple(names[k] for k in chosen)
-    place = SourceLocation(source, picked)
+    location = SourceLocation(source, picked)
     for k in chosen:
         _check_column(frame.iloc[:, k], f"{source}, column {names[k]!r}")
     table = frame.iloc[:, chosen].to_numpy(dtype=np.float64, na_value=np.nan)
-    store = memory_store([table], place, missing)
+    store = memory_store([table], location, missing)
     if label is None:
-        return Loaded(store, list(picked))
-    return Loaded(store, list(picked), frame.iloc[:, label].to_numpy())
+        return ReaderResult(store, list(picked))
+    return ReaderResult(store, list(picked), frame.iloc[:, label].to_numpy())
 
 
 def _check_column(column: "pd.Series[float]", where: str) -> None:
-    """Refuse a column that is not numbers, showing the first value that is not one."""
+    """Reject a column that is not numeric; the message shows its first text."""
     if column.dtype.kind in "biuf":  # pandas' own nullable types have a kind too
         return
-    shown = next((repr(value) for value in column if isinstance(value, str)), None)
-    first = next((k for k, value in enumerate(column) if isinstance(value, str)), None)
-    at = "" if first is None else f", row {first + 1} (index {first}): {shown}"
+    texts = ((k, value) for k, value in enumerate(column) if isinstance(value, str))
+    k, value = next(texts, (None, None))
+    at = "" if k is None else f", row {k + 1} (index {k}): {value!r}"
     raise ValueError(
-        f"{where}{at} is not a number; the column's type is {column.dtype}. Convert it, leave it "
-        "out with columns=, or name it in labels= if it is the class."
+        f"{where}{at} is not a number; the column's type is {column.dtype}. Convert it, omit it "
+        "with columns=, or name it in labels= if it is the class."
     )
 
 
 def _numpy_fault(where: str, error: Exception) -> str:
     if "Object arrays" in str(error):
         return (
-            f"{where} holds Python objects, which only unpickling could load, and that may run "
-            "code. Save it again as numbers: np.save(path, array.astype(float))."
+            f"{where} holds Python objects. Only unpickling could load them, which may run code. "
+            "Save it again as numbers: np.save(path, array.astype(float))."
         )
-    fault = "what it holds is not an array" if "pickle" in str(error) else error
-    return f"{where} is not a complete NumPy file ({fault}). Is it cut short? Write it again."
+    fault = "the content is not an array" if "pickle" in str(error) else error
+    return f"{where} is not a complete NumPy file ({fault}). Write or copy it again."
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A file format: its function, its description, and whether `header` applies."""
+
+    read: Callable[..., ReaderResult]
+    description: str
+    has_header: bool = False
+
+
+# Extension -> reader. Error messages are made from this table; a test compares the help texts.
+READERS: dict[str, Reader] = {
+    ".csv": Reader(read_csv, "comma-separated text", has_header=True),
+    ".npy": Reader(read_npy, "one NumPy array"),
+    ".npz": Reader(read_npz, "several NumPy arrays with the same rows"),
+    ".parquet": Reader(read_parquet, "a table"),
+}

@@ -1,4 +1,4 @@
-"""Some rows of a data set, where all would cost more as N grows."""
+"""Row subsets of bounded size, and the validation split."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 from ppl_lvm.data import Data, load_data
 
-SOME = 100_000
+MAX_INITIALIZATION_ROWS = 100_000
 
 
 def first_rows(data: Data, count: int) -> tuple[Tensor, ...]:
-    """The first `count` rows, or all where there are fewer: a batch of tensors, rows first."""
+    """Batch of the first `count` rows, or of all where there are fewer."""
     return data.batch(torch.arange(min(count, len(data))))
 
 
 def initialization_rows(data: Data) -> tuple[Tensor, ...]:
-    """All rows, or 100,000 of them drawn under torch's seed: what `initialize` is shown."""
-    if len(data) <= SOME:
+    """Batch for `initialize`: all rows, or 100,000 of them sampled from torch's generator."""
+    if len(data) <= MAX_INITIALIZATION_ROWS:
         return first_rows(data, len(data))
-    return data.batch(torch.randperm(len(data))[:SOME].sort().values)
+    return data.batch(torch.randperm(len(data))[:MAX_INITIALIZATION_ROWS].sort().values)
 
 
 def sample_rows(data: Data, count: int, seed: int) -> Data:
-    """The data, or `count` of its rows, drawn at random by `seed` and kept in their order."""
+    """At most `count` rows, sampled by `seed` and kept in order."""
     if len(data) <= count:
         return data
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
@@ -31,7 +31,11 @@ def sample_rows(data: Data, count: int, seed: int) -> Data:
 
 
 def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data | None]:
-    """The rows to fit to, and those to judge by: some, a share, data of their own, or none."""
+    """Training rows and validation rows.
+
+    Args:
+        validation: a number of rows, a fraction, other data, or None or 0 for no validation.
+    """
     if validation is None or (isinstance(validation, int | float) and validation == 0):
         return data, None
     if isinstance(validation, int | float):

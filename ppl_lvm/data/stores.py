@@ -1,8 +1,8 @@
-"""Where rows live: in memory, in a mapped file, or behind a torch Dataset.
+"""Row storage: memory, mapped files, torch Datasets.
 
-A store hands out rows by their numbers, as tensors the model can take. Rows in memory are checked
-once, when the store is made; rows elsewhere are checked whenever they are read, since reading
-everything first is what such a store is there to avoid.
+A store returns rows by index, as tensors for the model. Rows in memory are checked once, when the
+store is built. Other rows are checked at each reading, since such a store avoids reading all rows
+first.
 """
 
 import hashlib
@@ -17,23 +17,24 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ppl_lvm.data.validation import Array, SourceLocation, check_shape, from_array, from_tensor
+from ppl_lvm.core.types import Array
+from ppl_lvm.data.validation import SourceLocation, check_shape, from_array, from_tensor
 
 
 class Store(Protocol):
     """Rows 0..N-1."""
 
     @property
-    def place(self) -> SourceLocation:
-        """Names rows and columns for messages."""
+    def location(self) -> SourceLocation:
+        """Names of rows and columns for messages."""
 
     def __len__(self) -> int: ...
 
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
         """The rows `index` (B,) as tensors (B, ...)."""
 
-    def everything(self) -> tuple[Tensor, ...]:
-        """All rows: those in memory as they are, all others read now."""
+    def all_rows(self) -> tuple[Tensor, ...]:
+        """All rows; those not in memory are read now."""
 
     def fingerprint(self) -> str:
         """A digest that changes when the rows do."""
@@ -41,10 +42,10 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class MemoryStore:
-    """Tensors that are here."""
+    """Rows of tensors in memory."""
 
     tensors: tuple[Tensor, ...]
-    place: SourceLocation
+    location: SourceLocation
 
     def __len__(self) -> int:
         return len(self.tensors[0])
@@ -52,7 +53,7 @@ class MemoryStore:
     def take(self, index: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensor[index.to(tensor.device)] for tensor in self.tensors)
 
-    def everything(self) -> tuple[Tensor, ...]:
+    def all_rows(self) -> tuple[Tensor, ...]:
         return self.tensors
 
     def fingerprint(self) -> str:
@@ -61,14 +62,14 @@ class MemoryStore:
 
 @dataclass(frozen=True)
 class MappedStore:
-    """One array (N, ...) in a file; a batch copies its own rows and nothing else.
+    """One memory-mapped array (N, ...); a batch copies only the rows that it needs.
 
-    `columns` are the columns a row keeps. The file is never written to.
+    `columns` are the chosen columns, None for all. The file is never written to.
     """
 
     path: Path
     array: Array
-    place: SourceLocation
+    location: SourceLocation
     columns: Sequence[int] | None = None
     missing: str = "error"
 
@@ -80,35 +81,35 @@ class MappedStore:
         read = np.array(self.array[rows])
         if self.columns is not None:
             read = read[:, list(self.columns)]
-        return (from_array(read, self.place, rows=rows, missing=self.missing),)
+        return (from_array(read, self.location, rows=rows, missing=self.missing),)
 
-    def everything(self) -> tuple[Tensor, ...]:
+    def all_rows(self) -> tuple[Tensor, ...]:
         return self.take(torch.arange(len(self)))
 
     def fingerprint(self) -> str:
-        """Of the file's size, its time of change, and a sample of its rows spread evenly.
+        """Digest of the file's size, modification time, and evenly spaced rows.
 
-        Reading a file larger than memory to learn its digest would cost more than an epoch; any
-        program that writes to the file changes the time.
+        A digest of a file larger than memory would cost more than an epoch. Any program that
+        writes to the file changes the time.
         """
         state = os.stat(self.path)
         spread = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64)
-        said = f"{self.array.shape} {self.array.dtype} {state.st_size} {state.st_mtime_ns}"
+        header = f"{self.array.shape} {self.array.dtype} {state.st_size} {state.st_mtime_ns}"
         rows = np.frombuffer(np.array(self.array[spread]).tobytes(), np.uint8).copy()
-        return _digest((torch.from_numpy(rows),), said)
+        return _digest((torch.from_numpy(rows),), header)
 
 
 @dataclass(frozen=True)
 class ItemStore:
-    """A map-style torch Dataset, read item by item as a DataLoader would.
+    """A map-style torch Dataset, read item by item as by a DataLoader.
 
-    Its transforms run at every reading, so random ones stay random. `skip` is the position, in
-    each item, of labels that the model must not see.
+    Its transforms run at every reading, so random ones stay random. `skip` is the position of the
+    labels in each item; the model must not see them.
     """
 
     dataset: Any
     collate: Callable[[list[Any]], Any]
-    place: SourceLocation
+    location: SourceLocation
     skip: int | None = None
     missing: str = "error"
 
@@ -126,8 +127,8 @@ class ItemStore:
             batch = self.collate(items)
         except TypeError as error:
             raise ValueError(
-                f"{self.place.source}: its items do not become tensors ({error}). Let the dataset "
-                "return tensors, arrays or numbers, or give a DataLoader with a collate_fn."
+                f"{self.location.source}: its items do not become tensors ({error}). Let the "
+                "dataset return tensors, arrays or numbers, or give a DataLoader with a collate_fn."
             ) from error
         return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
@@ -136,20 +137,20 @@ class ItemStore:
         rows = index.cpu().numpy()
         for part in parts:
             if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != len(rows):
-                found = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part)
+                shape = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part)
                 raise ValueError(
-                    f"{self.place.source}: {len(rows)} items were collated to {found}. A batch "
-                    f"needs tensors with {len(rows)} rows: a tensor or a tuple of tensors."
+                    f"{self.location.source}: {len(rows)} items were collated to {shape}. A "
+                    f"batch needs tensors with {len(rows)} rows: a tensor or a tuple of tensors."
                 )
         return tuple(
-            from_tensor(part, self.place, rows=rows, missing=self.missing) for part in parts
+            from_tensor(part, self.location, rows=rows, missing=self.missing) for part in parts
         )
 
-    def everything(self) -> tuple[Tensor, ...]:
+    def all_rows(self) -> tuple[Tensor, ...]:
         return self.take(torch.arange(len(self)))
 
     def fingerprint(self) -> str:
-        """Of the number of items and up to 64 of them spread evenly, read under a fixed seed."""
+        """Digest of the number of items and of up to 64 evenly spaced items."""
         index = torch.linspace(0, len(self) - 1, min(len(self), 64), dtype=torch.float64).long()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -157,8 +158,8 @@ class ItemStore:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a reader found: rows for the model, and labels (N,) kept apart."""
+class ReaderResult:
+    """Rows for the model, and labels (N,) that it must not see."""
 
     store: Store
     columns: list[str] | None = None
@@ -167,62 +168,64 @@ class Loaded:
 
 
 def memory_store(
-    arrays: Sequence[Array | Tensor], place: SourceLocation, missing: str = "error"
+    arrays: Sequence[Array | Tensor], location: SourceLocation, missing: str = "error"
 ) -> MemoryStore:
     """Check and convert arrays or tensors (N, ...) whose numbers of rows must agree.
 
     Raises:
-        ValueError: for values that `from_array` refuses, or unequal numbers of rows.
+        ValueError: for values that `from_array` rejects, or different numbers of rows.
     """
     for part, array in enumerate(arrays):
         if isinstance(array, np.ndarray):
-            check_shape(array, place, part)
+            check_shape(array, location, part)
         elif array.dim() == 0:
-            from_tensor(array, place, part)
+            from_tensor(array, location, part)
     counts = [len(array) for array in arrays]
     if len(set(counts)) > 1:
-        names = place.parts or tuple(str(k) for k in range(len(counts)))
-        found = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
+        names = location.parts or tuple(str(k) for k in range(len(counts)))
+        sizes = ", ".join(f"{name}: {count}" for name, count in zip(names, counts, strict=True))
         raise ValueError(
-            f"{place.source}: the arrays must have as many rows as each other; rows are {found}. "
-            "Row n of each belongs to datum n."
+            f"{location.source}: the arrays have different numbers of rows ({sizes}). Row n of "
+            "each array must describe observation n."
         )
     tensors = tuple(
-        from_array(array, place, part, missing=missing)
+        from_array(array, location, part, missing=missing)
         if isinstance(array, np.ndarray)
-        else from_tensor(array, place, part, missing=missing)
+        else from_tensor(array, location, part, missing=missing)
         for part, array in enumerate(arrays)
     )
-    return MemoryStore(tensors, place)
+    return MemoryStore(tensors, location)
 
 
 def item_store(
-    dataset: Any, collate: Any, place: SourceLocation, missing: str
+    dataset: Any, collate: Any, location: SourceLocation, missing: str
 ) -> ItemStore | MemoryStore:
-    """A store over a map-style dataset; a TensorDataset's tensors are taken as they are.
+    """Store of a map-style dataset; the tensors of a TensorDataset are used directly.
 
     Raises:
         ValueError: for a dataset without a length or without rows.
     """
     if not hasattr(dataset, "__len__"):
-        raise ValueError(f"{place.source} has no length. Give it __len__, so rows can be counted.")
+        raise ValueError(
+            f"{location.source} has no length. Give it __len__, so rows can be counted."
+        )
     if len(dataset) == 0:
-        raise ValueError(f"{place.source} has no rows. A fit needs at least one.")
-    usual = collate is None or collate is default_collate
-    if isinstance(dataset, torch.utils.data.TensorDataset) and usual:
-        named = replace(place, parts=part_names(len(dataset.tensors)))
-        return memory_store(dataset.tensors, named, missing)
-    return ItemStore(dataset, default_collate if usual else collate, place, missing=missing)
+        raise ValueError(f"{location.source} has no rows. A fit needs at least one.")
+    is_default = collate is None or collate is default_collate
+    if isinstance(dataset, torch.utils.data.TensorDataset) and is_default:
+        parts = part_names(len(dataset.tensors))
+        return memory_store(dataset.tensors, replace(location, parts=parts), missing)
+    return ItemStore(dataset, default_collate if is_default else collate, location, missing=missing)
 
 
 def part_names(count: int) -> tuple[str, ...] | None:
-    """How messages call the arrays of a tuple; one array alone needs no name."""
+    """Names of the arrays of a tuple in messages; one array alone needs no name."""
     return tuple(f"array {k + 1} of {count}" for k in range(count)) if count > 1 else None
 
 
-def _digest(tensors: Sequence[Tensor], said: str = "") -> str:
-    """SHA-256 of shapes, types and bytes."""
-    digest = hashlib.sha256(said.encode())
+def _digest(tensors: Sequence[Tensor], header: str = "") -> str:
+    """SHA-256 of a header, shapes, types and bytes."""
+    digest = hashlib.sha256(header.encode())
     for tensor in tensors:
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).data)

@@ -1,4 +1,4 @@
-"""What tests of loading share."""
+"""Fixtures of the loading tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,18 +17,18 @@ def _written(path: Path, text: str) -> Path:
 
 
 def _same(data: Data, expected: Any) -> None:
-    """The one tensor of `data` equals `expected`, whole and row by row."""
-    wanted = torch.as_tensor(np.array(expected), dtype=torch.get_default_dtype())
-    index = torch.arange(len(wanted)).flip(0)
+    """The one tensor of `data` equals `expected`, in full and row by row."""
+    rows = torch.as_tensor(np.array(expected), dtype=torch.get_default_dtype())
+    index = torch.arange(len(rows)).flip(0)
     (batch,) = data.batch(index)
-    assert len(data) == len(wanted)
+    assert len(data) == len(rows)
     assert batch.dtype == torch.get_default_dtype()
-    assert torch.equal(batch, wanted.flip(0))
+    assert torch.equal(batch, rows.flip(0))
 
 
 @pytest.fixture
 def written() -> Callable[[Path, str], Path]:
-    """A file of this text: `written(path, text)` is the path."""
+    """Write a text file: `written(path, text)` returns the path."""
     return _written
 
 

@@ -1,4 +1,4 @@
-"""Files at fault: named by file, line and column, with the remedy."""
+"""Messages about damaged files: file, line, column, remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from ppl_lvm.data import load_data
-from ppl_lvm.data import readers as files
+from ppl_lvm.data import load_data, readers
 
 TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
 
@@ -18,6 +17,7 @@ TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
 CSV_FAULTS = {
     "missing": ("a,b\n1,2\n3,\n", "line 3, column 'b': the value is missing"),
     "missing NA": ("a,b\n1,NA\n3,4\n", "line 2, column 'b': the value is missing"),
+    "missing with spaces": ("a,b\n1,2\n+3, n/a \n", "line 3, column 'b': the value is missing"),
     "text": ("a,b\n1,2\n3,red\n", "line 3, column 'b': 'red' is not a number"),
     "infinity": ("a,b\n1,2\n-inf,4\n", "line 3, column 'a': -inf is not a finite number"),
     "overflow": ("a,b\n1,2\n1e300,4\n", "1e+300 is too large for torch.float32"),
@@ -29,39 +29,54 @@ CSV_FAULTS = {
     "empty line": ("a,b\n1,2\n\n3,4\n", "line 3 is empty, and rows follow"),
     "duplicate": ("a,b,a\n1,2,3\n", "columns 1 and 3 are both called 'a'"),
     "index": (",a,b\n0,1,2\n", "column 1 has no name"),
-    "semicolons": ("a;b\n1;2\n", "separated by ';'"),
+    "semicolons": ("a;b\n1;2\n", "by ',' not ';'"),
     "open quote": ('a,b\n1,"2\n', "not well-formed CSV"),
+    "text after a quote": ('a,b\n1,"2"0\n', "not well-formed CSV"),
+    "short line after a quoted line break": ('a,b\n"1\n",2\n3\n', "line 4 has 1 fields"),
+    "empty line in one column": ("a\n1\n\n3\n", "line 3 is empty, and rows follow"),
+    "empty line after Windows line ends": ("a,b\r\n1,2\r\n\r\n3,4\r\n", "line 3 is empty"),
+    "text in an old Macintosh file": ("a,b\r1,2\r3,red\r", "line 3, column 'b': 'red' is not"),
+    "missing in the last of many lines": (
+        "a\n" + "1\n" * 50_000 + "?\n",
+        "line 50002, column 'a': the value is missing (1 in all)",
+    ),
+    "text in the last of many lines": (
+        "a\n" + "1\n" * 50_000 + "x\n",
+        "line 50002, column 'a': 'x' is not a number",
+    ),
 }
 
 
 @pytest.mark.parametrize("fault", CSV_FAULTS)
-def test_csv_faults(tmp_path: Path, fault: str, written: Any) -> None:
-    text, said = CSV_FAULTS[fault]
+def test_csv_reader_names_line_and_column_of_each_fault(
+    tmp_path: Path, fault: str, written: Any
+) -> None:
+    text, message = CSV_FAULTS[fault]
     path = written(tmp_path / "f.csv", text)
     with pytest.raises(ValueError) as caught:
         load_data(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
 
 
-def test_csv_that_is_not_text(tmp_path: Path) -> None:
+def test_csv_reader_rejects_text_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_bytes(b"a,b\n\xff\xfe,1\n")
     with pytest.raises(ValueError, match="not UTF-8"):
         load_data(tmp_path / "f.csv")
 
 
 def _truncated(path: Path, keep: float) -> None:
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
 
 
 @pytest.mark.parametrize("threshold", [2**30, 16])
 @pytest.mark.parametrize("keep", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("kind", ["npy", "npz", "parquet"])
-def test_truncated_files_are_named(
+def test_readers_name_truncated_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, keep: float, threshold: int
 ) -> None:
-    monkeypatch.setattr(files, "MAP_ABOVE", threshold)
+    monkeypatch.setattr(readers, "MAP_ABOVE", threshold)
     path = tmp_path / f"f.{kind}"
     table = np.random.default_rng(0).normal(size=(100, 3))
     if kind == "npy":
@@ -81,13 +96,13 @@ def _npy(array: Any) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "message"),
     [
-        (_npy(np.array([[1, "x"], [2, None]], dtype=object)), "only unpickling"),
+        (_npy(np.array([[1, "x"], [2, None]], dtype=object)), "Only unpickling"),
         (_npy(np.array([["a", "b"]])), "holds text"),
         (_npy(np.float64(3.0)), "0-d"),
         (_npy(np.zeros((0, 3))), "no rows"),
-        (_npy(np.zeros((3, 0))), "without a single value"),
+        (_npy(np.zeros((3, 0))), "its rows have no values"),
         (_npy(np.zeros(3, complex)), "complex"),
         (_npy(np.zeros(3, "M8[s]")), "dates"),
         (_npy(np.zeros(3, [("a", float)])), "records"),
@@ -96,21 +111,23 @@ def _npy(array: Any) -> Callable[[Path], None]:
         (lambda path: path.write_bytes(b"hello world"), "not a complete NumPy file"),
     ],
 )
-def test_npy_faults(tmp_path: Path, write: Callable[[Path], None], said: str) -> None:
+def test_npy_reader_names_file_and_fault(
+    tmp_path: Path, write: Callable[[Path], None], message: str
+) -> None:
     write(tmp_path / "f.npy")
     with pytest.raises(ValueError) as caught:
         load_data(tmp_path / "f.npy")
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "f.npy" in str(caught.value)
 
 
-def test_npz_with_objects_is_not_unpickled(tmp_path: Path) -> None:
+def test_npz_reader_rejects_objects_without_unpickling(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", x=np.array([[1], None], dtype=object))
     with pytest.raises(ValueError, match=r"f\.npz, x holds Python objects"):
         load_data(tmp_path / "f.npz")
 
 
-def test_parquet_text_and_gaps_are_named(tmp_path: Path) -> None:
+def test_parquet_reader_names_text_and_missing_values(tmp_path: Path) -> None:
     pd.DataFrame({"a": [1.0, None], "t": ["u", "v"]}).to_parquet(tmp_path / "f.parquet")
     with pytest.raises(ValueError, match=r"f\.parquet, column 't', row 1 \(index 0\): 'u' is not"):
         load_data(tmp_path / "f.parquet")
@@ -118,19 +135,19 @@ def test_parquet_text_and_gaps_are_named(tmp_path: Path) -> None:
         load_data(tmp_path / "f.parquet", columns=["a"])
 
 
-def test_file_not_found_offers_its_neighbor(tmp_path: Path, written: Any) -> None:
+def test_missing_file_error_suggests_a_neighboring_file(tmp_path: Path, written: Any) -> None:
     written(tmp_path / "flowers.csv", "a\n1\n")
-    with pytest.raises(FileNotFoundError, match=r"did you mean 'flowers\.csv'"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'flowers\.csv'"):
         load_data(tmp_path / "flowes.csv")
-    with pytest.raises(FileNotFoundError, match=r"there are flowers\.csv\."):
+    with pytest.raises(FileNotFoundError, match=r"Available: flowers\.csv\."):
         load_data(tmp_path / "zzz.npy")
-    with pytest.raises(FileNotFoundError, match="nor is there a folder"):
+    with pytest.raises(FileNotFoundError, match="There is no folder /nowhere/at either"):
         load_data("/nowhere/at/all.csv")
 
 
-def test_unknown_extensions_and_folders(tmp_path: Path, written: Any) -> None:
+def test_readers_reject_unknown_extensions_and_folders(tmp_path: Path, written: Any) -> None:
     written(tmp_path / "f.xlsx", "x")
-    with pytest.raises(ValueError, match=r"'\.xlsx' are not read, only \.csv"):
+    with pytest.raises(ValueError, match=r"cannot read files ending in '\.xlsx'.*\.npz \(sev"):
         load_data(tmp_path / "f.xlsx")
     (tmp_path / "d.csv").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
@@ -138,27 +155,27 @@ def test_unknown_extensions_and_folders(tmp_path: Path, written: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({"columns": ["aa"]}, "did you mean 'a'"),
+        ({"columns": ["aa"]}, "Did you mean 'a'"),
         ({"columns": ["a", "a"]}, "names a column twice"),
         ({"columns": []}, "no column is left"),
         ({"columns": "a"}, "columns=['a']"),
         ({"columns": ["a"], "labels": "a"}, "be the labels too"),
         ({"labels": "zebra"}, "has no 'zebra'"),
-        ({"missing": "drop"}, "there are error, keep"),
+        ({"missing": "drop"}, "missing must be one of error, keep; got 'drop'"),
     ],
 )
-def test_wrong_choices_of_columns(
-    tmp_path: Path, options: dict[str, Any], said: str, written: Any
+def test_load_data_rejects_wrong_column_choices(
+    tmp_path: Path, options: dict[str, Any], message: str, written: Any
 ) -> None:
     path = written(tmp_path / "f.csv", "a,b\n1,2\n")
     with pytest.raises(ValueError) as caught:
         load_data(path, **options)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_missing_values_are_kept_on_request(tmp_path: Path, written: Any) -> None:
+def test_missing_keep_passes_missing_values_as_nan(tmp_path: Path, written: Any) -> None:
     path = written(tmp_path / "f.csv", "a,b\n1,?\n,4\n")
     (x,) = load_data(path, missing="keep").tensors
     assert torch.equal(x.isnan(), torch.tensor([[False, True], [True, False]]))
@@ -170,7 +187,7 @@ def test_missing_values_are_kept_on_request(tmp_path: Path, written: Any) -> Non
         load_data(masked)
 
 
-def test_a_missing_label_is_named(tmp_path: Path, written: Any) -> None:
+def test_missing_label_error_names_its_line_or_row(tmp_path: Path, written: Any) -> None:
     path = written(tmp_path / "f.csv", "a,k\n1,u\n2,\n")
     with pytest.raises(ValueError, match="line 3, column 'k': the label is missing"):
         load_data(path, labels="k")

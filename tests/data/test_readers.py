@@ -1,4 +1,4 @@
-"""Files of every kind, read as they are meant."""
+"""Readers of all file formats on intact files."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,21 @@ import pandas as pd
 import pytest
 import torch
 
-from ppl_lvm.data import load_data
-from ppl_lvm.data import readers as files
+from ppl_lvm.cli.options import DataOption
+from ppl_lvm.data import load, load_data, readers
 
 TABLE = np.arange(12.0).reshape(4, 3) / 8  # (4, 3), exact in float32
 
 
-def test_csv_with_header_and_text_labels(tmp_path: Path, same: Any, written: Any) -> None:
+def test_help_texts_name_every_format() -> None:
+    (option,) = DataOption.__metadata__  # type: ignore[attr-defined]
+    for suffix in readers.READERS:
+        assert suffix in option.help
+        assert suffix in str(load.__doc__)
+        assert suffix in str(readers.__doc__)
+
+
+def test_csv_reader_handles_header_and_text_labels(tmp_path: Path, same: Any, written: Any) -> None:
     path = written(tmp_path / "f.csv", "a,kind,b\n1,x,2\n3,y,4\n5,x,6\n\n")
     data = load_data(str(path), labels="kind")
     same(data, [[1, 2], [3, 4], [5, 6]])
@@ -26,13 +34,13 @@ def test_csv_with_header_and_text_labels(tmp_path: Path, same: Any, written: Any
     assert data.name == "f.csv"
 
 
-def test_csv_whole_number_labels_sort_as_numbers(tmp_path: Path, written: Any) -> None:
+def test_csv_reader_sorts_integer_labels_as_numbers(tmp_path: Path, written: Any) -> None:
     path = written(tmp_path / "f.csv", "a,k\n1,10\n2,9\n3,10\n")
     data = load_data(path, labels="k")
     assert data.label_names == ["9", "10"]
 
 
-def test_csv_without_header_has_numbered_columns(tmp_path: Path, same: Any, written: Any) -> None:
+def test_csv_reader_numbers_columns_without_header(tmp_path: Path, same: Any, written: Any) -> None:
     path = written(tmp_path / "f.csv", "1.5,2\n3,4\n")
     data = load_data(path)
     same(data, [[1.5, 2], [3, 4]])
@@ -41,7 +49,7 @@ def test_csv_without_header_has_numbered_columns(tmp_path: Path, same: Any, writ
     assert load_data(path, columns=[1]).locate(0, 0).endswith("line 1, column 2 (index 1)")
 
 
-def test_csv_of_column_numbers_must_be_told(tmp_path: Path, written: Any) -> None:
+def test_csv_reader_rejects_ambiguous_first_line(tmp_path: Path, written: Any) -> None:
     path = written(tmp_path / "f.csv", "0,1\n3,4\n")
     with pytest.raises(ValueError, match="header=True or header=False"):
         load_data(path)
@@ -49,12 +57,21 @@ def test_csv_of_column_numbers_must_be_told(tmp_path: Path, written: Any) -> Non
     assert len(load_data(path, header=False)) == 2
 
 
-def test_csv_lines_count_what_the_editor_shows(tmp_path: Path, written: Any) -> None:
+def test_csv_reader_counts_lines_like_an_editor(tmp_path: Path, written: Any) -> None:
     path = written(tmp_path / "f.csv", 'a,t\n1,"two\nlines"\n2,u\n')
     assert load_data(path, columns=["a"]).locate(1, 0).startswith(f"{path}, line 4")
 
 
-def test_csv_longer_than_a_chunk(tmp_path: Path, same: Any) -> None:
+def test_csv_reader_accepts_every_spelling_of_numbers(
+    tmp_path: Path, same: Any, written: Any
+) -> None:
+    """pyarrow rejects some of these, so that the Python reader takes over."""
+    path = written(tmp_path / "f.csv", '\ufeffa,b\n 1,+2\n1_000,1e-3\r\n"5",.5\n\n\n')
+    same(load_data(path), [[1, 2], [1000, 0.001], [5, 0.5]])
+    same(load_data(path, columns=["b"]), [[2], [0.001], [0.5]])
+
+
+def test_csv_reader_keeps_rows_and_lines_of_a_long_file(tmp_path: Path, same: Any) -> None:
     values = np.arange(20_000.0)
     path = tmp_path / "f.csv"
     pd.DataFrame({"a": values, "k": values.astype(int) % 3}).to_csv(path, index=False)
@@ -65,7 +82,7 @@ def test_csv_longer_than_a_chunk(tmp_path: Path, same: Any) -> None:
     assert "line 19002" in data.locate(19_000)
 
 
-def test_npy(tmp_path: Path, same: Any) -> None:
+def test_npy_reader_chooses_columns_by_index(tmp_path: Path, same: Any) -> None:
     np.save(tmp_path / "f.npy", TABLE)
     same(load_data(tmp_path / "f.npy"), TABLE)
     data = load_data(tmp_path / "f.npy", columns=[2, 0], labels=1)
@@ -76,7 +93,7 @@ def test_npy(tmp_path: Path, same: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["i8", "u2", "?", "f2", ">f8", "f4"])
-def test_npy_of_any_number_type_becomes_the_default_float(
+def test_npy_reader_converts_any_number_type_to_the_default_float(
     tmp_path: Path, kind: str, same: Any
 ) -> None:
     values = np.array([[0, 1], [1, 0]]).astype(kind)
@@ -84,12 +101,12 @@ def test_npy_of_any_number_type_becomes_the_default_float(
     same(load_data(tmp_path / "f.npy"), values.astype(float))
 
 
-def test_default_dtype_is_respected() -> None:
+def test_load_data_respects_the_default_dtype() -> None:
     torch.set_default_dtype(torch.float64)
     assert load_data(TABLE.astype(np.float32)).tensors[0].dtype == torch.float64
 
 
-def test_npz_arrays_are_chosen_by_name(tmp_path: Path) -> None:
+def test_npz_reader_chooses_arrays_by_name(tmp_path: Path) -> None:
     y = np.array(["b", "a", "b", "b"])
     np.savez(tmp_path / "f.npz", x=TABLE, y=y, test=TABLE[:2], w=TABLE[:, 0])
     data = load_data(tmp_path / "f.npz", columns=["w", "x"], labels="y")
@@ -102,7 +119,7 @@ def test_npz_arrays_are_chosen_by_name(tmp_path: Path) -> None:
         load_data(tmp_path / "f.npz", columns=["x", "test"])
 
 
-def test_parquet_and_frames(tmp_path: Path, same: Any) -> None:
+def test_parquet_and_frame_readers_agree(tmp_path: Path, same: Any) -> None:
     frame = pd.DataFrame({"a": [1, 2, 3], "k": ["u", "v", "u"], "b": [True, False, True]})
     frame.to_parquet(tmp_path / "f.parquet")
     for source in (tmp_path / "f.parquet", frame):
@@ -113,10 +130,10 @@ def test_parquet_and_frames(tmp_path: Path, same: Any) -> None:
         assert data.locate(1, 1).endswith("row 2 (index 1), column 'b'")
 
 
-def test_large_npy_stays_in_its_file(
+def test_npy_reader_memory_maps_large_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: Any
 ) -> None:
-    monkeypatch.setattr(files, "MAP_ABOVE", 16)
+    monkeypatch.setattr(readers, "MAP_ABOVE", 16)
     path = tmp_path / "f.npy"
     np.save(path, TABLE)
     data = load_data(path, columns=[2, 0])
@@ -132,7 +149,7 @@ def test_large_npy_stays_in_its_file(
     same(data, TABLE[:, [2, 0]])
 
 
-def test_a_batch_of_a_mapped_file_reads_its_rows_only(tmp_path: Path) -> None:
+def test_mapped_store_reads_only_the_rows_of_a_batch(tmp_path: Path) -> None:
     """A sparse file of 64 GiB, more than there is memory."""
     path = tmp_path / "huge.npy"
     rows = np.lib.format.open_memmap(path, "w+", np.float64, (2**26, 128))
@@ -144,11 +161,13 @@ def test_a_batch_of_a_mapped_file_reads_its_rows_only(tmp_path: Path) -> None:
     assert x[:, 0].tolist() == [5.0, 7.0, 0.0]
     assert data.fingerprint() == load_data(path).fingerprint()
     assert "row 78 (index 77)" in data.locate(77)
-    path.unlink()  # no copy of the temporary folder should try to take it along
+    path.unlink()  # keeps the file out of copies of the temporary folder
 
 
-def test_mapped_rows_are_checked_when_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAP_ABOVE", 16)
+def test_mapped_store_validates_rows_at_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "MAP_ABOVE", 16)
     bad = TABLE.copy()
     bad[2, 1] = np.inf
     np.save(tmp_path / "f.npy", bad)
@@ -158,12 +177,10 @@ def test_mapped_rows_are_checked_when_read(tmp_path: Path, monkeypatch: pytest.M
         data.batch(torch.tensor([3, 2]))
 
 
-def test_fingerprint_notices_a_changed_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprint_changes_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f.npy"
     for threshold in (2**30, 16):  # in memory, mapped
-        monkeypatch.setattr(files, "MAP_ABOVE", threshold)
+        monkeypatch.setattr(readers, "MAP_ABOVE", threshold)
         np.save(path, TABLE)
         before = load_data(path).fingerprint()
         assert load_data(path).fingerprint() == before
