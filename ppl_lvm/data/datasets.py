@@ -181,7 +181,7 @@ def call(text: str) -> NamedSet:
     if name not in NAMED:
         raise ValueError(unknown("data set", name, NAMED))
     _check_ranges(name, settings)
-    return build(NAMED[name], settings=settings, what=name)  # type: ignore[no-any-return]
+    return build(NAMED[name], settings=settings, what=name)
 
 
 def _check_ranges(name: str, settings: Mapping[str, Any]) -> None:
