@@ -1,4 +1,9 @@
-"""Pyro programs: guides, built from a model's signature."""
+"""Guides, built from a model's signature.
+
+One guide per file: class or builder, with the latents that it serves (`serves`) and a
+`description`. Shared parts are in `parts/`. The folder has more than 12 modules, because each holds
+one guide.
+"""
 
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical

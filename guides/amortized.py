@@ -1,8 +1,8 @@
-"""One encoder for all data: q(z_n | x_n) is a normal whose parameters a network computes.
+"""Amortized diagonal normal: q(z_n | x_n) from one encoder.
 
     q(z_n | x_n) = N(μ(x_n), diag σ²(x_n)),   (μ, log σ) = encoder(x_n)
 
-for every local continuous latent z, pushed onto the site's support where that is not the real
+for every local continuous latent z, transformed to the site's support where that is not the real
 line. Several sites are independent given x. Discrete sites that the model marks for enumeration
 are left to it.
 
@@ -18,25 +18,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
-from ppl_lvm.programs.signatures import Signature, signature
+from ppl_lvm.programs.signatures import Signature
 
 
+@serving(Latents.LOCAL_CONTINUOUS, description="diagonal normals from one encoder")
 class AmortizedNormal(EncoderGuide):
     """q(z | x) = N(μ(x), diag σ²(x)) for the local continuous latents of a model.
 
     Args:
         model: the model, or its signature.
-        batch: what the model is called with: some rows, the more typical the better, since the
-            default encoder takes its inputs' scale from them.
-        encoder: a network called as `encoder(*batch)` that returns, for each site in the order
-            of the model's code, k numbers of μ and k of log σ: (B, Σ 2 k). If None, a
-            `RowEncoder` over all columns, gaps (NaN) and all.
+        batch: arguments of the model: some typical rows, from which the default encoder takes the
+            scale of its inputs.
+        encoder: a network called as `encoder(*batch)` that returns, for each site in the order of
+            the model's code, k values of μ and k of log σ: (B, Σ 2 k). If None, a `RowEncoder`
+            over all columns, missing values (NaN) included.
         hidden: widths of the hidden layers of the default encoder.
 
     Raises:
-        ValueError: for a model it does not serve, naming the site and what to do.
+        ValueError: for a model it does not serve, naming the site and the remedy.
     """
+
+    accepts_signature = True
 
     def __init__(
         self,
@@ -45,10 +49,12 @@ class AmortizedNormal(EncoderGuide):
         encoder: nn.Module | None = None,
         hidden: tuple[int, ...] = (128,),
     ) -> None:
-        declared = model if isinstance(model, Signature) else signature(model, *batch)
+        model_signature = signature_of(model, *batch)
         factors = [
-            TransformedFactor(s, declared, DiagonalFamily())
-            for s in supported_sites(declared, "AmortizedNormal")
+            TransformedFactor(site, model_signature, DiagonalFamily())
+            for site in supported_sites(model_signature, "AmortizedNormal")
         ]
-        what = "k of μ and k of log σ for each site"
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
+        outputs = "k of μ and k of log σ for each site"
+        super().__init__(
+            model_signature, factors, batch, encoder=encoder, hidden=hidden, outputs=outputs
+        )

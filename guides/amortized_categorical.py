@@ -1,10 +1,10 @@
-"""One encoder for all data, discrete latents: q(z_n | x_n) gives each value its probability.
+"""Amortized discrete guide: a probability for every value from one encoder.
 
     q(z_n = c | x_n) = softmax(encoder(x_n))_c         categorical and one-hot sites, C values
-    q(z_n = 1 | x_n) = σ(encoder(x_n))                 binary sites, alone or as an event
+    q(z_n = 1 | x_n) = σ(encoder(x_n))                 binary sites, scalar or as an event
 
-Several sites are independent given x. Draws are not reparameterised: train with an objective for
-discrete guides (LeaveOneOut, VIMCO, …), or let TraceEnum_ELBO sum the guide out with
+Several sites are independent given x. Draws are not reparameterized: train with an objective for
+discrete guides (LeaveOneOut, VIMCO, …), or let TraceEnum_ELBO enumerate the guide with
 `enumerate="parallel"`.
 
 Serves models whose latents are all local, discrete and of one of these families.
@@ -19,26 +19,32 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.guides.parts.encoder_guide import EncoderGuide
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, nothing_to_serve
+from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import require_plain_plates
-from ppl_lvm.guides.parts.variational_families import Values, require_values
-from ppl_lvm.programs.signatures import Signature, Site, signature
+from ppl_lvm.guides.parts.variational_families import DiscreteFactor, require_discrete_family
+from ppl_lvm.programs.signatures import Signature, Site
+
+GUIDE = "AmortizedCategorical"
 
 
+@serving(Latents.LOCAL_DISCRETE, description="a probability for every value from one encoder")
 class AmortizedCategorical(EncoderGuide):
     """q(z | x) with a probability for every value of the local discrete latents of a model.
 
     Args:
         model: the model, or its signature.
-        batch: what the model is called with: some typical rows.
-        encoder: a network called as `encoder(*batch)` that returns the logits of a datum's
-            latents in the order of the model's code. If None, a `RowEncoder`.
+        batch: arguments of the model: some typical rows.
+        encoder: a network called as `encoder(*batch)` that returns the logits of a row's latents
+            in the order of the model's code. If None, a `RowEncoder`.
         hidden: widths of the hidden layers of the default encoder.
         enumerate: "parallel" or "sequential" marks the sites for TraceEnum_ELBO; None samples.
 
     Raises:
-        ValueError: for a model it does not serve, naming the site and what to do.
+        ValueError: for a model it does not serve, naming the site and the remedy.
     """
+
+    accepts_signature = True
 
     def __init__(
         self,
@@ -48,36 +54,44 @@ class AmortizedCategorical(EncoderGuide):
         hidden: tuple[int, ...] = (128,),
         enumerate: str | None = None,
     ) -> None:
-        if enumerate not in (None, "parallel", "sequential"):
-            raise ValueError(f"enumerate is 'parallel', 'sequential' or None, got {enumerate!r}.")
-        declared = model if isinstance(model, Signature) else signature(model, *batch)
-        infer = {} if enumerate is None else {"enumerate": enumerate}
-        factors = [Values(site, declared, infer) for site in supported_sites(declared)]
-        what = "their logits"
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
+        infer = infer_enumerate(GUIDE, enumerate)
+        model_signature = signature_of(model, *batch)
+        factors = [
+            DiscreteFactor(site, model_signature, infer)
+            for site in supported_sites(model_signature)
+        ]
+        super().__init__(
+            model_signature, factors, batch, encoder=encoder, hidden=hidden, outputs="their logits"
+        )
 
 
-def supported_sites(declared: Signature) -> list[Site]:
+def infer_enumerate(guide: str, enumerate: str | None) -> dict[str, Any]:
+    """The `infer` dictionary for a guide's option `enumerate`."""
+    if enumerate not in (None, "parallel", "sequential"):
+        raise ValueError(f"{guide}: enumerate={enumerate!r}. Use 'parallel', 'sequential' or None.")
+    return {} if enumerate is None else {"enumerate": enumerate}
+
+
+def supported_sites(model_signature: Signature) -> list[Site]:
     """The discrete latents.
 
     Raises:
         ValueError: naming the first latent that AmortizedCategorical does not serve.
     """
-    for site in declared.latents:
+    for site in model_signature.latents:
         if not site.discrete and site.distribution != "OneHotCategorical":
             raise ValueError(
-                f"AmortizedCategorical serves discrete sites, but {site.name!r} ~ "
-                f"{site.distribution} is continuous. Use AmortizedNormal, or AmortizedJoint if "
-                "the model has both kinds."
+                f"{GUIDE}: it serves discrete sites, but {site.name!r} ~ {site.distribution} is "
+                "continuous. Use AmortizedNormal, or AmortizedJoint if the model has both kinds."
             )
         if not site.local:
             raise ValueError(
-                f"AmortizedCategorical serves sites inside the plate 'data', but {site.name!r} is "
-                'shared by all data. Add infer={"enumerate": "parallel"} to its pyro.sample, and '
-                "train with TraceEnum_ELBO."
+                f"{GUIDE}: it serves sites inside the plate 'data', but {site.name!r} is global. "
+                'Add infer={"enumerate": "parallel"} to its pyro.sample, and train with '
+                "TraceEnum_ELBO."
             )
-        require_values(site, "AmortizedCategorical")
-        require_plain_plates(site, declared)
-    if not declared.latents:
-        raise ValueError("AmortizedCategorical found no latent to serve: the model has none.")
-    return list(declared.latents)
+        require_discrete_family(site, GUIDE)
+        require_plain_plates(site, model_signature)
+    if not model_signature.latents:
+        raise ValueError(nothing_to_serve(GUIDE, "latent", model_signature))
+    return list(model_signature.latents)

@@ -1,10 +1,10 @@
-"""One encoder for all data: q(z_n | x_n) is a Dirichlet whose concentrations a network computes.
+"""Amortized Dirichlet: concentrations of local simplex latents from one encoder.
 
     q(z_n | x_n) = Dirichlet(c(x_n)),    c = softplus(encoder(x_n)),
 
-for every local latent on a simplex; what all data share has a `GlobalNormal`. Unlike a normal
-pushed onto the simplex, a Dirichlet can put its mass into a corner or on an edge, as a sparse
-prior does: that is what documents of few topics have. Its draws are reparameterised by implicit
+for every local latent on a simplex, and a `GlobalNormal` for the global latents. Unlike a normal
+transformed to the simplex, a Dirichlet can put its mass into a corner or on an edge, as a sparse
+prior does: the posterior of a document with few topics. Its draws are reparameterized by implicit
 differentiation.
 
 Serves models whose local latents all lie on a simplex: topic models.
@@ -24,21 +24,23 @@ from torch import Tensor, nn
 
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
+from ppl_lvm.guides.parts.global_part import without_sites
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.guides.parts.support_transform import open_plates
-from ppl_lvm.guides.parts.variational_families import Factor, arrange, beside_data
+from ppl_lvm.guides.parts.variational_families import Factor, arrange, other_batch_dims
 from ppl_lvm.programs.signatures import Signature, Site, signature
 
-# A concentration below this has draws that are zeros to rounding.
-LEAST = 1e-2
+LEAST = 1e-2  # draws at a concentration below this are zeros to rounding
 
 
+@serving(Latents.LOCAL_SIMPLEX, description="Dirichlets from one encoder")
 class AmortizedDirichlet(EncoderGuide):
     """q(z | x) = Dirichlet(c(x)) for local latents on a simplex, `GlobalNormal` for the others.
 
     Args:
         model: the model.
-        batch: what it is called with: some rows, the more typical the better.
-        encoder: a network called as `encoder(*batch)` that returns a number for each entry of
+        batch: its arguments: some typical rows.
+        encoder: a network called as `encoder(*batch)` that returns one output for each entry of
             the simplices: (B, Σ sizes). If None, a `RowEncoder`.
         hidden: widths of the hidden layers of the default encoder.
 
@@ -53,45 +55,44 @@ class AmortizedDirichlet(EncoderGuide):
         encoder: nn.Module | None = None,
         hidden: tuple[int, ...] = (64,),
     ) -> None:
-        declared = signature(model, *batch)
-        shared = [site for site in declared.latents if not site.local]
-        kept = tuple(site for site in declared.sites if site not in shared)
-        local = Signature(kept, declared.plates, declared.parameters)
+        complete = signature(model, *batch)
+        global_names = {site.name for site in complete.global_latents}
+        local = without_sites(complete, global_names)
         factors = [
-            Concentrations(site, local) for site in supported_sites(local, "AmortizedDirichlet")
+            DirichletFactor(site, local) for site in supported_sites(local, "AmortizedDirichlet")
         ]
-        what = "a concentration for every entry"
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
-        self.shared = GlobalNormal(model, *batch) if shared else None
+        outputs = "a concentration for every entry"
+        super().__init__(local, factors, batch, encoder=encoder, hidden=hidden, outputs=outputs)
+        self.shared = GlobalNormal(model, *batch) if global_names else None
 
     def forward(self, *batch: Tensor) -> None:
         others = [] if self.shared is None else self.shared.sites
-        plates = open_plates([*self.sites, *others], self._signature, len(batch[0]))
+        plates = open_plates([*self.sites, *others], self._signature, batch)
         if self.shared is not None:
             self.shared.draw(plates, *batch)
         sample_factors(self.encoder(*batch), self._factors, plates)
 
 
-class Concentrations(Factor):
+class DirichletFactor(Factor):
     """Dirichlet(softplus(λ)) on the simplex of a site."""
 
-    def __init__(self, site: Site, declared: Signature) -> None:
+    def __init__(self, site: Site, model_signature: Signature) -> None:
         if not isinstance(site.support, type(constraints.simplex)):
             raise ValueError(
-                f"AmortizedDirichlet serves sites on a simplex, but {site.name!r} ~ "
-                f"{site.distribution} is none. Use ppl_lvm.guides:auto_guide."
+                f"AmortizedDirichlet: it serves sites on a simplex, but {site.name!r} ~ "
+                f"{site.distribution} has another support. Use ppl_lvm.guides:auto_guide."
             )
-        self.site, self._declared = site, declared
+        self.site, self._signature = site, model_signature
         self.infer = {}
-        self.width = math.prod(site.event_shape) * math.prod(beside_data(site, declared))
-        self.size = self.width
+        events = math.prod(other_batch_dims(site, model_signature))
+        self.width = self.size = math.prod(site.event_shape) * events
 
-    def __call__(self, numbers: Tensor) -> Any:
-        """The distribution in the site's batch shape, of `numbers` (B, width)."""
-        each = arrange(numbers, self.site, self._declared, tuple(self.site.event_shape))
-        return Dirichlet(torch.nn.functional.softplus(each) + LEAST)
+    def __call__(self, params: Tensor) -> Any:
+        """Distribution in the site's batch shape, of `params` (B, width)."""
+        arranged = arrange(params, self.site, self._signature, tuple(self.site.event_shape))
+        return Dirichlet(torch.nn.functional.softplus(arranged) + LEAST)
 
     def features(self, value: Tensor) -> Tensor:
-        """The value itself, side by side: (..., B, size)."""
+        """The value, flattened: (..., B, size)."""
         rows = value.shape[: value.dim() - len(self.site.event_shape)]
         return value.reshape(*rows, self.size)

@@ -1,16 +1,16 @@
-"""One encoder for all data, and a normalising flow: q(z_n | x_n) of any shape, with exact density.
+"""Amortized normalizing flow: q(z_n | x_n) of any shape, with exact density.
 
     ε ~ N(0, I),   u = μ(x_n) + σ(x_n) f_T(… f_1(ε; c(x_n)) …; c(x_n)),   z_n = T(u)
 
     log q(z_n | x_n) = log N(ε; 0, I) - Σ_t log |det ∂f_t| - Σ log σ - log |det ∂T|
 
 for every local continuous latent z, with (μ, log σ, c) = encoder(x_n), T the bijection onto the
-site's support, and f_t autoregressive steps (`flow.py`) that read the context c and take the
-coordinates in turns forwards and backwards. They start near the identity, so that training starts
-from AmortizedNormal. Several sites are independent given x.
+site's support, and f_t autoregressive steps (`parts/autoregressive_flow.py`) that read the context
+c and reverse the order of the coordinates at every step. They start near the identity, so that
+training starts from AmortizedNormal. Several sites are independent given x.
 
-Serves what AmortizedNormal serves. Drawing and scoring a draw cost a step's network once; a score
-of values from elsewhere (held still by DReG or StickingTheLanding) costs it k times.
+Serves models that AmortizedNormal serves. A draw and its score cost one evaluation of each step's
+network; a score of other values (detached draws of DReG or StickingTheLanding) costs k of them.
 
 References:
     Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling (2016). Improving variational inference
@@ -30,35 +30,39 @@ from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
 from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive, Conditioner
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import TransformedNormal
 from ppl_lvm.guides.parts.variational_families import NormalFamily, TransformedFactor
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
-from ppl_lvm.programs.signatures import Signature, Site, signature
+from ppl_lvm.programs.signatures import Signature, Site
 
 FLOWS = ("spline", "affine")
 
 
+@serving(Latents.LOCAL_CONTINUOUS, description="normalizing flows from one encoder")
 class AmortizedFlow(EncoderGuide):
     """q(z | x) by a flow conditioned on x, for the local continuous latents of a model.
 
     Args:
         model: the model, or its signature.
-        batch: what the model is called with: some typical rows.
-        flow: "spline" (rational quadratic) or "affine" (inverse autoregressive flow; vectors
-            only, since of a single number it is a normal again).
-        steps: how many f_t, each with a network of its own.
-        context: numbers of c.
+        batch: arguments of the model: some typical rows.
+        flow: "spline" (rational quadratic) or "affine" (inverse autoregressive flow; for vectors
+            only, since an affine flow of a scalar is a normal again).
+        steps: number of f_t, each with its own network.
+        context: size of c.
         bins, bound: of the splines: bins on [-bound, bound], in units of σ around μ; the
             identity outside.
         encoder: a network called as `encoder(*batch)` that returns, for each site in the order of
-            the model's code, k numbers of μ, k of log σ and c: (B, Σ (2 k + context)). If None,
+            the model's code, k values of μ, k of log σ and c: (B, Σ (2 k + context)). If None,
             a `RowEncoder` over all columns.
         hidden: widths of the hidden layers of the default encoder.
         flow_hidden: widths of the hidden layers of the steps' networks.
 
     Raises:
-        ValueError: for a model it does not serve, naming the site and what to do.
+        ValueError: for a model it does not serve, naming the site and the remedy.
     """
+
+    accepts_signature = True
 
     def __init__(
         self,
@@ -74,50 +78,52 @@ class AmortizedFlow(EncoderGuide):
         flow_hidden: tuple[int, ...] = (32,),
     ) -> None:
         if flow not in FLOWS:
-            raise ValueError(f"flow is {' or '.join(map(repr, FLOWS))}, got {flow!r}.")
+            raise ValueError(f"AmortizedFlow: flow={flow!r}. Use {' or '.join(map(repr, FLOWS))}.")
         if min(steps, context, bins) < 1 or not bound > 0 or not flow_hidden:
             raise ValueError(
-                "AmortizedFlow needs steps, context and bins >= 1, bound > 0 and a hidden layer in "
-                f"flow_hidden; got steps={steps}, context={context}, bins={bins}, bound={bound}, "
-                f"flow_hidden={flow_hidden}."
+                f"AmortizedFlow: steps={steps}, context={context}, bins={bins}, bound={bound}, "
+                f"flow_hidden={flow_hidden}. Use steps, context and bins >= 1, bound > 0 and a "
+                "hidden layer in flow_hidden."
             )
-        declared = model if isinstance(model, Signature) else signature(model, *batch)
+        model_signature = signature_of(model, *batch)
         scalar = Spline(bins, bound) if flow == "spline" else Affine()
         factors, networks = [], []
-        for site in supported_sites(declared, "AmortizedFlow"):
-            k = size_for(site, flow)
+        for site in supported_sites(model_signature, "AmortizedFlow"):
+            k = flow_size(site, flow)
             networks.append(conditioners(scalar, k, context, tuple(flow_hidden), steps))
-            family = Flow(scalar, list(networks[-1]), context)
-            factors.append(TransformedFactor(site, declared, family))
-        what = f"k of μ, k of log σ and {context} of the context for each site"
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
+            family = FlowFamily(scalar, list(networks[-1]), context)
+            factors.append(TransformedFactor(site, model_signature, family))
+        outputs = f"k of μ, k of log σ and {context} of the context for each site"
+        super().__init__(
+            model_signature, factors, batch, encoder=encoder, hidden=hidden, outputs=outputs
+        )
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
         self.networks = nn.ModuleList(networks).to(like)
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
-        _ = self.networks  # to look at a module announces its parameters to Pyro
+        _ = self.networks  # access to a module registers its parameters with Pyro
         super().draw(plates, *batch)
 
 
-class Flow(NormalFamily):
-    """μ + σ f_T(… f_1(ε; c) …; c), of the numbers μ, log σ, c.
+class FlowFamily(NormalFamily):
+    """μ + σ f_T(… f_1(ε; c) …; c), of the parameters μ, log σ, c.
 
     Args:
-        scalar: what a step does to a coordinate.
+        scalar: the bijection of one coordinate in a step.
         networks: a `Conditioner` for each step.
-        context: numbers of c.
+        context: size of c.
     """
 
     def __init__(self, scalar: Scalar, networks: Sequence[Any], context: int) -> None:
         self._scalar, self._networks, self._context = scalar, networks, context
 
-    def numbers(self, shape: torch.Size) -> int:
+    def num_params(self, shape: torch.Size) -> int:
         return 2 * math.prod(shape) + self._context
 
-    def __call__(self, numbers: Tensor, shape: torch.Size) -> Any:
+    def __call__(self, params: Tensor, shape: torch.Size) -> Any:
         k = math.prod(shape)
-        loc, log_scale, context = numbers.split([k, k, self._context], dim=-1)
+        loc, log_scale, context = params.split([k, k, self._context], dim=-1)
         steps: list[Any] = [
             Autoregressive(self._scalar, network, context) for network in self._networks
         ]
@@ -131,21 +137,21 @@ class Flow(NormalFamily):
 def conditioners(
     scalar: Scalar, size: int, context: int, hidden: tuple[int, ...], steps: int
 ) -> nn.ModuleList:
-    """The networks of a flow of so many steps, forwards and backwards in turns."""
+    """Networks of a flow's steps, alternately forward and reversed."""
     widths = (size, context, hidden, scalar.numbers)
     return nn.ModuleList(Conditioner(*widths, reverse=t % 2 == 1) for t in range(steps))
 
 
-def size_for(site: Site, flow: str) -> int:
-    """k of a site.
+def flow_size(site: Site, flow: str) -> int:
+    """Number k of unconstrained values of a site.
 
     Raises:
-        ValueError: for a flow that is none, naming the site and the one to use.
+        ValueError: for an affine flow of a scalar, naming the site and the flow to use.
     """
     k = math.prod(TransformedNormal(site).shape)
     if k == 1 and flow == "affine":
         raise ValueError(
-            f"{site.name!r} is a single number, of which an affine flow is a normal again. Use "
+            f"Site {site.name!r}: an affine flow of a scalar is a normal again. Use "
             'flow="spline", or AmortizedNormal.'
         )
     return k

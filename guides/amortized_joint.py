@@ -1,22 +1,22 @@
-"""Latents of a datum that depend on each other, of any kinds: a chain in the model's order.
+"""Amortized chain of conditionals over local latents of any kinds.
 
     q(z_n | x_n) = Π_s q_s(z_ns; λ_ns),   λ_ns = head_s(h(x_n), z_n1, …, z_n,s-1)
 
-h is the encoder, and every site has a small network of its own that reads h and all sites before
-it: unconstrained where they are continuous, one-hot where they are categories, as they are where
-they are bits. A discrete site gets a probability for every value; of a continuous one q_s is a
-factor of your choice:
+h is the encoder. Every site has a small network that reads h and all sites before it: unconstrained
+values of continuous sites, one-hot categories, unchanged bits. A discrete site gets a probability
+for every value; for a continuous one, q_s is a factor of your choice:
 
     normal          N(μ, diag σ²), the default
     multivariate    full covariance
     low_rank        D Dᵀ + diag σ², two columns
     spline, affine  a flow of two steps
 
-Draws of discrete sites are not reparameterised: train with an objective for such guides
-(LeaveOneOut, VIMCO, …), or let TraceEnum_ELBO sum them out with `enumerate="parallel"`.
+Draws of discrete sites are not reparameterized: train with an objective for such guides
+(LeaveOneOut, VIMCO, …), or let TraceEnum_ELBO enumerate them with `enumerate="parallel"`.
 
 Serves models whose latents are local, in the plate "data" and no other, and continuous, or
-Bernoulli, Categorical or OneHotCategorical. What the model marks for enumeration is left to it.
+Bernoulli, Categorical or OneHotCategorical. Sites that the model marks for enumeration are left to
+it.
 
 Reference:
     Webb et al. (2018). Faithful inversion of generative models for effective amortized inference.
@@ -28,50 +28,58 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.guides.amortized_flow import Flow, conditioners, size_for
-from ppl_lvm.guides.parts.encoder_guide import require_local, require_row
-from ppl_lvm.guides.parts.support_transform import enter_plates, enumerated, open_plates
+from ppl_lvm.guides.amortized_categorical import infer_enumerate
+from ppl_lvm.guides.amortized_flow import FlowFamily, conditioners, flow_size
+from ppl_lvm.guides.parts.encoder_guide import nothing_to_serve, require_local, require_row
+from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving, signature_of
+from ppl_lvm.guides.parts.support_transform import enter_plates, enumerated
 from ppl_lvm.guides.parts.variational_families import (
     DiagonalFamily,
+    DiscreteFactor,
     Factor,
     FullRankFamily,
     LowRankFamily,
     TransformedFactor,
-    Values,
-    require_values,
-    vectors,
+    require_discrete_family,
+    vector_factors,
 )
 from ppl_lvm.nn import MLP, RowEncoder
 from ppl_lvm.nn.bijections import Affine, Spline
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.signatures import Signature, Site, signature
+from ppl_lvm.programs.signatures import Signature, Site
 
 FAMILIES = ("normal", "multivariate", "low_rank", "spline", "affine")
 GUIDE = "AmortizedJoint"
 CONTEXT, FLOW_HIDDEN, FLOW_STEPS, BINS, BOUND = 16, (32,), 2, 8, 4.0
 
 
-class AmortizedJoint(PyroModule):
+@serving(
+    Latents.LOCAL_CONTINUOUS,
+    Latents.LOCAL_DISCRETE,
+    description="a chain of conditionals from one encoder",
+)
+class AmortizedJoint(SiteGuide):
     """q(z_1 | x) q(z_2 | x, z_1) … for the local latents of a model.
 
     Args:
         model: the model, or its signature.
-        batch: what the model is called with: some typical rows.
+        batch: arguments of the model: some typical rows.
         factors: continuous site -> one of "normal", "multivariate", "low_rank", "spline",
-            "affine"; sites not named are normal.
+            "affine"; other sites are normal.
         enumerate: "parallel" or "sequential" marks discrete sites for TraceEnum_ELBO.
-        encoder: h, a network called as `encoder(*batch)` that returns (B, features), of any
-            number. If None, a `RowEncoder` over all columns with `features` outputs.
-        features: of the default encoder.
+        encoder: h, a network called as `encoder(*batch)` that returns (B, features), with any
+            number of features. If None, a `RowEncoder` over all columns with `features` outputs.
+        features: outputs of the default encoder.
         hidden: widths of the hidden layers of the default encoder.
         head_hidden: widths of the hidden layers of the sites' networks.
 
     Raises:
-        ValueError: for a model it does not serve, naming the site and what to do.
+        ValueError: for a model it does not serve, naming the site and the remedy.
     """
+
+    accepts_signature = True
 
     def __init__(
         self,
@@ -85,16 +93,14 @@ class AmortizedJoint(PyroModule):
         head_hidden: tuple[int, ...] = (32,),
     ) -> None:
         super().__init__()
-        if enumerate not in (None, "parallel", "sequential"):
-            raise ValueError(f"enumerate is 'parallel', 'sequential' or None, got {enumerate!r}.")
-        declared = model if isinstance(model, Signature) else signature(model, *batch)
-        self._signature = declared
-        self.sites = supported_sites(declared)
-        infer = {} if enumerate is None else {"enumerate": enumerate}
-        chosen = _chosen(self.sites, factors or {})
+        infer = infer_enumerate(GUIDE, enumerate)
+        self._signature = signature_of(model, *batch)
+        self.sites = supported_sites(self._signature)
+        families = _families(self.sites, factors or {})
         networks: dict[str, nn.Module] = {}
         self._factors = [
-            _factor(site, declared, chosen.get(site.name), infer, networks) for site in self.sites
+            _factor(site, self._signature, families.get(site.name), infer, networks)
+            for site in self.sites
         ]
         if encoder is None:
             encoder = RowEncoder(*batch, outputs=features, hidden=tuple(hidden))
@@ -108,38 +114,33 @@ class AmortizedJoint(PyroModule):
         self.heads = nn.ModuleList(heads)
         self.networks = nn.ModuleDict(networks).to(h)
 
-    def forward(self, *batch: Tensor) -> None:
-        self.draw(open_plates(self.sites, self._signature, len(batch[0])), *batch)
-
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""
-        _ = self.networks  # to look at a module announces its parameters to Pyro
-        seen = self.encoder(*batch)  # (..., B, inputs of the next head)
+        _ = self.networks  # access to a module registers its parameters with Pyro
+        inputs = self.encoder(*batch)  # (..., B, inputs of the next head)
         for factor, head in zip(self._factors, self.heads, strict=True):
             with enter_plates(factor.site, plates):
-                value = pyro.sample(factor.site.name, factor(head(seen)), infer=dict(factor.infer))
-            told = factor.features(value).to(seen)
-            rows = torch.broadcast_shapes(seen.shape[:-1], told.shape[:-1])
-            seen = torch.cat([seen.expand(*rows, -1), told.expand(*rows, -1)], dim=-1)
+                params = head(inputs)
+                value = pyro.sample(factor.site.name, factor(params), infer=dict(factor.infer))
+            features = factor.features(value).to(inputs)
+            rows = torch.broadcast_shapes(inputs.shape[:-1], features.shape[:-1])
+            inputs = torch.cat([inputs.expand(*rows, -1), features.expand(*rows, -1)], dim=-1)
 
 
-def supported_sites(declared: Signature) -> list[Site]:
-    """The local latents that are not summed out of the model.
+def supported_sites(model_signature: Signature) -> list[Site]:
+    """The local latents that are not enumerated in the model.
 
     Raises:
-        ValueError: naming the first that AmortizedJoint does not serve, or if there is none.
+        ValueError: naming the first that AmortizedJoint does not serve, or if there are none.
     """
-    sites = [site for site in declared.latents if not enumerated(site)]
+    sites = [site for site in model_signature.latents if not enumerated(site)]
     for site in sites:
         require_local(site, GUIDE)
-        require_row(site, declared, GUIDE)
+        require_row(site, model_signature, GUIDE)
         if _is_discrete(site):
-            require_values(site, GUIDE)
+            require_discrete_family(site, GUIDE)
     if not sites:
-        raise ValueError(
-            f"{GUIDE} found no latent to serve: the model's are "
-            f"{[site.name for site in declared.latents]}. Use ppl_lvm.guides:auto_guide."
-        )
+        raise ValueError(nothing_to_serve(GUIDE, "latent", model_signature))
     return sites
 
 
@@ -147,40 +148,42 @@ def _is_discrete(site: Site) -> bool:
     return site.discrete or site.distribution == "OneHotCategorical"
 
 
-def _chosen(sites: list[Site], factors: Mapping[str, str]) -> dict[str, str]:
+def _families(sites: list[Site], factors: Mapping[str, str]) -> dict[str, str]:
     """Continuous site -> its family.
 
     Raises:
-        ValueError: for a name that is no such site, or no family.
+        ValueError: for an unknown site or family.
     """
     continuous = [site.name for site in sites if not _is_discrete(site)]
     for name, family in factors.items():
         if name not in continuous:
             raise ValueError(
-                f"factors names {name!r}, but the continuous sites are {continuous}. Leave it out."
+                f"{GUIDE}: factors names {name!r}, but the continuous sites are {continuous}. "
+                "Leave it out."
             )
         if family not in FAMILIES:
-            raise ValueError(f"{name!r} is to be {family!r}; choose from {', '.join(FAMILIES)}.")
+            raise ValueError(
+                f"{GUIDE}: unknown family {family!r} of {name!r}. Use one of {', '.join(FAMILIES)}."
+            )
     return {name: factors.get(name, "normal") for name in continuous}
 
 
 def _factor(
     site: Site,
-    declared: Signature,
+    model_signature: Signature,
     family: str | None,
     infer: Mapping[str, Any],
     networks: dict[str, nn.Module],
 ) -> Factor:
-    """The site's factor; what a flow learns beside its numbers goes to `networks`."""
+    """The site's factor; the networks of a flow are added to `networks`."""
     if family is None:
-        return Values(site, declared, infer)
+        return DiscreteFactor(site, model_signature, infer)
     if family in ("spline", "affine"):
         scalar = Affine() if family == "affine" else Spline(BINS, BOUND)
-        found = conditioners(scalar, size_for(site, family), CONTEXT, FLOW_HIDDEN, FLOW_STEPS)
-        networks[site.name] = found
-        return TransformedFactor(site, declared, Flow(scalar, list(found), CONTEXT))
+        steps = conditioners(scalar, flow_size(site, family), CONTEXT, FLOW_HIDDEN, FLOW_STEPS)
+        networks[site.name] = steps
+        return TransformedFactor(site, model_signature, FlowFamily(scalar, list(steps), CONTEXT))
     if family == "normal":
-        return TransformedFactor(site, declared, DiagonalFamily())
-    return vectors(
-        [site], declared, FullRankFamily() if family == "multivariate" else LowRankFamily(2), GUIDE
-    )[0]
+        return TransformedFactor(site, model_signature, DiagonalFamily())
+    normal = FullRankFamily() if family == "multivariate" else LowRankFamily(2)
+    return vector_factors([site], model_signature, normal, GUIDE)[0]

@@ -1,15 +1,15 @@
-"""The guide of a diffusion: its forward process, which turns data into noise and learns nothing
-but the schedule that it shares with the model.
+"""Guide of a diffusion: its forward process.
 
-Trained, it draws what one random step of each datum needs, both from fixed distributions,
+It has no parameters but the schedule that it shares with the model. In training mode it draws one
+random step per row, both parts from fixed distributions,
 
     t_n ~ U(0, 1), stratified over the batch,    ε_n ~ N(0, I),
 
-and in evaluation mode the whole chain, from noise to nearly the datum,
+and in evaluation mode the complete chain, from noise to almost the row,
 
     z_nT ~ N(α_1 u_n, σ_1² I),    z_n,i-1 ~ q(z_i-1 | z_ni, x_n),  i = T, …, 1
 
-(see `ppl_lvm.nn.noise_schedule`). Serves `ppl_lvm.models.diffusion:Diffusion` alone.
+(see `ppl_lvm.nn.noise_schedule`). Serves only `ppl_lvm.models.diffusion:Diffusion`.
 """
 
 from typing import Any
@@ -19,15 +19,17 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn.noise_schedule import StratifiedTimes, alpha_sigma, step_back
 
 
+@serving(Latents.DIFFUSION, description="the forward process")
 class ForwardProcess(PyroModule):
     """q(t, ε), or q(z_T, …, z_0 | x) in evaluation mode, of a diffusion.
 
     Args:
         model: a `Diffusion`.
-        batch: rows of the data; not looked at.
+        batch: rows of the data; unused.
 
     Raises:
         ValueError: for another model.
@@ -38,7 +40,7 @@ class ForwardProcess(PyroModule):
         process = getattr(model, "process", None)
         if process is None:
             raise ValueError(
-                f"ForwardProcess is the guide of a Diffusion, but {type(model).__name__} has no "
+                f"ForwardProcess: it serves a Diffusion, but {type(model).__name__} has no "
                 "forward process. Use AmortizedNormal, or ppl_lvm.guides:auto_guide."
             )
         self.process = process

@@ -1,21 +1,23 @@
-"""Two guides for layers of codes z_1 (above x) to z_L (the top), each the cause of the one below.
+"""Guides of hierarchical models: bottom-up and ladder inference.
+
+Layers of latents z_1 (above x) to z_L (the top), each the cause of the one below:
 
     BottomUp   q(z | x) = q(z_1 | x) Π_l q(z_l+1 | z_l)
     Ladder     q(z | x) = q(z_L | x) Π_l q(z_l | z_l+1, x)
 
-Both let layers depend on each other, as the posterior does. `BottomUp` runs against the model's
-arrows: a network reads each layer off the one below,
+In both, layers depend on each other, as in the posterior. `BottomUp` runs against the arrows of the
+model: a network computes each layer from the one below,
 
     q(z_l+1 | z_l) = N(μ_l(z_l), diag σ_l²(z_l)).
 
-`Ladder` runs along them, and shares the model's p(z_l | z_l+1) = N(m, diag s²). What x says of
-layer l, a normal N(μ̂_l(x), diag σ̂_l²(x)), is multiplied with what the layer above says:
+`Ladder` runs along the arrows and shares the model's p(z_l | z_l+1) = N(m, diag s²). The
+evidence of x about layer l, a normal N(μ̂_l(x), diag σ̂_l²(x)), is multiplied with this prior:
 
     1/σ_l² = 1/σ̂_l² + 1/s²,   μ_l = σ_l² (μ̂_l/σ̂_l² + m/s²),   q(z_l | z_l+1, x) = N(μ_l, diag σ_l²).
 
-A layer of which x says nothing costs nothing there: it is drawn from the prior.
+A layer without evidence from x is drawn from the prior, so that its KL term is zero.
 
-Serve models with `latent` (widths, z_1 first) and `prior(l, above)`, as `HierarchicalVAE` has.
+Both serve models with `latent` (widths, z_1 first) and `prior(l, above)`, as `HierarchicalVAE` has.
 
 Reference:
     Sønderby, Raiko, Maaløe, Sønderby, Winther (2016). Ladder variational autoencoders.
@@ -31,16 +33,18 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import MLP, RowEncoder
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
+@serving(Latents.LAYERS, description="diagonal normals, each layer given the one below")
 class BottomUp(PyroModule):
-    """q(z_1 | x) q(z_2 | z_1) …, each layer read off the one below.
+    """q(z_1 | x) q(z_2 | z_1) …, each layer given the one below.
 
     Args:
-        model: with `latent`, the widths D_1, …, D_L.
-        batch: what the model is called with: some typical rows.
+        model: a model with `latent`, the widths D_1, …, D_L.
+        batch: its arguments: some typical rows.
         hidden: widths of the hidden layers of every network.
 
     Raises:
@@ -49,11 +53,11 @@ class BottomUp(PyroModule):
 
     def __init__(self, model: Any, *batch: Tensor, hidden: tuple[int, ...] = (128,)) -> None:
         super().__init__()
-        widths = _layers(model, "BottomUp")
+        widths = _layer_widths(model, "BottomUp")
         first = RowEncoder(*batch, outputs=2 * widths[0], hidden=tuple(hidden))
         like = next(first.parameters())
-        later = [MLP(below, 2 * own, hidden).to(like) for below, own in pairwise(widths)]
-        self.up = nn.ModuleList([first, *later])
+        upper = [MLP(below, 2 * width, hidden).to(like) for below, width in pairwise(widths)]
+        self.up = nn.ModuleList([first, *upper])
 
     def forward(self, *batch: Tensor) -> None:
         with pyro.plate(DATA_PLATE, len(batch[0]), dim=-1):
@@ -63,12 +67,13 @@ class BottomUp(PyroModule):
                 below = (pyro.sample(f"z{layer}", Normal(loc, log_scale.exp()).to_event(1)),)
 
 
+@serving(Latents.LAYERS, description="evidence of the rows times the model's prior in each layer")
 class Ladder(PyroModule):
-    """q(z_L | x) … q(z_1 | z_2, x), what x says multiplied with what the model's prior says.
+    """q(z_L | x) … q(z_1 | z_2, x), the evidence of x multiplied with the model's prior.
 
     Args:
-        model: with `latent`, the widths D_1, …, D_L, and `prior(l, above)`.
-        batch: what the model is called with: some typical rows.
+        model: a model with `latent`, the widths D_1, …, D_L, and `prior(l, above)`.
+        batch: its arguments: some typical rows.
         hidden: widths of the hidden layers of every network.
 
     Raises:
@@ -77,40 +82,40 @@ class Ladder(PyroModule):
 
     def __init__(self, model: Any, *batch: Tensor, hidden: tuple[int, ...] = (128,)) -> None:
         super().__init__()
-        widths = _layers(model, "Ladder")
-        # In a tuple, so that the model's parameters are not counted as the guide's.
-        self._shared = (model,)
+        widths = _layer_widths(model, "Ladder")
+        # In a tuple: the parameters of the model are not parameters of the guide.
+        self._model = (model,)
         features = hidden[-1] if hidden else 2 * sum(widths)
         first = RowEncoder(*batch, outputs=features, hidden=tuple(hidden))
         like = next(first.parameters())
-        later = [MLP(features, features, hidden).to(like) for _ in widths[1:]]
-        self.up = nn.ModuleList([first, *later])
-        self.say = nn.ModuleList(nn.Linear(features, 2 * own).to(like) for own in widths)
+        upper = [MLP(features, features, hidden).to(like) for _ in widths[1:]]
+        self.up = nn.ModuleList([first, *upper])
+        self.heads = nn.ModuleList(nn.Linear(features, 2 * width).to(like) for width in widths)
 
     def forward(self, *batch: Tensor) -> None:
-        (model,) = self._shared
-        said = self._read(*batch)
+        (model,) = self._model
+        evidence = self._evidence(*batch)
         above = None
         with pyro.plate(DATA_PLATE, len(batch[0]), dim=-1):
-            for layer in range(len(said), 0, -1):
+            for layer in range(len(evidence), 0, -1):
                 prior = model.prior(layer, above).base_dist
-                own = _product(*said[layer - 1], prior.loc, prior.scale.log())
-                above = pyro.sample(f"z{layer}", own.to_event(1))
+                q = _product(*evidence[layer - 1], prior.loc, prior.scale.log())
+                above = pyro.sample(f"z{layer}", q.to_event(1))
 
-    def _read(self, *batch: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _evidence(self, *batch: Tensor) -> list[tuple[Tensor, Tensor]]:
         """μ̂_l and log σ̂_l (B, D_l) of every layer, z_1 first."""
-        found, features = [], batch
-        for up, say in zip(self.up, self.say, strict=True):
+        evidence, features = [], batch
+        for up, head in zip(self.up, self.heads, strict=True):
             features = (up(*features),)
-            loc, log_scale = say(features[0]).chunk(2, dim=-1)
-            found.append((loc, log_scale))
-        return found
+            loc, log_scale = head(features[0]).chunk(2, dim=-1)
+            evidence.append((loc, log_scale))
+        return evidence
 
 
 def _product(loc: Tensor, log_scale: Tensor, other: Tensor, other_log_scale: Tensor) -> Normal:
     """The normal whose density is the product of two normals', up to its integral.
 
-    By logarithms of the precisions, which do not run over where one normal is very narrow.
+    Computed by logarithms of the precisions, which do not overflow where one normal is very narrow.
     """
     log_precision, other_log_precision = -2 * log_scale, -2 * other_log_scale
     share = (log_precision - other_log_precision).sigmoid()
@@ -118,8 +123,8 @@ def _product(loc: Tensor, log_scale: Tensor, other: Tensor, other_log_scale: Ten
     return Normal(other + share * (loc - other), scale)
 
 
-def _layers(model: Any, guide: str) -> tuple[int, ...]:
-    """The widths of a model's layers.
+def _layer_widths(model: Any, guide: str) -> tuple[int, ...]:
+    """Widths of the model's layers.
 
     Raises:
         ValueError: for a model without layers.
@@ -127,7 +132,8 @@ def _layers(model: Any, guide: str) -> tuple[int, ...]:
     widths = getattr(model, "latent", None)
     if not isinstance(widths, tuple) or not hasattr(model, "prior"):
         raise ValueError(
-            f"{guide} serves models with layers of codes (latent=(8, 4), and prior(l, above)), "
-            f"such as HierarchicalVAE; {type(model).__name__} has none. Use AmortizedNormal."
+            f"{guide}: it serves models with layers of latents (latent=(8, 4), and prior(l, "
+            f"above)), such as HierarchicalVAE; {type(model).__name__} has none. "
+            "Use AmortizedNormal."
         )
     return widths

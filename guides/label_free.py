@@ -1,10 +1,13 @@
-"""An encoder that reads the rows and not their labels: q(z_n | x_n) for a model of (x, y).
+"""Amortized normal that reads the rows and not their labels.
 
-Labels are missing in most rows, and in all those that are to be classified. An encoder that reads
-them would learn from the few rows that have one; this one serves all rows alike. What the labels
-say reaches the codes through the model.
+    q(z_n | x_n) for a model of (x, y)
 
-Serves what AmortizedNormal serves, for batches (x, …) of which only the first tensor is read.
+Labels are missing in most rows, and in all rows that are to be classified. An encoder of (x, y)
+would learn from the few labeled rows; this one reads x only. Labels act on the latents through the
+model.
+
+Serves models that AmortizedNormal serves, for batches (x, …) of which only the first tensor is
+read.
 """
 
 from collections.abc import Callable
@@ -13,22 +16,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import RowEncoder
 from ppl_lvm.programs.signatures import signature
 
 
-class FirstOnly(nn.Module):
+class FirstTensorEncoder(nn.Module):
     """A network of the first tensor of a batch; the others are not read."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
-    def forward(self, x: Tensor, *unread: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         out: Tensor = self.net(x)
         return out
 
 
+@serving(
+    Latents.LABELED_ROWS, description="diagonal normals from one encoder of the unlabeled rows"
+)
 def label_free(
     model: Callable[..., Any], *batch: Tensor, hidden: tuple[int, ...] = (128,)
 ) -> AmortizedNormal:
@@ -36,13 +43,13 @@ def label_free(
 
     Args:
         model: the model.
-        batch: x (B, P), and whatever else the model is called with.
+        batch: x (B, P), and the other arguments of the model.
         hidden: widths of the encoder's hidden layers.
 
     Raises:
-        ValueError: for a latent that AmortizedNormal does not serve, or whose size it cannot tell.
+        ValueError: for a latent that AmortizedNormal does not serve, or of unknown size.
     """
-    declared = signature(model, *batch)
-    sizes = [site.event_shape.numel() for site in declared.latents if not site.discrete]
+    model_signature = signature(model, *batch)
+    sizes = [site.event_shape.numel() for site in model_signature.latents if not site.discrete]
     encoder = RowEncoder(batch[0], outputs=2 * sum(sizes), hidden=tuple(hidden))
-    return AmortizedNormal(declared, *batch, encoder=FirstOnly(encoder))
+    return AmortizedNormal(model_signature, *batch, encoder=FirstTensorEncoder(encoder))

@@ -1,11 +1,11 @@
-"""One encoder for all sequences: q(z_nt | x_n) looks at the whole sequence, before and after t.
+"""Amortized guide of sequences by a bidirectional GRU.
 
     h_n = bidirectional GRU(x_n),    q(z_n | x_n) = Π_t N(μ(h_nt), diag σ²(h_nt))
 
-Given x the steps are independent: what couples neighbouring states is that they read the same
-neighbourhood of x. Serves models with one local latent of event (T, D) behind sequences (N, T, P),
-such as `models/deep_markov.py`; all sequences have the length it was built for, short ones filled
-up with NaN.
+Given x the steps are independent; neighboring states are coupled through the neighborhood of x that
+both read. Serves models with one local latent of event (T, D) and sequences (N, T, P), such as
+`models/deep_markov.py`. All sequences have the length that the guide was built for; short ones are
+padded with NaN.
 
 Reference:
     Krishnan, Shalit, Sontag (2017). Structured inference networks for nonlinear state space
@@ -19,45 +19,51 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
+from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
-from ppl_lvm.programs.signatures import Signature, signature
+from ppl_lvm.programs.signatures import Signature
 
 
+@serving(Latents.SEQUENCES, description="diagonal normals from one bidirectional GRU")
 class AmortizedRecurrent(EncoderGuide):
     """q(z | x) = Π_t N(μ(h_t), diag σ²(h_t)) for a local latent of event (T, D).
 
     Args:
         model: the model, or its signature.
-        batch: what the model is called with: sequences (N, T, P), possibly others after them.
-        width: of the recurrent layer, each way.
+        batch: arguments of the model: sequences (N, T, P), possibly other tensors after them.
+        width: units of the recurrent layer per direction.
 
     Raises:
         ValueError: for a model or data that it does not serve.
     """
 
+    accepts_signature = True
+
     def __init__(
         self, model: Callable[..., Any] | Signature, *batch: Tensor, width: int = 32
     ) -> None:
-        declared = model if isinstance(model, Signature) else signature(model, *batch)
-        sites = supported_sites(declared, "AmortizedRecurrent")
+        model_signature = signature_of(model, *batch)
+        sites = supported_sites(model_signature, "AmortizedRecurrent")
         x = batch[0]
         site = sites[0]
         if x.dim() != 3 or len(sites) > 1 or site.event_shape[:1] != x.shape[1:2]:
             shapes = ", ".join(f"{s.name} {tuple(s.event_shape)}" for s in sites)
             raise ValueError(
-                "AmortizedRecurrent serves one latent of event (T, D) behind sequences (N, T, P); "
+                "AmortizedRecurrent: it serves one latent of event (T, D) and sequences (N, T, P); "
                 f"the latents are {shapes}, the data {tuple(x.shape)}. Use AmortizedNormal."
             )
         encoder = RecurrentEncoder(x, 2 * site.event_shape[1:].numel(), width)
-        what = "T D of μ and T D of log σ"
-        factors = [TransformedFactor(site, declared, DiagonalFamily())]
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=(), what=what)
+        factors = [TransformedFactor(site, model_signature, DiagonalFamily())]
+        outputs = "T D of μ and T D of log σ"
+        super().__init__(
+            model_signature, factors, batch, encoder=encoder, hidden=(), outputs=outputs
+        )
 
 
 class RecurrentEncoder(nn.Module):
     """(μ, log σ) of every step of sequences, as one row (N, 2 T D): first all μ, then all log σ.
 
-    Columns are scaled by what `x` (N, T, P) shows; gaps (NaN) are zero, and marked.
+    Columns are standardized by `x` (N, T, P); missing values (NaN) are zero, with an indicator.
     """
 
     means: Tensor
@@ -75,8 +81,8 @@ class RecurrentEncoder(nn.Module):
         self.to(dtype=x.dtype, device=x.device)
 
     def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        gap = x.isnan()
+        missing = x.isnan()
         scaled = ((x - self.means) / self.scales).nan_to_num()
-        h, _ = self.gru(torch.cat([scaled, gap.to(x.dtype)], -1))  # (N, T, 2 width)
+        h, _ = self.gru(torch.cat([scaled, missing.to(x.dtype)], -1))  # (N, T, 2 width)
         mu, log_sigma = self.out(h).chunk(2, dim=-1)
         return torch.cat([mu.flatten(1), log_sigma.flatten(1)], -1)

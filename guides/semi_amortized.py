@@ -1,23 +1,23 @@
-"""An encoder's guess, improved for each datum: semi-amortised inference.
+"""Semi-amortized inference: an encoder's output, refined for each row.
 
     λ_n⁰ = encoder(x_n),   λ_nᵗ⁺¹ = λ_nᵗ + a step that raises L_n,   q(z_n | x_n) = q(z_n; λ_nᵀ)
 
-with λ = (μ, log σ) of a diagonal normal pushed onto the site's support, and L_n the datum's own
-bound at the model's current parameters; `ascent.py` has L and the step. What an encoder cannot
-tell (the amortisation gap) shrinks as T grows; what no diagonal normal can be stays.
+with λ = (μ, log σ) of a diagonal normal transformed to the site's support, and L_n the row's bound
+at the model's current parameters; `parts/natural_gradient.py` has L and the step. The amortization
+gap shrinks as T grows; the gap of the diagonal normal family stays.
 
-Gradients of the objective go through the steps, by second derivatives, to the encoder and to the
-model: what is followed is the gradient of the bound that is reported. With `through=False` the
-steps count as constants, λᵀ = λ⁰ + stop(…). That is cheaper, and biased as long as λᵀ is not yet
-optimal: the encoder learns as if its guess were used as it is, and the model's parameters get no
-credit for what the steps make of them.
+Gradients of the objective pass through the steps, by second derivatives, to the encoder and to the
+model: training follows the gradient of the bound that is reported. With `through=False` the steps
+are constants, λᵀ = λ⁰ + stop(…). That is cheaper, and biased while λᵀ is not optimal: the encoder
+learns as if its output were used unchanged, and the gradient with respect to the model's parameters
+lacks their effect on the steps.
 
 Serves models whose local latents are continuous, or enumerated, and whose rows are independent
-given what they share; that gets a `GlobalNormal` (`shared_part.py`). A step of training costs
-T + 1 gradients of the model on K B rows.
+given the global latents, which get a `GlobalNormal` (`parts/global_part.py`). A step of training
+costs T + 1 gradients of the model on K B rows.
 
-We depart from the paper in the steps: natural gradients, each accepted where it raises L_n, over
-fixed points, in place of plain ascent with momentum over fresh draws.
+The steps differ from the paper's: natural gradients, each accepted where it raises L_n, over fixed
+points, in place of gradient ascent with momentum over new draws.
 
 Reference:
     Kim, Wiseman, Miller, Sontag, Rush (2018). Semi-amortized variational autoencoders.
@@ -32,28 +32,32 @@ from torch import Tensor, nn
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 from ppl_lvm.programs.signatures import signature
 
+GUIDE = "SemiAmortized"
 FIRST_STEP = 0.5  # α
 
 
+@serving(Latents.LOCAL_CONTINUOUS, description="diagonal normals from an encoder, refined by row")
 class SemiAmortized(EncoderGuide):
-    """q(z | x) = N(μ, diag σ²) from an encoder and T steps of each datum's own ascent.
+    """q(z | x) = N(μ, diag σ²) from an encoder and T steps of natural-gradient ascent per row.
 
     Args:
         model: the model; it is run inside the guide.
-        batch: what the model is called with: some typical rows.
+        batch: its arguments: some typical rows.
         steps: T.
-        through: whether gradients go through the steps.
-        draws: K, points that stand for q in L; None: 2 k of a datum's k numbers, at least 16.
+        through: whether gradients pass through the steps.
+        draws: K, the number of points in L; None: 2 k for k unconstrained values of a row, at
+            least 16.
         encoder: a network called as `encoder(*batch)` that returns, for each site in the order
-            of the model's code, k numbers of μ and k of log σ: (B, Σ 2 k). If None, a
+            of the model's code, k values of μ and k of log σ: (B, Σ 2 k). If None, a
             `RowEncoder` over all columns.
         hidden: widths of the hidden layers of the default encoder.
 
     Raises:
-        ValueError: for a model it does not serve, naming the site and what to do.
+        ValueError: for a model it does not serve, naming the site and the remedy.
     """
 
     def __init__(
@@ -67,19 +71,17 @@ class SemiAmortized(EncoderGuide):
         hidden: tuple[int, ...] = (128,),
     ) -> None:
         if steps < 0:
-            raise ValueError(f"SemiAmortized needs steps >= 0, got {steps}.")
-        shared, declared = split_globals(model, signature(model, *batch), batch)
+            raise ValueError(f"{GUIDE}: steps={steps} is negative. Use steps >= 0.")
+        shared, local = split_globals(model, signature(model, *batch), batch)
         factors = [
-            TransformedFactor(s, declared, DiagonalFamily())
-            for s in supported_sites(declared, "SemiAmortized")
+            TransformedFactor(site, local, DiagonalFamily())
+            for site in supported_sites(local, GUIDE)
         ]
-        what = "k of μ and k of log σ for each site"
-        super().__init__(declared, factors, batch, encoder=encoder, hidden=hidden, what=what)
+        outputs = "k of μ and k of log σ for each site"
+        super().__init__(local, factors, batch, encoder=encoder, hidden=hidden, outputs=outputs)
         self.steps, self.through, self.shared = steps, through, shared
         self.sites = [*(shared.sites if shared is not None else ()), *self.sites]
-        self._bound = LocalBound(
-            model, declared, factors, batch, draws, "SemiAmortized", self._centers
-        )
+        self._bound = LocalBound(model, local, factors, batch, draws, GUIDE, self._centers)
 
     def _centers(self) -> dict[str, Tensor]:
         return global_centers(self.shared)
@@ -88,9 +90,9 @@ class SemiAmortized(EncoderGuide):
         """Sample every site inside `plates`, which several guides may share."""
         if self.shared is not None:
             self.shared.draw(plates, *batch)
-        guess = self.encoder(*batch)
-        alpha = guess.new_full((len(guess), 1), FIRST_STEP)
-        lam, _ = ascend(self._bound, guess, alpha, self.steps, *batch, through=self.through)
+        initial = self.encoder(*batch)
+        alpha = initial.new_full((len(initial), 1), FIRST_STEP)
+        lam, _ = ascend(self._bound, initial, alpha, self.steps, *batch, through=self.through)
         if not self.through:
-            lam = guess + (lam - guess).detach()
+            lam = initial + (lam - initial).detach()
         sample_factors(lam, self._factors, plates)

@@ -1,8 +1,8 @@
-"""A guide of the encoder that the model's prior is made of: q(z_n | x_n) of a VampPrior.
+"""Guide of a VampPrior model: the encoder of the prior.
 
-    p(z) = 1/K Σ_k q(z | u_k)    and    q(z_n | x_n)    with one q
+    p(z) = 1/K Σ_k q(z | u_k)    and    q(z_n | x_n)    with the same q
 
-so that prior and posterior learn together. Serves a model with `code_prior.encoder`, such as
+so that prior and posterior are learned together. Serves a model with `code_prior.encoder`, such as
 `VAE(prior="vamp(components=50)")`.
 
 Reference:
@@ -14,24 +14,26 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.guides.amortized import AmortizedNormal
+from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.programs.signatures import signature
 
 
+@serving(Latents.ENCODER_PRIOR, description="diagonal normals from the encoder of the prior")
 def vamp_prior_guide(model: Any, *batch: Tensor) -> AmortizedNormal:
     """An AmortizedNormal whose encoder is the one of `model.code_prior`.
 
     Args:
-        model: with `code_prior.encoder`.
-        batch: what it is called with.
+        model: a model with `code_prior.encoder`.
+        batch: its arguments.
 
     Raises:
         ValueError: for a model whose prior has no encoder.
     """
-    declared = signature(model, *batch)  # a model's lazily made parts exist once it has run
+    model_signature = signature(model, *batch)  # creates the lazy parts of the model
     encoder = getattr(getattr(model, "code_prior", None), "encoder", None)
     if encoder is None:
         raise ValueError(
-            f"{type(model).__name__} has no prior made of an encoder. Use AmortizedNormal, or "
-            'build the model with prior="vamp(components=50)".'
+            f"{type(model).__name__}: its prior has no encoder. Use AmortizedNormal, or build the "
+            'model with prior="vamp(components=50)".'
         )
-    return AmortizedNormal(declared, *batch, encoder=encoder)
+    return AmortizedNormal(model_signature, *batch, encoder=encoder)

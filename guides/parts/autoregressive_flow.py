@@ -1,14 +1,14 @@
-"""Autoregressive flows of a vector, conditioned on a context c: bijections with exact Jacobians.
+"""Autoregressive flows of a vector, conditioned on a context.
 
     y_d = g(x_d; θ_d),    θ_d = network(x_1 … x_{d-1}, c)
 
 with g increasing in x_d (`ppl_lvm.nn.bijections`; the affine one makes an inverse autoregressive
-flow), so that the Jacobian is triangular and log |det| = Σ_d log g'(x_d). Drawing takes one pass
-of the network; scoring a value that the flow has not drawn itself takes one for every d.
+flow), so that the Jacobian is triangular and log |det| = Σ_d log g'(x_d). A draw takes one pass
+of the network; the score of a value that the flow has not drawn takes one for every d.
 
-Pyro's `affine_autoregressive` and `spline_autoregressive` are the same maps but for a slope of
-0.999 at both ends of its splines, and pick the points outside [-B, B] by a boolean mask, which a
-captured step cannot. The masked network is Pyro's.
+Pyro's `affine_autoregressive` and `spline_autoregressive` are the same maps except for a slope of
+0.999 at both ends of their splines. They select the points outside [-B, B] by a boolean mask, which
+a captured step does not support. Therefore they are not used here. The masked network is Pyro's.
 
 References:
     Kingma, Salimans, Jozefowicz, Chen, Sutskever, Welling (2016). Improving variational inference
@@ -27,9 +27,10 @@ from ppl_lvm.nn.bijections import Scalar
 
 
 class Conditioner(nn.Module):
-    """θ_d of every d, from x_1 … x_{d-1} in an order of its own and the context: (..., k, numbers).
+    """Network of θ_d for every d, from x_1 … x_{d-1} and the context: (..., k, size of θ_d).
 
-    Starts with small outputs, so that its flow starts near the identity.
+    `reverse` reverses the order of the coordinates. The initial outputs are small, so that the flow
+    starts near the identity.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Conditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.size, self.numbers = size, numbers
-        if size == 1:  # nothing to depend on but the context
+        if size == 1:  # θ depends on the context only
             self.net: Any = MLP(context, numbers, hidden)
         else:
             order = torch.arange(size)
@@ -53,8 +54,8 @@ class Conditioner(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Of x (..., k) and context (..., C)."""
         if self.size == 1:
-            alone: Tensor = self.net(context).unsqueeze(-2)
-            return alone
+            scalar_theta: Tensor = self.net(context).unsqueeze(-2)
+            return scalar_theta
         theta: Tensor = self.net(x, context).mT
         return theta
 
@@ -78,7 +79,7 @@ class Autoregressive(Transform):
 
     def _inverse(self, y: Tensor) -> Tensor:
         x = torch.zeros_like(y)
-        for _ in range(y.shape[-1]):  # every pass makes one more coordinate right
+        for _ in range(y.shape[-1]):  # every pass fixes one more coordinate
             x = self._scalar.inverse(y, self._conditioner(x, self._context))
         return x
 

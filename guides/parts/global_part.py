@@ -1,10 +1,10 @@
-"""What all data share, beside a guide for what each datum has of its own.
+"""A guide for the global latents beside one for the local latents.
 
     q(w, z_1 … z_N | x) = q(w) Π_n q(z_n; λ_n),
 
-with a `GlobalNormal` for the global latents w. A datum's λ_n is found at the centre of q(w), for
-which it is the best one where log p is linear in w, and a good one elsewhere. The bound that an
-objective estimates draws w, and is a bound whatever λ_n is.
+with a `GlobalNormal` for the global latents w. A row's λ_n is fitted at the center of q(w). It is
+optimal for q(w) where log p is linear in w, and close to it elsewhere. The objective draws w, so
+that its estimate is a bound for every λ_n.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,20 @@ from ppl_lvm.guides.parts.support_transform import enumerated
 from ppl_lvm.programs.signatures import Signature
 
 
+def without_sites(model_signature: Signature, names: set[str]) -> Signature:
+    """The signature without some of its sites."""
+    sites = tuple(site for site in model_signature.sites if site.name not in names)
+    return Signature(sites, model_signature.plates, model_signature.parameters)
+
+
 def split_globals(
-    model: Callable[..., Any], declared: Signature, batch: tuple[Any, ...]
+    model: Callable[..., Any], model_signature: Signature, batch: tuple[Any, ...]
 ) -> tuple[GlobalNormal | None, Signature]:
-    """A guide for the latents that all data share, if there are any, and the rest of the model."""
-    shared = [site for site in declared.global_latents if not enumerated(site)]
-    if not shared:
-        return None, declared
-    kept = tuple(site for site in declared.sites if site not in shared)
-    return GlobalNormal(model, *batch), Signature(kept, declared.plates, declared.parameters)
+    """A guide for the global latents, if there are any, and the rest of the model."""
+    names = {site.name for site in model_signature.global_latents if not enumerated(site)}
+    if not names:
+        return None, model_signature
+    return GlobalNormal(model, *batch), without_sites(model_signature, names)
 
 
 def global_centers(shared: GlobalNormal | None) -> dict[str, Tensor]:

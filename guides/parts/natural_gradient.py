@@ -1,25 +1,28 @@
-"""A datum's own ascent: its bound as a function of its λ_n alone, and steps that raise it.
+"""Natural-gradient ascent on the bound of each row.
 
-With q(z_n; λ_n) = T(N(μ_n, diag σ_n²)), λ_n = (μ_n, log σ_n), and ε_1 … ε_K points that stand for a
-standard normal,
+With q(z_n; λ_n) = T(N(μ_n, diag σ_n²)), λ_n = (μ_n, log σ_n), and fixed points ε_1 … ε_K in place
+of draws of a standard normal,
 
     L_n(λ_n) = 1/K Σ_j [ log p(x_n, T(u_nj)) + log |det ∂T(u_nj)| ] + Σ log σ_n + k/2 log 2πe,
     u_nj = μ_n + σ_n ε_j,
 
-discrete sites that the model enumerates summed out inside log p. A step moves the natural
+with the sites that the model enumerates marginalized inside log p. A step moves the natural
 parameters of the normal along the natural gradient. With g the gradient of L, and
 ρ = 1 - g(log σ) the curvature of -log p in units of 1 / σ²,
 
-    1/σ² ← r / σ²,  r = 1 + α_n (ρ - 1),      μ ← μ + α_n g(μ) σ² / r,
+    1/σ² ← r / σ²,  r = 1 + α_n (ρ - 1),      μ ← μ + α_n g(μ) σ² / r.
 
-which for α = 1 and log p a quadratic without correlations is the optimum at once, wherever it
-starts. A step is taken by those data alone whose L_n it raises; the others quarter their α_n. So
-no datum's L_n ever falls, and a datum's steps depend on no other datum.
+For α = 1 and log p a quadratic without correlations, one step reaches the optimum from everywhere.
+A step is accepted in the rows whose L_n it raises; the other rows divide their α_n by four. So no
+row's L_n ever falls, and a row's steps depend on no other row.
 
-The points come in pairs ε, -ε and are the same for all data and at all times: L_n is a function,
+The points come in pairs ε, -ε and are the same for all rows and at all times: L_n is a function,
 without noise. From K = 2 k on their covariance is I, so that L_n is the ELBO itself wherever
-log p is quadratic in u; elsewhere it approaches the ELBO as K grows. Whatever λ_n comes of it, q is
-a normal with these parameters, and the bound that an objective estimates with it is a bound.
+log p is quadratic in u; elsewhere it approaches the ELBO as K grows. For every λ_n, q is a normal
+with these parameters, so that an objective estimates a bound with it.
+
+This module imports `ppl_lvm.particles`, because log p of each row with enumerated sites
+marginalized is computed there.
 
 Reference:
     Khan, Lin (2017). Conjugate-computation variational inference.
@@ -47,7 +50,7 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature
 
 LEAST_DRAWS = 16  # fewer cost tenths of a nat where log p is far from quadratic
-LEAST_RATIO = 0.1  # of r: where log p is not concave, σ grows by √10 a step at most
+LEAST_RATIO = 0.1  # of r: where log p is not concave, σ grows by at most √10 per step
 
 
 class LocalBound:
@@ -55,12 +58,12 @@ class LocalBound:
 
     Args:
         model: the model; its local latents are those of `factors`, or enumerated.
-        declared: its signature.
+        model_signature: its signature.
         factors: of the family Diagonal, in the order of λ.
         batch: some rows.
-        draws: K, an even number; None: 2 k, or 16 if that is less.
-        guide: what errors call the guide.
-        centres: values of the latents that all data share, at which each datum's own are found.
+        draws: K, an even number; None: 2 k, at least 16.
+        guide: name of the guide in errors.
+        centers: values of the global latents, at which λ is fitted.
 
     Raises:
         ValueError: for a model whose rows are not independent given λ.
@@ -69,37 +72,38 @@ class LocalBound:
     def __init__(
         self,
         model: Callable[..., Any],
-        declared: Signature,
+        model_signature: Signature,
         factors: Sequence[TransformedFactor],
         batch: tuple[Any, ...],
         draws: int | None,
         guide: str,
         centers: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
-        # In a tuple: the model's parameters are not the guide's.
-        self._model, self._declared, self._factors = (model,), declared, factors
+        # In a tuple: the parameters of the model are not parameters of the guide.
+        self._model, self._signature, self._factors = (model,), model_signature, factors
         self._centers = centers
         self.size = sum(factor.size for factor in factors)  # k
         draws = max(LEAST_DRAWS, 2 * self.size) if draws is None else draws
         if draws < 2 or draws % 2:
-            raise ValueError(f"{guide} needs an even number of draws, at least 2; got {draws}.")
+            raise ValueError(f"{guide}: draws={draws}. Use an even number, at least 2.")
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
-        loc, scale = [places.to(like.device) for places in _places(factors)]
+        loc, scale = [index.to(like.device) for index in _indices(factors)]
         self._loc, self._scale = loc, scale
         self._order = torch.cat([loc, scale]).argsort()
         self._points = points(draws, self.size).to(like.device)
 
-        def anywhere(*batch: Any) -> None:
-            rows = declared.plate(DATA_PLATE).size if subsamples(declared) else len(batch[0])
+        def random_guide(*batch: Any) -> None:
+            subsampled = subsamples(model_signature)
+            rows = model_signature.plate(DATA_PLATE).size if subsampled else len(batch[0])
             values, _ = self._values(torch.randn(rows, 2 * self.size).to(like))
             self._at(values)(*batch)
 
         with dry_run(model):
-            self._plan = analyze_pair(self._at_centers(), anywhere, batch, {})
+            self._plan = analyze_pair(self._at_centers(), random_guide, batch, {})
         if self._plan.data_plate != DATA_PLATE:
             raise ValueError(
-                f"{guide} fits each datum by itself, but the model's rows belong together: "
-                f"{self._plan.joint_reason}. Use ppl_lvm.guides:auto_guide."
+                f"{guide}: it fits each row separately, but the model's rows depend on each "
+                f"other: {self._plan.joint_reason}. Use ppl_lvm.guides:auto_guide."
             )
 
     def __call__(self, lam: Tensor, *batch: Any, rows: Tensor | None = None) -> Tensor:
@@ -107,13 +111,13 @@ class LocalBound:
 
         Args:
             lam: λ of the rows.
-            batch: what the model is called with.
-            rows: the rows (B,) that a plate which draws a sub-sample of its own is to take.
+            batch: arguments of the model.
+            rows: the rows (B,) of the subsample, where the plate "data" has a `subsample_size`.
         """
         K, B = len(self._points), len(lam)
         values, log_det = self._values(lam, self._points.to(lam))
-        with _still(self._model[0]), poutine.block():
-            if rows is None:  # all points in one run, of a batch K times as long
+        with _eval_mode(self._model[0]), poutine.block():
+            if rows is None:  # all points in one run, on the batch repeated K times
                 log_p = self._log_p(values, tuple(_tile(x, K) for x in batch), K * B)
             else:
                 parts = [self._values(lam, eps[None])[0] for eps in self._points.to(lam)]
@@ -124,18 +128,18 @@ class LocalBound:
         return mean + entropy
 
     def _log_p(self, values: dict[str, Tensor], batch: tuple[Any, ...], rows: int) -> Tensor:
-        drawn = draw_particles(self._at_centers(), self._at(values), batch, {}, self._plan, 1)
-        return drawn.log_p.expand(1, rows)[0]
+        particles = draw_particles(self._at_centers(), self._at(values), batch, {}, self._plan, 1)
+        return particles.log_p.expand(1, rows)[0]
 
     def _at_centers(self) -> Callable[..., Any]:
-        """The model with its shared latents known."""
+        """The model conditioned on the centers of its global latents."""
         centers = self._centers()
         return poutine.condition(self._model[0], data=centers) if centers else self._model[0]
 
     def gradient(
         self, lam: Tensor, *batch: Any, through: bool, rows: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """L_n (B,) and its gradient (B, 2 k); differentiable themselves if `through`."""
+        """L_n (B,) and its gradient (B, 2 k); differentiable if `through`."""
         with torch.enable_grad():
             if not through:
                 lam = lam.detach().requires_grad_()
@@ -151,23 +155,23 @@ class LocalBound:
         return torch.cat([mu, log_sigma - 0.5 * r.log()], dim=-1)[:, self._order]
 
     def _values(self, lam: Tensor, eps: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        """Sites' values at every point, (K B) rows with points outermost; log |det ∂T| (K B,)."""
+        """Values of the sites at all points, K B rows, points outermost; log |det ∂T| (K B,)."""
         u = lam[:, self._loc]
         if eps is not None:
             u = (u + lam[:, self._scale].exp() * eps[:, None, :]).flatten(0, 1)
         values, log_det = {}, u.new_zeros(len(u))
-        split = u.split([factor.size for factor in self._factors], dim=-1)
-        for factor, own in zip(self._factors, split, strict=True):
-            values[factor.site.name], log_dets = factor.value(own)
+        parts = u.split([factor.size for factor in self._factors], dim=-1)
+        for factor, part in zip(self._factors, parts, strict=True):
+            values[factor.site.name], log_dets = factor.value(part)
             log_det = log_det + log_dets
         return values, log_det
 
     def _at(self, values: dict[str, Tensor]) -> Callable[..., None]:
-        """A guide that draws these values."""
+        """A guide that samples these values."""
         sites = [factor.site for factor in self._factors]
 
         def guide(*batch: Any) -> None:
-            plates = open_plates(sites, self._declared, len(batch[0]))
+            plates = open_plates(sites, self._signature, batch)
             for site in sites:
                 with enter_plates(site, plates):
                     pyro.sample(
@@ -191,13 +195,13 @@ def ascend(
 
     Args:
         bound: L.
-        lam, alpha: where to start.
-        steps: how many, for every datum.
-        batch: what the model is called with.
+        lam, alpha: initial values.
+        steps: number of steps of every row.
+        batch: arguments of the model.
         rows: see `LocalBound`.
         through: whether gradients flow from the result to `lam` and to the model's parameters,
             through the steps.
-        enough: stop early once no datum's L_n has risen by more than this in three steps.
+        enough: stop once no row's L_n has risen by more than this in three consecutive steps.
     """
     through = through and torch.is_grad_enabled()
     lam = lam if through else lam.detach()
@@ -220,7 +224,7 @@ def ascend(
 
 
 def points(count: int, size: int) -> Tensor:
-    """K points ε (K, k) in pairs of opposites: mean 0, mean squares 1; covariance I if K ≥ 2 k."""
+    """K points ε (K, k) in antithetic pairs: mean 0, mean squares 1; covariance I if K ≥ 2 k."""
     generator = torch.Generator().manual_seed(0)
     half = torch.randn(count // 2, size, generator=generator, dtype=torch.float64)
     if len(half) >= size:
@@ -230,11 +234,11 @@ def points(count: int, size: int) -> Tensor:
     return torch.cat([half, -half])
 
 
-def _places(factors: Sequence[TransformedFactor]) -> tuple[Tensor, Tensor]:
-    """Where in λ the μ and the log σ of each unconstrained number stand: (k,) each."""
+def _indices(factors: Sequence[TransformedFactor]) -> tuple[Tensor, Tensor]:
+    """Indices in λ of μ and of log σ of each unconstrained value: (k,) each."""
     loc, scale, begin = [], [], 0
     for factor in factors:
-        event = math.prod(factor.pushed.shape)
+        event = math.prod(factor.transform.shape)
         block = torch.arange(begin, begin + 2 * factor.size).reshape(-1, 2, event)
         loc.append(block[:, 0].flatten())
         scale.append(block[:, 1].flatten())
@@ -249,8 +253,8 @@ def _tile(x: Any, times: int) -> Any:
 
 
 @contextmanager
-def _still(model: Any) -> Iterator[None]:
-    """The model in evaluation mode: without dropout, and without moving its averages."""
+def _eval_mode(model: Any) -> Iterator[None]:
+    """The model in evaluation mode: without dropout, running averages unchanged."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     training = [module for module in modules if module.training]
     for module in training:

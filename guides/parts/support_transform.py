@@ -1,6 +1,6 @@
-"""A normal distribution pushed onto a site's support, and the plates it stands in.
+"""Normal distributions on a site's support, and the site's plates.
 
-With u ~ N(loc, scale²) on the whole space and T the bijection from there onto the support,
+With u ~ N(loc, scale²) on the unconstrained space and T the bijection from there onto the support,
 T(u) has density N(u; loc, scale²) / |det ∂T/∂u|. On the real line T is the identity.
 """
 
@@ -21,39 +21,42 @@ from ppl_lvm.programs.signatures import Signature, Site
 
 
 class TransformedNormal:
-    """Makes normals on the support of `site`, for parameters of the unconstrained shape.
+    """Normal distributions on the support of `site`, with unconstrained parameters.
 
     Attributes:
-        shape: of the unconstrained event; a simplex of 3 has (2,).
+        shape: shape of the unconstrained event; a simplex of 3 has (2,).
 
     Raises:
-        ValueError: if the site is discrete, its support differs from datum to datum, or no
-            bijection onto it is known.
+        ValueError: if the site is discrete, its support differs between rows, or no bijection
+            onto it is known.
     """
 
     def __init__(self, site: Site) -> None:
         if site.discrete:
-            raise ValueError(f"Site {site.name!r} is discrete: no normal can be pushed onto it.")
-        support = _shared(site.support, len(site.event_shape), site.name)
+            raise ValueError(
+                f"Site {site.name!r}: it is discrete, so no normal can be mapped to its support. "
+                "Use AmortizedCategorical or AmortizedJoint."
+            )
+        support = _row_support(site.support, len(site.event_shape), site.name)
         try:
             self._transform = biject_to(support)
         except NotImplementedError:
             raise ValueError(
-                f"Site {site.name!r} has support {support}, onto which no bijection is known. "
+                f"Site {site.name!r}: no bijection onto its support {support} is known. "
                 "Write its guide by hand."
             ) from None
-        self._real = _is_real(support)
+        self._real = isinstance(unwrap_support(support), type(constraints.real))
         self.shape = torch.Size(self._transform.inverse_shape(site.event_shape))
 
     def __call__(self, loc: Tensor, scale: Tensor) -> Any:
-        """The distribution with `loc` and `scale` (..., *shape)."""
-        return self.push(Normal(loc, scale).to_event(len(self.shape)))
+        """Distribution with `loc` and `scale` (..., *shape)."""
+        return self.apply(Normal(loc, scale).to_event(len(self.shape)))
 
-    def push(self, base: Any) -> Any:
+    def apply(self, base: Any) -> Any:
         """`base`, a distribution of unconstrained events, on the support.
 
-        A value that it drew is scored at the unconstrained value it came from, which is exact
-        where T saturates, and saves inverting a flow.
+        A value that it drew is scored at the unconstrained value it came from. This is exact where
+        T saturates, and avoids the inversion of a flow.
         """
         return base if self._real else TransformedDistribution(base, [self._transform.with_cache()])
 
@@ -70,10 +73,10 @@ class TransformedNormal:
         return inverse
 
 
-def open_plates(sites: list[Site], signature: Signature, rows: int) -> dict[str, Any]:
-    """The plates that `sites` stand in, each made once; the plate "data" has `rows`.
+def open_plates(sites: list[Site], signature: Signature, batch: tuple[Any, ...]) -> dict[str, Any]:
+    """One object for each plate of `sites`; the plate "data" has the rows of the batch.
 
-    A plate "data" that draws a sub-sample of its own does so here; the model is given the same.
+    A plate "data" with a `subsample_size` draws its subsample here; the model receives the same.
     """
     plates = {}
     for name in dict.fromkeys(name for site in sites for name in site.plates):
@@ -81,20 +84,20 @@ def open_plates(sites: list[Site], signature: Signature, rows: int) -> dict[str,
         if name == DATA_PLATE and subsamples(signature):
             plates[name] = pyro.plate(name, plate.full_size, plate.size, dim=plate.dim)
             continue
-        size = rows if name == DATA_PLATE else plate.size
+        size = len(batch[0]) if name == DATA_PLATE else plate.size
         plates[name] = pyro.plate(name, size, dim=plate.dim)
     return plates
 
 
 def subsamples(signature: Signature) -> bool:
-    """Whether the plate "data" draws a sub-sample of its own (`subsample_size`)."""
+    """Whether the plate "data" has a `subsample_size`."""
     plate = signature.plate(DATA_PLATE)
     return plate.full_size != plate.size
 
 
 @contextmanager
 def enter_plates(site: Site, plates: dict[str, Any]) -> Iterator[None]:
-    """Inside the plates of `site`, outermost first."""
+    """Enter the plates of `site`, outermost first."""
     with ExitStack() as stack:
         for name in site.plates:
             stack.enter_context(plates[name])
@@ -102,7 +105,7 @@ def enter_plates(site: Site, plates: dict[str, Any]) -> Iterator[None]:
 
 
 def enumerated(site: Site) -> bool:
-    """Whether the model asks for the site to be summed out in parallel."""
+    """Whether the model marks the site for parallel enumeration."""
     return site.enumerate == "parallel" and site.values is not None
 
 
@@ -116,36 +119,32 @@ def require_plain_plates(site: Site, signature: Signature) -> None:
     for name in site.plates:
         if signature.plate(name).dim is None:
             raise ValueError(
-                f"Site {site.name!r} stands in the sequential plate {name!r}. Use a vectorised "
+                f"Site {site.name!r}: its plate {name!r} is sequential. Use a vectorized "
                 f"one: with pyro.plate({name!r}, ..., dim=-1)."
             )
     for i, size in enumerate(site.batch_shape):
         dim = i - len(site.batch_shape)
         if size > 1 and dim not in dims:
             raise ValueError(
-                f"Site {site.name!r} has {size} values at batch dimension {dim}, which no plate "
-                "declares. Put it in a plate, or make the dimension part of the event with "
+                f"Site {site.name!r}: it has {size} values at batch dimension {dim}, which no "
+                "plate declares. Put it in a plate, or make the dimension part of the event with "
                 ".to_event(1)."
             )
 
 
-def _is_real(support: Any) -> bool:
-    return isinstance(unwrap_support(support), type(constraints.real))
-
-
-def _shared(support: Any, event_dim: int, name: str) -> Any:
-    """The support with bounds of the event's dimensions only: the same for every datum."""
+def _row_support(support: Any, event_dim: int, name: str) -> Any:
+    """The support of one row: its bounds have the event's dimensions only."""
     support = copy.copy(support)
     if isinstance(support, constraints.independent):
-        support.base_constraint = _shared(support.base_constraint, event_dim, name)
+        support.base_constraint = _row_support(support.base_constraint, event_dim, name)
     for bound in ("lower_bound", "upper_bound"):
         value = getattr(support, bound, None)
         if isinstance(value, Tensor) and value.dim() > event_dim:
             rows = value.reshape(-1, *value.shape[value.dim() - event_dim :])
             if not (rows == rows[0]).all():
                 raise ValueError(
-                    f"Site {name!r} has a support that differs from datum to datum. Let the "
-                    "model sample it on a fixed support and scale it afterwards."
+                    f"Site {name!r}: its support differs between rows. Let the model sample it on "
+                    "a fixed support and scale it afterwards."
                 )
             setattr(support, bound, rows[0])
     return support

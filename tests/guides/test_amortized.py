@@ -1,4 +1,4 @@
-"""AmortizedNormal on the posteriors that a normal can be, and on models that it does not serve."""
+"""AmortizedNormal against exact posteriors, and models that it refuses."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ def _linear(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def test_it_finds_the_posterior_of_a_linear_model() -> None:
+def test_amortized_normal_fits_the_posterior_of_a_linear_model() -> None:
     x = torch.linspace(-2, 2, 9)
     guide = AmortizedNormal(_linear, x, hidden=())
     objective = Trace_ELBO(64, max_plate_nesting=1, vectorize_particles=True)
@@ -46,7 +46,7 @@ def _constrained(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
-def test_values_lie_in_the_supports_and_shapes_of_the_model() -> None:
+def test_amortized_normal_has_supports_shapes_and_plates_of_the_model() -> None:
     guide = AmortizedNormal(_constrained, torch.randn(7))
     declared, drawn = signature(_constrained, torch.randn(5)), signature(guide, torch.randn(5))
     trace = poutine.trace(guide).get_trace(torch.randn(5))
@@ -57,8 +57,8 @@ def test_values_lie_in_the_supports_and_shapes_of_the_model() -> None:
         assert site.support.check(trace.nodes[site.name]["value"]).all()
 
 
-def test_a_pushed_density_is_normalized() -> None:
-    """Of a uniform's site, whose density can be summed on a grid."""
+def test_transformed_density_on_an_interval_is_normalized() -> None:
+    """For a uniform site, by a sum over a grid."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -72,8 +72,8 @@ def test_a_pushed_density_is_normalized() -> None:
     torch.testing.assert_close(mass, torch.ones(3), atol=1e-3, rtol=0)
 
 
-def test_sites_in_a_second_plate_get_their_own_numbers_per_row() -> None:
-    """Changing one row changes that datum's draws and no other's."""
+def test_sites_in_a_second_plate_depend_on_their_row_only() -> None:
+    """A change of one row changes the draws of that row and of no other."""
     x = torch.randn(5)
     guide = AmortizedNormal(_constrained, x)
     draws = []
@@ -84,7 +84,7 @@ def test_sites_in_a_second_plate_get_their_own_numbers_per_row() -> None:
     assert not torch.allclose(draws[0][:, 4], draws[1][:, 4])
 
 
-def test_enumerated_sites_are_left_to_the_model() -> None:
+def test_amortized_normal_leaves_enumerated_sites_to_the_model() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
@@ -95,7 +95,7 @@ def test_enumerated_sites_are_left_to_the_model() -> None:
     assert [site.name for site in signature(guide, torch.randn(4)).sites] == ["z"]
 
 
-def test_any_encoder_of_the_right_width_serves() -> None:
+def test_amortized_normal_accepts_any_encoder_of_the_required_width() -> None:
     x = torch.randn(4, 1)
     encoder = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 2))
     guide = AmortizedNormal(_linear_column, x, encoder=encoder)
@@ -110,7 +110,7 @@ def _linear_column(x: Tensor) -> None:
     _linear(x[:, 0])
 
 
-def test_several_tensors_and_large_units_reach_the_encoder_in_order() -> None:
+def test_encoder_receives_several_tensors_and_values_of_large_scale() -> None:
     def model(x: Tensor, y: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -163,14 +163,16 @@ def _nothing(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (_global, "'w' is shared by all data. Use ppl_lvm.guides:auto_guide"),
+        (_global, "'w' is global. Use ppl_lvm.guides:auto_guide"),
         (_discrete, r"'k' ~ Bernoulli is discrete.*infer=\{\"enumerate\": \"parallel\"\}"),
         (_infinite, "'n' ~ Poisson is discrete, with too many values"),
-        (_undeclared, r"'z' has 3 values at batch dimension -2.*\.to_event\(1\)"),
-        (_per_row_support, "'u' has a support that differs from datum to datum"),
+        (_undeclared, r"'z': it has 3 values at batch dimension -2.*\.to_event\(1\)"),
+        (_per_row_support, "'u': its support differs between rows"),
         (_nothing, "no continuous latent to serve"),
     ],
 )
-def test_models_it_does_not_serve_are_told_why(model: Callable[..., None], message: str) -> None:
+def test_amortized_normal_refuses_unsupported_models_with_a_remedy(
+    model: Callable[..., None], message: str
+) -> None:
     with poutine.block(), pytest.raises(ValueError, match=message):
         AmortizedNormal(model, torch.randn(5))

@@ -1,4 +1,4 @@
-"""The discrete guide on a posterior that Bayes' rule gives exactly."""
+"""AmortizedCategorical against the exact posterior of Bayes' rule."""
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +21,7 @@ def _three(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(CENTERS[k], 1.0), obs=x)
 
 
-def test_it_finds_the_posterior_of_bayes_rule() -> None:
+def test_amortized_categorical_fits_the_posterior_of_bayes_rule() -> None:
     """The logits of equal-variance classes are linear in x: no hidden layer is needed."""
     x = torch.linspace(-2, 3, 11)
     guide = AmortizedCategorical(_three, x, hidden=(), enumerate="parallel")
@@ -42,13 +42,13 @@ def _families(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(b.sum(-1) + one[..., 0] + k.sum(0), 1.0), obs=x)
 
 
-def test_all_families_have_the_models_shapes_and_pass_the_check() -> None:
+def test_amortized_categorical_passes_check_with_every_family() -> None:
     x = torch.randn(6)
-    findings = check(_families, AmortizedCategorical(_families, x), x)
-    assert len(findings) == 0, str(findings)
+    issues = check(_families, AmortizedCategorical(_families, x), x)
+    assert len(issues) == 0, str(issues)
 
 
-def test_models_it_does_not_serve_are_told_why() -> None:
+def test_amortized_categorical_refuses_unsupported_models_with_a_remedy() -> None:
     def continuous(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -65,7 +65,7 @@ def test_models_it_does_not_serve_are_told_why() -> None:
         AmortizedCategorical(continuous, x)
     with pytest.raises(ValueError, match="'n' is Poisson"):
         AmortizedCategorical(counts, x)
-    with pytest.raises(ValueError, match="'k' is shared by all data"):
+    with pytest.raises(ValueError, match="'k' is global"):
         AmortizedCategorical(shared, x)
-    with pytest.raises(ValueError, match="got 'paralel'"):
+    with pytest.raises(ValueError, match="enumerate='paralel'"):
         AmortizedCategorical(_three, x, enumerate="paralel")

@@ -1,4 +1,4 @@
-"""The full normal guide on a posterior whose latents are correlated."""
+"""AmortizedMultivariateNormal against a correlated posterior."""
 
 import pyro
 import pyro.distributions as dist
@@ -20,7 +20,7 @@ def _sum(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
 
 
-def test_it_finds_the_correlated_posterior() -> None:
+def test_full_rank_normal_fits_a_correlated_posterior() -> None:
     x = torch.linspace(-2, 2, 9)
     guide = AmortizedMultivariateNormal(_sum, x, hidden=())
     objective = Trace_ELBO(64, max_plate_nesting=1, vectorize_particles=True)
@@ -37,7 +37,7 @@ def test_it_finds_the_correlated_posterior() -> None:
     assert covariance[0, 1] < -0.3  # a diagonal guide would have zero
 
 
-def test_the_covariance_is_the_encoders_square() -> None:
+def test_full_rank_covariance_is_the_square_of_the_encoders_output() -> None:
     x = torch.randn(5, 1)
 
     class Encoder(nn.Module):
@@ -49,23 +49,23 @@ def test_the_covariance_is_the_encoders_square() -> None:
 
     guide = AmortizedMultivariateNormal(model, x, encoder=Encoder())
     q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
-    S = torch.tensor([[1.0, 3.0], [4.0, -5.0]])  # of the numbers after μ, plus I
+    S = torch.tensor([[1.0, 3.0], [4.0, -5.0]])  # the outputs after μ, plus I
     torch.testing.assert_close(q.mean[0], torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(q.covariance_matrix[0], S @ S.T, atol=1e-3, rtol=1e-4)
 
 
-def test_it_passes_the_check_on_a_simplex_and_in_a_second_plate() -> None:
+def test_full_rank_normal_passes_check_on_a_simplex_in_a_second_plate() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1), pyro.plate("parts", 4, dim=-2):
             pi = pyro.sample("pi", dist.Dirichlet(torch.ones(3)))
             pyro.sample("x", dist.Normal(pi[..., 0], 1.0), obs=x.expand(4, -1))
 
     x = torch.randn(6)
-    findings = check(model, AmortizedMultivariateNormal(model, x), x)
-    assert len(findings) == 0, str(findings)
+    issues = check(model, AmortizedMultivariateNormal(model, x), x)
+    assert len(issues) == 0, str(issues)
 
 
-def test_a_site_that_is_no_vector_is_named() -> None:
+def test_full_rank_normal_refuses_a_scalar_site() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

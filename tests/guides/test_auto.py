@@ -1,4 +1,4 @@
-"""What auto_guide chooses, that it says so, and that it covers the model's latents exactly."""
+"""auto_guide: choice, description, and coverage of the model's latents."""
 
 import pyro
 import pyro.distributions as dist
@@ -16,25 +16,25 @@ from ppl_lvm.models.vae import VAE
 from ppl_lvm.programs.signatures import signature
 
 
-def test_a_mixture_needs_no_guide() -> None:
+def test_auto_guide_is_empty_for_an_enumerated_mixture() -> None:
     x = torch.randn(9, 2)
     guide = auto_guide(GaussianMixture(3), x)
     assert signature(guide, x).sites == ()
-    assert str(guide) == ("Guide: z (3 values) summed out, being few and marked for enumeration.")
+    assert str(guide) == "Guide: z (3 values): enumerated exactly."
     loss = TraceEnum_ELBO(max_plate_nesting=1).loss(GaussianMixture(3), guide, x)
     assert loss > 0
 
 
-def test_a_vae_gets_an_encoder() -> None:
+def test_auto_guide_chooses_an_encoder_for_a_vae() -> None:
     x = torch.bernoulli(torch.full((9, 6), 0.5))
     model = VAE(3)
     guide = auto_guide(model, x)
     assert [site.name for site in signature(guide, x).sites] == ["z"]
-    assert str(guide) == "Guide: one encoder with normal output for z, which each datum has."
+    assert str(guide) == "Guide: diagonal normals from one encoder for the local latent z."
 
 
 def _labeled(x: Tensor) -> None:
-    """A plate "labels" around a shared site and inside the data."""
+    """A plate "labels" around a global site and around the data."""
     labels = pyro.plate("labels", 3, dim=-2)
     with labels:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -43,15 +43,15 @@ def _labeled(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x.expand(3, -1))
 
 
-def test_parts_share_a_plate() -> None:
+def test_parts_of_auto_guide_share_a_plate() -> None:
     x = torch.randn(5)
-    read = signature(auto_guide(_labeled, x), x)
-    assert read["w"].batch_shape == (3, 1)
-    assert read["z"].batch_shape == (3, 5)
+    guide_signature = signature(auto_guide(_labeled, x), x)
+    assert guide_signature["w"].batch_shape == (3, 1)
+    assert guide_signature["z"].batch_shape == (3, 5)
     assert Trace_ELBO().loss(_labeled, auto_guide(_labeled, x), x) > 0
 
 
-def _both(x: Tensor) -> None:
+def _mixed_levels(x: Tensor) -> None:
     w = pyro.sample("w", dist.Normal(0.0, 10.0))
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     with pyro.plate("data", len(x), dim=-1):
@@ -59,15 +59,15 @@ def _both(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, scale), obs=x)
 
 
-def test_shared_and_local_latents_get_a_part_each() -> None:
+def test_auto_guide_has_a_part_for_global_and_one_for_local_latents() -> None:
     x = 4 + torch.randn(200)
-    guide = auto_guide(_both, x)
+    guide = auto_guide(_mixed_levels, x)
     assert {site.name for site in signature(guide, x).sites} == {"w", "scale", "z"}
     assert guide.reason == (
-        "Guide: one encoder with normal output for z, which each datum has; "
-        "a distribution of its own for each of w, scale, which all share."
+        "Guide: diagonal normals from one encoder for the local latent z; "
+        "mean-field factors for the global latents w, scale."
     )
-    svi = SVI(_both, guide, Adam({"lr": 0.02}), Trace_ELBO())
+    svi = SVI(_mixed_levels, guide, Adam({"lr": 0.02}), Trace_ELBO())
     for _ in range(400):
         svi.step(x)
     w = _mean_of_w(guide, x)
@@ -80,14 +80,14 @@ def _mean_of_w(guide: pyro.nn.PyroModule, x: Tensor) -> float:
     return torch.stack(draws).mean().item()
 
 
-def test_a_discrete_site_nobody_sums_out_is_named_with_the_remedy() -> None:
+def test_auto_guide_refuses_a_discrete_site_that_is_not_enumerated() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             k = pyro.sample("k", dist.Categorical(torch.ones(4)))
             pyro.sample("x", dist.Normal(k.float(), 1.0), obs=x)
 
     x = torch.randn(5)
-    with pytest.raises(ValueError, match=r"'k' ~ Categorical takes 4 values.*config_enumerate"):
+    with pytest.raises(ValueError, match=r"'k' ~ Categorical: it takes 4 values.*config_enumerate"):
         auto_guide(model, x)
     assert signature(auto_guide(pyro.infer.config_enumerate(model), x), x).sites == ()
 
@@ -106,33 +106,32 @@ def _bits_and_numbers(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
 
 
-def test_discrete_sites_with_too_many_values_to_sum_are_drawn_by_the_encoder() -> None:
+def test_auto_guide_samples_discrete_sites_with_too_many_values_to_enumerate() -> None:
     x = torch.randn(6)
     guide = auto_guide(_bits, x)
-    assert str(guide) == (
-        "Guide: one encoder with a probability for every value, too many to sum out, for b, which "
-        "each datum has."
+    assert (
+        str(guide)
+        == "Guide: a probability for every value from one encoder for the local latent b."
     )
     assert check(_bits, guide, x).ok
     guide = auto_guide(_bits_and_numbers, x)
-    assert "a chain of conditionals, since there are discrete and continuous ones, for b, z" in (
-        str(guide)
-    )
+    assert "a chain of conditionals from one encoder for the local latents b, z" in str(guide)
     assert check(_bits_and_numbers, guide, x).ok
     run = fit(_bits_and_numbers, None, x, num_steps=3, progress=False)
     assert "LeaveOneOut" in run.record["objective"]
 
 
-def test_another_guide_for_the_local_sites_goes_with_a_shared_one() -> None:
+def test_auto_guide_takes_another_guide_for_the_local_sites() -> None:
     x = torch.randn(6)
     for local in ("AmortizedFlow", "AmortizedJointNormal", "AmortizedJoint"):
-        guide = auto_guide(_both, x, local=local)
+        guide = auto_guide(_mixed_levels, x, local=local)
         assert [site.name for site in signature(guide, x).sites] == ["w", "scale", "z"]
-        assert check(_both, guide, x).ok
-    assert "AmortizedFlow for z, which each datum has" in str(
-        auto_guide(_both, x, local="AmortizedFlow")
-    )
-    with pytest.raises(ValueError, match=r"local='Flow' is no guide of one encoder; choose Amort"):
-        auto_guide(_both, x, local="Flow")
+        assert check(_mixed_levels, guide, x).ok
+    guide = auto_guide(_mixed_levels, x, local="AmortizedFlow")
+    assert "normalizing flows from one encoder for the local latent z" in str(guide)
+    with pytest.raises(
+        ValueError, match=r"local='Flow' is no guide for local sites. Use one of Amort"
+    ):
+        auto_guide(_mixed_levels, x, local="Flow")
     with pytest.raises(ValueError, match="serves vectors, but 'z'"):
-        auto_guide(_both, x, local="AmortizedLowRank")
+        auto_guide(_mixed_levels, x, local="AmortizedLowRank")

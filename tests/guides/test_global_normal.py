@@ -1,4 +1,4 @@
-"""GlobalNormal on posteriors it can represent exactly, and on models it does not serve."""
+"""GlobalNormal against exact posteriors, and models that it refuses."""
 
 import pyro
 import pyro.distributions as dist
@@ -20,18 +20,18 @@ def _counts(x: Tensor) -> None:
         pyro.sample("x", dist.Categorical(pi), obs=x)
 
 
-def test_it_finds_the_dirichlet_posterior() -> None:
+def test_global_normal_fits_a_dirichlet_posterior() -> None:
     x = torch.tensor([0] * 12 + [1] * 7 + [2] * 1)
     guide = GlobalNormal(_counts, x, rows=10.0)
     objective = Trace_ELBO(32, max_plate_nesting=1, vectorize_particles=True)
     svi = SVI(_counts, guide, Adam({"lr": 0.02}), objective)
     for _ in range(500):
         svi.step(x)
-    found = guide.pi_concentration.detach()
-    torch.testing.assert_close(found, torch.tensor([13.0, 8.0, 2.0]), rtol=0.1, atol=0.2)
+    concentration = guide.pi_concentration.detach()
+    torch.testing.assert_close(concentration, torch.tensor([13.0, 8.0, 2.0]), rtol=0.1, atol=0.2)
 
 
-def test_supports_shapes_and_plates_are_the_models() -> None:
+def test_global_normal_has_supports_shapes_and_plates_of_the_model() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("topics", 4, dim=-2):
             rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
@@ -43,15 +43,15 @@ def test_supports_shapes_and_plates_are_the_models() -> None:
 
     x = torch.randn(5)
     guide = GlobalNormal(model, x)
-    read, declared = signature(guide, x), signature(model, x)
+    guide_signature, model_signature = signature(guide, x), signature(model, x)
     trace = poutine.trace(guide).get_trace(x)
-    for site in declared.latents:
-        assert read[site.name].shape == site.shape
-        assert read[site.name].plates == site.plates
+    for site in model_signature.latents:
+        assert guide_signature[site.name].shape == site.shape
+        assert guide_signature[site.name].plates == site.plates
         assert site.support.check(trace.nodes[site.name]["value"]).all()
 
 
-def test_it_starts_where_the_model_says() -> None:
+def test_global_normal_starts_at_the_models_initial_values() -> None:
     class Model(pyro.nn.PyroModule):
         def forward(self, x: Tensor) -> None:
             w = pyro.sample("w", dist.LogNormal(torch.zeros(2), 1.0).to_event(1))
@@ -65,7 +65,7 @@ def test_it_starts_where_the_model_says() -> None:
     torch.testing.assert_close(guide.w_loc.detach().exp(), torch.tensor([3.0, 7.0]))
 
 
-def test_models_it_does_not_serve_are_told_why() -> None:
+def test_global_normal_refuses_unsupported_models_with_a_remedy() -> None:
     def local(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""λ of each datum's own against the optimum that a linear Gaussian model has in closed form."""
+"""LocalNormal against the closed-form optimum of a linear Gaussian model."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ppl_lvm.compiler import CannotCaptureError
 from ppl_lvm.core.storage import load_checkpoint
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import LocalNormal
-from ppl_lvm.models import PPCA, VAE
+from ppl_lvm.models import PPCA
 from ppl_lvm.models.parts.factors import linear_gaussian
 from ppl_lvm.programs.row_state import ProvideBatchRows, RowTables
 from ppl_lvm.training.gradient_step import GradientStep
@@ -32,7 +32,7 @@ def _optimum(model: PPCA, x: Tensor) -> Tensor:
 
 
 def _svi(model: Any, guide: LocalNormal, lr: float) -> Any:
-    """A small `lr` lets θ drift a little, so that one step is told from the next."""
+    """A small `lr` changes θ slightly, so that consecutive steps differ."""
     return SVI(model, guide, Adam({"lr": lr}), Trace_ELBO())
 
 
@@ -41,7 +41,7 @@ def _rows(guide: LocalNormal) -> Tensor:
     return guide.rows(torch.arange(guide.table.size))
 
 
-def test_every_row_reaches_its_optimum_under_plain_svi() -> None:
+def test_local_normal_reaches_every_rows_optimum_under_plain_svi() -> None:
     x = torch.randn(20, 5).double()
     model = PPCA(2, 5).double()
     guide = LocalNormal(model, x)
@@ -51,7 +51,7 @@ def test_every_row_reaches_its_optimum_under_plain_svi() -> None:
     torch.testing.assert_close(_rows(guide), _optimum(model, x), atol=1e-5, rtol=0)
 
 
-def test_only_the_rows_of_the_batch_are_touched() -> None:
+def test_local_normal_changes_only_the_rows_of_the_batch() -> None:
     x = torch.randn(12, 5)
     model = PPCA(2, 5)
     guide = LocalNormal(model, x[:3])
@@ -68,9 +68,9 @@ def test_only_the_rows_of_the_batch_are_touched() -> None:
     assert (_rows(guide)[rows] != before[rows]).any(-1).all()
 
 
-def test_a_step_costs_the_same_for_ten_million_rows() -> None:
-    """Counted in rows touched; the table is mapped, and the rows nobody saw are not there."""
-    touched = []
+def test_local_normal_accesses_as_many_rows_for_ten_million_rows() -> None:
+    """Counted in rows accessed; the table is a sparse memory-mapped file."""
+    accessed = []
     for size in (100, 10_000_000):
         model = PPCA(1, 2)
         guide = LocalNormal(model, torch.randn(4, 2))
@@ -79,12 +79,12 @@ def test_a_step_costs_the_same_for_ten_million_rows() -> None:
             rows = torch.tensor([0, 3, size // 2, size - 1 - step])
             with ProvideBatchRows(rows, num_rows=size):
                 svi.step(torch.randn(4, 2))
-        touched.append(guide.table.rows_accessed)
-    assert touched == [2 * 2 * 4] * 2
+        accessed.append(guide.table.rows_accessed)
+    assert accessed == [2 * 2 * 4] * 2
 
 
 @pytest.mark.slow
-def test_ten_million_rows_of_a_file_fit(tmp_path: Path) -> None:
+def test_local_normal_fits_ten_million_rows_of_a_file(tmp_path: Path) -> None:
     shape = (10_000_000, 1)
     np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, shape).flush()
 
@@ -103,13 +103,13 @@ def test_ten_million_rows_of_a_file_fit(tmp_path: Path) -> None:
         directory=tmp_path / "run",
         progress=False,
     )
-    table: Any = run.guide
-    assert table.table.size == 10_000_000
+    guide: Any = run.guide
+    assert guide.table.size == 10_000_000
     assert (tmp_path / "run" / "checkpoint.rows").stat().st_size == 10_000_000 * 3 * 4
 
 
-def test_steps_are_taken_once_at_every_theta() -> None:
-    """Several particles, and a second score of the same draws, see one and the same λ."""
+def test_local_normal_takes_its_steps_once_at_every_theta() -> None:
+    """Several particles, and a second score of the same draws, have the same λ."""
     x = torch.randn(6, 5)
     model = PPCA(2, 5)
     guide = LocalNormal(model, x)
@@ -123,7 +123,7 @@ def test_steps_are_taken_once_at_every_theta() -> None:
     assert not torch.equal(second, third)
 
 
-def test_rows_outside_of_training_are_fitted_to_the_present_parameters() -> None:
+def test_local_normal_fits_new_rows_at_the_current_parameters() -> None:
     x, new = torch.randn(30, 5), torch.randn(9, 5)
     run = fit(
         PPCA(2, 5),
@@ -138,33 +138,35 @@ def test_rows_outside_of_training_are_fitted_to_the_present_parameters() -> None
     exact = _optimum(model, new)[:, :2]
     torch.testing.assert_close(run.encode(new)["z"], exact, atol=2e-3, rtol=0)
     gap = float(model.log_evidence(new).mean().detach()) - run.results["held_out"]
-    assert -0.1 < gap < 0.5  # the diagonal's own gap, and Monte-Carlo error
+    assert -0.1 < gap < 0.5  # gap of the diagonal family, and Monte Carlo error
 
 
-def test_a_plate_that_draws_its_rows_says_which() -> None:
-    drawn: list[Tensor] = []
+def test_local_normal_uses_the_subsample_of_a_plate() -> None:
+    subsamples: list[Tensor] = []
 
     def model(x: Tensor) -> None:
         w = pyro.param("w", torch.tensor([1.0, 0.5]))
         with pyro.plate("data", len(x), subsample_size=4, dim=-1) as rows:
-            drawn.append(rows)
+            subsamples.append(rows)
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z[..., None] * w, 0.5).to_event(1), obs=x[rows])
 
     x = torch.randn(10, 2)
-    guide = LocalNormal(model, x, inner_steps=5, draws=2)  # of one number: exact
+    guide = LocalNormal(model, x, inner_steps=5, draws=2)  # exact for a scalar
     assert len(check(model, guide, x)) == 0
-    svi, seen = _svi(model, guide, 1e-6), set()
+    svi, all_rows = _svi(model, guide, 1e-6), set()
     for _ in range(12):
         before = torch.zeros(10, 2) if guide.table.size is None else _rows(guide)
-        drawn.clear()
+        subsamples.clear()
         svi.step(x)
-        assert all(torch.equal(rows, drawn[0]) for rows in drawn)  # inside the guide and outside
-        rows = set(drawn[0].tolist())
+        assert all(
+            torch.equal(rows, subsamples[0]) for rows in subsamples
+        )  # in the guide and outside
+        rows = set(subsamples[0].tolist())
         changed = set((_rows(guide) != before).any(-1).nonzero()[:, 0].tolist())
-        assert rows - seen <= changed <= rows
-        seen |= rows
-    assert len(seen) == 10
+        assert rows - all_rows <= changed <= rows
+        all_rows |= rows
+    assert len(all_rows) == 10
     w = torch.tensor([1.0, 0.5])
     precision = 1 + w.square().sum() / 0.25
     exact = torch.stack([x @ w / 0.25 / precision, (-0.5 * precision.log()).expand(10)], -1)
@@ -173,7 +175,7 @@ def test_a_plate_that_draws_its_rows_says_which() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["after the checkpoint", "within a step"])
-def test_a_killed_run_continues_bit_for_bit(
+def test_killed_run_with_a_row_table_resumes_bit_for_bit(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.randn(23, 4)
@@ -194,10 +196,10 @@ def test_a_killed_run_continues_bit_for_bit(
             progress=False,
         )
 
-    run(tmp_path / "whole")
+    run(tmp_path / "complete")
     calls = []
     owner, name = (
-        (RowTables, "settle") if moment == "after the checkpoint" else (GradientStep, "step")
+        (RowTables, "commit") if moment == "after the checkpoint" else (GradientStep, "step")
     )
     original = getattr(owner, name)
 
@@ -206,17 +208,17 @@ def test_a_killed_run_continues_bit_for_bit(
         result = original(self, *args) if name == "step" else None
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return original(self, *args) if name == "settle" else result
+        return original(self, *args) if name == "commit" else result
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dies)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "killed")
     run(tmp_path / "killed", resume=True)
-    rows = [(tmp_path / n / "checkpoint.rows").read_bytes() for n in ("whole", "killed")]
+    rows = [(tmp_path / n / "checkpoint.rows").read_bytes() for n in ("complete", "killed")]
     assert rows[0] == rows[1]
     states = [
-        load_checkpoint(tmp_path / n / "checkpoint.safetensors")[0] for n in ("whole", "killed")
+        load_checkpoint(tmp_path / n / "checkpoint.safetensors")[0] for n in ("complete", "killed")
     ]
     for name in states[0]:
         if not name.startswith("tables/"):
@@ -224,7 +226,7 @@ def test_a_killed_run_continues_bit_for_bit(
 
 
 def _family(x: Tensor) -> None:
-    """w ~ N(0, 5²) and s > 0 are everyone's, z_n ~ N(w, 1), x_n ~ N(z_n, s²)."""
+    """w ~ N(0, 5²) and s > 0 are global, z_n ~ N(w, 1), x_n ~ N(z_n, s²)."""
     w = pyro.sample("w", dist.Normal(0.0, 5.0))
     s = pyro.sample("s", dist.LogNormal(0.0, 0.1))
     with pyro.plate("data", len(x), dim=-1):
@@ -232,8 +234,8 @@ def _family(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, s), obs=x)
 
 
-def test_what_all_data_share_has_a_guide_beside_it() -> None:
-    """z_n is found at the centre of q(w) q(s): μ = (w + x / s²) / (1 + 1 / s²), and so on."""
+def test_local_normal_adds_a_guide_for_global_latents() -> None:
+    """z_n is fitted at the center of q(w) q(s): μ = (w + x / s²) / (1 + 1 / s²), and so on."""
     x = 3 + torch.randn(30)
     guide = LocalNormal(_family, x, draws=2)
     assert len(check(_family, guide, x)) == 0
@@ -250,27 +252,27 @@ def test_what_all_data_share_has_a_guide_beside_it() -> None:
     torch.testing.assert_close(node.variance, (1 / precision).expand(30), atol=1e-3, rtol=0)
 
 
-def test_mini_batches_with_shared_latents_fit() -> None:
+def test_local_normal_fits_global_latents_by_mini_batches() -> None:
     x = 3 + torch.randn(30)
     run = fit(_family, LocalNormal, x, batch_size=10, num_steps=30, progress=False)
     assert run.encode(x)["z"].shape == (30,)
     assert run.sample(4)["x"].shape == (4,)
 
 
-def test_a_batch_of_unknown_rows_is_refused() -> None:
+def test_local_normal_refuses_a_batch_of_unknown_rows() -> None:
     x = torch.randn(8, 5)
     model = PPCA(2, 5)
     guide = LocalNormal(model, x)
     svi = _svi(model, guide, 0.01)
     svi.step(x)
     for other in (x[:4], x.flip(0)):
-        with pytest.raises(ValueError, match=r"not the rows it was first called with.*DataRows"):
+        with pytest.raises(ValueError, match=r"not the rows of its first call.*ProvideBatchRows"):
             svi.step(other)
     guide.eval()
     assert poutine.trace(guide).get_trace(x[:4]).nodes["z"]["value"].shape == (4, 2)
 
 
-def test_looking_at_a_pair_leaves_the_table_as_it_is() -> None:
+def test_check_leaves_the_row_table_unchanged() -> None:
     x = torch.randn(8, 5)
     model = PPCA(2, 5)
     guide = LocalNormal(model, x)
@@ -278,7 +280,7 @@ def test_looking_at_a_pair_leaves_the_table_as_it_is() -> None:
     assert guide.table.size is None
 
 
-def test_a_step_cannot_be_captured_and_says_so() -> None:
+def test_step_of_local_normal_cannot_be_captured() -> None:
     x = torch.randn(8, 5)
     with pytest.raises(CannotCaptureError, match="table of rows"):
         fit(PPCA(2, 5), LocalNormal, x, num_steps=3, engine="captured", progress=False)
@@ -286,20 +288,13 @@ def test_a_step_cannot_be_captured_and_says_so() -> None:
     assert run.results["engine"] == "eager"
 
 
-def test_it_passes_the_check() -> None:
-    x = torch.rand(10, 6).round()
-    for model in (VAE(2), PPCA(2, 6)):
-        findings = check(model, LocalNormal(model, x), x)
-        assert len(findings) == 0, str(findings)
-
-
-def test_what_it_does_not_serve_is_named() -> None:
+def test_local_normal_refuses_global_latents_alone_and_zero_steps() -> None:
     def shared(x: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
 
-    with pytest.raises(ValueError, match="LocalNormal found no continuous latent to serve"):
+    with pytest.raises(ValueError, match="LocalNormal: there is no continuous latent to serve"):
         LocalNormal(shared, torch.randn(3))
-    with pytest.raises(ValueError, match="inner_steps and fit_steps >= 1, got 0, 200"):
+    with pytest.raises(ValueError, match="inner_steps=0, fit_steps=200"):
         LocalNormal(shared, torch.randn(3), inner_steps=0)

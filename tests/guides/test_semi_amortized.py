@@ -1,4 +1,4 @@
-"""The semi-amortised guide: never worse than its encoder, exact in the limit, true gradients."""
+"""SemiAmortized: monotone refinement, exact limit, and exact gradients."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_lvm.checks import check
 from ppl_lvm.guides import SemiAmortized
-from ppl_lvm.models import PPCA, VAE
+from ppl_lvm.models import PPCA
 from ppl_lvm.models.parts.factors import linear_gaussian
 
 
@@ -33,16 +33,16 @@ def _q(guide: SemiAmortized, x: Tensor) -> Normal:
     return Normal(fn.mean, fn.stddev)
 
 
-def test_it_meets_the_posterior_as_its_steps_grow() -> None:
+def test_semi_amortized_converges_to_the_posterior_as_steps_grow() -> None:
     model, x, exact = _orthogonal(12)
     guide = SemiAmortized(model, x)
     gaps = []
     for steps in (0, 1, 2, 4, 8, 16):
         guide.steps = steps
         with torch.no_grad():
-            gaps.append(kl_divergence(_q(guide, x), exact).sum(-1))  # of every datum
+            gaps.append(kl_divergence(_q(guide, x), exact).sum(-1))  # of every row
     for before, after in pairwise(gaps):
-        assert (after <= before + 1e-12).all()  # the bound of no datum is below the encoder's
+        assert (after <= before + 1e-12).all()  # no row's bound is below the encoder's
     assert gaps[0].min() > 0.01
     assert gaps[-1].max() < 1e-6
 
@@ -56,7 +56,7 @@ def _loss(guide: SemiAmortized, model: PPCA, x: Tensor, exact: Normal) -> Tensor
 
 
 @pytest.mark.parametrize("through", [True, False])
-def test_the_gradient_goes_through_the_steps(through: bool) -> None:
+def test_gradient_passes_through_the_steps_unless_disabled(through: bool) -> None:
     """Against a difference quotient; without `through` it must fail that."""
     model, x, exact = _orthogonal(3)
     guide = SemiAmortized(model, x, steps=1, hidden=(), through=through)
@@ -77,8 +77,8 @@ def test_the_gradient_goes_through_the_steps(through: bool) -> None:
     assert (max(errors) < 1e-6) == through
 
 
-def test_it_is_the_same_function_at_every_call() -> None:
-    """No noise of its own: the density of given values does not change from run to run."""
+def test_semi_amortized_is_a_deterministic_function_of_the_rows() -> None:
+    """Its parameters contain no noise, and a row's parameters depend on no other row."""
     model, x, _ = _orthogonal(5)
     guide = SemiAmortized(model, x)
     first, second = _q(guide, x), _q(guide, x)
@@ -87,7 +87,7 @@ def test_it_is_the_same_function_at_every_call() -> None:
     torch.testing.assert_close(flipped.mean.flip(0), first.mean)
 
 
-def test_plain_svi_trains_model_and_encoder() -> None:
+def test_plain_svi_trains_model_and_encoder_of_semi_amortized() -> None:
     pyro.set_rng_seed(0)
     x = torch.randn(30, 4)
     model = PPCA(2, 4)
@@ -98,7 +98,7 @@ def test_plain_svi_trains_model_and_encoder() -> None:
     assert set(pyro.get_param_store().keys()) >= {"W", "mu", "encoder$$$net.layers.0.weight"}
 
 
-def test_it_stands_beside_an_enumerated_site() -> None:
+def test_semi_amortized_leaves_enumerated_sites_to_the_model() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
@@ -111,8 +111,8 @@ def test_it_stands_beside_an_enumerated_site() -> None:
     assert TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x) > 0
 
 
-def test_what_all_data_share_has_a_guide_beside_it() -> None:
-    """Steps are taken at the centre of q(w): with w a number, its λ is that of w known."""
+def test_semi_amortized_adds_a_guide_for_global_latents() -> None:
+    """λ is fitted at the center of q(w), as if w were known."""
 
     def model(x: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 5.0))
@@ -126,24 +126,17 @@ def test_what_all_data_share_has_a_guide_beside_it() -> None:
     q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"]
     center = guide.shared.w_loc  # type: ignore[union-attr]
     torch.testing.assert_close(q.mean, (x + center) / 2, atol=1e-4, rtol=0)
-    q.mean.sum().backward()  # through the steps, to what all data share
+    q.mean.sum().backward()  # through the steps, to the global latent
     assert guide.shared.w_loc_unconstrained.grad == pytest.approx(3.0, abs=1e-3)  # type: ignore[union-attr]
 
 
-def test_it_passes_the_check() -> None:
-    x = torch.rand(10, 6).round()
-    for model in (VAE(2), PPCA(2, 6)):
-        findings = check(model, SemiAmortized(model, x), x)
-        assert len(findings) == 0, str(findings)
-
-
-def test_what_it_does_not_serve_is_named() -> None:
+def test_semi_amortized_refuses_global_latents_alone_and_negative_steps() -> None:
     def shared(x: Tensor) -> None:
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", dist.Normal(w, 1.0).expand([len(x)]), obs=x)
 
-    with pytest.raises(ValueError, match="SemiAmortized found no continuous latent to serve"):
+    with pytest.raises(ValueError, match="SemiAmortized: there is no continuous latent to serve"):
         SemiAmortized(shared, torch.randn(3))
-    with pytest.raises(ValueError, match="steps >= 0, got -1"):
+    with pytest.raises(ValueError, match="steps=-1 is negative"):
         SemiAmortized(shared, torch.randn(3), steps=-1)

@@ -84,7 +84,7 @@ def test_the_ladder_multiplies_normals() -> None:
     guide = Ladder(model, x)
     pyro.set_rng_seed(3)
     nodes = pyro.poutine.trace(guide).get_trace(x).nodes
-    (loc, log_scale), _ = guide._read(x)
+    (loc, log_scale), _ = guide._evidence(x)
     prior = model.prior(1, nodes["z2"]["value"]).base_dist
     points = torch.randn(5, 6, 2).double()
     said = torch.distributions.Normal(loc, log_scale.exp())

@@ -1,4 +1,4 @@
-"""The flow's steps against their own Jacobians, inverses, and Pyro's spline."""
+"""Flow steps against their Jacobians, inverses, and Pyro's spline."""
 
 from typing import Any
 
@@ -24,12 +24,12 @@ SCALARS = [Affine(), Spline(5, 2.0)]
 
 @pytest.mark.parametrize("scalar", SCALARS, ids=["affine", "spline"])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_log_determinant_is_the_jacobians(scalar: Scalar, reverse: bool) -> None:
+def test_log_determinant_is_that_of_the_jacobian(scalar: Scalar, reverse: bool) -> None:
     step, x = _step(scalar, 4, reverse=reverse)
     jacobian: Any = torch.autograd.functional.jacobian(step._call, x)
     order = [3, 2, 1, 0] if reverse else [0, 1, 2, 3]
     in_order = jacobian[order][:, order]
-    assert torch.equal(in_order, in_order.tril())  # a coordinate reads those before it only
+    assert torch.equal(in_order, in_order.tril())  # a coordinate depends on earlier ones only
     assert in_order.tril(-1).abs().sum() > 0.01
     exact = torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(step.log_abs_det_jacobian(x, step(x)), exact)
@@ -37,21 +37,21 @@ def test_the_log_determinant_is_the_jacobians(scalar: Scalar, reverse: bool) -> 
 
 @pytest.mark.parametrize("scalar", SCALARS, ids=["affine", "spline"])
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_inverse_undoes_the_step(scalar: Scalar, size: int) -> None:
+def test_inverse_of_a_step_restores_its_input(scalar: Scalar, size: int) -> None:
     step, _ = _step(scalar, size)
     x = 2 * torch.randn(200, size).double()  # in the bins and beyond
     torch.testing.assert_close(step._inverse(step._call(x)), x, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("scalar", SCALARS, ids=["affine", "spline"])
-def test_zero_is_the_identity(scalar: Scalar) -> None:
+def test_zero_parameters_are_the_identity(scalar: Scalar) -> None:
     x = torch.linspace(-3, 3, 50).double()
     y, log_slope = scalar(x, torch.zeros(50, scalar.numbers).double())
     torch.testing.assert_close(y, x)
     torch.testing.assert_close(log_slope, torch.zeros_like(x), atol=1e-12, rtol=0)
 
 
-def test_the_spline_is_pyros() -> None:
+def test_spline_agrees_with_that_of_pyro() -> None:
     bins, bound = 6, 3.0
     theta = torch.randn(3 * bins - 1).double()
     at_zero = torch.tensor(1 - LEAST).double().expm1().log()  # ours is the identity at zero
@@ -63,8 +63,8 @@ def test_the_spline_is_pyros() -> None:
     # Theirs has slope 0.999 at both ends, where the identity begins: the bins there differ.
     torch.testing.assert_close(y, theirs(x), atol=1e-3, rtol=0)
     expected = theirs.log_abs_det_jacobian(x, theirs(x))
-    places = Spline(bins, bound)._knots(theta)[0]
-    inner = (x[:, 0] > places[1]) & (x[:, 0] < places[-2])
+    knots = Spline(bins, bound)._knots(theta)[0]
+    inner = (x[:, 0] > knots[1]) & (x[:, 0] < knots[-2])
     assert inner.sum() > 30
     torch.testing.assert_close(log_slope[inner], expected[inner])
     torch.testing.assert_close(y[inner], theirs(x)[inner])

@@ -1,4 +1,4 @@
-"""A datum's own bound against closed forms, and its ascent against the optimum."""
+"""Bounds of single rows against closed forms, and their ascent."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ def _ppca(rows: int) -> tuple[PPCA, Tensor, MultivariateNormal, Tensor]:
 
 
 def _bound(model: Any, *batch: Tensor, draws: int | None = None) -> LocalBound:
-    declared = signature(model, *batch)
+    model_signature = signature(model, *batch)
     factors = [
-        TransformedFactor(site, declared, DiagonalFamily())
-        for site in supported_sites(declared, "this")
+        TransformedFactor(site, model_signature, DiagonalFamily())
+        for site in supported_sites(model_signature, "this")
     ]
-    return LocalBound(model, declared, factors, batch, draws, "this")
+    return LocalBound(model, model_signature, factors, batch, draws, "this")
 
 
 def _closed_form(lam: Tensor, exact: MultivariateNormal, log_p: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def _closed_form(lam: Tensor, exact: MultivariateNormal, log_p: Tensor) -> Tenso
 
 
 @pytest.mark.parametrize(("count", "size"), [(8, 3), (6, 3), (4, 5)])
-def test_the_points_have_a_normals_moments(count: int, size: int) -> None:
+def test_points_have_the_moments_of_a_normal(count: int, size: int) -> None:
     eps = points(count, size)
     zero, one = torch.zeros(size).double(), torch.ones(size).double()
     torch.testing.assert_close(eps.mean(0), zero)
@@ -51,17 +51,17 @@ def test_the_points_have_a_normals_moments(count: int, size: int) -> None:
         torch.testing.assert_close(eps.mT @ eps / count, torch.eye(size).double())
 
 
-def test_where_log_p_is_quadratic_it_is_the_elbo() -> None:
+def test_local_bound_is_the_elbo_where_log_p_is_quadratic() -> None:
     model, x, exact, log_p = _ppca(7)
     lam = torch.randn(7, 6).double()
     value = _bound(model, x)(lam, x)
     torch.testing.assert_close(value.detach(), _closed_form(lam, exact, log_p))
-    # Points whose covariance is not I do not tell it.
+    # The wrong twin: points whose covariance is not I.
     wrong = _bound(model, x, draws=2)(lam, x)
     assert (wrong - _closed_form(lam, exact, log_p)).abs().max() > 0.1
 
 
-def test_the_ascent_reaches_the_optimum_and_no_datum_ever_falls() -> None:
+def test_ascent_reaches_the_optimum_and_no_row_falls() -> None:
     """Of a diagonal q against N(m, Λ⁻¹): μ = m, σ_i² = 1 / Λ_ii."""
     model, x, exact, log_p = _ppca(20)
     bound = _bound(model, x)
@@ -77,7 +77,7 @@ def test_the_ascent_reaches_the_optimum_and_no_datum_ever_falls() -> None:
     torch.testing.assert_close((2 * lam[:, 3:]).exp(), variance, atol=1e-6, rtol=0)
 
 
-def test_without_correlations_one_step_is_enough() -> None:
+def test_one_step_reaches_the_optimum_without_correlations() -> None:
     model, x = PPCA(1, 5).double(), torch.randn(4, 5).double()
     mean, L = linear_gaussian.posterior(model._theta(), x)
     start = torch.tensor([[-100.0, 4.0]]).double().expand(4, 2)
@@ -86,15 +86,15 @@ def test_without_correlations_one_step_is_enough() -> None:
     torch.testing.assert_close(lam[:, 1:], -L[:, 0].log().detach())
 
 
-def test_a_datum_goes_its_way_whoever_is_beside_it() -> None:
+def test_ascent_of_a_row_does_not_depend_on_other_rows() -> None:
     model, x, *_ = _ppca(6)
     start, alpha = torch.randn(6, 6).double(), torch.ones(6, 1).double()
-    together, _ = ascend(_bound(model, x), start, alpha, 8, x)
-    alone, _ = ascend(_bound(model, x), start[4:], alpha[4:], 8, x[4:])
-    torch.testing.assert_close(together[4:], alone)
+    all_rows, _ = ascend(_bound(model, x), start, alpha, 8, x)
+    subset, _ = ascend(_bound(model, x), start[4:], alpha[4:], 8, x[4:])
+    torch.testing.assert_close(all_rows[4:], subset)
 
 
-def test_supports_plates_and_enumerated_sites() -> None:
+def test_local_bound_with_supports_plates_and_enumerated_sites() -> None:
     """Against a sum over the enumerated values and a change of variables by hand."""
 
     def model(x: Tensor) -> None:
@@ -123,11 +123,11 @@ def test_supports_plates_and_enumerated_sites() -> None:
     torch.testing.assert_close(bound(lam, x), exact)
 
 
-def test_dropout_and_averages_of_the_model_stand_still() -> None:
+def test_local_bound_runs_the_model_in_evaluation_mode() -> None:
     model, x, *_ = _ppca(4)
     model.noise_layer = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.BatchNorm1d(5))
-    seen = []
-    model.noise_layer.register_forward_pre_hook(lambda m, args: seen.append(m.training))
+    modes = []
+    model.noise_layer.register_forward_pre_hook(lambda m, args: modes.append(m.training))
     forward = type(model).forward
 
     class Noisy(PPCA):
@@ -137,30 +137,32 @@ def test_dropout_and_averages_of_the_model_stand_still() -> None:
 
     model.__class__ = Noisy
     bound = _bound(model, x)
-    before, seen[:] = model.noise_layer[1].running_mean.clone(), []
+    before, modes[:] = model.noise_layer[1].running_mean.clone(), []
     bound(torch.zeros(4, 6).double(), x)
-    assert seen == [False]
+    assert modes == [False]
     assert model.noise_layer.training
     assert torch.equal(model.noise_layer[1].running_mean, before)
 
 
-def test_rows_that_belong_together_are_refused() -> None:
+def test_local_bound_refuses_dependent_rows_and_odd_numbers_of_draws() -> None:
     def chain(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z.sum(), 1.0), obs=x.sum())
 
-    with pytest.raises(ValueError, match="rows belong together: site 'x' outside plate 'data'"):
+    with pytest.raises(
+        ValueError, match="rows depend on each other: site 'x' outside plate 'data'"
+    ):
         _bound(chain, torch.randn(3))
-    with pytest.raises(ValueError, match="even number of draws"):
+    with pytest.raises(ValueError, match=r"draws=3. Use an even number"):
         _bound(_ppca(3)[0], _ppca(3)[1], draws=3)
 
 
-def test_the_test_would_notice_steps_the_wrong_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascent_rejects_steps_along_the_negative_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, *_ = _ppca(5)
     step = LocalBound.step
     backwards = lambda self, lam, slope, alpha: step(self, lam, -slope, alpha)  # noqa: E731
     monkeypatch.setattr(ascent.LocalBound, "step", backwards)
     lam, alpha = torch.zeros(5, 6).double(), torch.ones(5, 1).double()
     after, _ = ascend(_bound(model, x), lam, alpha, 30, x)
-    assert torch.equal(after, lam)  # each refused, since none raises L
+    assert torch.equal(after, lam)  # each rejected, since none raises L

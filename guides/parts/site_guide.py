@@ -1,0 +1,67 @@
+"""Base of the guides that are built from a model's signature."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, ClassVar, TypeVar
+
+from pyro.nn import PyroModule
+
+from ppl_lvm.guides.parts.support_transform import open_plates
+from ppl_lvm.programs.signatures import Signature, Site, signature
+
+
+class Latents(StrEnum):
+    """Kinds of latents, and of models with a fixed set of latents, that a guide serves."""
+
+    LOCAL_CONTINUOUS = "local continuous latents"
+    LOCAL_DISCRETE = "local discrete latents"
+    LOCAL_SIMPLEX = "local latents on a simplex"
+    GLOBAL_CONTINUOUS = "global continuous latents"
+    SEQUENCES = "latents of sequences (N, T, P)"
+    LABELED_ROWS = "local latents of models of (x, y)"
+    LAYERS = "layers of latents, as in HierarchicalVAE"
+    ENCODER_PRIOR = "local latents with a prior made of an encoder"
+    DIFFUSION = "latents of a Diffusion"
+
+
+Builder = TypeVar("Builder", bound=Callable[..., Any])
+
+
+def serving(*kinds: Latents, description: str) -> Callable[[Builder], Builder]:
+    """Declare on a guide class or builder which latents it serves, and what it is in few words.
+
+    The attributes `serves` and `description` are read by `auto_guide` and by the tests.
+    """
+
+    def declare(guide: Builder) -> Builder:
+        guide.serves = frozenset(kinds)  # type: ignore[attr-defined]
+        guide.description = description  # type: ignore[attr-defined]
+        return guide
+
+    return declare
+
+
+class SiteGuide(PyroModule):
+    """A guide that samples `sites` inside their plates.
+
+    Attributes:
+        sites: the latents that it samples, in order.
+        accepts_signature: whether a `Signature` can stand for the model, so that the guide can
+            serve a part of the latents.
+    """
+
+    accepts_signature: ClassVar[bool] = False
+    sites: list[Site]
+
+    def forward(self, *batch: Any) -> None:
+        self.draw(open_plates(self.sites, self._signature, batch), *batch)
+
+    @abstractmethod
+    def draw(self, plates: dict[str, Any], *batch: Any) -> None:
+        """Sample every site inside `plates`, which several guides may share."""
+
+
+def signature_of(model: Callable[..., Any] | Signature, *batch: Any) -> Signature:
+    """Signature of a model; a signature stands for itself."""
+    return model if isinstance(model, Signature) else signature(model, *batch)
