@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import Signature, Site
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, nothing_to_serve
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import require_plain_plates
 from ppl_lvm.guides.parts.variational_families import DiscreteFactor, require_discrete_family
-from ppl_lvm.programs.signatures import Signature, Site
 
 GUIDE = "AmortizedCategorical"
 

@@ -22,13 +22,13 @@ import torch
 from pyro.distributions import Dirichlet, constraints
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.guides.parts.support_transform import open_plates
 from ppl_lvm.guides.parts.variational_families import Factor, arrange, other_batch_dims
-from ppl_lvm.programs.signatures import Signature, Site, signature
 
 LEAST = 1e-2  # draws at a concentration below this are zeros to rounding
 

@@ -28,13 +28,13 @@ from pyro.distributions import Normal, TransformedDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
+from ppl_lvm.authoring import Signature, Site
 from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive, Conditioner
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import TransformedNormal
 from ppl_lvm.guides.parts.variational_families import NormalFamily, TransformedFactor
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
-from ppl_lvm.programs.signatures import Signature, Site
 
 FLOWS = ("spline", "affine")
 

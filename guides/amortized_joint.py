@@ -30,6 +30,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import Signature, Site, dry_run
 from ppl_lvm.guides.amortized_categorical import infer_enumerate
 from ppl_lvm.guides.amortized_flow import FlowFamily, conditioners, flow_size
 from ppl_lvm.guides.parts.encoder_guide import nothing_to_serve, require_local, require_row
@@ -47,8 +48,6 @@ from ppl_lvm.guides.parts.variational_families import (
 )
 from ppl_lvm.nn import MLP, RowEncoder
 from ppl_lvm.nn.bijections import Affine, Spline
-from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.signatures import Signature, Site
 
 FAMILIES = ("normal", "multivariate", "low_rank", "spline", "affine")
 GUIDE = "AmortizedJoint"

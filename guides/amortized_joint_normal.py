@@ -24,12 +24,12 @@ from pyro.distributions import MultivariateNormal, Normal, TransformedDistributi
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
+from ppl_lvm.authoring import Signature
 from ppl_lvm.guides.parts.encoder_guide import check_width, require_row, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import TransformedNormal, enter_plates
 from ppl_lvm.guides.parts.variational_families import cholesky
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.programs.signatures import Signature
 
 GUIDE = "AmortizedJointNormal"
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import Signature
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import FullRankFamily, vector_factors
-from ppl_lvm.programs.signatures import Signature
 
 GUIDE = "AmortizedMultivariateNormal"
 

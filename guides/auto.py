@@ -20,13 +20,13 @@ from typing import Any
 from pyro.nn import PyroModuleList
 
 from ppl_lvm import guides
+from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
 from ppl_lvm.guides.parts.support_transform import enumerated
 from ppl_lvm.guides.parts.variational_families import DiscreteFactor
-from ppl_lvm.programs.signatures import Signature, Site, signature
 
 ALL_KINDS = (Latents.LOCAL_CONTINUOUS, Latents.LOCAL_DISCRETE, Latents.GLOBAL_CONTINUOUS)
 

@@ -22,6 +22,7 @@ from pyro.distributions import Dirichlet, constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
+from ppl_lvm.authoring import DATA_PLATE, Signature, Site, dry_run, signature
 from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
 from ppl_lvm.guides.parts.support_transform import (
@@ -30,9 +31,6 @@ from ppl_lvm.guides.parts.support_transform import (
     enumerated,
     require_plain_plates,
 )
-from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.signatures import Signature, Site, signature
 
 PRIOR_DRAWS = 15  # for the initial value: enough for a stable median, and cheap to run
 

@@ -33,9 +33,9 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import DATA_PLATE
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import MLP, RowEncoder
-from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
 @serving(Latents.LAYERS, description="diagonal normals, each layer given the one below")

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import signature
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.programs.signatures import signature
 
 
 class FirstTensorEncoder(nn.Module):

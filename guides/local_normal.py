@@ -39,16 +39,13 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import DATA_PLATE, RowTable, batch_rows, is_dry_run, signature
 from ppl_lvm.guides.parts.encoder_guide import sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
 from ppl_lvm.guides.parts.support_transform import subsamples
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
-from ppl_lvm.programs.dry_run import is_dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.row_state import RowTable, batch_rows
-from ppl_lvm.programs.signatures import signature
 
 GUIDE = "LocalNormal"
 FIRST_STEP = 0.5  # α of a new row

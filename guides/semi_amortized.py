@@ -29,12 +29,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import signature
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
-from ppl_lvm.programs.signatures import signature
 
 GUIDE = "SemiAmortized"
 FIRST_STEP = 0.5  # α

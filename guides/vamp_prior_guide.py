@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_lvm.authoring import signature
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.parts.site_guide import Latents, serving
-from ppl_lvm.programs.signatures import signature
 
 
 @serving(Latents.ENCODER_PRIOR, description="diagonal normals from the encoder of the prior")

@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import DATA_PLATE, Signature, Site, dry_run
 from ppl_lvm.guides.parts.site_guide import SiteGuide
 from ppl_lvm.guides.parts.support_transform import (
     enter_plates,
@@ -22,9 +23,6 @@ from ppl_lvm.guides.parts.support_transform import (
 )
 from ppl_lvm.guides.parts.variational_families import Factor
 from ppl_lvm.nn import RowEncoder
-from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.signatures import Signature, Site
 
 
 class EncoderGuide(SiteGuide):

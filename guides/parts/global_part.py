@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_lvm.authoring import Signature
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.support_transform import enumerated
-from ppl_lvm.programs.signatures import Signature
 
 
 def without_sites(model_signature: Signature, names: set[str]) -> Signature:

@@ -40,14 +40,12 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import DATA_PLATE, Signature, dry_run
 from ppl_lvm.guides.parts.support_transform import enter_plates, open_plates, subsamples
 from ppl_lvm.guides.parts.variational_families import TransformedFactor
 from ppl_lvm.particles import draw_particles
 from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.particles.tracing import ReplayValues
-from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.signatures import Signature
 
 LEAST_DRAWS = 16  # fewer cost tenths of a nat where log p is far from quadratic
 LEAST_RATIO = 0.1  # of r: where log p is not concave, σ grows by at most √10 per step

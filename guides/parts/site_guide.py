@@ -7,8 +7,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pyro.nn import PyroModule
 
+from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.guides.parts.support_transform import open_plates
-from ppl_lvm.programs.signatures import Signature, Site, signature
 
 
 class Latents(StrEnum):

@@ -15,9 +15,8 @@ from pyro.distributions import Normal, TransformedDistribution, constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_lvm.authoring import DATA_PLATE, Signature, Site
 from ppl_lvm.core.distributions import unwrap_support
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.signatures import Signature, Site
 
 
 class TransformedNormal:

@@ -30,9 +30,8 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ppl_lvm.authoring import DATA_PLATE, Signature, Site
 from ppl_lvm.guides.parts.support_transform import TransformedNormal
-from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.signatures import Signature, Site
 
 LEAST_VARIANCE = 1e-6  # ε: keeps the Cholesky factor of S Sᵀ finite
 

@@ -58,7 +58,7 @@ def test_every_guide_says_which_models_it_does_not_serve() -> None:
         del x
 
     for name in SERVING[:-1]:
-        with pytest.raises(ValueError, match=f"{name} found no .*latent to serve.*auto_guide"):
+        with pytest.raises(ValueError, match=f"{name}: there is no .*latent to serve.*auto_guide"):
             getattr(guides, name)(nothing, torch.rand(4, 6))
     assert "empty" in str(guides.auto_guide(nothing, torch.rand(4, 6)))
 

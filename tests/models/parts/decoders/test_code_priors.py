@@ -142,5 +142,5 @@ def test_what_is_no_prior(spec: str, message: str) -> None:
 
 
 def test_a_prior_without_an_encoder_is_named() -> None:
-    with pytest.raises(ValueError, match="VAE has no prior made of an encoder"):
+    with pytest.raises(ValueError, match="VAE: its prior has no encoder"):
         vamp_prior_guide(VAE(2), BITS)
