@@ -57,7 +57,7 @@ def divergences(
     from ppl_lvm.cli.fit_command import unused
     from ppl_lvm.core.console import progress
     from ppl_lvm.core.storage import write_json
-    from ppl_lvm.divergences import fit_all
+    from ppl_lvm.divergences import DIVERGENCES, divergence_by_name, fit_all
     from ppl_lvm.divergences.mass_coverage import OPTIMIZER
     from ppl_lvm.report.figures.divergences import coverage_figure
     from ppl_lvm.report.figures.fit import save
@@ -75,7 +75,7 @@ def divergences(
         found = fit_all(
             target,
             _families(family, settings or [], start or [], target, seed),
-            _divergences(divergence),
+            [divergence_by_name(text) for text in divergence or ()] or [d() for d in DIVERGENCES],
             num_steps=num_steps,
             num_draws=num_draws,
             optimizer=optimizer or OPTIMIZER,
@@ -148,18 +148,3 @@ def _families(
             q.initialize(x)
         made[start] = q
     return made
-
-
-def _divergences(asked: list[str] | None) -> list[Any]:
-    """Those that were asked for, or all."""
-    from ppl_lvm import divergences as offered
-    from ppl_lvm.core.call_syntax import build, parse_call
-
-    by_name = {kind.__name__: kind for kind in offered.DIVERGENCES}
-    found = []
-    for words in asked or by_name:
-        name, arguments = parse_call(words)
-        if name not in by_name:
-            raise ValueError(f"There is no divergence {name!r}; there are {', '.join(by_name)}.")
-        found.append(build(by_name[name], settings=arguments, what=name))
-    return found

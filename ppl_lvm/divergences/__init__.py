@@ -1,9 +1,10 @@
-"""Divergences between a family q and a target p (data, or a known density), to be minimised.
+"""Divergences between a density family and a target.
 
     fitted = fit_divergence(ReverseKL(), Normal(0.0, 1.0), Gaussian(1))
 
-A family is anything with `density()`, a distribution that can be drawn from with gradients:
-`ppl_lvm.models.gaussian:Gaussian`, `ppl_lvm.models.normalizing_flow:NormalizingFlow`, or yours.
+The target p is data or a known density. The family q is any module with `density()`, a
+distribution with reparameterized samples: `ppl_lvm.models.gaussian:Gaussian`,
+`ppl_lvm.models.normalizing_flow:NormalizingFlow`, or a user's.
 """
 
 from ppl_lvm.divergences.base import DensityFamily, Divergence, Target, as_target
@@ -14,9 +15,8 @@ from ppl_lvm.divergences.jensen_shannon import JensenShannon
 from ppl_lvm.divergences.kl import ForwardKL, ReverseKL
 from ppl_lvm.divergences.mass_coverage import CoverageResult, CoverageResults, fit_all
 from ppl_lvm.divergences.mmd import MMD
+from ppl_lvm.divergences.naming import DIVERGENCES, divergence_by_name
 from ppl_lvm.divergences.renyi import RenyiDivergence
-
-DIVERGENCES = (ForwardKL, ReverseKL, RenyiDivergence, ChiSquare, JensenShannon, MMD, EnergyDistance)
 
 __all__ = [
     "DIVERGENCES",
@@ -35,6 +35,7 @@ __all__ = [
     "ReverseKL",
     "Target",
     "as_target",
+    "divergence_by_name",
     "fit_all",
     "fit_divergence",
 ]

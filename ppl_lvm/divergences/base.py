@@ -1,9 +1,9 @@
-"""What every divergence is: an estimate from draws, the same on a grid, and what it asks of p.
+"""Base class of divergences, and their targets.
 
-    estimate(p, q, n)                    from n draws, differentiable in q's parameters
-    on_grid(points, log_p, log_q, v)     a sum over the points of a grid of cells of volume v
+    estimate(p, q, n)                    from n samples, differentiable in q's parameters
+    on_grid(points, log_p, log_q, v)     a sum over the points of a grid with cell volume v
 
-p is the target: data, a density known perhaps up to a constant, or both. q is the family.
+p is the target: data, a density (known possibly up to a constant), or both. q is the family.
 """
 
 from abc import ABC, abstractmethod
@@ -16,22 +16,24 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ppl_lvm.core.call_syntax import settings_of
+
 
 class DensityFamily(Protocol):
     """A distribution with parameters to fit."""
 
     def density(self) -> Any:
-        """Its distribution now: `rsample((n,))` of (n, P) and `log_prob` of (n, P)."""
+        """Current distribution: `rsample((n,))` is (n, P), `log_prob` takes (n, P)."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """p: what is known of it.
+    """The known parts of a target p.
 
     Attributes:
-        log_density: log p(x) of rows (n, P), (n,); up to a constant where `normalized` is False.
-        draw: n -> rows (n, P) from p.
-        normalized: whether `log_density` integrates to one.
+        log_density: log p(x) (n,) of rows (n, P); up to a constant where `normalized` is False.
+        draw: n -> rows (n, P) sampled from p.
+        normalized: True if the density integrates to one.
     """
 
     log_density: Callable[[Tensor], Tensor] | None = None
@@ -39,43 +41,44 @@ class Target:
     normalized: bool = True
 
 
-def as_target(given: Any) -> Target:
-    """A target from data (N, P), a distribution of rows (P,), or as it is.
+def as_target(source: Any) -> Target:
+    """Target of data (N, P), of a distribution with event shape (P,), or a `Target` itself.
 
     Raises:
-        ValueError: for anything else, and rows that are not numbers throughout.
+        ValueError: for any other source, and for rows with missing or infinite values.
     """
-    if isinstance(given, Target):
-        return given
-    if isinstance(given, np.ndarray) and given.dtype.kind in "fiub":
-        given = torch.from_numpy(given).to(torch.get_default_dtype())
-    if isinstance(given, Tensor) and given.dim() == 2 and len(given):
-        if (wrong := ~given.isfinite()).any():
-            row, column = wrong.nonzero()[0].tolist()
+    if isinstance(source, Target):
+        return source
+    if isinstance(source, np.ndarray) and source.dtype.kind in "fiub":
+        source = torch.from_numpy(source).to(torch.get_default_dtype())
+    if isinstance(source, Tensor) and source.dim() == 2 and len(source):
+        if (bad := ~source.isfinite()).any():
+            row, column = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"The target's row {row}, column {column} is {given[row, column].item()} "
-                f"({int(wrong.sum())} such in all). Leave those rows out."
+                f"target: row {row}, column {column} is {source[row, column].item()} "
+                f"({int(bad.sum())} such values in all). Remove those rows."
             )
-        return Target(draw=lambda n: given[torch.randint(len(given), (n,), device=given.device)])
-    if isinstance(given, Tensor):
+        rows = source
+        return Target(draw=lambda n: rows[torch.randint(len(rows), (n,), device=rows.device)])
+    if isinstance(source, Tensor):
         raise ValueError(
-            f"A target of data is rows (N, P), got {tuple(given.shape)}."
-            + (" One column is x.unsqueeze(1)." if given.dim() == 1 else "")
+            f"target: data must be rows (N, P), got {tuple(source.shape)}."
+            + (" Use x.unsqueeze(1) for one column." if source.dim() == 1 else "")
         )
-    if isinstance(given, Distribution) and len(given.event_shape) == 1 and not given.batch_shape:
-        return Target(given.log_prob, lambda n: given.sample((n,)))
+    if isinstance(source, Distribution) and len(source.event_shape) == 1 and not source.batch_shape:
+        return Target(source.log_prob, lambda n: source.sample((n,)))
     raise ValueError(
-        "A target is rows (N, P), a distribution of one row (event (P,), no batch), or a Target; "
-        f"got {given!r:.100}. Wrap a scalar distribution: fn.expand((1,)).to_event(1)."
+        "target: must be rows (N, P), a distribution with event shape (P,) and no batch shape, or "
+        f"a Target; got {source!r:.100}. Wrap a scalar distribution: fn.expand((1,)).to_event(1)."
     )
 
 
 class Divergence(ABC):
-    """D(p, q) ≥ 0, 0 where p = q; nats where it has a unit.
+    """D(p, q) ≥ 0, 0 if p = q; nats where it has a unit.
 
     Attributes:
-        needs: what it must know of the target: "density", "normalized density", "draws".
-        unbiased: whether E[estimate] = D, and so for the gradient, up to a constant of q.
+        needs: required parts of the target: "density", "normalized density", "draws".
+        unbiased: True if E[estimate] = D, for value and gradient, up to a constant in q.
     """
 
     needs: ClassVar[tuple[str, ...]]
@@ -83,30 +86,42 @@ class Divergence(ABC):
 
     @abstractmethod
     def estimate(self, p: Target, q: Any, n: int) -> Tensor:
-        """D from n draws, a scalar; less a constant where p's constants are not known."""
+        """Estimate of D from n samples, a scalar; up to a constant if p's are unknown."""
 
     @abstractmethod
     def on_grid(self, points: Tensor, log_p: Tensor, log_q: Tensor, volume: float) -> Tensor:
-        """D by a sum over `points` (G, P) with log-densities (G,), a scalar."""
+        """D as a sum over `points` (G, P) with log-densities (G,), a scalar."""
 
     def missing(self, p: Target) -> list[str]:
-        """What it needs and is not known of a target."""
-        has = {
+        """Required parts that the target lacks."""
+        available = {
             "density": p.log_density is not None,
             "normalized density": p.log_density is not None and p.normalized,
             "draws": p.draw is not None,
         }
-        return [need for need in self.needs if not has[need]]
+        return [need for need in self.needs if not available[need]]
 
     def check(self, p: Target) -> None:
-        """Refuse a target of which too little is known.
+        """Reject a target without the required parts.
 
         Raises:
-            ValueError: what is missing.
+            ValueError: names the missing parts.
         """
         if missing := self.missing(p):
             raise ValueError(
-                f"{type(self).__name__} needs the target's {' and '.join(missing)}. Give a "
-                "Target with it, or choose a divergence that does without: ForwardKL, MMD and "
-                "Energy take draws alone, ReverseKL and Renyi a density up to a constant."
+                f"{self.short_name()} needs the target's {' and '.join(missing)}. Give a Target "
+                "with it, or choose another divergence: ForwardKL, MMD and Energy need draws only, "
+                "ReverseKL and Renyi a density up to a constant."
             )
+
+    @classmethod
+    def short_name(cls) -> str:
+        """Class name without the suffix "Divergence" or "Distance"."""
+        return cls.__name__.removesuffix("Divergence").removesuffix("Distance")
+
+    @property
+    def name(self) -> str:
+        """Name in call syntax: Renyi(alpha=0.2)."""
+        settings = settings_of(self) or {}
+        arguments = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        return self.short_name() + (f"({arguments})" if arguments else "")

@@ -2,8 +2,8 @@
 
     χ²(p ‖ q) = E_q[(p/q)²] - 1 = var_q(p/q)
 
-Small where q is a good proposal for p; infinite where q's tails are much lighter than p's, and its
-estimate too noisy to use long before. log(1 + χ²) is Rényi's divergence of order 2.
+χ² is small if q is a good proposal for p. It is infinite if q's tails are much lighter than p's;
+its estimate is too noisy long before. log(1 + χ²) is the Rényi divergence of order 2.
 
 Reference:
     Dieng, Tran, Ranganath, Paisley, Blei (2017). Variational inference via χ upper bound

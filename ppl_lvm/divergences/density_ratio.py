@@ -1,6 +1,6 @@
-"""The ratio of two densities of which only draws are known, from telling their draws apart.
+"""Density ratio estimation by logistic regression.
 
-A discriminator a(x) is trained on x ~ p_D (data) and x ~ p_G (a generator's) by the logistic loss
+A discriminator a(x) is trained on x ~ p_D (data) and x ~ p_G (generator) by the logistic loss
 
     L(a) = E_D softplus(-a(x)) + E_G softplus(a(x)),
 
@@ -8,8 +8,8 @@ whose minimum over all functions is the log density ratio
 
     a*(x) = log p_D(x) - log p_G(x),    L(a*) = 2 log 2 - 2 JS(p_D, p_G).
 
-What a generator descends, f(a(x)) averaged over its own draws with a held still, follows the
-gradient of a divergence when a = a* (all checked against quadrature):
+A generator minimizes the mean of f(a(x)) over its samples while a is fixed. For a = a* this is the
+gradient of a divergence (all checked against quadrature):
 
     minimax               f = -softplus(a) = log(1 - σ(a))    2 JS(p_D, p_G)
     non_saturating        f = softplus(-a) = -log σ(a)        KL(p_G ‖ p_D) - 2 JS(p_D, p_G)
@@ -49,16 +49,16 @@ def maximum_likelihood(a: Tensor) -> Tensor:
 
 
 def logistic_loss(a_data: Tensor, a_other: Tensor) -> Tensor:
-    """L of a at draws of p_D and of p_G, both as likely: a scalar, nats."""
+    """L of a at samples of p_D and of p_G with equal weights: a scalar, nats."""
     return softplus(-a_data).mean() + softplus(a_other).mean()
 
 
 class Discriminator(nn.Module):
-    """a(x): a network of one number a row, in the units of some rows.
+    """Network a(x) with one output per row, standardized by example rows.
 
     Args:
-        x: rows (N, P), the more typical the better.
-        hidden: widths of its hidden layers; `()` makes a linear.
+        x: typical rows (N, P).
+        hidden: widths of the hidden layers; `()` is linear.
     """
 
     def __init__(self, x: Tensor, hidden: tuple[int, ...] = (64, 64)) -> None:
@@ -67,8 +67,8 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """a (N,) of rows `x` (N, P)."""
-        found: Tensor = self.network(x).squeeze(-1)
-        return found
+        a: Tensor = self.network(x).squeeze(-1)
+        return a
 
 
 def fit_log_ratio(
@@ -81,19 +81,19 @@ def fit_log_ratio(
     weight_decay: float = 1e-3,
     seed: int = 0,
 ) -> nn.Module:
-    """a ≈ log p_D - log p_G from rows x (N, P) of one and y (M, P) of the other.
+    """Fit a ≈ log p_D - log p_G to rows x (N, P) of p_D and y (M, P) of p_G.
 
-    Both count alike, however many rows each has. All rows are seen at every step.
+    Both have the same weight, however many rows each has. Every step uses all rows.
 
     Args:
-        discriminator: any module (N, P) -> (N,), trained in place; by default a `Discriminator`.
+        discriminator: any module (N, P) -> (N,), trained in place; default a `Discriminator`.
 
     Raises:
-        ValueError: for rows of different width, or none.
+        ValueError: rows of different width, or no rows.
     """
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
         raise ValueError(
-            f"A density ratio needs rows (N, P) and (M, P) of the same columns; got "
+            "density ratio: x and y must be rows (N, P) and (M, P) of the same columns; got "
             f"{tuple(x.shape)} and {tuple(y.shape)}."
         )
     with preserve_rng(), torch.enable_grad():

@@ -1,9 +1,9 @@
-"""The energy distance: how much farther a draw of q lies from one of p than each from its own.
+"""Energy distance.
 
     E(p, q) = 2 E‖x - y‖ - E‖x - x'‖ - E‖y - y'‖,    x, x' ~ p,  y, y' ~ q
 
-Draws suffice, and nothing has to be chosen. In one dimension it is 2 ∫ (P - Q)² of the
-distribution functions.
+Samples suffice, and there is no parameter to choose. In one dimension the distance is
+2 ∫ (P - Q)² for the distribution functions P and Q.
 
 Reference:
     Székely, Rizzo (2013). Energy statistics: a class of statistics based on distances.
@@ -20,7 +20,7 @@ from ppl_lvm.divergences.mmd import off_diagonal_mean
 
 
 class EnergyDistance(Divergence):
-    """E(p, q), from n draws of each, unbiased."""
+    """E(p, q); unbiased from n samples of each."""
 
     needs = ("draws",)
 
@@ -38,5 +38,5 @@ class EnergyDistance(Divergence):
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """‖x - y‖ (n, m) of rows (n, P) and (m, P); its gradient is 0 where they are equal."""
     square = (x.unsqueeze(1) - y).square().sum(-1)
-    apart = square > 0
-    return torch.where(apart, square.where(apart, square.new_ones(())).sqrt(), 0.0)
+    distinct = square > 0
+    return torch.where(distinct, square.where(distinct, square.new_ones(())).sqrt(), 0.0)

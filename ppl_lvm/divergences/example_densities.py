@@ -1,4 +1,4 @@
-"""Densities to fit to: each a distribution of a row (P,), with more hills than a family has.
+"""Multimodal example densities, distributions of a row (P,).
 
 ppl-lvm divergences bimodal
 """
@@ -10,13 +10,13 @@ __all__ = ["bimodal", "four_modes"]
 
 
 def bimodal() -> MixtureSameFamily:
-    """Unequal hills at -2.5 and 2: event (1,)."""
-    hills = Normal(torch.tensor([[-2.5], [2.0]]), torch.tensor([[0.6], [0.9]])).to_event(1)
-    return MixtureSameFamily(Categorical(torch.tensor([0.35, 0.65])), hills)
+    """Two unequal modes at -2.5 and 2: event shape (1,)."""
+    modes = Normal(torch.tensor([[-2.5], [2.0]]), torch.tensor([[0.6], [0.9]])).to_event(1)
+    return MixtureSameFamily(Categorical(torch.tensor([0.35, 0.65])), modes)
 
 
 def four_modes() -> MixtureSameFamily:
-    """Hills at the corners of a square, one of them larger: event (2,)."""
+    """Modes at the corners of a square, one of them larger: event shape (2,)."""
     corners = torch.tensor([[-2.0, -2.0], [-2.0, 2.0], [2.0, -2.0], [2.0, 2.0]])
-    hills = Normal(corners, torch.full((4, 2), 0.5)).to_event(1)
-    return MixtureSameFamily(Categorical(torch.tensor([0.2, 0.2, 0.2, 0.4])), hills)
+    modes = Normal(corners, torch.full((4, 2), 0.5)).to_event(1)
+    return MixtureSameFamily(Categorical(torch.tensor([0.2, 0.2, 0.2, 0.4])), modes)

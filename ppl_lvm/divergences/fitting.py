@@ -1,4 +1,4 @@
-"""Minimise a divergence over a family, from draws or exactly on a grid.
+"""Minimize a divergence over a family.
 
 fitted = fit_divergence(JensenShannon(), target, Gaussian(1), grid=Grid([-8.0], [8.0]))
 fitted.family, fitted.history
@@ -15,19 +15,20 @@ from torch import Tensor, nn
 
 from ppl_lvm.core import torch_specs
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.validate import positive_int
 from ppl_lvm.divergences.base import Divergence, as_target
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Midpoints of a box cut into cells: for one or two columns.
+    """Cell midpoints of a box, for one or two columns.
 
     Args:
-        low, high: corners, a number a column.
-        cells: along each column.
+        low, high: corners, one value per column.
+        cells: number of cells along each column.
 
     Raises:
-        ValueError: for corners of different length, or upside down.
+        ValueError: corners of different length, or low >= high.
     """
 
     low: Sequence[float]
@@ -38,17 +39,17 @@ class Grid:
         pairs = list(zip(self.low, self.high, strict=False))
         if len(self.low) != len(self.high) or self.cells < 2 or any(a >= b for a, b in pairs):
             raise ValueError(
-                "A grid needs a low and a higher high a column, and cells >= 2; got "
+                "Grid: needs low < high for every column, and cells >= 2; got "
                 f"{list(self.low)}, {list(self.high)}, {self.cells}."
             )
 
     @property
     def volume(self) -> float:
-        """Of a cell."""
+        """Volume of a cell."""
         return math.prod((b - a) / self.cells for a, b in zip(self.low, self.high, strict=True))
 
     def points(self, like: Tensor) -> Tensor:
-        """(cells ** P, P), of the type and device of `like`."""
+        """Midpoints (cells ** P, P), with the type and device of `like`."""
         steps = (torch.arange(self.cells).to(like) + 0.5) / self.cells
         axes = [a + (b - a) * steps for a, b in zip(self.low, self.high, strict=True)]
         return torch.cartesian_prod(*axes).reshape(-1, len(axes))
@@ -56,7 +57,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A family whose divergence from the target was minimised, and the divergence at each step."""
+    """Fitted family, and the divergence at each step."""
 
     family: Any
     history: list[float]
@@ -73,34 +74,34 @@ def fit_divergence(
     grid: Grid | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """Minimise D(p, q) over the parameters of a copy of `family`.
+    """Minimize D(p, q) over the parameters of a copy of `family`.
 
     Args:
         divergence: D.
         target: p, see `as_target`.
         family: q, a module with `density()`.
-        num_steps: updates.
-        num_draws: of p and of q at each step.
-        optimizer: as `fit` takes it.
-        grid: sum over it in place of draws: exact where it holds all of p and q. Needs p's
-            normalised density.
-        seed: of the draws.
+        num_steps: number of updates.
+        num_draws: samples of p and of q at each step.
+        optimizer: see `fit`.
+        grid: sum over a grid in place of samples; exact if the grid covers p and q. Needs p's
+            normalized density.
+        seed: seed of the samples.
 
     Raises:
-        ValueError: for a target of which too little is known, a family without parameters or of
-            other columns, or numbers out of range.
+        ValueError: a target without the required parts, a family without parameters or with other
+            columns, or an argument out of range.
         FloatingPointError: the divergence became infinite or NaN; names the step.
     """
     if not isinstance(divergence, Divergence):
-        raise ValueError(f"A divergence is an object, such as MMD(); got {divergence!r:.80}.")
+        raise ValueError(f"divergence: must be an object such as MMD(), got {divergence!r:.80}.")
     p = as_target(target)
     if grid is None:
         divergence.check(p)
     elif p.log_density is None or not p.normalized:
-        raise ValueError("On a grid the target's normalized density must be known: leave it out.")
-    for name, number, least in (("num_draws", num_draws, 2), ("num_steps", num_steps, 1)):
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}.")
+        raise ValueError("grid: the target's normalized density must be known. Omit grid=.")
+    positive_int("num_steps", num_steps)
+    if num_draws < 2:
+        raise ValueError(f"num_draws must be at least 2, got {num_draws}.")
     q = copy.deepcopy(family)
     parameters = _parameters(q)
     if grid is not None:
@@ -109,7 +110,7 @@ def fit_divergence(
         with preserve_rng():
             check_columns(q, tuple(p.draw(1).shape[1:]), "target")
     points = None if grid is None else grid.points(parameters[0])
-    stepper = torch_specs.optimizer(optimizer, parameters)
+    torch_optimizer = torch_specs.optimizer(optimizer, parameters)
     history: list[float] = []
     with preserve_rng():
         torch.manual_seed(seed)
@@ -123,44 +124,43 @@ def fit_divergence(
                 value = divergence.on_grid(points, p.log_density(points), log_q, grid.volume)
             if not math.isfinite(value.item()):
                 raise FloatingPointError(
-                    f"{type(divergence).__name__} is {value.item()} at step {step}: p and q lie "
-                    "too far apart for it. Start q wider, or lower the learning rate."
+                    f"{divergence.short_name()} is {value.item()} at step {step}: p and q are too "
+                    "far apart. Initialize q wider, or lower the learning rate."
                 )
-            stepper.zero_grad()
+            torch_optimizer.zero_grad()
             value.backward()
-            stepper.step()
+            torch_optimizer.step()
             history.append(value.item())
     return Fitted(q, history)
 
 
 def check_columns(family: Any, columns: tuple[int, ...], what: str) -> None:
-    """Refuse a family of other columns than the target or the grid has.
+    """Reject a family whose columns differ from those of the target or grid.
 
     Raises:
-        ValueError: naming both.
+        ValueError: names both shapes.
     """
     if (shape := tuple(family.density().event_shape)) != columns:
         raise ValueError(
-            f"The {what} has rows of shape {columns}, {type(family).__name__} makes rows of shape "
-            f"{shape}. Build it for as many columns."
+            f"The {what} has rows of shape {columns}, {type(family).__name__} has rows of shape "
+            f"{shape}. Build the family with the same number of columns."
         )
 
 
 def _parameters(family: Any) -> list[Tensor]:
-    """What is fitted of a family.
+    """Trainable parameters of a family.
 
     Raises:
-        ValueError: nothing can be.
+        ValueError: no parameters, or no `density`.
     """
+    name = family.__name__ if isinstance(family, type) else type(family).__name__
     if isinstance(family, type):
-        raise ValueError(f"A family is an object: {family.__name__}(…), and not its class.")
-    found: list[Tensor] = (
+        raise ValueError(f"family: must be an object {name}(…), got the class.")
+    parameters: list[Tensor] = (
         [w for w in family.parameters() if w.requires_grad] if isinstance(family, nn.Module) else []
     )
-    if not found:
-        raise ValueError(f"{type(family).__name__} has no parameter to fit: give a torch module.")
+    if not parameters:
+        raise ValueError(f"{name} has no parameter to fit. Give a torch module with parameters.")
     if not hasattr(family, "density"):
-        raise ValueError(
-            f"{type(family).__name__} has no density() that returns a distribution of rows."
-        )
-    return found
+        raise ValueError(f"{name} has no density(). Return a distribution of rows from it.")
+    return parameters

@@ -1,9 +1,9 @@
-"""The Jensen-Shannon divergence: both Kullback-Leibler divergences to the mixture of the two.
+"""Jensen-Shannon divergence.
 
     JS(p, q) = ½ KL(p ‖ m) + ½ KL(q ‖ m),    m = ½ (p + q),    at most log 2
 
-Bounded and symmetric. Of data alone, without p's density, it is what a generator against its best
-discriminator descends: see `ppl_lvm.fitting.adversarial`.
+Bounded and symmetric. From data alone, without p's density, it is the loss of a generator against
+its optimal discriminator: see `ppl_lvm.fitting.adversarial`.
 
 References:
     Lin (1991). Divergence measures based on the Shannon entropy.

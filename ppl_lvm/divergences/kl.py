@@ -1,7 +1,7 @@
-"""The two Kullback-Leibler divergences.
+"""Forward and reverse Kullback-Leibler divergences.
 
-    KL(p ‖ q) = E_p[log p - log q]    forward: maximum likelihood. q must cover all of p
-    KL(q ‖ p) = E_q[log q - log p]    reverse: variational inference. q must avoid where p is not
+    KL(p ‖ q) = E_p[log p - log q]    forward: maximum likelihood; q covers the mass of p
+    KL(q ‖ p) = E_q[log q - log p]    reverse: variational inference; q seeks a mode of p
 
 Reference:
     Kullback, Leibler (1951). On information and sufficiency.
@@ -16,7 +16,7 @@ from ppl_lvm.divergences.base import Divergence, Target
 
 
 class ForwardKL(Divergence):
-    """KL(p ‖ q); the cross-entropy alone where p's density is not known."""
+    """KL(p ‖ q); the cross-entropy if p's density is unknown."""
 
     needs = ("draws",)
 
@@ -32,7 +32,7 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """KL(q ‖ p), less log of p's constant where that is not known."""
+    """KL(q ‖ p), up to the log normalizing constant of p if that is unknown."""
 
     needs = ("density",)
 

@@ -1,37 +1,35 @@
-"""What each divergence makes of a family that cannot be the target: what it covers, and what not.
+"""Mass coverage of families fitted by each divergence.
 
-With the 95% regions of highest density, R_q of the fitted family and R_p of the target,
+With the 95 % highest-density regions R_q of the fitted family and R_p of the target,
 
-    covers = P_p(x ∈ R_q)    how much of the target lies where the family is
-    inside = P_q(x ∈ R_p)    how much of the family lies where the target is
+    recall    = P_p(x ∈ R_q)    share of the target inside the family's region
+    precision = P_q(x ∈ R_p)    share of the family inside the target's region
 
-Both are 0.95 where q = p. A divergence that covers mass has the first high and the second low, one
-that seeks modes has it the other way round. Regions and shares come from draws, or from the rows
-that are the target; of a target of rows alone the second cannot be said.
+Both are 0.95 if q = p. A mass-covering divergence has high recall and low precision; for a
+mode-seeking one it is the reverse. Regions and shares are estimated from samples, or from the
+rows that are the target. Rows without a density have no precision.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
-from ppl_lvm.core.call_syntax import settings_of
 from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Say
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
 
-REGION = 0.95
-DRAWS = 10_000  # a share of 0.5 is then known to 0.005
-OPTIMIZER = "Adam(lr=0.02, betas=(0.9, 0.9))"  # χ² begins steep: forget that soon
+if TYPE_CHECKING:
+    from rich.console import Group
 
-Say = Callable[[str, int, int], None]
+REGION = 0.95
+DRAWS = 10_000  # standard error 0.005 for a share of 0.5
+OPTIMIZER = "Adam(lr=0.02, betas=(0.9, 0.9))"  # short memory, since χ² is steep at first
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,13 @@ class CoverageResult:
     """One family fitted by one divergence.
 
     Attributes:
-        divergence: its name in call syntax.
-        start: the name of the start.
-        value: the divergence at the end (from draws: mean of the last tenth of the steps); less a
-            constant of the target where it is not known.
-        covers, inside: see the module; None where they cannot be said.
-        failed: why there is no fit; None where there is one.
-        family: the fitted one.
+        divergence: name in call syntax.
+        start: name of the initial family.
+        value: final divergence (from samples: mean over the last tenth of the steps), up to a
+            constant of the target if that is unknown.
+        recall, precision: see the module; None if unknown.
+        failed: reason of a failed fit, else None.
+        family: the fitted family.
     """
 
     divergence: str
@@ -59,13 +57,13 @@ class CoverageResult:
 
 @dataclass(frozen=True)
 class CoverageResults:
-    """All that were fitted.
+    """Results of all fits.
 
     Attributes:
-        rows: one a divergence and start.
-        target: what they were fitted to.
-        left_out: divergence -> what it would have needed to know of the target.
-        exact: whether by sums over a grid, and not from draws.
+        rows: one per divergence and start.
+        target: the target of the fits.
+        left_out: omitted divergence -> the parts of the target that it requires.
+        exact: True if computed by sums over a grid, not from samples.
     """
 
     rows: tuple[CoverageResult, ...]
@@ -74,26 +72,31 @@ class CoverageResults:
     exact: bool
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One dictionary a row."""
+        """One dictionary per row."""
         keys = ("divergence", "start", "value", "recall", "precision", "failed")
         return [{key: getattr(row, key) for key in keys} for row in self.rows]
 
     @property
     def note(self) -> str:
-        """How the figures are to be read."""
-        how = "sums over a grid" if self.exact else "draws"
-        said = (
-            f"Fitted by {how}. covers: share of the target in the family's {REGION:.0%} region; "
-            f"inside: of the family in the target's. Both {REGION} where they are the same."
+        """Explanation of the columns."""
+        method = "sums over a grid" if self.exact else "draws"
+        text = (
+            f"Fitted by {method}. recall: share of the target in the family's {REGION:.0%} region; "
+            f"precision: of the family in the target's. Both are {REGION} if family and target "
+            "are equal."
         )
         if self.target.log_density is None:
-            said += " value: without the target's entropy, which is not known, for a KL."
+            text += " value of a KL: up to the target's entropy, which is unknown."
         if self.left_out:
             each = ", ".join(f"{name} ({needs})" for name, needs in self.left_out.items())
-            said += f" Left out, since more would have to be known of the target: {each}."
-        return said
+            text += f" Omitted, since they need more of the target: {each}."
+        return text
 
-    def __rich__(self) -> Group:
+    def __rich__(self) -> "Group":
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
         several = len({row.start for row in self.rows}) > 1
         table = Table(box=None, padding=(0, 2, 0, 0))
         for head in ("divergence", *(["start"] if several else []), "value", "recall", "precision"):
@@ -101,8 +104,8 @@ class CoverageResults:
             table.add_column(head, justify="left" if left else "right", no_wrap=not left)
         failed = []
         for row in self.rows:
-            figures = [_said(row.value, 4), _said(row.recall, 2), _said(row.precision, 2)]
-            table.add_row(row.divergence, *([row.start] if several else []), *figures)
+            cells = [_rounded(row.value, 4), _rounded(row.recall, 2), _rounded(row.precision, 2)]
+            table.add_row(row.divergence, *([row.start] if several else []), *cells)
             if row.failed is not None:
                 failed.append(Text(f"{row.divergence} {row.start}: {row.failed}".strip()))
         return Group(table, *failed, Text(self.note))
@@ -122,40 +125,40 @@ def fit_all(
     seed: int = 0,
     say: Say | None = None,
 ) -> CoverageResults:
-    """Fit every start by every divergence for which enough is known of the target.
+    """Fit every initial family by every divergence that the target supports.
 
-    A target of one column whose density is known is summed over a grid, any other drawn from. A
-    fit that fails is a row that says why.
+    A target of one column with known density is summed over a grid, any other is sampled. A
+    failed fit is a row with the reason.
 
     Args:
-        target: p, see `as_target`; with draws.
+        target: p, see `as_target`; it must have samples.
         families: name of a start -> q, a module with `density()`.
         divergences: in the order of the rows.
         num_steps, num_draws, optimizer, seed: see `fit_divergence`.
         say: called as say(name, done, total) before each fit.
 
     Raises:
-        ValueError: no start, a target that cannot be drawn from or of which too little is known
-            for all of these divergences, or a family of other columns.
+        ValueError: no initial family, a target without samples or without the parts required by
+            any of the divergences, or a family with other columns.
     """
     p = as_target(target)
     if p.draw is None or not families:
-        raise ValueError("fit_all needs a target that can be drawn from, and a start.")
+        raise ValueError("fit_all: needs a target with samples, and one family or more.")
     with preserve_rng():
         torch.manual_seed(seed)
         x = p.draw(DRAWS) if not isinstance(target, Tensor) else target
     for family in families.values():
         check_columns(family, tuple(x.shape[1:]), "target")
     grid = _grid(p, x)
-    left_out = {name_of(d): " and ".join(d.missing(p)) for d in divergences if d.missing(p)}
+    left_out = {d.name: " and ".join(d.missing(p)) for d in divergences if d.missing(p)}
     if grid is not None:
-        left_out = {}  # a grid needs the density alone, and that is known
-    fits = [d for d in divergences if name_of(d) not in left_out]
+        left_out = {}  # a grid needs only the density, which is known
+    fits = [d for d in divergences if d.name not in left_out]
     if not fits:
         divergences[0].check(p)
     rows: list[CoverageResult] = []
     for divergence, (start, family) in product(fits, families.items()):
-        name = name_of(divergence)
+        name = divergence.name
         if say is not None:
             say(f"{name} {start}".strip(), len(rows), len(fits) * len(families))
         try:
@@ -179,36 +182,28 @@ def fit_all(
 
 
 def shares(p: Target, family: Any, x: Tensor, seed: int = 0) -> tuple[float, float | None]:
-    """`recall` and `precision` of a family, for draws or rows `x` (N, P) of the target."""
+    """Recall and precision of a family, for samples or rows `x` (N, P) of the target."""
     with torch.no_grad(), preserve_rng():
         torch.manual_seed(seed)
         q = family.density()
         y = q.rsample((DRAWS,))
-        covers = _share(q.log_prob(x), q.log_prob(y))
-        known = p.log_density
-        return covers, None if known is None else _share(known(y), known(x))
+        recall = _share(q.log_prob(x), q.log_prob(y))
+        log_p = p.log_density
+        return recall, None if log_p is None else _share(log_p(y), log_p(x))
 
 
-def name_of(divergence: Divergence) -> str:
-    """In call syntax: Renyi(alpha=0.2)."""
-    known = settings_of(divergence) or {}
-    return type(divergence).__name__ + (
-        f"({', '.join(f'{k}={v!r}' for k, v in known.items())})" if known else ""
-    )
-
-
-def _share(at: Tensor, own: Tensor) -> float:
-    """How many of the densities `at` are within the 95% highest of the distribution's own."""
-    return float((at >= own.double().quantile(1 - REGION)).double().mean())
+def _share(log_density: Tensor, reference: Tensor) -> float:
+    """Share of points whose density is within the 95 % highest of the reference sample."""
+    return float((log_density >= reference.double().quantile(1 - REGION)).double().mean())
 
 
 def _grid(p: Target, x: Tensor) -> Grid | None:
-    """Over one column, three times as wide as the draws: beyond it is nothing of p or q."""
+    """Grid over one column, three times as wide as the samples; p and q are 0 outside."""
     if x.shape[1] != 1 or p.log_density is None or not p.normalized:
         return None
     low, high = float(x.min()), float(x.max())
     return Grid([low - (high - low)], [high + (high - low)])
 
 
-def _said(value: float | None, digits: int) -> str:
+def _rounded(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"

@@ -1,11 +1,10 @@
-"""Maximum mean discrepancy: how far apart the means of p and q lie in a kernel's feature space.
+"""Maximum mean discrepancy between kernel mean embeddings.
 
     MMD²(p, q) = E k(x, x') + E k(y, y') - 2 E k(x, y),    x, x' ~ p,  y, y' ~ q
     k(x, y) = 1/L Σ_l exp(-‖x - y‖² / (2 ℓ_l²))
 
-Draws suffice, of p and of q. From n of each, pairs x, x' of one draw with itself left out, the
-estimate is unbiased, and may be negative. What is much finer or much coarser than ℓ it does not
-see.
+Samples of p and q suffice. The U-statistic of n samples each, without pairs of a sample with
+itself, is unbiased and may be negative. Differences at scales far from every ℓ are invisible.
 
 Reference:
     Gretton, Borgwardt, Rasch, Schölkopf, Smola (2012). A kernel two-sample test.
@@ -27,7 +26,7 @@ class MMD(Divergence):
         bandwidths: ℓ, in the units of x.
 
     Raises:
-        ValueError: for none, or one that is not positive.
+        ValueError: no bandwidth, or one that is not positive.
     """
 
     needs = ("draws",)

@@ -1,11 +1,11 @@
-"""Rényi's divergence of order α.
+"""Rényi divergence of order α.
 
     D_α(p ‖ q) = 1/(α - 1) log E_q[(p/q)^α],    α > 0, α ≠ 1
 
-It grows with α, from nothing over KL(p ‖ q) at 1 to log max p/q, and α/(1 - α) D_1-α(q ‖ p) is the
-same, so that a small α seeks modes and a large one covers mass. A logarithm of a mean of n draws
-is too small on average: the estimate is too large for α < 1 and too small for α > 1, by what falls
-as 1/n.
+D_α increases with α: 0 as α → 0, KL(p ‖ q) at 1, log max p/q as α → ∞. It equals
+α/(1 - α) D_1-α(q ‖ p), so a small α seeks modes and a large one covers mass. The logarithm of a
+mean of n samples is biased downward: the estimate is too large for α < 1 and too small for α > 1,
+with a bias of order 1/n.
 
 References:
     Rényi (1961). On measures of entropy and information.
@@ -28,7 +28,7 @@ class RenyiDivergence(Divergence):
         alpha: α.
 
     Raises:
-        ValueError: α ≤ 0, or 1.
+        ValueError: α ≤ 0, or α = 1.
     """
 
     needs = ("density",)
@@ -36,7 +36,9 @@ class RenyiDivergence(Divergence):
 
     def __init__(self, alpha: float = 0.5) -> None:
         if not alpha > 0 or alpha == 1:
-            raise ValueError(f"Renyi needs alpha > 0 and not 1 (that is ForwardKL); got {alpha}.")
+            raise ValueError(
+                f"Renyi: alpha must be > 0 and not 1 (that is ForwardKL), got {alpha}."
+            )
         self.alpha = alpha
 
     def estimate(self, p: Target, q: Any, n: int) -> Tensor:
@@ -47,5 +49,5 @@ class RenyiDivergence(Divergence):
         return value
 
     def on_grid(self, points: Tensor, log_p: Tensor, log_q: Tensor, volume: float) -> Tensor:
-        both = self.alpha * log_p + (1 - self.alpha) * log_q
-        return (both.logsumexp(0) + math.log(volume)) / (self.alpha - 1)
+        log_product = self.alpha * log_p + (1 - self.alpha) * log_q
+        return (log_product.logsumexp(0) + math.log(volume)) / (self.alpha - 1)

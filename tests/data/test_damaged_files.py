@@ -137,7 +137,7 @@ def test_parquet_reader_names_text_and_missing_values(tmp_path: Path) -> None:
 
 def test_missing_file_error_suggests_a_neighboring_file(tmp_path: Path, written: Any) -> None:
     written(tmp_path / "flowers.csv", "a\n1\n")
-    with pytest.raises(FileNotFoundError, match=r"Did you mean 'flowers\.csv'"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean flowers\.csv"):
         load_data(tmp_path / "flowes.csv")
     with pytest.raises(FileNotFoundError, match=r"Available: flowers\.csv\."):
         load_data(tmp_path / "zzz.npy")
@@ -157,7 +157,7 @@ def test_readers_reject_unknown_extensions_and_folders(tmp_path: Path, written: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"columns": ["aa"]}, "Did you mean 'a'"),
+        ({"columns": ["aa"]}, "Did you mean a"),
         ({"columns": ["a", "a"]}, "names a column twice"),
         ({"columns": []}, "no column is left"),
         ({"columns": "a"}, "columns=['a']"),

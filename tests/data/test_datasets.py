@@ -78,7 +78,7 @@ def test_named_set_columns_are_chosen_in_order() -> None:
     ("text", "message"),
     [
         ("irsi", "Unknown data set 'irsi'"),
-        ("irsi", "Did you mean 'iris'"),
+        ("irsi", "Did you mean iris"),
         ("elephants", "Available: bars, blobs, breast_cancer, digits"),
         ("digits(binarise=8)", "Did you mean binarize"),
         ("digits(binarize=99)", "at most 16"),

@@ -1,4 +1,4 @@
-"""Closed forms for normals, quadrature for mixtures, and estimates held against both."""
+"""Divergences against closed forms and quadrature."""
 
 import math
 from collections.abc import Callable
@@ -42,9 +42,9 @@ def normal(mean: Any, sd: Any) -> Any:
 
 
 def bimodal() -> Any:
-    """Unequal hills at -2 and 2."""
-    hills = Normal(double(-2.0, 2.0)[:, None], double(0.6, 0.8)[:, None]).to_event(1)
-    return MixtureSameFamily(Categorical(double(0.4, 0.6)), hills)
+    """Two unequal modes at -2 and 2."""
+    modes = Normal(double(-2.0, 2.0)[:, None], double(0.6, 0.8)[:, None]).to_event(1)
+    return MixtureSameFamily(Categorical(double(0.4, 0.6)), modes)
 
 
 # Closed forms for normals p and q
@@ -72,16 +72,16 @@ def distance(mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def energy(a: Tensor, s: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    own = distance(0 * a, 2 * s**2) + distance(0 * a, 2 * t**2)
-    return 2 * distance(a - b, s**2 + t**2) - own
+    within = distance(0 * a, 2 * s**2) + distance(0 * a, 2 * t**2)
+    return 2 * distance(a - b, s**2 + t**2) - within
 
 
 def mmd(a: Tensor, s: Tensor, b: Tensor, t: Tensor) -> Tensor:
     def mean_kernel(gap: Tensor, variance: Tensor) -> Tensor:
         return (1 / (1 + variance)).sqrt() * (-0.5 * gap**2 / (1 + variance)).exp()
 
-    own = mean_kernel(0 * a, 2 * s**2) + mean_kernel(0 * a, 2 * t**2)
-    return own - 2 * mean_kernel(a - b, s**2 + t**2)
+    within = mean_kernel(0 * a, 2 * s**2) + mean_kernel(0 * a, 2 * t**2)
+    return within - 2 * mean_kernel(a - b, s**2 + t**2)
 
 
 CLOSED: dict[str, tuple[Divergence, Any]] = {
@@ -96,7 +96,7 @@ CLOSED: dict[str, tuple[Divergence, Any]] = {
 
 
 def value_and_gradient(form: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Of a function of q's mean and standard deviation, at START."""
+    """Value and gradient of a function of q's mean and standard deviation, at START."""
     at = double(*START).requires_grad_()
     value = form(at[0], at[1])
     (gradient,) = torch.autograd.grad(value, at)
@@ -114,20 +114,20 @@ def on_grid(divergence: Divergence, p: Any) -> Callable[[Tensor, Tensor], Tensor
 
 
 @pytest.mark.parametrize("name", CLOSED)
-def test_the_grid_has_the_closed_form_and_its_gradient(name: str) -> None:
+def test_grid_sum_matches_closed_form_and_gradient(name: str) -> None:
     divergence, form = CLOSED[name]
     p = double(P_MEAN, P_SD)
     exact = value_and_gradient(lambda b, t: form(p[0], p[1], b, t))
-    ours = value_and_gradient(on_grid(divergence, normal(P_MEAN, P_SD)))
-    # A kernel with a kink (the distance) is summed to the square of a cell's width.
+    grid_sum = value_and_gradient(on_grid(divergence, normal(P_MEAN, P_SD)))
+    # The error of a kernel with a kink (the distance) is the square of a cell's width.
     tolerance = 1e-3 if isinstance(divergence, EnergyDistance) else 1e-7
-    torch.testing.assert_close(ours, exact, atol=tolerance, rtol=tolerance)
-    turned = value_and_gradient(lambda b, t: kl(p[0], p[1], b, t) if name == "reverse" else 0 * b)
-    assert not torch.allclose(ours[1], turned[1], atol=1e-2)
+    torch.testing.assert_close(grid_sum, exact, atol=tolerance, rtol=tolerance)
+    swapped = value_and_gradient(lambda b, t: kl(p[0], p[1], b, t) if name == "reverse" else 0 * b)
+    assert not torch.allclose(grid_sum[1], swapped[1], atol=1e-2)
 
 
 class CountsItself(MMD):
-    """A wrong twin: each draw is its own neighbour, which makes p and q look apart."""
+    """A wrong twin: pairs of a sample with itself make p and q look different."""
 
     def estimate(self, p: Target, q: Any, n: int) -> Tensor:
         assert p.draw is not None
@@ -137,23 +137,23 @@ class CountsItself(MMD):
 
 
 def estimates(divergence: Divergence, p: Any, n: int, repeats: int) -> tuple[Tensor, Tensor]:
-    """(repeats, 3) estimates of the value and of its gradient, and what quadrature says (3,)."""
+    """Estimates of value and gradient (repeats, 3), and their quadrature (3,)."""
     target = as_target(p)
     torch.manual_seed(0)
-    found = []
+    rows = []
     for _ in range(repeats):
         value, gradient = value_and_gradient(
             lambda mean, sd: divergence.estimate(target, normal(mean, sd), n)
         )
-        found.append(torch.cat([value.reshape(1), gradient]))
+        rows.append(torch.cat([value.reshape(1), gradient]))
     value, gradient = value_and_gradient(on_grid(divergence, p))
-    return torch.stack(found), torch.cat([value.reshape(1), gradient])
+    return torch.stack(rows), torch.cat([value.reshape(1), gradient])
 
 
-def off_by(found: Tensor, exact: Tensor) -> float:
-    """In standard errors, the worst of value and gradient."""
-    error = found.std(0) / math.sqrt(len(found))
-    return float(((found.mean(0) - exact) / error).abs().max())
+def max_z_score(samples: Tensor, exact: Tensor) -> float:
+    """Largest error of value and gradient, in standard errors."""
+    error = samples.std(0) / math.sqrt(len(samples))
+    return float(((samples.mean(0) - exact) / error).abs().max())
 
 
 @pytest.mark.parametrize(
@@ -161,28 +161,28 @@ def off_by(found: Tensor, exact: Tensor) -> float:
     [ForwardKL(), ReverseKL(), JensenShannon(), MMD((0.5, 2.0)), EnergyDistance()],
     ids=lambda d: type(d).__name__,
 )
-def test_estimates_are_unbiased_on_two_hills(divergence: Divergence) -> None:
+def test_estimates_are_unbiased_for_two_modes(divergence: Divergence) -> None:
     assert divergence.unbiased
-    assert off_by(*estimates(divergence, bimodal(), n=20, repeats=600)) < 5
+    assert max_z_score(*estimates(divergence, bimodal(), n=20, repeats=600)) < 5
 
 
-def test_weights_are_unbiased_where_q_is_wide_enough() -> None:
+def test_importance_weighted_estimates_are_unbiased_for_wide_q() -> None:
     narrow = normal(0.1, 0.5)
-    assert off_by(*estimates(ChiSquare(), narrow, n=50, repeats=600)) < 5
-    assert off_by(*estimates(RenyiDivergence(0.5), narrow, n=20_000, repeats=50)) < 5
+    assert max_z_score(*estimates(ChiSquare(), narrow, n=50, repeats=600)) < 5
+    assert max_z_score(*estimates(RenyiDivergence(0.5), narrow, n=20_000, repeats=50)) < 5
 
 
-def test_renyi_of_few_draws_is_as_biased_as_it_says() -> None:
-    found, exact = estimates(RenyiDivergence(0.5), normal(0.1, 0.5), n=2, repeats=2000)
+def test_renyi_of_few_samples_is_biased_as_documented() -> None:
+    values, exact = estimates(RenyiDivergence(0.5), normal(0.1, 0.5), n=2, repeats=2000)
     assert not RenyiDivergence.unbiased
-    assert float(found[:, 0].mean() - exact[0]) > 5 * float(found[:, 0].std()) / math.sqrt(2000)
+    assert float(values[:, 0].mean() - exact[0]) > 5 * float(values[:, 0].std()) / math.sqrt(2000)
 
 
-def test_a_wrong_twin_is_caught() -> None:
-    assert off_by(*estimates(CountsItself((0.5, 2.0)), bimodal(), n=20, repeats=600)) > 5
+def test_biased_twin_of_mmd_is_detected() -> None:
+    assert max_z_score(*estimates(CountsItself((0.5, 2.0)), bimodal(), n=20, repeats=600)) > 5
 
 
-def test_jensen_shannon_lies_between_its_bounds() -> None:
+def test_jensen_shannon_lies_between_0_and_log_2() -> None:
     same = value_and_gradient(on_grid(JensenShannon(), normal(*START)))
     torch.testing.assert_close(same, (double(0.0)[0], double(0.0, 0.0)), atol=1e-12, rtol=0)
     far = value_and_gradient(on_grid(JensenShannon(), normal(11.0, 0.2)))[0]
@@ -196,7 +196,7 @@ def fitted(divergence: Divergence, center: float = 1.0, scale: float = 1.0) -> t
     return q.mean.item(), q.stddev.item()
 
 
-def test_forward_kl_matches_moments_and_reverse_kl_takes_a_hill() -> None:
+def test_forward_kl_matches_moments_and_reverse_kl_seeks_a_mode() -> None:
     p = bimodal()
     mean, sd = fitted(ForwardKL())
     assert mean == pytest.approx(float(p.mean), abs=1e-2)
@@ -206,12 +206,12 @@ def test_forward_kl_matches_moments_and_reverse_kl_takes_a_hill() -> None:
     assert abs(sd - 0.8) < 0.1
 
 
-def test_renyi_goes_from_hills_to_mass_as_its_order_grows() -> None:
+def test_renyi_goes_from_mode_seeking_to_mass_covering_as_alpha_grows() -> None:
     few, many = (fitted(RenyiDivergence(alpha))[1] for alpha in (0.1, 0.9))
     assert few < 1.0 < 1.5 < many < fitted(ChiSquare(), scale=2.0)[1]
 
 
-def test_forward_kl_to_data_is_what_fit_calls_maximum_likelihood() -> None:
+def test_forward_kl_to_data_equals_maximum_likelihood_by_fit() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.7]]) + 1
     run = fit(Gaussian(2), None, x, num_steps=400, optimizer="Adam(lr=0.05)", progress=False)
@@ -224,7 +224,7 @@ def test_forward_kl_to_data_is_what_fit_calls_maximum_likelihood() -> None:
 
 
 @pytest.mark.parametrize("divergence", [ForwardKL(), MMD((0.5, 2.0)), EnergyDistance()])
-def test_draws_alone_are_enough_for_some(divergence: Divergence) -> None:
+def test_sample_based_divergences_fit_data(divergence: Divergence) -> None:
     torch.manual_seed(0)
     x = 3 + 0.5 * torch.randn(400, 1)
     q = fit_divergence(divergence, x, Gaussian(1, center=2.0), num_steps=300).family.density()
@@ -232,7 +232,7 @@ def test_draws_alone_are_enough_for_some(divergence: Divergence) -> None:
     assert q.stddev.item() == pytest.approx(0.5, abs=0.15)
 
 
-def test_an_array_is_a_target_as_its_tensor_is() -> None:
+def test_array_and_tensor_targets_agree() -> None:
     x = torch.randn(40, 2)
     first, second = (
         fit_divergence(EnergyDistance(), rows, Gaussian(2), num_steps=3)
@@ -241,11 +241,11 @@ def test_an_array_is_a_target_as_its_tensor_is() -> None:
     assert first.history == second.history
 
 
-def test_every_divergence_is_listed() -> None:
+def test_every_divergence_has_a_reference_or_bounds() -> None:
     assert {type(d) for d, _ in CLOSED.values()} | {JensenShannon} == set(DIVERGENCES)
 
 
-def test_the_family_given_stays_as_it_was_and_a_seed_gives_the_same() -> None:
+def test_fit_divergence_is_deterministic_and_copies_the_family() -> None:
     family = Gaussian(1)
     first, second = (
         fit_divergence(EnergyDistance(), bimodal(), family.double(), num_steps=5) for _ in range(2)
@@ -254,7 +254,7 @@ def test_the_family_given_stays_as_it_was_and_a_seed_gives_the_same() -> None:
     assert family.mean.item() == 0.0 != first.family.mean.item()
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_fit_divergence_rejects_unusable_targets_families_and_arguments() -> None:
     x, family = torch.randn(9, 1), Gaussian(1)
     with pytest.raises(ValueError, match="ReverseKL needs the target's density"):
         fit_divergence(ReverseKL(), x, family)
@@ -265,34 +265,34 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         fit_divergence(ReverseKL(), loose, family, grid=GRID)
     with pytest.raises(ValueError, match=r"Wrap a scalar distribution"):
         as_target(Normal(0.0, 1.0))
-    with pytest.raises(ValueError, match="Renyi needs alpha > 0"):
+    with pytest.raises(ValueError, match="Renyi: alpha must be > 0"):
         RenyiDivergence(1.0)
     with pytest.raises(ValueError, match="bandwidths > 0"):
         MMD((0.0,))
-    with pytest.raises(ValueError, match="a low and a higher high"):
+    with pytest.raises(ValueError, match="needs low < high for every column"):
         Grid([1.0], [0.0])
     with pytest.raises(ValueError, match="no parameter to fit"):
         fit_divergence(ForwardKL(), x, normal(0.0, 1.0))
-    for wrong, message in (
-        (x[:, 0], r"rows \(N, P\), got \(9,\). One column is x.unsqueeze\(1\)"),
+    for target, message in (
+        (x[:, 0], r"rows \(N, P\), got \(9,\). Use x.unsqueeze\(1\) for one column"),
         (x[:0], r"got \(0, 1\)"),
         (x.where(torch.arange(9)[:, None] != 4, math.nan), "row 4, column 0 is nan"),
         (
             torch.randn(9, 2),
-            r"target has rows of shape \(2,\), Gaussian makes rows of shape \(1,\)",
+            r"target has rows of shape \(2,\), Gaussian has rows of shape \(1,\)",
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            fit_divergence(MMD(), wrong, family)
-    with pytest.raises(ValueError, match=r"grid has rows of shape \(1,\), Gaussian makes"):
+            fit_divergence(MMD(), target, family)
+    with pytest.raises(ValueError, match=r"grid has rows of shape \(1,\), Gaussian has"):
         fit_divergence(ForwardKL(), Gaussian(2).density(), Gaussian(2), grid=GRID)
-    with pytest.raises(ValueError, match=r"A divergence is an object, such as MMD\(\)"):
+    with pytest.raises(ValueError, match=r"must be an object such as MMD\(\)"):
         fit_divergence(MMD, x, family)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"A family is an object: Gaussian\(…\)"):
+    with pytest.raises(ValueError, match=r"must be an object Gaussian\(…\), got the class"):
         fit_divergence(MMD(), x, Gaussian)
     with pytest.raises(ValueError, match=r"Linear has no density\(\)"):
         fit_divergence(MMD(), x, torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1, got 0"):
         fit_divergence(MMD(), x, family, num_steps=0)
     nowhere = Target(lambda x: x.sum(-1) - math.inf)
     with pytest.raises(FloatingPointError, match="ReverseKL is inf at step 0"):
