@@ -88,7 +88,7 @@ def test_what_has_a_likelihood_and_what_has_none_are_told_apart(tmp_path: Path) 
         load_run(tmp_path)
     with pytest.raises(ValueError, match=r"Linear has no draw\(n\)"):
         fit_adversarial(nn.Linear(2, 2), _rows(), num_steps=1)
-    with pytest.raises(ValueError, match="Unknown objective 'minmax'.*Did you mean 'minimax'"):
+    with pytest.raises(ValueError, match=r"Unknown objective 'minmax'.*Did you mean minimax"):
         fit_adversarial(Implicit, _rows(), objective="minmax")
 
 
