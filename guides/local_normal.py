@@ -100,7 +100,7 @@ class LocalNormal(SiteGuide):
         )
         like = next((x for x in batch if x.is_floating_point()), torch.empty(0))
         self._like: dict[str, Any] = {"dtype": like.dtype, "device": like.device}
-        self.table = RowTable(2 * self._bound.size + 1, like.dtype)
+        self.row_table = RowTable(2 * self._bound.size + 1, like.dtype)
         self._rows_provided = False  # whether the rows of a batch were ever provided
         self._ends: list[Tensor] = []  # first and last row of the data, where it is one batch
         self._theta: list[Tensor] = []
@@ -123,7 +123,7 @@ class LocalNormal(SiteGuide):
 
     def _read(self, rows: Tensor) -> Tensor:
         """λ and log (α / 0.5) of rows."""
-        return self.table.read(rows).to(self._like["device"])
+        return self.row_table.read(rows).to(self._like["device"])
 
     def _lam(self, subsample: Tensor | None, batch: tuple[Any, ...]) -> Tensor:
         """λ of the batch's rows, or of the rows `subsample` of it."""
@@ -145,8 +145,8 @@ class LocalNormal(SiteGuide):
             provided = subsample, self._signature.plate(DATA_PLATE).full_size
         if provided is not None:
             rows, size = provided
-            if self.table.size != size or self._ends:
-                self.table.resize(size)
+            if self.row_table.size != size or self._ends:
+                self.row_table.resize(size)
                 self._ends = []
             self._rows_provided = True
             return rows
@@ -162,13 +162,13 @@ class LocalNormal(SiteGuide):
         """
         size = len(batch[0])
         ends = [x[[0, -1]].clone() for x in batch]
-        if self.table.size is None:
-            self.table.resize(size)
+        if self.row_table.size is None:
+            self.row_table.resize(size)
             self._ends = ends
-        if self.table.size != size or not all(map(_same, ends, self._ends)):
+        if self.row_table.size != size or not all(map(_same, ends, self._ends)):
             raise ValueError(
                 f"{GUIDE}: it keeps parameters of every row, and these are not the rows of its "
-                f"first call ({size} now, {self.table.size} then, or in another order). Train by "
+                f"first call ({size} now, {self.row_table.size} then, or in another order). Train by "
                 "fit, which provides the rows of a batch; or provide them: with "
                 "ppl_lvm.programs.row_state.ProvideBatchRows(rows, num_rows=N): svi.step(x[rows]); "
                 "or call guide.eval() to fit them to rows outside of training."
@@ -189,7 +189,7 @@ class LocalNormal(SiteGuide):
         lam, alpha = ascend(self._bound, lam, alpha, self.inner_steps, *batch, rows=subsample)
         # Bounded below, so that a row whose steps were rejected can move again at another θ.
         log_alpha = (alpha / FIRST_STEP).clamp(min=1e-3).log()
-        self.table.write(rows, torch.cat([lam, log_alpha], dim=-1))
+        self.row_table.write(rows, torch.cat([lam, log_alpha], dim=-1))
         self._improved = rows, lam
         self._store_theta()
         return lam

@@ -42,14 +42,15 @@ def _umask() -> int:
 
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON; NaN and infinities become null, which JSON knows."""
-    write_atomic(path, (json.dumps(_finite(data), indent=2) + "\n").encode())
+    write_atomic(path, (json.dumps(jsonable(data), indent=2) + "\n").encode())
 
 
-def _finite(data: Any) -> Any:
+def jsonable(data: Any) -> Any:
+    """Plain data with NaN and infinities as None, and tuples as lists."""
     if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
+        return {key: jsonable(value) for key, value in data.items()}
     if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
+        return [jsonable(value) for value in data]
     if isinstance(data, float) and not np.isfinite(data):
         return None
     return data
@@ -79,6 +80,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a readable checkpoint ({error}). It may have been cut short while it "
             "was copied; copy the run directory again, or start the fit anew."
         ) from None
+
+
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def pack(prefix: str, value: Any) -> tuple[Any, dict[str, Tensor]]:

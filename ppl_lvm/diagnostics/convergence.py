@@ -33,7 +33,7 @@ from numpy.typing import ArrayLike, NDArray
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.extrapolation import aitken_remaining_gain
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
-from ppl_lvm.training.trajectory import BATCHES, last_bounds, stretch
+from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
@@ -233,11 +233,11 @@ def convergence(
     slope, slope_error = _line(means)
     return Convergence(
         bound=float(means.mean()),
-        bound_error=float(means.std(ddof=1) / math.sqrt(BATCHES)),
-        gain=slope * BATCHES,
-        gain_error=slope_error * BATCHES,
+        bound_error=float(means.std(ddof=1) / math.sqrt(PARTS)),
+        gain=slope * PARTS,
+        gain_error=slope_error * PARTS,
         r_hat=float(r_hat(means[None])),
-        steps=stretch(len(bounds)),
+        steps=num_final_steps(len(bounds)),
         restarts=tuple(restarts),
         restarts_r_hat=float(r_hat(np.stack(restarts_bounds)))
         if len(restarts_bounds) > 1

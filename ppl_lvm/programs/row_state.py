@@ -3,12 +3,12 @@
 A guide that keeps something for every datum (its λ_n, say) must know which rows of the data a
 batch holds. It asks, and whoever drives the steps answers:
 
-    with DataRows(rows, num_rows=N):      # the driver: these B of N rows
+    with ProvideBatchRows(rows, num_rows=N):  # the driver: these B of N rows
         svi.step(x[rows])
 
     told = batch_rows()                    # the guide: (rows (B,), N), or None: nobody said
-    values = self.table.read(told[0])     # (B, width)
-    self.table.write(told[0], values)
+    values = self.row_table.read(told[0])     # (B, width)
+    self.row_table.write(told[0], values)
 
 A `RowTable` touches the rows it is asked for and no others, so that a step costs the same for
 every N. It lies in a temporary file that the operating system maps into memory page by page; rows
@@ -24,13 +24,15 @@ import os
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
+
+from ppl_lvm.core.storage import strip_prefix
 
 BatchRows = tuple[Tensor, int]
 
@@ -138,6 +140,13 @@ class RowTable:
         return new
 
 
+@runtime_checkable
+class HasRowTable(Protocol):
+    """A module with a table of rows, which the training loop saves with its checkpoints."""
+
+    row_table: RowTable
+
+
 def _mapped(dtype: Any, shape: tuple[int, ...]) -> Any:
     """Zeros in a temporary file that is gone with the process."""
     with tempfile.TemporaryFile() as file:
@@ -148,14 +157,13 @@ class RowTables:
     """The tables of a guide, as the training loop sees them.
 
     Args:
-        guide: a program; its modules' attributes `table` are looked at.
+        guide: a program; those of its modules count that are `HasRowTable`.
         num_rows: N.
     """
 
     def __init__(self, guide: Any, num_rows: int) -> None:
         modules = guide.named_modules() if isinstance(guide, nn.Module) else ()
-        found = {name: getattr(module, "table", None) for name, module in modules}
-        self.tables = {n: t for n, t in found.items() if isinstance(t, RowTable)}
+        self.tables = {n: m.row_table for n, m in modules if isinstance(m, HasRowTable)}
         self._num_rows = num_rows
 
     def __bool__(self) -> bool:
@@ -179,18 +187,13 @@ class RowTables:
     def commit(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
         """Keep beside `checkpoint` what it says has changed."""
         for name, table in self.tables.items():
-            table.commit(_beside(checkpoint, name), _of(name, changes))
+            table.commit(_beside(checkpoint, name), strip_prefix(f"{name}/", changes))
 
     def restore(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
         """The tables as they were at `checkpoint`."""
         for name, table in self.tables.items():
-            table.restore(_beside(checkpoint, name), _of(name, changes))
+            table.restore(_beside(checkpoint, name), strip_prefix(f"{name}/", changes))
 
 
 def _beside(checkpoint: Path, name: str) -> Path:
     return checkpoint.with_suffix(f".{name}.rows" if name else ".rows")
-
-
-def _of(table: str, changes: dict[str, Tensor]) -> dict[str, Tensor]:
-    start = f"{table}/"
-    return {n.removeprefix(start): t for n, t in changes.items() if n.startswith(start)}

@@ -32,7 +32,7 @@ from ppl_lvm.runs.record import (
     upgrade_tensors,
 )
 from ppl_lvm.runs.run import Run
-from ppl_lvm.training.trajectory import pack, unpack
+from ppl_lvm.training.trajectory import from_tensors, to_tensors
 
 # Options that may differ when a run is resumed: they do not change its result.
 FREE_OPTIONS = ("engine", "steps_per_call", "checkpoint_seconds")
@@ -44,7 +44,7 @@ def save_run(run: Run, directory: Path) -> None:
     template = {f"template/{i}": t for i, t in enumerate(run.example_rows)}
     tensors = {**run.pair.state(), **template}
     save_checkpoint(directory / "parameters.safetensors", tensors, {})
-    save_checkpoint(directory / "trajectories.safetensors", pack(run.trajectories), {})
+    save_checkpoint(directory / "trajectories.safetensors", to_tensors(run.trajectories), {})
     if run.draws:
         save_checkpoint(directory / "draws.safetensors", run.draws, {})
     write_json(directory / "history.json", run.history)
@@ -112,7 +112,7 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
         history,
         record,
         directory=directory,
-        trajectories=unpack(trajectories),
+        trajectories=from_tensors(trajectories),
         draws=_optional_tensors(directory, "draws"),
     )
 

@@ -1,7 +1,9 @@
-"""The steps of a generator against a discriminator.
+"""Adversarial training of a generator against a discriminator.
 
-    a descends  L(a) + γ/2 E_D ‖∇a(x)‖²        some times, then
-    G descends  E f(a(G(z))), a held still      once
+A step updates the discriminator a several times, then the generator G once:
+
+    a descends  L(a) + γ/2 E_D ‖∇a(x)‖²
+    G descends  E f(a(G(z))) with a fixed
 
 with L, f from `ppl_lvm.divergences.density_ratio`.
 
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from ppl_lvm.core import torch_specs
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import random_state, set_random_state
-from ppl_lvm.core.storage import pack, unpack
+from ppl_lvm.core.storage import pack, strip_prefix, unpack
 from ppl_lvm.divergences.density_ratio import logistic_loss
 from ppl_lvm.training.options import AdversarialOptions
 
@@ -31,6 +33,14 @@ class Game:
 
     Attributes:
         history: see `Adversaries`.
+
+    Args:
+        generator: has `draw(n)` -> rows (n, P).
+        discriminator: rows (N, P) -> a(x) (N,).
+        x: training rows.
+        f: maps a(x) to the generator's loss.
+        rules: options of the training.
+        progress: shows the steps.
     """
 
     def __init__(
@@ -43,16 +53,20 @@ class Game:
         progress: Progress,
     ) -> None:
         self.G, self.a, self._x, self._f, self._rules = generator, discriminator, x, f, rules
-        self._of_a = torch_specs.optimizer(rules.optimizer, list(self.a.parameters()))
-        self._of_g = torch_specs.optimizer(rules.optimizer, list(self.G.parameters()))
+        self._discriminator_optimizer = torch_specs.optimizer(
+            rules.optimizer, list(self.a.parameters())
+        )
+        self._generator_optimizer = torch_specs.optimizer(
+            rules.optimizer, list(self.G.parameters())
+        )
         self.history: dict[str, list[float]] = {"jensen_shannon": [], "generator": []}
         self._progress = progress
 
     def run(self, num_steps: int, after_iteration: Callable[[], None] = lambda: None) -> None:
-        """Step until so many steps are done, calling `after_iteration` after each.
+        """Train up to `num_steps` steps in all, calling `after_iteration` after each.
 
         Raises:
-            FloatingPointError: a loss is not finite; names whose, and the step.
+            FloatingPointError: a loss is not finite.
         """
         self._progress.done = len(self.history["generator"])
         with self._progress:
@@ -66,31 +80,31 @@ class Game:
         for _ in range(self._rules.discriminator_steps):
             rows = self._x[torch.randint(len(self._x), (B,), device=self._x.device)]
             with torch.no_grad():
-                drawn = self.G.draw(B)
-            loss = logistic_loss(self.a(rows), self.a(drawn))
+                samples = self.G.draw(B)
+            loss = logistic_loss(self.a(rows), self.a(samples))
             penalty = _penalty(self.a, rows, self._rules.penalty)
-            _descend(self._of_a, loss + penalty, "discriminator", step)
+            _descend(self._discriminator_optimizer, loss + penalty, "discriminator", step)
         cost = self._f(self.a(self.G.draw(B))).mean()
-        _descend(self._of_g, cost, "generator", step)
+        _descend(self._generator_optimizer, cost, "generator", step)
         self.history["jensen_shannon"].append(math.log(2) - loss.item() / 2)
         self.history["generator"].append(cost.item())
 
-    # What a resumed run needs
+    # Checkpoints
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, buffers, optimisers' state and random generators by name."""
-        found = state(self.G, self.a) | random_state()
+        """Parameters, buffers, optimizer states and random states by name."""
+        tensors = state(self.G, self.a) | random_state()
         for role, optimizer in self._optimizers():
-            found |= pack(f"optimizer/{role}", optimizer.state_dict())[1]
-        return found
+            tensors |= pack(f"optimizer/{role}", optimizer.state_dict())[1]
+        return tensors
 
     def progress(self) -> dict[str, Any]:
-        """The rest, as plain data."""
+        """History and optimizer structure as plain data."""
         packed = {role: pack(f"optimizer/{role}", o.state_dict()) for role, o in self._optimizers()}
         return {"history": self.history, "optimizers": {r: p[0] for r, p in packed.items()}}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `progress` said."""
+        """Continue from the values of `tensors()` and `progress()`."""
         load_state(self.G, self.a, tensors)
         for role, optimizer in self._optimizers():
             optimizer.load_state_dict(unpack(progress["optimizers"][role], tensors))
@@ -98,7 +112,10 @@ class Game:
         set_random_state(tensors)
 
     def _optimizers(self) -> list[tuple[str, Any]]:
-        return [("generator", self._of_g), ("discriminator", self._of_a)]
+        return [
+            ("generator", self._generator_optimizer),
+            ("discriminator", self._discriminator_optimizer),
+        ]
 
 
 def state(generator: nn.Module, discriminator: nn.Module) -> dict[str, Tensor]:
@@ -111,11 +128,9 @@ def state(generator: nn.Module, discriminator: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(generator: nn.Module, discriminator: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Take over what `state` gave."""
+    """Load what `state` returned."""
     for role, module in (("generator", generator), ("discriminator", discriminator)):
-        start = f"{role}/"
-        own = {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
-        module.load_state_dict(own)
+        module.load_state_dict(strip_prefix(f"{role}/", tensors))
 
 
 def _penalty(a: nn.Module, rows: Tensor, weight: float) -> Tensor | float:

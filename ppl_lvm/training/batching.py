@@ -1,6 +1,6 @@
-"""Which rows a step sees, and how many steps one call takes: functions of the step alone.
+"""Rows of each step and steps of each call.
 
-So a resumed run sees the same rows in the same calls.
+Both are functions of the step alone, so that a resumed run sees the same rows in the same calls.
 """
 
 import math
@@ -11,9 +11,10 @@ from torch import Tensor
 
 
 class EpochSampler:
-    """Every epoch a new permutation, a function of seed and epoch alone.
+    """Mini-batches from a new permutation of the rows in each epoch.
 
-    The last batch of an epoch holds what is left over. With B = N there is nothing to choose.
+    The permutation is a function of seed and epoch. The last batch of an epoch has the remaining
+    rows. With B = N every batch has all rows.
     """
 
     def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
@@ -23,7 +24,7 @@ class EpochSampler:
         self._permutation = torch.empty(0, dtype=torch.int64)
 
     def rows(self, step: int) -> Tensor | None:
-        """Row numbers (B,) of step `step`, counted from 0; None where it sees all of them."""
+        """Row numbers (B,) of step `step`, counted from 0; None where it sees all rows."""
         if self.batch_size >= self.num_rows:
             return None
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -34,34 +35,38 @@ class EpochSampler:
             self._epoch = epoch
         return self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
 
-    def ragged(self, step: int) -> bool:
-        """Whether the batch of this step is smaller than the others."""
+    def is_smaller(self, step: int) -> bool:
+        """True if the batch of this step is smaller than the others."""
         last = step % self.steps_per_epoch == self.steps_per_epoch - 1
         return last and self.num_rows % self.batch_size != 0 and self.batch_size < self.num_rows
 
 
 class CallSchedule:
-    """How many steps one call takes.
+    """Number of steps in one call.
 
-    Calls end where something happens between steps: an evaluation, the end of the run, a batch of
-    another size.
+    A call ends before an evaluation, the end of the run, and a batch of another size.
 
     Args:
-        order: the rows of every step.
-        most: steps a call takes at most.
-        every: steps between two evaluations.
-        last: steps in all.
+        sampler: the rows of every step.
+        most: largest number of steps in a call.
+        validate_every: steps between two evaluations.
+        num_steps: steps in all.
     """
 
-    def __init__(self, order: EpochSampler, most: int, every: int, last: int) -> None:
-        self._order, self._most, self._every, self._last = order, most, every, last
-        self._epoch = order.steps_per_epoch if order.ragged(order.steps_per_epoch - 1) else 0
+    def __init__(
+        self, sampler: EpochSampler, most: int, validate_every: int, num_steps: int
+    ) -> None:
+        self._sampler, self._most = sampler, most
+        self._validate_every, self._num_steps = validate_every, num_steps
+        last = sampler.steps_per_epoch - 1
+        self._epoch = sampler.steps_per_epoch if sampler.is_smaller(last) else 0
 
     def __call__(self, step: int) -> int:
-        """Steps of the call that begins at `step`, counted from 0."""
-        if self._order.ragged(step):
+        """Number of steps in the call that begins at `step`, counted from 0."""
+        if self._sampler.is_smaller(step):
             return 1
-        stop = min(step + self._most, step - step % self._every + self._every, self._last)
+        validation = step - step % self._validate_every + self._validate_every
+        stop = min(step + self._most, validation, self._num_steps)
         if self._epoch:
             stop = min(stop, step - step % self._epoch + self._epoch - 1)
         return stop - step

@@ -1,8 +1,8 @@
-"""A training as a file, and back: everything that the rest of a run depends on.
+"""Checkpoints of a training, from which it resumes bit for bit.
 
-Parameters, buffers, the optimiser's and the schedule's state, the random generators, the history,
-the best parameters so far, and whether the engine had to go on eagerly. What a resumed run computes
-is then what the run would have computed, bit for bit.
+A checkpoint holds everything that the remaining steps depend on: parameters, buffers, states of
+the optimizer and the schedule, random states, history, the best parameters so far, and the reason
+why steps are not captured.
 """
 
 from pathlib import Path
@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ppl_lvm.core.rng import random_state, set_random_state
-from ppl_lvm.core.storage import load_checkpoint, pack, save_checkpoint, unpack
+from ppl_lvm.core.storage import load_checkpoint, pack, save_checkpoint, strip_prefix, unpack
 
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
 
 
 def save(training: "Training", path: Path) -> None:
-    """Write the training to `path`, whole or not at all."""
-    stepping = training.stepping
-    optimizer, tensors = pack("optimizer", stepping.optimizer.state_dict())
+    """Write a checkpoint to `path` atomically."""
+    runner = training.step_runner
+    optimizer, tensors = pack("optimizer", runner.optimizer.state_dict())
     schedule: Any = None
-    if stepping.schedule is not None:
-        schedule, more = pack("schedule", stepping.schedule.state_dict())
-        tensors |= more
+    if runner.schedule is not None:
+        schedule, schedule_tensors = pack("schedule", runner.schedule.state_dict())
+        tensors |= schedule_tensors
     for name, values in training.history.items():
         tensors[f"history/{name}"] = torch.tensor(values, dtype=torch.float64)
     tensors |= {f"best/{name}": tensor for name, tensor in training.best_state.items()}
     tensors |= {f"iterates/{name}": t for name, t in training.iterates.tensors().items()}
-    changed = training.tables.changes()
-    tensors |= {f"tables/{name}": t for name, t in changed.items()}
+    row_changes = training.row_tables.changes()
+    tensors |= {f"tables/{name}": t for name, t in row_changes.items()}
     save_checkpoint(
         path,
         {**training.pair.state(), **tensors, **random_state()},
@@ -40,31 +40,28 @@ def save(training: "Training", path: Path) -> None:
             "optimizer": optimizer,
             "schedule": schedule,
             "best_bound": training.best_bound,
-            "waited": training.waited,
-            "capture_error": stepping.capture_error,
+            "stalled_evaluations": training.stalled_evaluations,
+            "capture_error": runner.capture_error,
         },
     )
-    training.tables.commit(path, changed)
+    training.row_tables.commit(path, row_changes)
 
 
 def load(training: "Training", path: Path) -> None:
-    """Continue where `save` left off."""
+    """Set a training to the state that `save` wrote to `path`."""
     tensors, data = load_checkpoint(path)
-    stepping = training.stepping
+    runner = training.step_runner
     training.pair.load_state(tensors)
-    stepping.optimizer.load_state_dict(unpack(data["optimizer"], tensors))
-    if stepping.schedule is not None:
-        stepping.schedule.load_state_dict(unpack(data["schedule"], tensors))
+    runner.optimizer.load_state_dict(unpack(data["optimizer"], tensors))
+    if runner.schedule is not None:
+        runner.schedule.load_state_dict(unpack(data["schedule"], tensors))
     training.history = {n: tensors[f"history/{n}"].tolist() for n in training.history}
-    training.best_state = _named("best/", tensors)
+    training.best_state = strip_prefix("best/", tensors)
     training.step_number, training.seconds = data["step"], data["seconds"]
-    training.iterates.load(_named("iterates/", tensors), training.step_number)
-    training.tables.restore(path, _named("tables/", tensors))
-    training.best_bound, training.waited = data["best_bound"], data["waited"]
-    if data.get("capture_error") is not None:
-        stepping.go_eagerly(data["capture_error"])
+    training.iterates.load(strip_prefix("iterates/", tensors), training.step_number)
+    training.row_tables.restore(path, strip_prefix("tables/", tensors))
+    training.best_bound = data["best_bound"]
+    training.stalled_evaluations = data["stalled_evaluations"]
+    if data["capture_error"] is not None:
+        runner.disable_capture(data["capture_error"])
     set_random_state(tensors)
-
-
-def _named(start: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

@@ -1,4 +1,4 @@
-"""Iterations that are written down on the way, and go on from where they were."""
+"""Iterations with checkpoints."""
 
 import time
 from collections.abc import Callable
@@ -12,40 +12,42 @@ from ppl_lvm.core.storage import load_checkpoint, save_checkpoint
 
 
 class Checkpointable(Protocol):
-    """What can be written down between two of its iterations."""
+    """An iteration that can be saved between two of its steps."""
 
     def run(self, iterations: int, after_iteration: Callable[[], None]) -> None:
-        """Go on until so many iterations are done in all, calling `after_iteration` after each."""
+        """Iterate up to this total; call `after_iteration` after each iteration."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """What the rest depends on."""
+        """Tensors that the remaining iterations depend on."""
 
     def progress(self) -> dict[str, Any]:
-        """The rest of it, as plain data."""
+        """Plain data that the remaining iterations depend on."""
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `progress` said."""
+        """Continue from the values of `tensors()` and `progress()`."""
 
 
 def iterate_with_checkpoints(
-    iterated: Checkpointable, iterations: int, path: Path | None, seconds: float
+    algorithm: Checkpointable, iterations: int, path: Path | None, seconds: float
 ) -> None:
-    """Run on from the checkpoint at `path` if there is one, writing others on the way.
+    """Iterate from the checkpoint at `path`, if there is one, and write further ones.
 
     Args:
-        path: None writes nothing.
-        seconds: at least this long between two checkpoints.
+        algorithm: the iteration.
+        iterations: total number of iterations.
+        path: of the checkpoint; None writes none.
+        seconds: least time between two checkpoints.
     """
     saved = time.monotonic()
     if path is not None and path.exists():
-        iterated.load(*load_checkpoint(path))
+        algorithm.load(*load_checkpoint(path))
 
     def after_iteration() -> None:
         nonlocal saved
         if path is None or time.monotonic() - saved < seconds:
             return
         if processes.rank() == 0:
-            save_checkpoint(path, iterated.tensors(), iterated.progress())
+            save_checkpoint(path, algorithm.tensors(), algorithm.progress())
         saved = time.monotonic()
 
-    iterated.run(iterations, after_iteration)
+    algorithm.run(iterations, after_iteration)

@@ -1,4 +1,4 @@
-"""β in E[log p(x | z)] - β KL(q ‖ p), as a handler around model and guide."""
+"""KL weight β in E[log p(x | z)] - β KL(q ‖ p)."""
 
 from typing import Any
 
@@ -13,44 +13,44 @@ from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
 
 class KLWeight(Messenger):
-    """Scale latent sites of model and guide by `value`.
+    """Handler that scales the latent sites of model and guide by `value`.
 
-    Sites in `summed` (enumerated out of the model) have no KL term and are left alone.
+    Sites in `summed` (summed out of the model) have no KL term and keep their scale.
     """
 
     def __init__(self, summed: frozenset[str]) -> None:
         super().__init__()
-        self.value = torch.ones(())  # a tensor: a captured step reads it anew
+        self.value = torch.ones(())  # a tensor: a captured step reads its present value
         self.summed = summed
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["infer"] and msg["infer"].get(MARK):
             raise ValueError(
-                f"A KL weight scales latent sites, but {msg['name']!r} scores what the latents "
-                "cost in one factor. Leave kl_weight and kl_annealing out."
+                f"A KL weight scales latent sites, but {msg['name']!r} has the KL term of the "
+                "latents in one factor. Leave kl_weight and kl_annealing out."
             )
         if not msg["is_observed"] and msg["name"] not in self.summed:
             msg["scale"] = msg["scale"] * self.value
 
 
 def refuse_summed_parents(pair: ModelGuidePair, summed: frozenset[str], *batch: Any) -> None:
-    """Refuse a latent z that is weighted while what it depends on is summed out.
+    """Refuse a weighted latent z whose parent c is summed out.
 
-    In log Σ_c p(c) p(z | c) p(x | z, c) there is no factor of z alone that β could weight.
+    log Σ_c p(c) p(z | c) p(x | z, c) has no factor of z alone that β could weight.
 
     Raises:
-        ValueError: names z, c and the remedy.
+        ValueError: a latent has such a parent.
     """
     if not summed:
         return
     with pair.scope(), dry_run(pair.model, pair.guide), torch.no_grad(), poutine.block():
-        drawn = poutine.trace(pair.guide).get_trace(*batch)
-        model = poutine.replay(pair.model, drawn)
+        guide_trace = poutine.trace(pair.guide).get_trace(*batch)
+        model = poutine.replay(pair.model, guide_trace)
         first = -1 - plate_nesting(poutine.trace(model).get_trace(*batch))
         nodes = (
             poutine.trace(poutine.enum(model, first_available_dim=first)).get_trace(*batch).nodes
         )
-    for name in latent_sites(drawn).keys() & nodes.keys():
+    for name in latent_sites(guide_trace).keys() & nodes.keys():
         shape = nodes[name]["fn"].batch_shape
         for parent in sorted(summed):
             dim = nodes[parent]["infer"].get("_enumerate_dim")

@@ -1,6 +1,5 @@
-"""Where did the NaN come from? The first parameter, site or data row at fault, by name."""
+"""The parameter, site or row behind a NaN or an infinity."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -12,39 +11,44 @@ from torch import Tensor
 from ppl_lvm.core.distributions import family, layers, unwrap
 from ppl_lvm.data import Data
 from ppl_lvm.programs.minibatch import DATA_PLATE
-from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.training.preparation import PreparedPrograms
 
 
 class NonFiniteError(ValueError):
-    """A loss, a gradient or a parameter became NaN or infinite; the message says where."""
+    """A loss, a gradient or a parameter is NaN or infinite; the message names the place."""
 
 
 def locate_non_finite(
-    pair: ModelGuidePair,
-    programs: tuple[Callable[..., Any], Callable[..., Any], float],
+    programs: PreparedPrograms,
     batch: tuple[Tensor, ...],
     rows: Tensor | None,
     data: Data,
 ) -> str | None:
-    """A sentence that names what is at fault on this batch; None where everything is finite.
+    """The first fault on a batch, as a sentence; None where everything is finite.
 
-    Looks, in this order, at the parameters, at the sites of the guide and of the model in the
-    order of the program, and at the gradients. Call it with the random state of the failed step.
+    The order of the search is parameters, sites of the guide, sites of the model, gradients. Call
+    it with the random state of the failed step.
+
+    Args:
+        programs: the pair as its objective sees it, with gradients in `.grad`.
+        batch: of the failed step.
+        rows: row numbers (B,) of the batch; None: all rows.
+        data: the training data, which name a row.
     """
+    pair = programs.pair
     for name, value in pair.parameters().items():
         if not torch.isfinite(value).all():
             return (
                 f"parameter {name!r} is {_kind(value)}. Lower the learning rate or clip gradients."
             )
-    model, guide, _ = programs
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        drawn = poutine.trace(guide).get_trace(*batch)
-        for name, site in drawn.nodes.items():
+        guide_trace = poutine.trace(programs.guide).get_trace(*batch)
+        for name, site in guide_trace.nodes.items():
             reason = _site_at_fault(name, site, "guide", rows, data)
             if reason is not None:
                 return reason
-        traced = poutine.trace(poutine.replay(model, drawn)).get_trace(*batch)
-        for name, site in traced.nodes.items():
+        model_trace = poutine.trace(poutine.replay(programs.model, guide_trace)).get_trace(*batch)
+        for name, site in model_trace.nodes.items():
             reason = _site_at_fault(name, site, "model", rows, data)
             if reason is not None:
                 return reason
@@ -77,11 +81,11 @@ def _site_at_fault(
         row = _row(site, value.isfinite(), rows, data)
         return f"{where} drew a value that is {_kind(value)}{row}."
     if site["is_observed"]:
-        inside = fn.support.check(value)
-        if not inside.all():
+        supported = fn.support.check(value)
+        if not supported.all():
             return (
                 f"{where} observes a value outside the support of {family(fn)}"
-                f"{_row(site, inside, rows, data)}. "
+                f"{_row(site, supported, rows, data)}. "
                 "Choose a likelihood for such data or transform it."
             )
     log_prob = fn.log_prob(value)
@@ -104,15 +108,15 @@ def _kind(value: Tensor) -> str:
     return "NaN" if torch.isnan(value).any() else "infinite"
 
 
-def _row(site: dict[str, Any], fine: Tensor, rows: Tensor | None, data: Data) -> str:
-    """ " at FILE, row R" of the first row that is not fine; empty for a global site."""
+def _row(site: dict[str, Any], finite: Tensor, rows: Tensor | None, data: Data) -> str:
+    """ " at FILE, row R" of the first row that is not finite; empty for a global site."""
     frame = next((f for f in site["cond_indep_stack"] if f.name == DATA_PLATE), None)
     if frame is None or frame.dim is None:
         return ""
-    event_dims = fine.dim() - len(site["fn"].batch_shape)
-    axis = fine.dim() - max(event_dims, 0) + frame.dim
-    if not 0 <= axis < fine.dim() or fine.shape[axis] != frame.size:
+    event_dims = finite.dim() - len(site["fn"].batch_shape)
+    axis = finite.dim() - max(event_dims, 0) + frame.dim
+    if not 0 <= axis < finite.dim() or finite.shape[axis] != frame.size:
         return ""
-    bad = (~fine).movedim(axis, 0).reshape(frame.size, -1).any(1).nonzero()[0].item()
+    bad = (~finite).movedim(axis, 0).reshape(frame.size, -1).any(1).nonzero()[0].item()
     row = int(bad) if rows is None else int(rows[int(bad)])
     return f" at {data.locate(row, None)}"

@@ -1,4 +1,4 @@
-"""A model and a guide -> a pair that may be trained, or the reason why not."""
+"""Preparation of a model and a guide for training."""
 
 import math
 from collections.abc import Callable
@@ -11,12 +11,16 @@ from torch import Tensor
 
 from ppl_lvm.checks import Issue, check
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Program
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.posterior import predict
+from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import move_to_batch_device
 from ppl_lvm.programs.traces import data_plate_size, plate_nesting
+from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
+from ppl_lvm.training.support_check import SupportCheck
 
 
 def prepare_pair(
@@ -41,7 +45,7 @@ def prepare_pair(
         )
     move_to_batch_device(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
-        # As Pyro finds at the first step: then no step changes the objective.
+        # Pyro sets this at the first step; set here, no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
         pair.objective.max_plate_nesting = nesting
     rows = len(example[0])
@@ -49,7 +53,7 @@ def prepare_pair(
         size = data_plate_size(model_trace)
         if size != rows:
             raise ValueError(
-                f"A batch of {rows} of {len(train)} rows needs its per-datum sites in "
+                f"A batch of {rows} of {len(train)} rows needs its sites per row in "
                 'pyro.plate("data", len(x)), or their log-probability would count too little; '
                 + ("the model has no such plate." if size is None else f"its plate has {size}.")
                 + " Write the plate, or leave batch_size out."
@@ -60,14 +64,89 @@ def prepare_pair(
     return pair, predict.summed_sites(pair, *example)
 
 
+class PreparedPrograms:
+    """The model and guide of a pair as its objective sees them.
+
+    Handlers from the inside out: support check, KL weight, mini-batch scale. The programs are
+    wrapped once, because objectives remember facts about a program.
+
+    Attributes:
+        pair: the programs without handlers.
+        model, guide: the wrapped programs.
+        num_rows: N.
+        scales_rows: True if rows have the scale N/B, so that the loss of a batch estimates the loss
+            of all N rows. An objective that scales inside has the loss of B rows.
+        support: collects the support checks of a run of the model.
+
+    Args:
+        pair: prepared by `prepare_pair`.
+        example: a batch, rows first.
+        num_rows: N.
+        summed: sites summed out of the model.
+        weighted: the KL term has a weight β.
+        check_support: the model may be replayed, where Pyro's own validation does not run.
+    """
+
+    def __init__(
+        self,
+        pair: ModelGuidePair,
+        example: tuple[Tensor, ...],
+        num_rows: int,
+        *,
+        summed: frozenset[str] = frozenset(),
+        weighted: bool = False,
+        check_support: bool = False,
+    ) -> None:
+        self.pair, self.num_rows = pair, num_rows
+        self.model: Program = pair.model
+        self.guide: Program = pair.guide
+        self.support = SupportCheck()
+        self._kl = KLWeight(summed)
+        if check_support:
+            self.model = self.support(self.model)
+        if weighted:
+            refuse_summed_parents(pair, summed, *example)
+            self.model, self.guide = self._kl(self.model), self._kl(self.guide)
+        self.scales_rows = not objectives.scales_inside(pair.objective)
+        if self.scales_rows:
+            scale = ScaleDataPlate(num_rows)
+            self.model, self.guide = scale(self.model), scale(self.guide)
+        # Before a checkpoint is loaded: a resumed run must not repeat it.
+        pair.initialize_objective(self.model, self.guide, *example)
+        devices = {t.device for t in (*pair.unconstrained_parameters.values(), *example)}
+        if len(devices) == 1:  # a CUDA graph cannot read a number from the CPU
+            self._kl.value = self._kl.value.to(devices.pop())
+
+    @property
+    def kl_weight(self) -> Tensor:
+        """β (), as the programs read it."""
+        return self._kl.value
+
+    def set_kl_weight(self, value: float) -> None:
+        """Set β."""
+        self._kl.value.fill_(value)
+
+    def per_row(self, rows: int) -> float:
+        """Factor from the objective's loss on a batch of so many rows to nats per row."""
+        return 1.0 / (self.num_rows if self.scales_rows else rows)
+
+
 def raise_on_errors(
     pair: ModelGuidePair, *batch: Tensor, num_rows: int | None = None
 ) -> tuple[Issue, ...]:
-    """Raise where `check` finds an error in a pair whose batches stand for so many rows; the
-    message has each error with its remedy. Returns its warnings."""
+    """Raise the errors that `check` finds in a pair, each with its remedy; return its warnings.
+
+    Args:
+        pair: prepared by `prepare_pair`.
+        batch: rows first.
+        num_rows: N, of which the batch has some.
+
+    Raises:
+        ValueError: the pair has an error.
+    """
     with pair.scope():
-        findings = check(pair.model, pair.guide, *batch, num_rows=num_rows)
-    if not findings.ok:
-        listed = "\n".join(str(finding) for finding in findings.errors)
+        issues = check(pair.model, pair.guide, *batch, num_rows=num_rows)
+    if not issues.ok:
+        listed = "\n".join(str(issue) for issue in issues.errors)
         raise ValueError(f"This model and guide cannot be trained.\n{listed}")
-    return tuple(finding for finding in findings if finding.severity == "warning")
+    return tuple(issue for issue in issues if issue.severity == "warning")

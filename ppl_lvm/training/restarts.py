@@ -1,4 +1,4 @@
-"""Restarts: train a pair R times from different seeds and choose the best.
+"""Restarts: train a pair from several seeds, choose the best.
 
 Restart r has seed `options.seed + r`. The chosen restart has the best bound on the held-out rows
 (on the training rows where none are held out) among those that the model does not call degenerate.
@@ -65,7 +65,7 @@ class RestartResults:
 
 
 class RestartRunner:
-    """Trains R restarts, together in one graph where possible, otherwise one after the other.
+    """Trains R restarts: in one graph where possible, otherwise one after the other.
 
     Args:
         model, guide: build the programs of each restart.
@@ -223,7 +223,7 @@ class RestartRunner:
             "held_out_monte_carlo_error": held_out_error,
             "steps": training.step_number,
             "seconds": training.seconds,
-            "engine": training.stepping.level,
+            "engine": training.step_runner.level,
             "degenerate": reason,
         }
 

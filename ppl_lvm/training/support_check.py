@@ -1,8 +1,8 @@
-"""Do the observed values lie where their distributions say they must? Asked without Python.
+"""Test of observed values against supports, as tensor operations.
 
-Pyro asks in `log_prob`, when validation is on and the program runs. A captured step does not run
-it, and many a likelihood gives a finite number for a value that it has no probability for (a
-Poisson for 0.5). So the question is put as tensor operations, which are captured with the rest.
+Pyro tests supports in `log_prob` when validation is on and the program runs. A captured step does
+not run the program, and many likelihoods give a finite density outside their support (a Poisson
+at 0.5). As tensor operations the test is captured with the step.
 """
 
 from typing import Any
@@ -18,24 +18,24 @@ from ppl_lvm.core.distributions import layers
 
 
 class SupportCheck(Messenger):
-    """Collects the answers, one a site.
+    """Handler that collects one test result () per observed site.
 
-    Distributions made with `validate_args=False` are not asked (which these are is seen when the
-    program runs with validation on, so let it once), nor are values that a mask hides.
+    Values that a mask hides are not tested, nor are distributions with `validate_args=False`.
+    These are recognized only while validation is on, so run the program once with it.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._answers: list[Tensor] = []
-        self._unasked: set[str] = set()
+        self._results: list[Tensor] = []
+        self._exempt_sites: set[str] = set()
 
     def clear(self) -> None:
-        """Forget the answers of the last step."""
-        self._answers.clear()
+        """Remove the results of the last step."""
+        self._results.clear()
 
     def all(self) -> Tensor | None:
-        """Whether every value was in its support (); None if nobody was asked."""
-        return torch.stack(self._answers).all() if self._answers else None
+        """True () if every value was in its support; None if no site was tested."""
+        return torch.stack(self._results).all() if self._results else None
 
     def _pyro_post_sample(self, msg: Any) -> None:
         fn, value, mask = msg["fn"], msg["value"], msg["mask"]
@@ -44,26 +44,26 @@ class SupportCheck(Messenger):
         if site_is_subsample(msg) or site_is_factor(msg):
             return
         if Distribution._validate_args and not all(part._validate_args for part in layers(fn)):
-            self._unasked.add(msg["name"])
-        if msg["name"] in self._unasked:
+            self._exempt_sites.add(msg["name"])
+        if msg["name"] in self._exempt_sites:
             return
         try:
-            inside = _inside(fn, value.detach())
+            supported = _supported(fn, value.detach())
         except NotImplementedError:
             return
         if isinstance(mask, Tensor):
-            inside = inside | ~mask
-        self._answers.append(inside.detach().all())
+            supported = supported | ~mask
+        self._results.append(supported.detach().all())
 
 
-def _inside(fn: Any, value: Tensor) -> Tensor:
-    """Whether each value is in its support or masked, in the shape of the log-density."""
+def _supported(fn: Any, value: Tensor) -> Tensor:
+    """True for each value in its support or masked, in the shape of the log-density."""
     if isinstance(fn, MaskedDistribution):
-        inside, shown = _inside(fn.base_dist, value), fn._mask
-        return inside | ~shown if isinstance(shown, Tensor) else inside | (not shown)
+        supported, mask = _supported(fn.base_dist, value), fn._mask
+        return supported | ~mask if isinstance(mask, Tensor) else supported | (not mask)
     if isinstance(fn, torch.distributions.Independent):
-        inner = _inside(fn.base_dist, value)
+        inner = _supported(fn.base_dist, value)
         n = fn.reinterpreted_batch_ndims
         return inner.flatten(inner.dim() - n).all(-1) if n else inner
-    checked: Tensor = fn.support.check(value)
-    return checked
+    result: Tensor = fn.support.check(value)
+    return result

@@ -1,9 +1,8 @@
-"""What a start leaves behind for the diagnostics: some of its way, and how it divided the rows.
+"""Trajectories of parameters and responsibilities, for the diagnostics.
 
-A record of parameters, thin and bounded: at most 200 moments spread over the run and 1,000 numbers
-spread over the unconstrained parameters, so that it costs a run nothing that shows. From it comes
-R̂ of the parameters over iterates and over restarts; from the responsibilities of a mixture comes
-the agreement of the restarts' clusterings.
+A record has at most 200 moments of a run and 1,000 entries of the unconstrained parameters, so
+that it costs little. R̂ over iterates and over restarts is computed from it, and the agreement of
+the restarts' clusterings from the responsibilities of a mixture.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,19 +17,19 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.pair import ModelGuidePair
 
-MOMENTS, NUMBERS = 200, 1000
+MOMENTS, ENTRIES = 200, 1000
 CLUSTERED_ROWS = 500
-STRETCH, BATCHES = 0.2, 20
+FINAL_SHARE, PARTS = 0.2, 20
 
 
 @dataclass
 class Trajectory:
-    """Of one start.
+    """Trajectory of one restart.
 
     Attributes:
-        iterates: parameter's name -> (T, c), c of its numbers, unconstrained, at T moments.
+        iterates: parameter's name -> (T, c), c of its unconstrained entries at T moments.
         bounds: (20,) means of the bound over consecutive parts of the last fifth of the steps,
-            nats per row; empty where there were fewer than 100 steps.
+            nats per row; empty with fewer than 100 steps.
         responsibilities: summed-out discrete site -> (rows, states) of at most 500 rows.
     """
 
@@ -40,11 +39,11 @@ class Trajectory:
 
 
 class ParameterRecorder:
-    """Writes the parameters down while they move.
+    """Records entries of the parameters during training.
 
     Args:
-        leaves: name -> parameter, changed in place by the optimiser.
-        num_steps: how many steps are planned; a run that stops early leaves fewer records.
+        leaves: name -> parameter, changed in place by the optimizer.
+        num_steps: planned number of steps; a run that stops early has fewer records.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], num_steps: int) -> None:
@@ -54,17 +53,17 @@ class ParameterRecorder:
         total = sum(leaf.numel() for leaf in leaves.values())
         self._index = {
             name: torch.linspace(
-                0, leaf.numel() - 1, min(leaf.numel(), -(-NUMBERS * leaf.numel() // total))
+                0, leaf.numel() - 1, min(leaf.numel(), -(-ENTRIES * leaf.numel() // total))
             ).long()
             for name, leaf in leaves.items()
         }
         self._records: list[dict[str, Tensor]] = []
 
-    def keep(self, step: int) -> None:
-        """Write down, if it is time, what the parameters are after `step` steps."""
+    def record(self, step: int) -> None:
+        """Record the parameters after `step` steps, if a record is due."""
         if step < self._next:
             return
-        self._next = (step // self._every + 1) * self._every  # the same after a resumption
+        self._next = (step // self._every + 1) * self._every  # the same after a resume
         self._records.append(
             {
                 name: leaf.detach().reshape(-1)[self._index[name].to(leaf.device)].cpu()
@@ -79,23 +78,23 @@ class ParameterRecorder:
         return {n: torch.stack([r[n] for r in self._records]) for n in self._leaves}
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Continue from what `tensors` gave after `step` steps."""
+        """Continue from the value of `tensors()` after `step` steps."""
         count = len(next(iter(tensors.values()))) if tensors else 0
         self._records = [{n: t[i] for n, t in tensors.items()} for i in range(count)]
         self._next = (step // self._every + 1) * self._every
 
 
-def stretch(steps: int) -> int:
-    """How many steps are the last stretch: a fifth, at least 40, a multiple of 20."""
-    return max(int(steps * STRETCH), 2 * BATCHES) // BATCHES * BATCHES
+def num_final_steps(steps: int) -> int:
+    """Number of final steps: a fifth, at least 40, a multiple of 20."""
+    return max(int(steps * FINAL_SHARE), 2 * PARTS) // PARTS * PARTS
 
 
 def last_bounds(bounds: Sequence[float] | NDArray[np.float64]) -> Tensor:
-    """Means over 20 consecutive parts of the last stretch: (20,); (0,) with under 100 steps."""
+    """Means over 20 consecutive parts of the final steps: (20,); (0,) with under 100 steps."""
     if len(bounds) < 100:
         return torch.empty(0, dtype=torch.float64)
-    last = torch.tensor(bounds[-stretch(len(bounds)) :], dtype=torch.float64)
-    return last.reshape(BATCHES, -1).mean(1)
+    last = torch.tensor(bounds[-num_final_steps(len(bounds)) :], dtype=torch.float64)
+    return last.reshape(PARTS, -1).mean(1)
 
 
 def clusterings(pair: ModelGuidePair, *batch: Tensor) -> dict[str, Tensor]:
@@ -108,23 +107,24 @@ def clusterings(pair: ModelGuidePair, *batch: Tensor) -> dict[str, Tensor]:
     return {n: r.float() for n, r in codes.items() if n in summed and r.dim() == 2}
 
 
-def pack(trails: Sequence[Trajectory]) -> dict[str, Tensor]:
-    """All starts as tensors by name, for one file."""
-    found = {}
-    for number, trail in enumerate(trails):
-        found[f"{number}/bounds"] = trail.bounds
-        found |= {f"{number}/iterates/{n}": t for n, t in trail.iterates.items()}
-        found |= {f"{number}/responsibilities/{n}": t for n, t in trail.responsibilities.items()}
-    return found
+def to_tensors(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
+    """Trajectories as tensors by name, for one file."""
+    tensors = {}
+    for number, trajectory in enumerate(trajectories):
+        tensors[f"{number}/bounds"] = trajectory.bounds
+        for kind in ("iterates", "responsibilities"):
+            named = getattr(trajectory, kind)
+            tensors |= {f"{number}/{kind}/{name}": tensor for name, tensor in named.items()}
+    return tensors
 
 
-def unpack(tensors: Mapping[str, Tensor]) -> list[Trajectory]:
-    """The starts of a file that `pack` made."""
-    trails = [Trajectory() for _ in {name.split("/")[0] for name in tensors}]
+def from_tensors(tensors: Mapping[str, Tensor]) -> list[Trajectory]:
+    """The trajectories that `to_tensors` stored."""
+    trajectories = [Trajectory() for _ in {name.split("/")[0] for name in tensors}]
     for name, tensor in tensors.items():
         number, kind, *rest = name.split("/", 2)
         if kind == "bounds":
-            trails[int(number)].bounds = tensor
+            trajectories[int(number)].bounds = tensor
         else:
-            getattr(trails[int(number)], kind)[rest[0]] = tensor
-    return trails
+            getattr(trajectories[int(number)], kind)[rest[0]] = tensor
+    return trajectories

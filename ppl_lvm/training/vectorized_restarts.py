@@ -1,8 +1,8 @@
-"""Random starts trained together: R of everything abreast in one graph, each as in its own run.
+"""Vectorized restarts: R trainings in one captured graph.
 
-A small step costs what calling its operations costs; R starts abreast pay that once. Each start
-keeps its rows, its random numbers, its history and its checkpoint, and its parameters are views of
-the stacked ones, so that the result is that of its own run, to rounding.
+The cost of a small step is the cost of calling its operations, which R restarts in one graph pay
+once. Each restart has its own rows, random numbers, history and checkpoint. Its parameters are
+views of the stacked parameters, so that its result equals that of a separate run up to rounding.
 """
 
 import time
@@ -22,18 +22,22 @@ from ppl_lvm.core import torch_specs
 from ppl_lvm.core.console import Progress
 from ppl_lvm.training.loop import Training
 
-MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and is quicker in turn
+MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and separate steps are faster
 
 
 class VectorizedRestarts:
-    """R trainings at the same step, as they stand.
+    """R trainings at the same step, trained in place.
+
+    Attributes:
+        generators: the random generator of each restart.
+        step_number: steps taken so far.
 
     Args:
-        trainings: of the same programs and options but for the seed.
+        trainings: with the same programs and options except for the seed.
         states: torch's random state of each.
 
     Raises:
-        CannotCaptureError: they cannot go together; the message says why.
+        CannotCaptureError: the trainings cannot share a graph; the message has the reason.
     """
 
     def __init__(self, trainings: Sequence[Training], states: Sequence[Tensor]) -> None:
@@ -42,12 +46,12 @@ class VectorizedRestarts:
         self.generators = [torch.Generator() for _ in trainings]
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
-        self._number = self.trainings[0].step_number  # one that has stopped does not count on
+        self.step_number = self.trainings[0].step_number  # also of restarts that have stopped
         self._steps: dict[int, VectorizedStep] = {}
         self._leaves: list[Tensor] = []
         self._optimizer: Any = None
         self._flat = FlatOptimizer()
-        self._make([training.order.rows(training.step_number) for training in trainings])
+        self._build_step([t.sampler.rows(t.step_number) for t in trainings])
 
     @property
     def _first(self) -> Training:
@@ -56,19 +60,19 @@ class VectorizedRestarts:
     def run(self, progress: Progress) -> None:
         """Step all to the end, or until validation has stopped improving for each."""
         options, saved = self._first.options, time.monotonic()
-        going = [training.going for training in self.trainings]
-        while any(going) and self._number < options.num_steps:
-            self._step(going)
-            step = self._number
+        active = [training.continues for training in self.trainings]
+        while any(active) and self.step_number < options.num_steps:
+            self._step(active)
+            step = self.step_number
             at_end = step == options.num_steps
             evaluates = at_end or step % options.validate_every == 0
             due = time.monotonic() - saved >= options.checkpoint_seconds or at_end
             for r, training in enumerate(self.trainings):
-                if not going[r]:
+                if not active[r]:
                     continue
                 if evaluates:
-                    going[r] = training.validate()
-                if due or not going[r]:
+                    active[r] = training.validate()
+                if due or not active[r]:
                     torch.set_rng_state(self.generators[r].get_state())
                     training.save()
             if due:
@@ -79,131 +83,133 @@ class VectorizedRestarts:
         for training in self.trainings:
             training.finish()
 
-    def _step(self, going: Sequence[bool]) -> None:
-        begun = time.perf_counter()
-        number = self._number
-        rows = [training.order.rows(number) for training in self.trainings]
+    def _step(self, active: Sequence[bool]) -> None:
+        start = time.perf_counter()
+        number = self.step_number
+        rows = [training.sampler.rows(number) for training in self.trainings]
         for training in self.trainings:
-            training.begin(number)
-        count = _count(rows, self._first)
-        step = self._steps.get(count) or self._make(rows)
+            training.begin_step(number)
+        count = _num_rows(rows, self._first)
+        step = self._steps.get(count) or self._build_step(rows)
         states = [generator.get_state() for generator in self.generators]
-        self._take_rates()
+        self._copy_rates()
         losses = step(self._batch(rows))
         if losses is None:
-            self._fail(states)
+            self._raise_non_finite(states)
         assert losses is not None
         loss, _ = losses
-        self._number += 1
-        seconds = (time.perf_counter() - begun) / len(self.trainings)
-        for training, value, moves in zip(self.trainings, loss.tolist(), going, strict=True):
-            if moves:
-                training.end(value, count, seconds)
-            training.stepping.after()
+        self.step_number += 1
+        seconds = (time.perf_counter() - start) / len(self.trainings)
+        for training, value, is_active in zip(self.trainings, loss.tolist(), active, strict=True):
+            if is_active:
+                training.count_step(value, count, seconds)
+            training.step_runner.advance_schedule()
 
     def _batch(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
         if rows[0] is None:
-            return list(self._first.whole_batch())
+            return list(self._first.all_rows())
         batches = [self._first.train.batch(r) for r in rows if r is not None]
         return [torch.stack(column) for column in zip(*batches, strict=True)]
 
-    def _fail(self, states: Sequence[Tensor]) -> None:
-        """Some start's loss or gradient is not finite: its own step says what and where."""
+    def _raise_non_finite(self, states: Sequence[Tensor]) -> None:
+        """Repeat a failed step of each restart separately, which raises the error."""
         for training, state in zip(self.trainings, states, strict=True):
             torch.set_rng_state(state)
             training.step()
-        raise ArithmeticError("a start is not finite among the others, but is alone")
+        raise ArithmeticError("a restart is not finite in the shared graph, but is separately")
 
-    # One for all
+    # The shared graph
 
-    def _make(self, rows: Sequence[Tensor | None]) -> VectorizedStep:
+    def _build_step(self, rows: Sequence[Tensor | None]) -> VectorizedStep:
         recordings, batches = [], []
-        for training, row in zip(self.trainings, rows, strict=True):
-            batch = training.whole_batch() if row is None else training.train.batch(row)
-            recordings.append(training.record(batch))
+        for training, index in zip(self.trainings, rows, strict=True):
+            batch = training.all_rows() if index is None else training.train.batch(index)
+            recordings.append(training.record_step(batch))
             batches.append(list(batch))
-        parameters = [t.stepping.whole.gradient.parameters for t in self.trainings]
-        abreast = VectorizedRecording(
+        parameters = [t.step_runner.training_step.gradient.parameters for t in self.trainings]
+        recording = VectorizedRecording(
             recordings,
             parameters,
             batches,
             rows[0] is None,
-            [t.stepping.kl_weight for t in self.trainings],
+            [t.programs.kl_weight for t in self.trainings],
             self.generators,
         )
         if self._leaves:
-            abreast.parameters = self._leaves
+            recording.parameters = self._leaves
         else:
-            self._stack(abreast, parameters)
+            self._stack(recording, parameters)
         compiled = self._first.options.engine == "compiled"
-        step = VectorizedStep(abreast, self._batch(rows), self._optimizer, self._flat, compiled)
-        self._hand_out(parameters)
-        self._steps[_count(rows, self._first)] = step
+        step = VectorizedStep(recording, self._batch(rows), self._optimizer, self._flat, compiled)
+        self._share_views(parameters)
+        self._steps[_num_rows(rows, self._first)] = step
         return step
 
-    def _stack(self, abreast: VectorizedRecording, parameters: Sequence[Sequence[Tensor]]) -> None:
-        """One optimiser for the stacked parameters, with the state that theirs have."""
-        self._leaves = abreast.parameters
+    def _stack(
+        self, recording: VectorizedRecording, parameters: Sequence[Sequence[Tensor]]
+    ) -> None:
+        """Make one optimizer for the stacked parameters, with the restarts' stacked states."""
+        self._leaves = recording.parameters
         self._optimizer = torch_specs.optimizer(self._first.options.optimizer, self._leaves)
-        own = [training.stepping.optimizer for training in self.trainings]
+        optimizers = [training.step_runner.optimizer for training in self.trainings]
         for place, leaf in enumerate(self._leaves):
-            states = [o.state.get(p[place], {}) for o, p in zip(own, parameters, strict=True)]
+            states = [
+                optimizer.state.get(p[place], {})
+                for optimizer, p in zip(optimizers, parameters, strict=True)
+            ]
             for name, value in states[0].items():
-                several = isinstance(value, Tensor) and value.shape == parameters[0][place].shape
-                self._optimizer.state[leaf][name] = (
-                    torch.stack([s[name] for s in states])
-                    if several and name != "step"
-                    else value.clone()
-                    if isinstance(value, Tensor)
-                    else value
-                )
+                if not isinstance(value, Tensor):
+                    stacked = value
+                elif value.shape == parameters[0][place].shape and name != "step":
+                    stacked = torch.stack([state[name] for state in states])
+                else:
+                    stacked = value.clone()
+                self._optimizer.state[leaf][name] = stacked
 
-    def _hand_out(self, parameters: Sequence[Sequence[Tensor]]) -> None:
-        """Each start's parameters and optimiser state become views of the stacked ones."""
+    def _share_views(self, parameters: Sequence[Sequence[Tensor]]) -> None:
+        """Make each restart's parameters and optimizer state views of the stacked ones."""
         for r, training in enumerate(self.trainings):
-            theirs: Any = training.stepping.optimizer
-            theirs._opt_called = True  # what schedules look for
-            state = theirs.state
+            optimizer: Any = training.step_runner.optimizer
+            optimizer._opt_called = True  # schedules test this attribute
             for leaf, p in zip(self._leaves, parameters[r], strict=True):
                 p.data = leaf.data[r]
-                state[p] = {
+                optimizer.state[p] = {
                     name: value[r]
                     if isinstance(value, Tensor) and name != "step" and value.shape == leaf.shape
                     else value
                     for name, value in self._optimizer.state[leaf].items()
                 }
 
-    def _take_rates(self) -> None:
-        """The learning rate and what else a schedule moves: the first start's is everyone's."""
-        theirs = self._first.stepping.optimizer.param_groups
-        for group, own in zip(self._optimizer.param_groups, theirs, strict=True):
-            group.update({k: v for k, v in own.items() if k != "params"})
+    def _copy_rates(self) -> None:
+        """Copy the learning rate and other scheduled values from the first restart."""
+        first_groups = self._first.step_runner.optimizer.param_groups
+        for group, first_group in zip(self._optimizer.param_groups, first_groups, strict=True):
+            group.update({k: v for k, v in first_group.items() if k != "params"})
 
 
-def _count(rows: Sequence[Tensor | None], training: Training) -> int:
+def _num_rows(rows: Sequence[Tensor | None], training: Training) -> int:
     return len(training.train) if rows[0] is None else len(rows[0])
 
 
 def reject_unsupported(trainings: Sequence[Training]) -> None:
-    """Raise `CannotCaptureError` if these had better be trained in turn."""
+    """Raise `CannotCaptureError` where separate trainings are required or faster."""
     first = trainings[0]
     options = first.options
+    leaves = [p for t in trainings for p in t.pair.unconstrained_parameters.values()]
     reason = None
-    if options.engine == "eager" or isinstance(first.stepping.optimizer, LBFGS):
+    if options.engine == "eager" or isinstance(first.step_runner.optimizer, LBFGS):
         reason = "their steps are eager"
     elif processes.count() > 1:
         reason = "several processes share their batches"
     elif len({training.step_number for training in trainings}) > 1:
         reason = "they were interrupted at different steps"
-    elif any(isinstance(t.stepping.schedule, ReduceLROnPlateau) for t in trainings):
-        reason = "each has a learning rate of its own"
+    elif any(isinstance(t.step_runner.schedule, ReduceLROnPlateau) for t in trainings):
+        reason = "each has another learning rate"
     elif options.engine == "auto" and options.batch_size > MOST_ROWS:
         reason = f"a batch has more than {MOST_ROWS} rows"
-    elif any(training.stepping.capture_error is not None for training in trainings):
+    elif any(training.step_runner.capture_error is not None for training in trainings):
         reason = "they cannot be captured"
-    elif len({id(p) for t in trainings for p in t.pair.unconstrained_parameters.values()}) < sum(
-        len(t.pair.unconstrained_parameters) for t in trainings
-    ):
-        reason = "they share a module that is not theirs"
+    elif len({id(leaf) for leaf in leaves}) < len(leaves):
+        reason = "they share a module outside the programs"
     if reason is not None:
         raise CannotCaptureError(reason)

@@ -119,7 +119,7 @@ def differences(
             wanted = torch.tensor(eager.history["bound"], dtype=torch.float64)
             found = torch.tensor(quick.history["bound"], dtype=torch.float64)
             off = float(((found - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
-            refusal = quick.stepping.capture_error
+            refusal = quick.step_runner.capture_error
             if refusal is not None and "table of rows" not in refusal:
                 yield f"{what}: {refusal}"
             if not off <= within:
@@ -211,7 +211,7 @@ def test_so_are_compiled_ones(model: str, guide: str, objective: str | None) -> 
     batch = next(batch for served, batch, _ in allowed(model) if served == guide)
     eager = steps(model, guide, objective, batch, "eager")
     compiled = steps(model, guide, objective, batch, "compiled")
-    assert compiled.stepping.level == "compiled"
+    assert compiled.step_runner.level == "compiled"
     assert compiled.history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
 
 
@@ -235,7 +235,7 @@ def test_so_are_those_that_would_be_compiled(model: str, monkeypatch: pytest.Mon
     guide, batch, _ = next(pair for pair in allowed(model) if pair[0] != "LocalNormal")
     eager = steps(model, guide, None, batch, "eager", 5)
     compiled = steps(model, guide, None, batch, "compiled", 5)
-    assert compiled.stepping.level == "compiled"
+    assert compiled.step_runner.level == "compiled"
     assert compiled.history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
 
 

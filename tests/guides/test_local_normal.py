@@ -21,7 +21,7 @@ from ppl_lvm.guides import LocalNormal
 from ppl_lvm.models import PPCA
 from ppl_lvm.models.parts.factors import linear_gaussian
 from ppl_lvm.programs.row_state import ProvideBatchRows, RowTables
-from ppl_lvm.training.gradient_step import GradientStep
+from ppl_lvm.training.step_runner import StepRunner
 
 
 def _optimum(model: PPCA, x: Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def _svi(model: Any, guide: LocalNormal, lr: float) -> Any:
 
 
 def _rows(guide: LocalNormal) -> Tensor:
-    assert guide.table.size is not None
-    return guide.rows(torch.arange(guide.table.size))
+    assert guide.row_table.size is not None
+    return guide.rows(torch.arange(guide.row_table.size))
 
 
 def test_local_normal_reaches_every_rows_optimum_under_plain_svi() -> None:
@@ -58,13 +58,13 @@ def test_local_normal_changes_only_the_rows_of_the_batch() -> None:
     svi = _svi(model, guide, 0.01)
     with ProvideBatchRows(torch.arange(12), num_rows=12):
         svi.step(x)
-    before, state = _rows(guide).clone(), guide.table.read(torch.arange(12)).clone()
+    before, state = _rows(guide).clone(), guide.row_table.read(torch.arange(12)).clone()
     assert before.abs().sum(-1).min() > 0
     rows = torch.tensor([7, 2, 11])
     with ProvideBatchRows(rows, num_rows=12):
         svi.step(x[rows])
     others = torch.tensor([n for n in range(12) if n not in rows])
-    assert torch.equal(guide.table.read(others), state[others])  # λ and α, bit for bit
+    assert torch.equal(guide.row_table.read(others), state[others])  # λ and α, bit for bit
     assert (_rows(guide)[rows] != before[rows]).any(-1).all()
 
 
@@ -79,7 +79,7 @@ def test_local_normal_accesses_as_many_rows_for_ten_million_rows() -> None:
             rows = torch.tensor([0, 3, size // 2, size - 1 - step])
             with ProvideBatchRows(rows, num_rows=size):
                 svi.step(torch.randn(4, 2))
-        accessed.append(guide.table.rows_accessed)
+        accessed.append(guide.row_table.rows_accessed)
     assert accessed == [2 * 2 * 4] * 2
 
 
@@ -104,7 +104,7 @@ def test_local_normal_fits_ten_million_rows_of_a_file(tmp_path: Path) -> None:
         progress=False,
     )
     guide: Any = run.guide
-    assert guide.table.size == 10_000_000
+    assert guide.row_table.size == 10_000_000
     assert (tmp_path / "run" / "checkpoint.rows").stat().st_size == 10_000_000 * 3 * 4
 
 
@@ -156,7 +156,7 @@ def test_local_normal_uses_the_subsample_of_a_plate() -> None:
     assert len(check(model, guide, x)) == 0
     svi, all_rows = _svi(model, guide, 1e-6), set()
     for _ in range(12):
-        before = torch.zeros(10, 2) if guide.table.size is None else _rows(guide)
+        before = torch.zeros(10, 2) if guide.row_table.size is None else _rows(guide)
         subsamples.clear()
         svi.step(x)
         assert all(
@@ -199,7 +199,7 @@ def test_killed_run_with_a_row_table_resumes_bit_for_bit(
     run(tmp_path / "complete")
     calls = []
     owner, name = (
-        (RowTables, "commit") if moment == "after the checkpoint" else (GradientStep, "step")
+        (RowTables, "commit") if moment == "after the checkpoint" else (StepRunner, "step")
     )
     original = getattr(owner, name)
 
@@ -277,7 +277,7 @@ def test_check_leaves_the_row_table_unchanged() -> None:
     model = PPCA(2, 5)
     guide = LocalNormal(model, x)
     assert len(check(model, guide, x)) == 0
-    assert guide.table.size is None
+    assert guide.row_table.size is None
 
 
 def test_step_of_local_normal_cannot_be_captured() -> None:

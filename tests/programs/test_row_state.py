@@ -114,21 +114,21 @@ def test_a_restored_table_goes_on(tmp_path: Path) -> None:
 class _Keeps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table = RowTable(2)
+        self.row_table = RowTable(2)
 
 
 def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
     guide = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
     tables = RowTables(guide, 5)
-    guide["a"].table.resize(5)
-    guide["a"].table.write(torch.tensor([2]), torch.ones(1, 2))
+    guide["a"].row_table.resize(5)
+    guide["a"].row_table.write(torch.tensor([2]), torch.ones(1, 2))
     changes = tables.changes()
     tables.commit(tmp_path / "checkpoint.safetensors", changes)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.a.rows"]
     other = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
     RowTables(other, 5).restore(tmp_path / "checkpoint.safetensors", changes)
-    assert torch.equal(_all(other["a"].table), _all(guide["a"].table))
-    assert other["b"].table.size is None
+    assert torch.equal(_all(other["a"].row_table), _all(guide["a"].row_table))
+    assert other["b"].row_table.size is None
     assert not RowTables(nn.Linear(1, 1), 5)
     assert not RowTables(lambda x: None, 5)
 

@@ -78,7 +78,7 @@ def test_every_level_takes_the_eager_steps(level: Any, per_call: int) -> None:
     wanted = to_the_end(eager)
     other = training(engine=level, batch_size=batch_size, steps_per_call=per_call)
     found = to_the_end(other)
-    assert other.stepping.level == level
+    assert other.step_runner.level == level
     for name, values in eager.history.items():
         assert other.history[name] == pytest.approx(values, rel=1e-5), name
     for name, tensor in wanted.items():
@@ -204,7 +204,7 @@ def test_a_refusal_is_remembered(tmp_path: Path) -> None:
     first.save()
     second = make()
     resume.load(second, tmp_path / "c")
-    assert second.stepping.capture_error == first.stepping.capture_error is not None
+    assert second.step_runner.capture_error == first.step_runner.capture_error is not None
 
 
 @pytest.mark.parametrize("rows", [70, 64])
@@ -218,7 +218,7 @@ def test_calls_end_where_something_happens(rows: int, most: int) -> None:
         lengths.append(count)
         assert count <= most
         assert step // every == (step + count - 1) // every
-        assert not any(order.ragged(step + i) for i in range(count)) or count == 1
+        assert not any(order.is_smaller(step + i) for i in range(count)) or count == 1
         step += count
     assert step == last
     assert max(lengths) == 1 if most == 1 else max(lengths) > 1
@@ -250,7 +250,7 @@ def test_auto_compiles_in_the_background_and_two_runs_are_equal() -> None:
         run.run(Heard(said))
         runs.append(run)
         assert [line.split(",")[0] for line in said][:1] == ["Compiling the step in the background"]
-        assert run.stepping.level == "compiled"
+        assert run.step_runner.level == "compiled"
     assert runs[0].history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
     assert runs[0].history == runs[1].history
     states = [run.pair.state() for run in runs]
@@ -267,7 +267,7 @@ def test_without_a_compiler_captured_serves_and_one_line_says_so(
     said: list[str] = []
     run = training(engine="auto", batch_size=35)
     run.run(Heard(said))
-    assert run.stepping.level == "captured"
+    assert run.step_runner.level == "captured"
     assert len([line for line in said if "captured, not compiled" in line]) == 1
     assert "compiler" in said[-1].lower()
 
@@ -287,7 +287,7 @@ class Heard(Progress):
 def test_auto_compiles_only_where_the_run_pays_for_it(steps: int, compiles: bool) -> None:
     run = training(engine="captured", batch_size=35)
     run.step()
-    gradient = run.stepping.whole.gradient
+    gradient = run.step_runner.training_step.gradient
     arguments, recording = gradient.lookup(run.train.batch(torch.arange(35)), {})
     assert recording is not None
     pays = plan.AheadOfTimePolicy(steps, 70, 35)

@@ -14,13 +14,13 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.runs.directory import load_run
 from ppl_lvm.training.trajectory import (
+    ENTRIES,
     MOMENTS,
-    NUMBERS,
     ParameterRecorder,
     Trajectory,
+    from_tensors,
     last_bounds,
-    pack,
-    unpack,
+    to_tensors,
 )
 from small_programs import Mean
 
@@ -39,14 +39,14 @@ def test_records_are_bounded_and_spread() -> None:
     kept = ParameterRecorder(leaves, 1000)
     for step in range(1, 1001):
         leaves["b"].fill_(step)
-        kept.keep(step)
+        kept.record(step)
     found = kept.tensors()
     assert found["b"].shape == (MOMENTS, 1)  # its share of the numbers
     assert found["b"][:, 0].tolist() == list(range(5, 1001, 5))
-    assert sum(t.shape[1] for t in found.values()) <= NUMBERS + len(leaves)
+    assert sum(t.shape[1] for t in found.values()) <= ENTRIES + len(leaves)
     few = ParameterRecorder(leaves, 1000)
-    few.keep(130)  # many steps in one call
-    few.keep(131)
+    few.record(130)  # many steps in one call
+    few.record(131)
     assert few.tensors()["b"].tolist() == [[1000.0]]
 
 
@@ -60,7 +60,7 @@ def test_packed_and_unpacked() -> None:
         Trajectory({"model/a.b": torch.rand(3, 2)}, torch.rand(20), {"z": torch.rand(4, 2)}),
         Trajectory(),
     ]
-    back = unpack(pack(trails))
+    back = from_tensors(to_tensors(trails))
     assert len(back) == 2
     assert torch.equal(back[0].iterates["model/a.b"], trails[0].iterates["model/a.b"])
     assert torch.equal(back[0].responsibilities["z"], trails[0].responsibilities["z"])
@@ -83,8 +83,8 @@ def test_records_continue_after_a_resume() -> None:
     whole, first, second = (ParameterRecorder(leaves, 600) for _ in range(3))
     for step in range(1, 601):
         leaves["b"].fill_(step)
-        whole.keep(step)
-        (first if step <= 100 else second).keep(step)
+        whole.record(step)
+        (first if step <= 100 else second).record(step)
         if step == 100:
             second.load(first.tensors(), 100)
     assert torch.equal(whole.tensors()["b"], second.tensors()["b"])

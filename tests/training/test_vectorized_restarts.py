@@ -168,7 +168,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(
     step = together.VectorizedRestarts._step
 
     def breaks(self: Any, going: Any) -> None:
-        if self._number == 13:
+        if self.step_number == 13:
             raise StoppedError
         step(self, going)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.core.storage import strip_prefix
 from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
 from ppl_lvm.training.em.nuts_sampler import Draws, NutsSampler
 from ppl_lvm.training.trajectory import ParameterRecorder
@@ -85,7 +86,7 @@ class MonteCarloEM:
                 self.history["accept"].append(accept)
                 if number > self._iterations // 2:
                     self._total += self.joint.theta()
-                self.iterates.keep(number)
+                self.iterates.record(number)
                 self._progress.advance(number, self.history["complete"][-1], ())
                 after_iteration()
 
@@ -112,10 +113,6 @@ class MonteCarloEM:
         self.history, self.joint.together = progress["history"], progress["together"]
         self.joint.set(tensors["theta"])
         self._total = tensors["total"].to(self._total)
-        self.chain.load(_under("chain/", tensors), progress["chain"])
-        self.iterates.load(_under("iterates/", tensors), self.iteration)
+        self.chain.load(strip_prefix("chain/", tensors), progress["chain"])
+        self.iterates.load(strip_prefix("iterates/", tensors), self.iteration)
         set_random_state(tensors)
-
-
-def _under(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}

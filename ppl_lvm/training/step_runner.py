@@ -1,0 +1,165 @@
+"""Training steps at each level: eager, captured or compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import LBFGS
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from ppl_lvm.compiler import (
+    AheadOfTimePolicy,
+    NonFiniteStepError,
+    PerStepTensor,
+    make_training_step,
+)
+from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import torch_specs
+from ppl_lvm.training.gradient_step import GradientStep
+from ppl_lvm.training.line_search_step import LineSearchStep
+from ppl_lvm.training.options import TrainingOptions
+from ppl_lvm.training.preparation import PreparedPrograms
+
+
+class StepRunner:
+    """Takes steps of prepared programs, one or several per call.
+
+    Attributes:
+        gradient: loss and gradient of a batch.
+        optimizer, schedule: torch's. The schedule is None or steps after every step
+            (ReduceLROnPlateau: after every evaluation).
+        policy: decides when steps are compiled.
+        training_step: gradient and update at the level of the compiler.
+        sign: -1 where the objective's loss is minus the bound, 1 for an upper bound.
+
+    Args:
+        programs: the pair as its objective sees it.
+        options: of the training loop.
+        say: receives one-line messages.
+    """
+
+    def __init__(
+        self, programs: PreparedPrograms, options: TrainingOptions, say: Callable[[str], None]
+    ) -> None:
+        pair = programs.pair
+        self.programs = programs
+        self.sign = 1.0 if getattr(pair.objective, "is_upper_bound", False) else -1.0
+        self.gradient = GradientStep(programs, options.clip_norm)
+        self.optimizer = torch_specs.optimizer(options.optimizer, self.gradient.leaves)
+        self.schedule = torch_specs.schedule(options.schedule, self.optimizer)
+        searches = isinstance(self.optimizer, LBFGS)
+        self.line_search = LineSearchStep(self.gradient, self.optimizer) if searches else None
+        single = processes.count() == 1  # several would wait for the compiler of one
+        self.policy = AheadOfTimePolicy(
+            options.num_steps if single else 0, programs.num_rows, options.batch_size
+        )
+        self.training_step = make_training_step(
+            self.gradient.loss_and_gradient,
+            self.optimizer,
+            "eager" if searches else options.engine,
+            watched=(pair.model, pair.guide, pair.objective),
+            announce=say,
+            finite=True,
+            capture_first=True,
+            plan=self.policy,
+            block=self.gradient.of_block if self.gradient.is_additive else None,
+        )
+
+    @property
+    def level(self) -> str:
+        """The level at which steps are taken: "eager", "captured" or "compiled"."""
+        return self.training_step.active_level
+
+    @property
+    def runs_programs(self) -> bool:
+        """True if a step to be captured still has to run the programs."""
+        gradient = self.training_step.gradient
+        if self.training_step.level == "eager" or gradient.capture_error is not None:
+            return False
+        return gradient.num_captures == 0
+
+    @property
+    def capture_error(self) -> str | None:
+        """The reason why steps could not be captured; None where they could."""
+        error = self.training_step.gradient.capture_error
+        return None if error is None else str(error)
+
+    def disable_capture(self, reason: str) -> None:
+        """Take eager steps from now on."""
+        self.training_step.gradient.disable_capture(reason)
+
+    def step(self, batch: tuple[Tensor, ...], rows: int, generators: list[Tensor]) -> float:
+        """Take one step; returns the bound in nats per row.
+
+        Args:
+            batch: this process's part of the batch.
+            rows: rows of the whole batch.
+            generators: torch's random states, which a line search restores.
+
+        Raises:
+            NonFiniteStepError: the loss or a gradient is not finite; parameters are as before.
+        """
+        self.gradient.set_batch_size(rows)
+        if self.line_search is not None:
+            loss = self.line_search(batch, self._per_row(batch), generators)
+        else:
+            loss, _ = self.training_step(*batch)
+        self.advance_schedule()
+        return self.sign * float(loss) * self._per_row(batch)
+
+    def run_steps(
+        self,
+        data: tuple[Tensor, ...],
+        rows: Tensor | None,
+        kl_weights: Sequence[float],
+    ) -> list[float] | None:
+        """Take one step for each KL weight in one call; returns the bounds in nats per row.
+
+        Args:
+            data: tensors, rows first.
+            rows: row numbers (steps, B), or None: every step sees all rows.
+            kl_weights: β at each step.
+
+        Returns:
+            None where these steps cannot be taken in one call or one of them is not finite. Then
+            nothing has changed.
+        """
+        beta = self.programs.kl_weight
+        turns = [PerStepTensor(beta, beta.new_tensor(kl_weights))]
+        rates = self._rates()
+        try:
+            losses = self.training_step.run_steps(
+                list(data), rows, len(kl_weights), turns=turns, after_each=self.advance_schedule
+            )
+        except NonFiniteStepError:
+            self._set_rates(rates)
+            return None
+        if losses is None:
+            return None
+        loss, _ = losses
+        self.programs.set_kl_weight(kl_weights[-1])
+        batch = data if rows is None else tuple(tensor[rows[0]] for tensor in data)
+        per_row = self._per_row(batch)
+        return [self.sign * value * per_row for value in loss.tolist()]
+
+    def advance_schedule(self) -> None:
+        """Take the schedule's step, which follows a training step."""
+        if self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau):
+            self.schedule.step()
+
+    def _per_row(self, batch: tuple[Tensor, ...]) -> float:
+        # Losses of several processes are weighted and in nats per row already.
+        return 1.0 if processes.count() > 1 else self.programs.per_row(len(batch[0]))
+
+    def _rates(self) -> tuple[list[dict[str, Any]], Any]:
+        groups = [
+            {k: v for k, v in group.items() if k != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        return groups, None if self.schedule is None else dict(self.schedule.state_dict())
+
+    def _set_rates(self, rates: tuple[list[dict[str, Any]], Any]) -> None:
+        for group, values in zip(self.optimizer.param_groups, rates[0], strict=True):
+            group.update(values)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(rates[1])
