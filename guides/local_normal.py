@@ -168,8 +168,8 @@ class LocalNormal(SiteGuide):
         if self.row_table.size != size or not all(map(_same, ends, self._ends)):
             raise ValueError(
                 f"{GUIDE}: it keeps parameters of every row, and these are not the rows of its "
-                f"first call ({size} now, {self.row_table.size} then, or in another order). Train by "
-                "fit, which provides the rows of a batch; or provide them: with "
+                f"first call ({size} now, {self.row_table.size} then, or in another order). Train "
+                "by fit, which provides the rows of a batch; or provide them: with "
                 "ppl_lvm.programs.row_state.ProvideBatchRows(rows, num_rows=N): svi.step(x[rows]); "
                 "or call guide.eval() to fit them to rows outside of training."
             )

@@ -84,7 +84,10 @@ def test_a_discriminator_of_ones_own_is_asked_for(tmp_path: Path) -> None:
 
 def test_what_has_a_likelihood_and_what_has_none_are_told_apart(tmp_path: Path) -> None:
     fit_adversarial(Implicit, _rows(), directory=tmp_path, **ASKED)
-    with pytest.raises(ValueError, match=r"without a likelihood, Implicit.*load_adversaries"):
+    with pytest.raises(
+        ValueError,
+        match=r"adversarial run of Implicit, a model without a likelihood.*load_adversaries",
+    ):
         load_run(tmp_path)
     with pytest.raises(ValueError, match=r"Linear has no draw\(n\)"):
         fit_adversarial(nn.Linear(2, 2), _rows(), num_steps=1)
