@@ -35,6 +35,7 @@ from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import LazilySized
@@ -51,6 +52,8 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         covariance: "full" or "diag".
         concentration: α. If None, 1/K.
     """
+
+    example_batch = staticmethod(example_rows)
 
     center: Tensor  # m (P,)
     spread: Tensor  # s (P,)

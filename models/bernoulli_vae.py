@@ -19,6 +19,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
 
 
 class BernoulliVAE(PyroModule):
@@ -30,6 +31,8 @@ class BernoulliVAE(PyroModule):
         hidden: widths of the decoder's hidden layers; `()` makes a sigmoid belief net.
         likelihood, categories, floor: see `Decoder`.
     """
+
+    example_batch = staticmethod(example_bits)
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
+from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
 
@@ -36,6 +38,12 @@ class ConditionalVAE(LazilySized, PyroModule):
         hidden: widths of the hidden layers of prior and decoder.
         likelihood, categories, floor: of y, see `Decoder`.
     """
+
+    @staticmethod
+    def example_batch(seed: int = 0) -> tuple[Tensor, ...]:
+        """Bits x (24, 6) and y (24, 10)."""
+        (bits,) = example_bits(seed, 16)
+        return bits[:, :6], bits[:, 6:]
 
     size_names = ("inputs",)
     inputs: int | None  # Q
@@ -103,6 +111,7 @@ class ConditionalVAE(LazilySized, PyroModule):
         """
         x, y = self.split(x, y)
         self.infer_sizes(x, y)
+        check_complete(x, type(self).__name__)
         self.decoder.initialize(y, self)
         columns = x.detach().double()
         self.center.copy_(columns.mean(0))

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space.sequences import check_sequence_shape, seen_steps
 from ppl_lvm.nn import MLP
@@ -46,6 +47,8 @@ class DeepMarkovModel(PyroModule):
         width: of the transition's hidden layer.
         likelihood, categories, floor: see `Decoder`.
     """
+
+    example_batch = staticmethod(example_sequences)
 
     start: Tensor  # m (D,)
     start_scale: Tensor  # s (D,)

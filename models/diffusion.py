@@ -46,6 +46,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.guides.diffusion import ForwardProcess
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
@@ -70,6 +71,8 @@ class Diffusion(LazilySized, PyroModule):
     Raises:
         ValueError: for arguments that do not fit together.
     """
+
+    example_batch = staticmethod(example_rows)
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ Reference:
 
 from torch import Tensor
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
@@ -28,6 +29,8 @@ class FactorAnalysis(LinearGaussianModel):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         floor: the least noise variance, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_rows)
 
     def noises(self, variance: Tensor) -> Tensor:
         """One a column: (P,)."""

@@ -30,6 +30,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
 
 LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
@@ -43,6 +44,8 @@ class FactorModel(LazilySized, PyroModule):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         likelihood: "poisson", "negative-binomial" or "bernoulli".
     """
+
+    example_batch = staticmethod(example_counts)
 
     W: Tensor  # (P, D)
     b: Tensor  # (P,)

@@ -3,11 +3,17 @@
 x_n ~ N(μ, L Lᵀ)    observed    (N, P),  L lower triangular with a positive diagonal
 """
 
+from functools import partial
+
 import pyro
 import torch
 from pyro.distributions import MultivariateNormal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+
+from ppl_lvm.models.parts.examples import example_rows
+from ppl_lvm.models.parts.row_checks import check_complete
+from ppl_lvm.nn.lazy import check_rows
 
 
 class Gaussian(PyroModule):
@@ -21,6 +27,8 @@ class Gaussian(PyroModule):
     Raises:
         ValueError: for no columns, or a scale that is not positive.
     """
+
+    example_batch = staticmethod(partial(example_rows, columns=2))
 
     def __init__(self, observed: int = 2, center: float = 0.0, scale: float = 1.0) -> None:
         super().__init__()
@@ -36,5 +44,15 @@ class Gaussian(PyroModule):
 
     def forward(self, x: Tensor) -> None:
         """Rows `x` (N, P)."""
+        check_rows(x, self.observed, type(self).__name__)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self.density(), obs=x)
+
+    def initialize(self, x: Tensor) -> None:
+        """Reject rows with missing values. The parameters stay at their initial values.
+
+        Raises:
+            ValueError: with the first row that has a missing value.
+        """
+        check_rows(x, self.observed, type(self).__name__)
+        check_complete(x, type(self).__name__)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, teach
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 
 
@@ -44,6 +45,8 @@ class GaussianMixtureVAE(PyroModule):
         hidden: widths of the decoder's hidden layers.
         likelihood, categories, floor: see `Decoder`.
     """
+
+    example_batch = staticmethod(example_bits)
 
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, D)

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
 from ppl_lvm.models.parts.mixtures import degeneracy as mixture_flat
 from ppl_lvm.models.parts.mixtures import em as mixture_em
@@ -54,6 +55,8 @@ class GaussianMixture(LazilySized, PyroModule):
             a column a component) or "spherical" (one variance a component).
         floor: the least variance in any direction, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_rows)
 
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)

@@ -25,6 +25,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import LazilySized, check_rows
 
@@ -38,6 +39,13 @@ class HierarchicalRegression(LazilySized, PyroModule):
         predictors: P. If None, it is taken from the data.
         centered: whether β or η is the latent.
     """
+
+    @staticmethod
+    def example_batch(seed: int = 0) -> tuple[Tensor, ...]:
+        """Rows (24, 4): four groups, two predictors, the response."""
+        (x,) = example_rows(seed, 4)
+        x[:, 0] = torch.arange(len(x)) % 4
+        return (x,)
 
     size_names = ("predictors",)
     predictors: int | None

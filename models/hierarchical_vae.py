@@ -24,6 +24,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.nn import MLP
 
 
@@ -36,6 +37,8 @@ class HierarchicalVAE(PyroModule):
         hidden: widths of the hidden layers of every network.
         likelihood, categories, floor: see `Decoder`.
     """
+
+    example_batch = staticmethod(example_bits)
 
     def __init__(
         self,

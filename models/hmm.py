@@ -33,6 +33,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.mixtures.moments import start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import baum_welch
@@ -54,6 +55,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         categories: C, for `emission="categorical"` only.
         floor: the least variance of a Gaussian emission, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_sequences)
 
     start: Tensor  # π (S,)
     transition: Tensor  # A (S, S), from row to column

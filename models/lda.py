@@ -28,6 +28,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
+from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
 
 
@@ -40,6 +41,8 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
         alpha: α, of proportions; below 1 a document has few topics.
         eta: η, of words; below 1 a topic has few words.
     """
+
+    example_batch = staticmethod(example_counts)
 
     size_names = ("words",)
     words: int | None

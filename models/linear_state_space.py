@@ -28,6 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import kalman
 from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
@@ -47,6 +48,8 @@ class LinearStateSpace(LazilySized, PyroModule):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         floor: the least variance of the observation's noise, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_sequences)
 
     A: Tensor  # (D, D)
     C: Tensor  # (P, D)

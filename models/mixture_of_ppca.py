@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.cholesky import cholesky
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
 from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
 from ppl_lvm.models.parts.mixtures import em as mixture_em
@@ -48,6 +49,8 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         floor: the least noise variance, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_rows)
 
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)

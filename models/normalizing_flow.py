@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.bijections import Affine, Scalar, Spline
@@ -57,6 +58,8 @@ class NormalizingFlow(LazilySized, PyroModule):
     Raises:
         ValueError: for sizes that make no flow.
     """
+
+    example_batch = staticmethod(example_rows)
 
     means: Tensor  # of the columns (P,), and their standard deviations
     scales: Tensor

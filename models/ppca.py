@@ -19,6 +19,7 @@ Reference:
 import torch
 from torch import Tensor
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
@@ -30,6 +31,8 @@ class PPCA(LinearGaussianModel):
         observed: P. If None, it is taken from the first data seen, or from a loaded state.
         floor: the least noise variance, in squared units of the data.
     """
+
+    example_batch = staticmethod(example_rows)
 
     def noises(self, variance: Tensor) -> Tensor:
         """One for all columns: ()."""

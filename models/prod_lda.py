@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
+from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
 
 
@@ -42,6 +43,8 @@ class ProdLDA(LazilySized, PyroModule):
         words: V. If None, it is taken from the first data seen, or from a loaded state.
         alpha: α; below 1 a document has few topics.
     """
+
+    example_batch = staticmethod(example_counts)
 
     size_names = ("words",)
     words: int | None

@@ -29,6 +29,7 @@ from pyro.distributions import HalfCauchy, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import check_rows
 
@@ -44,6 +45,12 @@ class RandomEffects(PyroModule):
         mean_scale: m.
         spread_scale: t.
     """
+
+    @staticmethod
+    def example_batch(seed: int = 0) -> tuple[Tensor, ...]:
+        """Estimates and standard errors (24, 2)."""
+        (x,) = example_rows(seed, 2)
+        return (torch.stack([x[:, 0], x[:, 1].abs() + 0.1], -1),)
 
     def __init__(
         self, centered: bool = False, mean_scale: float = 5.0, spread_scale: float = 5.0

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, teach
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
 
 
@@ -42,6 +43,13 @@ class SemiSupervisedVAE(PyroModule):
         likelihood, categories, floor: see `Decoder`.
         error: ε.
     """
+
+    @staticmethod
+    def example_batch(seed: int = 0) -> tuple[Tensor, ...]:
+        """Bits (24, 10) and the labels of the first 20 rows."""
+        (x,) = example_bits(seed)
+        row = torch.arange(len(x))
+        return x, torch.where(row < 20, row % 10, -1)
 
     weights: Tensor  # π (C,)
     means: Tensor  # μ (C, D)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_lvm.models.parts.decoders.code_priors import make_prior
 from ppl_lvm.models.parts.decoders.decoder import Decoder
+from ppl_lvm.models.parts.examples import example_bits
 
 
 class VAE(PyroModule):
@@ -28,6 +29,8 @@ class VAE(PyroModule):
         likelihood, categories, floor: see `Decoder`.
         prior: of z: "normal", "vamp(components=50)" or "flow(layers=4)".
     """
+
+    example_batch = staticmethod(example_bits)
 
     def __init__(
         self,

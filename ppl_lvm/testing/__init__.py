@@ -1,1 +1,5 @@
 """Contracts that anybody's model, guide or estimator can be tested against."""
+
+from ppl_lvm.testing.model_contract import check_model
+
+__all__ = ["check_model"]
