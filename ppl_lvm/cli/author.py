@@ -1,4 +1,4 @@
-"""Write: `new`, `check` and `show`."""
+"""Commands for authors of models and guides: `new`, `check` and `show`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -24,17 +24,17 @@ app = typer.Typer()
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Of the files, in lower case: topic_model.")],
+    name: Annotated[str, typer.Argument(help="Name of the files in lower case: topic_model.")],
     like: Annotated[
         str | None,
-        typer.Option(help="Start from a model of ours (gmm, vae, …) or from an address."),
+        typer.Option(help="Start from a bundled model (gmm, vae, …) or from an address."),
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where to write the files.")] = Path("."),
 ) -> None:
     """Write a model, its guide, their test and a README, to start from."""
-    from ppl_lvm.scaffold.new import new as write
+    from ppl_lvm.scaffold.new import new as write_files
 
-    for path in write(name, like, directory):
+    for path in write_files(name, like, directory):
         print(path)
 
 
@@ -50,24 +50,25 @@ def check(
     missing: Missing = "error",
     header: Header = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows of a step, if you mean to train on mini-batches.")
+        int | None, typer.Option(help="Rows of a step, if you train on mini-batches.")
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
 ) -> None:
-    """Does this guide fit this model? Findings with remedies, and which objectives suit; status 1
-    where a finding is an error."""
-    from ppl_lvm.checks import check as check_pair
+    """Check a model and a guide: faults with remedies, and the objectives that suit. Status 1 if
+    there is an error."""
+    from ppl_lvm import check as check_pair
     from ppl_lvm.data.selection import first_rows
     from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, batch_size or rows)
-    program = ModelFactory(model, parse_settings(settings or [])).make(batch)
-    partner = GuideFactory(guide, parse_settings(guide_settings or [])).make(program, batch)
-    whole = None if batch_size is None else len(loaded)
-    findings = check_pair(program, partner, *batch, num_rows=whole)
-    print(findings)
-    if not findings.ok:
+    model_program = ModelFactory(model, parse_settings(settings or [])).make(batch)
+    guides = GuideFactory(guide, parse_settings(guide_settings or []))
+    guide_program = guides.make(model_program, batch)
+    num_rows = None if batch_size is None else len(loaded)
+    issues = check_pair(model_program, guide_program, *batch, num_rows=num_rows)
+    print(issues)
+    if not issues.ok:
         raise typer.Exit(1)
 
 
@@ -86,7 +87,7 @@ def show(
         typer.Option(help="Also draw its graph to a .png, .svg or .pdf by Graphviz, or as .dot."),
     ] = None,
 ) -> None:
-    """Print what a model declares: sites, plates, supports, shapes, parameters, and its graph."""
+    """Print the declarations of a model: sites, plates, supports, shapes, parameters, graph."""
     from ppl_lvm.data.selection import first_rows
     from ppl_lvm.programs.graph import as_text, draw
     from ppl_lvm.programs.signatures import signature
@@ -95,9 +96,9 @@ def show(
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, rows)
     program = ModelFactory(model, parse_settings(settings or [])).make(batch)
-    declared = signature(program, *batch)
-    print(declared, as_text(declared), sep="\n\n")
+    declarations = signature(program, *batch)
+    print(declarations, as_text(declarations), sep="\n\n")
     if graph is not None:
-        drawn = draw(declared, graph)
-        how = "" if drawn == graph else f"; with Graphviz: dot -Tpng -O {drawn}"
-        print(f"\ngraph: {drawn}{how}")
+        path = draw(declarations, graph)
+        hint = "" if path == graph else f"; with Graphviz: dot -Tpng -O {path}"
+        print(f"\ngraph: {path}{hint}")

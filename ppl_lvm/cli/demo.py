@@ -1,6 +1,6 @@
-"""The main job on real data: a Gaussian mixture on Iris and a VAE on the handwritten digits.
+"""Demo: a Gaussian mixture on Iris and a VAE on handwritten digits.
 
-Each is fitted, judged against a known figure, and pictured.
+Each is fitted, compared with a known result, and drawn.
 """
 
 from pathlib import Path
@@ -9,9 +9,7 @@ from typing import Any
 from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 
-from ppl_lvm.data import load_data
-from ppl_lvm.fitting.svi import fit
-from ppl_lvm.runs.run import Run
+from ppl_lvm import Run, fit, load_data
 
 console = Console(highlight=False)
 
@@ -22,7 +20,7 @@ IRIS_OPTIMUM = -1.2012  # nats per flower: three full covariances, the known opt
 
 
 def main(directory: Path, *, seed: int = 0) -> None:
-    """Run the demo; pictures and runs go to `directory`, which must not hold an earlier one."""
+    """Run the demo; runs and figures go to `directory`, which must be empty or absent."""
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; remove it or choose another with --directory.")
     iris(directory / "iris", seed)
@@ -31,7 +29,7 @@ def main(directory: Path, *, seed: int = 0) -> None:
 
 
 def iris(directory: Path, seed: int) -> Run:
-    """Three components with full covariances, the best of ten starts."""
+    """Fit three components with full covariances, the best of ten restarts."""
     console.print("[bold]A Gaussian mixture on Iris[/bold] (150 flowers, 4 measurements)")
     data = load_data("iris")
     run = fit(
@@ -47,20 +45,20 @@ def iris(directory: Path, seed: int) -> Run:
     bounds = [r["bound"] for r in run.restarts]
     species = run.encode(data)["z"].argmax(1)
     rand = adjusted_rand_score(data.labels, species)
-    _row("log-likelihood", f"{run.results['bound']:.4f} nats per flower, the best of 10 starts")
+    _row("log-likelihood", f"{run.results['bound']:.4f} nats per flower, the best of 10 restarts")
     _row("known optimum", f"{IRIS_OPTIMUM:.4f}")
-    _row("all starts", f"{min(bounds):.4f} to {max(bounds):.4f}")
-    _row("collapsed starts", str(sum(r["degenerate"] is not None for r in run.restarts)))
+    _row("all restarts", f"{min(bounds):.4f} to {max(bounds):.4f}")
+    _row("collapsed restarts", str(sum(r["degenerate"] is not None for r in run.restarts)))
     _row("adjusted Rand index", f"{rand:.3f} against the species (1 is perfect, 0 is chance)")
     _pictures(run)
     return run
 
 
 def digits(directory: Path, seed: int) -> dict[str, Run]:
-    """A VAE on binarised digits by the ELBO and by IWAE, judged on digits it has not seen."""
+    """Fit a VAE to binarized digits by the ELBO and by IWAE, evaluated on held-out digits."""
     console.print(
         "\n[bold]A variational autoencoder on the digits[/bold] (8 x 8 pixels, black or white; "
-        "1,500 to learn from, 297 held out)"
+        "1,500 for training, 297 held out)"
     )
     data = load_data("digits(binarize=8)")
     _, held_out = data.split(297, seed)  # as fit splits

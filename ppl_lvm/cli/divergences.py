@@ -1,12 +1,22 @@
-"""Understand: `divergences`."""
+"""Command `divergences`."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ppl_lvm.cli.options import Columns, Header, Labels, Missing, Settings, load
+from ppl_lvm.cli.options import (
+    AsJson,
+    Columns,
+    Header,
+    Labels,
+    Missing,
+    Seed,
+    Settings,
+    load,
+    unused_directory,
+)
+from ppl_lvm.cli.results import print_list
 
 app = typer.Typer()
 
@@ -33,28 +43,24 @@ def divergences(
     settings: Settings = None,
     start: Annotated[
         list[str] | None,
-        typer.Option(help="A start: an argument of the family, center=-2; repeat for more starts."),
+        typer.Option(help="Initial value: an argument of the family, center=-2; repeatable."),
     ] = None,
     divergence: Annotated[
         list[str] | None,
-        typer.Option(help="Which, such as 'Renyi(alpha=0.2)'; repeatable (default: all)."),
+        typer.Option(help="A divergence such as 'Renyi(alpha=0.2)'; repeatable (default: all)."),
     ] = None,
     num_steps: Annotated[int, typer.Option(help="Updates of each fit.")] = 800,
-    num_draws: Annotated[int, typer.Option(help="Of target and family at each update.")] = 256,
+    num_draws: Annotated[int, typer.Option(help="Draws of target and family per update.")] = 256,
     optimizer: Annotated[
-        str | None, typer.Option(help="A torch optimiser: 'Adam(lr=0.001)'.")
+        str | None, typer.Option(help="A torch optimizer: 'Adam(lr=0.001)'.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    seed: Seed = 0,
     directory: Annotated[
-        Path | None, typer.Option(help="Where to keep picture and table (default: runs/…).")
+        Path | None, typer.Option(help="Directory of figure and table (default: runs/…).")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list, last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Fit a family to a density or to rows by each divergence: what does each cover?"""
-    from ppl_lvm.cli.evaluate import show
-    from ppl_lvm.cli.fit_command import unused
+    """Fit a family to a density or to rows by each divergence, and report the mass covered."""
     from ppl_lvm.core.console import progress
     from ppl_lvm.core.storage import write_json
     from ppl_lvm.divergences import DIVERGENCES, divergence_by_name, fit_all
@@ -62,17 +68,16 @@ def divergences(
     from ppl_lvm.report.figures.divergences import coverage_figure
     from ppl_lvm.report.figures.fit import save
 
-    if (density is None) == (data is None):
+    if density is not None and data is None:
+        name, target = density, _density(density)
+    elif data is not None and density is None:
+        name, target = data, _rows(load(data, columns, labels, missing, header))
+    else:
         raise ValueError(
             "Give one target: a density (ppl-lvm divergences bimodal) or rows (--data iris)."
         )
-    named = density if data is None else data
-    assert named is not None
-    target = (
-        _density(named) if data is None else _rows(load(named, columns, labels, missing, header))
-    )
     with progress("divergences") as say:
-        found = fit_all(
+        coverage = fit_all(
             target,
             _families(family, settings or [], start or [], target, seed),
             [divergence_by_name(text) for text in divergence or ()] or [d() for d in DIVERGENCES],
@@ -82,47 +87,47 @@ def divergences(
             seed=seed,
             say=say,
         )
-    place = directory or unused("divergences-" + Path(named.rpartition(":")[2]).stem.split("(")[0])
-    save(coverage_figure(found), place / "divergences.png")
-    write_json(place / "divergences.json", found.to_json())
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        show(found)
-        print(f"directory  {place}")
+    stem = Path(name.rpartition(":")[2]).stem.partition("(")[0]
+    folder = directory or unused_directory(f"divergences-{stem}")
+    save(coverage_figure(coverage), folder / "divergences.png")
+    write_json(folder / "divergences.json", coverage.to_json())
+    print_list(coverage, as_json)
+    if not as_json:
+        print(f"directory  {folder}")
 
 
-def _density(named: str) -> Any:
-    """A distribution by its name here, or by an address."""
+def _density(name: str) -> Any:
+    """A distribution by the name of a bundled example, or by an address."""
     from torch.distributions import Distribution
 
-    from ppl_lvm.divergences import example_densities as densities
+    from ppl_lvm.core.messages import unknown
+    from ppl_lvm.divergences import example_densities
     from ppl_lvm.programs.loading import load_program
 
-    if ":" not in named:
-        if named not in densities.__all__:
+    if ":" not in name:
+        if name not in example_densities.__all__:
             raise ValueError(
-                f"There is no density {named!r}; there are {', '.join(densities.__all__)}, or give "
-                "an address, mine.py:target. For rows use --data."
+                f"{unknown('density', name, example_densities.__all__)} Or give an address, "
+                "mine.py:target; rows by --data."
             )
-        return getattr(densities, named)()
-    found = load_program(named)
-    return found if isinstance(found, Distribution) else found()
+        return getattr(example_densities, name)()
+    program = load_program(name)
+    return program if isinstance(program, Distribution) else program()
 
 
 def _rows(data: Any) -> Any:
-    import torch
+    from ppl_lvm.data.selection import first_rows
 
-    x, *more = data.batch(torch.arange(len(data)))
+    x, *more = first_rows(data, len(data))
     if more or x.dim() != 2:
-        raise ValueError(f"A target is rows (N, P); {data.name} has others beside them.")
+        raise ValueError(f"{data.name}: a target is rows (N, P) of one tensor.")
     return x
 
 
 def _families(
     address: str, settings: list[str], starts: list[str], target: Any, seed: int
 ) -> dict[str, Any]:
-    """Start -> a family of as many columns as the target has, which has seen some of its rows."""
+    """Initial value -> a family with the columns of the target, initialized from its rows."""
     import inspect
 
     import torch
@@ -136,15 +141,16 @@ def _families(
     torch.manual_seed(seed)
     x = draw(1000)
     factory = load_program(address)
-    own = parse_settings(settings)
+    arguments = parse_settings(settings)
     if "observed" in inspect.signature(factory).parameters:
-        own = {"observed": x.shape[1]} | own
-    made = {}
+        arguments = {"observed": x.shape[1]} | arguments
+    families = {}
     for start in starts or [""]:
-        q = build(factory, settings=own | parse_settings([start] if start else []), what=address)
+        initial = parse_settings([start] if start else [])
+        q = build(factory, settings=arguments | initial, what=address)
         if not hasattr(q, "density"):
             raise ValueError(f"{address} has no density() that returns a distribution of rows.")
         if hasattr(q, "initialize"):
             q.initialize(x)
-        made[start] = q
-    return made
+        families[start] = q
+    return families

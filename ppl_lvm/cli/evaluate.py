@@ -1,26 +1,27 @@
-"""Trust: `diagnose`, `compare` and `report`."""
+"""Commands that evaluate runs: `diagnose`, `compare` and `report`."""
 
-import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from ppl_lvm.cli.options import AsJson, RunDirectories, RunDirectory, Seed
+from ppl_lvm.cli.results import print_list
 
 app = typer.Typer()
 
 
 @app.command()
 def diagnose(
-    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    directory: RunDirectory,
     data: Annotated[
-        str | None, typer.Option(help="The training data (default: what the run names).")
+        str | None, typer.Option(help="The training data (default: those named by the run).")
     ] = None,
-    held_out: Annotated[str | None, typer.Option(help="Data it has not seen.")] = None,
+    held_out: Annotated[str | None, typer.Option(help="Data that the run did not use.")] = None,
     quantity: Annotated[
         list[str] | None,
         typer.Option(
-            help="A test quantity of your own, mine.py:first_half: data sets (R, N, P) to (R,); "
+            help="Address of a test quantity, mine.py:first_half: data sets (R, N, P) to (R,); "
             "repeatable."
         ),
     ] = None,
@@ -28,21 +29,19 @@ def diagnose(
         int, typer.Option(help="Fits to simulated data, for a guide that does not read the data.")
     ] = 0,
     temperatures: Annotated[
-        int, typer.Option(help="Of the annealing behind log p(x) and its sandwich.")
+        int, typer.Option(help="Temperatures of the annealing that brackets log p(x).")
     ] = 100,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list, last line.")
-    ] = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
-    """Can this fit be trusted? Questions, figures, verdicts, and what to do."""
+    """Can this fit be trusted? Questions, figures, verdicts, and remedies."""
+    from ppl_lvm import load_run
     from ppl_lvm.core.console import progress
     from ppl_lvm.programs.loading import load_program
-    from ppl_lvm.runs.directory import load_run
 
     quantities = {address.rpartition(":")[2]: load_program(address) for address in quantity or ()}
     with progress("diagnose") as say:
-        found = load_run(directory).diagnose(
+        diagnosis = load_run(directory).diagnose(
             data,
             held_out=held_out,
             quantities=quantities,
@@ -51,36 +50,32 @@ def diagnose(
             seed=seed,
             say=say,
         )
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        show(found)
+    print_list(diagnosis, as_json)
 
 
 @app.command()
 def compare(
-    directories: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")],
+    directories: RunDirectories,
     data: Annotated[
-        str | None, typer.Option(help="Rows that no run has seen (default: what all held out).")
+        str | None,
+        typer.Option(help="Rows that no run has used (default: those that all held out)."),
     ] = None,
-    num_particles: Annotated[int, typer.Option(help="Draws behind each row's log p(x).")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    num_particles: Annotated[int, typer.Option(help="Draws for each row's log p(x).")] = 1000,
+    seed: Seed = 0,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the differences into this file.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON list, last line.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Which run is best on the same rows, and by more than chance?"""
+    """Rank runs by their log p(x) of the same rows, with standard errors of the differences."""
+    from ppl_lvm import compare as compare_runs
+    from ppl_lvm import load_run
     from ppl_lvm.core.console import progress
     from ppl_lvm.report.figures.comparison import comparison_figure
     from ppl_lvm.report.figures.fit import save
-    from ppl_lvm.runs.comparison import compare as compare_runs
-    from ppl_lvm.runs.directory import load_run
 
     with progress("compare") as say:
-        found = compare_runs(
+        comparison = compare_runs(
             [load_run(d) for d in directories],
             data,
             num_particles=num_particles,
@@ -88,28 +83,16 @@ def compare(
             say=say,
         )
     if picture is not None:
-        save(comparison_figure(found), picture)
-    if as_json:
-        print(json.dumps(found.to_json()))
-    else:
-        show(found)
-
-
-def show(found: Any) -> None:
-    """On a terminal in its width and colours, elsewhere as plain lines."""
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(found)
-    else:
-        print(found)
+        save(comparison_figure(comparison), picture)
+    print_list(comparison, as_json)
 
 
 @app.command()
 def report(
-    directories: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")],
+    directories: RunDirectories,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Diagnose runs and write one HTML page with verdicts and pictures."""
+    """Diagnose runs and write one HTML page with verdicts and figures."""
     from ppl_lvm.core.console import progress
     from ppl_lvm.report.report import report as write_report
 

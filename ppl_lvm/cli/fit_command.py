@@ -1,14 +1,23 @@
-"""Train: `fit` and `demo`."""
+"""Commands that fit: `fit` and `demo`.
 
-import json
+`--objective em`, `mcem` and `adversarial` call `ppl_lvm.fit_em`, `fit_mcem` and `fit_adversarial`;
+any other objective calls `ppl_lvm.fit`. The options of the command are the fields of `FitOptions`,
+and the four functions share them by name. An option that only another function has is written in
+brackets: `--objective 'em(decay=0.6)'`. An option that is absent from the command line has the
+default of the function.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import Field
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ppl_lvm.cli.options import (
+    AsJson,
     Columns,
     DataOption,
     Guide,
@@ -18,21 +27,24 @@ from ppl_lvm.cli.options import (
     Labels,
     Missing,
     Model,
+    Seed,
     Settings,
     load,
+    unused_directory,
 )
+from ppl_lvm.cli.results import print_results
+from ppl_lvm.core.call_syntax import parse_call, parse_settings
+from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.training.options import BRACKETS, PYTHON_ONLY, FitOptions, declared
 
 app = typer.Typer()
 
 
-@app.command()
 def fit(
     context: typer.Context,
     model: Model,
     data: DataOption,
     guide: Guide = None,
-    settings: Settings = None,
-    guide_settings: GuideSettings = None,
     columns: Columns = None,
     labels: Labels = None,
     missing: Missing = "error",
@@ -45,168 +57,134 @@ def fit(
             "(default: the ELBO)."
         ),
     ] = None,
-    optimizer: Annotated[
-        str, typer.Option(help="A torch optimiser: 'Adam(lr=0.001)'.")
-    ] = "Adam(lr=0.01)",
-    schedule: Annotated[
-        str | None, typer.Option(help="A torch schedule: 'CosineAnnealingLR(T_max=1000)'.")
-    ] = None,
-    num_steps: Annotated[int | None, typer.Option(help="Updates in all (default 2000).")] = None,
-    num_epochs: Annotated[int | None, typer.Option(help="Passes over the data instead.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step (default: all).")] = None,
-    validation: Annotated[
-        float | None, typer.Option(help="Rows held out: a share below 1, or a number of rows.")
-    ] = None,
-    patience: Annotated[
-        int | None, typer.Option(help="Stop after so many evaluations without improvement.")
-    ] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
-    kl_weight: Annotated[float, typer.Option(help="Weight of the KL term.")] = 1.0,
-    kl_annealing: Annotated[int, typer.Option(help="Steps over which it grows from 0.")] = 0,
-    restarts: Annotated[int, typer.Option(help="Independent starts; the best is kept.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
-    directory: Annotated[
-        Path | None, typer.Option(help="Where to keep the run (default: runs/MODEL-DATA-…).")
-    ] = None,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 10.0,
-    engine: Annotated[
-        str, typer.Option(help="How steps are taken: auto, eager, captured or compiled.")
-    ] = "auto",
-    steps_per_call: Annotated[int, typer.Option(help="Steps a compiled call takes at most.")] = 1,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run there.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as one JSON object, last line.")
-    ] = False,
+    as_json: AsJson = False,
+    **options: Any,
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
-    values = dict(locals())
-    from ppl_lvm.cli.dispatch import run
     from ppl_lvm.core import distributed as processes
 
     context.with_resource(processes.joined())
-    loaded = load(data, columns, labels, missing, header, image_shape)
-    place = processes.from_first(_directory(directory, model, loaded.name, resume))
-    _say_results(run(context, values, loaded, place), as_json)
+    function, arguments = _front_end(objective)
+    arguments |= _keywords(function, context, {**options, "guide": guide})
+    rows = load(data, columns, labels, missing, header, image_shape)
+    directory = _run_directory(options["directory"], options["resume"], model, rows.name)
+    arguments["directory"] = processes.from_first(directory)
+    run = function(model, data=rows, **arguments)
+    if processes.rank() == 0:
+        print_results(run, as_json)
 
 
-def _say_results(run: Any, as_json: bool) -> None:
-    from ppl_lvm.core import distributed as processes
+def _option(field: "Field[Any]") -> inspect.Parameter:
+    """The option of the command that a field declares."""
+    shared = {"settings": Settings, "guide_settings": GuideSettings}
+    kind = field.metadata["type"] or field.type
+    if kind is Any or isinstance(kind, str):  # a type for type checkers only: a word here
+        kind = str
+    if field.default is None and NoneType not in get_args(kind):
+        kind = kind | None
+    info = typer.Option("--" + field.name.replace("_", "-"), help=field.metadata["help"])
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default,
+        annotation=shared.get(field.name, Annotated[kind, info]),
+    )
 
-    if processes.rank() > 0:
-        return
-    if as_json:
-        print(json.dumps(_without_nan(run.results)))
-    elif run.record["guide"] is None:
-        print_adversaries(run)
-    else:
-        print_results(run)
+
+def _with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of `FitOptions` in place of `**options`."""
+    *explicit, _ = inspect.signature(command).parameters.values()
+    names = {parameter.name for parameter in explicit}
+    fields = [f for f in declared(FitOptions) if _flag(f) and f.name not in names]
+    described: Any = command
+    described.__signature__ = inspect.Signature([*explicit, *map(_option, fields)])
+    return command
+
+
+def _flag(field: "Field[Any]") -> str:
+    """The name of a field on the command line; empty if it has none."""
+    flag = field.metadata["flag"]
+    return "" if flag in (BRACKETS, PYTHON_ONLY) else flag or field.name
+
+
+app.command()(_with_options(fit))
+
+
+def _front_end(objective: str | None) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that --objective names, and its arguments from the brackets.
+
+    Raises:
+        ValueError: the function does not take an argument in the brackets.
+    """
+    import ppl_lvm
+
+    functions = {n.removeprefix("fit_"): n for n in ppl_lvm.__all__ if n.startswith("fit_")}
+    name = (objective or "").partition("(")[0].strip()
+    if name not in functions:
+        if name.lower() in functions:
+            raise ValueError(f"Unknown objective {name!r}.{did_you_mean(name, functions)}")
+        return ppl_lvm.fit, {"guide": None, "objective": objective}
+    function: Any = getattr(ppl_lvm, functions[name])
+    _, arguments = parse_call(objective or "")
+    fields = declared(function.options)
+    taken = sorted(f.name for f in fields if f.metadata["flag"] == BRACKETS)
+    for argument in sorted(arguments.keys() - set(taken)):
+        flags = [_flag(f) for f in fields if f.name == argument and _flag(f)]
+        remedy = f"Give it as {_dashed(flags[0])}." if flags else "See ppl-lvm fit --help."
+        raise ValueError(f"{name} takes {', '.join(taken)}, got {argument}. {remedy}")
+    return function, arguments
+
+
+def _keywords(function: Any, context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the command line as the function takes them.
+
+    Raises:
+        ValueError: an option that the function does not have.
+    """
+    taken = {_flag(f): f.name for f in declared(function.options)}
+    if "guide" in inspect.signature(function).parameters and function.options is FitOptions:
+        taken["guide"] = "guide"
+    keywords = {}
+    for name in sorted(options):
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name == "directory":
+            continue
+        if name not in taken:
+            front_end = function.__name__.removeprefix("fit_")
+            raise ValueError(f"--objective {front_end} takes no {_dashed(name)}; leave it out.")
+        keywords[taken[name]] = _value(name, options[name])
+    return keywords
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _value(name: str, value: Any) -> Any:
+    """An option as the function takes it."""
+    if name in ("settings", "guide_settings"):
+        return parse_settings(value)
+    if name == "validation" and value >= 1:
+        return int(value)  # a number of rows
+    return value
+
+
+def _run_directory(directory: Path | None, resume: bool, model: str, data: str) -> Path:
+    if directory is not None:
+        return directory
+    if resume:
+        raise ValueError("--resume needs --directory, the run to continue.")
+    return unused_directory(f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}")
 
 
 @app.command()
 def demo(
     directory: Annotated[
-        Path | None, typer.Option(help="Where the runs go (default: runs/demo-1, -2, …).")
+        Path | None, typer.Option(help="Directory of the runs (default: runs/demo-1, -2, …).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random number.")] = 0,
+    seed: Seed = 0,
 ) -> None:
-    """Fit a mixture to Iris and a VAE to the digits, judge and picture them."""
+    """Fit a mixture to Iris and VAEs to the digits, evaluate them and draw figures."""
     from ppl_lvm.cli.demo import main as run_demo
 
-    run_demo(directory or unused("demo"), seed=seed)
-
-
-def print_results(run: Any) -> None:
-    """A run's figures as a table that a narrow terminal and a pipe can hold."""
-    results = run.results
-    table = Table(show_header=False, box=None, pad_edge=False)
-    error = results["bound_monte_carlo_error"]
-    weight = run.record["options"].get("kl_weight", 1.0)
-    tempered = "" if weight == 1 else f", KL term times {weight:g}"
-    tempered += ": no bound on log p(x)" if weight < 1 else ""
-    bound = f"{results['bound']:.4f} ± {error:.4f} nats per row (training rows{tempered})"
-    table.add_row("bound", bound)
-    joint = _is_joint(results) and results["held_out"] is not None
-    if results["held_out"] is not None:
-        error = results["held_out_monte_carlo_error"]
-        # Two different things: rows that join those trained on, and rows that stand alone.
-        joining = ", the KL of global latents shared with the training rows" if joint else ""
-        of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
-        table.add_row("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}")
-    alone = " as a data set of their own" if joint else ""
-    table.add_row(
-        "log evidence",
-        f"{results['log_evidence']:.4f} {_error(results)} nats per row "
-        f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
-    )
-    if len(run.restarts) > 1:
-        bounds = sorted(r["bound"] for r in run.restarts)
-        middle = bounds[len(bounds) // 2]
-        table.add_row(
-            "restarts",
-            f"{len(bounds)}: bound {bounds[0]:.4f} to {bounds[-1]:.4f}, median {middle:.4f}",
-        )
-    for restart in run.restarts:
-        if restart["degenerate"]:
-            table.add_row(
-                f"seed {restart['seed']}",
-                f"bound {restart['bound']:.4f}, "
-                + ("KEPT, for every start failed: " if restart["chosen"] else "not chosen: ")
-                + restart["degenerate"],
-            )
-    table.add_row("steps", f"{results['steps']} in {results['seconds']:.1f} s")
-    if run.directory is not None:
-        table.add_row("directory", str(run.directory))
-    Console(soft_wrap=False, highlight=False).print(table)
-
-
-def print_adversaries(found: Any) -> None:
-    """The figures of adversarial training, as `print_results` shows a run's."""
-    results = found.results
-    table = Table(show_header=False, box=None, pad_edge=False)
-    told = results["jensen_shannon"]
-    table.add_row("Jensen-Shannon", f"{told:.4f} nats, a lower bound; 0: draws are like data")
-    if results["accuracy"] is None:
-        table.add_row("told apart", "not tested: fewer than 20 rows; hold out more")
-    else:
-        table.add_row(
-            "told apart",
-            f"{results['accuracy']:.2f} of the {results['two_sample_of']} and as many draws (0.50: "
-            f"a coin's), p = {results['p_value']:.3f}",
-        )
-    table.add_row("steps", f"{results['steps']} in {results['seconds']:.1f} s")
-    if found.directory is not None:
-        table.add_row("directory", str(found.directory))
-    Console(soft_wrap=False, highlight=False).print(table)
-
-
-def _error(results: dict[str, Any]) -> str:
-    """± the standard error over data; of the draws for a joint weight, which has no other."""
-    if _is_joint(results):
-        return f"± {results['log_evidence_monte_carlo_error']:.4f} (of the draws)"
-    return f"± {results['log_evidence_standard_error']:.4f}"
-
-
-def _is_joint(results: dict[str, Any]) -> bool:
-    """Whether the rows have one weight together, for the sake of global latents."""
-    error = results["log_evidence_standard_error"]
-    return error is None or error != error
-
-
-def _directory(asked: Path | None, model: str, data: str, resume: bool) -> Path:
-    if asked is not None:
-        return asked
-    if resume:
-        raise ValueError("--resume needs --directory, the run to continue.")
-    return unused(f"{model.rpartition(':')[2]}-{Path(data).stem.partition('(')[0]}")
-
-
-def unused(stem: str) -> Path:
-    """A folder of runs/ that is not there yet: runs/STEM-1, -2, …"""
-    number = 1
-    while (Path("runs") / f"{stem}-{number}").exists():
-        number += 1
-    return Path("runs") / f"{stem}-{number}"
-
-
-def _without_nan(results: dict[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and v != v else v for k, v in results.items()}
+    run_demo(directory or unused_directory("demo"), seed=seed)

@@ -1,5 +1,6 @@
 """Arguments and options that several commands share."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,37 +9,42 @@ Model = Annotated[
     str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
 ]
 Guide = Annotated[
-    str | None, typer.Option(help="Address of the guide (default: one that suits the model).")
+    str | None, typer.Option(help="Address of the guide (default: chosen for the model).")
 ]
 DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="A named set such as iris or 'digits(binarize=8)', or a .csv, .npy, .npz or "
+        help="A named data set such as iris or 'digits(binarize=8)', or a .csv, .npy, .npz or "
         ".parquet file.",
     ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="An argument of the model, components=3; repeat for more."),
+    typer.Option("--set", help="An argument of the model, components=3; repeatable."),
 ]
 GuideSettings = Annotated[
     list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
 ]
 Columns = Annotated[str | None, typer.Option(help="Columns of the file to use: a,b,c.")]
-Labels = Annotated[str | None, typer.Option(help="Column of class labels, kept from the model.")]
+Labels = Annotated[
+    str | None, typer.Option(help="Column of class labels; the model does not see it.")
+]
 Missing = Annotated[
     str, typer.Option(help="error, or keep: pass missing values to the model as NaN.")
 ]
 Header = Annotated[
     bool | None,
-    typer.Option(help="Whether the first line of a .csv file has names (default: inferred)."),
+    typer.Option(help="The first line of a .csv file holds names (default: detected)."),
 ]
-
 ImageShape = Annotated[
     tuple[int, int] | None,
-    typer.Option(help="Height and width, where rows are flattened pictures: 8 8."),
+    typer.Option(help="Height and width, if rows are flattened images: 8 8."),
 ]
+Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON in the last line.")]
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunDirectories = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")]
 
 
 def load(
@@ -61,3 +67,11 @@ def load(
         header=header,
         image_shape=image_shape,
     )
+
+
+def unused_directory(stem: str) -> Path:
+    """The first of runs/STEM-1, runs/STEM-2, … that does not exist."""
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"

@@ -73,7 +73,12 @@ class SessionOptions(CommonOptions):
     settings: dict[str, Any] | None = option(
         None, "Arguments of a model given as a class or an address.", recorded=False
     )
-    directory: str | Path | None = option(None, "Directory that keeps the run.", recorded=False)
+    directory: str | Path | None = option(
+        None,
+        "Directory that keeps the run (default: none; of the command: runs/MODEL-DATA-1, …).",
+        type=Path,
+        recorded=False,
+    )
     resume: bool = option(False, "Continue the run in the directory.", recorded=False)
 
 

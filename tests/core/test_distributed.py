@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import ppl_lvm
-from forked import ended, forked
-from forked import ppl_lvm as forked_ppl_lvm
+from command_line import run_command
+from forked import exit_statuses, start_processes
+from forked import run_command as run_forked_command
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.storage import load_checkpoint
 
@@ -86,7 +86,7 @@ def share(asked: list[str], *more: str) -> str:
     """Two processes do it at once, as torchrun starts them; what they say."""
     words = [*asked[2:], *more]
     output = Path(words[words.index("--directory") + 1]).with_suffix(".txt")
-    statuses = ended(forked(2, forked_ppl_lvm, words, output))
+    statuses = exit_statuses(start_processes(2, run_forked_command, words, output))
     assert statuses == [0, 0], output.read_text()
     return output.read_text()
 
@@ -101,7 +101,7 @@ def test_two_processes_are_one(asked: list[str], tmp_path: Path, level: str) -> 
     """Also where a batch of 11 rows is left over and is not halved evenly."""
     more = ["--num-steps", "40", "--engine", level, "--directory"]
     one, two = tmp_path / "one", tmp_path / "two"
-    alone = ppl_lvm(*asked[2:], *more, str(one), folder=tmp_path)
+    alone = run_command(*asked[2:], *more, str(one), folder=tmp_path)
     assert alone.returncode == 0, alone.stderr
     both = subprocess.run(
         torchrun(asked, *more, str(two)), capture_output=True, env=environment(), text=True
@@ -152,7 +152,7 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
 def test_expectation_maximization_too(tmp_path: Path) -> None:
     asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
     asked += ["--objective", "em", "--set", "components=3", "--directory"]
-    alone = ppl_lvm(*asked[2:], str(tmp_path / "one"), folder=tmp_path)
+    alone = run_command(*asked[2:], str(tmp_path / "one"), folder=tmp_path)
     both = share(asked, str(tmp_path / "two"))
     one, two = (json.loads(said.splitlines()[-1]) for said in (alone.stdout, both))
     assert one["bound"] == pytest.approx(two["bound"], rel=1e-9)

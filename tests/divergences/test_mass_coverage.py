@@ -170,7 +170,7 @@ def test_divergences_command_fits_densities_and_rows(
     [
         ([], "Give one target"),
         (["bimodal", "--data", "iris"], "Give one target"),
-        (["three_modes"], "There is no density 'three_modes'; there are bimodal, four_modes"),
+        (["three_modes"], "Unknown density 'three_modes'. Available: bimodal, four_modes."),
         (
             ["bimodal", "--divergence", "KL"],
             "Unknown divergence 'KL'. Available: ChiSquare, Energy, Fo",

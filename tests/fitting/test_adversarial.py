@@ -183,9 +183,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
     x = torch.randn(30, 2)
     with pytest.raises(ValueError, match=r"rows \(N, P\) of numbers, got \(30,\)"):
         fit_adversarial(Implicit(), x[:, 0])
-    with pytest.raises(
-        ValueError, match="discriminator_steps must be a whole number of at least 1"
-    ):
+    with pytest.raises(ValueError, match="discriminator_steps must be a whole number"):
         fit_adversarial(Implicit(), x, discriminator_steps=0)
     for wrong, message in (
         (nn.Linear(3, 1), r"does not run on rows of shape \(2,\)"),

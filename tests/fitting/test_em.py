@@ -12,7 +12,7 @@ from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
 
 import ppl_lvm.training.iterate
-from forked import ended, forked
+from forked import exit_statuses, start_processes
 from largest import Largest
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
@@ -210,7 +210,7 @@ def _fit_a_part(folder: str) -> None:
 @pytest.mark.slow
 @pytest.mark.xdist_group("forked")
 def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
-    assert ended(forked(2, _fit_a_part, str(tmp_path))) == [0, 0]
+    assert exit_statuses(start_processes(2, _fit_a_part, str(tmp_path))) == [0, 0]
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
     # a last mini-batch of one row leaves the second process none
     online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)

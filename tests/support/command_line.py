@@ -1,4 +1,4 @@
-"""`ppl-lvm …` as a shell would run it, in this process: importing torch anew takes seconds."""
+"""Run `ppl-lvm` in this process, without importing torch again."""
 
 import contextlib
 import io
@@ -12,15 +12,15 @@ from ppl_lvm.cli import main
 
 
 @dataclass(frozen=True)
-class Done:
-    """What a command left: its status (0 is success) and the text of its two streams."""
+class Completed:
+    """Status of a command (0 is success) and the text of its two streams."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
-def ppl_lvm(*words: str, folder: Path) -> Done:
+def run_command(*words: str, folder: Path) -> Completed:
     """Run `ppl-lvm WORDS` in `folder`."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     with (
@@ -28,10 +28,10 @@ def ppl_lvm(*words: str, folder: Path) -> Done:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["ppl-lvm", *words]),
-        warnings.catch_warnings(),  # `main` says them in its own way
+        warnings.catch_warnings(),  # `main` replaces the printing of warnings
     ):
         try:
             main()
         except SystemExit as end:
             status = int(end.code or 0)
-    return Done(status, out.getvalue(), err.getvalue())
+    return Completed(status, out.getvalue(), err.getvalue())

@@ -1,6 +1,6 @@
-"""Processes of their own that start at once: forked off a server that has imported torch already.
+"""Processes forked from a server that has imported torch, so that they start fast.
 
-Two of them are what torchrun starts, without torchrun: it too would import torch.
+Several of them receive the variables of torchrun, without torchrun, which would import torch too.
 """
 
 import multiprocessing
@@ -16,42 +16,42 @@ from typing import Any
 from ppl_lvm.cli import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_IMPORTED = ("cli", "fit", "em", "data", "models", "guides", "report.draw")
-_CONTEXT.set_forkserver_preload([f"ppl_lvm.{name}" for name in _IMPORTED] + ["torch._dynamo"])
+_PRELOADED = ("cli", "fitting.svi", "fitting.em", "data", "models", "guides", "report.run_figures")
+_CONTEXT.set_forkserver_preload([f"ppl_lvm.{name}" for name in _PRELOADED] + ["torch._dynamo"])
 
 
-def forked(count: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
-    """So many processes, with torchrun's variables if there are several, that do `work`."""
+def start_processes(count: int, work: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
+    """Start `count` processes that do `work`, with torchrun's variables if there are several."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started: list[BaseProcess] = []
+    processes: list[BaseProcess] = []
     for rank in range(count):
-        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        told |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        told |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        process = _CONTEXT.Process(target=_do, args=(told, work, arguments))
+        variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        variables |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        variables |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+        process = _CONTEXT.Process(target=_run, args=(variables, work, arguments))
         process.start()
-        started.append(process)
-    return started
+        processes.append(process)
+    return processes
 
 
-def ended(processes: list[BaseProcess]) -> list[int | None]:
-    """Their exit statuses, once all have ended."""
+def exit_statuses(processes: list[BaseProcess]) -> list[int | None]:
+    """Exit statuses of the processes, after all have ended."""
     for process in processes:
         process.join(120)
     return [process.exitcode for process in processes]
 
 
-def ppl_lvm(words: list[str], output: Path) -> None:
-    """The work of `ppl-lvm WORDS`; what it says goes to the end of the file `output`."""
+def run_command(words: list[str], output: Path) -> None:
+    """Work that runs `ppl-lvm WORDS` and appends its output to the file `output`."""
     sys.argv = ["ppl-lvm", *words]
     sys.stdout = output.open("a", buffering=1)
     sys.stderr = sys.stdout
     main()
 
 
-def _do(told: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.update(told)
+def _run(variables: dict[str, str], work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(variables)
     warnings.simplefilter("ignore")
     work(*arguments)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import forked
-from command_line import ppl_lvm
+from command_line import run_command
 from ppl_lvm.core.storage import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("forked")  # one server of processes serves them all
@@ -84,12 +84,12 @@ def same(a: Path, b: Path) -> None:
 @pytest.mark.slow
 def test_killed_twice_and_resumed_equals_uninterrupted(command: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = ppl_lvm(*command, "--directory", str(whole), folder=tmp_path)
+    uninterrupted = run_command(*command, "--directory", str(whole), folder=tmp_path)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
     seen = 0
     for attempt in range(2):
         words = [*command, "--directory", str(killed), *["--resume"] * bool(attempt)]
-        (process,) = forked.forked(1, forked.ppl_lvm, words, tmp_path / "said.txt")
+        (process,) = forked.start_processes(1, forked.run_command, words, tmp_path / "said.txt")
         checkpoint = killed / "checkpoint.safetensors"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.is_alive():
@@ -103,13 +103,13 @@ def test_killed_twice_and_resumed_equals_uninterrupted(command: list[str], tmp_p
         assert seen < step < STEPS, "killed too late to prove anything"
         seen = step
     resumed = [*command, "--directory", str(killed), "--resume"]
-    last = ppl_lvm(*resumed, folder=tmp_path)
+    last = run_command(*resumed, folder=tmp_path)
     assert last.returncode == 0, last.stderr
     same(whole, killed)
     results = json.loads(last.stdout.splitlines()[-1])
     assert results["steps"] == STEPS
     assert results["bound"] == json.loads((whole / "run.json").read_text())["results"]["bound"]
-    again = ppl_lvm(*resumed, folder=tmp_path)
+    again = run_command(*resumed, folder=tmp_path)
     assert json.loads(again.stdout.splitlines()[-1])["bound"] == results["bound"]
 
 
@@ -117,9 +117,9 @@ def test_resume_refuses_another_run(command: list[str], tmp_path: Path) -> None:
     directory = ["--directory", str(tmp_path / "r")]
     command[command.index("--num-steps") + 1] = "3"
     command[command.index("--schedule") + 1] = "StepLR(step_size=1)"
-    assert ppl_lvm(*command, *directory, folder=tmp_path).returncode == 0
+    assert run_command(*command, *directory, folder=tmp_path).returncode == 0
     command[command.index("--seed") + 1] = "5"
-    refused = ppl_lvm(*command, *directory, "--resume", folder=tmp_path)
+    refused = run_command(*command, *directory, "--resume", folder=tmp_path)
     assert refused.returncode == 2
     assert "holds another run: its options differs in seed" in refused.stderr
     assert refused.stdout == ""

@@ -1,0 +1,112 @@
+"""Results on the terminal, as tables or as one line of JSON."""
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(result: Any) -> None:
+    """Print a table at the width and in the colors of a terminal, elsewhere as plain lines."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(result)
+    else:
+        print(result)
+
+
+def print_list(result: Any, as_json: bool) -> None:
+    """Print a diagnosis, a comparison or the like: one JSON list in the last line, or a table."""
+    if as_json:
+        print(json.dumps(result.to_json()))
+    else:
+        print_table(result)
+
+
+def print_results(run: Any, as_json: bool = False) -> None:
+    """Print the results of a fit: one JSON object in the last line, or a table."""
+    if as_json:
+        from ppl_lvm.core.storage import jsonable
+
+        print(json.dumps(jsonable(run.results)))
+        return
+    rows = _adversarial_rows(run) if run.record["guide"] is None else _run_rows(run)
+    results = run.results
+    rows.append(("steps", f"{results['steps']} in {results['seconds']:.1f} s"))
+    if run.directory is not None:
+        rows.append(("directory", str(run.directory)))
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=False, highlight=False).print(table)
+
+
+def _run_rows(run: Any) -> list[tuple[str, str]]:
+    """Rows of the table of a `Run`."""
+    results = run.results
+    error = results["bound_monte_carlo_error"]
+    weight = run.record["options"].get("kl_weight", 1.0)
+    tempered = "" if weight == 1 else f", KL term times {weight:g}"
+    tempered += ": no bound on log p(x)" if weight < 1 else ""
+    bound = f"{results['bound']:.4f} ± {error:.4f} nats per row (training rows{tempered})"
+    rows = [("bound", bound)]
+    joint = _is_joint(results) and results["held_out"] is not None
+    if results["held_out"] is not None:
+        error = results["held_out_monte_carlo_error"]
+        # The bound is of rows that join the training rows; the evidence is of the rows alone.
+        joining = ", the KL of global latents shared with the training rows" if joint else ""
+        of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
+        rows.append(("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}"))
+    alone = " as a separate data set" if joint else ""
+    rows.append(
+        (
+            "log evidence",
+            f"{results['log_evidence']:.4f} {_error(results)} nats per row "
+            f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
+        )
+    )
+    return rows + _restart_rows(run.restarts)
+
+
+def _restart_rows(restarts: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """The range of the bounds, and a row for each degenerate restart."""
+    rows = []
+    if len(restarts) > 1:
+        bounds = sorted(restart["bound"] for restart in restarts)
+        median = bounds[len(bounds) // 2]
+        text = f"{len(bounds)}: bound {bounds[0]:.4f} to {bounds[-1]:.4f}, median {median:.4f}"
+        rows.append(("restarts", text))
+    for restart in restarts:
+        if restart["degenerate"]:
+            chosen = "CHOSEN, for every restart failed" if restart["chosen"] else "not chosen"
+            text = f"bound {restart['bound']:.4f}, {chosen}: {restart['degenerate']}"
+            rows.append((f"seed {restart['seed']}", text))
+    return rows
+
+
+def _adversarial_rows(adversaries: Any) -> list[tuple[str, str]]:
+    """Rows of the table of `Adversaries`."""
+    results = adversaries.results
+    divergence = f"{results['jensen_shannon']:.4f} nats, a lower bound; 0: draws are like data"
+    if results["accuracy"] is None:
+        test = "not tested: fewer than 20 rows; hold out more"
+    else:
+        test = (
+            f"{results['accuracy']:.2f} of the {results['two_sample_of']} and as many draws "
+            f"classified correctly (0.50: by chance), p = {results['p_value']:.3f}"
+        )
+    return [("Jensen-Shannon", divergence), ("two-sample test", test)]
+
+
+def _error(results: dict[str, Any]) -> str:
+    """± the standard error over rows; the Monte Carlo error if the rows have one joint weight."""
+    if _is_joint(results):
+        return f"± {results['log_evidence_monte_carlo_error']:.4f} (of the draws)"
+    return f"± {results['log_evidence_standard_error']:.4f}"
+
+
+def _is_joint(results: dict[str, Any]) -> bool:
+    """Tell if the rows have one joint weight, as global latents require."""
+    error = results["log_evidence_standard_error"]
+    return error is None or error != error
