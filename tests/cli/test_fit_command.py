@@ -130,7 +130,7 @@ def test_fit_draws_rows_of_a_file_as_images_of_the_given_shape(tmp_path: Path) -
     assert (tmp_path / "r/pictures/filled_in.png").exists()
     wrong = run_command(*words, "--image-shape", "4", "4", folder=tmp_path)
     assert wrong.returncode != 0
-    assert "image_shape=(4, 4) does not suit rows of 6 and 6 numbers" in wrong.stderr
+    assert "image_shape=(4, 4) does not fit rows of 6 and 6 values" in wrong.stderr
 
 
 @pytest.fixture
