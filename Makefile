@@ -1,25 +1,31 @@
-# `make demo` and `make test` set everything up by themselves: a virtual environment in .venv,
-# the toolkit and its pinned dependencies, then the job.
+# `make demo` and `make test` install everything first: a virtual environment in .venv, the toolkit
+# and its pinned dependencies.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test exhaustive check clean
+.PHONY: demo test test-all exhaustive check clean
 
 demo: $(STAMP)
 	$(BIN)/ppl-lvm demo
 
-# One worker a core, each with one thread; tests that share a costly fixture share a worker.
+# One worker per core, each with one thread; tests that share a costly fixture share a worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+	$(PYTEST) -m "not slow and not exhaustive"
 
-# Every model with every guide and every objective that suits them, for 50 steps: hours.
+# With the tests that train for more than about five seconds. CI runs this.
+test-all: $(STAMP)
+	$(PYTEST)
+
+# Every model with every guide and objective that supports it, for 50 steps: hours.
 exhaustive: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto -m exhaustive tests
+	$(PYTEST) -m exhaustive tests
 
-# The type checker sees models/ and guides/ under their installed names only in a real (not an
-# editable) install, so it gets one of its own.
+# models/ and guides/ have their installed names only in a real (not an editable) install, so the
+# type checker and the import rules run on one in build/typecheck.
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
