@@ -14,7 +14,7 @@ converged when the gain is both significant (|t| > 3) and large. The same stretc
 over halves and chains of any iterates: bounds here, parameters in drift.py.
 
 A bound without noise that never falls, as of expectation-maximisation, has no such scatter: of its
-last three values the gain that lies ahead is judged instead (`ppl_lvm.core.extrapolation`).
+last three values the gain that lies ahead is judged instead (`ppl_lvm.training.extrapolation`).
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.core.extrapolation import aitken_remaining_gain
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
+from ppl_lvm.training.extrapolation import aitken_remaining_gain
 from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 
 QUESTION = "Has it converged?"

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.extrapolation import aitken_remaining_gain
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import initialization_rows
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
+from ppl_lvm.training.extrapolation import aitken_remaining_gain
 
 # A step's log-likelihood may fall by this much (nats per row, relative) through rounding alone.
 ROUNDING = 1e-10
