@@ -85,7 +85,14 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
         progress = Progress(options.num_steps, figure="Jensen-Shannon", shown=options.progress)
         game = Game(G, a, x, f, options, progress)
         session.iterate(game, options.num_steps)
-    adversaries = Adversaries(G, a, game.history, session.record, x[:TEMPLATE_ROWS], session.path)
+    adversaries = Adversaries(
+        generator=G,
+        discriminator=a,
+        history=game.history,
+        record=session.record,
+        template=x[:TEMPLATE_ROWS],
+        directory=session.path,
+    )
     session.record["results"] = _results(adversaries, session)
     return session.close(adversaries, _draw)
 

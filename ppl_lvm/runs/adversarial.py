@@ -1,12 +1,13 @@
-"""What adversarial training leaves behind, in memory and as a directory.
+"""Result of adversarial training, in memory and as a directory.
 
-    run.json                  what was run and what came of it
+    run.json                  what was run, and results
     parameters.safetensors    of generator and discriminator, and some rows as a template
     history.json              see `Adversaries`
     checkpoint.safetensors    everything that `resume` needs
-    pictures/                 the training, and draws beside data
+    pictures/                 training curve, and draws against data
 
-There is no likelihood and no guide: `load_run`, `compare` and `diagnose` refuse such a directory.
+The model has no likelihood and no guide: `load_run`, `compare` and `diagnose` refuse such a
+directory.
 """
 
 import copy
@@ -28,18 +29,18 @@ from ppl_lvm.runs.directory import read_record
 from ppl_lvm.training.adversarial import load_state, state
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adversaries:
     """A generator and its discriminator after training.
 
     Attributes:
-        generator: `draw(n)` gives rows (n, P).
+        generator: `draw(n)` returns rows (n, P).
         discriminator: a(x) ≈ log p_D(x) - log p_G(x), (N,) of rows (N, P).
-        history: "jensen_shannon": log 2 - L/2 at each step, which estimates a lower bound on
-            JS(p_D, p_G) on the draws of that step, nats; "generator": the mean of f.
-        record: all that run.json holds.
+        history: "jensen_shannon" is log 2 - L/2 at each step, an estimate on the draws of that step
+            of a lower bound on JS(p_D, p_G), nats; "generator" is the mean of f.
+        record: the content of run.json.
         template: rows of the data (at most 256, P).
-        directory: where it is kept; None where it is only in memory.
+        directory: where the run is saved; None where it is in memory only.
     """
 
     generator: Any
@@ -51,31 +52,31 @@ class Adversaries:
 
     @property
     def results(self) -> dict[str, Any]:
-        """The figures that `ppl-lvm fit --json` prints."""
-        found: dict[str, Any] = self.record["results"]
-        return found
+        """The numbers that `ppl-lvm fit --json` prints."""
+        results: dict[str, Any] = self.record["results"]
+        return results
 
     def two_sample(self, x: Tensor, *, seed: int = 0) -> TwoSample:
-        """Can a new discriminator of the same kind tell these rows from as many draws?"""
-        drawn = self.sample(len(x), seed=seed)
-        fresh = copy.deepcopy(self.discriminator)
+        """Two-sample test of rows against as many draws, by a new discriminator of this kind."""
+        samples = self.sample(len(x), seed=seed)
+        discriminator = copy.deepcopy(self.discriminator)
         with preserve_rng():
             torch.manual_seed(seed)
-            for part in fresh.modules():
+            for part in discriminator.modules():
                 reset = getattr(part, "reset_parameters", None)
                 if reset is not None:
                     reset()
-        return discriminate(x, drawn, discriminator=fresh, seed=seed)
+        return discriminate(x, samples, discriminator=discriminator, seed=seed)
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """n rows (n, P) of the generator."""
         with torch.no_grad(), preserve_rng():
             torch.manual_seed(seed)
-            drawn: Tensor = self.generator.draw(n)
-        return drawn
+            samples: Tensor = self.generator.draw(n)
+        return samples
 
     def save(self, directory: Path) -> None:
-        """Write it to `directory`."""
+        """Write the run to `directory`."""
         tensors = state(self.generator, self.discriminator) | {"template": self.template}
         save_checkpoint(directory / "parameters.safetensors", tensors, {})
         write_json(directory / "history.json", self.history)
@@ -85,34 +86,41 @@ class Adversaries:
 def load_adversaries(
     directory: str | Path, *, generator: Any = None, discriminator: nn.Module | None = None
 ) -> Adversaries:
-    """A generator and its discriminator from their directory.
+    """Load a generator and its discriminator from their directory.
 
     Pass `generator` where it has no address, and `discriminator` where it was not the default.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, damaged, unfinished, or of another kind.
+        FileNotFoundError: the directory is no run directory.
+        ValueError: the run is damaged, unfinished or of another kind.
     """
     directory = Path(directory)
     record = read_record(directory)
     if record["guide"] is not None:
         raise ValueError(
-            f"{directory} holds a run with a guide: use ppl_lvm.runs.directory.load_run."
+            f"{directory} holds a run with a guide. Use ppl_lvm.runs.directory.load_run."
         )
     if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
     tensors, _ = load_checkpoint(directory / "parameters.safetensors")
     template = tensors["template"]
-    made: Any = instantiate_from_record(
+    generator = instantiate_from_record(
         ProgramSpec(**record["model"]), generator, (template,), what="model"
     )
     if discriminator is None:
         if record["discriminator"] is not None:
             raise ValueError(
-                f"The discriminator was a {record['discriminator']} of your own; pass it: "
+                f"The discriminator was a user's {record['discriminator']}. Pass it: "
                 "load_adversaries(directory, discriminator=...)."
             )
         discriminator = Discriminator(template)
-    made, discriminator = copy.deepcopy(made), copy.deepcopy(discriminator)
-    load_state(made, discriminator, tensors)
-    history = json.loads((directory / "history.json").read_text())
-    return Adversaries(made, discriminator, history, record, template, directory)
+    generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
+    load_state(generator, discriminator, tensors)
+    return Adversaries(
+        generator=generator,
+        discriminator=discriminator,
+        history=json.loads((directory / "history.json").read_text()),
+        record=record,
+        template=template,
+        directory=directory,
+    )

@@ -1,19 +1,19 @@
-"""Which of several runs is best on the same rows, and by more than chance?
+"""Comparison of runs by the predictive log density of the same rows.
 
-Every row is scored under every run in nats, by what training on other rows says of it:
+The log density l_n of row n, in nats, is
 
-    points for parameters   log p(x_n; θ̂): exact where the model offers it or every latent is
-                            summed out, else the importance-weighted bound log 1/K Σ_k w_nk
-    global latents          log 1/S Σ_s p(x_n | θ_s), θ_s ~ q(θ), local latents weighted out
+    point estimates   log p(x_n; θ̂): exact where the model has a closed form or every latent is
+                      summed out, else the importance-weighted bound log 1/K Σ_k w_nk
+    global latents    log 1/S Σ_s p(x_n | θ_s), θ_s ~ q(θ), local latents marginalized
 
-so that both kinds stand side by side. Differences are paired row by row,
+so that both kinds of model are comparable. Differences are paired row by row,
 
-    Δ = mean_n (l_na − l_nb),    error = √(sd_n(l_na − l_nb)² / N + Monte-Carlo errors²),
+    Δ = mean_n (l_na − l_nb),    error = √(sd_n(l_na − l_nb)² / N + Monte-Carlo errors²).
 
-since rows hard for one model are hard for the others, and the error of a difference is far
-smaller than that of either value. What has a likelihood must be the same (`comparable`).
+Rows that are hard for one model are hard for the others, so the error of a difference is much
+smaller than the error of either value. The likelihoods must be of the same kind (`comparability`).
 Leave-one-out accuracy on the training rows is added for runs with global latents whose k̂ allow it.
-Costs are those of all restarts.
+Seconds are those of all restarts.
 
     comparison = compare([run_a, run_b])
     print(comparison)
@@ -25,13 +25,11 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -39,6 +37,8 @@ from torch import Tensor
 
 from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.core.storage import jsonable
+from ppl_lvm.core.types import Floats, Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.diagnostics.leave_one_out import loo
@@ -46,35 +46,36 @@ from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, global_draws, marginal
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.runs.comparability import check_width, common_rows, names_of, require_same_likelihood
-
-if TYPE_CHECKING:
-    from ppl_lvm.runs.run import Run
+from ppl_lvm.runs.comparability import (
+    check_width,
+    common_rows,
+    distinct_names,
+    require_same_likelihood,
+)
+from ppl_lvm.runs.run import Run
 
 SIGNIFICANCE_Z = 2.5  # standard errors
-CHUNK = 200_000
-UNRELIABLE = 0.05  # share of data with a high k̂ above which leave-one-out is left out
+CHUNK = 200_000  # log weights computed at once
+UNRELIABLE = 0.05  # share of rows with a high k̂ above which leave-one-out is omitted
 FEWEST_PARTICLES = 10
-Floats = NDArray[np.float64]
-Say = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
-    """One run on the rows that are compared.
+    """The log densities of one run on the compared rows.
 
     Attributes:
-        name: what it is called.
+        name: of the run.
         per_row: l_n (N,), nats.
         monte_carlo_error: of its mean.
         kind: "exact", "lower bound" or "predictive".
-        share_bad: share of rows whose weights have Pareto k̂ > 0.7: there l_n is too low, and its
-            error too small; 0 where nothing was weighted.
+        share_bad: share of rows whose weights have Pareto k̂ > 0.7, where l_n is too low and its
+            error too small; 0 without weights.
         loo: leave-one-out on the training rows; None where it does not apply.
-        no_loo: why it is left out although there are global latents; else empty.
-        parameters: how many numbers were learned.
-        seconds: training, all restarts together.
-        steps: of the chosen start.
+        no_loo: the reason why it is omitted although there are global latents, else empty.
+        parameters: number of trained parameter entries.
+        seconds: training time of all restarts together.
+        steps: of the chosen restart.
     """
 
     name: str
@@ -95,15 +96,17 @@ class Score:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the mean over rows, Monte Carlo's in it."""
+        """Standard error of the mean over rows, including the Monte-Carlo error."""
         return math.hypot(_mean_error(self.per_row), self.monte_carlo_error)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Attributes:
-    scores: one a run, in the order given.
-    rows: what they were compared on, in words.
+    """Scores of several runs on the same rows.
+
+    Attributes:
+        scores: one per run, in the order of the runs.
+        rows: a description of the rows.
     """
 
     scores: tuple[Score, ...]
@@ -111,17 +114,17 @@ class Comparison:
 
     @property
     def order(self) -> list[int]:
-        """Numbers of the runs, best first."""
+        """Indices of the runs, best first."""
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i].value)
 
     def difference(self, a: int, b: int) -> tuple[float, float]:
-        """Run a less run b, nats per row, and the standard error of that, paired over rows."""
+        """Run a minus run b, nats per row, and its standard error, paired over rows."""
         d = self.scores[a].per_row - self.scores[b].per_row
         noise = [] if a == b else [self.scores[i].monte_carlo_error for i in (a, b)]
         return float(d.mean()), math.hypot(_mean_error(d), *noise)
 
     def loo_difference(self, a: int, b: int) -> tuple[float, float] | None:
-        """The same of leave-one-out accuracy; None where either has none on as many rows."""
+        """`difference` of leave-one-out accuracy; None unless both have it on as many rows."""
         x, y = self.scores[a].loo, self.scores[b].loo
         if x is None or y is None or len(x.elpd_i) != len(y.elpd_i):
             return None
@@ -129,7 +132,7 @@ class Comparison:
         return float(d.mean()), _mean_error(d)
 
     def verdict(self, i: int) -> str:
-        """What is to be said of run i beside the best: "best", "as good", "worse"."""
+        """Run i against the best run: "best", "as good" or "worse"."""
         best = self.order[0]
         if i == best:
             return "best"
@@ -138,22 +141,24 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What was compared, and how far the values may be trusted."""
+        """A description of the rows and of the reliability of the values."""
         notes = [f"{self.rows}; nats per row, differences paired row by row."]
-        loose = [s for s in self.scores if s.kind == "lower bound"]
-        if loose:
-            each = ", ".join(f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in loose)
-            notes.append(f"Lower bounds: {each}.")
-            if any(s.share_bad > UNRELIABLE for s in loose):
+        bounds = [s for s in self.scores if s.kind == "lower bound"]
+        if bounds:
+            described = ", ".join(
+                f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in bounds
+            )
+            notes.append(f"Lower bounds: {described}.")
+            if any(s.share_bad > UNRELIABLE for s in bounds):
                 notes.append("Where k̂ is high a run may be better than its value says.")
-        if without := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
-            notes.append(f"No leave-one-out: {', '.join(without)}.")
+        if omitted := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
+            notes.append(f"No leave-one-out: {', '.join(omitted)}.")
         return " ".join(notes)
 
     def to_json(self) -> list[dict[str, Any]]:
-        """One dictionary a run, best first."""
+        """One dictionary per run, best first."""
         best = self.order[0]
-        found = []
+        rows = []
         for i in self.order:
             s = self.scores[i]
             difference, error = self.difference(i, best)
@@ -177,8 +182,8 @@ class Comparison:
                 "steps": s.steps,
                 "seconds": s.seconds,
             }
-            found.append({k: _plain(v) for k, v in row.items()})
-        return found
+            rows.append(jsonable(row))
+        return rows
 
     def __rich__(self) -> Group:
         return _table(self)
@@ -188,7 +193,7 @@ class Comparison:
 
 
 def compare(
-    runs: "Sequence[Run]",
+    runs: Sequence[Run],
     x: Any = None,
     *,
     names: Sequence[str] | None = None,
@@ -196,20 +201,22 @@ def compare(
     seed: int = 0,
     say: Say | None = None,
 ) -> Comparison:
-    """Score all `runs` on the same rows `x` that none of them has seen.
+    """Compare runs on rows that none of them has seen.
 
     Args:
-        x: default: the rows that all of them held out; they must be the same.
-        names: what to call the runs (default: their directories or models).
+        runs: at least two.
+        x: the rows (default: the rows that every run held out, which must be the same).
+        names: of the runs (default: their directories or models).
         num_particles: K of the lower bound, and five times the draws of global latents.
+        seed: of the draws; the caller's random state is preserved.
         say: called as say(name, done, total) before each run.
 
     Raises:
         ValueError: fewer than two runs or rows, runs of other data or of another split, or `x`
             does not have the columns that a run was fitted to.
-        NotComparableError: runs whose likelihoods are not of the same thing.
+        NotComparableError: the likelihoods of two runs are of different quantities.
     """
-    called = names_of(runs, names)
+    names = distinct_names(runs, names)
     if isinstance(num_particles, bool) or not isinstance(num_particles, int):
         raise ValueError(f"num_particles must be a whole number, got {num_particles!r}.")
     if num_particles < FEWEST_PARTICLES:
@@ -217,19 +224,19 @@ def compare(
             f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
             f"{num_particles}."
         )
-    held_out = common_rows(runs, called) if x is None else x
+    held_out = common_rows(runs, names) if x is None else x
     shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
     batches = [run.batch(held_out) if shared is None else shared for run in runs]
     if len(batches[0][0]) < 2:
         raise ValueError(
-            "compare needs at least two rows: how far differences vary from row to row is their "
-            "error. Hold out more, or pass rows as x."
+            "compare needs at least two rows: the error of a difference is its variation over "
+            "rows. Hold out more, or pass rows as x."
         )
-    for name, run, batch in zip(called, runs, batches, strict=True):
+    for name, run, batch in zip(names, runs, batches, strict=True):
         check_width(name, run, batch)
-    require_same_likelihood(runs, called, batches)
+    require_same_likelihood(runs, names, batches)
     scores = []
-    for i, (name, run) in enumerate(zip(called, runs, strict=True)):
+    for i, (name, run) in enumerate(zip(names, runs, strict=True)):
         if say is not None:
             say(name, i, len(runs))
         scores.append(_score(name, run, batches[i], num_particles, seed))
@@ -237,32 +244,34 @@ def compare(
         say("", len(runs), len(runs))
     sizes = {len(s.per_row) for s in scores}
     assert len(sizes) == 1, f"rows differ: {sizes}"
-    return Comparison(tuple(scores), f"{sizes.pop()} rows, {_whose(runs, x)}")
+    return Comparison(tuple(scores), f"{sizes.pop()} rows, {_describe_rows(runs, x)}")
 
 
-def _whose(runs: "Sequence[Run]", x: Any) -> str:
-    """Where the rows came from, in words; a warning where they are those of a fit."""
+def _describe_rows(runs: Sequence[Run], x: Any) -> str:
+    """The origin of the rows, with a warning where runs were fitted to them."""
     if x is None:
         return "held out by all"
     data = x if isinstance(x, Data) else load_data(x, missing="keep")
     if data.fingerprint() in {run.record["data"]["fingerprint"] for run in runs}:
-        return "given, with rows that were fitted to: there larger models look better"
-    return "given"
+        return "passed, with rows that were fitted to, which favors larger models"
+    return "passed"
 
 
-def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
+def _score(name: str, run: Run, batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
     pair = run.pair
     with isolated_rng(seed), torch.no_grad(), pair.scope():
         l, noise, kind, share_bad = _densities(run, pair, batch, K)
-        found = _leave_one_out(run, pair, seed) if kind == "predictive" else (None, "")
+        loo_result, no_loo = None, ""
+        if kind == "predictive":
+            loo_result, no_loo = _leave_one_out(run, pair, seed)
     return Score(
         name=name,
         per_row=l,
         monte_carlo_error=noise,
         kind=kind,
         share_bad=share_bad,
-        loo=found[0],
-        no_loo=found[1],
+        loo=loo_result,
+        no_loo=no_loo,
         parameters=sum(leaf.numel() for leaf in pair.unconstrained_parameters.values()),
         seconds=_seconds(run),
         steps=int(run.results["steps"]),
@@ -270,9 +279,9 @@ def _score(name: str, run: "Run", batch: tuple[Tensor, ...], K: int, seed: int) 
 
 
 def _densities(
-    run: "Run", pair: ModelGuidePair, batch: tuple[Tensor, ...], K: int
+    run: Run, pair: ModelGuidePair, batch: tuple[Tensor, ...], K: int
 ) -> tuple[Floats, float, str, float]:
-    """(l (N,), Monte-Carlo error of its mean, what kind of value, share of poor weights)."""
+    """l (N,), Monte-Carlo error of its mean, kind of value, share of rows with high k̂."""
     model, guide, N = pair.model, pair.guide, len(batch[0])
     plan = analyze_for_particles(model, guide, batch, {}, 2)
     if not plan.latents or plan.data_plate is not None:
@@ -290,7 +299,7 @@ def _densities(
         _, k = psis.psis(log_w.T.numpy())
         share_bad = float((k > 0.7).mean())
     else:
-        # q(θ) as training left it: a guide that reads data must not read these rows.
+        # q(θ) of the training rows: a guide that reads data must not read the compared rows.
         draws = global_draws(guide, _training_rows(run), K // 5)
         local = set(plan.latents) - set(draws[0])
         particles = LOCAL_PARTICLES if local else 1
@@ -303,53 +312,48 @@ def _densities(
     return l.numpy(), float(variance.sum().sqrt()) / N, kind, share_bad
 
 
-def _training_rows(run: "Run") -> tuple[Tensor, ...]:
-    """The rows that it was fitted to, or those of them that it kept."""
+def _training_rows(run: Run) -> tuple[Tensor, ...]:
+    """The training rows, or the example rows where they cannot be loaded."""
     try:
         return run.batch(run.data()[0])
     except (ValueError, FileNotFoundError):
         return run.example_rows
 
 
-def _leave_one_out(run: "Run", pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
-    """On the training rows, and why not where it is not valid."""
+def _leave_one_out(run: Run, pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
+    """Leave-one-out on the training rows, or the reason why it is not valid."""
     try:
         train = run.batch(run.data()[0])
-        found = loo(pair.model, pair.guide, *train, seed=seed).loo
+        result = loo(pair.model, pair.guide, *train, seed=seed).loo
     except (ValueError, FileNotFoundError) as error:
-        return None, f"its training rows are not at hand: {error}".rstrip(".")
-    share = float((found.k > found.good_k).mean())
-    return (found, "") if share <= UNRELIABLE else (None, f"k̂ too high for {share:.0%} of rows")
+        return None, f"its training rows cannot be loaded: {error}".rstrip(".")
+    share = float((result.k > result.good_k).mean())
+    return (result, "") if share <= UNRELIABLE else (None, f"k̂ too high for {share:.0%} of rows")
 
 
-def _seconds(run: "Run") -> float:
-    """Of all restarts; those of EM ran together."""
-    each = [float(entry["seconds"]) for entry in run.restarts]
-    together = "algorithm" in run.record
-    return max(each) if together else sum(each)
+def _seconds(run: Run) -> float:
+    """Training time of all restarts; those of EM are iterated together."""
+    seconds = [float(entry["seconds"]) for entry in run.restarts]
+    return max(seconds) if "algorithm" in run.record else sum(seconds)
 
 
 def _mean_error(x: Floats) -> float:
     return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
 
 
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _table(found: Comparison) -> Group:
-    """Best first, and what the figures are."""
+def _table(comparison: Comparison) -> Group:
+    """Title, one row per run (best first), and the note."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    heads = ["run", "", "log p(x)", "− best", "LOO", "numbers", "seconds"]
-    some = any(s.loo is not None for s in found.scores)
-    for head in heads if some else [h for h in heads if h != "LOO"]:
+    heads = ["run", "", "log p(x)", "− best", "LOO", "parameters", "seconds"]
+    has_loo = any(s.loo is not None for s in comparison.scores)
+    for head in heads if has_loo else [h for h in heads if h != "LOO"]:
         left = head in ("run", "")
-        own = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
-        table.add_column(head, justify="left" if left else "right", **own)
-    best = found.order[0]
-    for i in found.order:
-        s = found.scores[i]
-        difference, error = found.difference(i, best)
+        wrapping: Any = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
+        table.add_column(head, justify="left" if left else "right", **wrapping)
+    best = comparison.order[0]
+    for i in comparison.order:
+        s = comparison.scores[i]
+        difference, error = comparison.difference(i, best)
         digits = (
             max(0, min(6, 1 - math.floor(math.log10(s.standard_error))))
             if s.standard_error > 0
@@ -359,11 +363,11 @@ def _table(found: Comparison) -> Group:
         loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
         table.add_row(
             s.name,
-            found.verdict(i),
+            comparison.verdict(i),
             f"{s.value:.{digits}f} ± {s.standard_error:.{digits}f}",
             "" if i == best else f"{difference:.3f} ± {error:.3f}",
-            *([loo] if some else []),
+            *([loo] if has_loo else []),
             f"{s.parameters}",
             f"{s.seconds:.1f}",
         )
-    return Group(Text("Which run is best?", style="bold"), table, Text(found.note))
+    return Group(Text("Comparison of runs", style="bold"), table, Text(comparison.note))

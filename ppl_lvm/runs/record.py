@@ -51,17 +51,17 @@ def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]
 
 
 def is_old_layout(record: Mapping[str, Any]) -> bool:
-    """Whether ppl_lvm 0.1 wrote the record."""
+    """True if ppl_lvm 0.1 wrote the record."""
     return bool(record.get("layout", 1) < LAYOUT)
 
 
 def is_bundled(address: str | None) -> bool:
-    """Whether an address names a program of this package."""
+    """True if an address names a program of this package."""
     return address is not None and address.startswith("ppl_lvm.")
 
 
 def files_may_differ(record: Mapping[str, Any]) -> bool:
-    """Whether another version of this package, with other files, wrote the record."""
+    """True if another version of this package, with other files, wrote the record."""
     return is_old_layout(record) or record["versions"]["ppl_lvm"] != version("ppl_lvm")
 
 

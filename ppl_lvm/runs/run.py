@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.diagnosis import Diagnosis, Say, diagnose, eligible_restarts
+from ppl_lvm.diagnostics.diagnosis import Diagnosis, diagnose, eligible_restarts
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair

@@ -1,4 +1,4 @@
-"""What adversarial training leaves behind: kept, loaded, resumed bit for bit, and refused."""
+"""Directories of adversarial runs: save, load, resume, refuse."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adver
 from ppl_lvm.models.implicit import Implicit
 from ppl_lvm.runs.directory import load_run
 
-ASKED: dict[str, Any] = {"settings": {"latent": 1, "hidden": (8,)}, "batch_size": 16}
-ASKED |= {"num_steps": 12, "progress": False}
+OPTIONS: dict[str, Any] = {"settings": {"latent": 1, "hidden": (8,)}, "batch_size": 16}
+OPTIONS |= {"num_steps": 12, "progress": False}
 
 
 def _rows() -> Tensor:
@@ -31,59 +31,61 @@ def _same(a: Adversaries, b: Adversaries) -> None:
         assert all(torch.equal(t, theirs[name]) for name, t in one.state_dict().items())
 
 
-def test_a_run_comes_back_whole(tmp_path: Path) -> None:
-    found = fit_adversarial(Implicit, _rows(), validation=20, directory=tmp_path, **ASKED)
-    again = load_adversaries(tmp_path)
-    _same(found, again)
-    assert again.results == found.results
-    assert torch.equal(again.sample(5, seed=3), found.sample(5, seed=3))
+def test_load_adversaries_restores_a_saved_run(tmp_path: Path) -> None:
+    adversaries = fit_adversarial(Implicit, _rows(), validation=20, directory=tmp_path, **OPTIONS)
+    loaded = load_adversaries(tmp_path)
+    _same(adversaries, loaded)
+    assert loaded.results == adversaries.results
+    assert torch.equal(loaded.sample(5, seed=3), adversaries.sample(5, seed=3))
     x = _rows()
-    assert again.two_sample(x) == found.two_sample(x)
-    assert found.results["two_sample_of"] == "held-out rows"
-    assert found.record["data"]["held_out_rows"] == 20
+    assert loaded.two_sample(x) == adversaries.two_sample(x)
+    assert adversaries.results["two_sample_of"] == "held-out rows"
+    assert adversaries.record["data"]["held_out_rows"] == 20
     pictures = {p.name for p in (tmp_path / "pictures").iterdir()}
     assert pictures == {"training.png", "samples.png"}
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
+def test_interrupted_adversarial_run_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, count = {**ASKED, "checkpoint_seconds": 0.0}, 0
-    whole = fit_adversarial(Implicit, _rows(), directory=tmp_path / "whole", **asked)
+    options, count = {**OPTIONS, "checkpoint_seconds": 0.0}, 0
+    complete = fit_adversarial(Implicit, _rows(), directory=tmp_path / "complete", **options)
 
-    def cut_off(*given: Any) -> None:
+    def interrupt(*arguments: Any) -> None:
         nonlocal count
         count += 1
         if count == 7:
             raise KeyboardInterrupt
-        save_checkpoint(*given)
+        save_checkpoint(*arguments)
 
-    monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", cut_off)
-    place = tmp_path / "cut"
+    monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", interrupt)
+    directory = tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
-        fit_adversarial(Implicit, _rows(), directory=place, **asked)
+        fit_adversarial(Implicit, _rows(), directory=directory, **options)
     monkeypatch.undo()
     with pytest.raises(ValueError, match="has not finished"):
-        load_adversaries(place)
+        load_adversaries(directory)
     with pytest.raises(ValueError, match="options differs in penalty"):
-        fit_adversarial(Implicit, _rows(), directory=place, resume=True, penalty=1.0, **asked)
-    resumed = fit_adversarial(Implicit, _rows(), directory=place, resume=True, **asked)
-    _same(whole, resumed)
-    other_seed = fit_adversarial(Implicit, _rows(), seed=1, **asked)
-    assert other_seed.history != whole.history
-    _same(whole, fit_adversarial(Implicit, _rows(), directory=place, resume=True, **asked))
+        fit_adversarial(Implicit, _rows(), directory=directory, resume=True, penalty=1.0, **options)
+    resumed = fit_adversarial(Implicit, _rows(), directory=directory, resume=True, **options)
+    _same(complete, resumed)
+    other_seed = fit_adversarial(Implicit, _rows(), seed=1, **options)
+    assert other_seed.history != complete.history
+    _same(complete, fit_adversarial(Implicit, _rows(), directory=directory, resume=True, **options))
 
 
-def test_a_discriminator_of_ones_own_is_asked_for(tmp_path: Path) -> None:
-    own = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
-    found = fit_adversarial(Implicit, _rows(), discriminator=own, directory=tmp_path, **ASKED)
-    with pytest.raises(ValueError, match="was a Sequential of your own; pass it"):
+def test_load_adversaries_requires_a_discriminator_that_the_user_passed(tmp_path: Path) -> None:
+    discriminator = nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
+    adversaries = fit_adversarial(
+        Implicit, _rows(), discriminator=discriminator, directory=tmp_path, **OPTIONS
+    )
+    with pytest.raises(ValueError, match=r"was a user's Sequential. Pass it"):
         load_adversaries(tmp_path)
-    _same(found, load_adversaries(tmp_path, discriminator=own))
+    _same(adversaries, load_adversaries(tmp_path, discriminator=discriminator))
 
 
-def test_what_has_a_likelihood_and_what_has_none_are_told_apart(tmp_path: Path) -> None:
-    fit_adversarial(Implicit, _rows(), directory=tmp_path, **ASKED)
+def test_load_run_and_fit_adversarial_reject_programs_of_the_other_kind(tmp_path: Path) -> None:
+    fit_adversarial(Implicit, _rows(), directory=tmp_path, **OPTIONS)
     with pytest.raises(
         ValueError,
         match=r"adversarial run of Implicit, a model without a likelihood.*load_adversaries",
@@ -95,18 +97,22 @@ def test_what_has_a_likelihood_and_what_has_none_are_told_apart(tmp_path: Path) 
         fit_adversarial(Implicit, _rows(), objective="minmax")
 
 
-def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_adversarial_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.csv").write_text("a,b\n" + "\n".join(f"{a:.3f},{b:.3f}" for a, b in _rows()))
-    words = ["fit", "ppl_lvm.models.implicit:Implicit", "--data", "x.csv", "--num-steps", "3"]
-    words += ["--batch-size", "16"]
-    way = ["--objective", "adversarial(objective='minimax', penalty=0.01)"]
-    done = CliRunner().invoke(app, [*words, *way, "--json"], catch_exceptions=False)
-    results = json.loads(done.stdout.splitlines()[-1])
-    found = load_adversaries(results["directory"])
-    assert found.record["objective"] == "minimax"
-    assert found.record["options"]["penalty"] == 0.01
-    assert len(found.history["generator"]) == results["steps"] == 3
-    told = CliRunner().invoke(app, [*words, *way, "--validation", "10"], catch_exceptions=False)
-    assert "not tested: fewer than 20 rows" in told.stdout
-    assert max(map(len, told.stdout.splitlines())) <= 80
+    arguments = ["fit", "ppl_lvm.models.implicit:Implicit", "--data", "x.csv", "--num-steps", "3"]
+    arguments += ["--batch-size", "16"]
+    objective = ["--objective", "adversarial(objective='minimax', penalty=0.01)"]
+    result = CliRunner().invoke(app, [*arguments, *objective, "--json"], catch_exceptions=False)
+    results = json.loads(result.stdout.splitlines()[-1])
+    adversaries = load_adversaries(results["directory"])
+    assert adversaries.record["objective"] == "minimax"
+    assert adversaries.record["options"]["penalty"] == 0.01
+    assert len(adversaries.history["generator"]) == results["steps"] == 3
+    untested = CliRunner().invoke(
+        app, [*arguments, *objective, "--validation", "10"], catch_exceptions=False
+    )
+    assert "not tested: fewer than 20 rows" in untested.stdout
+    assert max(map(len, untested.stdout.splitlines())) <= 80

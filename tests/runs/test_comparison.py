@@ -1,7 +1,8 @@
-"""Runs side by side: values and errors that closed forms give; refusals of what is not alike."""
+"""Comparison of runs against closed forms."""
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from small_programs import Mean, MeanGuide
 
 
 class Local(PyroModule):
-    """z_n ~ N(0, 1), x_n ~ N(z_n, 1) but for `noise`: p(x) = N(0, 1 + noise²)."""
+    """z_n ~ N(0, 1), x_n ~ N(z_n, noise²), so p(x) = N(0, 1 + noise²)."""
 
     def __init__(self, noise: float = 1.0) -> None:
         super().__init__()
@@ -50,12 +51,12 @@ class LocalGuide(PyroModule):
 
 
 def posterior(total: float) -> MeanGuide:
-    """That of `Mean` after 30 rows whose sum is `total`."""
+    """The posterior of `Mean` after 30 rows whose sum is `total`."""
     return MeanGuide(total / 31, 31**-0.5)
 
 
 class Two(PyroModule):
-    """Two components at ± m, summed out."""
+    """Mixture of components at ± m, summed out."""
 
     def __init__(self, m: float = 1.0) -> None:
         super().__init__()
@@ -71,7 +72,8 @@ def no_guide(x: Tensor) -> None:
     pass
 
 
-def still(model: Any, guide: Any, x: Any, **more: Any) -> Run:
+def unchanged(model: Any, guide: Any, x: Any, **more: Any) -> Run:
+    """A run whose parameters keep their initial values."""
     return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False, **more)
 
 
@@ -79,46 +81,49 @@ def normal(x: Tensor, mean: Any, variance: float) -> Any:
     return torch.distributions.Normal(mean, variance**0.5).log_prob(x).double().numpy()
 
 
-def test_values_and_paired_errors_are_those_of_the_closed_forms() -> None:
+def test_compare_values_and_paired_errors_equal_closed_forms() -> None:
     x, y = torch.randn(50), 1.4 * torch.randn(400)
     runs = [
-        still(Local(1.0), LocalGuide(1.0), x),
-        still(Local(0.3), LocalGuide(0.3, width=1.2), x),
-        still(Two(1.0), no_guide, x),
+        unchanged(Local(1.0), LocalGuide(1.0), x),
+        unchanged(Local(0.3), LocalGuide(0.3, width=1.2), x),
+        unchanged(Two(1.0), no_guide, x),
     ]
-    found = compare(runs, y, num_particles=2000)
+    comparison = compare(runs, y, num_particles=2000)
     parts = torch.stack([torch.from_numpy(normal(y, m, 1.0)) for m in (-1.0, 1.0)])
     exact = [
         normal(y, 0.0, 2.0),
         normal(y, 0.0, 1.09),
         (parts.logsumexp(0) - math.log(2)).numpy(),
     ]
-    for score, l in zip(found.scores, exact, strict=True):
+    for score, l in zip(comparison.scores, exact, strict=True):
         assert abs(score.value - l.mean()) < 5 * score.monte_carlo_error + 1e-5
-    assert [s.kind for s in found.scores] == ["lower bound", "lower bound", "exact"]
-    assert found.order[0] == 0
+    assert [s.kind for s in comparison.scores] == ["lower bound", "lower bound", "exact"]
+    assert comparison.order[0] == 0
     d = exact[1] - exact[0]
-    difference, error = found.difference(1, 0)
-    assert difference == pytest.approx(d.mean(), abs=5 * found.scores[1].monte_carlo_error)
+    difference, error = comparison.difference(1, 0)
+    assert difference == pytest.approx(d.mean(), abs=5 * comparison.scores[1].monte_carlo_error)
     assert error == pytest.approx(d.std(ddof=1) / 20, rel=0.05)
-    assert found.verdict(1) == "worse"
-    # Taken apart, the two errors would be larger: rows hard for one are hard for the other.
-    assert error < math.hypot(found.scores[0].standard_error, found.scores[1].standard_error) / 1.5
+    assert comparison.verdict(1) == "worse"
+    # Unpaired errors are larger: rows that are hard for one are hard for the other.
+    assert (
+        error
+        < math.hypot(comparison.scores[0].standard_error, comparison.scores[1].standard_error) / 1.5
+    )
 
 
-def test_global_latents_predict_from_the_training_rows() -> None:
+def test_compare_predicts_by_global_latents_given_the_training_rows() -> None:
     x, y = torch.randn(30), torch.randn(200)
-    run = still(Mean(), posterior(float(x.sum())), x)
-    found = compare([run, still(Two(0.1), no_guide, x)], y, num_particles=4000)
+    run = unchanged(Mean(), posterior(float(x.sum())), x)
+    comparison = compare([run, unchanged(Two(0.1), no_guide, x)], y, num_particles=4000)
     exact = normal(y, x.sum() / 31, 1 + 1 / 31)
-    score = found.scores[0]
+    score = comparison.scores[0]
     assert score.kind == "predictive"
     assert abs(score.value - exact.mean()) < 5 * score.monte_carlo_error
-    assert found.verdict(1) in ("as good", "worse", "best")
+    assert comparison.verdict(1) in ("as good", "worse", "best")
 
 
 class ReadingGuide(PyroModule):
-    """The posterior of Mean given whatever rows it is called with."""
+    """The posterior of Mean given the rows that it is called with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,16 +134,16 @@ class ReadingGuide(PyroModule):
         pyro.sample("m", Normal(total / (n + 1) + self.shift, (n + 1) ** -0.5))
 
 
-def test_a_guide_that_reads_data_is_not_shown_the_rows_that_are_compared() -> None:
+def test_compare_hides_the_compared_rows_from_a_guide_that_reads_data() -> None:
     x, y = torch.randn(30), 3.0 + torch.randn(200)
-    found = compare([still(Mean(), ReadingGuide(), x)] * 2, y, num_particles=4000)
+    comparison = compare([unchanged(Mean(), ReadingGuide(), x)] * 2, y, num_particles=4000)
     exact = normal(y, x.sum() / 31, 1 + 1 / 31).mean()
     cheating = normal(y, y.sum() / 201, 1 + 1 / 201).mean()
-    assert abs(found.scores[0].value - exact) < 5 * found.scores[0].monte_carlo_error
+    assert abs(comparison.scores[0].value - exact) < 5 * comparison.scores[0].monte_carlo_error
     assert exact < cheating - 1
 
 
-def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
+def test_compare_adds_leave_one_out_where_training_rows_can_be_loaded(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 1)))
     source = str(tmp_path / "x.npy")
 
@@ -147,64 +152,75 @@ def test_leave_one_out_is_added_where_it_is_valid(tmp_path: Path) -> None:
             super().forward(x[:, 0])
 
     total = float(np.load(source)[:30].sum())
-    runs = [still(Column(), posterior(total), source, validation=10) for _ in range(2)]
-    found = compare(runs)
-    assert found.rows == "10 rows, held out by all"
-    assert all(s.loo is not None and len(s.loo.elpd_i) == 30 for s in found.scores)
-    assert found.loo_difference(0, 1) == (0.0, 0.0)
+    runs = [unchanged(Column(), posterior(total), source, validation=10) for _ in range(2)]
+    comparison = compare(runs)
+    assert comparison.rows == "10 rows, held out by all"
+    assert all(s.loo is not None and len(s.loo.elpd_i) == 30 for s in comparison.scores)
+    assert comparison.loo_difference(0, 1) == (0.0, 0.0)
     assert compare(runs, np.zeros((5, 1), np.float32)).scores[0].loo is not None
 
 
 def score(name: str, l: Any) -> Score:
-    return Score(name, np.asarray(l), 0.0, "exact", 0.0, None, "", 3, 1.5, 10)
+    return Score(
+        name=name,
+        per_row=np.asarray(l),
+        monte_carlo_error=0.0,
+        kind="exact",
+        share_bad=0.0,
+        loo=None,
+        no_loo="",
+        parameters=3,
+        seconds=1.5,
+        steps=10,
+    )
 
 
-def test_equal_models_are_told_apart_once_in_fifty_at_most() -> None:
+def test_comparison_false_positive_rate_is_at_most_one_in_fifty() -> None:
     draw = np.random.default_rng(0)
     worse = 0
     for _ in range(500):
         base = draw.normal(size=100)
         pair = (score("a", base + draw.normal(size=100)), score("b", base + draw.normal(size=100)))
-        found = Comparison(pair, "100 rows")
-        worse += found.verdict(found.order[1]) == "worse"
+        comparison = Comparison(pair, "100 rows")
+        worse += comparison.verdict(comparison.order[1]) == "worse"
     assert worse <= 10
 
 
-def test_a_loose_bound_is_not_taken_for_the_value() -> None:
+def test_comparison_note_warns_about_lower_bounds_with_high_k_hat() -> None:
     l = np.arange(9.0)
-    for share, said in ((0.5, True), (0.01, False)):
-        loose = Score("a", l, 0.0, "lower bound", share, None, "", 3, 1.5, 10)
-        note = Comparison((loose, score("b", l)), "9 rows").note
-        assert ("may be better than its value says" in note) == said
+    for share, warns in ((0.5, True), (0.01, False)):
+        bound = replace(score("a", l), kind="lower bound", share_bad=share)
+        note = Comparison((bound, score("b", l)), "9 rows").note
+        assert ("may be better than its value says" in note) == warns
 
 
-def test_table_json_and_picture_agree(tmp_path: Path) -> None:
+def test_comparison_table_json_and_figure_agree() -> None:
     l = np.random.default_rng(0).normal(-5, 1, 100)
     noise = np.random.default_rng(1).normal(0, 0.1, 100)
-    found = Comparison((score("far", l - 1 + noise), score("near", l)), "100 rows, given")
-    rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    comparison = Comparison((score("far", l - 1 + noise), score("near", l)), "100 rows, passed")
+    rows = json.loads(json.dumps(comparison.to_json(), allow_nan=False))
     assert [r["run"] for r in rows] == ["near", "far"]
     assert rows[1]["verdict"] == "worse"
-    text = str(found)
+    text = str(comparison)
     assert text.index("near") < text.index("far")
     assert max(len(line) for line in text.splitlines()) <= 80
-    figure = comparison_figure(found)
+    figure = comparison_figure(comparison)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["near", "far"]
-    drawn = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
-    assert float(np.ravel(drawn[1])[0]) == pytest.approx(rows[1]["difference"])
+    points = [line.get_xdata() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert float(np.ravel(points[1])[0]) == pytest.approx(rows[1]["difference"])
 
 
-def test_what_is_not_alike_is_refused(tmp_path: Path) -> None:
+def test_compare_rejects_invalid_runs_rows_names_and_particles() -> None:
     x = torch.randn(40)
-    a = still(Local(), LocalGuide(), x, validation=10)
+    a = unchanged(Local(), LocalGuide(), x, validation=10)
     with pytest.raises(ValueError, match="at least two"):
         compare([a])
     with pytest.raises(ValueError, match="held no rows out"):
-        compare([a, still(Local(), LocalGuide(), x)])
+        compare([a, unchanged(Local(), LocalGuide(), x)])
     with pytest.raises(ValueError, match="other data"):
-        compare([a, still(Local(), LocalGuide(), x + 1, validation=10)])
+        compare([a, unchanged(Local(), LocalGuide(), x + 1, validation=10)])
     with pytest.raises(ValueError, match="other rows"):
-        compare([a, still(Local(), LocalGuide(), x, validation=10, seed=1)])
+        compare([a, unchanged(Local(), LocalGuide(), x, validation=10, seed=1)])
     with pytest.raises(ValueError, match="rows of shape"):
         compare([a, a], torch.randn(5, 2))
     with pytest.raises(ValueError, match="Local \\(1\\) held out were in memory and are not kept"):
@@ -223,26 +239,26 @@ def test_what_is_not_alike_is_refused(tmp_path: Path) -> None:
 
 
 class Counts(PyroModule):
-    """x_n ~ Poisson(λ) for all columns, or for the last given the sum of all."""
+    """x_n ~ Poisson(λ) for all columns, for the last one only, or given the sum of all."""
 
-    def __init__(self, given: str = "") -> None:
+    def __init__(self, condition: str = "") -> None:
         super().__init__()
         self.rate = PyroParam(torch.tensor(2.0), constraint=constraints.positive)
-        self.given = given
+        self.condition = condition
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
-            if self.given == "sum":
+            if self.condition == "sum":
                 shares = self.rate ** torch.arange(3)
                 pyro.sample("x", BagOfWords(x.sum(-1), shares / shares.sum()), obs=x)
-            elif self.given == "others":
+            elif self.condition == "others":
                 pyro.sample("x", Poisson(self.rate), obs=x[:, 2])
             else:
                 pyro.sample("x", Poisson(self.rate).expand([3]).to_event(1), obs=x)
 
 
 class Measured(PyroModule):
-    """The same numbers as real ones: a narrow density at whole numbers beats any probability."""
+    """The counts as real numbers: a narrow density at whole numbers exceeds any probability."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -253,38 +269,38 @@ class Measured(PyroModule):
             pyro.sample("x", Normal(self.mean, 1.0).to_event(1), obs=x)
 
 
-def test_likelihoods_of_different_things_are_refused() -> None:
+def test_compare_rejects_likelihoods_of_different_quantities() -> None:
     x = torch.poisson(torch.full((30, 3), 2.0))
-    counts = still(Counts(), no_guide, x)
-    for model, said in (
+    counts = unchanged(Counts(), no_guide, x)
+    for model, message in (
         (Measured(), "3 of counts or categories a row, Measured to 3 of real numbers a row"),
         (Counts("others"), r"1 of counts or categories a row: nats"),
         (Counts("sum"), "3 of counts or categories a row given their sum"),
     ):
-        with pytest.raises(NotComparableError, match=said):
-            compare([counts, still(model, no_guide, x)], x)
+        with pytest.raises(NotComparableError, match=message):
+            compare([counts, unchanged(model, no_guide, x)], x)
     assert compare([counts, counts], x).scores[0].kind == "exact"
 
 
-def test_rows_that_were_fitted_to_are_pointed_out() -> None:
+def test_comparison_note_names_rows_that_were_fitted_to() -> None:
     x = torch.randn(40)
-    runs = [still(Local(), LocalGuide(), x), still(Two(), no_guide, x)]
+    runs = [unchanged(Local(), LocalGuide(), x), unchanged(Two(), no_guide, x)]
     assert "rows that were fitted to" in compare(runs, x).note
     assert "rows that were fitted to" not in compare(runs, x + 1).note
 
 
-def test_why_there_is_no_leave_one_out_is_said() -> None:
+def test_comparison_note_has_the_reason_for_missing_leave_one_out() -> None:
     x, y = torch.randn(30), torch.randn(20)
-    runs = [still(Mean(), posterior(float(x.sum())), x), still(Two(0.1), no_guide, x)]
-    found = compare(runs, y, num_particles=50)
-    assert "No leave-one-out: Mean (its training rows are not at hand" in found.note
-    assert [row["no_loo"] == "" for row in found.to_json()] == [
-        found.scores[i].no_loo == "" for i in found.order
+    runs = [unchanged(Mean(), posterior(float(x.sum())), x), unchanged(Two(0.1), no_guide, x)]
+    comparison = compare(runs, y, num_particles=50)
+    assert "No leave-one-out: Mean (its training rows cannot be loaded" in comparison.note
+    assert [row["no_loo"] == "" for row in comparison.to_json()] == [
+        comparison.scores[i].no_loo == "" for i in comparison.order
     ]
-    assert found.scores[1].no_loo == ""  # it has no global latents: nothing is missing
+    assert comparison.scores[1].no_loo == ""  # no global latents: none is missing
 
 
-def test_a_long_name_is_folded_and_not_cut() -> None:
+def test_comparison_table_folds_long_names() -> None:
     names = ["A" * 60 + "1", "A" * 60 + "2"]
     text = str(Comparison(tuple(score(n, np.arange(9.0)) for n in names), "9 rows"))
     assert all(text.replace("\n", "").replace(" ", "").count(n[-1]) for n in names)

@@ -1,4 +1,4 @@
-"""A run is kept, comes back from its directory, draws, encodes and decodes."""
+"""Runs: save and load, sample, encode, decode, load data."""
 
 import functools
 import math
@@ -20,30 +20,30 @@ from small_programs import Factor, FactorGuide, factor_data
 quiet = functools.partial(fit, progress=False)
 
 
-def test_a_run_comes_back_from_its_directory(tmp_path: Path) -> None:
+def test_load_run_restores_a_saved_run(tmp_path: Path) -> None:
     x = factor_data()
     run = quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
-    back = load_run(tmp_path / "r", model=Factor(), guide=FactorGuide())
-    assert back.history == run.history
-    assert all(torch.equal(v, back.parameters()[n]) for n, v in run.parameters().items())
-    assert torch.equal(back.encode(x)["z"], run.encode(x)["z"])
-    assert torch.equal(back.sample(5, seed=1)["x"], run.sample(5, seed=1)["x"])
-    assert back.results == run.results
+    loaded = load_run(tmp_path / "r", model=Factor(), guide=FactorGuide())
+    assert loaded.history == run.history
+    assert all(torch.equal(v, loaded.parameters()[n]) for n, v in run.parameters().items())
+    assert torch.equal(loaded.encode(x)["z"], run.encode(x)["z"])
+    assert torch.equal(loaded.sample(5, seed=1)["x"], run.sample(5, seed=1)["x"])
+    assert loaded.results == run.results
     with pytest.raises(ValueError, match="Pass it: load_run"):
         load_run(tmp_path / "r", model=Factor())
     with pytest.raises(ValueError, match="holds a run already"):
         quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
 
 
-def test_a_run_of_other_sizes_does_not_load(tmp_path: Path) -> None:
+def test_load_run_rejects_a_model_with_other_parameters(tmp_path: Path) -> None:
     quiet(Factor(), FactorGuide(), factor_data(), num_steps=2, directory=tmp_path / "r")
-    wrong = Factor()
-    wrong.extra = nn.Parameter(torch.zeros(2))
+    larger = Factor()
+    larger.extra = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="model/extra missing, unknown or of another shape"):
-        load_run(tmp_path / "r", model=wrong, guide=FactorGuide())
+        load_run(tmp_path / "r", model=larger, guide=FactorGuide())
 
 
-def test_sample_encode_decode_shapes() -> None:
+def test_run_sample_encode_and_decode_have_the_shapes_of_the_data() -> None:
     x = factor_data(30)
     run = quiet(Factor(), FactorGuide(), x, num_steps=5)
     draws = run.sample(7)
@@ -59,7 +59,7 @@ def test_sample_encode_decode_shapes() -> None:
     assert math.isfinite(run.log_evidence(x, 10).value)
 
 
-def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
+def test_run_data_loads_and_splits_named_data_as_for_the_fit(tmp_path: Path) -> None:
     def model(x: Tensor) -> None:
         m = pyro.param("m", torch.zeros(4))
         with pyro.plate("data", len(x), dim=-1):
@@ -68,23 +68,23 @@ def test_data_come_back_by_name_and_split_as_they_were(tmp_path: Path) -> None:
     run = quiet(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
     train, held_out = run.data()
     assert (len(train), len(held_out or ())) == (120, 30)
-    again = run.data()[1]
+    held_out_again = run.data()[1]
     assert held_out is not None
-    assert again is not None
-    assert torch.equal(held_out.tensors[0], again.tensors[0])
+    assert held_out_again is not None
+    assert torch.equal(held_out.tensors[0], held_out_again.tensors[0])
     with pytest.raises(ValueError, match="no name or path"):
         quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
 
 
-def test_other_data_are_read_as_the_run_s_own_were(tmp_path: Path) -> None:
+def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:
     x = torch.randn(20, 5)
     x[::4, 2] = torch.nan
     np.save(tmp_path / "x.npy", x.numpy())
     sequences = load_data(tmp_path / "x.npy", missing="keep")
-    given = load_data(x.numpy(), missing="keep")
-    for data in (sequences, given):
+    in_memory = load_data(x.numpy(), missing="keep")
+    for data in (sequences, in_memory):
         run = fit(HiddenMarkovModel(2), None, data, num_steps=2, progress=False)
-        values = {run.log_evidence(other).value for other in (x, x.numpy(), given)}
+        values = {run.log_evidence(other).value for other in (x, x.numpy(), in_memory)}
         assert values == {run.log_evidence(str(tmp_path / "x.npy")).value}
     complete = fit(HiddenMarkovModel(2), None, x.nan_to_num(), num_steps=2, progress=False)
     with pytest.raises(ValueError, match="the value is missing"):
