@@ -1,35 +1,34 @@
-"""What `new` writes runs at once, whatever it started from, and nothing is overwritten."""
+"""`ppl-lvm new`: the files run as they are, and no file is overwritten."""
 
 import importlib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from ppl_lvm import load_run
 from ppl_lvm.cli import app
-from ppl_lvm.runs.directory import load_run
-from ppl_lvm.scaffold.new import new, offered
+from ppl_lvm.scaffold.new import bundled_models, new
 
-# Those that the documents name; others may be refused, by name.
+# Named in the documents; other models may be rejected with a reason.
 STAND_ALONE = {"gmm", "vae", "bayesian_gmm", "ppca", "factor_analysis"}
+
+FindTests = Callable[[str], list[Callable[[], None]]]
 
 
 @pytest.fixture
-def tests_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], list[Callable[[], None]]]]:
+def tests_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FindTests]:
     """name -> the test functions written for it in the temporary folder."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def find(name: str) -> list[Callable[[], None]]:
-        written = importlib.import_module(f"test_{name}")
-        assert Path(str(written.__file__)).parent == tmp_path
-        return [value for key, value in vars(written).items() if key.startswith("test_")]
+        module = importlib.import_module(f"test_{name}")
+        assert Path(str(module.__file__)).parent == tmp_path
+        return [value for key, value in vars(module).items() if key.startswith("test_")]
 
     yield find
     for name in set(sys.modules) - before:
@@ -37,12 +36,12 @@ def tests_of(
             del sys.modules[name]
 
 
-def test_the_template_passes_its_test_and_is_fitted_by_its_address(
-    tmp_path: Path, tests_of: Any, monkeypatch: pytest.MonkeyPatch
+def test_template_passes_its_tests_and_is_fitted_by_its_address(
+    tmp_path: Path, tests_of: FindTests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = CliRunner().invoke(app, ["new", "mymodel"]).stdout.split()
-    assert said == ["mymodel.py", "mymodel_guide.py", "test_mymodel.py", "README-mymodel.md"]
+    output = CliRunner().invoke(app, ["new", "mymodel"]).stdout.split()
+    assert output == ["mymodel.py", "mymodel_guide.py", "test_mymodel.py", "README-mymodel.md"]
     for test in tests_of("mymodel"):
         test()
     words = ["--data", "iris", "--num-steps", "5", "--guide", "mymodel_guide.py:MyModelGuide"]
@@ -52,8 +51,8 @@ def test_the_template_passes_its_test_and_is_fitted_by_its_address(
 
 
 @pytest.mark.slow
-def test_every_line_of_the_readme_runs(
-    tmp_path: Path, tests_of: Any, monkeypatch: pytest.MonkeyPatch
+def test_every_command_of_the_readme_runs(
+    tmp_path: Path, tests_of: FindTests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     new("topics", directory=tmp_path)
     lines = (tmp_path / "README-topics.md").read_text().splitlines()
@@ -64,52 +63,62 @@ def test_every_line_of_the_readme_runs(
         each()
     monkeypatch.chdir(tmp_path)
     for line in [show, check, f"{fit} --num-steps 50", f"{diagnose} --temperatures 5"]:
-        said = CliRunner().invoke(app, line.split()[1:])
-        assert said.exit_code == 0, said.output
+        done = CliRunner().invoke(app, line.split()[1:])
+        assert done.exit_code == 0, done.output
 
 
-@pytest.mark.parametrize("like", sorted(offered()))
-def test_a_copy_of_ours_passes_its_test(like: str, tmp_path: Path, tests_of: Any) -> None:
+@pytest.mark.parametrize("name", [None, "gmm"])
+def test_new_files_import_public_names_only(name: str | None, tmp_path: Path) -> None:
+    paths = new("mine", name, tmp_path)
+    text = "".join(path.read_text() for path in paths[1:3])
+    modules = set(re.findall(r"^(?:from|import) (ppl_lvm[\w.]*)", text, re.MULTILINE))
+    assert modules <= {"ppl_lvm", "ppl_lvm.nn", "ppl_lvm.authoring"}
+
+
+@pytest.mark.parametrize("like", sorted(bundled_models()))
+def test_copy_of_a_bundled_model_passes_its_tests_or_is_rejected(
+    like: str, tmp_path: Path, tests_of: FindTests
+) -> None:
     name = f"my_{like}"
-    refusal = ""
+    rejection = ""
     try:
         new(name, like, tmp_path)
     except ValueError as error:
-        refusal = str(error)
-    if refusal:
-        assert like not in STAND_ALONE, refusal
-        assert f"--like {like} does not stand alone" in refusal
+        rejection = str(error)
+    if rejection:
+        assert like not in STAND_ALONE, rejection
+        assert f"--like {like} does not stand alone" in rejection
         assert list(tmp_path.iterdir()) == []
         return
     for test in tests_of(name):
         test()
-    module, _, original = offered()[like].partition(":")
+    module, _, original = bundled_models()[like].partition(":")
     source = Path(str(importlib.import_module(module).__file__)).read_text()
     copied = (tmp_path / f"{name}.py").read_text()
     assert re.sub(r"\bMy\w+", original, copied) == source
 
 
-def test_a_class_or_a_part_of_a_files_name_that_no_other_has_will_do(
+def test_new_accepts_a_class_name_and_a_unique_part_of_a_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "class Mine(" in new("mine", "PPCA", tmp_path)[0].read_text()
-    files = {"linear_map": "ppl_lvm.models:PPCA", "other_map": "ppl_lvm.models:VAE"}
-    monkeypatch.setattr("ppl_lvm.scaffold.new.offered", lambda: files)
+    addresses = {"linear_map": "ppl_lvm.models:PPCA", "other_map": "ppl_lvm.models:VAE"}
+    monkeypatch.setattr("ppl_lvm.scaffold.new.bundled_models", lambda: addresses)
     assert "class Ours(" in new("ours", "linear", tmp_path)[0].read_text()
-    with pytest.raises(ValueError, match="no model 'map'; choose from linear_map, other_map"):
+    with pytest.raises(ValueError, match="model 'map'. Available: linear_map, other_map"):
         new("yours", "map", tmp_path)
 
 
-def test_a_model_of_the_users_can_be_copied_too(tmp_path: Path, tests_of: Any) -> None:
+def test_new_copies_a_model_of_the_user(tmp_path: Path, tests_of: FindTests) -> None:
     new("first", directory=tmp_path)
     paths = new("second", f"{tmp_path}/first.py:First", tmp_path)
     assert paths[0].read_text() == (tmp_path / "first.py").read_text().replace("First", "Second")
     tests_of("second")[0]()
 
 
-def test_nothing_is_overwritten_and_then_nothing_is_written(tmp_path: Path) -> None:
+def test_new_writes_nothing_if_one_of_its_files_exists(tmp_path: Path) -> None:
     (tmp_path / "test_mine.py").write_text("mine")
-    with pytest.raises(ValueError, match=r"test_mine.py is there already and is not overwritten"):
+    with pytest.raises(ValueError, match=r"test_mine.py exists and is not overwritten"):
         new("mine", directory=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["test_mine.py"]
     assert (tmp_path / "test_mine.py").read_text() == "mine"
@@ -122,14 +131,14 @@ def test_nothing_is_overwritten_and_then_nothing_is_written(tmp_path: Path) -> N
         ("my-model", None, "my_model"),
         ("2b", None, "lower-case letters"),
         ("class", None, "cannot be the name"),
-        ("torch", None, "There is a module torch already"),
-        ("mine", "mixture_em", r"models/parts/mixture_em.py holds no model.*Choose from .*gmm"),
-        ("mine", "gmn", r"There is no model 'gmn'; choose from .*gmm"),
-        ("mine", "ppl_lvm.guides:auto_guide", "is a class, this is no class"),
+        ("torch", None, "A module torch exists"),
+        ("mine", "cholesky", r"models.parts\S*cholesky holds no model.*Choose from .*gmm"),
+        ("mine", "gmn", r"Unknown model 'gmn'. Available: .*gmm"),
+        ("mine", "ppl_lvm.guides:auto_guide", "is a class, and this is not one"),
         ("mine", "collections:Counter", "does not stand alone"),
     ],
 )
-def test_what_cannot_be_written_is_refused_by_name(
+def test_new_rejects_invalid_names_and_models(
     name: str, like: str | None, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):

@@ -1,4 +1,7 @@
-"""The guide of Template: q(z_n | x_n) = N(μ(x_n), diag σ²(x_n)), (μ, log σ) = encoder(x_n)."""
+"""Guide of Template: q(z_n | x_n) = N(μ(x_n), diag σ²(x_n)).
+
+μ and log σ are the outputs of one encoder.
+"""
 
 import pyro
 from pyro.distributions import Normal
@@ -10,11 +13,11 @@ from ppl_lvm.scaffold.template.model import Template
 
 
 class TemplateGuide(PyroModule):
-    """Made from the model and some rows, called like the model.
+    """Built from the model and some rows, called like the model.
 
     Args:
-        model: the model whose latent sites it draws.
-        batch: rows to take the columns' units from.
+        model: the model whose latent sites it samples.
+        batch: rows that give the units of the columns.
         hidden: widths of the encoder's hidden layers.
     """
 

@@ -1,9 +1,9 @@
-"""Template: D hidden causes of P numbers.
+"""Template: P columns explained by D latent causes.
 
     z_n ~ N(0, I)              latent    (N, D)
     x_n ~ N(f(z_n), σ² I)      observed  (N, P)
 
-with f a small network and σ one number for all columns.
+with f a small network and one σ for all columns.
 """
 
 import pyro
@@ -16,9 +16,9 @@ from ppl_lvm.nn import MLP
 
 
 class Template(PyroModule):
-    """Tell the story of the data here, in the order of the code.
+    """Describe here how the data arise, in the order of the code.
 
-    Arguments are kept as attributes of their names: so a run is built again from its directory.
+    Arguments are attributes of the same names, so that a run can be loaded from its directory.
 
     Args:
         latent: D.
@@ -38,13 +38,13 @@ class Template(PyroModule):
             self.decoder = MLP(latent, observed, self.hidden)
 
     def forward(self, x: Tensor) -> None:
-        """Rows `x` (N, P): what each datum has of its own stands in the plate "data"."""
+        """Rows `x` (N, P): sites of a single row belong in the plate "data"."""
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(torch.zeros(self.latent), 1.0).to_event(1))
             pyro.sample("x", Normal(self.decoder(z), self.scale).to_event(1), obs=x)
 
     def initialize(self, x: Tensor) -> None:
-        """A start from the data (optional): columns begin at their means, σ at their spread."""
+        """Initial values from the data (optional): the columns' means, and their spread as σ."""
         self.observed = x.shape[1]
         self.decoder = MLP(self.latent, self.observed, self.hidden)
         with torch.no_grad():
