@@ -105,7 +105,7 @@ def test_new_accepts_a_class_name_and_a_unique_part_of_a_file_name(
     addresses = {"linear_map": "ppl_lvm.models:PPCA", "other_map": "ppl_lvm.models:VAE"}
     monkeypatch.setattr("ppl_lvm.scaffold.new.bundled_models", lambda: addresses)
     assert "class Ours(" in new("ours", "linear", tmp_path)[0].read_text()
-    with pytest.raises(ValueError, match="model 'map'. Available: linear_map, other_map"):
+    with pytest.raises(ValueError, match=r"model 'map'\. Available: linear_map, other_map"):
         new("yours", "map", tmp_path)
 
 
