@@ -1,6 +1,6 @@
-"""`CompiledSVI`: `pyro.infer.SVI` whose step is taken from a recording once it can be."""
+"""`pyro.infer.SVI` with captured and compiled steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,13 @@ from ppl_lvm.compiler.optim.adapters import (
     PyroOptimizerAdapter,
     TorchOptimizerAdapter,
 )
+from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 
 class _Parameters(Messenger):
-    """Collects unconstrained parameters by identity: two modules may use one name."""
+    """Collect unconstrained parameters by identity: two modules may use one name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,33 +38,34 @@ class _Parameters(Messenger):
 
 
 class CompiledSVI:
-    """Stochastic variational inference, with the call and the result of `pyro.infer.SVI`.
+    """Stochastic variational inference with the interface of `pyro.infer.SVI`.
 
-    Between steps the parameter store may be filled anew, parameters frozen and plain attributes
-    of model, guide and loss set: steps are then captured anew. A number changed elsewhere (in a
-    list, a closure, a global name) is not noticed: call `forget()` after it.
+    Between steps the parameter store may be filled, parameters frozen and plain attributes of
+    model, guide and loss set: the step is then captured again. A number changed elsewhere (in a
+    list, a closure, a global name) is not detected: call `forget()` after it.
 
-    Pyro's validation sees the steps that run the program, not the captured ones: a NaN in a later
-    batch is not an error but a loss of NaN, and parameters are lost with it. Look at the losses.
+    Pyro's validation sees the steps that run the program, not the captured ones. A NaN in a later
+    batch then is no error but gives a loss of NaN, and the parameters are lost: check the losses.
 
     Args:
         model, guide: as for SVI.
-        optimizer: a `pyro.optim` optimiser, or a function of a list of parameters that returns a
+        optimizer: a `pyro.optim` optimizer, or a function of a list of parameters that returns a
             torch one, such as `functools.partial(torch.optim.Adam, lr=0.01)`.
         loss: a `pyro.infer.ELBO`, Pyro's or ours.
-        engine: "eager" is Pyro's own step. "captured" takes steps from a recording, and raises
-            `CannotCaptureError` for a program that cannot be recorded. "compiled" has the
-            recording and the update compiled. "auto" captures where possible and otherwise goes
-            on eagerly with one message.
+        engine: "eager" is Pyro's step. "captured" takes steps from a recording, and raises
+            `CannotCaptureError` for a program that cannot be recorded. "compiled" compiles the
+            recording and the update. "auto" captures where possible and otherwise continues
+            eagerly with one message.
         announce: receives the messages; the logger `ppl_lvm.compiler` by default.
-        max_captures: how many kinds of arguments (shapes, non-tensor values) are captured.
+        max_captures: number of kinds of arguments (shapes, non-tensor values) to capture.
         same_random: whether compiled steps draw the eager step's random numbers; False lets the
-            compiler draw its own, the same in distribution.
+            compiler draw other numbers of the same distribution.
+        passes: graph passes.
 
     Raises:
-        ValueError: for an unknown level, a loss that is not an ELBO, a torch optimiser that holds
+        ValueError: for an unknown level, a loss that is not an ELBO, a torch optimizer that has
             parameters already, or rows that are not (S, B).
-        CannotCaptureError: from `step`, where "captured" or "compiled" cannot be had.
+        CannotCaptureError: from `step`, at the levels "captured" and "compiled".
     """
 
     def __init__(
@@ -77,164 +79,164 @@ class CompiledSVI:
         announce: Callable[[str], None] | None = None,
         max_captures: int = 8,
         same_random: bool = True,
+        passes: Sequence[Pass] = PIPELINE,
     ) -> None:
         if engine not in LEVELS:
             raise ValueError(
-                f"engine={engine!r} is none of 'auto', 'eager', 'captured' and 'compiled'."
+                f"engine={engine!r}: unknown level. Choose one of {', '.join(map(repr, LEVELS))}."
             )
         if not isinstance(loss, ELBO):
             raise ValueError(
-                f"loss must be a pyro.infer.ELBO, got {type(loss).__name__}; use pyro.infer.SVI "
-                "for a bare loss function."
+                f"loss: must be a pyro.infer.ELBO, got {type(loss).__name__}. Use pyro.infer.SVI "
+                "for a loss function."
             )
         if isinstance(optimizer, Optimizer) or not (
             isinstance(optimizer, PyroOptim) or callable(optimizer)
         ):
             raise ValueError(
-                "optimizer must be a pyro.optim optimiser, such as pyro.optim.Adam({'lr': 0.01}), "
-                "or a function of the list of parameters, such as functools.partial("
-                f"torch.optim.Adam, lr=0.01); got {type(optimizer).__name__}."
+                f"optimizer: {type(optimizer).__name__} is not supported. Pass a pyro.optim "
+                "optimizer, such as pyro.optim.Adam({'lr': 0.01}), or a function of the list of "
+                "parameters, such as functools.partial(torch.optim.Adam, lr=0.01)."
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
-        self._found: list[Tensor] = []
-        self._moved: dict[int, Tensor] = {}  # parameters that have had a gradient
-        self._newly = False  # whether one of them had its first since something was captured
+        self._parameters: list[Tensor] = []  # of the last eager step
+        self._trained: dict[int, Tensor] = {}  # parameters that have had a gradient
+        self._new_trained = False  # whether one had its first gradient since the last capture
         self._state_watch: StateWatch | None = None
         say = announce or logger.warning
         gradient = CapturedGradient(
             self._loss_and_grads,
-            lambda: [p for p in self._found if p.requires_grad],
+            lambda: [p for p in self._parameters if p.requires_grad],
             strict=engine in ("captured", "compiled"),
             watched=(model, guide, loss),
             announce=say,
             max_captures=max_captures,
+            passes=passes,
         )
-        stepper: OptimizerAdapter = (
+        adapter: OptimizerAdapter = (
             PyroOptimizerAdapter(optimizer)
             if isinstance(optimizer, PyroOptim)
             else TorchOptimizerAdapter(optimizer)
         )
-        self._step = TrainingStep(
+        self.training_step = TrainingStep(
             gradient,
-            stepper,
+            adapter,
             engine,
             say,
-            lambda: self._found,
+            lambda: self._parameters,
             same_random=same_random,
-            block=self._of_block,
+            block=self._loss_and_grads_of_block,
         )
-        self._scaled: dict[int, tuple[Any, Any]] = {}  # model and guide, by the rows of a batch
+        self._scaled: dict[int, tuple[Any, Any]] = {}  # rows of a batch -> model and guide
 
     @property
     def level(self) -> str:
-        """The level at which steps are taken: "eager" until something is captured."""
-        return self._step.active_level
+        """The level of the steps that are taken now: "eager" until a step is captured."""
+        return self.training_step.active_level
 
     @property
     def num_captures(self) -> int:
-        """How many kinds of arguments have been captured."""
-        return self._step.gradient.num_captures
+        """Number of kinds of arguments that have been captured."""
+        return self.training_step.gradient.num_captures
 
     @property
     def capture_error(self) -> str | None:
-        """Why steps are eager, if the program cannot be captured."""
-        return (
-            str(self._step.gradient.capture_error)
-            if self._step.gradient.capture_error is not None
-            else None
-        )
+        """The reason why the program cannot be captured, if steps are eager for it."""
+        error = self.training_step.gradient.capture_error
+        return None if error is None else str(error)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step on a batch; the loss (a float, or a tuple of them), a sum over all data."""
-        self._look()
-        return _numbers(self._step(*args, **kwargs))
+        """Take one step on a batch; return the loss (a float or a tuple), a sum over all data."""
+        self._detect_replacements()
+        return _to_python(self.training_step(*args, **kwargs))
 
     def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
-        """One step for each row of `rows` (S, B), on the data at these indices; the S losses.
+        """Take S steps on the rows of the data that `rows` (S, B) lists; return the S losses.
 
-        Once steps are compiled they are one call, before that a plain loop. Either way the result
-        is that of `step(*[d[r] for d in data])` for each r in `rows`.
+        Once steps are compiled they are one call, before that a loop. In both cases the result is
+        that of `step(*[d[r] for d in data])` for each r in `rows`.
         """
         if rows.dim() != 2 or rows.is_floating_point():
             raise ValueError(
-                f"rows must be whole numbers (S, B), B rows for each of S steps; got {rows.dtype} "
-                f"of shape {tuple(rows.shape)}."
+                f"rows: must be integers (S, B), B rows for each of S steps, got {rows.dtype} of "
+                f"shape {tuple(rows.shape)}. Index the data's first dimension."
             )
-        self._look()
+        self._detect_replacements()
         losses: list[Any] = []
         while len(losses) < len(rows):
             left = rows[len(losses) :]
-            found = self._many(list(data), left)
-            if found is not None:
-                return losses + found
+            remaining = self._compiled_steps(list(data), left)
+            if remaining is not None:
+                return losses + remaining
             losses.append(self.step(*[tensor[left[0]] for tensor in data]))
         return losses
 
-    def _many(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
-        whole = self._step
-        if whole.active_level != "compiled":
+    def _compiled_steps(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
+        if self.training_step.active_level != "compiled":
             return None
-        losses = whole.run_steps(data, rows, len(rows))
+        losses = self.training_step.run_steps(data, rows, len(rows))
         if losses is None:
             return None
         leaves, spec = pytree.tree_flatten(losses)
-        turns = zip(*(leaf.tolist() for leaf in leaves), strict=True)
-        return [pytree.tree_unflatten(turn, spec) for turn in turns]
+        steps = zip(*(leaf.tolist() for leaf in leaves), strict=True)
+        return [pytree.tree_unflatten(step, spec) for step in steps]
 
     def forget(self) -> None:
-        """Drop what has been captured: the program has been changed in a way nobody can see."""
-        self._step.gradient.forget()
+        """Drop all captures, after a change of the program that is not detected."""
+        self.training_step.gradient.forget()
 
-    def _look(self) -> None:
-        """Capture anew where parameters or plain numbers have been replaced since."""
-        watch, gradient = self._state_watch, self._step.gradient
+    def _detect_replacements(self) -> None:
+        """Capture again where parameters or plain numbers have been replaced."""
+        watch, gradient = self._state_watch, self.training_step.gradient
         if watch is None or gradient.capture_error is not None:
             return
         replaced = watch.changed()
         if replaced:
             self._state_watch = None
-            self._moved.clear()
-        if replaced or (self._newly and gradient.num_captures):
+            self._trained.clear()
+        if replaced or (self._new_trained and gradient.num_captures):
             gradient.forget()
-        self._newly = False
+        self._new_trained = False
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
         with torch.no_grad():
             loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
-        return _numbers(loss)
+        return _to_python(loss)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
-        with _Parameters() as found:
+        with _Parameters() as collected:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
-        self._found = list(found.tensors.values())
-        moved = {id(p): p for p in self._found if p.grad is not None}
-        self._newly |= not moved.keys() <= self._moved.keys()
-        self._moved |= moved
-        self._zero_the_rest()
+        self._parameters = list(collected.tensors.values())
+        trained = {id(p): p for p in self._parameters if p.grad is not None}
+        self._new_trained |= not trained.keys() <= self._trained.keys()
+        self._trained |= trained
+        self._zero_unused_gradients()
         if self.engine != "eager":
-            self._state_watch = StateWatch(found.names.items(), (self.model, self.guide, self.loss))
+            self._state_watch = StateWatch(
+                collected.names.items(), (self.model, self.guide, self.loss)
+            )
         return loss
 
-    def _of_block(self, rows: int, *block: Any) -> Any:
-        """As `_loss_and_grads`, for a block that stands for `rows`."""
+    def _loss_and_grads_of_block(self, rows: int, *block: Any) -> Any:
+        """`_loss_and_grads` of a block that stands for `rows`."""
         if rows not in self._scaled:
             self._scaled[rows] = ScaleDataPlate(rows)(self.model), ScaleDataPlate(rows)(self.guide)
         loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
-        self._zero_the_rest()
+        self._zero_unused_gradients()
         return loss
 
-    def _zero_the_rest(self) -> None:
-        """Pyro leaves zeros in `.grad` after a step, so that momentum goes on where no gradient is.
+    def _zero_unused_gradients(self) -> None:
+        """Set zero gradients, as Pyro does, where these arguments do not use a trained parameter.
 
-        A parameter that this step's arguments do not use is moved by what is left of the last.
+        The optimizer's momentum then moves it.
         """
-        for p in self._found:
-            if p.grad is None and p.requires_grad and id(p) in self._moved:
+        for p in self._parameters:
+            if p.grad is None and p.requires_grad and id(p) in self._trained:
                 p.grad = torch.zeros_like(p)
 
 
-def _numbers(loss: Any) -> Any:
+def _to_python(loss: Any) -> Any:
     if isinstance(loss, Tensor):
         return loss.item()
     return pytree.tree_map(lambda v: v.item() if isinstance(v, Tensor) else v, loss)

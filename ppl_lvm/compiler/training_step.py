@@ -1,64 +1,67 @@
-"""One whole step: loss, gradient, update, at the highest level that serves.
+"""Whole training steps: loss, gradient and update, at the highest level possible.
 
-`captured` replays the recording and then updates on flat vectors; `compiled` does both in one
-compiled function. When a recording is compiled is the caller's `Plan`: by default once replaying it
-has cost what compiling will.
+"captured" replays the recording and then updates on flat vectors; "compiled" does both in one
+compiled function. A `CompilePolicy` decides when a recording is compiled.
 """
 
-import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.optim import Optimizer
 
 from ppl_lvm.compiler.backend.allocator import keep_freed_memory
-from ppl_lvm.compiler.backend.compiled_step import Clip, CompiledStep
-from ppl_lvm.compiler.backend.inductor import CompileWorker, start_isa_probe
+from ppl_lvm.compiler.backend.compiled_step import CompiledStep
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep
+from ppl_lvm.compiler.backend.inductor import start_isa_probe
 from ppl_lvm.compiler.backend.multi_step import PerStepTensor, StepSnapshot, take_steps
+from ppl_lvm.compiler.backend.numerics import all_finite
 from ppl_lvm.compiler.backend.threads import single_thread_if
+from ppl_lvm.compiler.backend.worker import CompileWorker
 from ppl_lvm.compiler.capture.arguments import Arguments
-from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
 from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
-from ppl_lvm.compiler.errors import CannotCaptureError
-from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.adapters import OptimizerAdapter, clipped
+from ppl_lvm.compiler.graph.ir import Recording
+from ppl_lvm.compiler.optim.adapters import (
+    OptimizerAdapter,
+    TorchOptimizerAdapter,
+    functional_clip,
+)
 from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
-from ppl_lvm.compiler.passes.row_tiling import Block, TiledStep, tile_rows
-from ppl_lvm.compiler.policy import BreakEvenPolicy, CompilePolicy, cost
+from ppl_lvm.compiler.optim.update_rules import supported_optimizers
+from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError
+from ppl_lvm.compiler.policy import COSTS, BreakEvenPolicy, CompilePolicy
+from ppl_lvm.compiler.row_tiling import Block, tile_rows
+from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError
 
 Level = Literal["auto", "eager", "captured", "compiled"]
-LEVELS = ("auto", "eager", "captured", "compiled")
-
-
-class NonFiniteStepError(ArithmeticError):
-    """A step's result is NaN or infinite; the step has not been taken."""
+LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 class TrainingStep:
     """`(*batch) -> loss`, with the parameters updated.
 
     Args:
-        gradient: gives the loss and leaves gradients in `.grad`.
-        stepper: the optimiser.
-        level: "eager", "captured", "compiled" or "auto".
+        gradient: returns the loss and leaves gradients in `.grad`.
+        optimizer: of the parameters.
+        level: see `make_training_step`.
         announce: receives one-line messages.
-        parameters: lists, after an eager step, those that took part.
+        parameters: lists, after an eager step, the parameters that took part.
         same_random: whether a compiled step draws the eager step's random numbers.
-        finite: refuse a step whose results are not all finite, see `NonFiniteStepError`: parameters
-            and the optimiser's state stay.
-        capture_first: learn each kind of arguments on steps that change nothing, so that each step
-            is taken at one level from the first.
-        plan: when "auto" compiles.
-        block: `(rows, *block)`: the program on a block that stands for so many rows, for batches
-            to be taken in blocks (`blocks`); None where losses are no sums over rows.
+        finite: reject a step whose results are not all finite with `NonFiniteError`; parameters
+            and optimizer state stay.
+        capture_first: record each kind of arguments on trial steps that change nothing, so that
+            every step is taken at one level from the first.
+        plan: when "auto" compiles; `BreakEvenPolicy` by default.
+        block: `(rows, *block)`: the program on a block that stands for so many rows, to take large
+            batches in tiles (`row_tiling`); None where the loss is no sum over rows.
     """
 
     def __init__(
         self,
         gradient: CapturedGradient,
-        stepper: OptimizerAdapter,
+        optimizer: OptimizerAdapter,
         level: Level,
         announce: Callable[[str], None],
         parameters: Callable[[], Sequence[Tensor]],
@@ -69,16 +72,16 @@ class TrainingStep:
         plan: CompilePolicy | None = None,
         block: Block | None = None,
     ) -> None:
-        self.gradient, self.stepper, self.level = gradient, stepper, level
+        self.gradient, self.optimizer, self.level = gradient, optimizer, level
         self._announce, self._same_random = announce, same_random
         self._parameters, self._finite = parameters, finite
         self._block = block
-        self._rehearses = capture_first and level != "eager"
-        self._rehearsed: set[Hashable] = set()
+        self._captures_first = capture_first and level != "eager"
+        self._tried: set[Hashable] = set()  # kinds of arguments, on trial steps
         self._plan: CompilePolicy = plan or BreakEvenPolicy()
         self._flat = FlatOptimizer()
-        self._compiled: dict[Hashable, CompiledStep | TiledStep] = {}
-        self._workshop = CompileWorker()
+        self._compiled: dict[Hashable, ExecutableStep] = {}
+        self._worker = CompileWorker()
         self._compiles = level in ("auto", "compiled")
         if level != "eager":
             keep_freed_memory()
@@ -87,20 +90,25 @@ class TrainingStep:
 
     @property
     def active_level(self) -> str:
-        """The level of the steps that are being taken."""
+        """The level of the steps that are taken now."""
         if self._compiled:
             return "compiled"
         return "captured" if self.gradient.num_captures else "eager"
 
+    @property
+    def compiled_steps(self) -> list[ExecutableStep]:
+        """The steps of all kinds of arguments that are compiled."""
+        return list(self._compiled.values())
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step; what `loss_and_grads` returns.
+        """Take one step; return the result of `loss_and_grads`.
 
         Raises:
-            NonFiniteStepError: see `finite`.
-            CannotCaptureError: where "captured" or "compiled" cannot be had.
+            NonFiniteError: see `finite`.
+            CannotCaptureError: at the levels "captured" and "compiled".
         """
-        if self._rehearses:
-            self._rehearse(args, kwargs)
+        if self._captures_first:
+            self._capture_on_trial(args, kwargs)
         with single_thread_if(self.gradient.small):
             return self._take(args, kwargs)
 
@@ -109,21 +117,21 @@ class TrainingStep:
         if step is not None:
             compiled, arguments = step
             losses = compiled(arguments.tensors)
-            if self._finite and not finite(losses):
+            if self._finite and not all_finite(losses):
                 compiled.undo_count()
-                raise NonFiniteStepError("a result of the step is not finite")
+                raise NonFiniteError("a result of the step is not finite")
             return losses
-        begun = time.perf_counter()
+        begin = time.perf_counter()
         losses = (
             self.gradient.eager(args, kwargs)
             if self.level == "eager"
             else self.gradient(*args, **kwargs)
         )
-        if self._finite and not finite(losses):
-            raise NonFiniteStepError("a result of the step is not finite")
+        if self._finite and not all_finite(losses):
+            raise NonFiniteError("a result of the step is not finite")
         self._update([p for p in self._parameters() if p.grad is not None])
         if self.gradient.num_captures:
-            self._plan.captured(time.perf_counter() - begun)
+            self._plan.count_seconds(time.perf_counter() - begin)
         return losses
 
     def run_steps(
@@ -135,44 +143,44 @@ class TrainingStep:
         turns: Sequence[PerStepTensor] = (),
         after_each: Callable[[], None] | None = None,
     ) -> Any:
-        """`count` steps in one call: on `data[...][rows[s]]` for each s, or all on all of `data`.
+        """Take `count` steps in one call: on `data[...][rows[s]]` for each s, or on all of `data`.
 
         Args:
             data: tensors, rows first.
             rows: (count, B) or None.
             turns: tensors that the program reads, with their value at each step.
-            after_each: called after the numbers of each step have been taken (a schedule's step).
+            after_each: called once the optimizer's scalars of a step have been read (a schedule's
+                step).
 
         Returns:
-            The losses, each (count,); None if these steps cannot be had in one call now.
+            The losses, each (count,); None if these steps are not compiled now.
 
         Raises:
-            NonFiniteStepError: see `finite`. None of the steps has been taken; what `after_each`
-            has done
-                is for the caller to take back.
+            NonFiniteError: see `finite`. No step has been taken; the caller undoes the effects of
+                `after_each`.
         """
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
-        if self._rehearses:
-            self._rehearse(batch, {})
+        if self._captures_first:
+            self._capture_on_trial(batch, {})
         with single_thread_if(self.gradient.small):
-            found = self._compiled_step(batch, {})
-            if found is None:
+            compiled = self._compiled_step(batch, {})
+            if compiled is None:
                 return None
-            step, _ = found
+            step, _ = compiled
             before = StepSnapshot(step, turns) if self._finite else None
             losses = take_steps(step, data, rows, count, turns, after_each)
-            if before is not None and not finite(losses):
+            if before is not None and not all_finite(losses):
                 before.restore(count)
-                raise NonFiniteStepError("a result of one of the steps is not finite")
+                raise NonFiniteError("a result of one of the steps is not finite")
             return losses
 
-    # Learning
+    # Capture
 
     def record(self, *args: Any) -> Recording:
-        """The recording for these arguments, made on steps that change nothing if it is new.
+        """The recording for these arguments, made on trial steps if it is new.
 
         Raises:
-            CannotCaptureError: there is none.
+            CannotCaptureError: the program cannot be captured.
         """
         self.gradient.dry_run_capture(args, {}, PythonStateSnapshot(self.gradient.watched))
         recording = self.gradient.lookup(args, {})[1]
@@ -180,133 +188,136 @@ class TrainingStep:
             raise self.gradient.capture_error or CannotCaptureError("too many kinds of arguments")
         return recording
 
-    def _rehearse(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Record these arguments, if they are new, on steps that change nothing."""
+    def _capture_on_trial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record these arguments, if they are new, on trial steps."""
         gradient = self.gradient
         if gradient.capture_error is not None:
             return
         try:
             arguments, recording = gradient.lookup(args, kwargs)
         except CannotCaptureError:
-            return  # the step itself will say so
+            return  # the step itself reports it
         key = gradient.key(arguments)
-        if key in self._rehearsed:
+        if key in self._tried:
             return
-        self._rehearsed.add(key)
+        self._tried.add(key)
         if recording is None:
             self._lay_out()
             gradient.dry_run_capture(args, kwargs, PythonStateSnapshot(gradient.watched))
             arguments, recording = gradient.lookup(args, kwargs)
         if recording is not None and self._compiles and self.level == "auto":
-            self._prepare(arguments, recording)
+            self._compile_ahead(arguments, recording)
 
     def _lay_out(self) -> None:
-        """Move parameters into flat vectors already, so that a resumed run has them there too."""
-        known = [p for p in self.gradient.parameters or self._parameters() if p.requires_grad]
-        owned = self.stepper.parameter_slots(known)
-        if owned is not None and not self._flat.laid_out:
-            with_state = [entry for entry in owned if entry[1].state.get(entry[0])]
-            self._flat.plan(with_state or owned)
-
-    def _prepare(self, arguments: Arguments, recording: Recording) -> None:
-        """Have another process compile the step, if the plan says so."""
-        if not self._plan.ahead(recording, arguments):
-            return
-        step = self._trace(arguments, recording)
-        if step is not None:
-            self._announce(
-                f"Compiling the step in the background, about {cost(recording):.0f} s; captured "
-                "steps go on."
-            )
-            with single_thread_if(self.gradient.small):
-                inputs = step.inputs(arguments.tensors)
-                self._workshop.start(step.graph, inputs, self._same_random)
+        """Move parameters into flat vectors before the first step, as in a resumed run."""
+        parameters = self.gradient.parameters or self._parameters()
+        slots = self.optimizer.parameter_slots([p for p in parameters if p.requires_grad])
+        if slots is not None and not self._flat.laid_out:
+            with_state = [slot for slot in slots if slot[1].state.get(slot[0])]
+            self._flat.plan(with_state or slots)
 
     # Compiled steps
 
+    def _compile_ahead(self, arguments: Arguments, recording: Recording) -> None:
+        """Start to compile the step in another process, if the policy requires it."""
+        if not self._plan.compiles_ahead(recording, arguments):
+            return
+        groups = self._groups(recording)
+        step = None if groups is None else self._make_step(arguments, recording, groups)
+        if step is not None:
+            self._announce(
+                f"Compiling the step in the background, about {COSTS.compiling(recording):.0f} s; "
+                "captured steps go on."
+            )
+            with single_thread_if(self.gradient.small):
+                inputs = step.inputs(arguments.tensors)
+                self._worker.start(step.graph, inputs, self._same_random)
+
     def _compiled_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[CompiledStep | TiledStep, Arguments] | None:
+    ) -> tuple[ExecutableStep, Arguments] | None:
         if not self._compiles or not self.gradient.num_captures:
             return None
         try:
             arguments, recording = self.gradient.lookup(args, kwargs)
         except CannotCaptureError:
-            return None  # the gradient will say so
-        if recording is None or not self._now(recording, arguments):
+            return None  # the gradient reports it
+        if recording is None or not self._compiles_now(recording, arguments):
             return None
         step = self._find(arguments, recording)
         if step is None or not self._finish(step, arguments):
             return None
         return step, arguments
 
-    def _now(self, recording: Recording, arguments: Arguments) -> bool:
+    def _compiles_now(self, recording: Recording, arguments: Arguments) -> bool:
         if not self._compiles:
             return False
-        return self.level == "compiled" or self._plan.now(recording, arguments)
+        return self.level == "compiled" or self._plan.compiles_now(recording, arguments)
 
-    def _find(self, arguments: Arguments, recording: Recording) -> CompiledStep | TiledStep | None:
+    def _groups(self, recording: Recording) -> list[FlatGroup] | None:
+        """The flat vectors that the step updates; None without an optimizer or a rule for it."""
+        slots = self.optimizer.parameter_slots(recording.trained(self.gradient.parameters))
+        return None if slots is None else self._flat.plan(slots)
+
+    def _find(self, arguments: Arguments, recording: Recording) -> ExecutableStep | None:
         """The compiled step for these arguments; it may still have to be compiled."""
-        active = recording.trained(self.gradient.parameters)
-        owned = self.stepper.parameter_slots(active)
-        groups = None if owned is None else self._flat.plan(owned)
+        slots = self.optimizer.parameter_slots(recording.trained(self.gradient.parameters))
+        groups = None if slots is None else self._flat.plan(slots)
         if groups is None:
-            if owned is not None:
-                self._stop("the optimiser has no flat rule; captured steps go on with it")
+            if slots is not None:
+                self._stop(
+                    "the optimizer has no flat rule; captured steps go on with it. Compiled steps "
+                    f"support {supported_optimizers()} with the usual options"
+                )
             return None
         step = self._compiled.get(self.gradient.key(arguments))
         if step is not None and step.recording is recording and step.groups is groups:
             return step
-        return self._trace(arguments, recording, groups)
+        return self._make_step(arguments, recording, groups)
 
-    def _trace(
-        self,
-        arguments: Arguments,
-        recording: Recording,
-        groups: list[FlatGroup] | None = None,
-    ) -> CompiledStep | TiledStep | None:
-        if groups is None:
-            owned = self.stepper.parameter_slots(recording.trained(self.gradient.parameters))
-            groups = None if owned is None else self._flat.plan(owned)
-        if groups is None:
-            return None
-        clip = clipped(self.stepper) if self.stepper.clips() else None
-        parameters = self.gradient.parameters
+    def _make_step(
+        self, arguments: Arguments, recording: Recording, groups: list[FlatGroup]
+    ) -> ExecutableStep | None:
+        """The step, tiled where that pays; None if an operation has no rule."""
+        clip = functional_clip(self.optimizer) if self.optimizer.clips() else None
+        gradient, batch = self.gradient, arguments.tensors
+        step: ExecutableStep | None = None
         try:
-            step = self._in_blocks(arguments, recording, groups, clip) or CompiledStep(
-                recording, parameters, groups, arguments.tensors, clip, self._finite
-            )
+            if self._block is not None:
+                step = tile_rows(
+                    self._block, gradient, arguments, recording, groups, clip, self._finite
+                )
+            if step is None:
+                step = CompiledStep(
+                    recording,
+                    gradient.parameters,
+                    groups,
+                    batch,
+                    clip,
+                    self._finite,
+                    gradient.passes,
+                )
+        except PassError:
+            raise
         except Exception as error:
             self._stop(f"{type(error).__name__}: {_first_line(error)}", error)
             return None
-        self._compiled[self.gradient.key(arguments)] = step
+        self._compiled[gradient.key(arguments)] = step
         return step
 
-    def _in_blocks(
-        self,
-        arguments: Arguments,
-        recording: Recording,
-        groups: list[FlatGroup],
-        clip: Clip | None,
-    ) -> TiledStep | None:
-        if self._block is None:
-            return None
-        return tile_rows(
-            self._block, self.gradient, arguments, recording, groups, clip, self._finite
-        )
-
-    def _finish(self, step: CompiledStep | TiledStep, arguments: Arguments) -> bool:
+    def _finish(self, step: ExecutableStep, arguments: Arguments) -> bool:
+        """Compile the step if it is not compiled yet; whether it is ready."""
         if step.ready:
             return True
-        if self._workshop.used:
-            failure = self._workshop.wait(self._announce)
+        if self._worker.running:
+            failure = self._worker.wait(self._announce)
             if failure is not None:
                 self._stop(failure)
                 return False
         else:
             self._announce(
-                f"Compiling the step, about {cost(step.recording):.0f} s once; steps go on "
-                "after it."
+                f"Compiling the step, about {COSTS.compiling(step.recording):.0f} s once; steps go "
+                "on after it."
             )
         try:
             step.compile(arguments.tensors, self._same_random)
@@ -322,28 +333,74 @@ class TrainingStep:
         self._compiled.clear()
         self._announce(f"Running captured, not compiled: {reason}")
 
-    # The update
+    # Update
 
     def _update(self, parameters: list[Tensor]) -> None:
-        """Step the optimiser from the parameters' gradients, and clear them."""
-        owned = None if self.level == "eager" else self.stepper.parameter_slots(parameters)
-        if owned is None or self._flat.plan(owned) is None:
-            self.stepper.step(parameters)
+        """Take the optimizer's step from the parameters' gradients, and clear them."""
+        slots = None if self.level == "eager" else self.optimizer.parameter_slots(parameters)
+        if slots is None or self._flat.plan(slots) is None:
+            self.optimizer.step(parameters)
         else:
-            if self.stepper.clips():
+            if self.optimizer.clips():
                 for p in parameters:
-                    self.stepper.clip(p)
-            self._flat.step(owned)
+                    self.optimizer.clip(p)
+            self._flat.step(slots)
         for p in parameters:
             p.grad = None
 
 
-def finite(losses: Any) -> bool:
-    """Whether every number of a result is finite."""
-    return all(
-        bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
-        for value in pytree.tree_leaves(losses)
-        if isinstance(value, Tensor | float | int)
+def make_training_step(
+    loss_and_grads: Callable[..., Any],
+    optimizer: Optimizer,
+    engine: Level = "auto",
+    *,
+    watched: Sequence[object] = (),
+    announce: Callable[[str], None] | None = None,
+    max_captures: int = 8,
+    same_random: bool = True,
+    finite: bool = False,
+    capture_first: bool = False,
+    plan: CompilePolicy | None = None,
+    block: Block | None = None,
+    passes: Sequence[Pass] = PIPELINE,
+) -> TrainingStep:
+    """A function of a batch that takes a whole step and returns the result of `loss_and_grads`.
+
+    After a step `.grad` is None.
+
+    Args:
+        loss_and_grads: see `ppl_lvm.compiler`.
+        optimizer: its parameters are trained.
+        engine: "eager" calls `loss_and_grads` at every step; "auto" captures and compiles where
+            possible; "captured" and "compiled" raise `CannotCaptureError` where it is not.
+        watched: model, guide and objective; a step must not change their plain attributes.
+        announce: receives one-line messages; the logger `ppl_lvm.compiler` by default.
+        max_captures: kinds of arguments that are captured.
+        same_random, finite, capture_first, plan, block: see `TrainingStep`.
+        passes: graph passes.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    say = announce or logger.warning
+    gradient = CapturedGradient(
+        loss_and_grads,
+        parameters,
+        strict=engine in ("captured", "compiled"),
+        watched=watched,
+        announce=say,
+        max_captures=max_captures,
+        passes=passes,
+    )
+    return TrainingStep(
+        gradient,
+        TorchOptimizerAdapter(optimizer),
+        engine,
+        say,
+        lambda: parameters,
+        same_random=same_random,
+        finite=finite,
+        capture_first=capture_first,
+        plan=plan,
+        block=block,
     )
 
 

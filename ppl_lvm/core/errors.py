@@ -12,3 +12,21 @@ class CannotSayError(ValueError):
     def __init__(self, why: str, remedy: str = "") -> None:
         super().__init__(why)
         self.remedy = remedy
+
+
+class CannotCaptureError(ValueError):
+    """A program cannot run captured or compiled.
+
+    Attributes:
+        reason: without the source line.
+        where: `file:line` in the user's program, None if unknown.
+    """
+
+    def __init__(self, reason: str, where: str | None = None) -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+        self.where = where
+
+
+class NonFiniteError(ValueError):
+    """A loss, a gradient or a parameter is NaN or infinite; the step has not been taken."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler import NonFiniteStepError
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.rng import restore_generators
 from ppl_lvm.training.gradient_step import GradientStep
 
@@ -36,7 +36,7 @@ class LineSearchStep:
             generators: torch's random states for every evaluation.
 
         Raises:
-            NonFiniteStepError: a loss or gradient is not finite. `undo` restores the parameters.
+            NonFiniteError: a loss or gradient is not finite. `undo` restores the parameters.
         """
         self._state_before = self._gradient.programs.pair.state()
 
@@ -45,7 +45,7 @@ class LineSearchStep:
             self._gradient.clear()
             loss, largest = self._gradient.loss_and_gradient(*batch)
             if not (math.isfinite(loss) and torch.isfinite(largest)):
-                raise NonFiniteStepError("loss or gradient is not finite")
+                raise NonFiniteError("loss or gradient is not finite")
             return float(loss) * per_row
 
         loss: Any = self._optimizer.step(closure)

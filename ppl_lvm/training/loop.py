@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler import CannotCaptureError, NonFiniteStepError, Recording
+from ppl_lvm.compiler import CannotCaptureError, Recording
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
@@ -30,7 +31,7 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import checkpoint
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
-from ppl_lvm.training.non_finite import NonFiniteError, locate_non_finite
+from ppl_lvm.training.non_finite import locate_non_finite
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
 from ppl_lvm.training.step_runner import StepRunner
@@ -158,7 +159,7 @@ class Training:
                 bound = self.step_runner.step(batch, total, generators)
         except CannotCaptureError:
             raise
-        except (ValueError, NonFiniteStepError) as error:
+        except ValueError as error:
             restore_generators(generators)
             raise self._explain(error, batch, rows, generators) from error
         except RuntimeError:
@@ -227,7 +228,7 @@ class Training:
         restore_generators(generators)
         reason = locate_non_finite(self.programs, batch, rows, self.train)
         restore_generators(generators)
-        if reason is None and not isinstance(error, NonFiniteStepError):
+        if reason is None and not isinstance(error, NonFiniteError):
             return error
         if self.step_runner.line_search is not None:
             self.step_runner.line_search.undo()

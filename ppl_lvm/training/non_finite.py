@@ -14,10 +14,6 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.training.preparation import PreparedPrograms
 
 
-class NonFiniteError(ValueError):
-    """A loss, a gradient or a parameter is NaN or infinite; the message names the place."""
-
-
 def locate_non_finite(
     programs: PreparedPrograms,
     batch: tuple[Tensor, ...],

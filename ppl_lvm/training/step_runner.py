@@ -9,12 +9,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler import (
     AheadOfTimePolicy,
-    NonFiniteStepError,
     PerStepTensor,
     make_training_step,
 )
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core import torch_specs
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.training.gradient_step import GradientStep
 from ppl_lvm.training.line_search_step import LineSearchStep
 from ppl_lvm.training.options import TrainingOptions
@@ -97,7 +97,7 @@ class StepRunner:
             generators: torch's random states, which a line search restores.
 
         Raises:
-            NonFiniteStepError: the loss or a gradient is not finite; parameters are as before.
+            NonFiniteError: the loss or a gradient is not finite; parameters are as before.
         """
         self.gradient.set_batch_size(rows)
         if self.line_search is not None:
@@ -131,7 +131,7 @@ class StepRunner:
             losses = self.training_step.run_steps(
                 list(data), rows, len(kl_weights), turns=turns, after_each=self.advance_schedule
             )
-        except NonFiniteStepError:
+        except NonFiniteError:
             self._set_rates(rates)
             return None
         if losses is None:

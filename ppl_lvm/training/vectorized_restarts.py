@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
-from ppl_lvm.compiler.passes.vectorize_restarts import VectorizedRecording, VectorizedStep
+from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedStep
 from ppl_lvm.core import distributed as processes
 from ppl_lvm.core import torch_specs
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and separate steps are faster

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
 from ppl_lvm.compiler.backend.multi_step import take_steps
-from ppl_lvm.compiler.graph.build import Recording
+from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.optim.adapters import TorchOptimizerAdapter
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.data import load_data

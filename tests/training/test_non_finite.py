@@ -11,9 +11,9 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.storage import load_checkpoint
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.training.non_finite import NonFiniteError
 from small_programs import Counts, Exploding, nothing
 
 quiet = functools.partial(fit, progress=False)

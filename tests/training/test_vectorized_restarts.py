@@ -11,10 +11,10 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training import vectorized_restarts as together
-from ppl_lvm.training.non_finite import NonFiniteError
 from small_programs import FactorGuide, factor_data, nothing
 
 

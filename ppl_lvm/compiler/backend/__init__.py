@@ -1,1 +1,1 @@
-"""Machine code for graphs: Inductor, CUDA graphs, several steps per call."""
+"""Compilation and execution of steps."""

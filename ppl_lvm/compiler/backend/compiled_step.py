@@ -1,14 +1,12 @@
-"""The whole step, gradient and update, as one function compiled by torch's inductor.
+"""Whole step, gradient and update, as one function compiled by Inductor.
 
-    compiled(vectors, moments, numbers, batch, sources) -> losses
+    compiled(vectors, moments, scalars, batch, sources) -> losses
 
-with parameters and moments as flat vectors that are changed in place. The graph is traced once
-from the recording and the optimiser's rule on fake tensors and handed to the inductor itself, so
-that nothing stands between a call and the machine code: no Dynamo, no guards (the recording's key
-is the guard).
+Parameters and moments are flat vectors that are changed in place. The graph is traced once, on fake
+tensors, from the recording and the optimizer's rule, and given to Inductor directly: neither Dynamo
+nor guards stand between a call and the machine code (the recording's key is the guard).
 """
 
-import logging
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -16,177 +14,147 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.backend.cuda_graph import in_one_launch
+from ppl_lvm.compiler.backend.cuda_graph import as_cuda_graph
 from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
-from ppl_lvm.compiler.capture import state_snapshot as outside
-from ppl_lvm.compiler.capture.tape_diff import close
-from ppl_lvm.compiler.graph.build import Recording
-from ppl_lvm.compiler.optim.flat import FlatGroup
-from ppl_lvm.compiler.passes.sink_broadcasts import repeated_once
+from ppl_lvm.compiler.backend.numerics import equal_to_rounding
+from ppl_lvm.compiler.capture.state_snapshot import random_states, restore_random
+from ppl_lvm.compiler.graph.ir import Recording
+from ppl_lvm.compiler.optim.flat import ParameterGroup
+from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes
 
-logger = logging.getLogger("ppl_lvm.compiler")
-
-# Where a step is tried: how far from the parameters it has, by their size. Beside an optimum a
-# gradient is nothing but rounding, the more so the more rows it is a sum of.
-_ASIDE = (0.0, 0.01, 0.1)
+# Points of the trial: distance from the present parameters, relative to their size. Near an
+# optimum the gradient is rounding error, the more so the more rows it sums over.
+_TRIAL_DISTANCES = (0.0, 0.01, 0.1)
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
 
-class CompiledStep:
-    """One step for one kind of arguments; call it after `compile`.
+class CompiledStep(ExecutableStep):
+    """A step in one compiled function.
 
     Args:
         recording: the step's graph.
         parameters: leaf tensors in the order that the recording takes them.
-        groups: the flat vectors that hold them, with their rules.
+        groups: the flat vectors that contain them, with their rules.
         batch: tensors of the shapes that this step will serve.
         clip: changes a gradient before the update; None leaves it.
         guarded: a step with a result that is not finite changes neither vectors nor moments.
+        passes: graph passes; those of the stage "compile" are applied.
     """
 
     def __init__(
         self,
         recording: Recording,
         parameters: Sequence[Tensor],
-        groups: list[FlatGroup],
+        groups: Sequence[ParameterGroup],
         batch: list[Tensor],
         clip: Clip | None = None,
         guarded: bool = False,
+        passes: Sequence[Pass] = PIPELINE,
     ) -> None:
-        self.recording, self.groups = recording, groups
+        super().__init__(recording, groups)
         self._parameters, self._clip, self._guarded = list(parameters), clip, guarded
         self._places = {id(p): place for place, p in enumerate(parameters)}
-        self.constants = [c for c in recording.constants if c.dim() > 0]
-        self._scalars = [(c.item(), c.dtype, c.device) for c in recording.constants if c.dim() == 0]
+        self._rewritten = run_passes(
+            passes, "compile", recording, [*parameters, *batch, *recording.sources]
+        )
+        constants = self._rewritten.constants
+        self.constants = [c for c in constants if c.dim() > 0]
+        self._numbers = [(c.item(), c.dtype, c.device) for c in constants if c.dim() == 0]
         self.scalars = [
             g.vector.new_zeros(len(g.rule.step_scalars(dict(g.options), 1))) for g in groups
         ]
-        # The same memory, quicker to write in; what lies on a device is copied there.
+        # The same memory, faster to write; for a device the scalars are copied there.
         self._tables = [n.numpy() if n.device.type == "cpu" else None for n in self.scalars]
-        self.state = [tensor for g in groups for tensor in (g.vector, *g.moments)]
-        state = [[g.vector, *g.moments] for g in groups]
+        self._state = self.state
+        state = [group.state for group in groups]
         example = (state, self.scalars, list(batch), recording.sources, self.constants)
         self._spec = pytree.tree_structure(example)
         self._example = list(batch)
         self._compiled: Callable[..., Any] | None = None
 
-    def __call__(self, batch: list[Tensor]) -> Any:
-        """Take one step; the losses as the program returns them."""
-        with torch.no_grad():
-            return self.recording.losses(self.take(batch))
-
     def take(
-        self, batch: list[Tensor], after_numbers: Callable[[], None] | None = None
+        self, batch: list[Tensor], after_scalars: Callable[[], None] | None = None
     ) -> list[Tensor]:
-        """Take one step, without gradients being recorded; the losses, flat.
-
-        Args:
-            after_numbers: called once the optimiser's numbers of this step have been taken.
-        """
         assert self._compiled is not None, "compile first"
-        for group, table, numbers in zip(self.groups, self._tables, self.scalars, strict=True):
+        for group, table, scalars in zip(self.groups, self._tables, self.scalars, strict=True):
             if table is None:
-                given = torch.tensor(group.scalars(), dtype=numbers.dtype)
-                numbers.copy_(given, non_blocking=True)  # nor waits for the steps before
+                values = torch.tensor(group.scalars(), dtype=scalars.dtype)
+                scalars.copy_(values, non_blocking=True)  # does not wait for earlier steps
             else:
                 table[:] = group.scalars()
-        if after_numbers is not None:
-            after_numbers()
+        if after_scalars is not None:
+            after_scalars()
         losses: list[Tensor] = self._compiled(*self.inputs(batch))
         return losses
 
-    def undo_count(self) -> None:
-        """Do not count the last step: it was guarded and has changed nothing else."""
-        for group in self.groups:
-            group.undo_count()
-
     @property
     def ready(self) -> bool:
-        """Whether it has been compiled."""
         return self._compiled is not None
 
-    @property
-    def _changed(self) -> list[Tensor]:
-        """All that a step changes."""
-        return [*self.state, *(self.recording.sources[at] for at in self.recording.mutated)]
-
     def inputs(self, batch: list[Tensor]) -> list[Tensor]:
-        """All that the compiled function takes."""
-        return [*self.state, *self.scalars, *batch, *self.recording.sources, *self.constants]
+        return [*self._state, *self.scalars, *batch, *self.recording.sources, *self.constants]
 
     @cached_property
     def graph(self) -> fx.GraphModule:
-        """The step in aten operations."""
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        def traced(module: Callable[..., Any]) -> fx.GraphModule:
-            step = partial(self.trace, module)
-            trace = make_fx(step, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")
-            return trace(*self.inputs(self._example))
-
-        zeros = [c.dim() == 0 and not c for c in self.recording.constants]
+        step = partial(self.trace, self._rewritten.module)
+        trace = make_fx(step, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                return traced(repeated_once(self.recording.module, zeros))
-            except Exception as error:  # an operation of a kind that has not been met
-                logger.info("what is repeated is not computed once: %s", error)
-                return traced(self.recording.module)
+            return trace(*self.inputs(self._example))
 
     def compile(self, batch: list[Tensor], same_random: bool) -> None:
-        """Make machine code of the step.
-
-        Args:
-            batch: tensors to try it on, against the graph itself; nothing is changed.
-            same_random: draw the eager step's random numbers.
-
-        Raises:
-            Exception: whatever the inductor raises, such as for want of a C++ compiler.
-        """
-        start_isa_probe()  # while the step is traced, if not before
+        start_isa_probe()  # runs while the step is traced, if it has not run before
         flat = self.inputs(batch)
         compiled = compile_graph(self.graph, flat, same_random)
         self._check(compiled, flat, same_random)
-        first = len(self.state) + len(self.scalars)
+        first = len(self._state) + len(self.scalars)
         places = range(first, first + len(batch))
-        self._compiled = in_one_launch(compiled, flat, places, self._changed)
+        self._compiled = as_cuda_graph(compiled, flat, places, self.mutated)
 
-    def trace(self, module: Callable[..., Any], *flat: Tensor) -> list[Tensor]:
-        """The step as a function of tensors, with the recording's `module` or one of its kind."""
-        state, numbers, batch, sources, constants = pytree.tree_unflatten(flat, self._spec)
+    def trace(self, module: fx.GraphModule, *flat: Tensor) -> list[Tensor]:
+        """The step as a function of tensors, with the module of the recording or a rewritten one.
+
+        A rewritten module takes constants after those of the recording.
+        """
+        state, scalars, batch, sources, constants = pytree.tree_unflatten(flat, self._spec)
         leaves: list[Any] = list(self._parameters)  # those without gradient are not read
         for group, (vector, *_) in zip(self.groups, state, strict=True):
             for p, view in zip(group.parameters, group.views(vector), strict=True):
                 leaves[self._places[id(p)]] = view
         recording = self.recording
-        out = module(*leaves, *batch, *sources, *self._fill(constants))
+        filled = self._fill(constants)
+        if module is recording.module:
+            filled = filled[: len(recording.constants)]
+        out = module(*leaves, *batch, *sources, *filled)
         losses = list(out[: recording.num_losses])
-        active = [p for p, used in zip(self._parameters, recording.active, strict=True) if used]
+        active = recording.trained(self._parameters)
         gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}
-        fine = torch.stack([loss.isfinite().all() for loss in losses]).all()
-        for group, tensors, h in zip(self.groups, state, numbers, strict=True):
+        finite = torch.stack([loss.isfinite().all() for loss in losses]).all()
+        for group, tensors, h in zip(self.groups, state, scalars, strict=True):
             pieces = [self._clipped(p, gradients[id(p)]) for p in group.parameters]
             gradient = torch.cat([piece.reshape(-1) for piece in pieces])
             before = [tensor.clone() for tensor in tensors] if self._guarded else []
             vector, *moments = tensors
             group.rule.update(vector, gradient, moments, list(h), group.options)
             for new, old in zip(tensors, before, strict=False):
-                new.copy_(torch.where(fine, new, old))
+                new.copy_(torch.where(finite, new, old))
         return losses
 
     def _fill(self, constants: list[Tensor]) -> list[Tensor]:
-        """All constants; scalars stand in the graph as numbers, for the compiler to fold."""
-        given, scalars = iter(constants), iter(self._scalars)
+        """All constants; 0-dimensional ones stand in the graph as numbers, for folding."""
+        tensors, numbers = iter(constants), iter(self._numbers)
         filled = []
-        for constant in self.recording.constants:
+        for constant in self._rewritten.constants:
             if constant.dim() > 0:
-                filled.append(next(given))
+                filled.append(next(tensors))
             else:
-                value, dtype, device = next(scalars)
+                value, dtype, device = next(numbers)
                 filled.append(torch.full((), value, dtype=dtype, device=device))
         return filled
 
@@ -195,47 +163,47 @@ class CompiledStep:
 
     @torch.no_grad()
     def _check(self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool) -> None:
-        """Take the step on copies, compiled and not: the same losses and the same new state.
+        """Raise unless the compiled step gives the losses and the new state of the graph.
 
-        Where a run has converged its gradient is all rounding error, of which two orders of
-        summation leave different ones; so a step that differs is tried again farther away.
+        Both are tried on copies. Where a run has converged its gradient is rounding error, which
+        depends on the order of summation, so a step that differs is tried again farther away.
         """
-        for numbers, group in zip(self.scalars, self.groups, strict=True):
-            numbers.copy_(
+        for scalars, group in zip(self.scalars, self.groups, strict=True):
+            scalars.copy_(
                 torch.tensor(group.rule.step_scalars(dict(group.options), group.count + 1))
             )
-        if not any(self._agrees(compiled, flat, same_random, aside) for aside in _ASIDE):
+        if not any(self._agrees(compiled, flat, same_random, d) for d in _TRIAL_DISTANCES):
             raise RuntimeError("the compiled step differs from the captured one")
 
     def _agrees(
-        self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool, aside: float
+        self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool, distance: float
     ) -> bool:
-        """Whether the step agrees at the parameters moved aside by so much of their size.
+        """Whether the step agrees at parameters moved by this share of their size.
 
-        Parameters are left out under Adam's rules, which make a whole step of the rounding error
-        of a gradient that is zero; its moments hold the same gradient.
+        Adam's rules make a whole step of the rounding error of a gradient that is zero; under them
+        the moments, which hold the same gradient, are compared and the parameters are not.
         """
-        before = outside.random_states()
+        before = random_states()
         vectors = {id(group.vector) for group in self.groups}
-        changed = {id(tensor) for tensor in self._changed}
+        mutated = {id(tensor) for tensor in self.mutated}
 
         def copy(tensor: Tensor) -> Tensor:
             if id(tensor) not in vectors:
-                return tensor.clone() if id(tensor) in changed else tensor
+                return tensor.clone() if id(tensor) in mutated else tensor
             waves = torch.arange(len(tensor), device=tensor.device).sin().to(tensor.dtype)
-            return tensor + aside * (1 + tensor.abs()) * waves
+            return tensor + distance * (1 + tensor.abs()) * waves
 
         ours, theirs = [[copy(tensor) for tensor in flat] for _ in range(2)]
-        found = [*compiled(*ours), *ours]
-        outside.restore_random(before)
+        results = [*compiled(*ours), *ours]
+        restore_random(before)
         expected = [*self.trace(self.recording.module, *theirs), *theirs]
-        outside.restore_random(before)
-        left_out, place = set(), len(found) - len(flat)
+        restore_random(before)
+        skipped, place = set(), len(results) - len(flat)
         for group in self.groups:
             if len(group.moments) == 2:
-                left_out.add(place)
+                skipped.add(place)
             place += 1 + len(group.moments)
         return not same_random or all(
-            at in left_out or close(got, wanted)
-            for at, (got, wanted) in enumerate(zip(found, expected, strict=True))
+            at in skipped or equal_to_rounding(actual, target)
+            for at, (actual, target) in enumerate(zip(results, expected, strict=True))
         )

@@ -1,4 +1,4 @@
-"""Operations that the inductor would leave alone, or do otherwise, in terms of those it fuses."""
+"""Decompositions into operations that Inductor can fuse."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 _aten = torch.ops.aten
-_NARROW = 16  # columns of a product below which it is taken the other way round
+_NARROW = 16  # columns of a product below which its transpose is computed
 _DRAWS = (
     _aten._standard_gamma.default,
     _aten.binomial.default,
@@ -18,19 +18,20 @@ _DRAWS = (
 )
 _DRAWS_LIKE = (_aten.rand_like.default, _aten.randn_like.default)
 _INNER, _PRODUCTS = 8, 2**14  # of small products: those of an entry, and all
-_ROWS = 6  # of a matrix up to which a triangular system is solved row by row
+_ROWS = 6  # of a matrix up to which a triangular system is solved by substitution
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """β bias + α a b: on its own the sum goes into whatever comes after it, for nothing."""
+    """β bias + α a b: as an operation by itself the sum fuses with the next one at no cost."""
     product = a @ b if alpha == 1 else alpha * (a @ b)
     return product + (bias if beta == 1 else beta * bias)
 
 
 def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
-    """In double precision, and on a GPU, the inductor's own takes other numbers from the generator.
+    """Bernoulli draws by torch's kernel, in double precision and on a GPU.
 
-    On a GPU each thread draws four numbers: for neighbours here, for entries far apart in `rand`.
+    There Inductor's kernel takes other numbers from the generator. On a GPU each thread draws four
+    numbers: for neighboring entries here, for distant ones in `rand`.
     """
     if p.dtype is not torch.float64 and p.device.type == "cpu":
         return NotImplemented
@@ -38,30 +39,30 @@ def _bernoulli(p: Tensor, *, generator: Any = None) -> Any:
 
 
 def _by_rows(draw: Any) -> Callable[..., Any]:
-    """Numbers drawn row by row, however the tensors lie that they are drawn with.
+    """Numbers drawn in the order of rows, for any layout of the parameters.
 
-    The compiler is free in how it lays these out, and believes that the result lies as they do,
-    which it does not: the step would end in an error. A single row lies in one way only.
+    The compiler chooses the layout of the parameters and assumes that the result has the same,
+    which is wrong: the step would end in an error. A single row has only one layout.
     """
 
     def by_rows(*arguments: Any, **options: Any) -> Any:
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         if all(tensor.dim() == 1 for tensor in tensors):
             return NotImplemented
-        same = iter(torch.broadcast_tensors(*tensors))
+        expanded = iter(torch.broadcast_tensors(*tensors))
         shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
-        row = [next(same).reshape(-1) if isinstance(a, Tensor) else a for a in arguments]
+        row = [next(expanded).reshape(-1) if isinstance(a, Tensor) else a for a in arguments]
         return draw(*row, **options).view(shape)
 
     return by_rows
 
 
 def _like_by_rows(draw: Any) -> Callable[..., Any]:
-    """The same for a tensor like another, of which the numbers follow the layout."""
+    """The same for `*_like` operations, whose numbers follow the layout of the other tensor."""
 
     def by_rows(like: Tensor, *, memory_format: Any = None, **options: Any) -> Any:
-        told = memory_format not in (None, torch.preserve_format)
-        if told or like.dim() == 1 or not like.is_contiguous():
+        explicit = memory_format not in (None, torch.preserve_format)
+        if explicit or like.dim() == 1 or not like.is_contiguous():
             return NotImplemented
         return draw(like.reshape(-1), **options).view(like.shape)
 
@@ -69,12 +70,12 @@ def _like_by_rows(draw: Any) -> Callable[..., Any]:
 
 
 def _outer(a: Tensor, b: Tensor) -> Any:
-    """a b where it is an outer product: no sum, so it fuses with what stands around it."""
+    """a b for an outer product: it needs no sum and fuses with its neighbors."""
     return a * b if a.shape[-1] == 1 else NotImplemented
 
 
 def _bmm(a: Tensor, b: Tensor) -> Any:
-    """a b in products and sums where a call of the library takes longer than these do."""
+    """a b as products and sums where a call of the library takes longer."""
     (batch, rows, inner), columns = a.shape, b.shape[-1]
     if 1 < inner <= _INNER and batch * rows * inner * columns <= _PRODUCTS:
         return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(-2)
@@ -82,21 +83,23 @@ def _bmm(a: Tensor, b: Tensor) -> Any:
 
 
 def _mm(a: Tensor, b: Tensor) -> Any:
-    """a b as (bᵀ aᵀ)ᵀ where it has few columns: a library that goes through blocks of rows of its
-    result takes a fraction of the time for few long rows that it takes for many short ones. In the
-    layout that it would have had, for whoever asks."""
+    """a b as (bᵀ aᵀ)ᵀ where it has few columns, in the layout of a b.
+
+    A library that processes blocks of rows of the result is much faster for few long rows than for
+    many short ones.
+    """
     if 1 < b.shape[1] < min(_NARROW, a.shape[0]) and a.shape[1] > 1 and a.device.type == "cpu":
         return (b.t() @ a.t()).t().contiguous()
     return _outer(a, b)
 
 
 def _take(table: Tensor, index: Tensor) -> Any:
-    """Torch's own, in plainer operations, asks for the value of a single index."""
+    """`take` by an index: torch's decomposition reads the value of a single index."""
     return _aten.index.Tensor(table.reshape(-1), [index])
 
 
 def _isnan(x: Tensor) -> Tensor:
-    """The inductor's own asks number by number, a vector at a time it takes a fifth."""
+    """Vectorized: Inductor's kernel tests number by number and takes five times as long."""
     return x != x
 
 
@@ -109,20 +112,20 @@ def _solve_triangular(
 ) -> Any:
     """a⁻¹ b (or b a⁻¹) by substitution: a call of the library takes longer where a is small.
 
-    a is (…, n, n) and b (…, n, m), or (…, m, n) where a stands at its right.
+    a is (…, n, n) and b is (…, n, m), or (…, m, n) where a is on the right.
     """
     n = a.shape[-1]
     if n > _ROWS:
         return NotImplemented
     if not left:
-        across = _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular)
-        return across.mT
+        transposed = _solve_triangular(a.mT, b.mT, upper=not upper, unitriangular=unitriangular)
+        return transposed.mT
     rows: dict[int, Tensor] = {}  # of the solution, (…, m) each
     for i in reversed(range(n)) if upper else range(n):
-        left_over = b[..., i, :]
+        remainder = b[..., i, :]
         for j, row in rows.items():
-            left_over = left_over - a[..., i, j, None] * row
-        rows[i] = left_over if unitriangular else left_over / a[..., i, i, None]
+            remainder = remainder - a[..., i, j, None] * row
+        rows[i] = remainder if unitriangular else remainder / a[..., i, i, None]
     shape = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     return torch.stack([rows[i].expand(*shape, b.shape[-1]) for i in range(n)], -2)
 

@@ -1,9 +1,8 @@
-"""Many compiled steps in one call: minibatches are gathered by index, and nothing else is asked.
+"""Take several compiled steps per call, gathering mini-batches by index.
 
-A compiled step calls its kernels from C++, so that a loop here costs a few microseconds a step,
-less than the inductor's own loop (`scan`), which copies the state in every turn. One compiled
-function serves any number of steps, and a run in calls takes the steps that it would take one by
-one, bit for bit.
+A compiled step calls its kernels from C++, so that this loop costs a few microseconds a step, less
+than Inductor's `scan`, which copies the state in every iteration. One compiled function serves any
+number of steps, and a run in such calls takes the steps that it would take one by one, bit for bit.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler.backend.compiled_step import CompiledStep
-from ppl_lvm.compiler.capture import state_snapshot as outside
-from ppl_lvm.compiler.passes.row_tiling import TiledStep
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep
+from ppl_lvm.compiler.capture.state_snapshot import random_states, restore_random
 
 
 @dataclass
@@ -27,28 +25,28 @@ class PerStepTensor:
 
 
 def take_steps(
-    step: CompiledStep | TiledStep,
+    step: ExecutableStep,
     data: list[Tensor],
     rows: Tensor | None,
     count: int,
-    turns: Sequence[PerStepTensor] = (),
+    schedules: Sequence[PerStepTensor] = (),
     after_each: Callable[[], None] | None = None,
 ) -> Any:
-    """`count` steps on batches of `data` by `rows` (count, B), or on all of it.
+    """Take `count` steps on batches of `data` by `rows` (count, B), or on all of it.
 
     Args:
-        turns: tensors that the program reads, with their value at each step.
-        after_each: called after each step's numbers of the optimiser have been taken.
+        schedules: tensors that the program reads, with their value at each step.
+        after_each: called once the optimizer's scalars of a step have been read.
 
     Returns:
-        What the program returns, each tensor (count, …).
+        The losses as the program returns them, each tensor (count, …).
     """
     places = {} if rows is None else {d.device: rows.to(d.device).unbind() for d in data}
     losses = []
     with torch.no_grad():
         for place in range(count):
-            for turn in turns:
-                turn.tensor.copy_(turn.values[place])
+            for schedule in schedules:
+                schedule.tensor.copy_(schedule.values[place])
             batch = [d.index_select(0, places[d.device][place]) for d in data] if places else data
             losses.append(step.take(batch, after_each))
         stacked = [torch.stack(values) for values in zip(*losses, strict=True)]
@@ -56,20 +54,18 @@ def take_steps(
 
 
 class StepSnapshot:
-    """All that a call changes, to go back to."""
+    """Snapshot of all tensors that a call of `take_steps` changes, and of the random states."""
 
-    def __init__(self, step: CompiledStep | TiledStep, turns: Sequence[PerStepTensor]) -> None:
+    def __init__(self, step: ExecutableStep, schedules: Sequence[PerStepTensor]) -> None:
         self._step = step
-        changed = [step.recording.sources[place] for place in step.recording.mutated]
-        changed += [*step.state, *(turn.tensor for turn in turns)]
+        changed = [*step.mutated, *(schedule.tensor for schedule in schedules)]
         self._tensors = [(tensor, tensor.clone()) for tensor in changed]
-        self._random = outside.random_states()
+        self._random = random_states()
 
     @torch.no_grad()
     def restore(self, count: int) -> None:
         """Undo a call of so many steps."""
-        outside.restore_random(self._random)
+        restore_random(self._random)
         for tensor, value in self._tensors:
             tensor.copy_(value)
-        for group in self._step.groups:
-            group.undo_count(count)
+        self._step.undo_count(count)

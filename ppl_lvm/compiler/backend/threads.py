@@ -1,9 +1,9 @@
-"""A step of small tensors is taken by one thread.
+"""Single-threaded execution of steps of small tensors.
 
-Torch gives no second thread less than 32,768 numbers of an elementwise operation, but batches of
-small matrix products and factorisations go to every thread there is. On a quiet machine that gains
-nothing; where other work runs, the step waits at each of them until the other threads have had
-their turn: a product of 7 microseconds took 16,000.
+Torch splits an elementwise operation among threads from 32,768 numbers on, but it gives batches of
+small matrix products and factorizations to every thread. On an idle machine that gains nothing. On
+a busy one the step waits at each of them until the other threads are scheduled: a product of 7
+microseconds took 16,000. `graph.ir.SMALL` is the limit.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,10 @@ from contextlib import contextmanager
 
 import torch
 
-SMALL = 2**17  # bytes of the largest tensor
-
 
 @contextmanager
 def single_thread_if(small: bool) -> Iterator[None]:
-    """Torch with one thread, if what it does is small; with as many as before afterwards."""
+    """Run torch with one thread if the tensors are small; restore the number afterwards."""
     threads = torch.get_num_threads()
     if not small or threads == 1:
         yield

@@ -1,6 +1,6 @@
-"""The arguments of a step: which are tensors, and what a captured step may take for granted.
+"""Arguments of a step: their tensors, and the key of their capture.
 
-Two calls share one capture if their arguments have the same structure, their tensors the same
+Two calls share one capture if their arguments have the same structure, their tensors have the same
 shape, strides, dtype and device, their other values are equal, and all modules are in the same
 mode (train or eval).
 """
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.errors import CannotCaptureError
+from ppl_lvm.core.errors import CannotCaptureError
 
 _VALUES = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.Size)
 
 
 @dataclass
 class Arguments:
-    """Flattened arguments. `key` tells which capture serves them."""
+    """Flattened arguments. `key` identifies the capture that serves them."""
 
     tensors: list[Tensor]
     key: Hashable
@@ -30,13 +30,13 @@ class Arguments:
 
     @property
     def positional(self) -> bool:
-        """Whether they are tensors, given by place, and nothing else."""
+        """Whether they are positional tensors and nothing else."""
         return len(self.tensors) == len(self._leaves) and self._spec == _positional(
             len(self._leaves)
         )
 
     def call(self, function: Callable[..., Any], tensors: list[Tensor]) -> Any:
-        """Call a function with these arguments, other tensors in place of the tensors."""
+        """Call a function with these arguments, with their tensors replaced by `tensors`."""
         replacement = iter(tensors)
         leaves = [next(replacement) if isinstance(v, Tensor) else v for v in self._leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
@@ -44,12 +44,12 @@ class Arguments:
 
 
 def flatten(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Sort arguments into tensors and the rest.
+    """Separate arguments into tensors and other values.
 
     Raises:
         CannotCaptureError: an argument is neither a tensor nor a plain value.
     """
-    if not kwargs and all(type(a) is Tensor for a in args):  # the common case, kept cheap
+    if not kwargs and all(type(a) is Tensor for a in args):  # the common case, fast
         leaves, spec = list(args), _positional(len(args))
         tensors = leaves
     else:

@@ -1,15 +1,15 @@
-"""The loss and its gradient, first by running the program, then from its recording.
+"""Captured gradient: loss and gradient from the program, later from its recording.
 
-A program is recorded in three steps, each of which is an ordinary eager step of the run, so the
-sequence of parameters and random numbers is the one that it would have been:
+A program is recorded in three steps. Each is an ordinary eager step of the run, so that the
+sequence of parameters and random numbers is unchanged:
 
-1. a plain step, with Pyro's own validation, after which every parameter exists;
-2. a watched step: the tape shows whether the program can be captured at all;
-3. a second watched step: its tape must agree with the first, and the graph made from the *first*
-   tape, given this step's random numbers, batch and state, must return this step's loss, gradient
-   and new state. Only then are steps taken from a graph.
+1. A plain step, with Pyro's validation, after which every parameter exists.
+2. A recorded step: its tape shows whether the program can be captured at all.
+3. A second recorded step: its tape must agree with the first, and the graph made from the *first*
+   tape, called with this step's random numbers, batch and state, must return this step's loss,
+   gradient and new state. Only then are steps taken from the graph.
 
-Arguments of another shape are recorded in two steps more, up to `max_captures` shapes.
+Arguments of another shape are recorded in two more steps, up to `max_captures` shapes.
 """
 
 import logging
@@ -21,35 +21,41 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.capture import state_snapshot as outside
 from ppl_lvm.compiler.capture.arguments import Arguments, flatten
-from ppl_lvm.compiler.capture.recorder import watch
-from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
-from ppl_lvm.compiler.capture.tape import Tape
+from ppl_lvm.compiler.capture.recorder import record
+from ppl_lvm.compiler.capture.state_snapshot import (
+    PythonStateSnapshot,
+    modules,
+    plain_attributes,
+    random_states,
+    refuse_foreign_randomness,
+    reject_attribute_changes,
+    restore_random,
+)
 from ppl_lvm.compiler.capture.tape_diff import state_pairs
-from ppl_lvm.compiler.errors import CannotCaptureError
 from ppl_lvm.compiler.graph.build import (
-    Recording,
     aliased_write,
     build,
     changed_sources,
     refuse_data_dependence,
 )
-from ppl_lvm.compiler.passes.horizontal_fusion import fuse_isomorphic_ops
+from ppl_lvm.compiler.graph.ir import Recording, Tape
+from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes
+from ppl_lvm.compiler.passes.pipeline import skip
+from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.rng import generator_states
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
-_TOLERANCE = 1e-5  # relative, of a check of the same operations on the same numbers
-_ATTEMPTS = 3  # watched steps that may disagree (caches filling up) before we give up
+_TOLERANCE = 1e-5  # relative, of the same operations on the same numbers
+_ATTEMPTS = 3  # recorded steps that may disagree (caches filling up) before capture is given up
 
 
 @dataclass
 class _Entry:
-    """What is known about arguments of one key."""
+    """State of the capture for arguments of one key."""
 
     tape: Tape | None = None
-    plain: dict[str, Any] | None = None
     attempts: int = 0
     recording: Recording | None = None
 
@@ -58,13 +64,14 @@ class CapturedGradient:
     """`(batch) -> loss` with gradients in the parameters' `.grad`, captured when possible.
 
     Args:
-        loss_and_grads: runs the program, leaves gradients in `.grad`, returns the loss. It may go
-            on to change the gradients (divide, clip) by torch operations.
+        loss_and_grads: runs the program, leaves gradients in `.grad`, returns the loss. It may
+            change the gradients (divide, clip) by torch operations.
         parameters: the leaf tensors, or a function that lists them after the first step.
-        strict: raise `CannotCaptureError` where the default goes on eagerly with one message.
+        strict: raise `CannotCaptureError` where the default continues eagerly with one message.
         watched: the model, guide and objective, whose plain attributes must not change.
-        announce: receives one-line messages; they go to the logger `ppl_lvm.compiler` by default.
+        announce: receives one-line messages; the logger `ppl_lvm.compiler` by default.
         max_captures: kinds of arguments that are captured; others run eagerly.
+        passes: graph passes, those of the stage "compile" included.
     """
 
     def __init__(
@@ -76,27 +83,28 @@ class CapturedGradient:
         watched: Sequence[object] = (),
         announce: Callable[[str], None] | None = None,
         max_captures: int = 8,
+        passes: Sequence[Pass] = PIPELINE,
     ) -> None:
         self.capture_error: CannotCaptureError | None = None
         self.parameters: list[Tensor] = []
         self._loss_and_grads = loss_and_grads
         self._list_parameters = parameters
         self._strict = strict
-        self.watched = watched
+        self.watched, self.passes = watched, passes
         self._announce = announce or logger.warning
         self._max_captures = max_captures
         self._entries: dict[Hashable, _Entry] = {}
-        self._modules = outside.modules(watched)
-        self._full = False
+        self._modules = modules(watched)
+        self._announced_limit = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss (tensors once captured, what the program returns before)."""
+        """The loss: tensors once captured, before that as the program returns it."""
         if self.capture_error is not None:
             return self.eager(args, kwargs)
         try:
             arguments, recording = self.lookup(args, kwargs)
             if recording is not None:
-                return self._replay(recording, arguments)
+                return self.replay(recording, arguments)
             return self._learn(arguments, args, kwargs)
         except CannotCaptureError as refusal:
             if self._strict:
@@ -109,21 +117,22 @@ class CapturedGradient:
     def lookup(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Arguments, Recording | None]:
-        """The arguments sorted, and the recording that serves them if there is one."""
+        """The flattened arguments, and their recording, None if there is none yet."""
         arguments = flatten(args, kwargs)
         entry = self._entries.get(self.key(arguments))
         return arguments, entry.recording if entry is not None else None
 
     def key(self, arguments: Arguments) -> Hashable:
+        """The key of their capture: of the arguments and of the modules' modes."""
         return arguments.key, tuple([m.training for m in self._modules])
 
     def dry_run_capture(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], before: PythonStateSnapshot
     ) -> None:
-        """Record these arguments on steps that change nothing, if they can be recorded.
+        """Record these arguments on trial steps that change nothing, if they can be recorded.
 
         Args:
-            before: the state to go back to.
+            before: the state to restore after each step.
         """
         for _ in range(2 + _ATTEMPTS):
             if self.capture_error is not None or self.lookup(args, kwargs)[1] is not None:
@@ -136,7 +145,7 @@ class CapturedGradient:
                     parameter.grad = None
 
     def disable_capture(self, reason: str) -> None:
-        """Go on eagerly, for a reason known from before."""
+        """Take eager steps, for a reason known beforehand."""
         if self.capture_error is None:
             refusal = CannotCaptureError(reason)
             if self._strict:
@@ -146,31 +155,37 @@ class CapturedGradient:
 
     @property
     def num_captures(self) -> int:
+        """Number of kinds of arguments that have been captured."""
         return sum(e.recording is not None for e in self._entries.values())
 
     @property
     def small(self) -> bool:
-        """Whether all that has been captured does with one thread."""
-        found = [e.recording for e in self._entries.values() if e.recording is not None]
-        return bool(found) and all(recording.small for recording in found)
+        """Whether one thread is enough for every recording."""
+        recordings = self.recordings
+        return bool(recordings) and all(recording.small for recording in recordings)
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """The recordings of all kinds of arguments."""
+        return [e.recording for e in self._entries.values() if e.recording is not None]
 
     def forget(self) -> None:
         """Drop every recording (a parameter or a module has been replaced)."""
         self._entries.clear()
         self.parameters.clear()
-        self.capture_error, self._full = None, False
+        self.capture_error, self._announced_limit = None, False
 
     # Steps that run the program
 
     def eager(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the program, whatever has been captured."""
+        """Run the program, also where a recording exists."""
         self._drop_rebinding()
         for parameter in self.parameters:
             parameter.grad = None
         return self._loss_and_grads(*args, **kwargs)
 
     def _drop_rebinding(self) -> None:
-        """The program is about to bind its state anew: recordings that hold the old are void."""
+        """Drop recordings that hold state which the program is about to bind anew."""
         for key, entry in self._entries.items():
             if entry.recording is not None and entry.recording.rebinds:
                 self._entries[key] = _Entry(attempts=entry.attempts + 1)
@@ -188,39 +203,38 @@ class CapturedGradient:
             return loss
         key = self.key(arguments)
         if key not in self._entries and len(self._entries) >= self._max_captures:
-            self._say_full()
+            self._announce_limit()
             return self.eager(args, kwargs)
         entry = self._entries.setdefault(key, _Entry())
-        return self._watch(entry, arguments, args, kwargs)
+        return self._record_step(entry, arguments)
 
-    def _say_full(self) -> None:
-        if not self._full:
-            self._full = True
+    def _announce_limit(self) -> None:
+        if not self._announced_limit:
+            self._announced_limit = True
             self._announce(
                 f"{self._max_captures} kinds of arguments have come, {self.num_captures} of them "
                 "twice or more and captured; others run eagerly. Pass changing numbers as tensors "
                 "and keep to few batch sizes."
             )
 
-    def _watch(
-        self, entry: _Entry, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _record_step(self, entry: _Entry, arguments: Arguments) -> Any:
+        """Take an eager step and record it."""
         if any(t.requires_grad for t in arguments.tensors):
             raise CannotCaptureError("an argument requires a gradient")
         self._drop_rebinding()
-        before = outside.random_states()
-        plain = outside.plain_attributes(self.watched)
+        before = random_states()
+        plain = plain_attributes(self.watched)
         batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
-        known = [] if entry.tape is None else [s.tensor for s in entry.tape.sources]
-        found = [(tensor, tensor.detach().clone()) for tensor in known]
+        sources = [] if entry.tape is None else [s.tensor for s in entry.tape.sources]
+        snapshots = [(tensor, tensor.detach().clone()) for tensor in sources]
         try:
-            loss, tape = watch(
+            loss, tape = record(
                 lambda: arguments.call(self._loss_and_grads, batch), self.parameters, batch
             )
         except CannotCaptureError:
-            outside.restore_random(before)
+            restore_random(before)
             raise
-        refusal = aliased_write(found, tape) or self._judge(entry, tape, before, plain, batch)
+        refusal = aliased_write(snapshots, tape) or self._judge(entry, tape, before, plain, batch)
         if refusal is not None:
             return self._give_up(refusal, loss)
         return loss
@@ -233,18 +247,18 @@ class CapturedGradient:
         plain: dict[str, Any],
         batch: list[Tensor],
     ) -> CannotCaptureError | None:
-        """Take a tape into account; the reason if it shows that the program cannot be captured."""
+        """Add a tape to what is known; the reason if it shows that capture is impossible."""
         try:
-            outside.refuse_foreign_randomness(before)
+            refuse_foreign_randomness(before)
             refuse_data_dependence(tape, changed_sources(tape))
             self._refuse_new_parameters(tape)
         except CannotCaptureError as refusal:
             return refusal
-        after = outside.plain_attributes(self.watched)
+        after = plain_attributes(self.watched)
         try:
             if entry.tape is not None:
-                outside.reject_attribute_changes(plain, after)
-                self._record(entry, entry.tape, tape, before, batch)
+                reject_attribute_changes(plain, after)
+                self._build(entry, entry.tape, tape, before, batch)
                 return None
         except CannotCaptureError as refusal:
             entry.attempts += 1
@@ -268,7 +282,7 @@ class CapturedGradient:
                 )
 
     def _give_up(self, refusal: CannotCaptureError, loss: Any) -> Any:
-        """The step has been taken, its gradients are in place: keep it, and go on eagerly."""
+        """Keep the step, whose gradients are in place, and take eager steps from now on."""
         if self._strict:
             raise refusal
         self.capture_error = refusal
@@ -278,7 +292,7 @@ class CapturedGradient:
 
     # The recording
 
-    def _record(
+    def _build(
         self,
         entry: _Entry,
         earlier: Tape,
@@ -286,27 +300,29 @@ class CapturedGradient:
         before: dict[str, Any],
         batch: list[Tensor],
     ) -> None:
+        """Make the recording of two tapes and check it."""
         pairs = state_pairs(earlier, later)
-        old = {s.index: s.before.clone() for s in later.sources}
-        trial = build(earlier, pairs, old)
-        given = [*self.parameters, *batch, *trial.sources]
-        short = fuse_isomorphic_ops(trial.module, given, trial.constants)
-        if short is not None:
-            try:
-                self._check(short.of(trial), later, pairs, before, batch)
-            except CannotCaptureError:
-                short = None
-        if short is None:
+        trial = build(earlier, pairs, {s.index: s.before.clone() for s in later.sources})
+        inputs = [*self.parameters, *batch, *trial.sources]
+        optimized = run_passes(self.passes, "capture", trial, inputs)
+        try:
+            self._check(optimized, later, pairs, before, batch)
+        except CannotCaptureError as error:
+            if optimized is trial:
+                raise
             self._check(trial, later, pairs, before, batch)
+            skip("the graph after the passes", error)
+            optimized = trial
         changed = changed_sources(later)
         changes = {place for place, s in enumerate(later.sources) if s.index in changed}
         recording = replace(
-            trial if short is None else short.of(trial),
+            optimized,
             sources=[
-                later.held[pairs[s.index]] if s.index in pairs else s.tensor for s in later.sources
+                later.live_results[pairs[s.index]] if s.index in pairs else s.tensor
+                for s in later.sources
             ],
             mutated=sorted({*trial.mutated, *changes}),
-            reads=max(tensor.nbytes for tensor in (*given, *trial.constants)),
+            reads=max(tensor.nbytes for tensor in (*inputs, *trial.constants)),
         )
         entry.tape, entry.recording = None, recording
         if self.num_captures > 1:
@@ -320,29 +336,31 @@ class CapturedGradient:
         before: dict[str, Any],
         batch: list[Tensor],
     ) -> None:
-        """The earlier step's graph must predict the later step, from its seed and its state."""
-        after = outside.random_states()
-        outside.restore_random(before)
-        wanted = [p.grad for p in self.parameters if p.grad is not None]
+        """Raise unless the earlier step's graph, from the later step's seed, predicts that step."""
+        after = random_states()
+        restore_random(before)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         losses = [v for v in pytree.tree_leaves(tape.losses) if isinstance(v, Tensor)]
         try:
             with torch.no_grad():
-                found = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
+                outputs = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
         finally:
-            moved = generator_states()
-            outside.restore_random(after)
-        if not all(map(torch.equal, moved, after["torch"])):
+            generators = generator_states()
+            restore_random(after)
+        if not all(map(torch.equal, generators, after["torch"])):
             raise CannotCaptureError(
                 "the captured step draws other random numbers than the program, which may set a "
                 "seed or a random state itself"
             )
-        for got, expected in zip(found, [*losses, *wanted], strict=True):
-            _agree(got, expected, "the loss or a gradient")
+        for output, expected in zip(outputs, [*losses, *gradients], strict=True):
+            _check_equal(output, expected, "the loss or a gradient")
         for source, state in zip(tape.sources, trial.sources, strict=True):
-            now = tape.held[pairs[source.index]] if source.index in pairs else source.tensor
-            _agree(state, now, "a tensor that the program keeps")
+            rebound = source.index in pairs
+            current = tape.live_results[pairs[source.index]] if rebound else source.tensor
+            _check_equal(state, current, "a tensor that the program keeps")
 
-    def _replay(self, recording: Recording, arguments: Arguments) -> Any:
+    def replay(self, recording: Recording, arguments: Arguments) -> Any:
+        """The loss from a recording, with gradients in `.grad`."""
         with torch.no_grad():
             out = recording.module(
                 *self.parameters, *arguments.tensors, *recording.sources, *recording.constants
@@ -353,12 +371,12 @@ class CapturedGradient:
         return recording.losses(out)
 
 
-def _agree(found: Tensor, expected: Tensor, what: str) -> None:
+def _check_equal(captured: Tensor, eager: Tensor, name: str) -> None:
     tolerance = {"rtol": 0.0, "atol": 0.0}
-    if expected.is_floating_point() and expected.numel():
-        scale = expected.detach().abs().max()
+    if eager.is_floating_point() and eager.numel():
+        scale = eager.detach().abs().max()
         if scale.isfinite():
             tolerance = {"rtol": _TOLERANCE, "atol": _TOLERANCE * float(scale)}
-    if not torch.allclose(found.detach(), expected.detach(), equal_nan=True, **tolerance):
-        worst = float((found.double() - expected.double()).abs().max())
-        raise CannotCaptureError(f"{what} captured differs from the eager one by {worst:.3g}")
+    if not torch.allclose(captured.detach(), eager.detach(), equal_nan=True, **tolerance):
+        worst = float((captured.double() - eager.double()).abs().max())
+        raise CannotCaptureError(f"{name} captured differs from the eager one by {worst:.3g}")

@@ -1,18 +1,19 @@
-"""Sum a chain of discrete variables out from both ends at once: T/2 short steps, all alike.
+"""Eliminate Markov chains of discrete variables from both ends.
 
-An enumerated Markov chain z_1, …, z_T leaves factors that touch one variable or two neighbours.
-Pyro contracts them one by one, in an order that `opt_einsum` finds: some forty small operations a
-step, each in another layout. Here every step becomes one matrix
+An enumerated Markov chain z_1, …, z_T leaves factors of one variable or of two neighbors. Pyro
+contracts them one by one, in an order that `opt_einsum` finds: some forty small operations a step,
+each in another layout. Here every step becomes one matrix
 
     F_t[i, j] = Σ (factors of z_{t-1} = i, z_t = j) + Σ (factors of z_t = j),
 
-and two messages meet in the middle, forwards α and backwards β, advanced together:
+and two messages meet in the middle, forward α and backward β, advanced together in T/2 isomorphic
+steps:
 
     α_t[j] = log Σ_i exp(α_{t-1}[i] + F_t[i, j]),  β_{t-1}[i] = log Σ_j exp(F_t[i, j] + β_t[j]).
 
-That is S² exponentials a step. Where T is so large that the graph would grow too long, neighbouring
-matrices are first multiplied in pairs, all pairs at once, at S³ a product. The sum is the same as
-Pyro's; its order is not, so that results agree to rounding.
+That is S² exponentials a step. Where T is so large that the graph would grow too long, neighboring
+matrices are first multiplied in pairs, all pairs at once, at S³ a product. The sum is Pyro's in
+another order: results agree to rounding.
 
 Reference:
     Särkkä, García-Fernández (2021). Temporal parallelization of Bayesian smoothers.
@@ -29,86 +30,89 @@ from pyro.distributions.hmm import _logmatmulexp
 from pyro.ops.rings import LogRing, SampleRing
 from torch import Tensor
 
-_SHORTEST = 4  # variables; below that there is nothing to gain
-_WIDEST = 32  # states; beyond, matrices for every row cost more than the handling of T steps
-_LONGEST = 64  # matrices that two messages pass one by one; more are multiplied in pairs first
+_MIN_VARIABLES = 4  # with fewer there is nothing to gain
+_MAX_STATES = 32  # with more, a matrix for every row costs more than Pyro's T steps
+MAX_UNROLLED = 64  # matrices that the messages pass one by one; more are multiplied in pairs first
 
 
 @contextmanager
 def fast_markov_elimination() -> Iterator[None]:
-    """Let Pyro's contraction in log space take chains this way, and all else its own."""
-    theirs = LogRing.sumproduct
+    """Let Pyro's contraction in log space eliminate chains by `eliminate_chain`."""
+    pyro_sumproduct = LogRing.sumproduct
 
     def sumproduct(ring: LogRing, terms: Sequence[Any], dims: set[str]) -> Any:
         plain = type(ring) in (LogRing, SampleRing)  # Pyro's bounds use both to sum, and only that
         plain = plain and not any(hasattr(term, "_pyro_backward") for term in terms)
-        found = eliminate_chain(terms, set(dims)) if plain else None
-        return theirs(ring, terms, dims) if found is None else found
+        total = eliminate_chain(terms, set(dims), MAX_UNROLLED) if plain else None
+        return pyro_sumproduct(ring, terms, dims) if total is None else total
 
     with patch.object(LogRing, "sumproduct", sumproduct):
         yield
 
 
-def eliminate_chain(terms: Sequence[Any], dims: set[str]) -> Any:
+def eliminate_chain(terms: Sequence[Any], dims: set[str], max_unrolled: int = MAX_UNROLLED) -> Any:
     """The log of the sum over `dims` of the product of packed `terms`, None if they are no chain.
 
-    Terms carry in `_pyro_dims` one letter a dimension, as Pyro's packed tensors do; so does the
-    result, whose dimensions are the letters left, sorted.
+    Terms carry in `_pyro_dims` one letter per dimension, as Pyro's packed tensors do. So does the
+    result, whose dimensions are the remaining letters, sorted.
+
+    Args:
+        max_unrolled: matrices that the messages pass one by one.
     """
     sizes = {d: n for term in terms for d, n in zip(term._pyro_dims, term.shape, strict=True)}
     order = chain_order([term._pyro_dims for term in terms], dims)
     states = {sizes[d] for d in dims}
-    if order is None or len(states) != 1 or next(iter(states)) > _WIDEST:
+    if order is None or len(states) != 1 or next(iter(states)) > _MAX_STATES:
         return None
     rest = "".join(sorted(sizes.keys() - dims))
     place = {d: i for i, d in enumerate(order)}
     first: list[Tensor] = []
     steps: list[list[Tensor]] = [[] for _ in order[1:]]
     for term in terms:
-        own = sorted((d for d in term._pyro_dims if d in dims), key=place.__getitem__)
-        at = place[own[-1]]
-        if at == 0:
-            first.append(_aligned(term, own[0] + rest))
+        variables = sorted((d for d in term._pyro_dims if d in dims), key=place.__getitem__)
+        last = place[variables[-1]]
+        if last == 0:
+            first.append(_aligned(term, variables[0] + rest))
         else:
-            before = own[0] if len(own) == 2 else "\0"  # no letter: a dimension of size 1
-            steps[at - 1].append(_aligned(term, before + own[-1] + rest))
+            before = variables[0] if len(variables) == 2 else "\0"  # a dimension of size 1
+            steps[last - 1].append(_aligned(term, before + variables[-1] + rest))
     shape = [*states, *states, *(sizes[d] for d in rest)]
     matrices = torch.stack([_sum(step).expand(shape) for step in steps])  # (T-1, S, S, *rest)
     start = _sum(first).expand(shape[1:]) if first else matrices.new_zeros(shape[1:])
-    while len(matrices) > _LONGEST:
-        matrices = _halved(matrices)
-    result: Any = _from_both_ends(start, matrices)
+    while len(matrices) > max_unrolled:
+        matrices = _multiply_pairs(matrices)
+    result: Any = _pass_from_both_ends(start, matrices)
     result._pyro_dims = rest
     return result
 
 
-# States come first and all else after them: rows lie side by side, as vector instructions want.
+# States come first, then all else: rows are contiguous, as vector instructions require.
 
 
-def _from_both_ends(start: Tensor, matrices: Tensor) -> Tensor:
+def _pass_from_both_ends(start: Tensor, matrices: Tensor) -> Tensor:
     """log Σ exp of `start` (S, …) times all matrices (T, S, S, …), summed over the last state."""
     if len(matrices) % 2:
-        start, matrices = _passed(start, matrices[0]), matrices[1:]
+        start, matrices = _pass_message(start, matrices[0]), matrices[1:]
     front, back = matrices.chunk(2)
     both = torch.stack([front, back.flip(0).transpose(1, 2)], 3)  # (T/2, S, S, 2, …)
     messages = torch.stack([start, torch.zeros_like(start)], 1)  # (S, 2, …)
     for step in both.unbind():
-        messages = _passed(messages, step)
-    whole = messages.sum(1)
-    return _passed(whole, torch.zeros_like(whole).unsqueeze(1)).squeeze(0)
+        messages = _pass_message(messages, step)
+    total = messages.sum(1)
+    return _pass_message(total, torch.zeros_like(total).unsqueeze(1)).squeeze(0)
 
 
-def _passed(message: Tensor, matrix: Tensor) -> Tensor:
+def _pass_message(message: Tensor, matrix: Tensor) -> Tensor:
     """log Σ_i exp(message[i] + matrix[i, j]); -∞, with gradient 0, where no i is possible."""
     terms = message.unsqueeze(1) + matrix
     largest = terms.detach().amax(0, keepdim=True).clamp(min=torch.finfo(terms.dtype).min)
-    total = (terms - largest).exp().sum(0)  # at least 1: the largest term's own
+    total = (terms - largest).exp().sum(0)  # at least 1: the largest term's
     possible = total.clamp(min=1).log() + largest.squeeze(0)
     return torch.where(total == 0, -torch.inf, possible)
 
 
-def _halved(matrices: Tensor) -> Tensor:
-    """Neighbours multiplied in pairs; of an odd number the last stays."""
+def _multiply_pairs(matrices: Tensor) -> Tensor:
+    """Multiply neighbors in pairs; the last of an odd number stays."""
     even = len(matrices) // 2 * 2
     left, right = [m.movedim((1, 2), (-2, -1)) for m in (matrices[0:even:2], matrices[1:even:2])]
     products = _logmatmulexp(left, right).movedim((-2, -1), (1, 2))
@@ -116,20 +120,20 @@ def _halved(matrices: Tensor) -> Tensor:
 
 
 def chain_order(names: Sequence[str], dims: set[str]) -> list[str] | None:
-    """The variables `dims` from one end of their chain to the other, None if there is no chain.
+    """The variables `dims` from one end of their chain to the other, None if they form no chain.
 
     `names` are the letters of each factor.
     """
     neighbors: dict[str, set[str]] = {d: set() for d in dims}
     for name in names:
-        own = [d for d in name if d in dims]
-        if not 1 <= len(own) <= 2:
+        variables = [d for d in name if d in dims]
+        if not 1 <= len(variables) <= 2:
             return None
-        if len(own) == 2:
-            neighbors[own[0]].add(own[1])
-            neighbors[own[1]].add(own[0])
+        if len(variables) == 2:
+            neighbors[variables[0]].add(variables[1])
+            neighbors[variables[1]].add(variables[0])
     ends = sorted(d for d, near in neighbors.items() if len(near) == 1)
-    if len(dims) < _SHORTEST or len(ends) != 2 or any(len(n) > 2 for n in neighbors.values()):
+    if len(dims) < _MIN_VARIABLES or len(ends) != 2 or any(len(n) > 2 for n in neighbors.values()):
         return None
     order = [ends[0]]
     while order[-1] != ends[1]:
@@ -138,12 +142,12 @@ def chain_order(names: Sequence[str], dims: set[str]) -> list[str] | None:
 
 
 def _aligned(term: Any, letters: str) -> Tensor:
-    """The term with its dimensions in the order of `letters`, size 1 where it has none."""
+    """The term with its dimensions in the order of `letters`, size 1 where it lacks one."""
     present = [d for d in letters if d in term._pyro_dims]
     tensor = term.permute([term._pyro_dims.index(d) for d in present])
     sizes = dict(zip(present, tensor.shape, strict=True))
-    found: Tensor = tensor.view([sizes.get(d, 1) for d in letters])
-    return found
+    aligned: Tensor = tensor.view([sizes.get(d, 1) for d in letters])
+    return aligned
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

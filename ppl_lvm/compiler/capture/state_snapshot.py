@@ -1,7 +1,7 @@
-"""What a step may change outside torch, where no tape sees it: random states and plain numbers.
+"""State outside torch's operations: random states, buffers, Python numbers.
 
-A model that counts its own steps (`self.t += 1`) or draws from NumPy does so in Python, and a
-captured step runs no Python. Looking at these things before and after a step finds it.
+A model that counts its steps (`self.t += 1`) or draws from NumPy does so in Python, and a captured
+step runs no Python. Comparing this state before and after a step detects it.
 """
 
 import inspect
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ppl_lvm.compiler.errors import CannotCaptureError
+from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.rng import generator_states, restore_generators
 
-_PLAIN = (bool, int, float, str, type(None))
-_FEW = 100  # entries of a list or dictionary up to which they are looked at one by one
+PLAIN_TYPES = (bool, int, float, str, type(None))
+_MAX_ENTRIES = 100  # of a list or dictionary whose entries are compared one by one
 
 
 def random_states() -> dict[str, Any]:
@@ -37,17 +37,18 @@ def restore_random(states: dict[str, Any]) -> None:
 
 
 class PythonStateSnapshot:
-    """Random states, modules' buffers and counts, to go back to after a step that must not count.
+    """Snapshot of random states, buffers and counters, restored after a trial step.
 
-    A count is a whole or floating-point number among a program's attributes. Others (a flag that
-    something has been made) stay as the step left them, since what they speak of stays too.
+    A counter is an integer or floating-point number among a program's attributes. Other attributes
+    (a flag that something has been initialized) stay as the step left them, since the objects that
+    they describe stay too.
     """
 
     def __init__(self, objects: Sequence[object]) -> None:
         self._random = random_states()
         self._buffers = [(b, b.clone()) for m in modules(objects) for b in m.buffers(recurse=False)]
         owners = {id(item): item for item in [*objects, *modules(objects)]}
-        self._counts = [
+        self._counters = [
             (vars(owner), {k: v for k, v in vars(owner).items() if type(v) in (int, float)})
             for owner in owners.values()
             if hasattr(owner, "__dict__")
@@ -59,8 +60,8 @@ class PythonStateSnapshot:
         restore_random(self._random)
         for buffer, value in self._buffers:
             buffer.copy_(value)
-        for values, counts in self._counts:
-            values.update(counts)
+        for attributes, counters in self._counters:
+            attributes.update(counters)
 
 
 def refuse_foreign_randomness(before: dict[str, Any]) -> None:
@@ -74,15 +75,15 @@ def refuse_foreign_randomness(before: dict[str, Any]) -> None:
 
 
 def modules(objects: Iterable[object]) -> list[nn.Module]:
-    """Every module in the given objects."""
-    found = [m for item in objects if isinstance(item, nn.Module) for m in item.modules()]
-    return list(dict.fromkeys(found))
+    """All modules in these objects, each once."""
+    nested = [m for item in objects if isinstance(item, nn.Module) for m in item.modules()]
+    return list(dict.fromkeys(nested))
 
 
 def plain_attributes(objects: Sequence[object]) -> dict[str, Any]:
     """The plain numbers and strings that objects keep: attributes, closures, globals they name.
 
-    Lists and dictionaries count with their length and, where they are short, their entries.
+    A list or dictionary counts with its length and, where it is short, with its entries.
     """
     owners = {id(item): item for item in [*_unwrapped(objects), *modules(objects)]}
     state: dict[str, Any] = {}
@@ -91,12 +92,12 @@ def plain_attributes(objects: Sequence[object]) -> dict[str, Any]:
         if inspect.ismethod(owner):
             state.update(_plain(type(owner.__self__).__name__, vars(owner.__self__)))
         if inspect.isfunction(owner):
-            state.update(_plain(owner.__name__, dict(_surroundings(owner))))
+            state.update(_plain(owner.__name__, dict(_captured_names(owner))))
     return state
 
 
 def _unwrapped(objects: Iterable[object]) -> Iterator[object]:
-    """The objects and what handlers, decorators and `functools.partial` have put them around."""
+    """The objects, and the functions inside handlers, decorators and `functools.partial`."""
     for item in objects:
         inner: object | None = item
         while inner is not None:
@@ -105,19 +106,22 @@ def _unwrapped(objects: Iterable[object]) -> Iterator[object]:
 
 
 def _plain(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, _PLAIN):
-            kept[f"{name}.{key}"] = value
+        if isinstance(value, PLAIN_TYPES):
+            plain[f"{name}.{key}"] = value
         elif isinstance(value, (list, dict)) and not key.startswith("_"):
-            kept[f"len({name}.{key})"] = len(value)
-            if len(value) <= _FEW:
+            plain[f"len({name}.{key})"] = len(value)
+            if len(value) <= _MAX_ENTRIES:
                 entries = value.items() if isinstance(value, dict) else enumerate(value)
-                kept |= {f"{name}.{key}[{k!r}]": v for k, v in entries if isinstance(v, _PLAIN)}
-    return kept
+                plain |= {
+                    f"{name}.{key}[{k!r}]": v for k, v in entries if isinstance(v, PLAIN_TYPES)
+                }
+    return plain
 
 
-def _surroundings(function: Any) -> Iterator[tuple[str, Any]]:
+def _captured_names(function: Any) -> Iterator[tuple[str, Any]]:
+    """The variables of a function's closure and the globals that it names."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents

@@ -1,29 +1,28 @@
-"""Do two steps of a program do the same things? Their tapes say so, operation by operation.
+"""Comparison of the tapes of two steps, operation by operation.
 
-What may differ between two steps is the values of the parameters, of the batch and of the tensors
-that the program keeps. A Python number that changes (a counter, an annealed weight), a branch that
-goes the other way, a tensor replaced by one made outside torch: each would be frozen into a
-captured step, and each is visible here as the first operation that differs.
+Two steps may differ in the values of the parameters, of the batch and of the tensors that the
+program keeps. A captured step would freeze everything else: a Python number that changes (a
+counter, an annealed weight), a branch that goes the other way, a tensor replaced by one created
+outside torch. Each shows here as the first operation that differs.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ppl_lvm.compiler.capture.tape import Call, Constant, Tape
-from ppl_lvm.compiler.errors import CannotCaptureError
+from ppl_lvm.compiler.graph.ir import Call, Constant, Tape
+from ppl_lvm.core.errors import CannotCaptureError
 
 
 def state_pairs(earlier: Tape, later: Tape) -> dict[int, int]:
     """Check that two tapes agree, and find the state that one step hands to the next.
 
     A program that keeps a running average by binding a name anew reads, in the later step, a
-    tensor that the earlier one made. The result maps the number of each such source to the number
+    tensor that the earlier one created. The result maps the index of each such source to the index
     of the tensor that replaces it.
 
     Raises:
-        CannotCaptureError: naming the first difference.
+        CannotCaptureError: names the first difference.
     """
     if len(earlier.calls) != len(later.calls):
         _first_difference(earlier, later)
@@ -31,9 +30,9 @@ def state_pairs(earlier: Tape, later: Tape) -> dict[int, int]:
             f"one step makes {len(earlier.calls)} tensor operations, the next {len(later.calls)}"
         )
     for a, b in zip(earlier.calls, later.calls, strict=True):
-        _same_call(a, b)
+        _check_call(a, b)
     for index, constant in later.constants.items():
-        _same_constant(earlier.constants.get(index), constant)
+        _check_constant(earlier.constants.get(index), constant)
     if earlier.gradients != later.gradients or earlier.results != later.results:
         raise CannotCaptureError("the loss or the gradient comes from another operation each step")
     return _rebound(earlier, later)
@@ -41,16 +40,16 @@ def state_pairs(earlier: Tape, later: Tape) -> dict[int, int]:
 
 def _first_difference(earlier: Tape, later: Tape) -> None:
     for a, b in zip(earlier.calls, later.calls, strict=False):
-        _same_call(a, b)
+        _check_call(a, b)
 
 
-def _same_call(a: Call, b: Call) -> None:
+def _check_call(a: Call, b: Call) -> None:
     if a.op is not b.op:
         raise CannotCaptureError(f"one step computes {a.op}, the next {b.op}", b.where or a.where)
     if a.spec != b.spec or len(a.leaves) != len(b.leaves):
         raise CannotCaptureError(f"{b.op} is called in another form each step", b.where)
     for old, new in zip(a.leaves, b.leaves, strict=True):
-        if not _same_argument(old, new):
+        if not _equal_arguments(old, new):
             raise CannotCaptureError(
                 f"a number in {b.op} changes from step to step ({old} became {new}); keep it in a "
                 "tensor that is filled in place, or pass it as a tensor argument",
@@ -60,7 +59,7 @@ def _same_call(a: Call, b: Call) -> None:
         raise CannotCaptureError(f"the shape of {b.op}'s result depends on the data", b.where)
 
 
-def _same_argument(old: Any, new: Any) -> bool:
+def _equal_arguments(old: Any, new: Any) -> bool:
     if type(old) is not type(new):
         return False
     if isinstance(old, torch.Generator):
@@ -68,7 +67,7 @@ def _same_argument(old: Any, new: Any) -> bool:
     return bool(old == new) or (isinstance(old, float) and old != old and new != new)
 
 
-def _same_constant(old: Constant | None, new: Constant) -> None:
+def _check_constant(old: Constant | None, new: Constant) -> None:
     if old is None or old.value.shape != new.value.shape or old.value.dtype != new.value.dtype:
         raise CannotCaptureError("a tensor made from Python numbers changes its shape", new.where)
     if not torch.equal(old.value.nan_to_num(), new.value.nan_to_num()):
@@ -80,15 +79,16 @@ def _same_constant(old: Constant | None, new: Constant) -> None:
 
 
 def _rebound(earlier: Tape, later: Tape) -> dict[int, int]:
-    made = {id(tensor): index for index, tensor in earlier.held.items()}
+    """Index of each source that was replaced between the steps -> index of its replacement."""
+    results = {id(tensor): index for index, tensor in earlier.live_results.items()}
     pairs: dict[int, int] = {}
     if len(earlier.sources) != len(later.sources):
         raise CannotCaptureError("a step reads other tensors than the one before")
     for a, b in zip(earlier.sources, later.sources, strict=True):
         if a.tensor is b.tensor:
             continue
-        replacement = made.get(id(b.tensor))
-        if a.index != b.index or replacement is None or replacement not in later.held:
+        replacement = results.get(id(b.tensor))
+        if a.index != b.index or replacement is None or replacement not in later.live_results:
             raise CannotCaptureError(
                 f"reads a tensor of shape {tuple(b.tensor.shape)} that is replaced between steps; "
                 "pass it as an argument, or fill one tensor in place",
@@ -96,11 +96,3 @@ def _rebound(earlier: Tape, later: Tape) -> dict[int, int]:
             )
         pairs[b.index] = replacement
     return pairs
-
-
-def close(got: Tensor, wanted: Tensor) -> bool:
-    """Equal to rounding, by the size of the largest entry; whole numbers are not compared."""
-    if not wanted.is_floating_point() or not wanted.numel():
-        return True
-    scale = float(wanted.abs().nan_to_num().max())
-    return torch.allclose(got, wanted, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)

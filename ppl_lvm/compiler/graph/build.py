@@ -1,29 +1,27 @@
-"""From a tape to a graph: the step as a function of tensors, free of Pyro and of Python.
+"""Graph of a tape: the step as a function of tensors.
 
     graph(*parameters, *batch, *sources, *constants) -> (*losses, *gradients)
 
-The graph draws its random numbers where the step drew them, from torch's global generator, so
-that under one seed it takes the same step. Tensors that the program changes in place (batch
-normalisation's averages) are changed in place here too; state that it binds anew each step is
-written into the tensor that the program holds.
+The graph needs neither Pyro nor Python. It draws its random numbers where the step drew them, from
+torch's global generator, so that it takes the same step under the same seed. It changes in place
+the tensors that the program changes in place (the averages of batch normalization). It writes state
+that the program binds anew each step into the tensor that the program holds.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.backend.threads import SMALL
-from ppl_lvm.compiler.capture.tape import Call, Ref, Tape
-from ppl_lvm.compiler.errors import CannotCaptureError
+from ppl_lvm.compiler.graph.ir import Call, Recording, Ref, Tape
+from ppl_lvm.core.errors import CannotCaptureError
 
 _aten = torch.ops.aten
-# These return their argument as it is where its shape stays.
-_SAME_IF_SHAPED = {
+# Operations that return their argument where its shape stays.
+_IDENTITY_IF_SAME_SHAPE = {
     _aten.alias.default,
     _aten.expand.default,
     _aten.slice.Tensor,
@@ -34,60 +32,23 @@ _SAME_IF_SHAPED = {
 }
 
 
-@dataclass
-class Recording:
-    """A step as a graph, and the tensors it is to be called with.
-
-    `module(*parameters, *batch, *sources, *constants)` returns the flattened losses followed by
-    the gradients of those parameters whose place in `active` is true.
-    """
-
-    module: fx.GraphModule
-    sources: list[Tensor]
-    constants: list[Tensor]
-    active: list[bool]
-    results: Any  # the loss's structure: Ref stands for the next returned tensor
-    num_losses: int
-    mutated: list[int]  # places in `sources` that the step changes
-    rebinds: bool  # some of them by binding a new tensor
-    draws: bool  # random numbers
-    tables: tuple[int, int]  # bytes of the largest result, and of all that are made
-    reads: int = 0  # bytes of the largest tensor that it is called with
-
-    @property
-    def small(self) -> bool:
-        """Whether no tensor in it is large enough for a second thread."""
-        return max(self.tables[0], self.reads) <= SMALL
-
-    def trained(self, parameters: Iterable[Tensor]) -> list[Tensor]:
-        """Those of the parameters that the step gives a gradient."""
-        return [p for p, used in zip(parameters, self.active, strict=True) if used]
-
-    def losses(self, flat: Iterable[Tensor]) -> Any:
-        """The loss as the program returned it, from the graph's first outputs."""
-        values = iter(flat)
-        if isinstance(self.results, Ref):
-            return next(values)
-        return pytree.tree_map(
-            lambda leaf: next(values) if isinstance(leaf, Ref) else leaf, self.results
-        )
-
-
 def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Recording:
-    """The graph of a tape.
+    """Build the graph of a tape.
 
     Args:
-        tape: what the step did.
-        rebound: state, as `compare.state_pairs` found it: number of source -> number of result.
+        tape: of one step.
+        rebound: state, from `tape_diff.state_pairs`: index of source -> index of result.
         holders: for each such source the tensor that the program holds now.
 
     Raises:
-        CannotCaptureError: an operation's outcome in Python, or its shape, depends on the data.
+        CannotCaptureError: a result in Python, or a shape, depends on the data.
     """
     changed = changed_sources(tape) | set(rebound)
     refuse_data_dependence(tape, changed)
     graph = fx.Graph()
-    nodes: dict[int, fx.Node] = {i: graph.placeholder(f"given_{i}") for i in range(len(tape.given))}
+    nodes: dict[int, fx.Node] = {
+        index: graph.placeholder(f"given_{index}") for index in range(len(tape.input_dtypes))
+    }
     for source in tape.sources:
         nodes[source.index] = graph.placeholder(f"source_{source.index}")
     for index in tape.constants:
@@ -97,7 +58,7 @@ def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Re
     shapes: dict[int, Any] = {s.index: s.tensor.shape for s in tape.sources}
     shapes |= {index: constant.value.shape for index, constant in tape.constants.items()}
     for call in tape.calls:
-        if _does_nothing(call, shapes):
+        if _is_identity(call, shapes):
             nodes.setdefault(call.results[0], nodes[call.leaves[0].index])
         else:
             _add(call, graph, nodes)
@@ -128,18 +89,19 @@ def _tags(op: Any) -> list[Any]:
 
 
 def _tables(tape: Tape) -> tuple[int, int]:
-    made = [
+    """Bytes of the largest result, and of all results."""
+    sizes = [
         math.prod(shape[0]) * shape[1].itemsize
         for call in tape.calls
         if isinstance(call.op, torch._ops.OpOverload) and not call.op.is_view
         for shape in call.shapes
         if len(shape) == 2
     ]
-    return max(made, default=0), sum(made)
+    return max(sizes, default=0), sum(sizes)
 
 
-def _does_nothing(call: Call, shapes: dict[int, Any]) -> bool:
-    """Whether an operation returns its first argument as it is."""
+def _is_identity(call: Call, shapes: dict[int, Any]) -> bool:
+    """Whether an operation returns its first argument unchanged."""
     if call.op is _aten.detach.default:  # no gradients are taken here
         return True
     first = call.leaves[0] if call.leaves else None
@@ -147,22 +109,22 @@ def _does_nothing(call: Call, shapes: dict[int, Any]) -> bool:
         return False
     if call.op is _aten.permute.default:
         return list(call.leaves[1:]) == list(range(len(shapes[first.index])))
-    return call.op in _SAME_IF_SHAPED and call.shapes[0][0] == shapes[first.index]
+    return call.op in _IDENTITY_IF_SAME_SHAPE and call.shapes[0][0] == shapes[first.index]
 
 
 def _add(call: Call, graph: fx.Graph, nodes: dict[int, fx.Node]) -> None:
     if call.reads and not call.results:
-        return  # a number for Python, already known to be the same at every step
+        return  # a number for Python, the same at every step
     if any(isinstance(leaf, torch.Generator) for leaf in call.leaves):
-        raise CannotCaptureError("draws from a torch.Generator of its own", call.where)
+        raise CannotCaptureError("draws from a private torch.Generator", call.where)
     leaves = [nodes[leaf.index] if isinstance(leaf, Ref) else leaf for leaf in call.leaves]
     args, kwargs = call.arguments(leaves)
     op = call.op
     if op is _aten.native_batch_norm.default and args[3] is not None:
-        op = _aten._native_batch_norm_legit.default  # the same, saying what it changes
+        op = _aten._native_batch_norm_legit.default  # the same; its schema names what it changes
     node = graph.call_function(op, args, kwargs)
     node.meta["where"] = call.where
-    if call.op is torch.ops._c10d_functional.wait_tensor.default:  # what has been waited for
+    if call.op is torch.ops._c10d_functional.wait_tensor.default:  # the finished communication
         nodes[call.results[0]] = node
         return
     returns = call.op._schema.returns
@@ -180,7 +142,7 @@ def item(values: Any, place: int) -> Any:
 
 
 def _writes(call: Call) -> list[int]:
-    """Numbers of the tensors that an operation changes."""
+    """Indices of the tensors that an operation changes."""
     if not isinstance(call.op, torch._ops.OpOverload) or not call.op._schema.is_mutable:
         return []
     args, kwargs = call.arguments(call.leaves)
@@ -194,6 +156,7 @@ def _writes(call: Call) -> list[int]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, NaN included."""
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
@@ -208,13 +171,15 @@ def changed_sources(tape: Tape) -> set[int]:
     return changed | _written(tape, [source.index for source in tape.sources])
 
 
-def aliased_write(found: Sequence[tuple[Tensor, Tensor]], tape: Tape) -> CannotCaptureError | None:
-    """The refusal of a step that changes a tensor's numbers where torch does not see it.
+def aliased_write(
+    snapshots: Sequence[tuple[Tensor, Tensor]], tape: Tape
+) -> CannotCaptureError | None:
+    """The refusal of a step that changes a tensor where torch does not see it.
 
     Args:
-        found: tensors and copies of them from just before the step.
+        snapshots: tensors and copies of them from just before the step.
     """
-    copies = {id(tensor): copy for tensor, copy in found}
+    copies = {id(tensor): copy for tensor, copy in snapshots}
     for source in tape.sources:
         copy = copies.get(id(source.tensor))
         if copy is not None and not _equal(copy, source.before):
@@ -228,26 +193,30 @@ def aliased_write(found: Sequence[tuple[Tensor, Tensor]], tape: Tape) -> CannotC
 
 
 def _written(tape: Tape, starts: Iterable[int]) -> set[int]:
-    """Which of these tensors are changed in place, themselves or through a view."""
+    """Those of these tensors that are changed in place, directly or through a view."""
     root = {index: index for index in starts}
     changed: set[int] = set()
     for call in tape.calls:
         if _views(call):
-            seen = [root[a.index] for a in call.leaves if isinstance(a, Ref) and a.index in root]
-            root.update({index: seen[0] for index in call.results if seen})
+            bases = [root[a.index] for a in call.leaves if isinstance(a, Ref) and a.index in root]
+            root.update({index: bases[0] for index in call.results if bases})
         changed.update(root[index] for index in _writes(call) if index in root)
     return changed
 
 
 def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
-    """Follow what varies from step to step; nothing may be decided by it in Python."""
-    varies = set(range(len(tape.given))) | changed
-    loose = {s.index for s in tape.sources if s.tensor.is_floating_point()} - changed
-    types = dict(enumerate(tape.given)) | {s.index: s.tensor.dtype for s in tape.sources}
+    """Raise if Python reads a value, or a shape depends on a value, that varies between steps.
+
+    `varies` holds the indices of tensors that do, `unsure` those of floating-point tensors that the
+    program may change elsewhere.
+    """
+    varies = set(range(len(tape.input_dtypes))) | changed
+    unsure = {s.index for s in tape.sources if s.tensor.is_floating_point()} - changed
+    types = dict(enumerate(tape.input_dtypes)) | {s.index: s.tensor.dtype for s in tape.sources}
     for call in tape.calls:
         used = {leaf.index for leaf in call.leaves if isinstance(leaf, Ref)}
         random = torch.Tag.nondeterministic_seeded in getattr(call.op, "tags", ())
-        moves = not used.isdisjoint(varies) or not used.isdisjoint(loose)
+        moves = not used.isdisjoint(varies) or not used.isdisjoint(unsure)
         if call.reads and moves:
             raise CannotCaptureError(
                 "Python reads the value of a tensor that may change from step to step (a branch "
@@ -255,7 +224,7 @@ def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
                 "and tensor operations instead",
                 call.where,
             )
-        if moves and _shape_depends(call, varies, loose, types):
+        if moves and _shape_depends(call, varies, unsure, types):
             raise CannotCaptureError(
                 f"the shape of {call.op}'s result depends on the data; use torch.where with a "
                 "mask instead",
@@ -265,13 +234,13 @@ def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
             varies.update(call.results)
             varies.update(_writes(call))
         elif moves:
-            loose.update(call.results)
-        made = zip(call.results, call.shapes, strict=False)
-        types.update((result, shape[1]) for result, shape in made if len(shape) == 2)
+            unsure.update(call.results)
+        shaped = zip(call.results, call.shapes, strict=False)
+        types.update((result, shape[1]) for result, shape in shaped if len(shape) == 2)
 
 
 def _shape_depends(
-    call: Call, varies: set[int], loose: set[int], types: dict[int, torch.dtype]
+    call: Call, varies: set[int], unsure: set[int], types: dict[int, torch.dtype]
 ) -> bool:
     if torch.Tag.dynamic_output_shape not in getattr(call.op, "tags", ()):
         return False
@@ -280,12 +249,12 @@ def _shape_depends(
     args, _ = call.arguments(call.leaves)
     masks = [a.index for a in pytree.tree_leaves(args[1]) if isinstance(a, Ref)]
     return any(
-        (index in varies or index in loose) and types.get(index) is torch.bool for index in masks
+        (index in varies or index in unsure) and types.get(index) is torch.bool for index in masks
     )
 
 
 def _drop_dead(graph: fx.Graph) -> None:
-    """Remove what nothing uses; keep draws (they move the generator) and changes in place."""
+    """Remove unused operations; keep draws (they move the generator) and changes in place."""
     for node in reversed(list(graph.nodes)):
         if node.op not in ("call_function", "get_attr") or node.users:
             continue

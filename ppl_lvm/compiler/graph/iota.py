@@ -1,4 +1,4 @@
-"""Indices that count 0, 1, …, n - 1, as the values of an enumerated variable do, are views."""
+"""Iota indices 0, 1, …, n - 1: indexing with them is a view."""
 
 import torch
 from torch import Tensor, fx
@@ -6,19 +6,19 @@ from torch import Tensor, fx
 _aten = torch.ops.aten
 
 
-def indexed(x: Tensor, indices: list[Tensor]) -> Tensor:
-    """`x[i]` for an index that counts 0, 1, …: a view, if it counts to the end."""
+def index_by_iota(x: Tensor, indices: list[Tensor]) -> Tensor:
+    """`x[i]` for an iota index i: a view, if i covers all of x."""
     (i,) = indices
     if i.numel() != len(x):
         return x[i]
     return x.reshape(i.shape + x.shape[1:])
 
 
-def index_put(x: Tensor, indices: list[Tensor], values: Tensor, add: bool = False) -> Tensor:
-    """`x` with `values` put, or added, at `x[i]`, for such an index.
+def put_by_iota(x: Tensor, indices: list[Tensor], values: Tensor, add: bool = False) -> Tensor:
+    """`x` with `values` put, or added, at `x[i]`, for an iota index i.
 
-    Beside being shorter, it keeps such graphs from the compiler's scatter, which torch 2.13 may
-    put after a sum over what is scattered.
+    It is shorter than a scatter. It also avoids the compiler's scatter, which torch 2.13 may
+    place after a sum over the scattered values.
     """
     (i,) = indices
     if i.numel() != len(x) or values.shape != i.shape + x.shape[1:]:
@@ -27,13 +27,13 @@ def index_put(x: Tensor, indices: list[Tensor], values: Tensor, add: bool = Fals
     return x + values if add else values
 
 
-def counting(graph: fx.Graph) -> set[fx.Node]:
-    """Indices 0, 1, …, n - 1 in whatever shape: the values of an enumerated variable."""
-    found: set[fx.Node] = set()
+def iota_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that are 0, 1, …, n - 1 in any shape: the values of an enumerated variable."""
+    nodes: set[fx.Node] = set()
     for node in graph.nodes:
         if node.target is _aten.arange.default or (
             node.target in (_aten.view.default, _aten.reshape.default, _aten.unsqueeze.default)
-            and node.args[0] in found
+            and node.args[0] in nodes
         ):
-            found.add(node)
-    return found
+            nodes.add(node)
+    return nodes

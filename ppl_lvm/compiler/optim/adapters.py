@@ -1,4 +1,4 @@
-"""One face for torch's and Pyro's optimisers."""
+"""Adapters of torch's and Pyro's optimizers to one protocol."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,10 +12,10 @@ from ppl_lvm.compiler.optim.flat import ParameterSlot
 
 
 class OptimizerAdapter(Protocol):
-    """What a step needs to know of an optimiser."""
+    """The calls of an optimizer that a step needs."""
 
     def parameter_slots(self, parameters: list[Tensor]) -> list[ParameterSlot] | None:
-        """Each parameter with its optimiser and group; None if an optimiser is yet to be made."""
+        """Each parameter with its optimizer and group; None if an optimizer does not exist yet."""
 
     def clips(self) -> bool:
         """Whether gradients are changed before the update."""
@@ -24,11 +24,11 @@ class OptimizerAdapter(Protocol):
         """Change the parameter's `.grad`."""
 
     def step(self, parameters: list[Tensor]) -> None:
-        """The optimiser's own step, clipping included."""
+        """Take the optimizer's step, clipping included."""
 
 
 class TorchOptimizerAdapter:
-    """A torch optimiser over all parameters, or a function that makes one of a list of them."""
+    """A torch optimizer over all parameters, or a function that makes one of a list of them."""
 
     def __init__(self, optimizer: Optimizer | Callable[[list[Tensor]], Optimizer]) -> None:
         self._make = optimizer
@@ -40,7 +40,7 @@ class TorchOptimizerAdapter:
             return None
         self._admit(parameters)
         optimizer = self.optimizer
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # what schedules look for
+        optimizer._opt_called = True  # type: ignore[attr-defined]  # schedules check it
         groups = optimizer.param_groups
         if len(groups) == 1:
             return [(p, optimizer, groups[0]) for p in parameters]
@@ -51,7 +51,7 @@ class TorchOptimizerAdapter:
         return False
 
     def clip(self, parameter: Tensor) -> None:
-        """Torch's optimisers leave clipping to the loop."""
+        """Do nothing: torch's optimizers leave clipping to the loop."""
 
     def step(self, parameters: list[Tensor]) -> None:
         if self.optimizer is None:
@@ -61,7 +61,7 @@ class TorchOptimizerAdapter:
         self.optimizer.step()
 
     def _admit(self, parameters: list[Tensor]) -> None:
-        """Parameters that had no gradient yet when the optimiser was made join its group."""
+        """Add parameters that had no gradient yet when the optimizer was made to its group."""
         if self.optimizer is self._make or self.optimizer is None:
             return
         for p in parameters:
@@ -73,7 +73,7 @@ class TorchOptimizerAdapter:
 
 
 class PyroOptimizerAdapter:
-    """A `pyro.optim` optimiser: one torch optimiser a parameter, made when it is first seen."""
+    """A `pyro.optim` optimizer: one torch optimizer per parameter, made at its first step."""
 
     def __init__(self, optimizer: PyroOptim) -> None:
         self.optimizer = optimizer
@@ -81,13 +81,13 @@ class PyroOptimizerAdapter:
     def parameter_slots(self, parameters: list[Tensor]) -> list[ParameterSlot] | None:
         if any(p not in self.optimizer.optim_objs for p in parameters):
             return None
-        places: list[ParameterSlot] = []
+        slots: list[ParameterSlot] = []
         for p in parameters:
-            made = self.optimizer.optim_objs[p]
-            inner = getattr(made, "optimizer", made)  # a schedule wraps its optimiser
+            wrapped = self.optimizer.optim_objs[p]
+            inner = getattr(wrapped, "optimizer", wrapped)  # a schedule wraps its optimizer
             inner._opt_called = True
-            places.append((p, inner, inner.param_groups[0]))
-        return places
+            slots.append((p, inner, inner.param_groups[0]))
+        return slots
 
     def clips(self) -> bool:
         return any(clip is not None for clip in self.optimizer.grad_clip.values())
@@ -100,19 +100,19 @@ class PyroOptimizerAdapter:
         self.optimizer(parameters)
 
 
-def clipped(stepper: OptimizerAdapter) -> Callable[[Tensor, Tensor], Tensor]:
-    """Clipping as a function of a gradient: the form that can be traced."""
+def functional_clip(adapter: OptimizerAdapter) -> Callable[[Tensor, Tensor], Tensor]:
+    """Clipping as a function (parameter, gradient) -> gradient, which can be traced."""
 
     def clip(parameter: Tensor, gradient: Tensor) -> Tensor:
-        # The stand-in carries the gradient to the parameter's own clipping function.
-        kept, parameter.grad = parameter.grad, None
+        # The optimizer's clipping changes `.grad`: it gets the traced gradient there for a moment.
+        previous, parameter.grad = parameter.grad, None
         try:
             with torch.no_grad():
                 parameter.grad = gradient
-                stepper.clip(parameter)
+                adapter.clip(parameter)
             assert parameter.grad is not None
             return parameter.grad
         finally:
-            parameter.grad = kept
+            parameter.grad = previous
 
     return clip

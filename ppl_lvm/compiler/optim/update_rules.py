@@ -1,10 +1,11 @@
-"""Optimisers as formulas on one flat vector.
+"""Update rules of optimizers on one flat vector.
 
-Each rule takes the parameters p, the gradient g and the optimiser's moments, all flat vectors of n
-numbers, and changes p and the moments in place. The numbers that change from step to step come in
-`h`, computed in double precision on the host, so that a compiled step takes them as an input and a
-learning-rate schedule costs nothing. (1 - β₂ is one of them: in float32, from 0.999, it would be
-off by 1e-5, and steps with it.) Same updates as torch's and Pyro's single-tensor ones.
+A rule takes the parameters p, the gradient g and the optimizer's moments, all flat vectors of n
+numbers, and changes p and the moments in place. The scalars h change from step to step. They are
+computed in double precision on the host and passed as an input, so that a compiled step serves
+every learning rate of a schedule. (1 - β₂ is one of them: in float32, from 0.999, it would be off
+by 1e-5, and so would the steps.) The updates are torch's and Pyro's single-tensor ones. `RULES`
+lists the optimizers.
 
 References:
     Kingma, Ba (2015). Adam: a method for stochastic optimization. https://arxiv.org/abs/1412.6980
@@ -20,21 +21,35 @@ from typing import Any
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-Numbers = Sequence[Any]  # floats, or 0-dimensional tensors in a compiled step
+Scalars = Sequence[Any]  # floats, or 0-dimensional tensors in a compiled step
+
+_UNSUPPORTED_OPTIONS = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One optimiser: the names of its moments, its numbers at step t = 1, 2, …, its update."""
+    """One optimizer as a formula.
 
+    Attributes:
+        optimizers: the classes that it serves.
+        moments: their names in the optimizer's state.
+        step_scalars: (options, t) -> h at step t = 1, 2, …
+        update: (p, g, moments, h, options) -> None.
+        step_count_type: type of the optimizer's step count: a tensor, an int, None if it has none.
+        applies: (options) -> whether the rule holds with these options.
+    """
+
+    optimizers: tuple[type[Optimizer], ...]
     moments: tuple[str, ...]
     step_scalars: Callable[[dict[str, Any], int], list[float]]
-    update: Callable[[Tensor, Tensor, list[Tensor], Numbers, dict[str, Any]], None]
-    counts: type | None  # how the optimiser stores t: a tensor, an int, not at all
+    update: Callable[[Tensor, Tensor, list[Tensor], Scalars, dict[str, Any]], None]
+    step_count_type: type | None
+    applies: Callable[[dict[str, Any]], bool] = lambda options: True
 
 
-def _adam_numbers(o: dict[str, Any], t: int) -> list[float]:
+def _adam_scalars(o: dict[str, Any], t: int) -> list[float]:
     b1, b2 = o["betas"]
     lr = float(o["lr"])
     root = math.sqrt(1 - b2**t)
@@ -42,7 +57,7 @@ def _adam_numbers(o: dict[str, Any], t: int) -> list[float]:
     return [o["weight_decay"], 1 - lr * o["weight_decay"], 1 - b1, b2, root, rate, 1 - b2]
 
 
-def _adam(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, Any]) -> None:
+def _adam(p: Tensor, g: Tensor, moments: list[Tensor], h: Scalars, o: dict[str, Any]) -> None:
     m, v = moments
     if o["weight_decay"] and o.get("decoupled_weight_decay"):
         p.mul_(h[1])
@@ -53,7 +68,7 @@ def _adam(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, 
     p.sub_(m / (v.sqrt() / h[4] + o["eps"]) * h[5])
 
 
-def _clipped_adam_numbers(o: dict[str, Any], t: int) -> list[float]:
+def _clipped_adam_scalars(o: dict[str, Any], t: int) -> list[float]:
     o["lr"] *= o["lrd"]
     b1, b2 = o["betas"]
     rate = o["lr"] * math.sqrt(1 - b2**t) / (1 - b1**t)
@@ -61,7 +76,7 @@ def _clipped_adam_numbers(o: dict[str, Any], t: int) -> list[float]:
 
 
 def _clipped_adam(
-    p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, Any]
+    p: Tensor, g: Tensor, moments: list[Tensor], h: Scalars, o: dict[str, Any]
 ) -> None:
     m, v = moments
     g = g.clamp(-o["clip_norm"], o["clip_norm"])
@@ -73,12 +88,12 @@ def _clipped_adam(
     p.sub_(m / (v.sqrt() + o["eps"]) * h[3])
 
 
-def _sgd_numbers(o: dict[str, Any], t: int) -> list[float]:
-    taken = 1.0 if t == 1 else 1 - o["dampening"]  # the first step starts the buffer undamped
-    return [o["weight_decay"], o["momentum"], taken, float(o["lr"])]
+def _sgd_scalars(o: dict[str, Any], t: int) -> list[float]:
+    undamped = 1.0 if t == 1 else 1 - o["dampening"]  # the first step starts the buffer undamped
+    return [o["weight_decay"], o["momentum"], undamped, float(o["lr"])]
 
 
-def _sgd(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, Any]) -> None:
+def _sgd(p: Tensor, g: Tensor, moments: list[Tensor], h: Scalars, o: dict[str, Any]) -> None:
     if o["weight_decay"]:
         g = g + p * h[0]
     if o["momentum"]:
@@ -88,23 +103,26 @@ def _sgd(p: Tensor, g: Tensor, moments: list[Tensor], h: Numbers, o: dict[str, A
     p.sub_(g * h[3])
 
 
-_ADAM = Rule(("exp_avg", "exp_avg_sq"), _adam_numbers, _adam, Tensor)
-_CLIPPED = Rule(("exp_avg", "exp_avg_sq"), _clipped_adam_numbers, _clipped_adam, int)
-_MOMENTUM = Rule(("momentum_buffer",), _sgd_numbers, _sgd, None)
-_PLAIN = Rule((), _sgd_numbers, _sgd, None)
+RULES = (
+    Rule((Adam, AdamW), ("exp_avg", "exp_avg_sq"), _adam_scalars, _adam, Tensor),
+    Rule((ClippedAdam,), ("exp_avg", "exp_avg_sq"), _clipped_adam_scalars, _clipped_adam, int),
+    Rule((SGD,), ("momentum_buffer",), _sgd_scalars, _sgd, None, lambda o: bool(o["momentum"])),
+    Rule((SGD,), (), _sgd_scalars, _sgd, None, lambda o: not o["momentum"]),
+)
 
 
 def rule_of(optimizer: torch.optim.Optimizer, options: dict[str, Any]) -> Rule | None:
-    """The rule that is this optimiser with these options, None if there is none."""
+    """The rule of this optimizer with these options, None if `RULES` has none."""
     if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
-    unusual = ("amsgrad", "maximize", "capturable", "differentiable", "fused")
-    if any(options.get(name) for name in unusual) or isinstance(options.get("lr"), Tensor):
+    if any(options.get(name) for name in _UNSUPPORTED_OPTIONS):
         return None
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
-        return _ADAM
-    if type(optimizer) is ClippedAdam:
-        return _CLIPPED
-    if type(optimizer) is torch.optim.SGD:
-        return _MOMENTUM if options["momentum"] else _PLAIN
-    return None
+    if isinstance(options.get("lr"), Tensor):
+        return None
+    rules = (rule for rule in RULES if type(optimizer) in rule.optimizers)
+    return next((rule for rule in rules if rule.applies(options)), None)
+
+
+def supported_optimizers() -> str:
+    """The names of the optimizers in `RULES`, for messages."""
+    return ", ".join(dict.fromkeys(cls.__name__ for rule in RULES for cls in rule.optimizers))

@@ -1,28 +1,43 @@
-"""What is repeated is computed once: a parameter expanded over rows stays a parameter.
+"""Sink broadcasts: compute f(c) once and expand the result.
 
-Pyro expands a distribution over its plate before it looks at its parameters. Then log σ, or a table
-of clamped probabilities and its logarithm, is taken for each of B rows, and its gradient is a
-product for each row, summed afterwards. Where c is repeated along the rows,
+Pyro expands a distribution over its plate before it evaluates its parameters. Then log σ, or a
+table of clamped probabilities and its logarithm, is computed for each of B rows, and its gradient
+is a product for each row, summed afterwards. Where c is broadcast along the rows,
 
     f(expand(c)) = expand(f(c)),    Σ_rows g · expand(c) = (Σ_rows g) · c,
 
-and the same with division, masks and further such factors. Sums are taken in another order:
-results agree to rounding.
+and likewise for division, masks and several such factors. Sums are taken in another order: results
+agree to rounding.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Size, Tensor, fx
 
 from ppl_lvm.compiler.graph.build import item
-from ppl_lvm.compiler.graph.functionalize import called, functional, is_empty
-from ppl_lvm.compiler.graph.schedule import random
+from ppl_lvm.compiler.graph.functionalize import evaluate, is_empty
+from ppl_lvm.compiler.graph.schedule import is_random
+from ppl_lvm.compiler.passes.base import Pass, Stage
 
 _aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class BroadcastSinking(Pass):
+    """Evaluate operations on the tensor before it is broadcast."""
+
+    name: ClassVar[str] = "broadcast sinking"
+    stage: ClassVar[Stage] = "compile"
+
+    def rewrite(
+        self, graph: fx.Graph, constants: Sequence[Tensor]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        zeros = [constant.dim() == 0 and not constant for constant in constants]
+        return lambda *inputs: BroadcastSinker(graph, inputs, zeros).outputs()
 
 
 @dataclass(frozen=True)
@@ -35,10 +50,10 @@ class Broadcasted:
 
 @dataclass(frozen=True)
 class ScaledTensor:
-    """`base` times factors, of which each is constant along some dimension.
+    """`base` times factors, each of which is constant along some dimension.
 
     Attributes:
-        factors: what each does to a tensor, and its own shape, aligned at the end.
+        factors: each as a function of a tensor, and its shape, aligned at the end.
     """
 
     base: Tensor
@@ -59,35 +74,28 @@ class ScaledTensor:
         return all(len(shape) < -dim or shape[dim] == 1 for _, shape in self.factors)
 
 
-def repeated_once(module: fx.GraphModule, zeros: Sequence[bool]) -> Callable[..., Any]:
-    """The module's function, with what is repeated computed once.
+class BroadcastSinker:
+    """Evaluates a functional graph node by node, with broadcast values unexpanded.
 
     Args:
-        module: a graph. One whose changes in place are seen outside is given back as it is.
-        zeros: for the last inputs, its constants, whether each is the number 0.
+        graph: functional; its last inputs are constants.
+        inputs: of the graph.
+        zeros: for each constant, whether it is the number 0.
     """
-    graph = functional(module.graph)
-    if graph is None:
-        return module
-    return lambda *inputs: BroadcastSinker(graph, inputs, zeros).outputs()
-
-
-class BroadcastSinker:
-    """Evaluates a functional graph node by node."""
 
     def __init__(self, graph: fx.Graph, inputs: Sequence[Tensor], zeros: Sequence[bool]) -> None:
-        given = [node for node in graph.nodes if node.op == "placeholder"]
-        self._values: dict[fx.Node, Any] = dict(zip(given, inputs, strict=True))
-        self._wholes: dict[fx.Node, Tensor] = {}
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        self._values: dict[fx.Node, Any] = dict(zip(placeholders, inputs, strict=True))
+        self._expanded: dict[fx.Node, Tensor] = {}
         self._recorded: dict[fx.Node, Any] = {}
-        self._touched: set[fx.Node] = set()  # something repeated is behind their values
+        self._touched: set[fx.Node] = set()  # computed from a broadcast value
         self._place = {node: place for place, node in enumerate(graph.nodes)}
-        last = given[len(given) - len(zeros) :]
+        last = placeholders[len(placeholders) - len(zeros) :]
         self._zeros = {node for node, zero in zip(last, zeros, strict=True) if zero}
         for node in graph.nodes:
             if node.op == "call_function":
                 value = self._values[node] = self._value(node)
-                inputs = [] if _lies_as_given(node) else node.all_input_nodes
+                inputs = [] if _depends_on_layout(node) else node.all_input_nodes
                 if isinstance(value, Broadcasted | ScaledTensor) or self._touched.intersection(
                     inputs
                 ):
@@ -97,84 +105,84 @@ class BroadcastSinker:
         (self._out,) = next(node for node in graph.nodes if node.op == "output").args
 
     def outputs(self) -> tuple[Tensor, ...]:
-        """What the graph returns."""
-        return tuple(self._whole(node) for node in self._out)
+        """The outputs of the graph."""
+        return tuple(self._expand_value(node) for node in self._out)
 
     def _value(self, node: Any) -> Any:
         if node.target is item:
             return self._values[node.args[0]][node.args[1]]
-        if _lies_as_given(node):
-            return self._called(node, self._as_recorded)
+        if _depends_on_layout(node):
+            return self._evaluate(node, self._as_recorded)
         rule = _RULES.get(node.target)
-        found = None if rule is None else rule(self, node)
-        if found is None:
-            found = self._scaled(node)
-        if found is None:
-            found = self._one_by_one(node)
-        return self._called(node, self._whole) if found is None else found
+        value = None if rule is None else rule(self, node)
+        if value is None:
+            value = self._scaled(node)
+        if value is None:
+            value = self._pointwise(node)
+        return self._evaluate(node, self._expand_value) if value is None else value
 
-    def _whole(self, node: fx.Node) -> Any:
-        """The tensor itself, for an operation that knows nothing of repetition."""
+    def _expand_value(self, node: fx.Node) -> Any:
+        """The expanded tensor, for an operation without a rule."""
         value = self._values[node]
         if not isinstance(value, Broadcasted | ScaledTensor):
             return value
-        if node not in self._wholes:
+        if node not in self._expanded:
             if isinstance(value, Broadcasted):
-                self._wholes[node] = value.once.expand(value.shape)
+                self._expanded[node] = value.once.expand(value.shape)
             else:
-                self._wholes[node] = value.times(value.base)
-        return self._wholes[node]
+                self._expanded[node] = value.times(value.base)
+        return self._expanded[node]
 
     def _as_recorded(self, node: fx.Node) -> Any:
-        """The tensor as the recording has it, for what is drawn, or made, to lie as it does.
+        """The tensor with the recording's layout, for a draw or a new tensor that copies it.
 
-        Numbers are drawn in the order in which they lie in memory.
+        Random numbers are drawn in the order of the memory.
         """
         needed: set[fx.Node] = set()
         pending = [node]
         while pending:
-            one = pending.pop()
-            if one in self._touched and one not in needed and one not in self._recorded:
-                needed.add(one)
-                pending += one.all_input_nodes
-        for one in sorted(needed, key=self._place.__getitem__):
-            self._recorded[one] = self._called(one, self._recorded_value)
+            source = pending.pop()
+            if source in self._touched and source not in needed and source not in self._recorded:
+                needed.add(source)
+                pending += source.all_input_nodes
+        for source in sorted(needed, key=self._place.__getitem__):
+            self._recorded[source] = self._evaluate(source, self._recorded_value)
         return self._recorded_value(node)
 
     def _recorded_value(self, node: fx.Node) -> Any:
         return self._recorded[node] if node in self._touched else self._values[node]
 
-    def _called(self, node: Any, argument: Callable[[fx.Node], Any]) -> Any:
-        """The operation as it stands."""
+    def _evaluate(self, node: Any, argument: Callable[[fx.Node], Any]) -> Any:
+        """The operation itself."""
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), argument)
-        return called(node.target, args, kwargs)
+        return evaluate(node.target, args, kwargs)
 
-    # Number by number
+    # Pointwise operations
 
-    def _one_by_one(self, node: Any) -> Any:
-        """An operation number by number, some of them repeated; None if it is something else."""
+    def _pointwise(self, node: Any) -> Any:
+        """A pointwise operation with a broadcast argument; None if it is something else."""
         values = [self._values[n] for n in node.all_input_nodes]
-        plain = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not random(node)
+        plain = torch.Tag.pointwise in getattr(node.target, "tags", ()) and not is_random(node)
         if not plain or not any(isinstance(value, Broadcasted) for value in values):
             return None
 
-        def once(given: fx.Node) -> Any:
-            value = self._values[given]
-            return value.once if isinstance(value, Broadcasted) else self._whole(given)
+        def once(source: fx.Node) -> Any:
+            value = self._values[source]
+            return value.once if isinstance(value, Broadcasted) else self._expand_value(source)
 
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), once)
-        found = node.target(*args, **kwargs)
+        result = node.target(*args, **kwargs)
         shape = torch.broadcast_shapes(*(value.shape for value in values))
-        return _repeated(found, shape) if isinstance(found, Tensor) else None
+        return _broadcast(result, shape) if isinstance(result, Tensor) else None
 
     def _scaled(self, node: Any) -> ScaledTensor | None:
-        """A whole tensor times what is repeated; None if it is something else."""
+        """A full tensor times a broadcast one; None if it is something else."""
         if node.kwargs or node.target not in _FACTORS:
             return None
-        found = _FACTORS[node.target](self, node)
-        if found is None:
+        product = _FACTORS[node.target](self, node)
+        if product is None:
             return None
-        value, factor, by = found
+        value, factor, by = product
         base, before = (
             (value.base, value.factors) if isinstance(value, ScaledTensor) else (value, ())
         )
@@ -185,7 +193,7 @@ class BroadcastSinker:
         return ScaledTensor(base, (*before, (factor, Size([]) if by is None else by.once.shape)))
 
     def _product(self, node: Any) -> Any:
-        """The whole, what multiplies it, and that as something repeated."""
+        """The full tensor, its factor as a function, and the broadcast factor (None: a number)."""
         op: Any = node.target
         a, b = [self._values[x] if isinstance(x, fx.Node) else x for x in node.args]
         if isinstance(b, int | float):
@@ -196,7 +204,7 @@ class BroadcastSinker:
             return b, lambda x: op(a.once, x), a
         return None
 
-    def _masked(self, node: Any) -> Any:
+    def _mask(self, node: Any) -> Any:
         mask, value, other = [self._values[x] for x in node.args]
         zero = node.args[2] in self._zeros and isinstance(other, Tensor)
         if (
@@ -214,16 +222,16 @@ class BroadcastSinker:
     # Sums
 
     def _sum(self, node: Any) -> Any:
-        """A sum over what is repeated, or of what has a factor that is."""
+        """A sum of a broadcast tensor, or of a tensor with a broadcast factor."""
         value = self._values[node.args[0]]
         if node.kwargs or not isinstance(value, Broadcasted | ScaledTensor):
             return None
         all_dims = list(range(len(value.shape)))
-        given: Any = node.args[1] if len(node.args) > 1 else None
-        dims = [d % len(all_dims) for d in given] if given else all_dims
+        listed: Any = node.args[1] if len(node.args) > 1 else None
+        dims = [d % len(all_dims) for d in listed] if listed else all_dims
         keep = len(node.args) > 2 and bool(node.args[2])
-        repeated = isinstance(value, Broadcasted)
-        total = self._of_repeated(value, dims) if repeated else self._of_scaled(value, dims)
+        broadcast = isinstance(value, Broadcasted)
+        total = self._sum_broadcast(value, dims) if broadcast else self._sum_scaled(value, dims)
         if total is None or keep:
             return total
         rest = [d for d in all_dims if d not in dims]
@@ -232,13 +240,13 @@ class BroadcastSinker:
             return Broadcasted(total.once.squeeze(dims), shape)
         return total.squeeze(dims)
 
-    def _of_repeated(self, value: Any, dims: list[int]) -> Tensor | Broadcasted:
+    def _sum_broadcast(self, value: Any, dims: list[int]) -> Tensor | Broadcasted:
         times = math.prod(value.shape[d] for d in dims if value.once.shape[d] == 1)
         total = value.once.sum(dims, keepdim=True) * times
         shape = [1 if d in dims else n for d, n in enumerate(value.shape)]
-        return _repeated(total, Size(shape))
+        return _broadcast(total, Size(shape))
 
-    def _of_scaled(self, value: Any, dims: list[int]) -> Tensor | Broadcasted | None:
+    def _sum_scaled(self, value: Any, dims: list[int]) -> Tensor | Broadcasted | None:
         free = [d for d in dims if value.constant(d - len(value.shape))]
         if not free:
             return None
@@ -251,16 +259,16 @@ class BroadcastSinker:
     def _expand(self, node: Any) -> Any:
         source, sizes = node.args[:2]
         value = self._values[source]
-        once = value.once if isinstance(value, Broadcasted) else self._whole(source)
+        once = value.once if isinstance(value, Broadcasted) else self._expand_value(source)
         new = len(sizes) - once.dim()
         old = [1] * new + list(value.shape)
         shape = [o if n == -1 else n for n, o in zip(sizes, old, strict=True)]
         for _ in range(new):
             once = once.unsqueeze(0)
-        return _repeated(once, Size(shape))
+        return _broadcast(once, Size(shape))
 
-    def _viewed(self, node: Any) -> Any:
-        """A view of something repeated that only puts in or takes out dimensions of size 1."""
+    def _view(self, node: Any) -> Any:
+        """A view of a broadcast tensor that only inserts or removes dimensions of size 1."""
         value = self._values[node.args[0]]
         if not isinstance(value, Broadcasted):
             return None
@@ -275,8 +283,8 @@ class BroadcastSinker:
         once = value.once.reshape([1 if n == 1 else next(sides) for n in sizes])
         return Broadcasted(once, Size(sizes))
 
-    def _turned(self, node: Any) -> Any:
-        """The same operation on the tensor taken once, and on the order of its dimensions."""
+    def _permute(self, node: Any) -> Any:
+        """The operation on the unexpanded tensor and on the order of its dimensions."""
         source, *rest = node.args
         value = self._values[source]
         if not isinstance(value, Broadcasted):
@@ -293,7 +301,7 @@ class BroadcastSinker:
             shape.insert(rest[0] % (len(shape) + 1), 1)
         return Broadcasted(once, Size(shape))
 
-    def _squeezed(self, node: Any) -> Any:
+    def _squeeze(self, node: Any) -> Any:
         value, dim = self._values[node.args[0]], node.args[1]
         if not isinstance(value, Broadcasted):
             return None
@@ -304,12 +312,12 @@ class BroadcastSinker:
         return Broadcasted(value.once.squeeze(dim), Size(shape))
 
 
-def _lies_as_given(node: fx.Node) -> bool:
-    """Whether an operation draws, or makes what others fill, in the order its arguments have."""
-    return random(node) or is_empty(node) or "_like" in str(node.target)
+def _depends_on_layout(node: fx.Node) -> bool:
+    """Whether an operation draws, or creates a tensor to fill, in the layout of its arguments."""
+    return is_random(node) or is_empty(node) or "_like" in str(node.target)
 
 
-def _repeated(once: Tensor, shape: Size) -> Tensor | Broadcasted:
+def _broadcast(once: Tensor, shape: Size) -> Tensor | Broadcasted:
     return once if once.shape == shape else Broadcasted(once, shape)
 
 
@@ -318,7 +326,7 @@ _FACTORS: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
     **dict.fromkeys(
         (_aten.mul.Tensor, _DIV, _aten.mul.Scalar, _aten.div.Scalar), BroadcastSinker._product
     ),
-    _aten.where.self: BroadcastSinker._masked,
+    _aten.where.self: BroadcastSinker._mask,
     _aten.neg.default: BroadcastSinker._negative,
 }
 _RULES: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
@@ -326,7 +334,7 @@ _RULES: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
     _aten.expand.default: BroadcastSinker._expand,
     **dict.fromkeys(
         (_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default),
-        BroadcastSinker._viewed,
+        BroadcastSinker._view,
     ),
     **dict.fromkeys(
         (
@@ -336,7 +344,7 @@ _RULES: dict[Any, Callable[[BroadcastSinker, Any], Any]] = {
             _aten.detach.default,
             _aten.alias.default,
         ),
-        BroadcastSinker._turned,
+        BroadcastSinker._permute,
     ),
-    _aten.squeeze.dim: BroadcastSinker._squeezed,
+    _aten.squeeze.dim: BroadcastSinker._squeeze,
 }

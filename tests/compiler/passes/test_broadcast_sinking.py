@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_lvm.compiler.passes.sink_broadcasts import repeated_once
+from ppl_lvm.compiler.passes.broadcast_sinking import repeated_once
 
 aten = torch.ops.aten
 ROWS = 11

@@ -11,8 +11,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from ppl_lvm.compiler import CompiledSVI
-from ppl_lvm.compiler.passes import row_tiling as blocks
-from ppl_lvm.compiler.passes.row_tiling import TiledStep, block_size
+from ppl_lvm.compiler import row_tiling as blocks
+from ppl_lvm.compiler.row_tiling import TiledStep, block_size
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 

@@ -1,19 +1,10 @@
-"""Why a program cannot be captured, and the line in the user's file that makes it so."""
+"""Source lines of the user's program, for error messages."""
 
 from types import FrameType
 
 from ppl_lvm.core.frames import in_package, is_library, line_of, module_name, traceback_frames
 
 _COMPILER = "ppl_lvm.compiler"
-
-
-class CannotCaptureError(ValueError):
-    """A program was asked to run captured or compiled and cannot be."""
-
-    def __init__(self, reason: str, where: str | None = None) -> None:
-        super().__init__(f"{where}: {reason}" if where else reason)
-        self.reason = reason
-        self.where = where
 
 
 def _is_compiler(frame: FrameType) -> bool:
@@ -23,9 +14,8 @@ def _is_compiler(frame: FrameType) -> bool:
 def user_line(frame: FrameType | None) -> str | None:
     """The innermost `file:line` outside libraries and the compiler; None in a backward pass.
 
-    The search ends at the first frame of the compiler, since the compiler's caller is not to
-    blame. Frames of the modules that observe operations (`RUNS_INSIDE_PROGRAMS`) are passed over:
-    they stand inside the user's.
+    The search ends at the first frame of the compiler: its caller is not the cause. It passes over
+    frames of modules that observe operations (`RUNS_INSIDE_PROGRAMS`), which lie inside the user's.
     """
     while frame is not None:
         if _is_compiler(frame) and not frame.f_globals.get("RUNS_INSIDE_PROGRAMS"):
@@ -37,7 +27,7 @@ def user_line(frame: FrameType | None) -> str | None:
 
 
 def error_line(error: BaseException) -> str | None:
-    """The innermost `file:line` in an exception's traceback outside libraries and the compiler."""
+    """The innermost `file:line` of an exception's traceback outside libraries and the compiler."""
     lines = [
         f"{frame.f_code.co_filename}:{line}"
         for frame, line in traceback_frames(error)
