@@ -1,4 +1,4 @@
-"""One fixture resets the seed, Pyro and the default type before every test."""
+"""State before every test: seed, Pyro, default type; failing compiler passes raise."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,8 @@ import matplotlib
 import pyro
 import pytest
 import torch
+
+from ppl_lvm.compiler.passes import strict_passes
 
 matplotlib.use("Agg")
 
@@ -16,6 +18,6 @@ def _fresh_pyro() -> Iterator[None]:
     pyro.set_rng_seed(0)
     # A fixture of a whole module runs before this one: what it left is not to be kept.
     torch.set_default_dtype(torch.float32)
-    with pyro.validation_enabled(True):
+    with pyro.validation_enabled(True), strict_passes():
         yield
     torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Steps in blocks of rows are the steps on all rows at once, or are not taken in blocks."""
+"""Tiled steps equal steps on all rows at once, or steps are not tiled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,8 @@ from pyro import distributions as dist
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.compiler import CompiledSVI
-from ppl_lvm.compiler import row_tiling as blocks
-from ppl_lvm.compiler.row_tiling import TiledStep, block_size
+from ppl_lvm.compiler import CompiledSVI, row_tiling
+from ppl_lvm.compiler.row_tiling import TiledStep, TileSizes
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 
@@ -20,21 +19,20 @@ ROWS, COLUMNS = 44, 3
 
 
 def nothing(x: Tensor) -> None:
-    """The guide of a model whose only latent site is summed out."""
+    """The guide of a model whose only latent site is enumerated."""
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 8 of the 44 rows, whose largest table has 3 x 3 doubles a row."""
     torch.set_default_dtype(torch.float64)
-    monkeypatch.setattr(blocks, "_ROWS", 8)
-    monkeypatch.setattr(blocks, "_BYTES", 8 * 9 * 8)
+    monkeypatch.setattr(row_tiling, "TILE_SIZES", TileSizes(min_rows=8, block_bytes=8 * 9 * 8))
 
 
 def data() -> Tensor:
-    draw = torch.Generator().manual_seed(0)
-    centers = 3 * torch.randn(3, COLUMNS, generator=draw)
-    return centers.repeat(15, 1)[:ROWS] + torch.randn(ROWS, COLUMNS, generator=draw)
+    generator = torch.Generator().manual_seed(0)
+    centers = 3 * torch.randn(3, COLUMNS, generator=generator)
+    return centers.repeat(15, 1)[:ROWS] + torch.randn(ROWS, COLUMNS, generator=generator)
 
 
 def mixture(plate: str = "data", centered: bool = False) -> Callable[[Tensor], None]:
@@ -56,95 +54,92 @@ def mixture(plate: str = "data", centered: bool = False) -> Callable[[Tensor], N
 def run(
     model: Callable[..., Any], engine: Any, guide: Any = nothing, steps: int = 12
 ) -> tuple[list[float], list[Any]]:
-    """The losses, and the kinds of the compiled steps."""
+    """The losses, and the classes of the compiled steps."""
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 3.0, "lrd": 0.99})
     loss: Any = TraceEnum_ELBO() if guide is nothing else Trace_ELBO()
     svi = CompiledSVI(model, guide, optimizer, loss, engine)
     losses = [svi.step(data()) for _ in range(steps)]
-    return losses, [type(step) for step in svi._step._compiled.values()]
+    return losses, [type(step) for step in svi.training_step.compiled_steps]
 
 
 @pytest.mark.slow
-def test_steps_in_blocks_are_the_eager_steps() -> None:
-    """With a last block of four rows, an optimiser that clips, and a rate that decays."""
-    found, kinds = run(mixture(), "compiled")
+def test_tiled_steps_are_the_eager_steps() -> None:
+    """With a last block of four rows, an optimizer that clips, and a rate that decays."""
+    losses, kinds = run(mixture(), "compiled")
     assert kinds == [TiledStep]
-    assert found == pytest.approx(run(mixture(), "eager")[0], rel=1e-10)
+    assert losses == pytest.approx(run(mixture(), "eager")[0], rel=1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [mixture("rows"), mixture(centered=True)])
-def test_what_is_no_sum_over_rows_is_taken_whole(model: Callable[..., Any]) -> None:
-    """A plate that nothing is known of, and rows that are not independent of each other."""
-    found, kinds = run(model, "compiled")
+def test_program_that_is_no_sum_over_rows_is_not_tiled(model: Callable[..., Any]) -> None:
+    """A plate of another name, and rows that are not independent."""
+    losses, kinds = run(model, "compiled")
     assert kinds
     assert TiledStep not in kinds
-    assert found == pytest.approx(run(model, "eager")[0], rel=1e-10)
+    assert losses == pytest.approx(run(model, "eager")[0], rel=1e-10)
 
 
 @pytest.mark.slow
-def test_without_the_trial_they_would_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_is_whole", lambda *rest: True)
-    found, kinds = run(mixture(centered=True), "compiled")
+def test_tiled_steps_are_wrong_without_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tiling, "_adds_up", lambda *rest: True)
+    losses, kinds = run(mixture(centered=True), "compiled")
     assert kinds == [TiledStep]
-    assert found != pytest.approx(run(mixture(centered=True), "eager")[0], rel=1e-3)
+    assert losses != pytest.approx(run(mixture(centered=True), "eager")[0], rel=1e-3)
 
 
 def shared(x: Tensor) -> None:
-    """One latent number for all rows."""
+    """One latent vector for all rows."""
     z = pyro.sample("z", dist.Normal(torch.zeros(COLUMNS), 1.0).to_event(1))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
-def about_shared(x: Tensor) -> None:
+def shared_guide(x: Tensor) -> None:
     mean = pyro.param("mean", lambda: torch.zeros(COLUMNS))
     pyro.sample("z", dist.Normal(mean, 0.1).to_event(1))
 
 
 @pytest.mark.slow
-def test_random_numbers_are_drawn_once_for_all_rows() -> None:
-    found, kinds = run(shared, "compiled", about_shared)
+def test_program_that_draws_is_not_tiled() -> None:
+    losses, kinds = run(shared, "compiled", shared_guide)
     assert kinds
     assert TiledStep not in kinds
-    assert found == pytest.approx(run(shared, "eager", about_shared)[0], rel=1e-10)
+    assert losses == pytest.approx(run(shared, "eager", shared_guide)[0], rel=1e-10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("clip", "calls"), [(None, 1), (None, 4), (1.0, 1)])
-def test_a_fit_in_blocks_is_the_eager_fit(clip: float | None, calls: int) -> None:
-    asked: dict[str, Any] = {"num_steps": 10, "progress": False, "clip_norm": clip}
-    made = []
+def test_tiled_fit_is_the_eager_fit(clip: float | None, calls: int) -> None:
+    options: dict[str, Any] = {"num_steps": 10, "progress": False, "clip_norm": clip}
+    tiled = []
     take = TiledStep.take
 
-    def counted(self: Any, *rest: Any) -> Any:
-        made.append(self)
+    def count(self: Any, *rest: Any) -> Any:
+        tiled.append(self)
         return take(self, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TiledStep, "take", counted)
-        found = fit(
-            GaussianMixture(3), None, data(), engine="compiled", steps_per_call=calls, **asked
+        patch.setattr(TiledStep, "take", count)
+        run = fit(
+            GaussianMixture(3), None, data(), engine="compiled", steps_per_call=calls, **options
         )
-    assert bool(made) == (clip is None)  # the norm of all gradients is known at the end only
-    eager = fit(GaussianMixture(3), None, data(), engine="eager", **asked)
-    assert found.history["bound"] == pytest.approx(eager.history["bound"], rel=1e-10)
+    assert bool(tiled) == (clip is None)  # the norm of the gradient is known at the end only
+    eager = fit(GaussianMixture(3), None, data(), engine="eager", **options)
+    assert run.history["bound"] == pytest.approx(eager.history["bound"], rel=1e-10)
 
 
 @pytest.mark.parametrize(
     ("rows", "largest", "size"),
     [
         (8191, 2**30, None),  # few rows
-        (100_000, 2**20, None),  # one block is in the cache as it is
-        (100_000, 204_800_000, 4000),  # 4,096 rows would do; 4,000 leave none over
-        (100_003, 204_806_144, 4096),  # a prime: some are left over
-        (10_000, 10_000 * 2**24, None),  # not even one row would do
+        (100_000, 2**20, None),  # one block fits the cache
+        (100_000, 204_800_000, 4000),  # 4,096 rows would fit; 4,000 leave no rest
+        (100_003, 204_806_144, 4096),  # a prime: some rows are left
+        (10_000, 10_000 * 2**24, None),  # a single row does not fit
     ],
 )
-def test_blocks_are_as_large_as_the_cache(
-    rows: int, largest: int, size: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.undo()
-    assert block_size(rows, largest) == size
+def test_blocks_fit_the_cache(rows: int, largest: int, size: int | None) -> None:
+    assert TileSizes().rows_per_block(rows, largest) == size

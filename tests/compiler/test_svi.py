@@ -1,4 +1,4 @@
-"""One seed, one sequence of losses: CompiledSVI against `pyro.infer.SVI`."""
+"""`CompiledSVI` against `pyro.infer.SVI`: one seed, one sequence of losses."""
 
 import copy
 from functools import partial
@@ -33,19 +33,19 @@ def flat(values: list[Any]) -> list[float]:
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_captured_takes_pyros_steps(name: str) -> None:
+def test_captured_svi_takes_pyros_steps(name: str) -> None:
     expected, _ = losses(name, None, 50)
-    got, svi = losses(name, "captured", 50)
+    captured, svi = losses(name, "captured", 50)
     assert svi.level == "captured"
-    assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+    assert flat(captured) == pytest.approx(flat(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mixture", "belief net, decaying average"])
-def test_compiled_takes_pyros_steps(name: str) -> None:
+def test_compiled_svi_takes_pyros_steps(name: str) -> None:
     expected, _ = losses(name, None, 50)
-    got, svi = losses(name, "compiled", 50)
+    compiled, svi = losses(name, "compiled", 50)
     assert svi.level == "compiled"
-    assert flat(got) == pytest.approx(flat(expected), rel=1e-5)
+    assert flat(compiled) == pytest.approx(flat(expected), rel=1e-5)
 
 
 SLOW = ["vae", "vae, batch norm", "belief net, wake-sleep", "hmm", "subsampled", "gamma", "reparam"]
@@ -55,12 +55,12 @@ SLOW += ["correlations"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
-def test_compiled_takes_pyros_steps_slow(name: str) -> None:
-    test_compiled_takes_pyros_steps(name)
+def test_compiled_svi_takes_pyros_steps_on_more_programs(name: str) -> None:
+    test_compiled_svi_takes_pyros_steps(name)
 
 
-def test_another_seed_takes_other_steps() -> None:
-    """The wrong twin: the test above would see a step with other random numbers."""
+def test_losses_differ_under_another_seed() -> None:
+    """The wrong twin: the tests above detect a step with other random numbers."""
     expected, _ = losses("vae", None, 5)
     model, guide, loss, batch = PROGRAMS["vae"]()
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
@@ -72,7 +72,7 @@ OPTIMIZERS: dict[str, Any] = {
     "adam, decay": lambda: pyro.optim.Adam({"lr": 0.05, "weight_decay": 0.1, "betas": (0.8, 0.9)}),
     "adamw": lambda: pyro.optim.AdamW({"lr": 0.05, "weight_decay": 0.1}),
     "clipped adam": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 0.5, "lrd": 0.95}),
-    "centred": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "centered_variance": True}),
+    "centered": lambda: pyro.optim.ClippedAdam({"lr": 0.05, "centered_variance": True}),
     "sgd": lambda: pyro.optim.SGD({"lr": 1e-3}),
     "momentum": lambda: pyro.optim.SGD({"lr": 1e-3, "momentum": 0.9, "dampening": 0.3}),
     "nesterov": lambda: pyro.optim.SGD({"lr": 1e-4, "momentum": 0.9, "nesterov": True}),
@@ -88,25 +88,25 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def stepped(
+def losses_with(
     optimizer: Any, engine: Any, steps: int, name: str = "AutoMultivariateNormal"
 ) -> list[float]:
     pyro.clear_param_store()
     pyro.set_rng_seed(3)
     model, guide, loss, batch = PROGRAMS[name]()
     svi = CompiledSVI(model, guide, optimizer, loss, engine=engine)
-    got = []
+    values = []
     for _ in range(steps):
-        got.append(svi.step(*batch))
+        values.append(svi.step(*batch))
         if isinstance(optimizer, pyro.optim.PyroLRScheduler):
             optimizer.step()
-    return got
+    return values
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_flat_optimizers_take_the_optimizers_steps(name: str) -> None:
-    expected = stepped(OPTIMIZERS[name](), "eager", 40)
-    assert stepped(OPTIMIZERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+def test_captured_svi_takes_each_optimizers_steps(name: str) -> None:
+    expected = losses_with(OPTIMIZERS[name](), "eager", 40)
+    assert losses_with(OPTIMIZERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
 
 
 COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per parameter", "schedule"]
@@ -114,69 +114,69 @@ COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per par
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_optimizers_take_the_optimizers_steps(name: str) -> None:
-    expected = stepped(OPTIMIZERS[name](), "eager", 40, "mixture")
-    assert stepped(OPTIMIZERS[name](), "compiled", 40, "mixture") == pytest.approx(
+def test_compiled_svi_takes_each_optimizers_steps(name: str) -> None:
+    expected = losses_with(OPTIMIZERS[name](), "eager", 40, "mixture")
+    assert losses_with(OPTIMIZERS[name](), "compiled", 40, "mixture") == pytest.approx(
         expected, rel=1e-5
     )
 
 
-def test_an_optimizer_without_a_flat_rule_is_captured_or_refused() -> None:
-    with pytest.raises(CannotCaptureError, match="no flat rule"):
-        stepped(OPTIMIZERS["rmsprop"](), "compiled", 8)
+def test_compiled_svi_rejects_an_optimizer_without_a_flat_rule() -> None:
+    with pytest.raises(CannotCaptureError, match=r"no flat rule.*Adam, AdamW, ClippedAdam, SGD"):
+        losses_with(OPTIMIZERS["rmsprop"](), "compiled", 8)
 
 
 @pytest.mark.parametrize("name", ["adam", "clipped adam", "momentum", "rmsprop"])
 @pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])
-def test_state_resumes_at_another_level(name: str, first: str, second: str) -> None:
-    """Parameters, optimiser and random state saved at one level continue at the other."""
-    expected = stepped(OPTIMIZERS[name](), "eager", 24)
+def test_saved_state_resumes_at_another_level(name: str, first: str, second: str) -> None:
+    """Parameters, optimizer and random state saved at one level continue at the other."""
+    expected = losses_with(OPTIMIZERS[name](), "eager", 24)
     pyro.clear_param_store()
     pyro.set_rng_seed(3)
     model, guide, loss, batch = PROGRAMS["AutoMultivariateNormal"]()
     optimizer = OPTIMIZERS[name]()
     svi = CompiledSVI(model, guide, optimizer, loss, engine=first)  # type: ignore[arg-type]
-    got = [svi.step(*batch) for _ in range(12)]
+    resumed = [svi.step(*batch) for _ in range(12)]
     state = copy.deepcopy(optimizer.get_state())
     again = OPTIMIZERS[name]()
     again.set_state(state)
     svi = CompiledSVI(model, guide, again, loss, engine=second)  # type: ignore[arg-type]
-    got += [svi.step(*batch) for _ in range(12)]
-    assert got == pytest.approx(expected, rel=1e-5)
+    resumed += [svi.step(*batch) for _ in range(12)]
+    assert resumed == pytest.approx(expected, rel=1e-5)
 
 
-def test_modules_see_the_flat_parameters_and_loading_into_them_is_seen() -> None:
+def test_modules_see_flat_parameters_and_a_loaded_state_takes_effect() -> None:
     pyro.set_rng_seed(0)
     model, guide, loss, batch = PROGRAMS["vae"]()
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine="captured")
     for _ in range(6):
         svi.step(*batch)
-    kept = copy.deepcopy(model.state_dict())
+    state = copy.deepcopy(model.state_dict())
     svi.step(*batch)
-    assert not torch.equal(kept["net.0.weight"], model.net[0].weight)
+    assert not torch.equal(state["net.0.weight"], model.net[0].weight)
     torch.manual_seed(1)
-    model.load_state_dict(kept)
-    wanted = svi.evaluate_loss(*batch)
+    model.load_state_dict(state)
+    expected = svi.evaluate_loss(*batch)
     torch.manual_seed(1)
-    assert svi.step(*batch) == pytest.approx(wanted, rel=1e-5)
+    assert svi.step(*batch) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_unknown_level_or_a_bare_loss_is_refused() -> None:
+def test_svi_rejects_an_unknown_level_and_a_loss_function() -> None:
     model, guide, loss, _ = PROGRAMS["vae"]()
     optimizer = pyro.optim.Adam({"lr": 0.02})
-    with pytest.raises(ValueError, match="'fast' is none of"):
+    with pytest.raises(ValueError, match="engine='fast': unknown level"):
         CompiledSVI(model, guide, optimizer, loss, engine="fast")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must be a pyro\.infer\.ELBO"):
         CompiledSVI(model, guide, optimizer, loss.loss)
 
 
-def test_an_optimizer_with_parameters_and_rows_of_no_steps_are_refused() -> None:
+def test_svi_rejects_an_optimizer_with_parameters_and_rows_that_are_no_steps() -> None:
     model, guide, loss, batch = PROGRAMS["mixture"]()
-    made: Any = torch.optim.Adam(model.parameters())
-    for optimizer in (made, {"lr": 0.1}):
-        with pytest.raises(ValueError, match=r"optimizer must be a pyro\.optim optimiser"):
+    with_parameters: Any = torch.optim.Adam(model.parameters())
+    for optimizer in (with_parameters, {"lr": 0.1}):
+        with pytest.raises(ValueError, match=r"optimizer: .* Pass a pyro\.optim optimizer"):
             CompiledSVI(model, guide, optimizer, loss)
     svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss)
     for rows in (torch.arange(4), torch.zeros(2, 4)):
-        with pytest.raises(ValueError, match=r"rows must be whole numbers \(S, B\)"):
+        with pytest.raises(ValueError, match=r"rows: must be integers \(S, B\)"):
             svi.steps(*batch, rows=rows)

@@ -1,7 +1,7 @@
-"""What a step makes, it makes where its data are.
+"""Contract of devices: a step creates its tensors on the device of its data.
 
-No GPU is needed to ask: tensors without numbers on the device "meta", under torch's fake tensor
-mode, refuse to meet those of the CPU as a GPU's would.
+The test needs no GPU: tensors without numbers on the device "meta", under torch's fake tensor
+mode, cannot be combined with those of the CPU, as a GPU's cannot.
 """
 
 from typing import Any
@@ -11,8 +11,9 @@ import pyro
 import pytest
 import torch
 from pyro.distributions import Bernoulli, Normal
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
@@ -24,7 +25,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory, move_to_batch_device
 from ppl_lvm.training.preparation import prepare_pair
 
-ELSEWHERE = torch.device("meta")
+META = torch.device("meta")
 
 
 class Line(nn.Module):
@@ -33,11 +34,11 @@ class Line(nn.Module):
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.SGD])
-def test_a_compiled_step_takes_the_optimizers_numbers_there(optimizer: Any) -> None:
-    """A kernel of a device cannot read what lies on the CPU."""
-    w, x = nn.Parameter(torch.zeros(3, device=ELSEWHERE)), torch.zeros(4, 3, device=ELSEWHERE)
+def test_compiled_step_takes_the_optimizers_scalars_on_the_device(optimizer: Any) -> None:
+    """A kernel of a device cannot read tensors of the CPU."""
+    w, x = nn.Parameter(torch.zeros(3, device=META)), torch.zeros(4, 3, device=META)
     recording = Recording(
-        module=fx.symbolic_trace(Line()),
+        module=make_fx(Line())(w.detach(), x),
         sources=[],
         constants=[],
         active=[True],
@@ -54,24 +55,24 @@ def test_a_compiled_step_takes_the_optimizers_numbers_there(optimizer: Any) -> N
     assert groups is not None
     step = CompiledStep(recording, [w], groups, [x])
     values = [node.meta.get("val") for node in step.graph.graph.nodes]
-    made = [tensor for value in values for tensor in pytree.tree_leaves(value)]
-    assert {tensor.device for tensor in made if tensor is not None} == {ELSEWHERE}
-    step._compiled = machine = Mock(return_value=[])
+    tensors = [tensor for value in values for tensor in pytree.tree_leaves(value)]
+    assert {tensor.device for tensor in tensors if tensor is not None} == {META}
+    step._compiled = function = Mock(return_value=[])
     step.take([x])
-    assert {tensor.device for tensor in machine.call_args.args} == {ELSEWHERE}
+    assert {tensor.device for tensor in function.call_args.args} == {META}
 
 
-def test_batches_are_gathered_there() -> None:
+def test_batches_are_gathered_on_the_device() -> None:
     step = Mock()
-    step.take.side_effect = lambda batch, between: [batch[0].sum()]
+    step.take.side_effect = lambda batch, after_scalars: [batch[0].sum()]
     rows = torch.tensor([[0, 2], [1, 1], [4, 0]])
     with FakeTensorMode(allow_non_fake_inputs=True):
-        take_steps(step, [torch.zeros(5, 3, device=ELSEWHERE)], rows, 3)
+        take_steps(step, [torch.zeros(5, 3, device=META)], rows, 3)
     assert [tuple(call.args[0][0].shape) for call in step.take.call_args_list] == [(2, 3)] * 3
 
 
-class Made(nn.Module):
-    """A model; its guide is made of it."""
+class Linear(nn.Module):
+    """A model; its guide is built from it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,15 +81,15 @@ class Made(nn.Module):
     def forward(self, x: Tensor) -> None: ...
 
 
-class Started(Made):
-    """A start from the data meets the model beside them; what it makes is put there, too."""
+class InitializedLinear(Linear):
+    """A model that creates a layer when it is initialized from the data."""
 
     def initialize(self, x: Tensor) -> None:
-        self.met = devices(self) | {x.device}
+        self.devices_at_initialization = devices(self) | {x.device}
         self.later = nn.Linear(2, 2)
 
 
-def encoder(model: Made, *batch: Tensor) -> nn.Module:
+def encoder(model: Linear, *batch: Tensor) -> nn.Module:
     return nn.Linear(2, 2)
 
 
@@ -96,28 +97,28 @@ def devices(program: Any) -> set[torch.device]:
     return {p.device for p in program.parameters()}
 
 
-def test_programs_that_are_made_for_data_are_put_there_and_objects_stay() -> None:
-    """As a class and a builder they could not be put there before."""
-    batch, own = (torch.zeros(4, 2, device=ELSEWHERE),), Made()
-    made = ModelFactory(Made).make(batch)
-    assert devices(made) == devices(GuideFactory(encoder).make(made, batch)) == {ELSEWHERE}
-    assert devices(ModelFactory(own).make(batch)) == {torch.device("cpu")}
-    assert devices(ModelFactory(Made).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
-    started = ModelFactory(Started).make(batch)
-    assert isinstance(started, Started)
-    assert started.met == devices(started) == {ELSEWHERE}
+def test_programs_built_for_data_are_moved_to_its_device_and_objects_stay() -> None:
+    """A class or a builder cannot be moved before its program exists."""
+    batch, instance = (torch.zeros(4, 2, device=META),), Linear()
+    model = ModelFactory(Linear).make(batch)
+    assert devices(model) == devices(GuideFactory(encoder).make(model, batch)) == {META}
+    assert devices(ModelFactory(instance).make(batch)) == {torch.device("cpu")}
+    assert devices(ModelFactory(Linear).make((torch.zeros(4, 2),))) == {torch.device("cpu")}
+    initialized = ModelFactory(InitializedLinear).make(batch)
+    assert isinstance(initialized, InitializedLinear)
+    assert initialized.devices_at_initialization == devices(initialized) == {META}
 
 
-def test_an_objective_with_parameters_is_put_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A baseline's network, before and after it has taken its size from the data."""
+def test_objective_with_parameters_is_moved_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of a baseline, before and after it is sized by the data."""
     x = torch.randn(6, 2)
     moved = Mock(side_effect=move_to_batch_device)
-    monkeypatch.setattr("ppl_lvm.training.preparation.beside", moved)
+    monkeypatch.setattr("ppl_lvm.training.preparation.move_to_batch_device", moved)
     pair, _ = prepare_pair(_model, _guide, "NeuralBaseline()", (x,), load_data(x))
     moved.assert_called_once_with(pair.objective, (x,))
-    assert devices(
-        move_to_batch_device(pair.objective, (torch.zeros(4, 2, device=ELSEWHERE),))
-    ) == {ELSEWHERE}
+    assert devices(move_to_batch_device(pair.objective, (torch.zeros(4, 2, device=META),))) == {
+        META
+    }
 
 
 def _model(x: Tensor) -> None:

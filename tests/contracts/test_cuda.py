@@ -65,7 +65,7 @@ def test_a_compiled_step_is_one_launch(
     steps_per_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = []
-    recorded = cuda_graph._recorded
+    recorded = cuda_graph._capture
 
     def watched(*asked: Any) -> Any:
         replay, losses = recorded(*asked)
@@ -76,7 +76,7 @@ def test_a_compiled_step_is_one_launch(
 
         return launch, losses
 
-    monkeypatch.setattr(cuda_graph, "_recorded", watched)
+    monkeypatch.setattr(cuda_graph, "_capture", watched)
     options: dict[str, Any] = {"kl_annealing": 30, "steps_per_call": steps_per_call}
     found = factors("compiled", **options)
     assert len(launches) >= 48  # of 50 steps the first may be run by the program

@@ -179,12 +179,15 @@ class LevelBatcher:
         return self._values[self._first(node)]
 
     def _kind(self, node: fx.Node) -> tuple[Any, ...] | None:
+        """Store, shape, type and device; None for several tensors or an unknown shape."""
         value = self._value(node)
         if isinstance(value, tuple):
             return None
         store = value.store if isinstance(value, _Slice) else None
         tensor = value if store is None else self._stores[store]
         shape = tensor.shape if store is None else tensor.shape[1:]
+        if any(isinstance(size, torch.SymInt) for size in shape):  # a mask decides it
+            return None
         return (store, shape, tensor.dtype, tensor.device)
 
     # Batches

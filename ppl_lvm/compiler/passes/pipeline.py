@@ -24,9 +24,9 @@ class PassError(RuntimeError):
 
 
 @contextmanager
-def strict_passes() -> Iterator[None]:
-    """Raise `PassError` where a pass fails; outside this context a failing pass is skipped."""
-    token = _strict.set(True)
+def strict_passes(strict: bool = True) -> Iterator[None]:
+    """Raise `PassError` where a pass fails; by default a failing pass is skipped and logged."""
+    token = _strict.set(strict)
     try:
         yield
     finally:

@@ -1,7 +1,8 @@
-"""Compiled steps with the compiler's own random numbers: the same in distribution, no others."""
+"""Compiled steps: their check against the graph, and the compiler's random numbers."""
 
 import math
 from functools import partial
+from typing import Any
 
 import pyro
 import pytest
@@ -10,9 +11,54 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from ppl_lvm.compiler import CompiledSVI
+from ppl_lvm.compiler import CompiledSVI, make_training_step
+from ppl_lvm.compiler.backend import compiled_step
+from ppl_lvm.compiler.backend.compiled_step import CompiledStep
+from ppl_lvm.compiler.optim.flat import FlatOptimizer
 
 STEPS = 3000
+
+
+@pytest.mark.parametrize(("error", "rejected"), [(0.0, False), (0.01, True)])
+def test_check_at_an_optimum_accepts_rounding_and_rejects_a_wrong_gradient(
+    error: float, rejected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There the gradient is rounding error; the wrong twin's is also off by one part in 100."""
+    m = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+    x = torch.tensor([[1.0, 3.0], [2.0, 4.0]])
+
+    def loss_and_grads(x: Tensor) -> Tensor:
+        loss = ((x - m) ** 2).sum()
+        loss.backward()
+        return loss.detach()
+
+    def compile_inexactly(graph: Any, inputs: Any, same_random: bool) -> Any:
+        def call(*flat: Tensor) -> Any:
+            before = flat[1].clone()
+            out = graph(*flat)
+            flat[1].add_((flat[1] - 0.5 * before) * error + 1e-6)  # of the momentum
+            return out
+
+        return call
+
+    optimizer = torch.optim.SGD([m], lr=0.1, momentum=0.5)
+    step = make_training_step(loss_and_grads, optimizer, "captured")
+    for _ in range(200):
+        step(x)
+    assert torch.allclose(m, x.mean(0))
+    recording = step.record(x)
+    groups = FlatOptimizer().plan(step.optimizer.parameter_slots([m]) or [])
+    assert groups is not None
+    compiled = CompiledStep(recording, [m], groups, [x])
+    monkeypatch.setattr(compiled_step, "compile_graph", compile_inexactly)
+    if rejected:
+        with pytest.raises(RuntimeError, match="differs from the captured one"):
+            compiled.compile([x], same_random=True)
+    else:
+        compiled.compile([x], same_random=True)
+
+
+# Random numbers
 
 
 def model(x: Tensor) -> None:
@@ -31,7 +77,7 @@ def guide(x: Tensor) -> None:
 
 
 def losses(same_random: bool | None, seed: int = 0) -> Tensor:
-    """Of steps that do not move: draws of one distribution."""
+    """Losses of steps with learning rate 0: draws of one distribution."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     svi = CompiledSVI(
@@ -46,27 +92,28 @@ def losses(same_random: bool | None, seed: int = 0) -> Tensor:
     return torch.tensor([svi.step(x) for _ in range(STEPS)], dtype=torch.float64)
 
 
-def apart(a: Tensor, b: Tensor) -> float:
-    """How many standard errors the means and the variances of draws are apart, at most."""
-    found, m = [], a.mean()
+def distance(a: Tensor, b: Tensor) -> float:
+    """The larger distance of the means and of the variances of draws, in standard errors."""
+    distances, m = [], a.mean()
     for u, v in ((a, b), ((a - m) ** 2, (b - m) ** 2)):
         error = math.sqrt(float(u.var() / len(u) + v.var() / len(v)))
-        found.append(abs(float(u.mean() - v.mean())) / error)
-    return max(found)
+        distances.append(abs(float(u.mean() - v.mean())) / error)
+    return max(distances)
 
 
 @pytest.mark.slow
-def test_the_compilers_own_random_numbers_are_the_same_in_distribution() -> None:
-    eager, own = losses(None), losses(False)
-    assert apart(eager, own) < 5
-    assert not torch.allclose(eager[10:], own[10:])  # they are others,
-    assert len(own[10:].unique()) > 0.9 * (STEPS - 10)  # new at each step,
-    assert abs(float(torch.corrcoef(torch.stack([own[10:-1], own[11:]]))[0, 1])) < 5 / STEPS**0.5
-    assert torch.equal(own, losses(False))  # and the seed's
-    assert not torch.equal(own, losses(False, seed=1))
+def test_compilers_random_numbers_have_the_same_distribution() -> None:
+    eager, compiled = losses(None), losses(False)
+    draws = compiled[10:]
+    assert distance(eager, compiled) < 5
+    assert not torch.allclose(eager[10:], draws)  # other numbers,
+    assert len(draws.unique()) > 0.9 * len(draws)  # new at each step,
+    assert abs(float(torch.corrcoef(torch.stack([draws[:-1], draws[1:]]))[0, 1])) < 5 / STEPS**0.5
+    assert torch.equal(compiled, losses(False))  # and determined by the seed
+    assert not torch.equal(compiled, losses(False, seed=1))
 
 
-def test_a_wrong_distribution_would_be_seen() -> None:
+def test_distance_detects_a_wrong_distribution() -> None:
     eager = losses(None)
-    assert apart(eager, eager.mean() + 1.2 * (eager - eager.mean())) > 5
-    assert apart(eager, eager + 0.4) > 5
+    assert distance(eager, eager.mean() + 1.2 * (eager - eager.mean())) > 5
+    assert distance(eager, eager + 0.4) > 5

@@ -1,7 +1,7 @@
-"""A step launched as one CUDA graph, with a recorder that needs no device.
+"""Steps as CUDA graphs, with a recorder that needs no device.
 
-It keeps what a CUDA graph keeps: the addresses of a call's tensors and what it returned. That a
-device's own recorder does, `tests/contracts/test_cuda.py` asks where there is one.
+It keeps what a CUDA graph keeps: the addresses of a call's tensors and its results.
+`tests/contracts/test_cuda.py` tests a device's recorder where a device exists.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from pyro.distributions import Normal
 from torch import Tensor
 
 from ppl_lvm.compiler.backend import cuda_graph
-from ppl_lvm.compiler.backend.cuda_graph import CudaGraph, in_one_launch
+from ppl_lvm.compiler.backend.cuda_graph import CudaGraph, as_cuda_graph
 from ppl_lvm.fitting.svi import fit
 
 Recorded = tuple[Callable[[], None], list[Tensor]]
@@ -25,29 +25,29 @@ Recorded = tuple[Callable[[], None], list[Tensor]]
 
 def record(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
     losses = [loss.clone() for loss in function(*inputs)]
-    there = [tensor.detach() for tensor in inputs]  # whatever memory the inputs have later
+    addresses = [tensor.detach() for tensor in inputs]  # also where the inputs move later
 
     def replay() -> None:
-        for kept, loss in zip(losses, function(*there), strict=True):
-            kept.copy_(loss)
+        for static, loss in zip(losses, function(*addresses), strict=True):
+            static.copy_(loss)
 
     return replay, losses
 
 
 def record_values(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
-    """A wrong one, which keeps what the tensors held."""
-    held = [tensor.clone() for tensor in inputs]
+    """A wrong one, which keeps the values of the tensors."""
+    values = [tensor.clone() for tensor in inputs]
     losses = [loss.clone() for loss in function(*inputs)]
 
     def replay() -> None:
-        for kept, loss in zip(losses, function(*[t.clone() for t in held]), strict=True):
-            kept.copy_(loss)
+        for static, loss in zip(losses, function(*[t.clone() for t in values]), strict=True):
+            static.copy_(loss)
 
     return replay, losses
 
 
 def record_draws(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
-    """A wrong one, which draws no numbers anew."""
+    """A wrong one, which repeats its random numbers."""
     state = torch.get_rng_state()
     replay, losses = record(function, inputs)
 
@@ -60,14 +60,14 @@ def record_draws(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
     return replay_without_drawing, losses
 
 
-def refuse(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
+def fail(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
     function(*inputs)
     raise RuntimeError("operation not permitted when stream is capturing")
 
 
-def mislay(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
+def reject_layout(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
     function(*inputs)
-    raise AssertionError("expected stride 8==2")  # what compiled code says
+    raise AssertionError("expected stride 8==2")  # the message of compiled code
 
 
 def interrupt(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
@@ -76,13 +76,13 @@ def interrupt(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -
 
 
 @pytest.fixture(autouse=True)
-def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+def _cpu_as_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_DEVICE", "cpu")
-    monkeypatch.setattr(cuda_graph, "_recorded", record)
+    monkeypatch.setattr(cuda_graph, "_capture", record)
 
 
-def walk(position: Tensor, speed: Tensor, batch: Tensor) -> list[Tensor]:
-    """A random walk with a drift."""
+def move(position: Tensor, speed: Tensor, batch: Tensor) -> list[Tensor]:
+    """A random step with a drift."""
     position.add_(speed * batch.sum() + torch.randn(()))
     return [(position**2).sum()]
 
@@ -91,148 +91,150 @@ def start() -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor([1.0, 2.0]), torch.tensor(0.5), torch.tensor([3.0, 4.0])
 
 
-def made(inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-    return in_one_launch(walk, inputs, range(2, 3), inputs[:1])
+def launch(inputs: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
+    return as_cuda_graph(move, inputs, range(2, 3), inputs[:1])
 
 
-def test_making_it_changes_nothing_and_draws_nothing() -> None:
+def test_capture_changes_no_tensor_and_draws_no_number() -> None:
     inputs, state = start(), torch.get_rng_state()
-    assert isinstance(made(inputs), CudaGraph)
+    assert isinstance(launch(inputs), CudaGraph)
     assert all(map(torch.equal, inputs, start()))
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_it_reads_each_batch_and_each_number_anew_and_leaves_callers_tensors() -> None:
+def test_replay_reads_each_batch_and_each_number_and_keeps_the_callers_tensors() -> None:
     ours, theirs = start(), start()
-    step = made(ours)
-    found: list[Tensor] = []
-    wanted: list[Tensor] = []
+    step = launch(ours)
+    results: list[Tensor] = []
+    expected: list[Tensor] = []
     for turn in range(4):
         batch = torch.full((2,), float(turn))
-        for inputs, call, losses in ((ours, step, found), (theirs, walk, wanted)):
+        for inputs, call, losses in ((ours, step, results), (theirs, move, expected)):
             torch.manual_seed(turn)
             inputs[1].fill_(0.1 * turn)
             losses += call(*inputs[:2], batch)
         assert batch.eq(turn).all()
     assert torch.equal(ours[0], theirs[0])
-    assert torch.equal(torch.stack(found), torch.stack(wanted))  # none was written over
+    assert torch.equal(torch.stack(results), torch.stack(expected))  # none was overwritten
     assert torch.equal(ours[2], start()[2])
 
 
-def test_tensors_that_have_moved_are_not_looked_for_where_they_were() -> None:
+def test_replay_is_skipped_for_another_tensor() -> None:
     inputs = start()
-    step = made(inputs)
+    step = launch(inputs)
     torch.manual_seed(0)
     loss = step(torch.zeros(2), *inputs[1:])
     torch.manual_seed(0)
-    assert torch.equal(loss[0], walk(torch.zeros(2), *inputs[1:])[0])
+    assert torch.equal(loss[0], move(torch.zeros(2), *inputs[1:])[0])
     assert torch.equal(inputs[0], start()[0])
 
 
-def test_nor_where_the_memory_of_one_has_been_replaced() -> None:
+def test_replay_is_skipped_when_the_memory_of_a_tensor_is_replaced() -> None:
     inputs = start()
-    step = made(inputs)
+    step = launch(inputs)
     was = inputs[0].detach()
     inputs[0].data = torch.tensor([5.0, 6.0])
     theirs = start()
     theirs[0].copy_(inputs[0])
-    for call, given in ((step, inputs), (walk, theirs)):
+    for call, tensors in ((step, inputs), (move, theirs)):
         torch.manual_seed(0)
-        call(*given)
+        call(*tensors)
     assert torch.equal(inputs[0], theirs[0])
     assert torch.equal(was, start()[0])
 
 
-def test_a_batch_lies_as_the_one_that_it_was_made_with() -> None:
-    """Compiled code refuses another layout."""
+def test_static_batch_has_the_layout_of_the_first_batch() -> None:
+    """Compiled code rejects another layout."""
     wide, strides = torch.arange(6.0).view(2, 3), []
 
     def first_column(position: Tensor, speed: Tensor, batch: Tensor) -> list[Tensor]:
         strides.append(batch.stride())
-        return walk(position, speed, batch)
+        return move(position, speed, batch)
 
     inputs = (*start()[:2], wide[:, 0])
-    step = in_one_launch(first_column, inputs, range(2, 3), inputs[:1])
+    step = as_cuda_graph(first_column, inputs, range(2, 3), inputs[:1])
     assert isinstance(step, CudaGraph)
     assert set(strides) == {(3,)}
     assert step._inputs[2].data_ptr() != wide.data_ptr()
-    many = torch.zeros(1).expand(2)  # of which no copy can be written to
+    many = torch.zeros(1).expand(2)  # no copy with these strides can be written
     inputs = (*start()[:2], many)
-    assert in_one_launch(walk, inputs, range(2, 3), inputs[:1]) is walk
+    assert as_cuda_graph(move, inputs, range(2, 3), inputs[:1]) is move
 
 
-def test_what_it_changes_may_be_a_parameter() -> None:
+def test_changed_tensor_may_be_a_parameter() -> None:
     position = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    assert isinstance(made((position, *start()[1:])), CudaGraph)
+    assert isinstance(launch((position, *start()[1:])), CudaGraph)
     assert torch.equal(position, start()[0])
 
 
-def test_an_interruption_leaves_all_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "_recorded", interrupt)
+def test_interrupted_capture_restores_tensors_and_generator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda_graph, "_capture", interrupt)
     inputs, state = start(), torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        made(inputs)
+        launch(inputs)
     assert all(map(torch.equal, inputs, start()))
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("wrong", [record_values, record_draws, refuse, mislay])
-def test_one_that_gives_something_else_or_cannot_be_had_is_not_used(
+@pytest.mark.parametrize("wrong", [record_values, record_draws, fail, reject_layout])
+def test_graph_with_other_results_or_a_failed_capture_is_not_used(
     wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graph, "_recorded", wrong)
+    monkeypatch.setattr(cuda_graph, "_capture", wrong)
     inputs, state = start(), torch.get_rng_state()
-    assert made(inputs) is walk
+    assert launch(inputs) is move
     assert all(map(torch.equal, inputs, start()))
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_nor_one_that_would_keep_a_number_of_the_processors() -> None:
-    """The rest lies on another device."""
+def test_step_that_reads_a_number_of_the_processor_is_not_captured() -> None:
+    """The other tensors are on another device."""
     inputs = [torch.zeros(2, device="meta"), torch.tensor(0.5), torch.zeros(2, device="meta")]
-    assert made(inputs) is walk
+    assert launch(inputs) is move
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_recording_leaves_its_stream_and_no_workspace(
+def test_capture_leaves_its_stream_and_no_workspace(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What torch is asked for, in which order: its own calls need a device."""
+    """The calls of torch and their order; they need a device themselves."""
     monkeypatch.undo()
-    said: list[str] = []
+    events: list[str] = []
 
     @contextmanager
-    def saying(what: str) -> Iterator[None]:
-        said.append(f"{what} begins")
+    def log(name: str) -> Iterator[None]:
+        events.append(f"{name} begins")
         try:
             yield
         finally:
-            said.append(f"{what} ends")
+            events.append(f"{name} ends")
 
     @contextmanager
-    def graph(recorded: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
-        with saying("recording"):
+    def graph(captured: Any, *, stream: Any, capture_error_mode: str) -> Iterator[None]:
+        with log("capture"):
             yield
-        if fails:  # in `capture_end`, when torch has not yet left the stream
+        if fails:  # in `capture_end`, before torch leaves the stream
             raise RuntimeError("operation failed due to a previous error during capture")
 
     for name in ("CUDAGraph", "Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, Mock())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: saying("device"))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: saying("stream"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: log("device"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: log("stream"))
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    cleared = partial(said.append, "cleared")
+    cleared = partial(events.append, "cleared")
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", cleared, raising=False)
 
     def call(*inputs: Tensor) -> list[Tensor]:
-        said.append("called")
-        return walk(*inputs)
+        events.append("called")
+        return move(*inputs)
 
     with pytest.raises(RuntimeError) if fails else nullcontext():
-        cuda_graph._recorded(call, start())
-    assert said == [
+        cuda_graph._capture(call, start())
+    assert events == [
         *("device begins", "stream begins", "called"),
-        *("cleared", "recording begins", "called", "recording ends", "cleared"),
+        *("cleared", "capture begins", "called", "capture ends", "cleared"),
         *("stream ends", "device ends"),
     ]
 
@@ -252,13 +254,15 @@ def _guide(x: Tensor) -> None:
 
 @pytest.mark.parametrize("steps_per_call", [1, 10])
 @pytest.mark.parametrize("rows", [None, 16])
-def test_a_run_with_annealing_and_a_schedule_takes_the_same_steps(
+def test_run_with_annealing_and_a_schedule_takes_the_same_steps_with_graphs(
     steps_per_call: int, rows: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What changes from step to step reaches the graph: batch, KL weight, learning rate, draws."""
+    """All that changes between steps reaches the graph: batch, KL weight, learning rate, draws."""
     replays = []
 
-    def counted(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Recorded:
+    def record_and_count(
+        function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
+    ) -> Recorded:
         replay, losses = record(function, inputs)
         return lambda: [replays.append(1), replay()][1], losses  # type: ignore[func-returns-value]
 
@@ -268,7 +272,7 @@ def test_a_run_with_annealing_and_a_schedule_takes_the_same_steps(
     x = torch.randn(48, 2, generator=torch.Generator().manual_seed(0))
 
     def history(recorder: Any) -> list[float]:
-        monkeypatch.setattr(cuda_graph, "_recorded", recorder)
+        monkeypatch.setattr(cuda_graph, "_capture", recorder)
         pyro.clear_param_store()
         pyro.set_rng_seed(1)
         options: dict[str, Any] = {"num_steps": 40, "batch_size": rows, "kl_annealing": 20}
@@ -277,7 +281,7 @@ def test_a_run_with_annealing_and_a_schedule_takes_the_same_steps(
         bounds: list[float] = fit(_model, _guide, x, **options).history["bound"]
         return bounds
 
-    expected = history(refuse)
+    expected = history(fail)
     assert not replays
-    assert history(counted) == expected
-    assert len(replays) >= 38  # the first is run by the program, and one replay is the check's
+    assert history(record_and_count) == expected
+    assert len(replays) >= 38  # the program runs the first step; one replay is the check

@@ -1,4 +1,4 @@
-"""Small steps are taken by one thread, large ones by as many as there are."""
+"""Threads of small and of large steps."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_one_thread_is_for_as_long_as_asked() -> None:
+def test_single_thread_if_restores_the_number_of_threads() -> None:
     with single_thread_if(True):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
@@ -34,23 +34,23 @@ def test_one_thread_is_for_as_long_as_asked() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("rows", "threads"), [(20, 1), (40_000, 2)])
-def test_threads_go_by_the_largest_tensor(
+def test_step_takes_one_thread_if_its_largest_tensor_is_small(
     rows: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, w = torch.randn(rows, 1), torch.zeros(1, requires_grad=True)
     used: list[int] = []
-    replay = CapturedGradient._replay
+    replay = CapturedGradient.replay
 
-    def spy(self: CapturedGradient, *args: Any) -> Any:
+    def count_threads(self: CapturedGradient, *args: Any) -> Any:
         used.append(torch.get_num_threads())
         return replay(self, *args)
 
     def loss_and_grads(x: Tensor) -> Tensor:
-        loss = (x * w - 1).square().sum()  # the largest tensor is read or made, by size
+        loss = (x * w - 1).square().sum()  # the largest tensor is an input or a result
         loss.backward()
         return loss.detach()
 
-    monkeypatch.setattr(CapturedGradient, "_replay", spy)
+    monkeypatch.setattr(CapturedGradient, "replay", count_threads)
     step = make_training_step(loss_and_grads, torch.optim.Adam([w]), "captured")
     for _ in range(4):
         step(x)
@@ -58,7 +58,7 @@ def test_threads_go_by_the_largest_tensor(
     assert torch.get_num_threads() == 2
 
 
-def test_what_is_only_read_counts() -> None:
+def test_large_input_of_one_kind_of_arguments_makes_all_steps_large() -> None:
     x, w = torch.randn(40_000), torch.zeros((), requires_grad=True)
 
     def loss_and_grads(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is captured rightly, and what is refused by name and line."""
+"""Captured gradients: correct captures, and refusals by reason and line."""
 
 import math
 import random
@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.compiler import CannotCaptureError, CompiledSVI, make_step
+from ppl_lvm.compiler import CannotCaptureError, CapturedGradient, CompiledSVI
 
 
 def guide(x: Tensor, *rest: Any) -> None:
@@ -79,13 +79,13 @@ def goes_to_numpy_through_dlpack(x: Tensor) -> None:
 
 
 def counts_the_data(x: Tensor) -> None:
-    """As a tensor the count would make a whole number, 0, of the 0.5 beside it."""
+    """As a tensor the count would turn the location 0.5 into the integer 0."""
     likelihood(x, prior())
     pyro.sample("o", dist.Normal(0.5, (x[:, 0] > 0).sum().item()), obs=torch.ones(()))  # BLAME
 
 
 def reads_doubles(x: Tensor) -> None:
-    """As a tensor the spread would make the draw one of doubles, which is another draw."""
+    """As a tensor the scale would make the draw one of doubles, which is another draw."""
     noise = dist.Normal(0.0, x.double().std().item()).sample((len(x), 3))  # BLAME
     likelihood(x + noise, prior())
 
@@ -113,7 +113,7 @@ class Counts(PyroModule):
 
 
 class Anneals(PyroModule):
-    """Keeps its count where no attribute shows it; the number itself shows on the tape."""
+    """Keeps its counter where no attribute shows it; the number shows on the tape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class Anneals(PyroModule):
 
 
 class Replaces(PyroModule):
-    """Puts a tensor of NumPy's making in place of the one before."""
+    """Replaces a tensor by one created from NumPy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,21 +191,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusal_names_the_reason_and_the_run_goes_on_as_pyros(name: str) -> None:
+def test_refusal_is_announced_with_its_reason_and_the_run_continues_as_pyros(name: str) -> None:
     make, reason = REFUSED[name]
     batches = [(data(),)] * 12
     random.seed(0)
     expected = run(make(), batches, None)
     random.seed(0)
-    said: list[str] = []
-    got = run(make(), batches, "auto", announce=said.append)
-    assert got == pytest.approx(expected, rel=1e-5)
-    assert len(said) == 1
-    assert reason in said[0]
+    lines: list[str] = []
+    losses = run(make(), batches, "auto", announce=lines.append)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(lines) == 1
+    assert reason in lines[0]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refusal_is_an_error_when_asked_for(name: str) -> None:
+def test_refusal_raises_at_the_captured_level(name: str) -> None:
     make, reason = REFUSED[name]
     with pytest.raises(CannotCaptureError, match=re.escape(reason)):
         run(make(), [(data(),)] * 6, "captured")
@@ -216,7 +216,7 @@ BLAMED += ["numpy memory", "dlpack", "counts data", "doubles"]
 
 
 @pytest.mark.parametrize("name", BLAMED)
-def test_refusal_names_the_users_line(name: str) -> None:
+def test_refusal_names_the_line_of_the_program(name: str) -> None:
     make, _ = REFUSED[name]
     with pytest.raises(CannotCaptureError) as caught:
         run(make(), [(data(),)] * 6, "captured")
@@ -227,7 +227,7 @@ def test_refusal_names_the_users_line(name: str) -> None:
         assert "BLAME" in source.read().splitlines()[int(line) - 1]
 
 
-def test_a_users_error_is_the_users_error() -> None:
+def test_error_of_the_program_is_raised_unchanged() -> None:
     calls = []
 
     def fails(x: Tensor) -> None:
@@ -262,17 +262,17 @@ class Averages(PyroModule):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_state_is_carried_and_visible(in_place: bool) -> None:
+def test_state_is_carried_from_step_to_step_and_visible(in_place: bool) -> None:
     ours, theirs = Averages(in_place), Averages(in_place)
     batches = [(data(),)] * 30
     expected = run(theirs, batches, None)
-    got = run(ours, batches, "captured")
-    assert got == pytest.approx(expected, rel=1e-5)
+    losses = run(ours, batches, "captured")
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert torch.allclose(ours.mean, theirs.mean)
 
 
 class ReadsThenCounts(PyroModule):
-    """Takes the number out of its buffer before the buffer is changed."""
+    """Reads the number in its buffer before the buffer is changed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -285,13 +285,13 @@ class ReadsThenCounts(PyroModule):
             likelihood(x, prior())
 
 
-def test_an_item_stays_what_it_was_when_its_tensor_changes() -> None:
+def test_item_keeps_its_value_when_its_tensor_changes() -> None:
     batches = [(data(),)] * 12
     expected = run(ReadsThenCounts(), batches, None)
     assert run(ReadsThenCounts(), batches, "captured") == pytest.approx(expected, rel=1e-5)
 
 
-def test_rebound_state_and_changing_shapes_stay_right() -> None:
+def test_rebound_state_with_changing_shapes_takes_pyros_steps() -> None:
     batches = [(data(20 if i % 5 else 7),) for i in range(60)]
     expected = run(Averages(False), batches, None)
     assert run(Averages(False), batches, "auto", announce=lambda line: None) == pytest.approx(
@@ -308,21 +308,21 @@ def weighted(x: Tensor, weight: Any = 1.0, extra: Any = None) -> None:
         likelihood(x, z if extra is None else z + extra["shift"].mean())
 
 
-def test_smaller_last_batch_and_other_dtype() -> None:
+def test_smaller_last_batch_takes_pyros_steps() -> None:
     batches = [(data(20 if i % 4 else 6),) for i in range(40)]
     assert run(weighted, batches, "captured") == pytest.approx(
         run(weighted, batches, None), rel=1e-5
     )
 
 
-def test_double_precision() -> None:
+def test_double_precision_takes_pyros_steps() -> None:
     torch.set_default_dtype(torch.float64)
     batches = [(data(dtype=torch.float64),)] * 20
     expected = run(weighted, batches, None)
     assert run(weighted, batches, "captured") == pytest.approx(expected, rel=1e-12)
 
 
-def test_nested_and_plain_arguments() -> None:
+def test_nested_and_plain_arguments_take_pyros_steps() -> None:
     batches: list[tuple[Any, ...]] = [
         (data(), 1.0 if i % 2 else 0.5, {"shift": torch.full((2,), float(i))}) for i in range(30)
     ]
@@ -331,7 +331,7 @@ def test_nested_and_plain_arguments() -> None:
     )
 
 
-def test_a_changing_tensor_argument_needs_no_new_capture() -> None:
+def test_changing_tensor_argument_needs_no_new_capture() -> None:
     batches = [(data(), torch.tensor(0.1 * (i + 1))) for i in range(30)]
     expected = run(weighted, batches, None)
     pyro.clear_param_store()
@@ -342,13 +342,13 @@ def test_a_changing_tensor_argument_needs_no_new_capture() -> None:
     assert svi.num_captures == 1
 
 
-def test_captures_are_bounded_and_the_rest_is_announced_once() -> None:
+def test_captures_are_bounded_and_the_limit_is_announced_once() -> None:
     batches = [(data(), 0.1 * (1 + i % 6)) for i in range(40)]
-    said: list[str] = []
-    got = run(weighted, batches, "auto", announce=said.append, max_captures=3)
-    assert got == pytest.approx(run(weighted, batches, None), rel=1e-5)
-    assert len(said) == 1
-    assert "3 kinds of arguments" in said[0]
+    lines: list[str] = []
+    losses = run(weighted, batches, "auto", announce=lines.append, max_captures=3)
+    assert losses == pytest.approx(run(weighted, batches, None), rel=1e-5)
+    assert len(lines) == 1
+    assert "3 kinds of arguments" in lines[0]
 
 
 def test_train_and_eval_mode_are_different_captures() -> None:
@@ -370,32 +370,33 @@ def test_train_and_eval_mode_are_different_captures() -> None:
             if engine is None
             else CompiledSVI(model, guide, optimizer, Trace_ELBO(), engine=engine)
         )
-        got = [svi.step(data()) for _ in range(8)]
+        values = [svi.step(data()) for _ in range(8)]
         model.eval()
-        return got + [svi.step(data()) for _ in range(8)]
+        return values + [svi.step(data()) for _ in range(8)]
 
     assert losses("captured") == pytest.approx(losses(None), rel=1e-5)
 
 
-def test_a_data_tensor_held_by_the_model_is_not_mistaken_for_the_argument() -> None:
-    held = data(20)
+def test_data_tensor_in_the_model_is_not_mistaken_for_the_argument() -> None:
+    constant = data(20)
 
     def model(x: Tensor) -> None:
-        likelihood(x, prior() + held.mean(0))
+        likelihood(x, prior() + constant.mean(0))
 
-    batches = [(held,)] * 5 + [(data(20) + 1.0,)] * 5
+    batches = [(constant,)] * 5 + [(data(20) + 1.0,)] * 5
     assert run(model, batches, "captured") == pytest.approx(run(model, batches, None), rel=1e-5)
 
 
-# The seam for a loop with an optimiser of its own
+# Loops with another optimizer
 
 
-def test_make_step_leaves_gradients_and_reads_a_weight_filled_in_place() -> None:
+def test_captured_gradient_leaves_gradients_and_reads_a_weight_filled_in_place() -> None:
     weight = torch.ones(())
 
-    def losses(engine: Any) -> list[float]:
+    def losses(captured: bool) -> list[float]:
         pyro.set_rng_seed(0)
         x, loc = data(), torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.RMSprop([loc], lr=0.1)
 
         def loss_and_grads(x: Tensor) -> Tensor:
             z = loc + torch.randn(3)
@@ -404,13 +405,15 @@ def test_make_step_leaves_gradients_and_reads_a_weight_filled_in_place() -> None
             torch.nn.utils.clip_grad_norm_([loc], 0.5)
             return loss.detach()
 
-        step = make_step(loss_and_grads, [loc], engine)
-        optimizer = torch.optim.RMSprop([loc], lr=0.1)
-        got = []
+        gradient: Any = loss_and_grads
+        if captured:
+            gradient = CapturedGradient(loss_and_grads, [loc], strict=True)
+        values = []
         for i in range(20):
             weight.fill_(1.0 / (i + 1))
-            got.append(float(step(x)))
+            loc.grad = None
+            values.append(float(gradient(x)))
             optimizer.step()
-        return got
+        return values
 
-    assert losses("captured") == pytest.approx(losses("eager"), rel=1e-5)
+    assert losses(captured=True) == pytest.approx(losses(captured=False), rel=1e-5)

@@ -1,4 +1,4 @@
-"""What is replaced between two steps: CompiledSVI goes on as `pyro.infer.SVI` does."""
+"""Replacements between steps: CompiledSVI continues as `pyro.infer.SVI` does."""
 
 from collections.abc import Callable
 from functools import partial
@@ -45,13 +45,13 @@ def losses(engine: Any, change: Change, steps: int = 24) -> list[float]:
         if engine is None
         else CompiledSVI(model, guide, optimizer, loss, engine=engine)
     )
-    got = []
+    values = []
     for i in range(steps):
-        got.append(svi.step(x))
+        values.append(svi.step(x))
         change(model, loss, i)
     if engine not in (None, "eager"):
-        assert svi.level == engine  # captured anew
-    return got
+        assert svi.level == engine  # captured again
+    return values
 
 
 def nothing(model: Any, loss: Any, i: int) -> None:
@@ -72,18 +72,18 @@ def stored(model: Any, loss: Any, i: int) -> None:
 
 
 def loaded() -> Change:
-    kept: dict[str, Any] = {}
+    saved: dict[str, Any] = {}
 
     def change(model: Any, loss: Any, i: int) -> None:
         store = pyro.get_param_store()
         if i == 3:
             state = store.get_state()
-            kept.update(state)
-            kept["params"] = {
+            saved.update(state)
+            saved["params"] = {
                 k: v.detach().clone().requires_grad_() for k, v in state["params"].items()
             }
         if i == 10:
-            store.set_state(kept)
+            store.set_state(saved)
 
     return change
 
@@ -103,19 +103,19 @@ CHANGES: dict[str, Callable[[], Change]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_is_replaced_between_steps_is_seen(name: str) -> None:
+def test_captured_svi_detects_replacements_between_steps(name: str) -> None:
     expected = losses(None, CHANGES[name]())
     assert losses("captured", CHANGES[name]()) == pytest.approx(expected, rel=1e-5)
     assert losses(None, nothing) != pytest.approx(expected, rel=1e-3)  # it makes a difference
 
 
 @pytest.mark.slow
-def test_what_is_replaced_between_compiled_steps_is_seen() -> None:
+def test_compiled_svi_detects_replacements_between_steps() -> None:
     expected = losses(None, stored)
     assert losses("compiled", stored) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_parameter_frozen_between_steps_stays() -> None:
+def test_parameter_frozen_between_steps_stays() -> None:
     pyro.clear_param_store()
     svi = CompiledSVI(Model(), guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), "captured")
     for _ in range(8):
@@ -129,7 +129,7 @@ def test_a_parameter_frozen_between_steps_stays() -> None:
     assert not torch.equal(pyro.param("scale").detach(), other)
 
 
-def test_what_nobody_sees_is_forgotten_when_asked() -> None:
+def test_forget_captures_an_undetected_change() -> None:
     hidden = {"by": {"name": 1.0}}
 
     def model(x: Tensor) -> None:
@@ -143,16 +143,16 @@ def test_what_nobody_sees_is_forgotten_when_asked() -> None:
         svi.step(x)
     hidden["by"]["name"] = 5.0
     torch.manual_seed(0)
-    wanted = svi.evaluate_loss(x)
+    expected = svi.evaluate_loss(x)
     svi.forget()
     torch.manual_seed(0)
-    assert svi.step(x) == pytest.approx(wanted, rel=1e-5)
+    assert svi.step(x) == pytest.approx(expected, rel=1e-5)
 
 
-# Parameters that some arguments use and others do not
+# Parameters that only some arguments use
 
 
-def halves(step: Callable[[Any], Any]) -> tuple[list[float], Any]:
+def alternate(step: Callable[[Any], Any]) -> tuple[list[float], Any]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     one, other = nn.Linear(3, 1), nn.Linear(3, 1)
@@ -171,25 +171,25 @@ def no_guide(*args: Any) -> None:
     pass
 
 
-def test_a_parameter_that_is_not_used_goes_on_by_momentum_as_in_pyro() -> None:
-    def make(kind: Any, **options: Any) -> tuple[list[float], Any]:
+def test_unused_parameter_moves_by_momentum_as_in_pyro() -> None:
+    def run(kind: Any, **options: Any) -> tuple[list[float], Any]:
         adam = pyro.optim.Adam({"lr": 0.05})
-        return halves(lambda model: kind(model, no_guide, adam, Trace_ELBO(), **options))
+        return alternate(lambda model: kind(model, no_guide, adam, Trace_ELBO(), **options))
 
-    expected, _ = make(SVI)
-    assert make(CompiledSVI, engine="eager")[0] == pytest.approx(expected, rel=1e-6)
-    got, svi = make(CompiledSVI, engine="captured")
-    assert got == pytest.approx(expected, rel=1e-5)
+    expected, _ = run(SVI)
+    assert run(CompiledSVI, engine="eager")[0] == pytest.approx(expected, rel=1e-6)
+    losses, svi = run(CompiledSVI, engine="captured")
+    assert losses == pytest.approx(expected, rel=1e-5)
     assert svi.num_captures == 2
 
 
-def test_a_torch_optimizer_takes_in_parameters_that_come_later() -> None:
-    """The first step uses one of two layers: the other one is trained all the same."""
+def test_torch_optimizer_admits_parameters_that_appear_later() -> None:
+    """The first step uses one of two layers; the other one is trained too."""
 
-    def make(engine: Any) -> tuple[list[float], Any]:
+    def run(engine: Any) -> tuple[list[float], Any]:
         adam = partial(torch.optim.Adam, lr=0.05)
-        return halves(lambda model: CompiledSVI(model, no_guide, adam, Trace_ELBO(), engine))
+        return alternate(lambda model: CompiledSVI(model, no_guide, adam, Trace_ELBO(), engine))
 
-    expected, _ = make("eager")
-    assert make("captured")[0] == pytest.approx(expected, rel=1e-5)
+    expected, _ = run("eager")
+    assert run("captured")[0] == pytest.approx(expected, rel=1e-5)
     assert expected[-1] < 0.7 * expected[1]
