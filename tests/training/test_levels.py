@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.compiler import policy as plan
+from ppl_lvm.compiler import policy
 from ppl_lvm.core.console import Progress
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
@@ -234,8 +234,10 @@ def test_several_processes_take_one_step_a_call(monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling seems to cost little: "auto" switches at step 10 or so."""
-    monkeypatch.setattr(plan, "_COST", (0.01, 0.0))
-    monkeypatch.setattr(plan, "_DISPATCH", 1e-5)
+    costs = policy.CostModel(
+        compile_seconds=0.01, compile_seconds_per_node=0.0, dispatch_seconds=1e-5
+    )
+    monkeypatch.setattr(policy, "COSTS", costs)
 
 
 @pytest.mark.slow
@@ -290,9 +292,9 @@ def test_auto_compiles_only_where_the_run_pays_for_it(steps: int, compiles: bool
     gradient = run.step_runner.training_step.gradient
     arguments, recording = gradient.lookup(run.train.batch(torch.arange(35)), {})
     assert recording is not None
-    pays = plan.AheadOfTimePolicy(steps, 70, 35)
+    pays = policy.AheadOfTimePolicy(steps, 70, 35)
     switch = pays.switch(recording, arguments)
     assert (switch < steps) == compiles
-    assert pays.ahead(recording, arguments) == compiles
+    assert pays.compiles_ahead(recording, arguments) == compiles
     for pays.step in (0, switch - 1, switch):
-        assert pays.now(recording, arguments) == (compiles and pays.step >= switch)
+        assert pays.compiles_now(recording, arguments) == (compiles and pays.step >= switch)
