@@ -1,8 +1,7 @@
 from . import authoring, divergences, estimators, guides, models, nn, testing
 from .checks.pair_check import check
-from .compiler.errors import CannotCaptureError
 from .compiler.svi import CompiledSVI
-from .core.errors import CannotSayError
+from .core.errors import CannotCaptureError, CannotSayError, NonFiniteError
 from .data.load import Data, load_data
 from .fitting.adversarial import fit_adversarial
 from .fitting.em import fit_em
@@ -15,7 +14,6 @@ from .runs.directory import load_run
 from .runs.run import Run
 from .runs.run_diagnosis import diagnose
 from .training.em.batch import NotMonotoneError
-from .training.non_finite import NonFiniteError
 
 __all__ = [
     "CannotCaptureError",
