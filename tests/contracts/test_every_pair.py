@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_lvm import estimators
 from ppl_lvm.checks import check
 from ppl_lvm.compiler import CannotCaptureError
-from ppl_lvm.compiler.capture.recorder import watch
+from ppl_lvm.compiler.capture.recorder import record
 from ppl_lvm.data import load_data
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -156,7 +156,7 @@ def misplaced(
             given = [moved(tensor, ELSEWHERE) for tensor in batch]
             leaves = [p for _, module in pair.modules() for p in module.parameters()]
             try:
-                watch(lambda: step(*given), leaves, given)
+                record(lambda: step(*given), leaves, given)
             except CannotCaptureError as refused:
                 return str(refused) if "DeviceMismatch" in str(refused) else None
     return None
