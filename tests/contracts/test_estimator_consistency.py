@@ -1,5 +1,6 @@
-"""CUBO, TVO and wake-sleep: what they bound, and how biased they say they are."""
+"""CUBO, TVO and wake-sleep: bounds and measured bias."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,10 +20,21 @@ from ppl_lvm.estimators import (
 )
 from ppl_lvm.estimators.thermodynamic import contrasts
 from ppl_lvm.particles import Particles
+from ppl_lvm.testing.expectations import (
+    double_precision,
+    enumerate_cases,
+    enumerate_expectation,
+)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    with double_precision():
+        yield
 
 
 class Discrete(nn.Module):
-    """c ~ Categorical(3), x ~ Normal(theta_c, 1), one datum."""
+    """c ~ Categorical(3), x ~ Normal(theta_c, 1), one row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,13 +64,14 @@ class Discrete(nn.Module):
         return (self.log_q() + n * (self.log_joint() - self.log_q())).logsumexp(0) / n
 
 
-def estimate(exact: Any, estimator: Any) -> tuple[Tensor, Tensor, Discrete]:
+def estimate(estimator: Any) -> tuple[Tensor, Tensor, Discrete]:
+    """(expected gradient, gradient of the objective, pair)."""
     pair = Discrete()
     K = estimator.num_particles
     parameters = [pair.theta, pair.phi]
-    cases = exact.cases(K, c=(3, (1,)))
-    ours, target = exact.gradients(estimator, pair.model, pair.guide, (pair.x,), parameters, cases)
-    return ours, target, pair
+    cases = enumerate_cases(K, c=(3, (1,)))
+    result = enumerate_expectation(estimator, pair.model, pair.guide, (pair.x,), parameters, cases)
+    return result.gradient, result.target, pair
 
 
 def gradient(of: Tensor, pair: Discrete) -> Tensor:
@@ -70,7 +83,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
-def test_evidence_is_below_the_exact_cubo_which_rises_in_n(exact: Any) -> None:
+def test_exact_cubo_exceeds_evidence_and_increases_in_n(float64: None) -> None:
     pair = Discrete()
     with torch.no_grad():
         chain = [pair.log_evidence(), *(pair.cubo(n) for n in (1.5, 2.0, 4.0))]
@@ -78,7 +91,7 @@ def test_evidence_is_below_the_exact_cubo_which_rises_in_n(exact: Any) -> None:
 
 
 @pytest.mark.parametrize("n", [1.5, 2.0])
-def test_cubos_estimate_is_renyis_and_tends_to_it_from_below(exact: Any, n: float) -> None:
+def test_cubo_estimate_equals_renyi_and_converges_from_below(float64: None, n: float) -> None:
     pair = Discrete()
     pyro.set_rng_seed(0)
     particles = CUBO(num_particles=20_000, n=n).draw(pair.model, pair.guide, (pair.x,), {})
@@ -90,8 +103,8 @@ def test_cubos_estimate_is_renyis_and_tends_to_it_from_below(exact: Any, n: floa
     assert mean < pair.cubo(n) - 0.01
 
 
-def test_cubo_is_descended_and_its_direction_is_the_exact_cubos(exact: Any) -> None:
-    ours, _, pair = estimate(exact, CUBO(num_particles=2))
+def test_cubo_gradient_has_direction_of_exact_cubo(float64: None) -> None:
+    ours, _, pair = estimate(CUBO(num_particles=2))
     expected = gradient(pair.cubo(2.0), pair)
     cosine = float(ours @ expected / ours.norm() / expected.norm())
     assert cosine == pytest.approx(1.0, abs=1e-9)
@@ -102,27 +115,27 @@ def test_cubo_is_descended_and_its_direction_is_the_exact_cubos(exact: Any) -> N
 
 
 @pytest.mark.parametrize("n", [0.5, float("nan")])
-def test_cubo_of_an_order_below_one_is_refused(n: float) -> None:
+def test_cubo_rejects_order_below_one(n: float) -> None:
     with pytest.raises(ValueError, match="n >= 1"):
         CUBO(n=n)
 
 
-def test_one_partition_of_the_thermodynamic_path_is_leave_one_out(exact: Any) -> None:
-    ours, _, _ = estimate(exact, ThermodynamicELBO(num_particles=2, num_partitions=1))
-    expected, _, _ = estimate(exact, LeaveOneOut(num_particles=2))
+def test_thermodynamic_with_one_partition_is_leave_one_out(float64: None) -> None:
+    ours, _, _ = estimate(ThermodynamicELBO(num_particles=2, num_partitions=1))
+    expected, _, _ = estimate(LeaveOneOut(num_particles=2))
     assert torch.allclose(ours, expected, atol=1e-12)
 
 
 def exact_tvo(pair: Discrete, betas: list[float]) -> Tensor:
     w = pair.log_joint() - pair.log_q()
     total = torch.zeros(())
-    for b, after in pairwise(betas):
+    for b, next_b in pairwise(betas):
         path = (b * pair.log_joint() + (1 - b) * pair.log_q()).softmax(0)
-        total = total + (after - b) * (path * w).sum()
+        total = total + (next_b - b) * (path * w).sum()
     return total
 
 
-def test_the_thermodynamic_bound_rises_with_partitions_to_the_evidence(exact: Any) -> None:
+def test_thermodynamic_bound_increases_with_partitions_to_evidence(float64: None) -> None:
     pair = Discrete()
     with torch.no_grad():
         bounds = [
@@ -136,11 +149,11 @@ def test_the_thermodynamic_bound_rises_with_partitions_to_the_evidence(exact: An
         assert torch.allclose(estimator.bound(particles), bounds[2], atol=0.02)
 
 
-def test_thermodynamic_bias_is_declared_and_falls_with_particles(exact: Any) -> None:
+def test_thermodynamic_bias_falls_with_particles(float64: None) -> None:
     assert not ThermodynamicELBO.unbiased
     biases = []
     for K in (2, 6):
-        ours, _, pair = estimate(exact, ThermodynamicELBO(num_particles=K))
+        ours, _, pair = estimate(ThermodynamicELBO(num_particles=K))
         betas = ThermodynamicELBO(num_particles=K).betas
         biases.append(relative(-ours, gradient(exact_tvo(pair, betas), pair)))
     assert biases[0] > biases[1] > 1e-3
@@ -148,21 +161,21 @@ def test_thermodynamic_bias_is_declared_and_falls_with_particles(exact: Any) -> 
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_the_thermodynamic_covariance_is_divided_as_it_is_written(beta: float) -> None:
+def test_thermodynamic_contrasts_equal_the_divided_covariance(beta: float) -> None:
     w = 2 * torch.randn(5, 3, dtype=torch.float64)
     v = (beta * w).softmax(0)
-    written = v * (w - (v * w).sum(0)) / (1 - (v**2).sum(0))
-    assert torch.allclose(contrasts(beta, w), written, rtol=1e-12)
+    expected = v * (w - (v * w).sum(0)) / (1 - (v**2).sum(0))
+    assert torch.allclose(contrasts(beta, w), expected, rtol=1e-12)
 
 
-def test_where_one_particle_has_all_the_weight_its_nearest_is_held_against_it() -> None:
-    """As written, 0 / 0: the limit of P has only the pair of the two largest weights."""
+def test_thermodynamic_contrasts_are_finite_if_one_particle_dominates() -> None:
+    """The formula is 0 / 0; the limit of P has only the pair of the two largest weights."""
     w = torch.tensor([-3000.0, 0.0, -2000.0]).unsqueeze(1)
     assert contrasts(1.0, w).flatten().tolist() == [0.0, 1000.0, -1000.0]
 
 
-@pytest.mark.parametrize("make", [ReweightedWakeSleep, ThermodynamicELBO])
-def test_point_estimates_keep_their_gradient(make: Any) -> None:
+@pytest.mark.parametrize("cls", [ReweightedWakeSleep, ThermodynamicELBO])
+def test_point_estimates_have_a_gradient(cls: Any) -> None:
     point = torch.tensor(0.4, requires_grad=True)
 
     def model(x: Tensor) -> None:
@@ -181,16 +194,16 @@ def test_point_estimates_keep_their_gradient(make: Any) -> None:
         return torch.autograd.grad(loss, point)[0] / 4_000
 
     pyro.set_rng_seed(0)
-    ours = gradient(make(num_particles=20))
+    ours = gradient(cls(num_particles=20))
     assert torch.allclose(ours, gradient(IWAE(num_particles=20)), atol=0.1)
     assert ours.abs() > 0.3
 
 
-def test_wake_sleep_is_unbiased_for_the_model_and_declares_its_guides_bias(exact: Any) -> None:
+def test_wake_sleep_is_unbiased_for_model_and_biased_for_guide(float64: None) -> None:
     assert not ReweightedWakeSleep.unbiased
     biases = []
     for K in (2, 6):
-        ours, target, pair = estimate(exact, ReweightedWakeSleep(num_particles=K))
+        ours, target, pair = estimate(ReweightedWakeSleep(num_particles=K))
         assert torch.allclose(ours[:3], target[:3], atol=1e-9)  # theta: IWAE_K, exactly
         posterior = pair.log_joint().softmax(0).detach()
         wake = gradient((posterior * pair.log_q()).sum(), pair)

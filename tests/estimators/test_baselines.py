@@ -1,4 +1,4 @@
-"""State that estimators learn: it never sees the draws it serves, and it is checkpointed."""
+"""Learned state of estimators: independence of current draws, checkpoints."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ def guide(x: Tensor) -> None:
         pyro.sample("z", Bernoulli(logits=a * x))
 
 
-def test_a_decaying_average_forgets_its_start() -> None:
+def test_decaying_average_corrects_for_its_initial_value() -> None:
     average = DecayingAverage(0.9)
     assert float(average()) == 0.0
     average.add(torch.tensor([3.0, 5.0]))
@@ -39,18 +39,18 @@ def test_a_decaying_average_forgets_its_start() -> None:
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.0])
-def test_beta_outside_its_range_is_refused(beta: float) -> None:
+def test_decaying_average_baseline_rejects_beta_outside_zero_one(beta: float) -> None:
     with pytest.raises(ValueError, match="0 <= beta < 1"):
         DecayingAverageBaseline(beta=beta)
 
 
 @pytest.mark.parametrize("make", [DecayingAverageBaseline, NeuralBaseline, CUBO])
-def test_state_changes_after_use_and_only_in_training(make: Any) -> None:
+def test_estimator_state_changes_after_use_in_training_mode_only(make: Any) -> None:
     estimator = make(num_particles=2)
     estimator.loss_and_grads(model, guide, X)
     after_one = copy.deepcopy(estimator.state_dict())
     assert float(estimator.average.weight) > 0
-    estimator.loss(model, guide, X)  # no gradient, no learning
+    estimator.loss(model, guide, X)  # without gradient the state stays
     estimator.eval()
     estimator.loss_and_grads(model, guide, X)
     for name, value in estimator.state_dict().items():
@@ -58,7 +58,7 @@ def test_state_changes_after_use_and_only_in_training(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [DecayingAverageBaseline, NeuralBaseline])
-def test_a_baseline_takes_variance_away(make: Any) -> None:
+def test_baseline_lowers_gradient_variance(make: Any) -> None:
     def spread(estimator: Any) -> Tensor:
         pyro.param("a", torch.tensor(0.1))
         a = pyro.get_param_store()["a"].unconstrained()
@@ -76,7 +76,7 @@ def test_a_baseline_takes_variance_away(make: Any) -> None:
     assert spread(estimator) < 0.9 * spread(ScoreFunction(num_particles=1))
 
 
-def test_svi_trains_the_network_of_a_neural_baseline() -> None:
+def test_svi_trains_neural_baseline_network() -> None:
     estimator = NeuralBaseline(num_particles=2)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss=estimator)
     svi.step(X)
@@ -87,9 +87,9 @@ def test_svi_trains_the_network_of_a_neural_baseline() -> None:
         assert not torch.equal(old, new)
 
 
-def test_the_networks_fit_gives_no_gradient_to_model_or_guide() -> None:
+def test_neural_baseline_least_squares_has_no_gradient_for_model() -> None:
     estimator = NeuralBaseline(num_particles=2)
-    estimator.loss_and_grads(model, guide, X)  # makes the lazy layer
+    estimator.loss_and_grads(model, guide, X)  # initializes the lazy layer
     pyro.set_rng_seed(3)
     loss = estimator.differentiable_loss(model, guide, X)
     store = pyro.get_param_store()
@@ -102,10 +102,12 @@ def test_the_networks_fit_gives_no_gradient_to_model_or_guide() -> None:
     estimator.average.weight.zero_()
     estimator.average.add(torch.tensor(0.0))
     fixed = torch.autograd.grad(estimator.differentiable_loss(model, guide, X), ours)
-    assert torch.allclose(with_fit[0], fixed[0])  # the model's part knows no baseline
+    assert torch.allclose(
+        with_fit[0], fixed[0]
+    )  # the model's gradient does not depend on the baseline
 
 
-def test_state_dict_of_a_fresh_estimator_takes_a_trained_ones() -> None:
+def test_untrained_neural_baseline_loads_trained_state_dict() -> None:
     trained, fresh = NeuralBaseline(hidden=5), NeuralBaseline(hidden=5)
     trained.loss_and_grads(model, guide, X)
     fresh.load_state_dict(trained.state_dict())
@@ -113,7 +115,7 @@ def test_state_dict_of_a_fresh_estimator_takes_a_trained_ones() -> None:
         assert torch.equal(a, b)
 
 
-def test_a_network_of_x_needs_the_rows() -> None:
+def test_neural_baseline_rejects_arguments_that_are_not_rows() -> None:
     def subsampled(x: Tensor) -> None:
         with pyro.plate("data", len(x), subsample_size=2, dim=-1) as rows:
             z = pyro.sample("z", Bernoulli(0.5))
@@ -138,7 +140,7 @@ def test_a_network_of_x_needs_the_rows() -> None:
         NeuralBaseline().loss_and_grads(with_global, q_global, X)
 
 
-def test_a_copy_has_the_state_and_not_the_programs() -> None:
+def test_copied_estimator_has_state_but_no_pair_structures() -> None:
     estimator = DecayingAverageBaseline()
     estimator.loss_and_grads(model, guide, X)
     copied = copy.deepcopy(estimator)
@@ -147,7 +149,7 @@ def test_a_copy_has_the_state_and_not_the_programs() -> None:
     assert estimator._structures
 
 
-def test_an_elbo_module_has_the_networks_parameters() -> None:
+def test_elbo_module_contains_neural_baseline_parameters() -> None:
     class Program(torch.nn.Module):
         def __init__(self, program: Any) -> None:
             super().__init__()

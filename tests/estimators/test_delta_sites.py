@@ -1,4 +1,4 @@
-"""Guides that give a site its value as a point mass with a log density: Pyro's automatic ones."""
+"""Bounds of Pyro's automatic guides with Delta sites and log-densities."""
 
 import math
 from typing import Any
@@ -34,17 +34,17 @@ def _exact(x: Tensor, loc: float, scale: float) -> float:
 
 @pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
 @pytest.mark.parametrize("estimator", [ELBO, StickingTheLanding])
-def test_the_density_of_the_push_is_in_the_bound(guide: Any, estimator: Any) -> None:
+def test_bound_includes_log_density_of_transformed_site(guide: Any, estimator: Any) -> None:
     x = torch.tensor([1.5, 2.5])
-    made = guide(_model)
-    made(x)
+    q = guide(_model)
+    q(x)
     with torch.no_grad():
-        for leaf in made.parameters():
-            leaf += 0.6  # from 0, where the logarithm of the Jacobian is 0 on average
+        for leaf in q.parameters():
+            leaf += 0.6  # at 0 the mean log-Jacobian is 0
     loss = estimator(num_particles=4000)
     with torch.no_grad():
-        draws = torch.tensor([-loss.loss(_model, made, x) for _ in range(20)])
-    loc, scale = made.quantiles([0.5, 0.8413447461])["rate"]
+        draws = torch.tensor([-loss.loss(_model, q, x) for _ in range(20)])
+    loc, scale = q.quantiles([0.5, 0.8413447461])["rate"]
     if isinstance(loc, Tensor):
         loc, scale = loc.item(), scale.item()
     middle = math.log(loc)
@@ -53,8 +53,8 @@ def test_the_density_of_the_push_is_in_the_bound(guide: Any, estimator: Any) -> 
     assert draws.mean().item() == pytest.approx(exact, abs=5 * error)
 
 
-def test_a_closed_form_that_forgets_it_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wrong twin: Pyro's KL of a point mass."""
+def test_closed_form_without_log_density_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Deliberately wrong: Pyro's KL of a point mass."""
     monkeypatch.setattr(closed_form, "is_point", lambda fn: False)
     with pytest.raises(AssertionError):
-        test_the_density_of_the_push_is_in_the_bound(AutoNormal, ELBO)
+        test_bound_includes_log_density_of_transformed_site(AutoNormal, ELBO)

@@ -1,4 +1,4 @@
-"""DisARM: exact by the three regions of u that its pair of bits can tell apart."""
+"""DisARM: exact expectation over three regions of u per bit."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -15,7 +15,7 @@ from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 
 class Bits(nn.Module):
-    """Two bits for each of two rows; q sees x."""
+    """Two bits for each of two rows; q depends on x."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Bits(nn.Module):
         return (self.x.unsqueeze(-1) + self.phi).detach()
 
     def elbo(self) -> Tensor:
-        """Exact, summed over the rows."""
+        """Exact ELBO, summed over the rows."""
         total = torch.zeros(())
         for bits in product([0.0, 1.0], repeat=2):
             z = torch.tensor(bits)
@@ -53,14 +53,14 @@ class Bits(nn.Module):
 
 
 def regions(logits: Tensor) -> Iterator[tuple[Tensor, float]]:
-    """Every u that matters, with its probability."""
+    """One u per region with equal bits b and b', with its probability."""
     p = logits.sigmoid()
     m = torch.minimum(p, 1 - p)
-    middles = torch.stack([m / 2, torch.full_like(m, 0.5), 1 - m / 2])
+    midpoints = torch.stack([m / 2, torch.full_like(m, 0.5), 1 - m / 2])
     lengths = torch.stack([m, 1 - 2 * m, m])
     for choice in product(range(3), repeat=logits.numel()):
         index = torch.tensor(choice).reshape(1, *logits.shape)
-        yield middles.gather(0, index)[0], float(lengths.gather(0, index).prod())
+        yield midpoints.gather(0, index)[0], float(lengths.gather(0, index).prod())
 
 
 def expected(estimator: Any, pair: Bits, monkeypatch: Any) -> Tensor:
@@ -73,15 +73,17 @@ def expected(estimator: Any, pair: Bits, monkeypatch: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_expected_gradient_is_the_elbos(exact: Any, monkeypatch: Any, vectorize: bool) -> None:
+def test_disarm_expected_gradient_is_that_of_the_elbo(
+    float64: None, monkeypatch: Any, vectorize: bool
+) -> None:
     pair = Bits()
     ours = expected(DisARM(vectorize_particles=vectorize), pair, monkeypatch)
     target = pair.gradient(-pair.elbo())
     assert (ours - target).abs().max() < 1e-9
 
 
-def test_forgetting_a_factor_is_caught(exact: Any, monkeypatch: Any) -> None:
-    """ARM's (u - 1/2) is replaced by σ(|φ|)/2 only in the mean; without σ(|φ|) it is biased."""
+def test_disarm_without_sigmoid_factor_is_biased(float64: None, monkeypatch: Any) -> None:
+    """Deliberately wrong: the factor σ(|φ|) omitted."""
 
     def direction(self: Any, u: Tensor, logits: Tensor, msg: Any) -> Tensor:
         b, b2 = self._first(u, logits), self._second(u, logits)
@@ -94,7 +96,7 @@ def test_forgetting_a_factor_is_caught(exact: Any, monkeypatch: Any) -> None:
     assert (ours - pair.gradient(-pair.elbo())).abs().max() > 1e-2
 
 
-def test_a_mini_batch_is_scaled() -> None:
+def test_disarm_scales_minibatch() -> None:
     pair, scaled = Bits(), ScaleDataPlate(20)
     run = DisARM(num_particles=4).differentiable_loss
     pyro.set_rng_seed(1)
@@ -105,7 +107,7 @@ def test_a_mini_batch_is_scaled() -> None:
     assert torch.allclose(pair.gradient(ten), 10 * pair.gradient(plain))
 
 
-def test_less_variance_than_two_independent_draws() -> None:
+def test_disarm_has_less_variance_than_independent_pairs() -> None:
     pair = Bits()
 
     def spread(estimator: Any) -> float:
@@ -116,7 +118,7 @@ def test_less_variance_than_two_independent_draws() -> None:
     assert spread(DisARM()) < 0.7 * spread(ScoreFunction(num_particles=2))
 
 
-def test_pairs_are_refused_by_what_they_are() -> None:
+def test_disarm_rejects_odd_particles_and_unsupported_guides() -> None:
     with pytest.raises(ValueError, match="even number"):
         DisARM(num_particles=3)
 

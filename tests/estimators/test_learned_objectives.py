@@ -1,4 +1,4 @@
-"""Objectives that learn parameters of their own: trained with the pair, kept with the run."""
+"""Runs with estimators that learn parameters: training and reload."""
 
 import functools
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.runs.directory import load_run
 
-quiet = functools.partial(fit, progress=False)
+fit_quietly = functools.partial(fit, progress=False)
 
 
 class Coins(PyroModule):
@@ -45,10 +45,12 @@ class CoinsGuide(PyroModule):
 @pytest.mark.parametrize(
     "objective", ["NeuralBaseline", "DecayingAverageBaseline", "RELAX", "DisARM", None]
 )
-def test_learned_objectives_train_and_come_back(objective: str | None, tmp_path: Path) -> None:
+def test_run_with_learned_objective_trains_and_reloads(
+    objective: str | None, tmp_path: Path
+) -> None:
     x = torch.randn(100, 1) * torch.tensor([2.0, -1.0, 0.5]) + torch.randn(100, 3)
     options: dict[str, Any] = {"objective": objective, "optimizer": "Adam(lr=0.02)"}
-    run = quiet(Coins(), CoinsGuide(), x, num_steps=200, directory=tmp_path / "r", **options)
+    run = fit_quietly(Coins(), CoinsGuide(), x, num_steps=200, directory=tmp_path / "r", **options)
     assert np.mean(run.history["bound"][-20:]) > np.mean(run.history["bound"][:20])
-    back = load_run(tmp_path / "r", model=Coins(), guide=CoinsGuide())
-    assert back.log_evidence(x, 50).value == run.log_evidence(x, 50).value
+    loaded = load_run(tmp_path / "r", model=Coins(), guide=CoinsGuide())
+    assert loaded.log_evidence(x, 50).value == run.log_evidence(x, 50).value

@@ -1,10 +1,10 @@
-"""Bounds and pathwise gradients where everything is known in closed form.
+"""Closed-form bounds and pathwise gradients of a linear-Gaussian pair.
 
     z_n ~ N(0, I_D),  x_n ~ N(W z_n, s² I_P),  q(z_n | x_n) = N(A x_n + a, diag σ²)
 
-The evidence is Gaussian, the posterior N(V Wᵀ x / s², V) with V = (I + WᵀW / s²)⁻¹, and Rényi's
-divergence between two Gaussians has a closed form. Where only sampling will do, five of the
-sample's own standard errors are allowed.
+The evidence is Gaussian, the posterior N(V Wᵀ x / s², V) with V = (I + WᵀW / s²)⁻¹, and the Rényi
+divergence between two Gaussians has a closed form. Sample means must agree within five standard
+errors.
 """
 
 import math
@@ -35,7 +35,7 @@ D, P = 2, 3
 
 
 class LinearGaussian(nn.Module):
-    """The pair above, both halves in one module; `at_posterior` makes q exact."""
+    """The pair above; `at_posterior` makes q exact."""
 
     def __init__(self, rows: int = 3) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def gradients(lg: LinearGaussian, estimator: Estimator, draws: int) -> Tensor:
 
 
 def assert_mean(sample: Tensor, expected: Tensor) -> None:
-    """Within five standard errors of its own, or equal where nothing varies."""
+    """Require the sample mean within five standard errors (equal without variance)."""
     error = sample.std(0) / math.sqrt(len(sample))
     assert ((sample.mean(0) - expected).abs() <= 5 * error + 1e-9).all()
 
@@ -133,13 +133,13 @@ def test_bounds_are_ordered_and_below_the_evidence() -> None:
     assert all(gap > 5 * e for gap, e in zip(gaps, errors, strict=True))
 
 
-def test_the_elbo_is_its_closed_form() -> None:
+def test_elbo_has_its_closed_form() -> None:
     lg = LinearGaussian()
     assert_mean(repeated(lg, ELBO(analytic_kl=False), 20_000), lg.elbo().detach())
     assert_mean(repeated(lg, ELBO(), 20_000), lg.elbo().detach())
 
 
-def test_analytic_kl_leaves_nothing_random_where_the_data_do_not_depend_on_z() -> None:
+def test_analytic_kl_has_no_variance_if_data_do_not_depend_on_z() -> None:
     lg = LinearGaussian()
     lg.W.data.zero_()
     with_kl, without = (repeated(lg, ELBO(analytic_kl=a), 100) for a in (True, False))
@@ -148,8 +148,8 @@ def test_analytic_kl_leaves_nothing_random_where_the_data_do_not_depend_on_z() -
     assert torch.allclose(with_kl[0], lg.elbo())
 
 
-def test_a_latent_that_the_model_draws_later_than_the_guide_keeps_its_sampled_term() -> None:
-    """p(a | b), but q(b | a): a's KL given b would depend on a draw that follows it."""
+def test_analytic_kl_is_not_used_if_prior_depends_on_later_guide_site() -> None:
+    """p(a | b), but q(b | a): the KL of a would depend on a later draw."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -170,13 +170,13 @@ def test_a_latent_that_the_model_draws_later_than_the_guide_keeps_its_sampled_te
 @pytest.mark.parametrize(
     "estimator", [ELBO(), ELBO(num_particles=2, analytic_kl=False), StickingTheLanding()], ids=str
 )
-def test_elbo_gradients_are_the_closed_forms(estimator: Estimator) -> None:
+def test_elbo_gradients_have_their_closed_form(estimator: Estimator) -> None:
     lg = LinearGaussian()
     assert_mean(gradients(lg, estimator, 1_000), lg.gradient(-lg.elbo().sum()))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 2.0])
-def test_renyi_tends_to_its_closed_form(alpha: float) -> None:
+def test_renyi_converges_to_its_closed_form(alpha: float) -> None:
     lg = LinearGaussian()
     lg.log_sigma.data -= 0.3  # so that α = 2 exists
     expected = (lg.log_evidence() - lg.divergence(alpha)).detach()
@@ -185,7 +185,7 @@ def test_renyi_tends_to_its_closed_form(alpha: float) -> None:
     assert ((sample.mean(0) - expected).abs() < bias).all()
 
 
-def test_renyi_falls_in_alpha_and_ends_in_the_largest_weight() -> None:
+def test_renyi_decreases_in_alpha_with_vr_max_as_limit() -> None:
     lg = LinearGaussian()
     particles = IWAE(num_particles=6).draw(lg.model, lg.guide, (lg.x,), {})
     orders = [-1000.0, -2.0, 0.0, 0.5, 1.0, 2.0, 5.0]
@@ -199,14 +199,14 @@ def test_renyi_falls_in_alpha_and_ends_in_the_largest_weight() -> None:
     assert torch.allclose(near, bounds[4], atol=1e-4)
 
 
-def test_only_orders_that_bound_say_so() -> None:
+def test_is_bound_depends_on_alpha() -> None:
     assert Renyi(alpha=0.5).is_bound
     assert not Renyi(alpha=-1.0).is_bound
     assert not VRMax().is_bound
 
 
 @pytest.mark.parametrize("estimator", [ELBO(), IWAE(num_particles=3), Renyi(alpha=0.5)], ids=str)
-def test_every_bound_is_the_evidence_at_the_posterior(estimator: Estimator) -> None:
+def test_bound_equals_evidence_at_posterior(estimator: Estimator) -> None:
     lg = LinearGaussian().at_posterior()
     if isinstance(estimator, ELBO):
         estimator = ELBO(analytic_kl=False)
@@ -225,7 +225,7 @@ def test_every_bound_is_the_evidence_at_the_posterior(estimator: Estimator) -> N
     ],
     ids=str,
 )
-def test_guide_gradient_has_no_variance_at_the_posterior(estimator: Any, zero: bool) -> None:
+def test_guide_gradient_variance_at_posterior(estimator: Any, zero: bool) -> None:
     lg = LinearGaussian().at_posterior()
     guide_part = gradients(lg, estimator, 20)[:, P * D :]
     spread = float(guide_part.std(0).max())
@@ -234,24 +234,24 @@ def test_guide_gradient_has_no_variance_at_the_posterior(estimator: Any, zero: b
         assert guide_part.abs().max() < 1e-12
 
 
-def test_zero_of_the_score_term_is_what_sticking_the_landing_drops() -> None:
+def test_sticking_the_landing_drops_the_score_term() -> None:
     lg = LinearGaussian()
     stl, elbo = StickingTheLanding(), ELBO(analytic_kl=False)
     pyro.set_rng_seed(1)
     a = lg.gradient(stl.differentiable_loss(lg.model, lg.guide, lg.x))
     pyro.set_rng_seed(1)
     b = lg.gradient(elbo.differentiable_loss(lg.model, lg.guide, lg.x))
-    assert torch.allclose(a[: P * D], b[: P * D])  # the model's gradient is the same draw's
+    assert torch.allclose(a[: P * D], b[: P * D])  # same draws: same gradient of the model
     assert not torch.allclose(a[P * D :], b[P * D :])
 
 
 class NoPath(Normal):
-    """A Gaussian that forbids gradients through its draws."""
+    """A Gaussian without reparameterized draws."""
 
     has_rsample = False
 
 
-def test_score_function_of_gaussian_draws_without_rsample() -> None:
+def test_score_function_handles_gaussian_without_rsample() -> None:
     lg = LinearGaussian(rows=1)
 
     def guide(x: Tensor) -> None:
@@ -263,7 +263,7 @@ def test_score_function_of_gaussian_draws_without_rsample() -> None:
     assert_mean(sample, lg.gradient(-lg.elbo().sum()))
 
 
-def test_annealing_scales_the_kl_of_the_elbo() -> None:
+def test_poutine_scale_scales_kl_of_elbo() -> None:
     lg = LinearGaussian()
 
     def annealed(program: Callable[[Tensor], None]) -> Callable[[Tensor], None]:

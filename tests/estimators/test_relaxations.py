@@ -1,4 +1,4 @@
-"""Gumbel-softmax and straight-through: what they are, and how biased they say they are."""
+"""Gumbel-softmax and straight-through: values, gradients, declared bias."""
 
 import math
 from typing import Any
@@ -44,7 +44,7 @@ class OneHot(nn.Module):
         return (log_q.exp() * (log_p - log_q)).sum()
 
     def bias(self, estimator: Any, rows: int = 60_000) -> float:
-        """Relative bias of φ's gradient, many rows of one datum at once."""
+        """Relative bias of φ's gradient, from many equal rows."""
         x = self.x.expand(rows)
         loss = estimator.differentiable_loss(self.model, self.guide, x) / rows
         ours = torch.autograd.grad(loss, self.phi)[0]
@@ -53,7 +53,7 @@ class OneHot(nn.Module):
 
 
 class TwoBits(nn.Module):
-    """x's density is exp of a function linear in every bit."""
+    """log p(x | z) is linear in every bit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class TwoBits(nn.Module):
         return (p.prod() + x * p[0] - kl.sum()).sum()
 
 
-def test_concrete_densities_are_used_in_guide_and_model() -> None:
+def test_gumbel_softmax_uses_concrete_densities_in_guide_and_model() -> None:
     pair = TwoBits()
     estimator = GumbelSoftmax(num_particles=3, temperature=0.7)
     x = torch.tensor([0.3, -0.1])
@@ -91,7 +91,7 @@ def test_concrete_densities_are_used_in_guide_and_model() -> None:
     assert particles.score is None
 
 
-def test_gumbel_softmax_declares_a_bias_that_falls_with_the_temperature() -> None:
+def test_gumbel_softmax_bias_falls_with_temperature() -> None:
     assert not GumbelSoftmax.unbiased
     assert not GumbelSoftmax().is_bound
     pair = OneHot()
@@ -100,7 +100,7 @@ def test_gumbel_softmax_declares_a_bias_that_falls_with_the_temperature() -> Non
     assert hot > warm + 0.1
 
 
-def test_straight_through_is_the_elbo_in_value(exact: Any) -> None:
+def test_straight_through_value_is_the_elbo(float64: None) -> None:
     pair = TwoBits()
     x = torch.tensor([0.4]).expand(50_000)
     for tau in (None, 0.5):
@@ -108,7 +108,7 @@ def test_straight_through_is_the_elbo_in_value(exact: Any) -> None:
         assert loss == pytest.approx(-float(pair.elbo(x[:1]).detach()), abs=0.02)
 
 
-def test_straight_through_the_mean_is_right_for_linear_bits(exact: Any) -> None:
+def test_straight_through_mean_gradient_is_exact_for_linear_bits(float64: None) -> None:
     pair = TwoBits()
     n = 40_000
     x = torch.tensor([0.4]).expand(n)
@@ -119,19 +119,19 @@ def test_straight_through_the_mean_is_right_for_linear_bits(exact: Any) -> None:
     assert ((ours - target).abs() < 5 / math.sqrt(n)).all()
 
 
-def test_straight_through_declares_a_bias_that_no_temperature_takes_away() -> None:
+def test_straight_through_is_biased_at_every_temperature() -> None:
     assert not StraightThrough.unbiased
     pair = OneHot()
     for tau in (None, 1.0, 0.3):
         assert pair.bias(StraightThrough(temperature=tau)) > 0.15
 
 
-@pytest.mark.parametrize("make", [GumbelSoftmax, StraightThrough])
-def test_a_loop_a_mini_batch_and_a_relaxed_site_in_both_programs(make: Any) -> None:
+@pytest.mark.parametrize("cls", [GumbelSoftmax, StraightThrough])
+def test_relaxed_estimator_scales_minibatch_with_and_without_loop(cls: Any) -> None:
     pair = TwoBits()
     x = torch.tensor([0.4, -1.0])
     for vectorize in (True, False):
-        estimator = make(num_particles=2, vectorize_particles=vectorize)
+        estimator = cls(num_particles=2, vectorize_particles=vectorize)
         scaled = ScaleDataPlate(8)
         particles = estimator.draw(scaled(pair.model), scaled(pair.guide), (x,), {})
         assert particles.log_w.shape == (2, 2)
@@ -140,13 +140,13 @@ def test_a_loop_a_mini_batch_and_a_relaxed_site_in_both_programs(make: Any) -> N
         assert grad.abs().min() > 0
 
 
-@pytest.mark.parametrize("make", [GumbelSoftmax, StraightThrough])
-def test_sites_without_a_relaxation_are_refused(make: Any) -> None:
+@pytest.mark.parametrize("cls", [GumbelSoftmax, StraightThrough])
+def test_relaxed_estimator_rejects_categorical_site(cls: Any) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("c", Categorical(torch.ones(3) / 3))
 
     with pytest.raises(ValueError, match=r"'c' is Categorical. Write it one-hot, or use Leave"):
-        make().loss(model, model, torch.zeros(2))
+        cls().loss(model, model, torch.zeros(2))
     with pytest.raises(ValueError, match="positive temperature"):
-        make(temperature=0.0)
+        cls(temperature=0.0)

@@ -1,4 +1,4 @@
-"""REBAR and RELAX: unbiased for every control variate, by quadrature over the two uniforms."""
+"""REBAR and RELAX: exact expectations by quadrature over uniforms."""
 
 import math
 from functools import partial
@@ -19,7 +19,7 @@ PHI = 0.6
 
 
 class Bits(nn.Module):
-    """D bits per row, all rows alike but for x."""
+    """D bits per row; rows differ in x only."""
 
     def __init__(self, bits: int = 1) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Bits(nn.Module):
 
 
 def elbo(pair: Bits, x: Tensor) -> Tensor:
-    """Exact, one datum."""
+    """Exact ELBO of one row."""
     total = torch.zeros(())
     for index in range(2 ** len(pair.phi)):
         z = torch.tensor([float(index >> d & 1) for d in range(len(pair.phi))])
@@ -55,7 +55,7 @@ def elbo(pair: Bits, x: Tensor) -> Tensor:
 def grid(nodes: int) -> tuple[Tensor, Tensor, Tensor]:
     """(u, v, weight): Gauss-Legendre on both sides of the sign's threshold.
 
-    Nodes crowd at the ends, where logits run to infinity.
+    Nodes are dense at the ends, where logits diverge.
     """
     t, weight = np.polynomial.legendre.leggauss(nodes)
     t, weight = (t + 1) / 2, weight / 2
@@ -70,12 +70,12 @@ def grid(nodes: int) -> tuple[Tensor, Tensor, Tensor]:
 def expected(estimator: Any, pair: Bits, monkeypatch: Any, nodes: int = 80) -> Tensor:
     u, v, weight = grid(nodes)
 
-    def given(like: Tensor) -> tuple[Tensor, Tensor]:
+    def fixed_uniforms(like: Tensor) -> tuple[Tensor, Tensor]:
         return u.reshape(like.shape), v.reshape(like.shape)
 
     x = torch.full((len(u),), 0.8)
     estimator.analyze(pair.model, pair.guide, (x,), {})
-    monkeypatch.setattr(relaxed_bernoulli, "uniforms", given)
+    monkeypatch.setattr(relaxed_bernoulli, "uniforms", fixed_uniforms)
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
     return pair.gradient((weight * estimator.surrogate(particles)).sum())
 
@@ -90,8 +90,8 @@ ESTIMATORS: list[Any] = [
 
 @pytest.mark.parametrize("eta", [1.0, 0.3])
 @pytest.mark.parametrize("number", range(len(ESTIMATORS)))
-def test_expected_gradient_is_the_elbos(
-    exact: Any, monkeypatch: Any, number: int, eta: float
+def test_relaxed_control_expected_gradient_is_that_of_the_elbo(
+    float64: None, monkeypatch: Any, number: int, eta: float
 ) -> None:
     estimator = ESTIMATORS[number].double().eval()
     estimator.eta.data.fill_(eta)
@@ -101,25 +101,29 @@ def test_expected_gradient_is_the_elbos(
     assert (ours - target).abs().max() < 1e-8
 
 
-def test_a_relaxed_draw_that_forgets_its_condition_is_caught(exact: Any, monkeypatch: Any) -> None:
+def test_rebar_without_derivative_of_conditional_draw_is_biased(
+    float64: None, monkeypatch: Any
+) -> None:
     original = relaxed_bernoulli._draw
 
-    def forgetful(phi: Tensor) -> dict[str, Tensor]:
+    def unconditional(phi: Tensor) -> dict[str, Tensor]:
         draws = original(phi)
-        draws["dz2"] = torch.ones_like(draws["dz2"])  # ∂z'/∂φ without u' depending on φ
+        draws["dz2"] = torch.ones_like(draws["dz2"])  # ∂z'/∂φ without the dependence of u' on φ
         return draws
 
-    monkeypatch.setattr(relaxed_bernoulli, "_draw", forgetful)
+    monkeypatch.setattr(relaxed_bernoulli, "_draw", unconditional)
     pair = Bits()
     ours = expected(REBAR().double().eval(), pair, monkeypatch)
     assert (ours - pair.gradient(elbo(pair, torch.tensor(0.8)))).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-@pytest.mark.parametrize("make", [REBAR, RELAX])
-def test_several_bits_and_particles(exact: Any, make: Any, vectorize: bool) -> None:
+@pytest.mark.parametrize("cls", [REBAR, RELAX])
+def test_relaxed_control_mean_gradient_with_several_bits_and_particles(
+    float64: None, cls: Any, vectorize: bool
+) -> None:
     pair = Bits(3)
-    estimator = make(num_particles=2, vectorize_particles=vectorize).double().eval()
+    estimator = cls(num_particles=2, vectorize_particles=vectorize).double().eval()
     x, copies, n = torch.tensor([0.8, -0.3]), 25, 40  # 1,000 draws, 25 at a time
     run = partial(estimator.differentiable_loss, pair.model, pair.guide, x.repeat(copies))
     sample = torch.stack([pair.gradient(run()) / copies for _ in range(n)])
@@ -127,10 +131,10 @@ def test_several_bits_and_particles(exact: Any, make: Any, vectorize: bool) -> N
     assert ((sample.mean(0) - target).abs() < 5 * sample.std(0) / math.sqrt(n)).all()
 
 
-@pytest.mark.parametrize("make", [REBAR, RELAX])
-def test_its_parameters_learn_and_take_variance_away(make: Any) -> None:
+@pytest.mark.parametrize("cls", [REBAR, RELAX])
+def test_relaxed_control_parameters_learn_and_lower_variance(cls: Any) -> None:
     pair = Bits(3)
-    estimator = make()
+    estimator = cls()
     x = torch.linspace(-1.0, 1.0, 16)
 
     def spread(estimator: Any) -> float:
@@ -152,13 +156,13 @@ def test_its_parameters_learn_and_take_variance_away(make: Any) -> None:
     assert spread(estimator) < 0.5 * spread(ScoreFunction(num_particles=1))
 
 
-@pytest.mark.parametrize("make", [REBAR, RELAX])
-def test_a_temperature_must_be_positive(make: Any) -> None:
+@pytest.mark.parametrize("cls", [REBAR, RELAX])
+def test_relaxed_control_rejects_zero_temperature(cls: Any) -> None:
     with pytest.raises(ValueError, match="positive temperature, got 0"):
-        make(temperature=0.0)
+        cls(temperature=0.0)
 
 
-def test_the_variance_gradient_reaches_the_control_only(exact: Any) -> None:
+def test_variance_gradient_reaches_control_variate_only(float64: None) -> None:
     pair, x = Bits(2), torch.tensor([0.1, 0.9])
     estimator = REBAR().double()
     particles = estimator.draw(pair.model, pair.guide, (x,), {})

@@ -1,4 +1,4 @@
-"""A pair whose log-weights are known by hand, and a draw of particles from any pair."""
+"""Fixtures: a Gaussian pair with known log-weights, particles."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,16 +28,16 @@ def _guide(x: Tensor) -> None:
         pyro.sample("z", Normal(x + loc, 0.5).to_event(1))
 
 
-def _by_hand(p: Particles, x: Tensor) -> Tensor:
-    """The log-weights (K, N) of `model` and `guide` at what was drawn."""
+def _log_weights(p: Particles, x: Tensor) -> Tensor:
+    """Log-weights (K, N) of `model` and `guide` from their densities."""
     z = p.site_draws["z"].value
     log_p = Normal(0.0, 1.0).log_prob(z).sum(-1) + Normal(z @ W, 1.0).log_prob(x).sum(-1)
     return log_p - Normal(x + 0.2, 0.5).log_prob(z).sum(-1)
 
 
 def _particles(model: Any, guide: Any, *args: Any, K: int = 4, **options: Any) -> Particles:
-    plan = analyze_for_particles(model, guide, args, {}, K, **options)
-    return draw_particles(model, guide, args, {}, plan, K)
+    structure = analyze_for_particles(model, guide, args, {}, K, **options)
+    return draw_particles(model, guide, args, {}, structure, K)
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def guide() -> Callable[..., None]:
 
 
 @pytest.fixture
-def by_hand() -> Callable[[Particles, Tensor], Tensor]:
-    return _by_hand
+def expected_log_weights() -> Callable[[Particles, Tensor], Tensor]:
+    return _log_weights
 
 
 @pytest.fixture

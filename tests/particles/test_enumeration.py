@@ -1,4 +1,4 @@
-"""Discrete sites that only the model has are summed out exactly, inside the weights."""
+"""Exact sums over enumerated sites of the model."""
 
 import math
 from typing import Any
@@ -36,7 +36,7 @@ def decoders(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("vectorize", [True, False])
-def test_an_enumerated_site_is_summed_out_inside_the_weights(
+def test_enumerated_site_is_summed_out_inside_log_weights(
     vectorize: bool, guide: Any, particles: Any
 ) -> None:
     p = particles(decoders, guide, X, vectorize_particles=vectorize)
@@ -65,7 +65,7 @@ def nothing(y: Tensor) -> None:
     pass
 
 
-def test_a_markov_chain_without_a_guide_gives_the_exact_evidence() -> None:
+def test_enumerated_markov_chain_has_exact_evidence() -> None:
     y = torch.randn(4, 5)
     table = torch.tensor([[0.7, 0.3], [0.2, 0.8]])
     log_alpha = torch.full((4, 2), -math.inf)
@@ -84,7 +84,7 @@ def test_a_markov_chain_without_a_guide_gives_the_exact_evidence() -> None:
         )
 
 
-def test_enumeration_agrees_with_pyro_on_a_chain_in_an_inner_plate() -> None:
+def test_enumerated_chain_in_inner_plate_agrees_with_pyro() -> None:
     @config_enumerate
     def model(y: Tensor) -> None:
         weights = pyro.param("w", torch.tensor([0.3, 0.7]), constraint=constraints.simplex)
@@ -98,7 +98,7 @@ def test_enumeration_agrees_with_pyro_on_a_chain_in_an_inner_plate() -> None:
     assert ELBO().loss(model, nothing, X) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
+def test_global_enumerated_site_rejects_subsampling_scale() -> None:
     @config_enumerate
     def model(x: Tensor) -> None:
         c = pyro.sample("c", Bernoulli(0.3))
@@ -114,7 +114,7 @@ def test_a_global_enumerated_site_cannot_carry_a_subsampling_scale() -> None:
 
 
 @pytest.mark.parametrize("make", [AutoDelta, AutoNormal])
-def test_a_mixture_with_learned_components_agrees_with_pyro(make: Any, guide: Any) -> None:
+def test_mixture_with_point_components_agrees_with_pyro(make: Any, guide: Any) -> None:
     @config_enumerate
     def mixture(x: Tensor) -> None:
         with pyro.plate("components", 2, dim=-1):

@@ -1,4 +1,4 @@
-"""Particles: log-weights per particle and datum, scales and masks, and training on them."""
+"""Particles: log-weights per particle and row, scales, masks, training."""
 
 from typing import Any
 
@@ -23,50 +23,50 @@ X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 
 
 @pytest.mark.parametrize("vectorize", [None, True, False])
-def test_log_weights_are_per_particle_and_datum(
-    vectorize: bool | None, model: Any, guide: Any, particles: Any, by_hand: Any
+def test_log_weights_are_per_particle_and_row(
+    vectorize: bool | None, model: Any, guide: Any, particles: Any, expected_log_weights: Any
 ) -> None:
     p = particles(model, guide, X, vectorize_particles=vectorize)
     assert p.log_w.shape == (4, 3)
-    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
+    assert torch.allclose(p.log_w, expected_log_weights(p, X), atol=1e-5)
     assert p.site_draws["z"].value.shape == (4, 3, 2)
     assert p.score is None
     assert log_weights(model, guide, X, num_particles=4).shape == (4, 3)
 
 
-def test_one_particle_needs_no_particle_plate(
-    model: Any, guide: Any, particles: Any, by_hand: Any
+def test_one_particle_runs_without_particle_plate(
+    model: Any, guide: Any, particles: Any, expected_log_weights: Any
 ) -> None:
     p = particles(model, guide, X, K=1)
-    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
+    assert torch.allclose(p.log_w, expected_log_weights(p, X), atol=1e-5)
 
 
-def test_finding_the_structure_leaves_the_random_numbers_alone(model: Any, guide: Any) -> None:
-    plan = analyze_for_particles(model, guide, (X,), {}, 4)
+def test_analyzing_a_pair_preserves_the_random_state(model: Any, guide: Any) -> None:
+    structure = analyze_for_particles(model, guide, (X,), {}, 4)
     pyro.set_rng_seed(7)
     analyze_for_particles(model, guide, (X,), {}, 4)
-    after_a_check = draw_particles(model, guide, (X,), {}, plan, 4)
+    after_a_check = draw_particles(model, guide, (X,), {}, structure, 4)
     pyro.set_rng_seed(7)
-    without = draw_particles(model, guide, (X,), {}, plan, 4)
+    without = draw_particles(model, guide, (X,), {}, structure, 4)
     assert torch.equal(after_a_check.log_w, without.log_w)
 
 
-def test_a_mini_batch_is_scaled_outside(
-    model: Any, guide: Any, particles: Any, by_hand: Any
+def test_minibatch_scale_is_outside_log_weights(
+    model: Any, guide: Any, particles: Any, expected_log_weights: Any
 ) -> None:
     wrapped = ScaleDataPlate(30)
     p = particles(wrapped(model), wrapped(guide), X)
     assert p.scale == 10
-    assert torch.allclose(p.log_w, by_hand(p, X), atol=1e-5)
+    assert torch.allclose(p.log_w, expected_log_weights(p, X), atol=1e-5)
     assert p.energy_reason is None
 
 
-def test_the_handler_as_a_context_scales_too(model: Any, guide: Any, particles: Any) -> None:
+def test_scale_data_plate_scales_as_context_manager(model: Any, guide: Any, particles: Any) -> None:
     with ScaleDataPlate(30):
         assert particles(model, guide, X).scale == 10
 
 
-def test_all_particles_see_one_subsample() -> None:
+def test_all_particles_share_one_subsample() -> None:
     seen = []
 
     def guide(x: Tensor) -> None:
@@ -79,16 +79,16 @@ def test_all_particles_see_one_subsample() -> None:
             z = pyro.sample("z", Normal(0.0, 1.0))
             pyro.sample("x", Normal(z, 1.0), obs=x[rows])
 
-    plan = analyze_for_particles(
+    structure = analyze_for_particles(
         model, guide, (torch.arange(20.0),), {}, 3, vectorize_particles=False
     )
     seen.clear()
-    p = draw_particles(model, guide, (torch.arange(20.0),), {}, plan, 3)
+    p = draw_particles(model, guide, (torch.arange(20.0),), {}, structure, 3)
     assert all(torch.equal(seen[0], rows) for rows in seen[1:])
     assert p.scale == pytest.approx(20 / 3)
 
 
-def test_scales_and_masks_of_the_user_act_inside_the_weight(particles: Any) -> None:
+def test_user_scales_and_masks_act_inside_log_weights(particles: Any) -> None:
     keep = torch.tensor([True, False, True])
 
     def model(x: Tensor) -> None:
@@ -110,7 +110,7 @@ def test_scales_and_masks_of_the_user_act_inside_the_weight(particles: Any) -> N
     assert torch.allclose(p.site_draws["z"].score, std.log_prob(z - x), atol=1e-5)
 
 
-def test_training_with_svi_finds_the_posterior() -> None:
+def test_svi_with_leave_one_out_finds_the_posterior() -> None:
     def learned(x: Tensor) -> None:
         probs = pyro.param("probs", torch.full((3,), 0.5), constraint=constraints.unit_interval)
         with pyro.plate("data", len(x), dim=-1):
@@ -128,7 +128,7 @@ def test_training_with_svi_finds_the_posterior() -> None:
     assert torch.equal(pyro.param("probs") > 0.9, torch.tensor([False, True, True]))
 
 
-def test_a_value_without_a_density_is_named_by_its_place() -> None:
+def test_value_outside_support_is_reported_with_its_position() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(0.0, 1.0))

@@ -1,4 +1,4 @@
-"""The structure of a pair: which plate is the datum, and what is refused by name."""
+"""Pair structure: data plate, offsets, rejected pairs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ from ppl_lvm.programs.minibatch import ScaleDataPlate
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
 
 
-def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
+def test_global_latent_makes_log_weight_joint(particles: Any) -> None:
     def model(x: Tensor) -> None:
         m = pyro.sample("m", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
@@ -39,8 +39,8 @@ def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
     expected = std.log_prob(z - m).sum(1) + std.log_prob(x - z).sum(1) - std.log_prob(z - x).sum(1)
     assert p.log_w.shape == (4, 1)
     assert torch.allclose(p.log_w[:, 0], expected, atol=1e-5)
-    plan = analyze_for_particles(model, guide, (x,), {}, 4)
-    assert plan.joint_reason == "latent site 'm' is outside plate 'data'"
+    structure = analyze_for_particles(model, guide, (x,), {}, 4)
+    assert structure.joint_reason == "latent site 'm' is outside plate 'data'"
     wrapped = ScaleDataPlate(30)
     p = particles(wrapped(model), wrapped(guide), x)
     assert p.energy_reason is not None
@@ -48,7 +48,7 @@ def test_a_global_latent_makes_the_weight_joint(particles: Any) -> None:
     assert p.scale == 1.0
 
 
-def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
+def test_single_outer_plate_is_data_plate_and_sibling_plates_are_joint() -> None:
     def one() -> None:
         with pyro.plate("rows", 3, dim=-2):
             z = pyro.sample("z", Normal(torch.zeros(3, 1), 1.0))
@@ -75,9 +75,9 @@ def test_one_plate_of_any_name_is_the_datum_and_siblings_are_joint() -> None:
     def q_two() -> None:
         two(observe=False)
 
-    plan = analyze_for_particles(two, q_two, (), {}, 2)
-    assert plan.data_plate is None
-    assert log_weights(two, q_two, num_particles=2, structure=plan).shape == (2, 1)
+    structure = analyze_for_particles(two, q_two, (), {}, 2)
+    assert structure.data_plate is None
+    assert log_weights(two, q_two, num_particles=2, structure=structure).shape == (2, 1)
 
 
 def with_penalty(depends: bool) -> Callable[[Tensor], None]:
@@ -95,20 +95,20 @@ def scalar_guide(x: Tensor) -> None:
         pyro.sample("z", Normal(x, 1.0))
 
 
-def test_what_no_draw_changes_is_an_offset(particles: Any) -> None:
+def test_constant_site_outside_data_plate_is_an_offset(particles: Any) -> None:
     p = particles(with_penalty(False), scalar_guide, X[:, 0])
     assert p.log_w.shape == (4, 3)
     assert float(p.offset) == -2.5
 
 
-def test_a_site_outside_that_depends_on_the_draws_makes_the_weight_joint() -> None:
-    plan = analyze_for_particles(with_penalty(True), scalar_guide, (X[:, 0],), {}, 4, False)
-    assert plan.data_plate is None
-    assert plan.joint_reason is not None
-    assert "'penalty'" in plan.joint_reason
+def test_varying_site_outside_data_plate_makes_log_weight_joint() -> None:
+    structure = analyze_for_particles(with_penalty(True), scalar_guide, (X[:, 0],), {}, 4, False)
+    assert structure.data_plate is None
+    assert structure.joint_reason is not None
+    assert "'penalty'" in structure.joint_reason
 
 
-def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) -> None:
+def test_deterministic_sites_do_not_affect_structure(particles: Any) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(0.0, 1.0))
@@ -129,7 +129,7 @@ def test_deterministic_sites_have_no_density_and_decide_nothing(particles: Any) 
         assert list(p.site_draws) == ["z"]
 
 
-def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
+def test_point_estimated_global_is_an_offset(particles: Any) -> None:
     def model(x: Tensor) -> None:
         s = pyro.sample("s", LogNormal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
@@ -149,12 +149,12 @@ def test_a_point_estimated_global_is_an_offset_too(particles: Any) -> None:
     assert torch.allclose(torch.as_tensor(p.offset), LogNormal(0.0, 1.0).log_prob(value))
 
 
-def expect(match: str, model: Any, guide: Any) -> None:
+def assert_rejected(match: str, model: Any, guide: Any) -> None:
     with pytest.raises(ValueError, match=match):
         analyze_for_particles(model, guide, (X,), {}, 2)
 
 
-def test_pairs_that_do_not_fit_are_refused_by_name(model: Any) -> None:
+def test_mismatched_pairs_are_rejected_with_the_site(model: Any) -> None:
     def other(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("w", Normal(torch.zeros(2), 1.0).to_event(1))
@@ -178,16 +178,22 @@ def test_pairs_that_do_not_fit_are_refused_by_name(model: Any) -> None:
             z = pyro.sample("z", Bernoulli(0.5))
             pyro.sample("x", Normal(z, 1.0), obs=x[:, 0])
 
-    expect(r"samples \['w'\] but the model's latents are \['z'\]: missing \['z'\]", model, other)
-    expect(r"missing \['z'\].*enumerate", discrete, lambda x: None)
-    expect("'z' has event dimension 1 in the model and 2", model, bare)
-    expect("'z' has batch shape .* no plate declares", model, no_plate)
-    expect("'z' has batch shape .* no plate declares its dimension -1", undeclared, undeclared)
-    expect("'z' is marked for enumeration", discrete, marked)
+    assert_rejected(
+        r"samples \['w'\] but the model's latents are \['z'\]: missing \['z'\]", model, other
+    )
+    assert_rejected(r"missing \['z'\].*enumerate", discrete, lambda x: None)
+    assert_rejected("'z' has event dimension 1 in the model and 2", model, bare)
+    assert_rejected("'z' has batch shape .* no plate declares", model, no_plate)
+    assert_rejected(
+        "'z' has batch shape .* no plate declares its dimension -1", undeclared, undeclared
+    )
+    assert_rejected("'z' is marked for enumeration", discrete, marked)
 
 
-def test_a_latent_inside_the_plate_in_the_model_only_is_refused(model: Any) -> None:
+def test_latent_inside_plate_in_model_only_is_rejected(model: Any) -> None:
     def one_for_all(x: Tensor) -> None:
         pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
 
-    expect("'z' is inside plate 'data' in the model but not in the guide", model, one_for_all)
+    assert_rejected(
+        "'z' is inside plate 'data' in the model but not in the guide", model, one_for_all
+    )

@@ -1,4 +1,4 @@
-"""Vectorized particles are tried, and refused where they would score something else."""
+"""Test of vectorized particles against single runs."""
 
 import math
 from typing import Any
@@ -34,7 +34,7 @@ def first_particle_for_all(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("program", [picky, first_particle_for_all])
-def test_a_program_that_does_not_vectorize_runs_in_a_loop_with_one_warning(
+def test_program_that_does_not_vectorize_runs_in_loop_with_one_warning(
     program: Any, guide: Any
 ) -> None:
     estimator = IWAE(num_particles=3)
@@ -46,18 +46,18 @@ def test_a_program_that_does_not_vectorize_runs_in_a_loop_with_one_warning(
         assert "'x'" in str(record[0].message)
 
 
-def test_an_explicit_choice_is_obeyed_without_a_check(model: Any, guide: Any) -> None:
-    plan = analyze_for_particles(
+def test_explicit_vectorize_particles_skips_the_test(model: Any, guide: Any) -> None:
+    structure = analyze_for_particles(
         first_particle_for_all, guide, (X,), {}, 3, vectorize_particles=True
     )
-    assert plan.vectorized
+    assert structure.vectorized
     assert not analyze_for_particles(
         model, guide, (X,), {}, 3, vectorize_particles=False
     ).vectorized
 
 
 @pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal])
-def test_automatic_guides_vectorize(make: Any) -> None:
+def test_autoguides_vectorize(make: Any) -> None:
     def model(x: Tensor) -> None:
         w = pyro.sample("w", Dirichlet(torch.ones(2)))
         with pyro.plate("data", len(x), dim=-1):
@@ -65,11 +65,11 @@ def test_automatic_guides_vectorize(make: Any) -> None:
             pyro.sample("x", Normal(w[..., 0], s), obs=x)
 
     auto = make(model)
-    plan = analyze_for_particles(model, auto, (X[:, 0],), {}, 3)
-    assert plan.vectorized
+    structure = analyze_for_particles(model, auto, (X[:, 0],), {}, 3)
+    assert structure.vectorized
     together, alone = (
         draw_particles(model, auto, (X[:, 0],), {}, p, 2_000 if p.vectorized else 300)
-        for p in (plan, analyze_for_particles(model, auto, (X[:, 0],), {}, 3, False))
+        for p in (structure, analyze_for_particles(model, auto, (X[:, 0],), {}, 3, False))
     )
     error = alone.log_w.std() / math.sqrt(300) + together.log_w.std() / math.sqrt(2_000)
     assert (alone.log_w.mean() - together.log_w.mean()).abs() < 5 * error
