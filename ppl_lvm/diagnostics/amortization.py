@@ -1,38 +1,41 @@
-"""Does the guide read the data? Only then is it a posterior of simulated data, too."""
+"""Amortization test: reject guides that do not read the data.
 
-from typing import Any
+Only a guide that reads the data is a posterior of simulated data too.
+"""
 
 import torch
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.invalid_parameters import on_simulated
+from ppl_lvm.core.types import Batch, Program
+from ppl_lvm.diagnostics.invalid_parameters import locate_invalid_parameters
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
-from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.posterior.simulation import simulate
 
 
 def require_amortized(
-    model: Program, guide: Program, batch: tuple[Any, ...], plan: PairStructure
+    model: Program, guide: Program, batch: Batch, structure: PairStructure
 ) -> None:
-    """Refuse a guide that does not read the data, or whose sites have no truth to be held to.
+    """Reject guides that do not read the data, or that draw sites which the model lacks.
 
-    Its density of the same latents is the same on two simulated data sets, to the last bit.
+    A guide does not read the data if its density of the same latents is bitwise equal on two
+    simulated data sets.
 
     Raises:
-        CannotSayError: saying which.
+        CannotSayError: naming the reason.
     """
     values, first = simulate(model, *batch)
-    if missing := [n for n in plan.latents if n not in values]:
+    if missing := [n for n in structure.latents if n not in values]:
         raise CannotSayError(f"The guide's site '{missing[0]}' is not in the model: no truth.")
     _, second = simulate(model, *batch)
-    scores = []
-    for fresh in (first, second):
-        with on_simulated(model, guide, batch, fresh):
-            sites = run_pair(model, guide, fresh, {}, plan, None, values=values)
-            scores.append(tabulate(*sites, plan, False).log_q)
-    moving = [n for n in plan.latents if n not in plan.constant]
-    if all(torch.equal(scores[0][n], scores[1][n]) for n in moving):
+    log_q = []
+    for simulated in (first, second):
+        with locate_invalid_parameters(model, guide, batch, simulated):
+            sites = run_pair(model, guide, simulated, {}, structure, None, values=values)
+            log_q.append(tabulate(*sites, structure, False).log_q)
+    sites_with_density = [n for n in structure.latents if n not in structure.constant]
+    if all(torch.equal(log_q[0][n], log_q[1][n]) for n in sites_with_density):
         raise CannotSayError(
             "The guide does not read the data: for simulated data it would have to be fitted "
-            "again. Use an amortised guide, or ask for refits (refits=100, --refits 100)."
+            "again. Use an amortized guide, or ask for refits (refits=100, --refits 100)."
         )

@@ -1,4 +1,4 @@
-"""Annealed importance sampling from q to the posterior, all data and chains at once.
+"""Annealed importance sampling from q to the posterior.
 
 Between q(u | x) and p(x, u) lie the targets f_b = q^{1−b} p^b, 0 = b_0 < … < b_T = 1 (a sigmoid).
 Forward: u ~ q; log w = Σ_t log f_{b_t}(u) − log f_{b_{t−1}}(u), a Hamiltonian transition under
@@ -11,8 +11,9 @@ same chain backwards has E[1/w'] = 1/p(x), and
 
     −log 1/C Σ_c exp(−log w'_c)         is a stochastic upper bound.
 
-Leapfrog steps are measured in q's own standard deviations. A first run adapts the step size of
-every datum at every temperature to an acceptance of .8; it is held fixed in the runs that count.
+All rows and chains run at once. Leapfrog steps are measured in q's standard deviations. A first
+run adapts the step size of every row at every temperature to an acceptance rate of .8; the runs
+that are evaluated keep it fixed.
 
 References:
     Neal (2001). Annealed importance sampling. https://arxiv.org/abs/physics/9803008
@@ -39,13 +40,13 @@ SCALE_DRAWS = 64
 
 @dataclass(frozen=True)
 class Schedule:
-    """What the first run settles.
+    """Temperatures and step sizes, from the adapting run.
 
     Attributes:
         temperatures: b (T + 1,) from 0 to 1.
         steps: leapfrog step size (T, N) after each temperature.
-        scale: (N, D) q's standard deviation, in which steps are measured.
-        acceptance: mean acceptance of each datum's transitions (N,) in the adapting run.
+        scale: (N, D) q's standard deviation, the unit of the steps.
+        acceptance: mean acceptance rate of each row's transitions (N,) in the adapting run.
     """
 
     temperatures: Tensor
@@ -60,90 +61,89 @@ def sigmoid_temperatures(count: int, steepness: float = 4.0) -> Tensor:
     return (b - b[0]) / (b[-1] - b[0])
 
 
-def adapt(joint: UnconstrainedDensity, temperatures: Tensor, chains: int) -> Schedule:
+def adapt(density: UnconstrainedDensity, temperatures: Tensor, chains: int) -> Schedule:
     """Run once, adapting step sizes by stochastic approximation on log ε."""
     with pyro.validation_enabled(False):
-        scale = joint.draw(SCALE_DRAWS).std(0).clamp(min=1e-6)  # (N, D)
-        u = joint.draw(chains)
-        log_step = torch.full((joint.rows,), math.log(0.8 * joint.size**-0.25), dtype=u.dtype)
-        steps, accepted = [], []
+        scale = density.draw(SCALE_DRAWS).std(0).clamp(min=1e-6)  # (N, D)
+        u = density.draw(chains)
+        log_step = torch.full((density.rows,), math.log(0.8 * density.size**-0.25), dtype=u.dtype)
+        steps, rates = [], []
         for b in temperatures[1:]:
-            rate = torch.zeros(joint.rows)
             if b < 1:
-                u, rate = _transition(joint, u, float(b), log_step.exp(), scale)
+                u, rate = _transition(density, u, float(b), log_step.exp(), scale)
                 log_step = log_step + ADAPTATION * (rate - ACCEPTANCE)
-                accepted.append(rate)
+                rates.append(rate)
             steps.append(log_step.exp())
-    mean = torch.stack(accepted).mean(0) if accepted else torch.ones(joint.rows)
-    # One noisy step size would show in one transition only; the neighbours' mean does not.
+    mean = torch.stack(rates).mean(0) if rates else torch.ones(density.rows)
+    # A moving average over neighboring temperatures smooths noisy step sizes.
     smooth = torch.nn.functional.avg_pool1d(
         torch.stack(steps).T[:, None], 5, 1, 2, count_include_pad=False
     )
     return Schedule(temperatures, smooth[:, 0].T.contiguous(), scale, mean)
 
 
-def forward(joint: UnconstrainedDensity, schedule: Schedule, chains: int) -> Tensor:
+def forward(density: UnconstrainedDensity, schedule: Schedule, chains: int) -> Tensor:
     """log w (C, N) of chains from q to the posterior."""
     b = schedule.temperatures
     with pyro.validation_enabled(False):
-        u = joint.draw(chains)
-        log_w = torch.zeros(chains, joint.rows, dtype=torch.float64)
+        u = density.draw(chains)
+        log_w = torch.zeros(chains, density.rows, dtype=torch.float64)
         for t in range(1, len(b)):
-            log_w += (b[t] - b[t - 1]) * _log_ratio(joint, u)
+            log_w += (b[t] - b[t - 1]) * _log_ratio(density, u)
             if t < len(b) - 1:
-                u, _ = _transition(joint, u, float(b[t]), schedule.steps[t - 1], schedule.scale)
+                u, _ = _transition(density, u, float(b[t]), schedule.steps[t - 1], schedule.scale)
     return log_w
 
 
 def backward(
-    joint: UnconstrainedDensity, schedule: Schedule, posterior: Tensor, chains: int
+    density: UnconstrainedDensity, schedule: Schedule, posterior: Tensor, chains: int
 ) -> Tensor:
     """log w' (C, N) of chains from the exact draws `posterior` (1, N, D) back to q."""
     b = schedule.temperatures
     with pyro.validation_enabled(False):
         u = posterior.expand(chains, -1, -1).contiguous()
-        log_w = torch.zeros(chains, joint.rows, dtype=torch.float64)
+        log_w = torch.zeros(chains, density.rows, dtype=torch.float64)
         for t in range(len(b) - 1, 0, -1):
             if t < len(b) - 1:
-                u, _ = _transition(joint, u, float(b[t]), schedule.steps[t - 1], schedule.scale)
-            log_w += (b[t] - b[t - 1]) * _log_ratio(joint, u)
+                u, _ = _transition(density, u, float(b[t]), schedule.steps[t - 1], schedule.scale)
+            log_w += (b[t] - b[t - 1]) * _log_ratio(density, u)
     return log_w
 
 
-def _log_ratio(joint: UnconstrainedDensity, u: Tensor) -> Tensor:
+def _log_ratio(density: UnconstrainedDensity, u: Tensor) -> Tensor:
     with torch.no_grad():
-        log_p, log_q = joint.densities(u)
+        log_p, log_q = density.densities(u)
         return (log_p - log_q).double()
 
 
-def _target(joint: UnconstrainedDensity, u: Tensor, b: float) -> tuple[Tensor, Tensor]:
+def _target(density: UnconstrainedDensity, u: Tensor, b: float) -> tuple[Tensor, Tensor]:
     """log f_b(u) (C, N) and its gradient (C, N, D)."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        log_p, log_q = joint.densities(u)
+        log_p, log_q = density.densities(u)
         value = (1 - b) * log_q + b * log_p
         (gradient,) = torch.autograd.grad(value.sum(), u)
     return value.detach(), gradient
 
 
 def _transition(
-    joint: UnconstrainedDensity, u: Tensor, b: float, step: Tensor, scale: Tensor
+    density: UnconstrainedDensity, u: Tensor, b: float, step: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One Hamiltonian move of every chain and datum under f_b: new u, acceptance rate (N,)."""
-    # Trajectories of one length may close on themselves; a random length does not.
+    """One Hamiltonian transition of every chain and row under f_b: new u, acceptance rate (N,)."""
+    # Trajectories of a fixed length may return to their start; a random length prevents it.
     jitter = 0.5 + torch.rand(len(step), 1)
     epsilon = jitter * step[:, None] * scale  # (N, D)
     momentum = torch.randn_like(u)
-    value, gradient = _target(joint, u, b)
+    value, gradient = _target(density, u, b)
     energy = value - momentum.square().sum(-1) / 2
     z, r = u, momentum + epsilon * gradient / 2
     for i in range(LEAPFROG):
         z = z + epsilon * r
-        new, gradient = _target(joint, z, b)
+        new, gradient = _target(density, z, b)
         r = r + epsilon * gradient / (1 if i < LEAPFROG - 1 else 2)
     log_accept = (new - r.square().sum(-1) / 2 - energy).nan_to_num(
         nan=-math.inf, posinf=math.inf, neginf=-math.inf
     )
     probability = log_accept.clamp(max=0).exp()
-    accepted = torch.rand_like(probability) < probability
-    return torch.where(accepted[..., None], z, u), probability.mean(0)
+    accept = torch.rand_like(probability) < probability
+    return torch.where(accept[..., None], z, u), probability.mean(0)

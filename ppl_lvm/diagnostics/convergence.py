@@ -1,20 +1,20 @@
-"""Has it converged? Slope and Monte-Carlo error of the bound, R̂, spread over restarts.
+"""Convergence of the bound: trend, split R̂, spread over restarts.
 
 Over the last stretch of training (a fifth of its steps) the bound b_t is cut into 20 batches of
-consecutive steps; a straight line through the batches' means gives
+consecutive steps. A straight line through the batch means gives
 
     gain = slope × length of the stretch,
 
-what another such stretch would add if nothing changed, and its standard error, which neighbouring
-steps' correlation does not make too small as that of single steps would be. Training has not
-converged when the gain is both significant (|t| > 3) and large. The same stretch gives
+the increase over another stretch if the trend continued, and its standard error. Batch means allow
+for the correlation of neighboring steps, which single steps would not. Training has not converged
+if the gain is both significant (|t| > 3.5) and large. The same stretch gives
 
     R̂ = √(((n − 1)/n W + B/n) / W)
 
-over halves and chains of any iterates: bounds here, parameters in drift.py.
+over halves and chains of any iterates: bounds here, parameters in parameter_drift.py.
 
-A bound without noise that never falls, as of expectation-maximisation, has no such scatter: of its
-last three values the gain that lies ahead is judged instead (`ppl_lvm.training.extrapolation`).
+A bound without noise that never falls, as in expectation-maximization, has no such scatter. Its
+remaining gain is extrapolated from its last three values (`ppl_lvm.training.extrapolation`).
 
 References:
     Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021). Rank-normalization, folding, and
@@ -23,36 +23,63 @@ References:
     https://arxiv.org/abs/2009.00666 (R̂ over iterates)
 """
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
+from ppl_lvm.core.types import Floats
+from ppl_lvm.diagnostics.base import Context, Diagnostic
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.training.extrapolation import aitken_remaining_gain
 from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 
 QUESTION = "Has it converged?"
-SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false alarm in 390
+SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false positive in 390
 SMALL, LARGE = 0.01, 0.1  # nats per row
-ROUNDING = 1e-9  # relative; a bound may fall by this without noise
-Floats = NDArray[np.float64]
+ROUNDING = 1e-9  # relative; a bound without noise may fall by this
+MIN_STEPS = 100
+
+GAIN = Threshold(
+    good=SMALL,
+    bad=LARGE,
+    text=f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
+)
+REMAINING_GAIN = Threshold(
+    good=SMALL, bad=LARGE, source=f"Böhning et al. 1994; levels: {PROJECT_DEFAULT}"
+)
+R_HAT_SOURCE = f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}"
+R_HAT = Threshold(
+    good=1.1,
+    bad=1.5,
+    source=R_HAT_SOURCE,
+    text="good ≤ 1.1 or gain above not significant, bad > 1.5",
+)
+RESTARTS_R_HAT = Threshold(
+    good=1.1, bad=1.5, source=R_HAT_SOURCE, text=f"good ≤ 1.1 or spread ≤ {LARGE}, bad > 1.5"
+)
+SPREAD = Threshold(
+    good=LARGE,
+    bad=LARGE,
+    text=f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
+)
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Bounds in nats per row.
+    """Convergence of a noisy bound, in nats per row.
 
     Attributes:
         bound: mean over the last stretch, with `bound_error` from batch means.
         gain: slope times length of the stretch, with `gain_error`.
         r_hat: split R̂ of the stretch's batch means: halves against each other.
         steps: length of the stretch.
-        restarts: final bounds of the restarts that may be chosen (empty: one start only).
-        restarts_r_hat: split R̂ of those restarts' batch means of the bound; NaN where not kept.
+        restarts: final bounds of the eligible restarts (empty if there was one only).
+        restarts_r_hat: split R̂ of the restarts' batch means; NaN where they were not recorded.
     """
 
     bound: float
@@ -84,127 +111,112 @@ class Convergence:
         return rows
 
     def _gain_finding(self) -> Finding:
-        verdict = graded(abs(self.gain), SMALL, LARGE) if self.significant else "good"
+        verdict = GAIN.grade(abs(self.gain)) if self.significant else "good"
         if self.converged is None:
             verdict = "unknown"
-        said = {
+        trend = {
             "good": "no trend to speak of.",
             "unknown": "too noisy to tell a gain of this size from none.",
         }.get(verdict, "it still rises." if self.gain > 0 else "it still falls.")
-        return Finding(
+        return GAIN.finding(
             QUESTION,
             f"gain of the bound over the last {self.steps} steps, nats per row",
             self.gain,
             self.gain_error,
-            f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
-            PROJECT_DEFAULT,
-            verdict,
-            f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; " + said,
-            ""
-            if verdict == "good"
-            else "Train longer."
+            verdict=verdict,
+            why=f"Bound there {self.bound:.4f} ± {self.bound_error:.4f}; {trend}",
+            remedy="Train longer."
             if self.gain > 0 or verdict == "unknown"
-            else "Lower the learning rate or clip gradients; the optimiser diverges.",
+            else "Lower the learning rate or clip gradients; the optimizer diverges.",
         )
 
     def _r_hat_finding(self) -> Finding:
-        # In as few batch means R̂ strays by chance; a trend too small to matter is let pass.
+        # R̂ of so few batch means is noisy: it counts only beside a gain that matters.
         meaningful = self.significant and abs(self.gain) > SMALL
-        return Finding(
+        return R_HAT.finding(
             QUESTION,
             "split R̂ of the bound over the last stretch",
             self.r_hat,
-            None,
-            "good ≤ 1.1 or gain above not significant, bad > 1.5",
-            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}",
-            graded(self.r_hat, 1.1, 1.5) if meaningful else "good",
-            "The two halves of the last stretch against their own scatter.",
-            "Train longer." if meaningful and self.r_hat > 1.1 else "",
+            verdict=None if meaningful else "good",
+            why="The two halves of the last stretch against their scatter.",
+            remedy="Train longer.",
         )
 
     def _restarts_r_hat_finding(self) -> Finding:
-        # Without noise in the bound R̂ sees differences that matter to nobody.
+        # Without noise in the bound R̂ reports differences that do not matter.
         meaningful = max(self.restarts) - min(self.restarts) > LARGE
-        verdict = graded(self.restarts_r_hat, 1.1, 1.5) if meaningful else "good"
-        return Finding(
+        return RESTARTS_R_HAT.finding(
             QUESTION,
             f"R̂ of the bound over {len(self.restarts)} restarts",
             self.restarts_r_hat,
-            None,
-            f"good ≤ 1.1 or spread ≤ {LARGE}, bad > 1.5",
-            f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}",
-            verdict,
-            "The restarts' last stretches against their own scatter.",
-            "" if verdict == "good" else "The starts end in different places: more restarts.",
+            verdict=None if meaningful else "good",
+            why="The restarts' last stretches against their scatter.",
+            remedy="The restarts end at different bounds: use more restarts.",
         )
 
 
 def spread_finding(restarts: Sequence[float]) -> Finding:
-    """How far apart restarts ended."""
-    best, low = max(restarts), min(restarts)
-    reached = sum(b > best - LARGE for b in restarts)
-    return Finding(
+    """The row on the spread of the restarts' final bounds."""
+    best, worst = max(restarts), min(restarts)
+    close = sum(b > best - LARGE for b in restarts)
+    return SPREAD.finding(
         QUESTION,
         f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
-        best - low,
-        None,
-        f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
-        PROJECT_DEFAULT,
-        "good" if best - low <= LARGE else "bad" if reached == 1 else "warning",
-        f"{reached} of {len(restarts)} came within {LARGE} nats of the best; sd "
+        best - worst,
+        verdict="good" if best - worst <= LARGE else "bad" if close == 1 else "warning",
+        why=f"{close} of {len(restarts)} came within {LARGE} nats of the best; sd "
         f"{np.std(restarts, ddof=1):.3f}.",
-        "" if best - low <= LARGE else "More restarts: the bound has several optima.",
+        remedy="More restarts: the bound has several optima.",
     )
 
 
 @dataclass(frozen=True)
 class MonotoneConvergence:
-    """Of a bound without noise, nats per row.
+    """Convergence of a bound without noise, in nats per row.
 
     Attributes:
-        bound: the last. ahead: what its shrinking gains promise. steps: how many there were.
-        restarts: final bounds of the restarts that may be chosen.
+        bound: the last value.
+        remaining: increase extrapolated from the last three values.
+        steps: number of values.
+        restarts: final bounds of the eligible restarts.
     """
 
     bound: float
-    ahead: float
+    remaining: float
     steps: int
     restarts: tuple[float, ...]
 
     @property
     def converged(self) -> bool:
-        return self.ahead <= SMALL
+        return self.remaining <= SMALL
 
     def findings(self) -> list[Finding]:
-        verdict = graded(self.ahead, SMALL, LARGE)
-        row = Finding(
+        row = REMAINING_GAIN.finding(
             QUESTION,
-            "gain that lies ahead of a bound that never falls, nats per row",
-            self.ahead,
-            None,
-            f"good ≤ {SMALL}, bad > {LARGE}",
-            f"Böhning et al. 1994; levels: {PROJECT_DEFAULT}",
-            verdict,
-            f"Bound {self.bound:.4f} after {self.steps} iterations, by the rate at which gains "
-            "shrink.",
-            "" if verdict == "good" else "More iterations (max_iterations), a smaller tolerance.",
+            "remaining gain of a bound that never falls, nats per row",
+            self.remaining,
+            why=f"Bound {self.bound:.4f} after {self.steps} iterations, extrapolated from the rate "
+            "at which gains shrink.",
+            remedy="More iterations (max_iterations), or a smaller tolerance.",
         )
         return [row] + ([spread_finding(self.restarts)] if len(self.restarts) > 1 else [])
 
 
-def climb(
+def monotone_convergence(
     history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
 ) -> MonotoneConvergence:
-    """From a history whose bound never falls.
+    """Convergence of a history whose bound never falls.
 
     Raises:
-        CannotSayError: it falls somewhere, or has fewer than three values.
+        CannotSayError: the bound falls, or has fewer than three values.
     """
     bounds = [float(b) for b in history["bound"]]
     if len(bounds) < 3:
-        raise CannotSayError(f"{len(bounds)} iterations tell no rate; three are needed.")
+        raise CannotSayError(
+            f"{len(bounds)} iterations are too few for a rate; at least three are needed."
+        )
     if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
-        raise CannotSayError("The bound falls somewhere: it has noise, or a step is wrong.")
+        raise CannotSayError("The bound falls somewhere: it is noisy, or a step is wrong.")
     return MonotoneConvergence(
         bounds[-1], aitken_remaining_gain(bounds), len(bounds), tuple(restarts)
     )
@@ -213,24 +225,26 @@ def climb(
 def convergence(
     history: Mapping[str, Sequence[float]],
     restarts: Sequence[float] = (),
-    restarts_bounds: Sequence[ArrayLike] = (),
+    batch_means: Sequence[ArrayLike] = (),
 ) -> Convergence:
-    """From a run's history ("bound": one value a step) and its restarts.
+    """Convergence of a history ("bound": one value per step) and of its restarts.
 
     Args:
-        restarts: final bounds of the restarts that may be chosen.
-        restarts_bounds: of each, the means of the bound over 20 parts of its last stretch.
+        restarts: final bounds of the eligible restarts.
+        batch_means: of each restart, the means of the bound over 20 parts of its last stretch.
 
     Raises:
         CannotSayError: fewer than 100 steps, or a bound that is not finite in the last stretch.
     """
     bounds = np.asarray(history["bound"], np.float64)
-    if len(bounds) < 100:
-        raise CannotSayError(f"The history has {len(bounds)} steps; 100 are needed to see a trend.")
+    if len(bounds) < MIN_STEPS:
+        raise CannotSayError(
+            f"The history has {len(bounds)} steps; {MIN_STEPS} are needed to see a trend."
+        )
     means = last_bounds(bounds).numpy()
     if not np.isfinite(means).all():
         raise CannotSayError("The bound is not finite in the last stretch: training broke down.")
-    slope, slope_error = _line(means)
+    slope, slope_error = _least_squares_slope(means)
     return Convergence(
         bound=float(means.mean()),
         bound_error=float(means.std(ddof=1) / math.sqrt(PARTS)),
@@ -239,18 +253,16 @@ def convergence(
         r_hat=float(r_hat(means[None])),
         steps=num_final_steps(len(bounds)),
         restarts=tuple(restarts),
-        restarts_r_hat=float(r_hat(np.stack(restarts_bounds)))
-        if len(restarts_bounds) > 1
-        else math.nan,
+        restarts_r_hat=float(r_hat(np.stack(batch_means))) if len(batch_means) > 1 else math.nan,
     )
 
 
-def _line(y: Floats) -> tuple[float, float]:
-    """Least-squares slope per position and its standard error."""
+def _least_squares_slope(y: Floats) -> tuple[float, float]:
+    """Slope per position and its standard error."""
     t = np.arange(len(y)) - (len(y) - 1) / 2
     slope = float(t @ y / (t @ t))
-    rest = y - y.mean() - slope * t
-    return slope, math.sqrt(float(rest @ rest) / (len(y) - 2) / float(t @ t))
+    residual = y - y.mean() - slope * t
+    return slope, math.sqrt(float(residual @ residual) / (len(y) - 2) / float(t @ t))
 
 
 def r_hat(chains: ArrayLike) -> Floats:
@@ -258,11 +270,24 @@ def r_hat(chains: ArrayLike) -> Floats:
     x = np.asarray(chains, np.float64)
     half = x.shape[1] // 2
     if half < 2:
-        raise ValueError(f"r_hat needs at least 4 iterates a chain, got {x.shape[1]}.")
+        raise ValueError(f"r_hat needs at least 4 iterates per chain, got {x.shape[1]}.")
     halves = np.concatenate([x[:, :half], x[:, -half:]])  # (2M, n/2, ...)
     within = halves.var(1, ddof=1).mean(0)
     between = halves.mean(1).var(0, ddof=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (half - 1) / half + between / within
-    still = (within == 0) & (between == 0)  # iterates that do not move have converged
-    return np.asarray(np.sqrt(np.where(still, 1.0, ratio)))
+    constant = (within == 0) & (between == 0)  # iterates that do not move have converged
+    return np.asarray(np.sqrt(np.where(constant, 1.0, ratio)))
+
+
+def _run(context: Context) -> Convergence | MonotoneConvergence:
+    restarts = context.restarts
+    with contextlib.suppress(CannotSayError):  # a bound that falls is noisy
+        return monotone_convergence(context.history, restarts.bounds)
+    means = [t.bounds for t in restarts.trajectories if len(t.bounds)]
+    return convergence(context.history, restarts.bounds, means)
+
+
+CONVERGENCE = Diagnostic(
+    slug="convergence", question=QUESTION, title="convergence of the bound", run=_run
+)

@@ -1,4 +1,4 @@
-"""One row of the table that answers "can this fit be trusted?"."""
+"""Findings, thresholds and verdicts of the diagnostics."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -7,39 +7,36 @@ from typing import Any, Literal, get_args
 Verdict = Literal["good", "warning", "bad", "unknown"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PROJECT_DEFAULT = "project default"
-# p-values below which a test says "warning" and "bad". A table has some seven tests: at 1 in 200
-# each, about one table in thirty gives a false alarm.
-LOOK, BAD = 0.005, 0.001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A figure, what it is uncertain by, and what follows from it.
+    """One row of a diagnosis.
 
     Attributes:
-        question: the question of the issue that it belongs to, "Has it converged?".
-        name: what was measured, with its unit.
-        value: the figure; None where there is none.
-        error: its standard error; None where it has none (an exact figure).
-        threshold: when it is good and when it is bad, in words.
-        source: where the threshold comes from.
+        question: the question that the row belongs to, "Has it converged?".
+        name: the measured quantity, with its unit.
+        value: None where it could not be computed.
+        error: its standard error; None for an exact value.
+        threshold: limits of good and bad, as text.
+        source: origin of the limits.
         verdict: "good", "warning", "bad" or "unknown".
-        why: one sentence on this figure.
-        remedy: what to do; empty where nothing is to be done.
+        why: one sentence on this value, or the reason why it is missing.
+        remedy: empty where no action is needed.
     """
 
     question: str
     name: str
-    value: float | None
-    error: float | None
-    threshold: str
-    source: str
-    verdict: Verdict
-    why: str
-    remedy: str
+    value: float | None = None
+    error: float | None = None
+    threshold: str = ""
+    source: str = ""
+    verdict: Verdict = "unknown"
+    why: str = ""
+    remedy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what is not finite becomes None."""
+        """Plain data for JSON; values that are not finite become None."""
         row = asdict(self)
         for key in ("value", "error"):
             if row[key] is not None and not math.isfinite(row[key]):
@@ -47,25 +44,93 @@ class Finding:
         return row
 
     @property
-    def figure(self) -> str:
-        """The value with its error, as a person reads it."""
-        if self.value is None:
-            return "–"
-        if self.error is None or not math.isfinite(self.error):
-            return f"{self.value:.4g}"
-        digits = 3 if self.error == 0 else max(0, min(6, 1 - math.floor(math.log10(self.error))))
-        return f"{self.value:.{digits}f} ± {self.error:.{digits}f}"
+    def formatted(self) -> str:
+        """The value with its error, "1.235 ± 0.012"."""
+        return format_with_error(self.value, self.error)
 
 
-def graded(value: float, good: float, bad: float) -> Verdict:
-    """The verdict on a figure that is the better the smaller: up to `good`, above `bad`."""
-    if math.isnan(value):
-        return "unknown"
-    if value <= good:
-        return "good"
-    return "warning" if value <= bad else "bad"
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Limits between good, warning and bad values.
+
+    Attributes:
+        good: the last good value.
+        bad: values beyond it are bad.
+        source: origin of the limits.
+        larger_is_better: by default small values are good.
+        text: the limits in words; by default made from the two values.
+    """
+
+    good: float
+    bad: float
+    source: str = PROJECT_DEFAULT
+    larger_is_better: bool = False
+    text: str = ""
+
+    def __str__(self) -> str:
+        within, beyond = ("≥", "<") if self.larger_is_better else ("≤", ">")
+        return self.text or f"good {within} {self.good:g}, bad {beyond} {self.bad:g}"
+
+    def grade(self, value: float) -> Verdict:
+        """The verdict on a value; "unknown" for NaN.
+
+        >>> Threshold(good=0.1, bad=1.0).grade(0.5)
+        'warning'
+        """
+        if math.isnan(value):
+            return "unknown"
+        sign = -1 if self.larger_is_better else 1
+        if sign * value <= sign * self.good:
+            return "good"
+        return "warning" if sign * value <= sign * self.bad else "bad"
+
+    def finding(
+        self,
+        question: str,
+        name: str,
+        value: float,
+        error: float | None = None,
+        *,
+        why: str,
+        remedy: str,
+        graded: float | None = None,
+        verdict: Verdict | None = None,
+    ) -> Finding:
+        """The row of a value.
+
+        Args:
+            remedy: left out of a good row.
+            graded: the value to grade, if it is not `value` itself.
+            verdict: replaces the grade.
+        """
+        if verdict is None:
+            verdict = self.grade(value if graded is None else graded)
+        return Finding(
+            question=question,
+            name=name,
+            value=value,
+            error=error,
+            threshold=str(self),
+            source=self.source,
+            verdict=verdict,
+            why=why,
+            remedy="" if verdict == "good" else remedy,
+        )
 
 
-def cannot_say(question: str, name: str, why: str, remedy: str = "") -> Finding:
-    """A row without a figure."""
-    return Finding(question, name, None, None, "", "", "unknown", why, remedy)
+# A table has about seven tests: at 1 in 200 each, one table in thirty has a false positive.
+P_VALUE = Threshold(good=0.005, bad=0.001, larger_is_better=True)
+
+
+def format_with_error(value: float | None, error: float | None) -> str:
+    """A value with as many digits as its standard error allows.
+
+    >>> format_with_error(1.23456, 0.0123)
+    '1.235 ± 0.012'
+    """
+    if value is None:
+        return "–"
+    if error is None or not math.isfinite(error):
+        return f"{value:.4g}"
+    digits = 3 if error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"

@@ -1,13 +1,13 @@
-"""Whose fault is the gap? Approximation, amortisation, generalisation.
+"""Approximation, amortization and generalization gaps.
 
     log p(x) − ELBO(q_enc) = [log p(x) − ELBO(q*)] + [ELBO(q*) − ELBO(q_enc)]
-                               approximation             amortisation
+                               approximation             amortization
 
-q* is the best member of the guide's own family for each datum: the parameters of q(z_n | x_n)
-are taken out of the guide, start where it puts them, and are optimised for all data at once. The
-first gap asks for a richer family, the second for a better encoder. Where log p(x) is a lower
-bound, the approximation gap is under-stated. The generalisation gap is the bound on training
-data less that on held-out data.
+q* is the best member of the guide's family for each row: the parameters of q(z_n | x_n) are taken
+out of the guide as initial values and optimized for all rows at once. The approximation gap calls
+for a richer family, the amortization gap for a better encoder. Where log p(x) is a lower bound, the
+approximation gap is too small. The generalization gap is the bound on training rows less that on
+held-out rows.
 
 Reference:
     Cremer, Li, Duvenaud (2018). Inference suboptimality in variational autoencoders.
@@ -15,6 +15,7 @@ Reference:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +28,16 @@ from torch.distributions import transform_to
 from ppl_lvm.core.distributions import is_point
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
+from ppl_lvm.core.types import Batch, Program
+from ppl_lvm.diagnostics.base import Context, Diagnostic
+from ppl_lvm.diagnostics.finding import Finding, Threshold
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
-from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import trace_program
+from ppl_lvm.posterior.evidence import standard_error
 
 QUESTION = "Whose fault is the gap?"
-# Constructor arguments that settle a distribution, of the families that guides are made of.
+# Constructor arguments that determine a distribution, for the families that guides use.
 _ARGUMENTS = {
     "Normal": ("loc", "scale"),
     "LogNormal": ("loc", "scale"),
@@ -45,8 +49,14 @@ _ARGUMENTS = {
     "StudentT": ("df", "loc", "scale"),
 }
 
+AMORTIZATION = Threshold(good=0.1, bad=1.0)
+APPROXIMATION = Threshold(good=0.5, bad=3.0)
+GENERALIZATION = Threshold(
+    good=0.1, bad=1.0, text="good if ≤ 2.5 standard errors + 0.1, bad > 1 beyond those"
+)
 
-class Replace(Messenger):
+
+class ReplaceDistributions(Messenger):
     """Draw the named sites from other distributions."""
 
     def __init__(self, distributions: dict[str, Any]) -> None:
@@ -59,15 +69,15 @@ class Replace(Messenger):
 
 
 @dataclass(frozen=True)
-class Gaps:
-    """Nats per row, (N,) each; `log_evidence` is None where nobody gave it.
+class InferenceGaps:
+    """ELBO of the encoder and of the best member of its family, nats per row.
 
     Attributes:
-        encoder: ELBO of the guide as it is.
-        optimised: ELBO of the best member of its family, datum by datum.
-        log_evidence: log p(x_n), exact or a lower bound.
-        still_rising: gain of the last tenth of the optimisation, nats per row.
-        monte_carlo_error: of the mean difference of the two ELBOs.
+        encoder: ELBO of the guide as it is (N,).
+        optimized: ELBO of the best member of its family for each row (N,).
+        log_evidence: log p(x_n) (N,), exact or a lower bound; None where it is unknown.
+        still_rising: gain over the last tenth of the optimization, nats per row.
+        monte_carlo_error: error of the mean difference of the two ELBOs.
     """
 
     encoder: Tensor
@@ -78,58 +88,50 @@ class Gaps:
 
     @property
     def amortization(self) -> tuple[float, float]:
-        """Mean and standard error over data, with the Monte-Carlo error in it."""
-        mean, error = _mean(self.optimized - self.encoder)
+        """Mean and standard error over rows, with the Monte-Carlo error in it."""
+        mean, error = _mean_and_error(self.optimized - self.encoder)
         return mean, math.hypot(error, self.monte_carlo_error)
 
     @property
     def approximation(self) -> tuple[float, float] | None:
         if self.log_evidence is None:
             return None
-        return _mean(self.log_evidence - self.optimized)
+        return _mean_and_error(self.log_evidence - self.optimized)
 
     def findings(self) -> list[Finding]:
         value, error = self.amortization
         rows = [
-            Finding(
+            AMORTIZATION.finding(
                 QUESTION,
-                "amortisation gap, nats per row",
+                "amortization gap, nats per row",
                 value,
                 error,
-                "good ≤ 0.1, bad > 1",
-                PROJECT_DEFAULT,
-                graded(value - 2 * error, 0.1, 1.0),
-                f"What the guide's own family would gain if each datum had its own parameters; "
-                f"the last tenth of that optimisation gained {self.still_rising:.1g}.",
-                ""
-                if value - 2 * error <= 0.1
-                else "A wider or deeper encoder, more training of the guide, or refine q at test "
+                graded=value - 2 * error,
+                why="Gain of the guide's family if each row had its own parameters; the last tenth "
+                f"of that optimization gained {self.still_rising:.1g}.",
+                remedy="A wider or deeper encoder, more training of the guide, or refine q at test "
                 "time.",
             )
         ]
         if self.approximation is not None:
             value, error = self.approximation
             rows.append(
-                Finding(
+                APPROXIMATION.finding(
                     QUESTION,
                     "approximation gap, nats per row",
                     value,
                     error,
-                    "good ≤ 0.5, bad > 3",
-                    PROJECT_DEFAULT,
-                    graded(value - 2 * error, 0.5, 3.0),
-                    "What the best member of the guide's family still leaves to log p(x).",
-                    ""
-                    if value - 2 * error <= 0.5
-                    else "A richer family: full covariance, a flow, or hierarchical q.",
+                    graded=value - 2 * error,
+                    why="Distance from the best member of the guide's family to log p(x).",
+                    remedy="A richer family: full covariance, a flow, or hierarchical q.",
                 )
             )
         return rows
 
 
 @dataclass(frozen=True)
-class Generalisation:
-    """Bounds on training and on held-out rows, nats per row, with errors over data."""
+class GeneralizationGap:
+    """Bounds on training and on held-out rows, nats per row, with errors over rows."""
 
     train: float
     train_error: float
@@ -142,30 +144,24 @@ class Generalisation:
 
     def findings(self) -> list[Finding]:
         gap, error = self.gap
-        beyond = gap - 2.5 * error
         return [
-            Finding(
+            GENERALIZATION.finding(
                 QUESTION,
-                "generalisation gap (training − held out), nats per row",
+                "generalization gap (training − held out), nats per row",
                 gap,
                 error,
-                "good if ≤ 2.5 standard errors + 0.1, bad > 1 beyond those",
-                PROJECT_DEFAULT,
-                graded(beyond, 0.1, 1.0),
-                f"Bound on training rows {self.train:.3f}, held out {self.held_out:.3f}.",
-                ""
-                if beyond <= 0.1
-                else "Stop earlier (patience), regularise, or use a smaller model or more data.",
+                graded=gap - 2.5 * error,
+                why=f"Bound on training rows {self.train:.3f}, held out {self.held_out:.3f}.",
+                remedy="Stop earlier (patience), regularize, or use a smaller model or more data.",
             )
         ]
 
 
-def _mean(per_row: Tensor) -> tuple[float, float]:
-    N = len(per_row)
-    return float(per_row.mean()), float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan
+def _mean_and_error(per_row: Tensor) -> tuple[float, float]:
+    return float(per_row.mean()), standard_error(per_row)
 
 
-def gaps(
+def inference_gaps(
     model: Program,
     guide: Program,
     *batch: Any,
@@ -174,103 +170,107 @@ def gaps(
     num_particles: int = 8,
     evaluations: int = 512,
     seed: int = 0,
-) -> Gaps:
-    """Optimise q's parameters for every row of `batch` and compare.
+) -> InferenceGaps:
+    """Optimize q's parameters for every row of `batch`, and compare ELBOs.
 
-    `log_evidence` (N,) is what `tightness(...).best` gives.
+    `log_evidence` (N,) is `tightness(...).best`.
 
     Raises:
         CannotSayError: the guide has global or no latents, discrete ones, points, or a family
             whose parameters are not known here.
     """
     with isolated_rng(seed), pyro.validation_enabled(False):
-        plan = analyze_for_particles(model, guide, batch, {}, 2)
-        parameters, family = _take_out(guide, batch, plan)
+        structure = analyze_for_particles(model, guide, batch, {}, 2)
+        parameters, build_family = _extract_parameters(guide, batch, structure)
 
         def best(*batch: Any) -> None:
-            with Replace(family()):
+            with ReplaceDistributions(build_family()):
                 guide(*batch)
 
-        rising = _optimize(model, best, batch, plan, parameters, steps, num_particles)
+        rising = _optimize(model, best, batch, structure, parameters, steps, num_particles)
         with torch.no_grad():
-            each = [
-                log_weights(model, q, *batch, num_particles=evaluations, structure=plan).double()
+            log_w = [
+                log_weights(
+                    model, q, *batch, num_particles=evaluations, structure=structure
+                ).double()
                 for q in (guide, best)
             ]
-    N = each[0].shape[1]
-    variance = sum(float((w.var(0) / evaluations).sum()) for w in each)
-    return Gaps(each[0].mean(0), each[1].mean(0), log_evidence, rising, math.sqrt(variance) / N)
+    N = log_w[0].shape[1]
+    variance = sum(float((w.var(0) / evaluations).sum()) for w in log_w)
+    return InferenceGaps(
+        log_w[0].mean(0), log_w[1].mean(0), log_evidence, rising, math.sqrt(variance) / N
+    )
 
 
-def _take_out(
-    guide: Program, batch: tuple[Any, ...], plan: PairStructure
-) -> tuple[list[Tensor], Any]:
+def _extract_parameters(
+    guide: Program, batch: Batch, structure: PairStructure
+) -> tuple[list[Tensor], Callable[[], dict[str, Any]]]:
     """Unconstrained parameters of q's sites, and a function that builds the distributions."""
-    if plan.data_plate is None or not plan.latents:
-        raise CannotSayError("The guide has no local latents, or global ones beside them.")
+    if structure.data_plate is None or not structure.latents:
+        raise CannotSayError("The guide has no local latents, or global ones too.")
     with torch.no_grad():
         sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-        again = trace_program(guide, batch, {}, particles=None, nesting=0)
+        second_run = trace_program(guide, batch, {}, particles=None, nesting=0)
     leaves: list[Tensor] = []
     builders = {}
-    for name in plan.latents:
-        if name in plan.constant:
+    for name in structure.latents:
+        if name in structure.constant:
             continue
         fn = sites[name]["fn"]
-        if plan.score_sites or is_point(fn):
+        if structure.score_sites or is_point(fn):
             raise CannotSayError(f"The guide's site '{name}' is discrete or a point.")
-        base, events = _unwrap(fn)
+        base, event_dim = _unwrap(fn)
         kind = type(base).__name__
         if kind not in _ARGUMENTS:
             raise CannotSayError(f"The parameters of a {kind} (site '{name}') are not known here.")
-        own = {}
+        arguments = {}
         for argument in _ARGUMENTS[kind]:
             value = getattr(base, argument).detach()
-            if not torch.equal(value, getattr(_unwrap(again[name]["fn"])[0], argument)):
+            if not torch.equal(value, getattr(_unwrap(second_run[name]["fn"])[0], argument)):
                 raise CannotSayError(f"q of site '{name}' depends on sites drawn before it.")
             transform = transform_to(base.arg_constraints[argument])
             leaf = transform.inv(value).clone().requires_grad_()
-            own[argument] = (leaf, transform)
+            arguments[argument] = (leaf, transform)
             leaves.append(leaf)
-        builders[name] = (type(base), own, events)
+        builders[name] = (type(base), arguments, event_dim)
 
-    def family() -> dict[str, Any]:
+    def build_family() -> dict[str, Any]:
         return {
-            name: cls(**{a: t(leaf) for a, (leaf, t) in own.items()}).to_event(events)
-            for name, (cls, own, events) in builders.items()
+            name: cls(**{a: t(leaf) for a, (leaf, t) in arguments.items()}).to_event(event_dim)
+            for name, (cls, arguments, event_dim) in builders.items()
         }
 
-    return leaves, family
+    return leaves, build_family
 
 
 def _unwrap(fn: Any) -> tuple[Any, int]:
-    """The distribution under expansions and `to_event`, and how many dimensions are events."""
-    events = 0
+    """The distribution under expansions and `to_event`, and its number of event dimensions."""
+    event_dim = 0
     while type(fn).__name__ in ("Independent", "ExpandedDistribution"):
         if type(fn).__name__ == "Independent":
-            events += fn.reinterpreted_batch_ndims
+            event_dim += fn.reinterpreted_batch_ndims
         elif fn.batch_shape != fn.base_dist.batch_shape:
             fn = fn.base_dist.expand(fn.batch_shape)
             continue
         fn = fn.base_dist
-    return fn, events
+    return fn, event_dim
 
 
 def _optimize(
     model: Program,
     guide: Program,
-    batch: tuple[Any, ...],
-    plan: PairStructure,
+    batch: Batch,
+    structure: PairStructure,
     leaves: list[Tensor],
     steps: int,
     num_particles: int,
 ) -> float:
-    """Ascend the ELBO of every datum at once; the gain over the last tenth, nats per row."""
+    """Ascend the ELBO of every row at once; the gain over the last tenth, nats per row."""
     optimizer = torch.optim.Adam(leaves, lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     values = []
     for _ in range(steps):
-        p = draw_particles(model, guide, batch, {}, plan, num_particles)
+        p = draw_particles(model, guide, batch, {}, structure, num_particles)
         elbo = p.log_w.mean(0)
         gradients = torch.autograd.grad(-elbo.sum(), leaves)
         for leaf, gradient in zip(leaves, gradients, strict=True):
@@ -283,26 +283,55 @@ def _optimize(
     return float(ends[tenth:].mean() - ends[:tenth].mean())
 
 
-def generalization(
+def generalization_gap(
     model: Program,
     guide: Program,
-    train: tuple[Any, ...],
-    held_out: tuple[Any, ...],
+    train: Batch,
+    held_out: Batch,
     *,
     num_particles: int = 100,
     seed: int = 0,
-) -> Generalisation:
-    """The ELBO on two sets of rows.
+) -> GeneralizationGap:
+    """The ELBO on training and on held-out rows.
 
     Raises:
-        CannotSayError: with global latents, whose q has seen the training rows only as a whole.
+        CannotSayError: global latents, whose q was fitted to the training rows as one data set.
     """
-    found: list[float] = []
+    bounds: list[float] = []
     with isolated_rng(seed), torch.no_grad():
         for batch in (train, held_out):
-            plan = analyze_for_particles(model, guide, batch, {}, num_particles)
-            if plan.data_plate is None:
+            structure = analyze_for_particles(model, guide, batch, {}, num_particles)
+            if structure.data_plate is None:
                 raise CannotSayError("Global latents: use leave-one-out prediction instead.")
-            log_w = log_weights(model, guide, *batch, num_particles=num_particles, structure=plan)
-            found += _mean(log_w.double().mean(0))
-    return Generalisation(*found)
+            log_w = log_weights(
+                model, guide, *batch, num_particles=num_particles, structure=structure
+            )
+            bounds += _mean_and_error(log_w.double().mean(0))
+    return GeneralizationGap(*bounds)
+
+
+def _run_gaps(context: Context) -> InferenceGaps:
+    tightness = context.results.get("tightness")
+    return inference_gaps(
+        context.model,
+        context.guide,
+        *context.annealing_rows,
+        log_evidence=None if tightness is None else tightness.best,
+        seed=context.seed,
+    )
+
+
+def _run_generalization(context: Context) -> GeneralizationGap:
+    if context.held_out is None:
+        raise CannotSayError("No held-out rows (fit with validation=, or pass held_out=).")
+    return generalization_gap(
+        context.model, context.guide, context.train, context.held_out, seed=context.seed
+    )
+
+
+INFERENCE_GAPS = Diagnostic(
+    slug="gaps", question=QUESTION, title="approximation and amortization gap", run=_run_gaps
+)
+GENERALIZATION_GAP = Diagnostic(
+    slug="generalization", question=QUESTION, title="generalization gap", run=_run_generalization
+)

@@ -1,11 +1,11 @@
 """Mixtures: components used, overlap, label switching, stability, information criteria.
 
-Components have no names: draws or restarts must be relabelled before anything is averaged.
-`relabel` finds the permutation of each draw's components that agrees best with a pivot, from
+Component labels are arbitrary: draws or restarts must be relabeled before they are averaged.
+`relabel` computes the permutation of each draw's components that agrees best with a pivot, from
 responsibilities P (S, N, K) (soft ECR: cost −P_pivᵀ P_s, solved by the Hungarian method) or from
-parameters (squared distances to the pivot's). `relabel_by_divergence` needs no pivot: it looks for
-the permutations under which all draws' responsibilities lie closest to their mean. What needs no
-labels is safer still: weights in sorted order, the number of components in use, and the
+parameters (squared distances to the pivot's). `relabel_by_divergence` needs no pivot: it searches
+for the permutations under which all draws' responsibilities lie closest to their mean. Quantities
+without labels are safer still: weights in sorted order, the number of components in use, and the
 co-clustering of rows.
 
     N_k = Σ_n r_nk,   H = −1/N Σ_n Σ_k r_nk log r_nk
@@ -32,30 +32,46 @@ import pyro
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pyro.distributions import constraints
-from scipy.optimize import linear_sum_assignment
 from scipy.special import xlogy
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, graded
+from ppl_lvm.core.types import Batch, Floats
+from ppl_lvm.diagnostics.base import Context, Diagnostic
+from ppl_lvm.diagnostics.convergence import LARGE
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.pair import ModelGuidePair
 
 QUESTION = "Mixtures: are the components sound?"
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+USED_SHARE = Threshold(
+    good=1.0,
+    bad=0.0,
+    larger_is_better=True,
+    text="used: at least one row; good all, bad collapsed",
+)
+ENTROPY = Threshold(good=0.25, bad=0.6)
+AGREEMENT = Threshold(
+    good=0.9,
+    bad=0.6,
+    larger_is_better=True,
+    source=f"Hubert & Arabie 1985; levels: {PROJECT_DEFAULT}",
+)
 
 
 @dataclass(frozen=True)
 class MixtureComponents:
-    """Attributes:
-    responsibilities: r (N, K).
-    log_likelihood: Σ_n log p(x_n), NaN where the guide has latents of its own.
-    num_parameters: m that the likelihood depends on.
-    degenerate: the model's own reason not to choose this fit, or None.
+    """Responsibilities of a mixture, and its information criteria.
+
+    Attributes:
+        responsibilities: r (N, K).
+        log_likelihood: Σ_n log p(x_n), NaN where the guide has latents.
+        num_parameters: m.
+        degenerate: reason by the model not to select this fit, or None.
     """
 
     responsibilities: Floats
@@ -65,7 +81,7 @@ class MixtureComponents:
 
     @property
     def sizes(self) -> Floats:
-        """N_k (K,): rows each component explains."""
+        """N_k (K,): rows that each component explains."""
         return self.responsibilities.sum(0)
 
     @property
@@ -92,97 +108,94 @@ class MixtureComponents:
         return self.bic + 2 * len(self.responsibilities) * self.entropy
 
     def findings(self) -> list[Finding]:
-        K, N = self.responsibilities.shape[1], len(self.responsibilities)
-        rows = [self._used_finding(K), self._entropy_finding(K, N)]
+        rows = [self._used_finding(), self._entropy_finding()]
         if math.isfinite(self.log_likelihood):
-            why = f"AIC {self.aic:.1f}, ICL {self.icl:.1f}, {self.num_parameters} parameters. "
             rows.append(
                 Finding(
-                    QUESTION,
-                    "BIC (smaller is better)",
-                    self.bic,
-                    None,
-                    "none: compare fits of the same data",
-                    "Schwarz 1978",
-                    "unknown",
-                    why + "One fit's criterion means nothing alone.",
-                    "Fit other numbers of components and compare.",
+                    question=QUESTION,
+                    name="BIC (smaller is better)",
+                    value=self.bic,
+                    threshold="none: compare fits of the same data",
+                    source="Schwarz 1978",
+                    why=f"AIC {self.aic:.1f}, ICL {self.icl:.1f}, {self.num_parameters} "
+                    "parameters. The criterion of a single fit has no meaning.",
+                    remedy="Fit other numbers of components and compare.",
                 )
             )
         return rows
 
-    def _used_finding(self, K: int) -> Finding:
-        verdict = "bad" if self.degenerate else "good" if self.used == K else "warning"
-        return Finding(
+    def _used_finding(self) -> Finding:
+        K = len(self.sizes)
+        return USED_SHARE.finding(
             QUESTION,
             f"components used of {K}",
             float(self.used),
-            None,
-            "used: at least one row; good all, bad collapsed",
-            PROJECT_DEFAULT,
-            verdict,  # type: ignore[arg-type]
-            self.degenerate
-            or "Rows each explains: " + ", ".join(f"{n:.1f}" for n in self.sizes[:12]) + ".",
-            ""
-            if verdict == "good"
-            else "Start again (restarts=), raise the variance floor."
+            verdict="bad" if self.degenerate else "good" if self.used == K else "warning",
+            why=self.degenerate
+            or "Rows of each component: " + ", ".join(f"{n:.1f}" for n in self.sizes[:12]) + ".",
+            remedy="More restarts (restarts=), or a higher variance floor."
             if self.degenerate
             else "Use fewer components; in a Bayesian mixture unused ones do no harm.",
         )
 
-    def _entropy_finding(self, K: int, N: int) -> Finding:
+    def _entropy_finding(self) -> Finding:
         r = self.responsibilities
-        each = -xlogy(r, r).sum(1) / math.log(max(K, 2))
-        return Finding(
+        N, K = r.shape
+        relative = -xlogy(r, r).sum(1) / math.log(max(K, 2))
+        return ENTROPY.finding(
             QUESTION,
             "entropy of responsibilities / log K",
-            float(each.mean()),
-            float(each.std(ddof=1) / math.sqrt(N)) if N > 1 else None,
-            "good ≤ 0.25, bad > 0.6",
-            PROJECT_DEFAULT,
-            graded(float(each.mean()), 0.25, 0.6),
-            f"{(r.max(1) < 0.7).mean():.1%} of rows belong to no component with more than 70%.",
-            "" if each.mean() <= 0.25 else "Clusters overlap: do not read labels as classes.",
+            float(relative.mean()),
+            float(relative.std(ddof=1) / math.sqrt(N)) if N > 1 else None,
+            why=f"{(r.max(1) < 0.7).mean():.1%} of rows belong to no component with more than 70%.",
+            remedy="Clusters overlap: do not read labels as classes.",
         )
 
 
-def mixture(pair: ModelGuidePair, *batch: Any, site: str | None = None) -> MixtureComponents:
-    """Figures on the discrete local site that the model sums out (`site`, if there are several).
+def mixture_components(
+    pair: ModelGuidePair, *batch: Any, site: str | None = None
+) -> MixtureComponents:
+    """Components of the discrete local site that the model sums out.
+
+    Args:
+        site: its name, if there are several.
 
     Raises:
-        CannotSayError: there is none, or several and none was named.
+        CannotSayError: there is no such site, or several and no name.
     """
     summed = predict.summed_sites(pair, *batch)
     codes = predict.encode(pair, *batch) if summed else {}
-    found = {n: r for n, r in codes.items() if n in summed and r.dim() == 2}
+    discrete = {n: r for n, r in codes.items() if n in summed and r.dim() == 2}
     if site is not None:
-        found = {n: r for n, r in found.items() if n == site}
-    if len(found) != 1:
+        discrete = {n: r for n, r in discrete.items() if n == site}
+    if len(discrete) != 1:
         raise CannotSayError(
-            f"{len(found)} discrete local sites are summed out of the model"
-            + (f" ({', '.join(sorted(found))}): name one with site=." if found else ".")
+            f"{len(discrete)} discrete local sites are summed out of the model"
+            + (f" ({', '.join(sorted(discrete))}): name one with site=." if discrete else ".")
         )
-    r = next(iter(found.values())).double().numpy()
+    r = next(iter(discrete.values())).double().numpy()
     log_likelihood = math.nan
     with pair.scope(), torch.no_grad():
-        plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 1)
-        if not plan.latents:
-            log_w = log_weights(pair.model, pair.guide, *batch, num_particles=1, structure=plan)
+        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 1)
+        if not structure.latents:
+            log_w = log_weights(
+                pair.model, pair.guide, *batch, num_particles=1, structure=structure
+            )
             log_likelihood = float(log_w.double().sum())
-        judge = getattr(pair.model, "degenerate", None)
-        reason = judge(*batch) if callable(judge) else None
-    return MixtureComponents(r, log_likelihood, _count_parameters(pair, batch), reason)
+        degenerate = getattr(pair.model, "degenerate", None)
+        reason = degenerate(*batch) if callable(degenerate) else None
+    return MixtureComponents(r, log_likelihood, count_parameters(pair, batch), reason)
 
 
-def _count_parameters(pair: ModelGuidePair, batch: tuple[Any, ...]) -> int:
+def count_parameters(pair: ModelGuidePair, batch: Batch) -> int:
     """Elements of the parameters with a gradient: a triangular matrix has entries without.
 
-    Counted a little away from the fit, where gradients of parameters that matter may be zero.
+    Counted at slightly perturbed parameters, because gradients may vanish at the fit.
     """
     if not pair.unconstrained_parameters:
         pair.materialize_parameters(*batch)
     leaves: list[Tensor] = list(pair.unconstrained_parameters.values())
-    held = [(leaf.detach().clone(), leaf.grad, leaf.requires_grad) for leaf in leaves]
+    before = [(leaf.detach().clone(), leaf.grad, leaf.requires_grad) for leaf in leaves]
     with pair.scope(), isolated_rng(0):
         try:
             for leaf in leaves:
@@ -191,33 +204,36 @@ def _count_parameters(pair: ModelGuidePair, batch: tuple[Any, ...]) -> int:
                 with torch.no_grad():
                     leaf.add_(0.01 * torch.randn_like(leaf))
             pair.objective.loss_and_grads(pair.model, pair.guide, *batch)
-            seen = sum(int((leaf.grad != 0).sum()) for leaf in leaves if leaf.grad is not None)
-            return seen - _redundant(pair)
+            count = sum(int((leaf.grad != 0).sum()) for leaf in leaves if leaf.grad is not None)
+            return count - _redundant(pair)
         finally:
-            for leaf, (value, gradient, flag) in zip(leaves, held, strict=True):
+            for leaf, (value, gradient, requires_grad) in zip(leaves, before, strict=True):
                 with torch.no_grad():
                     leaf.copy_(value)
                 leaf.grad = gradient
-                leaf.requires_grad_(flag)
+                leaf.requires_grad_(requires_grad)
 
 
 def _redundant(pair: ModelGuidePair) -> int:
-    """One for each simplex: its softmax has an unconstrained number too many."""
+    """Number of simplexes: the softmax of each has one redundant unconstrained parameter."""
     store = pyro.get_param_store()
-    named = store._constraints.items()
-    found = [
-        (c, store[name]) for name, c in named if f"store/{name}" in pair.unconstrained_parameters
+    constrained = [
+        (constraint, store[name])
+        for name, constraint in store._constraints.items()
+        if f"store/{name}" in pair.unconstrained_parameters
     ]
     for _, module in pair.modules():
         for part in module.modules():
             for name, (constraint, _) in getattr(part, "_pyro_params", {}).items():
-                found.append((constraint, getattr(part, name)))
+                constrained.append((constraint, getattr(part, name)))
     simplex = type(constraints.simplex)
-    return sum(value[..., 0].numel() for c, value in found if isinstance(c, simplex))
+    return sum(value[..., 0].numel() for c, value in constrained if isinstance(c, simplex))
 
 
 def match_components(cost: ArrayLike) -> Ints:
-    """The permutation σ (K,) of least Σ_k cost[k, σ_k]: component σ_k takes the pivot's place k."""
+    """The permutation σ (K,) that minimizes Σ_k cost[k, σ_k]: σ_k takes the pivot's place k."""
+    from scipy.optimize import linear_sum_assignment
+
     matrix = np.asarray(cost, np.float64)
     _, columns = linear_sum_assignment(matrix)
     return np.asarray(columns, np.int64)
@@ -231,37 +247,37 @@ def relabel(
     """A permutation (S, K) for each of S draws, so that equal places mean equal components.
 
     Args:
-        responsibilities: P (S, N, K): soft ECR, the better choice where both can be had.
+        responsibilities: P (S, N, K): soft ECR, the better choice where both are available.
         parameters: (S, K, ...): squared distance in units of their sd over draws and components.
-        pivot: the draw the others are matched to (its number: best the one of highest density),
-            or what to match to, (N, K) or (K, ...).
+        pivot: index of the draw that the others are matched to (best the one of highest density),
+            or its values, (N, K) or (K, ...).
 
     Raises:
-        ValueError: when not exactly one of the two is given.
+        ValueError: both or neither of `responsibilities` and `parameters`.
     """
     if (responsibilities is None) == (parameters is None):
         raise ValueError("relabel needs responsibilities (S, N, K) or parameters (S, K, ...).")
     if responsibilities is not None:
         P = np.asarray(responsibilities, np.float64)
-        to = P[pivot] if isinstance(pivot, int) else np.asarray(pivot, np.float64)
-        costs = -np.einsum("nk,snl->skl", to, P)
+        target = P[pivot] if isinstance(pivot, int) else np.asarray(pivot, np.float64)
+        costs = -np.einsum("nk,snl->skl", target, P)
     else:
         theta = np.asarray(parameters, np.float64)
         theta = theta.reshape(*theta.shape[:2], -1)
         scale = theta.std((0, 1)) + 1e-12
-        to = theta[pivot] if isinstance(pivot, int) else np.asarray(pivot, np.float64)
-        to = to.reshape(theta.shape[1], -1)
-        costs = (((to[None, :, None] - theta[:, None]) / scale) ** 2).sum(-1)  # (S, K, K)
+        target = theta[pivot] if isinstance(pivot, int) else np.asarray(pivot, np.float64)
+        target = target.reshape(theta.shape[1], -1)
+        costs = (((target[None, :, None] - theta[:, None]) / scale) ** 2).sum(-1)  # (S, K, K)
     return np.stack([match_components(cost) for cost in costs])
 
 
 def relabel_by_divergence(responsibilities: ArrayLike, max_iterations: int = 100) -> Ints:
-    """Permutations σ_s (S, K) that make Σ_s Σ_n KL(p_s,n,σ_s ‖ q_n) small, q their mean over draws.
+    """Permutations σ_s (S, K) that minimize Σ_s Σ_n KL(p_s,n,σ_s ‖ q_n), q their mean over draws.
 
-    Stephens' algorithm: given σ the best q (N, K) is the mean of the relabelled draws, and given q
-    the best σ_s solves an assignment of cost[k, l] = Σ_n p_snl (log p_snl − log q_nk), each draw by
-    itself. Neither step raises the sum, so it ends, at a point that neither can better; it starts
-    from `relabel`, since such points depend on the start.
+    Stephens' algorithm: given σ the best q (N, K) is the mean of the relabeled draws, and given q
+    the best σ_s solves an assignment of cost[k, l] = Σ_n p_snl (log p_snl − log q_nk), separately
+    for each draw. Neither step raises the sum, so the algorithm ends at a local optimum. It is
+    initialized by `relabel`, since the optimum depends on the initial permutations.
 
     Args:
         responsibilities: P (S, N, K).
@@ -280,7 +296,9 @@ def relabel_by_divergence(responsibilities: ArrayLike, max_iterations: int = 100
         if np.array_equal(new, order):
             return order
         order = new
-    raise RuntimeError(f"Permutations still change after {max_iterations} iterations: raise them.")
+    raise RuntimeError(
+        f"Permutations still change after {max_iterations} iterations: raise max_iterations."
+    )
 
 
 def apply_permutation(draws: ArrayLike, permutation: Ints, axis: int = 1) -> NDArray[Any]:
@@ -292,8 +310,8 @@ def apply_permutation(draws: ArrayLike, permutation: Ints, axis: int = 1) -> NDA
 
 
 @dataclass(frozen=True)
-class Stability:
-    """Of the clustering over restarts.
+class ClusteringStability:
+    """Agreement of the clustering over restarts.
 
     Attributes:
         agreement: adjusted Rand index of every two restarts' hard clusterings.
@@ -304,31 +322,67 @@ class Stability:
     matched: Floats
 
     def findings(self) -> list[Finding]:
-        mean = float(self.agreement.mean())
         return [
-            Finding(
+            AGREEMENT.finding(
                 QUESTION,
                 "agreement of restarts' clusterings (adjusted Rand index), mean",
-                mean,
-                None,
-                "good ≥ 0.9, bad < 0.6",
-                f"Hubert & Arabie 1985; levels: {PROJECT_DEFAULT}",
-                graded(-mean, -0.9, -0.6),
-                f"Least agreement of two restarts {self.agreement.min():.2f}.",
-                "" if mean >= 0.9 else "Clusters depend on the start: more restarts, other K.",
+                float(self.agreement.mean()),
+                why=f"Smallest agreement of two restarts {self.agreement.min():.2f}.",
+                remedy="Clusters depend on the restart: use more restarts, or another K.",
             )
         ]
 
 
-def stability(responsibilities: Sequence[ArrayLike]) -> Stability:
-    """From the responsibilities (N, K) of at least two restarts on the same rows."""
+def clustering_stability(responsibilities: Sequence[ArrayLike]) -> ClusteringStability:
+    """Agreement of the responsibilities (N, K) of at least two restarts on the same rows."""
+    from sklearn.metrics import adjusted_rand_score
+
     P = np.stack([np.asarray(r, np.float64) for r in responsibilities])
     if len(P) < 2:
         raise CannotSayError(
-            "Stability needs at least two restarts that came close to the best (restarts=5)."
+            "Stability needs at least two restarts close to the best bound (restarts=5)."
         )
-    hard = P.argmax(2)
-    pairs = [
-        adjusted_rand_score(hard[i], hard[j]) for i in range(len(P)) for j in range(i + 1, len(P))
+    labels = P.argmax(2)
+    agreement = [
+        adjusted_rand_score(labels[i], labels[j])
+        for i in range(len(P))
+        for j in range(i + 1, len(P))
     ]
-    return Stability(np.array(pairs), apply_permutation(P, relabel(responsibilities=P), axis=2))
+    matched = apply_permutation(P, relabel(responsibilities=P), axis=2)
+    return ClusteringStability(np.array(agreement), matched)
+
+
+def _run_stability(context: Context) -> ClusteringStability:
+    """Stability over the restarts whose bound is close to the best."""
+    restarts = context.restarts
+    best = max(restarts.bounds)
+    responsibilities = [
+        trajectory.responsibilities
+        for trajectory, bound in zip(restarts.trajectories, restarts.bounds, strict=False)
+        if bound > best - LARGE
+    ]
+    sites = {name for by_site in responsibilities for name in by_site}
+    if len(sites) != 1:
+        raise CannotSayError("No discrete local site, or several, are summed out of the model.")
+    (site,) = sites
+    return clustering_stability([by_site[site] for by_site in responsibilities])
+
+
+def _has_clusterings(context: Context) -> bool:
+    restarts = context.restarts
+    return len(restarts.bounds) > 1 and any(t.responsibilities for t in restarts.trajectories)
+
+
+MIXTURE_COMPONENTS = Diagnostic(
+    slug="mixtures",
+    question=QUESTION,
+    title="components",
+    run=lambda c: mixture_components(c.pair, *c.rows),
+)
+CLUSTERING_STABILITY = Diagnostic(
+    slug="stability",
+    question=QUESTION,
+    title="stability of the clustering over restarts",
+    run=_run_stability,
+    applies=_has_clusterings,
+)

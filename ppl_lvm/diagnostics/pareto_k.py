@@ -1,16 +1,16 @@
-"""Is q a usable posterior? Pareto k̂, effective sample size, importance-corrected moments.
+"""Pareto k̂, effective sample size and importance-corrected moments.
 
-With S draws z_s ~ q(z | x_n) and weights w_sn = p(x_n, z_s) / q(z_s | x_n), the tail of the
-weights has about 1/k finite moments. k̂ (Pareto-smoothed importance sampling) is fitted to each
-datum's weights, all data at once; with global latents there is one joint weight and one k̂. The
-smoothed, normalised weights w̄ give
+With S draws z_s ~ q(z | x_n) and weights w_sn = p(x_n, z_s) / q(z_s | x_n), the weights have about
+1/k finite moments. k̂ (Pareto-smoothed importance sampling) is fitted to the weights of each row,
+all rows at once; with global latents there is one joint weight and one k̂. The smoothed, normalized
+weights w̄ give
 
     ESS_n = 1 / Σ_s w̄_sn²,    E_p[z] ≈ Σ_s w̄_sn z_sn,    Var_p[z] likewise,
 
-to be held beside q's own moments. k̂ sees too narrow a q late (a Gaussian whose sd is f times too
-small has k = 1 − f²: .36 at f = .8), and modes that q never visits not at all: the corrected
-standard deviation shows the first, simulation-based calibration the second. A high joint k̂ in
-many dimensions need not mean bad marginals (Dhaka et al. 2021).
+to be compared with q's moments. k̂ reacts late to a q that is too narrow (a Gaussian whose sd is f
+times too small has k = 1 − f²: .36 at f = .8), and not at all to modes that q never visits. The
+corrected standard deviation shows the first, simulation-based calibration the second. A high joint
+k̂ in many dimensions need not mean bad marginals (Dhaka et al. 2021).
 
 References:
     Yao, Vehtari, Simpson, Gelman (2018). Yes, but did it work? https://arxiv.org/abs/1802.02538
@@ -26,25 +26,35 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, cannot_say, graded
+from ppl_lvm.core.types import Floats, Program
+from ppl_lvm.diagnostics.base import Diagnostic
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.particles import analyze_for_particles, draw_particles
-from ppl_lvm.particles.structure import Program
 from ppl_lvm.posterior.psis import psis
 
 QUESTION = "Is q a usable posterior?"
 CHUNK = 200_000  # log-weights drawn at once
-EQUAL = 1e-3  # log-weights within this are equal up to rounding: a "tail" of it means nothing
-FEW = 30  # effective draws below which a corrected sd is noise
-Floats = NDArray[np.float64]
+ROUNDING = 1e-3  # log-weights closer than this are equal up to rounding and have no tail
+MIN_ESS = 30  # below, a corrected sd is noise
+
+K_HAT_SOURCE = "Vehtari et al. 2024, arXiv:1507.02646"
+JOINT_K_HAT = Threshold(good=0.5, bad=0.7, source=K_HAT_SOURCE)
+SHARE_OF_HIGH_K_HAT = Threshold(
+    good=0.05,
+    bad=0.2,
+    source=f"k̂: {K_HAT_SOURCE}; shares: {PROJECT_DEFAULT}",
+    text="good ≤ 0.05, bad > 0.2; k̂ itself: 0.7",
+)
+RELATIVE_ESS = Threshold(good=0.1, bad=0.01, larger_is_better=True)
+SD_RATIO = Threshold(good=1.25, bad=1.5)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one site: q's own mean and sd, and those corrected by importance weights, (N, ...)."""
+    """Moments of one site: q's mean and sd, and the importance-corrected ones, (N, ...)."""
 
     q_mean: Floats
     q_sd: Floats
@@ -54,12 +64,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class ParetoK:
-    """Attributes:
-    k: (N,) per row, or (1,) for a joint weight.
-    ess: (N,) effective draws of the smoothed weights.
-    moments: site -> `Moments`; discrete sites are left out.
-    num_draws: S.
-    joint: whether the weights are joint over all data.
+    """Quality of q's importance weights.
+
+    Attributes:
+        k: (N,) per row, or (1,) for a joint weight.
+        ess: (N,) effective sample size of the smoothed weights.
+        moments: continuous site -> `Moments`.
+        num_draws: S.
+        joint: True if one weight covers all rows.
     """
 
     k: Floats
@@ -70,17 +82,19 @@ class ParetoK:
 
     @property
     def share_bad(self) -> float:
-        """Share of data with k̂ > 0.7."""
+        """Share of rows with k̂ > 0.7."""
         return float((self.k > 0.7).mean())
 
     @property
     def k_error(self) -> float:
-        """Standard deviation of one k̂ near 0.7 with S draws: .21 at S = 200, .15 at 1000 and .12
-        at 4000 by simulation, which this power law goes through."""
+        """Standard deviation of one k̂ near 0.7 with S draws.
+
+        A power law through simulated values: .21 at S = 200, .15 at 1000 and .12 at 4000.
+        """
         return 0.21 * (200 / self.num_draws) ** 0.19
 
     def sd_ratio(self) -> float:
-        """Median over data, worst over dimensions: |log(corrected sd / q's sd)|, exponentiated."""
+        """exp |log(corrected sd / q's sd)|: median over rows, worst over dimensions."""
         worst = 0.0
         for m in self.moments.values():
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -98,131 +112,122 @@ class ParetoK:
             "do not use its moments uncorrected."
         )
         if self.joint:
-            k = float(self.k[0])
-            return Finding(
+            return JOINT_K_HAT.finding(
                 QUESTION,
                 "joint Pareto k̂",
-                k,
+                float(self.k[0]),
                 self.k_error,
-                "good ≤ 0.5, bad > 0.7",
-                "Vehtari et al. 2024, arXiv:1507.02646",
-                graded(k, 0.5, 0.7),
-                f"One weight over all latents, {self.num_draws} draws; a high joint k̂ need not "
+                why=f"One weight over all latents, {self.num_draws} draws; a high joint k̂ need not "
                 "mean bad marginals.",
-                "" if k <= 0.5 else remedy,
+                remedy=remedy,
             )
         share, N = self.share_bad, len(self.k)
-        return Finding(
+        return SHARE_OF_HIGH_K_HAT.finding(
             QUESTION,
-            "share of data with Pareto k̂ > 0.7",
+            "share of rows with Pareto k̂ > 0.7",
             share,
             math.sqrt(share * (1 - share) / N),
-            "good ≤ 0.05, bad > 0.2; k̂ itself: 0.7",
-            f"k̂: Vehtari et al. 2024, arXiv:1507.02646; shares: {PROJECT_DEFAULT}",
-            graded(share, 0.05, 0.2),
-            f"Median k̂ {np.median(self.k):.2f}, largest {self.k.max():.2f} over {N} data, "
+            why=f"Median k̂ {np.median(self.k):.2f}, largest {self.k.max():.2f} over {N} rows, "
             f"{self.num_draws} draws each.",
-            "" if share <= 0.05 else remedy,
+            remedy=remedy,
         )
 
     def _ess_finding(self) -> Finding:
-        relative = float(np.median(self.ess)) / self.num_draws
         spread = float(np.std(self.ess)) / self.num_draws / math.sqrt(len(self.ess))
-        return Finding(
+        return RELATIVE_ESS.finding(
             QUESTION,
-            "effective draws / draws, median over data",
-            relative,
+            "ESS / draws, median over rows",
+            float(np.median(self.ess)) / self.num_draws,
             1.25 * spread if len(self.ess) > 1 else None,
-            "good ≥ 0.1, bad < 0.01",
-            PROJECT_DEFAULT,
-            graded(-relative, -0.1, -0.01),
-            f"Of {self.num_draws} draws from q, {np.median(self.ess):.0f} count in expectations "
-            f"under the posterior (worst datum {self.ess.min():.0f}).",
-            "" if relative >= 0.1 else "Use a richer guide, or more draws where it must serve.",
+            why=f"{self.num_draws} draws from q are worth {np.median(self.ess):.0f} draws from the "
+            f"posterior (worst row {self.ess.min():.0f}).",
+            remedy="A richer guide, or more draws.",
         )
 
     def _sd_finding(self) -> Finding:
         name = "posterior sd against q's sd, factor"
-        effective = float(np.median(self.ess))
-        if not self.moments:
-            return cannot_say(QUESTION, name, "No continuous latent.")
-        if effective < FEW:
-            return cannot_say(
-                QUESTION, name, f"{effective:.0f} effective draws tell no standard deviation."
+        ess = float(np.median(self.ess))
+        if not self.moments or ess < MIN_ESS:
+            why = (
+                f"An ESS of {ess:.0f} is too small for a standard deviation."
+                if self.moments
+                else "No continuous latent."
             )
+            return Finding(question=QUESTION, name=name, why=why)
         ratio = self.sd_ratio()
-        return Finding(
+        return SD_RATIO.finding(
             QUESTION,
             name,
             ratio,
-            ratio / math.sqrt(2 * effective),
-            "good ≤ 1.25, bad > 1.5",
-            PROJECT_DEFAULT,
-            graded(ratio, 1.25, 1.5),
-            "Median over data of the importance-corrected sd over q's own (or its inverse), in "
+            ratio / math.sqrt(2 * ess),
+            why="Median over rows of the importance-corrected sd over q's sd (or its inverse), in "
             "the worst dimension.",
-            "" if ratio <= 1.25 else "Report the corrected moments; use a richer guide.",
+            remedy="Report the corrected moments; use a richer guide.",
         )
 
 
 def pareto_k(
     model: Program, guide: Program, *batch: Any, num_draws: int = 4000, seed: int = 0
 ) -> ParetoK:
-    """k̂, effective draws and corrected moments of every datum, from S = `num_draws` draws.
+    """k̂, ESS and corrected moments of every row, from S = `num_draws` draws.
 
-    Memory: S · N · (1 + D) numbers. Give fewer rows where that is too much.
+    Memory: S · N · (1 + D) floats. Pass fewer rows where that is too much.
 
     Raises:
-        CannotSayError: the guide draws nothing, so that the bound is exact.
+        CannotSayError: the guide has no latents, so that the bound is exact.
     """
     with isolated_rng(seed), torch.no_grad():
-        plan = analyze_for_particles(model, guide, batch, {}, num_draws)
-        if not plan.latents:
+        structure = analyze_for_particles(model, guide, batch, {}, num_draws)
+        if not structure.latents:
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
         parts = -(-num_draws * len(batch[0]) // CHUNK)
         weights, values = [], []
-        # Of equal size: a rest of one draw would run without the particle plate.
+        # Chunks of equal size: a last chunk of one draw would have no particle plate.
         for size in np.diff(np.linspace(0, num_draws, parts + 1).round().astype(int)).tolist():
-            p = draw_particles(model, guide, batch, {}, plan, size)
+            p = draw_particles(model, guide, batch, {}, structure, size)
             weights.append(p.log_w.double().numpy())
             values.append(
-                {n: d.value.numpy() for n, d in p.site_draws.items() if _is_smooth(d.value)}
+                {n: d.value.numpy() for n, d in p.site_draws.items() if d.value.is_floating_point()}
             )
     raw = np.concatenate(weights).T  # (N, S)
     log_w, k = psis(raw)
-    k[np.ptp(raw, axis=1) < EQUAL] = -np.inf
-    joint = plan.data_plate is None
-    if not np.isfinite(log_w).all() and np.isnan(log_w).any():
+    k[np.ptp(raw, axis=1) < ROUNDING] = -np.inf
+    joint = structure.data_plate is None
+    if np.isnan(log_w).any():
         raise CannotSayError("Some log-weights are not finite: q draws where log p is undefined.")
     moments = {}
     for name in values[0]:
         z = np.concatenate([v[name] for v in values]).astype(np.float64)
-        found = _moments(z, np.exp(log_w), None if joint else plan.nesting)
-        if found is not None:
-            moments[name] = found
+        of_site = _moments(z, np.exp(log_w), None if joint else structure.nesting)
+        if of_site is not None:
+            moments[name] = of_site
     return ParetoK(k, 1 / np.exp(2 * log_w).sum(1), moments, num_draws, joint)
 
 
-def _is_smooth(value: torch.Tensor) -> bool:
-    return value.is_floating_point()
-
-
 def _moments(z: Floats, w: Floats, nesting: int | None) -> Moments | None:
-    """Of draws z (S, plates, event) with normalised weights w (N, S), or (1, S) if joint.
+    """Moments of draws z (S, plates, event) with normalized weights w (N, S), or (1, S) if joint.
 
-    `nesting` is the number of plate dimensions, the data's among them; None if joint.
+    `nesting` is the number of plate dimensions, the data plate included; None if joint. None for
+    a point estimate, and for a site that all rows share.
     """
     S, N = len(z), len(w)
-    sd = z.std(0)
-    if not (sd > 0).any():
-        return None  # a point estimate
+    if not (z.std(0) > 0).any():
+        return None
     if nesting is None:
         flat = z.reshape(S, 1, -1)
     else:
         axis = next((a for a in range(1, 1 + nesting) if z.shape[a] == N), None)
         if axis is None:
-            return None  # the same for every datum
+            return None
         flat = np.moveaxis(z, axis, 1).reshape(S, N, -1)
     mean = np.einsum("ns,snd->nd", w, flat)
     variance = np.einsum("ns,snd->nd", w, (flat - mean) ** 2)
     return Moments(flat.mean(0), flat.std(0), mean, np.sqrt(variance))
+
+
+PARETO_K = Diagnostic(
+    slug="khat",
+    question=QUESTION,
+    title="Pareto k̂",
+    run=lambda c: pareto_k(c.model, c.guide, *c.rows, seed=c.seed),
+)

@@ -1,8 +1,7 @@
-"""A diagnosis on a terminal: how far it has come, and its table.
+"""Terminal table of a diagnosis.
 
-Progress is a bar on a terminal, plain lines elsewhere, on standard error. The table is two
-columns, verdict and figure, so that 60 characters are enough; reasons, thresholds and remedies
-stand only where something is to be done or nothing could be said.
+Two columns, verdict and value, so that 60 characters are enough. Reasons, thresholds and remedies
+are printed only for rows that are not good.
 """
 
 from collections.abc import Sequence
@@ -14,15 +13,15 @@ from rich.text import Text
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 
 STYLES = {"good": "green", "warning": "yellow", "bad": "bold red", "unknown": "dim"}
-MARKS = {"good": "good", "warning": "LOOK", "bad": "BAD", "unknown": "?"}
+MARKS = {"good": "good", "warning": "WARN", "bad": "BAD", "unknown": "?"}
 
 
 def table(findings: Sequence[Finding]) -> Group:
-    """Verdicts first, then each question's rows; what to do only where it is not good."""
+    """The number of rows per verdict, then the rows of each question."""
     counts = {v: sum(f.verdict == v for f in findings) for v in VERDICTS}
-    words = Text("Can this fit be trusted? ", style="bold")
-    words.append(", ".join(f"{n} {v}" for v, n in counts.items() if n))
-    parts: list[RenderableType] = [words]
+    summary = Text("Can this fit be trusted? ", style="bold")
+    summary.append(", ".join(f"{n} {v}" for v, n in counts.items() if n))
+    parts: list[RenderableType] = [summary]
     for question in dict.fromkeys(f.question for f in findings):
         parts += [Text(""), Text(question, style="bold")]
         rows = Table.grid(padding=(0, 2))
@@ -31,16 +30,16 @@ def table(findings: Sequence[Finding]) -> Group:
         for finding in findings:
             if finding.question == question:
                 mark = Text(MARKS[finding.verdict], style=STYLES[finding.verdict])
-                rows.add_row(mark, _words(finding))
+                rows.add_row(mark, _row_text(finding))
         parts.append(rows)
     return Group(*parts)
 
 
-def _words(finding: Finding) -> Text:
-    """What a row says: name and figure, and why and what to do unless it is good."""
+def _row_text(finding: Finding) -> Text:
+    """Name and value; unless good, also the threshold, the reason and the remedy."""
     text = Text(finding.name)
     if finding.value is not None:
-        text.append(": ").append(finding.figure, style="bold")
+        text.append(": ").append(finding.formatted, style="bold")
     if finding.verdict != "good":
         if finding.threshold:
             text.append(f" ({finding.threshold})")

@@ -1,8 +1,8 @@
-"""log p(x, z) and log q(z | x) as functions of one flat, unconstrained vector per row.
+"""Joint and guide densities on flat, unconstrained latent vectors.
 
-All continuous latents of datum n become one row u_n ∈ R^D by the bijection of their support, the
-Jacobian counted in both densities, so that gradient-based transitions can move C chains of all N
-data at once: u (C, N, D). With global latents everything is one row: u (C, 1, D).
+All continuous latents of row n become one vector u_n ∈ R^D by the bijection of their support. Both
+densities include its Jacobian, so that gradient-based transitions move C chains of all N rows at
+once: u (C, N, D). With global latents all latents form one vector: u (C, 1, D).
 """
 
 import math
@@ -17,15 +17,15 @@ from torch.distributions import biject_to
 from ppl_lvm.core.distributions import is_point
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Program
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
-from ppl_lvm.particles.structure import Program
 from ppl_lvm.particles.tracing import Sites, plate_dim, table
 
 
 @dataclass(frozen=True)
 class _LatentBlock:
-    """One site within u: `shape` (plates + event) of its unconstrained value, one particle."""
+    """Place of one site in u; `shape` (plates + event) is that of one unconstrained value."""
 
     shape: torch.Size
     event_dim: int
@@ -41,28 +41,28 @@ class UnconstrainedDensity:
 
     Attributes:
         rows: N, or 1 with global latents.
-        size: D, numbers a row.
+        size: D.
 
     Raises:
-        CannotSayError: the guide draws nothing, draws discrete sites or points, or the programs
-            do not run under a particle plate.
+        CannotSayError: the guide has no latents, discrete ones or points, or the programs do not
+            run under a particle plate.
     """
 
     def __init__(self, model: Program, guide: Program, *batch: Any) -> None:
         self.model, self.guide, self.batch = model, guide, batch
-        self.plan = analyze_for_particles(model, guide, batch, {}, 2)
-        if not self.plan.latents:
+        self.structure = analyze_for_particles(model, guide, batch, {}, 2)
+        if not self.structure.latents:
             raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
-        if not self.plan.vectorized:
+        if not self.structure.vectorized:
             raise CannotSayError("The programs do not run under a particle plate.")
         with torch.no_grad(), preserve_rng():
-            guide_sites, model_sites = run_pair(model, guide, batch, {}, self.plan, 2)
+            guide_sites, model_sites = run_pair(model, guide, batch, {}, self.structure, 2)
         self.parts: dict[str, _LatentBlock] = {}
         self.size = 0
-        for name in self.plan.latents:
-            if name not in self.plan.constant:
+        for name in self.structure.latents:
+            if name not in self.structure.constant:
                 self._add(name, guide_sites[name], model_sites.get(name, guide_sites[name]))
-        self.rows = 1 if self.plan.data_plate is None else self._count_rows()
+        self.rows = 1 if self.structure.data_plate is None else self._count_rows()
 
     def _add(self, name: str, site: Any, model_site: Any) -> None:
         if is_point(site["fn"]):
@@ -76,8 +76,8 @@ class UnconstrainedDensity:
         transform = biject_to(support)
         value = site["value"][0]
         u = transform.inv(site["value"])[0]
-        data_dim = plate_dim(site, self.plan.data_plate)
-        if self.plan.data_plate is None:
+        data_dim = plate_dim(site, self.structure.data_plate)
+        if self.structure.data_plate is None:
             width = u.numel()
         else:
             assert data_dim is not None
@@ -103,64 +103,65 @@ class UnconstrainedDensity:
         columns = []
         for name, part in self.parts.items():
             u = part.transform.inv(values[name].reshape(-1, *part.value_shape))
-            if self.plan.data_plate is not None:
-                u = u.movedim(self._axis(part), 1)
+            if self.structure.data_plate is not None:
+                u = u.movedim(self._row_axis(part), 1)
             columns.append(u.reshape(len(u), self.rows, -1))
         return torch.cat(columns, -1)
 
-    def _axis(self, part: _LatentBlock) -> int:
-        """Where the data stand in the unconstrained value, the particle dimension counted."""
+    def _row_axis(self, part: _LatentBlock) -> int:
+        """Axis of the rows in an unconstrained value with a particle dimension."""
         assert part.data_dim is not None
         return 1 + len(part.shape) - part.event_dim + part.data_dim
 
     def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Site -> value from u (C, N, D), and log |dz/du| (C, N)."""
-        found = {}
+        values = {}
         jacobian: Any = 0.0
         for name, part in self.parts.items():
-            piece = u[..., part.start : part.stop]
-            if self.plan.data_plate is None:
-                site = piece.reshape(len(u), *part.shape)
+            block = u[..., part.start : part.stop]
+            if self.structure.data_plate is None:
+                site = block.reshape(len(u), *part.shape)
             else:
-                axis = self._axis(part)
+                axis = self._row_axis(part)
                 shape = list(part.shape)
                 del shape[axis - 1]
-                site = piece.reshape(len(u), self.rows, *shape).movedim(1, axis)
-            found[name] = part.transform(site)
-            log_det = part.transform.log_abs_det_jacobian(site, found[name])
-            jacobian = jacobian + table(log_det, self.plan.nesting, part.data_dim)
-        return found, jacobian
+                site = block.reshape(len(u), self.rows, *shape).movedim(1, axis)
+            values[name] = part.transform(site)
+            log_det = part.transform.log_abs_det_jacobian(site, values[name])
+            jacobian = jacobian + table(log_det, self.structure.nesting, part.data_dim)
+        return values, jacobian
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(log p(x, u), log q(u | x)), each (C, N), with u's Jacobian in both."""
+        """(log p(x, u), log q(u | x)), each (C, N), both with u's Jacobian."""
         values, jacobian = self.values(u)
         guide, model = run_pair(
-            self.model, self.guide, self.batch, {}, self.plan, len(u), values=values
+            self.model, self.guide, self.batch, {}, self.structure, len(u), values=values
         )
         log_p, log_q = self._sums(guide, model, len(u))
         return log_p + jacobian, log_q + jacobian
 
     def _sums(self, guide: Sites, model: Sites, chains: int) -> tuple[Tensor, Tensor]:
-        tables = tabulate(guide, model, self.plan, vectorized=True)
-        moving = [v for n, v in tables.log_p.items() if n not in self.plan.constant]
+        tables = tabulate(guide, model, self.structure, vectorized=True)
+        constant = self.structure.constant
+        log_p = [v for n, v in tables.log_p.items() if n not in constant]
         if tables.marginal is not None:
-            moving.append(tables.marginal)
-        log_q = [v for n, v in tables.log_q.items() if n not in self.plan.constant]
+            log_p.append(tables.marginal)
+        log_q = [v for n, v in tables.log_q.items() if n not in constant]
         shape = (chains, self.rows)
         return (
-            torch.stack([v.expand(shape) for v in moving]).sum(0),
+            torch.stack([v.expand(shape) for v in log_p]).sum(0),
             torch.stack([v.expand(shape) for v in log_q]).sum(0),
         )
 
     def draw(self, chains: int) -> Tensor:
         """u (C, N, D) from the guide."""
         with torch.no_grad():
-            # One chain would run without a particle plate's own shape, so two at least.
-            plan = replace(self.plan, vectorized=True)
-            guide, _ = run_pair(self.model, self.guide, self.batch, {}, plan, chains)
+            # `vectorized` keeps the particle dimension for a single chain too.
+            structure = replace(self.structure, vectorized=True)
+            guide, _ = run_pair(self.model, self.guide, self.batch, {}, structure, chains)
             return self.flatten({name: guide[name]["value"] for name in self.parts}).contiguous()
 
 
-def log_mean(log_w: Tensor) -> Tensor:
-    """log of the mean over dimension 0."""
+def log_mean_exp(log_w: Tensor) -> Tensor:
+    """log of the mean of exp over dimension 0."""
     return log_w.logsumexp(0) - math.log(len(log_w))

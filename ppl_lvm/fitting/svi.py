@@ -14,7 +14,7 @@ from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.fitting.session import Session, as_plain
-from ppl_lvm.posterior.evidence import drawn_numbers
+from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
@@ -86,7 +86,7 @@ def _as_run(restarts: RestartResults, session: Session) -> Run:
     record["objective"] = describe(pair.objective)
     evaluated = sample_rows(session.evaluation_data, EVIDENCE_ROWS, session.seed)
     rows = first_rows(evaluated, len(evaluated))
-    affordable = EVIDENCE_NUMBERS // max(1, drawn_numbers(pair, *rows))
+    affordable = EVIDENCE_NUMBERS // max(1, num_latent_values(pair, *rows))
     particles = max(1, min(EVIDENCE_PARTICLES, affordable))
     record["results"] = session.results(pair, restarts.best_entry, rows, particles)
     template = first_rows(session.train, TEMPLATE_ROWS)

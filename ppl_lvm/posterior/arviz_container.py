@@ -1,9 +1,9 @@
-"""Draws from a fit become ArviZ's container, whichever ArviZ there is.
+"""ArviZ's container for draws, in ArviZ 0.23 and 1.x.
 
-The only file that knows ArviZ's versions: 0.23 (Python 3.11) keeps an `InferenceData`, 1.x
-(Python 3.12 and newer) an `xarray.DataTree`. Both are made here from the same xarray datasets,
-with one chain of S draws, so that `az.summary`, `az.loo`, the plots and NetCDF files work alike.
-Needs no torch. ArviZ is imported at the first use.
+Only this file depends on ArviZ's version: 0.23 (Python 3.11) has an `InferenceData`, 1.x (Python
+3.12 and newer) an `xarray.DataTree`. Both are built from the same xarray datasets, with one chain
+of S draws, so that `az.summary`, `az.loo`, the plots and NetCDF files work alike. torch is not
+imported; ArviZ, xarray and pandas are imported at the first use.
 """
 
 import json
@@ -13,15 +13,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_lvm.posterior.psis import Loo
 from ppl_lvm.posterior.psis import loo as psis_loo
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 Arrays = Mapping[str, ArrayLike]
 Names = Mapping[str, Sequence[str]]
@@ -45,23 +47,23 @@ def to_inference_data(
     """An `InferenceData` (ArviZ 0.23) or a `DataTree` (1.x) of draws.
 
     Args:
-        posterior, log_likelihood, posterior_predictive, prior, prior_predictive: by variable,
-            arrays (S, ...) with draws first. The number of draws is the same within a group,
+        posterior: variable -> array (S, ...), draws first; likewise `log_likelihood`,
+            `posterior_predictive`, `prior` and `prior_predictive`. S is the same within a group,
             and in all but the prior's groups.
         observed_data: arrays without draws.
-        log_p, log_q: (S,) log p(x, θ) and log q(θ) of each draw. They go to `sample_stats` under
-            these names, where `loo` finds them.
-        sample_stats: what else is known of each draw, (S, ...), such as its weight.
+        log_p: (S,) log p(x, θ) of each draw, stored in `sample_stats`, where `loo` reads it.
+        log_q: (S,) log q(θ) of each draw, likewise.
+        sample_stats: further statistics of each draw, (S, ...), such as its weight.
         coords: values along a named dimension; default 0, 1, 2, ...
         dims: names of a variable's dimensions after the draws. A variable with fewer dimensions
             in one group (a log-likelihood with the event summed out) takes the first names.
-        attrs: said of the whole. What NetCDF cannot hold is written as JSON.
+        attrs: attributes of the container. Values that NetCDF does not support are stored as JSON.
 
     A "/" in a name, which would be a folder in the file, becomes ".".
 
     Raises:
-        ValueError: for numbers of draws that disagree, names that collide, or a dimension's
-            name used for two sizes in one group.
+        ValueError: numbers of draws that disagree, names that collide, or one dimension name for
+            two sizes in one group.
     """
     stats = {name: l for name, l in (("log_p", log_p), ("log_q", log_q)) if l is not None}
     stats |= sample_stats or {}
@@ -75,7 +77,7 @@ def to_inference_data(
         "observed_data": observed_data,
     }
     coords, dims = coords or {}, {_name(key): names for key, names in (dims or {}).items()}
-    found: dict[str, xr.Dataset] = {}
+    datasets: dict[str, xr.Dataset] = {}
     draws: dict[str, tuple[str, int]] = {}
     for group, arrays in groups.items():
         if not arrays:
@@ -89,43 +91,45 @@ def to_inference_data(
                     f"{group} has {dataset.sizes['draw']} draws and {first} has {S}. Draw s of "
                     "each must belong to draw s of the other."
                 )
-        found[group] = dataset
-    return _container(found, {key: _attribute(value) for key, value in (attrs or {}).items()})
+        datasets[group] = dataset
+    return _container(datasets, {key: _attribute(value) for key, value in (attrs or {}).items()})
 
 
 def loo(data: Any, name: str | None = None) -> Loo:
     """Leave-one-out accuracy from the container, corrected for draws from q.
 
-    With log_p and log_q in it the ratios are those of the approximate posterior, which `az.loo`
-    does not use by itself. `name` is the variable in log_likelihood, if there are several.
+    If the container has log_p and log_q, the ratios are those of the approximate posterior, which
+    `az.loo` ignores. `name` is the variable in log_likelihood, if there are several.
 
     Raises:
-        ValueError: when there is no log-likelihood, or it is not clear which.
+        ValueError: there is no log-likelihood, or several and no name.
     """
     if "log_likelihood" not in _groups(data):
-        raise ValueError("These data have no log_likelihood. Give it to to_inference_data.")
-    offered = [str(key) for key in data["log_likelihood"].data_vars]
-    if name is None and len(offered) > 1:
-        raise ValueError(f"There are log-likelihoods of {', '.join(offered)}: choose one by name.")
-    name = offered[0] if name is None else name
-    if name not in offered:
-        raise ValueError(f"There is no log-likelihood of {name!r}, only of {', '.join(offered)}.")
+        raise ValueError("These data have no log_likelihood. Pass it to to_inference_data.")
+    names = [str(key) for key in data["log_likelihood"].data_vars]
+    if name is None and len(names) > 1:
+        raise ValueError(f"There are log-likelihoods of {', '.join(names)}: choose one by name.")
+    name = names[0] if name is None else name
+    if name not in names:
+        raise ValueError(f"There is no log-likelihood of {name!r}, only of {', '.join(names)}.")
     l = _flat(data["log_likelihood"][name])
     stats = data["sample_stats"] if "sample_stats" in _groups(data) else {}
     log_p, log_q = (_flat(stats[key]) if key in stats else None for key in ("log_p", "log_q"))
     return psis_loo(l, log_p, log_q)
 
 
-def summary(data: Any, prob: float = 0.9, group: str = "posterior") -> pd.DataFrame:
-    """Mean, sd, and the central interval that holds `prob` of each number in a group.
+def summary(data: Any, prob: float = 0.9, group: str = "posterior") -> "pd.DataFrame":
+    """Mean, sd, and central interval of probability `prob` of each scalar in a group.
 
-    One row per number, named as `az.summary` names it (`mu[0, 1]`), with columns `mean`, `sd`,
-    `lower`, `upper` in every version. Effective sample size and R-hat are for Markov chains and
-    mean nothing for independent draws, so they are left out.
+    One row per scalar, with the name that `az.summary` gives it (`mu[0, 1]`) and columns `mean`,
+    `sd`, `lower`, `upper` in every version. Effective sample size and R-hat are for Markov chains
+    and have no meaning for independent draws, so they are left out.
 
     Raises:
-        ValueError: for a `prob` outside of (0, 1).
+        ValueError: `prob` is outside of (0, 1).
     """
+    import pandas as pd
+
     if not 0 < prob < 1:
         raise ValueError(f"prob={prob} must lie between 0 and 1.")
     index, values = [], []
@@ -134,8 +138,8 @@ def summary(data: Any, prob: float = 0.9, group: str = "posterior") -> pd.DataFr
         labels = [variable[dim].values for dim in inner]
         flat = _flat(variable)
         for at in np.ndindex(*flat.shape[1:]):
-            said = ", ".join(str(label[k]) for label, k in zip(labels, at, strict=True))
-            index.append(f"{name}[{said}]" if said else str(name))
+            position = ", ".join(str(label[k]) for label, k in zip(labels, at, strict=True))
+            index.append(f"{name}[{position}]" if position else str(name))
             values.append(flat[(slice(None), *at)])
     draws = np.stack(values, axis=1).astype(np.float64)  # (S, rows)
     lower, upper = np.quantile(draws, [(1 - prob) / 2, (1 + prob) / 2], axis=0)
@@ -146,7 +150,7 @@ def summary(data: Any, prob: float = 0.9, group: str = "posterior") -> pd.DataFr
 
 
 def save(data: Any, path: str | Path) -> None:
-    """Write NetCDF, readable by both versions; a reader never sees half a file."""
+    """Write NetCDF that both versions read; the file is replaced atomically."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(suffix=".nc", dir=path.parent)
     os.close(handle)
@@ -159,12 +163,14 @@ def save(data: Any, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> Any:
-    """Read what `save` wrote, in either version, into memory.
+    """Read a file that `save` wrote, in either version, into memory.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is not a complete NetCDF file.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a complete NetCDF file.
     """
+    import xarray as xr
+
     if not Path(path).exists():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
@@ -178,8 +184,10 @@ def load(path: str | Path) -> Any:
         )
 
 
-def _container(groups: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Any:
-    """The one place where the versions part."""
+def _container(groups: "dict[str, xr.Dataset]", attrs: dict[str, Any]) -> Any:
+    """The container of the installed ArviZ version."""
+    import xarray as xr
+
     az = _arviz()
     if int(version("arviz").split(".")[0]) >= 1:
         tree = xr.DataTree.from_dict(dict(groups))
@@ -207,44 +215,46 @@ def _groups(data: Any) -> list[str]:
 
 def _dataset(
     group: str, arrays: Arrays, coords: Mapping[str, Sequence[Any]], dims: Names
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """One group: draws become chain 0, every dimension gets a name and values along it."""
-    drawn = group != "observed_data"
+    import xarray as xr
+
+    has_draws = group != "observed_data"
     variables: dict[str, xr.Variable] = {}
     along: dict[str, Any] = {}
-    for given, array in arrays.items():
-        name, values = _name(given), np.asarray(array)
+    for key, array in arrays.items():
+        name, values = _name(key), np.asarray(array)
         if name in variables:
             raise ValueError(f"{group} has two variables called {name!r}; rename one.")
-        if drawn and values.ndim == 0:
-            raise ValueError(f"{group}, {given!r} is a single number; its draws come first, (S,).")
-        outer = ["chain", "draw"] if drawn else []
-        values = values[None] if drawn else values
+        if has_draws and values.ndim == 0:
+            raise ValueError(f"{group}, {key!r} is a single value; its draws come first, (S,).")
+        outer = ["chain", "draw"] if has_draws else []
+        values = values[None] if has_draws else values
         inner = _dimensions(name, values.ndim - len(outer), dims)
         for dim, size in zip([*outer, *inner], values.shape, strict=True):
             label = np.asarray(coords[dim]) if dim in coords else np.arange(size)
             if len(label) != size:
                 raise ValueError(
-                    f"{group}, {given!r} has {size} along {dim!r}, and coords name {len(label)}."
+                    f"{group}, {key!r} has {size} along {dim!r}, and coords name {len(label)}."
                 )
             if len(along.setdefault(dim, label)) != size and dim == "draw":
                 raise ValueError(
-                    f"{group}, {given!r} has {size} draws and another variable {len(along[dim])}. "
+                    f"{group}, {key!r} has {size} draws and another variable {len(along[dim])}. "
                     "Draw s of each must belong to draw s of the other."
                 )
             if len(along[dim]) != size:
                 raise ValueError(
-                    f"{group}, {given!r} has {size} along {dim!r}, other variables "
-                    f"{len(along[dim])}. Give dims= another name, or equal numbers."
+                    f"{group}, {key!r} has {size} along {dim!r}, other variables "
+                    f"{len(along[dim])}. Pass another name in dims=, or equal sizes."
                 )
         variables[name] = xr.Variable([*outer, *inner], values)
     return xr.Dataset(variables, coords=along)
 
 
 def _dimensions(name: str, count: int, dims: Names) -> list[str]:
-    """The first `count` given names, and ArviZ's own for what is left."""
-    given = list(dims.get(name, ()))[:count]
-    return given + [f"{name}_dim_{k}" for k in range(len(given), count)]
+    """The first `count` names in `dims`, and ArviZ's default names for further dimensions."""
+    names = list(dims.get(name, ()))[:count]
+    return names + [f"{name}_dim_{k}" for k in range(len(names), count)]
 
 
 def _flat(variable: Any) -> NDArray[Any]:
@@ -254,8 +264,8 @@ def _flat(variable: Any) -> NDArray[Any]:
     return merged
 
 
-def _name(given: str) -> str:
-    return given.replace("/", ".")
+def _name(key: str) -> str:
+    return key.replace("/", ".")
 
 
 def _attribute(value: Any) -> Any:

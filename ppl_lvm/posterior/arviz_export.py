@@ -1,13 +1,15 @@
-"""A fitted pair as ArviZ data: draws of everything, named after sites and plates.
+"""Export of a fitted pair to ArviZ.
+
+Variables are named after sites, dimensions after plates.
 
 The pointwise log-likelihood is marginal over local latents: log p(x_n | θ_s) for draw s of the
 global latents, by importance sampling with fresh local draws. The conditional log p(x_n | z_n)
-with z_n ~ q(z_n | x_n) has seen x_n, and LOO from it is wrong (Magnusson et al. 2019,
+with z_n ~ q(z_n | x_n) depends on x_n through z_n, and LOO from it is wrong (Magnusson et al. 2019,
 https://arxiv.org/abs/1904.10679).
 
-Draws come from q. On request they carry importance weights, or are resampled by them, so that they
-stand for the posterior: smoothed as in Vehtari et al. (2024), https://arxiv.org/abs/1507.02646.
-Where all latents are local, each datum's draws are weighted by themselves; draws of global latents
+Draws come from q. Optionally they carry importance weights, or are resampled by them, so that they
+represent the posterior: smoothed as in Vehtari et al. (2024), https://arxiv.org/abs/1507.02646.
+Where all latents are local, the draws of each row have their own weights. Draws of global latents
 have one weight, and local latents given them are resampled among fresh draws.
 """
 
@@ -18,13 +20,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Array, Batch
+from ppl_lvm.core.validate import one_of
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import trace_program
@@ -32,21 +35,20 @@ from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.conditional_density import (
     LOCAL_PARTICLES,
-    given,
-    marginal,
-    plan_given,
-    score,
-    score_globals,
+    condition_on_globals,
+    global_log_densities,
+    local_structure,
+    marginal_log_lik,
+    site_log_prob,
 )
 from ppl_lvm.posterior.psis import psis
-from ppl_lvm.posterior.simulation import observed_places
+from ppl_lvm.posterior.simulation import observed_arguments
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
-CHUNK, CELLS = 100_000, 2**22  # rows, and numbers in them, that are run at once
+CHUNK, CELLS = 100_000, 2**22  # rows, and values in them, that are run at once
 Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
-Array = NDArray[Any]
 
 
 def to_arviz(
@@ -55,59 +57,60 @@ def to_arviz(
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
     Groups: posterior (latent sites, those summed out of the model included), posterior_predictive,
-    log_likelihood, prior, prior_predictive, observed_data, sample_stats; no posterior and no prior
-    where the model has no latent (its parameters are one point, no draws). Where the guide has
-    global latents sample_stats has log_p and log_q of each draw (S,), for
-    `ppl_lvm.posterior.arviz_container.loo` and,
-    in ArviZ 1.x, `az.loo_approximate_posterior`; where all are local, log_p_per_row and
-    log_q_per_row (S, N). Without global latents the parameters are point estimates: the
-    log-likelihood's draws then differ only by the error of their importance sampling, and LOO says
-    nothing of what the parameters have learnt by heart.
+    log_likelihood, prior, prior_predictive, observed_data, sample_stats. A model without latents
+    has no posterior and no prior (its parameters are one point).
+
+    If the guide has global latents, sample_stats has log_p and log_q of each draw (S,), for
+    `ppl_lvm.posterior.arviz_container.loo` and, in ArviZ 1.x, `az.loo_approximate_posterior`; if
+    all are local, it has log_p_per_row and log_q_per_row (S, N). Without global latents the
+    parameters are point estimates: the log-likelihood's draws then differ only by the error of
+    their importance sampling, and LOO does not detect overfitting.
 
     Args:
-        draws: "q": as the guide draws them. "weighted": the same with `weight` in sample_stats,
-            smoothed and summing to one over draws, (S,) or (S, N). "resampled": drawn anew by
-            these weights, so that every draw counts the same; log_p and log_q are then left out,
-            since the draws are no longer q's. The attribute pareto_k says how far to trust the
-            weights: above 0.7 not at all.
+        draws: "q": draws from the guide. "weighted": the same with `weight` in sample_stats,
+            smoothed and summing to one over draws, (S,) or (S, N). "resampled": resampled by these
+            weights, so that all draws have equal weight; log_p and log_q are then left out, since
+            the draws are no longer q's. The attribute pareto_k is the reliability of the weights:
+            above 0.7 they are unreliable.
 
     Raises:
         ValueError: `draws` is none of these, or the programs do not run under a particle plate, so
             that local latents cannot be weighted.
     """
-    if draws not in get_args(Draws):
-        raise ValueError(f"draws must be one of {', '.join(get_args(Draws))}; got {draws!r}.")
+    one_of("draws", draws, get_args(Draws))
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         summed = predict.summed_sites(pair, *batch)
-        found = _draw(pair, batch, num_samples, draws)
-        complete = [_complete(pair, batch, latents, summed) for latents in found.latents]
+        sampled = _draw(pair, batch, num_samples, draws)
+        complete = [_complete(pair, batch, latents, summed) for latents in sampled.latents]
         prior = _prior(pair, batch, num_samples)
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
     latent = sorted({n for posterior, _ in complete for n in posterior})
-    per_row = {name: ["data"] for name in found.stats} if found.local else {}
+    per_row = {name: ["data"] for name in sampled.stats} if sampled.local else {}
     return to_inference_data(
         {n: _stack([posterior[n] for posterior, _ in complete]) for n in latent},
-        log_likelihood={"log_likelihood": found.log_likelihood}
+        log_likelihood={"log_likelihood": sampled.log_likelihood}
         if len(observed) != 1
-        else {next(iter(observed)): found.log_likelihood},
+        else {next(iter(observed)): sampled.log_likelihood},
         posterior_predictive={n: _stack([x[n] for _, x in complete]) for n in observed},
         prior={n: prior[n] for n in latent if n in prior},
         prior_predictive={n: prior[n] for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
-        sample_stats=found.stats,
+        sample_stats=sampled.stats,
         dims=dims | per_row,
         coords={"data": list(range(len(batch[0])))},
-        attrs={"draws": draws} | ({} if found.k is None else {"pareto_k": found.k}),
+        attrs={"draws": draws} | ({} if sampled.k is None else {"pareto_k": sampled.k}),
     )
 
 
 @dataclass
 class _PosteriorDraws:
-    """S draws of the guide's latents as one plain run would give them, and what is known of them.
+    """S draws of the guide's latents, each in the shapes of a single run.
 
-    `local`: whether `stats` are (S, N); `k` is the largest Pareto k̂ of the weights, if any.
+    Attributes:
+        local: True if `stats` are (S, N), one per row.
+        k: the largest Pareto k̂ of the weights; None without weights.
     """
 
     latents: list[Latents]
@@ -117,23 +120,23 @@ class _PosteriorDraws:
     k: float | None
 
 
-def _draw(pair: ModelGuidePair, batch: tuple[Any, ...], S: int, draws: Draws) -> _PosteriorDraws:
-    plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-    if plan.data_plate is not None and plan.latents and plan.vectorized:
-        return _draw_local(pair, batch, plan, S, draws)
+def _draw(pair: ModelGuidePair, batch: Batch, S: int, draws: Draws) -> _PosteriorDraws:
+    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+    if structure.data_plate is not None and structure.latents and structure.vectorized:
+        return _draw_local(pair, batch, structure, S, draws)
     with poutine.block():
-        drawn = [predict.draw_guide(pair, batch) for _ in range(S)]
-    shared = [own for _, own in drawn]
-    log_likelihood, log_p, log_q = _densities(pair, batch, shared)
+        guide_draws = [predict.draw_guide(pair, batch) for _ in range(S)]
+    latents = [all_latents for all_latents, _ in guide_draws]
+    thetas = [global_latents for _, global_latents in guide_draws]
+    log_likelihood, log_p, log_q = _densities(pair, batch, thetas)
     if log_p is None or log_q is None:
-        if draws != "q" and plan.latents:
+        if draws != "q" and structure.latents:
             raise ValueError(
                 "Local latents cannot be weighted: the programs do not run under a particle plate. "
                 'Use draws="q".'
             )
-        return _PosteriorDraws([latents for latents, _ in drawn], log_likelihood, {}, False, None)
+        return _PosteriorDraws(latents, log_likelihood, {}, False, None)
     stats: dict[str, Array] = {"log_p": log_p, "log_q": log_q}
-    latents = [latents for latents, _ in drawn]
     if draws == "q":
         return _PosteriorDraws(latents, log_likelihood, stats, False, None)
     log_w, k = psis(log_p.astype(np.float64) - log_q)
@@ -144,33 +147,33 @@ def _draw(pair: ModelGuidePair, batch: tuple[Any, ...], S: int, draws: Draws) ->
     else:
         chosen = _resample(weight[:, None], S)[:, 0]
         stats = {}
-    if latents[0].keys() - shared[0].keys():
-        inner = plan_given(pair.model, pair.guide, batch, shared[0], LOCAL_PARTICLES)
-        latents = [_given_globals(pair, batch, shared[s], latents[s], inner) for s in chosen]
+    if latents[0].keys() - thetas[0].keys():
+        given_theta = local_structure(pair.model, pair.guide, batch, thetas[0], LOCAL_PARTICLES)
+        latents = [
+            _resample_locals(pair, batch, thetas[s], latents[s], given_theta) for s in chosen
+        ]
     else:
         latents = [latents[s] for s in chosen]
     return _PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
 
 
 def _draw_local(
-    pair: ModelGuidePair, batch: tuple[Any, ...], plan: PairStructure, S: int, draws: Draws
+    pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int, draws: Draws
 ) -> _PosteriorDraws:
-    """All draws under a particle plate; the weights of each datum are its own."""
+    """All draws under a particle plate; each row has its own weights."""
     N, step = len(batch[0]), max(2, _rows_at_once(batch) // len(batch[0]))
     with poutine.block():
-        plain, shared = predict.draw_guide(pair, batch)
-    values: dict[str, list[Tensor]] = {name: [] for name in plain}
+        single_draw, theta = predict.draw_guide(pair, batch)
+    values: dict[str, list[Tensor]] = {name: [] for name in single_draw}
     log_p, log_q = [], []
     for start in range(0, S, step):
         size = min(step, S - start)
-        # One draw would run without the particle plate's own shape.
-        p = draw_particles(pair.model, pair.guide, batch, {}, plan, max(2, size))
+        # A single draw would have no particle dimension.
+        p = draw_particles(pair.model, pair.guide, batch, {}, structure, max(2, size))
         log_p.append(p.log_p[:size].expand(-1, N))
         log_q.append(p.log_q[:size].expand(-1, N))
-        for name, like in plain.items():
-            value = p.site_draws[name].value
-            many = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
-            values[name].append(many[:size].reshape(size, *like.shape))
+        for name, like in single_draw.items():
+            values[name].append(_leading_draws(p.site_draws[name].value, like, size))
     table = {name: torch.cat(v) for name, v in values.items()}
     stats: dict[str, Array] = {
         "log_p_per_row": torch.cat(log_p).numpy(),
@@ -178,24 +181,25 @@ def _draw_local(
     }
     k = None
     if draws != "q":
-        log_w, each = psis((torch.cat(log_p) - torch.cat(log_q)).double().T.numpy())  # (N, S)
-        weight, k = np.exp(log_w).T, float(each.max())
+        log_w, k_hat = psis((torch.cat(log_p) - torch.cat(log_q)).double().T.numpy())  # (N, S)
+        weight, k = np.exp(log_w).T, float(k_hat.max())
         if draws == "weighted":
             stats["weight"] = weight
         else:
             stats = {}
             index = torch.from_numpy(_resample(weight, S))  # (S, N)
-            local = table.keys() - shared.keys()
+            local = table.keys() - theta.keys()
             table |= {n: _pick(table[n], index, N) for n in local}
     latents = [{n: v[s] for n, v in table.items()} for s in range(S)]
-    log_likelihood, _, _ = _densities(
-        pair,
-        batch,
-        [{} for _ in range(S)]
-        if not shared
-        else [{n: draw[n] for n in shared} for draw in latents],
-    )
+    thetas = [{n: draw[n] for n in theta} for draw in latents]
+    log_likelihood, _, _ = _densities(pair, batch, thetas)
     return _PosteriorDraws(latents, log_likelihood, stats, True, k)
+
+
+def _leading_draws(value: Tensor, like: Tensor, size: int) -> Tensor:
+    """The first `size` draws of a site, each in the shape of `like`."""
+    draws = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
+    return draws[:size].reshape(size, *like.shape)
 
 
 def _resample(weight: Array, S: int) -> Array:
@@ -205,73 +209,72 @@ def _resample(weight: Array, S: int) -> Array:
     edges = torch.from_numpy(weight / weight.sum(0)).cumsum(0)
     index = torch.searchsorted(edges.T.contiguous(), at.double().T.contiguous()).T
     order = torch.rand(S, N).argsort(0)
-    found: Array = index.clamp(max=len(weight) - 1).gather(0, order).numpy()
-    return found
+    shuffled: Array = index.clamp(max=len(weight) - 1).gather(0, order).numpy()
+    return shuffled
 
 
 def _pick(values: Tensor, index: Tensor, N: int) -> Tensor:
-    """values (S, ..., N, ...) of a local site -> (S, ...) with datum n of draw s from index[s, n].
+    """values (S, ..., N, ...) of a local site -> (S, ...) with row n of draw s from index[s, n].
 
-    The data's dimension is the first of N rows after the draws'.
+    The row dimension is the first of size N after the draws.
     """
     axis = 1 + list(values.shape[1:]).index(N)
     moved = values.movedim(axis, 1)  # (S, N, ...)
     return moved[index, torch.arange(N)].movedim(1, axis)
 
 
-def _given_globals(
+def _resample_locals(
     pair: ModelGuidePair,
-    batch: tuple[Any, ...],
+    batch: Batch,
     theta: Latents,
     latents: Latents,
-    plan: PairStructure,
+    structure: PairStructure,
 ) -> Latents:
     """The local latents resampled among K fresh draws given the global ones."""
     N = len(batch[0])
-    model, guide = given(pair.model, pair.guide, theta)
-    p = draw_particles(model, guide, batch, {}, plan, LOCAL_PARTICLES)
+    model, guide = condition_on_globals(pair.model, pair.guide, theta)
+    p = draw_particles(model, guide, batch, {}, structure, LOCAL_PARTICLES)
     weight = p.log_w.expand(-1, N).double().softmax(0)
     index = torch.multinomial(weight.T, 1).T  # (1, N)
-    found = dict(latents)
+    resampled = dict(latents)
     for name in latents.keys() - theta.keys():
-        many = p.site_draws[name].value.reshape(-1, *latents[name].shape)
-        found[name] = _pick(many, index, N)[0]
-    return found
+        draws = p.site_draws[name].value.reshape(-1, *latents[name].shape)
+        resampled[name] = _pick(draws, index, N)[0]
+    return resampled
 
 
 def _stack(values: list[Tensor]) -> Array:
     return torch.stack(values).numpy()
 
 
-def _prior(pair: ModelGuidePair, batch: tuple[Any, ...], S: int) -> dict[str, Array]:
+def _prior(pair: ModelGuidePair, batch: Batch, S: int) -> dict[str, Array]:
     """Every site of the model, latent and observed, drawn from the prior: (S, ...)."""
-    plain = predict.sample_prior(pair, *batch)
-    plan = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-    if not plan.vectorized:
-        drawn = [predict.sample_prior(pair, *batch) for _ in range(S)]
-        return {name: _stack([d[name] for d in drawn]) for name in plain}
+    single_draw = predict.sample_prior(pair, *batch)
+    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+    if not structure.vectorized:
+        draws = [predict.sample_prior(pair, *batch) for _ in range(S)]
+        return {name: _stack([d[name] for d in draws]) for name in single_draw}
     free, step = poutine.uncondition(pair.model), max(2, _rows_at_once(batch) // len(batch[0]))
-    found: dict[str, list[Tensor]] = {name: [] for name in plain}
+    values: dict[str, list[Tensor]] = {name: [] for name in single_draw}
     for start in range(0, S, step):
         size = min(step, S - start)
-        # One draw would run without the particle plate's own shape.
-        sites = trace_program(free, batch, {}, particles=max(2, size), nesting=plan.nesting)
-        for name, like in plain.items():
-            value = sites[name]["value"]
-            many = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
-            found[name].append(many[:size].reshape(size, *like.shape))
-    return {name: torch.cat(v).numpy() for name, v in found.items()}
+        # A single draw would have no particle dimension.
+        particles = max(2, size)
+        sites = trace_program(free, batch, {}, particles=particles, nesting=structure.nesting)
+        for name, like in single_draw.items():
+            values[name].append(_leading_draws(sites[name]["value"], like, size))
+    return {name: torch.cat(v).numpy() for name, v in values.items()}
 
 
-def _rows_at_once(batch: tuple[Any, ...]) -> int:
+def _rows_at_once(batch: Batch) -> int:
     width = max(t[0].numel() for t in batch if isinstance(t, Tensor) and t.dim())
     return min(CHUNK, CELLS // max(width, 1))
 
 
 def _complete(
-    pair: ModelGuidePair, batch: tuple[Any, ...], latents: Latents, summed: frozenset[str]
+    pair: ModelGuidePair, batch: Batch, latents: Latents, summed: frozenset[str]
 ) -> tuple[Latents, Latents]:
-    """The latents with those summed out of the model, and all sites of a model run on them."""
+    """The latents with summed-out ones added, and all sites of the model at these values."""
     with poutine.block():
         if summed:
             latents = latents | predict.sample_summed(pair, latents, *batch)
@@ -280,7 +283,7 @@ def _complete(
 
 
 def _densities(
-    pair: ModelGuidePair, batch: tuple[Any, ...], draws: list[dict[str, Tensor]]
+    pair: ModelGuidePair, batch: Batch, draws: list[dict[str, Tensor]]
 ) -> tuple[Array, Array | None, Array | None]:
     """log p(x_n | θ_s) (S, N), and joint log p(θ_s, x), log q(θ_s) (S,) where θ exists."""
     S, N = len(draws), len(batch[0])
@@ -295,61 +298,64 @@ def _densities(
             parts.append(log_w.logsumexp(1) - math.log(K))
         return torch.cat(parts).numpy(), None, None
     model, guide, names = pair.model, pair.guide, frozenset(draws[0])
-    local = _has_latents(pair, batch, besides=names)
-    plan = analyze_for_particles(model, guide, batch, {}, 2)
-    if not local and plan.vectorized:
-        return _densities_at_once(pair, batch, draws, plan)
+    local = _has_latents(pair, batch, exclude=names)
+    structure = analyze_for_particles(model, guide, batch, {}, 2)
+    if not local and structure.vectorized:
+        return _vectorized_densities(pair, batch, draws, structure)
     K = LOCAL_PARTICLES if local else 1
-    inner = plan_given(model, guide, batch, draws[0], K)
-    rows = [marginal(model, guide, batch, theta, K, inner) for theta in draws]
+    given_theta = local_structure(model, guide, batch, draws[0], K)
+    rows = [marginal_log_lik(model, guide, batch, theta, K, given_theta) for theta in draws]
     with poutine.block():
-        log_p = [score(model, theta, batch) + r.sum() for theta, r in zip(draws, rows, strict=True)]
-        log_q = [score(guide, theta, batch) for theta in draws]
+        log_p = [
+            site_log_prob(model, theta, batch) + r.sum()
+            for theta, r in zip(draws, rows, strict=True)
+        ]
+        log_q = [site_log_prob(guide, theta, batch) for theta in draws]
     return torch.stack(rows).numpy(), torch.stack(log_p).numpy(), torch.stack(log_q).numpy()
 
 
-def _densities_at_once(
-    pair: ModelGuidePair, batch: tuple[Any, ...], draws: list[Latents], plan: PairStructure
+def _vectorized_densities(
+    pair: ModelGuidePair, batch: Batch, draws: list[Latents], structure: PairStructure
 ) -> tuple[Array, Array, Array]:
-    """Where no latent of the guide is local: many draws under a particle plate."""
+    """`_densities` without local latents: many draws under a particle plate."""
     with poutine.block():
         sites = poutine.trace(pair.guide).get_trace(*batch).nodes
     step, parts = max(2, _rows_at_once(batch) // len(batch[0])), []
     for start in range(0, len(draws), step):
         some = draws[start : start + step]
-        some = some * 2 if len(some) == 1 else some  # one would run without the plate's shape
+        some = some * 2 if len(some) == 1 else some  # one draw has no particle dimension
         values = {}
         for name in draws[0]:
             value = torch.stack([d[name] for d in some])  # (S, plates, event)
-            missing = plan.nesting - len(sites[name]["fn"].batch_shape)
+            missing = structure.nesting - len(sites[name]["fn"].batch_shape)
             values[name] = value.reshape(len(some), *[1] * missing, *value.shape[1:])
-        _, *scores = score_globals(pair.model, pair.guide, batch, plan, len(some), values)
-        parts.append(scores)
+        _, *densities = global_log_densities(
+            pair.model, pair.guide, batch, structure, len(some), values
+        )
+        parts.append(densities)
     S = len(draws)
-    l, log_p, log_q = (torch.cat(each)[:S].numpy() for each in zip(*parts, strict=True))
-    return l, log_p, log_q
+    log_lik, log_p, log_q = (torch.cat(part)[:S].numpy() for part in zip(*parts, strict=True))
+    return log_lik, log_p, log_q
 
 
-def _has_latents(
-    pair: ModelGuidePair, batch: tuple[Any, ...], besides: frozenset[str] = frozenset()
-) -> bool:
+def _has_latents(pair: ModelGuidePair, batch: Batch, exclude: frozenset[str] = frozenset()) -> bool:
     with poutine.block():
-        return bool(latent_sites(poutine.trace(pair.guide).get_trace(*batch)).keys() - besides)
+        return bool(latent_sites(poutine.trace(pair.guide).get_trace(*batch)).keys() - exclude)
 
 
-def _observed(pair: ModelGuidePair, batch: tuple[Any, ...]) -> dict[str, Tensor]:
-    """Observed site -> its value, NaN where the argument that it is has NaN."""
+def _observed(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:
+    """Observed site -> its value, NaN where the argument that it observes has NaN."""
     with poutine.block():
-        found = predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
-    with suppress(CannotSayError):  # it is none of the arguments
-        for name, place in observed_places(pair.model, *batch).items():
-            missing = batch[place].isnan().reshape(found[name].shape)
+        values = predict.observed_values(poutine.trace(pair.model).get_trace(*batch))
+    with suppress(CannotSayError):  # a value may be none of the arguments
+        for name, i in observed_arguments(pair.model, *batch).items():
+            missing = batch[i].isnan().reshape(values[name].shape)
             if missing.any():
-                found[name] = torch.where(missing, math.nan, found[name])
-    return found
+                values[name] = torch.where(missing, math.nan, values[name])
+    return values
 
 
-def _dims(pair: ModelGuidePair, batch: tuple[Any, ...]) -> dict[str, list[str]]:
+def _dims(pair: ModelGuidePair, batch: Batch) -> dict[str, list[str]]:
     """Site -> dimension names: plates by their names, event dimensions as site_dim_i."""
     with poutine.block():
         traces = [poutine.trace(p).get_trace(*batch) for p in (pair.guide, pair.model)]

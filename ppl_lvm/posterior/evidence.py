@@ -1,12 +1,12 @@
-"""Importance-weighted log evidence, with what its value is uncertain by.
+"""Importance-weighted log evidence and its errors.
 
 With K draws z_k ~ q(z | x_n) and weights w_nk = p(x_n, z_k) / q(z_k | x_n),
 
     L_n = log 1/K Σ_k w_nk ≤ log p(x_n) in expectation,      value = 1/N Σ_n L_n.
 
-Two errors are not one: the Monte-Carlo error of the draws, by the delta method
-sd(L_n)² ≈ cv²_n / K with cv²_n = K Σ_k w̄_nk² - 1 and w̄ the normalised weights, and the
-standard error of the mean over data, sd_n(L_n) / √N, which more draws do not lower.
+The value has two errors. The Monte-Carlo error of the draws follows from the delta method,
+sd(L_n)² ≈ cv²_n / K with cv²_n = K Σ_k w̄_nk² - 1 and w̄ the normalized weights. The standard error
+of the mean over rows is sd_n(L_n) / √N; more draws do not lower it.
 
 References:
     Burda, Grosse, Salakhutdinov (2016). Importance weighted autoencoders.
@@ -22,12 +22,13 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Batch
 from ppl_lvm.particles import log_weights
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
-NUMBERS = 20_000_000  # that the guide draws at once, for latents may be wide
+LATENT_VALUES = 20_000_000  # scalars that the guide draws at once, for latents may be wide
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Evidence:
 
     Attributes:
         value: 1/N Σ_n L_n; for a model with global latents log p(x_1…x_N) / N.
-        standard_error: of the mean over data; NaN for global latents or a single datum.
-        monte_carlo_error: of the draws, by the delta method (too small where weights are poor).
-        effective_particles: smallest over data of 1 / Σ_k w̄², out of `num_particles`.
+        standard_error: error of the mean over rows; NaN for global latents or a single row.
+        monte_carlo_error: error from the draws, by the delta method (too small where weights are
+            poor).
+        effective_particles: smallest over rows of 1 / Σ_k w̄², out of `num_particles`.
         num_particles: K.
         per_row: L_n (N,); for global latents the one joint value (1,).
     """
@@ -66,28 +68,28 @@ def log_evidence(
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 
-    Sites summed out of the model are exact: without latents in the guide so is the value, and one
-    particle is enough.
-    With global latents the rows in `batch` are one data set with one joint weight.
+    Enumerated sites are summed out exactly. If the guide has no latents the value is exact, and
+    one particle is enough. With global latents the rows in `batch` are one data set with one joint
+    weight.
     """
     rows = len(batch[0])
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
-        width = drawn_numbers(pair, *batch)
+        width = num_latent_values(pair, *batch)
         if width == 0:
             num_particles = 1
         log_w = _weights(pair, batch, num_particles, width)
     K = len(log_w)
     per_row = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)
-    share = torch.softmax(log_w, 0)
-    ess = 1 / share.square().sum(0)
+    weights = torch.softmax(log_w, 0)
+    ess = 1 / weights.square().sum(0)
     variance = (K / ess - 1) / K
     N = len(per_row)
     joint = N == 1 and rows > 1
     scale = rows if joint else N
     return Evidence(
         value=float(per_row.sum()) / scale,
-        standard_error=float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan,
+        standard_error=standard_error(per_row),
         monte_carlo_error=float(variance.sum().clamp(min=0).sqrt()) / scale,
         effective_particles=float(ess.min()),
         num_particles=K,
@@ -95,21 +97,25 @@ def log_evidence(
     )
 
 
-def drawn_numbers(pair: ModelGuidePair, *batch: Any) -> int:
-    """How many numbers the guide draws for these rows, once."""
+def standard_error(per_row: Tensor) -> float:
+    """Standard error of the mean of (N,) values; NaN for a single value."""
+    N = len(per_row)
+    return float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan
+
+
+def num_latent_values(pair: ModelGuidePair, *batch: Any) -> int:
+    """Number of scalars in one draw of the guide for these rows."""
     with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
         sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     return sum(site["value"].numel() for site in sites.values())
 
 
-def _weights(
-    pair: ModelGuidePair, batch: tuple[Any, ...], num_particles: int, width: int
-) -> Tensor:
-    """log w (K, N), or (K, 1) for joint weights; K = 1 where every draw gives the same.
+def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int, width: int) -> Tensor:
+    """log w (K, N), or (K, 1) for joint weights; K = 1 if all draws give the same weight.
 
-    `width` numbers are drawn for each particle.
+    `width` scalars are drawn for each particle.
     """
-    chunk = max(1, min(num_particles, CHUNK // len(batch[0]), NUMBERS // max(1, width)))
+    chunk = max(1, min(num_particles, CHUNK // len(batch[0]), LATENT_VALUES // max(1, width)))
     sizes = [chunk] * (num_particles // chunk) + [num_particles % chunk] * bool(
         num_particles % chunk
     )

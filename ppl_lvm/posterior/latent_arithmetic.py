@@ -1,11 +1,11 @@
-"""Walks in code space: attributes as directions, paths between two data, one code at a time.
+"""Latent arithmetic: attribute vectors, interpolation paths, traversals.
 
-    a = mean of E[z | x_n] over rows that have the attribute - mean over those that have it not
+    a = mean of E[z | x_n] over rows with the attribute - mean over rows without it
     edited x = E[x | z + strength · a],   z = E[z | x]
 
-Functions of codes take and give tensors (N, D); those of a run take data as the model does. The
-codes are the means of q(z | x), and what comes back is the mean of p(x | z). How far an edit does
-what its name says, and nothing else, is a figure too: `evaluate_edit`.
+Functions of codes take and return tensors (N, D); functions of a run take data as the model does.
+Codes are the means of q(z | x), and decoded rows the means of p(x | z). `evaluate_edit` measures
+how often an edit changes its attribute and nothing else.
 
 References:
     Larsen, Sønderby, Larochelle, Winther (2016). Autoencoding beyond pixels using a learned
@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from ppl_lvm.posterior import predict
@@ -30,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def code_site(run: "Run", x: Any, site: str | None = None) -> str:
-    """The local continuous latent that walks go through: `site`, or the only one there is.
+    """Name of the local continuous latent: `site`, or the only one.
 
     Raises:
-        ValueError: there is none, or several and none was named.
+        ValueError: there is no such latent, or several and no name.
     """
     batch = run.batch(x)
     summed = predict.summed_sites(run.pair, *batch)
@@ -43,7 +40,7 @@ def code_site(run: "Run", x: Any, site: str | None = None) -> str:
     if site not in names:
         raise ValueError(
             f"The model's codes are {names}; got site={site!r}. "
-            + (f"Name one of them: site={names[0]!r}." if names else "There is none to walk in.")
+            + (f"Name one of them: site={names[0]!r}." if names else "There is no code to edit.")
         )
     return site
 
@@ -54,14 +51,14 @@ def attribute_vector(run: "Run", x: Any, labels: Tensor, *, site: str | None = N
     Args:
         run: a fitted run.
         x: N rows, as the model takes them.
-        labels: (N,) whether a row has the attribute: bools, or 0 and 1.
+        labels: (N,) True or 1 for rows with the attribute, False or 0 for others.
         site: the code, where the model has several.
 
     Raises:
-        ValueError: labels that are not two-valued, of another length, or all alike.
+        ValueError: there is not one label per row, labels are not binary, or all are equal.
     """
     z = run.encode(x)[code_site(run, x, site)]
-    has = _two_valued(labels, len(z))
+    has = _binary_labels(labels, len(z))
     return z[has].mean(0) - z[~has].mean(0)
 
 
@@ -74,7 +71,7 @@ def edit(
     if attribute.shape != z.shape[1:]:
         raise ValueError(
             f"An attribute of {name!r} has shape {tuple(z.shape[1:])}, got "
-            f"{tuple(attribute.shape)}. Make it with attribute_vector(run, x, labels)."
+            f"{tuple(attribute.shape)}. Use attribute_vector(run, x, labels)."
         )
     return run.decode({name: z + strength * attribute.to(z)}, x)
 
@@ -82,10 +79,10 @@ def edit(
 def linear_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
     """Codes on the line from `start` to `end`, (..., D) each: (steps, ..., D), both ends included.
 
-    The way of data whose codes fill a ball. In many dimensions the middle of a line lies nearer
-    to 0 than almost any code that the prior draws: see `spherical_path`.
+    Use it where codes fill a ball. In many dimensions the middle of a line is nearer to 0 than
+    almost all codes from the prior: see `spherical_path`.
     """
-    t = _shares(steps, start, end)
+    t = _interpolation_weights(steps, start, end)
     return start + t * (end - start)
 
 
@@ -94,10 +91,10 @@ def spherical_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 
         sin((1 - t) ω) / sin ω · start + sin(t ω) / sin ω · end,   ω the angle between them
 
-    which turns at a constant rate; codes of one length keep it on the way. Where the two point
-    the same way (or exactly opposite ways, which no arc prefers) it is the line.
+    The arc turns at a constant rate and keeps the length of codes of equal length. Codes in equal
+    or opposite directions, which determine no arc, are joined by the line.
     """
-    t = _shares(steps, start, end)
+    t = _interpolation_weights(steps, start, end)
     cosine = torch.nn.functional.cosine_similarity(start, end, dim=-1).unsqueeze(-1)
     angle = cosine.clamp(-1, 1).acos()
     sine = angle.sin()
@@ -108,14 +105,14 @@ def spherical_path(start: Tensor, end: Tensor, steps: int = 8) -> Tensor:
 
 
 def traverse(z: Tensor, dimension: int, values: Tensor) -> Tensor:
-    """Codes `z` (..., D) with one number put to each of `values` (V,): (V, ..., D).
+    """Codes `z` (..., D) with one coordinate set to each of `values` (V,): (V, ..., D).
 
     Raises:
-        ValueError: there is no such number.
+        ValueError: there is no such dimension.
     """
     if not -z.shape[-1] <= dimension < z.shape[-1]:
         raise ValueError(
-            f"Codes of {z.shape[-1]} numbers have dimensions 0 to {z.shape[-1] - 1}; got "
+            f"Codes of size {z.shape[-1]} have dimensions 0 to {z.shape[-1] - 1}; got "
             f"dimension={dimension}."
         )
     moved = z.expand(len(values), *z.shape).clone()
@@ -125,15 +122,15 @@ def traverse(z: Tensor, dimension: int, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EditEvaluation:
-    """What classifiers trained on real rows say of edited ones; shares of `rows` rows.
+    """Classification of edited rows by classifiers trained on real rows, as shares of rows.
 
     Attributes:
-        changed: has the attribute after the edit and had it not before.
-        kept: the rest is what it was before the edit.
-        both: changed and kept at once: what the edit is for.
-        control: `both` for a random direction of the same length.
-        standard_error: of `both`.
-        rows: of data without the attribute, that nothing was learned from.
+        changed: the row gained the attribute by the edit.
+        preserved: the class of the row is the same as before.
+        success: changed and preserved.
+        control: `success` for a random direction of the same length.
+        standard_error: standard error of `success`.
+        rows: evaluated rows: without the attribute, and not used for training.
     """
 
     changed: float
@@ -145,10 +142,9 @@ class EditEvaluation:
 
     def __str__(self) -> str:
         return (
-            f"{self.success:.3f} ± {self.standard_error:.3f} of {self.rows} rows have the "
-            f"attribute after the edit and are otherwise what they were (attribute changed: "
-            f"{self.changed:.3f}, rest kept: {self.preserved:.3f}; a random direction: "
-            f"{self.control:.3f})"
+            f"{self.success:.3f} ± {self.standard_error:.3f} of {self.rows} rows gain the "
+            f"attribute and are otherwise preserved (attribute changed: {self.changed:.3f}, class "
+            f"preserved: {self.preserved:.3f}; a random direction: {self.control:.3f})"
         )
 
 
@@ -162,97 +158,107 @@ def evaluate_edit(
     site: str | None = None,
     seed: int = 0,
 ) -> EditEvaluation:
-    """Does moving along an attribute change it, and nothing else?
+    """Measure how often an edit changes the attribute and preserves the class.
 
-    One half of the rows gives the attribute vector and trains two classifiers (logistic regression
-    on real rows): does it have the attribute, and which class is it? The rows of the other half
-    that have it not are edited, and the classifiers asked before and after.
+    One half of the rows gives the attribute vector and trains two classifiers (logistic
+    regression), of the attribute and of the class. Rows of the other half without the attribute
+    are edited, and classified before and after.
 
     Args:
         run: a run of a model of one tensor.
         x: rows (N, P).
-        labels: (N,) whether a row has the attribute. rest: (N,) the class that should stay.
-        strength: how far along the attribute vector.
-        seed: of the halves, and of the random direction.
+        labels: (N,) True or 1 for rows with the attribute, False or 0 for others.
+        rest: (N,) the class that should stay.
+        strength: distance along the attribute vector.
+        seed: seed of the halves, and of the random direction.
 
     Raises:
-        ValueError: labels that are none, or alike in one of the halves; a `rest` of one class.
+        ValueError: labels that are not binary, or equal in one of the halves; a `rest` of one
+            class.
     """
-    has = _two_valued(labels, len(x))
+    has = _binary_labels(labels, len(x))
     rest = torch.as_tensor(rest)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(x), generator=generator)
-    learn, ask = order[: len(x) // 2], order[len(x) // 2 :]
-    if len(rest[learn].unique()) < 2:
+    train, test = order[: len(x) // 2], order[len(x) // 2 :]
+    if len(rest[train].unique()) < 2:
         raise ValueError(
-            "`rest` is one class in the rows that teach it: an edit cannot change it. Give the "
-            "class that should stay, of two or more."
+            "`rest` is one class in the training rows: an edit cannot change it. Pass a class with "
+            "two or more values."
         )
-    attribute = attribute_vector(run, x[learn], has[learn], site=site)
-    is_it, which = _classifier(x[learn], has[learn]), _classifier(x[learn], rest[learn])
-    ask = ask[~has[ask]]
-    if len(ask) == 0:
-        raise ValueError("No row of the second half is without the attribute. Give more rows.")
-    before = _only(edit(run, x[ask], torch.zeros_like(attribute), site=site))
-    had = torch.as_tensor(is_it.predict(before)).bool()
-    stays = torch.as_tensor(which.predict(before))
+    attribute = attribute_vector(run, x[train], has[train], site=site)
+    attribute_classifier = _classifier(x[train], has[train])
+    rest_classifier = _classifier(x[train], rest[train])
+    test = test[~has[test]]
+    if len(test) == 0:
+        raise ValueError("No row of the second half is without the attribute. Pass more rows.")
+    before = _single_site(edit(run, x[test], torch.zeros_like(attribute), site=site))
+    has_before = torch.as_tensor(attribute_classifier.predict(before)).bool()
+    rest_before = torch.as_tensor(rest_classifier.predict(before))
 
-    def ask_about(direction: Tensor) -> tuple[Tensor, Tensor]:
-        after = _only(edit(run, x[ask], direction, strength, site=site))
-        changed = torch.as_tensor(is_it.predict(after)).bool()
-        return changed & ~had, torch.as_tensor(which.predict(after)) == stays
+    def classify_edit(direction: Tensor) -> tuple[Tensor, Tensor]:
+        after = _single_site(edit(run, x[test], direction, strength, site=site))
+        has_after = torch.as_tensor(attribute_classifier.predict(after)).bool()
+        rest_after = torch.as_tensor(rest_classifier.predict(after))
+        return has_after & ~has_before, rest_after == rest_before
 
-    changed, kept = ask_about(attribute)
+    changed, preserved = classify_edit(attribute)
     random = torch.randn(attribute.shape, generator=generator).to(attribute)
-    control = ask_about(random / random.norm() * attribute.norm())
-    both = (changed & kept).float().mean().item()
+    control = classify_edit(random / random.norm() * attribute.norm())
+    success = (changed & preserved).float().mean().item()
     return EditEvaluation(
         changed=changed.float().mean().item(),
-        preserved=kept.float().mean().item(),
-        success=both,
+        preserved=preserved.float().mean().item(),
+        success=success,
         control=(control[0] & control[1]).float().mean().item(),
-        standard_error=math.sqrt(both * (1 - both) / len(ask)),
-        rows=len(ask),
+        standard_error=math.sqrt(success * (1 - success) / len(test)),
+        rows=len(test),
     )
 
 
-def _only(found: dict[str, Tensor]) -> Tensor:
+def _single_site(means: dict[str, Tensor]) -> Tensor:
     """The means (N, P) of the only observed site."""
-    if len(found) != 1:
-        raise ValueError(f"An edit is judged on one observed site; the model has {sorted(found)}.")
-    return next(iter(found.values()))
+    if len(means) != 1:
+        raise ValueError(f"An edit needs a single observed site; the model has {sorted(means)}.")
+    return next(iter(means.values()))
 
 
 def _classifier(x: Tensor, y: Tensor) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x, y)
 
 
-def _two_valued(labels: Tensor, rows: int) -> Tensor:
+def _binary_labels(labels: Tensor, rows: int) -> Tensor:
     """Labels as bools (N,).
 
     Raises:
-        ValueError: they are not one a row, not two-valued, or all alike.
+        ValueError: there is not one label per row, labels are not binary, or all are equal.
     """
     labels = torch.as_tensor(labels)
     if labels.shape != (rows,):
         raise ValueError(f"{rows} rows need labels of shape ({rows},), got {tuple(labels.shape)}.")
     if not ((labels == 0) | (labels == 1)).all():
         raise ValueError(
-            "Labels say whether a row has the attribute, 0 or 1. For a class among several, "
-            "compare first: labels == k."
+            "Labels must be 0 or 1, for rows without and with the attribute. For one of several "
+            "classes use labels == k."
         )
     has = labels.bool()
     if has.all() or not has.any():
-        raise ValueError("All rows are labelled alike: an attribute is a difference of two groups.")
+        raise ValueError(
+            "All labels are equal: an attribute is the difference of two groups. Pass rows with "
+            "and without it."
+        )
     return has
 
 
-def _shares(steps: int, start: Tensor, end: Tensor) -> Tensor:
+def _interpolation_weights(steps: int, start: Tensor, end: Tensor) -> Tensor:
     """t from 0 to 1, (steps, 1, …), for a path between codes of one shape."""
     if start.shape != end.shape:
         raise ValueError(
-            f"A path leads between codes of one shape; got {tuple(start.shape)} and "
-            f"{tuple(end.shape)}."
+            f"A path joins codes of one shape; got {tuple(start.shape)} and {tuple(end.shape)}."
         )
     if steps < 2:
         raise ValueError(f"A path has two ends: steps must be at least 2, got {steps}.")

@@ -118,7 +118,7 @@ th, td { text-align: left; vertical-align: top; padding: .35rem .5rem;
 .v { font-weight: 700; white-space: nowrap; } .figure { white-space: nowrap; }
 tr.question th { padding-top: 1.2rem; font-size: 1rem; }
 p.key { font-size: .9rem; color: #595959; }
-.good { color: #00664a; } .look { color: #8a5a00; } .bad { color: #b00020; }
+.good { color: #00664a; } .warning { color: #8a5a00; } .bad { color: #b00020; }
 .cannot-say { color: #595959; }
 .pictures { display: grid; gap: 1.5rem;
   grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr)); }
@@ -175,7 +175,7 @@ figcaption { font-size: .9rem; }
 {% for cell in row.cells %}
 <td data-head="{{ entries[loop.index0].name }}">{% if cell is none %}–{% else %}
 <span class="v {{ cell.verdict | replace(' ', '-') }}">{{ cell.verdict }}</span>
-{{ cell.figure if cell.value is not none else "" }}{% endif %}</td>
+{{ cell.formatted if cell.value is not none else "" }}{% endif %}</td>
 {% endfor %}</tr>
 {% endfor %}
 </tbody>
@@ -199,7 +199,7 @@ figcaption { font-size: .9rem; }
 <tr class="question"><th colspan="5" scope="rowgroup">{{ row.question }}</th></tr>
 {% endif %}
 <tr><td class="v {{ row.verdict | replace(' ', '-') }}">{{ row.verdict }}</td>
-<td>{{ row.name }}</td><td class="figure">{{ row.figure }}</td>
+<td>{{ row.name }}</td><td class="figure">{{ row.formatted }}</td>
 <td>{{ row.threshold }}{% if row.source %}<br><small>{{ row.source }}</small>{% endif %}</td>
 <td>{{ row.why }} <strong>{{ row.remedy }}</strong></td></tr>
 {% endfor %}

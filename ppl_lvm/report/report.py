@@ -5,10 +5,10 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from ppl_lvm.core.types import Say
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
-from ppl_lvm.diagnostics.diagnosis import Say
-from ppl_lvm.diagnostics.finding import Finding
+from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import Picture
@@ -83,21 +83,17 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
         {
             "run": row["run"],
             "verdict": row["verdict"],
-            "log p(x), nats per row": _figure(row["value"], row["error"]),
+            "log p(x), nats per row": format_with_error(row["value"], row["error"]),
             "less the best, paired": ""
             if row["verdict"] == "best"
-            else _figure(row["difference"], row["difference_error"]),
-            "leave-one-out": _figure(row["loo"], row["loo_error"]),
+            else format_with_error(row["difference"], row["difference_error"]),
+            "leave-one-out": format_with_error(row["loo"], row["loo_error"]),
             "numbers learned": str(row["parameters"]),
             "seconds": f"{row['seconds']:.1f}",
         }
         for row in found.to_json()
     ]
     return html.SideBySide(rows, picture(found), f"{before}{found.note}")
-
-
-def _figure(value: float | None, error: float | None) -> str:
-    return Finding("", "", value, error, "", "", "good", "", "").figure
 
 
 def facts(run: Run) -> dict[str, str]:

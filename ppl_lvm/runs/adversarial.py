@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
-from ppl_lvm.diagnostics.predictive_checks import TwoSample
-from ppl_lvm.diagnostics.two_sample import discriminate
+from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.runs.directory import read_record

@@ -44,7 +44,7 @@ from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.diagnostics.leave_one_out import loo
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import psis
-from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, global_draws, marginal
+from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, draw_globals, marginal_log_lik
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.comparability import (
     check_width,
@@ -300,10 +300,10 @@ def _densities(
         share_bad = float((k > 0.7).mean())
     else:
         # q(θ) of the training rows: a guide that reads data must not read the compared rows.
-        draws = global_draws(guide, _training_rows(run), K // 5)
+        draws = draw_globals(guide, _training_rows(run), K // 5)
         local = set(plan.latents) - set(draws[0])
         particles = LOCAL_PARTICLES if local else 1
-        rows = [marginal(model, guide, batch, theta, particles) for theta in draws]
+        rows = [marginal_log_lik(model, guide, batch, theta, particles) for theta in draws]
         log_w, kind, share_bad = torch.stack(rows).double(), "predictive", 0.0
     S = len(log_w)
     share = log_w.softmax(0)

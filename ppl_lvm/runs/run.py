@@ -191,7 +191,7 @@ class Run:
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            starts=eligible_restarts(self.restarts, self.trajectories),
+            restarts=eligible_restarts(self.restarts, self.trajectories),
             quantities=quantities,
             refits=refits,
             temperatures=temperatures,

@@ -1,4 +1,4 @@
-"""AIS and the sandwich against the exact evidence of a linear-Gaussian model."""
+"""AIS and the sandwich against exact evidence."""
 
 import math
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from diagnostic_cases import DiagnosticCases
+from gaussian_pairs import ExactGuide, LinearGaussian
 from pyro.distributions import Bernoulli, Beta, Gamma, Normal
 from torch import Tensor
 
@@ -16,6 +18,31 @@ from ppl_lvm.diagnostics.bound_tightness import sandwich, tightness
 from ppl_lvm.diagnostics.unconstrained_density import UnconstrainedDensity
 from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.posterior.simulation import simulate
+
+
+def _tightness(width: float, error: float) -> Any:
+    """Tightness with an "exact" log p(x) that is wrong by `error`."""
+    model = LinearGaussian()
+    model.log_likelihood = lambda x: model.exact(x) + error
+    guide, x = ExactGuide(model, width), model.simulate(200, seed=3)[:30]
+    return tightness(model, guide, x, particles=(1, 10), temperatures=25)
+
+
+def _sandwich(shift: float, temperatures: int) -> Any:
+    model = LinearGaussian()
+    guide, x = ExactGuide(model, 1.0, shift), model.simulate(200, seed=3)[:50]
+    return sandwich(model, guide, x, temperatures=temperatures)
+
+
+CASES = {
+    "tightness": DiagnosticCases(
+        good=[lambda: _tightness(1.0, 0.0)],
+        faulty=[lambda: _tightness(0.3, 0.0), lambda: _tightness(1.0, 1.0)],
+    ),
+    "sandwich": DiagnosticCases(
+        good=[lambda: _sandwich(0.0, 30)], faulty=[lambda: _sandwich(3.0, 2)]
+    ),
+}
 
 
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])
@@ -30,34 +57,36 @@ def test_annealing_meets_the_exact_evidence(
     assert 0.6 < result.acceptance < 0.95
 
 
-def test_sandwich_holds_the_exact_evidence_and_is_narrow(linear: Any, exact_guide: Any) -> None:
+def test_sandwich_of_a_slightly_wrong_guide_is_narrow(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(60)
-    found = sandwich(linear, exact_guide(linear, 0.7, 0.3), x)
-    assert found.gap < 0.1
-    assert found.findings()[0].verdict == "good"
+    result = sandwich(linear, exact_guide(linear, 0.7, 0.3), x)
+    assert result.gap < 0.1
+    assert result.findings()[0].verdict == "good"
 
 
-def test_sandwich_holds_exact_evidence_of_its_own_data(linear: Any, exact_guide: Any) -> None:
+def test_sandwich_contains_the_exact_evidence_of_its_simulated_data(
+    linear: Any, exact_guide: Any
+) -> None:
     x = linear.simulate(60)
-    found = sandwich(linear, exact_guide(linear, 0.6, 0.5), x, seed=3)
+    result = sandwich(linear, exact_guide(linear, 0.6, 0.5), x, seed=3)
     with isolated_rng(3):
         require_amortized(
             linear, exact_guide(linear), (x,), analyze_pair(linear, exact_guide(linear), (x,), {})
         )
-        _, (fresh,) = simulate(linear, x)
-    exact = float(linear.exact(fresh).mean())
-    assert abs(found.lower.value - exact) < 0.05
-    assert abs(found.upper.value - exact) < 0.05
+        _, (simulated,) = simulate(linear, x)
+    exact = float(linear.exact(simulated).mean())
+    assert abs(result.lower.value - exact) < 0.05
+    assert abs(result.upper.value - exact) < 0.05
 
 
 def test_too_few_temperatures_leave_a_wide_sandwich(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(60)
-    found = sandwich(linear, exact_guide(linear, 0.1, 2.0), x, temperatures=2, chains=1)
-    assert found.findings()[0].verdict == "bad"
-    assert found.lower.value < found.upper.value
+    result = sandwich(linear, exact_guide(linear, 0.1, 2.0), x, temperatures=2, chains=1)
+    assert result.findings()[0].verdict == "bad"
+    assert result.lower.value < result.upper.value
 
 
-def test_elbo_gap_is_the_divergence_and_graded(linear: Any, exact_guide: Any) -> None:
+def test_elbo_gap_equals_the_kl_divergence_and_is_graded(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(40)
     linear.log_likelihood = linear.exact
     narrow = tightness(
@@ -98,20 +127,22 @@ def test_constrained_global_latent_is_annealed_in_its_unconstrained_space() -> N
     assert abs(result.annealed.value - exact / 5) < 0.002 + 5 * error
 
 
-def test_flat_vectors_return_as_they_came(linear: Any, exact_guide: Any) -> None:
+def test_unconstrained_density_inverts_its_flattening_and_matches_the_evidence(
+    linear: Any, exact_guide: Any
+) -> None:
     x = linear.simulate(7)
-    joint = UnconstrainedDensity(linear, exact_guide(linear), x)
-    u = joint.draw(3)
+    density = UnconstrainedDensity(linear, exact_guide(linear), x)
+    u = density.draw(3)
     assert u.shape == (3, 7, 2)
-    values, _ = joint.values(u)
-    torch.testing.assert_close(joint.flatten(values), u)
-    log_p, log_q = joint.densities(u)
+    values, _ = density.values(u)
+    torch.testing.assert_close(density.flatten(values), u)
+    log_p, log_q = density.densities(u)
     torch.testing.assert_close(
         (log_p - log_q).double(), linear.exact(x).expand(3, 7), atol=1e-4, rtol=0
     )
 
 
-def test_jacobian_is_counted() -> None:
+def test_unconstrained_density_includes_the_jacobian() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Gamma(2.0, 1.0))
@@ -121,13 +152,13 @@ def test_jacobian_is_counted() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", Gamma(torch.full((len(x),), 2.0), 1.0))
 
-    joint = UnconstrainedDensity(model, guide, torch.zeros(2))
+    density = UnconstrainedDensity(model, guide, torch.zeros(2))
     grid = torch.linspace(-8, 5, 4001)
-    _, log_q = joint.densities(grid[:, None, None].expand(-1, 2, 1))
+    _, log_q = density.densities(grid[:, None, None].expand(-1, 2, 1))
     torch.testing.assert_close(torch.trapezoid(log_q.exp(), grid, dim=0), torch.ones(2))
 
 
-def test_discrete_guide_is_refused_by_name() -> None:
+def test_unconstrained_density_rejects_discrete_guide_sites_by_name() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Bernoulli(0.5))
@@ -144,7 +175,7 @@ def test_discrete_guide_is_refused_by_name() -> None:
     assert result.findings()[1].verdict == "unknown"
 
 
-def test_guide_that_does_not_read_the_data_has_no_sandwich() -> None:
+def test_sandwich_rejects_guides_that_do_not_read_the_data() -> None:
     def model(x: Tensor) -> None:
         mu = pyro.sample("mu", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: passes on the exact posterior, fails when its sd is halved."""
+"""Simulation-based calibration of exact and wrong guides."""
 
 from typing import Any
 
@@ -6,11 +6,31 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from diagnostic_cases import DiagnosticCases
+from gaussian_pairs import ExactGuide, LinearGaussian, mean_guide, mean_model, prior_guide
 from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.calibration import ecdf_band, sbc, uniformity, vsbc
+from ppl_lvm.diagnostics.calibration import chi_square_uniformity, ecdf_band, sbc, vsbc
+
+
+def _sbc(width: float) -> Any:
+    model = LinearGaussian()
+    return sbc(model, ExactGuide(model, width), model.simulate(200, seed=3))
+
+
+def _vsbc(shift: float) -> Any:
+    def refit(x: Tensor) -> Any:
+        return mean_guide(shift=shift, center=float(x.sum()) / (len(x) + 1))
+
+    return vsbc(mean_model, refit, torch.zeros(10), num_simulations=60)
+
+
+CASES = {
+    "calibration": DiagnosticCases(good=[lambda: _sbc(1.0)], faulty=[lambda: _sbc(0.3)]),
+    "vsbc": DiagnosticCases(good=[lambda: _vsbc(0.0)], faulty=[lambda: _vsbc(0.5)]),
+}
 
 
 def test_exact_guide_is_calibrated(linear: Any, exact_guide: Any) -> None:
@@ -23,55 +43,55 @@ def test_exact_guide_is_calibrated(linear: Any, exact_guide: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "shift", "said"),
+    ("width", "shift", "shape"),
     [(0.5, 0.0, "too narrow"), (1.5, 0.0, "too wide"), (1.0, 0.8, "too high")],
 )
-def test_wrong_guides_are_found_and_named(
-    linear: Any, exact_guide: Any, width: float, shift: float, said: str
+def test_sbc_detects_wrong_guides_and_names_the_error(
+    linear: Any, exact_guide: Any, width: float, shift: float, shape: str
 ) -> None:
     x = linear.simulate(500)
     result = sbc(linear, exact_guide(linear, width, shift), x, num_simulations=1000)
-    found = result.findings()[0]
-    assert found.verdict == "bad"
-    assert "log p(x, z)" in found.why or said in found.why
+    row = result.findings()[0]
+    assert row.verdict == "bad"
+    assert "log p(x, z)" in row.why or shape in row.why
 
 
 @pytest.mark.slow
-def test_halved_scale_fails_in_95_of_100_seeds_and_the_exact_one_alarms_in_5(
+def test_sbc_detects_halved_scale_in_95_of_100_seeds_with_at_most_5_false_positives(
     linear: Any, exact_guide: Any
 ) -> None:
     x = linear.simulate(500)
-    failed = alarmed = 0
+    detected = false_positives = 0
     for seed in range(100):
         narrow = sbc(linear, exact_guide(linear, 0.5), x, num_simulations=500, seed=seed)
-        failed += narrow.findings()[0].verdict == "bad"
+        detected += narrow.findings()[0].verdict == "bad"
         right = sbc(linear, exact_guide(linear), x, num_simulations=500, seed=1000 + seed)
-        alarmed += any(f.verdict != "good" for f in right.findings())
-    assert failed >= 95
-    assert alarmed <= 5
+        false_positives += any(f.verdict != "good" for f in right.findings())
+    assert detected >= 95
+    assert false_positives <= 5
 
 
-def test_uniformity_has_its_level() -> None:
+def test_chi_square_uniformity_has_its_nominal_level() -> None:
     generator = np.random.default_rng(0)
-    p = [uniformity(generator.integers(0, 100, 300), 99) for _ in range(500)]
+    p = [chi_square_uniformity(generator.integers(0, 100, 300), 99) for _ in range(500)]
     assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 5 * (0.05 * 0.95 / 500) ** 0.5
 
 
-def test_band_holds_uniform_ranks_as_a_whole_and_not_a_narrow_q() -> None:
+def test_ecdf_band_contains_uniform_ranks_and_excludes_those_of_a_narrow_q() -> None:
     _, lower, upper = ecdf_band(200, 99)
     generator = np.random.default_rng(5)
-    inside = []
+    contained = []
     for _ in range(400):
         ranks = generator.integers(0, 100, 200)
         ecdf = np.searchsorted(np.sort(ranks), np.arange(1, 100), side="left") / 200
-        inside.append(((ecdf >= lower) & (ecdf <= upper)).all())
-    assert abs(np.mean(inside) - 0.95) < 0.03 + 5 * (0.05 * 0.95 / 400) ** 0.5
+        contained.append(((ecdf >= lower) & (ecdf <= upper)).all())
+    assert abs(np.mean(contained) - 0.95) < 0.03 + 5 * (0.05 * 0.95 / 400) ** 0.5
     extreme = np.where(generator.random(200) < 0.3, 0, generator.integers(0, 100, 200))
     ecdf = np.searchsorted(np.sort(extreme), np.arange(1, 100), side="left") / 200
     assert not ((ecdf >= lower) & (ecdf <= upper)).all()
 
 
-def test_discrete_latents_are_ranked_by_fair_draws() -> None:
+def test_sbc_breaks_ties_of_discrete_latents_at_random() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Bernoulli(0.3))
@@ -88,28 +108,21 @@ def test_discrete_latents_are_ranked_by_fair_draws() -> None:
     assert wrong.findings()[0].verdict == "bad"
 
 
-def test_amortized_global_latent_is_one_simulation_a_pass() -> None:
-    def guide(x: Tensor, width: float = 1.0) -> None:
-        pyro.sample("mu", Normal(x.sum() / 11, width * 11**-0.5))
-
+def test_sbc_of_a_global_latent_has_one_simulation_per_batch() -> None:
     x = torch.zeros(10)
-    result = sbc(_mean_model, guide, x, num_simulations=200)
+    result = sbc(mean_model, mean_guide(), x, num_simulations=200)
     assert len(result.ranks["mu"]) == 200
     assert result.findings()[0].verdict == "good"
-    narrow = sbc(_mean_model, lambda x: guide(x, 0.4), x, num_simulations=200)
+    narrow = sbc(mean_model, mean_guide(0.4), x, num_simulations=200)
     assert narrow.findings()[0].verdict == "bad"
 
 
-def test_guide_that_does_not_read_the_data_cannot_say(linear: Any) -> None:
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
-
+def test_sbc_rejects_guides_that_do_not_read_the_data(linear: Any) -> None:
     with pytest.raises(CannotSayError, match="does not read the data"):
-        sbc(linear, guide, linear.simulate(20))
+        sbc(linear, prior_guide, linear.simulate(20))
 
 
-def test_vsbc_sees_a_shifted_fit_and_not_a_narrow_one() -> None:
+def test_vsbc_detects_a_shifted_fit_and_not_a_narrow_one() -> None:
     def refit(shift: float, width: float) -> Any:
         def fitted(x: Tensor) -> Any:
             mean = x.sum() / 11 + shift
@@ -122,18 +135,12 @@ def test_vsbc_sees_a_shifted_fit_and_not_a_narrow_one() -> None:
         return fitted
 
     x = torch.zeros(10)
-    assert vsbc(_mean_model, refit(0.0, 1.0), x).findings()[0].verdict == "good"
-    assert vsbc(_mean_model, refit(0.3, 1.0), x).findings()[0].verdict == "bad"
-    assert vsbc(_mean_model, refit(0.0, 0.7), x).findings()[0].verdict == "good"
+    assert vsbc(mean_model, refit(0.0, 1.0), x).findings()[0].verdict == "good"
+    assert vsbc(mean_model, refit(0.3, 1.0), x).findings()[0].verdict == "bad"
+    assert vsbc(mean_model, refit(0.0, 0.7), x).findings()[0].verdict == "good"
 
 
-def _mean_model(x: Tensor) -> None:
-    mu = pyro.sample("mu", Normal(0.0, 1.0))
-    with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("x", Normal(mu, 1.0), obs=x)
-
-
-def _two_kinds(x: Tensor) -> None:
+def _two_classes(x: Tensor) -> None:
     """c ~ Bernoulli, z | c ~ N(±1, 1), x | z ~ N(z, 1); c is summed out."""
     with pyro.plate("data", len(x), dim=-1):
         probs = torch.tensor([0.5, 0.5])
@@ -142,17 +149,17 @@ def _two_kinds(x: Tensor) -> None:
         pyro.sample("x", Normal(z, 1.0), obs=x)
 
 
-def _posterior_of_two_kinds(x: Tensor) -> None:
+def _two_classes_guide(x: Tensor) -> None:
     """p(z | x): given c it is N((x ± 1)/2, 1/2), and c has odds exp(x)."""
     means = torch.stack([(x - 1) / 2, (x + 1) / 2], -1)
-    kinds = Categorical(logits=torch.stack([-x / 2, x / 2], -1))
+    classes = Categorical(logits=torch.stack([-x / 2, x / 2], -1))
     with pyro.plate("data", len(x), dim=-1):
-        pyro.sample("z", MixtureSameFamily(kinds, Normal(means, 0.5**0.5)))
+        pyro.sample("z", MixtureSameFamily(classes, Normal(means, 0.5**0.5)))
 
 
-def test_truths_too_have_their_classes_summed_out() -> None:
-    """The exact posterior is calibrated, in log p(x, z) as well, whatever the class had been."""
+def test_sbc_sums_enumerated_classes_out_of_the_truth_too() -> None:
+    """The exact posterior is calibrated, in log p(x, z) as well, for either class."""
     x = torch.randn(500)
-    found = sbc(_two_kinds, _posterior_of_two_kinds, x, num_simulations=1000, num_draws=39)
-    assert set(found.p_values) == {"z", "log p(x, z)"}
-    assert min(found.p_values.values()) > 0.005
+    result = sbc(_two_classes, _two_classes_guide, x, num_simulations=1000, num_draws=39)
+    assert set(result.p_values) == {"z", "log p(x, z)"}
+    assert min(result.p_values.values()) > 0.005

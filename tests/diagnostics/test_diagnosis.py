@@ -1,4 +1,4 @@
-"""The whole table: good on an exact fit, bad on a wrong one, and JSON with the named keys."""
+"""The whole diagnosis: verdicts, table, JSON, restarts."""
 
 import json
 from collections.abc import Callable
@@ -8,19 +8,22 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from gaussian_pairs import mean_model
 from pyro.distributions import Normal
 from pyro.infer import Trace_ELBO
 from rich.console import Console
 from torch import Tensor, nn
 
 from ppl_lvm.core.console import progress
-from ppl_lvm.diagnostics.budget import evenly_spaced_rows
-from ppl_lvm.diagnostics.diagnosis import NAMES, Diagnosis, Restarts, diagnose, eligible_restarts
+from ppl_lvm.diagnostics import DIAGNOSTICS
+from ppl_lvm.diagnostics.base import Restarts
+from ppl_lvm.diagnostics.diagnosis import Diagnosis, diagnose, eligible_restarts
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
 
 KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}
+TITLES = {d.slug: d.title for d in DIAGNOSTICS}
 
 
 class Encoder(nn.Module):
@@ -46,7 +49,7 @@ def flat_history() -> dict[str, list[float]]:
 
 @pytest.fixture
 def diagnosed(linear: Any) -> Callable[..., Any]:
-    def run(width: float = 1.0, scale: float = 1.0, **more: Any) -> Any:
+    def run(width: float = 1.0, scale: float = 1.0, **options: Any) -> Any:
         pair = ModelGuidePair(linear, Encoder(linear, width), Trace_ELBO())
         x, y = linear.simulate(150, seed=11), scale * linear.simulate(150, seed=12)
         pair.materialize_parameters(x)
@@ -55,92 +58,73 @@ def diagnosed(linear: Any) -> Callable[..., Any]:
             flat_history(),
             x,
             held_out=(y,),
-            starts=Restarts((-5.0, -5.01)),
+            restarts=Restarts((-5.0, -5.01)),
             temperatures=20,
-            **more,
+            **options,
         )
 
     return run
 
 
 @pytest.mark.slow
-def test_exact_fit_is_good_throughout(diagnosed: Callable[..., Any]) -> None:
-    found = diagnosed()
-    assert not [f for f in found.findings if f.verdict in ("warning", "bad")]
-    silent = {f.name for f in found.findings if f.verdict == "unknown"}
-    assert silent == {NAMES["loo"], NAMES["mixtures"], NAMES["drift"]}
-    assert found.worst == "good"
-    rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
+def test_diagnosis_of_an_exact_fit_is_good(diagnosed: Callable[..., Any]) -> None:
+    diagnosis = diagnosed()
+    assert not [f for f in diagnosis.findings if f.verdict in ("warning", "bad")]
+    unknown = {f.name for f in diagnosis.findings if f.verdict == "unknown"}
+    assert unknown == {TITLES["loo"], TITLES["mixtures"], TITLES["drift"]}
+    assert diagnosis.worst == "good"
+    rows = json.loads(json.dumps(diagnosis.to_json(), allow_nan=False))
     assert all(row.keys() >= KEYS for row in rows)
-    assert "Is it calibrated?" in str(found)
-    silent = {"loo", "mixtures", "drift", "stability", "prior", "vsbc"}
-    assert set(found.details) == set(NAMES) - silent
+    assert "Is it calibrated?" in str(diagnosis)
+    without_result = {"loo", "mixtures", "drift", "stability", "prior", "vsbc"}
+    assert set(diagnosis.details) == set(TITLES) - without_result
 
 
 @pytest.mark.slow
-def test_narrow_guide_is_bad_where_it_should_be(diagnosed: Callable[..., Any]) -> None:
-    found = diagnosed(width=0.3)
-    bad = {f.question for f in found.findings if f.verdict == "bad"}
+def test_diagnosis_of_a_narrow_guide_blames_the_guide(diagnosed: Callable[..., Any]) -> None:
+    diagnosis = diagnosed(width=0.3)
+    bad = {f.question for f in diagnosis.findings if f.verdict == "bad"}
     assert {"Is q a usable posterior?", "Is it calibrated?"} <= bad
     assert "Does it reproduce the data?" not in bad  # the model is right
-    assert all(f.remedy for f in found.findings if f.verdict in ("bad", "warning"))
+    assert all(f.remedy for f in diagnosis.findings if f.verdict in ("bad", "warning"))
 
 
 @pytest.mark.slow
-def test_other_data_are_bad_where_they_should_be(diagnosed: Callable[..., Any]) -> None:
-    found = diagnosed(scale=2.0)
-    bad = {f.question for f in found.findings if f.verdict == "bad"}
+def test_diagnosis_of_other_data_blames_the_model(diagnosed: Callable[..., Any]) -> None:
+    diagnosis = diagnosed(scale=2.0)
+    bad = {f.question for f in diagnosis.findings if f.verdict == "bad"}
     assert {"Does it reproduce the data?", "Whose fault is the gap?"} <= bad
     assert "Is it calibrated?" not in bad  # q is right
 
 
-def test_global_latents_are_diagnosed_as_one_row() -> None:
-    def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(mu, 1.0), obs=x)
-
+def test_diagnosis_of_global_latents_has_joint_rows() -> None:
     x = torch.randn(20)
-
-    def guide(x: Tensor) -> None:
-        loc = pyro.param("loc", torch.tensor(0.1))
-        pyro.sample("mu", Normal(loc, 21**-0.5))
-
-    pair = ModelGuidePair(model, guide, Trace_ELBO())
-    pair.materialize_parameters(x)
-    with torch.no_grad():
-        pair.unconstrained_parameters["store/loc"].copy_(x.sum() / 21)
-    found = diagnose(pair, flat_history(), x, temperatures=20)
-    by_name = {f.name: f for f in found.findings}
+    diagnosis = diagnose(_mean_pair(x), flat_history(), x, temperatures=20)
+    by_name = {f.name: f for f in diagnosis.findings}
     assert by_name["joint Pareto k̂"].verdict == "good"
-    assert by_name["leave-one-out: share of data with unreliable k̂"].verdict == "good"
-    assert "does not read the data" in by_name[NAMES["calibration"]].why
-    assert not [f for f in found.findings if f.verdict == "bad"]
+    assert by_name["leave-one-out: share of rows with unreliable k̂"].verdict == "good"
+    assert "does not read the data" in by_name[TITLES["calibration"]].why
+    assert not [f for f in diagnosis.findings if f.verdict == "bad"]
 
 
-def test_broken_question_costs_no_other_row(linear: Any) -> None:
+def test_failing_diagnostic_leaves_the_other_rows(linear: Any) -> None:
     pair = ModelGuidePair(linear, Encoder(linear), Trace_ELBO())
     x = linear.simulate(30)
     pair.materialize_parameters(x)
-    found = diagnose(pair, {"bound": [0.0]}, x, temperatures=5)
-    assert found.findings[0].verdict == "unknown"
-    assert "1 steps" in found.findings[0].why
-    assert len(found.findings) > 10
+    diagnosis = diagnose(pair, {"bound": [0.0]}, x, temperatures=5)
+    assert diagnosis.findings[0].verdict == "unknown"
+    assert "1 steps" in diagnosis.findings[0].why
+    assert len(diagnosis.findings) > 10
 
 
 def _mean_pair(x: Tensor) -> ModelGuidePair:
-    """mu ~ N(0, 1), x_n ~ N(mu, 1), with its posterior."""
-
-    def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(mu, 1.0), obs=x)
+    """`mean_model` with its posterior as a trainable guide."""
 
     def guide(x: Tensor) -> None:
         loc = pyro.param("loc", torch.tensor(0.1))
         pyro.sample("mu", Normal(loc, (len(x) + 1) ** -0.5))
 
-    pair = ModelGuidePair(model, guide, Trace_ELBO())
+    pair = ModelGuidePair(mean_model, guide, Trace_ELBO())
     pair.materialize_parameters(x)
     with torch.no_grad():
         pair.unconstrained_parameters["store/loc"].copy_(x.sum() / (len(x) + 1))
@@ -148,20 +132,20 @@ def _mean_pair(x: Tensor) -> ModelGuidePair:
 
 
 @pytest.mark.slow
-def test_own_quantities_and_refits_are_asked_for() -> None:
-    x = torch.randn(60).sort().values  # sorted rows are no exchangeable ones
-    own = {
+def test_diagnosis_runs_custom_quantities_and_refits() -> None:
+    x = torch.randn(60).sort().values  # sorted rows are not exchangeable
+    quantities = {
         "trend": lambda d: d[:, 30:].mean((1, 2)) - d[:, :30].mean((1, 2)),
         "wrong": lambda d: d.mean(2),
     }
     pair = _mean_pair(x)
-    found = diagnose(pair, flat_history(), x, temperatures=5, quantities=own, refits=20)
-    rows = {f.name: f for f in found.findings}
-    assert "must map data sets" in rows[NAMES["predictive"]].why
+    diagnosis = diagnose(pair, flat_history(), x, temperatures=5, quantities=quantities, refits=20)
+    rows = {f.name: f for f in diagnosis.findings}
+    assert "must map data sets" in rows[TITLES["predictive"]].why
     assert rows["VSBC symmetry, p-value"].verdict == "good"
-    del own["wrong"]
-    found = diagnose(pair, flat_history(), x, temperatures=5, quantities=own)
-    rows = {f.name: f for f in found.findings}
+    del quantities["wrong"]
+    diagnosis = diagnose(pair, flat_history(), x, temperatures=5, quantities=quantities)
+    rows = {f.name: f for f in diagnosis.findings}
     worst = rows["predictive check: p-value of the worst test quantity"]
     assert worst.verdict == "bad"
     assert "trend" in worst.why
@@ -170,10 +154,19 @@ def test_own_quantities_and_refits_are_asked_for() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_table_fits_a_narrow_terminal_and_says_most_where_it_matters(width: int) -> None:
+def test_table_fits_a_narrow_terminal_and_explains_rows_that_are_not_good(width: int) -> None:
     long = "What follows from this, at some length, so that it has to be wrapped. "
     rows = tuple(
-        Finding("Is it calibrated?", f"{v} figure", 0.5, 0.1, "good < 1", "", v, long, "Do this.")
+        Finding(
+            question="Is it calibrated?",
+            name=f"{v} row",
+            value=0.5,
+            error=0.1,
+            threshold="good < 1",
+            verdict=v,
+            why=long,
+            remedy="Do this.",
+        )
         for v in VERDICTS
     )
     console = Console(width=width, no_color=True)
@@ -181,14 +174,15 @@ def test_table_fits_a_narrow_terminal_and_says_most_where_it_matters(width: int)
         console.print(Diagnosis(rows))
     lines = captured.get().splitlines()
     assert max(len(line) for line in lines) <= width
-    assert lines[0].split("? ")[1].startswith("1 good, 1 look, 1 bad")
+    assert lines[0].split("? ")[1].startswith("1 good, 1 warning, 1 bad")
     text = " ".join(" ".join(lines).split())
-    assert text.count("at some length") == text.count("good < 1") == 3  # not where it is good
+    assert text.count("at some length") == text.count("good < 1") == 3  # not in the good row
     assert len(lines) < 25
-    assert "BAD bad figure: 0.50 ± 0.10" in text
+    assert "BAD bad row: 0.50 ± 0.10" in text
+    assert "WARN warning row" in text
 
 
-def test_progress_says_each_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_prints_the_slug_of_each_diagnostic(capsys: pytest.CaptureFixture[str]) -> None:
     with progress() as say:
         assert say is not None
         say("khat", 3, 13)
@@ -197,28 +191,15 @@ def test_progress_says_each_name(capsys: pytest.CaptureFixture[str]) -> None:
         assert say is None
 
 
-def test_figures_are_printed_with_as_many_digits_as_their_error_allows() -> None:
-    row = Finding("q", "n", 1.23456, 0.0123, "", "", "good", "", "")
-    assert row.figure == "1.235 ± 0.012"
-    assert Finding("q", "n", None, None, "", "", "unknown", "", "").figure == "–"
-    infinite = Finding("q", "n", float("-inf"), float("nan"), "", "", "good", "", "")
-    assert infinite.to_dict()["value"] is None
-    assert infinite.to_dict()["error"] is None
-
-
-def test_rows_are_spread_and_restarts_sifted() -> None:
-    x, y = torch.arange(100), torch.arange(100) * 2
-    some_x, some_y = evenly_spaced_rows((x, y), 10)
-    assert some_x.tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
-    torch.testing.assert_close(some_y, 2 * some_x)
+def test_eligible_restarts_are_neither_degenerate_nor_broken() -> None:
     entries: list[dict[str, Any]] = [
         {"bound": -1.0, "degenerate": None},
         {"bound": 9.0, "degenerate": "collapsed"},
         {"bound": None},
         {"bound": -0.5, "degenerate": None, "chosen": True},
     ]
-    trails = [Trajectory() for _ in entries]
-    found = eligible_restarts(entries, trails)
-    assert found.bounds == (-1.0, -0.5)
-    assert found.trajectories[1] is trails[3]
-    assert found.chosen == 1
+    trajectories = [Trajectory() for _ in entries]
+    restarts = eligible_restarts(entries, trajectories)
+    assert restarts.bounds == (-1.0, -0.5)
+    assert restarts.trajectories[1] is trajectories[3]
+    assert restarts.chosen == 1

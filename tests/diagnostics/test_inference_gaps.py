@@ -1,15 +1,56 @@
-"""The gaps against a closed form: a diagonal q of a linear-Gaussian posterior."""
+"""Inference gaps of a diagonal q against closed forms."""
 
 from typing import Any
 
 import pyro
 import pytest
 import torch
+from diagnostic_cases import DiagnosticCases
+from gaussian_pairs import ExactGuide, LinearGaussian
 from pyro.distributions import Categorical, MultivariateNormal, Normal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.inference_gaps import gaps, generalization
+from ppl_lvm.diagnostics.inference_gaps import generalization_gap, inference_gaps
+
+
+def _gaps(shift: float) -> Any:
+    model = LinearGaussian()
+    guide, x = ExactGuide(model, 1.0, shift), model.simulate(200, seed=3)[:50]
+    return inference_gaps(
+        model, guide, x, log_evidence=model.exact(x), steps=50 if shift == 0 else 100
+    )
+
+
+def _correlated_posterior_gaps() -> Any:
+    """Gaps of a diagonal q whose posterior is strongly correlated."""
+    model = LinearGaussian()
+    with torch.no_grad():
+        model.W.copy_(2 * torch.ones(5, 2) + 0.05 * torch.randn(5, 2))
+    x = model.simulate(50)
+    mean, covariance = model.posterior(x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(mean, covariance.diagonal().sqrt()).to_event(1))
+
+    return inference_gaps(model, guide, x, log_evidence=model.exact(x), steps=200)
+
+
+def _generalization(factor: float) -> Any:
+    model = LinearGaussian()
+    train, held_out = model.simulate(200, seed=3), factor * model.simulate(200, seed=4)
+    return generalization_gap(model, ExactGuide(model), (train,), (held_out,))
+
+
+CASES = {
+    "gaps": DiagnosticCases(
+        good=[lambda: _gaps(0.0)], faulty=[lambda: _gaps(2.0), _correlated_posterior_gaps]
+    ),
+    "generalization": DiagnosticCases(
+        good=[lambda: _generalization(1.0)], faulty=[lambda: _generalization(3.0)]
+    ),
+}
 
 
 def diagonal(linear: Any, width: float = 1.0, shift: float = 0.0) -> Any:
@@ -36,9 +77,9 @@ def best_diagonal_gap(linear: Any, x: Tensor) -> float:
 def test_gaps_meet_their_closed_forms(linear: Any) -> None:
     x = linear.simulate(60)
     width, shift = 0.4, 0.8
-    found = gaps(linear, diagonal(linear, width, shift), x, log_evidence=linear.exact(x))
-    assert found.approximation is not None
-    assert abs(found.approximation[0] - best_diagonal_gap(linear, x)) < 0.02
+    result = inference_gaps(linear, diagonal(linear, width, shift), x, log_evidence=linear.exact(x))
+    assert result.approximation is not None
+    assert abs(result.approximation[0] - best_diagonal_gap(linear, x)) < 0.02
     _, covariance = linear.posterior(x)
     precision = torch.linalg.inv(covariance)
     sd = precision.diagonal() ** -0.5
@@ -50,69 +91,75 @@ def test_gaps_meet_their_closed_forms(linear: Any) -> None:
         return float(torch.distributions.kl_divergence(q, p))
 
     exact = divergence(q) - divergence(best)
-    assert abs(found.amortization[0] - exact) < 0.02 + 5 * found.monte_carlo_error
+    assert abs(result.amortization[0] - exact) < 0.02 + 5 * result.monte_carlo_error
 
 
 def test_best_encoder_has_no_amortization_gap(linear: Any) -> None:
     x = linear.simulate(60)
-    found = gaps(linear, diagonal(linear), x, log_evidence=linear.exact(x))
-    assert found.findings()[0].verdict == "good"
-    assert abs(found.amortization[0]) < 0.02
+    result = inference_gaps(linear, diagonal(linear), x, log_evidence=linear.exact(x))
+    assert result.findings()[0].verdict == "good"
+    assert abs(result.amortization[0]) < 0.02
 
 
-def test_bad_encoder_is_found(linear: Any) -> None:
+def test_bad_encoder_has_a_bad_amortization_gap(linear: Any) -> None:
     x = linear.simulate(60)
-    found = gaps(linear, diagonal(linear, 0.3, 2.0), x, log_evidence=linear.exact(x))
-    assert found.findings()[0].verdict == "bad"
+    result = inference_gaps(linear, diagonal(linear, 0.3, 2.0), x, log_evidence=linear.exact(x))
+    assert result.findings()[0].verdict == "bad"
 
 
-def test_full_covariance_is_optimized_too(linear: Any, exact_guide: Any) -> None:
+def test_full_covariance_has_no_approximation_gap(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(30)
-    found = gaps(linear, exact_guide(linear, 0.5, 0.5), x, log_evidence=linear.exact(x))
-    assert found.approximation is not None
-    assert abs(found.approximation[0]) < 0.02
+    result = inference_gaps(linear, exact_guide(linear, 0.5, 0.5), x, log_evidence=linear.exact(x))
+    assert result.approximation is not None
+    assert abs(result.approximation[0]) < 0.02
 
 
-def test_guide_whose_sites_depend_on_each_other_cannot_say() -> None:
-    def program(x: Tensor) -> None:
+def test_inference_gaps_reject_guides_whose_sites_depend_on_each_other() -> None:
+    def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             a = pyro.sample("a", Normal(0.0, 1.0))
             pyro.sample("b", Normal(a, 1.0))
 
-    def whole(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             a = pyro.sample("a", Normal(0.0, 1.0))
             b = pyro.sample("b", Normal(a, 1.0))
             pyro.sample("x", Normal(b, 1.0), obs=x)
 
     with pytest.raises(CannotSayError, match="depends on sites drawn before"):
-        gaps(whole, program, torch.zeros(5))
+        inference_gaps(model, guide, torch.zeros(5))
 
 
-def test_enumerated_model_cannot_say() -> None:
+def test_inference_gaps_reject_enumerated_models() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
             pyro.sample("x", Normal(z.float(), 1.0), obs=x)
 
     with pytest.raises(CannotSayError):
-        gaps(model, lambda x: None, torch.zeros(3))
+        inference_gaps(model, lambda x: None, torch.zeros(3))
 
 
-def test_generalization_gap_of_equal_and_of_other_data(linear: Any, exact_guide: Any) -> None:
+def test_generalization_gap_is_good_on_equal_and_bad_on_other_data(
+    linear: Any, exact_guide: Any
+) -> None:
     guide = exact_guide(linear)
     train = (linear.simulate(300, seed=1),)
-    good = generalization(linear, guide, train, (linear.simulate(300, seed=2),))
+    good = generalization_gap(linear, guide, train, (linear.simulate(300, seed=2),))
     assert good.findings()[0].verdict == "good"
-    bad = generalization(linear, guide, train, (2 * linear.simulate(300, seed=2),))
+    bad = generalization_gap(linear, guide, train, (2 * linear.simulate(300, seed=2),))
     assert bad.findings()[0].verdict == "bad"
 
 
-def test_generalization_alarms_at_most_once_in_twenty(linear: Any, exact_guide: Any) -> None:
+def test_generalization_gap_has_at_most_one_false_positive_in_twenty(
+    linear: Any, exact_guide: Any
+) -> None:
     guide = exact_guide(linear)
     alarms = 0
     for seed in range(60):
         train, held_out = (linear.simulate(100, seed=2 * seed + k) for k in (0, 1))
-        row = generalization(linear, guide, (train,), (held_out,), num_particles=2).findings()[0]
+        row = generalization_gap(linear, guide, (train,), (held_out,), num_particles=2).findings()[
+            0
+        ]
         alarms += row.verdict != "good"
     assert alarms <= 3

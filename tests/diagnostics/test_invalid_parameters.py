@@ -1,4 +1,4 @@
-"""A guide that breaks on simulated rows: its site, what it did and the remedy, in the table."""
+"""Invalid parameters on simulated rows: site, value and remedy."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.diagnosis import diagnose
-from ppl_lvm.diagnostics.invalid_parameters import impossible, on_simulated
+from ppl_lvm.diagnostics.invalid_parameters import invalid_site, locate_invalid_parameters
 from ppl_lvm.programs.pair import ModelGuidePair
 
 
@@ -37,51 +37,52 @@ def table(rate: float) -> tuple[Any, str]:
     x = 0.001 * torch.randn(40, 2)
     pair = ModelGuidePair(model, Guide(rate), Trace_ELBO())
     pair.materialize_parameters(x)
-    found = diagnose(pair, {"bound": [0.0] * 100}, x, temperatures=4)
-    return found, str(found)
+    diagnosis = diagnose(pair, {"bound": [0.0] * 100}, x, temperatures=4)
+    return diagnosis, str(diagnosis)
 
 
-def test_the_site_the_fault_and_the_remedy_stand_in_the_table() -> None:
-    found, said = table(500.0)
-    assert "ValueError" not in said
-    assert "Expected parameter" not in said
-    rows = {f.name: f for f in found.findings}
+def test_diagnosis_names_the_invalid_site_its_value_and_a_remedy() -> None:
+    diagnosis, text = table(500.0)
+    assert "ValueError" not in text
+    assert "Expected parameter" not in text
+    rows = {f.name: f for f in diagnosis.findings}
     for name in ("sandwich on simulated data", "simulation-based calibration"):
         assert rows[name].verdict == "unknown"
-        assert "the guide's site 'z' has an impossible scale of 0 (" in rows[name].why
+        assert "the guide's site 'z' has an invalid scale of 0 (" in rows[name].why
         assert "the data's 0.00" in rows[name].why
-        assert rows[name].remedy.startswith("Standardise the columns")
-    answered = {f.question for f in found.findings if f.value is not None}
+        assert rows[name].remedy.startswith("Standardize the columns")
+    answered = {f.question for f in diagnosis.findings if f.value is not None}
     assert {"How tight is the bound?", "Is the latent space used?"} <= answered
 
 
-def test_a_guide_that_does_not_break_is_not_accused() -> None:
-    _, said = table(0.1)
-    assert "impossible" not in said
-    assert impossible(model, Guide(0.1), (torch.randn(40, 2),)) is None
+def test_valid_guide_has_no_invalid_site() -> None:
+    _, text = table(0.1)
+    assert "invalid" not in text
+    assert invalid_site(model, Guide(0.1), (torch.randn(40, 2),)) is None
 
 
 @pytest.mark.parametrize(
-    ("fn", "said"),
+    ("fn", "message"),
     [
-        (lambda x: Normal(x.log(), 1.0).to_event(1), "'x' has an impossible loc of nan"),
-        (lambda x: Gamma(x, 1.0).to_event(1), "'x' has an impossible concentration of -"),
+        (lambda x: Normal(x.log(), 1.0).to_event(1), "'x' has an invalid loc of nan"),
+        (lambda x: Gamma(x, 1.0).to_event(1), "'x' has an invalid concentration of -"),
     ],
 )
-def test_the_models_own_faults_are_told_from_the_guides(fn: Any, said: str) -> None:
+def test_invalid_site_distinguishes_the_model_from_the_guide(fn: Any, message: str) -> None:
     def broken(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", fn(-z.abs()), obs=x)
 
     with pyro.validation_enabled(False):
-        found = impossible(broken, Guide(0.1), (torch.randn(9, 2),))
-    assert found is not None
-    assert found.startswith(f"the model's site {said}")
+        text = invalid_site(broken, Guide(0.1), (torch.randn(9, 2),))
+    assert text is not None
+    assert text.startswith(f"the model's site {message}")
 
 
-def test_other_errors_pass_unchanged() -> None:
+def test_other_errors_are_raised_unchanged() -> None:
     x = (torch.randn(4, 2),)
     for error in (ValueError("mine"), CannotSayError("known"), RuntimeError("theirs")):
-        with pytest.raises(type(error), match=str(error)), on_simulated(model, Guide(0.1), x, x):
+        locate = locate_invalid_parameters(model, Guide(0.1), x, x)
+        with pytest.raises(type(error), match=str(error)), locate:
             raise error

@@ -1,4 +1,7 @@
-"""Pareto k̂ against the theory k = 1 − f² of a Gaussian whose sd is f times too small."""
+"""Pareto k̂ against theory, and corrected moments against exact ones.
+
+A Gaussian q whose sd is f times too small has k = 1 − f².
+"""
 
 from typing import Any
 
@@ -6,11 +9,31 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from diagnostic_cases import DiagnosticCases
+from gaussian_pairs import ExactGuide, LinearGaussian, mean_guide, mean_model
 from pyro.distributions import Categorical, Normal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.diagnostics.pareto_k import pareto_k
+
+
+def _local(width: float) -> Any:
+    model = LinearGaussian()
+    return pareto_k(model, ExactGuide(model, width), model.simulate(200, seed=3))
+
+
+def _global(scale: float) -> Any:
+    x = LinearGaussian().simulate(200, seed=3)[:, 0]
+    return pareto_k(mean_model, mean_guide(scale), x)
+
+
+CASES = {
+    "khat": DiagnosticCases(
+        good=[lambda: _local(1.0), lambda: _global(1.0)],
+        faulty=[lambda: _local(0.3), lambda: _local(0.6), lambda: _global(0.3)],
+    )
+}
 
 
 def test_exact_guide_is_good_on_every_row(linear: Any, exact_guide: Any) -> None:
@@ -21,11 +44,11 @@ def test_exact_guide_is_good_on_every_row(linear: Any, exact_guide: Any) -> None
     assert (result.ess > 990).all()
 
 
-def test_too_narrow_guide_is_found_per_row(linear: Any, exact_guide: Any) -> None:
+def test_too_narrow_guide_is_bad_per_row(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(50)
     result = pareto_k(linear, exact_guide(linear, width=0.3), x, num_draws=4000)
     verdicts = {f.name: f.verdict for f in result.findings()}
-    assert verdicts["share of data with Pareto k̂ > 0.7"] == "bad"
+    assert verdicts["share of rows with Pareto k̂ > 0.7"] == "bad"
     assert verdicts["posterior sd against q's sd, factor"] == "bad"
 
 
@@ -43,33 +66,24 @@ def test_corrected_moments_meet_the_exact_posterior(linear: Any, exact_guide: An
     result = pareto_k(linear, exact_guide(linear, width=1.3, shift=0.3), x, num_draws=8000)
     mean, covariance = linear.posterior(x)
     sd = covariance.diagonal().sqrt().numpy()
-    found = result.moments["z"]
+    moments = result.moments["z"]
     error = sd / np.sqrt(result.ess[:, None])
-    assert (np.abs(found.mean - mean.numpy()) < 5 * error).all()
-    assert (np.abs(found.sd - sd) < 5 * error).all()
-    assert (np.abs(found.q_mean - mean.numpy()) > 5 * error).all()  # uncorrected it is off
+    assert (np.abs(moments.mean - mean.numpy()) < 5 * error).all()
+    assert (np.abs(moments.sd - sd) < 5 * error).all()
+    assert (np.abs(moments.q_mean - mean.numpy()) > 5 * error).all()  # uncorrected it is off
 
 
 def test_global_latents_have_one_joint_k() -> None:
     x = torch.randn(30) + 1.0
-
-    def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", Normal(0.0, 1.0))
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(mu, 1.0), obs=x)
-
-    def guide(x: Tensor, width: float = 1.0) -> None:
-        pyro.sample("mu", Normal(x.sum() / 31, width * 31**-0.5))
-
-    good = pareto_k(model, guide, x, num_draws=2000)
+    good = pareto_k(mean_model, mean_guide(), x, num_draws=2000)
     assert good.joint
     assert good.k.shape == (1,)
     assert good.findings()[0].verdict == "good"
-    bad = pareto_k(model, lambda x: guide(x, 0.2), x, num_draws=2000)
+    bad = pareto_k(mean_model, mean_guide(0.2), x, num_draws=2000)
     assert bad.findings()[0].verdict == "bad"
 
 
-def test_enumerated_model_without_guide_latents_cannot_say() -> None:
+def test_pareto_k_rejects_guides_without_latents() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
@@ -96,11 +110,11 @@ def _one_dimensional_guide(width: float) -> Any:
     return guide
 
 
-def test_draws_in_several_chunks_are_all_counted(
+def test_pareto_k_uses_the_draws_of_all_chunks(
     linear: Any, exact_guide: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = linear.simulate(10)
     monkeypatch.setattr("ppl_lvm.diagnostics.pareto_k.CHUNK", 330)
-    result = pareto_k(linear, exact_guide(linear), x, num_draws=100)  # 33 at once, rest 1
+    result = pareto_k(linear, exact_guide(linear), x, num_draws=100)  # 33 at once
     assert result.moments["z"].mean.shape == (10, 2)
     np.testing.assert_allclose(result.ess, 100, rtol=1e-3)

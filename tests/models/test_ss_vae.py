@@ -16,7 +16,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models.ss_vae import SemiSupervisedVAE
 from ppl_lvm.particles import analyze_for_particles, log_weights
-from ppl_lvm.posterior.simulation import replicates, simulate
+from ppl_lvm.posterior.simulation import replicated_data, simulate
 
 BITS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
 LABELS = torch.tensor([0, 1, -1, 2, -1])
@@ -134,5 +134,5 @@ def test_simulated_labels_are_missing_where_the_data_s_are() -> None:
     ranks = sbc(model, guide, *batch, num_simulations=200, num_draws=19)
     assert set(ranks.ranks) == {"z", "log p(x, z)"}
     plan = analyze_for_particles(model, guide, batch, {}, 4)
-    for drawn in replicates(model, guide, batch, plan, 4, prior=False):
+    for drawn in replicated_data(model, guide, batch, plan, 4, prior=False):
         assert ((drawn["y"] < 0) == (batch[1] < 0)).all()

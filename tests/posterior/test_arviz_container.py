@@ -1,7 +1,7 @@
-"""The adapter in the ArviZ that is here, and, where another Python has ArviZ 1.x, in that too.
+"""ArviZ container in ArviZ 0.23 and 1.x.
 
-No torch here, so that the other Python needs none. Name that Python in PPL_LVM_ARVIZ1_PYTHON, or
-have it on the PATH as python3.12 or newer; it needs arviz, h5netcdf and pytest.
+These tests do not import torch. Set PPL_LVM_ARVIZ1_PYTHON to a Python with ArviZ 1.x, or have it on
+the PATH as python3.12 or newer; it needs arviz, h5netcdf and pytest.
 """
 
 import os
@@ -62,9 +62,9 @@ def _check(data: Any) -> None:
     arrays = _arrays()
     for group in GROUPS:
         for name, values in arrays[group].items():
-            found = data[group][name]
+            stored = data[group][name]
             expected = values if group == "observed_data" else values[None]
-            assert np.array_equal(found.values, expected)
+            assert np.array_equal(stored.values, expected)
     assert data["posterior"]["mu"].dims == ("chain", "draw", "feature")
     assert list(data["posterior"]["feature"].values) == ["a", "b", "c"]
     assert data["log_likelihood"]["x"].dims == ("chain", "draw", "data")
@@ -75,13 +75,13 @@ def _check(data: Any) -> None:
     assert data.attrs["settings"] == '{"K": 5}'
 
 
-def test_groups_dimensions_and_coordinates() -> None:
+def test_container_has_groups_dimensions_and_coordinates() -> None:
     data = _data()
     _check(data)
     assert ("DataTree" if AZ1 else "InferenceData") in type(data).__name__
 
 
-def test_netcdf_and_back(tmp_path: Path) -> None:
+def test_container_survives_netcdf(tmp_path: Path) -> None:
     path = tmp_path / "draws.nc"
     save(_data(), path)
     data = load(path)
@@ -95,13 +95,13 @@ def test_types_survive_netcdf(tmp_path: Path) -> None:
     z = np.arange(S) % 3
     data = to_inference_data({"z": z, "on": z == 1, "f": z.astype(np.float32)})
     save(data, tmp_path / "d.nc")
-    found = load(tmp_path / "d.nc")["posterior"]
-    assert found["z"].dtype == z.dtype
-    assert found["on"].dtype == bool
-    assert found["f"].dtype == np.float32
+    stored = load(tmp_path / "d.nc")["posterior"]
+    assert stored["z"].dtype == z.dtype
+    assert stored["on"].dtype == bool
+    assert stored["f"].dtype == np.float32
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+def test_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "draws.nc"
     save(_data(), path)
     before = path.read_bytes()
@@ -111,16 +111,16 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_load_names_the_file(tmp_path: Path) -> None:
+def test_load_rejects_missing_and_incomplete_files_by_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.nc"):
         load(tmp_path / "no.nc")
-    save(_data(), tmp_path / "whole.nc")
-    (tmp_path / "cut.nc").write_bytes((tmp_path / "whole.nc").read_bytes()[:3000])
+    save(_data(), tmp_path / "complete.nc")
+    (tmp_path / "cut.nc").write_bytes((tmp_path / "complete.nc").read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"cut\.nc is not a complete"):
         load(tmp_path / "cut.nc")
 
 
-def test_summary_has_the_same_rows_as_arviz_and_the_right_numbers() -> None:
+def test_summary_has_the_rows_of_arviz_and_exact_values() -> None:
     data, arrays = _data(), _arrays()
     table = summary(data, prob=0.8)
     assert list(table.columns) == ["mean", "sd", "lower", "upper"]
@@ -136,11 +136,11 @@ def test_summary_has_the_same_rows_as_arviz_and_the_right_numbers() -> None:
         summary(data, prob=94)
 
 
-# Leave-one-out: the numbers themselves are tested in test_psis.py.
+# Leave-one-out: its values are tested in test_psis.py.
 
 
 def _conjugate() -> tuple[Any, float]:
-    """x_i ~ N(θ, 1), θ ~ N(0, 10²), draws from a q beside the posterior; the exact elpd."""
+    """x_i ~ N(θ, 1), θ ~ N(0, 10²), draws from a q that is not the posterior; the exact elpd."""
     draw = np.random.default_rng(2)
     x = draw.normal(1.0, 1.0, size=30)
 
@@ -159,24 +159,24 @@ def _conjugate() -> tuple[Any, float]:
         log_p=l.sum(axis=1) + log_normal(theta, 0.0, 100.0),
         log_q=log_normal(theta, mean, q_variance),
     )
-    rest = 1 / (29 + 1 / 100)
-    return data, float(log_normal(x, rest * (x.sum() - x), 1 + rest).sum())
+    variance_without = 1 / (29 + 1 / 100)
+    return data, float(log_normal(x, variance_without * (x.sum() - x), 1 + variance_without).sum())
 
 
-def test_loo_uses_the_correction_that_az_loo_leaves_out() -> None:
+def test_loo_corrects_for_q_unlike_az_loo() -> None:
     data, exact = _conjugate()
-    found = loo(data)
-    assert found.elpd == pytest.approx(exact, abs=0.05)
+    result = loo(data)
+    assert result.elpd == pytest.approx(exact, abs=0.05)
     plain = az.loo(data)
     uncorrected = plain.elpd if AZ1 else plain.elpd_loo
     assert abs(uncorrected - exact) > 0.2
     if AZ1:
         stats = data["sample_stats"]
         theirs = az.loo_approximate_posterior(data, stats["log_p"].values, stats["log_q"].values)
-        assert found.elpd == pytest.approx(theirs.elpd, abs=0.01)
+        assert result.elpd == pytest.approx(theirs.elpd, abs=0.01)
 
 
-def test_loo_of_draws_from_the_posterior_is_az_loo() -> None:
+def test_loo_of_posterior_draws_equals_az_loo() -> None:
     data, _ = _conjugate()
     bare = to_inference_data(
         {"theta": data["posterior"]["theta"].values[0]},
@@ -186,7 +186,7 @@ def test_loo_of_draws_from_the_posterior_is_az_loo() -> None:
     assert loo(bare).elpd == pytest.approx(plain.elpd if AZ1 else plain.elpd_loo, abs=0.01)
 
 
-def test_loo_asks_which_likelihood() -> None:
+def test_loo_rejects_missing_and_ambiguous_likelihoods() -> None:
     with pytest.raises(ValueError, match="no log_likelihood"):
         loo(to_inference_data({"mu": np.zeros(S)}))
     l = np.random.default_rng(0).normal(size=(S, N))
@@ -199,7 +199,7 @@ def test_loo_asks_which_likelihood() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Passing a dict or None as alias_mapping")  # 0.23's own
-def test_predictive_plots_work() -> None:
+def test_arviz_plots_predictive_checks() -> None:
     data, _ = _conjugate()
     if AZ1:
         az.plot_ppc_dist(data, num_samples=5, backend="none")
@@ -210,11 +210,11 @@ def test_predictive_plots_work() -> None:
         plt.close("all")
 
 
-# What is refused
+# Invalid input
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"log_p": np.zeros(S - 1)}, "'log_q' has 60 draws and another variable 59"),
         ({"log_p": np.zeros(9), "log_q": None}, "sample_stats has 9 draws and posterior has 60"),
@@ -235,13 +235,13 @@ def test_predictive_plots_work() -> None:
         ),
     ],
 )
-def test_what_does_not_agree_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_container_rejects_inconsistent_arrays(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         _data(**changes)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_names_of_nested_programs_go_to_netcdf(tmp_path: Path) -> None:
+def test_names_of_nested_programs_are_valid_in_netcdf(tmp_path: Path) -> None:
     data = to_inference_data({"layer/w": np.zeros((S, 2))}, dims={"layer/w": ["unit"]})
     save(data, tmp_path / "d.nc")
     assert load(tmp_path / "d.nc")["posterior"]["layer.w"].dims == ("chain", "draw", "unit")
@@ -254,17 +254,17 @@ def _other_python() -> str | None:
     """A Python with ArviZ 1.x and what these tests need."""
     names = [os.environ.get("PPL_LVM_ARVIZ1_PYTHON", "")]
     names += [shutil.which(f"python3.{minor}") or "" for minor in range(12, 16)]
-    wanted = "import arviz, h5netcdf, pytest; assert int(arviz.__version__.split('.')[0]) >= 1"
+    check = "import arviz, h5netcdf, pytest; assert int(arviz.__version__.split('.')[0]) >= 1"
     for name in filter(None, names):
-        tried = subprocess.run([name, "-c", wanted], capture_output=True, check=False)
+        tried = subprocess.run([name, "-c", check], capture_output=True, check=False)
         if tried.returncode == 0:
             return name
     return None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(AZ1, reason="ArviZ 1.x is the one that is here")
-def test_adapter_in_arviz_1() -> None:
+@pytest.mark.skipif(AZ1, reason="ArviZ 1.x is installed")
+def test_container_in_arviz_1() -> None:
     python = _other_python()
     if python is None:
         pytest.skip("no Python with ArviZ 1.x, h5netcdf and pytest; see PPL_LVM_ARVIZ1_PYTHON")
@@ -283,6 +283,10 @@ def test_adapter_in_arviz_1() -> None:
     assert "passed" in done.stdout
 
 
-def test_the_adapter_needs_no_torch() -> None:
-    code = "import sys; import ppl_lvm.posterior.arviz_container; sys.exit('torch' in sys.modules)"
+def test_container_does_not_import_torch_arviz_or_xarray() -> None:
+    heavy = {"torch", "arviz", "xarray", "pandas"}
+    code = (
+        "import sys; import ppl_lvm.posterior.arviz_container; "
+        f"sys.exit(bool({heavy!r} & sys.modules.keys()))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""A fitted pair in ArviZ: the groups, their names, and densities that are what they say."""
+"""Export to ArviZ: groups, names, and exact densities."""
 
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Local(PyroModule):
 
 
 class LocalGuide(PyroModule):
-    """The exact posterior N(x/2, 1/2), but for a parameter."""
+    """The exact posterior N(x/2, 1/2), with a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LocalGuide(PyroModule):
             pyro.sample("z", Normal(self.a * x, 0.5**0.5).to_event(1))
 
 
-def still(model: Any, guide: Any, x: Tensor) -> Run:
+def unfitted(model: Any, guide: Any, x: Tensor) -> Run:
     return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False)
 
 
@@ -79,9 +79,9 @@ def check_groups(data: Any, tmp_path: Path) -> None:
     back.close()
 
 
-def test_a_global_latent(tmp_path: Path) -> None:
+def test_export_of_a_global_latent_has_its_exact_densities(tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 20)
-    data = still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=400)
+    data = unfitted(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=400)
     check_groups(data, tmp_path)
     m = torch.as_tensor(data.posterior["m"].values[0])
     assert m.shape == (400,)
@@ -98,9 +98,9 @@ def test_a_global_latent(tmp_path: Path) -> None:
     assert data.prior["m"].values.std() == pytest.approx(1.0, abs=5 / 800**0.5)
 
 
-def test_a_summed_out_site(tmp_path: Path) -> None:
+def test_export_of_a_summed_out_site_has_its_posterior_draws(tmp_path: Path) -> None:
     x = torch.tensor([[-2.0, 0.1], [2.0, 0.0], [0.0, 0.0]]).repeat(5, 1)
-    data = still(Two(), lambda x: None, x).to_arviz(x, num_samples=300)
+    data = unfitted(Two(), lambda x: None, x).to_arviz(x, num_samples=300)
     assert set(data.groups()) >= GROUPS
     z = data.posterior["z"].values[0]
     assert z.shape == (300, 15)
@@ -112,9 +112,9 @@ def test_a_summed_out_site(tmp_path: Path) -> None:
     assert np.allclose(data.log_likelihood["x"].values[0, 7], exact.detach(), atol=1e-5)
 
 
-def test_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
+def test_export_of_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
     x = torch.linspace(-2, 2, 9)[:, None]
-    data = still(Local(), LocalGuide(), x).to_arviz(x, num_samples=100)
+    data = unfitted(Local(), LocalGuide(), x).to_arviz(x, num_samples=100)
     check_groups(data, tmp_path)
     exact = torch.distributions.Normal(0.0, 2**0.5).log_prob(x[:, 0])
     # The guide is the posterior, so importance weights have no variance.
@@ -122,25 +122,25 @@ def test_a_local_latent_has_the_marginal_log_likelihood(tmp_path: Path) -> None:
     assert data.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0")
 
 
-def test_what_the_data_miss_is_missing_from_what_was_observed() -> None:
+def test_missing_values_are_missing_from_observed_data_and_not_from_predictions() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Normal(0.0, 1.0).expand([1]).to_event(1))
-            seen = Normal(z.expand(*z.shape[:-1], 3), 1.0).mask(~x.isnan())
-            pyro.sample("x", seen.to_event(1), obs=x.nan_to_num(0.0))
+            observed = Normal(z.expand(*z.shape[:-1], 3), 1.0).mask(~x.isnan())
+            pyro.sample("x", observed.to_event(1), obs=x.nan_to_num(0.0))
 
     x = torch.randn(7, 3)
     x[2, 1] = x[4] = torch.nan
     data = load_data(x.numpy(), missing="keep")
-    found = still(model, LocalGuideOfGaps(), data).to_arviz(data, num_samples=30)
-    assert np.array_equal(found.observed_data["x"].values, x.numpy(), equal_nan=True)
-    assert np.isfinite(found.posterior_predictive["x"].values).all()  # what they may have been
-    ll = found.log_likelihood["x"].values[0]
-    assert np.abs(ll[:, 4]).max() < 1.0  # about nothing; log 1 but for the guide's error
+    exported = unfitted(model, IncompleteRowGuide(), data).to_arviz(data, num_samples=30)
+    assert np.array_equal(exported.observed_data["x"].values, x.numpy(), equal_nan=True)
+    assert np.isfinite(exported.posterior_predictive["x"].values).all()
+    ll = exported.log_likelihood["x"].values[0]
+    assert np.abs(ll[:, 4]).max() < 1.0  # no observed value; log 1 up to the guide's error
 
 
-class LocalGuideOfGaps(LocalGuide):
-    """Its mean is a share of the row's, and 0 of a row without a value."""
+class IncompleteRowGuide(LocalGuide):
+    """Its mean is proportional to the row's mean, and 0 for a row without values."""
 
     def forward(self, x: Tensor) -> None:
         super().forward(x.nanmean(1, keepdim=True).nan_to_num(0.0))
@@ -156,7 +156,7 @@ def moments(data: Any, site: str, weight: Any = None) -> tuple[Any, Any]:
 
 
 class Narrow(LocalGuide):
-    """Its sd is 0.8 of the posterior's, its mean a little off."""
+    """Its sd is 0.8 of the posterior's, its mean is too large by 0.1."""
 
     def forward(self, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -164,9 +164,9 @@ class Narrow(LocalGuide):
 
 
 @pytest.mark.parametrize("draws", ["q", "weighted", "resampled"])
-def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
+def test_weighted_and_resampled_draws_correct_local_latents(draws: Any) -> None:
     x = torch.linspace(-2, 2, 9)[:, None]
-    run = still(Local(), Narrow(), x)
+    run = unfitted(Local(), Narrow(), x)
     data = run.to_arviz(x, num_samples=2000, draws=draws)
     weight = data.sample_stats["weight"].values[0] if draws == "weighted" else None
     mean, sd = moments(data, "z", weight)
@@ -189,27 +189,27 @@ def test_draws_of_local_latents_are_corrected_on_request(draws: Any) -> None:
         assert np.allclose(replicated.std(0), 1.5**0.5, rtol=0.1)
 
 
-def test_draws_of_global_latents_are_corrected_on_request() -> None:
+def test_weighted_and_resampled_draws_correct_global_latents() -> None:
     x = torch.linspace(-1, 1.5, 20)
-    run = still(Mean(), MeanGuide(0.3, 0.2), x)
+    run = unfitted(Mean(), MeanGuide(0.3, 0.2), x)
     mean, sd = float(x.sum()) / 21, 21**-0.5
     weighted = run.to_arviz(x, num_samples=1000, draws="weighted")
     w = weighted.sample_stats["weight"].values[0]
     assert w.shape == (1000,)
-    found, spread = moments(weighted, "m", w[:, None])
-    assert found[0] == pytest.approx(mean, abs=0.04)
+    center, spread = moments(weighted, "m", w[:, None])
+    assert center[0] == pytest.approx(mean, abs=0.04)
     assert spread[0] == pytest.approx(sd, rel=0.12)
     resampled = run.to_arviz(x, num_samples=1000, draws="resampled")
-    found, spread = moments(resampled, "m")
-    assert found[0] == pytest.approx(mean, abs=0.04)
+    center, spread = moments(resampled, "m")
+    assert center[0] == pytest.approx(mean, abs=0.04)
     assert spread[0] == pytest.approx(sd, rel=0.12)
-    # Corrected draws need no correction: plain az.loo on them meets ours on q's draws.
+    # az.loo of corrected draws equals our loo of q's draws.
     ours = loo(run.to_arviz(x, num_samples=1000))
     assert float(az.loo(resampled).elpd_loo) == pytest.approx(ours.elpd, abs=0.1)
     assert loo(weighted).elpd == pytest.approx(ours.elpd, abs=0.1)
 
 
-class Both(PyroModule):
+class GlobalAndLocal(PyroModule):
     """m ~ N(0, 1), z_n ~ N(m, 0.6²), x_n ~ N(z_n, 0.8²), so that p(x | m) = N(m, 1)."""
 
     def forward(self, x: Tensor) -> None:
@@ -219,7 +219,7 @@ class Both(PyroModule):
             pyro.sample("x", Normal(z, 0.8), obs=x)
 
 
-class BothGuide(MeanGuide):
+class GlobalAndLocalGuide(MeanGuide):
     """q(z | x, m) has the right mean and 0.7 of the right sd, 0.48."""
 
     def forward(self, x: Tensor) -> None:
@@ -230,14 +230,16 @@ class BothGuide(MeanGuide):
 
 def test_local_latents_are_resampled_given_the_global_ones() -> None:
     x = torch.linspace(-1, 1.5, 20)
-    data = still(Both(), BothGuide(), x).to_arviz(x, num_samples=300, draws="resampled")
+    data = unfitted(GlobalAndLocal(), GlobalAndLocalGuide(), x).to_arviz(
+        x, num_samples=300, draws="resampled"
+    )
     m = data.posterior["m"].values[0]
     assert m.mean() == pytest.approx(float(x.sum()) / 21, abs=0.05)
-    rest = data.posterior["z"].values[0] - 0.64 * m[:, None] - 0.36 * x.numpy()
-    assert rest.std() == pytest.approx(0.48, rel=0.05)
+    residual = data.posterior["z"].values[0] - 0.64 * m[:, None] - 0.36 * x.numpy()
+    assert residual.std() == pytest.approx(0.48, rel=0.05)
 
 
-def test_a_wrong_word_for_draws_is_refused() -> None:
+def test_export_rejects_unknown_kinds_of_draws() -> None:
     x = torch.zeros(5)
     with pytest.raises(ValueError, match="q, weighted, resampled"):
-        still(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]
+        unfitted(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Walks in code space, on a linear model whose codes and edits are known in closed form."""
+"""Latent arithmetic of a linear model, against closed forms."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.posterior import latent_arithmetic as codes
+from ppl_lvm.posterior import latent_arithmetic
 from ppl_lvm.posterior.latent_arithmetic import (
     attribute_vector,
     edit,
@@ -50,7 +50,7 @@ def run() -> Run:
     return fit(Linear(), inverse, torch.randn(10, 4), num_steps=1, progress=False)
 
 
-def test_an_attribute_is_the_difference_of_class_means(run: Run) -> None:
+def test_attribute_vector_is_the_difference_of_class_means(run: Run) -> None:
     x = torch.randn(30, 4)
     has = torch.arange(30) % 3 == 0
     z = x @ ENCODE.T
@@ -60,7 +60,7 @@ def test_an_attribute_is_the_difference_of_class_means(run: Run) -> None:
     torch.testing.assert_close(attribute_vector(run, x, ~has), -exact)
 
 
-def test_an_edit_moves_what_is_expected_by_the_decoded_vector(run: Run) -> None:
+def test_edit_shifts_the_mean_by_the_decoded_vector(run: Run) -> None:
     x, a = torch.randn(5, 4), torch.tensor([1.0, -2.0])
     plain = x @ ENCODE.T @ W.T
     torch.testing.assert_close(edit(run, x, a, 0.0)["x"], plain)
@@ -68,7 +68,7 @@ def test_an_edit_moves_what_is_expected_by_the_decoded_vector(run: Run) -> None:
     torch.testing.assert_close(run.edit(x, a, 1.5)["x"], plain + 1.5 * a @ W.T)
 
 
-def test_lines_are_even_and_arcs_turn_evenly() -> None:
+def test_linear_paths_have_even_steps_and_spherical_paths_even_angles() -> None:
     a, b = torch.randn(3, 5).double(), torch.randn(3, 5).double()
     line = linear_path(a, b, 5)
     torch.testing.assert_close(line[0], a)
@@ -79,19 +79,19 @@ def test_lines_are_even_and_arcs_turn_evenly() -> None:
     torch.testing.assert_close(arc[0], a)
     torch.testing.assert_close(arc[-1], b)
     torch.testing.assert_close(arc.norm(dim=-1), torch.ones(5, 3).double())
-    turned = (arc[1:] * arc[:-1]).sum(-1).acos()
-    torch.testing.assert_close(turned, ((a * b).sum(-1).acos() / 4).expand(4, 3))
+    angles = (arc[1:] * arc[:-1]).sum(-1).acos()
+    torch.testing.assert_close(angles, ((a * b).sum(-1).acos() / 4).expand(4, 3))
     assert (linear_path(a, b, 5)[2].norm(dim=-1) < 0.99).any()  # the line is no arc
 
 
-def test_an_arc_between_codes_that_point_one_way_is_the_line() -> None:
+def test_spherical_path_between_parallel_codes_is_the_line() -> None:
     a = torch.randn(2, 3)
     torch.testing.assert_close(spherical_path(a, 2 * a, 4), linear_path(a, 2 * a, 4))
     assert spherical_path(a, -a, 4).isfinite().all()
     assert spherical_path(a[0], a[1], 4).shape == (4, 3)
 
 
-def test_a_traversal_changes_one_number() -> None:
+def test_traverse_changes_one_coordinate() -> None:
     z, values = torch.randn(3, 5), torch.tensor([-2.0, 0.0, 2.0, 3.0])
     moved = traverse(z, 1, values)
     assert moved.shape == (4, 3, 5)
@@ -101,8 +101,8 @@ def test_a_traversal_changes_one_number() -> None:
     assert traverse(z[0], 0, values).shape == (4, 5)
 
 
-def test_an_edit_is_judged_by_what_changed_and_what_stayed(run: Run) -> None:
-    """The attribute moves the first code, the class is the sign of the second: they part."""
+def test_evaluate_edit_measures_changed_attribute_and_preserved_class(run: Run) -> None:
+    """The attribute is the first coordinate of the code, the class the sign of the second."""
     torch.manual_seed(0)
     z = torch.randn(600, 2)
     z[:, 0] = torch.where(torch.arange(600) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
@@ -115,40 +115,40 @@ def test_an_edit_is_judged_by_what_changed_and_what_stayed(run: Run) -> None:
     assert 130 < good.rows < 170
     half = evaluate_edit(run, x, z[:, 0] > 0, z[:, 1] > 0, strength=0.1)
     assert half.changed < 0.05  # not far enough
-    assert "otherwise what they were" in str(good)
-    entangled = evaluate_edit(run, x, z[:, 0] > 0, z[:, 0] > 0)  # the rest is the attribute itself
+    assert "otherwise preserved" in str(good)
+    entangled = evaluate_edit(run, x, z[:, 0] > 0, z[:, 0] > 0)  # the class is the attribute
     assert entangled.success < 0.02
     error = math.sqrt(half.success * (1 - half.success) / half.rows)
     assert half.standard_error == pytest.approx(error)
 
 
-def test_an_edit_is_judged_on_rows_that_taught_nothing(
+def test_evaluate_edit_uses_rows_outside_of_the_training_half(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row whose code already shows the attribute has not been changed by the edit."""
+    """A row that is classified as having the attribute before the edit is not changed by it."""
     torch.manual_seed(0)
     z = torch.randn(400, 2)
     z[:, 0] = torch.where(torch.arange(400) % 2 == 0, 3.0, -3.0) + 0.3 * z[:, 0]
     x, has = z @ W.T, z[:, 0] > 0
-    taught: list[Tensor] = []
+    training: list[Tensor] = []
 
-    def spied(run: Run, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
-        taught.append(rows)
+    def record_rows(run: Run, rows: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        training.append(rows)
         return attribute_vector(run, rows, labels, **options)
 
-    monkeypatch.setattr(codes, "attribute_vector", spied)
-    monkeypatch.setattr(codes, "_classifier", lambda x, y: _Mistaken())
-    found = evaluate_edit(run, x, has, z[:, 1] > 0)
-    assert len(taught[0]) == 200
-    asked = [row for row in x[~has] if not (row == taught[0]).all(1).any()]
-    assert found.rows == len(asked)
-    assert found.changed == 0
-    assert found.preserved == 1
-    assert found.control == 0
+    monkeypatch.setattr(latent_arithmetic, "attribute_vector", record_rows)
+    monkeypatch.setattr(latent_arithmetic, "_classifier", lambda x, y: _AlwaysTrue())
+    evaluation = evaluate_edit(run, x, has, z[:, 1] > 0)
+    assert len(training[0]) == 200
+    test = [row for row in x[~has] if not (row == training[0]).all(1).any()]
+    assert evaluation.rows == len(test)
+    assert evaluation.changed == 0
+    assert evaluation.preserved == 1
+    assert evaluation.control == 0
 
 
-class _Mistaken:
-    """A classifier that sees the attribute everywhere."""
+class _AlwaysTrue:
+    """A classifier that predicts the attribute for every row."""
 
     def predict(self, x: Tensor) -> Any:
         return torch.ones(len(x)).numpy()
@@ -159,10 +159,10 @@ class _Mistaken:
     [
         (torch.zeros(3), r"labels of shape \(5,\), got \(3,\)"),
         (torch.arange(5), "labels == k"),
-        (torch.ones(5), "labelled alike"),
+        (torch.ones(5), "All labels are equal"),
     ],
 )
-def test_labels_that_name_no_attribute_are_refused(run: Run, labels: Tensor, message: str) -> None:
+def test_attribute_vector_rejects_invalid_labels(run: Run, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         attribute_vector(run, torch.randn(5, 4), labels)
 
@@ -181,6 +181,6 @@ def test_labels_that_name_no_attribute_are_refused(run: Run, labels: Tensor, mes
         ),
     ],
 )
-def test_wrong_walks_say_what_to_do(run: Run, call: Any, message: str) -> None:
+def test_latent_arithmetic_rejects_invalid_arguments(run: Run, call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(run, torch.randn(5, 4))

@@ -1,6 +1,7 @@
-"""Pareto smoothing against closed forms and against ArviZ; leave-one-out on a conjugate model.
+"""PSIS against ArviZ; leave-one-out of a conjugate model.
 
-No torch here: these tests also run in an environment of ArviZ 1.x (see test_arviz.py).
+These tests do not import torch: they also run in an environment of ArviZ 1.x (see
+test_arviz_container.py).
 """
 
 from importlib import import_module
@@ -21,13 +22,13 @@ def _rows(k: float, num_draws: int = 4000, num_rows: int = 50, seed: int = 0) ->
 
 
 @pytest.mark.parametrize("k", [-0.3, 0.0, 0.3, 0.7, 1.2])
-def test_k_hat_finds_the_shape_of_the_tail(k: float) -> None:
-    found = psis(_rows(k))[1]
-    expected = (190 * k + 5) / 200  # drawn to 1/2 by ten observations beside the 190 of the tail
-    assert abs(found.mean() - expected) < 5 * found.std() / np.sqrt(len(found)) + 0.02
+def test_k_hat_estimates_the_shape_of_the_tail(k: float) -> None:
+    k_hat = psis(_rows(k))[1]
+    expected = (190 * k + 5) / 200  # shrunk to 1/2 by ten observations, 190 in the tail
+    assert abs(k_hat.mean() - expected) < 5 * k_hat.std() / np.sqrt(len(k_hat)) + 0.02
 
 
-def test_weights_are_normalized_and_keep_their_order() -> None:
+def test_psis_normalizes_weights_and_preserves_their_order() -> None:
     log_ratio = _rows(0.6, num_draws=500)
     log_w, _ = psis(log_ratio)
     assert np.allclose(logsumexp(log_w, axis=1), 0)
@@ -35,11 +36,11 @@ def test_weights_are_normalized_and_keep_their_order() -> None:
         assert (np.diff(after[before.argsort()]) >= -1e-12).all()
 
 
-def test_smoothing_does_not_change_the_body_nor_the_input() -> None:
+def test_psis_changes_neither_the_body_nor_the_input() -> None:
     log_ratio = _rows(0.6, num_draws=500, num_rows=3)
-    kept = log_ratio.copy()
+    before = log_ratio.copy()
     log_w, _ = psis(log_ratio)
-    assert np.array_equal(log_ratio, kept)
+    assert np.array_equal(log_ratio, before)
     body = log_ratio.argsort(axis=1)[:, :-68]  # the tail is ⌈3 √500⌉ = 68
     shift = np.take_along_axis(log_w - log_ratio, body, 1)
     assert np.allclose(shift, shift[:, :1])
@@ -47,18 +48,18 @@ def test_smoothing_does_not_change_the_body_nor_the_input() -> None:
     assert not np.allclose(np.take_along_axis(log_w - log_ratio, tail, 1), shift[:, :1])
 
 
-def test_rows_do_not_know_of_each_other() -> None:
+def test_psis_treats_rows_independently() -> None:
     log_ratio = _rows(0.5, num_draws=300, num_rows=6)
     log_ratio[2] = np.nan
     log_ratio[4] = 1.0
-    together = psis(log_ratio.reshape(2, 3, 300))
+    batched = psis(log_ratio.reshape(2, 3, 300))
     for n, row in enumerate(log_ratio):
-        alone = psis(row)
-        assert np.array_equal(alone[0], together[0].reshape(6, 300)[n], equal_nan=True)
-        assert alone[1] == together[1].reshape(6)[n]
+        single = psis(row)
+        assert np.array_equal(single[0], batched[0].reshape(6, 300)[n], equal_nan=True)
+        assert single[1] == batched[1].reshape(6)[n]
 
 
-def test_a_constant_does_not_matter() -> None:
+def test_psis_is_invariant_to_a_constant() -> None:
     log_ratio = _rows(0.5, num_draws=300)
     for shift in (-1e4, 1e4):
         log_w, k = psis(log_ratio + shift)
@@ -66,9 +67,8 @@ def test_a_constant_does_not_matter() -> None:
         assert np.allclose(log_w, psis(log_ratio)[0], atol=1e-8)
 
 
-def test_edge_cases() -> None:
+def test_psis_of_equal_ratios_and_of_few_draws() -> None:
     draw = np.random.default_rng(0)
-    usual = draw.normal(size=200)
     few = draw.normal(size=MIN_DRAWS - 1)
     log_w, k = psis(np.full(200, 3.0))
     assert k == -np.inf
@@ -77,6 +77,10 @@ def test_edge_cases() -> None:
     assert k == np.inf
     assert np.allclose(log_w, few - logsumexp(few))
     assert np.isfinite(psis(draw.normal(size=MIN_DRAWS))[1])
+
+
+def test_psis_of_ratios_that_are_not_finite() -> None:
+    usual = np.random.default_rng(0).normal(size=200)
     for bad in (np.nan, np.inf):
         row = usual.copy()
         row[3] = bad
@@ -86,26 +90,33 @@ def test_edge_cases() -> None:
     log_w, k = psis(np.full(200, -np.inf))
     assert k == np.inf
     row = usual.copy()
-    row[:50] = -np.inf  # outside of the support: weight 0, and the tail is as good as ever
+    row[:50] = -np.inf  # outside of the support: weight 0, and the tail is unchanged
     log_w, k = psis(row)
     assert np.isfinite(k)
     assert (np.exp(log_w[:50]) == 0).all()
+
+
+def test_psis_of_tied_and_of_tiny_ratios() -> None:
     two_values = np.where(np.arange(200) < 100, 0.0, -1.0)  # bounded: the largest is common
     assert psis(two_values)[1] == -np.inf
     tied = np.zeros(200)
-    tied[:3] = 1.0  # three ratios above a tie say nothing of a tail
+    tied[:3] = 1.0  # three ratios above a tie are no tail
     assert psis(tied)[1] == np.inf
+    usual = np.random.default_rng(0).normal(size=200)
     assert np.isfinite(psis(1e-9 * usual)[1])
+
+
+def test_psis_rejects_arrays_without_draws() -> None:
     with pytest.raises(ValueError, match="S draws"):
         psis(np.zeros((3, 0)))
 
 
-def test_good_k_grows_with_the_number_of_draws() -> None:
+def test_good_k_rises_with_the_number_of_draws() -> None:
     assert good_k(100) == pytest.approx(0.5)
     assert good_k(10**6) == 0.7
 
 
-def test_pareto_fit_and_quantile_are_those_of_the_distribution() -> None:
+def test_pareto_fit_and_quantile_match_scipy() -> None:
     p = np.linspace(0.01, 0.99, 5)
     k, sigma = np.array([-0.5, 0.0, 0.8]), np.array([2.0, 1.0, 3.0])
     expected = np.stack([genpareto.ppf(p, c, scale=s) for c, s in zip(k, sigma, strict=True)])
@@ -116,8 +127,8 @@ def test_pareto_fit_and_quantile_are_those_of_the_distribution() -> None:
     assert sigma_hat[0] == pytest.approx(2.0, abs=0.06)
 
 
-def test_arviz_agrees() -> None:
-    """S = 900, where ArviZ 0.23, which rounds the length of the tail up, and 1.x, down, are one."""
+def test_psis_equals_arviz() -> None:
+    """S = 900: ArviZ 0.23 rounds the length of the tail up and 1.x down, here with one result."""
     pytest.importorskip("arviz", reason="ArviZ is not installed", exc_type=ImportError)
     log_ratio = np.concatenate([_rows(k, 900, 10) for k in (-0.3, 0.3, 0.9)])
     log_w, k = psis(log_ratio)
@@ -135,7 +146,7 @@ def _arviz_psis(log_ratio: Any) -> Any:
     return array_stats.psislw(-log_ratio, axis=-1)
 
 
-# Leave one out: x_i ~ N(θ, 1), θ ~ N(0, 10²), N = 30; everything is Gaussian.
+# Leave-one-out: x_i ~ N(θ, 1), θ ~ N(0, 10²), N = 30.
 
 
 def _conjugate(shift: float = 0.0, widen: float = 1.0) -> tuple[Any, Any, Any, float, Any]:
@@ -148,33 +159,33 @@ def _conjugate(shift: float = 0.0, widen: float = 1.0) -> tuple[Any, Any, Any, f
     l = norm.logpdf(x, theta[:, None], 1.0)
     log_p = l.sum(axis=1) + norm.logpdf(theta, 0, 10)
     log_q = norm.logpdf(theta, mean, sd)
-    rest = 1 / (29 + 1 / 100)
-    exact = norm.logpdf(x, rest * (x.sum() - x), np.sqrt(1 + rest))
+    variance_without = 1 / (29 + 1 / 100)
+    exact = norm.logpdf(x, variance_without * (x.sum() - x), np.sqrt(1 + variance_without))
     return l, log_p, log_q, exact.sum(), exact
 
 
-def test_loo_with_posterior_draws_meets_the_exact_value() -> None:
-    l, log_p, log_q, exact, each = _conjugate()
-    for found in (loo(l), loo(l, log_p, log_q)):
-        assert found.elpd == pytest.approx(exact, abs=0.03)
-        assert np.allclose(found.elpd_i, each, atol=0.03)
-        assert (found.k < found.good_k).all()
-        assert found.p == pytest.approx(1.0, abs=0.35)
-        assert found.se == pytest.approx(np.sqrt(30) * each.std(ddof=1), abs=0.02)
+def test_loo_of_posterior_draws_meets_the_exact_value() -> None:
+    l, log_p, log_q, exact, pointwise = _conjugate()
+    for result in (loo(l), loo(l, log_p, log_q)):
+        assert result.elpd == pytest.approx(exact, abs=0.03)
+        assert np.allclose(result.elpd_i, pointwise, atol=0.03)
+        assert (result.k < result.good_k).all()
+        assert result.p == pytest.approx(1.0, abs=0.35)
+        assert result.se == pytest.approx(np.sqrt(30) * pointwise.std(ddof=1), abs=0.02)
 
 
-def test_loo_corrects_for_a_wrong_q_and_does_not_without_log_q() -> None:
+def test_loo_corrects_for_a_wrong_q_only_with_log_q() -> None:
     l, log_p, log_q, exact, _ = _conjugate(shift=0.1, widen=1.3)
     assert loo(l, log_p, log_q).elpd == pytest.approx(exact, abs=0.05)
-    assert abs(loo(l).elpd - exact) > 0.2  # q taken for the posterior
+    assert abs(loo(l).elpd - exact) > 0.2  # q is treated as the posterior
 
 
-def test_loo_of_a_single_datum_has_no_standard_error() -> None:
+def test_loo_of_a_single_row_has_no_standard_error() -> None:
     l, log_p, log_q, _, _ = _conjugate()
     assert np.isnan(loo(l[:, :1], log_p, log_q).se)
 
 
-def test_loo_names_what_is_missing() -> None:
+def test_loo_rejects_incomplete_or_misshapen_densities() -> None:
     l, log_p, log_q, _, _ = _conjugate()
     with pytest.raises(ValueError, match="or neither"):
         loo(l, log_p)

@@ -1,4 +1,4 @@
-"""Coherence against an example worked by hand, and its extremes."""
+"""Topic coherence against a worked example, and its limits."""
 
 import math
 
@@ -13,7 +13,7 @@ COUNTS = torch.tensor(
 )
 
 
-def test_coherence_is_the_example_worked_by_hand() -> None:
+def test_coherence_equals_the_worked_example() -> None:
     # a, b: p = 1/2, log[(1/2) / (3/8)] / log 2; a, c: p = 1/4, log[(1/4) / (3/16)] / log 4;
     # b, c: never together, -1.
     ab, ac, bc = math.log(4 / 3) / math.log(2), math.log(4 / 3) / math.log(4), -1.0
@@ -22,20 +22,20 @@ def test_coherence_is_the_example_worked_by_hand() -> None:
     assert coherence(topics, COUNTS, 2).tolist() == pytest.approx([ab, ac])
 
 
-def test_words_that_always_or_never_meet() -> None:
+def test_coherence_of_words_that_always_or_never_co_occur() -> None:
     counts = torch.tensor([[1.0, 1.0, 0.0, 1.0], [2.0, 3.0, 0.0, 0.0]])
     topics = torch.tensor([[0.5, 0.4, 0.1, 0.0]])
     assert coherence(topics, counts, 2).item() == 1.0  # together in every document
-    assert coherence(topics, counts, 3).item() == 1.0  # the third is in none: left out
+    assert coherence(topics, counts, 3).item() == 1.0  # the third is in no document: left out
     assert coherence(torch.tensor([[0.1, 0.0, 0.9, 0.0]]), counts, 2).isnan().all()
 
 
-def test_independent_words_have_none() -> None:
-    both = torch.cartesian_prod(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
-    assert coherence(torch.tensor([[0.6, 0.4]]), both, 2).item() == pytest.approx(0.0, abs=1e-12)
+def test_independent_words_have_zero_coherence() -> None:
+    counts = torch.cartesian_prod(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0]))
+    assert coherence(torch.tensor([[0.6, 0.4]]), counts, 2).item() == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_table_has_the_most_coherent_topic_first() -> None:
+def test_topic_table_has_the_most_coherent_topic_first() -> None:
     topics = torch.tensor([[0.0, 0.3, 0.2, 0.5], [0.5, 0.3, 0.2, 0.0]])
     table = topic_table(topics, COUNTS, list("abcd"), 2)
     assert table["words"].tolist() == ["a b", "d b"]
@@ -43,8 +43,11 @@ def test_a_table_has_the_most_coherent_topic_first() -> None:
     assert table["coherence"][1] == -1.0
 
 
-def test_equally_likely_words_come_in_order() -> None:
+def test_equally_likely_words_keep_the_order_of_the_vocabulary() -> None:
     assert top_words(torch.ones(1, 4), 3).tolist() == [[0, 1, 2]]
+
+
+def test_topics_reject_wrong_counts_and_vocabularies() -> None:
     with pytest.raises(
         ValueError, match="count=5 words a topic, but there are 4 words: choose 1 to 4"
     ):

@@ -23,7 +23,7 @@ from ppl_lvm.diagnostics.calibration import Calibration
 from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.finding import Finding, Verdict
 from ppl_lvm.diagnostics.pareto_k import ParetoK
-from ppl_lvm.diagnostics.predictive_checks import Check
+from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import Picture, pictures
 from ppl_lvm.report.figures.fit import training_curve
@@ -104,11 +104,18 @@ def entry(name: str) -> Entry:
     verdicts: tuple[Verdict, ...] = ("good", "warning", "bad", "unknown")
     rows = [
         Finding(
-            "Is it calibrated?", f"quantity {v} of a_very_long_name_without_any_break_at_all", 0.8,
-            0.1, "good < 0.5", "Somebody et al. 2020, arXiv:2000.00000", v, "Why. " * 20, "Do it.",
+            question="Is it calibrated?",
+            name=f"quantity {v} of a_very_long_name_without_any_break_at_all",
+            value=0.8,
+            error=0.1,
+            threshold="good < 0.5",
+            source="Somebody et al. 2020, arXiv:2000.00000",
+            verdict=v,
+            why="Why. " * 20,
+            remedy="Do it.",
         )
         for v in verdicts
-    ]  # fmt: skip
+    ]
     details = {
         "tightness": Tightness(
             {1: Estimate(l - 1, 0.1), 10: Estimate(l, 0.1)}, Estimate(l + 0.1, 0.1), None, 0.8
@@ -116,7 +123,7 @@ def entry(name: str) -> Entry:
         "sandwich": Sandwich(Estimate(l, 0.1), Estimate(l + 0.2, 0.1)),
         "khat": ParetoK(draw.normal(0.3, 0.2, 60), np.full(60, 50.0), {}, 100, False),
         "calibration": Calibration({"z[0]": draw.integers(0, 100, 200)}, 99),
-        "predictive": Check(
+        "predictive": PredictiveCheck(
             {"x: mean": 0.0}, {"x: mean": draw.normal(size=99)}, {"x": draw.uniform(size=(60, 2))}
         ),
     }

@@ -15,7 +15,7 @@ from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.finding import Finding
 from ppl_lvm.diagnostics.latent_usage import LatentUse
 from ppl_lvm.diagnostics.pareto_k import ParetoK
-from ppl_lvm.diagnostics.predictive_checks import Check
+from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck
 from ppl_lvm.report.figures.diagnosis import pictures
 from ppl_lvm.report.html import Entry, html, write
 
@@ -41,7 +41,7 @@ def details() -> dict[str, Any]:
         ),
         "khat": ParetoK(generator.normal(0.3, 0.2, 20), np.full(20, 50.0), {}, 100, False),
         "calibration": Calibration({"z[0]": generator.integers(0, 100, 200)}, 99),
-        "predictive": Check({"x: mean": 0.0}, {"x: mean": generator.normal(size=99)}, {}),
+        "predictive": PredictiveCheck({"x: mean": 0.0}, {"x: mean": generator.normal(size=99)}, {}),
         "latents": LatentUse(
             ("z[0]",), torch.ones(1), torch.ones(1), torch.ones(1), 1, 0, 1, 0, None, 0, 20
         ),
@@ -50,7 +50,17 @@ def details() -> dict[str, Any]:
 
 @pytest.fixture
 def entry() -> Entry:
-    row = Finding("Is it <b>?", "k̂ & co", 0.8, 0.1, "good < 0.5", "src", "bad", "w", "Widen q.")
+    row = Finding(
+        question="Is it <b>?",
+        name="k̂ & co",
+        value=0.8,
+        error=0.1,
+        threshold="good < 0.5",
+        source="src",
+        verdict="bad",
+        why="w",
+        remedy="Widen q.",
+    )
     return Entry("A <run>", {"seed": "0"}, Diagnosis((row,)), pictures(details()))
 
 

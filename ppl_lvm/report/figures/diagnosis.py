@@ -16,7 +16,7 @@ from ppl_lvm.diagnostics.calibration import Calibration, ecdf_band
 from ppl_lvm.diagnostics.latent_usage import LatentUse
 from ppl_lvm.diagnostics.leave_one_out import LeaveOneOutCheck
 from ppl_lvm.diagnostics.pareto_k import ParetoK
-from ppl_lvm.diagnostics.predictive_checks import Check, uniformity
+from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck, kolmogorov_smirnov_uniformity
 from ppl_lvm.report.figures.style import COLORS, GRAY, INK, legend_below, plot
 
 
@@ -148,7 +148,7 @@ def _curves(
     return figure, order
 
 
-def pit(found: Check) -> Picture:
+def pit(found: PredictiveCheck) -> Picture:
     """Where each datum lies in the distribution of its replicates."""
     return _pit(found.pit, "PIT: where data lie among what the model foresees", "PIT")
 
@@ -175,7 +175,7 @@ def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
     }
     columns = {n: u[~np.isnan(u)] for n, u in columns.items()}
     columns = {n: u for n, u in columns.items() if len(u)}
-    p_values = {n: uniformity(u) for n, u in columns.items()}
+    p_values = {n: kolmogorov_smirnov_uniformity(u) for n, u in columns.items()}
     levels = 99
     ranks = {n: np.minimum((u * (levels + 1)).astype(int), levels) for n, u in columns.items()}
     figure, order = _curves(title, ranks, p_values, levels)
@@ -202,7 +202,7 @@ def calibration(found: Calibration) -> Picture:
     )
 
 
-def checks(found: Check) -> Picture:
+def checks(found: PredictiveCheck) -> Picture:
     figure, axes = plot("Test quantities: data against replicated data")
     names = list(found.observed)
     for i, name in enumerate(names):
