@@ -1,4 +1,4 @@
-"""Commands for authors of models and guides: `new`, `check` and `show`."""
+"""Commands for authors: `new`, `check` and `show`."""
 
 from pathlib import Path
 from typing import Annotated

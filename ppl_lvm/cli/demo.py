@@ -1,6 +1,7 @@
-"""Demo: a Gaussian mixture on Iris and a VAE on handwritten digits.
+"""Demo on real data.
 
-Each is fitted, compared with a known result, and drawn.
+A Gaussian mixture on Iris, and a VAE on the handwritten digits by three objectives. Each is
+fitted, compared with a known result, and drawn.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Results on the terminal, as tables or as one line of JSON."""
+"""Results as tables or as one line of JSON."""
 
 import json
 from typing import Any

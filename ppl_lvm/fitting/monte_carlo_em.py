@@ -1,4 +1,4 @@
-"""Monte Carlo EM of a model, then a guide for it."""
+"""Monte Carlo EM of a model, then its guide."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Files of a new model, its guide and their test: `ppl-lvm new`."""
+"""Files of a new model, its guide and tests."""

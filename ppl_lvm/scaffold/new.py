@@ -1,10 +1,10 @@
-"""Write a model, its guide and their test: files that run as they are.
+"""Write a model, its guide and their tests.
 
     new("topics")                    from the template
     new("topics", like="gmm")        from a bundled model
 
-The template is a package of real modules, which our tests run; a bundled model is copied from its
-installed file. Only names and the example batch are replaced.
+The files run as they are. The template is a package of real modules that our tests run; a bundled
+model is copied from its installed file. Only names and the example batch are replaced.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`show` and `check` from the command line: options reach what they name, the status tells."""
+"""`ppl-lvm check` and `ppl-lvm show`."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-unt
     return lambda *words: CliRunner().invoke(app, [*words, *data])
 
 
-def test_check_says_what_is_wrong_and_ends_with_status_one(run) -> None:  # type: ignore[no-untyped-def]
+def test_check_prints_errors_with_remedies_and_has_status_one(run) -> None:  # type: ignore[no-untyped-def]
     good = run("check", "mine.py:model")
     assert good.exit_code == 0
     assert good.stdout.startswith(
@@ -50,7 +50,7 @@ def test_check_says_what_is_wrong_and_ends_with_status_one(run) -> None:  # type
     assert "remedy: The model calls it: pyro.sample('z', ...)" in bad.stdout
 
 
-def test_what_is_right_for_all_rows_may_be_wrong_in_mini_batches(run) -> None:  # type: ignore[no-untyped-def]
+def test_check_finds_errors_that_occur_only_in_mini_batches(run) -> None:  # type: ignore[no-untyped-def]
     words = ["check", "mine.py:model", "--guide", "mine.py:by_row"]
     assert run(*words).exit_code == 0
     batches = run(*words, "--batch-size", "10")
@@ -58,7 +58,7 @@ def test_what_is_right_for_all_rows_may_be_wrong_in_mini_batches(run) -> None:  
     assert "error row-by-row: The guide's 'z' belongs to the 10 rows" in batches.stdout
 
 
-def test_show_prints_the_table_and_the_graph_and_writes_it(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_show_prints_declarations_and_writes_the_graph(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     shown = run("show", "mine.py:model", "--columns", "length,width", "--graph", "model.dot")
     assert shown.exit_code == 0, shown.output
     assert "site  role      distribution" in shown.stdout

@@ -1,4 +1,4 @@
-"""diagnose and compare from the command line: a list as JSON, a table through a pipe, a picture."""
+"""`ppl-lvm diagnose` and `ppl-lvm compare`."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,14 @@ def call(*words: str) -> str:
     return done.stdout
 
 
-def test_diagnose_prints_one_json_list_last(runs: list[str]) -> None:
+def test_diagnose_prints_a_json_list_in_the_last_line(runs: list[str]) -> None:
     rows = json.loads(call("diagnose", runs[1], "--json").splitlines()[-1])
     assert all(row.keys() >= KEYS for row in rows)
     names = [row["name"] for row in rows]
     assert "agreement of restarts' clusterings (adjusted Rand index), mean" in names
 
 
-def test_diagnose_through_a_pipe_is_eighty_wide_and_takes_own_quantities(
+def test_diagnose_prints_80_columns_to_a_pipe_and_takes_user_quantities(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,26 +50,26 @@ def test_diagnose_through_a_pipe_is_eighty_wide_and_takes_own_quantities(
         "def petals(x):\n    'Mean of the third column of data sets (R, N, P).'\n"
         "    return x[:, :, 2].mean(1) + 1e6 * (len(x) == 1)\n"
     )
-    shown = call("diagnose", runs[1], "--quantity", "mine.py:petals")
-    lines = shown.splitlines()
+    output = call("diagnose", runs[1], "--quantity", "mine.py:petals")
+    lines = output.splitlines()
     assert lines[0].startswith("Can this fit be trusted? ")
     assert max(len(line) for line in lines) <= 80
     assert not [line for line in lines if line != line.rstrip()]
-    assert "petals" in shown
+    assert "petals" in output
 
 
-def test_compare_ranks_the_runs_and_draws_them(runs: list[str], tmp_path: Path) -> None:
+def test_compare_ranks_runs_and_draws_a_figure(runs: list[str], tmp_path: Path) -> None:
     picture = tmp_path / "compared.png"
     words = ("compare", *runs, "--data", "iris")
     rows = json.loads(call(*words, "--json", "--picture", str(picture)).splitlines()[-1])
     assert [row["run"] for row in rows] == ["k3", "k1"]
     assert rows[1]["verdict"] == "worse"
     assert picture.stat().st_size > 1000
-    shown = call(*words)
-    assert shown.index("k3") < shown.index("k1")
-    assert "150 rows, given" in shown
+    output = call(*words)
+    assert output.index("k3") < output.index("k1")
+    assert "150 rows, given" in output
 
 
-def test_compare_says_what_is_missing(runs: list[str]) -> None:
+def test_compare_rejects_runs_without_held_out_rows(runs: list[str]) -> None:
     with pytest.raises(ValueError, match="held no rows out"):
         call("compare", *runs)

@@ -1,4 +1,4 @@
-"""`ppl-lvm fit`: options, front ends, results, and one line for an error."""
+"""`ppl-lvm fit`: options, front ends, results and errors."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Generators descend the divergences they should where both densities are known."""
+"""Adversarial training against exact divergences of known densities."""
 
 import math
 from collections.abc import Callable
@@ -45,12 +45,12 @@ TARGETS: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]] = 
 
 def gradient(form: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     at = torch.tensor(START, dtype=torch.float64, requires_grad=True)
-    (found,) = torch.autograd.grad(form(at[0], at[1]), at)
-    return found
+    (slope,) = torch.autograd.grad(form(at[0], at[1]), at)
+    return slope
 
 
 def generator_cost(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """E f(a*(x)) over x = m + s z, with the best discriminator a* held still, by quadrature."""
+    """E f(a*(x)) over x = m + s z by quadrature, with the optimal discriminator a* fixed."""
     weights = Normal(0.0, 1.0).log_prob(POINTS[:, 0]).exp() * GRID.volume
 
     def form(mean: Tensor, sd: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def generator_cost(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], 
 
 
 @pytest.mark.parametrize("f", TARGETS, ids=lambda f: f.__name__)
-def test_each_objective_follows_its_divergence_and_no_other(f: Any) -> None:
+def test_generator_objective_has_the_gradient_of_its_divergence_only(f: Any) -> None:
     ours = gradient(generator_cost(f))
     torch.testing.assert_close(ours, gradient(TARGETS[f]), atol=1e-9, rtol=1e-9)
     for other, target in TARGETS.items():
@@ -70,7 +70,7 @@ def test_each_objective_follows_its_divergence_and_no_other(f: Any) -> None:
             assert not torch.allclose(ours, gradient(target), atol=1e-2)
 
 
-def test_the_discriminators_best_is_the_log_ratio_and_its_loss_a_divergence() -> None:
+def test_optimal_discriminator_is_the_log_ratio_and_its_loss_a_divergence() -> None:
     mean, sd = torch.tensor(START, dtype=torch.float64)
     p, q = DATA, Normal(mean, sd)
     log_p, log_q = p.log_prob(POINTS[:, 0]), q.log_prob(POINTS[:, 0])
@@ -101,17 +101,17 @@ class Quadratic(nn.Module):
         return powers @ self.b.to(x)
 
 
-def test_a_trained_discriminator_is_the_log_ratio_of_two_normals() -> None:
+def test_trained_discriminator_is_the_log_ratio_of_two_normals() -> None:
     torch.manual_seed(0)
     x, y = Normal(0.5, 1.0).sample((20_000, 1)), Normal(-0.5, 1.0).sample((5_000, 1))
     a = fit_log_ratio(x, y, Quadratic(), num_steps=200, lr=0.05, weight_decay=0.0)
-    # log p - log q = x: logistic regression on 5,000 rows knows its slope to about 0.03.
+    # log p - log q = x; the standard error of the slope from 5,000 rows is about 0.03.
     torch.testing.assert_close(
         a.get_parameter("b"), torch.tensor([0.0, 1.0, 0.0]), atol=0.1, rtol=0
     )
 
 
-class Straight(nn.Module):
+class Affine(nn.Module):
     """x = m + s z."""
 
     def __init__(self) -> None:
@@ -123,12 +123,12 @@ class Straight(nn.Module):
 
 
 @pytest.mark.parametrize("f", TARGETS, ids=lambda f: f.__name__)
-def test_every_objective_finds_a_normal(f: Any) -> None:
+def test_every_objective_fits_a_normal(f: Any) -> None:
     torch.manual_seed(0)
     x = 1.0 + 0.7 * torch.randn(2000, 1)
-    straight, quadratic = Straight(), Quadratic()
-    found = fit_adversarial(
-        straight,
+    affine, quadratic = Affine(), Quadratic()
+    adversaries = fit_adversarial(
+        affine,
         x,
         objective=f,
         discriminator=quadratic,
@@ -137,20 +137,22 @@ def test_every_objective_finds_a_normal(f: Any) -> None:
         penalty=0.02,
         optimizer="Adam(lr=0.02, betas=(0.5, 0.9))",
     )
-    assert found.generator.m.item() == pytest.approx(1.0, abs=0.15)
-    assert abs(found.generator.s.item()) == pytest.approx(0.7, abs=0.15)
-    assert straight.m.item() == 0.0
+    assert adversaries.generator.m.item() == pytest.approx(1.0, abs=0.15)
+    assert abs(adversaries.generator.s.item()) == pytest.approx(0.7, abs=0.15)
+    assert affine.m.item() == 0.0
     assert quadratic.b.abs().sum().item() == 0.0
-    assert sum(found.history["jensen_shannon"][:20]) / 20 < math.log(2)
+    assert sum(adversaries.history["jensen_shannon"][:20]) / 20 < math.log(2)
 
 
-def test_the_two_sample_test_is_fair_and_sees_what_differs() -> None:
+def test_two_sample_test_has_its_level_and_detects_a_difference() -> None:
     torch.manual_seed(0)
     p_values = []
     for seed in range(12):
         x, y = torch.randn(60, 2), torch.randn(60, 2)
         p_values.append(discriminate(x, y, discriminator=_linear(), seed=seed).p_value)
-    assert sum(p < 0.05 for p in p_values) <= 4  # 12 at 0.05: more than 4 once in 5,000
+    assert (
+        sum(p < 0.05 for p in p_values) <= 4
+    )  # 12 tests at 0.05: more than 4 with probability 1/5,000
     far = discriminate(torch.randn(300, 2), 1.5 * torch.randn(300, 2) + 1, seed=0)
     assert far.p_value < 1e-4
     assert far.findings()[0].verdict == "bad"
@@ -160,16 +162,16 @@ def _linear() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
 
 
-def test_an_implicit_model_learns_moons_well_enough_to_be_told_apart_less() -> None:
+def test_training_of_an_implicit_model_lowers_the_accuracy_of_the_two_sample_test() -> None:
     x = load_data("moons(n=600)").tensors[0]
     before = fit_adversarial(Implicit(latent=2, hidden=(32,)), x, num_steps=1, batch_size=64)
     after = fit_adversarial(Implicit(latent=2, hidden=(32,)), x, num_steps=300, batch_size=64)
-    accuracies = [found.two_sample(x).accuracy["discriminator"] for found in (before, after)]
+    accuracies = [run.two_sample(x).accuracy["discriminator"] for run in (before, after)]
     assert accuracies[1] < accuracies[0] - 0.1
     assert after.generator.draw(5).shape == (5, 2)
 
 
-def test_an_implicit_models_state_has_its_size() -> None:
+def test_implicit_model_loads_a_state_of_known_sizes() -> None:
     x = torch.randn(9, 3) + 4
     model = Implicit(latent=2, hidden=(5,))
     model.initialize(x)
@@ -179,7 +181,7 @@ def test_an_implicit_models_state_has_its_size() -> None:
     torch.testing.assert_close(again.push(z), model.push(z))
 
 
-def test_what_does_not_fit_is_refused_by_name() -> None:
+def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
     x = torch.randn(30, 2)
     with pytest.raises(ValueError, match=r"rows \(N, P\) of numbers, got \(30,\)"):
         fit_adversarial(Implicit(), x[:, 0])
@@ -193,7 +195,7 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
             fit_adversarial(Implicit(), x, discriminator=wrong)
     gap = x.where(torch.arange(30)[:, None] != 7, torch.nan)
     with pytest.raises(ValueError, match=r"row 8 \(index 7\), column 1 .* is missing \(2 such"):
-        fit_adversarial(Straight(), load_data(gap, missing="keep"))
+        fit_adversarial(Affine(), load_data(gap, missing="keep"))
     with pytest.raises(ValueError, match="same columns"):
         fit_log_ratio(x, x[:, :1])
     with pytest.raises(ValueError, match="20 rows of each; got 30 and 9"):

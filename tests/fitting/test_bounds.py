@@ -1,4 +1,4 @@
-"""fit reports bounds per row that are right, in mini-batches and beside global latents too."""
+"""Bounds of `fit` against exact values."""
 
 import functools
 from typing import Any
@@ -29,15 +29,15 @@ def exact(run: Run, x: Tensor) -> Tensor:
     return torch.distributions.MultivariateNormal(p["b"], cov).log_prob(x)
 
 
-def test_the_fit_approaches_the_maximum_likelihood() -> None:
+def test_fit_approaches_the_maximum_likelihood() -> None:
     x = factor_data()
-    settling: dict[str, Any] = {
+    schedule: dict[str, Any] = {
         "optimizer": "Adam(lr=0.03)",
         "schedule": "CosineAnnealingLR(T_max=600)",
     }
-    run = quiet(Factor(), FactorGuide(), x, num_steps=600, **settling)
+    run = quiet(Factor(), FactorGuide(), x, num_steps=600, **schedule)
     centered = x - x.mean(0)
-    # The posterior of this model is in the guide's family, so the bound can meet log p(x).
+    # The posterior of this model is in the guide's family, so the bound can equal log p(x).
     gap = float(exact(run, x).mean()) - run.results["bound"]
     assert abs(gap) < 0.02 + 5 * run.results["bound_monte_carlo_error"]
     evidence = run.log_evidence(x, 200)
@@ -47,8 +47,8 @@ def test_the_fit_approaches_the_maximum_likelihood() -> None:
     assert 0 < normal.log_prob(x).mean() - exact(run, x).mean() < 0.05
 
 
-def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
-    """Averaged over an epoch's batches of equal size, bound and gradient are the full ones."""
+def test_mini_batch_gradients_average_to_the_full_gradient() -> None:
+    """The mean over the batches of an epoch, of equal size."""
     x = torch.linspace(-1, 3, 40)
 
     def gradients(batch_size: int, steps: int) -> tuple[float, dict[str, Tensor]]:
@@ -72,14 +72,14 @@ def test_a_mini_batch_gradient_is_the_whole_one_in_the_mean() -> None:
         assert torch.allclose(mean[name], full[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_a_bound_is_per_row_whatever_n() -> None:
+def test_bound_is_per_row_for_every_number_of_rows() -> None:
     for n in (10, 1000):
         run = quiet(Mean(), MeanGuide(), torch.zeros(n), num_steps=1, objective=FixedDraw())
         loss = FixedDraw().loss_and_grads(Mean(), MeanGuide(), torch.zeros(n))
         assert run.history["bound"][0] == pytest.approx(-loss / n, rel=1e-6)
 
 
-def test_plain_svi_takes_the_same_steps() -> None:
+def test_fit_takes_the_steps_of_pyro_svi() -> None:
     x = factor_data(64)
     torch.manual_seed(0)
     model, guide = Factor(), FactorGuide()
@@ -91,7 +91,7 @@ def test_plain_svi_takes_the_same_steps() -> None:
     assert torch.allclose(run.parameters()["spread"], guide.spread.detach(), rtol=1e-4, atol=1e-6)
 
 
-def test_global_latents_under_mini_batches_meet_the_posterior() -> None:
+def test_global_latent_with_mini_batches_reaches_the_exact_posterior() -> None:
     x = torch.linspace(-1, 3, 400)
     run = quiet(Mean(), MeanGuide(), x, num_steps=3000, batch_size=20, optimizer="Adam(lr=0.01)")
     # The exact posterior is N(Σx/(N+1), 1/(N+1)); wrong scaling would give 1/(B+1) = 1/21.
@@ -99,8 +99,8 @@ def test_global_latents_under_mini_batches_meet_the_posterior() -> None:
     assert float(run.parameters()["loc"]) == pytest.approx(float(x.sum()) / 401, abs=0.1)
 
 
-def test_renyi_scaled_outside_the_logarithm() -> None:
-    """Pyro's RenyiELBO with a mini-batch's scale inside is no bound; ours stays below log p."""
+def test_renyi_bound_of_a_mini_batch_is_scaled_outside_the_logarithm() -> None:
+    """Pyro scales inside the logarithm, which is not a bound; ours stays below log p(x)."""
     x = factor_data(100)
     run = quiet(
         Factor(),
@@ -115,14 +115,14 @@ def test_renyi_scaled_outside_the_logarithm() -> None:
     assert run.results["bound"] < float(exact(run, x).mean()) + 0.02
 
 
-def test_an_upper_bound_keeps_its_sign() -> None:
-    """CUBO descends; its estimate is near log p(x), not near -log p(x)."""
+def test_upper_bound_is_reported_with_its_sign() -> None:
+    """The estimate of CUBO is near log p(x), not near -log p(x)."""
     x = factor_data(100)
     run = quiet(Factor(), FactorGuide(), x, objective="CUBO(num_particles=200)", num_steps=300)
     assert abs(run.results["bound"] - float(exact(run, x).mean())) < 0.5
 
 
-def test_enumerated_sites_are_summed_out_by_default() -> None:
+def test_enumerated_sites_are_marginalized_by_default() -> None:
     def model(x: Tensor) -> None:
         w = pyro.param("w", torch.tensor([0.3, 0.7]), constraint=constraints.simplex)
         m = pyro.param("m", torch.tensor([-1.0, 1.0]))

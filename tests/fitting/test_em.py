@@ -1,4 +1,4 @@
-"""The driver against scikit-learn's mixtures, and against models whose steps are wrong."""
+"""EM against scikit-learn's mixtures, and with wrong models."""
 
 import warnings
 from pathlib import Path
@@ -37,7 +37,7 @@ def iris() -> Tensor:
 
 
 def _sklearn(x: Tensor, state: dict[str, Tensor], covariance: str) -> Sklearn:
-    """scikit-learn's optimum from θ, without its addition to the variances."""
+    """scikit-learn's optimum from θ, without its regularization of the variances."""
     variance = state["variance"].numpy()
     precision = np.linalg.inv(variance) if covariance in ("full", "tied") else 1 / variance
     theirs = Sklearn(
@@ -56,7 +56,7 @@ def _sklearn(x: Tensor, state: dict[str, Tensor], covariance: str) -> Sklearn:
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_it_reaches_scikit_learns_optimum_from_the_same_start(
+def test_em_reaches_the_optimum_of_scikit_learn_from_equal_initial_values(
     iris: Tensor, covariance: str
 ) -> None:
     model = GaussianMixture(3, covariance=covariance, floor=1e-9)
@@ -67,62 +67,64 @@ def test_it_reaches_scikit_learns_optimum_from_the_same_start(
     em = EM(model, data, {k: t[None] for k, t in model.em_state().items()}, tolerance=1e-12)
     em.run(3000)
     assert em.converged == [True]
-    found = {name: t[0] for name, t in em.state.items()}
+    fitted = {name: t[0] for name, t in em.state.items()}
     assert em.bounds[0][-1] == pytest.approx(theirs.score(iris.numpy()), abs=1e-9)
-    np.testing.assert_allclose(found["weights"], theirs.weights_, atol=1e-6)
-    np.testing.assert_allclose(found["means"], theirs.means_, atol=1e-6)
-    np.testing.assert_allclose(found["variance"], theirs.covariances_, atol=1e-6)
-    model.set_em_state(found)
+    np.testing.assert_allclose(fitted["weights"], theirs.weights_, atol=1e-6)
+    np.testing.assert_allclose(fitted["means"], theirs.means_, atol=1e-6)
+    np.testing.assert_allclose(fitted["variance"], theirs.covariances_, atol=1e-6)
+    model.set_em_state(fitted)
     assert model.log_likelihood(iris).mean().item() == pytest.approx(em.bounds[0][-1], abs=1e-8)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_one_iteration_is_the_hand_written_one(covariance: str) -> None:
-    x = torch.randn(60, 3, dtype=torch.float64) + 1e4  # far from zero: moments of x lose digits
+def test_one_em_iteration_equals_the_handwritten_one(covariance: str) -> None:
+    x = (
+        torch.randn(60, 3, dtype=torch.float64) + 1e4
+    )  # far from zero, where raw moments lose digits
     model = GaussianMixture(4, covariance=covariance)
     model.initialize(x)
     state = model.em_state()
     with torch.no_grad():
         statistics, log_likelihood = model.e_step(state, x)
         exact = model.log_likelihood(x).sum()
-        found = model.m_step(state, statistics)
+        updated = model.m_step(state, statistics)
         model.maximize(x, model.responsibilities(x))
     torch.testing.assert_close(log_likelihood, exact, rtol=1e-8, atol=0)
     for name, expected in model.em_state().items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(updated[name], expected, rtol=1e-6, atol=1e-9)
 
 
-def test_the_result_does_not_depend_on_the_batches(iris: Tensor) -> None:
+def test_em_result_does_not_depend_on_the_batch_size(iris: Tensor) -> None:
     whole = fit_em(GaussianMixture, iris, settings={"components": 3})
     parts = fit_em(GaussianMixture, iris, settings={"components": 3}, batch_size=17)
     assert parts.history["bound"] == pytest.approx(whole.history["bound"], abs=1e-10)
 
 
-def test_a_memory_mapped_file_is_never_read_whole(iris: Tensor, tmp_path: Path) -> None:
+def test_em_reads_a_memory_mapped_file_in_batches(iris: Tensor, tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", iris.numpy())
     data = load_data(tmp_path / "rows.npy")
-    asked = []
+    sizes = []
     take = type(data).batch
 
-    class Watched(type(data)):  # type: ignore[misc]
+    class Recorded(type(data)):  # type: ignore[misc]
         def batch(self, index: Tensor) -> tuple[Tensor, ...]:
-            asked.append(len(index))
+            sizes.append(len(index))
             return take(self, index)
 
     model = GaussianMixture(2)
     model.initialize(iris)
-    watched = Watched(data.store, data.name)
+    recorded = Recorded(data.store, data.name)
     state = {k: t[None] for k, t in model.em_state().items()}
-    EM(model, watched, dict(state), batch_size=32).run(3)
-    assert max(asked) == 32
-    assert sum(asked) == 3 * 150
-    asked.clear()
-    OnlineEM(model, watched, state, torch.arange(50), batch_size=32, decay=0.6).run(2)
-    assert max(asked) == 50
-    assert sum(asked) == 50 + 2 * 150
+    EM(model, recorded, dict(state), batch_size=32).run(3)
+    assert max(sizes) == 32
+    assert sum(sizes) == 3 * 150
+    sizes.clear()
+    OnlineEM(model, recorded, state, torch.arange(50), batch_size=32, decay=0.6).run(2)
+    assert max(sizes) == 50
+    assert sum(sizes) == 50 + 2 * 150
 
 
-def test_restarts_together_are_the_restarts_alone(iris: Tensor) -> None:
+def test_restarts_iterated_together_equal_separate_fits(iris: Tensor) -> None:
     together = fit_em(GaussianMixture, iris, settings={"components": 3}, restarts=4, seed=2)
     assert [e["seed"] for e in together.restarts] == [2, 3, 4, 5]
     for entry in together.restarts:
@@ -134,7 +136,7 @@ def test_restarts_together_are_the_restarts_alone(iris: Tensor) -> None:
     assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
 
 
-def test_the_caller_s_model_stays_as_it_was(iris: Tensor) -> None:
+def test_fit_em_does_not_change_the_model_of_the_caller(iris: Tensor) -> None:
     model = GaussianMixture(3, observed=4)
     before = model.means.detach().clone()
     fit_em(model, iris, max_iterations=3)
@@ -142,11 +144,11 @@ def test_the_caller_s_model_stays_as_it_was(iris: Tensor) -> None:
 
 
 class _Swapped(GaussianMixture):
-    """A wrong twin: each component has another one's weight."""
+    """A wrong twin: the weights of the components are exchanged."""
 
     def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = super().m_step(state, statistics)
-        return {**found, "weights": found["weights"].flip(0)}
+        updated = super().m_step(state, statistics)
+        return {**updated, "weights": updated["weights"].flip(0)}
 
 
 class _Averaged(GaussianMixture):
@@ -158,24 +160,24 @@ class _Averaged(GaussianMixture):
 
 
 @pytest.mark.parametrize("wrong", [_Swapped, _Averaged])
-def test_a_step_that_lowers_the_likelihood_is_caught(iris: Tensor, wrong: Any) -> None:
+def test_em_raises_if_a_wrong_step_lowers_the_likelihood(iris: Tensor, wrong: Any) -> None:
     with pytest.raises(NotMonotoneError, match=r"fell by .* nats per row at iteration \d+"):
         fit_em(wrong(3), iris, batch_size=149)
 
 
-def test_a_model_without_the_steps_is_refused(iris: Tensor) -> None:
+def test_fit_em_rejects_a_model_without_the_two_steps(iris: Tensor) -> None:
     with pytest.raises(ValueError, match="VAE does not offer expectation-maximization: it needs"):
         fit_em(VAE(likelihood="gaussian"), iris.float())
 
 
 @pytest.mark.parametrize("option", ["max_iterations", "restarts"])
-def test_what_is_no_count(iris: Tensor, option: str) -> None:
+def test_fit_em_rejects_counts_below_one(iris: Tensor, option: str) -> None:
     options: dict[str, Any] = {option: 0}
     with pytest.raises(ValueError, match=f"{option} must be a whole number"):
         fit_em(GaussianMixture(3), iris, **options)
 
 
-def test_a_run_is_kept_and_loaded(iris: Tensor, tmp_path: Path) -> None:
+def test_em_run_is_saved_and_loaded(iris: Tensor, tmp_path: Path) -> None:
     run = fit_em(GaussianMixture(3), iris, directory=tmp_path / "run", restarts=2)
     loaded = load_run(tmp_path / "run")
     assert loaded.results["bound"] == run.results["bound"]
@@ -187,15 +189,15 @@ def test_a_run_is_kept_and_loaded(iris: Tensor, tmp_path: Path) -> None:
 
 
 def _bounds_of_sequences(x: Tensor) -> list[float]:
-    """Of two restarts of models one of whose sums does not depend on θ, or all do."""
-    found = []
+    """Bounds of two restarts of two models: a sum of one does not depend on θ."""
+    bounds = []
     for model in (HiddenMarkovModel(2), LinearStateSpace(1)):
         run = fit_em(model, x.view(30, 5, 4), seed=1, restarts=2, max_iterations=5)
-        found += [entry["bound"] for entry in run.restarts]
-    return found
+        bounds += [entry["bound"] for entry in run.restarts]
+    return bounds
 
 
-def _fit_a_part(folder: str) -> None:
+def _fit_share_of_rows(folder: str) -> None:
     torch.set_default_dtype(torch.float64)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
@@ -209,10 +211,10 @@ def _fit_a_part(folder: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("forked")
-def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Path) -> None:
-    assert exit_statuses(start_processes(2, _fit_a_part, str(tmp_path))) == [0, 0]
+def test_em_in_two_processes_equals_em_in_one(iris: Tensor, tmp_path: Path) -> None:
+    assert exit_statuses(start_processes(2, _fit_share_of_rows, str(tmp_path))) == [0, 0]
     alone = fit_em(GaussianMixture(3), iris, seed=1).history["bound"]
-    # a last mini-batch of one row leaves the second process none
+    # the last mini-batch has one row, so the second process has none
     online = fit_em(GaussianMixture(3), iris, seed=1, decay=0.6, max_iterations=2, batch_size=149)
     alone += online.history["bound"] + _bounds_of_sequences(iris)
     for rank in range(2):
@@ -220,7 +222,7 @@ def test_processes_that_share_the_rows_reach_the_same(iris: Tensor, tmp_path: Pa
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_memory_is_linear_in_rows_components_and_columns(covariance: str) -> None:
+def test_em_memory_is_linear_in_rows_components_and_columns(covariance: str) -> None:
     N, K, P = 200, 5, 8
     model, x = GaussianMixture(K, covariance=covariance), torch.randn(N, P)
     model.initialize(x)
@@ -228,26 +230,26 @@ def test_memory_is_linear_in_rows_components_and_columns(covariance: str) -> Non
     with torch.no_grad(), Largest() as largest:
         model.m_step(state, model.e_step(state, x)[0])
     assert largest.numbers <= N * K * P
-    assert N * K * P < N * K * P * P  # what a matrix a row and component would take
+    assert N * K * P < N * K * P * P  # of one matrix per row and component
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_component_that_lost_its_rows_stays_where_it_is(covariance: str) -> None:
+def test_component_without_rows_keeps_its_mean(covariance: str) -> None:
     x = torch.randn(40, 2)
     model = GaussianMixture(2, covariance=covariance)
     model.initialize(x)
     state = model.em_state()
     state["means"][1] = 1e6
-    found = model.m_step(state, model.e_step(state, x)[0])
-    assert found["weights"].tolist() == [1.0, 0.0]
-    torch.testing.assert_close(found["means"][0], x.mean(0), atol=1e-7, rtol=1e-6)
-    assert torch.equal(found["means"][1], state["means"][1])
-    again, log_likelihood = model.e_step(found, x)
+    updated = model.m_step(state, model.e_step(state, x)[0])
+    assert updated["weights"].tolist() == [1.0, 0.0]
+    torch.testing.assert_close(updated["means"][0], x.mean(0), atol=1e-7, rtol=1e-6)
+    assert torch.equal(updated["means"][1], state["means"][1])
+    again, log_likelihood = model.e_step(updated, x)
     assert torch.isfinite(log_likelihood)
     assert all(torch.isfinite(t).all() for t in again.values())
 
 
-def test_the_floor_holds_and_the_likelihood_does_not_fall() -> None:
+def test_variance_floor_holds_and_the_likelihood_does_not_fall() -> None:
     x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
     run = fit_em(GaussianMixture(3, floor=1e-4), x, restarts=3, max_iterations=200)
     model: Any = run.model
@@ -256,7 +258,7 @@ def test_the_floor_holds_and_the_likelihood_does_not_fall() -> None:
     assert run.results["degenerate"] is None or all(e["degenerate"] for e in run.restarts)
 
 
-def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
+def test_em_names_the_iteration_of_a_non_finite_likelihood(iris: Tensor) -> None:
     model = GaussianMixture(2)
     model.initialize(iris)
     state = {k: t[None].clone() for k, t in model.em_state().items()}
@@ -267,52 +269,56 @@ def test_values_that_are_not_finite_are_named(iris: Tensor) -> None:
 
 
 @pytest.mark.parametrize("decay", [None, 0.6])
-def test_a_run_that_was_cut_off_goes_on_to_the_same_numbers(
+def test_interrupted_em_resumes_to_equal_results(
     iris: Tensor, tmp_path: Path, decay: float | None, monkeypatch: Any
 ) -> None:
-    asked: dict[str, Any] = {"settings": {"components": 3}, "restarts": 2, "validation": 30}
-    asked |= {"decay": decay, "max_iterations": 9, "checkpoint_seconds": 0.0, "batch_size": 50}
-    whole = fit_em(GaussianMixture, iris, directory=tmp_path / "whole", **asked)
+    options: dict[str, Any] = {"settings": {"components": 3}, "restarts": 2, "validation": 30}
+    options |= {"decay": decay, "max_iterations": 9, "checkpoint_seconds": 0.0, "batch_size": 50}
+    whole = fit_em(GaussianMixture, iris, directory=tmp_path / "whole", **options)
     save, count = save_checkpoint, 0
 
-    def cut_off(*given: Any) -> None:
+    def interrupt(*arguments: Any) -> None:
         nonlocal count
         count += 1
         if count == 5:
             raise KeyboardInterrupt
-        save(*given)
+        save(*arguments)
 
-    monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", cut_off)
+    monkeypatch.setattr(ppl_lvm.training.iterate, "save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", **asked)
+        fit_em(GaussianMixture, iris, directory=tmp_path / "interrupted", **options)
     monkeypatch.undo()
-    other = {**asked, "max_iterations": 8}
+    other = {**options, "max_iterations": 8}
     with pytest.raises(ValueError, match="options differs in max_iterations"):
-        fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **other)
-    resumed = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+        fit_em(GaussianMixture, iris, directory=tmp_path / "interrupted", resume=True, **other)
+    resumed = fit_em(
+        GaussianMixture, iris, directory=tmp_path / "interrupted", resume=True, **options
+    )
     assert resumed.history == whole.history
     for name, value in whole.parameters().items():
         assert torch.equal(resumed.parameters()[name], value)
-    again = fit_em(GaussianMixture, iris, directory=tmp_path / "cut", resume=True, **asked)
+    again = fit_em(
+        GaussianMixture, iris, directory=tmp_path / "interrupted", resume=True, **options
+    )
     assert again.results["bound"] == whole.results["bound"]
 
 
-def test_held_out_rows_are_judged_exactly_and_choose_the_restart(iris: Tensor) -> None:
+def test_held_out_likelihood_is_exact_and_selects_the_restart(iris: Tensor) -> None:
     run = fit_em(GaussianMixture, iris, settings={"components": 4}, restarts=4, validation=0.2)
     model: Any = run.model
-    train, aside = load_data(iris).split(0.2, 0)
+    train, held_out = load_data(iris).split(0.2, 0)
     assert run.results["bound"] == pytest.approx(
         model.log_likelihood(*train.tensors).mean().item(), abs=1e-7
     )
     assert run.results["held_out"] == pytest.approx(
-        model.log_likelihood(*aside.tensors).mean().item(), abs=1e-7
+        model.log_likelihood(*held_out.tensors).mean().item(), abs=1e-7
     )
     assert len(run.history["validation_bound"]) == len(run.history["bound"])
     sound = [e for e in run.restarts if e["degenerate"] is None]
     assert run.results["held_out"] == max(e["held_out"] for e in sound)
 
 
-def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -> None:
+def test_initialization_does_not_depend_on_given_sizes(iris: Tensor) -> None:
     for sized, unsized in (
         (GaussianMixture(3, 4), GaussianMixture(3)),
         (PPCA(2, 4), PPCA(2)),
@@ -325,8 +331,8 @@ def test_a_start_is_the_same_whether_its_sizes_were_given_or_not(iris: Tensor) -
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_start_at_the_floor_is_no_fault_of_the_steps(covariance: str) -> None:
-    """In single precision it lay a rounding below the floor, and the first step lowered it."""
+def test_em_converges_from_initial_variances_at_the_floor(covariance: str) -> None:
+    """In single precision they were a rounding error below it, and the first step lowered L."""
     torch.set_default_dtype(torch.float32)
     x = torch.randn(6, 3)
     for model in (GaussianMixture(6, covariance=covariance), MixtureOfPPCA(6, 1)):
@@ -335,15 +341,15 @@ def test_a_start_at_the_floor_is_no_fault_of_the_steps(covariance: str) -> None:
         assert "has collapsed: " in run.results["degenerate"]
 
 
-def test_a_restart_that_sinks_beyond_rounding_ends_there_and_no_other_does() -> None:
+def test_only_the_degenerate_restart_ends_if_rounding_decides() -> None:
     x = torch.randn(60, 2) + 6 * (torch.arange(60)[:, None] < 30)
-    x[:5] = x[5].clone()  # five rows on one place: the first restart's component
-    model, starts = GaussianMixture(2, observed=2), []
+    x[:5] = x[5].clone()  # five equal rows: a component of the first restart
+    model, states = GaussianMixture(2, observed=2), []
     for rows in (5, 30):
         member = (torch.arange(60) < rows).long()
         model.maximize(x, torch.nn.functional.one_hot(member, 2))
-        starts.append(model.em_state())
-    state = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
+        states.append(model.em_state())
+    state = {name: torch.stack([s[name] for s in states]) for name in states[0]}
     em = EM(model, load_data(x), state, tolerance=1e-9)
     em._judge = _with_a_fall(em)  # type: ignore[method-assign]
     em.run(200)
@@ -366,7 +372,7 @@ def test_fit_em_reports_a_degenerate_fit_of_dependent_columns_without_raising() 
 
 
 def _with_a_fall(em: EM) -> Any:
-    """The third bound of the first restart is lower than rounding explains."""
+    """Judge the third bound of the first restart as lower than rounding explains."""
     judge = em._judge
 
     def judged(r: int, bound: float, state: dict[str, Tensor]) -> None:
@@ -375,10 +381,10 @@ def _with_a_fall(em: EM) -> Any:
     return judged
 
 
-def test_the_most_likely_start_is_not_chosen_if_it_has_collapsed() -> None:
+def test_most_likely_restart_is_not_chosen_if_it_is_degenerate() -> None:
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(60, 2, generator=draw)
-    x[:8] = x[8] + torch.tensor([2.5, 0.0])  # eight rows on one place
+    x[:8] = x[8] + torch.tensor([2.5, 0.0])  # eight equal rows
     x[30:, 1] += 3
     run = fit_em(GaussianMixture(2), x, restarts=6)
     best = max(run.restarts, key=lambda entry: entry["bound"])

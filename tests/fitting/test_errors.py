@@ -1,4 +1,4 @@
-"""What fit refuses before it begins, and what it says to do."""
+"""Requests that `fit` rejects, with the remedy."""
 
 import functools
 from pathlib import Path
@@ -31,12 +31,12 @@ quiet = functools.partial(fit, progress=False)
         ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_wrong_calls_say_what_to_do(arguments: dict[str, Any], message: str) -> None:
+def test_fit_rejects_invalid_options_with_a_remedy(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quiet(Factor(), FactorGuide(), factor_data(), **arguments)
 
 
-def test_mini_batches_without_a_data_plate_are_refused() -> None:
+def test_fit_rejects_mini_batches_without_a_data_plate() -> None:
     def model(x: Tensor) -> None:
         m = pyro.param("m", torch.tensor(0.0))
         with pyro.plate("rows", len(x)):
@@ -48,7 +48,7 @@ def test_mini_batches_without_a_data_plate_are_refused() -> None:
     assert run.results["steps"] == 3
 
 
-def test_objectives_that_would_be_silently_wrong_are_refused() -> None:
+def test_fit_rejects_objectives_with_silently_wrong_gradients() -> None:
     def model(x: Tensor) -> None:
         p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
         with pyro.plate("data", len(x), dim=-1):
@@ -75,7 +75,9 @@ def test_objectives_that_would_be_silently_wrong_are_refused() -> None:
 
 
 @pytest.mark.parametrize("objective", ["NeuralBaseline", "RELAX", "DisARM"])
-def test_a_pathwise_guide_is_refused_by_name(objective: str, tmp_path: Path) -> None:
+def test_fit_rejects_score_function_objectives_for_a_reparameterized_guide(
+    objective: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match="'z'"):
         quiet(
             Factor(),

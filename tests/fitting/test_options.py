@@ -1,4 +1,4 @@
-"""What fit is asked for happens: optimisers, schedules, clipping, stopping, annealing, engines."""
+"""Options of `fit`: declaration, and effect."""
 
 import functools
 import time
@@ -23,7 +23,7 @@ from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, fact
 quiet = functools.partial(fit, progress=False)
 
 
-def test_early_stopping_goes_back_to_the_best() -> None:
+def test_early_stopping_restores_the_best_parameters() -> None:
     x = factor_data(60)
     run = quiet(
         Factor(),
@@ -38,12 +38,12 @@ def test_early_stopping_goes_back_to_the_best() -> None:
     bounds = run.history["validation_bound"]
     assert run.results["steps"] < 5000
     assert len(bounds) - 1 - int(np.argmax(bounds)) == 4
-    # The figure in the results is a new evaluation of the same parameters (four draws, not one).
+    # The results evaluate the same parameters again, with more draws.
     error = run.results["held_out_monte_carlo_error"]
     assert abs(run.results["held_out"] - max(bounds)) < 5 * error * 8**0.5
 
 
-def test_kl_annealing_starts_without_the_kl_and_ends_with_it() -> None:
+def test_kl_annealing_raises_the_weight_linearly_from_zero() -> None:
     x = factor_data(50)
     run = quiet(
         Factor(),
@@ -72,7 +72,7 @@ def test_kl_annealing_starts_without_the_kl_and_ends_with_it() -> None:
         functools.partial(torch.optim.Adagrad, lr=0.1),
     ],
 )
-def test_any_torch_optimizer(optimizer: Any) -> None:
+def test_fit_takes_any_torch_optimizer(optimizer: Any) -> None:
     run = quiet(Factor(), FactorGuide(), factor_data(), optimizer=optimizer, num_steps=60)
     assert np.mean(run.history["bound"][-10:]) > np.mean(run.history["bound"][:3])
 
@@ -88,14 +88,14 @@ def test_schedules_change_the_learning_rate() -> None:
     assert run.history["learning_rate"][-1] < 0.01
 
 
-def test_clipping_bounds_the_step() -> None:
+def test_clipping_limits_the_step() -> None:
     model = Mean()
     guide = MeanGuide()
     run = quiet(
         model, guide, torch.full((5,), 50.0), clip_norm=0.1, optimizer="SGD(lr=1.0)", num_steps=1
     )
-    moved = float(run.parameters()["loc"])
-    assert 0 < moved <= 0.1 + 1e-6
+    loc = float(run.parameters()["loc"])
+    assert 0 < loc <= 0.1 + 1e-6
 
 
 @pytest.mark.parametrize("pair", ["factor", "mean", "annealed"])
@@ -119,9 +119,9 @@ def test_captured_steps_equal_eager_ones(pair: str) -> None:
         assert torch.allclose(value, runs[1].parameters()[name], rtol=1e-4, atol=1e-6), name
 
 
-def test_enumeration_by_its_bare_name_is_captured() -> None:
-    """Pyro finds max_plate_nesting at the first step; found before, no step changes the objective,
-    which a captured one could not."""
+def test_enumeration_without_plate_nesting_is_captured() -> None:
+    """Pyro infers max_plate_nesting at the first step. `fit` infers it before, because a captured
+    step cannot change the objective."""
     x = torch.randn(20)
 
     def model(x: Tensor) -> None:
@@ -141,10 +141,10 @@ def test_enumeration_by_its_bare_name_is_captured() -> None:
 
 
 @pytest.mark.slow
-def test_growing_n_does_not_slow_a_step(tmp_path: Path) -> None:
+def test_step_time_does_not_grow_with_the_number_of_rows(tmp_path: Path) -> None:
     """The same batch size on 20,000 rows and on 2,000,000 from a file, steps taken in turn.
 
-    All 300 steps are in the first epoch of both, when Pyro's checks are on.
+    All 300 steps are in the first epoch of both, while Pyro validates.
     """
     np.save(tmp_path / "large.npy", np.random.default_rng(0).normal(size=(2_000_000, 3)))
     trainings = []

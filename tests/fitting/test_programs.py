@@ -1,4 +1,4 @@
-"""fit takes programs of every kind, works on copies of them, and leaves nothing behind."""
+"""Kinds of programs that `fit` takes, and side effects."""
 
 import functools
 from typing import Any
@@ -18,7 +18,7 @@ from small_programs import Factor, FactorGuide, Mean, factor_data
 quiet = functools.partial(fit, progress=False)
 
 
-def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not() -> None:
+def test_runs_are_equal_for_equal_seeds_only() -> None:
     x = factor_data()
     runs = [
         quiet(Factor, FactorGuide, x, num_steps=30, batch_size=32, seed=seed) for seed in (1, 1, 2)
@@ -28,20 +28,20 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not() -> None:
     assert runs[0].history != runs[2].history
 
 
-def test_two_fits_leave_each_other_and_the_programs_alone() -> None:
+def test_fits_do_not_change_each_other_or_the_programs() -> None:
     x = factor_data()
     model, guide = Factor(), FactorGuide()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     first = quiet(model, guide, x, num_steps=50)
-    kept = first.parameters()
+    parameters = first.parameters()
     second = quiet(model, guide, -x + 3, num_steps=50)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert all(torch.equal(v, kept[n]) for n, v in first.parameters().items())
+    assert all(torch.equal(v, parameters[n]) for n, v in first.parameters().items())
     assert not torch.equal(first.parameters()["b"], second.parameters()["b"])
     assert len(pyro.get_param_store()) == 0
 
 
-def test_plain_functions_with_param_statements() -> None:
+def test_fit_trains_plain_functions_with_param_statements() -> None:
     decoder = nn.Linear(1, 3)
     weight = decoder.weight.detach().clone()
 
@@ -65,9 +65,9 @@ def test_plain_functions_with_param_statements() -> None:
 
 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
-def test_a_parameter_of_another_layout_is_trained(engine: Any) -> None:
-    """Pyro's store makes what it is given contiguous: of a transposed weight it keeps a copy,
-    which the program never reads. The weight itself is trained, as one row after another is."""
+def test_transposed_parameter_is_trained_like_a_contiguous_one(engine: Any) -> None:
+    """Pyro's store makes its tensors contiguous. Of a transposed weight it would hold a copy that
+    the program never reads."""
 
     def trained(weight: Tensor) -> dict[str, Tensor]:
         decoder = nn.Linear(2, 3, bias=False)
@@ -90,14 +90,14 @@ def test_a_parameter_of_another_layout_is_trained(engine: Any) -> None:
         return run.parameters()
 
     columns = torch.linspace(-1, 1, 6).reshape(2, 3)
-    found, wanted = trained(columns.t()), trained(columns.t().contiguous())
-    assert sorted(found) == ["a", "decoder$$$weight"]
-    assert not torch.allclose(found["decoder$$$weight"], columns.t(), atol=1e-3)
-    for name, value in wanted.items():
-        assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
+    transposed, contiguous = trained(columns.t()), trained(columns.t().contiguous())
+    assert sorted(transposed) == ["a", "decoder$$$weight"]
+    assert not torch.allclose(transposed["decoder$$$weight"], columns.t(), atol=1e-3)
+    for name, value in contiguous.items():
+        assert torch.allclose(transposed[name], value, rtol=1e-5, atol=1e-6), name
 
 
-def test_autoguides_as_builder_and_as_instance() -> None:
+def test_fit_takes_autoguides_as_class_and_as_instance() -> None:
     x = torch.linspace(-1, 3, 40)
     exact_mean = x.sum() / 41
     for guide in (AutoNormal, AutoNormal(Mean())):
@@ -105,8 +105,8 @@ def test_autoguides_as_builder_and_as_instance() -> None:
         assert float(run.parameters()["locs.m"]) == pytest.approx(float(exact_mean), abs=0.1)
 
 
-def test_nothing_is_left_in_pyros_own_store() -> None:
-    """Whatever the programs run to start from the data, or while they are trained."""
+def test_fit_leaves_the_param_store_unchanged() -> None:
+    """Neither initialization nor training adds parameters to the store."""
     pyro.param("mine", torch.ones(2))
     x = (torch.rand(40, 6) < 0.4).float()
     fit(GaussianMixtureVAE(components=2, latent=2, hidden=(4,)), None, x, num_steps=2)

@@ -1,4 +1,4 @@
-"""`ppl-lvm new`: the files run as they are, and no file is overwritten."""
+"""Files that `ppl-lvm new` writes."""
 
 import importlib
 import re

@@ -1,6 +1,7 @@
-"""Processes forked from a server that has imported torch, so that they start fast.
+"""Processes that start fast.
 
-Several of them receive the variables of torchrun, without torchrun, which would import torch too.
+They are forked from a server that has imported torch. Several of them receive the variables of
+torchrun, without torchrun, which would import torch too.
 """
 
 import multiprocessing

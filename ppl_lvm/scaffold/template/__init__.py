@@ -1,4 +1,5 @@
-"""Files that `ppl-lvm new` copies; `Template` and `template` are replaced by the new name.
+"""Files that `ppl-lvm new` copies.
 
-model, guide, test_model are a new pair; default_guide and test_copy go with a copied model.
+The new name replaces `Template` and `template`. The modules model, guide and test_model are a new
+pair; default_guide and test_copy accompany a copied model.
 """

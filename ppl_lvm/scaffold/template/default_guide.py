@@ -1,4 +1,7 @@
-"""Guide of Template: the default one. Write your own in its place."""
+"""Guide of Template.
+
+It is the default guide; write your own in its place.
+"""
 
 from typing import Any
 

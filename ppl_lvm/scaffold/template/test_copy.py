@@ -1,4 +1,4 @@
-"""Tests of Template: the guide fits the model, and a fit raises the bound."""
+"""Tests of Template and its guide."""
 
 import math
 from typing import Any

@@ -1,11 +1,11 @@
-"""The iterations of expectation-maximisation: an E-step over all rows, an M-step, judge, again.
+"""Batch EM: E-step over all rows, M-step, convergence test.
 
-A restart whose likelihood falls is one whose steps are wrong, or one that has sunk so far into a
-singularity of the likelihood that rounding decides: the model says which (`degenerate`), and such
-a restart goes no further.
+If the likelihood falls, either a step of the model is wrong, or the restart is so close to a
+singularity of the likelihood that rounding decides. The model tells which (`degenerate`), and a
+degenerate restart ends.
 
-What is left to gain is judged as in Böhning et al.: gains shrink by a factor a < 1 near the
-optimum, so that gain · a / (1 - a) of log-likelihood lies ahead.
+Convergence is judged as in Böhning et al.: near the optimum, gains shrink by a factor a < 1, so
+that a log-likelihood of gain · a / (1 - a) remains to be gained.
 
 Reference:
     Böhning, Dietz, Schaub, Schlattmann, Lindsay (1994). The distribution of the likelihood ratio
@@ -24,7 +24,7 @@ from ppl_lvm.data.selection import initialization_rows
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
 from ppl_lvm.training.extrapolation import aitken_remaining_gain
 
-# A step's log-likelihood may fall by this much (nats per row, relative) through rounding alone.
+# Largest fall of the log-likelihood that rounding explains, nats per row, relative.
 ROUNDING = 1e-10
 
 
@@ -34,16 +34,16 @@ class NotMonotoneError(ArithmeticError):
 
 @dataclass
 class EM:
-    """The iterations of some starts together.
+    """Batch EM of R restarts together.
 
     Attributes:
-        state: θ with the restarts R leading in every tensor.
-        held_out: rows whose log-likelihood is noted too.
+        state: θ; the leading dimension of every tensor is R.
+        held_out: further rows whose log-likelihood is recorded.
         bounds: log-likelihood of every iteration, nats per row, one list a restart; the last
             one is that of `state`.
-        held_out_bounds: the same of `held_out`.
-        converged: one truth a restart.
-        sunk: restarts that are degenerate beyond what rounding lets EM climb.
+        held_out_bounds: the same for `held_out`.
+        converged: one value a restart.
+        degenerate: restarts that ended because they are degenerate and rounding decides.
     """
 
     model: Any
@@ -60,12 +60,11 @@ class EM:
     def run(self, max_iterations: int, after_iteration: Callable[[], None] = lambda: None) -> None:
         """Iterate each restart until it has converged, `max_iterations` times at most.
 
-        Calls `after_iteration` after every iteration; the iterations go on from where `load` left
-        them.
+        `after_iteration` is called after every iteration. After `load`, the iterations continue.
 
         Raises:
             NotMonotoneError: the log-likelihood fell by more than rounding.
-            ValueError: it is not a finite number.
+            ValueError: the log-likelihood is not finite.
         """
         R = len(next(iter(self.state.values())))
         if not self.bounds:
@@ -81,17 +80,17 @@ class EM:
             per_row = (log_likelihood / len(self.data)).tolist()
             for r, bound in zip(active.tolist(), per_row, strict=True):
                 self._judge(r, bound, {name: t[r] for name, t in self.state.items()})
-            self._note_held_out(active, state)
+            self._record_held_out(active, state)
             last = len(self.bounds[int(active[0])]) == max_iterations
-            going = torch.tensor([not (last or self._done(r)) for r in active.tolist()])
-            if going.any():
-                state = {name: t[going] for name, t in state.items()}
-                statistics = {name: t[going] for name, t in statistics.items()}
+            moving = torch.tensor([not (last or self._done(r)) for r in active.tolist()])
+            if moving.any():
+                state = {name: t[moving] for name, t in state.items()}
+                statistics = {name: t[moving] for name, t in statistics.items()}
                 for name, t in torch.vmap(self.model.m_step)(state, statistics).items():
-                    self.state[name][active[going]] = t
+                    self.state[name][active[moving]] = t
             after_iteration()
 
-    def _note_held_out(self, active: Tensor, state: State) -> None:
+    def _record_held_out(self, active: Tensor, state: State) -> None:
         if self.held_out is None:
             return
         _, log_likelihood = Sums(self.model, self.held_out, self.batch_size).over(state)
@@ -103,13 +102,13 @@ class EM:
         return self.converged[r] or r in self.degenerate
 
     def _judge(self, r: int, bound: float, state: State) -> None:
-        """Note the bound of restart `r`, at θ `state`; whether it goes on."""
+        """Record the bound of restart `r` at θ = `state`, and judge its convergence."""
         bounds = self.bounds[r]
         at = f"iteration {len(bounds) + 1}" + (f" of restart {r}" if len(self.bounds) > 1 else "")
         if not abs(bound) < float("inf"):
             raise ValueError(
-                f"The log-likelihood is {bound} at {at}. Look for values that are not finite or "
-                "far out in the data, or raise the model's floor."
+                f"The log-likelihood is {bound} at {at}. Look for non-finite values and outliers "
+                "in the data, or raise the model's floor."
             )
         bounds.append(bound)
         if len(bounds) < 2:
@@ -121,9 +120,9 @@ class EM:
                 return
             raise NotMonotoneError(
                 f"The log-likelihood fell by {-gain:.3e} nats per row at {at}, from "
-                f"{bounds[-2]:.10g} to {bound:.10g}. EM cannot do that: m_step does not maximise "
-                f"what the statistics of {type(self.model).__name__}.e_step say, or these are not "
-                "sums over rows at the θ they were given."
+                f"{bounds[-2]:.10g} to {bound:.10g}. EM cannot lower it. Check that m_step of "
+                f"{type(self.model).__name__} maximizes the expected log-likelihood of the "
+                "statistics, and that e_step returns their sums over rows at its argument θ."
             )
         self.converged[r] = aitken_remaining_gain(bounds) <= self.tolerance
 
@@ -133,19 +132,19 @@ class EM:
         self.model.set_em_state(state)
         return self.model.degenerate(*initialization_rows(self.data)) is not None
 
-    # What a resumed run needs
+    # Checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
         """θ by name."""
         return {f"state/{name}": t for name, t in self.state.items()}
 
     def progress(self) -> dict[str, Any]:
-        """The rest, as plain data."""
+        """Bounds and convergence, as plain data."""
         names = ("bounds", "held_out_bounds", "converged", "degenerate")
         return {name: getattr(self, name) for name in names}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `progress` said."""
+        """Continue from `tensors` and `progress`."""
         self.state = {name: tensors[f"state/{name}"].to(t) for name, t in self.state.items()}
         for name, value in progress.items():
             setattr(self, name, value)

@@ -1,8 +1,8 @@
-"""The M-step of Monte-Carlo EM: the complete data's likelihood, averaged over draws, maximised.
+"""M-step of Monte Carlo EM: maximize the expected complete-data likelihood.
 
     Q(θ) = 1/S Σ_s log p(x, z_s | θ),    by L-BFGS from the present θ.
 
-All draws go through the model at once where it takes a leading dimension, one by one otherwise.
+The S draws are a leading dimension of the model if it broadcasts, otherwise they are a loop.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ class CompleteLikelihood:
     """Q of a model on a batch, and its maximum.
 
     Attributes:
-        together: whether all draws go through the model at once; None before the first of them.
+        broadcasts: True if the model takes a leading dimension of draws; None before the first.
 
     Raises:
         ValueError: the model has no parameters, no latents, or discrete ones.
@@ -35,34 +35,34 @@ class CompleteLikelihood:
         )
         if not self.leaves:
             raise ValueError(
-                f"{type(model).__name__} has no parameters to fit. Give them as nn.Parameter or "
+                f"{type(model).__name__} has no parameters to fit. Declare them as nn.Parameter or "
                 "PyroParam; for a posterior alone use pyro.infer.MCMC."
             )
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(model).get_trace(*batch)
         latents = latent_sites(trace)
         if not latents:
-            raise ValueError("The model has no latents: maximise its likelihood directly.")
+            raise ValueError("The model has no latents. Maximize its likelihood directly.")
         for name, site in latents.items():
             if site["fn"].support.is_discrete:
                 raise ValueError(
-                    f"{name!r} is discrete, which NUTS does not draw. Sum it out in the model, or "
-                    "use EM or a gradient objective that does."
+                    f"{name!r} is discrete, which NUTS does not draw. Marginalize it in the "
+                    "model, or use fit_em or fit, which do."
                 )
         self._dim = -1 - plate_nesting(trace)
-        self.together: bool | None = None
+        self.broadcasts: bool | None = None
 
     def theta(self) -> Tensor:
         """θ, unconstrained, in one vector."""
         return torch.cat([leaf.detach().flatten() for leaf in self.leaves])
 
     def set(self, theta: Tensor) -> None:
-        """Take θ over."""
+        """Set the parameters to θ."""
         with torch.no_grad():
-            for leaf, part in zip(
+            for leaf, value in zip(
                 self.leaves, theta.split([p.numel() for p in self.leaves]), strict=True
             ):
-                leaf.copy_(part.reshape(leaf.shape))
+                leaf.copy_(value.reshape(leaf.shape))
 
     def maximize(self, draws: Draws) -> float:
         """Move θ to the maximum of Q, in nats over all rows; returns it."""
@@ -82,37 +82,42 @@ class CompleteLikelihood:
 
     def _q(self, draws: Draws) -> Tensor:
         S = len(next(iter(draws.values())))
-        if self.together is None:  # once: does the model take a leading dimension of draws?
+        if self.broadcasts is None:
             with torch.no_grad():
-                alone: Any = sum(
-                    self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S)
-                )
+                total = self._looped_log_joint(draws)
                 try:
-                    with pyro.plate("draws", S, dim=self._dim):
-                        both = self._log_joint(self._spread(draws))
-                    self.together = bool(torch.allclose(both, alone, rtol=1e-4))
+                    broadcast_total = self._broadcast_log_joint(draws)
+                    self.broadcasts = bool(torch.allclose(broadcast_total, total, rtol=1e-4))
                 except (RuntimeError, ValueError, IndexError):
-                    self.together = False
-        if self.together:
-            with pyro.plate("draws", S, dim=self._dim):
-                return self._log_joint(self._spread(draws)) / S
-        total: Any = sum(self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S))
-        q: Tensor = total / S
-        return q
+                    self.broadcasts = False
+        if self.broadcasts:
+            return self._broadcast_log_joint(draws) / S
+        return self._looped_log_joint(draws) / S
 
-    def _spread(self, draws: Draws) -> Draws:
-        """Draws (S, batch, event) with S at the place of the plate "draws"."""
+    def _looped_log_joint(self, draws: Draws) -> Tensor:
+        S = len(next(iter(draws.values())))
+        total: Any = sum(self._log_joint({k: v[s] for k, v in draws.items()}) for s in range(S))
+        summed: Tensor = total
+        return summed
+
+    def _broadcast_log_joint(self, draws: Draws) -> Tensor:
+        S = len(next(iter(draws.values())))
+        with pyro.plate("draws", S, dim=self._dim):
+            return self._log_joint(self._aligned(draws))
+
+    def _aligned(self, draws: Draws) -> Draws:
+        """Draws (S, batch, event) with S at the dimension of the plate "draws"."""
         with poutine.block(), torch.no_grad():
             trace = poutine.trace(
                 poutine.condition(self.model, {k: v[0] for k, v in draws.items()})
             )
             nodes = trace.get_trace(*self.batch).nodes
-        found = {}
+        aligned = {}
         for name, value in draws.items():
             event = nodes[name]["fn"].event_dim
             missing = -self._dim - (value.dim() - event)  # dimensions between S and the batch
-            found[name] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
-        return found
+            aligned[name] = value.reshape(len(value), *[1] * missing, *value.shape[1:])
+        return aligned
 
     def _log_joint(self, values: Draws) -> Tensor:
         with poutine.block():

@@ -1,7 +1,7 @@
-"""The E-step of Monte-Carlo EM: a chain of draws from p(z | x, θ) that goes on as θ moves.
+"""NUTS for the E-step of Monte Carlo EM.
 
-Between two calls the chain is its last state, step size and mass matrix, and nothing else: a
-resumed run goes on from these three as if it had never stopped.
+The chain of draws from p(z | x, θ) continues while θ changes. Its state between two calls is the
+last draw, the step size and the mass matrix; a resumed run continues from these three exactly.
 
 Reference:
     Hoffman, Gelman (2014). The no-U-turn sampler. https://arxiv.org/abs/1111.4246
@@ -18,7 +18,7 @@ from pyro.infer import NUTS
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 
-TREE_DEPTH = 6  # 63 steps at most: the chain need not cross the posterior in one
+TREE_DEPTH = 6  # at most 63 steps: one draw need not cross the posterior
 
 Draws = dict[str, Tensor]
 
@@ -27,22 +27,26 @@ class NutsSampler:
     """Draws by NUTS from p(z | x, θ) at the model's present θ.
 
     Args:
-        model: its latents are continuous.
+        model: a model with continuous latents.
         batch: x.
-        warmup: steps in which step size and mass matrix are adapted, each time.
+        warmup: steps of each adaptation of step size and mass matrix.
     """
 
     def __init__(self, model: Any, batch: tuple[Tensor, ...], warmup: int) -> None:
         self._model, self._warmup = model, warmup
-        with _still(model):
+        with _fixed_parameters(model):
             self._state, self._potential, self._transforms, _ = initialize_model(model, batch)
         self._step_size = 0.1
         self._inverse_mass: Tensor | None = None
 
     def draw(self, count: int, *, adapt: bool) -> tuple[Draws, float]:
-        """`count` draws (S, …) by site, and the mean acceptance probability."""
+        """`count` draws (S, …) by site, and the mean acceptance probability.
+
+        Args:
+            adapt: adapt step size and mass matrix before.
+        """
         states = []
-        with _still(self._model), poutine.block():
+        with _fixed_parameters(self._model), poutine.block():
             if adapt or self._inverse_mass is None:
                 self._adapt()
             kernel = self._kernel(0)
@@ -62,7 +66,7 @@ class NutsSampler:
         (self._inverse_mass,) = kernel.inverse_mass_matrix.values()  # diagonal, of all sites
 
     def _kernel(self, warmup: int) -> Any:
-        """A sampler that begins here, and adapts if it is to warm up."""
+        """A kernel at the present state, which adapts during `warmup` steps."""
         kernel: Any = NUTS(
             potential_fn=self._potential,
             step_size=self._step_size,
@@ -77,19 +81,21 @@ class NutsSampler:
             kernel.mass_matrix_adapter.inverse_mass_matrix = {sites[0]: self._inverse_mass}
         return kernel
 
-    # What a resumed run needs
+    # Checkpoint
 
     def tensors(self) -> dict[str, Tensor]:
         """State and mass matrix by name."""
-        found = {f"state/{name}": t.detach() for name, t in self._state.items()}
-        return found if self._inverse_mass is None else {**found, "mass": self._inverse_mass}
+        tensors = {f"state/{name}": t.detach() for name, t in self._state.items()}
+        if self._inverse_mass is not None:
+            tensors["mass"] = self._inverse_mass
+        return tensors
 
     def progress(self) -> dict[str, Any]:
-        """The rest, as plain data."""
+        """The step size."""
         return {"step_size": self._step_size}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `progress` said."""
+        """Continue from `tensors` and `progress`."""
         self._state = {n: tensors[f"state/{n}"].to(t) for n, t in self._state.items()}
         mass = tensors.get("mass")
         self._inverse_mass = None if mass is None else mass.to(next(iter(self._state.values())))
@@ -97,13 +103,13 @@ class NutsSampler:
 
 
 @contextmanager
-def _still(model: Any) -> Iterator[None]:
-    """Inside, the parameters take no gradients: they are data to the chain."""
+def _fixed_parameters(model: Any) -> Iterator[None]:
+    """Inside, the parameters have no gradients: they are constants of the chain."""
     leaves = [p for p in model.parameters() if p.requires_grad]
     for leaf in leaves:
         leaf.requires_grad_(False)
     try:
-        with warnings.catch_warnings():  # Pyro's, that what takes no gradient is not trained
+        with warnings.catch_warnings():  # Pyro warns that they are not trained
             warnings.filterwarnings("ignore", message=".*not registered in the param store")
             yield
     finally:

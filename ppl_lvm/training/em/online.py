@@ -1,18 +1,18 @@
-"""Online expectation-maximisation: an M-step after every mini-batch.
+"""Online EM: an M-step after every mini-batch.
 
 With T̄_b the statistics of a mini-batch b of B out of N rows at the present θ, at step t = 1, 2, …
 
     s ← (1 - γ_t) s + γ_t N/B T̄_b(θ),    γ_t = (1 + t)^-α,    θ ← M(s),
 
-a stochastic approximation of EM's fixed point s = T̄(θ(s)) for ½ < α ≤ 1. It starts from s = T̄ of
-the rows that the start was made from. The average of s over the second half of the steps has the
+a stochastic approximation of EM's fixed point s = T̄(θ(s)) for ½ < α ≤ 1. Its first s is T̄ of
+the rows from which θ was initialized. The average of s over the second half of the steps has the
 best possible rate for every α < 1 (Polyak, Ruppert); the result is its M-step.
 
-One pass over the data makes N/B updates where EM makes one, so a few passes do; every pass reads
-the rows in another random order. The likelihood may fall from step to step, and what is noted for
-a pass is Σ_b log p(x_b | θ before b), at parameters that change on the way.
+One pass over the data makes N/B updates, where EM makes one, so a few passes are enough. Every
+pass reads the rows in another random order. The likelihood may fall from step to step. The bound
+of a pass is Σ_b log p(x_b | θ before b), at parameters that change during the pass.
 
-Statistics that a model takes relative to θ are carried along when θ moves.
+Statistics that a model takes relative to θ are transported when θ changes.
 
 References:
     Cappé, Moulines (2009). On-line expectation-maximization algorithm for latent data models.
@@ -32,19 +32,19 @@ from ppl_lvm.training.em.statistics import State, Statistics, Sums
 
 
 class OnlineEM:
-    """The steps of some starts together, on the same mini-batches.
+    """Online EM of R restarts together, on the same mini-batches.
 
     Args:
         model: an `EMModel` with `transport_statistics`.
         data: the rows.
-        state: θ with the restarts R leading in every tensor.
-        rows: numbers of the rows that the starts were made from.
+        state: θ; the leading dimension of every tensor is R.
+        rows: indices of the rows from which θ was initialized.
         batch_size: B.
         decay: α.
-        seed: of the rows' order.
+        seed: of the order of the rows.
 
     Attributes:
-        passes: log-likelihood of every pass along its way, nats per row, one list a restart.
+        passes: bound of every pass, nats per row, one list a restart.
     """
 
     def __init__(
@@ -62,25 +62,23 @@ class OnlineEM:
             raise ValueError(f"decay={decay} must lie above 0.5 and be at most 1.")
         if not hasattr(model, "transport_statistics"):
             raise ValueError(
-                f"{type(model).__name__} has no carry(state, new, made_of, statistics), which "
-                "online EM needs. Leave decay out: EM over all rows."
+                f"{type(model).__name__} has no transport_statistics(state, new, made_of, "
+                "statistics), which online EM needs. Leave decay out, for EM over all rows."
             )
         self.data, self.state, self.decay = data, state, decay
         self.sums = Sums(model, data)
         self.order = EpochSampler(len(data), min(batch_size, len(data)), seed)
         self.passes: list[list[float]] = [[] for _ in next(iter(state.values()))]
         self.step = 0
-        self._maximize, self._carry = (
-            torch.vmap(model.m_step),
-            torch.vmap(model.transport_statistics),
-        )
+        self._maximize = torch.vmap(model.m_step)
+        self._transport = torch.vmap(model.transport_statistics)
         statistics, _ = self.sums.over(state, rows)
         self.statistics = {name: t * (len(data) / len(rows)) for name, t in statistics.items()}
         self.mean: Statistics = {}
-        self._along = torch.zeros(len(self.passes), dtype=torch.float64)
+        self._pass_total = torch.zeros(len(self.passes), dtype=torch.float64)
 
     def run(self, num_passes: int, after_iteration: Callable[[], None] = lambda: None) -> None:
-        """Step on to the end of pass `num_passes`, calling `after_iteration` after every pass.
+        """Step to the end of pass `num_passes`, and call `after_iteration` after every pass.
 
         Raises:
             ValueError: a log-likelihood is not finite.
@@ -89,7 +87,7 @@ class OnlineEM:
         while self.step < steps:
             self._advance(averaged=self.step >= steps // 2, averages=self.step - steps // 2)
             if self.step % self.order.steps_per_epoch == 0:
-                self._note()
+                self._record_pass()
                 after_iteration()
 
     def result(self) -> State:
@@ -99,43 +97,43 @@ class OnlineEM:
     def _advance(self, *, averaged: bool, averages: int) -> None:
         rows = self.order.rows(self.step)
         size = len(self.data) if rows is None else len(rows)
-        found, log_likelihood = self.sums.over(self.state, rows)
+        statistics, log_likelihood = self.sums.over(self.state, rows)
         self.step += 1
         rate, scale = (1 + self.step) ** -self.decay, len(self.data) / size
-        s = {name: t + rate * (scale * found[name] - t) for name, t in self.statistics.items()}
+        s = {k: t + rate * (scale * statistics[k] - t) for k, t in self.statistics.items()}
         if averaged:
             weight = 1 / (averages + 1)
             self.mean = {k: t + weight * (s[k] - t) for k, t in (self.mean or s).items()}
         new = self._maximize(self.state, s)
-        self.statistics = self._carry(self.state, new, s, s)
+        self.statistics = self._transport(self.state, new, s, s)
         if self.mean:
-            self.mean = self._carry(self.state, new, s, self.mean)
+            self.mean = self._transport(self.state, new, s, self.mean)
         self.state = new
-        self._along = self._along + log_likelihood.double().cpu()
+        self._pass_total = self._pass_total + log_likelihood.double().cpu()
 
-    def _note(self) -> None:
-        for r, bound in enumerate((self._along / len(self.data)).tolist()):
+    def _record_pass(self) -> None:
+        for r, bound in enumerate((self._pass_total / len(self.data)).tolist()):
             if not abs(bound) < float("inf"):
                 raise ValueError(
                     f"The log-likelihood is {bound} in pass {len(self.passes[r]) + 1}. Use larger "
-                    "mini-batches, look for values far out in the data, or raise the model's floor."
+                    "mini-batches, look for outliers in the data, or raise the model's floor."
                 )
             self.passes[r].append(bound)
-        self._along = torch.zeros_like(self._along)
+        self._pass_total = torch.zeros_like(self._pass_total)
 
-    # What a resumed run needs; it goes on at the end of a pass
+    # Checkpoint, at the end of a pass
 
     def tensors(self) -> dict[str, Tensor]:
         """θ, the statistics and their average by name."""
         parts = {"state": self.state, "statistics": self.statistics, "mean": self.mean}
-        return {f"{part}/{k}": t for part, found in parts.items() for k, t in found.items()}
+        return {f"{part}/{k}": t for part, group in parts.items() for k, t in group.items()}
 
     def progress(self) -> dict[str, Any]:
-        """The rest, as plain data."""
+        """Step and bounds, as plain data."""
         return {"step": self.step, "passes": self.passes}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Continue from what `tensors` and `progress` said."""
+        """Continue from `tensors` and `progress`."""
         parts: dict[str, dict[str, Tensor]] = {"state": {}, "statistics": {}, "mean": {}}
         for name, tensor in tensors.items():
             part, key = name.split("/", 1)

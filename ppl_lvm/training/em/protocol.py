@@ -1,4 +1,4 @@
-"""TODO."""
+"""Protocol of models that can be fitted by EM."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,23 +9,27 @@ from ppl_lvm.training.em.statistics import State, Statistics
 
 @runtime_checkable
 class EMModel(Protocol):
-    """What `fit_em` asks of a model. θ is a dictionary of tensors in double precision.
+    """A model with the two steps of EM. θ is a dictionary of tensors in double precision.
 
-    `e_step` and `m_step` are functions of their arguments: they leave the model as it is and do
-    not branch on values of θ or T̄, since `torch.vmap` runs them for all restarts together.
-    Optional: `initialize(*batch)` and `degenerate(*batch)`, see `fit`; `posterior(*batch)`, which
-    samples the latent sites from p(z | x): the guide of the run; `e_steps(states, *batch)`, which
-    is `e_step` of many starts, leading in θ and in what it returns, where that can be had cheaper;
-    and `transport_statistics(state, new, made_of, statistics)` for online EM: statistics at θ as
-    they are at θ',
-    which `m_step` made of the statistics `made_of`.
+    `e_step` and `m_step` are functions of their arguments: they do not change the model and do not
+    branch on values of θ or T̄, because `torch.vmap` runs them for all restarts at once.
+
+    Optional methods:
+        initialize(*batch): sets initial values from the data.
+        degenerate(*batch): why these parameters must not be chosen, or None.
+        posterior(*batch): samples the latent sites from p(z | x); it is then the run's guide.
+        e_steps(states, *batch): `e_step` of several restarts, which are the leading dimension of θ
+            and of the results, if that is cheaper than `torch.vmap`.
+        transport_statistics(state, new, made_of, statistics): for online EM with statistics that
+            are relative to θ: `statistics` at θ = `state`, expressed at θ' = `new`, where `m_step`
+            computed θ' from the statistics `made_of`.
     """
 
     def em_state(self) -> State:
         """The present parameters θ."""
 
     def set_em_state(self, state: State) -> None:
-        """Take θ over as the model's parameters."""
+        """Set the model's parameters to θ."""
 
     def e_step(self, state: State, *batch: Tensor) -> tuple[Statistics, Tensor]:
         """T̄ and log-likelihood (), summed over the rows of the batch."""

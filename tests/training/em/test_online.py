@@ -1,4 +1,4 @@
-"""EM over mini-batches ends near the optimum of all rows, where statistics are carried along."""
+"""Online EM against EM over all rows."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def _doubles() -> None:
     torch.set_default_dtype(torch.float64)  # what data become; tests/conftest.py puts it back
 
 
-def _drawn(N: int) -> Tensor:
+def _clusters(N: int) -> Tensor:
     """Two overlapping clusters (N, 2)."""
     draw = torch.Generator().manual_seed(5)
     x = torch.randn(N, 2, generator=draw) * torch.tensor([1.0, 0.4])
@@ -26,8 +26,8 @@ def _drawn(N: int) -> Tensor:
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_online_em_comes_near_the_optimum_in_a_few_passes(covariance: str) -> None:
-    x = _drawn(2000)
+def test_online_em_reaches_nearly_the_optimum_in_four_passes(covariance: str) -> None:
+    x = _clusters(2000)
     settings = {"components": 2, "covariance": covariance}
     exact = fit_em(GaussianMixture, x, settings=settings, tolerance=1e-9)
     early = fit_em(GaussianMixture, x, settings=settings, max_iterations=5)
@@ -44,31 +44,31 @@ def test_online_em_comes_near_the_optimum_in_a_few_passes(covariance: str) -> No
 
 
 @pytest.mark.parametrize("model", [PPCA(1), FactorAnalysis(1)])
-def test_online_em_of_a_linear_model_with_missing_values(model: Any) -> None:
+def test_online_em_fits_linear_models_with_missing_values(model: Any) -> None:
     z = torch.randn(2000, 1)
     x = z * torch.tensor([2.0, 1.0, -1.0, 0.5]) + 0.5 * torch.randn(2000, 4) + 10
     x = torch.where(torch.rand(2000, 4) < 0.1, torch.nan, x)
     data = load_data(x.numpy(), missing="keep")
     exact = fit_em(model, data, tolerance=1e-9)
     online = fit_em(model, data, decay=0.6, max_iterations=5, batch_size=100)
-    sampling = 9 / (2 * 2000)  # what the data themselves leave open, 9 parameters at least
+    sampling = 9 / (2 * 2000)  # sampling error of at least 9 parameters
     assert -1e-9 < exact.results["bound"] - online.results["bound"] < sampling
 
 
-class _Uncarried(GaussianMixture):
-    """A wrong twin: old statistics are taken for statistics at the new parameters."""
+class _Untransported(GaussianMixture):
+    """A wrong twin: statistics at θ are taken for statistics at θ'."""
 
     def transport_statistics(self, state: Any, new: Any, made_of: Any, statistics: Any) -> Any:
         return statistics
 
 
-def test_statistics_that_are_not_carried_are_caught() -> None:
-    x = _drawn(2000)
+def test_online_em_without_transport_of_statistics_ends_far_from_the_optimum() -> None:
+    x = _clusters(2000)
     exact = fit_em(GaussianMixture(2), x, tolerance=1e-9)
-    wrong = fit_em(_Uncarried(2), x, decay=0.6, max_iterations=4, batch_size=100)
+    wrong = fit_em(_Untransported(2), x, decay=0.6, max_iterations=4, batch_size=100)
     assert exact.results["bound"] - wrong.results["bound"] > 0.008  # 4 × the right one
 
 
-def test_a_decay_that_never_settles_is_refused() -> None:
+def test_online_em_rejects_a_decay_of_one_half() -> None:
     with pytest.raises(ValueError, match=r"decay=0\.5 must lie above 0\.5"):
-        fit_em(GaussianMixture(3), _drawn(20), decay=0.5)
+        fit_em(GaussianMixture(3), _clusters(20), decay=0.5)
