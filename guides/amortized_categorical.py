@@ -1,4 +1,4 @@
-"""Amortized discrete guide: a probability for every value from one encoder.
+"""Amortized guide of discrete latents: probabilities from one encoder.
 
     q(z_n = c | x_n) = softmax(encoder(x_n))_c         categorical and one-hot sites, C values
     q(z_n = 1 | x_n) = σ(encoder(x_n))                 binary sites, scalar or as an event

@@ -1,4 +1,4 @@
-"""Amortized normalizing flow: q(z_n | x_n) of any shape, with exact density.
+"""Amortized normalizing flow: any shape, with exact density.
 
     ε ~ N(0, I),   u = μ(x_n) + σ(x_n) f_T(… f_1(ε; c(x_n)) …; c(x_n)),   z_n = T(u)
 

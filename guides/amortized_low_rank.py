@@ -1,4 +1,4 @@
-"""Amortized low-rank normal: covariance along a few directions from one encoder.
+"""Amortized low-rank normal: covariance along a few directions.
 
     q(z_n | x_n) = N(μ(x_n), D(x_n) D(x_n)ᵀ + diag σ²(x_n)),   (μ, log σ, D - D₀) = encoder(x_n)
 

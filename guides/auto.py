@@ -106,7 +106,7 @@ def auto_guide(
 
 
 def _has_discrete_factor(site: Site) -> bool:
-    """Whether it has too many values to enumerate, and a family that an encoder can sample."""
+    """True if it has too many values to enumerate, and a family that an encoder can sample."""
     return site.values is None and site.distribution in DiscreteFactor.families
 
 

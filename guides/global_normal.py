@@ -114,7 +114,7 @@ def supported_sites(model_signature: Signature) -> list[Site]:
 
 
 def _on_simplex(site: Site) -> bool:
-    """Whether a value is a point on a simplex, or an event of several such points."""
+    """True if a value is a point on a simplex, or an event of several such points."""
     return isinstance(unwrap_support(site.support), type(constraints.simplex))
 
 

@@ -230,7 +230,7 @@ class LocalNormal(SiteGuide):
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, where NaN equals NaN."""
+    """True if two tensors are equal, where NaN equals NaN."""
     if a is b:
         return True
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -1,4 +1,4 @@
-"""Base of the amortized guides: one encoder, its outputs split between sites.
+"""Base of the amortized guides: one encoder for all sites.
 
     λ_n = encoder(x_n),    q(z_n | x_n) = Π_s q_s(z_ns; λ_ns)
 

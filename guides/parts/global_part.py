@@ -1,4 +1,4 @@
-"""A guide for the global latents beside one for the local latents.
+"""Global latents in guides of local latents.
 
     q(w, z_1 … z_N | x) = q(w) Π_n q(z_n; λ_n),
 

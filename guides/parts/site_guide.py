@@ -1,4 +1,4 @@
-"""Base of the guides that are built from a model's signature."""
+"""Base of guides that sample a model's sites."""
 
 from abc import abstractmethod
 from collections.abc import Callable

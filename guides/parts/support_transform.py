@@ -89,7 +89,7 @@ def open_plates(sites: list[Site], signature: Signature, batch: tuple[Any, ...])
 
 
 def subsamples(signature: Signature) -> bool:
-    """Whether the plate "data" has a `subsample_size`."""
+    """True if the plate "data" has a `subsample_size`."""
     plate = signature.plate(DATA_PLATE)
     return plate.full_size != plate.size
 
@@ -104,7 +104,7 @@ def enter_plates(site: Site, plates: dict[str, Any]) -> Iterator[None]:
 
 
 def enumerated(site: Site) -> bool:
-    """Whether the model marks the site for parallel enumeration."""
+    """True if the model marks the site for parallel enumeration."""
     return site.enumerate == "parallel" and site.values is not None
 
 

@@ -1,4 +1,4 @@
-"""Factors of q: distributions of a site as functions of variational parameters.
+"""Factors of q: site distributions as functions of parameters.
 
     q(z_ns) = T(N(μ, Σ)),   μ and Σ read from λ_ns,   T the bijection onto the site's support
 

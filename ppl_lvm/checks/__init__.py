@@ -1,4 +1,8 @@
-"""Faults of a model and its guide, found before training, each with its remedy."""
+"""Faults of a pair before training, each with its remedy.
+
+`pair_check.CHECKS` lists the checks in order. The folder has more than 12 modules, because each
+check is one module.
+"""
 
 from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
 from ppl_lvm.checks.pair_check import check

@@ -1,4 +1,4 @@
-"""Does the program do the same again, and is its randomness all torch's?"""
+"""Check that programs are deterministic under a seed."""
 
 import random
 from collections.abc import Iterator
@@ -9,40 +9,41 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program
 from ppl_lvm.programs.dry_run import dry_run
 
-# A branch that one run in two takes goes unseen by all of these one time in 32.
+# All of these miss a branch of probability 1/2 once in 32 times.
 _SEEDS = (2, 3, 4, 5, 6)
 
 
-def check_repeats(look: TrialRuns) -> Iterator[Issue]:
-    for program, one in zip(look.programs, (look.model, look.guide), strict=True):
+def check_repeats(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Sites that differ under one seed, foreign randomness, varying structure, `.item()`."""
+    for program, trial in zip(runs.programs, (runs.model, runs.guide), strict=True):
         with dry_run(program):
-            first = run(program, *look.batch, seed=1)
+            first = run_program(program, *runs.batch, seed=1)
         with dry_run(program):
-            again = run(program, *look.batch, seed=1)
+            again = run_program(program, *runs.batch, seed=1)
         with dry_run(program):
-            other = _with_other_numpy(program, *look.batch, seed=1)
+            other = _with_other_numpy(program, *runs.batch, seed=1)
         if first.error or again.error or other.error:
             continue
         if (site := _differing(first, again)) is not None:
-            yield _nondeterministic(one, site)
+            yield _nondeterministic(trial, site)
         elif (site := _differing(first, other)) is not None:
-            yield _foreign(one, site)
+            yield _foreign(trial, site)
         for seed in _SEEDS:
             with dry_run(program):
-                elsewhere = run(program, *look.batch, seed=seed)
+                elsewhere = run_program(program, *runs.batch, seed=seed)
             if not elsewhere.error and _structure(first) != _structure(elsewhere):
-                yield _varies(one, first, elsewhere)
+                yield _varies(trial, first, elsewhere)
                 break
-        for file, line in sorted(set(one.concrete)):
+        for file, line in sorted(set(trial.concrete)):
             yield Issue(
                 "item",
                 "note",
                 None,
-                "A line turns a tensor into a Python number or branches on it.",
-                "The engine cannot capture such a step; it falls back to plain Pyro, slower.",
+                "A line converts a tensor to a Python number or branches on it.",
+                "Such a step cannot be captured; it runs in plain Pyro, which is slower.",
                 "Use torch.where, indexing or masks in place of .item() and if.",
                 file,
                 line,
@@ -50,7 +51,7 @@ def check_repeats(look: TrialRuns) -> Iterator[Issue]:
 
 
 class _OtherSeeds:
-    """Lets torch be seeded as told, NumPy and Python differently."""
+    """The program with other seeds of NumPy and Python."""
 
     def __init__(self, program: Any) -> None:
         self._program = program
@@ -62,13 +63,13 @@ class _OtherSeeds:
 
 
 def _with_other_numpy(program: Any, *batch: Any, seed: int) -> TrialRun:
-    return run(_OtherSeeds(program), *batch, seed=seed)
+    return run_program(_OtherSeeds(program), *batch, seed=seed)
 
 
-def _differing(one: TrialRun, other: TrialRun) -> str | None:
+def _differing(trial: TrialRun, other: TrialRun) -> str | None:
     """The first site whose value or density differs between two runs."""
     theirs = other.nodes()
-    for name, node in one.nodes().items():
+    for name, node in trial.nodes().items():
         if name not in theirs:
             return name
         if not _same(node["value"], theirs[name]["value"]):
@@ -79,7 +80,7 @@ def _differing(one: TrialRun, other: TrialRun) -> str | None:
 
 
 def density(node: dict[str, Any], value: Any) -> Any:
-    """log p of `value` at a site, or None where it cannot be told."""
+    """log p of `value` at a site, or None where it is not defined."""
     with torch.no_grad():
         try:
             return node["fn"].log_prob(value)
@@ -93,44 +94,44 @@ def _same(a: Any, b: Any) -> bool:
     return a is None or b is None or bool(a == b)
 
 
-def _structure(one: TrialRun) -> dict[str, Any]:
-    assert one.signature is not None
-    return {site.name: (site.shape, site.plates) for site in one.signature.sites}
+def _structure(trial: TrialRun) -> dict[str, Any]:
+    assert trial.signature is not None
+    return {site.name: (site.shape, site.plates) for site in trial.signature.sites}
 
 
-def _nondeterministic(one: TrialRun, site: str) -> Issue:
-    return one.finding(
+def _nondeterministic(trial: TrialRun, site: str) -> Issue:
+    return trial.issue(
         "non-deterministic",
         "warning",
         site,
         f"{site!r} differs between two runs under one seed.",
-        "The program keeps state, or draws from a source no seed reaches: runs cannot be "
+        "The program keeps state, or draws from a source without a seed: runs cannot be "
         "repeated or resumed.",
         "Draw with pyro.sample, and keep no counters or caches inside the program.",
     )
 
 
-def _foreign(one: TrialRun, site: str) -> Issue:
-    return one.finding(
+def _foreign(trial: TrialRun, site: str) -> Issue:
+    return trial.issue(
         "foreign-randomness",
         "warning",
         site,
         f"{site!r} depends on random numbers of NumPy or Python.",
-        "They belong to no site, so their density is missing; a captured step would freeze them.",
+        "They belong to no site, so their density is missing; a captured step would fix them.",
         "Draw them as a site: pyro.sample(...); or, for noise that is no latent, torch.rand.",
     )
 
 
-def _varies(one: TrialRun, first: TrialRun, other: TrialRun) -> Issue:
+def _varies(trial: TrialRun, first: TrialRun, other: TrialRun) -> Issue:
     a, b = _structure(first), _structure(other)
     site = next(iter(a.keys() ^ b.keys()), None) or next(k for k in a if a[k] != b.get(k))
-    where = one if site in one.places else other if site in other.places else first
-    return where.finding(
+    origin = trial if site in trial.places else other if site in other.places else first
+    return origin.issue(
         "structure-varies",
         "warning",
         site,
-        f"The program's structure varies from run to run: {site!r} is not always there, or not "
-        "always of one shape.",
-        "Model and guide must take the same branch, and vectorised particles cannot.",
+        f"The program's structure varies between runs: {site!r} does not always exist, or not "
+        "always with the same shape.",
+        "Model and guide must take the same branch, and vectorized particles cannot.",
         f"Sample {site!r} always, and choose with torch.where or .mask(...).",
     )

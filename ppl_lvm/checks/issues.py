@@ -1,4 +1,4 @@
-"""What `check` returns: findings, each with what, why, where and the remedy."""
+"""Issues of a pair: problem, reason, place and remedy."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -10,17 +10,17 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing found in a pair.
+    """One fault of a pair.
 
     Attributes:
-        code: a short name of the kind of fault, the same in every version.
-        severity: "error" (the fit is wrong or does not run), "warning" (probably not what was
-            meant) or "note" (good to know).
-        site: the sample site or parameter, or None if the whole program is meant.
-        file, line: where in the user's program, as far as known.
-        message: what was found.
-        why: why it matters.
-        remedy: what to write instead.
+        code: short name of the kind of fault, the same in every version.
+        severity: "error" (the fit is wrong or does not run), "warning" (probably a mistake) or
+            "note" (information).
+        site: the sample site or parameter, or None for the program as a unit.
+        file, line: place in the user's program, if known.
+        message: the problem.
+        why: its consequence.
+        remedy: code or action that removes it.
     """
 
     code: str
@@ -39,7 +39,7 @@ class Issue:
         return f"{self._head()}\n    why: {self.why}\n    remedy: {self.remedy}"
 
     def in_a_line(self) -> str:
-        """What and the remedy, without why."""
+        """Message and remedy, without the reason."""
         return f"{self._head()} Remedy: {' '.join(self.remedy.split())}"
 
     def _head(self) -> str:
@@ -48,19 +48,19 @@ class Issue:
 
 
 def _shortest(file: str) -> str:
-    """A file's path from here, where it is below."""
+    """Path relative to the working directory, if the file is below it."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
 @dataclass(frozen=True)
 class ObjectiveSupport:
-    """Whether an objective suits a pair.
+    """Support of a pair by an objective.
 
     Attributes:
-        name: the objective's, as `objective=` takes it.
-        suits: whether it is what it says on this pair.
-        why: why not; or on what condition it does; empty where there is nothing to say.
+        name: its name in `objective=`.
+        supported: whether its estimates are valid for this pair.
+        why: the reason if it is not supported, or the condition if it is; empty without either.
     """
 
     name: str
@@ -69,16 +69,18 @@ class ObjectiveSupport:
 
 
 class Issues(Sequence[Issue]):
-    """Findings, errors first. `.ok` says whether none is an error.
+    """Issues, errors first. `.ok` is true if none is an error.
 
     Attributes:
-        estimators: which objectives suit the pair; empty where an error stands before that.
+        estimators: support of the pair by every objective; empty after an error.
     """
 
-    def __init__(self, found: Sequence[Issue], estimators: Sequence[ObjectiveSupport] = ()) -> None:
+    def __init__(
+        self, issues: Sequence[Issue], estimators: Sequence[ObjectiveSupport] = ()
+    ) -> None:
         self.estimators = tuple(estimators)
-        distinct = dict.fromkeys(found)
-        self._found = sorted(distinct, key=lambda finding: SEVERITIES.index(finding.severity))
+        distinct = dict.fromkeys(issues)
+        self._issues = sorted(distinct, key=lambda issue: SEVERITIES.index(issue.severity))
 
     @property
     def ok(self) -> bool:
@@ -86,41 +88,43 @@ class Issues(Sequence[Issue]):
 
     @property
     def errors(self) -> list[Issue]:
-        return [finding for finding in self._found if finding.severity == "error"]
+        return [issue for issue in self._issues if issue.severity == "error"]
 
     @property
     def codes(self) -> list[str]:
-        return [finding.code for finding in self._found]
+        return [issue.code for issue in self._issues]
 
     def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        return self._found[index]
+        return self._issues[index]
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._issues)
 
     def __iter__(self) -> Iterator[Issue]:
-        return iter(self._found)
+        return iter(self._issues)
 
     def __str__(self) -> str:
-        """The findings, and in a paragraph of its own which objectives suit."""
-        said = "\n".join(map(str, self._found)) or "Nothing found: the guide fits the model."
+        """The issues, and in a second paragraph the objectives that support the pair."""
+        text = "\n".join(map(str, self._issues)) or "Nothing found: the guide fits the model."
         if self.estimators:
-            said += "\n\n" + _suitable(self.estimators)
-        return said
+            text += "\n\n" + _supported(self.estimators)
+        return text
 
 
-def _suitable(estimators: Sequence[ObjectiveSupport]) -> str:
-    """The objectives that suit, in a list; and those that do not or not always, by reason."""
-    free = ", ".join(each.name for each in estimators if each.supported and not each.why)
-    lines = textwrap.wrap(f"Objectives that suit: {free or 'none'}.", 100, subsequent_indent="    ")
+def _supported(estimators: Sequence[ObjectiveSupport]) -> str:
+    """The supported objectives in a list, and the others by reason or condition."""
+    unconditional = ", ".join(each.name for each in estimators if each.supported and not each.why)
+    lines = textwrap.wrap(
+        f"Objectives that suit: {unconditional or 'none'}.", 100, subsequent_indent="    "
+    )
     reasons: dict[tuple[bool, str], list[str]] = {}
     for each in estimators:
         if each.why:
-            # Estimators say their own name; one reason is told once for all who have it.
+            # Estimators name themselves; one reason is printed once for all of them.
             why = each.why.replace(each.name, "it", 1).strip()
             reasons.setdefault((not each.supported, why), []).append(each.name)
-    for (not_at_all, why), names in sorted(reasons.items()):
-        head = "not" if not_at_all else "only"
+    for (unsupported, why), names in sorted(reasons.items()):
+        head = "not" if unsupported else "only"
         text = f"{head} {', '.join(names)}: {why}"
         lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="      ")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Are all log-probabilities finite at the start, and of one order of magnitude?"""
+"""Check that initial log-probabilities are finite and of comparable size."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,19 @@ from torch import Tensor
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRuns
 
-# Sites whose log-probabilities differ by more, per number, drown each other's gradients.
-_APART = 1e6
+# Beyond this ratio of mean log-probabilities, gradients of the smaller one are lost to rounding.
+_MAX_RATIO = 1e6
 
 
-def check_density(look: TrialRuns, blamed: set[str]) -> Iterator[Issue]:
-    """`blamed` names sites that other findings already explain."""
+def check_density(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Log-probabilities that are not finite, at sites without a known error."""
     sizes: dict[str, float] = {}
-    # What the guide draws wrongly makes the model's densities wrong: they are not to blame.
-    blamed = blamed | (set(look.model.nodes()) if blamed & set(look.guide.nodes()) else set())
-    for one in (look.guide, look.model):
-        for name, node in one.nodes().items():
+    explained = {issue.site for issue in known if issue.severity == "error"}
+    # An error at a site of the guide explains every density of the model.
+    if explained & set(runs.guide.nodes()):
+        explained |= set(runs.model.nodes())
+    for trial in (runs.guide, runs.model):
+        for name, node in trial.nodes().items():
             try:
                 log_prob: Tensor = node["fn"].log_prob(node["value"]).detach()
             except (ValueError, RuntimeError, NotImplementedError):
@@ -26,10 +28,10 @@ def check_density(look: TrialRuns, blamed: set[str]) -> Iterator[Issue]:
                 continue
             if isinstance(node["mask"], Tensor):
                 log_prob = log_prob.where(node["mask"], 0.0)
-            if not log_prob.isfinite().all() and name not in blamed:
+            if not log_prob.isfinite().all() and name not in explained:
                 bad = log_prob[~log_prob.isfinite()]
                 where = tuple((~log_prob.isfinite()).nonzero()[0].tolist())
-                yield one.finding(
+                yield trial.issue(
                     "not-finite",
                     "error",
                     name,
@@ -38,18 +40,18 @@ def check_density(look: TrialRuns, blamed: set[str]) -> Iterator[Issue]:
                     f"Start {name!r} closer to the data, bound its parameters away from zero "
                     "(a floor under scales), or use logits in place of probabilities.",
                 )
-            elif one is look.model and node["is_observed"] and log_prob.numel():
+            elif trial is runs.model and node["is_observed"] and log_prob.numel():
                 sizes[name] = log_prob.abs().mean().item()
     large = max(sizes, key=lambda name: sizes[name], default=None)
     if large is not None and len(sizes) > 1:
         rest = max(size for name, size in sizes.items() if name != large)
-        if sizes[large] > _APART * max(rest, 1.0):
-            yield look.model.finding(
+        if sizes[large] > _MAX_RATIO * max(rest, 1.0):
+            yield runs.model.issue(
                 "scales-apart",
                 "warning",
                 large,
-                f"{large!r} has log-probabilities of {sizes[large]:.0e} nats a datum at the "
+                f"{large!r} has log-probabilities of {sizes[large]:.0e} nats per row at the "
                 f"start, the other observed sites at most {rest:.0e}.",
-                "Its gradient drowns theirs; float32 rounds theirs away.",
-                f"Standardise the data of {large!r}, or learn its scale.",
+                "Their gradients are small beside its own, and are lost to rounding in float32.",
+                f"Standardize the data of {large!r}, or learn its scale.",
             )

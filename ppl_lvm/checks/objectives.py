@@ -1,7 +1,7 @@
-"""Which objectives suit a pair, and which do not and why: ours and Pyro's.
+"""Objectives that support a pair, with reasons for the others.
 
-Ours say it themselves: an estimator's conditions are data on its class, and it refuses a pair
-that does not meet them. Pyro's do not; what is silently wrong with them is known here.
+An estimator of this package declares its conditions on its class and refuses a pair that does not
+meet them. Pyro's objectives do not; their silent errors are listed here.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from typing import Any
 from pyro.infer.inspect import get_dependencies
 
 from ppl_lvm import estimators
-from ppl_lvm.checks.enumeration import summed_out
+from ppl_lvm.checks.enumeration import enumerated_in_model
 from ppl_lvm.checks.issues import ObjectiveSupport
 from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.estimators import objectives
@@ -19,19 +19,19 @@ from ppl_lvm.particles.structure import PairStructure, analyze_pair
 from ppl_lvm.programs.dry_run import dry_run
 
 
-def suitability(look: TrialRuns) -> tuple[ObjectiveSupport, ...]:
-    """Every estimator of ours, then every objective of Pyro's that `fit` takes."""
-    with dry_run(*look.programs, seed=0), warnings.catch_warnings():
+def supported_objectives(runs: TrialRuns) -> tuple[ObjectiveSupport, ...]:
+    """Support by every estimator of this package, then by every objective of Pyro in `fit`."""
+    with dry_run(*runs.programs, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return (*_ours(look), *_pyros(look))
+        return (*_estimators(runs), *_pyro_objectives(runs))
 
 
-def _ours(look: TrialRuns) -> Iterator[ObjectiveSupport]:
+def _estimators(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
     try:
-        plan = analyze_pair(*look.programs, look.batch, {})
-    except Exception as error:  # whatever an estimator would stop at
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        yield from (ObjectiveSupport(name, False, said) for name in estimators.__all__)
+        plan = analyze_pair(*runs.programs, runs.batch, {})
+    except Exception as error:  # every estimator would stop here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        yield from (ObjectiveSupport(name, False, reason) for name in estimators.__all__)
         return
     for name in estimators.__all__:
         estimator = getattr(estimators, name)()
@@ -49,41 +49,46 @@ def _condition(estimator: Any, plan: PairStructure) -> str:
     return ""
 
 
-def _pyros(look: TrialRuns) -> Iterator[ObjectiveSupport]:
+def _pyro_objectives(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
     for name in objectives.PYRO_OBJECTIVES:
         objective = objectives.objective(name)
-        why = _enumeration(look, name) or _refusal(objective, look, False)
-        if not why and name == "TraceMeanField_ELBO" and (link := _linked(look)) is not None:
+        why = _enumeration(runs, name) or _refusal(objective, runs, False)
+        if not why and name == "TraceMeanField_ELBO" and (link := _linked(runs)) is not None:
             why = (
-                f"It takes the guide's sites for independent, but {link[0]!r} depends on "
+                f"It assumes independent sites of the guide, but {link[0]!r} depends on "
                 f"{link[1]!r}. Use ELBO or Trace_ELBO."
             )
         if why:
             yield ObjectiveSupport(name, False, why)
             continue
-        condition = _refusal(objective, look, True)
+        condition = _refusal(objective, runs, True)
         yield ObjectiveSupport(name, True, condition and f"on the whole data only: {condition}")
 
 
-def _enumeration(look: TrialRuns, name: str) -> str:
-    """Why an objective does not enumerate as the pair asks; TraceEnum_ELBO alone does."""
-    assert look.model.signature is not None
-    summed = [site.name for site in look.model.signature.latents if summed_out(site, look)]
-    marked = [n for n, node in look.guide.nodes().items() if node["infer"].get("enumerate")]
+def _enumeration(runs: TrialRuns, name: str) -> str:
+    """Reason why an objective does not enumerate the marked sites; only TraceEnum_ELBO does."""
+    assert runs.model.signature is not None
+    enumerated = [
+        site.name for site in runs.model.signature.latents if enumerated_in_model(site, runs)
+    ]
+    marked = [n for n, node in runs.guide.nodes().items() if node["infer"].get("enumerate")]
     if name == "TraceEnum_ELBO":
-        return "" if summed or marked else "It has nothing to enumerate. Use ELBO or Trace_ELBO."
-    if summed:
         return (
-            f"It draws {summed[0]!r} from the prior, and does not sum it out. Use TraceEnum_ELBO."
+            "" if enumerated or marked else "It has nothing to enumerate. Use ELBO or Trace_ELBO."
+        )
+    if enumerated:
+        return (
+            f"It draws {enumerated[0]!r} from the prior instead of enumerating it. "
+            "Use TraceEnum_ELBO."
         )
     if marked:
         return f"It draws {marked[0]!r}, which the guide marks for enumeration. Use TraceEnum_ELBO."
     return ""
 
 
-def _refusal(objective: Any, look: TrialRuns, subsampled: bool) -> str:
-    """What `fit` would refuse the objective for."""
-    model, guide = look.model.trace, look.guide.trace
+def _refusal(objective: Any, runs: TrialRuns, subsampled: bool) -> str:
+    """Reason why `fit` would refuse the objective, or an empty string."""
+    model, guide = runs.model.trace, runs.guide.trace
     assert model is not None
     assert guide is not None
     try:
@@ -94,13 +99,13 @@ def _refusal(objective: Any, look: TrialRuns, subsampled: bool) -> str:
     return ""
 
 
-def _linked(look: TrialRuns) -> tuple[str, str] | None:
+def _linked(runs: TrialRuns) -> tuple[str, str] | None:
     """The first site of the guide that depends on another, and that other."""
     try:
-        found: Any = get_dependencies(look.programs[1], look.batch)["prior_dependencies"]
+        dependencies: Any = get_dependencies(runs.programs[1], runs.batch)["prior_dependencies"]
     except (TypeError, RuntimeError, NotImplementedError, AssertionError):
         return None
-    for site, upstream in found.items():
+    for site, upstream in dependencies.items():
         for other in upstream:
             if other != site:
                 return site, other

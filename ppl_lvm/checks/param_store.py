@@ -1,8 +1,8 @@
-"""Does Pyro's store hold another program's parameters under this one's names?
+"""Check Pyro's parameter store for parameters of earlier programs.
 
-A module's parameters go by their names into the store of the process. If an earlier program left
-some under the same names (a cell that was run again, a second model of the same class), Pyro uses
-those, and the module's own are never trained.
+A module's parameters enter the store of the process by name. If an earlier program left parameters
+of the same names there (a cell that was run again, a second model of the same class), Pyro uses
+those, and those of the module are never trained.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,46 +13,46 @@ import pyro
 from torch import nn
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import run
+from ppl_lvm.checks.trial_runs import run_program
 from ppl_lvm.programs.dry_run import dry_run
 
 
 def check_store(
     model: Callable[..., Any], guide: Callable[..., Any], *batch: Any
 ) -> tuple[list[Issue], set[str]]:
-    """A finding where that is so, and the names in the store that are not these programs'."""
+    """An issue for such a parameter, and the names in the store of other programs."""
     store = pyro.get_param_store()
     stale: dict[str, Issue] = {}
     if not len(store) or pyro.settings.get("module_local_params"):
         return [], set()
-    held = dict(store._params)
+    stored = dict(store._params)
     for program in (model, guide):
         if not isinstance(program, nn.Module):
             continue
-        own = {id(parameter) for parameter in program.parameters()}
+        owned = {id(parameter) for parameter in program.parameters()}
         with dry_run(program):
             pyro.get_param_store().clear()
-            alone = run(program, *batch)
-        if alone.trace is None:
+            trial = run_program(program, *batch)
+        if trial.trace is None:
             continue
-        for name, leaf in alone.parameters().items():
-            if id(leaf) in own and name in held and held[name] is not leaf:
-                stale[name] = alone.finding(
+        for name, leaf in trial.parameters().items():
+            if id(leaf) in owned and name in stored and stored[name] is not leaf:
+                stale[name] = trial.issue(
                     "stale-parameter",
                     "warning",
                     name,
                     f"Pyro's store holds another tensor under the name of the parameter {name!r}, "
                     "left by an earlier program.",
-                    "Under plain pyro.infer.SVI that one is used and trained in its place. (fit "
-                    "has a store of its own.)",
-                    "pyro.clear_param_store()  # before a new pair is made",
+                    "Plain pyro.infer.SVI uses and trains that one in its place. (fit uses a "
+                    "separate store.)",
+                    "pyro.clear_param_store()  # before a new pair is built",
                 )
     return list(stale.values())[:1], set(stale)
 
 
 @contextmanager
 def without(names: set[str]) -> Iterator[None]:
-    """Inside, the store lacks these parameters."""
+    """Remove these parameters from the store inside the scope."""
     store = pyro.get_param_store()
     if not names:
         yield

@@ -1,4 +1,4 @@
-"""Will every parameter be trained, and each only as itself?"""
+"""Check that every parameter receives a finite gradient."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,34 +8,35 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program
 from ppl_lvm.programs.dry_run import dry_run
 
 
-def check_parameters(look: TrialRuns) -> Iterator[Issue]:
-    yield from _collisions(look)
-    yield from _untrained(look)
+def check_parameters(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Names of two parameters, missing gradients, gradients that are not finite."""
+    yield from _collisions(runs)
+    yield from _untrained(runs)
 
 
-def _collisions(look: TrialRuns) -> Iterator[Issue]:
-    """One name, two tensors of modules: Pyro's store keeps the first and forgets the second."""
-    model, guide = look.standalone
+def _collisions(runs: TrialRuns) -> Iterator[Issue]:
+    """Two tensors of modules with one name: Pyro's store keeps only the first."""
+    model, guide = runs.standalone
     if model.error or guide.error or pyro.settings.get("module_local_params"):
         return
-    ours, theirs = model.parameters(), guide.parameters()
-    owned = _owned(look.programs[0]) | _owned(look.programs[1])
-    for name in ours.keys() & theirs.keys():
-        if ours[name] is theirs[name]:
+    in_model, in_guide = model.parameters(), guide.parameters()
+    owned = _owned(runs.programs[0]) | _owned(runs.programs[1])
+    for name in in_model.keys() & in_guide.keys():
+        if in_model[name] is in_guide[name]:
             continue
-        if id(ours[name]) not in owned and id(theirs[name]) not in owned:
-            continue  # pyro.param in functions: sharing by name is how it is meant
-        yield guide.finding(
+        if id(in_model[name]) not in owned and id(in_guide[name]) not in owned:
+            continue  # pyro.param in functions: shared by name on purpose
+        yield guide.issue(
             "parameter-collision",
             "warning",
             name,
             f"Model and guide each have a parameter {name!r}.",
-            "Under plain pyro.infer.SVI the two share one place in Pyro's store, and only one of "
-            "them is trained. (fit keeps them apart.)",
+            "Under plain pyro.infer.SVI the two share one entry of Pyro's store, and only one of "
+            "them is trained. (fit keeps them separate.)",
             f"Rename the guide's {name!r}, or pyro.settings.set(module_local_params=True).",
         )
 
@@ -44,42 +45,43 @@ def _owned(program: Any) -> set[int]:
     return {id(p) for p in program.parameters()} if isinstance(program, nn.Module) else set()
 
 
-def _untrained(look: TrialRuns) -> Iterator[Issue]:
-    """Which parameters the bound's graph does not reach, in a run of its own.
+def _untrained(runs: TrialRuns) -> Iterator[Issue]:
+    """Parameters that the graph of the bound does not reach.
 
-    (Running statistics that another run changes would spoil the graph.)
+    In a separate run, because a later run may change running statistics in place.
     """
-    model, guide = look.programs
+    model, guide = runs.programs
     with dry_run(model, guide):
-        drawn = run(guide, *look.batch)
-        runs = (run(model, *look.batch, values=drawn.trace), drawn)
-        if runs[0].error or runs[1].error:
+        guide_trial = run_program(guide, *runs.batch)
+        model_trial = run_program(model, *runs.batch, values=guide_trial.trace)
+        pair = (model_trial, guide_trial)
+        if pair[0].error or pair[1].error:
             return
-        total = _bound(*runs)
-        baselines = _baselines(drawn)
+        total = _bound(*pair)
+        baselines = _baselines(guide_trial)
         leaves = [
-            {name: leaf for name, leaf in _leaves(*pair).items() if id(leaf) not in baselines}
-            for pair in zip(runs, look.programs, strict=True)
+            {name: leaf for name, leaf in _leaves(*each).items() if id(leaf) not in baselines}
+            for each in zip(pair, runs.programs, strict=True)
         ]
         every = [leaf for named in leaves for leaf in named.values()]
         if not every or total is None:
             return
         reached = _gradients(total, every)
-        # If the bound is not finite, its sites are to blame and not their gradients.
+        # If the bound is not finite, that is the fault, and not its gradient.
         if total.isfinite() and not all(map(_is_finite, reached)):
-            yield from _not_finite(runs, every)
-    names = [(one, name) for one, named in zip(runs, leaves, strict=True) for name in named]
-    for (one, name), gradient in zip(names, reached, strict=True):
+            yield from _not_finite(pair, every)
+    names = [(trial, name) for trial, named in zip(pair, leaves, strict=True) for name in named]
+    for (trial, name), gradient in zip(names, reached, strict=True):
         if gradient is None:
-            yield one.finding(
+            yield trial.issue(
                 "no-gradient",
                 "warning",
                 name,
                 f"The parameter {name!r} never receives a gradient.",
-                "It stays as it was made: something that should use it does not, or a detach(), "
-                ".data or torch.no_grad() stands between.",
-                f"Use {name!r} in a site, without detach(), .data or torch.no_grad() between; or "
-                "remove it, or say requires_grad_(False).",
+                "It keeps its initial value: no site uses it, or only behind a detach(), .data or "
+                "torch.no_grad().",
+                f"Use {name!r} in a site, without detach(), .data or torch.no_grad(); or "
+                "remove it, or call requires_grad_(False).",
             )
 
 
@@ -93,31 +95,31 @@ def _is_finite(gradient: Tensor | None) -> bool:
     return gradient is None or bool(gradient.isfinite().all())
 
 
-def _not_finite(runs: tuple[TrialRun, TrialRun], leaves: list[Tensor]) -> Iterator[Issue]:
+def _not_finite(pair: tuple[TrialRun, TrialRun], leaves: list[Tensor]) -> Iterator[Issue]:
     """The first site whose log-probability is finite while its gradient is not."""
-    for one in runs:
-        for name, node in one.nodes().items():
+    for trial in pair:
+        for name, node in trial.nodes().items():
             log_prob = _log_prob(node)
             if log_prob is None or all(map(_is_finite, _gradients(log_prob, leaves))):
                 continue
-            yield one.finding(
+            yield trial.issue(
                 "gradient-not-finite",
                 "error",
                 name,
                 f"log p of {name!r} is finite, but its gradient is not.",
-                "A mask or torch.where hides a value and not its gradient: zero times NaN is NaN. "
-                "So does the root, or the norm, of zero.",
-                "Replace before it is used, not after: obs=x.nan_to_num(1.0) beside "
+                "A mask or torch.where hides a value but not its gradient: zero times NaN is NaN. "
+                "The root and the norm of zero have no gradient either.",
+                "Replace it before it is used, not after: obs=x.nan_to_num(1.0) beside "
                 ".mask(~x.isnan()), (v + 1e-12).sqrt(), v.clamp(min=1e-6).log().",
             )
             return
 
 
 def _bound(*runs: TrialRun) -> Tensor | None:
-    """All log-probabilities added up: its graph reaches what an objective's would."""
+    """Sum of all log-probabilities: its graph reaches the parameters of every objective."""
     total = torch.zeros(())
-    for one in runs:
-        for node in one.nodes().values():
+    for trial in runs:
+        for node in trial.nodes().values():
             log_prob = _log_prob(node)
             if log_prob is None:
                 return None
@@ -126,7 +128,7 @@ def _bound(*runs: TrialRun) -> Tensor | None:
 
 
 def _log_prob(node: dict[str, Any]) -> Tensor | None:
-    """log p of a site, summed, zero where it is masked; None where it cannot be told."""
+    """Sum of log p of a site, zero where it is masked; None where it is not defined."""
     if node["mask"] is False:
         return torch.zeros(())
     try:
@@ -139,19 +141,21 @@ def _log_prob(node: dict[str, Any]) -> Tensor | None:
 
 
 def _baselines(guide: TrialRun) -> set[int]:
-    """Parameters of neural baselines, which learn from a loss of their own."""
-    found = set()
+    """Parameters of neural baselines, which have a separate loss."""
+    baselines = set()
     for node in guide.nodes().values():
         network = node["infer"].get("baseline", {}).get("nn_baseline")
         if isinstance(network, nn.Module):
-            found |= {id(parameter) for parameter in network.parameters()}
-    return found
+            baselines |= {id(parameter) for parameter in network.parameters()}
+    return baselines
 
 
-def _leaves(one: TrialRun, program: Any) -> dict[str, Tensor]:
-    """Name -> leaf, of what the run used and of what the module has besides."""
+def _leaves(trial: TrialRun, program: Any) -> dict[str, Tensor]:
+    """Name -> leaf, of parameters that the run used and of others in the module."""
     leaves = {
-        name: leaf for name, leaf in one.parameters().items() if leaf.requires_grad and leaf.is_leaf
+        name: leaf
+        for name, leaf in trial.parameters().items()
+        if leaf.requires_grad and leaf.is_leaf
     }
     known = {id(leaf) for leaf in leaves.values()}
     if isinstance(program, nn.Module):

@@ -1,4 +1,4 @@
-"""What belongs to the rows of this one batch, and would be another row's in the next?"""
+"""Check that the guide is not fixed to one batch."""
 
 from collections.abc import Iterator
 
@@ -8,83 +8,84 @@ from torch import Tensor
 
 from ppl_lvm.checks.determinism import density
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
-def check_rows(look: TrialRuns, num_rows: int | None) -> Iterator[Issue]:
-    """The guide on other rows than these: fewer of them, and turned around."""
-    B = rows(look.batch)
-    if B is None or B < 3 or look.guide.signature is None:
+def check_rows(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """The guide on fewer rows, and on the rows in reversed order."""
+    B = rows(runs.batch)
+    if B is None or B < 3 or runs.guide.signature is None:
         return
-    helpers = {n for n, node in look.guide.nodes().items() if node["infer"].get("is_auxiliary")}
-    sites = [site for site in look.guide.signature.sites if site.local]
-    local = [site.name for site in sites if site.name not in helpers]
+    auxiliary = {n for n, node in runs.guide.nodes().items() if node["infer"].get("is_auxiliary")}
+    sites = [site for site in runs.guide.signature.sites if site.local]
+    local = [site.name for site in sites if site.name not in auxiliary]
     if not local:
         return
-    severity = "error" if num_rows is not None and num_rows > B else "note"
-    tied = _tied(look, local, B)
-    if tied is not None:
-        yield look.guide.finding(
+    severity = "error" if runs.num_rows is not None and runs.num_rows > B else "note"
+    reason = _fixed_rows(runs, local, B)
+    if reason is not None:
+        yield runs.guide.issue(
             "row-by-row",
             severity,
             local[0],
-            f"The guide's {local[0]!r} belongs to the {B} rows of this batch: {tied}.",
-            "All rows at once, in their order, are right; in mini-batches it would be another "
-            "row's.",
+            f"The guide's {local[0]!r} belongs to the {B} rows of this batch: {reason}.",
+            "It is right for all rows at once in their order; in mini-batches it would be that of "
+            "another row.",
             "Train on all rows at once (batch_size=None), or compute it from the row: "
             "AmortizedNormal(model, x).",
         )
     else:
-        yield from _turned(look)
+        yield from _reversed(runs)
 
 
-def _tied(look: TrialRuns, local: list[str], B: int) -> str | None:
-    """What tells that the guide knows these rows: seen by leaving out the last."""
+def _fixed_rows(runs: TrialRuns, local: list[str], B: int) -> str | None:
+    """Evidence that the guide is fixed to these rows, from a run without the last one."""
     fewer = tuple(
         part[:-1] if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in look.batch
+        for part in runs.batch
     )
-    with dry_run(look.programs[1]):
+    with dry_run(runs.programs[1]):
         pyro.get_param_store().clear()
-        less = run(look.programs[1], *fewer)
-    if less.error is not None or less.signature is None:
-        return f"it does not run with one of them left out ({type(less.error).__name__})"
+        shorter = run_program(runs.programs[1], *fewer)
+    if shorter.error is not None or shorter.signature is None:
+        return f"it does not run without one of them ({type(shorter.error).__name__})"
     for name in local:
-        if name in less.signature and any(
+        if name in shorter.signature and any(
             frame.name == DATA_PLATE and frame.size == B
-            for frame in less.nodes()[name]["cond_indep_stack"]
+            for frame in shorter.nodes()[name]["cond_indep_stack"]
         ):
-            return "it draws as many with one of them left out"
-    return _grown(look.standalone[1], less)
+            return "it draws as many without one of them"
+    return _sized_parameter(runs.standalone[1], shorter)
 
 
-def _grown(whole: TrialRun, less: TrialRun) -> str | None:
-    if whole.error is not None:
+def _sized_parameter(complete: TrialRun, shorter: TrialRun) -> str | None:
+    """A parameter whose shape depends on the number of rows."""
+    if complete.error is not None:
         return None
-    shapes = {name: leaf.shape for name, leaf in less.parameters().items()}
-    for name, leaf in whole.parameters().items():
+    shapes = {name: leaf.shape for name, leaf in shorter.parameters().items()}
+    for name, leaf in complete.parameters().items():
         if name in shapes and shapes[name] != leaf.shape:
             return f"its parameter {name!r} has the shape {tuple(leaf.shape)}"
     return None
 
 
-def _turned(look: TrialRuns) -> Iterator[Issue]:
-    """Turn the rows around: a datum's density must turn with it, unless it depends on position."""
-    guide, B = look.guide, rows(look.batch)
+def _reversed(runs: TrialRuns) -> Iterator[Issue]:
+    """Reverse the rows: the density of a row must not depend on its position."""
+    guide, B = runs.guide, rows(runs.batch)
     assert guide.signature is not None
     local = [site for site in guide.signature.sites if site.local]
     if not local or any(site.plates[-1:] != ("data",) for site in local):
         return
-    turned = tuple(
+    reversed_batch = tuple(
         part.flip(0) if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in look.batch
+        for part in runs.batch
     )
-    with dry_run(look.programs[1]), torch.no_grad():
-        backwards = run(look.programs[1], *turned)
-    with dry_run(look.programs[1]), torch.no_grad():
-        elsewhere = run(look.programs[1], *look.batch, seed=3)
+    with dry_run(runs.programs[1]), torch.no_grad():
+        backwards = run_program(runs.programs[1], *reversed_batch)
+    with dry_run(runs.programs[1]), torch.no_grad():
+        elsewhere = run_program(runs.programs[1], *runs.batch, seed=3)
     if backwards.error is not None or elsewhere.error is not None:
         return
     there, back, noisy = guide.nodes(), backwards.nodes(), elsewhere.nodes()
@@ -97,14 +98,14 @@ def _turned(look: TrialRuns) -> Iterator[Issue]:
         if any(density is None for density in (*same, again)) or site.distribution == "Delta":
             continue
         if not torch.allclose(same[0], again):
-            continue  # parameters that are random themselves (dropout) cannot be compared so
+            continue  # random parameters (dropout) cannot be compared
         if not torch.allclose(same[0], same[1].flip(0), rtol=1e-3, atol=1e-3):
-            yield guide.finding(
+            yield guide.issue(
                 "batch-order",
                 "warning",
                 site.name,
-                f"The guide's {site.name!r} depends on where in the batch a row stands.",
-                "In shuffled mini-batches a row's parameters would be another row's.",
-                "Compute them from the row itself, as AmortizedNormal(model, x) does, or train on "
+                f"The guide's {site.name!r} depends on the position of a row in the batch.",
+                "In shuffled mini-batches a row would have the parameters of another row.",
+                "Compute them from the row, as AmortizedNormal(model, x) does, or train on "
                 "all rows at once, unshuffled.",
             )

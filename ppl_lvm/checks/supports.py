@@ -1,4 +1,4 @@
-"""Do values lie where the distributions have density: guide against prior, data, arguments?"""
+"""Check values and arguments against the supports of distributions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,27 +13,28 @@ from ppl_lvm.core.distributions import family, innermost, own_masks, unwrap_supp
 from ppl_lvm.programs.signatures import Site, describe
 
 
-def check_supports(look: TrialRuns) -> Iterator[Issue]:
-    yield from _guide_against_prior(look)
-    wrong = list(_arguments(look.guide))
-    # A NaN that the guide drew would be the model's fault too.
-    yield from wrong or _arguments(look.model)
-    yield from _observations(look.model)
+def check_supports(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Supports of the guide against those of the prior, arguments, and observed values."""
+    yield from _guide_against_prior(runs)
+    wrong = list(_arguments(runs.guide))
+    # A NaN drawn by the guide also appears in the arguments of the model.
+    yield from wrong or _arguments(runs.model)
+    yield from _observations(runs.model)
 
 
-def _guide_against_prior(look: TrialRuns) -> Iterator[Issue]:
-    model, guide = look.model.signature, look.guide.signature
+def _guide_against_prior(runs: TrialRuns) -> Iterator[Issue]:
+    model, guide = runs.model.signature, runs.guide.signature
     assert model is not None
     assert guide is not None
-    drawn = look.guide.nodes()
+    nodes = runs.guide.nodes()
     for site in guide.sites:
         if site.name not in model or model[site.name].observed or site.observed:
             continue
         prior = model[site.name]
-        inside = prior.support.check(drawn[site.name]["value"])
+        inside = prior.support.check(nodes[site.name]["value"])
         wider, narrower = _compare(site, prior)
         if not inside.all() or wider:
-            yield look.guide.finding(
+            yield runs.guide.issue(
                 "support-wider",
                 "error",
                 site.name,
@@ -43,20 +44,20 @@ def _guide_against_prior(look: TrialRuns) -> Iterator[Issue]:
                 f"pyro.sample({site.name!r}, {_with_support(prior)})",
             )
         elif narrower:
-            yield look.guide.finding(
+            yield runs.guide.issue(
                 "support-narrower",
                 "warning",
                 site.name,
                 f"The guide's {site.name!r} ~ {site.distribution} has support "
                 f"{describe(site.support)}, only a part of the prior's, "
                 f"{describe(prior.support)}.",
-                "What the posterior has outside of it can never be found.",
+                "The guide cannot represent the posterior outside of it.",
                 f"pyro.sample({site.name!r}, {_with_support(prior)})",
             )
 
 
 def _with_support(prior: Site) -> str:
-    """A distribution for a guide whose support is the prior's, as code."""
+    """Code of a distribution whose support is that of the prior."""
     words = describe(prior.support)
     if words in _FAMILIES:
         return _FAMILIES[words]
@@ -68,7 +69,7 @@ def _with_support(prior: Site) -> str:
     )
 
 
-# A family for a guide, by the words for its support.
+# Families of a guide by the description of the support.
 _FAMILIES = {
     "real": "dist.Normal(loc, scale)",
     "positive": "dist.LogNormal(loc, scale)",
@@ -79,17 +80,17 @@ _FAMILIES = {
 
 
 def _compare(site: Site, prior: Site) -> tuple[bool, bool]:
-    """Whether the guide's support is wider, and whether it is narrower, as far as bounds tell."""
-    if site.distribution == "Delta":  # a point: its own support says nothing
+    """True if the bounds of the guide's support are wider, and whether they are narrower."""
+    if site.distribution == "Delta":  # a point, whose support is always the real line
         return False, False
-    ours, theirs = _bounds(site.support), _bounds(prior.support)
-    if ours is None or theirs is None or site.discrete != prior.discrete:
+    bounds, prior_bounds = _bounds(site.support), _bounds(prior.support)
+    if bounds is None or prior_bounds is None or site.discrete != prior.discrete:
         return False, False
-    if site.distribution == "TransformedDistribution" and ours[0] == -ours[1]:
-        # torch calls the image of an affine map the real line, whatever was mapped.
+    if site.distribution == "TransformedDistribution" and bounds[0] == -bounds[1]:
+        # torch declares the real line as the image of every affine map.
         return False, False
-    wider = bool((ours[0] < theirs[0]).any() or (ours[1] > theirs[1]).any())
-    narrower = bool((ours[0] > theirs[0]).any() or (ours[1] < theirs[1]).any())
+    wider = bool((bounds[0] < prior_bounds[0]).any() or (bounds[1] > prior_bounds[1]).any())
+    narrower = bool((bounds[0] > prior_bounds[0]).any() or (bounds[1] < prior_bounds[1]).any())
     return wider, narrower
 
 
@@ -101,23 +102,27 @@ def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
     if hasattr(support, "lower_bound") or hasattr(support, "upper_bound"):
         low = torch.as_tensor(getattr(support, "lower_bound", -infinity), dtype=torch.float64)
         high = torch.as_tensor(getattr(support, "upper_bound", infinity), dtype=torch.float64)
-        # One number for all: shapes of two programs need not agree here.
+        # One value for all elements, since shapes of two programs may differ.
         return low.min(), high.max()
     return None
 
 
-def _arguments(one: TrialRun) -> Iterator[Issue]:
-    """Arguments that a distribution does not take: a scale below zero, weights that are NaN."""
-    for name, node in one.nodes().items():
+def _arguments(trial: TrialRun) -> Iterator[Issue]:
+    """Invalid arguments of a distribution: a scale below zero, weights that are NaN."""
+    for name, node in trial.nodes().items():
         fn = innermost(node["fn"])
         for argument, constraint in getattr(fn, "arg_constraints", {}).items():
             if constraints.is_dependent(constraint) or argument not in fn.__dict__:
                 continue
             value = getattr(fn, argument)
             if isinstance(value, Tensor) and not constraint.check(value).all():
-                worst = value[~constraint.check(value)].flatten() if _whole(constraint) else value
+                worst = (
+                    value[~constraint.check(value)].flatten()
+                    if _is_elementwise(constraint)
+                    else value
+                )
                 number = worst.flatten()[0].item()
-                yield one.finding(
+                yield trial.issue(
                     "argument",
                     "error",
                     name,
@@ -130,10 +135,10 @@ def _arguments(one: TrialRun) -> Iterator[Issue]:
 
 
 def _constrained(constraint: Any, number: float) -> str:
-    """How to keep an argument where it belongs; `number` is one that does not."""
+    """Remedy for an argument outside its constraint; `number` is such a value."""
     if number != number:
         return (
-            "Follow it back to a logarithm or a root of a number below zero, to 0/0, or to NaN in "
+            "Trace it back to a logarithm or a root of a number below zero, to 0/0, or to NaN in "
             "the data, and bound it there: .clamp(min=1e-6)."
         )
     words = describe(constraint).replace("lower Cholesky", "lower_cholesky")
@@ -144,12 +149,12 @@ def _constrained(constraint: Any, number: float) -> str:
     return f"A parameter: {code}. A network's output or the data: .{squash}."
 
 
-def _whole(constraint: Any) -> bool:
+def _is_elementwise(constraint: Any) -> bool:
     return getattr(constraint, "event_dim", 0) == 0
 
 
-def _observations(one: TrialRun) -> Iterator[Issue]:
-    for name, node in one.nodes().items():
+def _observations(trial: TrialRun) -> Iterator[Issue]:
+    for name, node in trial.nodes().items():
         if not node["is_observed"] or node["mask"] is False:
             continue
         fn, value = node["fn"], node["value"]
@@ -162,28 +167,31 @@ def _observations(one: TrialRun) -> Iterator[Issue]:
         support = unwrap_support(support)
         good = support.check(value)
         for mask in _masks(node):
-            # A mask of the batch stands for all the elements of its events.
+            # A mask of the batch applies to all elements of its events.
             if mask.dim() <= len(fn.batch_shape):
                 mask = mask.reshape(mask.shape + (1,) * len(fn.event_shape))
             good = good | ~mask
         if not good.all():
             where = tuple((~good).nonzero()[0].tolist())
             shown = value[where].flatten()[0].item()
-            yield one.finding(
+            yield trial.issue(
                 "value-outside-support",
                 "error",
                 name,
                 f"{int((~good).sum())} observed values of {name!r} lie outside the support of "
                 f"{family(fn)}, "
                 f"{describe(support)}; the first, at {where}, is {shown:g}.",
-                "Their log-probability is minus infinity, NaN, or a number without meaning.",
+                "Their log-probability is minus infinity, NaN, or meaningless.",
                 _suited(name, support, value),
             )
 
 
 def _inside(support: Any) -> float:
-    """A value that fills gaps behind a mask: not on the support's edge, where a density may be
-    infinite, and its gradient NaN although the mask hides it."""
+    """A value for masked entries.
+
+    It lies inside the support and not on its edge, where a density may be infinite and its gradient
+    NaN although the mask hides it.
+    """
     for fill in (0.0, 1.0, 0.5):
         near = torch.tensor([fill] if support.is_discrete else [fill - 0.01, fill + 0.01])
         if support.check(near).all():
@@ -192,12 +200,12 @@ def _inside(support: Any) -> float:
 
 
 def _suited(name: str, support: Any, value: Tensor) -> str:
-    """A likelihood that has these values, as code, from what they look like."""
+    """Code of a likelihood whose support contains these values."""
     if value.isnan().any():
         return (
             f"pyro.sample({name!r}, dist.….mask(~x.isnan()), obs=x.nan_to_num("
-            f"{_inside(support)}))  # leaves the missing values out; .mask before .to_event. "
-            "ppl_lvm.programs.missing.without_missing does both."
+            f"{_inside(support)}))  # excludes the missing values; .mask before .to_event. "
+            "ppl_lvm.authoring.without_missing does both."
         )
     low, high = value.min().item(), value.max().item()
     whole = bool((value == value.round()).all())
@@ -212,11 +220,11 @@ def _suited(name: str, support: Any, value: Tensor) -> str:
         fit = "dist.LogNormal(loc, scale)"
     else:
         fit = "dist.Normal(loc, scale)"
-    return f"pyro.sample({name!r}, {fit}, ...) has such values; or mend the data."
+    return f"pyro.sample({name!r}, {fit}, ...) has such values; or correct the data."
 
 
 def _masks(node: dict[str, Any]) -> Iterator[Tensor]:
-    """Masks by poutine.mask and by `.mask(...)` of the distribution or of what it wraps."""
+    """Masks by poutine.mask, and by `.mask(...)` of the distribution or of one inside it."""
     if isinstance(node["mask"], Tensor):
         yield node["mask"].bool()
     yield from own_masks(node["fn"])

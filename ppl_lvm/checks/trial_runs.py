@@ -1,8 +1,8 @@
-"""Looks at a pair: several runs of model and guide, that leave no trace of having been made."""
+"""Trial runs of model and guide without side effects."""
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,12 +27,12 @@ class TrialRun:
     """One run of one program.
 
     Attributes:
-        trace: what it declared; None if it failed.
-        signature: the same, read.
+        trace: its trace; None if it failed.
+        signature: signature of the trace.
         places: site or parameter -> file and line of the user's program.
-        concrete: lines that turned a tensor into a Python number.
-        origin: where the program begins, for what no site can be blamed for.
-        error: the exception that stopped it.
+        concrete: lines that converted a tensor to a Python number.
+        origin: first line of the program, for issues without a site.
+        error: the exception that it raised.
     """
 
     trace: poutine.Trace | None = None
@@ -43,7 +43,7 @@ class TrialRun:
     error: Exception | None = None
 
     def nodes(self) -> dict[str, dict[str, Any]]:
-        """Sample sites, without `pyro.deterministic` and the plates' own."""
+        """Sample sites, without `pyro.deterministic` and the sites of plates."""
         assert self.trace is not None
         return {
             name: node
@@ -54,73 +54,93 @@ class TrialRun:
         }
 
     def parameters(self) -> dict[str, Tensor]:
-        """Parameter name -> the leaf that an optimiser would move."""
+        """Parameter name -> the leaf that an optimizer changes."""
         assert self.trace is not None
-        found = {}
+        leaves = {}
         for name, node in self.trace.nodes.items():
             if node["type"] == "param":
                 value = node["value"]
                 unconstrained = getattr(value, "unconstrained", None)
                 leaf = unconstrained() if unconstrained is not None else value
-                found[name] = value if leaf is None else leaf
-        return found
+                leaves[name] = value if leaf is None else leaf
+        return leaves
 
-    def finding(
+    def issue(
         self, code: str, severity: str, site: str | None, message: str, why: str, remedy: str
     ) -> Issue:
-        """A finding that knows where its site stands."""
+        """An issue at the place of its site."""
         file, line = self.places.get(site or "", self.origin or (None, None))
         return Issue(code, severity, site, message, why, remedy, file, line)
 
 
-def run(
+def run_program(
     program: Program, *batch: Any, seed: int = 0, values: poutine.Trace | None = None
 ) -> TrialRun:
-    """Run `program` once, its latents replayed from `values` where that has them.
+    """Run `program` once, with the latents of the trace `values` if it contains them.
 
-    Call it inside a `dry_run` scope, in which its parameters are to live.
+    Call it inside a `dry_run` scope, which holds its parameters.
     """
-    found = TrialRun(origin=_origin(program))
+    trial = TrialRun(origin=_origin(program))
     pyro.set_rng_seed(seed)
     replayed = program if values is None else poutine.replay(program, values)
     try:
-        with pyro.validation_enabled(False), _Locate(found.places), _Concrete(found.concrete):
-            found.trace = poutine.trace(replayed).get_trace(*batch)
-        found.signature = read_signature(found.trace)
-    except Exception as error:  # whatever a user's program raises is a finding
-        found.error = error
-    return found
+        with pyro.validation_enabled(False), _Locate(trial.places), _Concrete(trial.concrete):
+            trial.trace = poutine.trace(replayed).get_trace(*batch)
+        trial.signature = read_signature(trial.trace)
+    except Exception as error:  # every exception of a user's program is an issue
+        trial.error = error
+    return trial
 
 
 @dataclass
 class TrialRuns:
-    """A guide's run and the model's run on the guide's values, with what the other runs told."""
+    """Trial runs of a pair.
+
+    Attributes:
+        model: run of the model with the guide's draws.
+        guide: run of the guide.
+        batch: arguments of both.
+        programs: model and guide.
+        standalone: runs of model and guide, each in an empty parameter store.
+        num_rows: N where the batch is a mini-batch.
+    """
 
     model: TrialRun
     guide: TrialRun
     batch: tuple[Any, ...]
     programs: tuple[Program, Program]
     standalone: tuple[TrialRun, TrialRun]
+    num_rows: int | None = None
+
+    def by_role(self) -> Iterator[tuple[Program, TrialRun, str]]:
+        """Program, run and role of model and guide."""
+        yield self.programs[0], self.model, "model"
+        yield self.programs[1], self.guide, "guide"
 
 
-def run_trials(model: Program, guide: Program, *batch: Any) -> TrialRuns:
-    """Run the guide, then the model on what it drew; and each in a store of its own."""
+def run_trials(
+    model: Program, guide: Program, *batch: Any, num_rows: int | None = None
+) -> TrialRuns:
+    """Run the guide, then the model with its draws; and each in an empty parameter store."""
     with dry_run(model, guide):
         pyro.get_param_store().clear()
-        alone_model = run(model, *batch)
+        model_alone = run_program(model, *batch)
     with dry_run(model, guide):
         pyro.get_param_store().clear()
-        alone_guide = run(guide, *batch)
+        guide_alone = run_program(guide, *batch)
     with dry_run(model, guide):
-        drawn = run(guide, *batch)
-        replayed = run(model, *batch, values=_latents(drawn))
-    if replayed.error is not None and alone_model.error is None and drawn.error is None:
-        replayed = alone_model if _shapes_differ(alone_model, drawn) else replayed
-    return TrialRuns(replayed, drawn, batch, (model, guide), (alone_model, alone_guide))
+        guide_trial = run_program(guide, *batch)
+        draws = guide_trial.trace if guide_trial.error is None else None
+        model_trial = run_program(model, *batch, values=draws)
+    only_together = model_alone.error is None and guide_trial.error is None
+    if model_trial.error is not None and only_together and _shapes_differ(model_alone, guide_trial):
+        model_trial = model_alone  # shapes of the guide are the fault
+    standalone = (model_alone, guide_alone)
+    return TrialRuns(model_trial, guide_trial, batch, (model, guide), standalone, num_rows)
 
 
 def _origin(program: Any) -> SourceLine | None:
-    """The line that a function, or the `forward` of a module's class, begins at."""
+    """First line of a function, or of the `forward` of a module's class."""
     function = inspect.unwrap(
         getattr(type(program), "forward", getattr(program, "__func__", program))
     )
@@ -148,20 +168,16 @@ def rows(batch: tuple[Any, ...]) -> int | None:
     return None
 
 
-def _latents(drawn: TrialRun) -> poutine.Trace | None:
-    return drawn.trace if drawn.error is None else None
-
-
 def _shapes_differ(model: TrialRun, guide: TrialRun) -> bool:
-    drawn = guide.nodes()
+    draws = guide.nodes()
     return any(
-        name in drawn and node["value"].shape != drawn[name]["value"].shape
+        name in draws and node["value"].shape != draws[name]["value"].shape
         for name, node in model.nodes().items()
     )
 
 
 def _users_place(depth: int = 2) -> SourceLine | None:
-    """The innermost line of the user's program that is running now."""
+    """The innermost running line of the user's program."""
     frame = sys._getframe(depth)
     while frame is not None:
         if is_users(frame):
@@ -171,7 +187,7 @@ def _users_place(depth: int = 2) -> SourceLine | None:
 
 
 class _Locate(Messenger):
-    """Notes where every site and parameter stands."""
+    """Records the place of every site and parameter."""
 
     def __init__(self, places: dict[str, SourceLine]) -> None:
         super().__init__()
@@ -186,7 +202,7 @@ class _Locate(Messenger):
 
 
 class _Concrete(TorchFunctionMode):
-    """Notes where the user's own line turns a tensor into a number or a truth value."""
+    """Records lines of the user's program that convert a tensor to a Python number."""
 
     _NAMES = ("item", "__bool__", "__float__", "__int__", "__index__", "tolist")
 

@@ -4,16 +4,21 @@ import difflib
 from collections.abc import Iterable
 
 
+def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The choice most similar to `word` without regard to case, None if none is similar."""
+    lower = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(word.lower(), lower, 1, cutoff)
+    return lower[matches[0]] if matches else None
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Suggestion of the choice closest to `word`, an empty string if none is close.
 
     >>> did_you_mean("optimiser", ["optimizer", "schedule"])
     ' Did you mean optimizer?'
     """
-    choices = list(choices)
-    lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower(), lower, 1)
-    return f" Did you mean {lower[close[0]]}?" if close else ""
+    match = closest(word, choices)
+    return f" Did you mean {match}?" if match else ""
 
 
 def unknown(kind: str, word: str, choices: Iterable[str]) -> str:

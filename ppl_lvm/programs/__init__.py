@@ -1,1 +1,7 @@
-"""Programs, what they declare, and pairs of model and guide."""
+"""Programs, their signatures, and pairs of model and guide.
+
+The stages of a program, in order: `loading` (address -> object), `sources` (object -> factory),
+`pair` (copies of model and guide with their parameters). `signatures`, `traces` and `graph` read a
+program; `dry_run`, `minibatch` and `row_state` are handlers around one; `missing` and
+`exact_posterior` are helpers for authors.
+"""

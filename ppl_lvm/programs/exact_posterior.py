@@ -1,4 +1,4 @@
-"""TODO."""
+"""Exact posterior of a model as a guide."""
 
 from typing import Any
 
@@ -7,19 +7,16 @@ from torch import Tensor
 
 
 class ExactPosterior(PyroModule):
-    """The guide q(z | x) = p(z | x) of a model that knows it: calls `model.posterior(*batch)`.
-
-    It has no parameters of its own.
-    """
+    """The guide q(z | x) = p(z | x), which calls `model.posterior(*batch)`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         if not hasattr(model, "posterior"):
             raise ValueError(
-                f"{type(model).__name__} has no posterior(*batch) that samples its latents. "
-                "Write one, or choose another guide."
+                f"{type(model).__name__}: it has no method posterior(*batch). Write one that "
+                "samples its latents, or choose another guide."
             )
-        self._model = (model,)  # in a tuple: its parameters are the model's, not this guide's
+        self._model = (model,)  # in a tuple: its parameters are no parameters of the guide
 
     def forward(self, *batch: Tensor) -> None:
         self._model[0].posterior(*batch)

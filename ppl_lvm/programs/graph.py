@@ -1,4 +1,4 @@
-"""The graph of a model, from its signature: as text, as DOT, and drawn where Graphviz is there.
+"""Graph of a model as text, as DOT, or drawn by Graphviz.
 
 >>> import pyro, torch
 >>> from pyro.distributions import Normal
@@ -24,26 +24,26 @@ from ppl_lvm.programs.signatures import Signature, Site
 
 
 def as_text(declared: Signature) -> str:
-    """One line a site, indented by the plates it stands in, with what it reads from."""
+    """One line per site, indented by its plates, with the sites it depends on."""
     lines: list[tuple[str, str]] = []
     open_plates: tuple[str, ...] = ()
     for site in declared.sites:
-        shared = _shared(open_plates, site.plates)
-        for depth in range(shared, len(site.plates)):
+        common = _common_plates(open_plates, site.plates)
+        for depth in range(common, len(site.plates)):
             name = site.plates[depth]
             lines.append((f"{'    ' * depth}{name} ({declared.plate(name).full_size})", ""))
         open_plates = site.plates
         seen = ", seen" if site.observed else ""
-        said = f"{'    ' * len(site.plates)}{site.name} ~ {site.distribution}{seen}"
-        lines.append((said, _parents(site)))
-    width = max((len(said) for said, parents in lines if parents), default=0)
+        text = f"{'    ' * len(site.plates)}{site.name} ~ {site.distribution}{seen}"
+        lines.append((text, _parents(site)))
+    width = max((len(text) for text, parents in lines if parents), default=0)
     return "\n".join(
-        f"{said:<{width}}  <- {parents}" if parents else said for said, parents in lines
+        f"{text:<{width}}  <- {parents}" if parents else text for text, parents in lines
     )
 
 
 def as_dot(declared: Signature) -> str:
-    """The graph in Graphviz's language: plates are boxes, observed sites are grey."""
+    """The graph in DOT: plates are boxes, observed sites are gray."""
     inside = "\n".join(_boxes(declared, list(declared.sites), 0, ()))
     edges = "\n".join(
         f"  {_quoted(parent)} -> {_quoted(site.name)};"
@@ -54,12 +54,12 @@ def as_dot(declared: Signature) -> str:
 
 
 def draw(declared: Signature, path: Path) -> Path:
-    """Write the graph to `path`: DOT for .dot, else drawn by Graphviz in the suffix's format.
+    """Write the graph to `path`: DOT for .dot, otherwise in the suffix's format by Graphviz.
 
-    Without Graphviz the DOT is written beside, and its path returned.
+    Without Graphviz, DOT is written with suffix .dot. The path of the file is returned.
 
     Raises:
-        ValueError: for a suffix that Graphviz does not draw.
+        ValueError: for a format that Graphviz does not support.
     """
     text = as_dot(declared)
     executable = shutil.which("dot")
@@ -67,21 +67,21 @@ def draw(declared: Signature, path: Path) -> Path:
         path = path if path.suffix in (".dot", ".gv") else path.with_suffix(".dot")
         path.write_text(text)
         return path
-    done = subprocess.run(
+    process = subprocess.run(
         [executable, f"-T{path.suffix[1:]}", "-o", str(path)],
         input=text,
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode:
-        raise ValueError(f"Graphviz cannot draw {path}: {done.stderr.strip().splitlines()[0]}")
+    if process.returncode:
+        raise ValueError(f"Graphviz cannot draw {path}: {process.stderr.strip().splitlines()[0]}")
     return path
 
 
-def _shared(before: tuple[str, ...], now: tuple[str, ...]) -> int:
-    """How many plates, outermost first, stay open."""
-    same = [a == b for a, b in zip(before, now, strict=False)]
+def _common_plates(before: tuple[str, ...], after: tuple[str, ...]) -> int:
+    """Number of plates, outermost first, that stay open."""
+    same = [a == b for a, b in zip(before, after, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
@@ -92,7 +92,7 @@ def _parents(site: Site) -> str:
 def _boxes(
     declared: Signature, sites: list[Site], depth: int, path: tuple[str, ...]
 ) -> Iterator[str]:
-    """Nodes of the sites that stand in no further plate, then a box for each plate that does."""
+    """Nodes of the sites in no further plate, then a box for each further plate."""
     indent = "  " * (depth + 1)
     for site in sites:
         if len(site.plates) == depth:

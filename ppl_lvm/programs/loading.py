@@ -1,10 +1,9 @@
-"""Words that name objects: addresses of programs, and calls with literal arguments.
+"""Addresses of programs: load an object, and the inverse.
 
     "models/vae.py:VAE"            a file and a name in it
     "ppl_lvm.models:VAE"           a module and a name in it
-    "IWAE(num_particles=5)"        a name and literal keyword arguments
 
-There is no registry: a user's file has the rights that ours have.
+There is no registry: user files are treated like bundled ones.
 """
 
 import difflib
@@ -34,8 +33,8 @@ def load_program(address: str) -> Any:
     """The object at `address`, "path/file.py:Name" or "package.module:Name".
 
     Raises:
-        ValueError: no colon, no such name (the names on offer are listed).
-        FileNotFoundError, ImportError: no such file or module.
+        ValueError: no colon, or an unknown name (the available names are listed).
+        FileNotFoundError, ImportError: unknown file or module.
     """
     place, colon, name = address.rpartition(":")
     if not colon or not place or not name:
@@ -56,7 +55,7 @@ def _load_module(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and not name.startswith(error.name):
-            raise  # the module is there; something that it imports is not
+            raise  # the module exists, but not one that it imports
         raise ImportError(
             f"No module named {name!r}. For a file, write its path with .py: "
             f"{name.replace('.', '/')}.py:Name."
@@ -80,7 +79,7 @@ def _load_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    sys.path.insert(0, str(path.parent))  # a program may import the files beside it
+    sys.path.insert(0, str(path.parent))  # a program may import files of its folder
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -106,14 +105,14 @@ def _offered(module: ModuleType) -> list[str]:
 
 
 def address_of(program: Any) -> str | None:
-    """The address of a class, a function, or an instance's class; None where it has none."""
-    named = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
-    name = named.__qualname__
+    """Address of a class, a function, or an instance's class; None without an address."""
+    target = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
+    name = target.__qualname__
     if "." in name or "<" in name:  # nested in a class or function: no address reaches it
         return None
-    if named.__module__ == "__main__" or named.__module__.startswith("_ppl_lvm_program_"):
+    if target.__module__ == "__main__" or target.__module__.startswith("_ppl_lvm_program_"):
         try:
-            return f"{Path(inspect.getfile(named)).resolve()}:{name}"
+            return f"{Path(inspect.getfile(target)).resolve()}:{name}"
         except (OSError, TypeError):
-            return None  # typed at a prompt
-    return f"{named.__module__}:{name}"
+            return None  # entered at a prompt
+    return f"{target.__module__}:{name}"

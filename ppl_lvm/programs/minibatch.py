@@ -1,14 +1,12 @@
-"""A mini-batch of B rows that stands for N: the scale N/B of the plate "data".
+"""Scale N/B of the plate "data" in mini-batches.
 
-Programs write `pyro.plate("data", len(x))` and know nothing of N. This handler tells the plate
-how many rows it stands for, in the same words as Pyro's own `subsample_size` does, so that
-whoever reads a site sees one convention:
+Programs write `pyro.plate("data", len(x))` without N. This handler sets the number of rows that the
+plate stands for, with the convention of Pyro's `subsample_size`:
 
     frame.full_size / frame.size = N / B   for the frame of the plate "data",
     site["scale"] is multiplied by the same ratio.
 
-Only sites inside the plate are scaled, which is what makes bounds right when global latents
-stand outside it.
+Only sites inside the plate are scaled, so that bounds with global latents outside of it are right.
 """
 
 from typing import Any
@@ -21,9 +19,8 @@ DATA_PLATE = "data"
 class ScaleDataPlate(Messenger):
     """Scale the sites of the plate "data" as if its B rows were `size` = N rows.
 
-    Works around a model and around a guide, as a context or as a wrapper:
-    `ScaleDataPlate(N)(model)`.
-    A plate that already has a `subsample_size` keeps its own scale (Pyro's N/B).
+    Applies to models and guides, as a context or as a wrapper: `ScaleDataPlate(N)(model)`.
+    A plate with a `subsample_size` keeps Pyro's scale N/B.
     """
 
     def __init__(self, size: int) -> None:

@@ -1,10 +1,9 @@
-"""A model, its guide and their objective, with parameters of their own.
+"""A model, its guide and their objective, with separate parameters.
 
 Pyro keeps parameters in one store per process, under names that two fits may share. A
-`ModelGuidePair`
-works on copies of the programs and on a store of its own, so that no fit sees another's
-parameters, and it knows every tensor that training changes: the leaves that the optimiser moves
-and the buffers that programs keep (running means, baselines).
+`ModelGuidePair` has copies of the programs and a separate store, so that fits share no parameters.
+It lists every tensor that training changes: the leaves that the optimizer changes and the buffers
+of programs (running means, baselines).
 """
 
 import copy
@@ -30,8 +29,8 @@ Batch = tuple[Any, ...]
 
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:
-    """Copies of programs, made together: what they share stays shared."""
-    # Autoguides forget their model and their master when they are copied, in the original too.
+    """Copy programs together, so that shared parts stay shared."""
+    # A copy of an autoguide drops its model and its master, in the original too.
     guides = [
         (i, name, part, part._model, part.master)
         for i, program in enumerate(programs)
@@ -47,67 +46,66 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
     return copies
 
 
-class _AsTheyAre(Messenger):
-    """Keeps modules' parameters in Pyro's store as they are.
+class _KeepLayout(Messenger):
+    """Stores modules' parameters in Pyro's store with their memory layout.
 
-    The store makes what it is given contiguous. Of a parameter laid out otherwise (a transposed
-    weight) it would keep a copy, which the program never reads and no gradient ever reaches.
+    The store makes its tensors contiguous. Of a parameter with another layout (a transposed weight)
+    it would store a copy, which the program never reads and no gradient reaches.
     """
 
     def _pyro_post_param(self, msg: Any) -> None:
         name, store = msg["name"], pyro.get_param_store()
-        given = msg["args"][1] if len(msg["args"]) > 1 else None
-        kept = store._params.get(name)  # nothing, where parameters stay in their modules
+        parameter = msg["args"][1] if len(msg["args"]) > 1 else None
+        stored = store._params.get(name)  # None if parameters stay in their modules
         if (
-            kept is not None
-            and isinstance(given, nn.Parameter)
-            and given is not kept
-            and not given.is_contiguous()
+            stored is not None
+            and isinstance(parameter, nn.Parameter)
+            and parameter is not stored
+            and not parameter.is_contiguous()
             and store._constraints[name] is constraints.real
         ):
-            del store._param_to_name[kept]
-            store._params[name], store._param_to_name[given] = given, name
+            del store._param_to_name[stored]
+            store._params[name], store._param_to_name[parameter] = parameter, name
             msg["value"] = store[name]
 
 
 class ModelGuidePair:
-    """Copies of `model`, `guide` and `objective` (copied together: what they share stays shared).
+    """Copies of `model`, `guide` and `objective`, made together.
 
     Attributes:
         model, guide, objective: the copies. Call the programs inside `scope()`.
-        leaves: name -> unconstrained parameter, each distinct tensor once; set by
-        `materialize_parameters`.
+        unconstrained_parameters: name -> leaf, each distinct tensor once; set by
+            `materialize_parameters`.
     """
 
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
         self.model, self.guide, self.objective = copy_programs(model, guide, objective)
         self.unconstrained_parameters: dict[str, Tensor] = {}
-        # Parameters of modules that a function closes over (pyro.module) are the user's own
-        # tensors: inside the scope they hold this pair's values, outside the user's.
+        # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
+        # they have this pair's values inside the scope, and the user's outside.
         self._closure_parameters: list[tuple[nn.Parameter, Tensor]] = []
         self._inside = False
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Inside, `pyro.param` and modules' parameters mean this pair's."""
+        """Scope in which `pyro.param` and parameters of modules are those of this pair."""
         if self._inside:
             yield
             return
         self._inside = True
         with pyro.get_param_store().scope(self._store):
-            theirs = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
+            users = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
             self._put([value for _, value in self._closure_parameters])
             try:
                 yield
             finally:
-                theirs += [
-                    value for _, value in self._closure_parameters[len(theirs) :]
-                ]  # by `materialize_parameters`
+                # Those that `materialize_parameters` has added.
+                users += [value for _, value in self._closure_parameters[len(users) :]]
                 self._closure_parameters = [
                     (leaf, leaf.detach().clone()) for leaf, _ in self._closure_parameters
                 ]
-                self._put(theirs)
+                self._put(users)
                 self._inside = False
 
     def _put(self, values: list[Tensor]) -> None:
@@ -116,37 +114,38 @@ class ModelGuidePair:
                 leaf.copy_(value)
 
     def materialize_parameters(self, *batch: Any) -> poutine.Trace:
-        """Run both programs once, so that lazily made parameters exist; collect the leaves.
+        """Run both programs once to create lazy parameters, and collect the leaves.
 
-        Returns the model's trace on `batch`, its latents drawn by the guide.
+        Returns the model's trace on `batch`, with latents drawn by the guide.
         """
         self._refuse_tied_names()
         with self.scope(), torch.no_grad():
             store = pyro.get_param_store()
-            with poutine.block(), _AsTheyAre():
-                drawn = poutine.trace(self.guide).get_trace(*batch)
-                traced = poutine.trace(poutine.replay(self.model, drawn)).get_trace(*batch)
-            own = {id(p) for _, module in self.modules() for p in module.parameters()}
+            with poutine.block(), _KeepLayout():
+                guide_trace = poutine.trace(self.guide).get_trace(*batch)
+                replayed = poutine.replay(self.model, guide_trace)
+                model_trace = poutine.trace(replayed).get_trace(*batch)
+            owned = {id(p) for _, module in self.modules() for p in module.parameters()}
             for name, value in list(store._params.items()):
                 if isinstance(value, nn.Parameter):
-                    if id(value) not in own:
+                    if id(value) not in owned:
                         self._closure_parameters.append((value, value.detach().clone()))
                 else:
-                    # Its first value may be a tensor of the user's, which training must not move.
+                    # Its first value may be a tensor of the user, which training must not change.
                     leaf = value.detach().clone().requires_grad_(value.requires_grad)
                     store._params[name], store._param_to_name[leaf] = leaf, name
         self.unconstrained_parameters = self._collect()
-        return traced
+        return model_trace
 
     def initialize_objective(self, model: Program, guide: Program, *batch: Any) -> None:
-        """Let the objective see the pair once, as it will be called: it refuses what it cannot
-        treat, finds out what it wants to know (running the programs, which may move buffers),
-        and learned parts of it (a baseline's network) take their sizes from the data.
+        """Run the objective once, so that it validates the pair and initializes lazy parameters.
+
+        This runs the programs, which may change buffers.
         """
         objective: Any = self.objective
         if isinstance(objective, nn.Module):
             with self.scope(), preserve_rng():
-                objective.eval()  # its averages learn nothing from this
+                objective.eval()  # its running averages stay
                 self.objective.loss_and_grads(model, guide, *batch)
                 objective.train()
                 self.unconstrained_parameters = self._collect()
@@ -154,16 +153,16 @@ class ModelGuidePair:
                     leaf.grad = None
 
     def _refuse_tied_names(self) -> None:
-        """Constrained parameters live in Pyro's store by name: two of one name would be one."""
+        """Refuse two constrained parameters of one name, which share one entry of Pyro's store."""
         names = [
             {name for name, leaf, value in _constrained(module) if leaf is not value}
             for owner, module in self.modules()
             if owner != "objective"
         ]
-        if len(names) == 2 and (both := names[0] & names[1]):
+        if len(names) == 2 and (common := names[0] & names[1]):
             raise ValueError(
-                f"Model and guide both have a parameter called {sorted(both)[0]!r}; Pyro would "
-                "make them one. Rename one of the attributes."
+                f"Parameter {sorted(common)[0]!r}: model and guide both have one of this name, and "
+                "Pyro would share them. Rename one of the attributes."
             )
 
     def _collect(self) -> dict[str, Tensor]:
@@ -185,39 +184,39 @@ class ModelGuidePair:
         return leaves
 
     def modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Those of model, guide and objective that are modules, with their role."""
+        """Role and module, for model, guide and objective if they are modules."""
         for owner in ("model", "guide", "objective"):
             program = getattr(self, owner)
             if isinstance(program, nn.Module):
                 yield owner, program
 
     def parameters(self) -> dict[str, Tensor]:
-        """Name -> constrained value, detached, as a person knows it: "weights", "encoder.0.bias".
+        """Name -> constrained value, detached: "weights", "encoder.0.bias".
 
-        A name that model and guide both use is prefixed by its owner: "guide.scale".
+        A name that model and guide share is prefixed by its owner: "guide.scale".
         """
-        found: list[tuple[str, str, Tensor]] = []
+        listed: list[tuple[str, str, Tensor]] = []
         seen: set[int] = set()
         with self.scope():
             for owner, module in self.modules():
                 for name, leaf, value in _constrained(module):
                     if id(leaf) not in seen:
                         seen.add(id(leaf))
-                        found.append((owner, name, value.detach().clone()))
+                        listed.append((owner, name, value.detach().clone()))
             store = pyro.get_param_store()
-            found += [
+            listed += [
                 ("store", name, store[name].detach().clone())
                 for name, leaf in store._params.items()
                 if id(leaf) not in seen
             ]
-        names = [name for _, name, _ in found]
+        names = [name for _, name, _ in listed]
         return {
             name if names.count(name) == 1 else f"{owner}.{name}": value
-            for owner, name, value in found
+            for owner, name, value in listed
         }
 
     def eval_mode(self) -> None:
-        """Put every module in evaluation mode: dropout off, batch normalisation fixed."""
+        """Put every module in evaluation mode: dropout off, batch normalization fixed."""
         for _, module in self.modules():
             module.eval()
 
@@ -233,17 +232,19 @@ class ModelGuidePair:
         return {f"state/{name}": tensor for name, tensor in tensors.items()}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors`, as `state` named them, into the pair.
+        """Copy `tensors`, with the names of `state`, into the pair.
 
         Raises:
-            ValueError: a tensor is missing, is too many, or has another shape.
+            ValueError: for a missing or unknown tensor, or another shape.
         """
-        own = self._tensors()
+        current = self._tensors()
         stored = {name: t for name, t in tensors.items() if name.startswith("state/")}
         wrong = sorted(
             name.removeprefix("state/")
-            for name in own.keys() | stored.keys()
-            if name not in own or name not in stored or own[name].shape != stored[name].shape
+            for name in current.keys() | stored.keys()
+            if name not in current
+            or name not in stored
+            or current[name].shape != stored[name].shape
         )
         if wrong:
             raise ValueError(
@@ -252,7 +253,7 @@ class ModelGuidePair:
                 "that the run was made with."
             )
         with self.scope(), torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in current.items():
                 tensor.copy_(stored[name])
 
 

@@ -1,22 +1,22 @@
-"""Numbers of each datum's own, outside of model and guide: a table of N rows, and who sees which.
+"""Parameters per row: a table of N rows, and the rows of a batch.
 
-A guide that keeps something for every datum (its λ_n, say) must know which rows of the data a
-batch holds. It asks, and whoever drives the steps answers:
+A guide that keeps parameters of every row (λ_n) must know the row numbers of a batch. It asks for
+them, and the code that drives the steps provides them:
 
-    with ProvideBatchRows(rows, num_rows=N):  # the driver: these B of N rows
+    with ProvideBatchRows(rows, num_rows=N):      # the driver: these B of N rows
         svi.step(x[rows])
 
-    told = batch_rows()                    # the guide: (rows (B,), N), or None: nobody said
-    values = self.row_table.read(told[0])     # (B, width)
-    self.row_table.write(told[0], values)
+    provided = batch_rows()                    # the guide: (rows (B,), N), or None
+    values = self.row_table.read(provided[0])  # (B, width)
+    self.row_table.write(provided[0], values)
 
-A `RowTable` touches the rows it is asked for and no others, so that a step costs the same for
-every N. It lies in a temporary file that the operating system maps into memory page by page; rows
-that nobody has written are zero, and take no room on a disk that knows sparse files.
+A `RowTable` accesses the requested rows only, so that a step costs the same for every N. It is a
+temporary file that the operating system maps into memory page by page. Rows that were never written
+are zero, and use no space on a file system with sparse files.
 
-Of a run with checkpoints it keeps a second file beside them. A checkpoint holds the rows that have
-changed since the one before; once it is written, they are written to that file too. Killed at any
-moment, checkpoint and file together give back the table as it was at the checkpoint.
+In a run with checkpoints there is a second file next to them. A checkpoint holds the rows that have
+changed since the one before; after it is written, they are written to that file too. If the process
+is killed at any moment, checkpoint and file together restore the table of the checkpoint.
 """
 
 import copy
@@ -39,12 +39,12 @@ BatchRows = tuple[Tensor, int]
 
 @effectful(type="batch_rows")
 def batch_rows() -> BatchRows | None:
-    """Row numbers (B,) of the batch in the data, and N; None where nobody has said."""
+    """Row numbers (B,) of the batch in the data, and N; None if they are not provided."""
     return None
 
 
 class ProvideBatchRows(Messenger):
-    """Answers `batch_rows()`: the batch holds these rows of `num_rows`."""
+    """Answers `batch_rows()`: the batch has these rows of `num_rows`."""
 
     def __init__(self, rows: Tensor, num_rows: int) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class ProvideBatchRows(Messenger):
 
 
 class RowTable:
-    """N rows of `width` numbers, zero at first.
+    """N rows of `width` values, initially zero.
 
     Attributes:
-        width: numbers of a row.
+        width: values per row.
         size: N; None until `resize`.
-        touched: rows read or written so far, to count what a step costs.
+        rows_accessed: number of rows read or written so far, the cost of the steps.
     """
 
     def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
@@ -70,14 +70,14 @@ class RowTable:
         self.rows_accessed = 0
         self._array: Any = None
         self._changed: Any = None  # since the last checkpoint
-        self._kept = False  # whether the file beside the checkpoints is this table's
+        self._in_file = False  # whether the file of the checkpoints is this table's
 
     def resize(self, size: int) -> None:
-        """N rows of zeros."""
+        """Set N; all rows are zero."""
         self.size = size
         self._array = _mapped(self._dtype, (size, self.width))
         self._changed = _mapped(np.dtype(bool), (size,))
-        self._kept = False
+        self._in_file = False
 
     def read(self, rows: Tensor) -> Tensor:
         """Copies of rows (B,): (B, width)."""
@@ -85,7 +85,7 @@ class RowTable:
         return torch.from_numpy(self._array[rows.cpu().numpy()])
 
     def write(self, rows: Tensor, values: Tensor) -> None:
-        """Put `values` (B, width) in rows (B,)."""
+        """Set rows (B,) to `values` (B, width)."""
         self.rows_accessed += len(rows)
         index = rows.cpu().numpy()
         self._array[index] = values.detach().cpu().numpy()
@@ -102,24 +102,24 @@ class RowTable:
         }
 
     def commit(self, path: Path, changes: dict[str, Tensor]) -> None:
-        """Write to the file at `path` what a checkpoint, safely on disk by now, says."""
+        """Write the changes of a checkpoint, which is on disk already, to the file at `path`."""
         if self.size is None:
             return
-        if not self._kept:
+        if not self._in_file:
             path.unlink(missing_ok=True)
         self._apply(path, changes)
-        self._kept = True
+        self._in_file = True
         self._changed[changes["rows"].numpy()] = False
 
     def restore(self, path: Path, changes: dict[str, Tensor]) -> None:
-        """The table as it was at the checkpoint that holds `changes`."""
+        """Restore the table of the checkpoint with these `changes`."""
         size = int(changes["size"])
         if size == 0:
             return
         self.resize(size)
         self._apply(path, changes)
         np.copyto(self._array, np.memmap(path, self._dtype, "r", shape=(size, self.width)))
-        self._kept = True
+        self._in_file = True
 
     def _apply(self, path: Path, changes: dict[str, Tensor]) -> None:
         assert self.size is not None
@@ -148,16 +148,16 @@ class HasRowTable(Protocol):
 
 
 def _mapped(dtype: Any, shape: tuple[int, ...]) -> Any:
-    """Zeros in a temporary file that is gone with the process."""
+    """Zeros in a temporary file that is deleted with the process."""
     with tempfile.TemporaryFile() as file:
         return np.memmap(file, dtype, "w+", shape=shape)
 
 
 class RowTables:
-    """The tables of a guide, as the training loop sees them.
+    """The row tables of a guide, for the training loop.
 
     Args:
-        guide: a program; those of its modules count that are `HasRowTable`.
+        guide: a program; its modules that are `HasRowTable` have a table each.
         num_rows: N.
     """
 
@@ -170,14 +170,14 @@ class RowTables:
         return bool(self.tables)
 
     def shown(self, rows: Tensor | None) -> AbstractContextManager[Any]:
-        """A scope in which the batch holds these rows; None: all of them."""
+        """A scope in which the batch has these rows; None: all rows."""
         if not self.tables:
             return nullcontext()
-        everything = torch.arange(self._num_rows) if rows is None else rows
-        return ProvideBatchRows(everything, self._num_rows)
+        batch = torch.arange(self._num_rows) if rows is None else rows
+        return ProvideBatchRows(batch, self._num_rows)
 
     def changes(self) -> dict[str, Tensor]:
-        """Of every table, by name, for a checkpoint."""
+        """Changes of every table, by name, for a checkpoint."""
         return {
             f"{table}/{name}": tensor
             for table, rows in self.tables.items()
@@ -185,12 +185,12 @@ class RowTables:
         }
 
     def commit(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
-        """Keep beside `checkpoint` what it says has changed."""
+        """Write the changes to the files next to `checkpoint`."""
         for name, table in self.tables.items():
             table.commit(_beside(checkpoint, name), strip_prefix(f"{name}/", changes))
 
     def restore(self, checkpoint: Path, changes: dict[str, Tensor]) -> None:
-        """The tables as they were at `checkpoint`."""
+        """Restore the tables of `checkpoint`."""
         for name, table in self.tables.items():
             table.restore(_beside(checkpoint, name), strip_prefix(f"{name}/", changes))
 

@@ -1,7 +1,7 @@
-"""What a model declares: its sites, plates, supports, shapes and parameters.
+"""Signature of a program: sites, plates, supports and parameters.
 
-A Pyro program never lists its sites; they are read from a trace of one run. Guides are built
-from the result, `check` compares two of them, and a person reads it as a table:
+The sites of a Pyro program are read from a trace of one run. Guides are built from the signature,
+`check` compares two of them, and it prints as a table:
 
     >>> from pyro.distributions import Normal
     >>> def model(x):
@@ -36,8 +36,8 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 class Plate:
     """A plate: `size` rows at batch dimension `dim`, standing for `full_size` rows.
 
-    `dim` is None for a sequential plate (`for i in pyro.plate(...)`). `inside` names the plates
-    around it, outermost first.
+    `dim` is None for a sequential plate (`for i in pyro.plate(...)`). `inside` names the enclosing
+    plates, outermost first.
     """
 
     name: str
@@ -49,12 +49,11 @@ class Plate:
 
 @dataclass(frozen=True)
 class Site:
-    """A sample site as one run of the model showed it.
+    """A sample site of one run.
 
-    `batch_shape` + `event_shape` is the shape of a value. `values` is how many values the site
-    can be enumerated over (None if it cannot), `enumerate` what its `infer` dictionary asks for.
-    `depends_on` names the latent sites that its log-probability reads directly, and is None if
-    they could not be told.
+    `batch_shape` + `event_shape` is the shape of a value. `values` is the number of values for
+    enumeration (None if not enumerable), `enumerate` the entry of its `infer` dictionary.
+    `depends_on` names the latent sites that its log-probability reads directly; None if unknown.
     """
 
     name: str
@@ -71,7 +70,7 @@ class Site:
 
     @property
     def local(self) -> bool:
-        """Whether every datum has its own: the site stands inside the plate "data"."""
+        """True inside the plate "data": one value per row."""
         return DATA_PLATE in self.plates
 
     @property
@@ -94,7 +93,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """All that a program declares, in the order of its code."""
+    """Sites, plates and parameters of a program, in the order of its code."""
 
     sites: tuple[Site, ...]
     plates: tuple[Plate, ...]
@@ -141,12 +140,10 @@ class Signature:
 
 
 def signature(model: Callable[..., Any], *batch: Any) -> Signature:
-    """Run `model(*batch)` once and read what it declares.
+    """Signature of a program, from one run of `model(*batch)`.
 
-    The caller's random state and parameters are as they were afterwards. `pyro.deterministic`
-    sites are left out: they declare nothing. A model that branches shows the branch it took.
-
-    Works for guides too; there the sites are what the guide samples.
+    The caller's random state and parameters are restored. `pyro.deterministic` sites are excluded.
+    A model that branches has the sites of the branch that ran. Guides have signatures too.
     """
     dependencies = _dependencies(model, *batch)
     with dry_run(model, seed=0):
@@ -156,9 +153,9 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
 def read_signature(
     trace: pyro.poutine.Trace, dependencies: dict[str, tuple[str, ...]] | None = None
 ) -> Signature:
-    """The signature that one trace shows; `dependencies` maps a site to what it reads.
+    """Signature of one trace; `dependencies` maps a site to the sites it depends on.
 
-    Call it where the program ran (inside the same `dry_run`), with its parameter store at hand.
+    Call it inside the `dry_run` of the program, whose parameter store it reads.
     """
     nodes = [
         node
@@ -176,7 +173,7 @@ def read_signature(
 
 
 def count_values(fn: Any) -> int | None:
-    """Over how many values a distribution can be enumerated, or None if it cannot."""
+    """Number of values of an enumerable distribution, None for others."""
     if not getattr(fn, "has_enumerate_support", False):
         return None
     try:
@@ -205,7 +202,7 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
 def _support(fn: Any) -> Any:
     try:
         return fn.support
-    except NotImplementedError:  # a distribution of the user's that declares none
+    except NotImplementedError:  # a user's distribution without a support
         return constraints.independent(constraints.real, fn.event_dim)
 
 
@@ -227,26 +224,27 @@ def _plates(nodes: list[dict[str, Any]]) -> Iterator[Plate]:
 
 
 def _parameter(node: dict[str, Any]) -> Parameter:
-    # A PyroParam with Pyro's default settings tells its constraint to the store, not to the site.
+    # With Pyro's default settings the constraint of a PyroParam is in the store, not in the site.
     stored = pyro.get_param_store().get_state()["constraints"]
-    said = node["kwargs"].get("constraint", constraints.real)
-    constraint = stored.get(node["name"], said)
+    argument = node["kwargs"].get("constraint", constraints.real)
+    constraint = stored.get(node["name"], argument)
     return Parameter(node["name"], node["value"].shape, constraint)
 
 
 def _dependencies(model: Callable[..., Any], *batch: Any) -> dict[str, tuple[str, ...]] | None:
-    """Which latent sites each site's log-probability reads, itself left out.
+    """Latent sites that each site's log-probability depends on, without itself.
 
-    Pyro runs the program on tensors that remember where they came from. A few operations
-    refuse such tensors; then the answer is None, and nothing else is lost.
+    Pyro runs the program on tensors that record their provenance. Some operations do not support
+    such tensors; then the result is None.
     """
     with dry_run(model, seed=0):
         try:
-            found: Any = get_dependencies(model, batch)["prior_dependencies"]
+            dependencies: Any = get_dependencies(model, batch)["prior_dependencies"]
         except (TypeError, RuntimeError, NotImplementedError, AssertionError):
             return None
     return {
-        site: tuple(name for name in upstream if name != site) for site, upstream in found.items()
+        site: tuple(name for name in upstream if name != site)
+        for site, upstream in dependencies.items()
     }
 
 
@@ -295,7 +293,7 @@ def _parameter_row(parameter: Parameter) -> tuple[str, ...]:
 
 
 def describe(constraint: Any) -> str:
-    """A constraint in a few words: `real`, `positive`, `0..3`, `[0, 1]`, `simplex`."""
+    """Short description of a constraint: `real`, `positive`, `0..3`, `[0, 1]`, `simplex`."""
     constraint = unwrap_support(constraint)
     words = str(constraint).removesuffix("()").lstrip("_")
     if isinstance(constraint, constraints.integer_interval):
@@ -320,7 +318,7 @@ _WORDS = {
 
 
 def _number(bound: Any) -> str:
-    """A bound, or `…` where it differs from element to element."""
+    """A bound, or `…` where it differs between elements."""
     bound = torch.as_tensor(bound)
     return f"{bound.flatten()[0].item():g}" if bound.unique().numel() == 1 else "…"
 

@@ -1,8 +1,8 @@
-"""Programs as people hand them over (address, class, instance, function) -> programs that run.
+"""Factories of models and guides from addresses, classes, instances or functions.
 
-A model is a callable of the batch, or a class of such. A guide has the model's signature, or is
-a class or a function that builds one. A builder whose first parameter is called `model` is called
-with the model, and with the batch too where it takes *batch.
+A model is a callable of the batch, or a class of such callables. A guide has the arguments of the
+model, or is a class or a function that builds one. A builder whose first parameter is called
+`model` is called with the model, and with the batch too if it takes *batch.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ Batch = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class ProgramSpec:
-    """How to make a program again: plain data for run.json.
+    """Description of a program that can build it again, for run.json.
 
     Attributes:
-        name: what people call it.
-        address: where it stands; None where no address reaches it.
-        settings: its arguments; None where they could not be read back.
-        builder: whether the address is called to make the program.
-        digest: SHA-256 of the source file when the run was made.
+        name: its name in output.
+        address: its address; None if it has none.
+        settings: its arguments; None if unknown.
+        builder: whether the address is called to build the program.
+        digest: SHA-256 of the source file at the time of the run.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ProgramSpec:
 
 
 def source_digest(address: str | None) -> str | None:
-    """SHA-256 of the file that an address points into; None where there is none to read."""
+    """SHA-256 of the source file of an address; None if it cannot be read."""
     if address is None:
         return None
     place = address.rpartition(":")[0]
@@ -62,72 +62,81 @@ def source_digest(address: str | None) -> str | None:
 
 
 class ModelFactory:
-    """Makes the model anew for every restart, and remembers how."""
+    """Builds the model for every restart, and records how."""
 
-    def __init__(self, given: Any, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, program: Any, settings: Mapping[str, Any] | None = None) -> None:
         self._settings = dict(settings or {})
-        self._given = load_program(given) if isinstance(given, str) else given
-        if not callable(self._given):
-            raise ValueError(f"A model is a callable of the batch; got {given!r}.")
-        self.is_class = inspect.isclass(self._given)
+        self._program = load_program(program) if isinstance(program, str) else program
+        if not callable(self._program):
+            raise ValueError(
+                f"Model {program!r}: it is not callable. Pass a callable of the batch."
+            )
+        self.is_class = inspect.isclass(self._program)
         if self._settings and not self.is_class:
-            raise ValueError("Settings are for a model given as a class or an address of one.")
-        if isinstance(given, str):
-            address: str | None = given
+            raise ValueError(
+                "Model: settings need a class. Pass the model as a class or as the address of one."
+            )
+        if isinstance(program, str):
+            address: str | None = program
         else:
-            address = address_of(self._given)
+            address = address_of(self._program)
         known: dict[str, Any] | None = self._settings
-        if not self.is_class and isinstance(self._given, nn.Module):
-            known = settings_of(self._given)
+        if not self.is_class and isinstance(self._program, nn.Module):
+            known = settings_of(self._program)
         self.recipe = ProgramSpec(
-            name=getattr(self._given, "__name__", type(self._given).__name__),
+            name=getattr(self._program, "__name__", type(self._program).__name__),
             address=address,
             settings=known,
-            builder=self.is_class or isinstance(self._given, nn.Module),
+            builder=self.is_class or isinstance(self._program, nn.Module),
             digest=source_digest(address),
         )
 
     def make(self, batch: Batch, *, restart: int = 0) -> Callable[..., Any]:
-        """A model, started from the data where it knows how (`initialize`)."""
+        """A model, initialized from the data if it has `initialize`."""
         if self.is_class:
-            model = build(self._given, settings=self._settings, what=self.recipe.name)
-        elif restart and not hasattr(self._given, "initialize"):
-            if self.recipe.settings is None or not isinstance(self._given, nn.Module):
+            model = build(self._program, settings=self._settings, what=self.recipe.name)
+        elif restart and not hasattr(self._program, "initialize"):
+            if self.recipe.settings is None or not isinstance(self._program, nn.Module):
                 raise ValueError(
-                    f"restarts need a fresh start each, and {self.recipe.name} offers none. Give "
-                    "the model as a class (with settings={...}), or give it an initialize(x) "
-                    "method."
+                    f"{self.recipe.name}: restarts need a new model each. Pass the class as model "
+                    "(with settings={...}), or give it an initialize(x) method."
                 )
-            model = type(self._given)(**self.recipe.settings)
+            model = type(self._program)(**self.recipe.settings)
         else:
-            # The caller hands over an object of its own; later restarts start from a copy.
-            model = self._given if restart == 0 else copy.deepcopy(self._given)
-        own = model is not self._given  # an object that is handed over stays where it was put
-        if own:
+            # The first restart uses the caller's object; later ones use a copy.
+            model = self._program if restart == 0 else copy.deepcopy(self._program)
+        built = model is not self._program  # the caller's object stays on its device
+        if built:
             move_to_batch_device(model, batch)
         if hasattr(model, "initialize"):
             model.initialize(*batch)
-        return move_to_batch_device(model, batch) if own else model  # what the start has made, too
+        return move_to_batch_device(model, batch) if built else model  # new parameters too
 
 
 class GuideFactory:
-    """Makes the guide for a model, and remembers how."""
+    """Builds the guide for a model, and records how."""
 
-    def __init__(self, given: Any, settings: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, program: Any, settings: Mapping[str, Any] | None = None) -> None:
         self._settings = dict(settings or {})
-        address = DEFAULT_GUIDE if given is None else given if isinstance(given, str) else None
-        self._given = load_program(address) if address is not None else given
-        if not callable(self._given):
-            raise ValueError(f"A guide is a callable with the model's signature; got {given!r}.")
-        self.is_builder = is_builder(self._given)
+        address = (
+            DEFAULT_GUIDE if program is None else program if isinstance(program, str) else None
+        )
+        self._program = load_program(address) if address is not None else program
+        if not callable(self._program):
+            raise ValueError(
+                f"Guide {program!r}: it is not callable. Pass a callable of the batch."
+            )
+        self.is_builder = is_builder(self._program)
         if self._settings and not self.is_builder:
-            raise ValueError("Settings are for a guide given as a class, a builder, or an address.")
+            raise ValueError(
+                "Guide: settings need a builder. Pass the guide as a class or address."
+            )
         if address is None:
-            address = address_of(self._given)
-        # A guide handed over as an instance is loaded by handing it over again.
-        rebuildable = self.is_builder or inspect.isfunction(self._given)
+            address = address_of(self._program)
+        # A guide that is an instance must be passed again when the run is loaded.
+        rebuildable = self.is_builder or inspect.isfunction(self._program)
         self.recipe = ProgramSpec(
-            name=getattr(self._given, "__name__", type(self._given).__name__),
+            name=getattr(self._program, "__name__", type(self._program).__name__),
             address=address if rebuildable else None,
             settings=self._settings,
             builder=self.is_builder,
@@ -136,16 +145,17 @@ class GuideFactory:
 
     def make(self, model: Any, batch: Batch, *, restart: int = 0) -> Callable[..., Any]:
         if self.is_builder:
-            return _build_guide(self._given, model, batch, self._settings, self.recipe.name)
-        if restart and isinstance(self._given, nn.Module):
+            return _build_guide(self._program, model, batch, self._settings, self.recipe.name)
+        if restart and isinstance(self._program, nn.Module):
             raise ValueError(
-                "restarts need a fresh guide each: give the guide as a class or a builder."
+                f"{self.recipe.name}: restarts need a new guide each. Pass the guide as a class or "
+                "a builder."
             )
-        return self._given
+        return self._program
 
 
 def is_builder(guide: Any) -> bool:
-    """Whether `guide` makes guides (a class, or a function of `model`) rather than being one."""
+    """True for a class of guides or a function of `model`, which build guides."""
     if inspect.isclass(guide):
         return True
     if isinstance(guide, nn.Module):
@@ -169,34 +179,37 @@ def _build_guide(
 
 
 def move_to_batch_device(program: Any, batch: Batch) -> Any:
-    """A program or objective that was made here, on the device that its data have been put on."""
+    """Move a program that we built to the device of its data."""
     if isinstance(program, nn.Module) and batch and batch[0].device.type != "cpu":
         program.to(batch[0].device)
     return program
 
 
 def instantiate_from_record(
-    recipe: ProgramSpec, given: Any, template: Batch, *, what: str, model: Any = None
+    recipe: ProgramSpec, program: Any, template: Batch, *, what: str, model: Any = None
 ) -> Callable[..., Any]:
-    """The program of a stored run: the one given, or the one that its recipe names."""
-    if given is None:
+    """The program of a stored run: `program`, or the one that its recipe names."""
+    if program is None:
         if recipe.address is None or recipe.settings is None:
             raise ValueError(
-                f"The run does not know how to build its {what} {recipe.name} again. Pass it: "
+                f"{recipe.name}: the run has no record to build this {what} from. Pass it: "
                 f"load_run(directory, {what}=...)."
             )
-        given = load_program(recipe.address)
+        program = load_program(recipe.address)
     settings = recipe.settings or {}
     if what == "guide":
-        if is_builder(given):
-            return _build_guide(given, model, template, settings, recipe.name)
-        return given
-    if inspect.isclass(given):
-        if not issubclass(given, nn.Module):
-            raise ValueError(f"{recipe.address} is not a model: it is no torch or Pyro module.")
-        given = build(given, settings=settings, what=recipe.name)
-        if hasattr(given, "initialize"):
-            # For the sizes only; too few rows for a start are no matter, its values are replaced.
+        if is_builder(program):
+            return _build_guide(program, model, template, settings, recipe.name)
+        return program
+    if inspect.isclass(program):
+        if not issubclass(program, nn.Module):
+            raise ValueError(
+                f"{recipe.address}: it is no torch or Pyro module. Pass the model: "
+                "load_run(directory, model=...)."
+            )
+        program = build(program, settings=settings, what=recipe.name)
+        if hasattr(program, "initialize"):
+            # For the sizes only: the values are replaced, so that too few rows do not matter.
             with contextlib.suppress(ValueError):
-                given.initialize(*template)
-    return given
+                program.initialize(*template)
+    return program

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reading Pyro traces."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
 def data_plate_size(trace: poutine.Trace) -> int | None:
-    """The rows of the plate "data" in a trace; None where there is no such plate."""
+    """Rows of the plate "data" in a trace; None without that plate."""
     for site in trace.nodes.values():
         for frame in site.get("cond_indep_stack", ()):
             if frame.name == DATA_PLATE:
@@ -18,7 +18,7 @@ def data_plate_size(trace: poutine.Trace) -> int | None:
 
 
 def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    """Name -> site of the sampled, not observed, sites of a trace."""
+    """Name -> site of the latent sites of a trace."""
     return {
         name: site
         for name, site in trace.nodes.items()
@@ -27,6 +27,6 @@ def latent_sites(trace: poutine.Trace) -> dict[str, Any]:
 
 
 def plate_nesting(trace: poutine.Trace) -> int:
-    """How many dimensions on the right the plates of a trace take up."""
+    """Number of rightmost dimensions that the plates of a trace use."""
     frames = [f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ())]
     return max((-frame.dim for frame in frames if frame.dim is not None), default=0)

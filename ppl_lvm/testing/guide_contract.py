@@ -1,4 +1,4 @@
-"""Contract of guides, for guides of this package and of others."""
+"""Contract of guides, for anybody's guide."""
 
 import contextlib
 import math

@@ -47,7 +47,7 @@ GUIDES: dict[Program, Fault] = {
         {"torch.zeros(2) @ torch.zeros(3)": "torch.zeros(3, 2).sum(0)"},
         "Print the shapes on the line named",
     ),
-    _unset: ("guide-fails", "z", {'SETTINGS["scale"]': "1.0"}, "mend the line named"),
+    _unset: ("guide-fails", "z", {'SETTINGS["scale"]': "1.0"}, "fix the reported line"),
 }
 
 

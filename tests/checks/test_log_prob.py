@@ -87,7 +87,7 @@ MODELS: dict[Program, Fault] = {
         {"relu(-1 - w**2)": "relu(-1 - w**2) + 0.1"},
         "bound its parameters away from zero",
     ),
-    _huge: ("scales-apart", "y", {"1e6 * x[:, 1]": "x[:, 1]"}, "Standardise the data of 'y'"),
+    _huge: ("scales-apart", "y", {"1e6 * x[:, 1]": "x[:, 1]"}, "Standardize the data of 'y'"),
     _row_after_row: (
         "enumeration-fails",
         "k",

@@ -135,7 +135,7 @@ def test_pyros_that_do_not_sum_out_are_wrong(x: Tensor) -> None:
     assert all(abs(draw - exact) > 0.1 for draw in draws)
     why = {each.name: each.why for each in check(_mixture, _nothing, x).estimators}
     assert why["Trace_ELBO"] == (
-        "It draws 'k' from the prior, and does not sum it out. Use TraceEnum_ELBO."
+        "It draws 'k' from the prior instead of enumerating it. Use TraceEnum_ELBO."
     )
 
 

@@ -122,7 +122,7 @@ MODELS: dict[Program, Fault] = {
     ),
 }
 
-_SAID = "without detach(), .data or torch.no_grad() between"
+_SAID = "without detach(), .data or torch.no_grad()"
 
 GUIDES: dict[Program, Fault] = {
     _detached: ("no-gradient", "loc", {".detach()": ""}, _SAID),

@@ -85,7 +85,7 @@ def test_filling_without_a_mask_or_a_mask_without_filling_is_caught() -> None:
 
 
 def test_events_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"Independent has events of shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"Independent: its events of shape \(3,\)"):
         without_missing(dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.zeros(3))
 
 

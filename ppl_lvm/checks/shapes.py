@@ -1,0 +1,118 @@
+"""Check shapes and plates of sites in model and guide."""
+
+from collections.abc import Iterator
+
+import torch
+from pyro.poutine.util import site_is_factor
+from torch import Tensor
+
+from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.sites import in_plates
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
+from ppl_lvm.core.distributions import added_event_dims
+from ppl_lvm.programs.signatures import Signature, Site
+
+
+def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Event dimensions, shapes and plates of the sites of both programs."""
+    model, guide = runs.standalone[0].signature or runs.model.signature, runs.guide.signature
+    assert model is not None
+    assert guide is not None
+    for site in guide.sites:
+        if site.name not in model or model[site.name].observed or site.observed:
+            continue
+        prior = model[site.name]
+        if len(site.event_shape) != len(prior.event_shape):
+            yield _event_dim(runs, site, prior)
+        elif _dims(site, guide) != _dims(prior, model):  # by name, since the order does not matter
+            yield _plates(runs, site, prior, guide, model)
+        elif site.shape != prior.shape:
+            yield runs.guide.issue(
+                "shape",
+                "error",
+                site.name,
+                f"{site.name!r} has shape {tuple(site.shape)} in the guide and "
+                f"{tuple(prior.shape)} in the model.",
+                "Broadcasting would combine values with the densities of others.",
+                f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...)), its "
+                f"parameters of shape {tuple(prior.event_shape)}, or {tuple(prior.shape)} with "
+                "the rows.",
+            )
+    yield from _observed_values(runs.standalone[0] if runs.standalone[0].signature else runs.model)
+
+
+def _observed_values(trial: TrialRun) -> Iterator[Issue]:
+    """Observed values that broadcast with their distribution."""
+    for name, node in trial.nodes().items():
+        fn, value = node["fn"], node["value"]
+        if not node["is_observed"] or not isinstance(value, Tensor) or site_is_factor(node):
+            continue
+        expected, shape = fn.batch_shape + fn.event_shape, value.shape
+        try:
+            fits = torch.broadcast_shapes(shape, expected) == expected
+        except RuntimeError:
+            fits = False
+        if not fits:
+            yield trial.issue(
+                "value-shape",
+                "error",
+                name,
+                f"{name!r} observes values of shape {tuple(shape)}, where its distribution has "
+                f"{tuple(expected)}.",
+                "Every value would be compared with every row's distribution.",
+                _shape_remedy(name, shape, expected),
+            )
+
+
+def _shape_remedy(name: str, shape: torch.Size, expected: torch.Size) -> str:
+    if shape == (*expected, 1):
+        return f"pyro.sample({name!r}, ..., obs=x.squeeze(-1)), with the observed values as x."
+    if len(shape) > len(expected) and shape[: len(expected)] == expected:
+        more = len(shape) - len(expected)
+        parameters = tuple(shape[len(expected) :])
+        return (
+            f"pyro.sample({name!r}, dist.….to_event({more}), obs=x), with parameters of shape "
+            f"{parameters}, so that a row is one event."
+        )
+    return f"pyro.sample({name!r}, ..., obs=x) with x of shape {tuple(expected)}."
+
+
+def _event_dim(runs: TrialRuns, site: Site, prior: Site) -> Issue:
+    dims = added_event_dims(runs.guide.nodes()[site.name]["fn"])
+    dims += len(prior.event_shape) - len(site.event_shape)
+    event = f".to_event({dims})" if dims > 0 else ""
+    return runs.guide.issue(
+        "event-dim",
+        "error",
+        site.name,
+        f"{site.name!r} has event shape {tuple(site.event_shape)} in the guide and "
+        f"{tuple(prior.event_shape)} in the model.",
+        "An event has one log-probability: the two would be sums over different dimensions.",
+        f"In the guide: pyro.sample({site.name!r}, dist.{site.distribution}(...){event}), so that "
+        f"an event is {tuple(prior.event_shape)}.",
+    )
+
+
+def _plates(runs: TrialRuns, site: Site, prior: Site, guide: Signature, model: Signature) -> Issue:
+    """Plates of the same site that differ by name, dim or size."""
+    code = in_plates(f"pyro.sample({site.name!r}, ...)", prior, model)
+    return runs.guide.issue(
+        "plates",
+        "error",
+        site.name,
+        f"{site.name!r} stands in {_named(site, guide)} in the guide and in "
+        f"{_named(prior, model)} in the model.",
+        "Plates declare independence and the scale of mini-batches; the two must agree.",
+        f"In the guide: {code}",
+    )
+
+
+def _dims(site: Site, signature: Signature) -> dict[str, tuple[int | None, int, int]]:
+    plates = [signature.plate(name) for name in site.plates]
+    return {plate.name: (plate.dim, plate.size, plate.full_size) for plate in plates}
+
+
+def _named(site: Site, signature: Signature) -> str:
+    plates = [signature.plate(name) for name in site.plates]
+    listed = [f"plate {p.name!r} (dim {p.dim}, size {p.size})" for p in plates]
+    return " inside ".join(reversed(listed)) or "no plate"
