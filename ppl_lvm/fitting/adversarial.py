@@ -33,8 +33,6 @@ from ppl_lvm.runs.run import TEMPLATE_ROWS
 from ppl_lvm.training.adversarial import Game
 from ppl_lvm.training.options import AdversarialOptions, takes_options
 
-__all__ = ["OBJECTIVES", "Adversaries", "fit_adversarial", "load_adversaries"]
-
 OBJECTIVES = ("minimax", "non_saturating", "maximum_likelihood")
 TEST_ROWS, MIN_TEST_ROWS = 2000, 20  # of the two-sample test: largest and smallest number
 

@@ -28,15 +28,13 @@ from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
 from ppl_lvm.programs.traces import latent_sites
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
-from ppl_lvm.training.em.batch import EM, NotMonotoneError
+from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
 from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
 from ppl_lvm.training.options import EMOptions, takes_options
 from ppl_lvm.training.restarts import selection_score
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
-
-__all__ = ["EM", "EMModel", "ExactPosterior", "NotMonotoneError", "fit_em"]
 
 BATCH_ITERATIONS, ONLINE_PASSES = 1000, 10
 ONLINE_ROWS = 256

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from ppl_lvm import fit_em
 from ppl_lvm.cli import app
-from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.models import GaussianMixture
 
 KEYS = {"question", "name", "value", "error", "threshold", "verdict", "remedy"}

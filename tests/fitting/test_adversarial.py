@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from ppl_lvm import fit, fit_adversarial
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.two_sample import discriminate
 from ppl_lvm.divergences import ForwardKL, Grid, JensenShannon, ReverseKL
@@ -19,8 +20,6 @@ from ppl_lvm.divergences.density_ratio import (
     minimax,
     non_saturating,
 )
-from ppl_lvm.fitting.adversarial import fit_adversarial
-from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.implicit import Implicit
 
 DATA = Normal(torch.tensor(0.4, dtype=torch.float64), torch.tensor(1.1, dtype=torch.float64))

@@ -12,8 +12,8 @@ from pyro.infer import SVI, TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_lvm import fit
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.loop import Training

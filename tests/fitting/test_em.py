@@ -14,15 +14,16 @@ from torch import Tensor
 import ppl_lvm.training.iterate
 from forked import exit_statuses, start_processes
 from largest import Largest
+from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.models import PPCA, MixtureOfPPCA
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.vae import VAE
 from ppl_lvm.runs.directory import load_run
+from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.online import OnlineEM
 
 

@@ -11,7 +11,7 @@ from pyro.distributions import Bernoulli, Normal
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_lvm.fitting.svi import fit
+from ppl_lvm import fit
 from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
 
 quiet = functools.partial(fit, progress=False)

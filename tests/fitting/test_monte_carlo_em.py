@@ -13,11 +13,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import ppl_lvm.training.iterate
+from ppl_lvm import fit, fit_em, fit_mcem
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import fit_em
-from ppl_lvm.fitting.monte_carlo_em import fit_mcem
-from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, VAE, FactorModel, GaussianMixture
 from ppl_lvm.runs.comparison import compare
 from ppl_lvm.runs.directory import load_run

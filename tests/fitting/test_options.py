@@ -13,8 +13,8 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from ppl_lvm import fit
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions

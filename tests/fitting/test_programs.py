@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.fitting.svi import fit
+from ppl_lvm import fit
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 

@@ -10,10 +10,11 @@ from pyro.infer import Trace_ELBO
 from sklearn.decomposition import FactorAnalysis as Sklearn
 from torch import Tensor
 
+from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import ExactPosterior, fit_em
 from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.ppca import PPCA
+from ppl_lvm.programs.exact_posterior import ExactPosterior
 
 
 @pytest.fixture(autouse=True)

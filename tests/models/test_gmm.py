@@ -16,8 +16,8 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from largest import Largest
+from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.parts.cholesky import cholesky_above

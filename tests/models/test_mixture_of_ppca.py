@@ -10,8 +10,8 @@ from pyro.infer import TraceEnum_ELBO
 from sklearn.datasets import load_iris
 from torch import Tensor
 
+from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.models import PPCA, GaussianMixture, MixtureOfPPCA
 from ppl_lvm.runs.directory import load_run
 

@@ -13,10 +13,11 @@ from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import ExactPosterior, fit_em
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.ppca import PPCA
+from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.runs.directory import load_run
 
 

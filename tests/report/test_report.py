@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ppl_lvm.fitting.em import fit_em
+from ppl_lvm import fit_em
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.report.report import report
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ppl_lvm.training.iterate
+from ppl_lvm import fit_adversarial
 from ppl_lvm.cli import app
 from ppl_lvm.core.storage import save_checkpoint
-from ppl_lvm.fitting.adversarial import Adversaries, fit_adversarial, load_adversaries
 from ppl_lvm.models.implicit import Implicit
+from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
 from ppl_lvm.runs.directory import load_run
 
 OPTIONS: dict[str, Any] = {"settings": {"latent": 1, "hidden": (8,)}, "batch_size": 16}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppl_lvm.fitting.em import fit_em
+from ppl_lvm import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import GlobalNormal
 from ppl_lvm.models import GaussianMixture

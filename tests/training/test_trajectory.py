@@ -9,7 +9,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.fitting.em import fit_em
+from ppl_lvm import fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.runs.directory import load_run

@@ -11,7 +11,7 @@ from ppl_lvm.report.figures.fit import save
 from ppl_lvm.report.figures.style import COLORS, GRAY, legend_below, limit_to, plot, thin, view
 
 if TYPE_CHECKING:
-    from ppl_lvm.fitting.adversarial import Adversaries
+    from ppl_lvm.runs.adversarial import Adversaries
 
 ALIKE = 0.0  # of the Jensen-Shannon divergence, where nothing tells the two apart
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import fit_em
 from ppl_lvm.models import PPCA, FactorAnalysis
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 

@@ -11,8 +11,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from sklearn.datasets import load_iris
 from torch import Tensor
 
+from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.parts.mixtures import missing as mixture_missing

@@ -11,10 +11,11 @@ from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
+from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import EM, NotMonotoneError, fit_em
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.models.parts.state_space import baum_welch
+from ppl_lvm.training.em.batch import EM
 
 S, T, P, C = 3, 5, 2, 4
 EMISSIONS = ("gaussian", "categorical")

@@ -9,8 +9,8 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
+from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.data import load_data
-from ppl_lvm.fitting.em import NotMonotoneError, fit_em
 from ppl_lvm.models.linear_state_space import LinearStateSpace
 from ppl_lvm.models.parts.state_space import kalman
 
