@@ -130,7 +130,10 @@ def handwritten_loss(
     """A hand-written step, and the parameters that it trains."""
     pair, x, hand = _find(program, estimator, rows, particles, seed, by="hand")
     learned = getattr(hand.objective, "network", None)
-    parameters = [*pair.leaves.values(), *(learned.parameters() if learned is not None else [])]
+    parameters = [
+        *pair.unconstrained_parameters.values(),
+        *(learned.parameters() if learned is not None else []),
+    ]
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
 
     def step() -> None:
@@ -148,7 +151,7 @@ def by_us(
     pair, x, mine = _find(program, estimator, rows, particles, seed, by="ppl_lvm")
     objective = mine.objective
     objective.loss(pair.model, pair.guide, x)  # learned parts take their sizes
-    parameters = [*pair.leaves.values(), *objective.parameters()]
+    parameters = [*pair.unconstrained_parameters.values(), *objective.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
     whole = make_training_step(
         partial(objective.loss_and_grads, pair.model, pair.guide),

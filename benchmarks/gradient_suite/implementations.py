@@ -17,8 +17,8 @@ from torch import Tensor
 from ppl_lvm import estimators
 from ppl_lvm.benchmarks.gradient_suite.programs import Bound
 from ppl_lvm.benchmarks.handwritten import pathwise
+from ppl_lvm.benchmarks.handwritten.twins import ALPHA
 
-ALPHA = 0.5
 BOUNDS: dict[str, Bound] = {
     "ELBO": pathwise.elbo,
     "IWAE": pathwise.iwae,

@@ -64,13 +64,6 @@ def states(latent: int, dtype: torch.dtype | None = None) -> Tensor:
     return torch.tensor(list(product((0.0, 1.0), repeat=latent)), dtype=dtype).unsqueeze(1)
 
 
-def exact_elbo(params: Parameters, x: Tensor) -> Tensor:
-    """E_q [log p - log q] by the sum over all states, (B,)."""
-    z = states(len(params["model.prior"]), x.dtype).expand(-1, len(x), -1)
-    q = log_q(params, x, z)
-    return (q.exp() * (log_p(params, x, z) - q)).sum(0)
-
-
 def log_evidence(params: Parameters, x: Tensor) -> Tensor:
     """log p(x) by the sum over all states, (B,)."""
     z = states(len(params["model.prior"]), x.dtype).expand(-1, len(x), -1)

@@ -1,7 +1,7 @@
-"""Importance-weighted updates: wake-sleep, the thermodynamic objective, the χ upper bound.
+"""Importance-weighted updates: wake-sleep, TVO, the χ upper bound.
 
-Every function takes log p(x, z_k) and log q(z_k | x), (K, B), of draws that carry no gradient
-(cubo: that may), and returns what to maximize, (B,); w_k = p / q.
+Every function takes log p(x, z_k) and log q(z_k | x), (K, B), of detached draws (cubo: any draws),
+and returns S to ascend, (B,); w_k = p / q.
 
     wake_model  Σ_k w̄_k ∇log p_k        unbiased for ∇IWAE_K
     wake_guide  Σ_k w̄_k ∇log q_k        consistent for -∇KL(p(z|x) ‖ q)
@@ -18,10 +18,22 @@ References:
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ppl_lvm.benchmarks.handwritten import pathwise
+from ppl_lvm.benchmarks.handwritten.twins import (
+    Params,
+    RunningMean,
+    Twin,
+    detached_tables,
+    on_tables,
+)
 
 
 def wake_model(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -33,7 +45,7 @@ def wake_guide(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def wake(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Both at once: log p holds the model's parameters only, log q the guide's."""
+    """Both updates: log p depends on the model's parameters only, log q on the guide's."""
     return wake_model(log_p, log_q) + wake_guide(log_p, log_q)
 
 
@@ -44,21 +56,20 @@ def log_spaced(num_partitions: int, first: float = 0.05) -> list[float]:
 
 
 def tvo(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
-    """The covariance is divided by 1 - Σ w², as a sample's variance is by its degrees of freedom:
-    so that one partition is leave-one-out at any K."""
+    """The covariance is divided by 1 - Σ w², so that one partition is leave-one-out at any K."""
     log_w = log_p - log_q
     total = torch.zeros_like(log_w[0])
-    for beta, after in pairwise(betas):
+    for beta, next_beta in pairwise(betas):
         w = (beta * log_w).detach().softmax(0)  # (K, B)
         mean = (w * log_w).sum(0)
         score = beta * log_p + (1 - beta) * log_q
         covariance = (w * (log_w - mean).detach() * score).sum(0) / (1 - (w**2).sum(0))
-        total = total + (after - beta) * (mean + covariance)
+        total = total + (next_beta - beta) * (mean + covariance)
     return total
 
 
 def tvo_bound(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
-    """Its value."""
+    """The value of the TVO."""
     log_w = log_p - log_q
     steps = pairwise(betas)
     means = [(b - a) * ((a * log_w).softmax(0) * log_w).sum(0) for a, b in steps]
@@ -66,11 +77,40 @@ def tvo_bound(log_p: Tensor, log_q: Tensor, betas: list[float]) -> Tensor:
 
 
 def cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0) -> Tensor:
-    """Minus the bound, since it is minimized; the draws may carry gradient."""
+    """Minus the bound, which is minimized; the draws may have a gradient."""
     return -((n * (log_p - log_q)).logsumexp(0) - math.log(len(log_p))) / n
 
 
 def exp_cubo(log_p: Tensor, log_q: Tensor, n: float = 2.0, constant: float = 0.0) -> Tensor:
-    """Draws without gradient; `constant` must not depend on these draws."""
+    """Detached draws; `constant` must not depend on them."""
     power = (n * ((log_p - log_q).detach() - constant)).exp()
     return -(power * ((1 - n) * log_q + n * log_p)).mean(0)
+
+
+@dataclass
+class Path:
+    """Temperatures of the thermodynamic path."""
+
+    betas: list[float] = field(default_factory=lambda: log_spaced(5))
+
+
+def twins(program: str, params: Params, num_particles: int) -> Iterator[Twin]:
+    """Wake-sleep, TVO and CUBO from densities at detached draws."""
+    tables = detached_tables(program, params, num_particles)
+    if tables is None:
+        return
+    yield Twin("ReweightedWakeSleep", on_tables(tables, wake, pathwise.iwae))
+    path = Path()
+    surrogate, bound = partial(tvo, betas=path.betas), partial(tvo_bound, betas=path.betas)
+    yield Twin("ThermodynamicELBO", on_tables(tables, surrogate, bound), path)
+    constant = RunningMean()
+
+    def descend_cubo(x: Tensor) -> tuple[Tensor, Tensor]:
+        log_p, log_q = tables(x)
+        bound = -cubo(log_p, log_q, constant.n)
+        S = exp_cubo(log_p, log_q, constant.n, constant.value) / constant.n
+        constant.update(bound)
+        return -bound, S  # an upper bound is descended
+
+    if program == "belief_net":
+        yield Twin("CUBO", descend_cubo, constant)

