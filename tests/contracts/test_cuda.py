@@ -1,4 +1,4 @@
-"""On a CUDA device the levels take the same steps. Skipped, so unproved, where there is none."""
+"""Equal steps at every level on a CUDA device."""
 
 from pathlib import Path
 from typing import Any
@@ -48,27 +48,27 @@ def data(*shape: int) -> Tensor:
 def factors(engine: str, **options: Any) -> Any:
     pyro.set_rng_seed(0)
     model, guide = Factor().cuda(), Guide().cuda()
-    asked: dict[str, Any] = {"num_steps": 50, "batch_size": 16, "clip_norm": 1.0, **options}
-    return fit(model, guide, data(64, 3), engine=engine, progress=False, **asked)  # type: ignore[arg-type]
+    options = {"num_steps": 50, "batch_size": 16, "clip_norm": 1.0, **options}
+    return fit(model, guide, data(64, 3), engine=engine, progress=False, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("level", ["captured", "compiled"])
 @pytest.mark.parametrize("options", [{}, {"kl_annealing": 30, "schedule": "StepLR(step_size=20)"}])
-def test_the_levels_agree(level: str, options: dict[str, Any]) -> None:
-    expected, found = factors("eager", **options), factors(level, **options)
-    assert found.results["engine"] == level
-    assert found.history["bound"] == pytest.approx(expected.history["bound"], rel=1e-4)
+def test_levels_agree_on_cuda(level: str, options: dict[str, Any]) -> None:
+    expected, run = factors("eager", **options), factors(level, **options)
+    assert run.results["engine"] == level
+    assert run.history["bound"] == pytest.approx(expected.history["bound"], rel=1e-4)
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 10])
-def test_a_compiled_step_is_one_launch(
+def test_compiled_step_is_one_cuda_graph_launch(
     steps_per_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launches = []
     recorded = cuda_graph._capture
 
-    def watched(*asked: Any) -> Any:
-        replay, losses = recorded(*asked)
+    def counting(*arguments: Any) -> Any:
+        replay, losses = recorded(*arguments)
 
         def launch() -> None:
             launches.append(1)
@@ -76,19 +76,19 @@ def test_a_compiled_step_is_one_launch(
 
         return launch, losses
 
-    monkeypatch.setattr(cuda_graph, "_capture", watched)
+    monkeypatch.setattr(cuda_graph, "_capture", counting)
     options: dict[str, Any] = {"kl_annealing": 30, "steps_per_call": steps_per_call}
-    found = factors("compiled", **options)
-    assert len(launches) >= 48  # of 50 steps the first may be run by the program
+    run = factors("compiled", **options)
+    assert len(launches) >= 48  # of 50 steps; the first may run the program
     monkeypatch.setattr(cuda_graph, "_DEVICE", "no device")
-    assert found.history["bound"] == pytest.approx(
+    assert run.history["bound"] == pytest.approx(
         factors("compiled", **options).history["bound"], rel=1e-4
     )
 
 
 @pytest.mark.parametrize("level", ["captured", "compiled"])
 @pytest.mark.parametrize("name", ["VAE", "GaussianMixture", "HiddenMarkovModel"])
-def test_models_of_the_house_agree(name: str, level: str) -> None:
+def test_levels_agree_for_bundled_models_on_cuda(name: str, level: str) -> None:
     x = data(32, 12, 2) if name == "HiddenMarkovModel" else data(64, 4)
     if name == "VAE":
         x = (x > 0).float()
@@ -104,18 +104,20 @@ def test_models_of_the_house_agree(name: str, level: str) -> None:
     assert bounds(level) == pytest.approx(bounds("eager"), rel=1e-4)
 
 
-def test_a_run_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, step = factors("compiled"), Training._step
+def test_interrupted_compiled_run_resumes_on_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, step = factors("compiled"), Training._step
 
     def until_30(training: Training) -> float:
         if training.step_number == 30:
             raise KeyboardInterrupt
         return step(training)
 
-    asked: dict[str, Any] = {"directory": tmp_path / "run", "checkpoint_seconds": 0}
+    options: dict[str, Any] = {"directory": tmp_path / "run", "checkpoint_seconds": 0}
     monkeypatch.setattr(Training, "_step", until_30)
     with pytest.raises(KeyboardInterrupt):
-        factors("compiled", **asked)
+        factors("compiled", **options)
     monkeypatch.undo()
-    again = factors("compiled", **asked, resume=True)
-    assert again.history["bound"] == pytest.approx(whole.history["bound"], rel=1e-4)
+    resumed = factors("compiled", **options, resume=True)
+    assert resumed.history["bound"] == pytest.approx(complete.history["bound"], rel=1e-4)

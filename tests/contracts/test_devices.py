@@ -1,4 +1,4 @@
-"""A whole fit where its data lie, from reading them to the last picture, without a GPU."""
+"""Complete fits on a fake device."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elsewhere import THERE, another_device
+from fake_device import DEVICE, fake_device
 from ppl_lvm.fitting.svi import fit
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -28,27 +28,29 @@ CASES: dict[str, tuple[Tensor, dict[str, Any]]] = {
 def bound(name: str, x: Tensor, directory: Path, options: dict[str, Any]) -> float:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    asked: dict[str, Any] = {"engine": "eager", "num_steps": 2, "progress": False, **options}
-    run = fit(f"ppl_lvm.models:{name}", None, x, directory=directory, **asked)
+    options = {"engine": "eager", "num_steps": 2, "progress": False, **options}
+    run = fit(f"ppl_lvm.models:{name}", None, x, directory=directory, **options)
     assert {t.device for t in run.parameters().values()} == {x.device}
-    found: float = run.results["bound"]
-    return found
+    result: float = run.results["bound"]
+    return result
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_fit_stays_where_its_data_are_and_finds_the_same(name: str, tmp_path: Path) -> None:
+def test_fit_stays_on_the_device_of_its_data_with_equal_results(name: str, tmp_path: Path) -> None:
     x, options = CASES[name]
-    expected = bound(name, x, tmp_path / "here", options)
-    with another_device() as there:
-        data = there(x)
-        assert data.device == THERE
-        assert bound(name, data, tmp_path / "there", options) == expected
+    expected = bound(name, x, tmp_path / "cpu", options)
+    with fake_device() as to_device:
+        data = to_device(x)
+        assert data.device == DEVICE
+        assert bound(name, data, tmp_path / "device", options) == expected
 
 
-def test_an_objective_that_is_left_behind_is_found(
+def test_objective_left_on_the_cpu_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ppl_lvm.training.preparation.beside", lambda objective, batch: objective)
+    monkeypatch.setattr(
+        "ppl_lvm.training.preparation.move_to_batch_device", lambda objective, batch: objective
+    )
     x, options = CASES["BernoulliVAE"]
-    with another_device() as there, pytest.raises(RuntimeError, match="device"):
-        bound("BernoulliVAE", there(x), tmp_path / "there", options)
+    with fake_device() as to_device, pytest.raises(RuntimeError, match="device"):
+        bound("BernoulliVAE", to_device(x), tmp_path / "device", options)

@@ -1,10 +1,9 @@
-"""Every model with every guide and objective it allows: captured steps are the eager ones.
+"""Captured steps equal eager steps for every model, guide and objective.
 
-What a pair allows is what `check` says suits it, so that nothing here is a list to be kept. Each
-pair is tried with one of the objectives that suit it, taken in turn, so that over all pairs every
-objective has its turn, for a few steps; `make exhaustive` tries every pair with them all, for the
-50 steps that are promised. In double precision: some guides search along a line, and some models
-start where a gradient is zero, and both make much of single precision's rounding.
+`check` decides which guides and objectives suit a model, so that no list is kept here. Each pair
+takes a few steps with one suitable objective, in turn, so that over all pairs every objective is
+used. `make exhaustive` takes 50 steps of every pair with every objective. Tests run in double
+precision, because line searches of guides and zero initial gradients of models amplify rounding.
 """
 
 import importlib
@@ -35,25 +34,25 @@ from ppl_lvm.training.preparation import prepare_pair
 models: Any = importlib.import_module("ppl_lvm.models")
 guides: Any = importlib.import_module("ppl_lvm.guides")
 
-STEPS, FEW = 50, 10  # all that is promised, and as many as CI has time for
+STEPS, FEW = 50, 10  # of `make exhaustive` and of CI
 SGD = "SGD(lr=0.002, momentum=0.5)"
 BUILDERS = [name for name in guides.__all__ if name not in ("label_free", "AutoGuide")]
 
 
 def programs(model: str, guide: str, batch: tuple[Tensor, ...]) -> tuple[Any, Any]:
     pyro.set_rng_seed(0)
-    made = ModelFactory(getattr(models, model)).make(batch)
+    program = ModelFactory(getattr(models, model)).make(batch)
     with pyro.get_param_store().scope():
-        return made, GuideFactory(getattr(guides, guide)).make(made, batch)
+        return program, GuideFactory(getattr(guides, guide)).make(program, batch)
 
 
-def allowed(model: str) -> Iterator[tuple[str, tuple[Tensor, ...], list[str]]]:
-    """The guides that serve a model: name, its batch, the objectives that suit the pair."""
+def suitable_guides(model: str) -> Iterator[tuple[str, tuple[Tensor, ...], list[str]]]:
+    """Suitable guides of a model: name, a batch, names of suitable objectives."""
     batch = getattr(models, model).example_batch(1)
     for guide in BUILDERS:
         try:
             issues = check(*programs(model, guide, batch), *batch)
-        except Exception:  # not for this model
+        except Exception:  # the guide refuses this model
             continue
         if issues.ok:
             yield guide, batch, [s.name for s in issues.estimators if s.supported]
@@ -85,106 +84,117 @@ def steps(
 
 
 def differences(
-    model: str, chosen: Any, engine: str = "auto", *how: Any, within: float = 1e-5
+    model: str, select: Any, engine: str = "auto", *how: Any, within: float = 1e-5
 ) -> Iterator[str]:
-    """What is wrong with a model's captured or compiled steps, over its pairs; `how` as `steps`."""
-    turn = itertools.count(models.__all__.index(model))
-    for guide, batch, suits in allowed(model):
-        for objective in chosen(suits, next(turn)):
-            what = f"{model}, {guide}, {objective}"
-            asked = (model, guide, objective, batch)
+    """Differences between a model's eager and other steps, over its guides.
+
+    Args:
+        model: its name.
+        select: (suitable objectives, counter) -> the objectives to try.
+        engine: level of the other steps.
+        how: further arguments of `steps`.
+        within: largest allowed relative difference of the bounds.
+    """
+    counter = itertools.count(models.__all__.index(model))
+    for guide, batch, suits in suitable_guides(model):
+        for objective in select(suits, next(counter)):
+            name = f"{model}, {guide}, {objective}"
+            pair = (model, guide, objective, batch)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                eager = steps(*asked, "eager", *how)
+                eager = steps(*pair, "eager", *how)
                 try:
-                    quick = steps(*asked, engine, *how)
-                except CannotCaptureError as refused:  # with "compiled", which takes no refusal
-                    if "table of rows" not in str(refused):
-                        yield f"{what}: {refused}"
+                    other = steps(*pair, engine, *how)
+                except CannotCaptureError as error:  # raised by "compiled" only
+                    if "table of rows" not in str(error):
+                        yield f"{name}: {error}"
                     continue
-            wanted = torch.tensor(eager.history["bound"], dtype=torch.float64)
-            found = torch.tensor(quick.history["bound"], dtype=torch.float64)
-            off = float(((found - wanted).abs() / wanted.abs().clamp(min=1.0)).max())
-            refusal = quick.step_runner.capture_error
-            if refusal is not None and "table of rows" not in refusal:
-                yield f"{what}: {refusal}"
-            if not off <= within:
-                yield f"{what}: off by {off:.1e}"
+            expected = torch.tensor(eager.history["bound"], dtype=torch.float64)
+            bounds = torch.tensor(other.history["bound"], dtype=torch.float64)
+            difference = float(((bounds - expected).abs() / expected.abs().clamp(min=1.0)).max())
+            error_text = other.step_runner.capture_error
+            if error_text is not None and "table of rows" not in error_text:
+                yield f"{name}: {error_text}"
+            if not difference <= within:
+                yield f"{name}: relative difference {difference:.1e}"
 
 
-def every(suits: list[str], turn: int) -> list[str]:
+def every(suits: list[str], index: int) -> list[str]:
+    """All suitable objectives."""
     return suits
 
 
-def one(suits: list[str], turn: int) -> list[str | None]:
-    """The default, or one of ours, in turn; of many particles (the thermodynamic bound's) three."""
-    ours = [name for name in suits if name in estimators.__all__]
-    offered: list[str | None] = [None]
-    for name in ours:
+def one(suits: list[str], index: int) -> list[str | None]:
+    """The default or one of the package's, in turn, with at most three particles."""
+    bundled = [name for name in suits if name in estimators.__all__]
+    choices: list[str | None] = [None]
+    for name in bundled:
         many = getattr(estimators, name)().num_particles > 3
-        offered.append(f"{name}(num_particles=3)" if many else name)
-    return [offered[turn % len(offered)]]
+        choices.append(f"{name}(num_particles=3)" if many else name)
+    return [choices[index % len(choices)]]
 
 
-ELSEWHERE = torch.device("meta")  # numbers are not asked for, only where they would lie
+FAKE_DEVICE = torch.device("meta")  # without values
 
 
-def misplaced(
-    pair: ModelGuidePair, batch: tuple[Tensor, ...], parts: torch.device = ELSEWHERE
+def device_mismatch(
+    pair: ModelGuidePair, batch: tuple[Tensor, ...], device: torch.device = FAKE_DEVICE
 ) -> str | None:
-    """What a step on data elsewhere, with parameters and buffers on `parts`, says of devices.
+    """The device error of a step on a fake device, with parameters and buffers on `device`.
 
-    In torch's fake tensor mode, which refuses what a GPU would and needs none. A step that it
-    cannot follow to the end is asked as far as it goes.
+    Torch's fake tensor mode refuses what a GPU would refuse. A step that it cannot trace to the end
+    is tested as far as it goes.
     """
 
-    def moved(tensor: Tensor, device: torch.device) -> Any:
-        made = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-        trained = isinstance(tensor, torch.nn.Parameter)
-        return torch.nn.Parameter(made, tensor.requires_grad) if trained else made
+    def on_device(tensor: Tensor, device: torch.device) -> Any:
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        return torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
 
     def step(*batch: Tensor) -> Any:
         return pair.objective.loss_and_grads(pair.model, pair.guide, *batch)
 
     with pair.scope():
-        step(*batch)  # what is made lazily is there
+        step(*batch)  # makes lazy parameters
         pyro.clear_param_store()
         with FakeTensorMode(allow_non_fake_inputs=True):
             for part in (part for _, module in pair.modules() for part in module.modules()):
-                for kept in (part._parameters, part._buffers):
-                    kept.update({k: moved(t, parts) for k, t in kept.items() if t is not None})
-            given = [moved(tensor, ELSEWHERE) for tensor in batch]
+                for tensors in (part._parameters, part._buffers):
+                    tensors.update(
+                        {k: on_device(t, device) for k, t in tensors.items() if t is not None}
+                    )
+            data = [on_device(tensor, FAKE_DEVICE) for tensor in batch]
             leaves = [p for _, module in pair.modules() for p in module.parameters()]
             try:
-                record(lambda: step(*given), leaves, given)
-            except CannotCaptureError as refused:
-                return str(refused) if "DeviceMismatch" in str(refused) else None
+                record(lambda: step(*data), leaves, data)
+            except CannotCaptureError as error:
+                return str(error) if "DeviceMismatch" in str(error) else None
     return None
 
 
 @pytest.fixture(autouse=True)
 def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)  # tests/conftest.py puts it back
+    torch.set_default_dtype(torch.float64)  # tests/conftest.py restores it
 
 
 @pytest.mark.parametrize("model", models.__all__)
-def test_every_model_is_met_and_makes_its_tensors_where_its_data_are(model: str) -> None:
-    met = next(allowed(model), None)
-    assert met is not None, "no guide serves it on any of the batches"
-    guide, batch, _ = met
+def test_every_model_has_a_guide_and_makes_tensors_on_the_device_of_its_data(model: str) -> None:
+    first = next(suitable_guides(model), None)
+    assert first is not None, "no guide suits the model"
+    guide, batch, _ = first
     pair = prepare_pair(*programs(model, guide, batch), None, batch, load_data(batch))[0]
-    assert misplaced(pair, batch) is None
+    assert device_mismatch(pair, batch) is None
 
 
-def test_one_that_does_not_is_found() -> None:
-    guide, batch, _ = next(allowed("VAE"))
+def test_device_mismatch_reports_parameters_on_another_device() -> None:
+    guide, batch, _ = next(suitable_guides("VAE"))
     pair = prepare_pair(*programs("VAE", guide, batch), None, batch, load_data(batch))[0]
-    assert "DeviceMismatch" in str(misplaced(pair, batch, torch.device("cpu")))
+    assert "DeviceMismatch" in str(device_mismatch(pair, batch, torch.device("cpu")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", models.__all__)
-def test_captured_steps_are_the_eager_ones(model: str) -> None:
+def test_captured_steps_equal_eager_steps_for_every_model(model: str) -> None:
     assert list(differences(model, one, "auto", FEW)) == []
 
 
@@ -193,8 +203,8 @@ COMPILED = [("GaussianMixture", "auto_guide", None), ("VAE", "AmortizedNormal", 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "guide", "objective"), COMPILED)
-def test_so_are_compiled_ones(model: str, guide: str, objective: str | None) -> None:
-    batch = next(batch for served, batch, _ in allowed(model) if served == guide)
+def test_compiled_steps_equal_eager_steps(model: str, guide: str, objective: str | None) -> None:
+    batch = next(batch for name, batch, _ in suitable_guides(model) if name == guide)
     eager = steps(model, guide, objective, batch, "eager")
     compiled = steps(model, guide, objective, batch, "compiled")
     assert compiled.step_runner.level == "compiled"
@@ -202,23 +212,25 @@ def test_so_are_compiled_ones(model: str, guide: str, objective: str | None) -> 
 
 
 def uncompiled(graph: Any, inputs: list[Tensor], same_random: bool) -> Any:
-    """The graph itself, once it is seen to fall apart into what the inductor knows."""
+    """The graph itself, after its decomposition into the inductor's operations."""
     with torch.no_grad():
         trace = make_fx(graph, decomposition_table=select_decomp_table(), tracing_mode="fake")
         trace(*inputs)
     return graph
 
 
-UNLIKE = ["BayesianGaussianMixture", "BernoulliVAE", "DeepMarkovModel", "Diffusion"]
-UNLIKE += ["GaussianMixture", "HiddenMarkovModel", "LatentDirichletAllocation", "NormalizingFlow"]
+DISTINCT = ["BayesianGaussianMixture", "BernoulliVAE", "DeepMarkovModel", "Diffusion"]
+DISTINCT += ["GaussianMixture", "HiddenMarkovModel", "LatentDirichletAllocation", "NormalizingFlow"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", UNLIKE)
-def test_so_are_those_that_would_be_compiled(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is ours of a compiled step; machine code takes far longer."""
+@pytest.mark.parametrize("model", DISTINCT)
+def test_steps_prepared_for_the_compiler_equal_eager_steps(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's part of compilation, without machine code, which takes much longer."""
     monkeypatch.setattr("ppl_lvm.compiler.backend.compiled_step.compile_graph", uncompiled)
-    guide, batch, _ = next(pair for pair in allowed(model) if pair[0] != "LocalNormal")
+    guide, batch, _ = next(pair for pair in suitable_guides(model) if pair[0] != "LocalNormal")
     eager = steps(model, guide, None, batch, "eager", 5)
     compiled = steps(model, guide, None, batch, "compiled", 5)
     assert compiled.step_runner.level == "compiled"
@@ -228,24 +240,27 @@ def test_so_are_those_that_would_be_compiled(model: str, monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("model", models.__all__)
-def test_captured_steps_are_the_eager_ones_with_every_objective(model: str) -> None:
+def test_captured_steps_equal_eager_steps_with_every_objective(model: str) -> None:
     assert list(differences(model, every)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("model", models.__all__)
-def test_compiled_steps_are_the_eager_ones_with_every_guide(model: str) -> None:
+def test_compiled_steps_equal_eager_steps_with_every_guide(model: str) -> None:
     assert list(differences(model, one, "compiled")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("model", models.__all__)
-def test_in_single_precision_adam_takes_the_same_first_steps(model: str) -> None:
-    """Three steps, to 1e-4. The first losses are equal bit for bit; then Adam divides gradients by
-    their own size and makes a whole step of what is rounding, guides that search along a line
-    (SemiAmortized, LocalNormal) multiply it, and after fifty steps the losses of some pairs are
-    as far apart as those of two orders of summation are: in double precision they are equal."""
+def test_captured_steps_of_adam_equal_eager_steps_in_single_precision(model: str) -> None:
+    """Three steps, to 1e-4.
+
+    The first losses are equal bit for bit. Then Adam divides gradients by their size, so that a
+    rounding error becomes a full step, and line searches (SemiAmortized, LocalNormal) amplify it.
+    After fifty steps the losses of some pairs differ as much as with another order of summation.
+    In double precision they are equal.
+    """
     torch.set_default_dtype(torch.float32)
     assert list(differences(model, one, "auto", 3, "Adam(lr=0.001)", within=1e-4)) == []

@@ -15,7 +15,7 @@ from sklearn.datasets import load_iris
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from largest import Largest
+from largest_tensor import LargestTensor
 from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
@@ -199,12 +199,12 @@ def test_memory_is_linear_in_rows_components_and_columns() -> None:
     N, K, P = 200, 5, 8
     model, x = GaussianMixture(K), torch.randn(N, P)
     model.initialize(x)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         TraceEnum_ELBO(max_plate_nesting=1).loss_and_grads(model, _empty_guide, x)
-    assert largest.numbers <= N * K * P
-    with Largest() as largest:
+    assert largest.elements <= N * K * P
+    with LargestTensor() as largest:
         model.responsibilities(x)
-    assert largest.numbers <= N * K * P
+    assert largest.elements <= N * K * P
 
 
 @pytest.mark.parametrize("holes", [False, True])

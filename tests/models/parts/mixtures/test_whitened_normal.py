@@ -7,7 +7,7 @@ from pyro import poutine
 from pyro.distributions import MultivariateNormal
 from torch import Tensor
 
-from largest import Largest
+from largest_tensor import LargestTensor
 from ppl_lvm.models import GaussianMixture
 from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
 
@@ -57,11 +57,11 @@ def test_a_mixtures_step_makes_nothing_larger_than_components_rows_columns(covar
     K, N, P = 6, 500, 8
     x = torch.randn(N, P)
     model = GaussianMixture(K, P, covariance)
-    with Largest() as largest:
+    with LargestTensor() as largest:
         enumerated = pyro.infer.config_enumerate(model)
         elbo = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
         elbo.loss_and_grads(enumerated, lambda x: None, x)
-    assert K * N <= largest.numbers <= K * N * P
+    assert K * N <= largest.elements <= K * N * P
 
 
 def test_a_row_that_nobody_can_have_is_refused_by_validation() -> None:
