@@ -1,4 +1,4 @@
-"""Comparison of runs by the predictive log density of the same rows.
+"""Comparison of runs by log densities of the same rows.
 
 The log density l_n of row n, in nats, is
 

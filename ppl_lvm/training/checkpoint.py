@@ -1,4 +1,4 @@
-"""Checkpoints of a training, from which it resumes bit for bit.
+"""Checkpoints from which a training resumes bit for bit.
 
 A checkpoint holds everything that the remaining steps depend on: parameters, buffers, states of
 the optimizer and the schedule, random states, history, the best parameters so far, and the reason

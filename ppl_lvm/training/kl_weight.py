@@ -1,4 +1,7 @@
-"""KL weight β in E[log p(x | z)] - β KL(q ‖ p)."""
+"""KL weight β.
+
+The weighted bound is E_q[log p(x | z)] - β KL(q ‖ p).
+"""
 
 from typing import Any
 

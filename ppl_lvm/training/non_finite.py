@@ -1,4 +1,4 @@
-"""The parameter, site or row behind a NaN or an infinity."""
+"""Parameter, site or row behind a NaN or infinity."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def locate_non_finite(
         if leaf.grad is not None and not torch.isfinite(leaf.grad).all():
             plain = name.split("/", 1)[1]
             remedy = getattr(pair.objective, "non_finite_hint", "") or (
-                "Clip gradients, or look for a square root or a logarithm of zero on the way to it."
+                "Clip gradients, or look for a square root or a logarithm of zero before it."
             )
             return (
                 f"the gradient of parameter {plain!r} is {_kind(leaf.grad)} although every "

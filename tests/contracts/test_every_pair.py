@@ -1,4 +1,4 @@
-"""Captured steps equal eager steps for every model, guide and objective.
+"""Captured steps of every model and guide equal eager steps.
 
 `check` decides which guides and objectives suit a model, so that no list is kept here. Each pair
 takes a few steps with one suitable objective, in turn, so that over all pairs every objective is

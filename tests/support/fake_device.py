@@ -1,4 +1,4 @@
-"""Fake device: CPU tensors that may not be combined with others.
+"""Fake device: CPU tensors that refuse to meet other tensors.
 
     with fake_device() as to_device:
         fit(VAE, None, to_device(x))    # every tensor on the device of its data

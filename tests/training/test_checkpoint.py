@@ -1,4 +1,4 @@
-"""A run killed at any moment continues to the same parameters, state and history, bit for bit."""
+"""Checkpoints: a killed run resumes bit for bit."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ import forked
 from command_line import run_command
 from ppl_lvm.core.storage import load_checkpoint
 
-pytestmark = pytest.mark.xdist_group("forked")  # one server of processes serves them all
+pytestmark = pytest.mark.xdist_group("forked")  # they share one server of processes
 
 PROGRAM = '''
 import random, time
@@ -23,7 +23,7 @@ from pyro.nn import PyroModule
 from torch import nn
 
 class Noisy(PyroModule):
-    """Draws from every generator there is, and keeps a running mean in a buffer."""
+    """Draws from every random generator and updates a running mean in a buffer."""
     def __init__(self, width: int = 3) -> None:
         super().__init__()
         self.width = width
@@ -68,52 +68,56 @@ def command(tmp_path: Path) -> list[str]:
     ]
 
 
-def same(a: Path, b: Path) -> None:
+def assert_equal_checkpoints(a: Path, b: Path) -> None:
     tensors, data = load_checkpoint(a / "checkpoint.safetensors")
-    others, other = load_checkpoint(b / "checkpoint.safetensors")
-    assert tensors.keys() == others.keys()
+    other_tensors, other_data = load_checkpoint(b / "checkpoint.safetensors")
+    assert tensors.keys() == other_tensors.keys()
     for name, tensor in tensors.items():
         assert torch.equal(
             tensor.nan_to_num(nan=-1.0) if tensor.is_floating_point() else tensor,
-            others[name].nan_to_num(nan=-1.0) if tensor.is_floating_point() else others[name],
+            other_tensors[name].nan_to_num(nan=-1.0)
+            if tensor.is_floating_point()
+            else other_tensors[name],
         ), name
     for key in data.keys() - {"seconds"}:
-        assert data[key] == other[key], key
+        assert data[key] == other_data[key], key
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed_equals_uninterrupted(command: list[str], tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = run_command(*command, "--directory", str(whole), folder=tmp_path)
+def test_run_killed_twice_equals_an_uninterrupted_run(command: list[str], tmp_path: Path) -> None:
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
+    uninterrupted = run_command(*command, "--directory", str(complete), folder=tmp_path)
     assert uninterrupted.returncode == 0, uninterrupted.stderr
-    seen = 0
+    last_step = 0
     for attempt in range(2):
-        words = [*command, "--directory", str(killed), *["--resume"] * bool(attempt)]
-        (process,) = forked.start_processes(1, forked.run_command, words, tmp_path / "said.txt")
+        arguments = [*command, "--directory", str(killed), *["--resume"] * bool(attempt)]
+        (process,) = forked.start_processes(
+            1, forked.run_command, arguments, tmp_path / "output.txt"
+        )
         checkpoint = killed / "checkpoint.safetensors"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and process.is_alive():
-            if checkpoint.exists() and load_checkpoint(checkpoint)[1]["step"] > seen + 20:
+            if checkpoint.exists() and load_checkpoint(checkpoint)[1]["step"] > last_step + 20:
                 break
             time.sleep(0.01)
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "output.txt").read_text()
         step = load_checkpoint(checkpoint)[1]["step"]
-        assert seen < step < STEPS, "killed too late to prove anything"
-        seen = step
+        assert last_step < step < STEPS, "killed too late to prove anything"
+        last_step = step
     resumed = [*command, "--directory", str(killed), "--resume"]
-    last = run_command(*resumed, folder=tmp_path)
-    assert last.returncode == 0, last.stderr
-    same(whole, killed)
-    results = json.loads(last.stdout.splitlines()[-1])
+    final = run_command(*resumed, folder=tmp_path)
+    assert final.returncode == 0, final.stderr
+    assert_equal_checkpoints(complete, killed)
+    results = json.loads(final.stdout.splitlines()[-1])
     assert results["steps"] == STEPS
-    assert results["bound"] == json.loads((whole / "run.json").read_text())["results"]["bound"]
-    again = run_command(*resumed, folder=tmp_path)
-    assert json.loads(again.stdout.splitlines()[-1])["bound"] == results["bound"]
+    assert results["bound"] == json.loads((complete / "run.json").read_text())["results"]["bound"]
+    repeated = run_command(*resumed, folder=tmp_path)
+    assert json.loads(repeated.stdout.splitlines()[-1])["bound"] == results["bound"]
 
 
-def test_resume_refuses_another_run(command: list[str], tmp_path: Path) -> None:
+def test_resume_rejects_a_run_with_another_seed(command: list[str], tmp_path: Path) -> None:
     directory = ["--directory", str(tmp_path / "r")]
     command[command.index("--num-steps") + 1] = "3"
     command[command.index("--schedule") + 1] = "StepLR(step_size=1)"

@@ -1,4 +1,4 @@
-"""A KL weight where sites are summed out: right where it has a meaning, refused where not."""
+"""KL weight of models with summed-out sites."""
 
 import math
 from typing import Any
@@ -23,7 +23,7 @@ def _weights(x: Tensor) -> None:
         pyro.sample("x", Normal(w + 2.0 * c, 1.0), obs=x)
 
 
-def _w_alone(x: Tensor) -> None:
+def _w_guide(x: Tensor) -> None:
     loc = pyro.param("loc", torch.tensor(1.0))
     scale = pyro.param("scale", torch.tensor(0.5))
     pyro.sample("w", Normal(loc, scale))
@@ -36,13 +36,13 @@ def _clusters(x: Tensor) -> None:
         pyro.sample("x", Normal(z, 1.0), obs=x)
 
 
-def _z_alone(x: Tensor) -> None:
+def _z_guide(x: Tensor) -> None:
     scale = pyro.param("scale", torch.tensor(1.0))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", Normal(x / 2, scale))
 
 
-def _z_and_c(x: Tensor) -> None:
+def _z_and_c_guide(x: Tensor) -> None:
     logits = pyro.param("logits", torch.tensor(0.0))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("c", Bernoulli(logits=logits))
@@ -51,13 +51,15 @@ def _z_and_c(x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", [None, "ELBO", "IWAE(num_particles=2)"])
 @pytest.mark.parametrize("weight", [{"kl_weight": 0.5}, {"kl_annealing": 10}])
-def test_a_latent_below_a_summed_site_is_refused(name: Any, weight: dict[str, Any]) -> None:
-    """Ours would run and weight the sum as it comes; Pyro's fails inside."""
+def test_fit_rejects_a_weighted_latent_with_a_summed_parent(
+    name: Any, weight: dict[str, Any]
+) -> None:
+    """Without the check, the package's ELBO weights the sum, and Pyro's fails inside."""
     with pytest.raises(ValueError, match=r"cannot scale 'z' by itself: it depends on 'c'.*guide"):
-        fit(_clusters, _z_alone, torch.randn(6), objective=name, num_steps=2, **weight)
+        fit(_clusters, _z_guide, torch.randn(6), objective=name, num_steps=2, **weight)
 
 
-def test_a_module_with_clusters_of_codes_is_refused_before_anything_is_written(
+def test_fit_rejects_a_weighted_mixture_vae_before_writing_a_directory(
     tmp_path: Any,
 ) -> None:
     x, model = torch.bernoulli(torch.rand(20, 4)), GaussianMixtureVAE(2, 2, hidden=(4,))
@@ -66,28 +68,28 @@ def test_a_module_with_clusters_of_codes_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_the_remedy_says_trains() -> None:
-    fit(_clusters, _z_and_c, torch.randn(6), num_steps=2, kl_weight=0.5, progress=False)
+def test_fit_weights_a_latent_whose_parent_is_in_the_guide() -> None:
+    fit(_clusters, _z_and_c_guide, torch.randn(6), num_steps=2, kl_weight=0.5, progress=False)
 
 
 @pytest.mark.parametrize("name", ["TraceEnum_ELBO(max_plate_nesting=1)", "ELBO"])
-def test_a_latent_above_a_summed_site_is_weighted_alone(name: str) -> None:
-    """β KL(q(w) ‖ p(w)) beside E_q Σ_n log Σ_c p(c) p(x_n | w, c), by quadrature."""
+def test_kl_weight_of_a_summed_sites_parent_equals_quadrature(name: str) -> None:
+    """E_q Σ_n log Σ_c p(c) p(x_n | w, c) - β KL(q(w) ‖ p(w))."""
     x, beta, draws = torch.tensor([0.5, 2.0, 3.0]), 3.0, 400
-    pair, weight = ModelGuidePair(_weights, _w_alone, objective(name)), KLWeight(frozenset({"c"}))
+    pair, weight = ModelGuidePair(_weights, _w_guide, objective(name)), KLWeight(frozenset({"c"}))
     pair.materialize_parameters(x)
     refuse_summed_parents(pair, frozenset({"c"}), x)
     weight.value.fill_(beta)
     model, guide = weight(pair.model), weight(pair.guide)
     with pair.scope(), torch.no_grad():
         pyro.set_rng_seed(0)
-        found = -torch.tensor([pair.objective.loss(model, guide, x) for _ in range(draws)])
+        bounds = -torch.tensor([pair.objective.loss(model, guide, x) for _ in range(draws)])
     w = torch.linspace(-4, 6, 4001)
     q, p = Normal(1.0, 0.5).log_prob(w), Normal(0.0, 1.0).log_prob(w)
-    given = torch.stack([Normal(w[:, None] + c, 1.0).log_prob(x) - math.log(2) for c in (0, 2)])
-    likelihood = given.logsumexp(0).sum(-1)
+    log_joint = torch.stack([Normal(w[:, None] + c, 1.0).log_prob(x) - math.log(2) for c in (0, 2)])
+    likelihood = log_joint.logsumexp(0).sum(-1)
     exact = torch.trapezoid(q.exp() * (likelihood - beta * (q - p)), w).item()
-    error = found.std().item() / draws**0.5
-    assert found.mean().item() == pytest.approx(exact, abs=5 * error)
+    error = bounds.std().item() / draws**0.5
+    assert bounds.mean().item() == pytest.approx(exact, abs=5 * error)
     unweighted = torch.trapezoid(q.exp() * (likelihood - (q - p)), w).item()
-    assert abs(unweighted - exact) > 10 * error  # a twin that forgets the weight
+    assert abs(unweighted - exact) > 10 * error  # a wrong twin without the weight

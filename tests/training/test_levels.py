@@ -1,4 +1,4 @@
-"""fit at every level of the engine: the same steps, the same run when resumed."""
+"""Training at every level: equal steps, equal resumed runs."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ppl_lvm.core.console import Progress
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.training import checkpoint as resume
+from ppl_lvm.training import checkpoint
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
@@ -47,8 +47,8 @@ class Factor(PyroModule):
 
 
 STEPS = 24
-ASKED: dict[str, Any] = {
-    "batch_size": 32,  # and 6 left over in every third batch
+OPTIONS: dict[str, Any] = {
+    "batch_size": 32,  # the third batch of an epoch has 6
     "schedule": "OneCycleLR(max_lr=0.05, total_steps=24)",
     "clip_norm": 0.5,
     "kl_annealing": 12,
@@ -56,33 +56,33 @@ ASKED: dict[str, Any] = {
 }
 
 
-def training(path: Path | None = None, **asked: Any) -> Training:
+def training(path: Path | None = None, **changes: Any) -> Training:
     pyro.set_rng_seed(5)
-    options = TrainingOptions(**{"num_steps": STEPS, **ASKED, **asked})
+    options = TrainingOptions(**{"num_steps": STEPS, **OPTIONS, **changes})
     x = load_data(factor_data(70))
     pair = ModelGuidePair(Factor(), FactorGuide(), Trace_ELBO())
     pair.materialize_parameters(*x.batch(torch.arange(options.batch_size)))
     return Training(pair, x, load_data(factor_data(20)), options, path=path)
 
 
-def to_the_end(run: Training) -> dict[str, Tensor]:
+def final_state(run: Training) -> dict[str, Tensor]:
     run.run(Progress(run.options.num_steps, shown=False))
     return run.pair.state()
 
 
 @pytest.mark.parametrize("level", LEVELS[1:])
 @pytest.mark.parametrize("per_call", [1, 4])
-def test_every_level_takes_the_eager_steps(level: Any, per_call: int) -> None:
-    batch_size = 35 if per_call > 1 else 32  # in a ragged epoch calls would be short
+def test_steps_at_every_level_equal_eager_steps(level: Any, per_call: int) -> None:
+    batch_size = 35 if per_call > 1 else 32  # a smaller last batch would shorten the calls
     eager = training(engine="eager", batch_size=batch_size)
-    wanted = to_the_end(eager)
+    expected = final_state(eager)
     other = training(engine=level, batch_size=batch_size, steps_per_call=per_call)
-    found = to_the_end(other)
+    state = final_state(other)
     assert other.step_runner.level == level
     for name, values in eager.history.items():
         assert other.history[name] == pytest.approx(values, rel=1e-5), name
-    for name, tensor in wanted.items():
-        assert torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-6), name
+    for name, tensor in expected.items():
+        assert torch.allclose(state[name], tensor, rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -91,57 +91,59 @@ def test_every_level_takes_the_eager_steps(level: Any, per_call: int) -> None:
         ("Adam(lr=0.01)", "eager"),
         ("Adam(lr=0.01)", "captured"),
         pytest.param("Adam(lr=0.01)", "compiled", marks=pytest.mark.slow),
-        ("SGD(lr=0.01)", "eager"),  # which keeps no state between steps
+        ("SGD(lr=0.01)", "eager"),  # without state
         ("SGD(lr=0.01)", "captured"),
     ],
 )
-def test_a_resumed_run_is_the_same_bit_for_bit(level: Any, optimizer: str, tmp_path: Path) -> None:
-    whole = training(engine=level, optimizer=optimizer)
-    wanted = to_the_end(whole)
+def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
+    level: Any, optimizer: str, tmp_path: Path
+) -> None:
+    complete = training(engine=level, optimizer=optimizer)
+    expected = final_state(complete)
     part = training(tmp_path / "c", engine=level, optimizer=optimizer)
-    while part.step_number < 10:  # before the second small batch has been seen
+    while part.step_number < 10:  # before the second smaller batch
         part.step()
     part.save()
-    again = training(tmp_path / "c", engine=level, optimizer=optimizer)
-    resume.load(again, tmp_path / "c")
-    found = to_the_end(again)
-    assert again.history == whole.history
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    resumed = training(tmp_path / "c", engine=level, optimizer=optimizer)
+    checkpoint.load(resumed, tmp_path / "c")
+    state = final_state(resumed)
+    assert resumed.history == complete.history
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.mark.slow
-def test_so_is_one_of_many_steps_a_call(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {"engine": "compiled", "batch_size": 35, "steps_per_call": 4}
-    whole = training(**asked)
-    wanted = to_the_end(whole)
-    part = training(tmp_path / "c", **asked)
+def test_resumed_training_with_several_steps_per_call_is_equal_bit_for_bit(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"engine": "compiled", "batch_size": 35, "steps_per_call": 4}
+    complete = training(**options)
+    expected = final_state(complete)
+    part = training(tmp_path / "c", **options)
     part.options = replace(part.options, num_steps=8)  # interrupted after two calls
     part.run(Progress(8, shown=False))
-    again = training(tmp_path / "c", **asked)
-    resume.load(again, tmp_path / "c")
-    assert again.step_number == 8
-    found = to_the_end(again)
-    assert again.history["bound"] == whole.history["bound"]
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
-    one, other = whole.iterates.tensors(), again.iterates.tensors()
+    resumed = training(tmp_path / "c", **options)
+    checkpoint.load(resumed, tmp_path / "c")
+    assert resumed.step_number == 8
+    state = final_state(resumed)
+    assert resumed.history["bound"] == complete.history["bound"]
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    one, other = complete.iterates.tensors(), resumed.iterates.tensors()
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])
-def test_a_run_resumes_at_another_level(first: Any, second: Any, tmp_path: Path) -> None:
-    whole = training(engine="eager")
-    to_the_end(whole)
+def test_training_resumes_at_another_level(first: Any, second: Any, tmp_path: Path) -> None:
+    complete = training(engine="eager")
+    final_state(complete)
     part = training(tmp_path / "c", engine=first)
     while part.step_number < 10:
         part.step()
     part.save()
-    again = training(tmp_path / "c", engine=second)
-    resume.load(again, tmp_path / "c")
-    to_the_end(again)
-    assert again.history["bound"] == pytest.approx(whole.history["bound"], rel=1e-5)
+    resumed = training(tmp_path / "c", engine=second)
+    checkpoint.load(resumed, tmp_path / "c")
+    final_state(resumed)
+    assert resumed.history["bound"] == pytest.approx(complete.history["bound"], rel=1e-5)
 
 
-def test_double_precision_stays_double() -> None:
+def test_captured_training_keeps_double_precision() -> None:
     torch.set_default_dtype(torch.float64)
     runs = [
         fit(
@@ -160,7 +162,7 @@ def test_double_precision_stays_double() -> None:
 
 
 class Counting(PyroModule):
-    """A model with a Python number that changes at every step: it cannot be captured."""
+    """A model with a Python number that changes at every step, so that it cannot be captured."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,22 +175,22 @@ class Counting(PyroModule):
             pyro.sample("x", Normal(self.m, 1.0 + 1.0 / self.t), obs=x)
 
 
-def test_what_cannot_be_captured_runs_as_if_nobody_had_tried(
+def test_uncapturable_model_trains_as_with_eager_steps(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     x = torch.arange(5.0)
-    wanted = fit(Counting(), nothing, x, num_steps=8, engine="eager", progress=False)
+    eager = fit(Counting(), nothing, x, num_steps=8, engine="eager", progress=False)
     run = fit(Counting(), nothing, x, num_steps=8)
-    assert run.history == wanted.history
+    assert run.history == eager.history
     assert run.results["engine"] == "eager"
-    said = [line for line in capsys.readouterr().err.splitlines() if "Running eagerly" in line]
-    assert len(said) == 1
-    assert "Counting.t" in said[0] or "a number in" in said[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "Running eagerly" in line]
+    assert len(lines) == 1
+    assert "Counting.t" in lines[0] or "a number in" in lines[0]
     with pytest.raises(ValueError, match="changes"):
         fit(Counting(), nothing, x, num_steps=8, engine="captured", progress=False)
 
 
-def test_a_refusal_is_remembered(tmp_path: Path) -> None:
+def test_resumed_training_keeps_the_capture_error(tmp_path: Path) -> None:
     pyro.set_rng_seed(0)
     x = load_data(torch.arange(5.0))
 
@@ -203,28 +205,28 @@ def test_a_refusal_is_remembered(tmp_path: Path) -> None:
     first.step()
     first.save()
     second = make()
-    resume.load(second, tmp_path / "c")
+    checkpoint.load(second, tmp_path / "c")
     assert second.step_runner.capture_error == first.step_runner.capture_error is not None
 
 
 @pytest.mark.parametrize("rows", [70, 64])
 @pytest.mark.parametrize("most", [1, 5, 7, 100])
-def test_calls_end_where_something_happens(rows: int, most: int) -> None:
-    order = EpochSampler(rows, 16, 0)
-    calls, every, last = CallSchedule(order, most, 10, 53), 10, 53
+def test_call_schedule_ends_calls_at_evaluations_and_smaller_batches(rows: int, most: int) -> None:
+    sampler = EpochSampler(rows, 16, 0)
+    calls, every, last = CallSchedule(sampler, most, 10, 53), 10, 53
     step, lengths = 0, []
     while step < last:
         count = calls(step)
         lengths.append(count)
         assert count <= most
         assert step // every == (step + count - 1) // every
-        assert not any(order.is_smaller(step + i) for i in range(count)) or count == 1
+        assert not any(sampler.is_smaller(step + i) for i in range(count)) or count == 1
         step += count
     assert step == last
     assert max(lengths) == 1 if most == 1 else max(lengths) > 1
 
 
-def test_several_processes_take_one_step_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_take_one_step_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(engine="compiled", steps_per_call=4)
     assert run._calls(0) > 1
     monkeypatch.setattr("ppl_lvm.core.distributed.count", lambda: 2)
@@ -232,8 +234,8 @@ def test_several_processes_take_one_step_a_call(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling seems to cost little: "auto" switches at step 10 or so."""
+def cheap_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A low estimate of the compiler's cost: "auto" switches at about step 10."""
     costs = policy.CostModel(
         compile_seconds=0.01, compile_seconds_per_node=0.0, dispatch_seconds=1e-5
     )
@@ -241,17 +243,19 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("soon")
-def test_auto_compiles_in_the_background_and_two_runs_are_equal() -> None:
+@pytest.mark.usefixtures("cheap_compiler")
+def test_auto_compiles_in_the_background_with_equal_results() -> None:
     eager = training(engine="eager", batch_size=35)
-    to_the_end(eager)
+    final_state(eager)
     runs = []
     for _ in range(2):
-        said: list[str] = []
+        lines: list[str] = []
         run = training(engine="auto", batch_size=35)
-        run.run(Heard(said))
+        run.run(RecordedProgress(lines))
         runs.append(run)
-        assert [line.split(",")[0] for line in said][:1] == ["Compiling the step in the background"]
+        assert [line.split(",")[0] for line in lines][:1] == [
+            "Compiling the step in the background"
+        ]
         assert run.step_runner.level == "compiled"
     assert runs[0].history["bound"] == pytest.approx(eager.history["bound"], rel=1e-5)
     assert runs[0].history == runs[1].history
@@ -260,41 +264,41 @@ def test_auto_compiles_in_the_background_and_two_runs_are_equal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("soon")
-def test_without_a_compiler_captured_serves_and_one_line_says_so(
+@pytest.mark.usefixtures("cheap_compiler")
+def test_auto_stays_captured_without_a_compiler_and_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CXX", "/no/such/compiler")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    said: list[str] = []
+    lines: list[str] = []
     run = training(engine="auto", batch_size=35)
-    run.run(Heard(said))
+    run.run(RecordedProgress(lines))
     assert run.step_runner.level == "captured"
-    assert len([line for line in said if "captured, not compiled" in line]) == 1
-    assert "compiler" in said[-1].lower()
+    assert len([line for line in lines if "captured, not compiled" in line]) == 1
+    assert "compiler" in lines[-1].lower()
 
 
-class Heard(Progress):
-    """Progress that keeps the lines it is given."""
+class RecordedProgress(Progress):
+    """Progress that records its lines."""
 
-    def __init__(self, said: list[str]) -> None:
+    def __init__(self, lines: list[str]) -> None:
         super().__init__(STEPS, shown=False)
-        self.said = said
+        self.lines = lines
 
     def say(self, line: str) -> None:
-        self.said.append(line)
+        self.lines.append(line)
 
 
 @pytest.mark.parametrize(("steps", "compiles"), [(20_000, False), (200_000, True)])
-def test_auto_compiles_only_where_the_run_pays_for_it(steps: int, compiles: bool) -> None:
+def test_ahead_of_time_policy_compiles_only_long_runs(steps: int, compiles: bool) -> None:
     run = training(engine="captured", batch_size=35)
     run.step()
     gradient = run.step_runner.training_step.gradient
     arguments, recording = gradient.lookup(run.train.batch(torch.arange(35)), {})
     assert recording is not None
-    pays = policy.AheadOfTimePolicy(steps, 70, 35)
-    switch = pays.switch(recording, arguments)
+    ahead = policy.AheadOfTimePolicy(steps, 70, 35)
+    switch = ahead.switch(recording, arguments)
     assert (switch < steps) == compiles
-    assert pays.compiles_ahead(recording, arguments) == compiles
-    for pays.step in (0, switch - 1, switch):
-        assert pays.compiles_now(recording, arguments) == (compiles and pays.step >= switch)
+    assert ahead.compiles_ahead(recording, arguments) == compiles
+    for ahead.step in (0, switch - 1, switch):
+        assert ahead.compiles_now(recording, arguments) == (compiles and ahead.step >= switch)

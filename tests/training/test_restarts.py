@@ -1,4 +1,4 @@
-"""Several random starts: the best that is sound is kept, each equals its own run."""
+"""Restarts: choice of the best, equality with separate runs."""
 
 import functools
 from pathlib import Path
@@ -14,8 +14,8 @@ from ppl_lvm.fitting.svi import fit
 quiet = functools.partial(fit, progress=False)
 
 
-class Start(PyroModule):
-    """x_n ~ N(m, 1) with a random start and a wrong solution that looks best."""
+class RandomStart(PyroModule):
+    """x_n ~ N(m, 1), random initial m, and a degenerate solution with the best bound."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Start(PyroModule):
         self.bonus = 100.0 if start > 0.5 else 0.0
 
     def degenerate(self, x: Tensor) -> str | None:
-        return "its start was above 0.5" if self.bonus else None
+        return "its initial m was above 0.5" if self.bonus else None
 
     def forward(self, x: Tensor) -> None:
         pyro.factor("bonus", torch.tensor(self.bonus))
@@ -36,9 +36,9 @@ class Start(PyroModule):
             pyro.sample("x", Normal(self.m, 1.0), obs=x)
 
 
-def test_restarts_keep_the_best_that_is_sound_and_report_all(tmp_path: Path) -> None:
+def test_restarts_choose_the_best_non_degenerate_and_record_all(tmp_path: Path) -> None:
     run = quiet(
-        Start,
+        RandomStart,
         lambda x: None,
         torch.zeros(5),
         restarts=6,
@@ -46,19 +46,19 @@ def test_restarts_keep_the_best_that_is_sound_and_report_all(tmp_path: Path) -> 
         optimizer="SGD(lr=0.0)",
         directory=tmp_path / "run",
     )
-    reports = run.restarts
-    assert [r["seed"] for r in reports] == [0, 1, 2, 3, 4, 5]
-    assert {bool(r["degenerate"]) for r in reports} == {True, False}
-    chosen = [r for r in reports if r["chosen"]]
+    entries = run.restarts
+    assert [e["seed"] for e in entries] == [0, 1, 2, 3, 4, 5]
+    assert {bool(e["degenerate"]) for e in entries} == {True, False}
+    chosen = [e for e in entries if e["chosen"]]
     assert len(chosen) == 1
     assert chosen[0]["degenerate"] is None
-    assert chosen[0]["bound"] == max(r["bound"] for r in reports if not r["degenerate"])
-    assert chosen[0]["bound"] < max(r["bound"] for r in reports)
+    assert chosen[0]["bound"] == max(e["bound"] for e in entries if not e["degenerate"])
+    assert chosen[0]["bound"] < max(e["bound"] for e in entries)
     assert run.results["bound"] == chosen[0]["bound"]
 
 
-def test_a_restart_equals_its_own_run() -> None:
+def test_best_restart_equals_a_separate_run() -> None:
     x = torch.arange(5.0)
-    best = quiet(Start, lambda x: None, x, restarts=4, num_steps=5)
-    alone = quiet(Start, lambda x: None, x, seed=best.results["seed"], num_steps=5)
-    assert best.history == alone.history
+    best = quiet(RandomStart, lambda x: None, x, restarts=4, num_steps=5)
+    separate = quiet(RandomStart, lambda x: None, x, seed=best.results["seed"], num_steps=5)
+    assert best.history == separate.history

@@ -1,4 +1,4 @@
-"""Restarts in one graph: each is what it is alone, and what cannot go together goes in turn."""
+"""Restarts in one graph equal separate runs."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from small_programs import FactorGuide, factor_data, nothing
 
 
 class Factor(PyroModule):
-    """z_n ~ N(0, 1), x_n ~ N(w z_n + b, s); b starts anywhere, the units are the data's."""
+    """z_n ~ N(0, 1), x_n ~ N((w z_n + b) u, s); the initial b is a row of the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Mixture(PyroModule):
 
 
 class Coins(PyroModule):
-    """A draw whose probability comes from the step: it cannot be had beforehand."""
+    """Coin z_n, x_n ~ N(w z_n, 1): a draw that depends on parameters of the guide."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,34 +79,35 @@ class CoinGuide(PyroModule):
             pyro.sample("z", Bernoulli(logits=self.encoder(x)).to_event(1))
 
 
-def restarted(programs: tuple[Any, Any], count: int = 2, **asked: Any) -> Run:
-    return fit(*programs, factor_data(70)[:60], restarts=count, **{"num_steps": 30, **asked})
+def restarted(programs: tuple[Any, Any], count: int = 2, **options: Any) -> Run:
+    return fit(*programs, factor_data(70)[:60], restarts=count, **{"num_steps": 30, **options})
 
 
-def equal_alone(programs: tuple[Any, Any], run: Run, **asked: Any) -> None:
+def assert_equal_separate_runs(programs: tuple[Any, Any], run: Run, **options: Any) -> None:
+    """Every restart has the bounds, and the chosen one the parameters, of a separate run."""
     for entry in run.restarts:
-        alone = fit(
+        separate = fit(
             *programs,
             factor_data(70)[:60],
             seed=entry["seed"],
             progress=False,
-            **{"num_steps": 30, **asked, "directory": None},
+            **{"num_steps": 30, **options, "directory": None},
         )
-        assert entry["bound"] == pytest.approx(alone.results["bound"], rel=1e-5)
+        assert entry["bound"] == pytest.approx(separate.results["bound"], rel=1e-5)
         if entry["held_out"] is not None:
-            assert entry["held_out"] == pytest.approx(alone.results["held_out"], rel=1e-5)
+            assert entry["held_out"] == pytest.approx(separate.results["held_out"], rel=1e-5)
         if entry["chosen"]:
-            assert run.history["bound"] == pytest.approx(alone.history["bound"], rel=1e-5)
+            assert run.history["bound"] == pytest.approx(separate.history["bound"], rel=1e-5)
             assert run.history["validation_bound"] == pytest.approx(
-                alone.history["validation_bound"], rel=1e-5
+                separate.history["validation_bound"], rel=1e-5
             )
-            for name, value in alone.parameters().items():
+            for name, value in separate.parameters().items():
                 assert torch.allclose(run.parameters()[name], value, rtol=1e-4, atol=1e-5), name
 
 
-ASKED: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "batch_size": 16,  # of 60: the last batch has 12
-    "validation": factor_data(20),  # not a share, which depends on the seed
+    "validation": factor_data(20),  # a share would depend on the seed
     "schedule": "ExponentialLR(gamma=0.97)",
     "clip_norm": 1.0,
     "kl_annealing": 10,
@@ -116,73 +117,75 @@ ASKED: dict[str, Any] = {
 
 @pytest.mark.parametrize("programs", [(Factor, FactorGuide), (Mixture, nothing)])
 @pytest.mark.parametrize("optimizer", ["Adam(lr=0.02)", "SGD(lr=0.05, momentum=0.8)"])
-def test_each_restart_is_what_it_is_alone(
+def test_vectorized_restarts_equal_separate_runs(
     programs: tuple[Any, Any], optimizer: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = {**ASKED, "optimizer": optimizer}
-    run = restarted(programs, **asked)
-    said = capsys.readouterr().err
-    assert "2 restarts together: step 30/30" in said
+    options = {**OPTIONS, "optimizer": optimizer}
+    run = restarted(programs, **options)
+    assert "2 restarts together: step 30/30" in capsys.readouterr().err
     assert len({entry["bound"] for entry in run.restarts}) == 2
-    equal_alone(programs, run, **asked)
+    assert_equal_separate_runs(programs, run, **options)
 
 
 @pytest.mark.slow
-def test_compiled_restarts_too() -> None:
+def test_compiled_vectorized_restarts_equal_separate_runs() -> None:
     programs = (Factor, FactorGuide)
     run = restarted(programs, engine="compiled", progress=False)
-    equal_alone(programs, run, engine="eager")
+    assert_equal_separate_runs(programs, run, engine="eager")
 
 
-def test_those_that_draw_otherwise_go_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+def test_restarts_with_bernoulli_draws_run_one_after_the_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     programs = (Coins, CoinGuide)
     run = restarted(programs)
-    said = capsys.readouterr().err
-    assert "One restart after the other: it draws by bernoulli" in said
-    equal_alone(programs, run)
+    assert "One restart after the other: it draws by bernoulli" in capsys.readouterr().err
+    assert_equal_separate_runs(programs, run)
 
 
-def test_each_stops_for_itself() -> None:
-    torch.set_default_dtype(torch.float64)  # where it stops hangs on small differences
+def test_vectorized_restarts_stop_early_separately() -> None:
+    torch.set_default_dtype(torch.float64)  # the last step depends on small differences
     programs = (Factor, FactorGuide)
-    asked = {**ASKED, "num_steps": 300, "validate_every": 3, "patience": 1}
-    asked |= {"optimizer": "Adam(lr=0.1)", "kl_annealing": 0, "schedule": None}
-    run = restarted(programs, progress=False, **asked)
+    options = {**OPTIONS, "num_steps": 300, "validate_every": 3, "patience": 1}
+    options |= {"optimizer": "Adam(lr=0.1)", "kl_annealing": 0, "schedule": None}
+    run = restarted(programs, progress=False, **options)
     assert len({entry["steps"] for entry in run.restarts}) > 1
     for entry in run.restarts:
-        alone = fit(*programs, factor_data(70)[:60], seed=entry["seed"], progress=False, **asked)
-        assert entry["steps"] == alone.results["steps"]
-        assert entry["held_out"] == pytest.approx(alone.results["held_out"], rel=1e-4)
+        separate = fit(
+            *programs, factor_data(70)[:60], seed=entry["seed"], progress=False, **options
+        )
+        assert entry["steps"] == separate.results["steps"]
+        assert entry["held_out"] == pytest.approx(separate.results["held_out"], rel=1e-4)
 
 
 class StoppedError(Exception):
     pass
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(
+def test_interrupted_vectorized_restarts_resume_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {**ASKED, "batch_size": 20, "checkpoint_seconds": 0.0, "progress": False}
+    options = {**OPTIONS, "batch_size": 20, "checkpoint_seconds": 0.0, "progress": False}
     programs = (Factor, FactorGuide)
-    whole = restarted(programs, **asked, directory=tmp_path / "whole")
+    complete = restarted(programs, **options, directory=tmp_path / "complete")
     step = together.VectorizedRestarts._step
 
-    def breaks(self: Any, going: Any) -> None:
+    def stop_at_13(self: Any, active: Any) -> None:
         if self.step_number == 13:
             raise StoppedError
-        step(self, going)
+        step(self, active)
 
     with monkeypatch.context() as patch:
-        patch.setattr(together.VectorizedRestarts, "_step", breaks)
+        patch.setattr(together.VectorizedRestarts, "_step", stop_at_13)
         with pytest.raises(StoppedError):
-            restarted(programs, **asked, directory=tmp_path / "part")
-    part = restarted(programs, **asked, directory=tmp_path / "part", resume=True)
-    assert part.history == whole.history
-    assert [e["bound"] for e in part.restarts] == [e["bound"] for e in whole.restarts]
+            restarted(programs, **options, directory=tmp_path / "resumed")
+    resumed = restarted(programs, **options, directory=tmp_path / "resumed", resume=True)
+    assert resumed.history == complete.history
+    assert [e["bound"] for e in resumed.restarts] == [e["bound"] for e in complete.restarts]
 
 
 class Falling(PyroModule):
-    """x_n ~ N(log m, 1) where m falls below 0, from one start sooner than from another."""
+    """x_n ~ N(log m, 1), where m falls below 0 at another step in every restart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +196,7 @@ class Falling(PyroModule):
             pyro.sample("x", Normal(torch.log(self.m), 1.0).expand([3]).to_event(1), obs=x)
 
 
-def test_a_nan_in_one_is_named() -> None:
+def test_nan_in_one_vectorized_restart_names_the_site() -> None:
     with pytest.raises(NonFiniteError, match="site 'x' of the model has a loc that is NaN"):
         fit(
             Falling,
