@@ -3,17 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
 from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
-from ppl_lvm.report.figures.diagnosis import Picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
-from ppl_lvm.report.run_figures import READINGS, worst_rows
+from ppl_lvm.report.run_figures import RUN_FIGURES, worst_rows
 from ppl_lvm.report.run_figures import figures as fit_figures
 from ppl_lvm.runs.comparability import NotComparableError, short_names
 from ppl_lvm.runs.comparison import compare
@@ -53,17 +50,10 @@ def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
         figure = worst_rows(run, judged, few, found.best)
         if figure is not None:
             figures["worst_explained"] = figure
-    drawn = [_fit_picture(slug, figure) for slug, figure in figures.items()]
-    shown = [*drawn, *diagnosis_pictures(diagnosis.details)]
+    pictures = [RUN_FIGURES[slug].picture(figure) for slug, figure in figures.items()]
+    pictures += diagnosis_pictures(diagnosis.details)
     title = f"{run.record['model']['name']} on {run.record['data']['name']}"
-    return html.Entry(title, facts(run), diagnosis, shown, name)
-
-
-def _fit_picture(slug: str, figure: Figure) -> Picture:
-    """With a short title, and the figure's own in the text for those who cannot see it."""
-    reading, text = READINGS[slug]
-    own = figure.get_suptitle().replace("\n", " ")
-    return Picture(slug.replace("_", " ").capitalize(), figure, reading, f"{own}. {text}")
+    return html.Entry(title, facts(run), diagnosis, pictures, name)
 
 
 def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:

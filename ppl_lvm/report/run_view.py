@@ -10,11 +10,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Array
 from ppl_lvm.data import Data
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
-from ppl_lvm.report.figures.style import Array
 
 if TYPE_CHECKING:
     from ppl_lvm.runs.run import Run

@@ -16,7 +16,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.report.report import report
-from ppl_lvm.report.run_figures import READINGS, figures
+from ppl_lvm.report.run_figures import RUN_FIGURES, figures
 from ppl_lvm.runs.run import Run
 
 models: Any = importlib.import_module("ppl_lvm.models")
@@ -85,7 +85,7 @@ def test_what_has_not_been_fetched_is_no_array() -> None:
 
 def test_no_model_is_forgotten() -> None:
     assert CASES.keys() == set(models.__all__)
-    assert set().union(*(kinds for _, _, kinds in CASES.values())) <= READINGS.keys()
+    assert set().union(*(kinds for _, _, kinds in CASES.values())) <= RUN_FIGURES.keys()
 
 
 @pytest.mark.parametrize("model", CASES)

@@ -25,10 +25,11 @@ from ppl_lvm.diagnostics.finding import Finding, Verdict
 from ppl_lvm.diagnostics.pareto_k import ParetoK
 from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck
 from ppl_lvm.report.figures.comparison import picture
-from ppl_lvm.report.figures.diagnosis import Picture, pictures
+from ppl_lvm.report.figures.diagnosis import pictures
 from ppl_lvm.report.figures.fit import training_curve
 from ppl_lvm.report.figures.traversals import traversals, worst_explained
 from ppl_lvm.report.html import Entry, SideBySide, html
+from ppl_lvm.report.run_figure import Picture
 from ppl_lvm.runs.comparison import Comparison, Score
 
 WIDTHS = {"phone": 360, "desk": 1280}

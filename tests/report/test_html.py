@@ -67,8 +67,8 @@ def entry() -> Entry:
 def test_every_detail_is_drawn_with_a_text(entry: Entry) -> None:
     assert len(entry.pictures) == 5
     for picture in entry.pictures:
-        assert picture.reading.endswith(".")
-        assert picture.text.endswith(".")
+        assert picture.caption.endswith(".")
+        assert picture.alt_text.endswith(".")
 
 
 def test_page_requests_nothing_and_every_picture_has_a_text(entry: Entry) -> None:

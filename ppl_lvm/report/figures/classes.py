@@ -13,12 +13,18 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures import fit as pictures
 from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, title_above
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 DRAWN = 8  # of each class
 MOST = 20  # classes that a picture bears
 
 
+@run_figure(
+    "mixture",
+    caption="A component that hugs a few points, or that covers two clouds, is a reason to look.",
+    alt_text="The data coloured by component, with each component's ellipses.",
+)
 def mixture(subject: RunView) -> Figure | None:
     """Data and components, where nothing but the class is latent; None for other models."""
     name, x = subject.rows, subject.batch[0]
@@ -32,6 +38,11 @@ def mixture(subject: RunView) -> Figure | None:
     return pictures.mixture(subject.x[whole], names=subject.data.columns, **found)
 
 
+@run_figure(
+    "classes",
+    caption="Each class should have a face of its own; two alike are one kind cut in two.",
+    alt_text="What the model makes of each class.",
+)
 def of_each(subject: RunView) -> Figure | None:
     """New data of each class, where a class has codes of its own; None for other models."""
     name = subject.rows
@@ -55,6 +66,11 @@ def of_each(subject: RunView) -> Figure | None:
     return table(drawn.reshape(K, DRAWN, -1).mean(1), subject.x, names, title, subject.data.columns)
 
 
+@run_figure(
+    "confusion",
+    caption="A label spread over classes, or a class of many labels, is where the model errs.",
+    alt_text="How many rows of each label were put into each class.",
+)
 def against_labels(subject: RunView) -> Figure | None:
     """The inferred class beside the known label; None where either is not to be had.
 

@@ -5,8 +5,8 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppl_lvm.report.figures.diagnosis import Picture
 from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, legend_below, plot
+from ppl_lvm.report.run_figure import Picture
 from ppl_lvm.runs.comparison import SIGNIFICANCE_Z, Comparison
 
 

@@ -28,6 +28,7 @@ from ppl_lvm.report.figures.style import (
     thin,
     title_above,
 )
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 DRAWS = 100
@@ -37,6 +38,11 @@ MOST_NUMBERS, MOST_SITES = 12, 6  # of a site, and sites, in the picture of the 
 INTERVAL = 0.9
 
 
+@run_figure(
+    "filled_in",
+    caption="Draws should differ where the given part leaves a choice, and agree where it does not.",
+    alt_text="Given parts, the truth, ways to go on that the model draws, and their mean.",
+)
 def filled_in(subject: RunView) -> Figure | None:
     """The missing part of pictures: the truth, draws and their mean; None for other models."""
     name = _answer(subject)
@@ -48,6 +54,11 @@ def filled_in(subject: RunView) -> Figure | None:
     return halves(torch.cat(rows, 1).cpu().numpy(), means[:SHOWN_DRAWS], means.mean(0), shape)
 
 
+@run_figure(
+    "predictions",
+    caption="On the line the model is right on average; too few or too many data inside the intervals mean noise that is judged too small or too large.",
+    alt_text="Observed values against what the model predicts of them.",
+)
 def predictions(subject: RunView) -> Figure | None:
     """What is observed beside what is predicted; None for models of all their columns."""
     name = _answer(subject)
@@ -60,6 +71,11 @@ def predictions(subject: RunView) -> Figure | None:
     return beside(y, drawn, name)
 
 
+@run_figure(
+    "posterior",
+    caption="An interval that holds 0 says that the data do not settle the sign.",
+    alt_text="Means and intervals of latents that rows share.",
+)
 def posterior(subject: RunView) -> Figure | None:
     """Intervals of the latents that all rows share; None where there is none to be shown.
 

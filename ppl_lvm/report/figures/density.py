@@ -8,6 +8,7 @@ from torch import Tensor
 from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.report.figures.style import Array, note, plot, thin
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 CELLS = 120  # on each side of the grid
@@ -25,6 +26,11 @@ def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
     return axes[0], axes[1], log_p.exp().reshape(CELLS, CELLS).cpu().numpy()
 
 
+@run_figure(
+    "density",
+    caption="Dark where the model expects data: blank data and dark emptiness are both faults.",
+    alt_text="The model's density over the plane of its two columns, with the data.",
+)
 def picture(subject: RunView) -> Figure | None:
     """Shades of p(x), the data on it, and how much of the density the frame holds.
 

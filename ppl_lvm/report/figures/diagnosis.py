@@ -5,7 +5,6 @@ those who cannot see it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,35 +17,32 @@ from ppl_lvm.diagnostics.leave_one_out import LeaveOneOutCheck
 from ppl_lvm.diagnostics.pareto_k import ParetoK
 from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck, kolmogorov_smirnov_uniformity
 from ppl_lvm.report.figures.style import COLORS, GRAY, INK, legend_below, plot
+from ppl_lvm.report.run_figure import Picture
+
+FIGURES: dict[str, Callable[[Any], Picture]] = {}
 
 
-@dataclass(frozen=True)
-class Picture:
-    """`figure` with its `title`, how to read it (`reading`) and what it shows (`text`)."""
+def diagnosis_figure(
+    slug: str,
+) -> Callable[[Callable[[Any], Picture]], Callable[[Any], Picture]]:
+    """Declare a function to draw the result of the diagnostic `slug`."""
 
-    title: str
-    figure: Figure
-    reading: str
-    text: str
+    def declare(draw: Callable[[Any], Picture]) -> Callable[[Any], Picture]:
+        FIGURES[slug] = draw
+        return draw
+
+    return declare
 
 
 def pictures(details: dict[str, Any]) -> list[Picture]:
-    """Of what a `Diagnosis` was computed from: those that there are data for."""
-    makers: dict[str, Callable[[Any], Picture]] = {
-        "tightness": bounds,
-        "sandwich": sandwich,
-        "khat": khat,
-        "calibration": calibration,
-        "predictive": checks,
-        "loo": loo_pit,
-        "latents": units,
-    }
-    found = [make(details[name]) for name, make in makers.items() if name in details]
+    """Pictures of the results that a `Diagnosis` was computed from."""
+    drawn = [draw(details[slug]) for slug, draw in FIGURES.items() if slug in details]
     if "predictive" in details and "loo" not in details and details["predictive"].pit:
-        found.append(pit(details["predictive"]))
-    return found
+        drawn.append(pit(details["predictive"]))
+    return drawn
 
 
+@diagnosis_figure("tightness")
 def bounds(found: Tightness) -> Picture:
     figure, axes = plot("Lower bounds on log p(x)")
     K = sorted(found.bounds)
@@ -72,6 +68,7 @@ def bounds(found: Tightness) -> Picture:
     )
 
 
+@diagnosis_figure("sandwich")
 def sandwich(found: Sandwich) -> Picture:
     figure, axes = plot("Sandwich: log p(x) of simulated data lies between two bounds")
     lower, upper = (e.per_row.double().numpy() for e in (found.lower, found.upper))
@@ -91,6 +88,7 @@ def sandwich(found: Sandwich) -> Picture:
     )
 
 
+@diagnosis_figure("khat")
 def khat(found: ParetoK) -> Picture:
     if found.joint:
         return _joint_khat(found)
@@ -153,20 +151,6 @@ def pit(found: PredictiveCheck) -> Picture:
     return _pit(found.pit, "PIT: where data lie among what the model foresees", "PIT")
 
 
-def loo_pit(found: LeaveOneOutCheck) -> Picture:
-    """The same, predicted from the other data; k̂ of leaving out where nothing can be drawn."""
-    if found.pit:
-        title = "LOO-PIT: where data lie among what the others let expect"
-        return _pit(found.pit, title, "LOO-PIT")
-    figure, axes = plot("Leave-one-out: Pareto k̂ of each datum")
-    axes.plot(np.sort(found.loo.k), ".", color=COLORS[0])
-    axes.axhline(found.loo.good_k, color=COLORS[4], linewidth=1)
-    axes.set(xlabel="datum, sorted", ylabel="k̂")
-    share = float((found.loo.k > found.loo.good_k).mean())
-    text = f"{share:.1%} of {len(found.loo.k)} data above {found.loo.good_k:.2f}."
-    return Picture("LOO", figure, "Above the line a datum cannot be left out by weights.", text)
-
-
 def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
     columns = {
         f"{name}[{p}]" if u.shape[1] > 1 else name: u[:, p]
@@ -189,6 +173,7 @@ def _pit(pit: dict[str, Any], title: str, what: str) -> Picture:
     )
 
 
+@diagnosis_figure("calibration")
 def calibration(found: Calibration) -> Picture:
     title = "Ranks of the truth among draws of q, less uniform"
     figure, order = _curves(title, found.ranks, found.p_values, found.num_draws)
@@ -202,6 +187,7 @@ def calibration(found: Calibration) -> Picture:
     )
 
 
+@diagnosis_figure("predictive")
 def checks(found: PredictiveCheck) -> Picture:
     figure, axes = plot("Test quantities: data against replicated data")
     names = list(found.observed)
@@ -223,6 +209,22 @@ def checks(found: PredictiveCheck) -> Picture:
     )
 
 
+@diagnosis_figure("loo")
+def loo_pit(found: LeaveOneOutCheck) -> Picture:
+    """The same, predicted from the other data; k̂ of leaving out where nothing can be drawn."""
+    if found.pit:
+        title = "LOO-PIT: where data lie among what the others let expect"
+        return _pit(found.pit, title, "LOO-PIT")
+    figure, axes = plot("Leave-one-out: Pareto k̂ of each datum")
+    axes.plot(np.sort(found.loo.k), ".", color=COLORS[0])
+    axes.axhline(found.loo.good_k, color=COLORS[4], linewidth=1)
+    axes.set(xlabel="datum, sorted", ylabel="k̂")
+    share = float((found.loo.k > found.loo.good_k).mean())
+    text = f"{share:.1%} of {len(found.loo.k)} data above {found.loo.good_k:.2f}."
+    return Picture("LOO", figure, "Above the line a datum cannot be left out by weights.", text)
+
+
+@diagnosis_figure("latents")
 def units(found: LatentUse) -> Picture:
     figure, axes = plot("Activity of the latent units, and what each costs")
     order = np.argsort(-found.active.numpy())

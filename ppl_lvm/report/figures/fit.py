@@ -9,6 +9,7 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -35,8 +36,22 @@ from ppl_lvm.report.figures.style import (
     view,
     write_at,
 )
+from ppl_lvm.report.run_figure import run_figure
+
+if TYPE_CHECKING:
+    from ppl_lvm.report.run_view import RunView
 
 MAX_CLASSES = len(COLORS) * len(MARKERS)
+
+
+@run_figure(
+    "training",
+    caption="It has arrived where the curve is flat; a gap to the validation curve is overfitting.",
+    alt_text="The bound in nats per row against the step.",
+)
+def training(view: "RunView") -> Figure:
+    """Training curve of a run."""
+    return training_curve(view.run.history)
 
 
 def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:

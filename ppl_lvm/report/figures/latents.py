@@ -15,6 +15,7 @@ from ppl_lvm.posterior.latent_arithmetic import traverse
 from ppl_lvm.report.figures import fit as pictures
 from ppl_lvm.report.figures import traversals as codes
 from ppl_lvm.report.figures.style import TEXT, WIDTH, Array, picture_grid, thin, title_above, view
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 SHOWN_PICTURES, SHOWN_POINTS = 40, 500
@@ -23,6 +24,11 @@ TRAVERSED, TRAVERSED_TABLE, TRAVERSAL_STEPS = 8, 3, 9
 STAGES, CHAINS = 6, 6
 
 
+@run_figure(
+    "samples",
+    caption="They should look like data, and differ from one another.",
+    alt_text="Draws from the model.",
+)
 def samples(subject: RunView) -> Figure | None:
     """New rows: of pictures their means at new codes, of columns draws beside the data."""
     name, shape = subject.rows, subject.image_shape
@@ -42,6 +48,31 @@ def samples(subject: RunView) -> Figure | None:
     return pictures.samples(means, image_shape=shape)
 
 
+@run_figure(
+    "chain",
+    caption="Shapes should appear step by step; all of it in the last steps asks for more of them.",
+    alt_text="Draws of the model's chain, from pure noise to data.",
+)
+def chain(subject: RunView) -> Figure | None:
+    """The way from noise to data, of a model whose latents are a chain of rows."""
+    if not subject.chain:
+        return None
+    shape = subject.image_shape
+    draws = subject.run.sample(CHAINS if shape is not None else SHOWN_POINTS, seed=0)
+    assert subject.rows is not None
+    way = [*subject.chain, subject.rows]
+    chosen = [way[i] for i in np.unique(np.linspace(0, len(way) - 1, STAGES).astype(int))]
+    stages = [draws[name].cpu().numpy() for name in chosen]
+    if shape is not None:
+        return _developing(stages, chosen, shape)
+    return _gathering(stages, chosen, subject.x)
+
+
+@run_figure(
+    "reconstructions",
+    caption="What is lost from above to below is what the latents do not carry.",
+    alt_text="Data above, the mean of the model at their codes below.",
+)
 def reconstructions(subject: RunView) -> Figure | None:
     """Rows, and what the model makes of their codes."""
     back = reconstruct(subject)
@@ -51,14 +82,11 @@ def reconstructions(subject: RunView) -> Figure | None:
     return pictures.reconstructions(subject.x[:n], back[:n], image_shape=subject.image_shape)
 
 
-def latent_plane(subject: RunView) -> Figure | None:
-    """Codes by the two numbers that vary most, coloured by label."""
-    if reconstruct(subject) is None or subject.chain:
-        return None
-    z = next(iter(subject.continuous.values()))
-    return pictures.latent_plane(z.cpu().numpy(), subject.labels, subject.data.label_names)
-
-
+@run_figure(
+    "traversals",
+    caption="What each latent stands for; one that changes nothing is not used.",
+    alt_text="The mean of the model as one latent moves by two standard deviations of the codes to either side (bits and proportions from 0 to 1), the others at their mean.",
+)
 def traversals(subject: RunView) -> Figure | None:
     """The numbers of the first code that vary most move one at a time, all others at their mean."""
     name = subject.rows
@@ -82,21 +110,25 @@ def traversals(subject: RunView) -> Figure | None:
     )
 
 
-def chain(subject: RunView) -> Figure | None:
-    """The way from noise to data, of a model whose latents are a chain of rows."""
-    if not subject.chain:
+@run_figure(
+    "latent_plane",
+    caption="Groups that the model found by itself; a round cloud about 0 is what the prior expects.",
+    alt_text="Posterior means of the data in the plane of the two latents that vary most.",
+)
+def latent_plane(subject: RunView) -> Figure | None:
+    """Codes by the two numbers that vary most, coloured by label."""
+    if reconstruct(subject) is None or subject.chain:
         return None
-    shape = subject.image_shape
-    draws = subject.run.sample(CHAINS if shape is not None else SHOWN_POINTS, seed=0)
-    assert subject.rows is not None
-    way = [*subject.chain, subject.rows]
-    chosen = [way[i] for i in np.unique(np.linspace(0, len(way) - 1, STAGES).astype(int))]
-    stages = [draws[name].cpu().numpy() for name in chosen]
-    if shape is not None:
-        return _developing(stages, chosen, shape)
-    return _gathering(stages, chosen, subject.x)
+    z = next(iter(subject.continuous.values()))
+    return pictures.latent_plane(z.cpu().numpy(), subject.labels, subject.data.label_names)
 
 
+@run_figure(
+    "worst_explained",
+    caption="Faults of labelling, rare kinds and outliers gather here; so does what the model lacks.",
+    alt_text="The data of lowest log p(x), and the mean of the model at their codes.",
+    needs_log_p=True,
+)
 def worst(subject: RunView, log_p: Tensor) -> Figure | None:
     """The rows of the lowest `log_p` (N,), with what the model gives back for them."""
     back = reconstruct(subject)

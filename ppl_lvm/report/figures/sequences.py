@@ -16,11 +16,17 @@ from ppl_lvm.report.figures.style import (
     component_colors,
     title_above,
 )
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 SHOWN, COLUMNS, STATES = 6, 3, 3
 
 
+@run_figure(
+    "sequences",
+    caption="They should look alike on both sides: level, speed, swings and jumps.",
+    alt_text="Sequences of the data, and sequences the model makes up.",
+)
 def made_up(subject: RunView) -> Figure | None:
     """Sequences of the data and draws of the model; None for other models."""
     name = _site(subject)
@@ -41,6 +47,11 @@ def made_up(subject: RunView) -> Figure | None:
     )
 
 
+@run_figure(
+    "states",
+    caption="States should change where the sequence changes its manner, and be sure in between.",
+    alt_text="The probability of each hidden state along the first sequences.",
+)
 def states(subject: RunView) -> Figure | None:
     """Probabilities of hidden states under the first sequences, for a model that offers them.
 

@@ -2,16 +2,14 @@
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ppl_lvm.core.types import Array
 
 # Okabe and Ito (2008), without black and with yellow last, which is faint on white.
 # https://jfly.uni-koeln.de/color/

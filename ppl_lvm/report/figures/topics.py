@@ -13,11 +13,17 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.topics import coherence, top_words
 from ppl_lvm.report.figures.style import COLORS, TEXT, WIDTH, picture_grid, title_above
+from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
 
 
+@run_figure(
+    "topics",
+    caption="The words of a topic should belong together; two alike are one topic cut in two.",
+    alt_text="The words that each topic makes likely.",
+)
 def topics(subject: RunView) -> Figure | None:
     """Of a model with a table of probabilities, a row a topic, a column a column of the data.
 

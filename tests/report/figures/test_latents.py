@@ -1,5 +1,6 @@
 """Walks stay where codes can be, chains lead to data, categories become levels."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -17,7 +18,7 @@ from ppl_lvm.models import (
     ProdLDA,
 )
 from ppl_lvm.posterior.topics import coherence
-from ppl_lvm.report import run_figures as draw
+from ppl_lvm.report import run_figures
 from ppl_lvm.report.figures.latents import _walks, chain, reconstruct
 from ppl_lvm.report.figures.topics import draw as draw_topics
 from ppl_lvm.report.figures.topics import topics
@@ -87,13 +88,14 @@ def test_topics_are_the_models_own() -> None:
 
 
 def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(seen: RunView) -> None:
+    def broken(view: RunView) -> None:
         raise ValueError("no paper")
 
-    monkeypatch.setitem(draw.PICTURES, "density", broken)
+    figure = dataclasses.replace(run_figures.RUN_FIGURES["density"], draw=broken)
+    monkeypatch.setitem(run_figures.RUN_FIGURES, "density", figure)
     seen = subject(PPCA(), "iris")
     with pytest.warns(UserWarning, match="'density' could not be drawn: no paper"):
-        drawn = draw.figures(seen.run, seen.data)
+        drawn = run_figures.figures(seen.run, seen.data)
     assert "samples" in drawn
 
 
@@ -104,4 +106,4 @@ def test_rows_with_holes_are_pictured_without_them() -> None:
     run = fit(PPCA(), None, data, num_steps=2, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "samples" in draw.figures(run, data)
+        assert "samples" in run_figures.figures(run, data)

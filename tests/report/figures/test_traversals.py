@@ -10,7 +10,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import PPCA, BayesianGaussianMixture
 from ppl_lvm.report.figures.style import gap, mosaic
 from ppl_lvm.report.figures.traversals import traversals, worst_explained
-from ppl_lvm.report.run_figures import READINGS, figures, worst_rows
+from ppl_lvm.report.run_figures import RUN_FIGURES, figures, worst_rows
 
 DRAW = np.random.default_rng(0)
 
@@ -59,7 +59,7 @@ def test_a_fit_with_codes_gets_both() -> None:
     data, _ = run.data()
     drawn = figures(run, data)
     assert "traversals" in drawn
-    assert set(drawn) <= set(READINGS)
+    assert set(drawn) <= set(RUN_FIGURES)
     batch = tuple(t[:50] for t in run.batch(data))
     log_p = -torch.arange(50.0)
     found = worst_rows(run, data, batch, log_p)

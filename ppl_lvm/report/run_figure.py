@@ -1,0 +1,60 @@
+"""Figures of a run: function, slug, caption and alternative text in one declaration."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in a report.
+
+    Attributes:
+        title: heading.
+        figure: the figure.
+        caption: one sentence on how to read it.
+        alt_text: description of what it shows.
+    """
+
+    title: str
+    figure: Figure
+    caption: str
+    alt_text: str
+
+
+@dataclass(frozen=True)
+class RunFigure:
+    """A function from a `RunView` to a figure, None where it does not apply to the model.
+
+    Attributes:
+        slug: name of the file, and of the heading with spaces.
+        caption: one sentence on how to read it.
+        alt_text: description of what it shows.
+        draw: the function.
+        needs_log_p: True if it also takes log p(x) (N,) of the rows, which a diagnosis has.
+    """
+
+    slug: str
+    caption: str
+    alt_text: str
+    draw: Callable[..., Figure | None]
+    needs_log_p: bool = False
+
+    def __call__(self, *arguments: Any) -> Figure | None:
+        """Draw the figure."""
+        return self.draw(*arguments)
+
+    def picture(self, figure: Figure) -> Picture:
+        """`figure` for a report; its title becomes a part of the alternative text."""
+        title = figure.get_suptitle().replace("\n", " ")
+        heading = self.slug.replace("_", " ").capitalize()
+        return Picture(heading, figure, self.caption, f"{title}. {self.alt_text}")
+
+
+def run_figure(
+    slug: str, *, caption: str, alt_text: str, needs_log_p: bool = False
+) -> Callable[[Callable[..., Figure | None]], RunFigure]:
+    """Declare a function to be a figure of runs."""
+    return lambda draw: RunFigure(slug, caption, alt_text, draw, needs_log_p)
