@@ -22,8 +22,8 @@ MOST = 20  # classes that a picture bears
 
 @run_figure(
     "mixture",
-    caption="A component that hugs a few points, or that covers two clouds, is a reason to look.",
-    alt_text="The data coloured by component, with each component's ellipses.",
+    caption="Inspect components that cover only a few points, and those that cover two clouds.",
+    alt_text="The data colored by component, with each component's ellipses.",
 )
 def mixture(subject: RunView) -> Figure | None:
     """Data and components, where nothing but the class is latent; None for other models."""
@@ -40,8 +40,8 @@ def mixture(subject: RunView) -> Figure | None:
 
 @run_figure(
     "classes",
-    caption="Each class should have a face of its own; two alike are one kind cut in two.",
-    alt_text="What the model makes of each class.",
+    caption="Classes should look distinct; two similar ones suggest a split cluster.",
+    alt_text="Samples of the model for each class.",
 )
 def of_each(subject: RunView) -> Figure | None:
     """New data of each class, where a class has codes of its own; None for other models."""
@@ -68,8 +68,8 @@ def of_each(subject: RunView) -> Figure | None:
 
 @run_figure(
     "confusion",
-    caption="A label spread over classes, or a class of many labels, is where the model errs.",
-    alt_text="How many rows of each label were put into each class.",
+    caption="The model errs where a label spreads over classes, or a class has many labels.",
+    alt_text="Number of rows of each label in each inferred class.",
 )
 def against_labels(subject: RunView) -> Figure | None:
     """The inferred class beside the known label; None where either is not to be had.

@@ -40,8 +40,8 @@ INTERVAL = 0.9
 
 @run_figure(
     "filled_in",
-    caption="Draws should differ where the given part leaves a choice, and agree where it does not.",
-    alt_text="Given parts, the truth, ways to go on that the model draws, and their mean.",
+    caption="Draws should differ where the observed part leaves a choice, and agree elsewhere.",
+    alt_text="Observed parts, the truth, completions sampled from the model, and their mean.",
 )
 def filled_in(subject: RunView) -> Figure | None:
     """The missing part of pictures: the truth, draws and their mean; None for other models."""
@@ -56,8 +56,9 @@ def filled_in(subject: RunView) -> Figure | None:
 
 @run_figure(
     "predictions",
-    caption="On the line the model is right on average; too few or too many data inside the intervals mean noise that is judged too small or too large.",
-    alt_text="Observed values against what the model predicts of them.",
+    caption="On the line, predictions are right on average. Too few or too many observations in "
+    "the intervals mean that the noise is estimated too small or too large.",
+    alt_text="Observed values against the model's predictions.",
 )
 def predictions(subject: RunView) -> Figure | None:
     """What is observed beside what is predicted; None for models of all their columns."""
@@ -73,8 +74,8 @@ def predictions(subject: RunView) -> Figure | None:
 
 @run_figure(
     "posterior",
-    caption="An interval that holds 0 says that the data do not settle the sign.",
-    alt_text="Means and intervals of latents that rows share.",
+    caption="If an interval contains 0, the data do not determine the sign.",
+    alt_text="Means and intervals of the global latents.",
 )
 def posterior(subject: RunView) -> Figure | None:
     """Intervals of the latents that all rows share; None where there is none to be shown.

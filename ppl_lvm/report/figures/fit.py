@@ -46,7 +46,7 @@ MAX_CLASSES = len(COLORS) * len(MARKERS)
 
 @run_figure(
     "training",
-    caption="It has arrived where the curve is flat; a gap to the validation curve is overfitting.",
+    caption="A flat curve has converged; a gap to the validation curve is overfitting.",
     alt_text="The bound in nats per row against the step.",
 )
 def training(view: "RunView") -> Figure:

@@ -26,8 +26,8 @@ STAGES, CHAINS = 6, 6
 
 @run_figure(
     "samples",
-    caption="They should look like data, and differ from one another.",
-    alt_text="Draws from the model.",
+    caption="Samples should look like data and differ from one another.",
+    alt_text="Samples from the model.",
 )
 def samples(subject: RunView) -> Figure | None:
     """New rows: of pictures their means at new codes, of columns draws beside the data."""
@@ -50,8 +50,8 @@ def samples(subject: RunView) -> Figure | None:
 
 @run_figure(
     "chain",
-    caption="Shapes should appear step by step; all of it in the last steps asks for more of them.",
-    alt_text="Draws of the model's chain, from pure noise to data.",
+    caption="Shapes should appear gradually; if all appear in the last steps, use more steps.",
+    alt_text="Samples of the model's chain, from pure noise to data.",
 )
 def chain(subject: RunView) -> Figure | None:
     """The way from noise to data, of a model whose latents are a chain of rows."""
@@ -70,7 +70,7 @@ def chain(subject: RunView) -> Figure | None:
 
 @run_figure(
     "reconstructions",
-    caption="What is lost from above to below is what the latents do not carry.",
+    caption="Differences between data and reconstruction are details that the latents do not encode.",
     alt_text="Data above, the mean of the model at their codes below.",
 )
 def reconstructions(subject: RunView) -> Figure | None:
@@ -84,8 +84,9 @@ def reconstructions(subject: RunView) -> Figure | None:
 
 @run_figure(
     "traversals",
-    caption="What each latent stands for; one that changes nothing is not used.",
-    alt_text="The mean of the model as one latent moves by two standard deviations of the codes to either side (bits and proportions from 0 to 1), the others at their mean.",
+    caption="The meaning of each latent; one that changes nothing is unused.",
+    alt_text="The mean of the model as one latent moves by two standard deviations of the codes "
+    "to either side (bits and proportions from 0 to 1), the others at their mean.",
 )
 def traversals(subject: RunView) -> Figure | None:
     """The numbers of the first code that vary most move one at a time, all others at their mean."""
@@ -112,7 +113,8 @@ def traversals(subject: RunView) -> Figure | None:
 
 @run_figure(
     "latent_plane",
-    caption="Groups that the model found by itself; a round cloud about 0 is what the prior expects.",
+    caption="Groups are structure that the model inferred without labels; the prior expects a "
+    "round cloud around 0.",
     alt_text="Posterior means of the data in the plane of the two latents that vary most.",
 )
 def latent_plane(subject: RunView) -> Figure | None:
@@ -125,8 +127,9 @@ def latent_plane(subject: RunView) -> Figure | None:
 
 @run_figure(
     "worst_explained",
-    caption="Faults of labelling, rare kinds and outliers gather here; so does what the model lacks.",
-    alt_text="The data of lowest log p(x), and the mean of the model at their codes.",
+    caption="Wrong labels, rare classes and outliers are common here; so are features that the "
+    "model lacks.",
+    alt_text="The observations of lowest log p(x), and the mean of the model at their codes.",
     needs_log_p=True,
 )
 def worst(subject: RunView, log_p: Tensor) -> Figure | None:

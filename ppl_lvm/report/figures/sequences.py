@@ -24,8 +24,8 @@ SHOWN, COLUMNS, STATES = 6, 3, 3
 
 @run_figure(
     "sequences",
-    caption="They should look alike on both sides: level, speed, swings and jumps.",
-    alt_text="Sequences of the data, and sequences the model makes up.",
+    caption="Both sides should agree in level, speed, oscillation and jumps.",
+    alt_text="Sequences of the data, and sequences sampled from the model.",
 )
 def made_up(subject: RunView) -> Figure | None:
     """Sequences of the data and draws of the model; None for other models."""
@@ -49,7 +49,7 @@ def made_up(subject: RunView) -> Figure | None:
 
 @run_figure(
     "states",
-    caption="States should change where the sequence changes its manner, and be sure in between.",
+    caption="States should change where the sequence changes its behavior, and be certain in between.",
     alt_text="The probability of each hidden state along the first sequences.",
 )
 def states(subject: RunView) -> Figure | None:

@@ -21,8 +21,8 @@ MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
 
 @run_figure(
     "topics",
-    caption="The words of a topic should belong together; two alike are one topic cut in two.",
-    alt_text="The words that each topic makes likely.",
+    caption="The words of a topic should belong together; two similar topics suggest a split one.",
+    alt_text="The most likely words of each topic.",
 )
 def topics(subject: RunView) -> Figure | None:
     """Of a model with a table of probabilities, a row a topic, a column a column of the data.
