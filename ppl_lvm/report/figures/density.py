@@ -28,7 +28,7 @@ def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
 
 @run_figure(
     "density",
-    caption="Dark where the model expects data. Data on white and dark regions without data are faults.",
+    caption="Dark where the model expects data; data on white and dark empty regions are faults.",
     alt_text="The model's density over the plane of its two columns, with the data.",
 )
 def picture(subject: RunView) -> Figure | None:

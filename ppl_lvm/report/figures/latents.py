@@ -70,7 +70,7 @@ def chain(subject: RunView) -> Figure | None:
 
 @run_figure(
     "reconstructions",
-    caption="Differences between data and reconstruction are details that the latents do not encode.",
+    caption="Details lost in the reconstruction are not encoded by the latents.",
     alt_text="Data above, the mean of the model at their codes below.",
 )
 def reconstructions(subject: RunView) -> Figure | None:

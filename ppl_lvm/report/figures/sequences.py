@@ -49,7 +49,7 @@ def made_up(subject: RunView) -> Figure | None:
 
 @run_figure(
     "states",
-    caption="States should change where the sequence changes its behavior, and be certain in between.",
+    caption="States should change where the sequence changes its behavior, certain in between.",
     alt_text="The probability of each hidden state along the first sequences.",
 )
 def states(subject: RunView) -> Figure | None:
