@@ -15,13 +15,13 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Array
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures.style import (
     COLORS,
     GRAY,
     TEXT,
     WIDTH,
-    Array,
     note,
     picture_grid,
     plot,

@@ -5,9 +5,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_lvm.core.types import Array
 from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.report.figures.style import Array, note, plot, thin
+from ppl_lvm.report.figures.style import note, plot, thin
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 

@@ -8,13 +8,13 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Array
 from ppl_lvm.divergences.mass_coverage import CoverageResult, CoverageResults
 from ppl_lvm.report.figures.style import (
     COLORS,
     GRAY,
     TEXT,
     WIDTH,
-    Array,
     limit_to,
     title_above,
     view,

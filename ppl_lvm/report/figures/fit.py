@@ -18,12 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ppl_lvm.core.storage import write_atomic
+from ppl_lvm.core.types import Array
 from ppl_lvm.report.figures.style import (
     COLORS,
     GRAY,
     INK,
     MARKERS,
-    Array,
     circle,
     component_colors,
     legend_below,

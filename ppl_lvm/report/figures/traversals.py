@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from ppl_lvm.core.types import Array
 from ppl_lvm.report.figures.style import (
     COLORS,
     GRAY,
     TEXT,
     WIDTH,
-    Array,
     legend_below,
     picture_grid,
     title_above,
