@@ -1,4 +1,4 @@
-"""Graph of a model as text, as DOT, or drawn by Graphviz.
+"""Graph of a model as text, DOT or picture.
 
 >>> import pyro, torch
 >>> from pyro.distributions import Normal

@@ -1,4 +1,4 @@
-"""Parameters per row: a table of N rows, and the rows of a batch.
+"""Parameters per row in a table of N rows.
 
 A guide that keeps parameters of every row (λ_n) must know the row numbers of a batch. It asks for
 them, and the code that drives the steps provides them:

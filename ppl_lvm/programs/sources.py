@@ -1,4 +1,4 @@
-"""Factories of models and guides from addresses, classes, instances or functions.
+"""Factories of models and guides.
 
 A model is a callable of the batch, or a class of such callables. A guide has the arguments of the
 model, or is a class or a function that builds one. A builder whose first parameter is called

@@ -1,4 +1,4 @@
-"""Faults that a second look shows: other randomness, memory, branches, places in the batch."""
+"""Faults of determinism: randomness, state, branches, dependence on rows."""
 
 import random
 from collections.abc import Callable
@@ -144,17 +144,20 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
-    code, site, mend, said = GUIDES[guide]
-    judge(_model, guide, guide, code, site, mend, said)
+def test_check_reports_determinism_fault_of_a_guide_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
+    verify_fault(_model, guide, guide, *GUIDES[guide])
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _w_guide, model, *MODELS[model])
+def test_check_reports_determinism_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _w_guide, model, *MODELS[model])
 
 
-def test_a_line_that_leaves_the_tensors_is_noted_and_where_mends_it(x: Tensor) -> None:
+def test_check_notes_item_and_torch_where_removes_the_note(x: Tensor) -> None:
     def branching(x: Tensor) -> None:
         loc = pyro.param("loc", torch.zeros(2))
         if loc.sum().item() > 1:
@@ -168,7 +171,7 @@ def test_a_line_that_leaves_the_tensors_is_noted_and_where_mends_it(x: Tensor) -
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
-    notes = [finding for finding in check(_model, branching, x) if finding.code == "item"]
+    notes = [issue for issue in check(_model, branching, x) if issue.code == "item"]
     assert len(notes) == 1
     assert notes[0].severity == "note"
     assert notes[0].file == __file__
@@ -177,26 +180,26 @@ def test_a_line_that_leaves_the_tensors_is_noted_and_where_mends_it(x: Tensor) -
 
 
 def _local_parameters(x: Tensor) -> None:
-    """Every row has numbers of its own, all equal at the start."""
+    """Every row has separate parameters, with equal initial values."""
     loc = pyro.param("loc", lambda: torch.zeros(len(x), 2))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
 
 
 @pytest.mark.parametrize("guide", [_local_parameters, autoguide.AutoNormal(_model)])
-def test_a_guide_of_these_rows_is_a_note_on_all_and_an_error_in_mini_batches(
+def test_guide_fixed_to_its_rows_is_a_note_and_an_error_in_mini_batches(
     guide: Program, x: Tensor
 ) -> None:
-    whole = check(_model, guide, x)
-    assert [(f.code, f.severity, f.site) for f in whole] == [("row-by-row", "note", "z")]
-    part = check(_model, guide, x, num_rows=100)
-    assert [(f.code, f.severity) for f in part] == [("row-by-row", "error")]
-    assert "batch_size=None" in part[0].remedy
-    assert "AmortizedNormal(model, x)" in part[0].remedy
+    all_rows = check(_model, guide, x)
+    assert [(f.code, f.severity, f.site) for f in all_rows] == [("row-by-row", "note", "z")]
+    mini_batch = check(_model, guide, x, num_rows=100)
+    assert [(f.code, f.severity) for f in mini_batch] == [("row-by-row", "error")]
+    assert "batch_size=None" in mini_batch[0].remedy
+    assert "AmortizedNormal(model, x)" in mini_batch[0].remedy
     assert check(_model, AmortizedNormal(_model, x), x, num_rows=100).ok
 
 
-def test_fit_refuses_such_a_guide_in_mini_batches_only(x: Tensor) -> None:
+def test_fit_refuses_a_guide_fixed_to_its_rows_in_mini_batches(x: Tensor) -> None:
     fit(_model, _local_parameters, x, num_steps=2, progress=False)
     with pytest.raises(ValueError, match=r"row-by-row: The guide's 'z' belongs to the 4 rows"):
         fit(_model, _local_parameters, x, num_steps=2, batch_size=4, progress=False)

@@ -1,4 +1,4 @@
-"""Programs that do not run: the call, the line, and what to do about the usual reasons."""
+"""Programs that do not run: call, line, and remedy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -73,7 +73,7 @@ def _twice(x: Tensor) -> None:
 
 
 def _columns_in_the_plate(x: Tensor) -> None:
-    """Three columns where the plate has eight rows."""
+    """Three columns in a plate of eight rows."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("x", dist.Normal(w, torch.ones(3)), obs=x)
@@ -110,23 +110,36 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
-    judge(_model, guide, guide, *GUIDES[guide])
+def test_check_reports_execution_fault_of_a_guide_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
+    verify_fault(_model, guide, guide, *GUIDES[guide])
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _w_guide, model, *MODELS[model])
+def test_check_reports_execution_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _w_guide, model, *MODELS[model])
 
 
-def test_a_guide_that_does_not_take_the_batch(x: Tensor, judge: Any) -> None:
-    mend = {"def _w_guide(x: Tensor)": "def _w_guide(x, y)"}
+def test_check_reports_a_guide_that_does_not_accept_the_batch(x: Tensor, verify_fault: Any) -> None:
+    changes = {"def _w_guide(x: Tensor)": "def _w_guide(x, y)"}
     batch = (x, x[:, 0])
-    judge(
-        _two_model, _w_guide, _w_guide, "call-signature", None, mend, "def _w_guide(x, y)", *batch
+    verify_fault(
+        _two_model,
+        _w_guide,
+        _w_guide,
+        "call-signature",
+        None,
+        changes,
+        "def _w_guide(x, y)",
+        *batch,
     )
 
 
-def test_a_model_that_does_not_take_the_batch(x: Tensor, judge: Any) -> None:
-    mend = {"x: Tensor, y: Tensor": "x", "    w = ": "    y = x[:, 0]\n    w = "}
-    judge(_two_model, _w_guide, _two_model, "call-signature", None, mend, "def _two_model(x)", x)
+def test_check_reports_a_model_that_does_not_accept_the_batch(x: Tensor, verify_fault: Any) -> None:
+    changes = {"x: Tensor, y: Tensor": "x", "    w = ": "    y = x[:, 0]\n    w = "}
+    verify_fault(
+        _two_model, _w_guide, _two_model, "call-signature", None, changes, "def _two_model(x)", x
+    )

@@ -1,4 +1,4 @@
-"""What findings look like, and that looking leaves no trace."""
+"""Printed issues, and checks without side effects."""
 
 import time
 from pathlib import Path
@@ -32,28 +32,28 @@ def _outside(x: Tensor) -> None:
     _model(x)
 
 
-def test_the_right_pair_has_no_findings(x: Tensor) -> None:
-    findings = check(_model, _guide, x)
-    assert len(findings) == 0
-    assert findings.ok
-    assert str(findings).startswith("Nothing found: the guide fits the model.\n\nObjectives")
+def test_check_has_no_issues_for_a_valid_pair(x: Tensor) -> None:
+    issues = check(_model, _guide, x)
+    assert len(issues) == 0
+    assert issues.ok
+    assert str(issues).startswith("Nothing found: the guide fits the model.\n\nObjectives")
 
 
-def test_errors_come_first_and_are_printed_with_place_and_remedy(x: Tensor) -> None:
-    findings = check(_outside, _guide, x)
-    assert not findings.ok
-    assert [finding.severity for finding in findings] == ["error", "warning"]
-    assert findings.codes == ["outside-data-plate", "no-gradient"]
-    assert f"({Path(__file__).relative_to(Path.cwd())}:" in str(findings)
-    assert "remedy: Move pyro.sample('y', ...)" in str(findings)
+def test_issues_print_errors_first_with_place_and_remedy(x: Tensor) -> None:
+    issues = check(_outside, _guide, x)
+    assert not issues.ok
+    assert [issue.severity for issue in issues] == ["error", "warning"]
+    assert issues.codes == ["outside-data-plate", "no-gradient"]
+    assert f"({Path(__file__).relative_to(Path.cwd())}:" in str(issues)
+    assert "remedy: Move pyro.sample('y', ...)" in str(issues)
 
 
-def test_a_finding_is_reported_once() -> None:
+def test_issues_drop_duplicates() -> None:
     one = Issue("code", "note", "z", "What.", "Why.", "Do.")
     assert len(Issues([one, one])) == 1
 
 
-def test_a_file_elsewhere_is_named_by_its_whole_path() -> None:
+def test_issue_prints_the_absolute_path_of_a_file_outside_the_directory() -> None:
     one = Issue("code", "note", "z", "What.", "Why.", "Do.", "/elsewhere/mine.py", 3)
     assert "(/elsewhere/mine.py:3)" in str(one)
 
@@ -74,7 +74,7 @@ def _local(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
 
 
-def test_looking_changes_nothing(x: Tensor) -> None:
+def test_check_has_no_side_effects(x: Tensor) -> None:
     guide = _Normed()
     pyro.param("mine", torch.tensor(3.0))
     state = torch.get_rng_state()
@@ -87,7 +87,7 @@ def test_looking_changes_nothing(x: Tensor) -> None:
     assert all(parameter.grad is None for parameter in guide.parameters())
 
 
-def test_a_vae_is_checked_in_a_second() -> None:
+def test_check_of_a_vae_takes_at_most_a_second() -> None:
     x = (torch.rand(128, 64) > 0.5).float()
     model = VAE(8)
     model.initialize(x)
@@ -101,6 +101,6 @@ def test_a_vae_is_checked_in_a_second() -> None:
 
 
 @pytest.mark.parametrize("setting", [True, False])
-def test_it_looks_with_gradients_whatever_the_caller_set(setting: bool, x: Tensor) -> None:
+def test_check_enables_gradients_in_every_mode_of_the_caller(setting: bool, x: Tensor) -> None:
     with torch.set_grad_enabled(setting):
         assert len(check(_model, _guide, x)) == 0

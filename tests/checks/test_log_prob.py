@@ -1,4 +1,4 @@
-"""Faults of densities: not finite, far apart, and wrong once a site takes all its values."""
+"""Faults of densities: not finite, incomparable, wrong under enumeration."""
 
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +52,7 @@ def _row_after_row(x: Tensor) -> None:
 
 
 def _flattened(x: Tensor) -> None:
-    """As many values as rows: flattened, the values are taken for the rows and nothing breaks."""
+    """As many values as rows: flattened, values are taken for rows without an exception."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     table = torch.arange(8.0)
     with pyro.plate("data", len(x), dim=-1):
@@ -70,7 +70,7 @@ def _centered(x: Tensor) -> None:
 
 
 def _rows_beside_values(x: Tensor) -> None:
-    """A dimension left of the plates, where the values of an enumerated site come to stand."""
+    """A dimension left of the plates, which is that of the values of an enumerated site."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     table = torch.arange(2.0)
     with pyro.plate("data", len(x), dim=-1):
@@ -116,12 +116,14 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _guide, model, *MODELS[model])
+def test_check_reports_density_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _guide, model, *MODELS[model])
 
 
-def test_pyro_itself_says_nothing_of_mixed_values(x: Tensor) -> None:
-    """That is why it is checked: the loss is a plausible number, and wrong."""
+def test_pyro_does_not_report_mixed_values(x: Tensor) -> None:
+    """The reason for the check: the loss is plausible and wrong."""
     for model in (_flattened, _centered, _rows_beside_values):
         loss = TraceEnum_ELBO(max_plate_nesting=1).loss(model, _guide, x)
         assert loss == loss

@@ -1,4 +1,4 @@
-"""Objectives that are said to suit a pair run on it; those said not to, refuse or are wrong."""
+"""Supported objectives run; the others refuse or are wrong."""
 
 from collections.abc import Callable
 from typing import Any
@@ -110,12 +110,12 @@ PAIRS: dict[str, tuple[Program, Program, set[str]]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_suits_runs_and_what_does_not_says_why(name: str, x: Tensor) -> None:
+def test_supported_objectives_run_and_others_have_a_reason(name: str, x: Tensor) -> None:
     model, guide, suit = PAIRS[name]
-    found = check(model, guide, x).estimators
-    assert {each.name for each in found} == ALL
-    assert {each.name for each in found if each.supported} == suit
-    for each in found:
+    support = check(model, guide, x).estimators
+    assert {each.name for each in support} == ALL
+    assert {each.name for each in support if each.supported} == suit
+    for each in support:
         objective = objectives.objective(each.name)
         if each.supported:
             pyro.clear_param_store()
@@ -129,7 +129,7 @@ def test_what_suits_runs_and_what_does_not_says_why(name: str, x: Tensor) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_pyros_that_do_not_sum_out_are_wrong(x: Tensor) -> None:
+def test_pyro_objectives_without_enumeration_are_wrong(x: Tensor) -> None:
     exact = objectives.objective("TraceEnum_ELBO").loss(_mixture, _nothing, x)
     draws = [objectives.objective("Trace_ELBO").loss(_mixture, _nothing, x) for _ in range(3)]
     assert all(abs(draw - exact) > 0.1 for draw in draws)
@@ -139,18 +139,18 @@ def test_pyros_that_do_not_sum_out_are_wrong(x: Tensor) -> None:
     )
 
 
-def test_global_latents_bound_the_whole_data_only(x: Tensor) -> None:
-    found = {each.name: each for each in check(_shared, _linked_guide, x).estimators}
-    assert found["ELBO"].why == ""
-    assert found["IWAE"].supported
-    assert "on the whole data only" in found["IWAE"].why
-    assert "'w'" in found["IWAE"].why or "'v'" in found["IWAE"].why
-    assert "depends on 'v'" in found["TraceMeanField_ELBO"].why
+def test_nonlinear_objectives_with_global_latents_need_all_rows(x: Tensor) -> None:
+    support = {each.name: each for each in check(_shared, _linked_guide, x).estimators}
+    assert support["ELBO"].why == ""
+    assert support["IWAE"].supported
+    assert "on the whole data only" in support["IWAE"].why
+    assert "'w'" in support["IWAE"].why or "'v'" in support["IWAE"].why
+    assert "depends on 'v'" in support["TraceMeanField_ELBO"].why
 
 
-def test_the_printed_table_names_every_objective_once(x: Tensor) -> None:
-    said = str(check(_bits, _bits_guide, x))
-    table = said.partition("\n\n")[2]
+def test_printed_issues_name_every_objective(x: Tensor) -> None:
+    text = str(check(_bits, _bits_guide, x))
+    table = text.partition("\n\n")[2]
     assert max(map(len, table.splitlines())) <= 100
     for name in ALL:
         heads = [line for line in table.replace("\n    ", " ").splitlines() if name in line]
@@ -158,6 +158,6 @@ def test_the_printed_table_names_every_objective_once(x: Tensor) -> None:
     assert "not ELBO" in table
 
 
-def test_nothing_is_said_of_objectives_where_an_error_stands(x: Tensor) -> None:
+def test_issues_with_an_error_list_no_objectives(x: Tensor) -> None:
     assert check(_normal, _nothing, x).estimators == ()
     assert "Objectives" not in str(check(_normal, _nothing, x))

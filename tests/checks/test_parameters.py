@@ -1,4 +1,4 @@
-"""Faults of parameters: never trained, or two under one name."""
+"""Faults of parameters: no gradient, or two of one name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +71,7 @@ def _rounded(x: Tensor) -> None:
 
 
 def _hidden_nan(x: Tensor) -> None:
-    """A mask hides the missing values, and not their gradient."""
+    """A mask hides the missing values, but not their gradient."""
     x = x[:, 0].where(x[:, 0] > 0, torch.nan)
     loc = pyro.param("m", torch.tensor(0.0))
     with pyro.plate("data", len(x), dim=-1):
@@ -122,35 +122,39 @@ MODELS: dict[Program, Fault] = {
     ),
 }
 
-_SAID = "without detach(), .data or torch.no_grad()"
+_REMEDY = "without detach(), .data or torch.no_grad()"
 
 GUIDES: dict[Program, Fault] = {
-    _detached: ("no-gradient", "loc", {".detach()": ""}, _SAID),
-    _data_attribute: ("no-gradient", "loc", {".data": ""}, _SAID),
-    _no_gradient_block: ("no-gradient", "loc", {"torch.no_grad()": "torch.enable_grad()"}, _SAID),
+    _detached: ("no-gradient", "loc", {".detach()": ""}, _REMEDY),
+    _data_attribute: ("no-gradient", "loc", {".data": ""}, _REMEDY),
+    _no_gradient_block: ("no-gradient", "loc", {"torch.no_grad()": "torch.enable_grad()"}, _REMEDY),
     _numpy_detour: (
         "no-gradient",
         "loc",
         {"torch.from_numpy(np.tanh(net.detach().numpy()))": "net.tanh()"},
-        _SAID,
+        _REMEDY,
     ),
-    _idle: ("no-gradient", "idle", {"torch.zeros(2), 1.0": "pyro.param('idle'), 1.0"}, _SAID),
-    _rounded: ("no-gradient", "loc", {"> 0).float()": ").sigmoid()"}, _SAID),
+    _idle: ("no-gradient", "idle", {"torch.zeros(2), 1.0": "pyro.param('idle'), 1.0"}, _REMEDY),
+    _rounded: ("no-gradient", "loc", {"> 0).float()": ").sigmoid()"}, _REMEDY),
 }
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_gradient_that_is_not_finite(model: Program, judge: Any) -> None:
-    judge(model, _guide, model, *MODELS[model])
+def test_check_reports_a_gradient_that_is_not_finite_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _guide, model, *MODELS[model])
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_parameter_that_no_gradient_reaches(guide: Program, judge: Any) -> None:
-    judge(_model, guide, guide, *GUIDES[guide])
+def test_check_reports_a_parameter_without_gradient_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
+    verify_fault(_model, guide, guide, *GUIDES[guide])
 
 
 class _Half(PyroModule):
-    """A module whose parameter is called `loc`, like another's."""
+    """A module whose parameter is called `loc`, as in another module."""
 
     def __init__(self, observes: bool, name: str = "loc") -> None:
         super().__init__()
@@ -167,33 +171,31 @@ class _Half(PyroModule):
                 pyro.sample("x", dist.Normal(mean, torch.ones(3)).to_event(1), obs=x)
 
 
-def test_two_parameters_of_one_name_are_found_and_a_new_name_mends_it(x: Tensor) -> None:
-    findings = check(_Half(True), _Half(False), x)
-    assert [(f.code, f.site) for f in findings] == [("parameter-collision", "loc")]
-    assert "Rename the guide's 'loc'" in findings[0].remedy
-    assert "module_local_params=True" in findings[0].remedy
+def test_check_reports_two_parameters_of_one_name_until_one_is_renamed(x: Tensor) -> None:
+    issues = check(_Half(True), _Half(False), x)
+    assert [(f.code, f.site) for f in issues] == [("parameter-collision", "loc")]
+    assert "Rename the guide's 'loc'" in issues[0].remedy
+    assert "module_local_params=True" in issues[0].remedy
     assert len(check(_Half(True), _Half(False, "q_loc"), x)) == 0
     with pyro.settings.context(module_local_params=True):
         assert len(check(_Half(True), _Half(False), x)) == 0
 
 
-def test_parameters_that_an_earlier_program_left_are_found_and_cleared(x: Tensor) -> None:
+def test_check_reports_parameters_of_an_earlier_program_until_cleared(x: Tensor) -> None:
     first, guide = _Half(True), _Half(False, "q_loc")
     SVI(first, guide, Adam({}), Trace_ELBO()).step(x)
     assert len(check(first, guide, x)) == 0  # the store holds their own
     again = _Half(True)
-    findings = check(again, guide, x)
-    assert [(f.code, f.severity, f.site) for f in findings] == [
-        ("stale-parameter", "warning", "loc")
-    ]
-    assert findings[0].file == __file__
-    assert "pyro.clear_param_store()" in findings[0].remedy
+    issues = check(again, guide, x)
+    assert [(f.code, f.severity, f.site) for f in issues] == [("stale-parameter", "warning", "loc")]
+    assert issues[0].file == __file__
+    assert "pyro.clear_param_store()" in issues[0].remedy
     assert torch.equal(pyro.param("loc"), first.get_parameter("loc_unconstrained"))  # left there
     pyro.clear_param_store()
     assert len(check(again, guide, x)) == 0
 
 
-def test_a_layer_nobody_uses_is_named_and_may_be_frozen(x: Tensor) -> None:
+def test_check_reports_an_unused_layer_until_it_is_frozen(x: Tensor) -> None:
     class Idle(PyroModule):
         def __init__(self) -> None:
             super().__init__()
@@ -204,8 +206,8 @@ def test_a_layer_nobody_uses_is_named_and_may_be_frozen(x: Tensor) -> None:
                 pyro.sample("z", dist.Normal(self.used(x), 1.0).to_event(1))
 
     guide = Idle()
-    found = [f for f in check(_model, guide, x) if f.code == "no-gradient"]
-    assert [f.site for f in found] == ["idle.weight", "idle.bias"]
-    assert "requires_grad_(False)" in found[0].remedy
+    unused = [f for f in check(_model, guide, x) if f.code == "no-gradient"]
+    assert [f.site for f in unused] == ["idle.weight", "idle.bias"]
+    assert "requires_grad_(False)" in unused[0].remedy
     guide.idle.requires_grad_(False)
     assert len(check(_model, guide, x)) == 0

@@ -1,4 +1,4 @@
-"""Faults of plates: none, the wrong one, colliding, sequential; data outside; scaled twice."""
+"""Faults of plates: missing, wrong, colliding, sequential, scaled twice."""
 
 from collections.abc import Callable
 from typing import Any
@@ -87,7 +87,7 @@ GUIDES: dict[Program, Fault] = {
 
 
 def _unplated(x: Tensor) -> None:
-    """A batch dimension that nobody declares."""
+    """A batch dimension without a plate."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     pyro.sample("x", dist.Normal(w, 1.0).expand([8]), obs=x[:, 0])
 
@@ -100,7 +100,7 @@ def _columns_as_batch(x: Tensor) -> None:
 
 
 def _columns_without_plate(x: Tensor) -> None:
-    """The same, where the rows stand at the right place for it to run."""
+    """The same, with the rows at a dimension where it runs."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x), dim=-2):
         pyro.sample("x", dist.Normal(w * torch.ones(3), 1.0), obs=x)
@@ -138,7 +138,7 @@ def _averaged(x: Tensor) -> None:
 
 
 def _scaled_beside_pyros(x: Tensor) -> None:
-    """By hand, and by `subsample_size` once more."""
+    """Scaled by hand, and again by `subsample_size`."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     with (
         pyro.plate("data", len(x), subsample_size=4, dim=-1) as index,
@@ -162,7 +162,7 @@ def _rows_as_event(x: Tensor) -> None:
 
 
 def _all_outside(x: Tensor) -> None:
-    """The plate is forgotten, and the rows made an event to please Pyro."""
+    """Without a plate, and with the rows as an event."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     pyro.sample("x", dist.Normal(w * torch.ones(len(x)), 1.0).to_event(1), obs=x[:, 0])
 
@@ -269,10 +269,14 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
-    judge(_model, guide, guide, *GUIDES[guide])
+def test_check_reports_plate_fault_of_a_guide_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
+    verify_fault(_model, guide, guide, *GUIDES[guide])
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _w_guide, model, *MODELS[model])
+def test_check_reports_plate_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _w_guide, model, *MODELS[model])

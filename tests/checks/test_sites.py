@@ -1,4 +1,4 @@
-"""Faults of sites: missing, misnamed, observed in the guide, of other shapes than the model's."""
+"""Faults of sites: missing, misnamed, observed, of wrong shapes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,12 @@ from torch import Tensor
 from ppl_lvm.checks import check
 
 Program = Callable[..., Any]
-# code, site, replacements that mend it, what the remedy says of them
+# code, site, replacements in the source, part of the remedy
 Fault = tuple[str, str | None, dict[str, str], str]
 
 
 def _model(x: Tensor) -> None:
-    """What most guides here are meant for."""
+    """The model of most guides in this file."""
     with pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
         pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), torch.ones(3)).to_event(1), obs=x)
@@ -156,7 +156,7 @@ def _column_target(x: Tensor) -> None:
 
 
 def _rows_without_event(x: Tensor) -> None:
-    """Rows of three numbers beside a distribution of one."""
+    """Rows of three values for a distribution of scalars."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x), dim=-1):
         pyro.sample("x", dist.Normal(w, 1.0), obs=x)
@@ -169,7 +169,7 @@ def _stated(x: Tensor) -> None:
 
 
 def _flat_target(x: Tensor) -> None:
-    """One number a row beside an event of one."""
+    """A scalar per row for events of shape (1,)."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     y = x[:, 0]
     with pyro.plate("data", len(x), dim=-1):
@@ -214,26 +214,30 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
-    judge(_model, guide, guide, *GUIDES[guide])
+def test_check_reports_site_fault_of_a_guide_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
+    verify_fault(_model, guide, guide, *GUIDES[guide])
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _w_guide, model, *MODELS[model])
+def test_check_reports_site_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _w_guide, model, *MODELS[model])
 
 
-def test_two_latents_are_missing_under_their_own_names(x: Tensor) -> None:
+def test_check_names_both_missing_latents(x: Tensor) -> None:
     def two(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             a = pyro.sample("a", dist.Normal(0.0, 1.0))
             b = pyro.sample("b", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(a + b, 1.0), obs=x[:, 0])
 
-    assert [finding.site for finding in check(two, _nothing, x).errors] == ["a", "b"]
+    assert [issue.site for issue in check(two, _nothing, x).errors] == ["a", "b"]
 
 
-def test_a_name_like_none_of_several_is_no_rename(x: Tensor) -> None:
+def test_check_suggests_no_name_without_a_similar_one(x: Tensor) -> None:
     def two(x: Tensor) -> None:
         first = pyro.sample("first", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):

@@ -1,4 +1,4 @@
-"""Faults of values: a guide beside the prior's support, data beside a likelihood's, arguments."""
+"""Faults of values: supports of guide and data, and arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -214,7 +214,7 @@ def _missing_values(x: Tensor) -> None:
 
 
 def _missing_lifetimes(x: Tensor) -> None:
-    """Missing, of a density that has a singularity at zero."""
+    """Missing values of a density with a singularity at zero."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
     shape = pyro.param("shape", torch.tensor(0.0)).exp()
     x = x[:, 0].where(x[:, 0] > 0, torch.nan)
@@ -334,17 +334,21 @@ MODELS: dict[Program, Fault] = {
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.__name__)
-def test_a_fault_of_the_guide(guide: Program, judge: Any) -> None:
+def test_check_reports_support_fault_of_a_guide_with_its_remedy(
+    guide: Program, verify_fault: Any
+) -> None:
     model, fault = GUIDES[guide]
-    judge(model, guide, guide, *fault)
+    verify_fault(model, guide, guide, *fault)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
-def test_a_fault_of_the_model(model: Program, judge: Any) -> None:
-    judge(model, _w_guide, model, *MODELS[model])
+def test_check_reports_support_fault_of_a_model_with_its_remedy(
+    model: Program, verify_fault: Any
+) -> None:
+    verify_fault(model, _w_guide, model, *MODELS[model])
 
 
-def test_the_first_wrong_value_is_shown_with_its_place(x: Tensor) -> None:
+def test_check_shows_the_first_value_outside_the_support(x: Tensor) -> None:
     x[:, 0] = torch.arange(8)
     x[5, 0] = -2.5
     message = check(_counts, _w_guide, x).errors[0].message

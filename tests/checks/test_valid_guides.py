@@ -1,4 +1,4 @@
-"""Valid guides, plain and unusual: no error, and no warning either."""
+"""Valid guides, plain and unusual: no error and no warning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -103,7 +103,7 @@ def _shared_param_guide(x: Tensor) -> None:
 
 
 class _Normed(PyroModule):
-    """An encoder with batch normalisation: a row's output depends on its batch."""
+    """An encoder with batch normalization: a row's output depends on its batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def _positive_guide(x: Tensor) -> None:
 
 
 def _linked_guide(x: Tensor) -> None:
-    """A local site that leans on a global one."""
+    """A local site that depends on a global one."""
     loc = pyro.param("loc", torch.tensor(0.0))
     w = pyro.sample("w", dist.Normal(loc, 1.0))
     with pyro.plate("data", len(x), dim=-1):
@@ -212,7 +212,7 @@ def _two_plates(x: Tensor) -> None:
 
 
 def _other_order(x: Tensor) -> None:
-    """The same plates at the same dims, entered the other way round."""
+    """The same plates at the same dims, in reversed order."""
     net = pyro.module("net", _NET)
     with pyro.plate("data", len(x), dim=-1), pyro.plate("columns", 3, dim=-2):
         pyro.sample("z", dist.Normal(net(x).squeeze(-1) + x.T, 1.0))
@@ -293,7 +293,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_valid_pair_passes_without_noise(name: str) -> None:
+def test_check_passes_a_valid_guide_without_warnings(name: str) -> None:
     model, guide, batch = PAIRS[name]()
-    findings = check(model, guide, *batch)
-    assert [str(f) for f in findings if f.severity != "note"] == []
+    issues = check(model, guide, *batch)
+    assert [str(f) for f in issues if f.severity != "note"] == []

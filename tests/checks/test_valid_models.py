@@ -1,4 +1,4 @@
-"""Valid models, plain and unusual: no error, and no warning either."""
+"""Valid models, plain and unusual: no error and no warning."""
 
 from collections.abc import Callable
 from typing import Any
@@ -86,7 +86,7 @@ def _hmm(x: Tensor) -> None:
 
 
 def _process(x: Tensor) -> None:
-    """A Gaussian process: the rows are one event, and no plate is meant."""
+    """A Gaussian process: the rows are one event, without a plate on purpose."""
     distance = (x[:, None] - x).square().sum(-1)
     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
     matrix = torch.exp(-distance / scale) + 0.1 * torch.eye(8)
@@ -94,7 +94,7 @@ def _process(x: Tensor) -> None:
 
 
 def _topics(x: Tensor) -> None:
-    """Counts, a plate beside the data, and a discrete site of each word summed out."""
+    """Counts, a second plate, and an enumerated discrete site of each word."""
     with pyro.plate("topics", 2, dim=-1):
         phi = pyro.sample("phi", dist.Dirichlet(torch.ones(4)))
     with pyro.plate("data", len(x), dim=-1):
@@ -151,7 +151,7 @@ def _masked_elements(x: Tensor) -> None:
 
 
 def _semi_supervised(x: Tensor, y: Tensor) -> None:
-    """The first rows have labels; the others' are summed out."""
+    """The first rows have labels; those of the others are enumerated."""
     with pyro.plate("data", len(x), dim=-1):
         known = torch.arange(len(x)) < 4
         likelihood = dist.Categorical(torch.ones(len(x), 2))
@@ -164,7 +164,7 @@ def _semi_supervised(x: Tensor, y: Tensor) -> None:
 
 
 def _matrix(x: Tensor) -> None:
-    """Every entry is a datum of its own: two plates."""
+    """Every entry is a separate observation: two plates."""
     with pyro.plate("columns", 3, dim=-2):
         v = pyro.sample("v", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
@@ -188,7 +188,7 @@ def _no_latent(x: Tensor) -> None:
 
 
 def _hierarchy(x: Tensor) -> None:
-    """Groups of effects around a common mean, and rows that choose their group."""
+    """Groups of effects around a common mean, and a group index per row."""
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     spread = pyro.sample("spread", dist.HalfNormal(1.0))
     with pyro.plate("groups", 4, dim=-1):
@@ -217,7 +217,7 @@ def _heavy_tails(x: Tensor) -> None:
 
 
 def _mixture_with_code(x: Tensor) -> None:
-    """A discrete cause summed out above a continuous one."""
+    """An enumerated discrete cause of a continuous one."""
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
         z = pyro.sample("z", dist.Normal(k.float(), 1.0))
@@ -244,7 +244,7 @@ def _one_for_all(x: Tensor) -> None:
 
 
 def _two_causes(x: Tensor) -> None:
-    """Two enumerated sites, each in a dimension of its own."""
+    """Two enumerated sites, each in a separate dimension."""
     table = torch.arange(6.0).reshape(2, 3)
     with pyro.plate("data", len(x), dim=-1):
         a = pyro.sample("a", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
@@ -262,7 +262,7 @@ def _one_hot_inside(x: Tensor) -> None:
 
 
 def _many_values(x: Tensor) -> None:
-    """As many values as rows, used as they come."""
+    """As many values as rows, used without reshaping."""
     table = torch.arange(8.0)
     with pyro.plate("data", len(x), dim=-1):
         k = pyro.sample("k", dist.Categorical(torch.ones(8)), infer={"enumerate": "parallel"})
@@ -329,7 +329,7 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_valid_pair_passes_without_noise(name: str) -> None:
+def test_check_passes_a_valid_model_without_warnings(name: str) -> None:
     model, guide, batch = PAIRS[name]()
-    findings = check(model, guide, *batch)
-    assert [str(f) for f in findings if f.severity != "note"] == []
+    issues = check(model, guide, *batch)
+    assert [str(f) for f in issues if f.severity != "note"] == []

@@ -1,4 +1,4 @@
-"""Contract of every exported guide: `check_guide`, runs by address, captured steps."""
+"""Contract of every exported guide."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A dry run is forgotten: by generators, store and modules, even when it fails."""
+"""Dry runs leave generators, store and modules unchanged."""
 
 import pyro
 import pytest
@@ -8,7 +8,7 @@ from torch import nn
 from ppl_lvm.programs.dry_run import dry_run
 
 
-def test_a_failing_run_is_forgotten_too() -> None:
+def test_dry_run_restores_everything_after_an_exception() -> None:
     norm = nn.BatchNorm1d(2)
     state = torch.get_rng_state()
 
@@ -24,7 +24,7 @@ def test_a_failing_run_is_forgotten_too() -> None:
     assert torch.equal(dict(norm.named_buffers())["running_mean"], torch.zeros(2))
 
 
-def test_a_seed_makes_two_runs_alike() -> None:
+def test_dry_runs_with_one_seed_are_equal() -> None:
     draws = []
     for _ in range(2):
         with dry_run(seed=5):
@@ -32,8 +32,8 @@ def test_a_seed_makes_two_runs_alike() -> None:
     assert torch.equal(*draws)
 
 
-def test_graphs_made_inside_can_be_differentiated_outside() -> None:
-    """Restoring a buffer that nobody changed would spoil the graph that holds it."""
+def test_graph_of_a_dry_run_can_be_differentiated_outside() -> None:
+    """Restoring an unchanged buffer would invalidate the graph that contains it."""
     layer = nn.Linear(2, 1)
     layer.register_buffer("unit", torch.tensor(2.0))
     with dry_run(layer):

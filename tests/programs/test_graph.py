@@ -1,4 +1,4 @@
-"""The graph of a model whose structure is known: every site, plate and edge, once."""
+"""Graph of a known model: sites, plates and edges."""
 
 import re
 import stat
@@ -35,17 +35,17 @@ data (5)
     x ~ Normal, seen           <- k"""
 
 
-def test_the_text_shows_plates_by_their_nesting() -> None:
-    said = as_text(signature(_topics, torch.zeros(5)))
-    assert [line.split() for line in said.splitlines()] == [
+def test_as_text_indents_sites_by_their_plates() -> None:
+    text = as_text(signature(_topics, torch.zeros(5)))
+    assert [line.split() for line in text.splitlines()] == [
         line.split() for line in TEXT.splitlines()
     ]
-    assert "        a" in said
+    assert "        a" in text
 
 
-def test_dot_has_every_site_once_and_every_edge() -> None:
-    declared = signature(_topics, torch.zeros(5))
-    dot = as_dot(declared)
+def test_as_dot_has_every_site_once_and_every_edge() -> None:
+    model_signature = signature(_topics, torch.zeros(5))
+    dot = as_dot(model_signature)
     nodes = re.findall(r'^ +"((?:[^"\\]|\\.)+)" \[label', dot, re.MULTILINE)
     assert sorted(nodes) == sorted(["pi", "rate", "k", r"a \"count\"", "x"])
     edges = re.findall(r'^  "((?:[^"\\]|\\.)+)" -> "((?:[^"\\]|\\.)+)";', dot, re.MULTILINE)
@@ -59,26 +59,30 @@ def test_dot_has_every_site_once_and_every_edge() -> None:
     assert dot.count("style=filled") == 1
 
 
-def test_it_is_written_as_dot_and_drawn_by_graphviz_where_that_is(
+def test_draw_writes_dot_and_calls_graphviz_if_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    declared = signature(_topics, torch.zeros(5))
+    model_signature = signature(_topics, torch.zeros(5))
     monkeypatch.setenv("PATH", str(tmp_path))  # nothing there yet
-    assert draw(declared, tmp_path / "model.png") == tmp_path / "model.dot"
-    assert (tmp_path / "model.dot").read_text() == as_dot(declared)
+    assert draw(model_signature, tmp_path / "model.png") == tmp_path / "model.dot"
+    assert (tmp_path / "model.dot").read_text() == as_dot(model_signature)
     program = tmp_path / "dot"
     program.write_text(
         '#!/bin/sh\n[ "$1" = -Tpng ] || { echo "no format" >&2; exit 1; }\n'
         'while read -r line; do echo "$line"; done > "$3"\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    assert draw(declared, tmp_path / "other.png") == tmp_path / "other.png"
+    assert draw(model_signature, tmp_path / "other.png") == tmp_path / "other.png"
     assert "digraph model" in (tmp_path / "other.png").read_text()
     with pytest.raises(ValueError, match=r"cannot draw .*model.pong: no format"):
-        draw(declared, tmp_path / "model.pong")
+        draw(model_signature, tmp_path / "model.pong")
 
 
-def test_what_cannot_be_told_is_a_question_mark() -> None:
-    declared = signature(_topics, torch.zeros(5))
-    sites = tuple(type(site)(**{**vars(site), "depends_on": None}) for site in declared.sites)
-    assert "x ~ Normal, seen         <- ?" in as_text(type(declared)(sites, declared.plates, ()))
+def test_unknown_dependencies_are_a_question_mark() -> None:
+    model_signature = signature(_topics, torch.zeros(5))
+    sites = tuple(
+        type(site)(**{**vars(site), "depends_on": None}) for site in model_signature.sites
+    )
+    assert "x ~ Normal, seen         <- ?" in as_text(
+        type(model_signature)(sites, model_signature.plates, ())
+    )

@@ -1,4 +1,4 @@
-"""Addresses, calls and settings: found, or an error that says what is on offer."""
+"""Addresses, calls and settings, and errors that list the choices."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_loaded_once_and_may_import_its_neighbors(program: Path) -> None:
+def test_load_program_loads_a_file_once_with_imports_from_its_folder(program: Path) -> None:
     topic = load_program(f"{program}:Topic")
     assert topic is load_program(f"{program}:Topic")
     assert load_program(f"{program}:guide")(None) == 7
 
 
-def test_address_of_leads_back(program: Path) -> None:
+def test_address_of_is_the_inverse_of_load_program(program: Path) -> None:
     topic = load_program(f"{program}:Topic")
     address = address_of(topic)
     assert address is not None
@@ -39,30 +39,30 @@ def test_address_of_leads_back(program: Path) -> None:
     assert address_of(Trace_ELBO) == "pyro.infer.trace_elbo:Trace_ELBO"
 
 
-def test_a_class_made_in_a_function_has_no_address() -> None:
+def test_class_defined_in_a_function_has_no_address() -> None:
     class Inner:
         pass
 
     assert address_of(Inner) is None
 
 
-def test_a_wrong_name_lists_what_is_there(program: Path) -> None:
+def test_load_program_lists_the_names_of_a_module(program: Path) -> None:
     with pytest.raises(ValueError, match=r"has no 'Topics'; it offers Topic, guide"):
         load_program(f"{program}:Topics")
 
 
-def test_a_wrong_file_suggests_the_near_one(program: Path) -> None:
+def test_load_program_suggests_a_similar_file(program: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*mine\.py"):
         load_program(f"{program.parent}/mime.py:Topic")
 
 
 @pytest.mark.parametrize("text", ["models/vae.py", "VAE", ":VAE", "models/vae.py:"])
-def test_no_address(text: str) -> None:
+def test_load_program_refuses_text_that_is_no_address(text: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):
         load_program(text)
 
 
-def test_a_missing_module_is_told_from_a_missing_import(tmp_path: Path) -> None:
+def test_load_program_distinguishes_a_missing_module_from_a_missing_import(tmp_path: Path) -> None:
     with pytest.raises(ImportError, match=r"For a file, write its path with \.py"):
         load_program("no_such_module:Name")
     broken = tmp_path / "broken.py"
@@ -74,7 +74,7 @@ def test_a_missing_module_is_told_from_a_missing_import(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["Adam(0.1)", "Adam(lr=", "a.b", "Adam(lr=x)", "Adam(**{'lr': 1})", "1"]
 )
-def test_a_call_takes_literal_keywords_only(text: str) -> None:
+def test_parse_call_accepts_literal_keywords_only(text: str) -> None:
     with pytest.raises(ValueError, match="literal keyword arguments"):
         parse_call(text)
 
@@ -86,12 +86,12 @@ def test_settings_are_literals_or_text() -> None:
         parse_settings(["components"])
 
 
-def test_a_misspelt_setting_is_named() -> None:
+def test_build_names_a_misspelled_setting() -> None:
     with pytest.raises(ValueError, match=r"Did you mean num_particles\?"):
         build(Trace_ELBO, settings={"num_particle": 3}, what="Trace_ELBO")
 
 
-def test_settings_are_read_back_or_not_at_all(program: Path) -> None:
+def test_settings_of_reads_all_settings_or_none(program: Path) -> None:
     topic = load_program(f"{program}:Topic")
     assert settings_of(topic(words=5)) == {"words": 5}
     changed = topic()
@@ -111,7 +111,7 @@ def test_settings_are_read_back_or_not_at_all(program: Path) -> None:
         ({"name": 3}, "name as text, got 3"),
     ],
 )
-def test_a_setting_of_another_kind_is_named(settings: dict[str, Any], message: str) -> None:
+def test_build_names_a_setting_of_another_type(settings: dict[str, Any], message: str) -> None:
     class Mine:
         def __init__(
             self,

@@ -1,5 +1,4 @@
-"""Missing values: densities are those of the known entries, gradients are never NaN, and a fit
-takes files with gaps."""
+"""Missing values: densities of the known entries, finite gradients, fits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ GAPS = torch.tensor(
     [[False, True, False], [False, False, False], [True, True, True], [True, False, False]]
 )
 
-# Likelihoods of a parameter (3,) and values of theirs (4, 3).
+# Likelihoods with a parameter (3,), and values (4, 3) of them.
 FAMILIES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
     name: (make, lambda fn: fn.expand([4, 3]).sample())
     for name, make in {
@@ -48,29 +47,29 @@ FAMILIES: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_density_and_its_gradient_are_those_of_the_known_entries(family: str) -> None:
+def test_without_missing_has_density_and_gradient_of_the_known_entries(family: str) -> None:
     make, draw = FAMILIES[family]
     a = torch.tensor([-0.5, 0.3, 0.8], requires_grad=True)
     x = draw(make(a.detach())).float()
     fn, value = without_missing(make(a), x.where(~GAPS, torch.nan))
-    found = fn.to_event(1).log_prob(value)
+    log_prob = fn.to_event(1).log_prob(value)
     known = make(a).expand([4, 3]).log_prob(x)
     expected = torch.stack([row[~gap].sum() for row, gap in zip(known, GAPS, strict=True)])
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found.sum(), a)
+    torch.testing.assert_close(log_prob, expected)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), a)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected.sum(), a)[0])
 
 
-def test_a_missing_entry_is_summed_out() -> None:
-    """The marginal of two bits given z, one of them missing, by summing over it."""
+def test_without_missing_is_the_marginal_over_a_missing_bit() -> None:
+    """The marginal of two bits given z, one of them missing, as a sum over its values."""
     fn = dist.Bernoulli(torch.tensor([0.3, 0.6]))
     masked, value = without_missing(fn, torch.tensor([[1.0, torch.nan]]))
-    both = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
-    marginal = fn.to_event(1).log_prob(both).logsumexp(0)
+    values = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    marginal = fn.to_event(1).log_prob(values).logsumexp(0)
     torch.testing.assert_close(masked.to_event(1).log_prob(value)[0], marginal)
 
 
-def test_filling_without_a_mask_or_a_mask_without_filling_is_caught() -> None:
+def test_replacement_without_mask_and_mask_without_replacement_are_wrong() -> None:
     """The wrong twins: one changes the density, the other has a gradient that is NaN."""
     a = torch.tensor(0.5, requires_grad=True)
     x = torch.tensor([1.5, torch.nan])
@@ -84,7 +83,7 @@ def test_filling_without_a_mask_or_a_mask_without_filling_is_caught() -> None:
     )
 
 
-def test_events_are_refused() -> None:
+def test_without_missing_refuses_events() -> None:
     with pytest.raises(ValueError, match=r"Independent: its events of shape \(3,\)"):
         without_missing(dist.Normal(torch.zeros(3), 1.0).to_event(1), torch.zeros(3))
 
@@ -97,7 +96,7 @@ def _counts(x: Tensor) -> None:
         pyro.sample("x", likelihood.to_event(1), obs=value)
 
 
-def test_a_model_with_gaps_is_a_valid_one_and_its_gradients_are_finite() -> None:
+def test_model_with_missing_values_passes_check_with_finite_gradients() -> None:
     x = torch.rand(20, 3).where(torch.rand(20, 3) < 0.7, torch.nan)
     guide = AmortizedNormal(_counts, x)
     assert len(check(_counts, guide, x)) == 0
@@ -116,7 +115,7 @@ def gaps(tmp_path: Path) -> Path:
     return tmp_path / "gaps.csv"
 
 
-def test_a_fit_to_a_file_with_gaps_nears_the_exact_evidence(
+def test_fit_to_a_file_with_missing_values_approaches_the_exact_evidence(
     gaps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -138,7 +137,7 @@ def test_a_fit_to_a_file_with_gaps_nears_the_exact_evidence(
     assert np.isfinite(run.history["bound"]).all()
 
 
-def test_gaps_reach_a_mini_batch_that_the_guide_was_not_built_on() -> None:
+def test_guide_built_on_complete_rows_accepts_missing_values() -> None:
     torch.manual_seed(0)
     x = torch.randn(60, 3)
     x[50:, 1] = torch.nan

@@ -1,4 +1,4 @@
-"""Tables of rows: what is touched, and what a killed run leaves behind."""
+"""Row tables: rows accessed, and recovery of a killed run."""
 
 import copy
 from pathlib import Path
@@ -20,7 +20,7 @@ def _all(table: RowTable) -> Tensor:
     return table.read(torch.arange(table.size))
 
 
-def test_rows_are_zero_until_they_are_written_and_no_other_changes() -> None:
+def test_row_table_is_zero_until_a_row_is_written() -> None:
     table, rows = _table(6), torch.tensor([4, 1])
     table.write(rows, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     expected = torch.zeros(6, 2)
@@ -29,13 +29,13 @@ def test_rows_are_zero_until_they_are_written_and_no_other_changes() -> None:
     assert torch.equal(table.read(rows), expected[rows])
 
 
-def test_what_is_read_is_a_copy() -> None:
+def test_row_table_reads_copies() -> None:
     table = _table(3)
     table.read(torch.tensor([0])).fill_(9.0)
     assert torch.equal(_all(table), torch.zeros(3, 2))
 
 
-def test_ten_million_rows_cost_what_is_touched() -> None:
+def test_row_table_of_ten_million_rows_costs_only_the_accessed_rows() -> None:
     table = RowTable(5, torch.float64)
     table.resize(10_000_000)  # 400 MB, none of which is there
     rows = torch.tensor([0, 1234567, 9999999])
@@ -44,7 +44,7 @@ def test_ten_million_rows_cost_what_is_touched() -> None:
     assert table.rows_accessed == 6
 
 
-def test_a_copy_goes_its_own_way() -> None:
+def test_copy_of_a_row_table_is_independent() -> None:
     table = _table(3)
     table.write(torch.tensor([1]), torch.ones(1, 2))
     other = copy.deepcopy(table)
@@ -58,7 +58,7 @@ def _step(table: RowTable, number: int) -> None:
     table.write(rows, torch.full((2, 2), float(number)))
 
 
-def test_killed_at_any_moment_it_comes_back_as_at_the_checkpoint(tmp_path: Path) -> None:
+def test_row_table_killed_at_any_moment_is_restored_from_its_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.rows"
     path.write_bytes(b"left by an older run")
     table, checkpoint, before = _table(11), {}, torch.zeros(11, 2)
@@ -81,8 +81,8 @@ def test_killed_at_any_moment_it_comes_back_as_at_the_checkpoint(tmp_path: Path)
         assert not table.changes()["rows"].numel()
 
 
-def test_a_file_that_is_written_before_its_checkpoint_would_be_wrong(tmp_path: Path) -> None:
-    """The test of the test: the order of the two is what makes it safe."""
+def test_row_file_written_before_its_checkpoint_is_wrong(tmp_path: Path) -> None:
+    """The wrong twin: safety depends on the order of the two files."""
     path, table = tmp_path / "checkpoint.rows", _table(11)
     _step(table, 1)
     first, before = table.changes(), _all(table)
@@ -94,7 +94,7 @@ def test_a_file_that_is_written_before_its_checkpoint_would_be_wrong(tmp_path: P
     assert not torch.equal(_all(again), before)
 
 
-def test_a_restored_table_goes_on(tmp_path: Path) -> None:
+def test_restored_row_table_continues(tmp_path: Path) -> None:
     path, table = tmp_path / "checkpoint.rows", _table(11)
     _step(table, 1)
     first = table.changes()
@@ -117,7 +117,7 @@ class _Keeps(nn.Module):
         self.row_table = RowTable(2)
 
 
-def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
+def test_row_tables_include_those_of_submodules(tmp_path: Path) -> None:
     guide = nn.ModuleDict({"a": _Keeps(), "b": _Keeps()})
     tables = RowTables(guide, 5)
     guide["a"].row_table.resize(5)
@@ -133,13 +133,13 @@ def test_the_loop_finds_the_tables_of_parts(tmp_path: Path) -> None:
     assert not RowTables(lambda x: None, 5)
 
 
-def test_a_guide_is_told_which_rows_it_sees() -> None:
+def test_batch_rows_are_those_of_the_handler() -> None:
     assert batch_rows() is None
     rows = torch.tensor([3, 1])
     with ProvideBatchRows(rows, num_rows=7):
         assert batch_rows() == (rows, 7)
     with RowTables(_Keeps(), 3).shown(None):
-        told = batch_rows()
-    assert told is not None
-    assert told[0].tolist() == [0, 1, 2]
-    assert told[1] == 3
+        provided = batch_rows()
+    assert provided is not None
+    assert provided[0].tolist() == [0, 1, 2]
+    assert provided[1] == 3

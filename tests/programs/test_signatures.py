@@ -1,4 +1,4 @@
-"""What `signature` reads, against programs whose declarations are known."""
+"""Signatures of programs with known declarations."""
 
 import random
 
@@ -16,7 +16,7 @@ from ppl_lvm.programs.signatures import Signature, describe, signature
 
 
 class Topics(PyroModule):
-    """A program with a bit of everything: global, local, discrete, nested plates, parameters."""
+    """A program with global, local and discrete sites, nested plates and parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,66 +38,66 @@ class Topics(PyroModule):
 
 
 @pytest.fixture
-def read() -> Signature:
+def topics() -> Signature:
     return signature(Topics(), torch.zeros(5, 3))
 
 
-def test_sites_come_in_the_order_of_the_code_with_their_roles(read: Signature) -> None:
-    assert [site.name for site in read.sites] == ["pi", "rate", "k", "z", "count", "x"]
-    assert [site.name for site in read.observed] == ["x"]
-    assert [site.name for site in read.local_latents] == ["k", "z", "count"]
-    assert [site.name for site in read.global_latents] == ["pi", "rate"]
+def test_signature_lists_sites_in_order_with_their_roles(topics: Signature) -> None:
+    assert [site.name for site in topics.sites] == ["pi", "rate", "k", "z", "count", "x"]
+    assert [site.name for site in topics.observed] == ["x"]
+    assert [site.name for site in topics.local_latents] == ["k", "z", "count"]
+    assert [site.name for site in topics.global_latents] == ["pi", "rate"]
 
 
-def test_shapes_and_supports(read: Signature) -> None:
-    assert (read["pi"].batch_shape, read["pi"].event_shape) == ((), (4,))
-    assert (read["rate"].batch_shape, read["rate"].event_shape) == ((4, 1), ())
-    assert (read["z"].batch_shape, read["z"].event_shape) == ((5,), (2,))
-    assert read["count"].shape == (2, 5)
-    assert describe(read["pi"].support) == "simplex"
-    assert describe(read["count"].support) == "0, 1, 2, …"
+def test_signature_has_shapes_and_supports(topics: Signature) -> None:
+    assert (topics["pi"].batch_shape, topics["pi"].event_shape) == ((), (4,))
+    assert (topics["rate"].batch_shape, topics["rate"].event_shape) == ((4, 1), ())
+    assert (topics["z"].batch_shape, topics["z"].event_shape) == ((5,), (2,))
+    assert topics["count"].shape == (2, 5)
+    assert describe(topics["pi"].support) == "simplex"
+    assert describe(topics["count"].support) == "0, 1, 2, …"
 
 
-def test_which_sites_are_discrete_enumerable_and_reparameterized(read: Signature) -> None:
-    assert read["k"].discrete
-    assert read["k"].values == 4
-    assert read["k"].enumerate == "parallel"
-    assert read["count"].discrete
-    assert read["count"].values is None  # a Poisson has infinitely many
-    assert not read["z"].discrete
-    assert read["z"].reparameterized
-    assert not read["k"].reparameterized
+def test_signature_tells_discrete_enumerable_and_reparameterized_sites(topics: Signature) -> None:
+    assert topics["k"].discrete
+    assert topics["k"].values == 4
+    assert topics["k"].enumerate == "parallel"
+    assert topics["count"].discrete
+    assert topics["count"].values is None  # a Poisson has infinitely many
+    assert not topics["z"].discrete
+    assert topics["z"].reparameterized
+    assert not topics["k"].reparameterized
 
 
-def test_plates_know_their_dim_size_and_nesting(read: Signature) -> None:
-    assert read["count"].plates == ("data", "labels")
-    assert read.plate("labels").inside == ("data",)
-    assert (read.plate("data").dim, read.plate("data").size) == (-1, 5)
-    assert read.plate("data").full_size == 5
+def test_signature_has_dim_size_and_nesting_of_plates(topics: Signature) -> None:
+    assert topics["count"].plates == ("data", "labels")
+    assert topics.plate("labels").inside == ("data",)
+    assert (topics.plate("data").dim, topics.plate("data").size) == (-1, 5)
+    assert topics.plate("data").full_size == 5
 
 
-def test_dependencies_are_the_direct_ones(read: Signature) -> None:
-    assert read["k"].depends_on == ("pi",)
-    assert read["x"].depends_on == ("z",)
-    assert set(read["count"].depends_on or ()) == {"rate", "k"}
+def test_signature_has_direct_dependencies(topics: Signature) -> None:
+    assert topics["k"].depends_on == ("pi",)
+    assert topics["x"].depends_on == ("z",)
+    assert set(topics["count"].depends_on or ()) == {"rate", "k"}
 
 
-def test_parameters_have_their_constraints(read: Signature) -> None:
-    found = {p.name: (p.shape, describe(p.constraint)) for p in read.parameters}
-    assert found == {
+def test_signature_has_constraints_of_parameters(topics: Signature) -> None:
+    parameters = {p.name: (p.shape, describe(p.constraint)) for p in topics.parameters}
+    assert parameters == {
         "scale": ((3,), "positive"),
         "decoder$$$weight": ((3, 2), "real"),
         "decoder$$$bias": ((3,), "real"),
     }
 
 
-def test_a_mini_batch_stands_for_more_rows() -> None:
+def test_signature_of_a_mini_batch_has_the_full_size() -> None:
     plate = signature(ScaleDataPlate(50)(Topics()), torch.zeros(5, 3)).plate("data")
     assert (plate.size, plate.full_size) == (5, 50)
 
 
-def test_the_table_names_every_site_plate_and_parameter(read: Signature) -> None:
-    text = str(read)
+def test_printed_signature_names_every_site_plate_and_parameter(topics: Signature) -> None:
+    text = str(topics)
     lines = {line.split()[0]: line for line in text.splitlines() if line}
     for name in ["pi", "rate", "k", "z", "count", "x", "topics", "data", "labels", "scale"]:
         assert name in lines
@@ -105,7 +105,7 @@ def test_the_table_names_every_site_plate_and_parameter(read: Signature) -> None
     assert "pi" in lines["k"].split("data")[1]
 
 
-def test_looking_changes_no_random_state() -> None:
+def test_signature_preserves_the_random_state() -> None:
     def noisy(x: Tensor) -> None:
         offset = float(np.random.rand() + random.random())
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(offset, 1.0)), 1.0), obs=x)
@@ -117,7 +117,7 @@ def test_looking_changes_no_random_state() -> None:
     assert before[1:] == after[1:]
 
 
-def test_looking_leaves_no_parameters_behind() -> None:
+def test_signature_leaves_no_parameters_in_the_store() -> None:
     def model(x: Tensor) -> None:
         pyro.param("loc", torch.zeros(3))
         pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
@@ -127,7 +127,7 @@ def test_looking_leaves_no_parameters_behind() -> None:
     assert dict(pyro.get_param_store().items()) == {}
 
 
-def test_looking_sees_the_callers_parameters() -> None:
+def test_signature_uses_the_callers_parameters() -> None:
     pyro.param("loc", torch.zeros(3))
 
     def model(x: Tensor) -> None:
@@ -136,7 +136,7 @@ def test_looking_sees_the_callers_parameters() -> None:
     assert [p.name for p in signature(model, torch.tensor(0.0)).parameters] == ["loc"]
 
 
-def test_looking_leaves_running_means_alone() -> None:
+def test_signature_preserves_running_means() -> None:
     class Normed(PyroModule):
         def __init__(self) -> None:
             super().__init__()
@@ -153,17 +153,17 @@ def test_looking_leaves_running_means_alone() -> None:
     assert buffers["num_batches_tracked"] == 0
 
 
-def test_a_sequential_plate_has_no_dim() -> None:
+def test_sequential_plate_has_no_dim() -> None:
     def model(x: Tensor) -> None:
         for i in pyro.plate("data", len(x)):
             pyro.sample(f"x_{i}", dist.Normal(0.0, 1.0), obs=x[i])
 
-    read = signature(model, torch.zeros(2))
-    assert read.plate("data").dim is None
-    assert "sequential" in str(read)
+    topics = signature(model, torch.zeros(2))
+    assert topics.plate("data").dim is None
+    assert "sequential" in str(topics)
 
 
-def test_a_distribution_that_declares_no_support_is_taken_as_real() -> None:
+def test_distribution_without_support_has_the_real_support() -> None:
     class Shifted(dist.TorchDistribution):
         arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
 
@@ -173,17 +173,17 @@ def test_a_distribution_that_declares_no_support_is_taken_as_real() -> None:
         def log_prob(self, value: Tensor) -> Tensor:
             return -value
 
-    read = signature(lambda: pyro.sample("z", Shifted(validate_args=False)))
-    assert describe(read["z"].support) == "real"
+    topics = signature(lambda: pyro.sample("z", Shifted(validate_args=False)))
+    assert describe(topics["z"].support) == "real"
 
 
-def test_an_unknown_site_is_named_with_those_there_are(read: Signature) -> None:
+def test_signature_lists_its_sites_for_an_unknown_name(topics: Signature) -> None:
     with pytest.raises(KeyError, match=r"'w'.*'pi'"):
-        read["w"]
-    assert "w" not in read
+        topics["w"]
+    assert "w" not in topics
 
 
-def test_looking_does_not_let_the_store_overwrite_a_modules_parameters() -> None:
+def test_signature_keeps_a_modules_parameters_despite_equal_names_in_the_store() -> None:
     pyro.param("scale", 7 * torch.ones(3))  # somebody else's, of the same name
     model = Topics()
     signature(model, torch.zeros(5, 3))
