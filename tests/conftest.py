@@ -1,4 +1,4 @@
-"""State before every test: seed, Pyro, default type; failing compiler passes raise."""
+"""State before every test; compiler passes are strict."""
 
 from collections.abc import Iterator
 

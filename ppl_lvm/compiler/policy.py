@@ -46,10 +46,10 @@ class CompilePolicy(Protocol):
     """The decision when a recording is compiled."""
 
     def compiles_ahead(self, recording: Recording, arguments: Arguments) -> bool:
-        """Whether another process should start to compile it now, while this one takes steps."""
+        """True if another process should start to compile it now."""
 
     def compiles_now(self, recording: Recording, arguments: Arguments) -> bool:
-        """Whether the next step is to be compiled."""
+        """True if the next step is to be compiled."""
 
     def count_seconds(self, seconds: float) -> None:
         """Count the seconds of a captured step."""

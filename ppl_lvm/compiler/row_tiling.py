@@ -1,4 +1,4 @@
-"""Row tiling: take a step on many rows in blocks that fit the cache.
+"""Row tiling: steps in blocks that fit the cache.
 
 Where a batch of B rows is a sum over rows, in blocks b of c_b rows,
 
@@ -269,7 +269,7 @@ def _record_blocks(
 
 
 def _adds_up(step: TiledStep, batch: list[Tensor]) -> bool:
-    """Whether the blocks give the first loss and the gradient of the whole batch, to rounding.
+    """True if the blocks give the first loss and the gradient of the whole batch, to rounding.
 
     Near an optimum the gradient of the whole batch is rounding error. The scale of its error is
     the mean size of the blocks' gradients, which do not vanish there.

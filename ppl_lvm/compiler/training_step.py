@@ -1,4 +1,4 @@
-"""Whole training steps: loss, gradient and update, at the highest level possible.
+"""Training steps at the highest level possible.
 
 "captured" replays the recording and then updates on flat vectors; "compiled" does both in one
 compiled function. A `CompilePolicy` decides when a recording is compiled.
@@ -242,17 +242,14 @@ class TrainingStep:
             arguments, recording = self.gradient.lookup(args, kwargs)
         except CannotCaptureError:
             return None  # the gradient reports it
-        if recording is None or not self._compiles_now(recording, arguments):
+        if recording is None:
+            return None
+        if self.level != "compiled" and not self._plan.compiles_now(recording, arguments):
             return None
         step = self._find(arguments, recording)
         if step is None or not self._finish(step, arguments):
             return None
         return step, arguments
-
-    def _compiles_now(self, recording: Recording, arguments: Arguments) -> bool:
-        if not self._compiles:
-            return False
-        return self.level == "compiled" or self._plan.compiles_now(recording, arguments)
 
     def _groups(self, recording: Recording) -> list[FlatGroup] | None:
         """The flat vectors that the step updates; None without an optimizer or a rule for it."""
@@ -262,13 +259,14 @@ class TrainingStep:
     def _find(self, arguments: Arguments, recording: Recording) -> ExecutableStep | None:
         """The compiled step for these arguments; it may still have to be compiled."""
         slots = self.optimizer.parameter_slots(recording.trained(self.gradient.parameters))
-        groups = None if slots is None else self._flat.plan(slots)
+        if slots is None:
+            return None
+        groups = self._flat.plan(slots)
         if groups is None:
-            if slots is not None:
-                self._stop(
-                    "the optimizer has no flat rule; captured steps go on with it. Compiled steps "
-                    f"support {supported_optimizers()} with the usual options"
-                )
+            self._stop(
+                "the optimizer has no flat rule; captured steps go on with it. Compiled steps "
+                f"support {supported_optimizers()} with the usual options"
+            )
             return None
         step = self._compiled.get(self.gradient.key(arguments))
         if step is not None and step.recording is recording and step.groups is groups:
@@ -288,19 +286,12 @@ class TrainingStep:
                     self._block, gradient, arguments, recording, groups, clip, self._finite
                 )
             if step is None:
-                step = CompiledStep(
-                    recording,
-                    gradient.parameters,
-                    groups,
-                    batch,
-                    clip,
-                    self._finite,
-                    gradient.passes,
-                )
+                leaves, passes = gradient.parameters, gradient.passes
+                step = CompiledStep(recording, leaves, groups, batch, clip, self._finite, passes)
         except PassError:
             raise
         except Exception as error:
-            self._stop(f"{type(error).__name__}: {_first_line(error)}", error)
+            self._stop(_summary(error), error)
             return None
         self._compiled[gradient.key(arguments)] = step
         return step
@@ -321,8 +312,10 @@ class TrainingStep:
             )
         try:
             step.compile(arguments.tensors, self._same_random)
+        except PassError:
+            raise
         except Exception as error:
-            self._stop(f"{type(error).__name__}: {_first_line(error)}", error)
+            self._stop(_summary(error), error)
             return False
         return True
 
@@ -404,5 +397,5 @@ def make_training_step(
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200]
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"

@@ -1,4 +1,4 @@
-"""Small programs of many kinds: name -> (model, guide, objective, batch)."""
+"""Small programs of many kinds."""
 
 from collections.abc import Callable
 from typing import Any
@@ -146,7 +146,7 @@ def subsampled_guide(x: Tensor) -> None:
 
 
 def correlations(x: Tensor) -> None:
-    """The way to a Cholesky factor of correlations picks entries of a matrix by a mask."""
+    """The transform to a Cholesky factor of correlations selects entries by a mask."""
     scale = pyro.sample("scale", dist.HalfCauchy(torch.ones(3)).to_event(1))
     factor = pyro.sample("factor", dist.LKJCholesky(3, 2.0))
     tril = torch.diag_embed(scale) @ factor

@@ -1,4 +1,4 @@
-"""Tiled steps equal steps on all rows at once, or steps are not tiled."""
+"""Tiled steps against steps on all rows at once."""
 
 from collections.abc import Callable
 from typing import Any

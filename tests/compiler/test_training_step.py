@@ -1,4 +1,4 @@
-"""Whole training steps: the same at every level, also where compiling fails."""
+"""Training steps at every level."""
 
 from collections.abc import Callable
 from typing import Any

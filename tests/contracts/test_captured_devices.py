@@ -1,4 +1,4 @@
-"""Contract of devices: a step creates its tensors on the device of its data.
+"""Contract of devices: new tensors are on the data's device.
 
 The test needs no GPU: tensors without numbers on the device "meta", under torch's fake tensor
 mode, cannot be combined with those of the CPU, as a GPU's cannot.

@@ -1,4 +1,4 @@
-"""Contract of capture: every estimator and many models take Pyro's steps under one seed."""
+"""Contract of capture: Pyro's steps under one seed."""
 
 from collections.abc import Callable
 from typing import Any

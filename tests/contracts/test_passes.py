@@ -1,4 +1,4 @@
-"""Contract of graph passes: the values of the untransformed graph on every captured program."""
+"""Contract of graph passes: the values of the original graph."""
 
 import functools
 import logging
@@ -47,7 +47,7 @@ def evaluate(recording: Recording, inputs: Sequence[Tensor]) -> tuple[list[Tenso
 
 
 def agrees(graph_pass: Pass, name: str) -> bool | None:
-    """Whether the pass gives the same outputs and draws; None if it leaves the graph alone."""
+    """True if the pass gives the same outputs and draws; None if it leaves the graph alone."""
     recording, inputs = capture(name)
     rewritten = graph_pass.apply(recording.module, inputs, recording.constants)
     if rewritten is None:

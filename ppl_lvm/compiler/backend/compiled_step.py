@@ -1,4 +1,4 @@
-"""Whole step, gradient and update, as one function compiled by Inductor.
+"""Gradient and update as one function compiled by Inductor.
 
     compiled(vectors, moments, scalars, batch, sources) -> losses
 
@@ -25,7 +25,7 @@ from ppl_lvm.compiler.backend.numerics import equal_to_rounding
 from ppl_lvm.compiler.capture.state_snapshot import random_states, restore_random
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.optim.flat import ParameterGroup
-from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes
+from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes, skip
 
 # Points of the trial: distance from the present parameters, relative to their size. Near an
 # optimum the gradient is rounding error, the more so the more rows it sums over.
@@ -60,8 +60,11 @@ class CompiledStep(ExecutableStep):
         super().__init__(recording, groups)
         self._parameters, self._clip, self._guarded = list(parameters), clip, guarded
         self._places = {id(p): place for place, p in enumerate(parameters)}
+        compile_passes = [each for each in passes if each.stage == "compile"]
+        # The last pass is traced with the step: a trace of it alone would take as long again.
+        self._last_pass = compile_passes[-1] if compile_passes else None
         self._rewritten = run_passes(
-            passes, "compile", recording, [*parameters, *batch, *recording.sources]
+            compile_passes[:-1], "compile", recording, [*parameters, *batch, *recording.sources]
         )
         constants = self._rewritten.constants
         self.constants = [c for c in constants if c.dim() > 0]
@@ -102,7 +105,18 @@ class CompiledStep(ExecutableStep):
 
     @cached_property
     def graph(self) -> fx.GraphModule:
-        step = partial(self.trace, self._rewritten.module)
+        module = self._rewritten.module
+        if self._last_pass is not None:
+            try:
+                function = self._last_pass.function(module, self._rewritten.constants)
+                if function is not None:
+                    return self._make_graph(function)
+            except Exception as error:
+                skip(self._last_pass.name, error)
+        return self._make_graph(module)
+
+    def _make_graph(self, function: Callable[..., Any]) -> fx.GraphModule:
+        step = partial(self.trace, function)
         trace = make_fx(step, decomposition_table=DECOMPOSITIONS, tracing_mode="fake")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -117,10 +131,10 @@ class CompiledStep(ExecutableStep):
         places = range(first, first + len(batch))
         self._compiled = as_cuda_graph(compiled, flat, places, self.mutated)
 
-    def trace(self, module: fx.GraphModule, *flat: Tensor) -> list[Tensor]:
-        """The step as a function of tensors, with the module of the recording or a rewritten one.
+    def trace(self, function: Callable[..., Any], *flat: Tensor) -> list[Tensor]:
+        """The step as a function of tensors, with the recording's module or a rewritten one.
 
-        A rewritten module takes constants after those of the recording.
+        A rewritten module may take further constants after those of the recording.
         """
         state, scalars, batch, sources, constants = pytree.tree_unflatten(flat, self._spec)
         leaves: list[Any] = list(self._parameters)  # those without gradient are not read
@@ -129,9 +143,9 @@ class CompiledStep(ExecutableStep):
                 leaves[self._places[id(p)]] = view
         recording = self.recording
         filled = self._fill(constants)
-        if module is recording.module:
+        if function is recording.module:
             filled = filled[: len(recording.constants)]
-        out = module(*leaves, *batch, *sources, *filled)
+        out = function(*leaves, *batch, *sources, *filled)
         losses = list(out[: recording.num_losses])
         active = recording.trained(self._parameters)
         gradients = {id(p): g for p, g in zip(active, out[recording.num_losses :], strict=True)}
@@ -178,7 +192,7 @@ class CompiledStep(ExecutableStep):
     def _agrees(
         self, compiled: Callable[..., Any], flat: list[Tensor], same_random: bool, distance: float
     ) -> bool:
-        """Whether the step agrees at parameters moved by this share of their size.
+        """True if the step agrees at parameters moved by this share of their size.
 
         Adam's rules make a whole step of the rounding error of a gradient that is zero; under them
         the moments, which hold the same gradient, are compared and the parameters are not.

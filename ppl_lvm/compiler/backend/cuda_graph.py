@@ -1,4 +1,4 @@
-"""A compiled step on a CUDA device as one CUDA graph.
+"""CUDA graphs of compiled steps.
 
 The processor takes some microseconds to launch a kernel, longer than a small program's kernels run
 on the device. A CUDA graph stores the launches of one call, with the addresses that they read and

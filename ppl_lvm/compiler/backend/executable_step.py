@@ -55,7 +55,7 @@ class ExecutableStep(ABC):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it has been compiled."""
+        """True if it has been compiled."""
 
     @property
     @abstractmethod

@@ -93,7 +93,7 @@ def largest_result(graph: fx.GraphModule) -> int:
 
 
 def _returns_lists(graph: fx.GraphModule) -> bool:
-    """Whether an operation that Inductor does not lower returns a list of tensors.
+    """True if an operation that Inductor does not lower returns a list of tensors.
 
     Torch 2.13 mistakes a list of one for a tensor when it calls from C++, and the process dies.
     """

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 
 def all_finite(losses: Any) -> bool:
-    """Whether every number of a result is finite."""
+    """True if every number of a result is finite."""
     return all(
         bool(value.isfinite().all()) if isinstance(value, Tensor) else math.isfinite(value)
         for value in pytree.tree_leaves(losses)
@@ -18,7 +18,7 @@ def all_finite(losses: Any) -> bool:
 
 
 def equal_to_rounding(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors agree to 1e-4 of the largest entry; integers are not compared."""
+    """True if two tensors agree to 1e-4 of the largest entry; integers are not compared."""
     if not expected.is_floating_point() or not expected.numel():
         return True
     scale = float(expected.abs().nan_to_num().max())

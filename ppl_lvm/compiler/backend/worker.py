@@ -1,4 +1,4 @@
-"""Compile a graph in another process while this one takes steps.
+"""Compile a graph in another process.
 
 The other process compiles the graph for tensors of the same shapes and leaves the result in
 Inductor's cache on disk, where this process finds it within a second or so. It runs at low
@@ -29,7 +29,7 @@ class CompileWorker:
 
     @property
     def running(self) -> bool:
-        """Whether a compilation has been started and not waited for."""
+        """True if a compilation has been started and not waited for."""
         return self._process is not None
 
     def start(self, graph: fx.GraphModule, inputs: Sequence[Tensor], same_random: bool) -> None:

@@ -1,1 +1,1 @@
-"""Recording of a training step as a tape of tensor operations."""
+"""Capture of training steps as tapes of tensor operations."""

@@ -1,4 +1,4 @@
-"""Arguments of a step: their tensors, and the key of their capture.
+"""Arguments of a step and the key of their capture.
 
 Two calls share one capture if their arguments have the same structure, their tensors have the same
 shape, strides, dtype and device, their other values are equal, and all modules are in the same
@@ -30,7 +30,7 @@ class Arguments:
 
     @property
     def positional(self) -> bool:
-        """Whether they are positional tensors and nothing else."""
+        """True if they are positional tensors and nothing else."""
         return len(self.tensors) == len(self._leaves) and self._spec == _positional(
             len(self._leaves)
         )

@@ -1,4 +1,4 @@
-"""Captured gradient: loss and gradient from the program, later from its recording.
+"""Loss and gradient from a recording of the program.
 
 A program is recorded in three steps. Each is an ordinary eager step of the run, so that the
 sequence of parameters and random numbers is unchanged:
@@ -40,8 +40,7 @@ from ppl_lvm.compiler.graph.build import (
     refuse_data_dependence,
 )
 from ppl_lvm.compiler.graph.ir import Recording, Tape
-from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes
-from ppl_lvm.compiler.passes.pipeline import skip
+from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes, skip
 from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.rng import generator_states
 
@@ -117,7 +116,7 @@ class CapturedGradient:
     def lookup(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Arguments, Recording | None]:
-        """The flattened arguments, and their recording, None if there is none yet."""
+        """The flattened arguments, and their recording if it exists."""
         arguments = flatten(args, kwargs)
         entry = self._entries.get(self.key(arguments))
         return arguments, entry.recording if entry is not None else None
@@ -160,7 +159,7 @@ class CapturedGradient:
 
     @property
     def small(self) -> bool:
-        """Whether one thread is enough for every recording."""
+        """True if one thread is enough for every recording."""
         recordings = self.recordings
         return bool(recordings) and all(recording.small for recording in recordings)
 

@@ -37,7 +37,7 @@ class StateWatch:
         ]
 
     def changed(self) -> bool:
-        """Whether a parameter or attribute was replaced, or a parameter frozen or freed."""
+        """True if a parameter or attribute was replaced, or a parameter frozen or freed."""
         stored = pyro.get_param_store()._params
         for name, p, trained in self._stored:
             if stored.get(name) is not p or p.requires_grad is not trained:

@@ -2,7 +2,7 @@
 
 Two steps may differ in the values of the parameters, of the batch and of the tensors that the
 program keeps. A captured step would freeze everything else: a Python number that changes (a
-counter, an annealed weight), a branch that goes the other way, a tensor replaced by one created
+counter, an annealed weight), another branch, a tensor replaced by one created
 outside torch. Each shows here as the first operation that differs.
 """
 

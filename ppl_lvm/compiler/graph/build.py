@@ -1,4 +1,4 @@
-"""Graph of a tape: the step as a function of tensors.
+"""Build the graph of a tape.
 
     graph(*parameters, *batch, *sources, *constants) -> (*losses, *gradients)
 
@@ -101,7 +101,7 @@ def _tables(tape: Tape) -> tuple[int, int]:
 
 
 def _is_identity(call: Call, shapes: dict[int, Any]) -> bool:
-    """Whether an operation returns its first argument unchanged."""
+    """True if an operation returns its first argument unchanged."""
     if call.op is _aten.detach.default:  # no gradients are taken here
         return True
     first = call.leaves[0] if call.leaves else None
@@ -156,7 +156,7 @@ def _writes(call: Call) -> list[int]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaN included."""
+    """True if two tensors are equal, NaN included."""
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 

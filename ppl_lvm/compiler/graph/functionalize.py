@@ -1,4 +1,4 @@
-"""Functional copies of graphs: no operation changes a tensor in place."""
+"""Functional copies of graphs, without in-place operations."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def evaluate(target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any
 
 
 def is_view(node: fx.Node) -> bool:
-    """Whether an operation's result shares memory with its argument."""
+    """True if an operation's result shares memory with its argument."""
     if node.target is item:
         return is_view(node.args[0])  # type: ignore[arg-type]
     schema = getattr(node.target, "_schema", None)
@@ -62,7 +62,7 @@ def is_view(node: fx.Node) -> bool:
 
 
 def is_empty(node: Any) -> bool:
-    """Whether an operation creates a tensor for others to fill."""
+    """True if an operation creates a tensor for others to fill."""
     return getattr(node.target, "_opname", "").startswith(("empty", "new_empty"))
 
 
@@ -72,7 +72,7 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _mutates_first(node: fx.Node) -> bool:
-    """Whether an operation changes its first argument only and has a functional twin."""
+    """True if an operation changes its first argument only and has a functional twin."""
     schema: Any = node.target._schema  # type: ignore[union-attr]
     written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
     if len(written) != 1 or written[0].name != schema.arguments[0].name:
@@ -81,7 +81,7 @@ def _mutates_first(node: fx.Node) -> bool:
 
 
 def _is_unaliased(root: fx.Node, nodes: list[fx.Node]) -> bool:
-    """Whether a changed tensor was created within the graph and has no view."""
+    """True if a changed tensor was created within the graph and has no view."""
     if root.op != "call_function" or is_view(root):
         return False
     return not any(is_view(user) for node in nodes for user in node.users)

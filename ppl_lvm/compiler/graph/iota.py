@@ -1,4 +1,4 @@
-"""Iota indices 0, 1, …, n - 1: indexing with them is a view."""
+"""Iota indices 0, 1, …, n - 1."""
 
 import torch
 from torch import Tensor, fx

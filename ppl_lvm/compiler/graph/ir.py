@@ -95,7 +95,7 @@ class Recording:
 
     @property
     def small(self) -> bool:
-        """Whether no tensor in it is large enough for a second thread."""
+        """True if no tensor in it is large enough for a second thread."""
         return max(self.tables[0], self.reads) <= SMALL
 
     def trained(self, parameters: Iterable[Tensor]) -> list[Tensor]:

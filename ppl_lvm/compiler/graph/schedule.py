@@ -1,4 +1,4 @@
-"""Level schedule of a functional graph, with long sums as one operation."""
+"""Level schedule of a functional graph."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ _aten = torch.ops.aten
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether an operation draws from torch's generator."""
+    """True if an operation draws from torch's generator."""
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 

@@ -18,7 +18,7 @@ class OptimizerAdapter(Protocol):
         """Each parameter with its optimizer and group; None if an optimizer does not exist yet."""
 
     def clips(self) -> bool:
-        """Whether gradients are changed before the update."""
+        """True if gradients are changed before the update."""
 
     def clip(self, parameter: Tensor) -> None:
         """Change the parameter's `.grad`."""

@@ -103,7 +103,7 @@ class FlatGroup(ParameterGroup):
         ]
 
     def intact(self, slots: Sequence[ParameterSlot]) -> bool:
-        """Whether parameters, state and learning rates are still those of this group."""
+        """True if parameters, state and learning rates are still those of this group."""
         name = self.rule.moments[0] if self.rule.moments else None
         lr = self.options["lr"]
         for at, place in enumerate(self.places):
@@ -153,7 +153,7 @@ class FlatOptimizer:
 
     @property
     def laid_out(self) -> bool:
-        """Whether any parameters have been moved into flat vectors."""
+        """True if any parameters have been moved into flat vectors."""
         return bool(self._groups)
 
     def plan(self, slots: Sequence[ParameterSlot]) -> list[FlatGroup] | None:

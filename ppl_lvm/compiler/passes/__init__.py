@@ -7,7 +7,7 @@ no passes: they make one step of several recordings (`row_tiling`, `vectorize_re
 from ppl_lvm.compiler.passes.base import Pass, RewrittenGraph, Stage
 from ppl_lvm.compiler.passes.broadcast_sinking import BroadcastSinking
 from ppl_lvm.compiler.passes.horizontal_fusion import HorizontalFusion
-from ppl_lvm.compiler.passes.pipeline import PIPELINE, PassError, run_passes, strict_passes
+from ppl_lvm.compiler.passes.pipeline import PIPELINE, PassError, run_passes, skip, strict_passes
 
 __all__ = [
     "PIPELINE",
@@ -18,5 +18,6 @@ __all__ = [
     "RewrittenGraph",
     "Stage",
     "run_passes",
+    "skip",
     "strict_passes",
 ]

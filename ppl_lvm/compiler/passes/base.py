@@ -60,6 +60,16 @@ class Pass(ABC):
             constants: values that never change.
         """
 
+    def function(
+        self, module: fx.GraphModule, constants: Sequence[Tensor]
+    ) -> Callable[..., tuple[Tensor, ...]] | None:
+        """The rewritten graph as a function of tensors, to be traced by the caller.
+
+        None where the graph is too short or changes a tensor that others see.
+        """
+        graph = functional(module.graph) if len(module.graph.nodes) >= self.min_nodes else None
+        return None if graph is None else self.rewrite(graph, constants)
+
     def apply(
         self, module: fx.GraphModule, inputs: Sequence[Tensor], constants: Sequence[Tensor]
     ) -> RewrittenGraph | None:
@@ -68,18 +78,16 @@ class Pass(ABC):
         The module is called with `inputs` followed by `constants`. Of the inputs only shapes,
         types and layouts matter.
         """
-        size = len(module.graph.nodes)
-        graph = functional(module.graph) if size >= self.min_nodes else None
-        if graph is None:
+        function = self.function(module, constants)
+        if function is None:
             return None
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            function = self.rewrite(graph, constants)
             traced = make_fx(function, tracing_mode="fake")(*inputs, *constants)
         lifted = _lift_tensors(traced)
         traced.graph.eliminate_dead_code(_is_needed)
         traced.recompile()
-        if len(traced.graph.nodes) >= self.max_share * size:
+        if len(traced.graph.nodes) >= self.max_share * len(module.graph.nodes):
             return None
         return RewrittenGraph(traced, lifted)
 
@@ -99,5 +107,5 @@ def _lift_tensors(module: fx.GraphModule) -> list[Tensor]:
 
 
 def _is_needed(node: fx.Node) -> bool:
-    """Whether to keep an unused node: an unused draw moves the generator."""
+    """True for an unused node to keep: a draw moves the generator."""
     return node.op in ("placeholder", "output") or is_random(node)

@@ -70,7 +70,7 @@ class ScaledTensor:
         return tensor
 
     def constant(self, dim: int) -> bool:
-        """Whether no factor changes along a dimension, counted from the end."""
+        """True if no factor changes along a dimension, counted from the end."""
         return all(len(shape) < -dim or shape[dim] == 1 for _, shape in self.factors)
 
 
@@ -313,7 +313,7 @@ class BroadcastSinker:
 
 
 def _depends_on_layout(node: fx.Node) -> bool:
-    """Whether an operation draws, or creates a tensor to fill, in the layout of its arguments."""
+    """True if an operation draws, or creates a tensor to fill, in the layout of its arguments."""
     return is_random(node) or is_empty(node) or "_like" in str(node.target)
 
 

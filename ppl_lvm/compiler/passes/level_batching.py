@@ -78,7 +78,7 @@ class LevelBatcher:
     # Single operations
 
     def _is_duplicate(self, node: fx.Node) -> bool:
-        """Whether an equal operation was evaluated before: its value is used."""
+        """True if an equal operation was evaluated before; its value is then used."""
         if is_random(node) or is_empty(node) or node in self._sums:
             return False
         key = self._iota_key(node)
@@ -108,7 +108,7 @@ class LevelBatcher:
         return self._representatives.get(node, node)
 
     def _alias(self, node: fx.Node) -> bool:
-        """Whether a node is a part of a computed value: an output of several, a slice."""
+        """True if a node is a part of a computed value: an output of several, a slice."""
         if node.target not in (item, _aten.unbind.int, _aten.select.int):
             return False
         source = self._first(node.args[0])  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ print(configured, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def page_faults(mode: str) -> tuple[bool, int]:
-    """Whether the allocator was configured, and the page faults of a second round."""
+    """Success of the configuration, and the page faults of a second round."""
     out = subprocess.run(
         [sys.executable, "-c", _FAULTS, mode], capture_output=True, text=True, check=True
     )

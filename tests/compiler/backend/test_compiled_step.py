@@ -1,4 +1,4 @@
-"""Compiled steps: their check against the graph, and the compiler's random numbers."""
+"""Compiled steps: check and random numbers."""
 
 import math
 from functools import partial

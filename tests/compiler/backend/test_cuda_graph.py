@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, with a recorder that needs no device.
+"""CUDA graphs, with a recorder that needs no device.
 
 It keeps what a CUDA graph keeps: the addresses of a call's tensors and its results.
 `tests/contracts/test_cuda.py` tests a device's recorder where a device exists.

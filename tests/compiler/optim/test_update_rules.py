@@ -1,4 +1,4 @@
-"""Update rules of compiled steps, whose scalars are float32, against the optimizers."""
+"""Update rules with float32 scalars against the optimizers."""
 
 from typing import Any
 
