@@ -122,11 +122,10 @@ class TrainingStep:
                 raise NonFiniteError("a result of the step is not finite")
             return losses
         begin = time.perf_counter()
-        losses = (
-            self.gradient.eager(args, kwargs)
-            if self.level == "eager"
-            else self.gradient(*args, **kwargs)
-        )
+        if self.level == "eager":
+            losses = self.gradient.eager(args, kwargs)
+        else:
+            losses = self.gradient(*args, **kwargs)
         if self._finite and not all_finite(losses):
             raise NonFiniteError("a result of the step is not finite")
         self._update([p for p in self._parameters() if p.grad is not None])
