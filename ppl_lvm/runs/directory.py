@@ -32,10 +32,11 @@ from ppl_lvm.runs.record import (
     upgrade_tensors,
 )
 from ppl_lvm.runs.run import Run
+from ppl_lvm.training.options import FitOptions, declared
 from ppl_lvm.training.trajectory import from_tensors, to_tensors
 
 # Options that may differ when a run is resumed: they do not change its result.
-FREE_OPTIONS = ("engine", "steps_per_call", "checkpoint_seconds")
+FREE_OPTIONS = {f.name for f in declared(FitOptions) if f.metadata["free"]}
 
 
 def save_run(run: Run, directory: Path) -> None:

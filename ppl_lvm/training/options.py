@@ -35,7 +35,13 @@ PYTHON_ONLY = "python"
 
 
 def option(
-    default: Any, help: str, *, flag: str = "", type: Any = None, recorded: bool = True
+    default: Any,
+    help: str,
+    *,
+    flag: str = "",
+    type: Any = None,
+    recorded: bool = True,
+    free: bool = False,
 ) -> Any:
     """A field that is an option.
 
@@ -45,8 +51,9 @@ def option(
         flag: name on the command line if it differs; `BRACKETS` or `PYTHON_ONLY`.
         type: type on the command line, if the annotation allows more.
         recorded: False leaves it out of the options in run.json.
+        free: the option does not change the result, so it may differ when a run is resumed.
     """
-    metadata = {"help": help, "flag": flag, "type": type, "recorded": recorded}
+    metadata = {"help": help, "flag": flag, "type": type, "recorded": recorded, "free": free}
     return field(default=default, metadata=metadata)
 
 
@@ -56,7 +63,7 @@ class CommonOptions:
 
     seed: int = option(0, "Seed of every random number; equal seeds give equal runs.")
     checkpoint_seconds: float = option(
-        10.0, "Seconds between two checkpoints, at least.", recorded=False
+        10.0, "Shortest time between two checkpoints, in seconds.", recorded=False, free=True
     )
 
 
@@ -110,9 +117,10 @@ class GradientOptions(CommonOptions):
         "auto",
         "How steps are taken: eager (run the program), captured (replay its tensor operations), "
         "compiled, or auto (the fastest that pays). All levels are equal up to rounding.",
+        free=True,
     )
     steps_per_call: int = option(
-        1, "Steps that a compiled call takes at most; progress is shown between calls."
+        1, "Steps that a compiled call takes at most; progress is shown between calls.", free=True
     )
 
 
