@@ -54,8 +54,10 @@ def check(
     ] = None,
     rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
 ) -> None:
-    """Check a model and a guide: faults with remedies, and the objectives that suit. Status 1 if
-    there is an error."""
+    """Check a model and a guide: faults with remedies, and the objectives that suit.
+
+    The exit status is 1 if there is an error.
+    """
     from ppl_lvm import check as check_pair
     from ppl_lvm.data.selection import first_rows
     from ppl_lvm.programs.sources import GuideFactory, ModelFactory

@@ -13,7 +13,6 @@ Reference:
     Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import pyro
@@ -31,7 +30,7 @@ from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
-from ppl_lvm.training.em.statistics import READ_ROWS, State, Sums
+from ppl_lvm.training.em.statistics import READ_ROWS, State
 from ppl_lvm.training.options import EMOptions, takes_options
 from ppl_lvm.training.restarts import selection_score
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
@@ -39,26 +38,6 @@ from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 BATCH_ITERATIONS, ONLINE_PASSES = 1000, 10
 ONLINE_ROWS = 256
 EVIDENCE_PARTICLES = 10
-
-
-@dataclass
-class FittedRestarts:
-    """The restarts after their last iteration.
-
-    Attributes:
-        state: θ with the restarts leading.
-        bounds, held_out: log-likelihoods of the iterations, nats per row, one list a restart.
-        converged: one value a restart; None for online EM, which does not judge.
-    """
-
-    state: State
-    bounds: list[list[float]]
-    held_out: list[list[float]]
-    converged: list[Any]
-
-    def of(self, r: int) -> State:
-        """θ of restart `r`."""
-        return {name: t[r] for name, t in self.state.items()}
 
 
 @takes_options(EMOptions)
@@ -81,10 +60,9 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
         NotMonotoneError: the log-likelihood fell by more than rounding.
     """
     session = Session(data, options)
-    if len(session.train) < processes.count():
-        raise ValueError(
-            f"{len(session.train)} rows are too few for {processes.count()} processes."
-        )
+    train = session.train
+    if len(train) < processes.count():
+        raise ValueError(f"{len(train)} rows are too few for {processes.count()} processes.")
     batch_em = options.decay is None
     iterations = options.max_iterations or (BATCH_ITERATIONS if batch_em else ONLINE_PASSES)
     batch_size = options.batch_size or session.data.batch_size
@@ -102,11 +80,19 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
     )
     if finished is not None:
         return finished
-    iterate = _iterate if batch_em else _iterate_online
+    em: EM | OnlineEM
     with torch.no_grad():
-        restarts = iterate(instance, session, state, options, iterations, batch_size)
-    run = _as_run(instance, guides, session, restarts)
-    return session.close(run, rows=session.train)
+        if options.decay is None:
+            em = EM(instance, train, state, batch_size, options.tolerance, session.held_out)
+        else:
+            order = torch.Generator().manual_seed(session.seed)
+            rows = torch.randperm(len(train), generator=order)[:READ_ROWS].sort().values
+            sizes: dict[str, Any] = {"batch_size": batch_size, "decay": options.decay}
+            em = OnlineEM(instance, train, state, rows, **sizes, seed=session.seed)
+        session.iterate(em, iterations)
+        if isinstance(em, OnlineEM):
+            em.finish(session.held_out)
+    return session.close(_as_run(instance, guides, session, em), rows=train)
 
 
 def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tuple[Any, State]:
@@ -126,62 +112,17 @@ def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tu
     return model, {name: torch.stack([s[name] for s in states]) for name in states[0]}
 
 
-def _iterate(
-    model: Any,
-    session: Session,
-    state: State,
-    options: EMOptions,
-    iterations: int,
-    batch_size: int,
-) -> FittedRestarts:
-    em = EM(model, session.train, state, batch_size, options.tolerance, session.held_out)
-    session.iterate(em, iterations)
-    return FittedRestarts(em.state, em.bounds, em.held_out_bounds, em.converged)
-
-
-def _iterate_online(
-    model: Any,
-    session: Session,
-    state: State,
-    options: EMOptions,
-    passes: int,
-    batch_size: int,
-) -> FittedRestarts:
-    """Online EM, and the log-likelihoods at its end."""
-    N, order = len(session.train), torch.Generator().manual_seed(session.seed)
-    rows = torch.randperm(N, generator=order)[:READ_ROWS].sort().values
-    assert options.decay is not None
-    em = OnlineEM(
-        model,
-        session.train,
-        state,
-        rows,
-        batch_size=batch_size,
-        decay=options.decay,
-        seed=session.seed,
-    )
-    session.iterate(em, passes)
-    state = em.result()
-    exact = Sums(model, session.train).over(state)[1] / N
-    bounds = [[*passes, last] for passes, last in zip(em.passes, exact.tolist(), strict=True)]
-    held_out: list[list[float]] = [[] for _ in bounds]
-    if session.held_out is not None:
-        last = Sums(model, session.held_out).over(state)[1] / len(session.held_out)
-        held_out = [[bound] for bound in last.tolist()]
-    return FittedRestarts(state, bounds, held_out, [None] * len(bounds))
-
-
-def _as_run(model: Any, guides: GuideFactory, session: Session, restarts: FittedRestarts) -> Run:
+def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineEM) -> Run:
     """The best restart as a run."""
     train, record = session.train, session.record
     with torch.no_grad():
-        entries = [_entry(model, session, restarts, r) for r in range(len(restarts.bounds))]
+        entries = [_entry(model, session, em, r) for r in range(len(em.bounds))]
     sound = [entry for entry in entries if entry["degenerate"] is None]
     best = max(sound or entries, key=selection_score)
     chosen = entries.index(best)
     for entry in entries:
         entry["seconds"] = session.seconds  # all restarts were iterated together
-    model.set_em_state(restarts.of(chosen))
+    _set_restart(model, em, chosen)
     template = first_rows(train, TEMPLATE_ROWS)
     with pyro.get_param_store().scope():
         guide = guides.make(model, template)
@@ -193,43 +134,48 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, restarts: Fitted
     rows = initialization_rows(session.evaluation_data)
     record["results"] = session.results(pair, best, rows, EVIDENCE_PARTICLES)
     record["restarts"] = [{**entry, "chosen": entry is best} for entry in entries]
-    held_out = restarts.held_out[chosen] if restarts.held_out else []
-    steps = len(restarts.bounds[chosen])
+    held_out = em.held_out_bounds[chosen]
+    steps = len(em.bounds[chosen])
     history = {
-        "bound": restarts.bounds[chosen],
+        "bound": em.bounds[chosen],
         "validation_step": [float(steps - len(held_out) + i + 1) for i in range(len(held_out))],
         "validation_bound": held_out,
         "learning_rate": [],
     }
     run = Run(pair, template, history, record)
-    run.trajectories = _trajectories(run, session, restarts, chosen)
+    run.trajectories = _trajectories(run, session, em, chosen)
     return run
 
 
-def _entry(model: Any, session: Session, restarts: FittedRestarts, r: int) -> dict[str, Any]:
+def _set_restart(model: Any, em: EM | OnlineEM, r: int) -> None:
+    """Set the model's parameters to those of restart `r`."""
+    model.set_em_state({name: t[r] for name, t in em.state.items()})
+
+
+def _entry(model: Any, session: Session, em: EM | OnlineEM, r: int) -> dict[str, Any]:
     """Report of restart `r`; its log-likelihoods are exact."""
-    model.set_em_state(restarts.of(r))
-    held_out = restarts.held_out[r] if restarts.held_out else []
+    _set_restart(model, em, r)
+    held_out = em.held_out_bounds[r]
     return {
         "seed": session.seed + r,
-        "bound": restarts.bounds[r][-1],
+        "bound": em.bounds[r][-1],
         "bound_monte_carlo_error": 0.0,
         "held_out": held_out[-1] if held_out else None,
         "held_out_monte_carlo_error": 0.0 if held_out else None,
-        "steps": len(restarts.bounds[r]),
-        "converged": restarts.converged[r],
+        "steps": len(em.bounds[r]),
+        "converged": em.converged[r],
         "degenerate": degenerate_reason(model, session.train),
     }
 
 
 def _trajectories(
-    run: Run, session: Session, restarts: FittedRestarts, chosen: int
+    run: Run, session: Session, em: EM | OnlineEM, chosen: int
 ) -> tuple[Trajectory, ...]:
     """Cluster assignments of some rows by every restart."""
     model: Any = run.model
     rows = first_rows(session.train, CLUSTERED_ROWS)
-    R, trajectories = len(restarts.bounds), {}
+    R, trajectories = len(em.bounds), {}
     for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen θ stays in the model
-        model.set_em_state(restarts.of(r))
+        _set_restart(model, em, r)
         trajectories[r] = Trajectory(responsibilities=clusterings(run.pair, *rows))
     return tuple(trajectories[r] for r in range(R))

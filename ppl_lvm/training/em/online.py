@@ -44,7 +44,10 @@ class OnlineEM:
         seed: of the order of the rows.
 
     Attributes:
-        passes: bound of every pass, nats per row, one list a restart.
+        bounds: bound of every pass, nats per row, one list a restart; `finish` appends the
+            log-likelihood of the result.
+        held_out_bounds: log-likelihood of the result on held-out rows, one list a restart.
+        converged: one None a restart, because online EM does not judge itself.
     """
 
     def __init__(
@@ -68,14 +71,17 @@ class OnlineEM:
         self.data, self.state, self.decay = data, state, decay
         self.sums = Sums(model, data)
         self.order = EpochSampler(len(data), min(batch_size, len(data)), seed)
-        self.passes: list[list[float]] = [[] for _ in next(iter(state.values()))]
+        R = len(next(iter(state.values())))
+        self.bounds: list[list[float]] = [[] for _ in range(R)]
+        self.held_out_bounds: list[list[float]] = [[] for _ in range(R)]
+        self.converged = [None] * R
         self.step = 0
         self._maximize = torch.vmap(model.m_step)
         self._transport = torch.vmap(model.transport_statistics)
         statistics, _ = self.sums.over(state, rows)
         self.statistics = {name: t * (len(data) / len(rows)) for name, t in statistics.items()}
         self.mean: Statistics = {}
-        self._pass_total = torch.zeros(len(self.passes), dtype=torch.float64)
+        self._pass_total = torch.zeros(R, dtype=torch.float64)
 
     def run(self, num_passes: int, after_iteration: Callable[[], None] = lambda: None) -> None:
         """Step to the end of pass `num_passes`, and call `after_iteration` after every pass.
@@ -90,9 +96,14 @@ class OnlineEM:
                 self._record_pass()
                 after_iteration()
 
-    def result(self) -> State:
-        """The M-step of the averaged statistics."""
-        return self._maximize(self.state, self.mean or self.statistics)
+    def finish(self, held_out: Data | None) -> None:
+        """Set θ to the M-step of the averaged statistics, and record its log-likelihoods."""
+        self.state = self._maximize(self.state, self.mean or self.statistics)
+        for data, bounds in ((self.data, self.bounds), (held_out, self.held_out_bounds)):
+            if data is not None:
+                _, log_likelihood = Sums(self.sums.model, data).over(self.state)
+                for r, bound in enumerate((log_likelihood / len(data)).tolist()):
+                    bounds[r].append(bound)
 
     def _advance(self, *, averaged: bool, averages: int) -> None:
         rows = self.order.rows(self.step)
@@ -115,10 +126,10 @@ class OnlineEM:
         for r, bound in enumerate((self._pass_total / len(self.data)).tolist()):
             if not abs(bound) < float("inf"):
                 raise ValueError(
-                    f"The log-likelihood is {bound} in pass {len(self.passes[r]) + 1}. Use larger "
+                    f"The log-likelihood is {bound} in pass {len(self.bounds[r]) + 1}. Use larger "
                     "mini-batches, look for outliers in the data, or raise the model's floor."
                 )
-            self.passes[r].append(bound)
+            self.bounds[r].append(bound)
         self._pass_total = torch.zeros_like(self._pass_total)
 
     # Checkpoint, at the end of a pass
@@ -130,7 +141,7 @@ class OnlineEM:
 
     def progress(self) -> dict[str, Any]:
         """Step and bounds, as plain data."""
-        return {"step": self.step, "passes": self.passes}
+        return {"step": self.step, "bounds": self.bounds}
 
     def load(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
         """Continue from `tensors` and `progress`."""
@@ -139,4 +150,4 @@ class OnlineEM:
             part, key = name.split("/", 1)
             parts[part][key] = tensor.to(next(iter(self.state.values())))
         self.state, self.statistics, self.mean = parts["state"], parts["statistics"], parts["mean"]
-        self.step, self.passes = progress["step"], progress["passes"]
+        self.step, self.bounds = progress["step"], progress["bounds"]
