@@ -1,4 +1,8 @@
-"""Pyro programs: latent-variable models."""
+"""Latent-variable models as Pyro programs, one exported model per file.
+
+Files of one model each are not grouped further: a model is found by its name. Shared parts are in
+`parts/`.
+"""
 
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.bernoulli_vae import BernoulliVAE

@@ -1,4 +1,4 @@
-"""Bayesian Gaussian mixture: K clusters at most; those that the data does not need stay empty.
+"""Bayesian Gaussian mixture with a sparse Dirichlet prior.
 
     π       ~ Dirichlet(α, …, α)           global, α = 1/K: sparse
     μ_k     ~ N(m, diag s²)                global    (K, P)
@@ -7,12 +7,12 @@
     z_n     ~ Categorical(π)               latent    (N,), enumerated
     x_n     ~ N(μ_{z_n}, Σ_{z_n})          observed  (N, P)
 
-with Σ_k = diag(σ_k) R_k R_kᵀ diag(σ_k), and m and s the columns' means and standard deviations,
-which `initialize` takes from the data. With `covariance="diag"` there is no R.
+with Σ_k = diag(σ_k) R_k R_kᵀ diag(σ_k). m and s are the columns' means and standard deviations,
+set by `initialize`. With `covariance="diag"` there is no R.
 
-A Dirichlet with α < 1 has its mass at the corners of the simplex. A component that explains no
-row then costs less with weight zero than with any other, so surplus components empty. The guide
-must be able to put a weight there: `GlobalNormal` has a Dirichlet for it.
+A Dirichlet with α < 1 has its mass at the corners of the simplex. A component without rows then
+costs least at weight zero, so surplus components empty. The guide needs a family with mass there:
+`GlobalNormal` has a Dirichlet for it.
 
 Reference:
     Rousseau, Mengersen (2011). Asymptotic behaviour of the posterior distribution in overfitted
@@ -44,11 +44,11 @@ COVARIANCES = ("full", "diag")
 
 
 class BayesianGaussianMixture(LazilySized, PyroModule):
-    """At most K Gaussians over P columns, with priors on all that describes them.
+    """At most K Gaussians over P columns, with priors on all parameters.
 
     Args:
-        components: K, more than are expected.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        components: K, an upper bound of the number of clusters.
+        observed: P. If None, inferred from the first batch or a loaded state.
         covariance: "full" or "diag".
         concentration: α. If None, 1/K.
     """
@@ -85,7 +85,7 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         self.infer_sizes(x)
         K, P = self.components, len(self.center)
         pi = pyro.sample("weights", Dirichlet(x.new_full((K,), self.concentration)))
-        # Components are an event and no plate, so that a plate of particles fits to their left.
+        # Components are an event dimension, so that a plate of particles fits to their left.
         mu = pyro.sample("means", Normal(self.center, self.spread).expand([K, P]).to_event(2))
         prior = LogNormal((self.spread / 2).log(), 1.0)
         sigma = pyro.sample("scales", prior.expand([K, P]).to_event(2))
@@ -98,10 +98,10 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
             pyro.sample("x", _gaussian(mu, sigma, R, z), obs=x)
 
     def initialize(self, x: Tensor) -> None:
-        """Take the columns' means and standard deviations from the rows `x` (N, P).
+        """Set the columns' means and standard deviations from rows `x` (N, P).
 
         Raises:
-            ValueError: for missing values, or a constant column, which no Gaussian can explain.
+            ValueError: for missing values, or a constant column.
         """
         self.infer_sizes(x)
         check_complete(x, f"{type(self).__name__} (unlike GaussianMixture)")
@@ -114,10 +114,10 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         self.spread.copy_(spread)
 
     def initial_values(self, x: Tensor) -> dict[str, Tensor]:
-        """Where a guide may start: centres by k-means under torch's seed, each as wide as all data.
+        """Initial values for a guide: k-means centers under torch's seed, wide components.
 
-        Wide components overlap and compete from the first step. From tight ones, each on its
-        own cluster, training seldom finds the way to fewer.
+        Wide components overlap and compete from the first step. From tight ones, each on its own
+        cluster, training seldom reaches fewer.
         """
         self.infer_sizes(x)
         _, means, _ = moments(x, start_clusters(x, self.components))

@@ -1,11 +1,11 @@
-"""Auto-encoder whose codes are bits: which of D causes are present.
+"""Binary VAE: a variational autoencoder with Bernoulli codes.
 
     z_n ~ Bernoulli(σ(a))                     latent    (N, D)
     x_n ~ p(x | decoder(2 z_n - 1))           observed  (N, P)
 
-No gradient flows through a bit, so the guide's comes from an estimator for discrete latents:
-VIMCO for the importance-weighted bound; for the ELBO LeaveOneOut, DisARM, REBAR or RELAX. With D
-up to about 16 every estimate can be checked against the sum over all 2^D codes.
+Bits are not reparameterizable, so the guide's gradient comes from an estimator for discrete
+latents: VIMCO for the importance-weighted bound; LeaveOneOut, DisARM, REBAR or RELAX for the ELBO.
+With D up to about 16 every estimate can be checked against the sum over all 2^D codes.
 
 Reference:
     Mnih, Gregor (2014). Neural variational inference and learning in belief networks.
@@ -23,11 +23,11 @@ from ppl_lvm.models.parts.examples import example_bits
 
 
 class BernoulliVAE(PyroModule):
-    """D bits behind P columns.
+    """D bits that explain P columns.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the decoder's hidden layers; `()` makes a sigmoid belief net.
         likelihood, categories, floor: see `Decoder`.
     """
@@ -61,13 +61,13 @@ class BernoulliVAE(PyroModule):
             pyro.sample("x", self.decoder(2 * z - 1), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """What is expected of x given bits (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C), at bits `z` (..., D)."""
         return self.decoder.mean(2 * z - 1)
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, and the columns' means and spread, from the rows `x` (N, P).
+        """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
         Raises:
-            ValueError: for values outside the likelihood's support, or data that never changes.
+            ValueError: for values outside the likelihood's support, or constant data.
         """
         self.decoder.initialize(x, self)

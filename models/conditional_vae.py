@@ -1,11 +1,11 @@
-"""Conditional auto-encoder: what is seen of a datum says what the rest may be, in several ways.
+"""Conditional VAE (CVAE).
 
     z_n ~ N(m(x_n), diag s²(x_n))           latent    (N, D)
     y_n ~ p(y | decoder(z_n, x_n))          observed  (N, P)
 
-x is given, (N, Q), and has no distribution: the evidence is log p(y | x). The prior of the code is
-learned, (m, log s) = prior(x), so that drawing z there and y after it fills in what x leaves open.
-The guide sees both, q(z | x, y).
+x (N, Q) is a condition without a distribution: the evidence is log p(y | x). The prior of the code
+is learned, (m, log s) = prior(x). Sampling z from it and then y completes x. The guide sees both,
+q(z | x, y).
 
 Reference:
     Sohn, Lee, Yan (2015). Learning structured output representation using deep conditional
@@ -28,7 +28,7 @@ from ppl_lvm.nn.lazy import LazilySized, check_width
 
 
 class ConditionalVAE(LazilySized, PyroModule):
-    """p(y | x) by D normal causes whose prior depends on x.
+    """p(y | x) with D normal latents whose prior depends on x.
 
     Called with (x, y), or with rows that hold x in their first `given` columns and y in the others.
 
@@ -75,24 +75,24 @@ class ConditionalVAE(LazilySized, PyroModule):
         self.set_sizes(None)
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
-        """x (N, Q) and y (N, P), or both side by side, (N, Q + P)."""
+        """x (N, Q) and y (N, P), or one tensor (N, Q + P)."""
         x, y = self.split(x, y)
         self.infer_sizes(x, y)
-        seen = self._in_units(x)
+        condition = self._in_units(x)
         with pyro.plate("data", len(x), dim=-1):
-            loc, log_scale = self.prior(seen).chunk(2, dim=-1)
+            loc, log_scale = self.prior(condition).chunk(2, dim=-1)
             z = pyro.sample("z", Normal(loc, log_scale.exp()).to_event(1))
-            pyro.sample("y", self.decoder(z, seen), obs=y)
+            pyro.sample("y", self.decoder(z, condition), obs=y)
 
     def decode(self, z: Tensor, x: Tensor) -> Tensor:
-        """What is expected of y given `z` (..., D) and x (..., Q): means (..., P)."""
+        """Means of y (..., P) at codes `z` (..., D) and x (..., Q)."""
         return self.decoder.mean(z, self._in_units(x))
 
     def split(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (N, Q) and y (N, P), whichever way they came.
+        """x (N, Q) and y (N, P) from two tensors or one.
 
         Raises:
-            ValueError: for one tensor that nobody said how to split, or that is too narrow.
+            ValueError: for one tensor without `given`, or a tensor that is too narrow.
         """
         if y is not None:
             return x, y
@@ -104,10 +104,11 @@ class ConditionalVAE(LazilySized, PyroModule):
         return x[:, : self.given], x[:, self.given :]
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Take the sizes, and the columns' means and spread, from the rows.
+        """Set the sizes, and the columns' means and standard deviation, from the rows.
 
         Raises:
-            ValueError: for values outside the likelihood's support, or y that never changes.
+            ValueError: for a missing value in x, values of y outside the likelihood's support, or
+                constant y.
         """
         x, y = self.split(x, y)
         self.infer_sizes(x, y)

@@ -1,4 +1,4 @@
-"""Deep Markov model: a chain of continuous states, moved and seen through networks.
+"""Deep Markov model: a nonlinear state-space model with networks.
 
     z_n1 ~ N(m, diag s²)                                latent    (N, D)
     z_nt ~ N(μ(z_n,t-1), diag σ²(z_n,t-1))              latent    (N, T, D)
@@ -8,12 +8,12 @@ with the likelihoods of `Decoder` and a gated transition,
 
     g = gate(z),  h = proposal(z),  μ(z) = (1 - g) ⊙ (A z + b) + g ⊙ h,  σ(z) = softplus(spread(h)),
 
-so that where the gate is shut the state moves linearly. All steps are one site "z" with event
-(T, D), whose density is that of a chain: a step of training takes T steps at once, since its states
-are drawn by the guide. Only sampling from the model itself walks from step to step.
+so that the state moves linearly where the gate is closed. All steps are one site "z" with event
+(T, D), whose density is that of a chain. A training step evaluates T steps at once, since the
+guide draws all states. Only sampling from the model itself is sequential.
 
-A missing value is NaN and is left out of the likelihood; a short sequence is filled up with NaN at
-its end, where its states follow the prior.
+A missing value is NaN and is left out of the likelihood. A short sequence is padded with NaN at its
+end, where its states follow the prior.
 
 Reference:
     Krishnan, Shalit, Sontag (2017). Structured inference networks for nonlinear state space
@@ -38,11 +38,11 @@ from ppl_lvm.nn import MLP
 
 
 class DeepMarkovModel(PyroModule):
-    """D moving causes behind sequences of P columns.
+    """D Markovian states that explain sequences of P columns.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the decoder's hidden layers.
         width: of the transition's hidden layer.
         likelihood, categories, floor: see `Decoder`.
@@ -77,21 +77,21 @@ class DeepMarkovModel(PyroModule):
         self.start_scale = PyroParam(torch.ones(latent), constraints.positive)
 
     def forward(self, x: Tensor) -> None:
-        """Sequences `x` (N, T, P); NaN where there is none."""
+        """Sequences `x` (N, T, P); NaN where a value is missing."""
         self._infer_sizes(x)
-        seen = ~x.isnan()
+        present = ~x.isnan()
         with pyro.plate("data", len(x), dim=-1):
             chain = MarkovNormal(self.start, self.start_scale, self.transition, x.shape[1])
             z = pyro.sample("z", chain)  # (N, T, D)
-            emission = self.decoder(z).base_dist.mask(seen).to_event(2)
+            emission = self.decoder(z).base_dist.mask(present).to_event(2)
             pyro.sample("x", emission, obs=x.nan_to_num(0.0))
 
     def decode(self, z: Tensor) -> Tensor:
-        """What is expected of x given `z` (..., T, D): see `Decoder.mean`."""
+        """Means of x at states `z` (..., T, D); see `Decoder.mean`."""
         return self.decoder.mean(z)
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, and the columns' means and spread, from the sequences `x` (N, T, P).
+        """Set P and the columns' means and standard deviation from sequences `x` (N, T, P).
 
         Raises:
             ValueError: see `Decoder.initialize`.
@@ -113,7 +113,7 @@ class Transition(nn.Module):
         self.gate = MLP(latent, latent, (width,))
         self.proposal = MLP(latent, latent, (width,))
         self.spread = nn.Linear(latent, latent)
-        with torch.no_grad():  # a state starts by staying where it is, give or take a half
+        with torch.no_grad():  # initially z_t ~ N(z_t-1, 0.5²)
             self.linear.weight.copy_(torch.eye(latent))
             self.linear.bias.zero_()
             self.spread.bias.fill_(math.log(math.expm1(0.5)))
@@ -130,7 +130,7 @@ class MarkovNormal(TorchDistribution):
 
     Args:
         start, start_scale: m and s (..., D).
-        transition: μ and σ of the next state, as a function of the present one.
+        transition: maps a state to μ and σ of the next one.
         steps: T.
     """
 
@@ -150,7 +150,7 @@ class MarkovNormal(TorchDistribution):
         return MarkovNormal(*self._chain, batch_shape=batch_shape)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
-        """From step to step."""
+        """Draw the steps one after the other."""
         start, scale, transition, steps = self._chain
         shape = self._extended_shape(sample_shape)
         noise = torch.randn(shape, dtype=start.dtype, device=start.device)
@@ -165,5 +165,5 @@ class MarkovNormal(TorchDistribution):
         start, start_scale, transition, _ = self._chain
         mean, scale = transition(value[..., :-1, :])
         first = Normal(start, start_scale).log_prob(value[..., 0, :]).sum(-1)
-        found: Tensor = first + Normal(mean, scale).log_prob(value[..., 1:, :]).sum((-1, -2))
-        return found
+        result: Tensor = first + Normal(mean, scale).log_prob(value[..., 1:, :]).sum((-1, -2))
+        return result

@@ -1,16 +1,16 @@
-"""Diffusion: a chain of T latents that leads from noise to the data, each as wide as a datum.
+"""Variational diffusion model: T latents from noise to data.
 
     z_nT    ~ N(0, I)                            latent    (N, P)
     z_n,i-1 ~ q(z_i-1 | z_ni, x = x̂(z_ni))       latent    (N, P),  i = T, …, 1
     x_n     ~ p(x | z_n0)                        observed  (N, P)
 
 The guide is fixed: the forward process q(z_t | x) = N(α_t u, σ_t² I) of
-`ppl_lvm.nn.noise_schedule`. The model learns to undo it, by a network that tells
-the noise in z from the datum,
+`ppl_lvm.nn.noise_schedule`. The model learns to reverse it with a network that predicts the noise
+in z,
 
     ε̂(z, γ) = σ z + α f(z, γ),    x̂ = (z - σ ε̂) / α
 
-(f = 0 is right for data ~ N(0, I)), and p(x | z_0) is q(z_0 | x) turned around: in the units of u
+(f = 0 is right for data ~ N(0, I)). p(x | z_0) is q(z_0 | x) as a function of x: in the units of u
 N(z_0/α_0, σ_0²/α_0²), or, for C categories, ∝ exp(-½ (z_0/α_0 - u)² α_0²/σ_0²) over their values.
 
 The bound splits into T Kullback-Leibler divergences in closed form,
@@ -18,18 +18,17 @@ The bound splits into T Kullback-Leibler divergences in closed form,
     ELBO(x) = E log p(x | z_0) - KL(q(z_T | x) ‖ N(0, I)) - Σ_i E KL_i,
     KL_i = ½ (exp(γ_i - γ_i-1) - 1) ‖ε - ε̂(z_i, γ_i)‖²,
 
-so a fit need not run the chain. There are two programs under one set of parameters:
+so training need not run the chain. Two programs share one set of parameters:
 
-- in training mode one step i of each datum is drawn, uniformly and stratified over the batch, and
-  counts T times. The estimate is unbiased, for the bound and for its gradient. It is no log-weight:
-  the logarithm of a mean of its exponentials is no bound on anything. It is marked so, and what
-  needs log-weights (IWAE, VIMCO, …) refuses it.
-- in evaluation mode (`model.eval()`, which `fit` sees to whenever it evaluates, and a `Run` always)
-  all T steps are sites. Its log-weights are log-weights: `run.log_evidence` is a bound for every
-  number of particles.
+- Training mode draws one step i of each row, uniform and stratified over the batch, and weights it
+  by T. The estimate is unbiased for the bound and its gradient. It is not a log-weight: the
+  logarithm of a mean of its exponentials bounds nothing. It is marked as an estimate, and
+  objectives that need log-weights (IWAE, VIMCO, …) reject it.
+- Evaluation mode (`model.eval()`, set by `fit` for evaluation and by every `Run`) has all T steps
+  as sites. Its log-weights are proper: `run.log_evidence` is a bound for every number of particles.
 
 With `continuous=True` the estimate is of T = ∞: the sum becomes ½ ∫ E‖ε - ε̂(z_γ, γ)‖² dγ from γ_0
-to γ_1, which knows no shape of the schedule but its ends. Evaluation keeps T steps.
+to γ_1, which depends on the ends of the schedule only. Evaluation keeps T steps.
 
 Reference:
     Kingma, Salimans, Poole, Ho (2021). Variational diffusion models.
@@ -57,11 +56,11 @@ FREQUENCIES = 4
 
 
 class Diffusion(LazilySized, PyroModule):
-    """P columns out of noise, in T steps.
+    """P columns generated from noise in T steps.
 
     Args:
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        steps: T, of the bound and of the chain that draws.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        steps: T, of the bound and of the sampling chain.
         hidden: widths of the network f.
         likelihood: "gaussian" or "categorical".
         categories: C, for `likelihood="categorical"` only: a column's values are 0, …, C - 1.
@@ -119,19 +118,19 @@ class Diffusion(LazilySized, PyroModule):
                 self.chain(x)
 
     def one_step(self, x: Tensor) -> None:
-        """One step of each datum, which stands for all T."""
+        """One step of each row, weighted by T."""
         like = self.process.means
-        t = pyro.sample("t", StratifiedTimes(like))  # the guide's own: they cancel
+        t = pyro.sample("t", StratifiedTimes(like))  # the guide has the same term: they cancel
         noise = pyro.sample("noise", Normal(like.new_zeros(like.shape), 1.0).to_event(1))
         u = self.process.standard(x)
         first, last = self.process.gamma(like.new_tensor([0.0, 1.0]))
         cost = self.steps_cost(u, t, noise) + _prior_cost(u, last)
-        # Marked: an estimate of the bound's terms, whose exponential means nothing.
+        # Marked as an estimate: its exponential is not a weight.
         pyro.sample("steps", Unit(-cost), obs=_nothing(cost), infer=dict(_ESTIMATE))
         pyro.sample("x", self._rows(self.process.noised(u, noise, first)), obs=x)
 
     def steps_cost(self, u: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Unbiased for Σ_i KL_i where t ~ U(0, 1) (...) and ε ~ N(0, I) (..., P): (...)."""
+        """Unbiased estimate of Σ_i KL_i for t ~ U(0, 1) (...) and ε ~ N(0, I) (..., P): (...)."""
         if self.continuous:
             first, last = self.process.gamma(t.new_tensor([0.0, 1.0]))
             gamma = first + (last - first) * t
@@ -142,8 +141,8 @@ class Diffusion(LazilySized, PyroModule):
             before, gamma = self.process.gamma(i / T), self.process.gamma((i + 1) / T)
             weight = T * torch.expm1(gamma - before)
         z = self.process.noised(u, noise, gamma)
-        miss = (noise - self.noise(z, gamma)).square().sum(-1)
-        return 0.5 * weight * miss
+        error = (noise - self.noise(z, gamma)).square().sum(-1)
+        return 0.5 * weight * error
 
     def chain(self, x: Tensor) -> None:
         """All T steps, from noise to the data."""
@@ -156,31 +155,33 @@ class Diffusion(LazilySized, PyroModule):
         pyro.sample("x", self._rows(z), obs=x)
 
     def noise(self, z: Tensor, gamma: Tensor) -> Tensor:
-        """ε̂: the noise that the model sees in `z` (..., P) at γ (...)."""
+        """ε̂, the predicted noise in `z` (..., P) at γ (...)."""
         if self.denoiser is not None:
-            found: Tensor = self.denoiser(z, gamma)
-            return found
+            result: Tensor = self.denoiser(z, gamma)
+            return result
         gamma = gamma.expand(z.shape[:-1]).unsqueeze(-1)
         alpha, sigma = alpha_sigma(gamma)
         angles = gamma * (math.pi / 40) * 2.0 ** torch.arange(FREQUENCIES).to(gamma)
-        seen = torch.cat([z, gamma / 10, angles.sin(), angles.cos()], -1)
-        return sigma * z + alpha * self.network(seen)
+        features = torch.cat([z, gamma / 10, angles.sin(), angles.cos()], -1)
+        return sigma * z + alpha * self.network(features)
 
     @torch.no_grad()
     def draw(self, n: int, steps: int | None = None, eta: float = 1.0) -> Tensor:
-        """Draw n rows (n, P), in fewer `steps` than T if told so.
+        """Draw n rows (n, P) in T steps, or in fewer `steps`.
 
         Args:
-            eta: how much of each step's noise is drawn anew: 1 is the model's own chain
-                (ancestral), 0 makes x a function of z_T, which bears few steps better.
+            eta: share of each step's noise that is drawn anew. 1 is the model's own chain
+                (ancestral); 0 makes x a function of z_T, which tolerates few steps better.
 
         Raises:
-            ValueError: for η outside [0, 1], no steps, or a model that has not met data.
+            ValueError: for η outside [0, 1], no steps, or a model without a batch.
         """
         if not 0 <= eta <= 1 or (steps is not None and steps < 1):
             raise ValueError(f"draw needs 0 <= eta <= 1 and steps >= 1; got {eta=}, {steps=}.")
         if self.observed is None:
-            raise ValueError("This diffusion has not met data yet: build it with observed=P.")
+            raise ValueError(
+                "Diffusion: its number of columns is not known. Build it with observed=P."
+            )
         T = self.steps if steps is None else steps
         like = self.process.means
         gamma = self.process.gamma(torch.arange(T + 1).to(like) / T)
@@ -191,27 +192,18 @@ class Diffusion(LazilySized, PyroModule):
         rows: Tensor = self._rows(z).sample()
         return rows
 
-    def bits_per_dimension(self, bound: float) -> float:
-        """-bound / (P log 2) of a bound in nats per row.
-
-        Of categories these are bits; a density's depend on the units of x.
-        """
-        if self.observed is None:
-            raise ValueError("This diffusion has not met data yet: build it with observed=P.")
-        return -bound / (self.observed * math.log(2))
-
     def default_guide(self, *batch: Tensor) -> ForwardProcess:
-        """The one guide it has."""
+        """The forward process, the only guide of this model."""
         return ForwardProcess(self, *batch)
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, the columns' means and their common spread from the rows `x` (N, P).
+        """Set P, the columns' means and their common standard deviation from rows `x` (N, P).
 
         Raises:
-            ValueError: for values that are no category, or data that never changes.
+            ValueError: for values that are not categories, or constant data.
         """
         self.infer_sizes(x)
-        self._refuse_unlikely(x)
+        self._check_support(x)
         means, variance = column_moments(x.double())
         with torch.no_grad():
             self.process.means.copy_(means)
@@ -237,7 +229,7 @@ class Diffusion(LazilySized, PyroModule):
         logits = -0.5 * (u.unsqueeze(-1) - levels).square() * (-gamma).exp()
         return Categorical(logits=logits).to_event(1)
 
-    def _refuse_unlikely(self, x: Tensor) -> None:
+    def _check_support(self, x: Tensor) -> None:
         if self.categories is None:
             wrong, needed = ~x.isfinite(), "finite numbers"
         else:
@@ -261,7 +253,7 @@ class Diffusion(LazilySized, PyroModule):
         if self.denoiser is None:
             inputs = observed + 1 + 2 * FREQUENCIES
             self.network = MLP(inputs, observed, self.hidden, activation="silu")
-            with torch.no_grad():  # begin near f = 0
+            with torch.no_grad():  # initially near f = 0
                 last: Any = self.network.layers[-1]
                 last.weight.mul_(0.1)
                 last.bias.zero_()
@@ -274,7 +266,7 @@ _ESTIMATE = {"is_auxiliary": True, "estimate": True}
 
 
 def _nothing(like: Tensor) -> Tensor:
-    """What a factor observes: (..., 0)."""
+    """The observation of a factor: (..., 0)."""
     return like.new_empty((*like.shape, 0))
 
 

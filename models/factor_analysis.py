@@ -1,14 +1,14 @@
-"""Factor analysis: D causes, P columns, each with a noise of its own.
+"""Factor analysis: D factors, one noise variance per column.
 
     z_n ~ N(0, I)                       latent    (N, D)
     x_n ~ N(W z_n + μ, diag(ψ))         observed  (N, P)
 
 so that x_n ~ N(μ, W Wᵀ + diag ψ). Unlike PPCA it does not depend on the columns' units, and its
-maximum has no closed form: EM finds it. A value that is missing (NaN) is left out of its row's
-likelihood, which integrates it out exactly.
+maximum has no closed form: EM finds it. A missing value (NaN) is marginalized exactly: it is left
+out of its row's likelihood.
 
-The likelihood is unbounded where a factor explains one column alone (a Heywood case): its noise
-then sinks to the floor, and `degenerate` says so.
+The likelihood is unbounded where a factor explains one column alone (a Heywood case). The noise of
+that column then sinks to the floor, and `degenerate` reports it.
 
 Reference:
     Rubin, Thayer (1982). EM algorithms for ML factor analysis.
@@ -22,18 +22,18 @@ from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
 class FactorAnalysis(LinearGaussianModel):
-    """D normal causes behind P columns with a noise variance each.
+    """D normal factors of P columns, with a noise variance per column.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        floor: the least noise variance, in squared units of the data.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        floor: smallest noise variance, in squared units of the data.
     """
 
     example_batch = staticmethod(example_rows)
 
     def noises(self, variance: Tensor) -> Tensor:
-        """One a column: (P,)."""
+        """One per column: (P,)."""
         return variance
 
     def _without_noise(self, p: int, noise: float) -> str:

@@ -1,17 +1,16 @@
-"""Factor models of counts and of yes-or-no answers: D normal causes behind P columns.
+"""Factor models of counts and of binary columns.
 
     z_n  ~ N(0, I)                                           latent    (N, D)
     x_np ~ Poisson(exp η_np)                                 observed  (N, P)
          or NegativeBinomial(mean exp η_np, dispersion a_p)
          or Bernoulli(σ(η_np)),      η = W z + b
 
-The negative binomial has variance m + a m² about its mean m: counts scatter more than a Poisson's
-where something else than the factors moves them; a → 0 is the Poisson. With Bernoulli columns it
-is the latent-trait model of tests and questionnaires. The integral over z has no closed form; for
-one or two factors `log_evidence` takes it by quadrature. A value that is missing (NaN) is left
-out of its row's likelihood.
+The negative binomial has variance m + a m² about its mean m: overdispersion that the factors do
+not explain. a → 0 is the Poisson. With Bernoulli columns it is the latent-trait model of tests and
+questionnaires. The integral over z has no closed form. For one or two factors `log_evidence`
+computes it by quadrature. A missing value (NaN) is left out of its row's likelihood.
 
-Trains with `fit` (one encoder for all rows) or by Monte-Carlo EM
+Trains with `fit` (one encoder for all rows) or by Monte Carlo EM
 (`ppl_lvm.training.em.monte_carlo`).
 
 References:
@@ -37,11 +36,11 @@ LIKELIHOODS = ("poisson", "negative-binomial", "bernoulli")
 
 
 class FactorModel(LazilySized, PyroModule):
-    """D normal causes behind P columns of counts or of zeros and ones.
+    """D normal factors of P columns of counts or of zeros and ones.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         likelihood: "poisson", "negative-binomial" or "bernoulli".
     """
 
@@ -100,11 +99,10 @@ class FactorModel(LazilySized, PyroModule):
         return (log_prob.sum(-1) + weight[:, None]).logsumexp(0)
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the columns' means, with small loadings at random.
+        """Start from the columns' means, with small random loadings.
 
         Raises:
-            ValueError: for a value that is no count (Bernoulli: neither 0 nor 1), naming it, or a
-                column without a value.
+            ValueError: for a value outside the likelihood's support, or a column without a value.
         """
         self.infer_sizes(x)
         self._check_support(x)
@@ -134,21 +132,21 @@ class FactorModel(LazilySized, PyroModule):
         return NegativeBinomial(1 / self.dispersion, logits=eta + self.dispersion.log())
 
     def _check_support(self, x: Tensor) -> None:
-        seen = ~x.isnan()
+        present = ~x.isnan()
         if self.likelihood == "bernoulli":
-            wrong, needs = (x != 0) & (x != 1) & seen, "0 or 1"
+            wrong, support = (x != 0) & (x != 1) & present, "0 or 1"
         else:
-            wrong, needs = ((x < 0) | (x != x.round())) & seen, "counts 0, 1, 2, …"
+            wrong, support = ((x < 0) | (x != x.round())) & present, "counts 0, 1, 2, …"
         if wrong.any():
             row, column = wrong.nonzero()[0].tolist()
             raise ValueError(
-                f"likelihood={self.likelihood!r} needs {needs}, but row {row}, column {column} of "
-                f"x is {x[row, column].item():g} ({int(wrong.sum())} such values in all). Choose "
-                "the columns that are, another likelihood, or FactorAnalysis for real numbers."
+                f"likelihood={self.likelihood!r} needs {support}, but row {row}, column {column} "
+                f"of x is {x[row, column].item():g} ({int(wrong.sum())} such values in all). "
+                "Choose other columns, another likelihood, or FactorAnalysis for real numbers."
             )
 
     def resize(self, observed: int, **like: Any) -> None:
-        with preserve_rng():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # so that `initialize` draws the same numbers in either order
             self.W = nn.Parameter(0.3 * torch.randn(observed, self.latent, **like))
         self.b = nn.Parameter(torch.zeros(observed, **like))
         if self.likelihood == "negative-binomial":

@@ -1,4 +1,4 @@
-"""One Gaussian of P columns, without anything latent: the plainest family of densities.
+"""Multivariate normal distribution without latents.
 
 x_n ~ N(μ, L Lᵀ)    observed    (N, P),  L lower triangular with a positive diagonal
 """
@@ -21,8 +21,8 @@ class Gaussian(PyroModule):
 
     Args:
         observed: P.
-        center: where μ begins.
-        scale: the standard deviation that L begins with.
+        center: initial value of the entries of μ.
+        scale: initial standard deviation.
 
     Raises:
         ValueError: for no columns, or a scale that is not positive.
@@ -39,7 +39,7 @@ class Gaussian(PyroModule):
         self.root = PyroParam(scale * torch.eye(observed), constraints.lower_cholesky)
 
     def density(self) -> MultivariateNormal:
-        """Its distribution now: event (P,)."""
+        """The distribution at the present parameters: event (P,)."""
         return MultivariateNormal(self.mean, scale_tril=self.root)
 
     def forward(self, x: Tensor) -> None:

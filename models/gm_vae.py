@@ -1,24 +1,23 @@
-"""Variational auto-encoder with clusters: its codes are a mixture of Gaussians.
+"""VAE with a Gaussian-mixture prior of its codes.
 
     c_n ~ Categorical(π)                      latent    (N,), enumerated
     z_n ~ N(μ_{c_n}, diag σ²_{c_n})           latent    (N, D)
     x_n ~ p(x | decoder(z_n))                 observed  (N, P)
 
-The cluster is summed out inside the bound, and so needs no guide: with q(z | x) alone,
+The cluster is enumerated inside the bound and needs no guide: with q(z | x) alone,
 
     log p(x) ≥ E_q(z|x) [ log p(x | z) + log Σ_c π_c N(z; μ_c, σ_c²) - log q(z | x) ],
 
-and a datum belongs to cluster c with probability E_q(z|x)[p(c | z)].
+and a row belongs to cluster c with probability E_q(z|x)[p(c | z)].
 
-Maximised from a random start the bound is content with a single cluster for all, since the
-decoder makes any shape of it. So `initialize` starts from a mixture that knows the data: the
-leading principal components of x, scaled to variance 1, clustered by k-means, with a decoder that
-has been taught to lead from them back to x.
+From random initial values the bound has a maximum with a single cluster, since the decoder can
+shape it freely. So `initialize` starts from clusters of the data: the leading principal components
+of x, scaled to variance 1, clustered by k-means, with a decoder trained to map them back to x.
 
 References:
     Jiang, Zheng, Tan, Tang, Zhou (2017). Variational deep embedding: an unsupervised and
-    generative approach to clustering. https://arxiv.org/abs/1611.05148 (its start is a trained
-    auto-encoder; its q(c | x) is what the sum over c gives here)
+    generative approach to clustering. https://arxiv.org/abs/1611.05148 (its initial values come
+    from a trained autoencoder; its q(c | x) is the sum over c here)
     Dilokthanakul et al. (2016). Deep unsupervised clustering with Gaussian mixture variational
     autoencoders. https://arxiv.org/abs/1611.02648
 """
@@ -29,19 +28,19 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, teach
+from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, train_decoder
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 
 
 class GaussianMixtureVAE(PyroModule):
-    """K clusters of codes behind P columns.
+    """K clusters of codes that explain P columns.
 
     Args:
         components: K.
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the decoder's hidden layers.
         likelihood, categories, floor: see `Decoder`.
     """
@@ -76,9 +75,9 @@ class GaussianMixtureVAE(PyroModule):
         if components > 1:
             weights = torch.full((components,), 1 / components)
             self.weights = PyroParam(weights, constraints.simplex)
-        else:  # 1, whatever the data: nothing to learn
+        else:  # constant 1: nothing to learn
             self.register_buffer("weights", torch.ones(1))
-        # Equal means would receive equal gradients and never part.
+        # Equal means would receive equal gradients and stay equal.
         self.means = PyroParam(torch.randn(components, latent), constraints.real)
         self.scales = PyroParam(
             torch.ones(components, latent), constraints.greater_than(LEAST_SCALE)
@@ -93,7 +92,7 @@ class GaussianMixtureVAE(PyroModule):
             pyro.sample("x", self.decoder(z), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """What is expected of x given `z` (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C), at codes `z` (..., D)."""
         return self.decoder.mean(z)
 
     def initialize(self, x: Tensor) -> None:
@@ -110,4 +109,4 @@ class GaussianMixtureVAE(PyroModule):
         dtype = self.means.dtype
         self.weights, self.means = weights.to(dtype), means.to(dtype)
         self.scales = scales.to(dtype)
-        teach(self.decoder, z.to(self.decoder.dtype), x)
+        train_decoder(self.decoder, z.to(self.decoder.dtype), x)

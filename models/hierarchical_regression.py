@@ -1,15 +1,14 @@
-"""Multilevel regression: a line in each group, and what the lines have in common.
+"""Multilevel regression: one line per group, with common hyperparameters.
 
-    m_j   ~ N(0, 2.5²)                         global    (1 + P,)  intercept and slopes on average
-    τ_j   ~ HalfNormal(1)                      global    (1 + P,)  how far groups differ
+    m_j   ~ N(0, 2.5²)                         global    (1 + P,)  mean intercept and slopes
+    τ_j   ~ HalfNormal(1)                      global    (1 + P,)  standard deviation over groups
     σ     ~ HalfNormal(1)                      global
     β_gj  = m_j + τ_j η_gj,  η_gj ~ N(0, 1)    global    (G, 1 + P)
     y_n   ~ N(β_{g_n} · (1, x_n), σ²)          observed  (N,)
 
-with y and the columns of x centred and in units of their standard deviations, which `initialize`
-takes from the data: so the priors say little. A group with few rows borrows from the others. With
-`centered=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group has
-many rows, worse where some have few.
+with y and the columns of x standardized by `initialize`, so that the priors are weak. A group with
+few rows borrows strength from the others. With `centered=True` the latents are the
+β_g ~ N(m, diag τ²) themselves: better where every group has many rows, worse where some have few.
 
 Reference:
     Gelman, Hill (2006). Data analysis using regression and multilevel/hierarchical models.
@@ -31,13 +30,13 @@ from ppl_lvm.nn.lazy import LazilySized, check_rows
 
 
 class HierarchicalRegression(LazilySized, PyroModule):
-    """A regression whose coefficients differ from group to group.
+    """A regression whose coefficients vary by group.
 
     Args:
-        groups: G. If None, it is taken from the rows it is started from: give it where a group
-            may have none there.
-        predictors: P. If None, it is taken from the data.
-        centered: whether β or η is the latent.
+        groups: G. If None, inferred from the first batch: give it where a group may have no rows
+            there.
+        predictors: P. If None, inferred from the first batch or a loaded state.
+        centered: True for the latent β, False for η.
     """
 
     @staticmethod
@@ -69,7 +68,7 @@ class HierarchicalRegression(LazilySized, PyroModule):
         m = pyro.sample("mean", Normal(0 * one, 2.5).expand([J]).to_event(1))
         tau = pyro.sample("spread", HalfNormal(one).expand([J]).to_event(1))
         sigma = pyro.sample("noise", HalfNormal(one))
-        # Groups are an event and no plate, so that a plate of particles fits to their left.
+        # Groups are an event dimension, so that a plate of particles fits to their left.
         if self.centered:
             fn = Normal(m[..., None, :], tau[..., None, :]).expand([*m.shape[:-1], G, J])
             beta = pyro.sample("effects", fn.to_event(2))
@@ -78,16 +77,15 @@ class HierarchicalRegression(LazilySized, PyroModule):
             beta = m[..., None, :] + tau[..., None, :] * eta  # (…, G, J)
         group, z = x[:, 0].long(), (x[:, 1:] - self.center) / self.unit
         with pyro.plate("data", len(x), dim=-1):
-            own = Vindex(beta)[..., group, :]  # (…, N, J)
-            line = own[..., 0] + (own[..., 1:] * z[:, :-1]).sum(-1)
+            coefficients = Vindex(beta)[..., group, :]  # (…, N, J)
+            line = coefficients[..., 0] + (coefficients[..., 1:] * z[:, :-1]).sum(-1)
             pyro.sample("y", Normal(line, sigma), obs=z[:, -1])
 
     def initialize(self, x: Tensor) -> None:
-        """Take G, P and the columns' units from the rows `x`.
+        """Set G, P and the columns' units from the rows `x`.
 
         Raises:
-            ValueError: for groups that are not 0, 1, …, a column that never changes, or a
-                missing value.
+            ValueError: for groups that are not 0, 1, …, a constant column, or a missing value.
         """
         self.infer_sizes(x)
         check_complete(x, type(self).__name__)
@@ -144,12 +142,12 @@ class HierarchicalRegression(LazilySized, PyroModule):
 
 
 def _num_groups(group: Tensor) -> int:
-    """How many there are, from each row's (N,).
+    """Number of groups, from each row's group (N,).
 
     Raises:
-        ValueError: for what is no number of a group, naming the row.
+        ValueError: for a value that is not a group, with its row.
     """
-    if (wrong := ~((group >= 0) & (group == group.round()))).any():  # NaN is none either
+    if (wrong := ~((group >= 0) & (group == group.round()))).any():  # NaN is not one either
         row = int(wrong.nonzero()[0])
         raise ValueError(
             f"The first column must be the group, 0, 1, 2, …; row {row} has "

@@ -1,11 +1,11 @@
-"""Variational auto-encoder with several layers of codes, each the cause of the one below.
+"""Hierarchical VAE: L layers of normal codes.
 
     z_L,n ~ N(0, I)                                latent    (N, D_L), the top
     z_l,n ~ N(f_l(z_l+1,n), diag s_l²)             latent    (N, D_l), l = L - 1, …, 1
     x_n   ~ p(x | decoder(z_1,n))                  observed  (N, P)
 
-with f_l a network and s_l a parameter. Sites are called z1 (above x) to zL (the top). Without
-hidden layers and with a Gaussian likelihood all is linear, and log p(x) is that of a normal.
+with f_l a network and s_l a parameter. The sites are z1 (next to x) to zL (the top). Without hidden
+layers and with a Gaussian likelihood the model is linear, and log p(x) is that of a normal.
 
 References:
     Rezende, Mohamed, Wierstra (2014). Stochastic backpropagation and approximate inference in deep
@@ -29,11 +29,11 @@ from ppl_lvm.nn import MLP
 
 
 class HierarchicalVAE(PyroModule):
-    """Layers of normal causes behind P columns.
+    """Layers of normal codes that explain P columns.
 
     Args:
-        latent: D_1, …, D_L, from the layer above x to the top; two or more.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        latent: D_1, …, D_L, from the layer next to x to the top; two or more.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the hidden layers of every network.
         likelihood, categories, floor: see `Decoder`.
     """
@@ -63,9 +63,9 @@ class HierarchicalVAE(PyroModule):
         self.categories = categories
         self.floor = floor
         self.decoder = Decoder(latent[0], observed, hidden, likelihood, categories, floor)
-        self.down = nn.ModuleList(MLP(above, own, hidden) for own, above in pairwise(latent))
-        for layer, own in enumerate(latent[:-1], 1):  # s_l
-            setattr(self, f"scale{layer}", PyroParam(torch.ones(own), constraints.positive))
+        self.down = nn.ModuleList(MLP(above, width, hidden) for width, above in pairwise(latent))
+        for layer, width in enumerate(latent[:-1], 1):  # s_l
+            setattr(self, f"scale{layer}", PyroParam(torch.ones(width), constraints.positive))
 
     @property
     def layers(self) -> list[str]:
@@ -89,13 +89,13 @@ class HierarchicalVAE(PyroModule):
         return Normal(self.down[layer - 1](above), getattr(self, f"scale{layer}")).to_event(1)
 
     def decode(self, z1: Tensor) -> Tensor:
-        """What is expected of x given z_1 (..., D_1): means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C), at codes z_1 (..., D_1)."""
         return self.decoder.mean(z1)
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, and the columns' means and spread, from the rows `x` (N, P).
+        """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
         Raises:
-            ValueError: for values outside the likelihood's support, or data that never changes.
+            ValueError: for values outside the likelihood's support, or constant data.
         """
         self.decoder.initialize(x, self)

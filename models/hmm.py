@@ -1,7 +1,7 @@
-"""Hidden Markov model: a state that moves in steps, seen through noise, N sequences of T steps.
+"""Hidden Markov model with Gaussian or categorical emissions.
 
     z_n1 ~ Categorical(π)                   latent    (N,)
-    z_nt ~ Categorical(A_{z_n,t-1})         latent    (N, T), summed out
+    z_nt ~ Categorical(A_{z_n,t-1})         latent    (N, T), marginalized
     x_nt ~ p(x | z_nt)                      observed  (N, T, P)
 
 with p one of
@@ -9,14 +9,14 @@ with p one of
     gaussian       x_ntp ~ N(μ_{z,p}, σ²_{z,p}),  σ² = s² + floor
     categorical    x_ntp ~ Categorical(θ_{z,p}),  x in {0, …, C - 1}
 
-columns independent given the state. π, A and the rest are parameters, to be found by maximum
-likelihood, so that the bound is log p(x) itself; the guide is empty. Expectation-maximisation
-(`baum_welch`) finds them without a step size. In the program the chain is summed out by
+Columns are independent given the state. π, A and the emissions are parameters, estimated by
+maximum likelihood: the bound is log p(x) itself, and the guide is empty. Expectation-maximization
+(`baum_welch`) needs no step size. The program marginalizes the chain by
 `pyro.distributions.DiscreteHMM` in log₂ T rounds of products of S × S matrices: N T S³ operations,
-few of them in sequence. `log_evidence`, `marginals` and `viterbi` walk along the chain, N T S².
+few of them sequential. `log_evidence`, `marginals` and `viterbi` are recursions of T steps, N T S².
 
-A missing value is NaN and is left out of the likelihood, exactly. A short sequence is filled up
-with NaN at its end: what is never seen changes nothing.
+A missing value is NaN and is left out of the likelihood, exactly. A short sequence is padded with
+NaN at its end, which leaves its likelihood unchanged.
 
 References:
     Rabiner (1989). A tutorial on hidden Markov models.
@@ -46,14 +46,14 @@ State = dict[str, Tensor]
 
 
 class HiddenMarkovModel(LazilySized, PyroModule):
-    """S states behind sequences of P columns, by maximum likelihood.
+    """S states that explain sequences of P columns, by maximum likelihood.
 
     Args:
         states: S.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         emission: one of `EMISSIONS`.
         categories: C, for `emission="categorical"` only.
-        floor: the least variance of a Gaussian emission, in squared units of the data.
+        floor: smallest variance of a Gaussian emission, in squared units of the data.
     """
 
     example_batch = staticmethod(example_sequences)
@@ -94,7 +94,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
-        """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
+        """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where a value is missing."""
         x = self._sequences(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
@@ -113,7 +113,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
 
     @torch.no_grad()
     def viterbi(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The most likely states (N, T) of sequences `x`, and their log-probability with x (N,)."""
+        """Most likely states (N, T) of sequences `x`, and their log-probability with x (N,)."""
         log_b, log_a = self._log_emission(x), self.transition.log()
         score = self.start.log() + log_b[:, 0]  # (N, S)
         origins = []
@@ -128,7 +128,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         return torch.stack(path[::-1], 1), best
 
     def initialize(self, x: Tensor) -> None:
-        """Start from k-means over all steps, or from random tables; states tend to stay.
+        """Start from k-means over all steps, or from random tables, with persistent states.
 
         Raises:
             ValueError: for fewer distinct values than states, or categories out of range.
@@ -153,16 +153,17 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         weight = r.sum(0).unsqueeze(-1)
         means = r.mT @ rows.double() / weight
         spread = r.mT @ rows.double().square() / weight - means.square()
-        whole = rows.double().var(0, correction=0)
-        variance = (spread * weight + whole) / (weight + 1)  # a cluster of one row has a spread
+        overall = rows.double().var(0, correction=0)
+        # A cluster of one row borrows its variance.
+        variance = (spread * weight + overall) / (weight + 1)
         self.means = means.to(**like)
         self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(**like)
 
     def degenerate(self, x: Tensor) -> str | None:
-        """Why these parameters must not be chosen although their likelihood is high, or None.
+        """Reason to reject these parameters although their likelihood is high, or None.
 
         A Gaussian state has collapsed if some variance is below ten floors while it explains a
-        step: its likelihood then says how low the floor is.
+        step: its likelihood then depends on the floor only.
         """
         if self.emission == "categorical":
             return None
@@ -172,14 +173,14 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         if variance[s] > 10 * self.floor:
             return None
         return (
-            f"state {s} has collapsed: its least variance is {variance[s].item():.1e} beside a "
+            f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} beside a "
             f"floor of {self.floor:.0e}. Start again, use fewer states, or raise floor."
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.fitting.em`), as `baum_welch` describes it.
+        """θ of expectation-maximization (`ppl_lvm.fitting.em`), as `baum_welch` describes it.
 
-        Its shares sum to one in doubles, or the first step would lower the likelihood.
+        Its probabilities sum to one in doubles, so that the first step cannot lower the likelihood.
         """
         state = {name: t.detach().double() for name, t in self._theta().items()}
         for name in state.keys() & {"start", "transition", "table"}:
@@ -187,9 +188,9 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         return state
 
     def set_em_state(self, state: State) -> None:
-        """Take over θ."""
+        """Set the parameters to θ."""
         dtype = self.start.dtype
-        tiny = torch.finfo(dtype).tiny  # neither a share nor a scale of 0 has a logarithm
+        tiny = torch.finfo(dtype).tiny  # a probability or scale of 0 has no logarithm
         self.start = state["start"].to(dtype).clamp(min=tiny)
         self.transition = state["transition"].to(dtype).clamp(min=tiny)
         if self.emission == "categorical":
@@ -206,13 +207,13 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         return baum_welch.expect(state, x)
 
     def m_step(self, state: State, statistics: State) -> State:
-        """θ' in closed form; the least variance is twice the floor, as in every start."""
+        """θ' in closed form; the smallest variance is twice the floor, as in `initialize`."""
         return baum_welch.maximize(state, statistics, 2 * self.floor)
 
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
     ) -> State:
-        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        """Statistics taken at θ, in the coordinates of θ', the M-step of `made_of`."""
         return baum_welch.transport_statistics(state, new, statistics)
 
     def _theta(self) -> State:
@@ -222,7 +223,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         return {**chain, "means": self.means, "variance": self.scale**2 + self.floor}
 
     def _chain(self, seen: Tensor) -> Any:
-        """All T steps as one distribution; `seen` (N, T, P) says which values count."""
+        """All T steps as one distribution; `seen` (N, T, P) marks the values that are present."""
         T, S = seen.shape[1], self.states
         first = self.start.log().expand(1, S, S)  # Pyro's chain moves before its first step: to π
         steps = torch.cat([first, self.transition.log().expand(T - 1, S, S)])
@@ -268,8 +269,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         rows = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)
         self.transition = PyroParam(rows, constraints.simplex)
         if self.emission == "gaussian":
-            # Equal means would receive equal gradients and never part. Forked, so that a start from
-            # data draws the same whether the sizes were given before it or come with it.
+            # Equal means would receive equal gradients and stay equal. The random state is
+            # preserved, so that `initialize` draws the same numbers in either order.
             with preserve_rng():
                 means = torch.randn(S, observed, **like)
             self.means = PyroParam(means, constraints.real)

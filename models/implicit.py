@@ -1,10 +1,10 @@
-"""Implicit model: noise through a network, and nothing said of how likely an outcome is.
+"""Implicit model: a generator network without a likelihood.
 
     z_n ~ N(0, I)      latent         (N, D)
     x_n = G(z_n)       an outcome     (N, P)
 
-It can be drawn from and has no density: x lies on a surface of D dimensions, so there is no
-likelihood, no guide, and no Pyro program of data. `fit` refuses it;
+It can be sampled and has no density: x lies on a surface of D dimensions. So there is no
+likelihood, no guide, and no Pyro program of data. `fit` rejects it;
 `ppl_lvm.fitting.adversarial.fit_adversarial` trains it.
 
 Reference:
@@ -23,15 +23,15 @@ from ppl_lvm.nn.lazy import LazilySized
 
 
 class Implicit(LazilySized):
-    """P columns from D numbers of noise.
+    """P columns generated from D noise variables.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of G's hidden layers; `()` makes it linear.
 
     Raises:
-        ValueError: for no noise.
+        ValueError: for latent < 1.
     """
 
     means: Tensor  # of the data's columns (P,), and their standard deviations
@@ -47,7 +47,7 @@ class Implicit(LazilySized):
         self.set_sizes(observed)
 
     def forward(self, *batch: Tensor) -> None:
-        """Refuses: a program of data would have to say how likely they are.
+        """Raise, since the model has no likelihood.
 
         Raises:
             ValueError: always.
@@ -66,17 +66,19 @@ class Implicit(LazilySized):
         """n outcomes (n, P), with gradients.
 
         Raises:
-            ValueError: the model has not met data.
+            ValueError: for a model without a batch.
         """
         if self.observed is None:
-            raise ValueError("This model has not met data yet: build it with observed=P.")
+            raise ValueError(
+                "Implicit: its number of columns is not known. Build it with observed=P."
+            )
         return self.push(torch.randn(n, self.latent).to(self.means))
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, means and spread of the columns from the rows `x` (N, P).
+        """Set P, means and standard deviations of the columns from rows `x` (N, P).
 
         Raises:
-            ValueError: for rows that are none, that never change, or have gaps.
+            ValueError: for another shape, constant data, or missing values.
         """
         self.infer_sizes(x)
         check_complete(x, type(self).__name__)

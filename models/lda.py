@@ -1,13 +1,13 @@
-"""Latent Dirichlet allocation: documents mix topics, and a topic is a distribution over words.
+"""Latent Dirichlet allocation (LDA).
 
     β_k ~ Dirichlet(η, …, η)                     global    (K, V)   topics
     θ_n ~ Dirichlet(α, …, α)                     latent    (N, K)   a document's proportions
     x_n ~ Multinomial(L_n, Σ_k θ_nk β_k)         observed  (N, V)   counts of its words
 
-with the topic of every single word summed out and the length L_n taken as given. The counts have
-their multinomial coefficient, so the evidence is that of the counts and not of one order of words.
+with the topic of every word marginalized and the length L_n fixed. The counts have their
+multinomial coefficient, so the evidence is that of the counts and not of one order of words.
 
-The K! orders of the topics are equally likely, and a guide sits at one of them: its bound, and an
+The K! orders of the topics are equally likely, and a guide covers one of them: its bound, and an
 importance-weighted evidence, then fall short by up to log K! nats in all.
 
 For a corpus of a few words `log_evidence` is exact: it sums over all topics of all words, the
@@ -37,7 +37,7 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
 
     Args:
         topics: K.
-        words: V. If None, it is taken from the first data seen.
+        words: V. If None, inferred from the first batch.
         alpha: α, of proportions; below 1 a document has few topics.
         eta: η, of words; below 1 a topic has few words.
     """
@@ -64,7 +64,7 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
     def forward(self, x: Tensor) -> None:
         """Counts `x` (N, V)."""
         self.infer_sizes(x)
-        # Topics are an event and no plate, so that a plate of particles fits to their left.
+        # Topics are an event dimension, so that a plate of particles fits to their left.
         prior = Dirichlet(x.new_full((self.words or 1,), self.eta)).expand([self.topics])
         beta = pyro.sample("topics", prior.to_event(1))  # (…, K, V)
         with pyro.plate("data", len(x), dim=-1):
@@ -73,16 +73,16 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
             pyro.sample("x", BagOfWords(x.sum(-1), mixed), obs=x)
 
     def initialize(self, x: Tensor) -> None:
-        """Look at the counts.
+        """Validate the counts.
 
         Raises:
-            ValueError: for a value that is no count, or a document without a word, naming it.
+            ValueError: for a value that is not a count, or a document without a word, with its row.
         """
         self.infer_sizes(x)
         check_counts(x)
 
     def initial_values(self, x: Tensor) -> dict[str, Tensor]:
-        """Where a guide may start: topics near the corpus, each tilted to documents of its own."""
+        """Initial values for a guide: topics near the corpus, each tilted to random documents."""
         self.infer_sizes(x)
         share = torch.distributions.Dirichlet(torch.ones(len(x), self.topics)).sample().to(x)
         counts = share.mT @ x + x.mean(0) + 1e-2
@@ -113,12 +113,12 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
         return log_p.logsumexp(0) + orders.sum()
 
     def resize(self, *sizes: int, **like: Any) -> None:
-        """There are no parameters."""
+        """No parameters: nothing to make."""
 
 
 def _polya(counts: Tensor, concentration: float) -> Tensor:
     """log ∫ Π p_i^{n_i} Dirichlet(p; a, …, a) dp for counts n (…, I): (…)."""
     a: Any = torch.tensor(concentration, dtype=counts.dtype)
     size = counts.shape[-1]
-    whole = (size * a).lgamma() - (counts.sum(-1) + size * a).lgamma()
-    return whole + ((counts + a).lgamma() - a.lgamma()).sum(-1)
+    norm = (size * a).lgamma() - (counts.sum(-1) + size * a).lgamma()
+    return norm + ((counts + a).lgamma() - a.lgamma()).sum(-1)

@@ -1,17 +1,17 @@
-"""Linear state-space model: a state that moves linearly, seen linearly, all noise Gaussian.
+"""Linear Gaussian state-space model.
 
     z_n0 ~ N(0, I)                                          before the first step
-    z_nt ~ N(A z_n,t-1, diag q²)            latent    (N, T, D), integrated out
+    z_nt ~ N(A z_n,t-1, diag q²)            latent    (N, T, D), marginalized
     x_nt ~ N(C z_nt + μ, diag r)            observed  (N, T, P),  r = s² + floor
 
-A, C, μ, q and s are parameters, to be found by maximum likelihood, so that the bound is log p(x)
-itself; the guide is empty. Expectation-maximisation (`kalman`) finds them without a step size. The
-program integrates the chain out by `pyro.distributions.GaussianHMM` in log₂ T rounds;
-`log_evidence` and `smooth` walk along it.
+A, C, μ, q and s are parameters, estimated by maximum likelihood: the bound is log p(x) itself, and
+the guide is empty. Expectation-maximization (`kalman`) needs no step size. The program marginalizes
+the chain by `pyro.distributions.GaussianHMM` in log₂ T rounds; `log_evidence` and `smooth` are
+recursions of T steps.
 
 A missing value is NaN and is left out of the likelihood, exactly: its row of C becomes zero, its
-noise 1, and the density of the 0 that stands in its place is divided out. A short sequence is
-filled up with NaN at its end.
+noise 1, and the density of the 0 that replaces it is divided out. A short sequence is padded with
+NaN at its end.
 
 Reference:
     Särkkä, García-Fernández (2021). Temporal parallelization of Bayesian smoothers.
@@ -34,19 +34,19 @@ from ppl_lvm.models.parts.state_space import kalman
 from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
 from ppl_lvm.nn.lazy import LazilySized
 
-# A state that moves without noise can no longer be moved by expectation-maximisation.
+# Expectation-maximization cannot change a state without process noise.
 _LEAST_DRIFT = 1e-8
 
 State = dict[str, Tensor]
 
 
 class LinearStateSpace(LazilySized, PyroModule):
-    """D moving causes behind sequences of P columns, by maximum likelihood.
+    """D linear Gaussian states of sequences of P columns, by maximum likelihood.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        floor: the least variance of the observation's noise, in squared units of the data.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        floor: smallest variance of the observation's noise, in squared units of the data.
     """
 
     example_batch = staticmethod(example_sequences)
@@ -69,7 +69,7 @@ class LinearStateSpace(LazilySized, PyroModule):
         self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
-        """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where there is none."""
+        """Sequences `x` (N, T, P), or (N, T) if P = 1; NaN where a value is missing."""
         x = self._sequences(x)
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", self._chain(~x.isnan()), obs=x.nan_to_num(0.0))
@@ -92,10 +92,10 @@ class LinearStateSpace(LazilySized, PyroModule):
         return known.means[:, 1:], known.covariances[:, 1:]
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the leading principal components of all steps, their persistence at random.
+        """Start from the leading principal components of all steps, with random persistence.
 
         Raises:
-            ValueError: for data that never change, or a column without a value.
+            ValueError: for constant data, or a column without a value.
         """
         rows = mean_imputed(seen_steps(self._sequences(x))).double()
         mu = rows.mean(0)
@@ -119,11 +119,11 @@ class LinearStateSpace(LazilySized, PyroModule):
         self.scale = (share - self.floor).clamp(min=self.floor).sqrt().to(**like)
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.fitting.em`), as `kalman` describes it."""
+        """θ of expectation-maximization (`ppl_lvm.fitting.em`), as `kalman` describes it."""
         return {name: t.detach().double() for name, t in self._theta().items()}
 
     def set_em_state(self, state: State) -> None:
-        """Take over θ."""
+        """Set the parameters to θ."""
         dtype = self.mu.dtype
         with torch.no_grad():
             for name in ("A", "C", "mu"):
@@ -133,7 +133,7 @@ class LinearStateSpace(LazilySized, PyroModule):
         self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
-        """Moments of neighbouring states summed over sequences `x`, and log p(x)."""
+        """Moments of neighboring states summed over sequences `x`, and log p(x)."""
         x = self._sequences(x)
         return kalman.expect(state, x)
 
@@ -144,23 +144,23 @@ class LinearStateSpace(LazilySized, PyroModule):
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
     ) -> State:
-        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        """Statistics taken at θ, in the coordinates of θ', the M-step of `made_of`."""
         return kalman.transport_statistics(state, new, made_of, statistics)
 
     def _theta(self, x: Tensor | None = None) -> State:
-        """θ, in the precision of `x` where that is the higher."""
+        """θ, in the higher precision of the parameters and `x`."""
         theta = {"A": self.A, "C": self.C, "mu": self.mu}
         theta |= {"drift": self.drift.square(), "noise": self.noise}
         like = self.mu.dtype if x is None else torch.promote_types(self.mu.dtype, x.dtype)
         return {name: t.to(like) for name, t in theta.items()}
 
     def _chain(self, seen: Tensor) -> Any:
-        """All T steps as one distribution; `seen` (N, T, P) says which values count."""
+        """All T steps as one distribution; `seen` (N, T, P) marks the values that are present."""
         D, zeros = self.latent, self.drift.new_zeros(self.latent)
         eye = torch.eye(D, dtype=zeros.dtype, device=zeros.device)
         C = (self.C * seen.unsqueeze(-1)).mT  # (N, T, D, P)
         noise = torch.where(seen, self.noise, 1.0)
-        return _SeenHMM(
+        return _MaskedHMM(
             MultivariateNormal(zeros, scale_tril=eye),
             self.A.mT,  # Pyro's states are rows
             Normal(zeros, self.drift).to_event(1),
@@ -181,7 +181,7 @@ class LinearStateSpace(LazilySized, PyroModule):
     def resize(self, observed: int, **like: Any) -> None:
         D = self.latent
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
-        with preserve_rng():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # so that `initialize` draws the same numbers in either order
             self.C = nn.Parameter(torch.randn(observed, D, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)
@@ -191,24 +191,24 @@ class LinearStateSpace(LazilySized, PyroModule):
         return (len(state["mu"]),)
 
 
-_NOTHING = 0.5 * math.log(2 * math.pi)  # what one missing value adds: -log N(0; 0, 1)
+_PADDING = 0.5 * math.log(2 * math.pi)  # of one missing value: -log N(0; 0, 1)
 
 
-class _SeenHMM(GaussianHMM):
-    """A GaussianHMM in which some values, standing as 0 under N(0, 1), do not count."""
+class _MaskedHMM(GaussianHMM):
+    """A GaussianHMM without the density of missing values, which are 0 under N(0, 1)."""
 
     def __init__(self, *args: Any, missing: Tensor, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._missing = missing  # (N,)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> "_SeenHMM":
-        """The same over a larger batch."""
-        new = super().expand(batch_shape, self._get_checked_instance(_SeenHMM, _instance))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "_MaskedHMM":
+        """The same distribution over a larger batch."""
+        new = super().expand(batch_shape, self._get_checked_instance(_MaskedHMM, _instance))
         new._missing = self._missing
-        found: _SeenHMM = new
-        return found
+        result: _MaskedHMM = new
+        return result
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of the values that are there."""
-        found: Tensor = super().log_prob(value) + _NOTHING * self._missing
-        return found
+        """Log-density of the values that are present."""
+        result: Tensor = super().log_prob(value) + _PADDING * self._missing
+        return result

@@ -1,17 +1,17 @@
-"""Mixture of probabilistic principal component analysers: K flat clouds, each with D directions.
+"""Mixture of probabilistic principal component analyzers.
 
     k_n ~ Categorical(π)                          latent    (N,)
-    z_n ~ N(0, I)                                 latent    (N, D), integrated out
+    z_n ~ N(0, I)                                 latent    (N, D), marginalized
     x_n ~ N(W_{k_n} z_n + μ_{k_n}, σ²_{k_n} I)    observed  (N, P)
 
-so that x_n | k ~ N(μ_k, W_k W_kᵀ + σ_k² I): a Gaussian mixture whose covariances have P D + 1 free
-numbers a component (less rotations) in place of P (P + 1) / 2. The E-step is a mixture's; in the
-M-step each responsibility-weighted covariance S_k, with eigenvalues λ and eigenvectors U, gives
+so that x_n | k ~ N(μ_k, W_k W_kᵀ + σ_k² I): a Gaussian mixture whose covariances have P D + 1
+parameters per component (less rotations) in place of P (P + 1) / 2. The E-step is a mixture's. In
+the M-step each responsibility-weighted covariance S_k, with eigenvalues λ and eigenvectors U, gives
 
     σ_k² = mean of λ_{D+1} … λ_P,    W_k = U_D (Λ_D - σ_k² I)^½,
 
-the maximum under the model, z being integrated out in both steps. One component is PPCA, and
-D = P - 1 is a mixture of full covariances. A value that is missing (NaN) is integrated out.
+the maximum under the model, z being marginalized in both steps. One component is PPCA, and
+D = P - 1 is a mixture of full covariances. A missing value (NaN) is marginalized.
 
 Reference:
     Tipping, Bishop (1999). Mixtures of probabilistic principal component analyzers.
@@ -27,11 +27,10 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts.cholesky import cholesky
+from ppl_lvm.models.parts.cmissingky import cmissingky
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
-from ppl_lvm.models.parts.mixtures import batched_e_step as mixture_features
-from ppl_lvm.models.parts.mixtures import em as mixture_em
+from ppl_lvm.models.parts.mixtures import batched_e_step, em
 from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
 from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
 from ppl_lvm.models.parts.row_checks import flat_column, mean_imputed, rounding_variance
@@ -41,13 +40,13 @@ State = dict[str, Tensor]
 
 
 class MixtureOfPPCA(LazilySized, PyroModule):
-    """K clusters, each with D directions of its own and one noise variance.
+    """K clusters, each with D principal directions and one noise variance.
 
     Args:
         components: K.
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        floor: the least noise variance, in squared units of the data.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        floor: smallest noise variance, in squared units of the data.
     """
 
     example_batch = staticmethod(example_rows)
@@ -56,7 +55,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
     means: Tensor  # μ (K, P)
     W: Tensor  # (K, P, D)
     scale: Tensor  # s (K,), σ² = s² + floor
-    has_missing: Tensor  # (), whether values may be missing: `initialize` looks
+    has_missing: Tensor  # (): True if `initialize` saw missing values
 
     def __init__(
         self,
@@ -78,7 +77,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         self.set_sizes(observed)
 
     def forward(self, x: Tensor) -> None:
-        """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw such."""
+        """Rows `x` (N, P); NaN where a value is missing, if `initialize` saw missing values."""
         self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             k = torch.zeros(len(x), dtype=torch.int64, device=x.device)
@@ -107,10 +106,10 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         return self._log_joint(x).softmax(-1).detach()
 
     def codes(self, x: Tensor) -> Tensor:
-        """E[z_n | x_n, k] of rows `x` (N, P) without missing values: (N, K, D).
+        """E[z_n | x_n, k] of complete rows `x` (N, P): (N, K, D).
 
-        A component's axes are its principal ones; their signs, and the order of equal ones, mean
-        nothing.
+        A component's axes are its principal ones; their signs, and the order of equal ones, are
+        arbitrary.
         """
         self.infer_sizes(x)
         M = self.W.mT @ self.W + self.noise[:, None, None] * torch.eye(self.latent).to(self.W)
@@ -118,26 +117,28 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         return torch.linalg.solve(M, self.W.mT @ d).squeeze(-1).detach()
 
     def initialize(self, x: Tensor) -> None:
-        """Start from k-means under torch's seed; for it, columns' means fill what is missing.
+        """Start from k-means under torch's seed, with missing values replaced by column means.
 
         Raises:
             ValueError: for fewer rows than components, D ≥ P, or a column without a value.
         """
         self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
-        whole = mean_imputed(x)
-        weights, means, scatter = shrunken_moments(whole, start_clusters(whole, self.components))
+        imputed = mean_imputed(x)
+        weights, means, scatter = shrunken_moments(
+            imputed, start_clusters(imputed, self.components)
+        )
         W, noise = _leading(scatter, self.latent, self.floor)
         self.set_em_state({"weights": weights, "means": means, "W": W, "noise": noise})
 
     def degenerate(self, x: Tensor) -> str | None:
-        """Why these parameters must not be chosen although their likelihood is high, or None.
+        """Reason to reject these parameters although their likelihood is high, or None.
 
         A component collapses onto few rows, or onto a flat of D dimensions that holds its rows.
         """
         rows = self.responsibilities(x).sum(0)
-        held = rows > 0.5  # a component that explains no row cannot be said to collapse
-        k = int(torch.where(held, self.noise, torch.inf).argmin())
+        occupied = rows > 0.5  # an empty component has not collapsed
+        k = int(torch.where(occupied, self.noise, torch.inf).argmin())
         x, noise = x.detach().double(), self.noise[k].item()
         least = rounding_variance(x).mean().clamp(min=10 * self.floor)
         if noise > least:
@@ -153,16 +154,16 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         )
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.fitting.em`): weights, means, W, noise, doubles.
+        """θ of expectation-maximization (`ppl_lvm.fitting.em`), in doubles.
 
-        Weights sum to one and no noise is below the floor by a rounding.
+        Weights sum to one, and rounding leaves no noise below the floor.
         """
         state = {name: t.detach().double() for name, t in self._theta().items()}
         weights, noise = state["weights"], state["noise"].clamp(min=self.floor)
         return {**state, "weights": weights / weights.sum(), "noise": noise}
 
     def set_em_state(self, state: State) -> None:
-        """Take over θ."""
+        """Set the parameters to θ."""
         dtype = self.means.dtype
         self.weights = state["weights"].to(dtype)
         self.means = state["means"].to(dtype)
@@ -171,24 +172,24 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
-        """The sums of a mixture with full covariances: see `mixture_em.expect`."""
-        return mixture_em.expect(_dense(state), x, "full")
+        """The sums of a mixture with full covariances: see `em.expect`."""
+        return em.expect(_dense(state), x, "full")
 
     def e_steps(self, state: State, x: Tensor) -> tuple[State, Tensor]:
-        """`e_step` of many starts, leading in θ, in two matrix products that they share."""
-        return mixture_features.expect(_dense(state), x, "full")
+        """`e_step` of several restarts (first dimension of θ), in two shared matrix products."""
+        return batched_e_step.expect(_dense(state), x, "full")
 
     def m_step(self, state: State, statistics: State) -> State:
-        """θ' in closed form; the least noise variance is the floor."""
-        new = mixture_em.maximize(_dense(state), statistics, "full", 0.0)
+        """θ' in closed form; the smallest noise variance is the floor."""
+        new = em.maximize(_dense(state), statistics, "full", 0.0)
         W, noise = _leading(new["variance"], self.latent, self.floor)
         return {"weights": new["weights"], "means": new["means"], "W": W, "noise": noise}
 
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
     ) -> State:
-        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
-        return mixture_em.transport_statistics(_dense(state), _dense(new), statistics, "full")
+        """Statistics taken at θ, in the coordinates of θ', the M-step of `made_of`."""
+        return em.transport_statistics(_dense(state), _dense(new), statistics, "full")
 
     def _theta(self) -> State:
         return {"weights": self.weights, "means": self.means, "W": self.W, "noise": self.noise}
@@ -200,10 +201,10 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         log_prob: Tensor = component.log_prob(x.unsqueeze(-2))
         return log_prob + self.weights.log()
 
-    def _component(self, k: Tensor, holes: bool) -> Any:
-        if holes:
+    def _component(self, k: Tensor, missing: bool) -> Any:
+        if missing:
             return MarginalNormal(
-                self.means[k], scale_tril=cholesky(self.covariance_matrix).to(self.W)[k]
+                self.means[k], scale_tril=cmissingky(self.covariance_matrix).to(self.W)[k]
             )
         diagonal = self.noise[:, None].expand_as(self.means)
         return FactorNormal(self.means[k], self.W[k], diagonal[k])
@@ -212,15 +213,15 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         if self.latent >= observed:
             remedy = f"Use latent={observed - 1} or fewer." if observed > 1 else ""
             raise ValueError(
-                f"latent={self.latent} directions of {observed} columns leave nothing for the "
+                f"latent={self.latent} directions of {observed} columns leave no "
                 f"noise. {remedy or 'Use GaussianMixture.'}"
             )
         K, P, D = self.components, observed, self.latent
         if K > 1:
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
-        else:  # 1, whatever the data: nothing to learn
+        else:  # constant 1: nothing to learn
             self.register_buffer("weights", torch.ones(1, **like))
-        with preserve_rng():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # so that `initialize` draws the same numbers in either order
             means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
         self.means = PyroParam(means, constraints.real)
         self.W = PyroParam(W, constraints.real)
@@ -243,7 +244,7 @@ def _dense(state: State) -> State:
 
 
 def _leading(S: Tensor, latent: int, floor: float) -> tuple[Tensor, Tensor]:
-    """W (…, P, D) and σ² (…) that are most likely for covariances S (…, P, P)."""
+    """Maximum-likelihood W (…, P, D) and σ² (…) of covariances S (…, P, P)."""
     values, vectors = torch.linalg.eigh(S)  # ascending
     rest = values.shape[-1] - latent
     noise = values[..., :rest].mean(-1).clamp(min=floor)

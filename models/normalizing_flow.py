@@ -1,22 +1,22 @@
-"""Normalising flow: data are noise, pushed forward through an invertible network.
+"""Normalizing flow of coupling layers.
 
     u_n ~ N(0, I)            noise       (N, P)
     x_n = T(u_n)             observed    (N, P)
 
-There is no latent variable: T is invertible, so x says what u was, and
+T is invertible, so x determines u, there is no latent, and
 
     log p(x) = log N(T⁻¹(x); 0, I) + log |det ∂T⁻¹(x)/∂x|
 
-is exact. T is a chain of coupling layers. Each keeps half of the columns as they are and moves the
-others by increasing maps of one variable whose numbers θ depend on the half that was kept,
+is exact. T is a chain of coupling layers. Each leaves half of the columns unchanged and transforms
+the others by increasing functions of one variable whose parameters θ depend on the first half,
 
     u_b = g(x_b; θ(x_a)),    u_a = x_a,    log |det| = Σ_b log g'(x_b),
 
 so both directions cost one pass of a network. g is affine (Real NVP) or a rational quadratic
-spline. First of all, columns are standardised by what `initialize` finds in the data.
+spline. Columns are standardized first, by the moments that `initialize` takes from the data.
 
-The model has no latents, so its guide is empty, its bound is log p(x) itself, and `fit` maximises
-the likelihood.
+The guide is empty, the bound is log p(x) itself, and `fit` maximizes the likelihood.
+`ppl_lvm.nn.bijections` states why the layers are not Pyro's.
 
 References:
     Dinh, Sohl-Dickstein, Bengio (2017). Density estimation using Real NVP.
@@ -48,15 +48,15 @@ class NormalizingFlow(LazilySized, PyroModule):
     """Exact densities of P ≥ 2 columns.
 
     Args:
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        layers: coupling layers; columns take turns at being moved.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        layers: coupling layers; columns take turns at being transformed.
         hidden: widths of each layer's network.
         scalar: g, "spline" or "affine".
         bins: of a spline on [-bound, bound], beyond which it is the identity.
         bound: in standard deviations of the data.
 
     Raises:
-        ValueError: for sizes that make no flow.
+        ValueError: for fewer than two layers or bins, or a bound that is not positive.
     """
 
     example_batch = staticmethod(example_rows)
@@ -78,7 +78,7 @@ class NormalizingFlow(LazilySized, PyroModule):
             raise ValueError(f"There is no scalar map {scalar!r}; choose from {SCALARS}.")
         if layers < 2 or bins < 2 or not bound > 0:
             raise ValueError(
-                "A flow needs layers >= 2 (each moves half of the columns), bins >= 2 and "
+                "A flow needs layers >= 2 (each transforms half of the columns), bins >= 2 and "
                 f"bound > 0; got layers={layers}, bins={bins}, bound={bound}."
             )
         self.layers, self.hidden = layers, tuple(hidden)
@@ -95,24 +95,26 @@ class NormalizingFlow(LazilySized, PyroModule):
     def density(self) -> Any:
         """p(x): its `log_prob` of rows (..., P) is exact, its `rsample` pushes noise forward."""
         if self.observed is None:
-            raise ValueError("This flow has not met data yet: build it with observed=P.")
+            raise ValueError(
+                "NormalizingFlow: its number of columns is not known. Build it with observed=P."
+            )
         base = Normal(torch.zeros_like(self.means), 1.0).to_event(1)
         couplings = [_Inverse(layer) for layer in reversed(self.couplings)]  # type: ignore[arg-type]
         standard = AffineTransform(self.means, self.scales, event_dim=1)
         return TransformedDistribution(base, [*couplings, standard])
 
     def noise(self, x: Tensor) -> Tensor:
-        """u = T⁻¹(x): (..., P) -> (..., P). Standard normal where the flow is right."""
+        """u = T⁻¹(x): (..., P) -> (..., P). Standard normal for data of the flow."""
         u = (x - self.means) / self.scales
         for layer in self.couplings:
             u, _ = layer(u)
         return u
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, means and spread of the columns from the rows `x` (N, P).
+        """Set P, means and standard deviations of the columns from rows `x` (N, P).
 
         Raises:
-            ValueError: for a column that never changes: it has no density; for a missing value.
+            ValueError: for a constant column, which has no density, or a missing value.
         """
         self.infer_sizes(x)
         check_complete(x, type(self).__name__)
@@ -131,38 +133,38 @@ class NormalizingFlow(LazilySized, PyroModule):
             raise ValueError(f"A coupling flow needs at least 2 columns, got {observed}.")
         self.register_buffer("means", torch.zeros(observed))
         self.register_buffer("scales", torch.ones(observed))
-        made: Scalar = Affine() if self.scalar == "affine" else Spline(self.bins, self.bound)
+        scalar: Scalar = Affine() if self.scalar == "affine" else Spline(self.bins, self.bound)
         columns = torch.arange(observed)
-        for number in range(self.layers):
-            # By halves, then by odd and even, and the other way round: each pair meets.
-            moved = columns < observed // 2 if number % 4 < 2 else columns % 2 == 0
-            self.couplings.append(Coupling(moved ^ bool(number % 2), made, self.hidden))
+        for layer in range(self.layers):
+            # Halves, then odd and even columns, then their complements: every pair interacts.
+            moved = columns < observed // 2 if layer % 4 < 2 else columns % 2 == 0
+            self.couplings.append(Coupling(moved ^ bool(layer % 2), scalar, self.hidden))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
         return (len(state["means"]),)
 
 
 class Coupling(nn.Module):
-    """u_b = g(x_b; θ(x_a)), u_a = x_a: from data towards noise.
+    """u_b = g(x_b; θ(x_a)), u_a = x_a: from data to noise.
 
     Args:
-        moved: which columns are b, (P,) of bool.
+        moved: True for the columns b, (P,).
         scalar: g.
         hidden: widths of the network of θ.
     """
 
-    kept_at: Tensor
+    fixed_at: Tensor
     moved_at: Tensor
 
     def __init__(self, moved: Tensor, scalar: Scalar, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self._scalar = scalar
         self.register_buffer("moved_at", torch.where(moved)[0], persistent=False)
-        self.register_buffer("kept_at", torch.where(~moved)[0], persistent=False)
+        self.register_buffer("fixed_at", torch.where(~moved)[0], persistent=False)
         self.network = MLP(
-            len(self.kept_at), len(self.moved_at) * scalar.numbers, hidden, activation="silu"
+            len(self.fixed_at), len(self.moved_at) * scalar.numbers, hidden, activation="silu"
         )
-        with torch.no_grad():  # θ = 0 is the identity: start near it
+        with torch.no_grad():  # θ = 0 is the identity: initially near it
             last: Any = self.network.layers[-1]
             last.weight.mul_(0.1)
             last.bias.zero_()
@@ -178,12 +180,12 @@ class Coupling(nn.Module):
         return u.index_copy(-1, self.moved_at, y)
 
     def _theta(self, x: Tensor) -> Tensor:
-        theta: Tensor = self.network(x[..., self.kept_at])
+        theta: Tensor = self.network(x[..., self.fixed_at])
         return theta.unflatten(-1, (len(self.moved_at), -1))
 
 
 class _Inverse(Transform):
-    """A coupling layer from noise towards data, as torch's distributions take it."""
+    """A coupling layer from noise to data, as a torch transform."""
 
     domain = constraints.real_vector
     codomain = constraints.real_vector

@@ -1,15 +1,15 @@
-"""Probabilistic principal component analysis: D causes, P columns, one noise.
+"""Probabilistic principal component analysis (PPCA).
 
     z_n ~ N(0, I)                 latent    (N, D)
     x_n ~ N(W z_n + μ, σ² I)      observed  (N, P)
 
-so that x_n ~ N(μ, W Wᵀ + σ² I), and the likelihood, the posterior of z and the maximum are known.
-With eigenvalues λ_1 ≥ … ≥ λ_P and eigenvectors U of the data's covariance,
+so that x_n ~ N(μ, W Wᵀ + σ² I): the likelihood, the posterior of z and the maximum have closed
+forms. With eigenvalues λ_1 ≥ … ≥ λ_P and eigenvectors U of the data's covariance,
 
     σ² = mean of λ_{D+1} … λ_P,    W = U_D (Λ_D - σ² I)^½,
 
-up to a rotation of z. A value that is missing (NaN) is left out of its row's likelihood, which
-integrates it out exactly.
+up to a rotation of z. A missing value (NaN) is marginalized exactly: it is left out of its row's
+likelihood.
 
 Reference:
     Tipping, Bishop (1999). Probabilistic principal component analysis.
@@ -24,12 +24,12 @@ from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
 class PPCA(LinearGaussianModel):
-    """D normal causes behind P columns with one noise variance.
+    """D normal factors of P columns with one noise variance.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        floor: the least noise variance, in squared units of the data.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        floor: smallest noise variance, in squared units of the data.
     """
 
     example_batch = staticmethod(example_rows)
@@ -46,12 +46,12 @@ class PPCA(LinearGaussianModel):
         )
 
     def maximize(self, x: Tensor, *, correction: int = 0) -> None:
-        """Set the parameters that are most likely for rows `x` (N, P) without missing values.
+        """Set the maximum-likelihood parameters for complete rows `x` (N, P).
 
         `correction=1` divides the data's covariance by N - 1, as scikit-learn's PCA does.
 
         Raises:
-            ValueError: for missing values, or where the data leave no noise (D ≥ P, or D ≥ N - 1).
+            ValueError: for missing values, or where no noise is left (D ≥ P, or D ≥ N - 1).
         """
         self.infer_sizes(x)
         if x.isnan().any():
@@ -64,12 +64,12 @@ class PPCA(LinearGaussianModel):
                 f"Use latent={most} or fewer." if most > 0 else "Give more rows, or more columns."
             )
             raise ValueError(
-                f"latent={self.latent} directions of {P} columns in {N} rows leave nothing for "
-                f"the noise. {remedy}"
+                f"latent={self.latent} directions of {P} columns in {N} rows leave no "
+                f"noise. {remedy}"
             )
         centered = x - x.mean(0)
         _, singular, V = torch.linalg.svd(centered, full_matrices=False)
-        values = singular.square() / (N - correction)  # those beyond N are 0
+        values = singular.square() / (N - correction)  # 0 beyond N
         D = self.latent
         noise = (values[D:].sum() / (P - D)).clamp(min=self.floor)
         W = V[:D].mT * (values[:D] - noise).clamp(min=0).sqrt()

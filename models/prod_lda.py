@@ -1,4 +1,4 @@
-"""ProdLDA: topics multiply instead of mixing, and a document's code is normal.
+"""ProdLDA: a topic model with a product of experts.
 
     h_n ~ N(m, diag s²)                            latent    (N, K)
     x_n ~ Multinomial(L_n, softmax(B softmax(h_n) + b))   observed  (N, V)
@@ -7,14 +7,14 @@ with m and s² such that softmax(h) is about Dirichlet(α, …, α) (Laplace's a
 
     m = 0,    s² = (1 - 2/K) / α + 1 / (K α),
 
-which has 1 - 1/K of the Dirichlet's variance, since it leaves out how entries of h depend.
+which has 1 - 1/K of the Dirichlet's variance, since it neglects the correlation of h's entries.
 
-A word's probability is a product of topics' weights, p_v ∝ e^{b_v} Π_k e^{B_vk θ_k}: several
-topics can agree on a word and rule out others, which a mixture of topics cannot, and topics come
-out sharper. b is the corpus's own frequency of words, so that topics are what departs from it.
+A word's probability is a product of topics' weights, p_v ∝ e^{b_v} Π_k e^{B_vk θ_k}. Several topics
+can agree on a word and exclude others, which a mixture of topics cannot, and topics are sharper.
+b is the corpus's own frequency of words, so topics are deviations from it.
 
-We depart from the paper in leaving batch normalisation and dropout out: with them a document's
-likelihood would depend on the others in its batch, and no bound would be one.
+Unlike the paper this model has no batch normalization and no dropout: with them a document's
+likelihood would depend on the others in its batch, and the bound would not be a bound.
 
 Reference:
     Srivastava, Sutton (2017). Autoencoding variational inference for topic models.
@@ -40,7 +40,7 @@ class ProdLDA(LazilySized, PyroModule):
 
     Args:
         topics: K.
-        words: V. If None, it is taken from the first data seen, or from a loaded state.
+        words: V. If None, inferred from the first batch or a loaded state.
         alpha: α; below 1 a document has few topics.
     """
 
@@ -76,14 +76,14 @@ class ProdLDA(LazilySized, PyroModule):
         return (h.softmax(-1) @ self.B.mT + self.b).softmax(-1)
 
     def topic_words(self) -> Tensor:
-        """The words' probabilities of a document of one topic alone, for each: (K, V)."""
+        """Word probabilities of a document of one topic only, for each topic: (K, V)."""
         return (self.B.mT + self.b).softmax(-1).detach()
 
     def initialize(self, x: Tensor) -> None:
-        """Take the corpus's frequencies of words, and small topics at random.
+        """Start from the corpus's frequencies of words, with small random topics.
 
         Raises:
-            ValueError: for a value that is no count, or a document without a word, naming it.
+            ValueError: for a value that is not a count, or a document without a word, with its row.
         """
         self.infer_sizes(x)
         check_counts(x)
@@ -92,7 +92,7 @@ class ProdLDA(LazilySized, PyroModule):
             self.B.copy_(0.5 * torch.randn(self.B.shape))
 
     def resize(self, words: int, **like: Any) -> None:
-        with preserve_rng():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # so that `initialize` draws the same numbers in either order
             self.B = nn.Parameter(0.5 * torch.randn(words, self.topics, **like))
         self.b = nn.Parameter(torch.zeros(words, **like))
 

@@ -1,16 +1,16 @@
-"""Random effects: one estimate and its standard error from each of several studies.
+"""Random-effects meta-analysis.
 
-    μ   ~ N(0, m²)            global    the effect that studies have on average
-    τ   ~ HalfCauchy(t)       global    how far they differ
+    μ   ~ N(0, m²)            global    mean effect
+    τ   ~ HalfCauchy(t)       global    standard deviation of the effects
     θ_n = μ + τ η_n           latent    η_n ~ N(0, 1)   the effect in study n
     y_n ~ N(θ_n, s_n²)        observed  s_n known
 
-With `centred=True` θ_n ~ N(μ, τ²) is itself the latent. Where studies say little each (large s),
-θ and log τ then form a funnel that neither a normal guide nor a sampler's one step size follows;
-η does not depend on τ before data are seen. Where each study says much it is the other way round.
+With `centered=True` θ_n ~ N(μ, τ²) is itself the latent. Where each study is imprecise (large s),
+θ and log τ then form a funnel that neither a normal guide nor a sampler with one step size follows.
+η is independent of τ a priori. Where each study is precise the centered form is better.
 
-The integrals over θ and μ have a closed form and that over τ is one-dimensional, so
-`log_evidence` is exact.
+The integrals over θ and μ have a closed form and that over τ is one-dimensional, so `log_evidence`
+is exact.
 
 References:
     Rubin (1981). Estimation in parallel randomized experiments.
@@ -41,7 +41,7 @@ class RandomEffects(PyroModule):
     """Effects of studies around a common mean.
 
     Args:
-        centred: whether θ or η is the latent.
+        centered: True for the latent θ, False for η.
         mean_scale: m.
         spread_scale: t.
     """
@@ -79,23 +79,23 @@ class RandomEffects(PyroModule):
             pyro.sample("y", Normal(theta, x[:, 1]), obs=x[:, 0])
 
     def initialize(self, x: Tensor) -> None:
-        """Refuse missing values, and standard errors that are none.
+        """Reject missing values and standard errors that are not positive.
 
         Raises:
-            ValueError: naming the first row.
+            ValueError: with the first such row.
         """
         _check_columns(x)
         _check_values(x)
 
     def effects(self, mu: Tensor, tau: Tensor, eta: Tensor) -> Tensor:
-        """θ (…, N) from draws μ, τ (…) and η (…, N) of the model that is not centred."""
+        """θ (…, N) from draws μ, τ (…) and η (…, N) of the non-centered model."""
         return mu[..., None] + tau[..., None] * eta
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(y_1 … y_N), jointly, in nats: (). Exact, by quadrature over τ.
 
         Raises:
-            ValueError: for missing values, or standard errors that are none.
+            ValueError: for missing values, or standard errors that are not positive.
         """
         _check_columns(x)
         _check_values(x)

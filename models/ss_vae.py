@@ -1,13 +1,13 @@
-"""Auto-encoder of rows of which some are labelled: a cluster of codes for each class.
+"""Semi-supervised VAE: a cluster of codes per class.
 
     c_n ~ Categorical(π)                                latent    (N,), enumerated
     z_n ~ N(μ_{c_n}, diag σ²_{c_n})                     latent    (N, D)
     y_n ~ Categorical((1 - ε) e_{c_n} + ε / C)          observed  (N,), where y_n ≥ 0
     x_n ~ p(x | decoder(z_n))                           observed  (N, P)
 
-A label y_n is a reading of the class c_n that errs with probability ε (C - 1)/C; y_n = -1 says
-that there is none. The class is summed out in every row, so that each row's bound is one on
-log p(x, y) where its label is known and on log p(x) where it is not:
+A label y_n is a noisy reading of the class c_n, wrong with probability ε (C - 1)/C; y_n = -1 is a
+missing label. The class is enumerated in every row, so each row's bound is one on log p(x, y) where
+its label is known and on log p(x) where it is not:
 
     E_q(z|x) [ log p(x | z) + log Σ_c π_c N(z; μ_c, σ_c²) p(y | c)^[y ≥ 0] - log q(z | x) ].
 
@@ -26,19 +26,19 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, teach
+from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, train_decoder
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
 
 
 class SemiSupervisedVAE(PyroModule):
-    """C classes of codes behind P columns, some of the classes known.
+    """C classes of codes that explain P columns, some labels known.
 
     Args:
         classes: C.
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the decoder's hidden layers.
         likelihood, categories, floor: see `Decoder`.
         error: ε.
@@ -86,7 +86,7 @@ class SemiSupervisedVAE(PyroModule):
         self.scales = PyroParam(torch.ones(classes, latent), constraints.greater_than(LEAST_SCALE))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Rows `x` (N, P) and their labels `y` (N,), 0 to C - 1, or -1; None: no row has one."""
+        """Rows `x` (N, P) and their labels `y` (N,), 0 to C - 1, or -1; None: no labels."""
         self.decoder.infer_sizes(x, owner=self)
         label = x.new_full((len(x),), -1).long() if y is None else y.long()
         with pyro.plate("data", len(x), dim=-1):
@@ -97,28 +97,28 @@ class SemiSupervisedVAE(PyroModule):
             pyro.sample("x", self.decoder(z), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """What is expected of x given `z` (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C), at codes `z` (..., D)."""
         return self.decoder.mean(z)
 
     def initialize(self, x: Tensor, y: Tensor | None = None) -> None:
-        """Start from the labelled rows' principal components; without labels, from clusters.
+        """Start from the labeled rows' principal components; without labels, from clusters.
 
         Raises:
-            ValueError: for values outside their supports, or a class without a labelled row.
+            ValueError: for values outside their supports, or a class without a labeled row.
         """
         self.decoder.initialize(x, self)
         z = principal_codes(x, self.latent)
         if y is None or (y < 0).all():
-            shown, member = z, start_clusters(z, self.classes)
+            labeled, member = z, start_clusters(z, self.classes)
         else:
             self._check_labels(y)
             known = y >= 0
-            shown = z[known]
+            labeled = z[known]
             member = torch.nn.functional.one_hot(y[known].long(), self.classes).to(z)
-        _, means, scatter = shrunken_moments(shown, member)
+        _, means, scatter = shrunken_moments(labeled, member)
         scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
         self.means, self.scales = means.to(self.means), scales.to(self.means)
-        teach(self.decoder, z.to(self.means), x)
+        train_decoder(self.decoder, z.to(self.means), x)
 
     def _reading(self) -> Tensor:
         """p(y | c): (C, C)."""
@@ -130,12 +130,12 @@ class SemiSupervisedVAE(PyroModule):
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"Labels are whole numbers from 0 to {self.classes - 1}, or -1 where there is "
-                f"none; row {row} has {y[row].item():g}. Set classes, or number the labels anew."
+                f"Labels are whole numbers from 0 to {self.classes - 1}, or -1 where it is "
+                f"missing; row {row} has {y[row].item():g}. Set classes, or number the labels anew."
             )
         missing = sorted(set(range(self.classes)) - set(y.long().tolist()))
         if missing:
             raise ValueError(
-                f"No row is labelled {missing[0]}: a class needs at least one, to start from. "
+                f"No row is labeled {missing[0]}: a class needs at least one, to start from. "
                 "Label one, or lower classes."
             )

@@ -1,10 +1,10 @@
-"""Variational auto-encoder's model: a network turns D causes into P columns.
+"""Variational autoencoder (VAE).
 
     z_n ~ N(0, I)                 latent    (N, D)
     x_n ~ p(x | decoder(z_n))     observed  (N, P)
 
-with p bits, Gaussians or categories: see `models.parts.decoders.decoder`. The prior of z may be
-another one, a VampPrior or a flow: see `ppl_lvm.models.parts.decoders.code_priors`.
+with p Bernoulli, Gaussian or categorical: see `parts.decoders.decoder`. Other priors of z are the
+VampPrior and a flow: see `parts.decoders.code_priors`.
 
 Reference:
     Kingma, Welling (2014). Auto-encoding variational Bayes. https://arxiv.org/abs/1312.6114
@@ -20,11 +20,11 @@ from ppl_lvm.models.parts.examples import example_bits
 
 
 class VAE(PyroModule):
-    """D normal causes behind P columns.
+    """D normal codes that explain P columns.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the decoder's hidden layers.
         likelihood, categories, floor: see `Decoder`.
         prior: of z: "normal", "vamp(components=50)" or "flow(layers=4)".
@@ -61,14 +61,14 @@ class VAE(PyroModule):
             pyro.sample("x", self.decoder(z), obs=x)
 
     def decode(self, z: Tensor) -> Tensor:
-        """What is expected of x given `z` (..., D): means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C), at codes `z` (..., D)."""
         return self.decoder.mean(z)
 
     def initialize(self, x: Tensor) -> None:
-        """Take P, and the columns' means and spread, from the rows `x` (N, P).
+        """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
         Raises:
-            ValueError: for values outside the likelihood's support, or data that never changes.
+            ValueError: for values outside the likelihood's support, or constant data.
         """
         self.decoder.initialize(x, self)
         self.code_prior.initialize(x)

@@ -1,8 +1,8 @@
-"""A document as counts of words: its length given, each word drawn from the same distribution.
+"""Multinomial word counts of documents of given lengths.
 
     p(x | L, p) = L! / Π_v x_v!  Π_v p_v^{x_v},    Σ_v x_v = L,
 
-the multinomial with a length for every document.
+with a length for every document.
 """
 
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ class BagOfWords(TorchDistribution):
     """Counts (…, V) of documents of given lengths.
 
     Args:
-        length: L (…,), whole numbers; taken as given, not modelled.
+        length: L (…,), whole numbers; a constant of the model.
         probs: p (…, V), which sum to one.
     """
 
@@ -49,12 +49,12 @@ class BagOfWords(TorchDistribution):
         probs = self.probs.detach().expand(*shape, -1).reshape(-1, self.probs.shape[-1])
         longest = max(1, int(length.max()))
         words = torch.multinomial(probs, longest, replacement=True)  # (docs, longest)
-        kept = (torch.arange(longest, device=words.device) < length[:, None]).to(probs)
-        counts = torch.zeros_like(probs).scatter_add_(1, words, kept)
+        present = (torch.arange(longest, device=words.device) < length[:, None]).to(probs)
+        counts = torch.zeros_like(probs).scatter_add_(1, words, present)
         return counts.reshape(*shape, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Of counts (…, V) that sum to L, in nats."""
+        """Log-probability of counts (…, V) that sum to L, in nats."""
         if self._validate_args:
             self._validate_sample(value)
         log_p = self.probs.clamp(min=torch.finfo(self.probs.dtype).tiny).log()
@@ -63,10 +63,10 @@ class BagOfWords(TorchDistribution):
 
 
 def check_counts(x: Tensor) -> None:
-    """Refuse what is no corpus of counts.
+    """Reject a tensor that is not a corpus of counts.
 
     Raises:
-        ValueError: naming the row and column, and the remedy.
+        ValueError: with the row, the column and the remedy.
     """
     wrong = (x < 0) | (x != x.round())
     if wrong.any():
@@ -78,6 +78,6 @@ def check_counts(x: Tensor) -> None:
         )
     if (empty := x.sum(-1) == 0).any():
         raise ValueError(
-            f"Document {int(empty.nonzero()[0])} has no word ({int(empty.sum())} such in all): it "
-            "says nothing. Leave it out."
+            f"Document {int(empty.nonzero()[0])} has no word ({int(empty.sum())} such in all). "
+            "Leave it out."
         )

@@ -1,10 +1,10 @@
-"""The Cholesky factor of a covariance, made so that it exists.
+"""Cholesky factors that exist despite rounding.
 
     L Lᵀ = S + 2 P ε diag S,    ε = 2e-16, in doubles
 
-A covariance beside whose columns its least variance is lost (one column the sum of others, in
-thousands, above a floor of 1e-6) has no factor in single precision, and at worst none in doubles.
-What is added is of the size of the rounding of S itself.
+A covariance whose smallest variance is lost in the rounding of its columns (one column the sum of
+others, in thousands, above a floor of 1e-6) has no factor in single precision, and at worst none in
+doubles. The added diagonal has the size of S's own rounding.
 """
 
 import torch
@@ -20,7 +20,7 @@ def cholesky(S: Tensor) -> Tensor:
 
 
 def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
-    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, as far as it lies above two floors."""
+    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, its eigenvalues raised to two floors."""
     values, vectors = torch.linalg.eigh(scatter)
     values = (values - floor).clamp(min=floor)
     return cholesky(vectors @ (values[..., None] * vectors.mT))

@@ -1,14 +1,14 @@
-"""What every model of rows of numbers asks of its data, and what a start takes from them."""
+"""Checks of rows, and moments for initial values."""
 
 import torch
 from torch import Tensor
 
 
 def check_complete(x: Tensor, name: str) -> None:
-    """Refuse rows `x` (N, P) with a value that is missing.
+    """Reject rows `x` (N, P) with a missing value.
 
     Raises:
-        ValueError: naming the first, and the remedy.
+        ValueError: with the first one, and the remedy.
     """
     if (gaps := x.isnan()).any():
         row, column = gaps.nonzero()[0].tolist()
@@ -19,10 +19,10 @@ def check_complete(x: Tensor, name: str) -> None:
 
 
 def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances (P,) of the values that are there, in doubles.
+    """Means and variances (P,) of the values that are present, in doubles.
 
     Raises:
-        ValueError: for a column without a value, or data that never changes.
+        ValueError: for a column without a value, or constant data.
     """
     x = x.detach().double()
     means = _column_means(x)
@@ -35,7 +35,7 @@ def column_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounding_variance(x: Tensor) -> Tensor:
-    """The variance (P,) that rounding makes of the columns of `x` (N, P); NaN is left out.
+    """Variance (P,) due to the rounding of the columns of `x` (N, P), without NaN.
 
     Data are of single precision: each value is off by up to 6e-8 of itself.
     """
@@ -43,7 +43,7 @@ def rounding_variance(x: Tensor) -> Tensor:
 
 
 def flat_column(column: int | None, variance: float) -> str:
-    """Why a column (None: all of them) that varies so little over all rows cannot be modelled."""
+    """Reason why a column (None: all of them) with this small variance cannot be modeled."""
     if column is None:
         return (
             f"the columns vary by no more than {variance:.1e} on average, which the floor or the "
@@ -59,7 +59,7 @@ def flat_column(column: int | None, variance: float) -> str:
 
 
 def mean_imputed(x: Tensor) -> Tensor:
-    """`x` (N, P) with its columns' means where a value is missing: to start from, not to fit.
+    """`x` (N, P) with column means in place of missing values, for initial values only.
 
     Raises:
         ValueError: for a column without a value.

@@ -1,17 +1,20 @@
-"""Ready encoders and decoders, so that a new pair needs no network boilerplate.
+"""Encoders and decoders for the usual kinds of data.
 
 Each is an ordinary `torch.nn.Module` of rows, so `AmortizedNormal(model, x, encoder=…)` takes it:
 
     MLP               rows of numbers
-    RowEncoder        all columns of a batch, standardised, gaps and all
-    ConvEncoder       pictures to rows;  ConvDecoder rows to pictures
+    RowEncoder        all columns of a batch, standardized, missing values included
+    ConvEncoder       images to rows;  ConvDecoder rows to images
     SetEncoder        sets of elements, in any order, some of them missing
-    PartialEncoder    rows with gaps, as sets of what is known
-    MixedColumns      categories beside numbers, for the network that follows
-    Standardize       columns in units of their own, for the network that follows
+    PartialEncoder    rows with missing values, as sets of the present ones
+    MixedColumns      categorical and numeric columns, for the network that follows
+    Standardize       standardized columns, for the network that follows
+
+`LazilySized` is the base of modules whose sizes come from the first batch.
 """
 
 from ppl_lvm.nn.convolutional import ConvDecoder, ConvEncoder
+from ppl_lvm.nn.lazy import LazilySized
 from ppl_lvm.nn.mixed_columns import MixedColumns
 from ppl_lvm.nn.mlp import MLP
 from ppl_lvm.nn.row_encoder import RowEncoder, Standardize
@@ -21,6 +24,7 @@ __all__ = [
     "MLP",
     "ConvDecoder",
     "ConvEncoder",
+    "LazilySized",
     "MixedColumns",
     "PartialEncoder",
     "RowEncoder",

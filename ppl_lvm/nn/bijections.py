@@ -1,10 +1,16 @@
-"""Increasing maps of the line, of numbers that a network gives: what flows are made of.
+"""Increasing bijections of the line, the elements of flows.
 
     Affine    y = exp(s) x + m
     Spline    a rational quadratic between M + 1 knots on [-B, B], the identity outside
 
-Both are the identity at θ = 0. Points outside [-B, B] are clamped and chosen by `where`, not by a
-boolean mask, so that a captured step can hold them.
+Both are the identity at θ = 0. Points outside [-B, B] are clamped and selected by `where`.
+
+Pyro's `spline_coupling` and `conditional_spline` have the same spline and cannot replace it. They
+select points by a boolean mask, so a captured step rejects them ("the shape of aten.index.Tensor's
+result depends on the data") and `torch.vmap` over restarts raises. Their slope at θ = 0 is ln 2 and
+not 1, their log-slope at ±B is -0.001 and not 0, and their state has other keys, so saved runs
+would not load. They are no faster: 5.1 ms against 4.5 ms per gradient of 256 x 8 points with 8
+bins, on one core.
 
 References:
     Durkan, Bekasov, Murray, Papamakarios (2019). Neural spline flows.
@@ -22,7 +28,7 @@ LEAST = 1e-3  # width and height of a bin as a share of [-B, B], and slope at a 
 
 
 class Scalar(ABC):
-    """Increasing maps g(x; θ) of the line."""
+    """Increasing functions g(x; θ) of the line."""
 
     numbers: int  # of θ
 
@@ -89,7 +95,7 @@ class Spline(Scalar):
         return torch.where(y.abs() > self.bound, y, x0 + w * xi.clamp(0, 1))
 
     def _knots(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Knots' places (..., M + 1) in x and in y, and slopes there; 1 at both ends."""
+        """Positions of the knots (..., M + 1) in x and in y, and slopes there; 1 at both ends."""
         widths, heights, slopes = theta.split([self.bins, self.bins, self.bins - 1], dim=-1)
         at_zero = math.log(math.expm1(1 - LEAST))
         inner = LEAST + nn.functional.softplus(slopes + at_zero)
@@ -108,7 +114,7 @@ class Spline(Scalar):
 
 
 def _bin(at: Tensor, edges: Tensor, xs: Tensor, ys: Tensor, slopes: Tensor) -> list[Tensor]:
-    """x₀, w, y₀, h, δ₀, δ₁ of the bin whose `edges` are around each value."""
+    """x₀, w, y₀, h, δ₀, δ₁ of the bin between `edges` that contains each value."""
     edges = edges.expand(*at.shape, -1)
     left = (at[..., None] >= edges[..., 1:-1]).sum(-1, keepdim=True)  # (..., 1), 0 to M - 1
 

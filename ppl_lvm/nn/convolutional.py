@@ -1,7 +1,7 @@
-"""Small convolutional networks for pictures, from 8 x 8 pixels up.
+"""Small convolutional encoders and decoders of images.
 
-Pictures are rows (…, C·H·W), as `load_data` gives them and as likelihoods with one event
-dimension take them, or (…, C, H, W); codes are rows (…, D).
+Images are rows (…, C·H·W), as `load_data` returns them and as likelihoods with one event dimension
+take them, or (…, C, H, W), from 8 x 8 pixels up. Codes are rows (…, D).
 """
 
 import math
@@ -16,19 +16,19 @@ Shape = tuple[int, ...]
 
 
 class ConvEncoder(nn.Module):
-    """h₀ = picture, hᵢ = activation(norm(conv(hᵢ₋₁))), output W vec(h) + b.
+    """h₀ = image, hᵢ = activation(norm(conv(hᵢ₋₁))), output W vec(h) + b.
 
     Every convolution is 3 x 3 with stride 2: it halves height and width, rounding up.
 
     Args:
-        image_shape: (H, W), or (C, H, W) for pictures of C channels.
-        outputs: length of a row that goes out: 2 D for an `AmortizedNormal` of D latents.
+        image_shape: (H, W), or (C, H, W) for images of C channels.
+        outputs: length of an output row: 2 D for an `AmortizedNormal` of D latents.
         channels: of the layers, first to last.
         activation: one of `ppl_lvm.nn.mlp.ACTIVATIONS`.
-        norm: "layer" (each picture by itself), "batch" (each channel over the batch), or None.
+        norm: "layer" (per image), "batch" (each channel over the batch), or None.
 
     Raises:
-        ValueError: for a name or a size that is none; from a call, for rows of another length.
+        ValueError: for an unknown name or an invalid size; from a call, for rows of another length.
     """
 
     def __init__(
@@ -53,27 +53,26 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (..., C·H·W) or (..., C, H, W) -> rows (..., outputs)."""
+        """Images (..., C·H·W) or (..., C, H, W) -> rows (..., outputs)."""
         leading, images = _leading(x, self.image_shape)
         out: Tensor = self.layers(images.to(next(self.parameters()).dtype))
         return out.reshape(*leading, -1)
 
 
 class ConvDecoder(nn.Module):
-    """h₀ = activation(W z + b), hᵢ = activation(norm(convᵀ(hᵢ₋₁))), the last without either.
+    """h₀ = activation(W z + b), hᵢ = activation(norm(convᵀ(hᵢ₋₁))), the last layer linear.
 
-    Its pictures grow through the sizes that `ConvEncoder` shrinks through, and come out as rows
-    of numbers without bounds: logits for a Bernoulli, means for a normal.
+    Images grow through the sizes that `ConvEncoder` shrinks through. The outputs are unbounded
+    rows: logits of a Bernoulli, means of a normal.
 
     Args:
         inputs: length of a code, D.
-        image_shape: (H, W), or (C, H, W); C = 2 or the number of levels gives every pixel so
-            many numbers.
+        image_shape: (H, W), or (C, H, W); C outputs per pixel.
         channels: of the layers, first to last.
         activation, norm: as `ConvEncoder`.
 
     Raises:
-        ValueError: for a name or a size that is none.
+        ValueError: for an unknown name or an invalid size.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class ConvDecoder(nn.Module):
         self.start = nn.Sequential(nn.Linear(inputs, math.prod(smallest)), _activation(activation))
         layers: list[nn.Module] = [nn.Unflatten(1, smallest)]
         for i, (before, after) in enumerate(pairwise(widths)):
-            # Stride 2 gives 2 s - 1 pixels; one more where the size to reach is even.
+            # Stride 2 gives 2 s - 1 pixels; one more where the target size is even.
             more = tuple(n - (2 * o - 1) for o, n in zip(sizes[i], sizes[i + 1], strict=True))
             layers.append(
                 nn.ConvTranspose2d(
@@ -105,13 +104,13 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Codes (..., D) -> pictures as rows (..., C·H·W)."""
+        """Codes (..., D) -> images as rows (..., C·H·W)."""
         out: Tensor = self.layers(self.start(z.reshape(-1, z.shape[-1])))
         return out.reshape(*z.shape[:-1], -1)
 
 
 def as_image(shape: Shape) -> tuple[int, int, int]:
-    """(C, H, W) of a shape that may leave C = 1 out."""
+    """(C, H, W) of a shape that may omit C = 1."""
     if len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"A picture has the shape (H, W) or (C, H, W); got {tuple(shape)}.")
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
@@ -123,11 +122,11 @@ def _activation(name: str) -> nn.Module:
 
 
 def _after(channels: int, activation: str, norm: str | None) -> list[nn.Module]:
-    """What follows a convolution."""
+    """Norm and activation of a convolution."""
     layers: list[nn.Module] = []
     if norm is not None:
-        made = choose("norm", norm, NORMS)
-        layers.append(made(1, channels) if made is nn.GroupNorm else made(channels))
+        layer = choose("norm", norm, NORMS)
+        layers.append(layer(1, channels) if layer is nn.GroupNorm else layer(channels))
     return [*layers, _activation(activation)]
 
 
@@ -148,7 +147,7 @@ def _check(widths: Shape, numbers: int) -> None:
 
 
 def _leading(x: Tensor, shape: tuple[int, int, int]) -> tuple[Shape, Tensor]:
-    """The dimensions left of the pictures, and these as one batch (n, C, H, W)."""
+    """The dimensions left of the images, and the images as one batch (n, C, H, W)."""
     channels, height, width = shape
     if x.shape[-1] == math.prod(shape):
         return tuple(x.shape[:-1]), x.reshape(-1, *shape)

@@ -1,25 +1,25 @@
-"""Columns of different kinds: categories become learned vectors, numbers stay."""
+"""Embeddings of categorical columns beside numeric ones."""
 
 import torch
 from torch import Tensor, nn
 
 
 class MixedColumns(nn.Module):
-    """Rows whose columns are numbers and categories -> rows of numbers for a network.
+    """Rows with numeric and categorical columns -> numeric rows for a network.
 
-    A category c of column p becomes a vector E_p[c], learned; a missing one (NaN, or pandas' -1)
-    has a vector of its own. Numbers come first, unchanged, 0 where they are missing.
+    A category c of column p becomes a learned vector E_p[c]; a missing one (NaN, or pandas' -1) has
+    a separate vector. Numeric columns come first, unchanged, 0 where they are missing.
 
     Args:
         columns: P.
-        categories: column -> how many categories it has, coded 0, 1, …
-        size: length of a vector; None: half the categories, rounded up, and at most 16.
+        categories: column -> number of its categories, coded 0, 1, …
+        size: length of a vector; None: half the number of categories, rounded up, at most 16.
 
     Attributes:
-        width: numbers of a row that goes out: what `MLP(inputs=…)` takes.
+        width: length of an output row, the `inputs` of an `MLP`.
 
     Raises:
-        ValueError: for a column that is none; from a call, for a code that is no category.
+        ValueError: for an invalid column; from a call, for a code without a category.
     """
 
     def __init__(self, columns: int, categories: dict[int, int], size: int | None = None) -> None:

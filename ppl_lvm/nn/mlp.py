@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the usual encoder and decoder of rows of numbers."""
+"""Multilayer perceptron."""
 
 from itertools import pairwise
 
@@ -21,15 +21,15 @@ class MLP(nn.Module):
     """h₀ = x, hᵢ = activation(norm(Wᵢ hᵢ₋₁ + bᵢ)), output W h + b.
 
     Args:
-        inputs: length of a row that comes in.
-        outputs: length of a row that goes out.
-        hidden: widths of the hidden layers; `()` makes the map linear.
+        inputs: length of an input row.
+        outputs: length of an output row.
+        hidden: widths of the hidden layers; `()` makes the network linear.
         activation: one of `ACTIVATIONS`.
-        norm: "layer" (each row by itself), "batch" (each feature over the rows; then every row's
-            output depends on its batch), or None.
+        norm: "layer" (per row), "batch" (each feature over the rows, so that a row's output depends
+            on its batch), or None.
 
     Raises:
-        ValueError: for a name or a width that is none.
+        ValueError: for an unknown name or an invalid width.
     """
 
     def __init__(

@@ -1,12 +1,12 @@
-"""From a datum to noise, along a learnt schedule: the forward process of a diffusion.
+"""Forward process of a diffusion with a learned schedule.
 
-    u = (x - m) / s                              in the data's own units        (N, P)
+    u = (x - m) / s                              standardized rows              (N, P)
     q(z_t | x) = N(α_t u, σ_t² I)                at every time t in [0, 1]
     α_t² = sigmoid(-γ_t),  σ_t² = sigmoid(γ_t)   so log SNR(t) = log α_t²/σ_t² = -γ_t
     γ_t = γ_0 + (γ_1 - γ_0) c(t)
 
-where c rises from c(0) = 0 to c(1) = 1, a straight line in each of `pieces` intervals. Both ends
-and the shape of c are learnt. Of two times s < t,
+where c rises from c(0) = 0 to c(1) = 1, linear in each of `pieces` intervals. Both ends and the
+shape of c are learned. Of two times s < t,
 
     q(z_s | z_t, x) = N(α_s u + σ_s √(1 - r) ε, σ_s² r I),   ε = (z_t - α_t u) / σ_t,
     r = 1 - exp(γ_s - γ_t).
@@ -23,8 +23,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-LEAST_GAMMA = -13.8  # noise of a millionth of the data's variance: a density has no bound else
-FIRST, LAST = -6.0, 5.0  # γ_0 and γ_1 to begin with
+LEAST_GAMMA = -13.8  # noise of a millionth of the data's variance bounds the density
+FIRST, LAST = -6.0, 5.0  # initial γ_0 and γ_1
 
 
 class Noising(nn.Module):
@@ -32,7 +32,7 @@ class Noising(nn.Module):
 
     Args:
         steps: T.
-        pieces: straight pieces of the schedule.
+        pieces: linear pieces of the schedule.
 
     Raises:
         ValueError: for fewer than one of either.
@@ -55,7 +55,7 @@ class Noising(nn.Module):
         self.increments = nn.Parameter(torch.zeros(pieces))
 
     def resize(self, observed: int) -> None:
-        """Take P, with means 0 and unit 1."""
+        """Set P, with means 0 and unit 1."""
         self.register_buffer("means", torch.zeros(observed))
         self.register_buffer("unit", torch.ones(()))
 
@@ -65,7 +65,7 @@ class Noising(nn.Module):
         pieces = len(share)
         before = (t.detach() * pieces).floor().clamp(0, pieces - 1)
         piece = before.long()
-        # An index of no dimensions would be read by Python; `take` keeps it a tensor.
+        # Python reads an index without dimensions; `take` keeps it a tensor.
         below = torch.take(share.cumsum(0) - share, piece)
         c = below + (t * pieces - before) * torch.take(share, piece)
         return LEAST_GAMMA + softplus(self.first) + self.log_span.exp() * c
@@ -95,8 +95,8 @@ def step_back(
 ) -> tuple[Tensor, Tensor]:
     """Mean (..., P) and standard deviation () of z_s, given u and the noise ε in z_t, (..., P).
 
-    With η = 1 it is q(z_s | z_t, x), with η = 0 no noise is added; any η leaves q(z_s | x) as
-    it is (Song, Meng, Ermon 2021, https://arxiv.org/abs/2010.02502, equation 7).
+    η = 1 is q(z_s | z_t, x), and η = 0 adds no noise; every η has the same q(z_s | x) (Song, Meng,
+    Ermon 2021, https://arxiv.org/abs/2010.02502, equation 7).
     """
     alpha, sigma = alpha_sigma(gamma_s)
     r = eta**2 * -torch.expm1(gamma_s - gamma_t)
@@ -104,13 +104,13 @@ def step_back(
 
 
 class StratifiedTimes(TorchDistribution):
-    """t_n = (v + n/N) mod 1 with one v ~ U(0, 1) for all N: each is uniform, all lie even.
+    """t_n = (v + n/N) mod 1 with one v ~ U(0, 1) for all N: uniform and evenly spaced.
 
-    The density is that of each t_n by itself, 1: there is no other use for it than sums over n,
-    whose variance it lowers (Kingma, Salimans, Poole, Ho 2021, appendix I).
+    The density is that of each t_n alone, 1. The distribution is for sums over n, whose variance it
+    lowers (Kingma, Salimans, Poole, Ho 2021, appendix I).
 
     Args:
-        like: a tensor of the type and device to draw.
+        like: a tensor with the dtype and device of the draws.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's own convention

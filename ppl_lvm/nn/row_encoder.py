@@ -1,4 +1,4 @@
-"""Rows of numbers as they come, in units that a network likes, with or without gaps."""
+"""Encoder of standardized rows with missing values."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from ppl_lvm.nn.mlp import MLP
 FAR = 10.0  # standard deviations
 
 
-def reined(x: Tensor) -> Tensor:
-    """`x` up to ±10; what lies d beyond enters as ±(10 + d / (1 + d / 10)): in order, below ±20.
+def soft_clip(x: Tensor) -> Tensor:
+    """Soft clipping: `x` up to ±10; 10 + d enters as ±(10 + d / (1 + d / 10)), below ±20.
 
-    A count that is rare in the rows that units were taken from may lie hundreds of their standard
+    A count that is rare in the rows that set the units may lie hundreds of their standard
     deviations off in others, and a network's exponential of that would be infinite.
     """
     near = x.clamp(-FAR, FAR)
@@ -20,11 +20,12 @@ def reined(x: Tensor) -> Tensor:
 
 
 class Standardize(nn.Module):
-    """All numbers of a datum side by side, in units of the batch it was built with: (B, P).
+    """All columns of a batch concatenated and standardized: (B, P).
 
-    Columns whose values all lie in [0, 1] (bits, grey levels) come as they are; if any does not,
-    each column is centred and divided by its standard deviation, or by the largest one where it
-    is constant. Missing values (NaN) are passed over there, and stay missing here.
+    Columns in [0, 1] throughout (bits, gray levels) stay as they are. If any value lies outside,
+    each column is centered and divided by its standard deviation in the rows of the constructor, or
+    by the largest one where it is constant. Missing values (NaN) are left out there, and stay
+    missing.
 
     Args:
         batch: tensors with rows first, as the model takes them.
@@ -43,7 +44,7 @@ class Standardize(nn.Module):
             count = known.sum(0).clamp(min=1)
             shift = values.sum(0) / count
             spread = (((x - shift).where(known, 0.0)) ** 2).sum(0).div(count).sqrt()
-            # A column that these rows show as constant may vary in others: not by its rounding.
+            # A constant column may vary in other rows; rounding must not set its unit.
             constant = spread <= 1e-6 * values.abs().amax(0)
             if not constant.all():
                 scale = spread.where(~constant, spread.max())
@@ -54,7 +55,7 @@ class Standardize(nn.Module):
         """Rows of the batch: (B, P), NaN where a value is missing.
 
         Raises:
-            ValueError: for another P than that of the rows it was built with.
+            ValueError: for another P than in the constructor.
         """
         x = side_by_side(*batch)
         if x.shape[-1] != len(self.shift):
@@ -67,16 +68,16 @@ class Standardize(nn.Module):
 
 
 class RowEncoder(nn.Module):
-    """An `MLP` over all the columns of a batch, in the units of `Standardize`, outliers reined in.
+    """An `MLP` over all columns of a batch, standardized, with outliers clipped softly.
 
-    A missing value (NaN) enters as the column's centre and carries no gradient. Where the rows it
-    was built with have some, or with `missing=True`, the network is told which are there.
+    A missing value (NaN) enters as the column's center and carries no gradient. If the rows of the
+    constructor have missing values, or with `missing=True`, a mask is a further input.
 
     Args:
         batch: some rows, the more typical the better.
-        outputs: numbers that come out for each row.
+        outputs: length of an output row.
         hidden, activation, norm: of the `MLP`.
-        missing: whether to expect gaps; None: whether these rows have any.
+        missing: True to expect missing values; None: True if these rows have any.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class RowEncoder(nn.Module):
         """Encode the rows of a batch: (B, outputs)."""
         x = self.units(*batch)
         gaps = x.isnan()
-        x = reined(x.masked_fill(gaps, 0.0))
+        x = soft_clip(x.masked_fill(gaps, 0.0))
         if self.missing:
             x = torch.cat([x, (~gaps).to(x)], -1)
         out: Tensor = self.net(x)
@@ -107,6 +108,6 @@ class RowEncoder(nn.Module):
 
 
 def side_by_side(*batch: Tensor) -> Tensor:
-    """All numbers of a datum, of every tensor of the batch: (B, P)."""
+    """All tensors of a batch as rows (B, P)."""
     dtype = next((x.dtype for x in batch if x.is_floating_point()), torch.get_default_dtype())
     return torch.cat([x.reshape(len(x), -1).to(dtype) for x in batch], dim=-1)

@@ -1,9 +1,9 @@
-"""Encoders of sets: whatever order the elements come in, and however many are missing.
+"""Permutation-invariant encoders of sets (deep sets).
 
-    h = mean over the elements m that are there of φ(x_m),   output = ρ(h, log(1 + how many))
+    h = mean over the present elements m of φ(x_m),   output = ρ(h, log(1 + their number))
 
 Every continuous function of a set is of this form, with a sum in place of the mean (Zaheer et
-al. 2017, theorem 2); mean and number together are the sum, and keep their scale as sets grow.
+al. 2017, theorem 2). Mean and number together determine the sum, and keep their scale as sets grow.
 
 References:
     Zaheer, Kottur, Ravanbakhsh, Póczos, Salakhutdinov, Smola (2017). Deep sets.
@@ -19,11 +19,11 @@ from ppl_lvm.nn.mlp import MLP
 
 
 class SetEncoder(nn.Module):
-    """One row of numbers for a set of M elements of F numbers each.
+    """One row for a set of M elements of F numbers each.
 
     Args:
         inputs: F.
-        outputs: length of a row that goes out.
+        outputs: length of an output row.
         features: length of φ's output.
         hidden: widths of the hidden layers of φ, and of ρ.
         activation: of both.
@@ -42,10 +42,10 @@ class SetEncoder(nn.Module):
         self.whole = MLP(features + 1, outputs, hidden, activation)
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
-        """Sets `x` (..., M, F), and which elements are `present` (..., M): rows (..., outputs).
+        """Sets `x` (..., M, F), and a mask `present` of their elements (..., M): rows (..., outputs).
 
-        Without `present` those are there that hold no NaN. An element that is not there has no
-        influence and no gradient.
+        By default the elements without NaN are present. The others have no influence and no
+        gradient.
         """
         if present is None:
             present = ~x.isnan().any(-1)
@@ -58,16 +58,16 @@ class SetEncoder(nn.Module):
 
 
 class PartialEncoder(nn.Module):
-    """Rows with gaps: a set of pairs (which column, its value), of those that are known.
+    """Rows with missing values as sets of pairs (column, value) of the present ones.
 
-    Unlike a `RowEncoder` it fills nothing in, and a row of few known columns among many is a small
-    set. Put `Standardize` in front where columns have units of their own:
+    Unlike a `RowEncoder` it imputes nothing, and a row with few present columns among many is a
+    small set. Put `Standardize` in front where columns differ in units:
     `nn.Sequential(Standardize(x), PartialEncoder(P, 2 * D))`.
 
     Args:
         columns: P.
-        outputs: length of a row that goes out.
-        size: numbers that stand for a column, learned.
+        outputs: length of an output row.
+        size: length of a column's learned embedding.
         features, hidden, activation: as `SetEncoder`.
     """
 

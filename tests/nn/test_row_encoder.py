@@ -6,7 +6,7 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from ppl_lvm.nn import RowEncoder, Standardize
-from ppl_lvm.nn.row_encoder import reined
+from ppl_lvm.nn.row_encoder import soft_clip
 
 
 def _gaps() -> torch.Tensor:
@@ -72,7 +72,7 @@ def test_what_is_rare_in_the_rows_of_the_units_does_not_run_away_in_others() -> 
     assert net.units(rare).max() > 200
     assert net(rare).abs().max() < 10
     ordinary = net.units(x[:9])
-    assert torch.equal(reined(ordinary), ordinary)
+    assert torch.equal(soft_clip(ordinary), ordinary)
     ladder = torch.linspace(-300, 300, 999, dtype=torch.float64)
-    assert (reined(ladder).diff() > 0).all()
-    assert reined(ladder).abs().max() < 20
+    assert (soft_clip(ladder).diff() > 0).all()
+    assert soft_clip(ladder).abs().max() < 20

@@ -1,1 +1,1 @@
-"""Decoders of auto-encoders, and the priors of their codes."""
+"""Decoders of autoencoders, and the priors of their codes."""

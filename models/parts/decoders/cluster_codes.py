@@ -1,19 +1,19 @@
-"""Clusters of principal components that an auto-encoder starts from."""
+"""Clusters of principal components that an autoencoder starts from."""
 
 import torch
 from torch import Tensor
 
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 
-# The decoder's lessons before training: enough to tell clusters apart, not to learn noise.
+# Steps, rows and rate of the decoder's training: enough to separate clusters, not to fit noise.
 _LESSONS, _LESSON_ROWS, _LESSON_RATE = 300, 256, 3e-3
 
 
-# Below so much of the leading deviation, rows of single precision vary by rounding alone.
+# Below this share of the leading deviation, rows of single precision vary by rounding alone.
 _ROUNDING = 3e-7
 
 
-# The least standard deviation of a cluster, in units of the principal components at the start.
+# Smallest standard deviation of a cluster, in units of the initial principal components.
 LEAST_SCALE = 0.05
 
 
@@ -21,7 +21,7 @@ def principal_codes(x: Tensor, latent: int) -> Tensor:
     """The D leading principal components of the rows `x` (N, P), each of variance 1: (N, D).
 
     Raises:
-        ValueError: for rows that do not vary in so many directions.
+        ValueError: for rows that vary in fewer directions.
     """
     if latent > min(x.shape):
         raise ValueError(
@@ -41,8 +41,8 @@ def principal_codes(x: Tensor, latent: int) -> Tensor:
     return centered @ V[:latent].mT / singular[:latent] * len(x) ** 0.5
 
 
-def teach(decoder: Decoder, z: Tensor, x: Tensor) -> None:
-    """Let the decoder learn the way from codes `z` (N, D) to rows `x` (N, P)."""
+def train_decoder(decoder: Decoder, z: Tensor, x: Tensor) -> None:
+    """Train the decoder to map codes `z` (N, D) to rows `x` (N, P)."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=_LESSON_RATE)
     with torch.enable_grad():
         for _ in range(_LESSONS):

@@ -1,13 +1,13 @@
-"""Priors that a VAE can take in place of N(0, I), each with its exact density.
+"""Priors of a VAE's codes with exact densities.
 
     normal                              z ~ N(0, I)
     vamp(components=50)                 z ~ 1/K Σ_k q(z | u_k),  q the encoder, u_k learned rows
-    flow(layers=4, scalar="spline")     z = T(ε), ε ~ N(0, I),   T a normalising flow
+    flow(layers=4, scalar="spline")     z = T(ε), ε ~ N(0, I),   T a normalizing flow
 
-The best prior for a VAE is the average of its posteriors, 1/N Σ_n q(z | x_n). The VampPrior is
-such an average over K rows u_k that are learned and need not be data. Its encoder belongs to the
-prior; `ppl_lvm.guides:vamp_prior_guide` makes a guide of the same one. Under any other guide it is
-a mixture of normals like others. A flow bends the normal itself.
+The best prior of a VAE is the average of its posteriors, 1/N Σ_n q(z | x_n). The VampPrior is such
+an average over K learned pseudo-inputs u_k. Its encoder belongs to the prior;
+`ppl_lvm.guides:vamp_prior_guide` makes a guide of the same encoder. Under any other guide it is an
+ordinary mixture of normals. A flow transforms the normal itself.
 
 References:
     Tomczak, Welling (2018). VAE with a VampPrior. https://arxiv.org/abs/1705.07120, equation 9
@@ -35,12 +35,12 @@ class NormalPrior(PyroModule):
         self.latent = latent
 
     def forward(self, x: Tensor) -> Any:
-        """p(z), in the type of the rows `x` if that is a floating-point one."""
+        """p(z), in the dtype of floating-point rows `x`."""
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         return Normal(x.new_zeros(self.latent, dtype=dtype), 1.0).to_event(1)
 
     def initialize(self, x: Tensor) -> None:
-        """Nothing is to be learned."""
+        """Nothing to initialize."""
 
 
 class VampPrior(PyroModule):
@@ -62,7 +62,7 @@ class VampPrior(PyroModule):
         self.encoder: RowEncoder | None = None
 
     def forward(self, x: Tensor) -> Any:
-        """p(z); from the rows `x` it takes sizes and units when it first meets some."""
+        """p(z); the first rows `x` set sizes and units."""
         if self.encoder is None:
             self._build_encoder(x)
         assert self.encoder is not None
@@ -90,7 +90,7 @@ class VampPrior(PyroModule):
 
 
 class FlowPrior(PyroModule):
-    """T(ε) for ε ~ N(0, I) and T a chain of coupling layers, the identity at the start.
+    """T(ε) for ε ~ N(0, I) and T a chain of coupling layers, initially near the identity.
 
     Args:
         latent: D, two or more.
@@ -108,17 +108,17 @@ class FlowPrior(PyroModule):
         self.flow = NormalizingFlow(latent, layers, tuple(hidden), scalar)
 
     def forward(self, x: Tensor) -> Any:
-        """p(z), in the flow's own type, which follows the rows `x`."""
+        """p(z), in the dtype of floating-point rows `x`."""
         if x.is_floating_point() and x.dtype != self.flow.means.dtype:
             self.flow.to(x)
         return self.flow.density()
 
     def initialize(self, x: Tensor) -> None:
-        """The identity is its start."""
+        """Nothing to initialize."""
 
 
 class NormalMixture(MixtureSameFamily):
-    """A mixture of normals of one event dimension, whose support bijections know as the reals."""
+    """A mixture of normals of one event dimension, its support declared as real vectors."""
 
     @property
     def support(self) -> Any:
@@ -129,10 +129,10 @@ PRIORS = {"normal": NormalPrior, "vamp": VampPrior, "flow": FlowPrior}
 
 
 def make_prior(spec: str, latent: int) -> Any:
-    """A prior of D = `latent` codes from its name in call syntax: "vamp(components=50)".
+    """A prior of D = `latent` codes from call syntax: "vamp(components=50)".
 
     Raises:
-        ValueError: for a name or an argument that is none.
+        ValueError: for an unknown name or argument.
     """
     name, settings = parse_call(spec)
     if name not in PRIORS:

@@ -1,18 +1,17 @@
-"""What a network says of P columns: the likelihood that every auto-encoder here shares.
+"""Decoder network with a likelihood of P columns.
 
-    x_n ~ p(x | f(h_n)),   f an MLP, h_n whatever causes x_n (codes, a label, the other columns)
+    x_n ~ p(x | f(h_n)),   f an MLP, h_n the causes of x_n (codes, a label, other columns)
 
 with p one of
 
     bernoulli         x_np ~ Bernoulli(σ(f_p(h_n)))                  x in {0, 1}
-    gaussian          x_np ~ N(f_p(h_n), σ_p²), σ_p² = s_p² + floor  one variance a column
+    gaussian          x_np ~ N(f_p(h_n), σ_p²), σ_p² = s_p² + floor  one variance per column
     gaussian-shared   x_np ~ N(f_p(h_n), σ²),   σ²  = s² + floor     one variance for all
     categorical       x_np ~ Categorical(softmax(f_p(h_n)))          x in {0, …, C - 1}
 
-The Gaussian likelihoods are unbounded: a column that never changes (a corner pixel) lets its
-variance run to zero and the loss to minus infinity. So variances have a floor, by default a
-millionth of the data's mean square distance from its column means, and `initialize` warns of
-such columns.
+The Gaussian likelihoods are unbounded: on a constant column (a corner pixel) the variance can run
+to zero and the loss to minus infinity. So variances have a floor, by default a millionth of the
+data's mean square distance from its column means, and `initialize` warns of such columns.
 """
 
 import math
@@ -31,16 +30,16 @@ LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
 
 
 class Decoder(LazilySized, PyroModule):
-    """p(x | h): a network of `inputs` numbers, and one of the likelihoods above.
+    """p(x | h): a network with `inputs` inputs, and one of the likelihoods above.
 
     Args:
-        inputs: length of h; None: the model says it (`inputs = …`) before the first data.
-        observed: P. If None, it is taken from the first data met, or from a loaded state.
+        inputs: length of h; None: the model sets it (`inputs = …`) before the first batch.
+        observed: P. If None, inferred from the first batch or a loaded state.
         hidden: widths of the hidden layers; `()` makes f linear.
         likelihood: one of `LIKELIHOODS`.
         categories: C, for `likelihood="categorical"` only.
-        floor: the least variance of a Gaussian likelihood, as a fraction of the variance that
-            `initialize` finds in the data (mean over columns; 1 before that).
+        floor: smallest variance of a Gaussian likelihood, as a fraction of the variance that
+            `initialize` computes from the data (mean over columns; 1 before that).
 
     Raises:
         ValueError: for arguments that do not fit together.
@@ -81,7 +80,7 @@ class Decoder(LazilySized, PyroModule):
         self.set_sizes(observed if inputs is not None else None)
 
     def forward(self, *causes: Tensor) -> Any:
-        """p(x | h) for h = `causes` side by side, each (..., d): event (P,)."""
+        """p(x | h) for h = `causes` concatenated, each (..., d): event (P,)."""
         out = self.net(side_by_side(*causes))
         if self.likelihood == "bernoulli":
             return Bernoulli(logits=out).to_event(1)
@@ -91,10 +90,10 @@ class Decoder(LazilySized, PyroModule):
         return Normal(self.means + self.unit * out, self.unit * scale).to_event(1)
 
     def mean(self, *causes: Tensor) -> Tensor:
-        """What is expected of x: means (..., P), or p(x_p = c) (..., P, C)."""
+        """Means of x (..., P), or p(x_p = c) (..., P, C)."""
         fn = self(*causes)
-        found: Tensor = fn.base_dist.probs if self.likelihood == "categorical" else fn.mean
-        return found
+        result: Tensor = fn.base_dist.probs if self.likelihood == "categorical" else fn.mean
+        return result
 
     @property
     def dtype(self) -> torch.dtype:
@@ -112,12 +111,12 @@ class Decoder(LazilySized, PyroModule):
         return (x.shape[1],)
 
     def initialize(self, x: Tensor, owner: nn.Module) -> None:
-        """Take P, and the columns' means and spread, from the rows `x` (N, P).
+        """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
         Warns of constant columns where a Gaussian likelihood would learn their variance.
 
         Raises:
-            ValueError: for values outside the likelihood's support, or data that never changes.
+            ValueError: for values outside the likelihood's support, or constant data.
         """
         self.infer_sizes(x, owner=owner)
         _check_support(x, self.likelihood, self.categories)
@@ -133,8 +132,8 @@ class Decoder(LazilySized, PyroModule):
             warnings.warn(
                 f"Columns {_shorten(constant)} never change: their learned variance will sink to "
                 f"the floor, {self.floor:g} of the data's, where each adds a constant "
-                f"{-0.5 * math.log(self.floor):.1f} nats or more to the bound, which says nothing "
-                "about the model. Leave them out, or use likelihood='gaussian-shared'.",
+                f"{-0.5 * math.log(self.floor):.1f} nats or more to the bound, which is no "
+                "evidence about the model. Leave them out, or use likelihood='gaussian-shared'.",
                 stacklevel=3,
             )
         self.means.copy_(x.detach().double().mean(0))
@@ -156,7 +155,7 @@ class Decoder(LazilySized, PyroModule):
 
 
 def side_by_side(*parts: Tensor) -> Tensor:
-    """Tensors (..., d_i) as one (..., Σ d_i), their batch shapes broadcast."""
+    """Tensors (..., d_i) concatenated to (..., Σ d_i), their batch shapes broadcast."""
     if len(parts) == 1:
         return parts[0]
     shape = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
@@ -169,7 +168,7 @@ def _check_support(x: Tensor, likelihood: str, categories: int | None) -> None:
         remedy = "Fill or leave out rows with missing values."
     elif likelihood == "bernoulli":
         wrong, expected = (x != 0) & (x != 1), "0 or 1"
-        remedy = "Binarise the data, or use likelihood='gaussian-shared'."
+        remedy = "Binarize the data, or use likelihood='gaussian-shared'."
     else:
         top = (categories or 1) - 1
         wrong, expected = (x < 0) | (x > top) | (x != x.round()), f"integers 0 to {top}"
@@ -183,6 +182,6 @@ def _check_support(x: Tensor, likelihood: str, categories: int | None) -> None:
 
 
 def _shorten(columns: list[int]) -> str:
-    """Up to eight column numbers, and how many more."""
+    """Up to eight column numbers, and the number of the others."""
     shown = ", ".join(map(str, columns[:8]))
     return shown if len(columns) <= 8 else f"{shown} and {len(columns) - 8} more"

@@ -1,12 +1,14 @@
-"""N(μ, W Wᵀ + diag ψ) whose density loses no digits where W is large beside ψ.
+"""Low-rank multivariate normal with an accurate density.
+
+N(μ, W Wᵀ + diag ψ) for W that may be large beside ψ.
 
 With m the mean of the factors given x,
 
     log N(x) = -½ [ (x - μ - W m)ᵀ diag ψ⁻¹ (x - μ - W m) + mᵀ m + log det M + Σ log 2π ψ ],
     M = I + Wᵀ diag ψ⁻¹ W,    m = M⁻¹ Wᵀ diag ψ⁻¹ (x - μ):
 
-a sum of squares, a minimum over the factors. Pyro's own form is a difference of two numbers of
-size |x - μ|² / ψ, which in single precision leaves nothing of a noise of 1 beside columns of 1000.
+a sum of squares, a minimum over the factors. Pyro's own form is a difference of two terms of size
+|x - μ|² / ψ, which in single precision leaves no digits of a noise of 1 beside columns of 1000.
 """
 
 import math
@@ -17,7 +19,7 @@ from torch import Tensor
 
 
 class FactorNormal(LowRankMultivariateNormal):
-    """Of loc μ (…, P), cov_factor W (…, P, D) and cov_diag ψ (…, P)."""
+    """N(loc, W Wᵀ + diag ψ): loc μ (…, P), cov_factor W (…, P, D) and cov_diag ψ (…, P)."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, in nats."""

@@ -1,16 +1,17 @@
-"""Inference and expectation-maximisation for x = W z + μ + noise, z ~ N(0, I), independent noise.
+"""Linear Gaussian factor models: inference and expectation-maximization.
 
-Column p has noise variance ψ_p. Of row n only the columns o in O_n are there (NaN elsewhere), and
-the others are integrated out, which for independent noise means that they are left out:
+x = W z + μ + noise with z ~ N(0, I) and independent noise of variance ψ_p in column p. Of row n the
+columns o in O_n are present (NaN elsewhere). The others are marginalized, which for independent
+noise means that they are left out:
 
     p(z_n | x_n) = N(m_n, C_n),  C_n = (I + Σ_o w_o w_oᵀ / ψ_o)⁻¹,  m_n = C_n Σ_o w_o d_no / ψ_o,
     log p(x_n) = -½ [ Σ_o (d_no - w_oᵀ m_n)² / ψ_o + m_nᵀ m_n + log det C_n⁻¹ + Σ_o log 2π ψ_o ],
 
-with d = x - μ. The sum of squares is a minimum over z, so nothing cancels. The E-step sums what
-`latent_regression` says of each column's regression on z̃ = (z, 1), and the M-step is that
-regression: w_p, the shift of μ_p, and ψ_p = left_p / rows_p, or one such ratio for all columns. Its
-step is the one of parameter expansion: z ~ N(η, Γ) is fitted too, from Z = Σ_n E[z̃ z̃ᵀ] over all
-rows, and put back into W and μ, which leaves p(x) what it is and makes the convergence faster.
+with d = x - μ. The sum of squares is a minimum over z, so nothing cancels. The E-step computes the
+sums of `latent_regression` for each column's regression on z̃ = (z, 1), and the M-step is that
+regression: w_p, the shift of μ_p, and ψ_p = left_p / rows_p, or one such ratio for all columns.
+Parameter expansion makes it converge faster: z ~ N(η, Γ) is fitted too, from Z = Σ_n E[z̃ z̃ᵀ] over
+all rows, and absorbed into W and μ, which leaves p(x) unchanged.
 
 θ is {"W": (P, D), "mu": (P,), "noise": (P,), or () for one}, in doubles.
 
@@ -42,12 +43,12 @@ State = dict[str, Tensor]
 
 
 class LinearGaussianModel(LazilySized, PyroModule):
-    """What `PPCA` and `FactorAnalysis` share: everything but the shape of the noise.
+    """Base of `PPCA` and `FactorAnalysis`, which differ in the shape of the noise.
 
     Args:
         latent: D.
-        observed: P. If None, it is taken from the first data seen, or from a loaded state.
-        floor: the least noise variance, in squared units of the data.
+        observed: P. If None, inferred from the first batch or a loaded state.
+        floor: smallest noise variance, in squared units of the data.
     """
 
     W: Tensor  # (P, D)
@@ -66,7 +67,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
         self.set_sizes(observed)
 
     def noises(self, variance: Tensor) -> Tensor:
-        """One number a noise of the model, from one a column (P,): their mean, or they."""
+        """The model's noise variances, from one per column (P,): their mean, or all."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> None:
@@ -80,7 +81,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
             pyro.sample("x", likelihood.to_event(1), obs=x.nan_to_num(0.0))
 
     def posterior(self, x: Tensor) -> None:
-        """A guide: z drawn from p(z | x), exactly."""
+        """The exact posterior p(z | x) as a guide."""
         mean, L = posterior(self._doubles(), x.double())
         q = MultivariateNormal(mean, precision_matrix=L @ L.mT)
         with pyro.plate("data", len(x), dim=-1):
@@ -88,7 +89,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
 
     @property
     def noise(self) -> Tensor:
-        """ψ: variances, one for all columns () or one a column (P,)."""
+        """ψ: one variance for all columns () or one per column (P,)."""
         return self.scale**2 + self.floor
 
     def log_evidence(self, x: Tensor) -> Tensor:
@@ -97,17 +98,17 @@ class LinearGaussianModel(LazilySized, PyroModule):
         return log_evidence(self._doubles(), x.double()).to(x)
 
     def degenerate(self, x: Tensor) -> str | None:
-        """Why these parameters must not be chosen although their likelihood is high, or None.
+        """Reason to reject these parameters although their likelihood is high, or None.
 
-        Noise has run out where its variance is below ten floors, or no more than what rounding
-        makes of values of that size.
+        A noise has run out where its variance is below ten floors, or no more than the rounding of
+        values of that size.
         """
         noise = self.noise.detach().double()
         x = x.detach().double()
         variance = self.noises((x - x.nanmean(0)).square().nanmean(0))
         rounding = self.noises(rounding_variance(x))
         least = rounding.clamp(min=10 * self.floor)
-        # Columns that vary as little themselves may well do so: unless the floor is reached.
+        # Columns that vary as little themselves are no fault, unless the floor is reached.
         judged = (variance > 10 * least) | (rounding > 10 * self.floor)
         sunk = noise <= torch.where(judged, least, 1.01 * self.floor)
         if not sunk.any():
@@ -119,14 +120,14 @@ class LinearGaussianModel(LazilySized, PyroModule):
         return self._without_noise(p, noise.min().item())
 
     def _without_noise(self, p: int, noise: float) -> str:
-        """What `degenerate` says where noise `p` has run out, to variance `noise`."""
+        """Text of `degenerate` where noise `p` has run out, to variance `noise`."""
         raise NotImplementedError
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the columns' means, with half of the variance as noise and W at random.
+        """Start from the columns' means, with half of the variance as noise and random W.
 
         Raises:
-            ValueError: for a column without a value, or data that never changes.
+            ValueError: for a column without a value, or constant data.
         """
         self.infer_sizes(x)
         means, variance = column_moments(x)
@@ -136,12 +137,12 @@ class LinearGaussianModel(LazilySized, PyroModule):
         self.set_em_state({"W": W, "mu": means, "noise": noise})
 
     def em_state(self) -> State:
-        """θ of expectation-maximisation (`ppl_lvm.fitting.em`)."""
+        """θ of expectation-maximization (`ppl_lvm.fitting.em`)."""
         state = {name: t.detach().double() for name, t in self._theta().items()}
         return {**state, "noise": state["noise"].clamp(min=self.floor)}
 
     def set_em_state(self, state: State) -> None:
-        """Take over θ."""
+        """Set the parameters to θ."""
         with torch.no_grad():
             self.W.copy_(state["W"])
             self.mu.copy_(state["mu"])
@@ -159,18 +160,18 @@ class LinearGaussianModel(LazilySized, PyroModule):
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
     ) -> State:
-        """The sums that were taken at θ, as they are at θ', the M-step of `made_of`."""
+        """Statistics taken at θ, in the coordinates of θ', the M-step of `made_of`."""
         return transport_statistics(state, new, made_of, statistics)
 
     def _theta(self) -> State:
         return {"W": self.W, "mu": self.mu, "noise": self.noise}
 
     def _doubles(self) -> State:
-        """θ in doubles: of two factors, 1,000 and 1 times the noise, single precision has one."""
+        """θ in doubles: single precision loses a factor of 1 beside one of 1,000 noises."""
         return {name: t.double() for name, t in self._theta().items()}
 
     def resize(self, observed: int, **like: Any) -> None:
-        with preserve_rng():  # `initialize` draws the same, sized before it or by it
+        with preserve_rng():  # so that `initialize` draws the same numbers in either order
             self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
         self.mu = nn.Parameter(torch.zeros(observed, **like))
         self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
@@ -197,7 +198,7 @@ def posterior(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_evidence(state: State, x: Tensor) -> Tensor:
-    """log p(x_n) of the values that are there, in nats: (N,)."""
+    """log p(x_n) of the present values, in nats: (N,)."""
     return _log_evidence(state, x, *posterior(state, x))
 
 
@@ -220,7 +221,7 @@ def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
 
 
 def maximize(state: State, statistics: State, least: float) -> State:
-    """θ' from the sums of `expect`, the noise not below `least`; as many noises as in θ."""
+    """θ' from the sums of `expect`, the noise not below `least`; noises in the shape of θ."""
     W, shift, left = latent_regression.solve(statistics)
     rows, mu = statistics["rows"], state["mu"] + shift
     noise = left / rows if state["noise"].dim() else left.sum() / rows.sum()

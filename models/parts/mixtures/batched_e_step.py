@@ -1,17 +1,16 @@
-"""The E-step of a Gaussian mixture for many starts at once: two matrix products that they share.
+"""E-step of a Gaussian mixture for several restarts at once.
 
 A Gaussian's log-density is linear in the features φ(y) = (1, y, {y_p y_q}) of a row, so that for R
-starts of K components
+restarts of K components
 
     log π_k N(x_n; μ_k, Σ_k) = φ(y_n) · c_k,    c (F, R K),    T = Σ_n φ(y_n) r_n,    T (F, R K),
 
-with y the rows centred and in units of their columns. The features are made once for all starts,
-and both products run at the processor's speed. From T the moments of u = L⁻¹ (x - μ) follow,
-which `mixture_em.expect` takes directly.
+with y the standardized rows. All restarts share the features, and both products run at the
+processor's speed. T gives the moments of u = L⁻¹ (x - μ), which `em.expect` computes directly.
 
-That loses digits where a component is narrow beside the data: squares of size |y|² ‖Σ⁻¹‖ cancel to
-squares of order one. Starts for which rounding may exceed `LOST` take `mixture_em.expect` in turn,
-and so do rows with missing values.
+Digits are lost where a component is narrow beside the data: squares of size |y|² ‖Σ⁻¹‖ cancel to
+squares of order one. Restarts whose rounding error may exceed `LOST` use `em.expect` one after the
+other, and so do rows with missing values.
 """
 
 import math
@@ -20,61 +19,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts.mixtures import em as mixture_em
+from ppl_lvm.models.parts.mixtures import em
 
 State = dict[str, Tensor]
 
-# A row's log-density may be wrong by so many nats through rounding.
+# Largest tolerated rounding error of a row's log-density, in nats.
 LOST = 1e-11
-# Log-densities that are held at once.
+# Log-densities in memory at once.
 BLOCK_NUMBERS = 2**18
 
 
 def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
-    """What `mixture_em.expect` says of each start, starts leading in θ, in the sums, and in (R,).
+    """The sums of `em.expect` for each restart, restarts first, and log-likelihoods (R,).
 
-    Looks at the values of θ: not for `torch.vmap`.
+    Reads the values of θ: not for `torch.vmap`.
     """
     if x.isnan().any():
-        return _in_turn(state, x, covariance)
+        return _one_by_one(state, x, covariance)
     center, unit = x.mean(0), x.std(0, correction=0)
     unit = torch.where(unit > 0, unit, 1.0)
     y = ((x - center) / unit).mT  # (P, N)
-    W, log_det = torch.vmap(lambda one: mixture_em.whitening(one, covariance))(state)
+    W, log_det = torch.vmap(lambda one: em.whitening(one, covariance))(state)
     W = W * unit
     b = (state["means"] - center) / unit  # (R, K, P)
     exact = _lost(y, W) <= LOST
     if exact.all():
-        return _together(state["weights"], y, b, W, log_det, covariance)
+        return _batched(state["weights"], y, b, W, log_det, covariance)
     some, others = exact.nonzero()[:, 0], (~exact).nonzero()[:, 0]
-    found = [_in_turn({name: t[others] for name, t in state.items()}, x, covariance)]
+    results = [_one_by_one({name: t[others] for name, t in state.items()}, x, covariance)]
     if len(some):
         weights = state["weights"][some]
-        found.append(_together(weights, y, b[some], W[some], log_det[some], covariance))
+        results.append(_batched(weights, y, b[some], W[some], log_det[some], covariance))
     place = torch.cat([others, some]).argsort()
-    sums = {name: torch.cat([each[name] for each, _ in found])[place] for name in found[0][0]}
-    return sums, torch.cat([log_likelihood for _, log_likelihood in found])[place]
+    sums = {name: torch.cat([each[name] for each, _ in results])[place] for name in results[0][0]}
+    return sums, torch.cat([log_likelihood for _, log_likelihood in results])[place]
 
 
 def _lost(y: Tensor, W: Tensor) -> Tensor:
-    """What a row's log-density may be wrong by, nats, for each start (R,)."""
+    """Largest rounding error of a row's log-density in nats, for each restart (R,)."""
     narrow = W.square().flatten(2).sum(-1).amax(-1)  # ‖Σ⁻¹‖ at most, (R,)
     return torch.finfo(y.dtype).eps * y.square().sum(0).amax() * narrow
 
 
-def _in_turn(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+def _one_by_one(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     R = len(state["means"])
-    found = [
-        mixture_em.expect({k: t[r] for k, t in state.items()}, x, covariance) for r in range(R)
-    ]
-    sums = {name: torch.stack([each[name] for each, _ in found]) for name in found[0][0]}
-    return sums, torch.stack([log_likelihood for _, log_likelihood in found])
+    results = [em.expect({k: t[r] for k, t in state.items()}, x, covariance) for r in range(R)]
+    sums = {name: torch.stack([each[name] for each, _ in results]) for name in results[0][0]}
+    return sums, torch.stack([log_likelihood for _, log_likelihood in results])
 
 
-def _together(
+def _batched(
     weights: Tensor, y: Tensor, b: Tensor, W: Tensor, log_det: Tensor, covariance: str
 ) -> tuple[State, Tensor]:
-    """The sums for starts of weights (R, K) and means b (R, K, P), u = W (y - b), y (P, N)."""
+    """The sums for weights (R, K) and means b (R, K, P), u = W (y - b), y (P, N)."""
     R, K, P = b.shape
     full = covariance in ("full", "tied")
     c = _coefficients(weights, b, W, log_det)  # (K R, F)

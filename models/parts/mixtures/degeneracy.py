@@ -1,13 +1,13 @@
-"""Where a Gaussian mixture is flat: the directions in which its components hardly vary.
+"""Flat directions of the components of a Gaussian mixture.
 
 With Σ_k the covariances, μ_k the means and v_k the direction in which component k varies least,
 
-    the component's own variance there   λ_k = v_kᵀ Σ_k v_k,
+    the component's variance there       λ_k = v_kᵀ Σ_k v_k,
     that of all rows                     v_kᵀ (Σ_j π_j [Σ_j + (μ_j - μ)(μ_j - μ)ᵀ]) v_k,
-    what rounding makes of it            v_kᵀ diag(10⁻¹³ · mean of x_p²) v_k,    μ = Σ_j π_j μ_j.
+    that of rounding                     v_kᵀ diag(10⁻¹³ · mean of x_p²) v_k,    μ = Σ_j π_j μ_j.
 
-A component that is flat where all rows together are not has collapsed. Where all rows are flat, it
-is a column that never changes, is given in units too large for it, or is made up of others.
+A component that is flat where all rows together are not has collapsed. Where all rows are flat, the
+cause is a column that is constant, has units too large for its spread, or is determined by others.
 """
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ppl_lvm.models.parts.row_checks import flat_column, rounding_variance
 
-# A direction is a column's if so much of its square is.
+# A direction belongs to a column with this share of its square.
 _ALONE = 0.99
 
 
 def flattest(covariances: Tensor, *, spherical: bool = False) -> Tensor:
-    """v_k v_kᵀ (K, P, P) for covariances (K, P, P); I / P where all directions are alike."""
+    """v_k v_kᵀ (K, P, P) for covariances (K, P, P); I / P if spherical."""
     if spherical:
         P = covariances.shape[-1]
         return torch.eye(P).to(covariances).expand_as(covariances) / P
@@ -29,31 +29,31 @@ def flattest(covariances: Tensor, *, spherical: bool = False) -> Tensor:
 
 
 def directional_variance(flat: Tensor, covariances: Tensor) -> Tensor:
-    """v_kᵀ S v_k (K,), of S (K, P, P), or (P, P) for the same S."""
+    """v_kᵀ S v_k (K,), of S (K, P, P), or (P, P) for one S."""
     return (flat * covariances).sum((-2, -1))
 
 
 def total_covariance(weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
-    """The mixture's own covariance (P, P)."""
+    """The covariance of the mixture (P, P)."""
     d = means - weights @ means
     return torch.einsum("k,kpq->pq", weights, covariances) + (weights[:, None] * d).mT @ d
 
 
 def rounding(x: Tensor) -> Tensor:
-    """Variances (P, P, a diagonal) that the rounding of rows `x` (N, P) makes; NaN is left out."""
+    """Variances (P, P, a diagonal) of the rounding of rows `x` (N, P), without NaN."""
     return torch.diag(rounding_variance(x))
 
 
 def describe_flat_direction(flat: Tensor, overall: Tensor) -> str:
-    """Why all rows hardly vary along v, for v vᵀ and their covariance (P, P), and the remedy."""
+    """Reason why all rows hardly vary along v, for v vᵀ and their covariance (P, P)."""
     share, variance = flat.diagonal(), directional_variance(flat, overall).clamp(min=0).item()
-    apart = (share * overall.diagonal()).sum().item()  # had the columns nothing to do with another
-    if share.max() < _ALONE and variance < (1 - _ALONE) * apart:
+    uncorrelated = (share * overall.diagonal()).sum().item()  # variance of independent columns
+    if share.max() < _ALONE and variance < (1 - _ALONE) * uncorrelated:
         columns = (share > (1 - _ALONE) / len(share)).nonzero()[:, 0].tolist()
         return (
             f"columns {', '.join(map(str, columns))} make each other up, as a sum or a copy does: "
             f"all rows vary by no more than {variance:.1e} in one direction of theirs. Leave one "
             "of them out."
         )
-    alike = len(share) > 1 and bool((share == share[0]).all())
-    return flat_column(None if alike else int(share.argmax()), variance)
+    isotropic = len(share) > 1 and bool((share == share[0]).all())
+    return flat_column(None if isotropic else int(share.argmax()), variance)

@@ -1,4 +1,4 @@
-"""The two steps of expectation-maximisation for a Gaussian mixture, for one start.
+"""E-step and M-step of a Gaussian mixture.
 
 With residuals u_nk = L_k⁻¹ (x_n - μ_k), Σ_k = L_k L_kᵀ, and responsibilities
 r_nk ∝ π_k N(x_n; μ_k, Σ_k), the E-step sums over rows
@@ -10,13 +10,13 @@ and the M-step, with m̄ = m / R, is
     π_k = R_k / N,    μ_k' = μ_k + L_k m̄_k,    Σ_k' = L_k (S_k / R_k - m̄_k m̄_kᵀ) L_kᵀ,
 
 the last one pooled over components (tied), its diagonal (diag), or the mean of that (spherical),
-its eigenvalues raised to the least one allowed: the maximum under that condition. Moments of u
-lose no digits, wherever the data lie, since u is of order one where r is not small. Both steps
-are matrix products; with u of shape (K, P, rows), rows last, they run at the processor's speed.
+its eigenvalues raised to the floor: the maximum under that constraint. Moments of u lose no digits,
+wherever the data lie, since u is of order one where r is not small. Both steps are matrix products;
+with u of shape (K, P, rows), rows last, they run at the processor's speed.
 
 θ is {"weights": π (K,), "means": μ (K, P), "variance": Σ}, in doubles, with Σ of shape (K, P, P)
 if full, (P, P) if tied, and variances (K, P) if diag, (K,) if spherical. Nothing here branches on
-values, so that `torch.vmap` runs many starts together.
+values, so `torch.vmap` can batch restarts.
 
 Reference:
     Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
@@ -31,7 +31,7 @@ from torch import Tensor
 from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.mixtures import missing as mixture_missing
 
-# Residuals that are held at once: a block of rows stays in the processor's cache.
+# Residuals in memory at once: a block of rows stays in the processor's cache.
 BLOCK_NUMBERS = 2**18
 
 State = dict[str, Tensor]
@@ -42,17 +42,17 @@ def expect(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
 
     S is (K, P, P) if full, (P, P) and summed over components if tied, else diagonals (K, P).
     """
-    holed = x.isnan().any(-1)
-    if not holed.any():
+    incomplete = x.isnan().any(-1)
+    if not incomplete.any():
         return _expect_complete(state, x, covariance)
-    total, log_likelihood = _expect_holed(state, x[holed], covariance)
-    if holed.all():
+    total, log_likelihood = _expect_incomplete(state, x[incomplete], covariance)
+    if incomplete.all():
         return total, log_likelihood
-    others, more = _expect_complete(state, x[~holed], covariance)
+    others, more = _expect_complete(state, x[~incomplete], covariance)
     return {name: t + others[name] for name, t in total.items()}, log_likelihood + more
 
 
-def _expect_holed(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
+def _expect_incomplete(state: State, x: Tensor, covariance: str) -> tuple[State, Tensor]:
     if covariance in ("diag", "spherical"):
         scale = _scales(state["variance"], state["means"])
         return mixture_missing.expect_diagonal(state, scale, x)
@@ -91,32 +91,34 @@ def _expect_complete(state: State, x: Tensor, covariance: str) -> tuple[State, T
 def maximize(state: State, statistics: State, covariance: str, least: float) -> State:
     """θ' from the sums of `expect`; no variance in any direction is below `least`.
 
-    A component without a row keeps its mean and its variance, at weight 0.
+    A component without rows keeps its mean and its variance, at weight 0.
     """
     means, variance, rows = state["means"], state["variance"], statistics["rows"]
-    held = rows.clamp(min=torch.finfo(rows.dtype).tiny)
-    mean = statistics["shift"] / held[:, None]  # m̄ (K, P)
+    positive = rows.clamp(min=torch.finfo(rows.dtype).tiny)
+    mean = statistics["shift"] / positive[:, None]  # m̄ (K, P)
     moved = torch.zeros_like(means)
     if covariance == "full":
         L = cholesky(variance)
         moved = (L @ mean[..., None]).squeeze(-1)
-        inner = statistics["scatter"] / held[:, None, None] - mean[..., None] * mean[..., None, :]
+        inner = (
+            statistics["scatter"] / positive[:, None, None] - mean[..., None] * mean[..., None, :]
+        )
         new = raise_eigenvalues(L @ inner @ L.mT, least)
         new = torch.where((rows > 0)[:, None, None], new, variance)
     elif covariance == "tied":
         L = cholesky(variance)
         moved = mean @ L.mT
-        inner = statistics["scatter"] - (mean * held[:, None]).mT @ mean
+        inner = statistics["scatter"] - (mean * positive[:, None]).mT @ mean
         new = raise_eigenvalues(L @ (inner / rows.sum()) @ L.mT, least)
     else:
         scale = _scales(variance, means)
         moved = mean * scale
-        inner = statistics["scatter"] / held[:, None] - mean.square()
+        inner = statistics["scatter"] / positive[:, None] - mean.square()
         new = inner * scale.square()  # (K, P)
         if covariance == "spherical":
             new = new.mean(-1)
-        seen = (rows > 0).reshape(-1, *[1] * (new.dim() - 1))
-        new = torch.where(seen, new.clamp(min=least), variance)
+        occupied = (rows > 0).reshape(-1, *[1] * (new.dim() - 1))
+        new = torch.where(occupied, new.clamp(min=least), variance)
     return {"weights": rows / rows.sum(), "means": means + moved, "variance": new}
 
 
@@ -178,6 +180,6 @@ def raise_eigenvalues(S: Tensor, least: float) -> Tensor:
     """Symmetric S (..., P, P) with its eigenvalues below `least` raised to it."""
     S = 0.5 * (S + S.mT)
     values, vectors = torch.linalg.eigh(S)
-    # Only the raise is added: what lies above stays as it is to the last digit.
-    lack = (least - values).clamp(min=0)
-    return S + vectors @ (lack[..., None] * vectors.mT)
+    # Adding the raise alone keeps larger eigenvalues to the last digit.
+    increase = (least - values).clamp(min=0)
+    return S + vectors @ (increase[..., None] * vectors.mT)

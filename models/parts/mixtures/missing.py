@@ -1,14 +1,14 @@
-"""The E-step of a Gaussian mixture for rows of which values are missing: they are integrated out.
+"""E-step of a Gaussian mixture with missing values.
 
-Of row n the columns O are there (NaN elsewhere). With Σ = L Lᵀ and x = μ + L u the component's
-u ~ N(0, I) is known through the rows O of L alone,
+The columns O of row n are present (NaN elsewhere); the others are marginalized. With Σ = L Lᵀ and
+x = μ + L u the component's u ~ N(0, I) is observed through the rows O of L alone,
 
     x_O - μ_O = L_O u,    F Fᵀ = L_O L_Oᵀ,    V = F⁻¹ L_O,    w = F⁻¹ (x_O - μ_O),
     log N(x_O; μ_O, Σ_OO) = -½ wᵀ w - log det F - ½ |O| log 2π,
     E[u | x_O] = Vᵀ w,    cov[u | x_O] = I - Vᵀ V,
 
-and the sums of `mixture_em.expect` take the expectations of u and u uᵀ in place of their values.
-Its M-step stays as it is. Rows with the same columns missing share F and V.
+and the sums of `em.expect` take the expectations of u and u uᵀ in place of their values. Its M-step
+is unchanged. Rows with the same missing columns share F and V.
 
 Reference:
     Ghahramani, Jordan (1994). Supervised learning from incomplete data via an EM approach.
@@ -25,35 +25,35 @@ from ppl_lvm.models.parts.cholesky import cholesky
 
 State = dict[str, Tensor]
 
-# Numbers of the largest tensor, (rows, K, P, P).
+# Entries of the largest tensor, (rows, K, P, P).
 BLOCK_NUMBERS = 2**20
 
 
 class _RealOrMissing(constraints.Constraint):
-    """Vectors of numbers, or NaN where a value is missing."""
+    """Real vectors, or NaN where a value is missing."""
 
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        """Whether no value is infinite: (…)."""
+        """True for vectors without infinite values: (…)."""
         return (~value.isinf()).all(-1)
 
 
 class MarginalNormal(MultivariateNormal):
-    """N(μ, L Lᵀ) whose density integrates out the values that are missing (NaN) in its argument.
+    """N(μ, L Lᵀ) whose density marginalizes the missing values (NaN) of its argument.
 
-    The density needs memory for P² numbers a row and component.
+    The density needs memory for P² numbers per row and component.
     """
 
     support = _RealOrMissing()
     _validate_args = False
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of the values that are there, in nats."""
-        seen = ~value.isnan()
-        d = torch.where(seen, value - self.loc, 0.0)
-        F, _ = _factors(self.scale_tril, seen)
-        return _log_density(F, d, seen)[0]
+        """Log density of the present values, in nats."""
+        present = ~value.isnan()
+        d = torch.where(present, value - self.loc, 0.0)
+        F, _ = _factors(self.scale_tril, present)
+        return _log_density(F, d, present)[0]
 
 
 def expect(state: State, L: Tensor, x: Tensor) -> tuple[State, Tensor]:
@@ -64,26 +64,26 @@ def expect(state: State, L: Tensor, x: Tensor) -> tuple[State, Tensor]:
     means = state["means"]
     K, P = means.shape
     log_weights = state["weights"].log()
-    _, which = x.isnan().unique(dim=0, return_inverse=True)
+    _, pattern = x.isnan().unique(dim=0, return_inverse=True)
     total: dict[str, Any] = {}
     log_likelihood: Any = 0.0
-    for block in x[which.argsort()].split(max(1, BLOCK_NUMBERS // (K * P * P))):
+    for block in x[pattern.argsort()].split(max(1, BLOCK_NUMBERS // (K * P * P))):
         patterns, of = (~block.isnan()).unique(dim=0, return_inverse=True)  # (G, P), (B,)
         F, V = _factors(L, patterns[:, None])  # (G, K, P, P)
-        seen = patterns[of][:, None]  # (B, 1, P)
-        d = torch.where(seen, block[:, None] - means, 0.0)  # (B, K, P)
-        log_density, w = _log_density(F[of], d, seen)
+        present = patterns[of][:, None]  # (B, 1, P)
+        d = torch.where(present, block[:, None] - means, 0.0)  # (B, K, P)
+        log_density, w = _log_density(F[of], d, present)
         log_joint = log_weights + log_density  # (B, K)
         log_p = log_joint.logsumexp(-1)
         r = (log_joint - log_p[:, None]).exp()
         u = (V.mT[of] @ w[..., None]).squeeze(-1)  # E[u] (B, K, P)
-        held = r.new_zeros(len(patterns), K).index_add(0, of, r)  # (G, K)
+        weight = r.new_zeros(len(patterns), K).index_add(0, of, r)  # (G, K)
         spread = _spread(V)  # (G, K or 1, P, P)
         sums = {
             "rows": r.sum(0),
             "shift": (r[..., None] * u).sum(0),
             "scatter": torch.einsum("bk,bkp,bkq->kpq", r, u, u)
-            + (held[..., None, None] * spread).sum(0),
+            + (weight[..., None, None] * spread).sum(0),
         }
         log_likelihood = log_likelihood + log_p.sum()
         total = {name: total.get(name, 0.0) + t for name, t in sums.items()}
@@ -92,24 +92,24 @@ def expect(state: State, L: Tensor, x: Tensor) -> tuple[State, Tensor]:
 
 def expect_diagonal(state: State, scale: Tensor, x: Tensor) -> tuple[State, Tensor]:
     """The same for standard deviations `scale` (K, P), S being diagonals (K, P)."""
-    seen = (~x.isnan())[:, None]  # (N, 1, P)
-    u = torch.where(seen, (x[:, None] - state["means"]) / scale, 0.0)  # (N, K, P)
+    present = (~x.isnan())[:, None]  # (N, 1, P)
+    u = torch.where(present, (x[:, None] - state["means"]) / scale, 0.0)  # (N, K, P)
     constant = scale.log() + 0.5 * math.log(2 * math.pi)
-    log_joint = state["weights"].log() - (0.5 * u.square() + seen * constant).sum(-1)
+    log_joint = state["weights"].log() - (0.5 * u.square() + present * constant).sum(-1)
     log_p = log_joint.logsumexp(-1)
     r = (log_joint - log_p[:, None]).exp()[..., None]  # (N, K, 1)
-    second = torch.where(seen, u.square(), 1.0)
+    second = torch.where(present, u.square(), 1.0)
     sums = {"rows": r.sum((0, 2)), "shift": (r * u).sum(0), "scatter": (r * second).sum(0)}
     return sums, log_p.sum()
 
 
-def _factors(L: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _factors(L: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """F and V (…, P, P) of columns `seen` (…, P), 1 and 0 where a column is missing.
 
-    In doubles on the way: squares of L in single precision lose what is narrow beside the rest.
+    Computed in doubles: squares of L in single precision lose a narrow direction.
     """
-    LO = torch.where(seen[..., None], L.double(), 0.0)
-    F = cholesky(LO @ LO.mT + torch.diag_embed((~seen).to(LO)))
+    LO = torch.where(present[..., None], L.double(), 0.0)
+    F = cholesky(LO @ LO.mT + torch.diag_embed((~present).to(LO)))
     return F.to(L), torch.linalg.solve_triangular(F, LO, upper=False).to(L)
 
 
@@ -118,9 +118,9 @@ def _spread(V: Tensor) -> Tensor:
     return torch.eye(V.shape[-1], dtype=V.dtype, device=V.device) - V.mT @ V
 
 
-def _log_density(F: Tensor, d: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+def _log_density(F: Tensor, d: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Log density (…) and w (…, P) of residuals `d` (…, P), 0 where a column is missing."""
     w = torch.linalg.solve_triangular(F, d[..., None], upper=False).squeeze(-1)
     log_det = F.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    constant = 0.5 * math.log(2 * math.pi) * seen.sum(-1)
+    constant = 0.5 * math.log(2 * math.pi) * present.sum(-1)
     return -0.5 * w.square().sum(-1) - log_det - constant, w

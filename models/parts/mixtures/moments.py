@@ -4,12 +4,12 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-# k-means sees at most this many rows: its centres are a start, not the result.
+# k-means uses at most this many rows: its centers are initial values only.
 _START_ROWS = 50_000
 
 
 def start_clusters(x: Tensor, components: int) -> Tensor:
-    """k-means from a k-means++ start drawn by torch's generator: hard responsibilities (N, K).
+    """k-means with k-means++ centers drawn by torch's generator: one-hot responsibilities (N, K).
 
     Raises:
         ValueError: for fewer distinct rows than components.
@@ -43,10 +43,10 @@ def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def shrunken_moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`moments` to start from: small clusters borrow their spread from the others.
+    """`moments` for initial values: small clusters borrow spread from the others.
 
-    Each covariance is the cluster's own, averaged with P + 1 rows' worth of the one pooled over
-    clusters, so that a cluster of few rows does not start collapsed.
+    Each covariance is the cluster's own, averaged with P + 1 rows' worth of the pooled one, so that
+    a cluster of few rows does not start collapsed.
     """
     weights, means, scatter = moments(x, r)
     pooled = torch.einsum("k,kpq->pq", weights, scatter)

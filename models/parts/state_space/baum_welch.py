@@ -1,26 +1,26 @@
-"""Sums over the paths of a hidden Markov model, and the two steps of expectation-maximisation.
+"""Forward-backward algorithm and Baum-Welch steps of hidden Markov models.
 
-With b_t(s) = p(x_t | z_t = s), over the values that are there, a sequence of T steps has
+With b_t(s) = p(x_t | z_t = s), over the values that are present, a sequence of T steps has
 
     α_t(j) = p(z_t = j, x_1, …, x_t) = b_t(j) Σ_i α_{t-1}(i) A_ij,           α_1 = π b_1,
     β_t(i) = p(x_{t+1}, …, x_T | z_t = i) = Σ_j A_ij b_{t+1}(j) β_{t+1}(j),    β_T = 1,
     γ_t(s) = p(z_t = s | x) = α_t(s) β_t(s) / p(x),                           p(x) = Σ_s α_T(s),
     ξ_t(i, j) = p(z_t = i, z_{t+1} = j | x) = α_t(i) A_ij b_{t+1}(j) β_{t+1}(j) / p(x).
 
-The E-step sums over sequences Σ γ_1, Σ_t ξ_t, and for every state s and column p, over the values
-that are there, with u = (x_p - μ_sp) / σ_sp,
+The E-step sums over sequences Σ γ_1, Σ_t ξ_t, and for every state s and column p, over the present
+values, with u = (x_p - μ_sp) / σ_sp,
 
     rows = Σ γ,  shift = Σ γ u,  scatter = Σ γ u²;    counts_c = Σ γ [x_p = c] of categories.
 
 The M-step is π ∝ Σ γ_1, A_i ∝ Σ ξ_i, θ ∝ counts, and with ū = shift / rows
 
-    μ' = μ + σ ū,    σ'² = σ² (scatter / rows - ū²), at least what is allowed.
+    μ' = μ + σ ū,    σ'² = σ² (scatter / rows - ū²), at least the floor.
 
-A chain ends at the last step that was seen: what would be expected after it says nothing new of A,
-and to count it would make the steps shorter. A step unseen in between counts.
+A chain ends at its last observed step: expectations after it carry no information on A and would
+slow convergence. A missing step in between counts.
 
 θ is {"start": π (S,), "transition": A (S, S)} with {"means": μ, "variance": σ²} (S, P) or
-{"table": θ (S, P, C)}. Nothing branches on its values, so that `torch.vmap` runs many together.
+{"table": θ (S, P, C)}. Nothing branches on its values, so `torch.vmap` can batch restarts.
 
 References:
     Baum, Petrie, Soules, Weiss (1970). A maximization technique occurring in the statistical
@@ -34,9 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.models.parts.state_space.sequences import lasting
+from ppl_lvm.models.parts.state_space.sequences import active_steps
 
-# Numbers of the largest tensor of a block of sequences.
+# Entries of the largest tensor of a block of sequences.
 BLOCK_NUMBERS = 2**21
 
 State = dict[str, Tensor]
@@ -56,7 +56,7 @@ def log_emission(state: State, x: Tensor) -> Tensor:
 
 
 def _residuals(state: State, x: Tensor) -> Tensor:
-    """u (N, T, S, P), anything where a value is missing."""
+    """u (N, T, S, P), arbitrary where a value is missing."""
     return (x.nan_to_num(0.0).unsqueeze(-2) - state["means"]) / state["variance"].sqrt()
 
 
@@ -90,10 +90,10 @@ def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
         alpha, beta = forward(state["start"].log(), log_a, log_b), backward(log_a, log_b)
         log_p = alpha[:, -1].logsumexp(-1)
         gamma = (alpha + beta - log_p[:, None, None]).exp()  # (N, T, S)
-        lasts = lasting(block).to(gamma)  # (N, T)
+        active = active_steps(block).to(gamma)  # (N, T)
         sums = {
-            "start": lasts[:, 0] @ gamma[:, 0],
-            "moves": _moves(alpha, beta + log_b, log_a, log_p, lasts),
+            "start": active[:, 0] @ gamma[:, 0],
+            "moves": _moves(alpha, beta + log_b, log_a, log_p, active),
             **_emitted(state, block, gamma),
         }
         log_likelihood = log_likelihood + log_p.sum()
@@ -101,15 +101,15 @@ def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
     return total, log_likelihood
 
 
-def _moves(alpha: Tensor, ahead: Tensor, log_a: Tensor, log_p: Tensor, lasts: Tensor) -> Tensor:
-    """Σ_t ξ_t (S, S), of steps to where a chain lasts; `ahead` is log b β (N, T, S)."""
+def _moves(alpha: Tensor, ahead: Tensor, log_a: Tensor, log_p: Tensor, active: Tensor) -> Tensor:
+    """Σ_t ξ_t (S, S), up to the end of each chain; `ahead` is log b β (N, T, S)."""
     joint = alpha[:, :-1, :, None] + log_a + ahead[:, 1:, None, :]  # (N, T - 1, S, S)
     xi = (joint - log_p[:, None, None, None]).exp()
-    return torch.einsum("nt,ntij->ij", lasts[:, 1:], xi)
+    return torch.einsum("nt,ntij->ij", active[:, 1:], xi)
 
 
 def _emitted(state: State, x: Tensor, gamma: Tensor) -> State:
-    """What the states have emitted: rows, shift and scatter, or counts."""
+    """Emission sums of the states: rows, shift and scatter, or counts."""
     seen = (~x.isnan()).to(gamma)
     if "table" in state:
         category = torch.nn.functional.one_hot(
@@ -128,7 +128,7 @@ def _emitted(state: State, x: Tensor, gamma: Tensor) -> State:
 def maximize(state: State, statistics: State, least: float) -> State:
     """θ' from the sums of `expect`; no variance is below `least`.
 
-    A state that was never visited, or left, stays as it is there.
+    The parameters of a state that was never visited, or never left, stay as they are.
     """
     new = {
         "start": _shares(statistics["start"], state["start"]),
@@ -137,9 +137,9 @@ def maximize(state: State, statistics: State, least: float) -> State:
     if "table" in state:
         return {**new, "table": _shares(statistics["counts"], state["table"])}
     means, variance, rows = state["means"], state["variance"], statistics["rows"]
-    held = rows.clamp(min=torch.finfo(rows.dtype).tiny)
-    mean = statistics["shift"] / held
-    spread = variance * (statistics["scatter"] / held - mean.square())
+    positive = rows.clamp(min=torch.finfo(rows.dtype).tiny)
+    mean = statistics["shift"] / positive
+    spread = variance * (statistics["scatter"] / positive - mean.square())
     return {
         **new,
         "means": means + variance.sqrt() * mean,
@@ -148,13 +148,13 @@ def maximize(state: State, statistics: State, least: float) -> State:
 
 
 def _shares(counts: Tensor, old: Tensor) -> Tensor:
-    """Counts over their sum, along the last dimension; `old` where there are none."""
+    """Counts over their sum, along the last dimension; `old` where the sum is 0."""
     total = counts.sum(-1, keepdim=True)
     return torch.where(total > 0, counts / total.clamp(min=torch.finfo(total.dtype).tiny), old)
 
 
 def transport_statistics(state: State, new: State, statistics: State) -> State:
-    """The sums of `expect` at θ as they are at θ', where u' = (σ u + μ - μ') / σ'."""
+    """The sums of `expect` at θ, expressed at θ', where u' = (σ u + μ - μ') / σ'."""
     if "table" in state:
         return statistics
     scale = new["variance"].sqrt()

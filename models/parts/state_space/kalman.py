@@ -1,9 +1,9 @@
-"""Filter, smoother and the two steps of expectation-maximisation for a linear state-space model.
+"""Kalman filter, RTS smoother and EM steps.
 
     z_0 ~ N(0, I),    z_t ~ N(A z_{t-1}, Q),    x_t ~ N(C z_t + μ, R),    Q and R diagonal,
 
-with the columns of x_t that are there. The filter goes forward (Kalman), the smoother back from its
-end (Rauch, Tung, Striebel), with P_t = A V_t|t Aᵀ + Q the covariance that is predicted of z_{t+1}:
+with the columns of x_t that are present. The filter goes forward (Kalman), the smoother backward
+from its end (Rauch, Tung, Striebel), with P_t = A V_t|t Aᵀ + Q the predicted covariance of z_{t+1}:
 
     J_t = V_t|t Aᵀ P_t⁻¹,    m_t = m_t|t + J_t (m_{t+1} - A m_t|t),
     V_t = V_t|t + J_t (V_{t+1} - P_t) J_tᵀ,    cov(z_{t+1}, z_t | x) = V_{t+1} J_tᵀ.
@@ -12,20 +12,20 @@ The E-step sums over the steps of all sequences
 
     before = Σ E[z_{t-1} z_{t-1}ᵀ],    across = Σ E[z_t z_{t-1}ᵀ],    after = Σ E[z_t z_tᵀ],
 
-over sequences first = Σ E[z_0 z_0ᵀ], how many there are of each, and what `latent_regression` asks
-of the columns of x_t given z_t. A chain ends at the last step that was seen, as in `baum_welch`.
+over sequences first = Σ E[z_0 z_0ᵀ], their numbers, and the sums of `latent_regression` for the
+columns of x_t given z_t. A chain ends at its last observed step, as in `baum_welch`.
 
-The model says nothing else than one with z_0 ~ N(0, Γ) and any Q: coordinates in which Γ = I and Q
-is diagonal can always be found. Only z_0 ties z to them, so loosely that the steps of the model as
-it stands creep. So the M-step is that of the larger model (parameter expansion),
+The model is equivalent to one with z_0 ~ N(0, Γ) and any Q: there are always coordinates in which
+Γ = I and Q is diagonal. Only z_0 determines the coordinates, so weakly that plain EM is very slow.
+So the M-step is that of the larger model (parameter expansion),
 
     A = across before⁻¹,    Q = (after - A acrossᵀ) / steps,    Γ = first / sequences,
 
-and the regression, put back by z = M z' with M = γ U, where Γ = γ γᵀ and γ⁻¹ Q γ⁻ᵀ = U Q' Uᵀ:
-A' = M⁻¹ A M, C' = C M, Q'. That leaves p(x) what it is.
+and the regression, transformed back by z = M z' with M = γ U, where Γ = γ γᵀ and
+γ⁻¹ Q γ⁻ᵀ = U Q' Uᵀ: A' = M⁻¹ A M, C' = C M, Q'. That leaves p(x) unchanged.
 
 θ is {"A": (D, D), "C": (P, D), "mu": (P,), "drift": Q (D,), "noise": R (P,)}. Nothing branches on
-its values, so that `torch.vmap` runs many together.
+its values, so `torch.vmap` can batch restarts.
 
 References:
     Kalman (1960). A new approach to linear filtering and prediction problems.
@@ -43,16 +43,16 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.models.parts.factors import latent_regression
-from ppl_lvm.models.parts.state_space.sequences import lasting
+from ppl_lvm.models.parts.state_space.sequences import active_steps
 
-# Numbers of the largest tensor of a block of sequences.
+# Entries of the largest tensor of a block of sequences.
 BLOCK_NUMBERS = 2**21
 
 State = dict[str, Tensor]
 
 
 class Filtered(NamedTuple):
-    """What is known of z_0, …, z_T from the steps up to their own.
+    """Filtered distributions of z_0, …, z_T.
 
     Attributes:
         log_p: log p(x_n) (N,).
@@ -65,7 +65,7 @@ class Filtered(NamedTuple):
 
 
 class Smoothed(NamedTuple):
-    """What is known of z_0, …, z_T from the whole sequence.
+    """Smoothed distributions of z_0, …, z_T, given the whole sequence.
 
     Attributes:
         means, covariances: of z_t: (N, T + 1, D), (N, T + 1, D, D).
@@ -78,7 +78,7 @@ class Smoothed(NamedTuple):
 
 
 def filtered(state: State, x: Tensor) -> Filtered:
-    """Kalman's filter over sequences `x` (N, T, P), NaN where a value is missing."""
+    """Kalman filter over sequences `x` (N, T, P), NaN where a value is missing."""
     A, Q, noise = state["A"], state["drift"].diag(), state["noise"]
     eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
     m, V = A.new_zeros(len(x), len(A)), eye.expand(len(x), -1, -1)
@@ -86,14 +86,14 @@ def filtered(state: State, x: Tensor) -> Filtered:
     log_p = m.new_zeros(len(x))
     for t in range(x.shape[1]):
         m, V = m @ A.mT, A @ V @ A.mT + Q
-        seen = ~x[:, t].isnan()  # (N, P)
-        C = state["C"] * seen.unsqueeze(-1)
-        R = torch.where(seen, noise, 1.0).diag_embed()
-        error = torch.where(seen, x[:, t] - state["mu"] - m @ state["C"].mT, 0.0).unsqueeze(-1)
-        L = torch.linalg.cholesky(C @ V @ C.mT + R)  # 1 where nothing is seen
+        present = ~x[:, t].isnan()  # (N, P)
+        C = state["C"] * present.unsqueeze(-1)
+        R = torch.where(present, noise, 1.0).diag_embed()
+        error = torch.where(present, x[:, t] - state["mu"] - m @ state["C"].mT, 0.0).unsqueeze(-1)
+        L = torch.linalg.cholesky(C @ V @ C.mT + R)  # 1 where a value is missing
         w = torch.linalg.solve_triangular(L, error, upper=False).squeeze(-1)
         log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        constant = 0.5 * math.log(2 * math.pi) * seen.sum(-1)
+        constant = 0.5 * math.log(2 * math.pi) * present.sum(-1)
         log_p = log_p - 0.5 * w.square().sum(-1) - log_det - constant
         gain = torch.cholesky_solve(C @ V, L).mT  # (N, D, P)
         m = m + (gain @ error).squeeze(-1)
@@ -105,7 +105,7 @@ def filtered(state: State, x: Tensor) -> Filtered:
 
 
 def smoothed(state: State, known: Filtered) -> Smoothed:
-    """Rauch's, Tung's and Striebel's smoother behind the filter."""
+    """Rauch-Tung-Striebel smoother from the filtered distributions."""
     A, Q = state["A"], state["drift"].diag()
     m, V = known.means[:, -1], known.covariances[:, -1]
     means, covariances, across = [m], [V], []
@@ -118,8 +118,7 @@ def smoothed(state: State, known: Filtered) -> Smoothed:
         V = spread + J @ (V - ahead) @ J.mT
         means.append(m)
         covariances.append(V)
-    found = (means, covariances, across)
-    return Smoothed(*(torch.stack(each[::-1], 1) for each in found))
+    return Smoothed(*(torch.stack(t[::-1], 1) for t in (means, covariances, across)))
 
 
 def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
@@ -139,19 +138,19 @@ def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
 
 
 def _sums(state: State, x: Tensor, known: Smoothed) -> State:
-    m, lasts = known.means, lasting(x).to(known.means)  # (N, T + 1, D), (N, T)
+    m, active = known.means, active_steps(x).to(known.means)  # (N, T + 1, D), (N, T)
     z, second = latent_regression.moments(m, known.covariances)
     squares = second[..., :-1, :-1]  # E[z zᵀ] (N, T + 1, D, D)
     products = known.across + m[:, 1:, :, None] * m[:, :-1, None, :]
     d = torch.where(x.isnan(), 0.0, x - state["mu"])
     flat = [t.flatten(0, 1) for t in (z[:, 1:], second[:, 1:], d, (~x.isnan()).to(m))]
     return {
-        "before": torch.einsum("nt,ntij->ij", lasts, squares[:, :-1]),
-        "across": torch.einsum("nt,ntij->ij", lasts, products),
-        "after": torch.einsum("nt,ntij->ij", lasts, squares[:, 1:]),
-        "first": torch.einsum("n,nij->ij", lasts[:, 0], squares[:, 0]),
-        "steps": lasts.sum(),
-        "sequences": lasts[:, 0].sum(),
+        "before": torch.einsum("nt,ntij->ij", active, squares[:, :-1]),
+        "across": torch.einsum("nt,ntij->ij", active, products),
+        "after": torch.einsum("nt,ntij->ij", active, squares[:, 1:]),
+        "first": torch.einsum("n,nij->ij", active[:, 0], squares[:, 0]),
+        "steps": active.sum(),
+        "sequences": active[:, 0].sum(),
         **latent_regression.sums(*flat),
     }
 
@@ -170,7 +169,7 @@ def maximize(state: State, statistics: State, least: float, least_drift: float) 
 
 
 def _moves(statistics: State) -> tuple[Tensor, Tensor, Tensor]:
-    """A (D, D) of the larger model; Q' (D,) and M (D, D), the coordinates it is put back in."""
+    """A (D, D) of the larger model; Q' (D,) and M (D, D), the change of coordinates."""
     across = statistics["across"]
     A = torch.linalg.solve(statistics["before"], across.mT).mT
     Q = (statistics["after"] - A @ across.mT) / statistics["steps"]
@@ -178,7 +177,7 @@ def _moves(statistics: State) -> tuple[Tensor, Tensor, Tensor]:
     half = torch.linalg.solve_triangular(gamma, Q, upper=False)
     inner = torch.linalg.solve_triangular(gamma, half.mT, upper=False)
     drift, U = torch.linalg.eigh(0.5 * (inner + inner.mT))
-    U = U * torch.where(U.sum(0) < 0, -1.0, 1.0)  # of the signs that are free, one choice
+    U = U * torch.where(U.sum(0) < 0, -1.0, 1.0)  # fix the arbitrary signs
     return A, drift, gamma @ U
 
 

@@ -1,4 +1,4 @@
-"""What every model of sequences asks of its data, and what a start takes from them."""
+"""Checks of sequences, and their observed steps."""
 
 from torch import Tensor
 
@@ -39,10 +39,10 @@ def check_sequence_shape(x: Tensor, observed: int | None, name: str) -> None:
 
 
 def seen_steps(x: Tensor) -> Tensor:
-    """The steps of sequences `x` (N, T, P) at which anything was seen: rows (M, P).
+    """The observed steps of sequences `x` (N, T, P): rows (M, P).
 
     Raises:
-        ValueError: nothing was.
+        ValueError: for sequences without a value.
     """
     rows = x.detach().flatten(0, 1)
     rows = rows[~rows.isnan().all(1)]
@@ -51,7 +51,7 @@ def seen_steps(x: Tensor) -> Tensor:
     return rows
 
 
-def lasting(x: Tensor) -> Tensor:
-    """Whether anything is seen at a step of `x` (N, T, P) or after it: (N, T)."""
+def active_steps(x: Tensor) -> Tensor:
+    """True up to the last observed step of `x` (N, T, P): (N, T)."""
     later: Tensor = (~x.isnan()).any(-1).flip(1).cumsum(1).flip(1)
     return later > 0
