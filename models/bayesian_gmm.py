@@ -35,6 +35,7 @@ from pyro.nn import PyroModule
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 from ppl_lvm.models.parts.row_checks import check_complete
@@ -67,9 +68,7 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:
-            raise ValueError(
-                f"There is no covariance {covariance!r}; choose from {', '.join(COVARIANCES)}."
-            )
+            raise ValueError(unknown("covariance", covariance, COVARIANCES))
         if components < 2 or (concentration is not None and not concentration > 0):
             raise ValueError(
                 "A Bayesian mixture needs at least two components and a concentration above "

@@ -44,6 +44,7 @@ from pyro.distributions import Categorical, Normal, Unit
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import column_moments
@@ -85,9 +86,7 @@ class Diffusion(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
-            )
+            raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
         if (likelihood == "categorical") != (categories is not None):
             raise ValueError(
                 "likelihood='categorical' needs categories=C, how many values a column takes; "

@@ -28,6 +28,7 @@ from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, con
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
@@ -55,9 +56,7 @@ class FactorModel(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
-            )
+            raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
         if latent < 1:
             raise ValueError(f"FactorModel needs latent >= 1; got latent={latent}.")
         self.latent = latent

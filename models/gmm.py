@@ -28,8 +28,9 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts.cmissingky import cmissingky, cmissingky_above
+from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step, degeneracy, em
 from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
@@ -71,9 +72,7 @@ class GaussianMixture(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:
-            raise ValueError(
-                f"There is no covariance {covariance!r}; choose from {', '.join(COVARIANCES)}."
-            )
+            raise ValueError(unknown("covariance", covariance, COVARIANCES))
         if components < 1 or not floor > 0:
             raise ValueError(
                 f"A mixture needs at least one component and a floor above zero; got "
@@ -254,7 +253,7 @@ class GaussianMixture(LazilySized, PyroModule):
         In single precision a floor of 1e-6 is lost beside columns of 1,000, and Σ has no factor
         where one column is the sum of others.
         """
-        return cmissingky(self._above_floor(self.scale_tril)).to(self.scale_tril)
+        return cholesky(self._above_floor(self.scale_tril)).to(self.scale_tril)
 
     def _above_floor(self, L: Tensor) -> Tensor:
         """L Lᵀ + floor · I, in doubles."""
@@ -272,10 +271,10 @@ class GaussianMixture(LazilySized, PyroModule):
         self.weights = weights.to(dtype)
         self.means = means.to(dtype)
         if self.covariance == "full":
-            self.scale_tril = cmissingky_above(scatter, self.floor).to(dtype)
+            self.scale_tril = cholesky_above(scatter, self.floor).to(dtype)
         elif self.covariance == "tied":
             pooled = torch.einsum("k,kpq->pq", weights, scatter)
-            self.scale_tril = cmissingky_above(pooled, self.floor).to(dtype)
+            self.scale_tril = cholesky_above(pooled, self.floor).to(dtype)
         else:
             variance = scatter.diagonal(dim1=-2, dim2=-1)
             if self.covariance == "spherical":
@@ -294,9 +293,9 @@ class GaussianMixture(LazilySized, PyroModule):
             self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
         eye = torch.eye(P, **like)
         if self.covariance == "full":
-            self.scale_tril = PyroParam(eye.repeat(K, 1, 1), constraints.lower_cmissingky)
+            self.scale_tril = PyroParam(eye.repeat(K, 1, 1), constraints.lower_cholesky)
         elif self.covariance == "tied":
-            self.scale_tril = PyroParam(eye, constraints.lower_cmissingky)
+            self.scale_tril = PyroParam(eye, constraints.lower_cholesky)
         else:
             shape = (K, P) if self.covariance == "diag" else (K,)
             self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)

@@ -32,6 +32,7 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.mixtures.moments import start_clusters
@@ -74,9 +75,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if emission not in EMISSIONS:
-            raise ValueError(
-                f"There is no emission {emission!r}; choose from {', '.join(EMISSIONS)}."
-            )
+            raise ValueError(unknown("emission", emission, EMISSIONS))
         if (emission == "categorical") != (categories is not None):
             raise ValueError(
                 "emission='categorical' needs categories=C, how many values a column takes; "

@@ -27,7 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.models.parts.cmissingky import cmissingky
+from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
 from ppl_lvm.models.parts.mixtures import batched_e_step, em
@@ -204,7 +204,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
     def _component(self, k: Tensor, missing: bool) -> Any:
         if missing:
             return MarginalNormal(
-                self.means[k], scale_tril=cmissingky(self.covariance_matrix).to(self.W)[k]
+                self.means[k], scale_tril=cholesky(self.covariance_matrix).to(self.W)[k]
             )
         diagonal = self.noise[:, None].expand_as(self.means)
         return FactorNormal(self.means[k], self.W[k], diagonal[k])

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
@@ -75,7 +76,7 @@ class NormalizingFlow(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if scalar not in SCALARS:
-            raise ValueError(f"There is no scalar map {scalar!r}; choose from {SCALARS}.")
+            raise ValueError(unknown("scalar map", scalar, SCALARS))
         if layers < 2 or bins < 2 or not bound > 0:
             raise ValueError(
                 "A flow needs layers >= 2 (each transforms half of the columns), bins >= 2 and "

@@ -23,7 +23,7 @@ class BagOfWords(TorchDistribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.nonnegative_integer, 1)
     has_rsample = False
-    given: ClassVar[str] = "their sum"  # see `ppl_lvm.runs.comparability`
+    conditioned_on: ClassVar[str] = "their sum"  # see `ppl_lvm.runs.comparability`
 
     def __init__(self, length: Tensor, probs: Tensor) -> None:
         batch = torch.broadcast_shapes(length.shape, probs.shape[:-1])

@@ -5,6 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.messages import unknown
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -63,5 +65,5 @@ class MLP(nn.Module):
 def choose(what: str, name: str, table: dict[str, type[nn.Module]]) -> type[nn.Module]:
     """The class of that name, or an error that lists them."""
     if name not in table:
-        raise ValueError(f"There is no {what} {name!r}; choose from {', '.join(table)}.")
+        raise ValueError(unknown(what, name, table))
     return table[name]

@@ -42,7 +42,7 @@ class SetEncoder(nn.Module):
         self.whole = MLP(features + 1, outputs, hidden, activation)
 
     def forward(self, x: Tensor, present: Tensor | None = None) -> Tensor:
-        """Sets `x` (..., M, F), and a mask `present` of their elements (..., M): rows (..., outputs).
+        """Rows (..., outputs) of sets `x` (..., M, F); `present` (..., M) masks their elements.
 
         By default the elements without NaN are present. The others have no influence and no
         gradient.

@@ -32,8 +32,8 @@ class LikelihoodKind:
 
     Attributes:
         discrete, continuous: the values with a probability and those with a density.
-        condition: the condition on the values themselves, as the attribute `given` of the
-            distribution names it; empty without one.
+        condition: the condition on the values themselves, as the attribute `conditioned_on` of
+            the distribution names it; empty without one.
     """
 
     discrete: int
@@ -65,7 +65,7 @@ def likelihood_kind(model: Program, batch: tuple[Any, ...]) -> LikelihoodKind:
             counts[bool(fn.support.is_discrete)] += site["value"].numel()
         except NotImplementedError:  # a distribution without a support
             counts[False] += site["value"].numel()
-        condition = getattr(innermost(fn), "given", "") or condition
+        condition = getattr(innermost(fn), "conditioned_on", "") or condition
     return LikelihoodKind(discrete=counts[True], continuous=counts[False], condition=condition)
 
 

@@ -199,7 +199,7 @@ def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
         fit_log_ratio(x, x[:, :1])
     with pytest.raises(ValueError, match="20 rows of each; got 30 and 9"):
         discriminate(x, x[:9])
-    with pytest.raises(ValueError, match="has not met data"):
+    with pytest.raises(ValueError, match="number of columns is not known"):
         Implicit().draw(3)
     with pytest.raises(ValueError, match="fit_adversarial"):
         fit(Implicit(), None, x, num_steps=2, progress=False)

@@ -34,12 +34,12 @@ def _tables(model: BernoulliVAE, guide: AmortizedCategorical) -> tuple[Tensor, T
     log_prior = -torch.nn.functional.softplus(torch.where(z == 1, -model.a, model.a)).sum(-1)
     logits = model.decoder.net(2 * z - 1)  # (8, 4)
     log_x = (logits @ BITS.T) - torch.nn.functional.softplus(logits).sum(-1, keepdim=True)
-    own = guide.encoder(BITS)  # (N, 3)
-    signs = torch.where(z[:, None] == 1, -own, own)  # (8, N, 3)
+    local = guide.encoder(BITS)  # (N, 3)
+    signs = torch.where(z[:, None] == 1, -local, local)  # (8, N, 3)
     return log_prior[:, None] + log_x, -torch.nn.functional.softplus(signs).sum(-1)
 
 
-def test_importance_weights_have_the_evidence_of_the_sum() -> None:
+def test_bernoulli_vae_importance_weights_average_to_the_enumerated_evidence() -> None:
     model, guide = _pair()
     log_p, _ = _tables(model, guide)
     w = log_weights(model, guide, BITS, num_particles=50_000).exp()
@@ -49,19 +49,19 @@ def test_importance_weights_have_the_evidence_of_the_sum() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["LeaveOneOut", "DisARM", "REBAR", "RELAX"])
-def test_the_estimated_gradient_is_that_of_the_sum(name: str) -> None:
+def test_bernoulli_vae_gradient_estimates_equal_the_enumerated_gradient(name: str) -> None:
     model, guide = _pair()
     log_p, log_q = _tables(model, guide)
     elbo = (log_q.exp() * (log_p - log_q)).sum()
     bias = guide.encoder.net.layers[-1].bias  # type: ignore[union-attr, index]
     (exact,) = torch.autograd.grad(elbo, bias)
     objective: Any = getattr(estimators, name)(num_particles=20)
-    found = []
+    result = []
     for _ in range(60):
         guide.zero_grad()
         objective.loss_and_grads(model, guide, BITS)
-        found.append(-bias.grad.clone())
-    each = torch.stack(found)
+        result.append(-bias.grad.clone())
+    each = torch.stack(result)
     error = each.std(0) / math.sqrt(len(each))
     assert ((each.mean(0) - exact).abs() < 5 * error).all()
     assert ((each.mean(0) - 1.5 * exact).abs() > 5 * error).any()  # and no other is
@@ -69,7 +69,7 @@ def test_the_estimated_gradient_is_that_of_the_sum(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["VIMCO", "RELAX"])
-def test_it_passes_the_check_trains_and_comes_back(name: str, tmp_path: Path) -> None:
+def test_bernoulli_vae_passes_check_and_its_run_loads(name: str, tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))
     x = data.tensors[0]
     if name == "VIMCO":
@@ -92,7 +92,7 @@ def test_it_passes_the_check_trains_and_comes_back(name: str, tmp_path: Path) ->
         assert run.to_arviz(x[:4], num_samples=2).posterior["z"].shape == (1, 2, 4, 4)
 
 
-def test_training_raises_the_bound_towards_the_evidence() -> None:
+def test_bernoulli_vae_training_raises_the_bound_towards_the_evidence() -> None:
     model, guide = _pair()
     run = fit(model, guide, BITS, objective="LeaveOneOut(num_particles=8)", num_steps=200)
     log_p, log_q = _tables(run.model, run.guide)  # type: ignore[arg-type]
@@ -102,6 +102,6 @@ def test_training_raises_the_bound_towards_the_evidence() -> None:
     assert bound <= log_p.logsumexp(0).mean() + 1e-5
 
 
-def test_what_it_is_not_built_from() -> None:
+def test_bernoulli_vae_rejects_invalid_constructor_arguments() -> None:
     with pytest.raises(ValueError, match="latent=0"):
         BernoulliVAE(0)

@@ -1,4 +1,4 @@
-"""The conditional VAE: where all is linear and normal, log p(y | x) is known row by row."""
+"""Conditional VAE against the exact conditional of the linear model."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def _log_evidence(model: ConditionalVAE, x: Tensor, y: Tensor, prior: Tensor) ->
     return MultivariateNormal(mean, covariance).log_prob(y).detach()
 
 
-def test_importance_weights_have_the_exact_conditional() -> None:
+def test_conditional_vae_importance_weights_average_to_the_exact_conditional() -> None:
     model, x, y = _linear()
     w = log_weights(model, AmortizedNormal(model, x, y), x, y, num_particles=50_000).exp()
     error = w.std(0) / math.sqrt(len(w))
@@ -48,7 +48,7 @@ def test_importance_weights_have_the_exact_conditional() -> None:
     assert ((w.mean(0) - standard.exp()).abs() > 5 * error).any()
 
 
-def test_one_tensor_or_two_are_the_same_model() -> None:
+def test_conditional_vae_takes_one_tensor_or_two() -> None:
     model, x, y = _linear()
     guide = AmortizedNormal(model, x, y)
     torch.manual_seed(1)
@@ -59,8 +59,8 @@ def test_one_tensor_or_two_are_the_same_model() -> None:
     torch.testing.assert_close(one, two)
 
 
-def test_the_prior_learns_what_x_says_of_the_code() -> None:
-    """y is x with a sign that nobody knows: two ways to go on, and no third."""
+def test_conditional_vae_prior_learns_to_depend_on_x() -> None:
+    """y = ±x with a random sign: two modes."""
     torch.manual_seed(0)
     x = torch.rand(400, 1) + 1
     y = x * (torch.randint(2, (400, 1)) * 2 - 1) + 0.05 * torch.randn(400, 1)
@@ -72,7 +72,7 @@ def test_the_prior_learns_what_x_says_of_the_code() -> None:
 
 
 @pytest.mark.slow
-def test_it_passes_the_check_trains_and_comes_back(tmp_path: Path) -> None:
+def test_conditional_vae_passes_check_and_its_run_loads(tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))
     x = data.tensors[0]
     model = ConditionalVAE(2, 32, hidden=(8,))
@@ -94,14 +94,6 @@ def test_it_passes_the_check_trains_and_comes_back(tmp_path: Path) -> None:
     assert run.to_arviz(x[:4], num_samples=2).posterior["z"].shape == (1, 2, 4, 2)
 
 
-def test_sizes_come_from_a_loaded_state() -> None:
-    model, x, _ = _linear()
-    loaded = ConditionalVAE(2, hidden=(), likelihood="gaussian")
-    loaded.load_state_dict(model.state_dict())
-    z = torch.randn(6, 2).double()
-    torch.testing.assert_close(loaded.decode(z, x), model.decode(z, x))
-
-
 @pytest.mark.parametrize(
     ("settings", "batch", "message"),
     [
@@ -110,9 +102,11 @@ def test_sizes_come_from_a_loaded_state() -> None:
         ({"latent": 0}, (), "latent=0"),
         ({"given": 0}, (), "given=0"),
         ({}, (torch.zeros(3, 2, 2), torch.zeros(3, 1)), "takes rows"),
-        ({}, (torch.zeros(3, 2), torch.full((3, 1), 0.5)), "Binarise the data"),
+        ({}, (torch.zeros(3, 2), torch.full((3, 1), 0.5)), "Binarize the data"),
     ],
 )
-def test_what_it_refuses(settings: dict[str, Any], batch: tuple[Tensor, ...], message: str) -> None:
+def test_conditional_vae_rejects_invalid_arguments_and_data(
+    settings: dict[str, Any], batch: tuple[Tensor, ...], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         ConditionalVAE(**settings).initialize(*batch)

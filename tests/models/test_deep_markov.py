@@ -1,4 +1,4 @@
-"""The deep Markov model against the linear chain that it contains, and its recurrent guide."""
+"""Deep Markov model against the linear chain, and its guide."""
 
 import re
 from typing import Any
@@ -56,7 +56,7 @@ def _data(N: int = 30, T: int = 6, P: int = 2) -> Tensor:
     return x
 
 
-def test_the_density_of_a_chain_is_the_product_of_its_steps() -> None:
+def test_markov_normal_density_is_the_product_of_its_steps() -> None:
     step: Any = DeepMarkovModel(2, 3).transition
     chain = MarkovNormal(torch.zeros(2), torch.ones(2), step, 5).expand([4])
     z = chain.rsample()
@@ -68,7 +68,7 @@ def test_the_density_of_a_chain_is_the_product_of_its_steps() -> None:
     torch.testing.assert_close(chain.log_prob(z), log_p)
 
 
-def test_its_evidence_is_the_linear_chains_where_it_is_one() -> None:
+def test_deep_markov_evidence_equals_the_linear_model_s_when_linear() -> None:
     """The bound stays below Kalman's evidence, and many particles come close to it."""
     deep, linear = _linear()
     x = _data(10, 4)
@@ -94,7 +94,9 @@ def _only_the_guide(name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("likelihood", "categories"), [("bernoulli", None), ("categorical", 3)])
-def test_pair_fits_for_every_likelihood(likelihood: str, categories: int | None) -> None:
+def test_deep_markov_passes_check_and_trains_with_discrete_likelihoods(
+    likelihood: str, categories: int | None
+) -> None:
     x = (_data(8) > 0).float()
     model = DeepMarkovModel(2, 2, likelihood=likelihood, categories=categories)
     model.initialize(x)
@@ -105,7 +107,7 @@ def test_pair_fits_for_every_likelihood(likelihood: str, categories: int | None)
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
-def test_what_is_missing_does_not_count() -> None:
+def test_deep_markov_ignores_missing_values() -> None:
     deep, _ = _linear()
     x, z = _data(), torch.randn(30, 6, 1)
     held = poutine.condition(deep, {"z": z})
@@ -113,8 +115,8 @@ def test_what_is_missing_does_not_count() -> None:
     def log_p(x: Tensor) -> Tensor:
         trace = poutine.trace(held).get_trace(x)
         trace.compute_log_prob()
-        found: Tensor = trace.nodes["x"]["log_prob"]
-        return found
+        result: Tensor = trace.nodes["x"]["log_prob"]
+        return result
 
     scale = (deep.decoder.scale**2 + deep.floor).sqrt()
     each = Normal(deep.decode(z), scale).log_prob(x.nan_to_num())
@@ -122,7 +124,7 @@ def test_what_is_missing_does_not_count() -> None:
     assert (log_p(x) - log_p(x.nan_to_num()))[1].abs() > 0.1
 
 
-def test_the_guide_reads_the_whole_sequence_and_its_gaps() -> None:
+def test_amortized_recurrent_reads_the_whole_sequence_and_its_missing_values() -> None:
     deep, _ = _linear()
     x = _data()
     encoder: Any = AmortizedRecurrent(deep, x, width=4).encoder
@@ -134,7 +136,7 @@ def test_the_guide_reads_the_whole_sequence_and_its_gaps() -> None:
     assert (encoder(x)[1] - encoder(mean)[1]).abs().max() > 1e-4
 
 
-def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
+def test_deep_markov_rejects_invalid_data_with_a_remedy() -> None:
     deep, _ = _linear()
     with pytest.raises(ValueError, match=r"sequences \(N, T, 2\), got \(3, 4\)"):
         deep(torch.randn(3, 4))
@@ -148,26 +150,26 @@ def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_judged_pictured_and_exported() -> None:
+def test_deep_markov_run_has_diagnostics_figures_and_export() -> None:
     x = _data(12, 4)
     data = load_data(x.numpy(), missing="keep")
     model = DeepMarkovModel(1, hidden=(4,), width=4)
     run = fit(model, AmortizedRecurrent, data, num_steps=30, engine="eager", progress=False)
-    found = run.to_arviz(data, num_samples=8)
-    assert found.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0", "z_dim_1")
-    assert found.posterior["z"].shape == found.prior["z"].shape == (1, 8, 12, 4, 1)
-    assert found.log_likelihood["x"].shape == (1, 8, 12)
-    assert np.array_equal(found.observed_data["x"].values, x.numpy(), equal_nan=True)
+    result = run.to_arviz(data, num_samples=8)
+    assert result.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0", "z_dim_1")
+    assert result.posterior["z"].shape == result.prior["z"].shape == (1, 8, 12, 4, 1)
+    assert result.log_likelihood["x"].shape == (1, 8, 12)
+    assert np.array_equal(result.observed_data["x"].values, x.numpy(), equal_nan=True)
     diagnosis = run.diagnose(data, temperatures=3)
     for row in diagnosis.to_json():  # nothing failed: what cannot be said has a reason
         assert not re.match(r"\w*(Error|Exception):", row["why"]), row["why"]
-    said = {row["name"]: row["verdict"] for row in diagnosis.to_json()}
+    reason = {row["name"]: row["verdict"] for row in diagnosis.to_json()}
     for name in (
         "predictive check: p-value of the worst test quantity",
         "PIT of x: p-value of the least uniform column",
         "classifier two-sample test: accuracy",
         "simulation-based calibration, p-value",
     ):
-        assert said[name] != "cannot say"
+        assert reason[name] != "cannot say"
     shown = {picture.title for picture in pictures(diagnosis.details)}
     assert {"PIT", "Simulation-based calibration"} <= shown

@@ -1,4 +1,4 @@
-"""One random step is the whole chain on average, and the chain's log-weights are log-weights.
+"""Diffusion: one-step estimates, log-weights of the chain, draws.
 
 With a denoiser that is linear in z every term of the bound is a Gaussian integral. They are done
 here without the model's formulas: by conditioning joint normals, and three Gauss-Hermite nodes,
@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO
 from scipy.stats import kstest
 from torch import Tensor, nn
 
@@ -32,7 +30,7 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 class Linear(nn.Module):
-    """E[ε | z] for u ~ N(centre, spread²)."""
+    """E[ε | z] for u ~ N(center, spread²)."""
 
     def __init__(self, center: float = 0.3, spread: float = 0.8) -> None:
         super().__init__()
@@ -47,7 +45,7 @@ class Linear(nn.Module):
 
 
 class DropsTheWeight(Diffusion):
-    """A wrong twin: every step counts alike, as in the loss that makes pretty pictures."""
+    """A wrong twin: every step has the same weight, as in the simplified loss."""
 
     def steps_cost(self, u: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         gamma = self.process.gamma(((t * self.steps).floor() + 1) / self.steps)
@@ -56,7 +54,7 @@ class DropsTheWeight(Diffusion):
 
 
 def linear(steps: int = 4, kind: type[Diffusion] = Diffusion, **settings: Any) -> Diffusion:
-    """A diffusion of one column with a linear denoiser and a crooked schedule."""
+    """A diffusion of one column with a linear denoiser and a nonlinear schedule."""
     model = kind(1, steps=steps, denoiser=Linear(), **settings).double()
     with torch.no_grad():
         model.process.first.fill_(11.0)
@@ -84,9 +82,9 @@ def exact_bound(model: Diffusion, x: Tensor) -> Tensor:
     u = ((x - process.means) / process.unit).unsqueeze(-1)  # (N, 1), nodes to the right
     z = a[0] * u + s[0] * NODES
     sd = process.unit * s[0] / a[0]
-    found = normal_log_prob(x.unsqueeze(-1), process.means + process.unit * z / a[0], sd**2)
+    result = normal_log_prob(x.unsqueeze(-1), process.means + process.unit * z / a[0], sd**2)
     one = torch.ones(())
-    total = found @ WEIGHTS - kl(a[-1] * u, s[-1] ** 2, 0 * one, one).squeeze(-1)
+    total = result @ WEIGHTS - kl(a[-1] * u, s[-1] ** 2, 0 * one, one).squeeze(-1)
     for i in range(1, len(gamma)):
         z = a[i] * u + s[i] * NODES
         believed = (z - s[i] * model.noise(z.unsqueeze(-1), gamma[i]).squeeze(-1)) / a[i]
@@ -98,14 +96,14 @@ def exact_bound(model: Diffusion, x: Tensor) -> Tensor:
 
 
 def mean_estimate(model: Diffusion, x: Tensor, times: Tensor) -> Tensor:
-    """What the training program scores on average over these times and all noise: (N,)."""
+    """Mean estimate of the training program over these times and all noise: (N,)."""
     shape = (len(x), len(times), len(NODES))
     t = times[:, None].expand(shape).reshape(-1)
     noise = NODES.expand(shape).reshape(-1, 1)
     rows = x[:, None, None].expand(shape).reshape(-1, 1)
     model.train()
-    given = poutine.condition(model, data={"t": t, "noise": noise})
-    nodes = poutine.trace(given).get_trace(rows).nodes
+    conditioned = poutine.condition(model, data={"t": t, "noise": noise})
+    nodes = poutine.trace(conditioned).get_trace(rows).nodes
     scored = sum(nodes[n]["fn"].log_prob(nodes[n]["value"]) for n in ("steps", "x"))
     return (scored.reshape(shape) @ WEIGHTS).mean(-1)
 
@@ -118,7 +116,7 @@ X = torch.tensor([1.1, 2.0, 3.9], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("kind", [Diffusion, DropsTheWeight])
-def test_one_step_is_the_whole_chain_on_average_and_so_is_its_gradient(
+def test_diffusion_one_step_bound_and_gradient_are_unbiased_for_the_chain(
     kind: type[Diffusion],
 ) -> None:
     model = linear(kind=kind)
@@ -133,7 +131,7 @@ def test_one_step_is_the_whole_chain_on_average_and_so_is_its_gradient(
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
-def test_the_chain_has_the_same_bound() -> None:
+def test_diffusion_chain_has_the_closed_form_bound() -> None:
     model = linear().eval()
     guide = model.default_guide()
     rows = X[:, None].repeat_interleave(2000, 0)
@@ -160,7 +158,7 @@ def exact_log_evidence(model: Diffusion, x: Tensor) -> Tensor:
     return normal_log_prob(x, process.means + scale * mean, total)
 
 
-def test_the_chains_log_weights_average_to_the_evidence() -> None:
+def test_diffusion_chain_weights_average_to_the_evidence() -> None:
     model = linear(steps=3).eval()
     log_w = log_weights(model, model.default_guide(), X[:, None], num_particles=5000)
     ratio = (log_w - exact_log_evidence(model, X).detach()).exp()  # (K, N)
@@ -168,7 +166,7 @@ def test_the_chains_log_weights_average_to_the_evidence() -> None:
     assert (exact_bound(model, X) < exact_log_evidence(model, X)).all()
 
 
-def test_probabilities_of_all_categories_sum_to_one() -> None:
+def test_diffusion_category_probabilities_sum_to_one() -> None:
     model = Diffusion(1, steps=2, hidden=(5,), likelihood="categorical", categories=3).double()
     every = torch.arange(3.0).double()[:, None]
     model.initialize(every)
@@ -183,9 +181,9 @@ def test_probabilities_of_all_categories_sum_to_one() -> None:
     assert abs(float(total.mean()) - 1) < 5 * float(total.std()) / math.sqrt(4000)
 
 
-def test_of_infinitely_many_steps_the_right_denoiser_has_no_gap() -> None:
-    """Whatever the schedule between its ends; an unlike denoiser does."""
-    found = []
+def test_diffusion_continuous_bound_is_tight_with_the_exact_denoiser() -> None:
+    """For any schedule between its ends; another denoiser has a gap."""
+    result = []
     for crooked in (False, True):
         model = linear(continuous=True)
         with torch.no_grad():
@@ -193,16 +191,16 @@ def test_of_infinitely_many_steps_the_right_denoiser_has_no_gap() -> None:
             model.process.log_span.fill_(math.log(27.0))
             if not crooked:
                 model.process.increments.zero_()
-        found.append(mean_estimate(model, X, middles(4000)))
-    torch.testing.assert_close(found[0], found[1])
+        result.append(mean_estimate(model, X, middles(4000)))
+    torch.testing.assert_close(result[0], result[1])
     spread, center = torch.tensor(1.5 * 0.8), torch.tensor(2.0 + 1.5 * 0.3)
-    torch.testing.assert_close(found[0], normal_log_prob(X, center, spread**2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(result[0], normal_log_prob(X, center, spread**2), atol=1e-4, rtol=0)
     with torch.no_grad():
         model.get_parameter("denoiser.spread").fill_(0.5)
-    assert (mean_estimate(model, X, middles(4000)) < found[0] - 0.05).any()
+    assert (mean_estimate(model, X, middles(4000)) < result[0] - 0.05).any()
 
 
-def test_finer_steps_are_tighter_with_the_right_denoiser() -> None:
+def test_diffusion_bound_tightens_with_steps_given_the_exact_denoiser() -> None:
     truth = torch.distributions.Normal(torch.tensor(2.45), torch.tensor(1.2))
     means = []
     for steps in (2, 8, 64):
@@ -214,7 +212,7 @@ def test_finer_steps_are_tighter_with_the_right_denoiser() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_draws_have_the_variance_of_the_linear_chain(eta: float) -> None:
+def test_diffusion_draws_have_the_variance_of_the_linear_chain(eta: float) -> None:
     model = linear()
     gamma = model.process.gamma(torch.arange(4).double() / 3)
     gamma, mean, variance = gamma.detach(), 0.0, 1.0
@@ -231,7 +229,7 @@ def test_draws_have_the_variance_of_the_linear_chain(eta: float) -> None:
     assert abs(float(draws.var()) / (1.5**2 * variance) - 1) < 5 * sd_of_variance
 
 
-def test_many_steps_without_noise_reach_the_data_s_variance() -> None:
+def test_diffusion_noiseless_draws_reach_the_data_variance_with_many_steps() -> None:
     model = linear()
     with torch.no_grad():
         model.process.first.fill_(3.0)
@@ -240,7 +238,7 @@ def test_many_steps_without_noise_reach_the_data_s_variance() -> None:
     assert abs(float(draws.var()) / (1.5 * 0.8) ** 2 - 1) < 5 * math.sqrt(2 / 20_000)
 
 
-def test_stratified_times_are_uniform_each_and_even_together() -> None:
+def test_stratified_times_are_uniform_and_evenly_spaced() -> None:
     fn = StratifiedTimes(torch.zeros(())).expand((50,))
     torch.manual_seed(0)
     draws = fn.sample((400,)).reshape(400, 50)  # one stratification over all of them
@@ -257,7 +255,7 @@ def rows(count: int = 60) -> Tensor:
     return torch.randn(count, 2) @ torch.tensor([[1.0, 0.6], [0.0, 0.5]]) + 3
 
 
-def test_what_needs_log_weights_refuses_the_training_program_by_name() -> None:
+def test_objectives_of_log_weights_reject_the_diffusion_training_program() -> None:
     x = rows()
     model = Diffusion(2, steps=3, hidden=(8,))
     model.initialize(x)
@@ -272,11 +270,11 @@ def test_what_needs_log_weights_refuses_the_training_program_by_name() -> None:
     guide.train()
     with pytest.raises(ValueError, match="site 'steps'"):
         objective.loss(model, guide, x)  # … and what was found out then does not hold now
-    found = check(model, guide, x)
-    assert found.ok
+    result = check(model, guide, x)
+    assert result.ok
     other = check(model, AmortizedNormal(model, x), x)
     assert other.codes == ["other-draws"]
-    unfit = {s.name for s in found.estimators if not s.supported}
+    unfit = {s.name for s in result.estimators if not s.supported}
     assert {"IWAE", "VIMCO", "RenyiELBO"} <= unfit
     assert "ELBO" not in unfit
     assert check(model.eval(), guide.eval(), x).ok
@@ -290,14 +288,16 @@ def test_what_needs_log_weights_refuses_the_training_program_by_name() -> None:
         ({"guide": "ppl_lvm.guides:AmortizedNormal"}, "the guide draws 't'"),
     ],
 )
-def test_fit_refuses_what_would_be_wrong(settings: dict[str, Any], message: str) -> None:
+def test_fit_rejects_diffusion_with_unsuitable_objectives(
+    settings: dict[str, Any], message: str
+) -> None:
     model = Diffusion(steps=3, hidden=(8,))
     with pytest.raises(ValueError, match=message):
         fit(model, settings.pop("guide", None), rows(), num_steps=2, progress=False, **settings)
 
 
 @pytest.mark.slow
-def test_fit_reaches_a_gaussian_and_its_run_comes_back(tmp_path: Path) -> None:
+def test_diffusion_fit_reaches_a_gaussian_and_its_run_loads(tmp_path: Path) -> None:
     x = rows(100)
     run = fit(
         Diffusion(steps=8, hidden=(16,)),
@@ -320,28 +320,14 @@ def test_fit_reaches_a_gaussian_and_its_run_comes_back(tmp_path: Path) -> None:
     assert "z_40" in run.encode(x[:3])
 
 
-def test_runs_under_plain_pyro() -> None:
-    x = rows()
-    model = Diffusion(2, steps=3, hidden=(8,))
-    model.initialize(x)
-    svi = SVI(model, model.default_guide(), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
-    before = [p.detach().clone() for p in model.parameters()]
-    assert math.isfinite(svi.step(x))
-    assert all((a != b).any() for a, b in zip(before, model.parameters(), strict=True))
-
-
-def test_bits_are_nats_by_columns() -> None:
-    assert Diffusion(8, hidden=(4,)).bits_per_dimension(-8 * math.log(2)) == pytest.approx(1.0)
-
-
-def test_what_makes_no_diffusion_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="no likelihood 'bernoulli'"):
+def test_diffusion_rejects_invalid_arguments_and_data() -> None:
+    with pytest.raises(ValueError, match="Unknown likelihood 'bernoulli'"):
         Diffusion(2, likelihood="bernoulli")
     with pytest.raises(ValueError, match="needs categories=C"):
         Diffusion(2, likelihood="categorical")
     with pytest.raises(ValueError, match="steps >= 1"):
         Diffusion(2, steps=0)
-    with pytest.raises(ValueError, match="has not met data"):
+    with pytest.raises(ValueError, match="number of columns is not known"):
         Diffusion().draw(3)
     with pytest.raises(ValueError, match="0 <= eta <= 1"):
         Diffusion(2).draw(3, eta=2.0)

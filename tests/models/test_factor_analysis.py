@@ -24,7 +24,7 @@ def _doubles() -> None:
 
 @pytest.fixture(scope="module")
 def rows() -> Tensor:
-    """Two factors, eight columns in unlike units."""
+    """Two factors, eight columns in different units."""
     draw = torch.Generator().manual_seed(3)
     z, noise = (torch.randn(400, d, generator=draw, dtype=torch.float64) for d in (2, 8))
     W = torch.randn(8, 2, generator=draw, dtype=torch.float64)
@@ -32,19 +32,19 @@ def rows() -> Tensor:
     return (z @ W.mT + noise * torch.linspace(0.4, 1.2, 8, dtype=torch.float64) + 3) * units
 
 
-def test_em_reaches_scikit_learns_optimum(rows: Tensor) -> None:
+def test_factor_analysis_em_reaches_the_optimum_of_scikit_learn(rows: Tensor) -> None:
     theirs = Sklearn(2, tol=1e-12, max_iter=20000, svd_method="lapack").fit(rows.numpy())
     run = fit_em(FactorAnalysis(2), rows, tolerance=1e-12, max_iterations=5000)
     assert run.results["converged"]
     assert run.results["bound"] == pytest.approx(theirs.score(rows.numpy()), abs=1e-7)
-    found: Any = run.model
-    np.testing.assert_allclose(found.noise.detach(), theirs.noise_variance_, rtol=1e-3)
+    result: Any = run.model
+    np.testing.assert_allclose(result.noise.detach(), theirs.noise_variance_, rtol=1e-3)
     shared = PPCA(2)  # one noise for all columns is less likely
     shared.maximize(rows)
     assert shared.log_evidence(rows).mean() < run.results["bound"] - 0.1
 
 
-def test_its_evidence_is_scipys_with_values_missing(rows: Tensor) -> None:
+def test_factor_analysis_evidence_equals_scipy_with_missing_values(rows: Tensor) -> None:
     x = torch.where(torch.rand(rows.shape) < 0.3, torch.nan, rows)
     model = FactorAnalysis(2)
     model.initialize(x)
@@ -60,18 +60,18 @@ def test_its_evidence_is_scipys_with_values_missing(rows: Tensor) -> None:
     assert -Trace_ELBO().loss(model, ExactPosterior(model), x) == pytest.approx(exact, rel=1e-9)
 
 
-def test_missing_values_at_random_cost_little(rows: Tensor) -> None:
+def test_factor_analysis_loses_little_to_values_missing_at_random(rows: Tensor) -> None:
     x = torch.where(torch.rand(rows.shape) < 0.2, torch.nan, rows)
     whole = fit_em(FactorAnalysis(2), rows, tolerance=1e-8)
     holed = fit_em(FactorAnalysis(2), load_data(x.numpy(), missing="keep"), tolerance=1e-10)
-    found: Any = holed.model
-    assert found.log_evidence(rows).mean().item() > whole.results["bound"] - 0.05
-    found.log_evidence(x).mean().backward()
-    assert max(p.grad.abs().max().item() for p in found.parameters()) < 1e-3
+    result: Any = holed.model
+    assert result.log_evidence(rows).mean().item() > whole.results["bound"] - 0.05
+    result.log_evidence(x).mean().backward()
+    assert max(p.grad.abs().max().item() for p in result.parameters()) < 1e-3
 
 
-def test_columns_in_other_units_give_the_same_model(rows: Tensor) -> None:
-    """Multiplying columns shifts the log-likelihood by the logarithms, which PPCA cannot say."""
+def test_factor_analysis_is_invariant_to_column_units(rows: Tensor) -> None:
+    """Multiplying columns shifts the log-likelihood by the logarithms, unlike in PPCA."""
     units = torch.logspace(-2, 2, 8)
     one = fit_em(FactorAnalysis(2, floor=1e-12), rows, tolerance=1e-12, max_iterations=5000)
     two = fit_em(FactorAnalysis(2, floor=1e-12), rows * units, tolerance=1e-12, max_iterations=5000)
@@ -79,7 +79,7 @@ def test_columns_in_other_units_give_the_same_model(rows: Tensor) -> None:
     assert two.results["bound"] == pytest.approx(one.results["bound"] - shift, abs=1e-7)
 
 
-def test_a_column_without_noise_is_recognized(rows: Tensor) -> None:
+def test_factor_analysis_degenerate_names_a_column_without_noise(rows: Tensor) -> None:
     model = FactorAnalysis(2)
     model.initialize(rows)
     assert model.degenerate(rows) is None
@@ -89,19 +89,19 @@ def test_a_column_without_noise_is_recognized(rows: Tensor) -> None:
     assert "column 5 has no noise left" in str(model.degenerate(rows))
 
 
-def test_a_column_in_large_units_is_no_factor(rows: Tensor) -> None:
-    """A noise of three floors is found as it is; under the floor the column is to blame."""
+def test_factor_analysis_degenerate_names_a_constant_column_in_large_units(rows: Tensor) -> None:
+    """A noise of three floors is estimated; below the floor the column is named."""
     units = torch.ones(8)
     for deviation, message in ((2.6e-3, None), (8e-4, "column 3 varies by no more than 6.4e-07")):
         units[3] = deviation / rows[:, 3].std(correction=0)
-        said = fit_em(FactorAnalysis(1), rows * units).results["degenerate"]
-        assert said is None if message is None else str(said).startswith(message)
+        reason = fit_em(FactorAnalysis(1), rows * units).results["degenerate"]
+        assert reason is None if message is None else str(reason).startswith(message)
     rows = torch.cat([rows, torch.ones(400, 1)], 1)
-    said = fit_em(FactorAnalysis(1), rows).results["degenerate"]
-    assert said == "column 8 never changes. Leave it out."
+    reason = fit_em(FactorAnalysis(1), rows).results["degenerate"]
+    assert reason == "column 8 never changes. Leave it out."
 
 
-def test_what_it_refuses(rows: Tensor) -> None:
+def test_factor_analysis_rejects_invalid_arguments_and_data(rows: Tensor) -> None:
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(400, 8\).*observed=8"):
         FactorAnalysis(2, observed=3).log_evidence(rows)
     with pytest.raises(ValueError, match="latent >= 1"):

@@ -1,4 +1,4 @@
-"""Factor models of counts and answers against SciPy's densities integrated over z."""
+"""Factor models against SciPy's densities integrated over z."""
 
 from typing import Any
 
@@ -45,13 +45,13 @@ def _density(model: FactorModel, eta: np.ndarray, p: int) -> Any:
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_its_evidence_is_the_integral(likelihood: str) -> None:
+def test_factor_model_log_evidence_equals_the_integral(likelihood: str) -> None:
     x = _counts() if likelihood != "bernoulli" else (_counts() > 2).double()
     model = _started(likelihood, x)
     holed = x[:3].clone()
     holed[1, 2] = torch.nan
     W, b = model.W.detach().numpy()[:, 0], model.b.detach().numpy()
-    for row, found in zip(holed.numpy(), model.log_evidence(holed, 81).tolist(), strict=True):
+    for row, result in zip(holed.numpy(), model.log_evidence(holed, 81).tolist(), strict=True):
 
         def joint(z: float, row: np.ndarray = row) -> float:
             seen = [p for p in range(3) if not np.isnan(row[p])]
@@ -59,11 +59,11 @@ def test_its_evidence_is_the_integral(likelihood: str) -> None:
             return float(scipy.stats.norm.pdf(z) * np.prod(mass))
 
         exact, _ = scipy.integrate.quad(joint, -9, 9, epsabs=1e-13)
-        assert found == pytest.approx(np.log(exact), abs=1e-8)
+        assert result == pytest.approx(np.log(exact), abs=1e-8)
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
-def test_the_program_leaves_out_what_is_missing(likelihood: str) -> None:
+def test_factor_model_ignores_missing_values(likelihood: str) -> None:
     x = _counts(5) if likelihood != "bernoulli" else (_counts(5) > 2).double()
     model = _started(likelihood, x)
     z = torch.randn(5, 1)
@@ -72,17 +72,17 @@ def test_the_program_leaves_out_what_is_missing(likelihood: str) -> None:
     x[1, 2], x[3] = torch.nan, torch.nan
     trace = poutine.trace(poutine.condition(model, {"z": z})).get_trace(x)
     trace.compute_log_prob()
-    found = trace.nodes["x"]["log_prob"].detach().numpy()
-    np.testing.assert_allclose(found, np.where(x.isnan(), 0.0, each).sum(-1), atol=1e-12)
+    result = trace.nodes["x"]["log_prob"].detach().numpy()
+    np.testing.assert_allclose(result, np.where(x.isnan(), 0.0, each).sum(-1), atol=1e-12)
 
 
-def test_the_negative_binomial_scatters_by_its_dispersion() -> None:
+def test_factor_model_negative_binomial_has_the_variance_of_its_dispersion() -> None:
     model = _started("negative-binomial", _counts())
     fn = model._likelihood(torch.randn(4, 1))
     torch.testing.assert_close(fn.variance, fn.mean + model.dispersion * fn.mean.square())
 
 
-def test_a_fit_s_drawn_evidence_is_the_integral() -> None:
+def test_factor_model_fit_estimates_the_integral_as_evidence() -> None:
     x = _counts()
     run = fit(FactorModel, AmortizedNormal, x, settings={"latent": 1}, num_steps=150)
     model: Any = run.model
@@ -102,7 +102,9 @@ def test_a_fit_s_drawn_evidence_is_the_integral() -> None:
         ("bernoulli", 2.0, r"needs 0 or 1, but row 4, column 1 of x is 2"),
     ],
 )
-def test_values_outside_the_support_are_named(likelihood: str, value: float, message: str) -> None:
+def test_factor_model_rejects_values_outside_the_support(
+    likelihood: str, value: float, message: str
+) -> None:
     x = torch.ones(8, 3)
     x[4, 1] = value
     with pytest.raises(ValueError, match=message):
@@ -112,8 +114,8 @@ def test_values_outside_the_support_are_named(likelihood: str, value: float, mes
     assert "'x'" in str(findings.errors[0])
 
 
-def test_what_it_refuses() -> None:
-    with pytest.raises(ValueError, match="no likelihood 'normal'; choose from poisson"):
+def test_factor_model_rejects_invalid_arguments_and_data() -> None:
+    with pytest.raises(ValueError, match="Unknown likelihood 'normal'. Available: "):
         FactorModel(likelihood="normal")
     with pytest.raises(ValueError, match="Quadrature over 3 factors"):
         FactorModel(3, 3).log_evidence(_counts())

@@ -1,4 +1,4 @@
-"""The clustered VAE against quadrature over its code, Bayes' rule, and clusters that are known."""
+"""Clustered VAE against quadrature over its code."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def _small() -> GaussianMixtureVAE:
     return model
 
 
-def test_importance_weights_have_the_evidence_of_quadrature() -> None:
+def test_gm_vae_importance_weights_average_to_the_quadrature_evidence() -> None:
     model = _small()
     guide = AmortizedNormal(model, BITS)
     z = torch.linspace(-12, 12, 4001)[:, None, None].expand(-1, 5, 1)
@@ -53,7 +53,7 @@ def test_importance_weights_have_the_evidence_of_quadrature() -> None:
     assert ((w.mean(0) - wrong).abs() > 5 * error).any()
 
 
-def test_the_bound_and_its_gradient_sum_the_clusters_out() -> None:
+def test_gm_vae_bound_and_gradient_marginalize_the_cluster() -> None:
     model = _small()
     guide = AmortizedNormal(model, BITS)
     torch.manual_seed(1)
@@ -71,7 +71,7 @@ def test_the_bound_and_its_gradient_sum_the_clusters_out() -> None:
         torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_clusters_of_a_datum_are_bayes_rule_at_its_code() -> None:
+def test_gm_vae_cluster_probabilities_follow_bayes_rule_at_the_code() -> None:
     run = fit(_small(), AmortizedNormal, BITS, num_steps=1, optimizer="SGD(lr=0.0)")
     with torch.no_grad():
         run.guide.encoder.net.layers[-1].bias[1] = -12.0  # type: ignore[attr-defined]
@@ -81,7 +81,7 @@ def test_clusters_of_a_datum_are_bayes_rule_at_its_code() -> None:
     torch.testing.assert_close(run.encode(BITS)["c"], exact, rtol=1e-3, atol=1e-4)
 
 
-def test_the_start_knows_the_clusters_and_the_way_back() -> None:
+def test_gm_vae_initialize_separates_clusters_and_trains_the_decoder() -> None:
     data = load_data("blobs(n=300, components=4, dimensions=6)")
     x = data.tensors[0]
     model = GaussianMixtureVAE(4, 3, likelihood="gaussian-shared")
@@ -89,14 +89,14 @@ def test_the_start_knows_the_clusters_and_the_way_back() -> None:
     z = principal_codes(x, 3)
     torch.testing.assert_close(z.T @ z / len(x), torch.eye(3).double(), atol=1e-6, rtol=0)
     log_z = Normal(model.means, model.scales).log_prob(z[:, None].float()).sum(-1)
-    found = (log_z + model.weights.log()).argmax(1)
-    assert adjusted_rand_score(data.labels, found) > 0.98
+    result = (log_z + model.weights.log()).argmax(1)
+    assert adjusted_rand_score(data.labels, result) > 0.98
     missed = (model.decode(z.float()) - x).square().sum()
     assert missed < 0.2 * (x - x.mean(0)).square().sum()
 
 
 @pytest.mark.slow
-def test_it_finds_kinds_of_digits_from_the_command_lines_words(tmp_path: Path) -> None:
+def test_gm_vae_clusters_digits_with_the_command_s_settings(tmp_path: Path) -> None:
     data = load_data("digits").subset(torch.arange(300))
     run = fit(
         "models/gm_vae.py:GaussianMixtureVAE",
@@ -110,15 +110,15 @@ def test_it_finds_kinds_of_digits_from_the_command_lines_words(tmp_path: Path) -
         engine="auto",
         progress=False,
     )
-    found = run.encode(data)["c"].argmax(1)
-    assert adjusted_rand_score(data.labels, found) > 0.5
+    result = run.encode(data)["c"].argmax(1)
+    assert adjusted_rand_score(data.labels, result) > 0.5
     pictures = {path.stem for path in (tmp_path / "run" / "pictures").glob("*.png")}
     assert {"samples", "reconstructions", "latent_plane"} <= pictures
     again = load_run(tmp_path / "run")
     torch.testing.assert_close(again.encode(data)["z"], run.encode(data)["z"])
 
 
-def test_it_passes_the_check_and_goes_to_arviz() -> None:
+def test_gm_vae_passes_check_and_exports_to_arviz() -> None:
     model = _small()
     assert not list(check(model, AmortizedNormal(model, BITS), BITS))
     run = fit(model, None, BITS, num_steps=2, objective="IWAE(num_particles=3)", progress=False)
@@ -132,20 +132,22 @@ def test_it_passes_the_check_and_goes_to_arviz() -> None:
     [
         ({"components": 0}, "at least one component; got 0"),
         ({"latent": 0}, "latent=0"),
-        ({"likelihood": "normal"}, "no likelihood 'normal'"),
+        ({"likelihood": "normal"}, "Unknown likelihood 'normal'"),
     ],
 )
-def test_what_it_is_not_built_from(settings: dict[str, Any], message: str) -> None:
+def test_gm_vae_rejects_invalid_constructor_arguments(
+    settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         GaussianMixtureVAE(**settings)
 
 
-def test_more_codes_than_columns_are_refused() -> None:
+def test_gm_vae_rejects_more_codes_than_columns() -> None:
     with pytest.raises(ValueError, match=r"latent=8 codes cannot start .* Use latent=2 or fewer"):
         GaussianMixtureVAE(2).initialize(BITS)
 
 
-def test_it_follows_the_datas_precision() -> None:
+def test_gm_vae_takes_the_dtype_of_the_data() -> None:
     model = GaussianMixtureVAE(2, 1, likelihood="gaussian-shared")
     x = torch.randn(20, 3).double()
     model.initialize(x)
@@ -153,7 +155,7 @@ def test_it_follows_the_datas_precision() -> None:
     TraceEnum_ELBO(max_plate_nesting=1).loss(model, AmortizedNormal(model, x), x)
 
 
-def test_one_cluster_has_no_weight_to_learn_and_is_certain(tmp_path: Path) -> None:
+def test_gm_vae_of_one_cluster_has_constant_weight(tmp_path: Path) -> None:
     x = torch.randn(30, 4)
     run = fit(
         GaussianMixtureVAE,
@@ -178,6 +180,6 @@ def test_one_cluster_has_no_weight_to_learn_and_is_certain(tmp_path: Path) -> No
         (torch.randn(9, 1) * torch.ones(4), "no more than 1 directions. Use latent=1 or fewer"),
     ],
 )
-def test_codes_of_rows_that_do_not_vary_are_refused(x: Tensor, message: str) -> None:
+def test_gm_vae_rejects_rows_without_enough_directions(x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         principal_codes(x, 2)

@@ -35,26 +35,28 @@ def _marginal(model: HierarchicalRegression, x: Tensor, tau: Tensor, sigma: floa
     z = (x[:, 1:] - model.center) / model.unit
     design = torch.cat([torch.ones(len(z), 1), z[:, :-1]], -1)  # (N, J)
     common = design @ (2.5**2 * design.mT)
-    own = (design * tau.square()) @ design.mT * (x[:, :1] == x[:, 0])
-    covariance = common + own + sigma**2 * torch.eye(len(x))
+    local = (design * tau.square()) @ design.mT * (x[:, :1] == x[:, 0])
+    covariance = common + local + sigma**2 * torch.eye(len(x))
     return MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(z[:, -1]).item()
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centered: bool) -> None:
+def test_hierarchical_regression_given_spreads_equals_the_normal_model(
+    rows: Tensor, centered: bool
+) -> None:
     """Then the joint is the exponential of a quadratic, whose integral is known."""
     model = HierarchicalRegression(centered=centered)
     model.initialize(rows)
     tau, sigma = torch.tensor([0.6, 0.3]), 0.4
     name = "effects" if centered else "offsets"
-    given = {"spread": tau, "noise": torch.tensor(sigma)}
-    fixed = poutine.condition(model, given)
+    conditioned = {"spread": tau, "noise": torch.tensor(sigma)}
+    fixed = poutine.condition(model, conditioned)
 
     def log_joint(u: Tensor) -> Tensor:
         latents = {"mean": u[:2], name: u[2:].reshape(3, 2)}
         trace = poutine.trace(poutine.condition(fixed, latents)).get_trace(rows)
         trace.compute_log_prob()
-        left = sum(trace.nodes[k]["log_prob"].sum() for k in given)
+        left = sum(trace.nodes[k]["log_prob"].sum() for k in conditioned)
         return trace.log_prob_sum() - left
 
     u = torch.zeros(8, requires_grad=True)
@@ -68,7 +70,7 @@ def test_given_the_spreads_it_is_the_normal_model(rows: Tensor, centered: bool) 
     assert exact == pytest.approx(_marginal(model, rows, tau, sigma), rel=1e-9)
 
 
-def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
+def test_hierarchical_regression_fit_recovers_lines_and_shrinks_small_groups() -> None:
     data = load_data("grouped(n=150, groups=6, seed=1)")
     x = data.tensors[0]
     run = fit(HierarchicalRegression, GlobalNormal, data, num_steps=400, optimizer="Adam(lr=0.03)")
@@ -78,22 +80,22 @@ def test_a_fit_finds_the_lines_and_borrows_strength() -> None:
     beta = model.coefficients(m + tau * guide.offsets_loc.detach())
     group = x[:, 0].long()
     for g in range(6):
-        own = x[group == g]
-        design = torch.cat([torch.ones(len(own), 1), own[:, 1:2]], -1)
-        if len(own) > 20:  # where a group has many rows its line is its own least squares
-            alone = torch.linalg.lstsq(design, own[:, 2]).solution
+        local = x[group == g]
+        design = torch.cat([torch.ones(len(local), 1), local[:, 1:2]], -1)
+        if len(local) > 20:  # where a group has many rows its line is its own least squares
+            alone = torch.linalg.lstsq(design, local[:, 2]).solution
             torch.testing.assert_close(beta[g], alone, atol=0.15, rtol=0)
 
 
-def _answers(model: HierarchicalRegression, drawn: dict[str, Tensor]) -> Tensor:
-    """What people ask of the posterior, a column each: m, β, σ and log τ, of draws (S, …)."""
+def _quantities(model: HierarchicalRegression, drawn: dict[str, Tensor]) -> Tensor:
+    """Quantities of interest, one per column: m, β, σ and log τ, of draws (S, …)."""
     m, tau, sigma = drawn["mean"], drawn["spread"], drawn["noise"]
     beta = drawn["effects"] if model.centered else m[:, None] + tau[:, None] * drawn["offsets"]
     return torch.cat([m, beta.flatten(1), sigma[:, None], tau.log()], -1)
 
 
 def _of_a_guide(model: HierarchicalRegression, guide: Any, x: Tensor) -> Tensor:
-    """`_answers` of 4,000 draws of a guide fitted for it."""
+    """`_quantities` of 4,000 draws of a fitted guide."""
     run = fit(
         model,
         guide,
@@ -108,11 +110,11 @@ def _of_a_guide(model: HierarchicalRegression, guide: Any, x: Tensor) -> Tensor:
         pyro.set_rng_seed(1)
         nodes = poutine.trace(run.guide).get_trace(x).nodes
     drawn = {k: v["value"] for k, v in nodes.items() if v["type"] == "sample"}
-    return _answers(model, {k: v.squeeze(1) for k, v in drawn.items() if v.shape[:1] == (4000,)})
+    return _quantities(model, {k: v.squeeze(1) for k, v in drawn.items() if v.shape[:1] == (4000,)})
 
 
 @pytest.mark.slow
-def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
+def test_hierarchical_regression_guide_agrees_with_nuts_and_mean_field_does_not() -> None:
     """Means and standard deviations of 21 quantities, within five of the chain's own errors."""
     x = load_data("grouped(n=120, groups=8)").tensors[0]
     model = HierarchicalRegression(centered=True)  # every group has rows enough
@@ -120,7 +122,7 @@ def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
     pyro.set_rng_seed(0)
     mcmc = MCMC(NUTS(model, max_tree_depth=6), 200, warmup_steps=100, disable_progbar=True)
     mcmc.run(x)
-    chain = _answers(model, mcmc.get_samples())  # (S, Q)
+    chain = _quantities(model, mcmc.get_samples())  # (S, Q)
     mean, deviation = chain.mean(0), chain.std(0)
     square = (chain - mean).square()
     error = deviation / effective_sample_size(chain[None]).sqrt()
@@ -138,14 +140,14 @@ def test_a_guide_agrees_with_nuts_where_it_can_follow_the_posterior() -> None:
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_its_joint_density_is_the_story_s(rows: Tensor, centered: bool) -> None:
+def test_hierarchical_regression_joint_density_equals_scipy(rows: Tensor, centered: bool) -> None:
     model = HierarchicalRegression(centered=centered)
     model.initialize(rows)
     m, tau, sigma = np.array([0.4, -1.0]), np.array([0.7, 0.2]), 0.5
     eta = np.linspace(-1, 1.5, 6).reshape(3, 2)
     beta = m + tau * eta
     z = ((rows[:, 1:] - model.center) / model.unit).numpy()
-    own = beta[rows[:, 0].long().numpy()]
+    local = beta[rows[:, 0].long().numpy()]
     exact = (
         scipy.stats.norm(0, 2.5).logpdf(m).sum()
         + scipy.stats.halfnorm.logpdf(tau).sum()
@@ -153,16 +155,16 @@ def test_its_joint_density_is_the_story_s(rows: Tensor, centered: bool) -> None:
         + (
             scipy.stats.norm(m, tau).logpdf(beta) if centered else scipy.stats.norm.logpdf(eta)
         ).sum()
-        + scipy.stats.norm(own[:, 0] + own[:, 1] * z[:, 0], sigma).logpdf(z[:, 1]).sum()
+        + scipy.stats.norm(local[:, 0] + local[:, 1] * z[:, 0], sigma).logpdf(z[:, 1]).sum()
     )
     latents = {"mean": m, "spread": tau, "noise": sigma}
     latents |= {"effects": beta} if centered else {"offsets": eta}
-    given = poutine.condition(model, {k: torch.as_tensor(v) for k, v in latents.items()})
-    found = poutine.trace(given).get_trace(rows).log_prob_sum().item()
-    assert found == pytest.approx(exact, rel=1e-12)
+    conditioned = poutine.condition(model, {k: torch.as_tensor(v) for k, v in latents.items()})
+    result = poutine.trace(conditioned).get_trace(rows).log_prob_sum().item()
+    assert result == pytest.approx(exact, rel=1e-12)
 
 
-def test_coefficients_are_in_the_data_s_units(rows: Tensor) -> None:
+def test_hierarchical_regression_coefficients_are_in_data_units(rows: Tensor) -> None:
     model = HierarchicalRegression()
     model.initialize(rows)
     beta = torch.randn(3, 2)
@@ -174,7 +176,7 @@ def test_coefficients_are_in_the_data_s_units(rows: Tensor) -> None:
     torch.testing.assert_close(inside * model.unit[-1] + model.center[-1], outside)
 
 
-def test_what_it_refuses(rows: Tensor) -> None:
+def test_hierarchical_regression_rejects_invalid_data(rows: Tensor) -> None:
     wrong = rows.clone()
     wrong[2, 0] = 0.5
     with pytest.raises(ValueError, match=r"first column must be the group.*row 2 has 0\.5"):
@@ -198,7 +200,9 @@ def test_what_it_refuses(rows: Tensor) -> None:
         HierarchicalRegression().initialize(gap)
 
 
-def test_a_group_that_was_not_there_is_named_and_one_without_rows_is_served(rows: Tensor) -> None:
+def test_hierarchical_regression_rejects_new_groups_and_serves_groups_without_rows(
+    rows: Tensor,
+) -> None:
     def fitted(**sizes: Any) -> Any:
         return fit(HierarchicalRegression(**sizes), None, rows, num_steps=20, progress=False)
 

@@ -1,4 +1,4 @@
-"""Layers of codes: where all is linear and normal, log p(x) and the posterior are known."""
+"""Hierarchical VAE against the linear model's evidence and posterior."""
 
 import math
 from pathlib import Path
@@ -51,7 +51,7 @@ def _log_evidence(model: HierarchicalVAE, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_importance_weights_have_the_exact_evidence(guide: Any) -> None:
+def test_hierarchical_vae_importance_weights_average_to_the_exact_evidence(guide: Any) -> None:
     model, x = _linear((3, 2, 2))
     w = log_weights(model, guide(model, x, hidden=(8,)), x, num_particles=50_000).exp()
     error = w.std(0) / math.sqrt(len(w))
@@ -59,7 +59,7 @@ def test_importance_weights_have_the_exact_evidence(guide: Any) -> None:
 
 
 @pytest.mark.parametrize("guide", [*GUIDES, AmortizedNormal])
-def test_layers_that_depend_on_each_other_can_close_the_gap(guide: Any) -> None:
+def test_hierarchical_vae_dependent_layers_close_the_gap(guide: Any) -> None:
     """With one code a layer the posterior is a product of such normals; not of independent ones."""
     model, x = _linear((1, 1))
     with torch.no_grad():  # layers that depend on each other strongly
@@ -78,8 +78,8 @@ def test_layers_that_depend_on_each_other_can_close_the_gap(guide: Any) -> None:
         assert gap.abs().mean() < 0.04
 
 
-def test_the_ladder_multiplies_normals() -> None:
-    """Its layer below has the density of the product of what x and the layer above say."""
+def test_ladder_guide_multiplies_normals() -> None:
+    """The lower layer has the density of a product of two normals."""
     model, x = _linear((2, 2))
     guide = Ladder(model, x)
     pyro.set_rng_seed(3)
@@ -87,15 +87,15 @@ def test_the_ladder_multiplies_normals() -> None:
     (loc, log_scale), _ = guide._evidence(x)
     prior = model.prior(1, nodes["z2"]["value"]).base_dist
     points = torch.randn(5, 6, 2).double()
-    said = torch.distributions.Normal(loc, log_scale.exp())
-    wanted = said.log_prob(points) + prior.log_prob(points)
-    found = nodes["z1"]["fn"].base_dist.log_prob(points)
-    torch.testing.assert_close((found - wanted).std(0), torch.zeros(6, 2).double())
+    reason = torch.distributions.Normal(loc, log_scale.exp())
+    expected = reason.log_prob(points) + prior.log_prob(points)
+    result = nodes["z1"]["fn"].base_dist.log_prob(points)
+    torch.testing.assert_close((result - expected).std(0), torch.zeros(6, 2).double())
 
 
 @pytest.mark.slow
-def test_the_product_of_normals_has_a_gradient_where_one_is_very_narrow() -> None:
-    """As a network may make it: by precisions it overflows, and every parameter is NaN."""
+def test_product_of_normals_has_a_gradient_where_one_is_very_narrow() -> None:
+    """Precisions would overflow and make every parameter NaN."""
     loc, other = torch.tensor([1.5, -2.0, 0.3]), torch.tensor([0.5, 1.0, 4.0])
     log_scale = torch.tensor([-60.0, 0.2, 60.0], requires_grad=True)
     product = _product(loc, log_scale, other, torch.zeros(3))
@@ -113,7 +113,7 @@ def test_the_product_of_normals_has_a_gradient_where_one_is_very_narrow() -> Non
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_it_passes_the_check_trains_and_comes_back(guide: Any, tmp_path: Path) -> None:
+def test_hierarchical_vae_passes_check_and_its_run_loads(guide: Any, tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))
     x = data.tensors[0]
     model = HierarchicalVAE((3, 2), hidden=(8,))
@@ -139,12 +139,12 @@ def test_it_passes_the_check_trains_and_comes_back(guide: Any, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_models_without_layers_are_refused(guide: Any) -> None:
+def test_ladder_guide_rejects_models_without_layers(guide: Any) -> None:
     with pytest.raises(ValueError, match=r"VAE has none\. Use AmortizedNormal"):
         guide(VAE(2), torch.zeros(3, 2))
 
 
 @pytest.mark.parametrize("latent", [(8,), (4, 0)])
-def test_what_it_is_not_built_from(latent: tuple[int, ...]) -> None:
+def test_hierarchical_vae_rejects_invalid_constructor_arguments(latent: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="widths of two or more layers"):
         HierarchicalVAE(latent)

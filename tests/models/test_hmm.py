@@ -1,4 +1,4 @@
-"""The hidden Markov model against the sum over every path, and against the enumerated loop."""
+"""Hidden Markov model against path enumeration."""
 
 from itertools import product
 from pathlib import Path
@@ -39,7 +39,7 @@ def _model(emission: str, columns: int = 2) -> HiddenMarkovModel:
 
 
 def _data(emission: str, columns: int = 2) -> Tensor:
-    """A whole sequence, a short one, one with a hole of one value, one with a step unseen."""
+    """A full sequence, a short one, one with a missing value, one with a missing step."""
     torch.manual_seed(1)
     x = torch.randn(N, T, columns)
     if emission == "categorical":
@@ -53,7 +53,7 @@ def _data(emission: str, columns: int = 2) -> Tensor:
 def _paths(model: HiddenMarkovModel, x: Tensor) -> tuple[Tensor, Tensor]:
     """All S**T paths (S**T, T) and their log-probability with each sequence (N, S**T)."""
     paths = torch.tensor(list(product(range(S), repeat=T)))
-    found = []
+    result = []
     for sequence in x:
         log_p = model.start[paths[:, 0]].log()
         for t in range(T):
@@ -68,19 +68,19 @@ def _paths(model: HiddenMarkovModel, x: Tensor) -> tuple[Tensor, Tensor]:
                 else:
                     each = model.table[:, p, int(value)].log()
                 log_p = log_p + each[paths[:, t]]
-        found.append(log_p)
-    return paths, torch.stack(found)
+        result.append(log_p)
+    return paths, torch.stack(result)
 
 
 def _program(model: Any, x: Tensor) -> Tensor:
     trace = poutine.trace(model).get_trace(x)
     trace.compute_log_prob()
-    found: Tensor = trace.nodes["x"]["log_prob"]
-    return found
+    result: Tensor = trace.nodes["x"]["log_prob"]
+    return result
 
 
 @pytest.mark.parametrize("emission", ["gaussian", "categorical"])
-def test_the_program_and_the_forward_algorithm_are_the_sum_over_every_path(emission: str) -> None:
+def test_hmm_program_and_forward_algorithm_equal_the_sum_over_paths(emission: str) -> None:
     model, x = _model(emission), _data(emission)
     _, log_p = _paths(model, x)
     exact = log_p.logsumexp(-1)
@@ -96,7 +96,7 @@ def test_the_program_and_the_forward_algorithm_are_the_sum_over_every_path(emiss
 
 
 @pytest.mark.parametrize("emission", ["gaussian", "categorical"])
-def test_marginals_and_the_best_path_are_those_of_every_path(emission: str) -> None:
+def test_hmm_marginals_and_viterbi_equal_path_enumeration(emission: str) -> None:
     model, x = _model(emission), _data(emission)
     paths, log_p = _paths(model, x)
     each = torch.nn.functional.one_hot(paths, S).double()  # (S**T, T, S)
@@ -109,7 +109,7 @@ def test_marginals_and_the_best_path_are_those_of_every_path(emission: str) -> N
     assert not torch.equal(best, model.marginals(x).argmax(-1)) or emission == "categorical"
 
 
-def test_filling_up_a_short_sequence_changes_nothing() -> None:
+def test_hmm_padding_a_short_sequence_changes_nothing() -> None:
     model, x = _model("gaussian"), _data("gaussian")
     short = x[1:2, :3]
     torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
@@ -118,8 +118,8 @@ def test_filling_up_a_short_sequence_changes_nothing() -> None:
     assert (_program(model, zeros)[1] - _program(model, x)[1]).abs() > 0.1
 
 
-def test_it_is_the_enumerated_loop() -> None:
-    """The same story with one site a step, summed out by Pyro."""
+def test_hmm_program_equals_the_enumerated_loop() -> None:
+    """The same model with one site per step, enumerated by Pyro."""
     model, x = _model("gaussian", 1), torch.randn(N, T, 1)
 
     def loop(x: Tensor) -> None:
@@ -136,7 +136,7 @@ def test_it_is_the_enumerated_loop() -> None:
     assert -loss == pytest.approx(model.log_evidence(x).sum().item(), abs=1e-8)
 
 
-def test_sequences_of_one_number_need_no_third_dimension() -> None:
+def test_hmm_takes_one_column_sequences_in_two_dimensions() -> None:
     model, x = _model("gaussian", 1), torch.randn(N, T)
     torch.testing.assert_close(_program(model, x), _program(model, x.unsqueeze(-1)))
     torch.testing.assert_close(_program(model, x), model.log_evidence(x))
@@ -155,7 +155,7 @@ def _sequences() -> np.ndarray[Any, Any]:
     return x
 
 
-def test_from_a_file_to_a_run_that_found_the_states(tmp_path: Path) -> None:
+def test_hmm_run_from_a_file_recovers_the_states(tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
     np.save(tmp_path / "x.npy", _sequences())
     data = load_data(tmp_path / "x.npy", missing="keep")
@@ -170,9 +170,9 @@ def test_from_a_file_to_a_run_that_found_the_states(tmp_path: Path) -> None:
     )
     fitted: Any = run.model
     order = fitted.means[:, 0].argsort()
-    found = fitted.means[order].detach()
-    wanted = torch.tensor([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
-    assert (found - wanted).abs().max() < 0.3
+    result = fitted.means[order].detach()
+    target = torch.tensor([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
+    assert (result - target).abs().max() < 0.3
     assert fitted.transition[order][:, order].diagonal().min() > 0.8
     assert fitted.degenerate(data.tensors[0]) is None
     again: Any = load_run(tmp_path / "run", guide=nothing).model
@@ -180,7 +180,7 @@ def test_from_a_file_to_a_run_that_found_the_states(tmp_path: Path) -> None:
     torch.testing.assert_close(again.log_evidence(x), fitted.log_evidence(x))
 
 
-def test_a_collapsed_state_is_named() -> None:
+def test_hmm_degenerate_names_a_collapsed_state() -> None:
     model, x = _model("gaussian"), _data("gaussian")
     x[:2] = 1.0
     model.means = torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.5, 0.5]])
@@ -190,8 +190,8 @@ def test_a_collapsed_state_is_named() -> None:
     assert "state 0 has collapsed" in reason
 
 
-def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
-    with pytest.raises(ValueError, match="no emission 'normal'"):
+def test_hmm_rejects_invalid_arguments_and_data_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match="Unknown emission 'normal'"):
         HiddenMarkovModel(3, emission="normal")
     with pytest.raises(ValueError, match="needs categories=C"):
         HiddenMarkovModel(3, emission="categorical")
@@ -207,7 +207,7 @@ def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
         HiddenMarkovModel(5).initialize(torch.tensor([0.0, 1.0, torch.nan]).expand(6, 3))
 
 
-def test_a_category_that_is_none_has_no_likelihood() -> None:
+def test_hmm_likelihood_rejects_an_invalid_category() -> None:
     model, x = _model("categorical"), _data("categorical")
     for wrong in (4.0, -1.0, 0.5):
         x[0, 1, 1] = wrong
@@ -216,7 +216,7 @@ def test_a_category_that_is_none_has_no_likelihood() -> None:
                 asked(x)
 
 
-def test_it_draws_sequences() -> None:
+def test_hmm_draws_sequences() -> None:
     model, x = _model("categorical"), _data("categorical")
     drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]
     assert drawn.shape == x.shape

@@ -1,4 +1,4 @@
-"""Topic models against the exact evidence of tiny corpora, and on topics that are known."""
+"""Topic models against the exact evidence of tiny corpora."""
 
 import math
 from itertools import permutations, product
@@ -28,7 +28,7 @@ def _doubles() -> None:
     torch.set_default_dtype(torch.float64)
 
 
-def test_a_bag_of_words_is_a_multinomial_of_each_length() -> None:
+def test_bag_of_words_equals_a_multinomial_of_each_length() -> None:
     probs = torch.distributions.Dirichlet(torch.ones(3)).sample((3,))
     fn = BagOfWords(TINY.sum(-1), probs)
     exact = [
@@ -42,7 +42,7 @@ def test_a_bag_of_words_is_a_multinomial_of_each_length() -> None:
     assert ((draws.mean(0) - fn.mean).abs() < 5 * error).all()
 
 
-def test_the_exact_evidence_is_the_integral_over_proportions_and_topics() -> None:
+def test_lda_log_evidence_equals_the_integral_over_proportions_and_topics() -> None:
     """Against the mean of p(x | θ, β) over draws of the prior."""
     model = LatentDirichletAllocation(2, alpha=0.7, eta=0.5)
     exact = model.log_evidence(TINY).item()
@@ -55,7 +55,7 @@ def test_the_exact_evidence_is_the_integral_over_proportions_and_topics() -> Non
     assert error < 0.02
 
 
-def test_its_evidence_sums_to_one_over_all_corpora() -> None:
+def test_lda_evidence_sums_to_one_over_all_corpora() -> None:
     model = LatentDirichletAllocation(2, alpha=0.7, eta=0.5)
     documents = [torch.tensor(d) for d in product(range(3), repeat=3) if sum(d) == 2]
     total = sum(
@@ -65,7 +65,7 @@ def test_its_evidence_sums_to_one_over_all_corpora() -> None:
     assert total == pytest.approx(1.0, abs=1e-10)
 
 
-def test_the_bound_of_a_dirichlet_guide_is_below_the_evidence_and_near_it() -> None:
+def test_lda_bound_of_a_dirichlet_guide_is_close_below_the_evidence() -> None:
     settings = {"topics": 2, "alpha": 0.7, "eta": 0.5}
     run = fit(
         LatentDirichletAllocation,
@@ -86,7 +86,7 @@ def test_the_bound_of_a_dirichlet_guide_is_below_the_evidence_and_near_it() -> N
 
 
 @pytest.mark.slow
-def test_it_finds_the_bars() -> None:
+def test_lda_recovers_the_bars() -> None:
     data = load_data("bars(n=300, size=3, length=60)")
     run = fit(
         LatentDirichletAllocation,
@@ -103,7 +103,7 @@ def test_it_finds_the_bars() -> None:
 
 
 def _matched(topics: Tensor) -> float:
-    """The least share of its mass that a topic has on its bar, topics matched to bars at best."""
+    """Smallest share of a topic's mass on its bar, under the best matching."""
     rows = torch.eye(3).repeat_interleave(3, 1)
     bars = torch.cat([rows, torch.eye(3).repeat(1, 3)])  # (6, 9)
     mass = topics @ bars.mT
@@ -112,7 +112,7 @@ def _matched(topics: Tensor) -> float:
     )
 
 
-def test_prod_lda_s_drawn_evidence_is_the_integral() -> None:
+def test_prod_lda_evidence_estimate_equals_the_integral() -> None:
     run = fit(ProdLDA, AmortizedNormal, TINY, settings={"topics": 2}, num_steps=100)
     model: Any = run.model
     h = torch.linspace(-12, 12, 401)
@@ -127,7 +127,7 @@ def test_prod_lda_s_drawn_evidence_is_the_integral() -> None:
     assert run.results["bound"] < exact + 5 * run.results["bound_monte_carlo_error"]
 
 
-def test_prod_lda_s_words_are_a_product_of_its_topics() -> None:
+def test_prod_lda_words_are_a_product_of_topics() -> None:
     model = ProdLDA(3, 4)
     model.initialize(torch.poisson(torch.full((5, 4), 3.0)) + 1)
     h = torch.randn(2, 3)
@@ -140,7 +140,7 @@ def test_prod_lda_s_words_are_a_product_of_its_topics() -> None:
     np.testing.assert_allclose(model.topic_words().numpy(), alone, rtol=1e-12)
 
 
-def test_prod_lda_s_prior_is_about_its_dirichlet() -> None:
+def test_prod_lda_prior_approximates_the_dirichlet() -> None:
     """Of a Dirichlet's variance it has the share 1 - 1/K, being diagonal; here K = 3, α = 2."""
     model = ProdLDA(3, 4, alpha=2.0)
     trace = poutine.trace(model).get_trace(torch.ones(2, 4))
@@ -150,7 +150,7 @@ def test_prod_lda_s_prior_is_about_its_dirichlet() -> None:
 
 
 @pytest.mark.parametrize("model", [LatentDirichletAllocation, ProdLDA])
-def test_what_is_no_corpus_is_named(model: Any) -> None:
+def test_topic_models_reject_data_that_are_not_counts(model: Any) -> None:
     wrong = TINY.clone()
     wrong[1, 2] = 0.5
     with pytest.raises(ValueError, match=r"row 1, column 2 is 0\.5 \(1 such values in all\)"):
@@ -165,8 +165,8 @@ def test_what_is_no_corpus_is_named(model: Any) -> None:
 
 
 @pytest.mark.parametrize("model", [LatentDirichletAllocation, ProdLDA])
-def test_counts_that_are_none_have_no_evidence(model: Any) -> None:
-    """After the fit too: a multinomial's formula gives 1.5 words a finite number."""
+def test_lda_log_prob_rejects_invalid_counts(model: Any) -> None:
+    """A multinomial's formula would be finite for 1.5 words."""
     run = fit(model(2), None, TINY, num_steps=2, progress=False)
     for wrong in (-1.0, 1.5):
         x = TINY.clone()
@@ -177,7 +177,7 @@ def test_counts_that_are_none_have_no_evidence(model: Any) -> None:
             run.log_evidence(x, 10)
 
 
-def test_check_finds_nothing_wrong_and_the_guide_says_whom_it_serves() -> None:
+def test_amortized_dirichlet_passes_check_and_rejects_other_sites() -> None:
     model = LatentDirichletAllocation(2)
     model.initialize(TINY)
     assert check(model, AmortizedDirichlet(model, TINY), TINY).ok

@@ -1,4 +1,4 @@
-"""The linear state-space model against the dense multivariate normal that it is."""
+"""Linear state-space model against the dense normal."""
 
 from typing import Any
 
@@ -54,22 +54,22 @@ def _dense(model: LinearStateSpace) -> tuple[Tensor, Tensor, Tensor]:
 
 def _exact(model: LinearStateSpace, x: Tensor) -> Tensor:
     _, _, xx = _dense(model)
-    found = []
+    result = []
     for sequence in x.reshape(len(x), -1):
         o = ~sequence.isnan()
         normal = MultivariateNormal(model.mu.repeat(T)[o], xx[o][:, o])
-        found.append(normal.log_prob(sequence[o]))
-    return torch.stack(found)
+        result.append(normal.log_prob(sequence[o]))
+    return torch.stack(result)
 
 
 def _program(model: Any, x: Tensor) -> Tensor:
     trace = poutine.trace(model).get_trace(x)
     trace.compute_log_prob()
-    found: Tensor = trace.nodes["x"]["log_prob"]
-    return found
+    result: Tensor = trace.nodes["x"]["log_prob"]
+    return result
 
 
-def test_the_program_and_kalmans_filter_are_the_dense_normal() -> None:
+def test_linear_state_space_program_and_filter_equal_the_dense_normal() -> None:
     model, x = _model(), _data()
     exact = _exact(model, x)
     torch.testing.assert_close(_program(model, x), exact, rtol=0, atol=1e-8)
@@ -83,7 +83,7 @@ def test_the_program_and_kalmans_filter_are_the_dense_normal() -> None:
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
 
 
-def test_the_smoother_is_the_dense_posterior() -> None:
+def test_linear_state_space_smoother_equals_the_dense_posterior() -> None:
     model, x = _model(), _data()
     zz, zx, xx = _dense(model)
     means, covariances = model.smooth(x)
@@ -98,14 +98,14 @@ def test_the_smoother_is_the_dense_posterior() -> None:
             torch.testing.assert_close(covariances[n, t], V[at, at], rtol=0, atol=1e-8)
 
 
-def test_what_is_missing_is_not_zero() -> None:
+def test_linear_state_space_missing_values_are_not_zeros() -> None:
     model, x = _model(), _data()
     assert ((_program(model, x.nan_to_num(0.0)) - _program(model, x))[1:].abs() > 1e-2).all()
     short = x[1:2, :3]
     torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
 
 
-def test_fitting_finds_the_decay_of_an_autoregression() -> None:
+def test_linear_state_space_fit_recovers_an_autoregression() -> None:
     """AR(1) seen with noise: A is its coefficient."""
     torch.manual_seed(0)
     z = torch.randn(200)
@@ -123,7 +123,7 @@ def test_fitting_finds_the_decay_of_an_autoregression() -> None:
     assert float(model.noise.detach().sqrt()) == pytest.approx(0.3, abs=0.1)
 
 
-def test_a_start_is_the_seeds_whether_its_sizes_were_given_or_not() -> None:
+def test_linear_state_space_initialize_depends_on_the_seed_alone() -> None:
     x, starts = _data(), []
     for model, seed in ((LinearStateSpace(4, P), 1), (LinearStateSpace(4), 1), (_model(), 2)):
         torch.manual_seed(seed)
@@ -137,7 +137,7 @@ def test_a_start_is_the_seeds_whether_its_sizes_were_given_or_not() -> None:
     assert reached.trace() > 0.5 * (steps - steps.nanmean(0)).square().nanmean(0).sum()
 
 
-def test_it_draws_sequences_and_survives_its_state() -> None:
+def test_linear_state_space_draws_sequences_and_its_state_loads() -> None:
     model, x = _model(), _data()
     drawn = poutine.trace(poutine.uncondition(model)).get_trace(x).nodes["x"]["value"]
     assert drawn.shape == x.shape
@@ -146,7 +146,7 @@ def test_it_draws_sequences_and_survives_its_state() -> None:
     torch.testing.assert_close(again.log_evidence(x), model.log_evidence(x))
 
 
-def test_data_in_double_precision_are_judged_in_it() -> None:
+def test_linear_state_space_evaluates_double_data_in_double_precision() -> None:
     model, x = _model(), _data()
     exact = model.log_evidence(x)
     single = model.float()
@@ -154,7 +154,7 @@ def test_data_in_double_precision_are_judged_in_it() -> None:
     assert single.log_evidence(x).dtype == single.smooth(x)[0].dtype == torch.float64
 
 
-def test_what_cannot_be_used_is_refused_with_its_remedy() -> None:
+def test_linear_state_space_rejects_invalid_arguments_and_data() -> None:
     with pytest.raises(ValueError, match="latent >= 1"):
         LinearStateSpace(0)
     with pytest.raises(ValueError, match=r"sequences \(N, T, 3\).*got \(2, 4, 5\)"):

@@ -1,4 +1,4 @@
-"""The mixture against PPCA, against a dense mixture's density, and at its own optimum."""
+"""Mixture of PPCA against PPCA and dense mixtures."""
 
 from typing import Any
 
@@ -32,18 +32,18 @@ def _started(x: Tensor, **settings: Any) -> MixtureOfPPCA:
     return model
 
 
-def test_one_component_is_ppca(iris: Tensor) -> None:
+def test_mixture_of_ppca_with_one_component_equals_ppca(iris: Tensor) -> None:
     run = fit_em(MixtureOfPPCA, iris, settings={"components": 1, "latent": 2})
     exact = PPCA(2)
     exact.maximize(iris)
     assert run.results["steps"] <= 3  # its M-step is the closed form
     assert run.results["bound"] == pytest.approx(exact.log_evidence(iris).mean().item(), abs=1e-12)
-    found: Any = run.model
-    torch.testing.assert_close(found.W[0] @ found.W[0].mT, exact.W @ exact.W.mT)
-    torch.testing.assert_close(found.noise[0], exact.noise)
+    result: Any = run.model
+    torch.testing.assert_close(result.W[0] @ result.W[0].mT, exact.W @ exact.W.mT)
+    torch.testing.assert_close(result.noise[0], exact.noise)
 
 
-def test_its_density_is_a_dense_mixtures(iris: Tensor) -> None:
+def test_mixture_of_ppca_density_equals_a_dense_mixture(iris: Tensor) -> None:
     model = _started(iris, components=3, latent=2)
     density = sum(
         pi * scipy.stats.multivariate_normal(mu, S).pdf(iris)
@@ -61,17 +61,17 @@ def test_its_density_is_a_dense_mixtures(iris: Tensor) -> None:
     assert model.e_step(model.em_state(), iris)[1].item() == pytest.approx(-loss, rel=1e-12)
 
 
-def test_all_directions_but_one_are_a_mixture_of_full_covariances(iris: Tensor) -> None:
+def test_mixture_of_ppca_with_maximal_latent_equals_full_covariances(iris: Tensor) -> None:
     full = fit_em(GaussianMixture, iris, settings={"components": 2}, tolerance=1e-11)
     flat = fit_em(MixtureOfPPCA, iris, settings={"components": 2, "latent": 3}, tolerance=1e-11)
     assert flat.results["bound"] == pytest.approx(full.results["bound"], abs=1e-7)
 
 
-@pytest.mark.parametrize("holes", [False, True])
-def test_em_ends_where_the_gradient_is_zero(iris: Tensor, holes: bool) -> None:
+@pytest.mark.parametrize("missing", [False, True])
+def test_mixture_of_ppca_em_ends_at_zero_gradient(iris: Tensor, missing: bool) -> None:
     draw = torch.Generator().manual_seed(2)
     gone = torch.rand(iris.shape, generator=draw) < 0.15
-    x = torch.where(gone, torch.nan, iris) if holes else iris
+    x = torch.where(gone, torch.nan, iris) if missing else iris
     run = fit_em(
         MixtureOfPPCA,
         load_data(x.numpy(), missing="keep"),
@@ -94,19 +94,19 @@ class _WithoutNoise(MixtureOfPPCA):
         return {**new, "W": new["W"] * longer}
 
 
-def test_a_wrong_m_step_is_caught(iris: Tensor) -> None:
+def test_mixture_of_ppca_wrong_m_step_is_detected(iris: Tensor) -> None:
     with pytest.raises(NotMonotoneError):
         fit_em(_WithoutNoise(3, 2), iris, tolerance=1e-12)
 
 
-def test_a_flat_component_is_recognized() -> None:
+def test_mixture_of_ppca_degenerate_names_a_flat_component() -> None:
     x = torch.randn(60, 3)
     x[:30, 1:] = 5.0  # a line
     run = fit_em(MixtureOfPPCA, x, settings={"components": 2, "latent": 1})
     assert "collapsed" in str(run.results["degenerate"])
 
 
-def test_codes_are_ppcas_and_a_run_comes_back(iris: Tensor, tmp_path: Any) -> None:
+def test_mixture_of_ppca_codes_equal_ppca_and_its_run_loads(iris: Tensor, tmp_path: Any) -> None:
     settings = {"components": 1, "latent": 2}
     fit_em(MixtureOfPPCA, iris, settings=settings, directory=tmp_path / "run")
     model: Any = load_run(tmp_path / "run").model
@@ -120,7 +120,7 @@ def test_codes_are_ppcas_and_a_run_comes_back(iris: Tensor, tmp_path: Any) -> No
     torch.testing.assert_close(lifted, known)
 
 
-def test_what_it_refuses(iris: Tensor) -> None:
+def test_mixture_of_ppca_rejects_invalid_arguments_and_data(iris: Tensor) -> None:
     with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
         MixtureOfPPCA(2, 4).initialize(iris)
     with pytest.raises(ValueError, match=r"latent=1 directions of 1 columns.*Use GaussianMixture"):

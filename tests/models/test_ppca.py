@@ -1,4 +1,4 @@
-"""PPCA against scikit-learn's PCA, SciPy's normal density, and itself by EM and by SVI."""
+"""PPCA against scikit-learn, SciPy, EM and SVI."""
 
 import re
 from typing import Any
@@ -39,18 +39,18 @@ def _with_holes(x: Tensor) -> Tensor:
 
 
 def _normal(model: Any, x: Tensor) -> Tensor:
-    """log p of the values that are there, by SciPy."""
+    """log p of the present values, by SciPy."""
     covariance = (model.W @ model.W.mT + model.noise * torch.eye(x.shape[1])).detach().numpy()
-    mu, found = model.mu.detach().numpy(), []
+    mu, result = model.mu.detach().numpy(), []
     for row in x.numpy():
         o = ~np.isnan(row)
         normal = scipy.stats.multivariate_normal
-        found.append(normal(mu[o], covariance[np.ix_(o, o)]).logpdf(row[o]) if o.any() else 0.0)
-    return torch.tensor(found)
+        result.append(normal(mu[o], covariance[np.ix_(o, o)]).logpdf(row[o]) if o.any() else 0.0)
+    return torch.tensor(result)
 
 
 @pytest.mark.parametrize("latent", [1, 2, 3])
-def test_its_closed_form_is_scikit_learns(iris: Tensor, latent: int) -> None:
+def test_ppca_closed_form_equals_scikit_learn(iris: Tensor, latent: int) -> None:
     model = PPCA(latent, floor=1e-12)
     model.maximize(iris, correction=1)
     expected = PCA(latent).fit(iris.numpy()).score(iris.numpy())
@@ -60,7 +60,7 @@ def test_its_closed_form_is_scikit_learns(iris: Tensor, latent: int) -> None:
 
 
 @pytest.mark.parametrize("holes", [False, True])
-def test_its_evidence_is_scipys(iris: Tensor, holes: bool) -> None:
+def test_ppca_evidence_equals_scipy(iris: Tensor, holes: bool) -> None:
     model, x = PPCA(2), _with_holes(iris) if holes else iris
     model.initialize(x)
     torch.testing.assert_close(model.log_evidence(x).detach(), _normal(model, x))
@@ -68,18 +68,18 @@ def test_its_evidence_is_scipys(iris: Tensor, holes: bool) -> None:
     assert torch.allclose(model.log_evidence(filled), model.log_evidence(x)) is not holes
 
 
-def test_em_reaches_the_closed_form(iris: Tensor) -> None:
+def test_ppca_em_reaches_the_closed_form(iris: Tensor) -> None:
     model = PPCA(2)
     model.maximize(iris)
     run = fit_em(PPCA(2), iris, tolerance=1e-13, max_iterations=5000)
     exact = model.log_evidence(iris).mean().item()
     assert run.results["bound"] == pytest.approx(exact, abs=1e-10)
-    found: Any = run.model
-    torch.testing.assert_close(found.W @ found.W.mT, model.W @ model.W.mT, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.noise, model.noise, rtol=1e-5, atol=0)
+    result: Any = run.model
+    torch.testing.assert_close(result.W @ result.W.mT, model.W @ model.W.mT, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(result.noise, model.noise, rtol=1e-5, atol=0)
 
 
-def test_em_with_missing_values_ends_where_the_gradient_is_zero(iris: Tensor) -> None:
+def test_ppca_em_with_missing_values_ends_at_zero_gradient(iris: Tensor) -> None:
     x = _with_holes(iris)
     data = load_data(x.numpy(), missing="keep")
     run = fit_em(PPCA(2), data, tolerance=1e-14, max_iterations=5000)
@@ -92,7 +92,7 @@ def test_em_with_missing_values_ends_where_the_gradient_is_zero(iris: Tensor) ->
     assert filled.log_evidence(x).mean().item() < run.results["bound"] - 0.1
 
 
-def test_the_exact_posterior_makes_the_bound_the_evidence(iris: Tensor) -> None:
+def test_ppca_bound_equals_the_evidence_at_the_exact_posterior(iris: Tensor) -> None:
     x = _with_holes(iris)
     model = PPCA(2)
     model.initialize(x)
@@ -105,7 +105,7 @@ def test_the_exact_posterior_makes_the_bound_the_evidence(iris: Tensor) -> None:
 
 
 @pytest.mark.slow
-def test_svi_reaches_the_closed_form(iris: Tensor) -> None:
+def test_ppca_svi_reaches_the_closed_form(iris: Tensor) -> None:
     x = iris - iris.mean(0)
     exact, model = PPCA(2), PPCA(2)
     exact.maximize(x)
@@ -120,7 +120,7 @@ def test_svi_reaches_the_closed_form(iris: Tensor) -> None:
     assert model.log_evidence(x).mean().item() == pytest.approx(optimum, abs=0.01)
 
 
-def test_a_run_of_it_encodes_and_comes_back(iris: Tensor, tmp_path: Any) -> None:
+def test_ppca_run_encodes_and_loads(iris: Tensor, tmp_path: Any) -> None:
     run = fit_em(PPCA, iris, directory=tmp_path / "run")
     assert run.results["log_evidence"] == pytest.approx(run.results["bound"], abs=1e-6)
     codes = run.encode(iris)["z"]
@@ -129,7 +129,7 @@ def test_a_run_of_it_encodes_and_comes_back(iris: Tensor, tmp_path: Any) -> None
     assert loaded.sample(5)["x"].shape == (5, 4)
 
 
-def test_what_it_refuses(iris: Tensor) -> None:
+def test_ppca_rejects_invalid_arguments_and_data(iris: Tensor) -> None:
     with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
         PPCA(4).maximize(iris)
     with pytest.raises(ValueError, match="closed form needs every value"):
@@ -142,22 +142,22 @@ def test_what_it_refuses(iris: Tensor) -> None:
         PPCA(0)
 
 
-def test_rows_in_a_flat_are_recognized() -> None:
-    """Of two factors, huge and none, single precision held one; the guide could not be made."""
+def test_ppca_degenerate_names_rows_in_a_subspace() -> None:
+    """Single precision loses the smaller of two factors, and the guide fails."""
     torch.set_default_dtype(torch.float32)
     for x in (torch.randn(2, 5), torch.randn(40, 2) @ torch.randn(2, 5) * 1e4):
         run = fit_em(PPCA(2), x)
         assert "no noise is left: the rows lie in a flat of 2" in run.results["degenerate"]
         model: Any = run.model
-        found = model.log_evidence(x).mean().item()
-        assert found == pytest.approx(run.results["bound"], abs=0.5)
+        result = model.log_evidence(x).mean().item()
+        assert result == pytest.approx(run.results["bound"], abs=0.5)
         assert run.encode(x)["z"].isfinite().all()
     for scale, message in ((1e-4, "the columns vary by no more than .* Scale them"), (0.1, None)):
-        said = fit_em(PPCA(1), scale * torch.randn(50, 3)).results["degenerate"]
-        assert said is None if message is None else re.match(message, said)
+        reason = fit_em(PPCA(1), scale * torch.randn(50, 3)).results["degenerate"]
+        assert reason is None if message is None else re.match(message, reason)
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (3, 4), (9, 1)])
-def test_no_remedy_is_none(shape: tuple[int, int]) -> None:
+def test_ppca_remedies_are_feasible(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"Use latent=1 or|more rows, or more columns"):
         PPCA(2).maximize(torch.randn(shape))

@@ -1,4 +1,4 @@
-"""Eight schools: quadrature against SciPy, and NUTS and a guide against quadrature."""
+"""Eight schools: quadrature against SciPy, NUTS and a guide."""
 
 from typing import Any
 
@@ -39,14 +39,14 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mu = v * (y / variance).sum(-1)  # E[μ | τ], var v
     pull = tau[:, None].square() / variance  # θ = μ + pull (y - μ) + noise
     theta = mu[:, None] + pull * (y - mu[:, None])
-    own = s.square() * pull + (1 - pull).square() * v[:, None]
+    local = s.square() * pull + (1 - pull).square() * v[:, None]
     mean = torch.cat([mu[:, None], theta], -1)
-    second = torch.cat([v[:, None], own], -1) + mean.square()
+    second = torch.cat([v[:, None], local], -1) + mean.square()
     first = (share * mean).sum(0)
     return first, ((share * second).sum(0) - first.square()).sqrt()
 
 
-def test_the_data_are_rubins(schools: Tensor) -> None:
+def test_eight_schools_are_the_data_of_rubin(schools: Tensor) -> None:
     data = load_data("eight_schools")
     assert data.label_names == list("ABCDEFGH")
     weights = 1 / schools[:, 1].square()  # the pooled estimate of Rubin (1981) is 7.7 ± 4.1
@@ -54,7 +54,7 @@ def test_the_data_are_rubins(schools: Tensor) -> None:
     assert weights.sum().item() ** -0.5 == pytest.approx(4.1, abs=0.05)
 
 
-def test_its_evidence_is_the_integral(schools: Tensor) -> None:
+def test_random_effects_log_evidence_equals_the_integral(schools: Tensor) -> None:
     x = schools[:3]
     y, s = x.numpy().T
 
@@ -68,7 +68,7 @@ def test_its_evidence_is_the_integral(schools: Tensor) -> None:
 
 
 @pytest.mark.slow
-def test_a_guide_follows_the_form_that_is_not_centered_alone(schools: Tensor) -> None:
+def test_random_effects_guide_fits_the_non_centered_form_only(schools: Tensor) -> None:
     exact = RandomEffects().log_evidence(schools).item()
     short = []
     for centered in (False, True):
@@ -88,22 +88,22 @@ def test_a_guide_follows_the_form_that_is_not_centered_alone(schools: Tensor) ->
 
 
 @pytest.mark.slow
-def test_nuts_reaches_the_exact_moments(schools: Tensor) -> None:
+def test_random_effects_nuts_reaches_the_exact_moments(schools: Tensor) -> None:
     mean, deviation = _moments(schools)
     model = RandomEffects()
     mcmc = MCMC(NUTS(model), num_samples=250, warmup_steps=150, disable_progbar=True)
     mcmc.run(schools)
     draws: Any = mcmc.get_samples()
     theta = model.effects(draws["mu"], draws["tau"], draws["eta"])
-    found = torch.cat([draws["mu"][:, None], theta], -1)
+    result = torch.cat([draws["mu"][:, None], theta], -1)
     for j in range(9):
-        effective = effective_sample_size(found[None, :, j]).item()
+        effective = effective_sample_size(result[None, :, j]).item()
         error = deviation[j].item() / effective**0.5
-        assert found[:, j].mean().item() == pytest.approx(mean[j].item(), abs=5 * error)
-        assert found[:, j].std().item() == pytest.approx(deviation[j].item(), abs=5 * error)
+        assert result[:, j].mean().item() == pytest.approx(mean[j].item(), abs=5 * error)
+        assert result[:, j].std().item() == pytest.approx(deviation[j].item(), abs=5 * error)
 
 
-def test_its_joint_density_is_the_story_s(schools: Tensor) -> None:
+def test_random_effects_joint_density_equals_scipy(schools: Tensor) -> None:
     mu, tau, eta = 2.0, 3.0, np.linspace(-1, 2, 8)
     y, s = schools.numpy().T
     exact = (
@@ -114,21 +114,21 @@ def test_its_joint_density_is_the_story_s(schools: Tensor) -> None:
     )
     latents = {k: torch.as_tensor(v) for k, v in (("mu", mu), ("tau", tau), ("eta", eta))}
     model = poutine.condition(RandomEffects(mean_scale=4.0, spread_scale=6.0), latents)
-    found = poutine.trace(model).get_trace(schools).log_prob_sum().item()
-    assert found == pytest.approx(exact, rel=1e-12)
+    result = poutine.trace(model).get_trace(schools).log_prob_sum().item()
+    assert result == pytest.approx(exact, rel=1e-12)
 
 
-def test_both_forms_are_one_model(schools: Tensor) -> None:
+def test_random_effects_both_parameterizations_are_one_model(schools: Tensor) -> None:
     mu, tau, eta = torch.tensor(2.0), torch.tensor(3.0), torch.randn(8)
     theta = RandomEffects().effects(mu, tau, eta)
-    found = []
+    result = []
     for centered, latent in ((False, {"eta": eta}), (True, {"theta": theta})):
         model = poutine.condition(RandomEffects(centered), {"mu": mu, "tau": tau, **latent})
-        found.append(poutine.trace(model).get_trace(schools).log_prob_sum().item())
-    assert found[0] - 8 * tau.log().item() == pytest.approx(found[1], rel=1e-12)  # dη = dθ / τ
+        result.append(poutine.trace(model).get_trace(schools).log_prob_sum().item())
+    assert result[0] - 8 * tau.log().item() == pytest.approx(result[1], rel=1e-12)  # dη = dθ / τ
 
 
-def test_what_it_refuses(schools: Tensor) -> None:
+def test_random_effects_rejects_invalid_data(schools: Tensor) -> None:
     wrong = schools.clone()
     wrong[3, 1] = 0
     for asked in (RandomEffects().initialize, RandomEffects().log_evidence):

@@ -1,4 +1,4 @@
-"""The semi-supervised VAE against quadrature over its code, for labels known and missing."""
+"""Semi-supervised VAE against quadrature over its code."""
 
 import math
 from pathlib import Path
@@ -48,7 +48,7 @@ def _log_evidence(model: SemiSupervisedVAE) -> Tensor:
     return (_log_joint(model, BITS) + log_y.where(LABELS[:, None] >= 0, 0.0)).logsumexp(-1)
 
 
-def test_importance_weights_have_the_evidence_of_quadrature() -> None:
+def test_ss_vae_importance_weights_average_to_the_quadrature_evidence() -> None:
     model = _small()
     guide = label_free(model, BITS, LABELS)
     w = log_weights(model, guide, BITS, LABELS, num_particles=100_000).exp()
@@ -60,7 +60,7 @@ def test_importance_weights_have_the_evidence_of_quadrature() -> None:
     assert ((w.mean(0) - wrong).abs() > 5 * error).tolist() == (LABELS >= 0).tolist()
 
 
-def test_the_labels_of_a_row_sum_to_the_unlabeled_row() -> None:
+def test_ss_vae_sum_over_labels_equals_the_unlabeled_row() -> None:
     model = _small()
     torch.manual_seed(0)
     guide = label_free(model, BITS)
@@ -72,7 +72,7 @@ def test_the_labels_of_a_row_sum_to_the_unlabeled_row() -> None:
     torch.testing.assert_close(torch.stack(values[:3]).logsumexp(0), values[3])
 
 
-def test_it_passes_the_check_trains_and_comes_back(tmp_path: Path) -> None:
+def test_ss_vae_passes_check_and_its_run_encodes_classes(tmp_path: Path) -> None:
     assert not list(check(_small(), label_free(_small(), BITS, LABELS), BITS, LABELS))
     np.savez(tmp_path / "some.npz", x=BITS.repeat(4, 1).numpy(), y=LABELS.repeat(4).numpy())
     run = fit(
@@ -89,7 +89,7 @@ def test_it_passes_the_check_trains_and_comes_back(tmp_path: Path) -> None:
     torch.testing.assert_close(run.encode(BITS)["c"].sum(-1), torch.ones(5))
 
 
-def test_a_label_in_five_teaches_the_classes() -> None:
+def test_ss_vae_learns_classes_from_a_fifth_of_the_labels() -> None:
     data = load_data("blobs(n=300, components=4, dimensions=6, noise=2.0)")
     x, truth = data.tensors[0].float(), data.labels
     assert truth is not None
@@ -108,22 +108,22 @@ def test_a_label_in_five_teaches_the_classes() -> None:
 @pytest.mark.parametrize(
     ("y", "message"),
     [
-        ([0, 1, 3, 2, -1], "from 0 to 2, or -1 where there is none; row 2 has 3"),
+        ([0, 1, 3, 2, -1], "from 0 to 2, or -1 where it is missing; row 2 has 3"),
         ([0, 1, 0.5, 2, -1], r"row 2 has 0\.5"),
-        ([0, 1, -1, -1, -1], "No row is labelled 2"),
+        ([0, 1, -1, -1, -1], "No row is labeled 2"),
     ],
 )
-def test_labels_that_are_none_are_named(y: list[float], message: str) -> None:
+def test_ss_vae_rejects_invalid_labels(y: list[float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SemiSupervisedVAE(3, 1).initialize(BITS, torch.tensor(y))
 
 
-def test_what_it_is_not_built_from() -> None:
+def test_ss_vae_rejects_invalid_constructor_arguments() -> None:
     with pytest.raises(ValueError, match=r"classes=1, error=0\.001"):
         SemiSupervisedVAE(1)
 
 
-def test_simulated_labels_are_missing_where_the_data_s_are() -> None:
+def test_ss_vae_simulated_labels_are_missing_where_the_data_are() -> None:
     model = _small()
     guide = label_free(model, BITS, LABELS)
     values, (x, y) = simulate(model, BITS, LABELS)

@@ -17,7 +17,7 @@ from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.nn import ConvDecoder, ConvEncoder
 
 
-def test_the_encoder_is_the_formula() -> None:
+def test_conv_encoder_equals_the_formula() -> None:
     net = ConvEncoder((8, 6), 5, channels=(3, 4), activation="tanh")
     C1, b1, C2, b2, W, b = net.parameters()
     x = torch.randn(7, 48)
@@ -27,7 +27,7 @@ def test_the_encoder_is_the_formula() -> None:
     torch.testing.assert_close(net(x), h.flatten(1) @ W.T + b)
 
 
-def test_the_decoder_is_the_formula() -> None:
+def test_conv_decoder_equals_the_formula() -> None:
     net = ConvDecoder(5, (8, 6), channels=(4, 3), activation="tanh")
     W, b, C1, b1, C2, b2 = net.parameters()
     z = torch.randn(7, 5)
@@ -40,7 +40,7 @@ def test_the_decoder_is_the_formula() -> None:
 
 @pytest.mark.parametrize("shape", [(8, 8), (28, 28), (3, 32, 32), (2, 7, 5), (5, 1)])
 @pytest.mark.parametrize("norm", [None, "layer", "batch"])
-def test_pictures_of_every_size_come_back_in_theirs(shape: Any, norm: str | None) -> None:
+def test_conv_decoder_restores_every_image_size(shape: Any, norm: str | None) -> None:
     pixels = int(torch.tensor(shape).prod())
     channels = (4, 6, 5)
     encoder = ConvEncoder(shape, 9, channels, norm=norm)
@@ -58,7 +58,7 @@ def test_pictures_of_every_size_come_back_in_theirs(shape: Any, norm: str | None
         torch.testing.assert_close(encoder(images.unsqueeze(-3)), code)
 
 
-def test_layer_norm_looks_at_one_picture_only() -> None:
+def test_conv_layer_norm_depends_on_one_image_only() -> None:
     net = ConvEncoder((8, 8), 2, norm="layer")
     x = torch.rand(5, 64)
     torch.testing.assert_close(net(x)[:1], net(x[:1]))
@@ -69,13 +69,13 @@ def test_layer_norm_looks_at_one_picture_only() -> None:
     [
         (lambda: ConvEncoder((8,), 2), r"\(H, W\) or \(C, H, W\); got \(8,\)"),
         (lambda: ConvEncoder((8, 8), 2, channels=()), "at least one layer"),
-        (lambda: ConvEncoder((8, 8), 2, norm="group"), "no norm 'group'; choose from batch"),
+        (lambda: ConvEncoder((8, 8), 2, norm="group"), "Unknown norm 'group'. Available: "),
         (lambda: ConvDecoder(0, (8, 8)), "0 numbers a code"),
-        (lambda: ConvDecoder(2, (8, 8), activation="relo"), "no activation 'relo'"),
+        (lambda: ConvDecoder(2, (8, 8), activation="relo"), "Unknown activation 'relo'"),
         (lambda: ConvEncoder((8, 8), 2)(torch.zeros(3, 63)), r"rows of 64 numbers; got \(3, 63\)"),
     ],
 )
-def test_what_they_are_not_built_from(make: Any, message: str) -> None:
+def test_conv_networks_reject_invalid_constructor_arguments(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -91,7 +91,7 @@ class _Pictures(PyroModule):
             pyro.sample("x", Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
 
-def test_a_guide_takes_the_encoder_and_the_pair_learns() -> None:
+def test_guide_trains_with_a_conv_encoder() -> None:
     x = (torch.tensor(load_digits().data[:128]) >= 8).float()
     model = _Pictures()
     guide = AmortizedNormal(model, x, encoder=ConvEncoder((8, 8), 8, (8, 8)))

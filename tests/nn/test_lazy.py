@@ -1,4 +1,4 @@
-"""LazilySized: sizes from arguments, from the first batch, or from a loaded state."""
+"""LazilySized: sizes from arguments, batches and states."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Categories become vectors, numbers stay, gaps have a place of their own."""
+"""MixedColumns: embeddings, numbers, missing values."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from ppl_lvm.nn import MLP, MixedColumns
 X = torch.tensor([[0.5, 2.0, 1.0], [torch.nan, 0.0, torch.nan]])  # a number, 3 and 2 categories
 
 
-def test_columns_are_looked_up_and_stand_side_by_side() -> None:
+def test_mixed_columns_concatenates_embeddings_and_numbers() -> None:
     net = MixedColumns(3, {1: 3, 2: 2}, size=4)
     first, second = (table.get_parameter("weight") for table in net.vectors.values())
     out = net(X)
@@ -18,14 +18,14 @@ def test_columns_are_looked_up_and_stand_side_by_side() -> None:
     assert torch.equal(out[1], torch.cat([torch.zeros(1), first[1], second[0]]))
 
 
-def test_whole_numbers_of_any_type_and_leading_dimensions_pass() -> None:
+def test_mixed_columns_takes_integers_and_leading_dimensions() -> None:
     net = MixedColumns(2, {0: 3, 1: 3})
     x = torch.randint(3, (5, 4, 2))
     assert torch.equal(net(x), net(x.double()))
     assert nn.Sequential(net, MLP(net.width, 6))(x).shape == (5, 4, 6)
 
 
-def test_equal_categories_share_their_vector_and_its_gradient() -> None:
+def test_mixed_columns_equal_categories_share_vector_and_gradient() -> None:
     net = MixedColumns(1, {0: 3}, size=2)
     net(torch.tensor([[1.0], [1.0], [2.0]])).sum().backward()
     table = next(iter(net.vectors.values()))
@@ -35,12 +35,12 @@ def test_equal_categories_share_their_vector_and_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("code", [3.0, -2.0])
-def test_a_code_that_is_no_category_is_named(code: float) -> None:
+def test_mixed_columns_rejects_an_unknown_category(code: float) -> None:
     with pytest.raises(ValueError, match=rf"Column 0 holds the code {code:.0f}, .* 0 to 2"):
         MixedColumns(1, {0: 3})(torch.tensor([[code]]))
 
 
-def test_what_it_is_not_built_from() -> None:
+def test_mixed_columns_rejects_invalid_constructor_arguments() -> None:
     with pytest.raises(ValueError, match="columns are numbered 0 to 1"):
         MixedColumns(2, {2: 3})
     with pytest.raises(ValueError, match="made for 2 columns"):

@@ -6,7 +6,7 @@ import torch
 from ppl_lvm.nn import MLP
 
 
-def test_it_is_the_formula() -> None:
+def test_mlp_equals_the_formula() -> None:
     net = MLP(3, 2, hidden=(5, 4), activation="tanh")
     W1, b1, W2, b2, W3, b3 = net.parameters()
     x = torch.randn(7, 3)
@@ -14,30 +14,30 @@ def test_it_is_the_formula() -> None:
     torch.testing.assert_close(net(x), h @ W3.T + b3)
 
 
-def test_without_hidden_layers_it_is_linear() -> None:
+def test_mlp_without_hidden_layers_is_linear() -> None:
     net = MLP(3, 2, hidden=())
     x, y = torch.randn(2, 4, 3)
     torch.testing.assert_close(net(x + y) + net(torch.zeros(4, 3)), net(x) + net(y))
 
 
-def test_layer_norm_normalizes_each_row() -> None:
+def test_mlp_layer_norm_normalizes_each_row() -> None:
     net = MLP(3, 2, norm="layer")
     normed = net.layers[1](net.layers[0](torch.randn(7, 3)))
     torch.testing.assert_close(normed.mean(-1), torch.zeros(7), atol=1e-5, rtol=0)
 
 
-def test_leading_dimensions_and_integers_pass() -> None:
+def test_mlp_takes_leading_dimensions_and_integers() -> None:
     assert MLP(3, 2)(torch.ones(6, 5, 3, dtype=torch.long)).shape == (6, 5, 2)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation": "rellu"}, "no activation 'rellu'; choose from relu"),
-        ({"norm": "group"}, "no norm 'group'; choose from layer, batch"),
+        ({"activation": "rellu"}, "Unknown activation 'rellu'. Available: "),
+        ({"norm": "group"}, "Unknown norm 'group'. Available: "),
         ({"hidden": (0,)}, r"\(3, 0, 2\)"),
     ],
 )
-def test_what_it_is_not_built_from(settings: dict, message: str) -> None:
+def test_mlp_rejects_invalid_constructor_arguments(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MLP(3, 2, **settings)

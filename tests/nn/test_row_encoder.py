@@ -1,4 +1,4 @@
-"""Rows in units of their batch, with gaps that enter as nothing."""
+"""Standardize and RowEncoder: units, missing values, outliers."""
 
 import numpy as np
 import pytest
@@ -16,22 +16,22 @@ def _gaps() -> torch.Tensor:
     return x
 
 
-def test_units_are_scikit_learns_and_pass_over_gaps() -> None:
+def test_standardize_equals_scikit_learn_and_ignores_missing_values() -> None:
     x = _gaps()
     expected = StandardScaler().fit_transform(x.numpy())
-    found = Standardize(x)(x)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    assert torch.equal(found.isnan(), x.isnan())
+    result = Standardize(x)(x)
+    np.testing.assert_allclose(result.numpy(), expected, atol=1e-5)
+    assert torch.equal(result.isnan(), x.isnan())
 
 
-def test_bits_come_as_they_are_and_constants_in_the_largest_unit() -> None:
+def test_standardize_leaves_bits_and_scales_constant_columns_by_the_largest_unit() -> None:
     bits = (torch.randn(9, 3) > 0).float()
     assert torch.equal(Standardize(bits)(bits), bits)
     x = torch.tensor([[7.0, 0.0], [7.0, 4.0]])
     assert torch.equal(Standardize(x)(x + 1), torch.tensor([[0.5, -0.5], [0.5, 1.5]]))
 
 
-def test_a_gap_is_the_columns_center_and_is_announced() -> None:
+def test_row_encoder_replaces_missing_values_by_the_center_and_adds_a_mask() -> None:
     x = _gaps()
     net = RowEncoder(x, outputs=3)
     assert net.missing
@@ -41,7 +41,7 @@ def test_a_gap_is_the_columns_center_and_is_announced() -> None:
     assert not torch.allclose(net(x), net(filled))  # a mean that was measured is no gap
 
 
-def test_gaps_leave_no_nan_in_values_or_gradients() -> None:
+def test_row_encoder_missing_values_leave_no_nan_in_values_or_gradients() -> None:
     x = _gaps().requires_grad_()
     for net in (RowEncoder(x.detach(), outputs=3), RowEncoder(x[1:4].detach(), outputs=3)):
         out = net(x)
@@ -52,18 +52,18 @@ def test_gaps_leave_no_nan_in_values_or_gradients() -> None:
     assert torch.equal(x.grad[x.isnan()], torch.zeros(int(x.isnan().sum())))
 
 
-def test_rows_of_another_width_are_refused() -> None:
+def test_row_encoder_rejects_rows_of_another_width() -> None:
     with pytest.raises(ValueError, match="built for 4 numbers a row, and a row has 6"):
         RowEncoder(torch.randn(5, 2, 2), outputs=3)(torch.randn(5, 3, 2))
 
 
-def test_several_tensors_stand_side_by_side() -> None:
+def test_row_encoder_concatenates_several_tensors() -> None:
     x, y = torch.randn(6, 2, 2), torch.arange(6)
     net = RowEncoder(x, y, outputs=3, activation="tanh", norm="layer")
     assert net(x, y).shape == (6, 3)
 
 
-def test_what_is_rare_in_the_rows_of_the_units_does_not_run_away_in_others() -> None:
+def test_row_encoder_clips_outliers_softly() -> None:
     x = torch.zeros(256, 3)
     x[::2, :2] = 5.0
     x[9, 2] = 1.0  # the only one: 16 of it are 256 standard deviations

@@ -1,4 +1,4 @@
-"""Sets: no order, no influence of what is missing, and the formula."""
+"""SetEncoder and PartialEncoder: permutation invariance and missing elements."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
 
 
 def _exact(net: nn.Module) -> nn.Module:
-    """The network with parameters of small whole numbers: its sums are exact."""
+    """The network with small integer parameters, so that sums are exact."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(parameter.mul(8).round())
     return net.double()
 
 
-def test_it_is_the_formula() -> None:
+def test_set_encoder_equals_the_formula() -> None:
     net = SetEncoder(2, 3, features=5, hidden=(4,)).double()
     for x, present, out in zip(SET, PRESENT, net(SET, PRESENT), strict=True):
         known = x[present]
@@ -30,17 +30,17 @@ def test_it_is_the_formula() -> None:
         torch.testing.assert_close(out, net.whole(torch.cat([mean, count.log1p()])))
 
 
-def test_the_order_of_elements_changes_nothing_at_all() -> None:
+def test_set_encoder_is_permutation_invariant() -> None:
     net = _exact(SetEncoder(2, 3))
     assert torch.equal(net(SET, PRESENT), net(SET[:, ORDER], PRESENT[:, ORDER]))
 
 
-def test_a_network_that_sees_the_order_is_caught() -> None:
+def test_permutation_test_detects_an_order_dependent_network() -> None:
     wrong = _exact(nn.Sequential(nn.Flatten(), MLP(12, 3)))
     assert not torch.equal(wrong(SET), wrong(SET[:, ORDER]))
 
 
-def test_a_missing_element_has_no_influence_and_no_gradient() -> None:
+def test_set_encoder_missing_element_has_no_influence_and_no_gradient() -> None:
     net = SetEncoder(2, 3).double()
     x = SET.clone().requires_grad_()
     out = net(x, PRESENT)
@@ -54,18 +54,18 @@ def test_a_missing_element_has_no_influence_and_no_gradient() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
-def test_an_absent_element_is_as_if_it_had_never_been() -> None:
+def test_set_encoder_absent_element_equals_a_smaller_set() -> None:
     net = SetEncoder(2, 3).double()
     padded = torch.cat([SET, torch.full_like(SET, torch.nan)], 1)
     torch.testing.assert_close(net(padded), net(SET), rtol=1e-14, atol=0)
 
 
-def test_an_empty_set_has_a_code_of_its_own() -> None:
+def test_set_encoder_encodes_an_empty_set() -> None:
     out = SetEncoder(2, 3)(torch.full((1, 6, 2), torch.nan))
     assert out.isfinite().all()
 
 
-def test_columns_may_come_in_any_order_with_their_names() -> None:
+def test_partial_encoder_columns_and_embeddings_permute_together() -> None:
     net = _exact(PartialEncoder(6, 3))
     assert isinstance(net, PartialEncoder)
     x = SET[..., 0].where(PRESENT, torch.nan)
@@ -76,13 +76,13 @@ def test_columns_may_come_in_any_order_with_their_names() -> None:
     assert not torch.equal(net(x), before)  # a value under another column's name
 
 
-def test_a_missing_value_is_not_a_zero() -> None:
+def test_partial_encoder_missing_value_differs_from_zero() -> None:
     net = PartialEncoder(2, 3)
     gap, zero = torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 0.0]])
     assert not torch.allclose(net(gap), net(zero))
 
 
-def test_it_takes_standardized_columns_and_refuses_other_widths() -> None:
+def test_partial_encoder_follows_standardize_and_rejects_other_widths() -> None:
     x = 100 + 10 * torch.randn(20, 6)
     x[::3, 2] = torch.nan
     net = nn.Sequential(Standardize(x), PartialEncoder(6, 4))

@@ -1,4 +1,4 @@
-"""`check_model` accepts a correct model and rejects wrong ones, each for its fault."""
+"""`check_model` accepts a correct model and rejects wrong ones."""
 
 import itertools
 import math

@@ -23,6 +23,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.core.call_syntax import build, parse_call
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.normalizing_flow import NormalizingFlow
 from ppl_lvm.nn import RowEncoder
 
@@ -136,5 +137,5 @@ def make_prior(spec: str, latent: int) -> Any:
     """
     name, settings = parse_call(spec)
     if name not in PRIORS:
-        raise ValueError(f"There is no prior {name!r}; choose from {', '.join(PRIORS)}.")
+        raise ValueError(unknown("prior", name, PRIORS))
     return build(PRIORS[name], latent, settings=settings, what=f"prior {name!r}")

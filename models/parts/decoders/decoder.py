@@ -23,6 +23,7 @@ from pyro.distributions import Bernoulli, Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
 
@@ -60,9 +61,7 @@ class Decoder(LazilySized, PyroModule):
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
-            raise ValueError(
-                f"There is no likelihood {likelihood!r}; choose from {', '.join(LIKELIHOODS)}."
-            )
+            raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
         if (likelihood == "categorical") != (categories is not None):
             raise ValueError(
                 "likelihood='categorical' needs categories=C, how many values a column takes; "

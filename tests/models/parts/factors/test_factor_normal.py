@@ -1,4 +1,4 @@
-"""The density against a dense normal's, and in single precision where Pyro's own loses it."""
+"""FactorNormal against a dense normal, in both precisions."""
 
 import pytest
 import torch
@@ -20,18 +20,18 @@ def _dense(loc: Tensor, W: Tensor, psi: Tensor, x: Tensor) -> Tensor:
     return MultivariateNormal(loc, W @ W.mT + torch.diag_embed(psi)).log_prob(x)
 
 
-def test_it_is_the_dense_normal_s() -> None:
+def test_factor_normal_density_equals_the_dense_normal() -> None:
     loc, W, psi, x = _parts(torch.float64, 1.0)
-    found = FactorNormal(loc, W, psi).log_prob(x)
-    assert found.shape == (3, 5)
-    torch.testing.assert_close(found, _dense(loc, W, psi, x))
+    result = FactorNormal(loc, W, psi).log_prob(x)
+    assert result.shape == (3, 5)
+    torch.testing.assert_close(result, _dense(loc, W, psi, x))
 
 
-def test_single_precision_is_enough() -> None:
+def test_factor_normal_is_accurate_in_single_precision() -> None:
     exact = _dense(*_parts(torch.float64, 1000.0))[0]
     loc, W, psi, x = _parts(torch.float32, 1000.0)
-    found = FactorNormal(loc, W, psi).log_prob(x)[0].double()
-    torch.testing.assert_close(found, exact, atol=0.01, rtol=0)
+    result = FactorNormal(loc, W, psi).log_prob(x)[0].double()
+    torch.testing.assert_close(result, exact, atol=0.01, rtol=0)
     others = LowRankMultivariateNormal(loc, W, psi).log_prob(x)[0].double()
     with pytest.raises(AssertionError):  # the wrong twin
         torch.testing.assert_close(others, exact, atol=0.01, rtol=0)

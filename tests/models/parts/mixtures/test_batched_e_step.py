@@ -25,24 +25,24 @@ def _starts(x: Tensor, covariance: str, R: int) -> State:
     return {name: torch.stack([s[name] for s in states]) for name in states[0]}
 
 
-def _close(found: tuple[State, Tensor], state: State, x: Tensor, covariance: str) -> None:
-    for r in range(len(found[1])):
+def _close(result: tuple[State, Tensor], state: State, x: Tensor, covariance: str) -> None:
+    for r in range(len(result[1])):
         one = {name: t[r] for name, t in state.items()}
         sums, log_likelihood = mixture_em.expect(one, x, covariance)
-        torch.testing.assert_close(found[1][r], log_likelihood, rtol=1e-12, atol=0)
+        torch.testing.assert_close(result[1][r], log_likelihood, rtol=1e-12, atol=0)
         for name, t in sums.items():
-            torch.testing.assert_close(found[0][name][r], t, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(result[0][name][r], t, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_the_sums_of_many_starts_are_those_of_each(covariance: str) -> None:
+def test_batched_e_step_equals_the_e_step_of_each_restart(covariance: str) -> None:
     x = torch.randn(300, 3) * torch.tensor([1.0, 100.0, 1e-3]) + 1e4
     state = _starts(x, covariance, 3)
     _close(mixture_features.expect(state, x, covariance), state, x, covariance)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_a_narrow_start_takes_the_way_that_loses_no_digits(
+def test_batched_e_step_uses_the_accurate_e_step_for_narrow_components(
     covariance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     centers = torch.randn(4, 3)[torch.arange(300) % 4]
@@ -55,7 +55,7 @@ def test_a_narrow_start_takes_the_way_that_loses_no_digits(
         _close(mixture_features.expect(state, x, covariance), state, x, covariance)
 
 
-def test_rows_with_missing_values_are_taken_too() -> None:
+def test_batched_e_step_takes_missing_values() -> None:
     x = torch.randn(60, 3)
     x[::7, 1] = torch.nan
     state = _starts(x, "full", 2)

@@ -1,4 +1,4 @@
-"""Mixtures of rows with missing values against SciPy's marginals and the gradient at the end."""
+"""Mixtures with missing values against SciPy's marginals."""
 
 from typing import Any
 
@@ -26,10 +26,10 @@ def _doubles() -> None:
 @pytest.fixture(scope="module")
 def holed() -> Tensor:
     x = torch.tensor(load_iris().data)
-    holes = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.2
-    holes[0] = False
-    holes[1] = True  # a row of which nothing is known
-    return torch.where(holes, torch.nan, x)
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.2
+    missing[0] = False
+    missing[1] = True  # a row of which nothing is known
+    return torch.where(missing, torch.nan, x)
 
 
 def _started(covariance: str, x: Tensor) -> GaussianMixture:
@@ -39,21 +39,23 @@ def _started(covariance: str, x: Tensor) -> GaussianMixture:
 
 
 def _scipy(model: Any, x: Tensor) -> Tensor:
-    """log p of the values that are there."""
+    """log p of the present values."""
     weights, means = model.weights.detach().numpy(), model.means.detach().numpy()
-    covariances, found = model.covariance_matrix.detach().numpy(), []
+    covariances, result = model.covariance_matrix.detach().numpy(), []
     for row in x.numpy():
         o = ~np.isnan(row)
         density = [
             scipy.stats.multivariate_normal(mu[o], S[np.ix_(o, o)]).pdf(row[o]) if o.any() else 1.0
             for mu, S in zip(means, covariances, strict=True)
         ]
-        found.append(np.log(weights @ density))
-    return torch.tensor(np.array(found))
+        result.append(np.log(weights @ density))
+    return torch.tensor(np.array(result))
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_the_likelihood_is_scipys_marginal(holed: Tensor, covariance: str) -> None:
+def test_mixture_likelihood_with_missing_values_equals_scipy(
+    holed: Tensor, covariance: str
+) -> None:
     model = _started(covariance, holed)
     exact = _scipy(model, holed)
     torch.testing.assert_close(model.log_likelihood(holed).detach(), exact)
@@ -64,8 +66,8 @@ def test_the_likelihood_is_scipys_marginal(holed: Tensor, covariance: str) -> No
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_the_sums_are_those_of_every_row_by_itself(holed: Tensor, covariance: str) -> None:
-    """Rows that share a pattern share factors; alone they cannot."""
+def test_missing_e_step_equals_the_sum_over_rows(holed: Tensor, covariance: str) -> None:
+    """Rows with one pattern share factors; single rows do not."""
     model = _started(covariance, holed)
     state = model.em_state()
     together, _ = model.e_step(state, holed)
@@ -75,7 +77,9 @@ def test_the_sums_are_those_of_every_row_by_itself(holed: Tensor, covariance: st
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_em_ends_where_the_gradient_is_zero(holed: Tensor, covariance: str) -> None:
+def test_mixture_em_with_missing_values_ends_at_zero_gradient(
+    holed: Tensor, covariance: str
+) -> None:
     data = load_data(holed.numpy(), missing="keep")
     settings = {"components": 2, "covariance": covariance}
     run = fit_em(GaussianMixture, data, settings=settings, tolerance=1e-13, max_iterations=3000)
@@ -89,9 +93,7 @@ def test_em_ends_where_the_gradient_is_zero(holed: Tensor, covariance: str) -> N
     assert wrong.log_likelihood(holed).mean().item() < run.results["bound"] - 0.05
 
 
-def test_imputing_means_alone_shrinks_the_variances(
-    holed: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mean_imputation_shrinks_variances(holed: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wrong twin, caught by the same gradient as above."""
     monkeypatch.setattr(mixture_missing, "_spread", torch.zeros_like)
     data = load_data(holed.numpy(), missing="keep")
@@ -101,11 +103,11 @@ def test_imputing_means_alone_shrinks_the_variances(
         return
     model: Any = run.model
     model.log_likelihood(holed).mean().backward()
-    found = max(p.grad.abs().max().item() for p in model.parameters())
-    assert found > 1e-2
+    result = max(p.grad.abs().max().item() for p in model.parameters())
+    assert result > 1e-2
 
 
-def test_a_gradient_fit_reaches_em_s_optimum(holed: Tensor) -> None:
+def test_gmm_svi_with_missing_values_reaches_the_em_optimum(holed: Tensor) -> None:
     model = GaussianMixture(1)  # one component: a concave problem in all but name
     model.initialize(holed)
     svi = SVI(model, lambda x: None, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
@@ -113,18 +115,18 @@ def test_a_gradient_fit_reaches_em_s_optimum(holed: Tensor) -> None:
         svi.step(holed)
     data = load_data(holed.numpy(), missing="keep")
     best = fit_em(GaussianMixture, data, settings={"components": 1}, tolerance=1e-10)
-    found = model.log_likelihood(holed).mean().item()
-    assert found == pytest.approx(best.results["bound"], abs=1e-3)
+    result = model.log_likelihood(holed).mean().item()
+    assert result == pytest.approx(best.results["bound"], abs=1e-3)
 
 
-def test_a_start_names_a_column_without_a_value() -> None:
+def test_gmm_initialize_names_a_column_without_a_value() -> None:
     x = torch.randn(20, 3)
     x[:, 1] = torch.nan
     with pytest.raises(ValueError, match="Column 1 has no value in 20 rows"):
         GaussianMixture(2).initialize(x)
 
 
-def test_gradient_fits_take_missing_values_too(holed: Tensor) -> None:
+def test_mixtures_train_by_svi_with_missing_values(holed: Tensor) -> None:
     data = load_data(holed.numpy(), missing="keep")
     settings = {"components": 2}
     run = fit(GaussianMixture, None, data, settings=settings, num_steps=3, batch_size=60)
@@ -134,8 +136,8 @@ def test_gradient_fits_take_missing_values_too(holed: Tensor) -> None:
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
-def test_a_collapsed_component_is_recognized_through_gaps(covariance: str) -> None:
-    """Columns' means in the gaps would lend it a width."""
+def test_gmm_degenerate_names_a_collapsed_component_with_missing_values(covariance: str) -> None:
+    """Mean imputation would widen the component."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(120, 3, generator=draw)
     x[:40] += 8
@@ -151,10 +153,10 @@ def test_a_collapsed_component_is_recognized_through_gaps(covariance: str) -> No
     assert run.results["degenerate"] is None
 
 
-def test_densities_in_single_precision_stand_narrow_components() -> None:
+def test_marginal_normal_is_finite_for_narrow_components_in_single_precision() -> None:
     """Beside columns of 1,000, L Lᵀ in single precision has no factor."""
     L = torch.tensor([[1e3, 0.0, 0.0], [0.0, 1e3, 0.0], [1e3, 1e3, 1e-2]])
     x = torch.tensor([[1e3, 2e3, 3e3], [1e3, torch.nan, 1e3], [torch.nan, 0.0, 5e2]])
-    found = mixture_missing.MarginalNormal(torch.zeros(3), scale_tril=L).log_prob(x.float())
+    result = mixture_missing.MarginalNormal(torch.zeros(3), scale_tril=L).log_prob(x.float())
     exact = mixture_missing.MarginalNormal(torch.zeros(3), scale_tril=L.double()).log_prob(x)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(result.double(), exact, rtol=1e-3, atol=1e-3)

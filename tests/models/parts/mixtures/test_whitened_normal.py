@@ -1,4 +1,4 @@
-"""The whitened form is the multivariate normal, with a gradient and without a matrix a row."""
+"""WhitenedNormal against the multivariate normal."""
 
 import pyro
 import pytest
@@ -19,7 +19,7 @@ def _parameters(K: int, P: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_density_and_gradient_are_the_multivariate_normals(tied: bool) -> None:
+def test_whitened_normal_density_and_gradient_equal_multivariate_normal(tied: bool) -> None:
     mu, L = _parameters(5, 3, torch.float64)
     L = L[0, 0] if tied else L
     x = torch.randn(40, 3, dtype=torch.float64)
@@ -33,18 +33,18 @@ def test_density_and_gradient_are_the_multivariate_normals(tied: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
-def test_far_from_the_origin_float32_keeps_its_digits() -> None:
+def test_whitened_normal_is_accurate_far_from_the_origin_in_float32() -> None:
     mu, L = _parameters(4, 3, torch.float32)
     mu = mu + 1000
     x = mu[torch.randint(4, (50,)), 0] + torch.randn(50, 3)
     exact = MultivariateNormal(mu.double(), scale_tril=L.double()).log_prob(x.double())
     plain = MultivariateNormal(mu, scale_tril=L).log_prob(x)
-    found = WhitenedNormal(mu, scale_tril=L).log_prob(x)
-    assert (found - exact).abs().max() < 4 * (plain - exact).abs().max() + 1e-4
+    result = WhitenedNormal(mu, scale_tril=L).log_prob(x)
+    assert (result - exact).abs().max() < 4 * (plain - exact).abs().max() + 1e-4
 
 
 @pytest.mark.parametrize("shape", [(), (6,)])
-def test_other_shapes_are_the_multivariate_normals_own(shape: tuple[int, ...]) -> None:
+def test_whitened_normal_of_other_shapes_equals_multivariate_normal(shape: tuple[int, ...]) -> None:
     mu, L = torch.randn(*shape, 3), torch.eye(3) * 2
     x = torch.randn(*shape, 3)
     expected = MultivariateNormal(mu, scale_tril=L).log_prob(x)
@@ -53,7 +53,7 @@ def test_other_shapes_are_the_multivariate_normals_own(shape: tuple[int, ...]) -
 
 
 @pytest.mark.parametrize("covariance", ["full", "tied"])
-def test_a_mixtures_step_makes_nothing_larger_than_components_rows_columns(covariance: str) -> None:
+def test_whitened_normal_mixture_step_memory_is_bounded(covariance: str) -> None:
     K, N, P = 6, 500, 8
     x = torch.randn(N, P)
     model = GaussianMixture(K, P, covariance)
@@ -64,19 +64,19 @@ def test_a_mixtures_step_makes_nothing_larger_than_components_rows_columns(covar
     assert K * N <= largest.elements <= K * N * P
 
 
-def test_a_row_that_nobody_can_have_is_refused_by_validation() -> None:
+def test_whitened_normal_validation_rejects_invalid_rows() -> None:
     mu, L = _parameters(2, 3, torch.float32)
     with poutine.trace(), pytest.raises(ValueError, match="support"):
         WhitenedNormal(mu, scale_tril=L, validate_args=True).log_prob(torch.full((4, 3), torch.nan))
 
 
-def test_log_density_has_the_shape_of_the_batch_it_was_expanded_to() -> None:
+def test_whitened_normal_log_density_has_the_expanded_batch_shape() -> None:
     """Pyro expands to the plate of particles, which the rows do not have."""
     mu, L = torch.randn(3, 1, 1, 2), torch.eye(2).expand(3, 1, 1, 2, 2)
     fn = WhitenedNormal(mu, scale_tril=L).expand([3, 4, 5])
     x = torch.randn(5, 2)
-    found = fn.log_prob(x)
-    assert found.shape == (3, 4, 5)
+    result = fn.log_prob(x)
+    assert result.shape == (3, 4, 5)
     torch.testing.assert_close(
-        found, MultivariateNormal(mu, scale_tril=L).log_prob(x).expand(3, 4, 5)
+        result, MultivariateNormal(mu, scale_tril=L).log_prob(x).expand(3, 4, 5)
     )

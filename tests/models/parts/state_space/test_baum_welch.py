@@ -1,4 +1,4 @@
-"""Baum and Welch's steps against the sum over every path, a textbook's loops, and SVI."""
+"""Baum-Welch against path enumeration, textbook loops, and SVI."""
 
 from itertools import pairwise, product
 from typing import Any
@@ -38,7 +38,7 @@ def _model(emission: str) -> HiddenMarkovModel:
 
 
 def _data(emission: str, N: int = 5) -> Tensor:
-    """Whole sequences, a short one, one with a hole, one with a step unseen, one of nothing."""
+    """Full sequences, a short one, one with a missing value, one with a missing step, one empty."""
     torch.manual_seed(1)
     x = torch.randn(N, T, P)
     if emission == "categorical":
@@ -51,7 +51,7 @@ def _data(emission: str, N: int = 5) -> Tensor:
 
 
 def _by_every_path(model: HiddenMarkovModel, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The sums over the paths of each sequence up to its last step seen, and Σ log p(x)."""
+    """The sums over the paths of each sequence up to its last observed step, and Σ log p(x)."""
     state = model.em_state()
     sums: dict[str, Tensor] = {"start": torch.zeros(S), "moves": torch.zeros(S, S)}
     if model.emission == "gaussian":
@@ -80,14 +80,14 @@ def _emission(state: dict[str, Tensor], s: int, p: int) -> Any:
 
 
 def _log_joint(state: dict[str, Tensor], path: Any, sequence: Tensor) -> Tensor:
-    found = state["start"][path[0]].log()
+    result = state["start"][path[0]].log()
     for i, j in pairwise(path):
-        found = found + state["transition"][i, j].log()
+        result = result + state["transition"][i, j].log()
     for s, row in zip(path, sequence, strict=False):
         for p, value in enumerate(row):
             if not value.isnan():
-                found = found + _emission(state, s, p).log_prob(value)
-    return found
+                result = result + _emission(state, s, p).log_prob(value)
+    return result
 
 
 def _count(sums: Any, state: Any, path: Any, sequence: Tensor, weight: Tensor) -> None:
@@ -119,13 +119,13 @@ def _product_of_marginals(
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
-def test_the_sums_are_those_over_every_path(emission: str, monkeypatch: Any) -> None:
+def test_baum_welch_sums_equal_path_enumeration(emission: str, monkeypatch: Any) -> None:
     model, x = _model(emission), _data(emission)
-    found, log_likelihood = model.e_step(model.em_state(), x)
+    result, log_likelihood = model.e_step(model.em_state(), x)
     exact, total = _by_every_path(model, x)
-    assert found.keys() == exact.keys()
+    assert result.keys() == exact.keys()
     for name in exact:
-        torch.testing.assert_close(found[name], exact[name], rtol=0, atol=1e-10)
+        torch.testing.assert_close(result[name], exact[name], rtol=0, atol=1e-10)
     torch.testing.assert_close(log_likelihood, total, rtol=0, atol=1e-10)
     torch.testing.assert_close(log_likelihood, model.log_evidence(x).detach().sum())
     monkeypatch.setattr(baum_welch, "_moves", _product_of_marginals)
@@ -135,7 +135,7 @@ def test_the_sums_are_those_over_every_path(emission: str, monkeypatch: Any) -> 
 
 
 def _textbook(state: dict[str, Any], sequences: list[Any], least: float) -> dict[str, Any]:
-    """One step by Rabiner's scaled recursions, sequence by sequence, number by number."""
+    """One step by Rabiner's scaled recursions, in plain loops."""
     pi, A, mu, var = (state[n].numpy() for n in ("start", "transition", "means", "variance"))
     gammas, moves, first = [], np.zeros((S, S)), np.zeros(S)
     for x in sequences:
@@ -171,7 +171,7 @@ def _textbook(state: dict[str, Any], sequences: list[Any], least: float) -> dict
     }
 
 
-def test_one_step_is_the_textbooks(monkeypatch: Any) -> None:
+def test_baum_welch_step_equals_the_textbook_loops(monkeypatch: Any) -> None:
     model, x = _model("gaussian"), _data("gaussian") + 100.0
     model.means = model.means.detach() + 100.0
     sequences = [each[: n or T].numpy() for each, n in zip(x[:4], (0, 3, 0, 0), strict=True)]
@@ -186,7 +186,7 @@ def test_one_step_is_the_textbooks(monkeypatch: Any) -> None:
 
 
 def _drawn(emission: str, N: int = 40, steps: int = 20) -> Tensor:
-    """Sequences of three states that stay a while, every fifth value missing."""
+    """Sequences of three states that persist, every fifth value missing."""
     draw = np.random.default_rng(0)
     rows = np.array([[0.8, 0.2, 0.0], [0.1, 0.8, 0.1], [0.2, 0.0, 0.8]])
     x = np.zeros((N, steps, P))
@@ -212,7 +212,7 @@ def _settings(emission: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
-def test_the_likelihood_never_falls_and_ends_where_its_gradient_is_zero(emission: str) -> None:
+def test_baum_welch_likelihood_is_monotone_and_ends_at_zero_gradient(emission: str) -> None:
     x = _drawn(emission)
     data = load_data(x.numpy(), missing="keep")
     run = fit_em(HiddenMarkovModel, data, settings=_settings(emission), tolerance=1e-10)
@@ -226,7 +226,7 @@ def test_the_likelihood_never_falls_and_ends_where_its_gradient_is_zero(emission
     assert model.log_evidence(x).mean().item() == pytest.approx(bounds[-1], abs=1e-9)
 
 
-def test_svi_ends_at_the_same_optimum_and_wrongly_counted_moves_do_not(monkeypatch: Any) -> None:
+def test_svi_reaches_the_baum_welch_optimum_and_wrong_counts_do_not(monkeypatch: Any) -> None:
     x = _drawn("gaussian")
     data = load_data(x.numpy(), missing="keep")
     run = fit_em(HiddenMarkovModel, data, settings=_settings("gaussian"), tolerance=1e-9)
@@ -252,20 +252,20 @@ def test_svi_ends_at_the_same_optimum_and_wrongly_counted_moves_do_not(monkeypat
 
 
 class _Forgetful(HiddenMarkovModel):
-    """A wrong twin: what the states emitted, at the means they had before."""
+    """A wrong twin: emissions at the old means."""
 
     def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**super().m_step(state, statistics), "means": state["means"].flip(0)}
 
 
-def test_a_step_that_lowers_the_likelihood_is_caught() -> None:
+def test_em_detects_a_step_that_lowers_the_likelihood() -> None:
     with pytest.raises(NotMonotoneError, match="fell by"):
         fit_em(_Forgetful(S), load_data(_drawn("gaussian").numpy(), missing="keep"))
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
-def test_carried_sums_say_the_same(emission: str) -> None:
-    """Sums at θ, carried to θ', have θ' as their M-step there too."""
+def test_baum_welch_transported_sums_equal_fresh_sums(emission: str) -> None:
+    """Sums transported from θ to θ' have θ' as their M-step."""
     model, x = _model(emission), _data(emission)
     state = model.em_state()
     statistics, _ = model.e_step(state, x)
@@ -278,7 +278,7 @@ def test_carried_sums_say_the_same(emission: str) -> None:
         assert (uncarried["means"] - new["means"]).abs().max() > 0.05
 
 
-def test_batches_and_restarts_together_change_nothing(monkeypatch: Any) -> None:
+def test_baum_welch_batches_and_restarts_change_nothing(monkeypatch: Any) -> None:
     data = load_data(_drawn("gaussian").numpy(), missing="keep")
     asked: dict[str, Any] = {"settings": _settings("gaussian"), "max_iterations": 6}
     together = fit_em(HiddenMarkovModel, data, restarts=3, **asked)
@@ -291,7 +291,7 @@ def test_batches_and_restarts_together_change_nothing(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
-def test_online_em_comes_near_the_optimum_in_a_few_passes(emission: str) -> None:
+def test_hmm_online_em_approaches_the_optimum_in_a_few_passes(emission: str) -> None:
     x = _drawn(emission, N=400, steps=10)
     data = load_data(x.numpy(), missing="keep")
     asked: dict[str, Any] = {"settings": _settings(emission), "seed": 1}
@@ -303,7 +303,7 @@ def test_online_em_comes_near_the_optimum_in_a_few_passes(emission: str) -> None
     assert -1e-3 < exact - online < 0.5 * (exact - early)  # `early` had 7 E-steps over all rows
 
 
-def test_a_state_that_is_never_visited_stays_as_it_is() -> None:
+def test_baum_welch_keeps_a_state_that_is_never_visited() -> None:
     model, x = _model("gaussian"), _data("gaussian")
     state = model.em_state()
     state["start"] = torch.tensor([0.5, 0.5, 0.0])
@@ -320,7 +320,7 @@ def test_a_state_that_is_never_visited_stays_as_it_is() -> None:
     assert new["start"][2] == 0
 
 
-def test_sequences_of_one_step_are_a_mixture() -> None:
+def test_baum_welch_of_one_step_equals_a_mixture() -> None:
     x = torch.randn(50, 1, 1)
     model = HiddenMarkovModel(2)
     torch.manual_seed(0)
@@ -332,13 +332,13 @@ def test_sequences_of_one_step_are_a_mixture() -> None:
     assert em.bounds[0] == sorted(em.bounds[0])
 
 
-def test_a_category_that_the_start_did_not_see_is_named() -> None:
+def test_hmm_em_names_a_category_out_of_range() -> None:
     model = _model("categorical")
     with pytest.raises(ValueError, match="the data has 7"):
         model.e_step(model.em_state(), torch.full((3, 2, P), 7.0))
 
 
-def test_a_start_is_the_same_whether_its_sizes_were_given_or_not() -> None:
+def test_hmm_initialize_is_the_same_with_and_without_sizes() -> None:
     for emission in EMISSIONS:
         x, settings = _drawn(emission), _settings(emission)
         starts = []
@@ -351,12 +351,12 @@ def test_a_start_is_the_same_whether_its_sizes_were_given_or_not() -> None:
 
 
 @pytest.mark.parametrize("emission", EMISSIONS)
-def test_shares_kept_in_single_precision_sum_to_one_in_doubles(emission: str) -> None:
+def test_hmm_em_state_probabilities_sum_to_one_in_doubles(emission: str) -> None:
     model = _model(emission).float()
-    kept = {name: getattr(model, name).detach().double() for name in ("start", "transition")}
-    assert max(float((t.sum(-1) - 1).abs().max()) for t in kept.values()) > 1e-9  # as they are
+    stored = {name: getattr(model, name).detach().double() for name in ("start", "transition")}
+    assert max(float((t.sum(-1) - 1).abs().max()) for t in stored.values()) > 1e-9  # as they are
     state = model.em_state()
     for name in state.keys() & {"start", "transition", "table"}:
         assert (state[name].sum(-1) - 1).abs().max() < 1e-15
-    for name, given in kept.items():
-        torch.testing.assert_close(state[name], given, rtol=1e-6, atol=0)
+    for name, conditioned in stored.items():
+        torch.testing.assert_close(state[name], conditioned, rtol=1e-6, atol=0)

@@ -1,4 +1,4 @@
-"""The smoother's sums against the dense normal of all steps, and EM with them against SVI."""
+"""Kalman smoother against the dense normal; EM against SVI."""
 
 from itertools import pairwise
 from typing import Any
@@ -34,7 +34,7 @@ def _state() -> dict[str, Tensor]:
 
 
 def _data() -> Tensor:
-    """Whole sequences, a short one, one with a hole, one that starts unseen, one of nothing."""
+    """Full sequences, a short one, one with a missing value, one with a late start, one empty."""
     torch.manual_seed(1)
     x = torch.randn(N, T, P)
     x[1, 3:] = torch.nan
@@ -45,7 +45,7 @@ def _data() -> Tensor:
 
 
 def _dense(state: dict[str, Tensor], sequence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """E[z], cov[z] of z_0, …, z_L stacked, L the last step seen, and log p(x)."""
+    """E[z], cov[z] of z_0, …, z_L stacked, L the last observed step, and log p(x)."""
     steps = (~sequence.isnan()).any(1).nonzero()
     L = int(steps[-1]) + 1 if len(steps) else 0
     move = torch.eye((L + 1) * D)  # z = move @ noise, from z_t = A z_{t-1} + noise_t
@@ -98,14 +98,14 @@ def _normal(second: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _without_covariance(state: Any, x: Tensor, known: kalman.Smoothed) -> Any:
-    """The wrong twin: neighbours as if they were independent given x."""
+    """The wrong twin: neighbors as independent given x."""
     return _SUMS(state, x, known._replace(across=torch.zeros_like(known.across)))
 
 
 _SUMS = kalman._sums
 
 
-def test_the_m_step_is_where_the_expected_likelihood_is_greatest(monkeypatch: Any) -> None:
+def test_kalman_m_step_maximizes_the_expected_likelihood(monkeypatch: Any) -> None:
     state, x = _state(), _data()
 
     def slope(statistics: dict[str, Tensor]) -> float:
@@ -126,7 +126,7 @@ def test_the_m_step_is_where_the_expected_likelihood_is_greatest(monkeypatch: An
     assert slope(kalman.expect(state, x)[0]) > 0.1
 
 
-def test_the_sums_are_those_of_the_dense_posterior() -> None:
+def test_kalman_sums_equal_the_dense_posterior() -> None:
     state, x = _state(), _data()
     exact = {"before": torch.zeros(D, D), "across": torch.zeros(D, D), "after": torch.zeros(D, D)}
     exact["first"] = torch.zeros(D, D)
@@ -139,14 +139,14 @@ def test_the_sums_are_those_of_the_dense_posterior() -> None:
             exact["across"] += second[here, before]
             exact["after"] += second[here, here]
         exact["first"] += second[:D, :D] if len(m) > D else 0.0
-    found, _ = kalman.expect(state, x)
+    result, _ = kalman.expect(state, x)
     for name, value in exact.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-9)
-    assert found["steps"] == T + 3 + T + T + 0
-    assert found["rows"].sum() == (~x.isnan()).sum()
+        torch.testing.assert_close(result[name], value, rtol=0, atol=1e-9)
+    assert result["steps"] == T + 3 + T + T + 0
+    assert result["rows"].sum() == (~x.isnan()).sum()
 
 
-def test_carried_sums_say_the_same() -> None:
+def test_kalman_transported_sums_equal_fresh_sums() -> None:
     state, x = _state(), _data()
     model = LinearStateSpace(D, P)
     statistics, _ = model.e_step(state, x)
@@ -171,7 +171,7 @@ def _drawn() -> Tensor:
     return x
 
 
-def test_em_climbs_to_where_svi_ends(monkeypatch: Any) -> None:
+def test_linear_state_space_em_reaches_the_svi_optimum(monkeypatch: Any) -> None:
     x = _drawn()
     data = load_data(x.numpy(), missing="keep")
     run = fit_em(LinearStateSpace(1), data, tolerance=1e-9)
@@ -195,7 +195,7 @@ def test_em_climbs_to_where_svi_ends(monkeypatch: Any) -> None:
         fit_em(LinearStateSpace(1), data)
 
 
-def test_batches_and_restarts_together_change_nothing(monkeypatch: Any) -> None:
+def test_kalman_batches_and_restarts_change_nothing(monkeypatch: Any) -> None:
     data = load_data(_drawn()[:30].numpy(), missing="keep")
     together = fit_em(LinearStateSpace(2), data, restarts=3, max_iterations=4)
     assert len({e["bound"] for e in together.restarts}) == 3
@@ -205,7 +205,7 @@ def test_batches_and_restarts_together_change_nothing(monkeypatch: Any) -> None:
         assert together.restarts[r]["bound"] == pytest.approx(alone.results["bound"], abs=1e-9)
 
 
-def test_online_em_gains_what_a_few_passes_of_em_do_not() -> None:
+def test_linear_state_space_online_em_gains_more_than_a_few_em_passes() -> None:
     data = load_data(_drawn().numpy(), missing="keep")
     exact = fit_em(LinearStateSpace(1), data, tolerance=1e-5).results["bound"]
     early = fit_em(LinearStateSpace(1), data, max_iterations=7).results["bound"]
