@@ -115,7 +115,7 @@ def test_factor_model_rejects_values_outside_the_support(
 
 
 def test_factor_model_rejects_invalid_arguments_and_data() -> None:
-    with pytest.raises(ValueError, match="Unknown likelihood 'normal'. Available: "):
+    with pytest.raises(ValueError, match=r"Unknown likelihood 'normal'\. Available: "):
         FactorModel(likelihood="normal")
     with pytest.raises(ValueError, match="Quadrature over 3 factors"):
         FactorModel(3, 3).log_evidence(_counts())
