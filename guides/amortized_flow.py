@@ -138,7 +138,7 @@ def conditioners(
     scalar: Scalar, size: int, context: int, hidden: tuple[int, ...], steps: int
 ) -> nn.ModuleList:
     """Networks of a flow's steps, alternately forward and reversed."""
-    widths = (size, context, hidden, scalar.numbers)
+    widths = (size, context, hidden, scalar.num_parameters)
     return nn.ModuleList(Conditioner(*widths, reverse=t % 2 == 1) for t in range(steps))
 
 

@@ -108,7 +108,7 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         spread = rows.std(0, correction=0)
         if (spread == 0).any():
             column = int((spread == 0).nonzero()[0])
-            raise ValueError(f"Column {column} of x never changes. Leave it out.")
+            raise ValueError(f"Column {column} of x is constant. Leave it out.")
         self.center.copy_(rows.mean(0))
         self.spread.copy_(spread)
 

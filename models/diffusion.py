@@ -89,7 +89,7 @@ class Diffusion(LazilySized, PyroModule):
             raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
         if (likelihood == "categorical") != (categories is not None):
             raise ValueError(
-                "likelihood='categorical' needs categories=C, how many values a column takes; "
+                "likelihood='categorical' needs categories=C, the number of values of a column; "
                 f"'gaussian' takes none. Got {likelihood!r}, categories={categories}."
             )
         self.hidden, self.continuous = tuple(hidden), continuous

@@ -39,6 +39,6 @@ class FactorAnalysis(LinearGaussianModel):
     def _without_noise(self, p: int, noise: float) -> str:
         return (
             f"column {p} has no noise left: its variance is {noise:.1e} beside a floor of "
-            f"{self.floor:.0e}, a factor being that column alone. Use fewer factors, leave out a "
-            "column that others make up, or raise floor."
+            f"{self.floor:.0e}, since one factor explains that column alone. Use fewer factors, "
+            "leave out a column that depends linearly on others, or raise floor."
         )

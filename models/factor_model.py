@@ -28,8 +28,8 @@ from pyro.distributions import Bernoulli, NegativeBinomial, Normal, Poisson, con
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
-from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
 

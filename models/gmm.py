@@ -28,8 +28,8 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
-from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step, degeneracy, em
@@ -147,7 +147,7 @@ class GaussianMixture(LazilySized, PyroModule):
             f"component {k} has collapsed: it rests on {len(rows)} of {len(x)} rows, {distinct} of "
             f"them distinct, whose least variance is {spread:.1e} beside a floor of "
             f"{self.floor:.0e}{rounding}. Its likelihood grows without bound as the floor falls. "
-            "Start again, use fewer components or a simpler covariance, or raise floor."
+            "Restart, use fewer components or a simpler covariance, or raise floor."
         )
 
     def log_likelihood(self, x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class HierarchicalRegression(LazilySized, PyroModule):
         unit = rows.std(0, correction=0)
         if (unit == 0).any():
             column = int((unit == 0).nonzero()[0]) + 1
-            raise ValueError(f"Column {column} of x never changes. Leave it out.")
+            raise ValueError(f"Column {column} of x is constant. Leave it out.")
         self.center.copy_(rows.mean(0))
         self.unit.copy_(unit)
 

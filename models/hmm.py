@@ -32,8 +32,8 @@ from pyro.distributions import Categorical, DiscreteHMM, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
-from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.mixtures.moments import start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
@@ -78,7 +78,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             raise ValueError(unknown("emission", emission, EMISSIONS))
         if (emission == "categorical") != (categories is not None):
             raise ValueError(
-                "emission='categorical' needs categories=C, how many values a column takes; "
+                "emission='categorical' needs categories=C, the number of values of a column; "
                 f"'gaussian' takes none. Got {emission!r}, categories={categories}."
             )
         if states < 1 or not floor > 0:
@@ -173,7 +173,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             return None
         return (
             f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} beside a "
-            f"floor of {self.floor:.0e}. Start again, use fewer states, or raise floor."
+            f"floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
         )
 
     def em_state(self) -> State:

@@ -27,7 +27,7 @@ from pyro.distributions import GaussianHMM, MultivariateNormal, Normal, constrai
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import kalman

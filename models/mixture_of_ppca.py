@@ -26,7 +26,7 @@ from pyro.distributions import Categorical, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
@@ -147,10 +147,10 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         if every <= 10 * least:
             return flat_column(None, every.item()) if noise <= 1.01 * self.floor else None
         return (
-            f"component {k} has collapsed: the {rows[k].item():.0f} rows it explains lie in a flat "
-            f"of {self.latent} dimensions, its noise variance is {noise:.1e} beside a floor of "
-            f"{self.floor:.0e}. Start again, use fewer components or a smaller latent, or raise "
-            "floor."
+            f"component {k} has collapsed: the {rows[k].item():.0f} rows it explains lie in a "
+            f"subspace of {self.latent} dimensions, its noise variance is {noise:.1e} beside a "
+            f"floor of {self.floor:.0e}. Restart, use fewer components or a smaller latent, or "
+            "raise floor."
         )
 
     def em_state(self) -> State:

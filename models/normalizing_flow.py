@@ -163,7 +163,10 @@ class Coupling(nn.Module):
         self.register_buffer("moved_at", torch.where(moved)[0], persistent=False)
         self.register_buffer("fixed_at", torch.where(~moved)[0], persistent=False)
         self.network = MLP(
-            len(self.fixed_at), len(self.moved_at) * scalar.numbers, hidden, activation="silu"
+            len(self.fixed_at),
+            len(self.moved_at) * scalar.num_parameters,
+            hidden,
+            activation="silu",
         )
         with torch.no_grad():  # θ = 0 is the identity: initially near it
             last: Any = self.network.layers[-1]

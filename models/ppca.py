@@ -40,9 +40,9 @@ class PPCA(LinearGaussianModel):
 
     def _without_noise(self, p: int, noise: float) -> str:
         return (
-            f"no noise is left: the rows lie in a flat of {self.latent} dimensions, the variance "
-            f"beside it is {noise:.1e} and the floor {self.floor:.0e}. Use a smaller latent, leave "
-            "out a column that others make up, or raise floor."
+            f"no noise is left: the rows lie in a subspace of {self.latent} dimensions, the "
+            f"variance outside it is {noise:.1e} and the floor {self.floor:.0e}. Use a smaller "
+            "latent, leave out a column that depends linearly on others, or raise floor."
         )
 
     def maximize(self, x: Tensor, *, correction: int = 0) -> None:
@@ -55,7 +55,9 @@ class PPCA(LinearGaussianModel):
         """
         self.infer_sizes(x)
         if x.isnan().any():
-            raise ValueError("The closed form needs every value; use EM, which leaves NaN out.")
+            raise ValueError(
+                "PPCA.maximize: x has missing values. Use EM, which marginalizes them."
+            )
         x = x.detach().double()
         N, P = x.shape
         most = min(P, N - 1) - 1

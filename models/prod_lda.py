@@ -29,7 +29,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized

@@ -131,7 +131,7 @@ class SemiSupervisedVAE(PyroModule):
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"Labels are whole numbers from 0 to {self.classes - 1}, or -1 where it is "
-                f"missing; row {row} has {y[row].item():g}. Set classes, or number the labels anew."
+                f"missing; row {row} has {y[row].item():g}. Set classes, or renumber the labels."
             )
         missing = sorted(set(range(self.classes)) - set(y.long().tolist()))
         if missing:

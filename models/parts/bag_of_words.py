@@ -73,8 +73,8 @@ def check_counts(x: Tensor) -> None:
         row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"A corpus holds counts of words, but row {row}, column {column} is "
-            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). Give one row a "
-            "document and one column a word."
+            f"{x[row, column].item():g} ({int(wrong.sum())} such values in all). Give one row per "
+            "document and one column per word."
         )
     if (empty := x.sum(-1) == 0).any():
         raise ValueError(

@@ -46,15 +46,15 @@ def flat_column(column: int | None, variance: float) -> str:
     """Reason why a column (None: all of them) with this small variance cannot be modeled."""
     if column is None:
         return (
-            f"the columns vary by no more than {variance:.1e} on average, which the floor or the "
-            "rounding of values of that size hides. Scale them, as (x - mean) / deviation."
+            f"the columns vary by no more than {variance:.1e} on average, less than the "
+            "floor or the rounding of values of that size. Scale them, as (x - mean) / deviation."
         )
     if variance == 0:
-        return f"column {column} never changes. Leave it out."
+        return f"column {column} is constant. Leave it out."
     return (
-        f"column {column} varies by no more than {variance:.1e} over all rows, which the floor or "
-        "the rounding of values of that size hides. Scale it, as (x - mean) / deviation, or leave "
-        "it out."
+        f"column {column} varies by no more than {variance:.1e} over all rows, less than the "
+        "floor or the rounding of values of that size. Scale it, as (x - mean) / deviation, or "
+        "leave it out."
     )
 
 

@@ -30,11 +30,11 @@ LEAST = 1e-3  # width and height of a bin as a share of [-B, B], and slope at a 
 class Scalar(ABC):
     """Increasing functions g(x; θ) of the line."""
 
-    numbers: int  # of θ
+    num_parameters: int  # length of θ
 
     @abstractmethod
     def __call__(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """y and log g'(x), shaped as x (...), of θ (..., numbers)."""
+        """y and log g'(x), shaped as x (...), of θ (..., num_parameters)."""
 
     @abstractmethod
     def inverse(self, y: Tensor, theta: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Scalar(ABC):
 class Affine(Scalar):
     """y = exp(s) x + m, with |s| < 3."""
 
-    numbers = 2
+    num_parameters = 2
 
     def __call__(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         m, s = self._read(theta)
@@ -69,7 +69,7 @@ class Spline(Scalar):
 
     def __init__(self, bins: int, bound: float) -> None:
         self.bins, self.bound = bins, bound
-        self.numbers = 3 * bins - 1
+        self.num_parameters = 3 * bins - 1
 
     def __call__(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         inner = x.clamp(-self.bound, self.bound)
@@ -105,8 +105,8 @@ class Spline(Scalar):
             nn.functional.pad(inner, (1, 1), value=1),
         )
 
-    def _places(self, numbers: Tensor) -> Tensor:
-        shares = LEAST + (1 - LEAST * self.bins) * numbers.softmax(-1)
+    def _places(self, logits: Tensor) -> Tensor:
+        shares = LEAST + (1 - LEAST * self.bins) * logits.softmax(-1)
         inner = (2 * shares.cumsum(-1) - 1)[..., :-1]
         return self.bound * nn.functional.pad(
             nn.functional.pad(inner, (1, 0), value=-1.0), (0, 1), value=1.0

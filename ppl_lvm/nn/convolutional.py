@@ -112,7 +112,7 @@ class ConvDecoder(nn.Module):
 def as_image(shape: Shape) -> tuple[int, int, int]:
     """(C, H, W) of a shape that may omit C = 1."""
     if len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"A picture has the shape (H, W) or (C, H, W); got {tuple(shape)}.")
+        raise ValueError(f"An image has the shape (H, W) or (C, H, W); got {tuple(shape)}.")
     channels, height, width = (1, *shape) if len(shape) == 2 else shape
     return channels, height, width
 
@@ -138,11 +138,11 @@ def _halved(size: Shape, times: int) -> list[Shape]:
     return sizes
 
 
-def _check(widths: Shape, numbers: int) -> None:
-    if len(widths) < 2 or min(widths) < 1 or numbers < 1:
+def _check(widths: Shape, length: int) -> None:
+    if len(widths) < 2 or min(widths) < 1 or length < 1:
         raise ValueError(
             f"A convolutional network needs at least one layer and sizes of at least 1; these are "
-            f"channels {widths} and {numbers} numbers a code."
+            f"channels {widths} and codes of length {length}."
         )
 
 
@@ -156,6 +156,6 @@ def _leading(x: Tensor, shape: tuple[int, int, int]) -> tuple[Shape, Tensor]:
     if channels == 1 and tuple(x.shape[-2:]) == (height, width):
         return tuple(x.shape[:-2]), x.reshape(-1, *shape)
     raise ValueError(
-        f"Pictures of shape {shape} are rows of {math.prod(shape)} numbers; got {tuple(x.shape)}. "
-        "Give image_shape=(H, W) or (C, H, W) as the data have it."
+        f"Images of shape {shape} are rows of {math.prod(shape)} columns, got {tuple(x.shape)}. "
+        "Give image_shape=(H, W) or (C, H, W) as in the data."
     )

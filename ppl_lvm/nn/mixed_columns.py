@@ -32,14 +32,14 @@ class MixedColumns(nn.Module):
                 )
         self.columns = columns
         self.categories = dict(categories)
-        self.numbers = [p for p in range(columns) if p not in categories]
+        self.numeric = [p for p in range(columns) if p not in categories]
         self.vectors = nn.ModuleDict(
             {
                 str(p): nn.Embedding(count + 1, size or min(16, (count + 1) // 2))
                 for p, count in categories.items()
             }
         )
-        self.width = len(self.numbers) + sum(
+        self.width = len(self.numeric) + sum(
             vectors.embedding_dim for vectors in self._tables().values()
         )
 
@@ -49,8 +49,8 @@ class MixedColumns(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rows `x` (..., P), codes as whole numbers of any type: (..., width)."""
         if x.shape[-1] != self.columns:
-            raise ValueError(f"This was made for {self.columns} columns; got {tuple(x.shape)}.")
-        parts = [x[..., self.numbers].nan_to_num()]
+            raise ValueError(f"MixedColumns takes {self.columns} columns, got {tuple(x.shape)}.")
+        parts = [x[..., self.numeric].nan_to_num()]
         for p, table in self._tables().items():
             codes = x[..., p]
             row = (codes.where(~codes.isnan(), -1) + 1).long()  # row 0: missing
@@ -60,7 +60,7 @@ class MixedColumns(nn.Module):
                 wrong = row[(row < 0) | (row >= table.num_embeddings)][0].item() - 1
                 raise ValueError(
                     f"Column {p} holds the code {wrong}, but has the categories 0 to "
-                    f"{self.categories[p] - 1}. Count them again: categories={{{p}: …}}."
+                    f"{self.categories[p] - 1}. Set categories={{{p}: …}}."
                 ) from None
         dtype = next((part.dtype for part in parts[1:]), x.dtype)
         return torch.cat([part.to(dtype) for part in parts], -1)

@@ -60,8 +60,8 @@ class Standardize(nn.Module):
         x = side_by_side(*batch)
         if x.shape[-1] != len(self.shift):
             raise ValueError(
-                f"This encoder was built for {len(self.shift)} numbers a row, and a row has "
-                f"{x.shape[-1]}. Give rows of the same shape (fill short sequences up with NaN), "
+                f"This encoder takes rows of {len(self.shift)} columns, got {x.shape[-1]}. Give "
+                "rows of the same shape (pad short sequences with NaN), "
                 "or a guide for sequences of any length: AmortizedRecurrent."
             )
         return (x - self.shift) / self.scale

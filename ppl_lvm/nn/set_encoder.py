@@ -88,7 +88,7 @@ class PartialEncoder(nn.Module):
         """Rows `x` (..., P), NaN where a value is missing: rows (..., outputs)."""
         if x.shape[-1] != len(self.names):
             raise ValueError(
-                f"This encoder was made for {len(self.names)} columns; got {tuple(x.shape)}."
+                f"PartialEncoder takes {len(self.names)} columns, got {tuple(x.shape)}."
             )
         names = self.names.expand(*x.shape, -1)  # (..., P, size)
         value = x.nan_to_num().to(names).unsqueeze(-1)

@@ -98,7 +98,7 @@ def test_factor_analysis_degenerate_names_a_constant_column_in_large_units(rows:
         assert reason is None if message is None else str(reason).startswith(message)
     rows = torch.cat([rows, torch.ones(400, 1)], 1)
     reason = fit_em(FactorAnalysis(1), rows).results["degenerate"]
-    assert reason == "column 8 never changes. Leave it out."
+    assert reason == "column 8 is constant. Leave it out."
 
 
 def test_factor_analysis_rejects_invalid_arguments_and_data(rows: Tensor) -> None:

@@ -147,7 +147,7 @@ def test_ppca_degenerate_names_rows_in_a_subspace() -> None:
     torch.set_default_dtype(torch.float32)
     for x in (torch.randn(2, 5), torch.randn(40, 2) @ torch.randn(2, 5) * 1e4):
         run = fit_em(PPCA(2), x)
-        assert "no noise is left: the rows lie in a flat of 2" in run.results["degenerate"]
+        assert "no noise is left: the rows lie in a subspace of 2" in run.results["degenerate"]
         model: Any = run.model
         result = model.log_evidence(x).mean().item()
         assert result == pytest.approx(run.results["bound"], abs=0.5)

@@ -53,7 +53,7 @@ def test_row_encoder_missing_values_leave_no_nan_in_values_or_gradients() -> Non
 
 
 def test_row_encoder_rejects_rows_of_another_width() -> None:
-    with pytest.raises(ValueError, match="built for 4 numbers a row, and a row has 6"):
+    with pytest.raises(ValueError, match="rows of 4 columns, got 6"):
         RowEncoder(torch.randn(5, 2, 2), outputs=3)(torch.randn(5, 3, 2))
 
 

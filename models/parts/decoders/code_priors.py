@@ -22,7 +22,7 @@ from pyro.distributions import Categorical, MixtureSameFamily, Normal, constrain
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm.core.call_syntax import build, parse_call
+from ppl_lvm.authoring import build, parse_call
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.normalizing_flow import NormalizingFlow
 from ppl_lvm.nn import RowEncoder

@@ -64,7 +64,7 @@ class Decoder(LazilySized, PyroModule):
             raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
         if (likelihood == "categorical") != (categories is not None):
             raise ValueError(
-                "likelihood='categorical' needs categories=C, how many values a column takes; "
+                "likelihood='categorical' needs categories=C, the number of values of a column; "
                 f"the other likelihoods take none. Got {likelihood!r}, categories={categories}."
             )
         if (inputs is not None and inputs < 1) or not floor > 0:
@@ -129,7 +129,7 @@ class Decoder(LazilySized, PyroModule):
             )
         if constant and self.likelihood == "gaussian":
             warnings.warn(
-                f"Columns {_shorten(constant)} never change: their learned variance will sink to "
+                f"Columns {_shorten(constant)} are constant: their learned variance will sink to "
                 f"the floor, {self.floor:g} of the data's, where each adds a constant "
                 f"{-0.5 * math.log(self.floor):.1f} nats or more to the bound, which is no "
                 "evidence about the model. Leave them out, or use likelihood='gaussian-shared'.",

@@ -30,7 +30,7 @@ from pyro.distributions import MultivariateNormal, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.models.parts.factors import latent_regression
 from ppl_lvm.models.parts.row_checks import (
     column_moments,

@@ -51,8 +51,8 @@ def describe_flat_direction(flat: Tensor, overall: Tensor) -> str:
     if share.max() < _ALONE and variance < (1 - _ALONE) * uncorrelated:
         columns = (share > (1 - _ALONE) / len(share)).nonzero()[:, 0].tolist()
         return (
-            f"columns {', '.join(map(str, columns))} make each other up, as a sum or a copy does: "
-            f"all rows vary by no more than {variance:.1e} in one direction of theirs. Leave one "
+            f"columns {', '.join(map(str, columns))} are linearly dependent (a sum, a copy): "
+            f"all rows vary by no more than {variance:.1e} in one direction of them. Leave one "
             "of them out."
         )
     isotropic = len(share) > 1 and bool((share == share[0]).all())

@@ -12,7 +12,7 @@ from ppl_lvm.nn.bijections import LEAST, Affine, Scalar, Spline
 
 
 def _step(scalar: Scalar, size: int, *, reverse: bool = False) -> tuple[Autoregressive, Tensor]:
-    network = Conditioner(size, 3, (16,), scalar.numbers, reverse=reverse).double()
+    network = Conditioner(size, 3, (16,), scalar.num_parameters, reverse=reverse).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))  # far from the identity
@@ -46,7 +46,7 @@ def test_inverse_of_a_step_restores_its_input(scalar: Scalar, size: int) -> None
 @pytest.mark.parametrize("scalar", SCALARS, ids=["affine", "spline"])
 def test_zero_parameters_are_the_identity(scalar: Scalar) -> None:
     x = torch.linspace(-3, 3, 50).double()
-    y, log_slope = scalar(x, torch.zeros(50, scalar.numbers).double())
+    y, log_slope = scalar(x, torch.zeros(50, scalar.num_parameters).double())
     torch.testing.assert_close(y, x)
     torch.testing.assert_close(log_slope, torch.zeros_like(x), atol=1e-12, rtol=0)
 
