@@ -1,4 +1,4 @@
-"""Every model that is offered shows itself: a picture of its own kind, and ArviZ data."""
+"""Every bundled model has its figures and exports to ArviZ."""
 
 import importlib
 from collections.abc import Iterator
@@ -25,15 +25,13 @@ DIGITS = load_data("digits(binarize=8)").subset(torch.arange(40))
 X, TRUTH = DIGITS.tensors[0], DIGITS.labels
 assert TRUTH is not None
 SOME = torch.where(torch.arange(40) < 20, TRUTH, -1)
-SEQUENCES = torch.randn(6, 8, 2, generator=torch.Generator().manual_seed(0))
-COUNTS = torch.arange(120.0).reshape(30, 4) % 7
 NET = {"latent": 2, "hidden": (4,)}
 CODES = {"samples", "reconstructions", "traversals", "latent_plane"}
-# Model -> data, settings, what its report must hold.
+# Model -> data (None: its example batch), settings, figures of its report.
 CASES: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
-    "PPCA": ("iris", {}, CODES),
-    "FactorAnalysis": ("iris", {}, CODES),
-    "FactorModel": (COUNTS, {}, CODES),
+    "PPCA": (None, {}, CODES),
+    "FactorAnalysis": (None, {}, CODES),
+    "FactorModel": (None, {}, CODES),
     "VAE": (DIGITS, NET, CODES),
     "BernoulliVAE": (DIGITS, NET, CODES),
     "HierarchicalVAE": (DIGITS, {"latent": (3, 2), "hidden": (4,)}, CODES),
@@ -43,23 +41,23 @@ CASES: dict[str, tuple[Any, dict[str, Any], set[str]]] = {
     "GaussianMixture": ("iris", {}, {"mixture", "confusion", "samples"}),
     "BayesianGaussianMixture": ("iris", {"components": 3}, {"mixture", "confusion", "posterior"}),
     "MixtureOfPPCA": ("iris", {}, {"mixture", "confusion"}),
-    "Gaussian": ("moons", {}, {"density", "samples"}),
+    "Gaussian": (None, {}, {"density", "samples"}),
     "NormalizingFlow": ("moons", {"hidden": (4,), "layers": 2}, {"density", "samples"}),
     "Diffusion": ("moons", {"steps": 3, "hidden": (4,)}, {"chain", "samples"}),
-    "HierarchicalRegression": ("grouped(n=40)", {}, {"predictions", "posterior"}),
-    "RandomEffects": ("eight_schools", {}, {"predictions", "posterior"}),
-    "LatentDirichletAllocation": ("bars(n=30)", {"topics": 3}, CODES | {"topics"}),
-    "ProdLDA": ("bars(n=30)", {"topics": 3}, CODES | {"topics"}),
-    "HiddenMarkovModel": (SEQUENCES, {"states": 2}, {"sequences", "states"}),
-    "LinearStateSpace": (SEQUENCES, {}, {"sequences"}),
-    "DeepMarkovModel": (SEQUENCES, {**NET, "width": 4}, {"sequences"}),
+    "HierarchicalRegression": (None, {}, {"predictions", "posterior"}),
+    "RandomEffects": (None, {}, {"predictions", "posterior"}),
+    "LatentDirichletAllocation": (None, {"topics": 3}, CODES | {"topics"}),
+    "ProdLDA": (None, {"topics": 3}, CODES | {"topics"}),
+    "HiddenMarkovModel": (None, {"states": 2}, {"sequences", "states"}),
+    "LinearStateSpace": (None, {}, {"sequences"}),
+    "DeepMarkovModel": (None, {**NET, "width": 4}, {"sequences"}),
 }
 WITHOUT_LATENTS = {"Gaussian", "NormalizingFlow", "HiddenMarkovModel", "LinearStateSpace"}
 
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """A tensor is no array, as on a GPU, unless it has been fetched by `cpu()`."""
+    """A tensor is not an array, as on a GPU, unless `cpu()` fetched it."""
     fetched: dict[int, Tensor] = {}
     numpy: Any = Tensor.numpy
 
@@ -76,21 +74,23 @@ def elsewhere() -> Iterator[None]:
         yield
 
 
-def test_what_has_not_been_fetched_is_no_array() -> None:
+def test_unfetched_tensor_is_not_an_array() -> None:
     with elsewhere():
         with pytest.raises(TypeError, match="cuda:0"):
             np.asarray(torch.zeros(2))
         assert np.asarray(torch.zeros(2).cpu()[1:]).shape == (1,)
 
 
-def test_no_model_is_forgotten() -> None:
+def test_cases_cover_every_model() -> None:
     assert CASES.keys() == set(models.__all__)
     assert set().union(*(kinds for _, _, kinds in CASES.values())) <= RUN_FIGURES.keys()
 
 
 @pytest.mark.parametrize("model", CASES)
-def test_it_is_pictured_and_exported(model: str) -> None:
+def test_model_has_figures_and_exports_to_arviz(model: str) -> None:
     source, settings, kinds = CASES[model]
+    if source is None:
+        source = getattr(models, model).example_batch()
     data = source if source is DIGITS else load_data(source)
     run = fit(
         getattr(models, model),
@@ -104,7 +104,7 @@ def test_it_is_pictured_and_exported(model: str) -> None:
     with elsewhere():
         drawn = figures(run, data)
     assert kinds | {"training"} <= drawn.keys(), sorted(kinds - drawn.keys())
-    # With codes of its own a model is no plain mixture; a chain of noise is no code.
+    # A model with codes is not a plain mixture, and a chain of noise is not a code.
     assert not {"mixture", "classes"} <= drawn.keys()
     assert not {"chain", "traversals"} <= drawn.keys()
     few = data if len(data) < 10 else data.subset(torch.arange(5))
@@ -118,13 +118,13 @@ def test_it_is_pictured_and_exported(model: str) -> None:
         assert all(np.isfinite(group[name]).all() for name in group.data_vars)
 
 
-def test_the_page_of_models_of_two_tensors_holds_their_pictures(
+def test_report_of_models_of_two_tensors_has_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Run, "diagnose", lambda *_, **__: Diagnosis(()))  # another test's question
     np.savez(tmp_path / "some.npz", x=X.numpy(), y=SOME.numpy())
     np.savez(tmp_path / "halves.npz", x=X[:, :32].numpy(), y=X[:, 32:].numpy())
-    found = {}
+    pages = {}
     for model, file in (("SemiSupervisedVAE", "some.npz"), ("ConditionalVAE", "halves.npz")):
         fit(
             getattr(models, model),
@@ -135,7 +135,7 @@ def test_the_page_of_models_of_two_tensors_holds_their_pictures(
             directory=tmp_path / model,
             progress=False,
         )
-        found[model] = report([tmp_path / model], tmp_path / f"{model}.html").read_text()
+        pages[model] = report([tmp_path / model], tmp_path / f"{model}.html").read_text()
     for title in ("Classes", "Confusion", "Latent plane", "Reconstructions"):
-        assert f"<h3>{title}</h3>" in found["SemiSupervisedVAE"]
-    assert "<h3>Filled in</h3>" in found["ConditionalVAE"]
+        assert f"<h3>{title}</h3>" in pages["SemiSupervisedVAE"]
+    assert "<h3>Filled in</h3>" in pages["ConditionalVAE"]

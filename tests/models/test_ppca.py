@@ -132,7 +132,7 @@ def test_ppca_run_encodes_and_loads(iris: Tensor, tmp_path: Any) -> None:
 def test_ppca_rejects_invalid_arguments_and_data(iris: Tensor) -> None:
     with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
         PPCA(4).maximize(iris)
-    with pytest.raises(ValueError, match="closed form needs every value"):
+    with pytest.raises(ValueError, match="x has missing values"):
         PPCA(2).maximize(_with_holes(iris))
     with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\).*observed=4"):
         PPCA(2, observed=3).log_evidence(iris)

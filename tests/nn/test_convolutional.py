@@ -72,7 +72,7 @@ def test_conv_layer_norm_depends_on_one_image_only() -> None:
         (lambda: ConvEncoder((8, 8), 2, norm="group"), "Unknown norm 'group'. Available: "),
         (lambda: ConvDecoder(0, (8, 8)), "codes of length 0"),
         (lambda: ConvDecoder(2, (8, 8), activation="relo"), "Unknown activation 'relo'"),
-        (lambda: ConvEncoder((8, 8), 2)(torch.zeros(3, 63)), r"rows of 64 numbers; got \(3, 63\)"),
+        (lambda: ConvEncoder((8, 8), 2)(torch.zeros(3, 63)), r"rows of 64 columns, got \(3, 63\)"),
     ],
 )
 def test_conv_networks_reject_invalid_constructor_arguments(make: Any, message: str) -> None:

@@ -43,5 +43,5 @@ def test_mixed_columns_rejects_an_unknown_category(code: float) -> None:
 def test_mixed_columns_rejects_invalid_constructor_arguments() -> None:
     with pytest.raises(ValueError, match="columns are numbered 0 to 1"):
         MixedColumns(2, {2: 3})
-    with pytest.raises(ValueError, match="made for 2 columns"):
+    with pytest.raises(ValueError, match="takes 2 columns"):
         MixedColumns(2, {0: 3})(torch.zeros(4, 3))

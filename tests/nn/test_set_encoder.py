@@ -87,5 +87,5 @@ def test_partial_encoder_follows_standardize_and_rejects_other_widths() -> None:
     x[::3, 2] = torch.nan
     net = nn.Sequential(Standardize(x), PartialEncoder(6, 4))
     assert net(x).isfinite().all()
-    with pytest.raises(ValueError, match=r"made for 6 columns; got \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"takes 6 columns, got \(3, 5\)"):
         PartialEncoder(6, 4)(torch.zeros(3, 5))
