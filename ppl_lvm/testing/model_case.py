@@ -1,4 +1,4 @@
-"""Models under test: builds, traces and comparisons for the contract of models."""
+"""Builds and traces of a model under test."""
 
 import inspect
 import math
