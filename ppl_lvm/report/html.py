@@ -1,10 +1,11 @@
-"""A report in one HTML file: verdicts first, then pictures; opens without a network.
+"""HTML report in one file: verdicts first, then pictures.
 
     page = html([Entry("VAE on digits", {"bound": "-18.5"}, diagnosis, pictures)])
-    page = html([one, other], comparison=Comparison(...))    # side by side first
+    page = html([first, second], beside=SideBySide(...))    # side by side first
 
-Pictures are inlined as SVG behind `<img>` with a text alternative. No script, no font, no link:
-nothing is requested. One column on a phone, page breaks between sections in print.
+`page.html.jinja` is the template. Pictures are inline SVG in `<img>` with alternative text. There
+is no script, font or link, so the page loads without a network. It has one column on a phone, and
+page breaks between sections in print.
 """
 
 import base64
@@ -26,9 +27,14 @@ from ppl_lvm.report.run_figure import Picture
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the report: its title, what was run, its table and its pictures.
+    """One run of the report.
 
-    `name` is what it is called beside others, shorter than its title.
+    Attributes:
+        title: heading.
+        facts: settings and results, by name.
+        diagnosis: the table of verdicts.
+        pictures: figures with captions.
+        name: short title for comparisons.
     """
 
     title: str
@@ -40,7 +46,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Runs side by side: the rows of a table, its picture if there is one, and a note."""
+    """Comparison of runs: rows of a table, a picture if available, and a note."""
 
     rows: Sequence[Mapping[str, str]]
     picture: Picture | None
@@ -52,14 +58,14 @@ def html(
     title: str = "Can this fit be trusted?",
     beside: SideBySide | None = None,
 ) -> str:
-    """The page as text; with several entries, what differs between them first."""
+    """Text of the page; several entries begin with their differences."""
     environment = Environment(
         loader=PackageLoader("ppl_lvm.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    shown = [
+    sections = [
         {
             "title": entry.title,
             "name": entry.name or entry.title,
@@ -71,36 +77,36 @@ def html(
         }
         for number, entry in enumerate(entries, 1)
     ]
-    drawn = None if beside is None or beside.picture is None else inline(beside.picture.figure)
+    picture = None if beside is None else beside.picture
     return environment.get_template("page.html.jinja").render(
         title=title,
-        entries=shown,
+        entries=sections,
         beside=beside,
-        beside_source=drawn,
+        beside_source=None if picture is None else inline(picture.figure),
         verdicts=_verdicts_beside(entries) if len(entries) > 1 else [],
     )
 
 
 def _verdicts_beside(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """One row a diagnostic that has a figure in some run: its findings, None where one has none."""
+    """One row per diagnostic with a value in some run: the findings, None where missing."""
     by_name = [{_general(f.name): f for f in e.diagnosis.findings} for e in entries]
-    names = dict.fromkeys(n for own in by_name for n, f in own.items() if f.value is not None)
-    return [{"name": name, "cells": [own.get(name) for own in by_name]} for name in names]
+    names = dict.fromkeys(n for each in by_name for n, f in each.items() if f.value is not None)
+    return [{"name": name, "cells": [each.get(name) for each in by_name]} for name in names]
 
 
 def _general(name: str) -> str:
-    """A finding's name without the numbers that differ between runs: "active units of 10"."""
+    """Name of a finding without numbers that differ between runs: "active units of 10"."""
     return re.sub(r"(?<=of )\d+|(?<=last )\d+|(?<=central )\d+%", "…", name)
 
 
 def inline(figure: Figure) -> str:
-    """A figure as the source of an image: SVG, base64."""
+    """A figure as the source of an image: base64-encoded SVG."""
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "ppl_lvm"}):  # the same figure gives the same bytes
+    with rc_context({"svg.hashsalt": "ppl_lvm"}):  # deterministic bytes
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def write(entries: Sequence[Entry], path: str | Path, beside: SideBySide | None = None) -> None:
-    """Write the page; a reader never sees half of it."""
+    """Write the page atomically."""
     write_atomic(Path(path), html(entries, beside=beside).encode())

@@ -1,4 +1,4 @@
-"""Runs from their directories -> one HTML page: the verdicts, then the pictures."""
+"""Write a report of run directories: verdicts, then pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ def report(
     *,
     say: Say | None = None,
 ) -> Path:
-    """Diagnose the runs in `directories` and write one page that opens without a network.
+    """Diagnose the runs in `directories` and write one HTML page that needs no network.
 
     Raises:
-        FileNotFoundError, ValueError: no such run, or its data can no longer be loaded.
+        FileNotFoundError, ValueError: a run does not exist, or its data cannot be loaded.
     """
     runs = [load_run(directory) for directory in directories]
     names = short_names(runs)
@@ -39,15 +39,15 @@ def report(
 def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
     train, held_out = run.data()
     diagnosis = run.diagnose(train, held_out=held_out, say=say)
-    judged = held_out or train
-    figures = fit_figures(run, judged)
-    found = diagnosis.details.get("tightness")
-    if found is not None:
+    data = held_out or train
+    figures = fit_figures(run, data)
+    tightness = diagnosis.details.get("tightness")
+    if tightness is not None:
         sizes = Budget.of(run.pair, run.batch(train))
         few = evenly_spaced_rows(
-            evenly_spaced_rows(run.batch(judged), sizes.rows), sizes.annealing_rows
+            evenly_spaced_rows(run.batch(data), sizes.rows), sizes.annealing_rows
         )
-        figure = worst_rows(run, judged, few, found.best)
+        figure = worst_rows(run, data, few, tightness.best)
         if figure is not None:
             figures["worst_explained"] = figure
     pictures = [RUN_FIGURES[slug].picture(figure) for slug, figure in figures.items()]
@@ -57,47 +57,46 @@ def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
 
 
 def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
-    """Compared on the rows that all held out; else on those that they were fitted to, said so."""
-    before = ""
+    """Comparison on the rows that all runs held out, else on all rows with a note."""
+    preface = ""
     try:
-        found = compare(runs, names=names)
-    except ValueError as refusal:
+        comparison = compare(runs, names=names)
+    except ValueError as error:
         data = {run.record["data"]["fingerprint"] for run in runs}
         source = runs[0].record["data"]["source"]
-        if len(data) > 1 or source is None or isinstance(refusal, NotComparableError):
-            return html.SideBySide([], None, f"Not compared: {refusal}")
-        whole = load_data(**source)
-        found = compare(runs, whole, names=names)
-        before = f"{refusal} So compared on all rows. "
+        if len(data) > 1 or source is None or isinstance(error, NotComparableError):
+            return html.SideBySide([], None, f"Not compared: {error}")
+        comparison = compare(runs, load_data(**source), names=names)
+        preface = f"{error} So compared on all rows. "
     rows = [
         {
             "run": row["run"],
             "verdict": row["verdict"],
             "log p(x), nats per row": format_with_error(row["value"], row["error"]),
-            "less the best, paired": ""
+            "difference to the best, paired": ""
             if row["verdict"] == "best"
             else format_with_error(row["difference"], row["difference_error"]),
             "leave-one-out": format_with_error(row["loo"], row["loo_error"]),
-            "numbers learned": str(row["parameters"]),
+            "parameters": str(row["parameters"]),
             "seconds": f"{row['seconds']:.1f}",
         }
-        for row in found.to_json()
+        for row in comparison.to_json()
     ]
-    return html.SideBySide(rows, picture(found), f"{before}{found.note}")
+    return html.SideBySide(rows, picture(comparison), f"{preface}{comparison.note}")
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What was run and what came of it, in words."""
+    """Settings and results of a run, as text."""
     record, results = run.record, run.results
     settings = record["model"]["settings"] or {}
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
-    found = {
+    entries = {
         "model": f"{record['model']['address'] or record['model']['name']}({words})",
         "guide": record["guide"]["address"] or record["guide"]["name"],
         "objective": ", judged by ".join(
             record[key] for key in ("algorithm", "objective") if key in record
         ),
-        "data": f"{record['data']['name']}: {record['data']['train_rows']} rows to learn from, "
+        "data": f"{record['data']['name']}: {record['data']['train_rows']} training rows, "
         f"{record['data']['held_out_rows']} held out",
         "bound": f"{results['bound']:.4f} nats per row",
         "log evidence": f"{results['log_evidence']:.4f} nats per row "
@@ -107,5 +106,5 @@ def facts(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
     if results["held_out"] is not None:
-        found["held out"] = f"{results['held_out']:.4f} nats per row"
-    return found
+        entries["held out"] = f"{results['held_out']:.4f} nats per row"
+    return entries

@@ -1,8 +1,8 @@
-"""Which pictures suit a run, drawn into its directory.
+"""Figures of a run, as pictures or files in its directory.
 
-What the pictures show is read from the programs' traces, so a user's model is drawn as ours are.
-Every run has a training curve; `PICTURES` lists the others, of which each says by itself whether
-it suits (None: it does not).
+Figures depend only on the traces of the programs, so users' models are drawn like bundled ones.
+`RUN_FIGURES` collects all functions declared by `run_figure`; each returns None for models that
+it does not apply to.
 """
 
 import warnings
@@ -43,7 +43,7 @@ RUN_FIGURES: dict[str, RunFigure] = {
 
 
 def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
-    """Draw a run into `directory`; returns the files written."""
+    """Save the figures of a run in `directory`; returns the files."""
     files = []
     for slug, figure in figures(run, data).items():
         path = directory / f"{slug}.png"
@@ -53,9 +53,9 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
 
 
 def figures(run: "Run", data: Data) -> dict[str, Figure]:
-    """Slug -> figure: what suits a run, on at most 2,000 rows of `data`.
+    """Slug -> figure for all applicable figures, from at most 2,000 rows of `data`.
 
-    A picture that cannot be drawn is left out with a warning: it never costs a fit.
+    A figure that fails is omitted with a warning, so that it never costs a fit.
     """
     batch = first_rows(data, SHOWN_ROWS)
     view = RunView(run, data, batch)
@@ -64,7 +64,7 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
         if run_figure.needs_log_p:
             continue
         try:
-            with preserve_rng():  # the same pictures each time, and nobody else's numbers
+            with preserve_rng():  # deterministic, without side effects
                 torch.manual_seed(0)
                 figure = run_figure(view)
         except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -77,5 +77,5 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
 
 
 def worst_rows(run: "Run", data: Data, batch: tuple[Tensor, ...], log_p: Tensor) -> Figure | None:
-    """The rows of `batch` that have the lowest `log_p` (N,); None where there are no codes."""
+    """Rows of `batch` with the lowest `log_p` (N,); None for models without codes."""
     return latents.worst(RunView(run, data, batch), log_p)

@@ -1,4 +1,4 @@
-"""What a run's programs say of some rows: read once, drawn by many pictures."""
+"""Cached quantities of a run for its figures."""
 
 import math
 from dataclasses import dataclass
@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunView:
-    """A fitted run and the rows that are to be seen.
+    """A fitted run and the rows to draw.
 
     Attributes:
-        data: what the rows are of: names of columns, labels, the shape of pictures.
-        batch: the rows, as the model takes them.
+        run: the run.
+        data: the data of the rows, with column names, labels and image shape.
+        batch: the rows, as arguments of the model.
     """
 
     run: "Run"
@@ -39,38 +40,38 @@ class RunView:
 
     @cached_property
     def trace(self) -> poutine.Trace:
-        """One plain run of the model on these rows."""
+        """Trace of the model on these rows."""
         with torch.no_grad(), preserve_rng(), self.pair.scope(), poutine.block():
             return poutine.trace(self.pair.model).get_trace(*self.batch)
 
     @cached_property
     def values(self) -> dict[str, Tensor]:
-        """Observed site -> what it observes."""
+        """Observed site -> its value."""
         return predict.observed_values(self.trace)
 
     @cached_property
     def rows(self) -> str | None:
-        """The observed site that stands for all of the data: its value is the batch's rows."""
+        """Observed site whose value is the batch's rows, if any."""
         x = self.batch[0]
         if not isinstance(x, Tensor) or x.dim() != 2:
             return None
-        seen = ~x.isnan()
-        alike = [
+        observed = ~x.isnan()
+        equal = [
             name
             for name, value in self.values.items()
-            if value.shape == x.shape and torch.equal(value[seen].to(x.dtype), x[seen])
+            if value.shape == x.shape and torch.equal(value[observed].to(x.dtype), x[observed])
         ]
-        return alike[0] if alike else None
+        return equal[0] if equal else None
 
     @cached_property
     def x(self) -> Array:
-        """The rows (N, P)."""
-        found: Array = self.batch[0].cpu().numpy()
-        return found
+        """Rows (N, P)."""
+        x: Array = self.batch[0].cpu().numpy()
+        return x
 
     @property
     def image_shape(self) -> tuple[int, int] | None:
-        """(H, W) where the rows of the first tensor are whole pictures."""
+        """(H, W) if the rows of the first tensor are pictures."""
         shape, x = self.data.image_shape, self.batch[0]
         return shape if shape is not None and x.shape[1:] == (math.prod(shape),) else None
 
@@ -85,17 +86,17 @@ class RunView:
 
     @cached_property
     def classes(self) -> dict[str, Tensor]:
-        """Local latent that is one of K states -> their probabilities (N, K)."""
+        """Local latent with K states -> their probabilities (N, K)."""
         return {n: c for n, c in self.codes.items() if self._has_states(n) and c.dim() == 2}
 
     @cached_property
     def continuous(self) -> dict[str, Tensor]:
-        """Local latent of one vector a row -> its posterior mean (N, D)."""
+        """Local latent vector -> its posterior mean (N, D)."""
         return {n: c for n, c in self.codes.items() if not self._has_states(n) and c.dim() == 2}
 
     @cached_property
     def decoded(self) -> dict[str, Tensor]:
-        """Observed site -> its mean at the codes, each class at its likeliest."""
+        """Observed site -> its mean at the codes, with the most likely state of each class."""
         if not self.codes:
             return {}
         states = {n: c.argmax(-1) if self._has_states(n) else c for n, c in self.codes.items()}
@@ -103,52 +104,54 @@ class RunView:
 
     @cached_property
     def shared(self) -> dict[str, Tensor]:
-        """Latents of the guide that all rows share, in one draw."""
+        """One sample of the global latents of the guide."""
         with torch.no_grad(), preserve_rng(), self.pair.scope(), poutine.block():
             return predict.draw_guide(self.pair, self.batch)[1]
 
     @cached_property
     def chain(self) -> list[str]:
-        """Three local latents or more, each as wide as a datum, in the order they are drawn."""
+        """Names of three or more local latents, as wide as a row, in sampling order; else empty."""
         order = [n for n in latent_sites(self.trace) if n in self.continuous]
         wide = [n for n in order if self.continuous[n].shape == self.batch[0].shape]
         return order if len(wide) == len(order) > 2 and self.rows is not None else []
 
     @cached_property
     def labels(self) -> Array | None:
-        """Labels kept apart from the model, or those it is called with, -1 where there is none."""
+        """Labels hidden from the model, else its label argument (-1: no label)."""
         if self.data.labels is not None:
-            found: Array = self.data.labels[: len(self.batch[0])].cpu().numpy()
-            return found
-        at = self.label_tensor
-        return None if at is None else self.batch[at].long().cpu().numpy()
+            labels: Array = self.data.labels[: len(self.batch[0])].cpu().numpy()
+            return labels
+        index = self.label_tensor
+        return None if index is None else self.batch[index].long().cpu().numpy()
 
     @cached_property
     def label_tensor(self) -> int | None:
-        """Which tensor of the batch holds labels: whole numbers from -1 to K - 1, one a row, for
-        a model with one class of K states."""
+        """Index of the label tensor in the batch, None without labels.
+
+        Labels are integers from -1 to K - 1, one per row, for a model with one class of K states.
+        """
         if len(self.classes) != 1:
             return None
         K = next(iter(self.classes.values())).shape[-1]
-        for at, t in enumerate(self.batch[1:], 1):
+        for index, t in enumerate(self.batch[1:], 1):
             if t.shape == (len(self.batch[0]),) and bool(((t == t.round()) & (t >= -1)).all()):
-                return at if bool((t < K).all()) else None
+                return index if bool((t < K).all()) else None
         return None
 
     def numbers(self, mean: Tensor) -> Array:
-        """A mean of the rows (N, P): that of categories (N, P, C) in levels 0 … C - 1."""
+        """Mean of the rows as an array (N, P); categories (N, P, C) become mean levels."""
         if mean.dim() == 3:
             mean = (mean * torch.arange(mean.shape[-1], device=mean.device)).sum(-1)
-        found: Array = mean.cpu().numpy()
-        return found
+        array: Array = mean.cpu().numpy()
+        return array
 
     def repeated(self, count: int) -> tuple[Tensor, ...]:
-        """`count` rows, in a circle: for what runs with other codes than the rows' own."""
+        """`count` rows, repeated cyclically, as arguments for decoding other codes."""
         index = torch.arange(count) % len(self.batch[0])
         return tuple(t[index] for t in self.batch)
 
     def still(self, count: int) -> dict[str, Tensor]:
-        """Every code at its mean over the rows, every class at its likeliest, `count` times."""
+        """Mean codes and most likely classes, repeated `count` times."""
         centers = {n: c.mean(0) for n, c in self.codes.items()}
         centers |= {n: centers[n].argmax(-1) for n in centers if self._has_states(n)}
         return {n: c.expand(count, *c.shape) for n, c in centers.items()}

@@ -1,8 +1,7 @@
-"""Pictures of a fit: plain arrays in, a matplotlib Figure out.
+"""Figures of a fit: plain arrays to a matplotlib figure.
 
-Figures are made without pyplot, so no window opens and no state is shared. Each is titled for
-someone who has not read anything else, fits the width of a phone, and uses colours that people
-who see colours differently can tell apart.
+Figures are built without pyplot, so no window opens and no state is shared. Titles are
+self-contained, figures fit the width of a phone, and colors are safe for color blindness.
 """
 
 import io
@@ -28,10 +27,10 @@ from ppl_lvm.report.figures.style import (
     component_colors,
     legend_below,
     limit_to,
+    message,
     note,
     picture_grid,
     plot,
-    say,
     thin,
     view,
     write_at,
@@ -55,10 +54,10 @@ def training(view: "RunView") -> Figure:
 
 
 def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
-    """The bound at every step, its running mean, and the bound on validation data.
+    """Bound at every step, its running mean, and the validation bound.
 
     Args:
-        history: `bound`, one value a step; where there are, `step`, `seconds` (since the start),
+        history: `bound`, one value per step; optionally `step`, `seconds` (since the start),
             `validation_step` and `validation_bound`. Bounds are nats per row.
     """
     bound = np.asarray(history["bound"], np.float64)
@@ -68,7 +67,7 @@ def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
     axes.set_xlabel("step" + _duration(history.get("seconds", ())))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     if len(bound) == 0:
-        return say(axes, "no step was taken")
+        return message(axes, "no step was taken")
     window = max(1, len(bound) // 50)
     if window > 1:
         axes.plot(step, bound, color=GRAY, linewidth=0.6, label="each step")
@@ -77,14 +76,14 @@ def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
     axes.plot(middle, mean, color=COLORS[0], linewidth=1.6, label=label)
     if len(bound) == 1:
         axes.plot(step, bound, "o", color=COLORS[0])
-    seen = [bound]
+    curves = [bound]
     held_out = np.asarray(history.get("validation_bound", ()), np.float64)
     if len(held_out):
-        at = np.asarray(history["validation_step"])
+        steps = np.asarray(history["validation_step"])
         marker = "o" if len(held_out) <= 30 else ""
-        axes.plot(at, held_out, marker=marker, markersize=3, color=COLORS[4], label="validation")
-        seen.append(held_out)
-    _limit_to_the_later_steps(axes, seen)
+        axes.plot(steps, held_out, marker=marker, markersize=3, color=COLORS[4], label="validation")
+        curves.append(held_out)
+    _limit_to_later_steps(axes, curves)
     if len(axes.get_lines()) > 1:
         legend_below(figure)
     return figure
@@ -100,14 +99,19 @@ def mixture(
     columns: tuple[int, int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Data coloured by the component they belong to, with each component's ellipses.
+    """Data colored by component, with the ellipses of each component.
 
-    Seen along the data's first two principal axes W (P, 2), or along two `columns`, a component
-    N(μ, Σ) is N(Wᵀμ, WᵀΣW). The ellipses lie 1 and 2 standard deviations from its mean.
+    The projection to the data's first two principal axes W (P, 2), or to two `columns`, of a
+    component N(μ, Σ) is N(Wᵀμ, WᵀΣW). The ellipses are 1 and 2 standard deviations from its mean.
 
     Args:
-        x: data (N, P). responsibilities: p(component | x) (N, K). means: (K, P).
-        covariances: (K, P, P). weights: (K,). names: of the P columns.
+        x: data (N, P).
+        responsibilities: p(component | x) (N, K).
+        means: (K, P).
+        covariances: (K, P, P).
+        weights: (K,).
+        columns: indices of two columns in place of the principal axes.
+        names: names of the P columns.
     """
     x, means = np.asarray(x, np.float64), np.asarray(means, np.float64)
     covariances, weights = np.asarray(covariances, np.float64), np.asarray(weights, np.float64)
@@ -115,19 +119,21 @@ def mixture(
         return _mixture_on_a_line(x[:, 0], means[:, 0], covariances[:, 0, 0], weights, names)
     center, W, labels = view(x, columns, names)
     figure, axes = plot(
-        f"Mixture of {len(weights)} components: data coloured by component, "
+        f"Mixture of {len(weights)} components: data colored by component, "
         "ellipses at 1 and 2 standard deviations",
         height=4.2,
     )
     axes.set_xlabel(labels[0])
     axes.set_ylabel(labels[1])
     colors = component_colors(len(weights))  # (K, 3)
-    shown = (x - center) @ W  # (N, 2)
-    kept = thin(len(x))
+    projected = (x - center) @ W  # (N, 2)
+    rows = thin(len(x))
     blended = np.clip(np.asarray(responsibilities, np.float64) @ colors, 0, 1)  # (N, 3)
-    axes.scatter(shown[kept, 0], shown[kept, 1], c=blended[kept], s=9, alpha=0.7, linewidths=0)
-    limit_to(axes, shown)
-    round_one = circle()  # (2, 100)
+    axes.scatter(
+        projected[rows, 0], projected[rows, 1], c=blended[rows], s=9, alpha=0.7, linewidths=0
+    )
+    limit_to(axes, projected)
+    unit_circle = circle()  # (2, 100)
     for k in np.argsort(weights):
         middle, spread = (means[k] - center) @ W, W.T @ covariances[k] @ W
         values, vectors = np.linalg.eigh(spread)
@@ -135,7 +141,7 @@ def mixture(
         used = weights[k] >= 0.01
         color, style = (colors[k], "-") if used else (GRAY, ":")
         for radius, width in ((1, 1.6), (2, 0.9)):
-            ring = middle[:, None] + radius * root @ round_one
+            ring = middle[:, None] + radius * root @ unit_circle
             axes.plot(*ring, color=color, linestyle=style, linewidth=width)
         if used:
             write_at(axes, middle, f"{k}: {weights[k]:.0%}")
@@ -149,11 +155,12 @@ def mixture(
 def samples(
     x: ArrayLike, image_shape: tuple[int, int] | None = None, data: ArrayLike | None = None
 ) -> Figure:
-    """What the model makes up: pictures, or points beside those of the data.
+    """Samples of the model: pictures, or points with those of the data.
 
     Args:
-        x: samples (N, P) or pictures (N, H, W). image_shape: (H, W) when rows are flat pictures.
-        data: real rows (M, P), for comparison; not used for pictures.
+        x: samples (N, P) or pictures (N, H, W).
+        image_shape: (H, W) of rows that are flattened pictures.
+        data: observed rows (M, P) for comparison; not used for pictures.
     """
     x = np.asarray(x, np.float64)
     pictures = _pictures(x, image_shape)
@@ -161,13 +168,13 @@ def samples(
         columns = min(8, len(pictures))
         rows = -(-min(len(pictures), 40) // columns)
         return picture_grid(
-            "Samples from the model: new data it makes up",
+            "Samples from the model",
             pictures,
             rows,
             columns,
             ["" for _ in range(rows)],
         )
-    figure, axes = plot("Samples from the model: new data it makes up")
+    figure, axes = plot("Samples from the model")
     flat = x.reshape(len(x), -1)
     real = flat if data is None else np.asarray(data, np.float64).reshape(-1, flat.shape[1])
     if flat.shape[1] == 1:
@@ -202,31 +209,31 @@ def samples(
 def reconstructions(
     x: ArrayLike, reconstruction: ArrayLike, image_shape: tuple[int, int] | None = None
 ) -> Figure:
-    """Data, and what the model gives back for them.
+    """Data and their reconstructions.
 
     Args:
-        x, reconstruction: rows (N, P) or pictures (N, H, W), the same row of both for one datum.
-        image_shape: (H, W) when rows are flat pictures.
+        x, reconstruction: rows (N, P) or pictures (N, H, W), with the same order of rows.
+        image_shape: (H, W) of rows that are flattened pictures.
     """
     x, back = np.asarray(x, np.float64), np.asarray(reconstruction, np.float64)
     above, below = _pictures(x, image_shape), _pictures(back, image_shape)
     if above is not None and below is not None:
         count = min(len(above), 10)
-        both = np.concatenate([above[:count], below[:count]])
-        title = "Reconstructions: data above, what the model gives back below"
-        return picture_grid(title, both, 2, count, ["data", "model"])
-    figure, axes = plot("Reconstructions: on the line, the model gives back the datum")
-    flat, given = x.reshape(len(x), -1), back.reshape(len(back), -1)
+        pairs = np.concatenate([above[:count], below[:count]])
+        title = "Reconstructions: data above, means of the model below"
+        return picture_grid(title, pairs, 2, count, ["data", "model"])
+    figure, axes = plot("Reconstructions: exact on the line")
+    flat, decoded = x.reshape(len(x), -1), back.reshape(len(back), -1)
     spread = flat.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
-    across, up = (flat - flat.mean(axis=0)) / scale, (given - flat.mean(axis=0)) / scale
+    across, up = (flat - flat.mean(axis=0)) / scale, (decoded - flat.mean(axis=0)) / scale
     axes.axline((0, 0), slope=1, color=GRAY, linewidth=1.2)
     many = flat.shape[1] > len(COLORS)
     for p in range(flat.shape[1]):
         color = COLORS[0] if many else COLORS[p]
         label = None if many else f"column {p}"
         axes.scatter(across[:, p], up[:, p], s=8, color=color, linewidths=0, alpha=0.7, label=label)
-    axes.set_xlabel("datum (standard deviations of its column)")
+    axes.set_xlabel("data (standard deviations of the column)")
     axes.set_ylabel("reconstruction (same units)")
     if not many:
         legend_below(figure)
@@ -238,11 +245,12 @@ def latent_plane(
     labels: ArrayLike | None = None,
     label_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Where the data lie in the latent space, along the two latents that vary most.
+    """Posterior means in the plane of the two latents with the largest variance.
 
     Args:
-        codes: posterior means (N, D). labels: classes, -1 where there is none, or a number per
-            datum, (N,). label_names: what class codes 0, 1, ... are called.
+        codes: posterior means (N, D).
+        labels: classes (-1: no label) or real values, (N,).
+        label_names: names of the classes 0, 1, ....
     """
     codes = np.asarray(codes, np.float64).reshape(len(np.asarray(codes)), -1)
     variance = codes.var(axis=0)
@@ -252,7 +260,7 @@ def latent_plane(
         if codes.shape[1] > 2
         else ""
     )
-    title = f"Latent plane: each point is a datum{rest}"
+    title = f"Latent plane: each point is an observation{rest}"
     figure, axes = plot(title, height=4.0)
     axes.set_xlabel(f"latent {first[0] + 1} (variance {variance[first[0]]:.3g})")
     if len(first) == 2:
@@ -260,33 +268,33 @@ def latent_plane(
         points = codes[:, first]
     else:
         axes.set_yticks([])
-        axes.set_ylabel("(spread out to be seen)")
+        axes.set_ylabel("(random height)")
         points = np.stack([codes[:, 0], np.random.default_rng(0).uniform(size=len(codes))], axis=1)
-    kept = thin(len(points))
+    rows = thin(len(points))
     if labels is None:
         axes.scatter(
-            points[kept, 0], points[kept, 1], s=9, color=COLORS[0], alpha=0.7, linewidths=0
+            points[rows, 0], points[rows, 1], s=9, color=COLORS[0], alpha=0.7, linewidths=0
         )
         return figure
     values = np.asarray(labels)
-    without = values == -1 if values.dtype.kind == "i" else np.zeros(len(values), np.bool_)
-    classes = np.unique(values[~without])
+    is_unlabeled = values == -1 if values.dtype.kind == "i" else np.zeros(len(values), np.bool_)
+    classes = np.unique(values[~is_unlabeled])
     if values.dtype.kind == "f" or len(classes) > MAX_CLASSES:
-        drawn = axes.scatter(
-            points[kept, 0], points[kept, 1], s=9, c=values[kept], cmap="viridis", linewidths=0
+        scatter = axes.scatter(
+            points[rows, 0], points[rows, 1], s=9, c=values[rows], cmap="viridis", linewidths=0
         )
-        figure.colorbar(drawn, ax=axes, label="label", fraction=0.05)
+        figure.colorbar(scatter, ax=axes, label="label", fraction=0.05)
         return figure
-    bare = kept[without[kept]]
-    if len(bare):
-        x, y = points[bare].T
+    unlabeled = rows[is_unlabeled[rows]]
+    if len(unlabeled):
+        x, y = points[unlabeled].T
         axes.scatter(x, y, s=9, color=GRAY, linewidths=0, label="no label")
     for k, value in enumerate(classes):
-        own = kept[values[kept] == value]
+        of_class = rows[values[rows] == value]
         name = str(value) if label_names is None else label_names[int(value)]
         axes.scatter(
-            points[own, 0],
-            points[own, 1],
+            points[of_class, 0],
+            points[of_class, 1],
             s=12,
             color=COLORS[k % len(COLORS)],
             marker=MARKERS[k // len(COLORS)],
@@ -299,14 +307,14 @@ def latent_plane(
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a picture; a reader sees the old one or the new one, never half of it."""
+    """Write a figure atomically; the format follows the suffix."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format=Path(path).suffix[1:])
     write_atomic(Path(path), buffer.getvalue())
 
 
 def _pictures(x: Array, image_shape: tuple[int, int] | None) -> Array | None:
-    """(N, H, W), or None when rows are not pictures."""
+    """Pictures (N, H, W), None if rows are not pictures."""
     if image_shape is not None:
         return x.reshape(len(x), *image_shape)
     return x if x.ndim == 3 else None
@@ -315,7 +323,7 @@ def _pictures(x: Array, image_shape: tuple[int, int] | None) -> Array | None:
 def _mixture_on_a_line(
     x: Array, means: Array, variances: Array, weights: Array, names: Sequence[str] | None
 ) -> Figure:
-    """A histogram under the density of each component and of all together."""
+    """Histogram with the density of each component and of the mixture."""
     figure, axes = plot(f"Mixture of {len(weights)} components: densities over the data")
     axes.hist(x, bins=30, density=True, color=GRAY)
     at = np.linspace(x.min(), x.max(), 400)
@@ -331,15 +339,15 @@ def _mixture_on_a_line(
     return figure
 
 
-def _limit_to_the_later_steps(axes: Axes, curves: Sequence[Array]) -> None:
-    """The first steps of a fit are so low that all others look like one; say when they are cut."""
+def _limit_to_later_steps(axes: Axes, curves: Sequence[Array]) -> None:
+    """Cut off the first steps of a fit, which would flatten the others, with a note."""
     every = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
     later = np.concatenate([c[len(c) // 10 :][np.isfinite(c[len(c) // 10 :])] for c in curves])
     if len(later) == 0:
         return
     low, high = np.quantile(later, 0.02), every.max()
     low -= 0.1 * (high - low)
-    # A tenth of the whole climb at least: else a run that has arrived shows nothing but wobble.
+    # At least a tenth of the total increase: else a converged run shows only noise.
     low = min(low, high - 0.1 * (every.max() - every.min()))
     if high - low < 0.3 * (every.max() - every.min()):
         axes.set_ylim(low, high + 0.05 * (high - low))

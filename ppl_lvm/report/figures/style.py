@@ -1,4 +1,4 @@
-"""How pictures look: size, colours, titles, legends; what all of them share."""
+"""Common style: size, colors, titles, legends."""
 
 import textwrap
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0
 MARKERS = ("o", "^", "s", "X")
 GRAY, INK = "#BBBBBB", "#222222"
 WIDTH, TEXT = 4.8, 10  # inches, points: readable when the picture is 360 pixels wide
-MAX_POINTS = 5000  # more only blacken the picture
+MAX_POINTS = 5000  # more would only overplot
 
 
 def plot(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
-    """One plot under a title wrapped to the width."""
+    """One plot below a wrapped title."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     title_above(figure, title)
     axes = figure.subplots()
@@ -31,6 +31,7 @@ def plot(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def title_above(figure: Figure, title: str) -> None:
+    """Add a wrapped title."""
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)
     engine.set(w_pad=0.08, h_pad=0.06)  # inches, or labels touch the edge
@@ -42,18 +43,18 @@ def title_above(figure: Figure, title: str) -> None:
 def picture_grid(
     title: str, pictures: Array, rows: int, columns: int, names: Sequence[str]
 ) -> Figure:
-    """Pictures (N, H, W) row by row on one scale of grey, with a name before each row."""
+    """Pictures (N, H, W) row by row on one gray scale, with a name before each row."""
     ratio = pictures.shape[1] / pictures.shape[2]
     figure = Figure(
         figsize=(WIDTH, max(1.6, 0.6 + rows * ratio * WIDTH / (columns + 1))), layout="constrained"
     )
     title_above(figure, title)
     axes = figure.subplots()
-    shown = mosaic(pictures, rows, columns)
-    axes.imshow(shown, cmap="gray_r", interpolation="nearest")
+    image = mosaic(pictures, rows, columns)
+    axes.imshow(image, cmap="gray_r", interpolation="nearest")
     axes.spines[:].set_visible(False)
     axes.set_xticks([])
-    step = (shown.shape[0] + gap(pictures)) / rows
+    step = (image.shape[0] + gap(pictures)) / rows
     axes.set_yticks(
         [r * step + (pictures.shape[1] - 1) / 2 for r in range(rows)], names, fontsize=TEXT
     )
@@ -62,17 +63,17 @@ def picture_grid(
 
 
 def mosaic(pictures: Array, rows: int, columns: int) -> Array:
-    """Pictures (N, H, W) side by side in one, row by row, with NaN between and for those missing.
+    """Pictures (N, H, W) as one image, row by row, with NaN in the gaps and at the end.
 
-    One array on one axis: forty axes of their own would take seconds to lay out.
+    One array on one axis, since the layout of forty axes would take seconds.
     """
     _, H, W = pictures.shape
-    between = gap(pictures)
-    whole = np.full((rows * (H + between) - between, columns * (W + between) - between), np.nan)
+    margin = gap(pictures)
+    image = np.full((rows * (H + margin) - margin, columns * (W + margin) - margin), np.nan)
     for n, picture in enumerate(pictures[: rows * columns]):
-        top, left = n // columns * (H + between), n % columns * (W + between)
-        whole[top : top + H, left : left + W] = picture
-    return whole
+        top, left = n // columns * (H + margin), n % columns * (W + margin)
+        image[top : top + H, left : left + W] = picture
+    return image
 
 
 def gap(pictures: Array) -> int:
@@ -81,16 +82,18 @@ def gap(pictures: Array) -> int:
 
 
 def circle() -> Array:
+    """Points of the unit circle (2, 100)."""
     angle = np.linspace(0, 2 * np.pi, 100)
     return np.stack([np.cos(angle), np.sin(angle)])
 
 
 def thin(count: int) -> Array:
-    """At most `MAX_POINTS` row numbers, spread evenly."""
+    """At most `MAX_POINTS` evenly spaced row indices."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(int))
 
 
 def write_at(axes: Axes, point: Sequence[float] | Array, text: str) -> None:
+    """Write bold text with a white outline at a point."""
     halo = [withStroke(linewidth=3, foreground="white")]
     axes.annotate(
         text,
@@ -106,12 +109,14 @@ def write_at(axes: Axes, point: Sequence[float] | Array, text: str) -> None:
 
 
 def note(axes: Axes, text: str) -> None:
+    """Write a small note in the upper left corner."""
     axes.text(
         0.01, 0.99, text, transform=axes.transAxes, va="top", fontsize=TEXT - 2, color="#555555"
     )
 
 
-def say(axes: Axes, text: str) -> Figure:
+def message(axes: Axes, text: str) -> Figure:
+    """Write a text in place of a plot."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", fontsize=TEXT)
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
@@ -119,7 +124,7 @@ def say(axes: Axes, text: str) -> Figure:
 
 
 def legend_below(figure: Figure) -> None:
-    """Names under the plot, in as many columns as fit; the figure grows by what they need."""
+    """Add a legend below the plot in as many columns as fit, and enlarge the figure."""
     handles, names = figure.axes[0].get_legend_handles_labels()
     longest = max(len(name) for name in names)
     rows = -(-len(names) // max(1, 44 // (longest + 4)))
@@ -138,13 +143,13 @@ def legend_below(figure: Figure) -> None:
 
 
 def component_colors(count: int) -> Array:
-    """RGB (K, 3), repeated after seven: components also bear numbers."""
+    """RGB (K, 3), repeated after seven, since components also have numbers."""
     rgb = [[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in COLORS]
     return np.array([rgb[k % len(rgb)] for k in range(count)])
 
 
 def limit_to(axes: Axes, points: Array) -> None:
-    """The data with a margin, so that one wide component does not shrink them to a dot."""
+    """Limit the axes to the data with a margin, whatever the width of the components."""
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.15 * np.maximum(high - low, 1e-9)
     axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
@@ -154,14 +159,14 @@ def limit_to(axes: Axes, points: Array) -> None:
 def view(
     x: Array, columns: tuple[int, int] | None, names: Sequence[str] | None
 ) -> tuple[Array, Array, list[str]]:
-    """A centre (P,), two directions (P, 2), and what to write on the axes."""
+    """Center (P,), two directions (P, 2) and axis labels of a projection."""
     P = x.shape[1]
     if columns is None and P > 2:
         center = x.mean(axis=0)
         _, length, axes = np.linalg.svd(x - center, full_matrices=False)
         share = length**2 / max(float((length**2).sum()), np.finfo(np.float64).tiny)
         W = axes[:2].T
-        W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # one of two directions
+        W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # fixes the sign
         words = ("first", "second")
         return (
             center,
