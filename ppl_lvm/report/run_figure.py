@@ -1,4 +1,4 @@
-"""Figures of a run: function, slug, caption and alternative text in one declaration."""
+"""Declaration of run figures: slug, caption, alternative text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

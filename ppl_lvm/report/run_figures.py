@@ -1,4 +1,4 @@
-"""Figures of a run, as pictures or files in its directory.
+"""Figures of a run, drawn or saved.
 
 Figures depend only on the traces of the programs, so users' models are drawn like bundled ones.
 `RUN_FIGURES` collects all functions declared by `run_figure`; each returns None for models that

@@ -1,8 +1,8 @@
-"""The report in a real browser: every picture drawn, nothing requested, nothing too wide, no error.
+"""Reports in a headless browser.
 
-Runs headless Chromium, found on the PATH or named in PPL_LVM_CHROMIUM; skipped where there is none.
-A page stands in a frame as wide as a phone's screen and one as wide as a desk's; a script around
-it, not in it, reads off what the browser made of it.
+Checks that all pictures are drawn, nothing is requested, nothing overflows and no error is logged.
+Runs Chromium from the PATH or from PPL_LVM_CHROMIUM; skipped without it. The page is in one frame
+as wide as a phone and one as wide as a desktop; a script around the frames measures them.
 """
 
 import json
@@ -32,7 +32,7 @@ from ppl_lvm.report.html import Entry, SideBySide, html
 from ppl_lvm.report.run_figure import Picture
 from ppl_lvm.runs.comparison import Comparison, Score
 
-WIDTHS = {"phone": 360, "desk": 1280}
+WIDTHS = {"phone": 360, "desktop": 1280}
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
@@ -40,12 +40,12 @@ FLAGS = [
     *("--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=10000"),
 ]
 READER = """
-const found = {};
+const results = {};
 addEventListener("load", () => {
   for (const frame of document.querySelectorAll("iframe")) {
     const page = frame.contentDocument, view = frame.contentWindow;
     const images = [...page.images];
-    found[frame.id] = {
+    results[frame.id] = {
       images: images.length,
       drawn: images.filter(i => i.complete && i.naturalWidth > 0).length,
       seen: images.filter(i => i.getBoundingClientRect().width >= 200).length,
@@ -56,7 +56,7 @@ addEventListener("load", () => {
       heading: view.getComputedStyle(page.querySelector("thead") || page.body).position,
     };
   }
-  document.getElementById("result").textContent = JSON.stringify(found);
+  document.getElementById("result").textContent = JSON.stringify(results);
 });
 """
 
@@ -83,8 +83,8 @@ def chromium(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def look(page: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the browser made of a page at both widths, and what it wrote to its console."""
+def measure(page: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Measurements of a page at both widths, and console messages."""
     frames = "".join(
         f'<iframe id="{name}" style="border:0;width:{width}px;height:900px" '
         f'srcdoc="{escape(page)}"></iframe>'
@@ -140,7 +140,7 @@ def entry(name: str) -> Entry:
         "Worst": worst_explained(x, back, draw.normal(size=12), image_shape=(8, 8)),
         "Worst rows": worst_explained(x[:, :5], back[:, :5], draw.normal(size=12)),
     }
-    shown = [Picture(n, f, "Read it so.", "What it shows in words.") for n, f in drawn.items()]
+    shown = [Picture(n, f, "Caption.", "Alternative text.") for n, f in drawn.items()]
     facts = {"model": "ppl_lvm.models:VAE(" + "x=1, " * 30 + ")"}
     return Entry(f"A model on data ({name})", facts, Diagnosis(tuple(rows)),
                  [*shown, *pictures(details)], name)  # fmt: skip
@@ -164,45 +164,44 @@ def page() -> str:
         )
         for n, d in (("first", 0.0), ("second", -0.3))
     )
-    found = Comparison(scores, "100 rows, held out by all")
-    rows = [{"run": r["run"], "log p(x)": f"{r['value']:.3f}"} for r in found.to_json()]
+    comparison = Comparison(scores, "100 rows, held out by all")
+    rows = [{"run": r["run"], "log p(x)": f"{r['value']:.3f}"} for r in comparison.to_json()]
     return html(
-        [entry("first"), entry("second")], beside=SideBySide(rows, picture(found), found.note)
+        [entry("first"), entry("second")],
+        beside=SideBySide(rows, picture(comparison), comparison.note),
     )
 
 
-def test_every_picture_is_drawn_nothing_is_requested_nothing_overflows(
-    page: str, tmp_path: Path
-) -> None:
-    found, console = look(page, tmp_path)
+def test_page_draws_all_pictures_without_requests_or_overflow(page: str, tmp_path: Path) -> None:
+    results, console = measure(page, tmp_path)
     assert not console, console
     for name, width in WIDTHS.items():
-        seen = found[name]
-        assert seen["width"] == width
-        assert seen["images"] == page.count("<img ") > 20
-        assert seen["drawn"] == seen["seen"] == seen["texts"] == seen["images"]
-        assert seen["needed"] <= width, f"{name}: {seen['needed']} pixels needed of {width}"
-        assert all(url.startswith("data:") for url in seen["requests"])
-    # The table's head is put out of sight on a phone, where rows become blocks, and only there.
-    assert found["phone"]["heading"] == "absolute"
-    assert found["desk"]["heading"] == "static"
+        frame = results[name]
+        assert frame["width"] == width
+        assert frame["images"] == page.count("<img ") > 20
+        assert frame["drawn"] == frame["seen"] == frame["texts"] == frame["images"]
+        assert frame["needed"] <= width, f"{name}: {frame['needed']} pixels needed of {width}"
+        assert all(url.startswith("data:") for url in frame["requests"])
+    # The table's head is hidden on a phone, where rows become blocks, and only there.
+    assert results["phone"]["heading"] == "absolute"
+    assert results["desktop"]["heading"] == "static"
 
 
-def test_the_looking_glass_sees_faults(tmp_path: Path) -> None:
+def test_measurements_detect_faults(tmp_path: Path) -> None:
     page = (
         "<!doctype html><body><img src='data:image/png;base64,AAAA' alt=''>"
         "<img src='http://127.0.0.1:9/x.png' alt=''><div style='width:2000px'>wide</div>"
         "<script>console.error('oh'); missing()</script></body>"
     )
-    found, console = look(page, tmp_path)
+    results, console = measure(page, tmp_path)
     assert len(console) >= 2
-    seen = found["desk"]
-    assert seen["drawn"] == seen["texts"] == 0
-    assert seen["needed"] >= 2000
-    assert [url for url in seen["requests"] if url.startswith("http")]
+    frame = results["desktop"]
+    assert frame["drawn"] == frame["texts"] == 0
+    assert frame["needed"] >= 2000
+    assert [url for url in frame["requests"] if url.startswith("http")]
 
 
-def test_it_prints(page: str, tmp_path: Path) -> None:
+def test_page_prints_on_a_few_sheets(page: str, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(page)
     target = tmp_path / "page.pdf"
     chromium(tmp_path, f"--print-to-pdf={target}", f"file://{tmp_path / 'page.html'}")

@@ -1,4 +1,4 @@
-"""The report: one file, nothing requested, verdicts before pictures, a text for each picture."""
+"""HTML page: self-contained, ordered, with alternative texts."""
 
 import base64
 from html.parser import HTMLParser
@@ -64,7 +64,7 @@ def entry() -> Entry:
     return Entry("A <run>", {"seed": "0"}, Diagnosis((row,)), pictures(details()))
 
 
-def test_every_detail_is_drawn_with_a_text(entry: Entry) -> None:
+def test_every_result_has_a_picture_with_caption_and_text(entry: Entry) -> None:
     assert len(entry.pictures) == 5
     for picture in entry.pictures:
         assert picture.caption.endswith(".")
@@ -94,6 +94,6 @@ def test_verdicts_come_before_pictures_and_text_is_escaped(entry: Entry) -> None
     assert "Is it <b>" not in page
 
 
-def test_page_is_written_whole(entry: Entry, tmp_path: Path) -> None:
+def test_write_saves_the_page(entry: Entry, tmp_path: Path) -> None:
     write([entry], tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text() == html([entry])

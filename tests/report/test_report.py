@@ -1,4 +1,4 @@
-"""Runs as one page: everything in it, nothing outside it."""
+"""Report of two runs as one self-contained page."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from ppl_lvm.report.report import report
 
 
 @pytest.mark.slow
-def test_a_page_of_two_runs_stands_alone(tmp_path: Path) -> None:
+def test_report_of_two_runs_is_self_contained(tmp_path: Path) -> None:
     for components in (2, 3):
         settings = {"components": components}
         fit_em(GaussianMixture, "iris", settings=settings, directory=tmp_path / str(components))
@@ -25,6 +25,6 @@ def test_a_page_of_two_runs_stands_alone(tmp_path: Path) -> None:
     assert page.count("GaussianMixture on iris") == 2
     assert page.index("Side by side") < page.index("GaussianMixture on iris")
     assert "rows that were fitted to, which favors larger models" in page  # none were held out
-    assert 'data-head="less the best, paired"' in page
+    assert 'data-head="difference to the best, paired"' in page
     assert "components=3" in page
     assert path.stat().st_mode & 0o044  # others may read it

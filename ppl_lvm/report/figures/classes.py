@@ -1,4 +1,4 @@
-"""Pictures of classes: what each looks like, and how they meet labels that are known."""
+"""Figures of classes: samples of each, and confusion with labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
-from ppl_lvm.report.figures import fit as pictures
+from ppl_lvm.report.figures import fit
 from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, title_above
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
-DRAWN = 8  # of each class
-MOST = 20  # classes that a picture bears
+SAMPLES_PER_CLASS = 8
+MAX_CLASSES = 20
 
 
 @run_figure(
@@ -25,17 +25,17 @@ MOST = 20  # classes that a picture bears
     caption="Inspect components that cover only a few points, and those that cover two clouds.",
     alt_text="The data colored by component, with each component's ellipses.",
 )
-def mixture(subject: RunView) -> Figure | None:
-    """Data and components, where nothing but the class is latent; None for other models."""
-    name, x = subject.rows, subject.batch[0]
-    if name is None or len(subject.classes) != 1 or len(subject.codes) != 1:
+def mixture(view: RunView) -> Figure | None:
+    """Data and components, if the class is the only latent."""
+    name, x = view.rows, view.batch[0]
+    if name is None or len(view.classes) != 1 or len(view.codes) != 1:
         return None
-    found = _components(subject, name, x[:1])
-    if found is None:
+    components = _components(view, name, x[:1])
+    if components is None:
         return None
-    whole = x.isfinite().all(1).cpu().numpy()  # a row with a hole has no place in the picture
-    found["responsibilities"] = found["responsibilities"][whole]
-    return pictures.mixture(subject.x[whole], names=subject.data.columns, **found)
+    complete = x.isfinite().all(1).cpu().numpy()  # rows with missing values cannot be drawn
+    components["responsibilities"] = components["responsibilities"][complete]
+    return fit.mixture(view.x[complete], names=view.data.columns, **components)
 
 
 @run_figure(
@@ -43,27 +43,29 @@ def mixture(subject: RunView) -> Figure | None:
     caption="Classes should look distinct; two similar ones suggest a split cluster.",
     alt_text="Samples of the model for each class.",
 )
-def of_each(subject: RunView) -> Figure | None:
-    """New data of each class, where a class has codes of its own; None for other models."""
-    name = subject.rows
-    if name is None or len(subject.classes) != 1 or not subject.continuous:
+def of_each(view: RunView) -> Figure | None:
+    """Samples of each class, if the model has one class and continuous codes."""
+    name = view.rows
+    if name is None or len(view.classes) != 1 or not view.continuous:
         return None
-    site, probabilities = next(iter(subject.classes.items()))
+    site, probabilities = next(iter(view.classes.items()))
     K = probabilities.shape[-1]
-    if K > MOST:
+    if K > MAX_CLASSES:
         return None
     with preserve_rng():
         torch.manual_seed(0)
-        states = torch.arange(K, device=probabilities.device).repeat_interleave(DRAWN)
-        rows = subject.repeated(len(states))
-        drawn = subject.numbers(predict.decode(subject.pair, {site: states}, *rows)[name])
+        states = torch.arange(K, device=probabilities.device).repeat_interleave(SAMPLES_PER_CLASS)
+        rows = view.repeated(len(states))
+        samples = view.numbers(predict.decode(view.pair, {site: states}, *rows)[name])
     share = probabilities.mean(0).cpu().numpy()
     names = [f"{k}: {share[k]:.0%}" for k in range(K)]
-    title = "Each class: new data the model makes of it, and its share of the rows"
-    if subject.image_shape is not None:
-        shown = drawn.reshape(len(drawn), *subject.image_shape)
-        return picture_grid(title, shown, K, DRAWN, names)
-    return table(drawn.reshape(K, DRAWN, -1).mean(1), subject.x, names, title, subject.data.columns)
+    title = "Samples of each class, and its share of the rows"
+    if view.image_shape is not None:
+        shown = samples.reshape(len(samples), *view.image_shape)
+        return picture_grid(title, shown, K, SAMPLES_PER_CLASS, names)
+    return table(
+        samples.reshape(K, SAMPLES_PER_CLASS, -1).mean(1), view.x, names, title, view.data.columns
+    )
 
 
 @run_figure(
@@ -71,28 +73,28 @@ def of_each(subject: RunView) -> Figure | None:
     caption="The model errs where a label spreads over classes, or a class has many labels.",
     alt_text="Number of rows of each label in each inferred class.",
 )
-def against_labels(subject: RunView) -> Figure | None:
-    """The inferred class beside the known label; None where either is not to be had.
+def against_labels(view: RunView) -> Figure | None:
+    """Inferred class against label, if both exist.
 
-    Labels that the model is called with are hidden from it first (-1: there is none).
+    Labels in the model's arguments are hidden first (-1: no label).
     """
-    if len(subject.classes) != 1:
+    if len(view.classes) != 1:
         return None
-    ((site, probabilities),) = subject.classes.items()
-    at, labels, K = subject.label_tensor, subject.data.labels, probabilities.shape[-1]
-    if at is not None:
-        given = subject.batch[at]
-        hidden = [torch.full_like(t, -1) if t is given else t for t in subject.batch]
-        known, labels = given >= 0, given.long()
-        probabilities = predict.encode(subject.pair, *hidden)[site]
+    ((site, probabilities),) = view.classes.items()
+    index, labels, K = view.label_tensor, view.data.labels, probabilities.shape[-1]
+    if index is not None:
+        argument = view.batch[index]
+        hidden = [torch.full_like(t, -1) if t is argument else t for t in view.batch]
+        known, labels = argument >= 0, argument.long()
+        probabilities = predict.encode(view.pair, *hidden)[site]
     elif labels is not None and not labels.is_floating_point():
         labels = labels[: len(probabilities)]
         known = torch.ones(len(labels), dtype=torch.bool)
-    if labels is None or not known.any() or max(K, int(labels.max()) + 1) > MOST:
+    if labels is None or not known.any() or max(K, int(labels.max()) + 1) > MAX_CLASSES:
         return None
-    names = subject.data.label_names if at is None else None
+    names = view.data.label_names if index is None else None
     inferred = probabilities.argmax(-1)[known].cpu().numpy()
-    return confusion(inferred, labels[known].cpu().numpy(), K, names, same=at is not None)
+    return confusion(inferred, labels[known].cpu().numpy(), K, names, same=index is not None)
 
 
 def confusion(
@@ -103,12 +105,14 @@ def confusion(
     *,
     same: bool = False,
 ) -> Figure:
-    """How many rows of each label fall into each class.
+    """Number of rows of each label in each class.
 
     Args:
-        inferred: classes 0, …, K - 1 (N,). labels: codes 0, 1, … (N,). classes: K.
-        names: of the labels.
-        same: whether class k is label k, so that rows on the diagonal are right.
+        inferred: classes 0, …, K - 1 (N,).
+        labels: codes 0, 1, … (N,).
+        classes: K.
+        names: names of the labels.
+        same: True if class k is label k, so that the diagonal is correct.
     """
     inferred, labels = np.asarray(inferred, np.int64), np.asarray(labels, np.int64)
     K, L = classes, classes if same else int(labels.max()) + 1
@@ -118,9 +122,9 @@ def confusion(
         title = (
             f"Inferred class (labels hidden): {(inferred == labels).mean():.1%} of {len(labels)}"
         )
-        title += " labelled rows are right, on the diagonal"
+        title += " labeled rows are correct (diagonal)"
     else:
-        title = "Inferred class against a label the model did not see: number of rows"
+        title = "Inferred class against a label hidden from the model: number of rows"
     figure = Figure(figsize=(WIDTH, 1.3 + 0.3 * L), layout="constrained")
     title_above(figure, title)
     axes = figure.subplots()
@@ -143,10 +147,13 @@ def table(
     title: str,
     columns: Sequence[str] | None = None,
 ) -> Figure:
-    """Each class's mean of every column, in the data's standard deviations from their mean.
+    """Mean of every column for each class, standardized by the data.
 
     Args:
-        means: (K, P). x: data (N, P). classes, columns: what they are called.
+        means: (K, P).
+        x: data (N, P).
+        classes, columns: names.
+        title: title of the figure.
     """
     means, x = np.asarray(means, np.float64), np.asarray(x, np.float64)
     spread = np.nanstd(x, 0)
@@ -155,23 +162,23 @@ def table(
     title_above(figure, title)
     axes = figure.subplots()
     limit = max(1.0, float(np.abs(shown).max()))
-    drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_yticks(range(len(means)), classes, fontsize=TEXT - 1)
     if columns is not None and len(columns) <= 15:
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=TEXT - 2)
     else:
         axes.set_xlabel("column")
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.05)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05)
     bar.set_label("mean, sd of the data", fontsize=TEXT - 2)
     return figure
 
 
-def _components(subject: RunView, observed: str, row: Tensor) -> dict[str, Any] | None:
-    """Means, covariances and weights of a mixture's components; None where it is none."""
-    site, responsibilities = next(iter(subject.classes.items()))
+def _components(view: RunView, observed: str, row: Tensor) -> dict[str, Any] | None:
+    """Responsibilities, means, covariances and weights of a mixture, None for other models."""
+    site, responsibilities = next(iter(view.classes.items()))
     count = responsibilities.shape[-1]
     means, covariances = [], []
-    for component in predict.components(subject.pair, site, count, row):
+    for component in predict.components(view.pair, site, count, row):
         fn = component[observed]
         if fn.event_shape != row.shape[1:] or not torch.is_floating_point(fn.mean):
             return None

@@ -1,4 +1,4 @@
-"""The density of a model of two columns over the plane, exact where nothing is sampled."""
+"""Density of a model of two columns over the plane."""
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
 CELLS = 120  # on each side of the grid
-MARGIN = 0.15  # of the data's width, beyond them
+MARGIN = 0.15  # beyond the data, relative to their width
 
 
 def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
-    """Both axes (G,), (G,) and p(x) (G, G) of a pair whose guide draws nothing; x: data (N, 2)."""
+    """Axes (G,), (G,) and exact p(x) (G, G) of a pair without sampled latents; x: data (N, 2)."""
     low, high = (end.values.double().cpu().numpy() for end in (x.min(0), x.max(0)))
     edge = MARGIN * (high - low)
     axes = [np.linspace(a, b, CELLS) for a, b in zip(low - edge, high + edge, strict=True)]
@@ -32,24 +32,24 @@ def on_grid(pair: ModelGuidePair, x: Tensor) -> tuple[Array, Array, Array]:
     caption="Dark where the model expects data; data on white and dark empty regions are faults.",
     alt_text="The model's density over the plane of its two columns, with the data.",
 )
-def picture(subject: RunView) -> Figure | None:
-    """Shades of p(x), the data on it, and how much of the density the frame holds.
+def picture(view: RunView) -> Figure | None:
+    """Shades of p(x), the data, and the probability of the frame.
 
-    None where rows are not two columns, all known, or some latent is drawn by the guide.
+    Applies to complete rows of two columns and guides without sampled latents.
     """
-    x = subject.batch[0]
+    x = view.batch[0]
     plane = x.dim() == 2 and x.shape[1] == 2 and x.is_floating_point() and not x.isnan().any()
-    drawn = bool(subject.shared) or subject.codes.keys() != subject.summed
-    if len(subject.batch) > 1 or subject.rows is None or not plane or drawn:
+    is_sampled = bool(view.shared) or view.codes.keys() != view.summed
+    if len(view.batch) > 1 or view.rows is None or not plane or is_sampled:
         return None
-    data, names = np.asarray(subject.x, np.float64), subject.data.columns
-    across, up, density = on_grid(subject.pair, x)
+    data, names = np.asarray(view.x, np.float64), view.data.columns
+    across, up, density = on_grid(view.pair, x)
     figure, axes = plot("The model's density, and the data", height=4.2)
     axes.set_xlabel(names[0] if names else "column 0")
-    axes.set_ylabel(names[1] if names else "column 2")
+    axes.set_ylabel(names[1] if names else "column 1")
     axes.pcolormesh(across, up, density.T, cmap="Blues", shading="auto", rasterized=True)
-    kept = thin(len(data))
-    axes.scatter(data[kept, 0], data[kept, 1], s=4, color="black", alpha=0.4, linewidths=0)
+    rows = thin(len(data))
+    axes.scatter(data[rows, 0], data[rows, 1], s=4, color="black", alpha=0.4, linewidths=0)
     mass = density.sum() * (across[1] - across[0]) * (up[1] - up[0])
-    note(axes, f"the frame holds {mass:.0%} of the density")
+    note(axes, f"the frame contains {mass:.0%} of the probability")
     return figure

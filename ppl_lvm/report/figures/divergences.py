@@ -1,4 +1,4 @@
-"""The picture of fits by several divergences: the target in grey, what each made of the family."""
+"""Figure of fits by several divergences."""
 
 import numpy as np
 import torch
@@ -23,22 +23,22 @@ from ppl_lvm.report.figures.style import (
 COLUMNS, POINTS = 2, 600
 
 
-def coverage_figure(found: CoverageResults) -> Figure:
-    """One panel a divergence; in it one colour a start."""
-    names = list(dict.fromkeys(row.divergence for row in found.rows))
-    starts = list(dict.fromkeys(row.start for row in found.rows))
+def coverage_figure(results: CoverageResults) -> Figure:
+    """One panel per divergence, one color per start."""
+    names = list(dict.fromkeys(row.divergence for row in results.rows))
+    starts = list(dict.fromkeys(row.start for row in results.rows))
     lines = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(WIDTH, 0.8 + 1.7 * lines), layout="constrained")
-    title_above(figure, "One family, one target: what each divergence makes of it")
+    title_above(figure, "Fits of one family to one target by each divergence")
     grid = figure.subplots(lines, COLUMNS, sharex=True, sharey=True, squeeze=False).flatten()
-    assert found.target.draw is not None
+    assert results.target.draw is not None
     with preserve_rng():
         torch.manual_seed(0)
-        x = found.target.draw(POINTS)
+        x = results.target.draw(POINTS)
         for axes, name in zip(grid, names, strict=False):
             axes.set_title(name, fontsize=TEXT - 1)
-            rows = [row for row in found.rows if row.divergence == name]
-            (_line if x.shape[1] == 1 else _plane)(axes, found, rows, starts, x)
+            rows = [row for row in results.rows if row.divergence == name]
+            (_line if x.shape[1] == 1 else _plane)(axes, results, rows, starts, x)
             axes.tick_params(labelsize=TEXT - 3)
             axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[max(0, len(names) - COLUMNS) : len(names)]:
@@ -47,26 +47,26 @@ def coverage_figure(found: CoverageResults) -> Figure:
         axes.set_visible(False)
     if len(starts) > 1:
         figure.set_figheight(figure.get_figheight() + 0.3)
-        lines_of = [Line2D([], [], color=_color(starts, row)) for row in _first(found, starts)]
+        lines_of = [Line2D([], [], color=_color(starts, row)) for row in _first(results, starts)]
         figure.legend(lines_of, starts, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _first(found: CoverageResults, starts: list[str]) -> list[CoverageResult]:
-    """A row of each start."""
-    return [next(row for row in found.rows if row.start == start) for start in starts]
+def _first(results: CoverageResults, starts: list[str]) -> list[CoverageResult]:
+    """First row of each start."""
+    return [next(row for row in results.rows if row.start == start) for start in starts]
 
 
 def _line(
-    axes: Axes, found: CoverageResults, rows: list[CoverageResult], starts: list[str], x: Tensor
+    axes: Axes, results: CoverageResults, rows: list[CoverageResult], starts: list[str], x: Tensor
 ) -> None:
-    """Densities over one column; of a target of rows their histogram."""
+    """Densities over one column, with a histogram of a target of rows."""
     low, high = float(x.min()), float(x.max())
     margin = 0.3 * (high - low)
     points = torch.linspace(low - margin, high + margin, 400).to(x)[:, None]
-    known = found.target.log_density
-    if known is not None:
-        height = known(points).exp()
+    log_density = results.target.log_density
+    if log_density is not None:
+        height = log_density(points).exp()
         axes.fill_between(points[:, 0], height, color=GRAY)
         top = float(height.max())
     else:
@@ -76,14 +76,14 @@ def _line(
             with torch.no_grad():
                 q = row.family.density().log_prob(points).exp()
             axes.plot(points[:, 0], q, color=_color(starts, row))
-    axes.set_ylim(0, 2.5 * top)  # a family on one hill alone is higher than the target
+    axes.set_ylim(0, 2.5 * top)  # a fit of one mode is higher than the target
     axes.set_yticks([])
 
 
 def _plane(
-    axes: Axes, found: CoverageResults, rows: list[CoverageResult], starts: list[str], x: Tensor
+    axes: Axes, results: CoverageResults, rows: list[CoverageResult], starts: list[str], x: Tensor
 ) -> None:
-    """Draws of both in the plane of two columns, or of the target's two principal axes."""
+    """Samples in the plane of two columns, or of the target's two principal axes."""
     data = x.numpy()
     center, W, _ = view(data, None, None)
     axes.plot(*_in(data, center, W), ".", color=GRAY, markersize=3)

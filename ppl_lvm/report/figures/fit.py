@@ -260,7 +260,7 @@ def latent_plane(
         if codes.shape[1] > 2
         else ""
     )
-    title = f"Latent plane: each point is an observation{rest}"
+    title = f"Latent plane: each point is a row{rest}"
     figure, axes = plot(title, height=4.0)
     axes.set_xlabel(f"latent {first[0] + 1} (variance {variance[first[0]]:.3g})")
     if len(first) == 2:
@@ -326,14 +326,14 @@ def _mixture_on_a_line(
     """Histogram with the density of each component and of the mixture."""
     figure, axes = plot(f"Mixture of {len(weights)} components: densities over the data")
     axes.hist(x, bins=30, density=True, color=GRAY)
-    at = np.linspace(x.min(), x.max(), 400)
+    grid = np.linspace(x.min(), x.max(), 400)
     sd = np.sqrt(np.maximum(variances, np.finfo(np.float64).tiny))[:, None]
-    density = np.exp(-0.5 * ((at - means[:, None]) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
+    density = np.exp(-0.5 * ((grid - means[:, None]) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
     density = weights[:, None] * density  # (K, 400)
     for k, color in enumerate(component_colors(len(weights))):
-        axes.plot(at, density[k], color=color, linewidth=1.6)
-        write_at(axes, (at[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
-    axes.plot(at, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
+        axes.plot(grid, density[k], color=color, linewidth=1.6)
+        write_at(axes, (grid[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
+    axes.plot(grid, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
     axes.set_xlabel("column 0" if names is None else names[0])
     axes.set_ylabel("density")
     return figure

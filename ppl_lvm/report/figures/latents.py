@@ -1,7 +1,4 @@
-"""Pictures of what continuous codes carry: samples, reconstructions, walks, the plane, the chain.
-
-Each takes a `Subject` and gives None where it does not suit the model.
-"""
+"""Figures of continuous codes: samples, reconstructions, traversals, chains."""
 
 import numpy as np
 import torch
@@ -30,22 +27,22 @@ STAGES, CHAINS = 6, 6
     caption="Samples should look like data and differ from one another.",
     alt_text="Samples from the model.",
 )
-def samples(subject: RunView) -> Figure | None:
-    """New rows: of pictures their means at new codes, of columns draws beside the data."""
-    name, shape = subject.rows, subject.image_shape
+def samples(view: RunView) -> Figure | None:
+    """Samples: means of pictures at sampled codes, or sampled rows with the data."""
+    name, shape = view.rows, view.image_shape
     if name is None:
         return None
-    draws = subject.run.sample(
-        SHOWN_PICTURES if shape is not None else min(SHOWN_POINTS, len(subject.x)), seed=0
+    draws = view.run.sample(
+        SHOWN_PICTURES if shape is not None else min(SHOWN_POINTS, len(view.x)), seed=0
     )
     if shape is None:
-        whole = subject.x[np.isfinite(subject.x).all(1)]
-        return pictures.samples(draws[name].cpu().numpy(), data=whole) if len(whole) else None
-    if not subject.continuous:
+        complete = view.x[np.isfinite(view.x).all(1)]
+        return pictures.samples(draws[name].cpu().numpy(), data=complete) if len(complete) else None
+    if not view.continuous:
         return pictures.samples(draws[name].cpu().numpy(), image_shape=shape)
-    new = {n: draws[n] for n in subject.codes if n in draws}
-    rows = subject.run.example_batch(SHOWN_PICTURES)
-    means = subject.numbers(predict.decode(subject.pair, new, *rows)[name])
+    new = {n: draws[n] for n in view.codes if n in draws}
+    rows = view.run.example_batch(SHOWN_PICTURES)
+    means = view.numbers(predict.decode(view.pair, new, *rows)[name])
     return pictures.samples(means, image_shape=shape)
 
 
@@ -54,19 +51,19 @@ def samples(subject: RunView) -> Figure | None:
     caption="Shapes should appear gradually; if all appear in the last steps, use more steps.",
     alt_text="Samples of the model's chain, from pure noise to data.",
 )
-def chain(subject: RunView) -> Figure | None:
-    """The way from noise to data, of a model whose latents are a chain of rows."""
-    if not subject.chain:
+def chain(view: RunView) -> Figure | None:
+    """Stages from noise to data, for a model whose latents are a chain of rows."""
+    if not view.chain:
         return None
-    shape = subject.image_shape
-    draws = subject.run.sample(CHAINS if shape is not None else SHOWN_POINTS, seed=0)
-    assert subject.rows is not None
-    way = [*subject.chain, subject.rows]
-    chosen = [way[i] for i in np.unique(np.linspace(0, len(way) - 1, STAGES).astype(int))]
+    shape = view.image_shape
+    draws = view.run.sample(CHAINS if shape is not None else SHOWN_POINTS, seed=0)
+    assert view.rows is not None
+    names = [*view.chain, view.rows]
+    chosen = [names[i] for i in np.unique(np.linspace(0, len(names) - 1, STAGES).astype(int))]
     stages = [draws[name].cpu().numpy() for name in chosen]
     if shape is not None:
         return _developing(stages, chosen, shape)
-    return _gathering(stages, chosen, subject.x)
+    return _gathering(stages, chosen, view.x)
 
 
 @run_figure(
@@ -74,13 +71,13 @@ def chain(subject: RunView) -> Figure | None:
     caption="Details lost in the reconstruction are not encoded by the latents.",
     alt_text="Data above, the mean of the model at their codes below.",
 )
-def reconstructions(subject: RunView) -> Figure | None:
-    """Rows, and what the model makes of their codes."""
-    back = reconstruct(subject)
-    if back is None or subject.chain:
+def reconstructions(view: RunView) -> Figure | None:
+    """Rows, and the means of the model at their codes."""
+    back = reconstruct(view)
+    if back is None or view.chain:
         return None
     n = SHOWN_RECONSTRUCTIONS
-    return pictures.reconstructions(subject.x[:n], back[:n], image_shape=subject.image_shape)
+    return pictures.reconstructions(view.x[:n], back[:n], image_shape=view.image_shape)
 
 
 @run_figure(
@@ -89,26 +86,26 @@ def reconstructions(subject: RunView) -> Figure | None:
     alt_text="The mean of the model as one latent moves by two standard deviations of the codes "
     "to either side (bits and proportions from 0 to 1), the others at their mean.",
 )
-def traversals(subject: RunView) -> Figure | None:
-    """The numbers of the first code that vary most move one at a time, all others at their mean."""
-    name = subject.rows
-    if reconstruct(subject) is None or subject.chain:
+def traversals(view: RunView) -> Figure | None:
+    """Means as one component of the first code moves and the others stay at their mean."""
+    name = view.rows
+    if reconstruct(view) is None or view.chain:
         return None
-    site, z = next(iter(subject.continuous.items()))
-    shape = subject.image_shape
+    site, z = next(iter(view.continuous.items()))
+    shape = view.image_shape
     most = TRAVERSED if shape is not None else TRAVERSED_TABLE
     order = z.std(0).argsort(descending=True)[:most].sort().values
     D, T = len(order), TRAVERSAL_STEPS
-    at, moved = _walks(subject, site, z, order)
-    rows = subject.repeated(D * T)
-    fixed = {**subject.still(D * T), site: moved.reshape(D * T, -1)}
-    decoded = subject.numbers(predict.decode(subject.pair, fixed, *rows)[name or ""])
+    values, moved = _traversal_codes(view, site, z, order)
+    rows = view.repeated(D * T)
+    fixed = {**view.still(D * T), site: moved.reshape(D * T, -1)}
+    decoded = view.numbers(predict.decode(view.pair, fixed, *rows)[name or ""])
     return codes.traversals(
         decoded.reshape(D, T, -1),
-        at.cpu().numpy(),
+        values.cpu().numpy(),
         [f"{site}[{d}]" for d in order.tolist()],
         image_shape=shape,
-        names=subject.data.columns,
+        names=view.data.columns,
     )
 
 
@@ -118,12 +115,12 @@ def traversals(subject: RunView) -> Figure | None:
     "round cloud around 0.",
     alt_text="Posterior means of the data in the plane of the two latents that vary most.",
 )
-def latent_plane(subject: RunView) -> Figure | None:
-    """Codes by the two numbers that vary most, coloured by label."""
-    if reconstruct(subject) is None or subject.chain:
+def latent_plane(view: RunView) -> Figure | None:
+    """Codes in the plane of largest variance, colored by label."""
+    if reconstruct(view) is None or view.chain:
         return None
-    z = next(iter(subject.continuous.values()))
-    return pictures.latent_plane(z.cpu().numpy(), subject.labels, subject.data.label_names)
+    z = next(iter(view.continuous.values()))
+    return pictures.latent_plane(z.cpu().numpy(), view.labels, view.data.label_names)
 
 
 @run_figure(
@@ -133,32 +130,30 @@ def latent_plane(subject: RunView) -> Figure | None:
     alt_text="The observations of lowest log p(x), and the mean of the model at their codes.",
     needs_log_p=True,
 )
-def worst(subject: RunView, log_p: Tensor) -> Figure | None:
-    """The rows of the lowest `log_p` (N,), with what the model gives back for them."""
-    back = reconstruct(subject)
+def worst(view: RunView, log_p: Tensor) -> Figure | None:
+    """Rows of the lowest `log_p` (N,), with the means of the model."""
+    back = reconstruct(view)
     if back is None or len(log_p) != len(back):
         return None
-    shape, names = subject.image_shape, subject.data.columns
-    return codes.worst_explained(
-        subject.x, back, log_p.cpu().numpy(), image_shape=shape, names=names
-    )
+    shape, names = view.image_shape, view.data.columns
+    return codes.worst_explained(view.x, back, log_p.cpu().numpy(), image_shape=shape, names=names)
 
 
-def reconstruct(subject: RunView) -> Array | None:
-    """The model's means of the rows at their codes (N, P); None where there are no codes."""
-    if subject.rows is None or not subject.continuous:
+def reconstruct(view: RunView) -> Array | None:
+    """Means of the model at the codes (N, P); None for models without codes."""
+    if view.rows is None or not view.continuous:
         return None
-    back = subject.numbers(subject.decoded[subject.rows])
-    return back if back.shape == subject.x.shape else None
+    back = view.numbers(view.decoded[view.rows])
+    return back if back.shape == view.x.shape else None
 
 
-def _walks(subject: RunView, site: str, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (D, T) that numbers `order` of a code take, and the whole codes (D, T, …) then.
+def _traversal_codes(view: RunView, site: str, z: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (D, T) of the components `order` of a code, and the full codes (D, T, …).
 
-    Two standard deviations to either side; bits go from 0 to 1, and of proportions one grows from
-    nothing to the whole at the others' expense.
+    The range is two standard deviations to either side. Bits go from 0 to 1. A proportion goes
+    from 0 to 1 while the others are rescaled.
     """
-    support = subject.trace.nodes[site]["fn"].support if site in subject.trace.nodes else None
+    support = view.trace.nodes[site]["fn"].support if site in view.trace.nodes else None
     support = unwrap_support(support)
     middle, spread = z.mean(0), z.std(0)[order, None]
     if support is constraints.simplex or support is constraints.boolean:
@@ -167,16 +162,18 @@ def _walks(subject: RunView, site: str, z: Tensor, order: Tensor) -> tuple[Tenso
         at = torch.linspace(-2, 2, TRAVERSAL_STEPS).to(z) * spread + middle[order, None]
     moved = torch.stack([traverse(middle, d, v) for d, v in zip(order.tolist(), at, strict=True)])
     if support is constraints.simplex:
-        own = torch.zeros_like(moved).scatter_(
+        selected = torch.zeros_like(moved).scatter_(
             -1, order[:, None, None].expand(-1, TRAVERSAL_STEPS, 1), 1.0
         )
-        rest = moved * (1 - own)
-        moved = own * moved + (1 - own) * rest / rest.sum(-1, keepdim=True) * (1 - at[..., None])
+        rest = moved * (1 - selected)
+        moved = selected * moved + (1 - selected) * rest / rest.sum(-1, keepdim=True) * (
+            1 - at[..., None]
+        )
     return at, moved
 
 
 def _developing(stages: list[Array], names: list[str], shape: tuple[int, int]) -> Figure:
-    """Pictures, a row a draw, a column a stage, each stage on a scale of its own."""
+    """Pictures with one row per sample and one column per stage, scaled by stage."""
     scaled = []
     for stage in stages:
         low, high = np.quantile(stage, [0.02, 0.98])
@@ -187,11 +184,11 @@ def _developing(stages: list[Array], names: list[str], shape: tuple[int, int]) -
 
 
 def _gathering(stages: list[Array], names: list[str], x: Array) -> Figure:
-    """Clouds of points, along the axes that the data are seen along."""
+    """Point clouds in the plane of the data's first two axes."""
     _, W, _ = view(x, None, None)
     across = -(-len(stages) // 2)
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    title_above(figure, "From noise to data: a cloud of draws at stages of the chain")
+    title_above(figure, "From noise to data: samples at stages of the chain")
     for axes, stage, name in zip(figure.subplots(2, across).ravel(), stages, names, strict=False):
         points = (stage @ W)[thin(len(stage))]
         axes.scatter(points[:, 0], points[:, 1], s=2, linewidths=0)

@@ -1,4 +1,4 @@
-"""Pictures of sequences: data beside those the model makes up, and the states behind them."""
+"""Figures of sequences: data with samples, and hidden states."""
 
 import numpy as np
 import torch
@@ -27,22 +27,22 @@ SHOWN, COLUMNS, STATES = 6, 3, 3
     caption="Both sides should agree in level, speed, oscillation and jumps.",
     alt_text="Sequences of the data, and sequences sampled from the model.",
 )
-def made_up(subject: RunView) -> Figure | None:
-    """Sequences of the data and draws of the model; None for other models."""
-    name = _site(subject)
+def sampled_sequences(view: RunView) -> Figure | None:
+    """Sequences of the data and samples of the model."""
+    name = _site(view)
     if name is None:
         return None
-    count = min(SHOWN, len(subject.batch[0]))
+    count = min(SHOWN, len(view.batch[0]))
     with preserve_rng():
         torch.manual_seed(0)
-        drawn = predict.sample(subject.pair, *(t[:count] for t in subject.batch))[name]
-    back = subject.decoded.get(name)
-    seen = subject.values[name].where(_seen(subject, name), torch.nan)[:count]
-    return beside(
-        seen.cpu().numpy(),
-        drawn.cpu().numpy(),
+        samples = predict.sample(view.pair, *(t[:count] for t in view.batch))[name]
+    back = view.decoded.get(name)
+    observed = view.values[name].where(_observed(view, name), torch.nan)[:count]
+    return data_and_samples(
+        observed.cpu().numpy(),
+        samples.cpu().numpy(),
         None
-        if back is None or back.shape != subject.values[name].shape
+        if back is None or back.shape != view.values[name].shape
         else back[:count].cpu().numpy(),
     )
 
@@ -52,36 +52,37 @@ def made_up(subject: RunView) -> Figure | None:
     caption="States should change where the sequence changes its behavior, certain in between.",
     alt_text="The probability of each hidden state along the first sequences.",
 )
-def states(subject: RunView) -> Figure | None:
-    """Probabilities of hidden states under the first sequences, for a model that offers them.
+def states(view: RunView) -> Figure | None:
+    """Probabilities of the hidden states of the first sequences, for models with `marginals`.
 
-    They are what `model.marginals(x)` gives, p(z_nt = s | x_n) (N, T, S).
+    `model.marginals(x)` returns p(z_nt = s | x_n) (N, T, S).
     """
-    name, own = _site(subject), getattr(subject.run.model, "marginals", None)
-    if name is None or not callable(own):
+    name, marginals = _site(view), getattr(view.run.model, "marginals", None)
+    if name is None or not callable(marginals):
         return None
     with torch.no_grad():
-        found = own(*(t[:STATES] for t in subject.batch))
-    seen = subject.values[name].where(_seen(subject, name), torch.nan)[:STATES]
-    if not isinstance(found, torch.Tensor) or found.shape[:2] != seen.shape[:2]:
+        probability = marginals(*(t[:STATES] for t in view.batch))
+    observed = view.values[name].where(_observed(view, name), torch.nan)[:STATES]
+    if not isinstance(probability, torch.Tensor) or probability.shape[:2] != observed.shape[:2]:
         return None
-    return under(seen.cpu().numpy(), found.detach().cpu().numpy())
+    return state_probabilities(observed.cpu().numpy(), probability.detach().cpu().numpy())
 
 
-def beside(x: ArrayLike, drawn: ArrayLike, back: ArrayLike | None = None) -> Figure:
-    """A row of plots for each of the first columns: data at the left, draws at the right.
+def data_and_samples(x: ArrayLike, samples: ArrayLike, back: ArrayLike | None = None) -> Figure:
+    """One row of plots for each of the first columns: data left, samples right.
 
     Args:
-        x, drawn: (N, T, P), NaN where there is nothing. back: the model's mean of x at its codes.
+        x, samples: (N, T, P), NaN where missing.
+        back: mean of x at its codes.
     """
-    x, drawn = np.asarray(x, np.float64), np.asarray(drawn, np.float64)
+    x, samples = np.asarray(x, np.float64), np.asarray(samples, np.float64)
     P = min(COLUMNS, x.shape[2])
     figure = Figure(figsize=(WIDTH, 0.9 + 1.5 * P), layout="constrained")
-    said = "" if back is None else " (thin: the model's mean at their codes)"
-    title_above(figure, f"Sequences: data{said} at the left, the model's own at the right")
+    suffix = "" if back is None else " (thin: mean at their codes)"
+    title_above(figure, f"Sequences: data{suffix} left, samples of the model right")
     grid = figure.subplots(P, 2, squeeze=False, sharex=True, sharey="row")
     for p in range(P):
-        for axes, rows in zip(grid[p], (x, drawn), strict=True):
+        for axes, rows in zip(grid[p], (x, samples), strict=True):
             for n, row in enumerate(rows):
                 color = COLORS[n % len(COLORS)]
                 axes.plot(row[:, p], color=color, linewidth=1.1, marker=".", markersize=2)
@@ -96,12 +97,12 @@ def beside(x: ArrayLike, drawn: ArrayLike, back: ArrayLike | None = None) -> Fig
     return figure
 
 
-def under(x: ArrayLike, probability: ArrayLike) -> Figure:
-    """Sequences (N, T, P), and stacked under each column's line the states' probabilities.
+def state_probabilities(x: ArrayLike, probability: ArrayLike) -> Figure:
+    """Sequences (N, T, P) over the stacked probabilities of the states.
 
     Args:
-        x: (N, T, P), NaN where there is nothing; the first column is drawn.
-        probability: of S states at each step (N, T, S).
+        x: (N, T, P), NaN where missing; the first column is drawn.
+        probability: probabilities of S states (N, T, S).
     """
     x, probability = np.asarray(x, np.float64), np.asarray(probability, np.float64)
     N, T, S = probability.shape
@@ -133,13 +134,13 @@ def under(x: ArrayLike, probability: ArrayLike) -> Figure:
     return figure
 
 
-def _site(subject: RunView) -> str | None:
-    """The one observed site, of sequences (N, T, P)."""
-    found = [n for n, v in subject.values.items() if v.dim() == 3 and v.shape[1] > 1]
-    return found[0] if len(found) == len(subject.values) == 1 else None
+def _site(view: RunView) -> str | None:
+    """The one observed site if it has sequences (N, T, P)."""
+    sites = [n for n, v in view.values.items() if v.dim() == 3 and v.shape[1] > 1]
+    return sites[0] if len(sites) == len(view.values) == 1 else None
 
 
-def _seen(subject: RunView, name: str) -> torch.Tensor:
-    """Which values there are: NaN in the batch says that there is none."""
-    x, value = subject.batch[0], subject.values[name]
+def _observed(view: RunView, name: str) -> torch.Tensor:
+    """Mask of observed values; NaN in the batch marks missing ones."""
+    x, value = view.batch[0], view.values[name]
     return ~x.isnan().reshape(value.shape) if x.numel() == value.numel() else value.isfinite()

@@ -1,4 +1,4 @@
-"""The picture of topics: the words, or pixels, that each makes likely."""
+"""Figure of topics: the most likely words."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from ppl_lvm.report.figures.style import COLORS, TEXT, WIDTH, picture_grid, titl
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
-MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
+MAX_TOPICS, MAX_WORDS, COLUMNS = 20, 6, 5
 
 
 @run_figure(
@@ -24,15 +24,15 @@ MOST_TOPICS, MOST_WORDS, ACROSS = 20, 6, 5
     caption="The words of a topic should belong together; two similar topics suggest a split one.",
     alt_text="The most likely words of each topic.",
 )
-def topics(subject: RunView) -> Figure | None:
-    """Of a model with a table of probabilities, a row a topic, a column a column of the data.
+def topics(view: RunView) -> Figure | None:
+    """Topics of a model with a table of probabilities (topics, columns of the data).
 
-    The table is what `model.topic_words()` gives, or the mean of a latent that all rows share.
+    The table is `model.topic_words()`, or the posterior mean of a global latent.
     """
-    table = _table(subject)
-    if table is None or not 2 <= len(table) <= MOST_TOPICS:
+    table = _table(view)
+    if table is None or not 2 <= len(table) <= MAX_TOPICS:
         return None
-    return draw(table, subject.image_shape, subject.data.columns, subject.batch[0])
+    return draw(table, view.image_shape, view.data.columns, view.batch[0])
 
 
 def draw(
@@ -43,21 +43,21 @@ def draw(
 ) -> Figure:
     """Topics (K, V) as pictures, or as bars of their most likely words.
 
-    With `counts` (N, V) each bears its coherence in them, that of the words that are shown.
+    With `counts` (N, V), titles show the coherence of the displayed words.
     """
     K, V = table.shape
     if image_shape is not None:
-        rows = -(-K // ACROSS)
-        ends = [(ACROSS * r, min(ACROSS * (r + 1), K) - 1) for r in range(rows)]
+        rows = -(-K // COLUMNS)
+        ends = [(COLUMNS * r, min(COLUMNS * (r + 1), K) - 1) for r in range(rows)]
         names = [f"{first}–{last}" if first < last else f"{first}" for first, last in ends]
         shown = table.reshape(K, *image_shape).cpu().numpy()
-        return picture_grid("Topics: where each has its words", shown, rows, min(K, ACROSS), names)
-    called = [str(v) for v in range(V)] if words is None else list(words)
+        return picture_grid("Topics: word probabilities", shown, rows, min(K, COLUMNS), names)
+    labels = [str(v) for v in range(V)] if words is None else list(words)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * -(-K // 2)), layout="constrained")
-    title_above(figure, "Topics: the most likely words of each, and their probability")
+    title_above(figure, "Topics: most likely words and their probability")
     grid = figure.subplots(-(-K // 2), 2, squeeze=False).ravel()
-    best = top_words(table, min(MOST_WORDS, V))
-    belongs = None if counts is None else coherence(table, counts, best.shape[1])
+    best = top_words(table, min(MAX_WORDS, V))
+    coherences = None if counts is None else coherence(table, counts, best.shape[1])
     for k, axes in enumerate(grid):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=TEXT - 3)
@@ -66,31 +66,31 @@ def draw(
             continue
         at = range(best.shape[1])
         axes.barh(at, table[k, best[k]].cpu().numpy(), color=COLORS[0])
-        axes.set_yticks(at, [called[v] for v in best[k].tolist()])
+        axes.set_yticks(at, [labels[v] for v in best[k].tolist()])
         axes.invert_yaxis()
-        said = "" if belongs is None else f", coherence {belongs[k].item():.2f}"
-        axes.set_title(f"topic {k}{said}", fontsize=TEXT - 2, loc="left")
+        suffix = "" if coherences is None else f", coherence {coherences[k].item():.2f}"
+        axes.set_title(f"topic {k}{suffix}", fontsize=TEXT - 2, loc="left")
     return figure
 
 
-def _table(subject: RunView) -> Tensor | None:
-    x = subject.batch[0]
+def _table(view: RunView) -> Tensor | None:
+    x = view.batch[0]
     if x.dim() != 2:
         return None
-    own = getattr(subject.run.model, "topic_words", None)
-    if callable(own):
-        found = own()
+    topic_words = getattr(view.run.model, "topic_words", None)
+    if callable(topic_words):
+        table = topic_words()
     else:
-        names = [n for n, v in subject.shared.items() if _is_table(subject, n, v, x.shape[1])]
+        names = [n for n, v in view.shared.items() if _is_table(view, n, v, x.shape[1])]
         if len(names) != 1:
             return None
-        with torch.no_grad(), preserve_rng(), subject.pair.scope(), poutine.block():
-            found = predict.center_of_globals(subject.pair, subject.batch)[names[0]]
-    good = isinstance(found, Tensor) and found.dim() == 2 and found.shape[1] == x.shape[1]
-    return found.detach() if good else None
+        with torch.no_grad(), preserve_rng(), view.pair.scope(), poutine.block():
+            table = predict.center_of_globals(view.pair, view.batch)[names[0]]
+    is_table = isinstance(table, Tensor) and table.dim() == 2 and table.shape[1] == x.shape[1]
+    return table.detach() if is_table else None
 
 
-def _is_table(subject: RunView, name: str, value: Tensor, columns: int) -> bool:
-    support = subject.trace.nodes[name]["fn"].support if name in subject.trace.nodes else None
+def _is_table(view: RunView, name: str, value: Tensor, columns: int) -> bool:
+    support = view.trace.nodes[name]["fn"].support if name in view.trace.nodes else None
     support = unwrap_support(support)
     return value.dim() == 2 and value.shape[1] == columns and support is constraints.simplex

@@ -1,4 +1,4 @@
-"""Pictures of what latents mean: traversals, and the data that a model explains worst."""
+"""Figures of latent traversals and of the worst-explained rows."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from ppl_lvm.report.figures.style import (
     title_above,
 )
 
-MOST = 7  # columns of a table drawn as lines
+MAX_COLUMNS = 7  # columns of a table drawn as lines
 
 
 def traversals(
@@ -28,12 +28,14 @@ def traversals(
     image_shape: tuple[int, int] | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """What the model makes of a code when one latent moves and the others stay at their mean.
+    """Means of the model as one latent moves and the others stay at their mean.
 
     Args:
         decoded: means of p(x | z) (D, T, P) at T values of each of D latents.
-        values: of the latents (D, T). latents: what they are called.
-        image_shape: (H, W) when rows are flat pictures. names: of the P columns.
+        values: values of the latents (D, T).
+        latents: names of the latents.
+        image_shape: (H, W) of rows that are flattened pictures.
+        names: names of the P columns.
     """
     decoded, values = np.asarray(decoded, np.float64), np.asarray(values, np.float64)
     D, T, _ = decoded.shape
@@ -43,7 +45,7 @@ def traversals(
         return picture_grid(title, pictures, D, T, list(latents))
     moved = np.ptp(decoded, axis=1)  # (D, P)
     scale = moved.max(axis=0)
-    shown = np.argsort(-scale, kind="stable")[:MOST]
+    shown = np.argsort(-scale, kind="stable")[:MAX_COLUMNS]
     figure = Figure(figsize=(WIDTH, 0.7 + 1.5 * D), layout="constrained")
     title_above(figure, "Latent traversals: columns of x as one latent moves, others at their mean")
     grid = figure.subplots(D, 1, squeeze=False)[:, 0]
@@ -70,28 +72,29 @@ def worst_explained(
     names: Sequence[str] | None = None,
     count: int = 10,
 ) -> Figure:
-    """The data of lowest log p(x), worst first, with what the model gives back for them.
+    """Rows of lowest log p(x), worst first, with their reconstructions.
 
     Args:
-        x, reconstruction: rows (N, P). log_p: (N,) nats.
+        x, reconstruction: rows (N, P).
+        log_p: log p(x) (N,), nats.
     """
     x, back = np.asarray(x, np.float64), np.asarray(reconstruction, np.float64)
     log_p = np.asarray(log_p, np.float64)
     worst = np.argsort(log_p, kind="stable")[:count]
-    said = (
+    summary = (
         f"log p(x) {log_p[worst[0]]:.1f} to {log_p[worst[-1]]:.1f}, median {np.median(log_p):.1f}"
     )
     if image_shape is not None:
-        both = np.concatenate([x[worst], back[worst]]).reshape(-1, *image_shape)
-        title = f"Worst explained, worst at the left: {said}"
-        return picture_grid(title, both, 2, len(worst), ["data", "model"])
-    return _residuals(x, back, worst, names, f"Worst explained, worst on top: {said}")
+        pairs = np.concatenate([x[worst], back[worst]]).reshape(-1, *image_shape)
+        title = f"Worst explained, worst at the left: {summary}"
+        return picture_grid(title, pairs, 2, len(worst), ["data", "model"])
+    return _residuals(x, back, worst, names, f"Worst explained, worst on top: {summary}")
 
 
 def _residuals(
     x: Array, back: Array, worst: Array, names: Sequence[str] | None, title: str
 ) -> Figure:
-    """Which columns of the worst rows the model misses, in standard deviations of its misses."""
+    """Residuals of the worst rows, standardized by column."""
     miss = x - back
     spread = miss.std(axis=0)
     shown = miss[worst] / np.where(spread > 0, spread, 1.0)  # (count, P)
@@ -99,13 +102,13 @@ def _residuals(
     title_above(figure, title)
     axes = figure.subplots()
     limit = max(3.0, float(np.abs(shown).max()))
-    drawn = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    image = axes.imshow(shown, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_yticks(range(len(worst)), [f"row {n}" for n in worst], fontsize=TEXT - 2)
     P = x.shape[1]
     if names is not None and P <= 15:
         axes.set_xticks(range(P), names, rotation=45, ha="right", fontsize=TEXT - 2)
     else:
         axes.set_xlabel("column")
-    bar = figure.colorbar(drawn, ax=axes, fraction=0.05)
-    bar.set_label("datum − model, sd of all", fontsize=TEXT - 2)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05)
+    bar.set_label("data − model, sd of all", fontsize=TEXT - 2)
     return figure

@@ -1,4 +1,4 @@
-"""Each picture shows what it says: read back from the figure, and drawn without a warning."""
+"""Figures of a fit, read back and rendered without warnings."""
 
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,25 @@ def _axes(figure: Figure) -> Axes:
 
 
 def _texts(figure: Figure) -> str:
-    found = [figure.get_suptitle()]
-    found += [text.get_text() for axes in figure.axes for text in axes.texts]
-    found += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    return "\n".join(found)
+    texts = [figure.get_suptitle()]
+    texts += [text.get_text() for axes in figure.axes for text in axes.texts]
+    texts += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return "\n".join(texts)
 
 
 def _tiles(figure: Figure, shape: tuple[int, int], columns: int) -> list[Any]:
     """The pictures of a mosaic, read back."""
-    found = _axes(figure).images[0].get_array()
-    assert found is not None
-    whole = np.ma.filled(found.astype(float), np.nan)
+    array = _axes(figure).images[0].get_array()
+    assert array is not None
+    image = np.ma.filled(array.astype(float), np.nan)
     H, W, gap = *shape, max(1, shape[0] // 8)
-    rows = (whole.shape[0] + gap) // (H + gap)
+    rows = (image.shape[0] + gap) // (H + gap)
     tops, lefts = (H + gap) * np.arange(rows), (W + gap) * np.arange(columns)
-    return [whole[top : top + H, left : left + W] for top in tops for left in lefts]
+    return [image[top : top + H, left : left + W] for top in tops for left in lefts]
 
 
 def _check(figure: Figure, tmp_path: Path) -> Any:
-    """Every picture has a title, is as wide as a phone's, and has something on it."""
+    """The figure has a title, fits a phone, and is not empty."""
     pictures.save(figure, tmp_path / "picture.png")
     pixels = imread(tmp_path / "picture.png")[..., :3]
     assert figure.get_suptitle()
@@ -81,7 +81,7 @@ def test_training_curve_is_not_flattened_by_its_first_steps(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "bound", [[], [-3.0], [-3.0, -2.0], [-1e9, float("nan"), -2.0], [-1.0] * 99]
 )
-def test_training_curve_of_any_length(tmp_path: Path, bound: list[float]) -> None:
+def test_training_curve_accepts_any_length(tmp_path: Path, bound: list[float]) -> None:
     figure = pictures.training_curve({"bound": bound})
     _check(figure, tmp_path)
     assert _axes(figure).get_xlabel() == "step"
@@ -98,64 +98,64 @@ def _mixture(P: int, K: int = 2) -> dict[str, Any]:
     }
 
 
-def test_ellipses_are_the_projected_covariance() -> None:
+def test_mixture_ellipses_match_the_projected_covariance() -> None:
     """Samples of a component, projected: their moments are those of its drawn 1-sd ellipse."""
-    given = _mixture(P=4, K=1)
-    figure = pictures.mixture(**given)
+    inputs = _mixture(P=4, K=1)
+    figure = pictures.mixture(**inputs)
     one, two = _axes(figure).get_lines()
-    x = given["x"]
+    x = inputs["x"]
     _, _, axes = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    draws = DRAW.multivariate_normal(given["means"][0], given["covariances"][0], size=200_000)
-    seen = (draws - x.mean(axis=0)) @ axes[:2].T
+    draws = DRAW.multivariate_normal(inputs["means"][0], inputs["covariances"][0], size=200_000)
+    projected = (draws - x.mean(axis=0)) @ axes[:2].T
     ring, wide = np.array(one.get_data())[:, :-1], np.array(two.get_data())[:, :-1]  # (2, 99)
     middle = ring.mean(axis=1)
     # Points √Λ u of a ring have the second moment Λ/2.
     spread = 2 * np.cov(ring, bias=True)
-    expected = np.cov(seen.T)
-    assert np.allclose(np.abs(middle), np.abs(seen.mean(axis=0)), atol=0.05)
+    expected = np.cov(projected.T)
+    assert np.allclose(np.abs(middle), np.abs(projected.mean(axis=0)), atol=0.05)
     assert np.linalg.det(spread) == pytest.approx(np.linalg.det(expected), rel=0.02)
     assert np.trace(spread) == pytest.approx(np.trace(expected), rel=0.02)
     assert np.allclose(wide - middle[:, None], 2 * (ring - middle[:, None]))
 
 
-def test_mixture_in_two_columns_is_drawn_in_them(tmp_path: Path) -> None:
-    given = _mixture(P=2, K=1)
-    figure = pictures.mixture(**given, names=["height (cm)", "weight (kg)"])
+def test_mixture_of_two_columns_is_not_projected(tmp_path: Path) -> None:
+    inputs = _mixture(P=2, K=1)
+    figure = pictures.mixture(**inputs, names=["height (cm)", "weight (kg)"])
     _check(figure, tmp_path)
     ring = np.array(_axes(figure).get_lines()[0].get_data())[:, :-1]
-    assert np.allclose(ring.mean(axis=1), given["means"][0])
-    assert np.allclose(2 * np.cov(ring, bias=True), given["covariances"][0])
+    assert np.allclose(ring.mean(axis=1), inputs["means"][0])
+    assert np.allclose(2 * np.cov(ring, bias=True), inputs["covariances"][0])
     assert _axes(figure).get_ylabel() == "weight (kg)"
     chosen = pictures.mixture(**_mixture(P=3), columns=(2, 0))
     assert _axes(chosen).get_xlabel() == "column 2"  # numbered as in messages and tensors
 
 
-def test_points_take_the_color_of_their_component() -> None:
-    given = _mixture(P=3)
-    given["responsibilities"] = np.tile([0.0, 1.0], (200, 1))
-    colors = _axes(pictures.mixture(**given)).collections[0].get_facecolor()
-    wanted = [int(COLORS[1][k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    assert np.allclose(np.asarray(colors)[:, :3], wanted)
+def test_mixture_points_have_the_color_of_their_component() -> None:
+    inputs = _mixture(P=3)
+    inputs["responsibilities"] = np.tile([0.0, 1.0], (200, 1))
+    colors = _axes(pictures.mixture(**inputs)).collections[0].get_facecolor()
+    expected = [int(COLORS[1][k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    assert np.allclose(np.asarray(colors)[:, :3], expected)
 
 
 @pytest.mark.parametrize(("P", "K"), [(1, 2), (2, 1), (5, 3), (3, 12)])
-def test_mixtures_of_any_size(tmp_path: Path, P: int, K: int) -> None:
+def test_mixture_figure_accepts_any_size(tmp_path: Path, P: int, K: int) -> None:
     figure = pictures.mixture(**_mixture(P, K))
     _check(figure, tmp_path)
     assert f"{K - 1}: {1 / K:.0%}" in _texts(figure)  # numbered as in messages and tensors
 
 
-def test_empty_and_collapsed_components_are_shown_as_such(tmp_path: Path) -> None:
-    given = _mixture(P=3, K=3)
-    given["weights"] = np.array([0.6, 0.399, 0.001])
-    given["covariances"][1] = 0
-    figure = pictures.mixture(**given)
+def test_mixture_figure_marks_empty_components(tmp_path: Path) -> None:
+    inputs = _mixture(P=3, K=3)
+    inputs["weights"] = np.array([0.6, 0.399, 0.001])
+    inputs["covariances"][1] = 0
+    figure = pictures.mixture(**inputs)
     _check(figure, tmp_path)
     assert "1 component has a weight below 1%" in _texts(figure)
     assert "2: " not in _texts(figure)
 
 
-def test_sampled_pictures_stand_in_a_grid_on_one_scale(tmp_path: Path) -> None:
+def test_sampled_pictures_form_a_grid_on_one_scale(tmp_path: Path) -> None:
     x = DRAW.uniform(size=(11, 12))
     figure = pictures.samples(x, image_shape=(3, 4))
     _check(figure, tmp_path)
@@ -170,14 +170,16 @@ def test_sampled_pictures_stand_in_a_grid_on_one_scale(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("P", [1, 2, 5])
 @pytest.mark.parametrize("compared", [True, False])
-def test_sampled_points_beside_the_data(tmp_path: Path, P: int, compared: bool) -> None:
+def test_sampled_points_are_drawn_with_and_without_data(
+    tmp_path: Path, P: int, compared: bool
+) -> None:
     data = DRAW.normal(size=(50, P)) if compared else None
     figure = pictures.samples(DRAW.normal(size=(60, P)), data=data)
     _check(figure, tmp_path)
     assert ("data" in _texts(figure).splitlines()) == compared
 
 
-def test_reconstructed_pictures_stand_under_their_originals(tmp_path: Path) -> None:
+def test_reconstructed_pictures_are_below_their_originals(tmp_path: Path) -> None:
     x, back = DRAW.uniform(size=(2, 12, 6))
     figure = pictures.reconstructions(x, back, image_shape=(2, 3))
     _check(figure, tmp_path)
@@ -188,7 +190,7 @@ def test_reconstructed_pictures_stand_under_their_originals(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("P", [1, 4, 30])
-def test_reconstructed_rows_lie_on_the_line_when_they_are_right(tmp_path: Path, P: int) -> None:
+def test_exact_reconstructions_are_on_the_line(tmp_path: Path, P: int) -> None:
     x = DRAW.normal(size=(40, P)) * 100 + 7
     x[:, 0] = 7.0  # a constant column has no standard deviation
     figure = pictures.reconstructions(x, x)
@@ -209,7 +211,9 @@ def test_latent_plane_shows_the_latents_that_vary_most(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("classes", [1, 3, 10, 28])
-def test_every_class_has_its_own_sign_and_name(tmp_path: Path, classes: int) -> None:
+def test_latent_plane_distinguishes_classes_by_color_and_marker(
+    tmp_path: Path, classes: int
+) -> None:
     labels = np.arange(300) % classes
     names = [f"class {k}" for k in range(classes)]
     figure = pictures.latent_plane(DRAW.normal(size=(300, 2)), labels, names)
@@ -225,20 +229,20 @@ def test_every_class_has_its_own_sign_and_name(tmp_path: Path, classes: int) -> 
     assert box.height * figure.get_figheight() > 2.5
 
 
-def test_many_classes_and_numbers_get_a_scale(tmp_path: Path) -> None:
+def test_latent_plane_uses_a_color_scale_for_many_classes_and_real_labels(tmp_path: Path) -> None:
     for labels in (np.arange(100), DRAW.normal(size=100)):
         figure = pictures.latent_plane(DRAW.normal(size=(100, 2)), labels)
         _check(figure, tmp_path)
         assert figure.axes[1].get_ylabel() == "label"
 
 
-def test_one_latent_is_spread_out(tmp_path: Path) -> None:
+def test_latent_plane_of_one_latent_has_random_heights(tmp_path: Path) -> None:
     figure = pictures.latent_plane(DRAW.normal(size=(100, 1)), np.arange(100) % 2)
     _check(figure, tmp_path)
     assert len(_axes(figure).get_yticks()) == 0
 
 
-def test_large_data_are_thinned() -> None:
+def test_latent_plane_thins_large_data() -> None:
     figure = pictures.latent_plane(np.zeros((20_000, 2)))
     assert len(np.asarray(_axes(figure).collections[0].get_offsets())) == thin(20_000).size
     assert thin(20_000).size == 5000
@@ -258,7 +262,7 @@ def test_save_is_atomic(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
 
 
-def test_no_figure_is_left_in_pyplot(tmp_path: Path) -> None:
+def test_figures_do_not_register_with_pyplot(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()  # of other tests

@@ -1,4 +1,4 @@
-"""Walks stay where codes can be, chains lead to data, categories become levels."""
+"""Figures of codes: traversal supports, chains, levels, topics."""
 
 import dataclasses
 import warnings
@@ -19,62 +19,62 @@ from ppl_lvm.models import (
 )
 from ppl_lvm.posterior.topics import coherence
 from ppl_lvm.report import run_figures
-from ppl_lvm.report.figures.latents import _walks, chain, reconstruct
+from ppl_lvm.report.figures.latents import _traversal_codes, chain, reconstruct
 from ppl_lvm.report.figures.topics import draw as draw_topics
 from ppl_lvm.report.figures.topics import topics
 from ppl_lvm.report.run_view import RunView
 
 
-def subject(model: object, source: object) -> RunView:
+def fitted_view(model: object, source: object) -> RunView:
     data = load_data(source)
     run = fit(model, None, data, num_steps=2, engine="eager", progress=False)  # type: ignore[arg-type]
     return RunView(run, data, data.tensors)
 
 
-def test_walks_of_proportions_stay_proportions_and_bits_bits() -> None:
-    seen = subject(LatentDirichletAllocation(topics=3), "bars(n=20)")
+def test_traversals_stay_in_the_support_of_the_code() -> None:
+    view = fitted_view(LatentDirichletAllocation(topics=3), "bars(n=20)")
     z = torch.tensor([[0.5, 0.3, 0.2], [0.3, 0.5, 0.2]])
-    at, moved = _walks(seen, "theta", z, torch.tensor([0, 2]))
+    values, moved = _traversal_codes(view, "theta", z, torch.tensor([0, 2]))
     assert torch.allclose(moved.sum(-1), torch.ones(2, 9))
     assert (moved >= 0).all()
-    assert torch.allclose(moved[1, :, 2], at[1])
+    assert torch.allclose(moved[1, :, 2], values[1])
     assert torch.allclose(
         moved[1, 4, :2], torch.tensor([0.25, 0.25])
     )  # the others keep their ratio
-    bits = subject(BernoulliVAE(2, hidden=(4,)), torch.eye(6))
-    at, moved = _walks(bits, "z", torch.rand(6, 2), torch.tensor([1]))
-    assert (at.min(), at.max()) == (0, 1)
-    assert torch.equal(moved[0, :, 1], at[0])
-    free = subject(PPCA(latent=2), "iris")
-    at, _ = _walks(free, "z", torch.randn(50, 2), torch.tensor([0]))
-    assert at.min() < -1
+    bits = fitted_view(BernoulliVAE(2, hidden=(4,)), torch.eye(6))
+    values, moved = _traversal_codes(bits, "z", torch.rand(6, 2), torch.tensor([1]))
+    assert (values.min(), values.max()) == (0, 1)
+    assert torch.equal(moved[0, :, 1], values[0])
+    free = fitted_view(PPCA(latent=2), "iris")
+    values, _ = _traversal_codes(free, "z", torch.randn(50, 2), torch.tensor([0]))
+    assert values.min() < -1
 
 
-def test_a_chain_goes_from_noise_to_rows() -> None:
-    seen = subject(Diffusion(steps=3, hidden=(4,)), "moons")
-    assert seen.chain == ["z_3", "z_2", "z_1", "z_0"]
-    figure = chain(seen)
+def test_chain_figure_goes_from_noise_to_rows() -> None:
+    view = fitted_view(Diffusion(steps=3, hidden=(4,)), "moons")
+    assert view.chain == ["z_3", "z_2", "z_1", "z_0"]
+    figure = chain(view)
     assert figure is not None
     assert [a.get_title() for a in figure.axes[:5]] == ["z_3", "z_2", "z_1", "z_0", "x"]
-    assert subject(PPCA(), "iris").chain == []
+    assert fitted_view(PPCA(), "iris").chain == []
 
 
 def test_categories_are_drawn_as_levels() -> None:
     x = torch.randint(0, 5, (30, 6)).float()
-    seen = subject(VAE(2, hidden=(4,), likelihood="categorical", categories=5), x)
-    back = reconstruct(seen)
+    view = fitted_view(VAE(2, hidden=(4,), likelihood="categorical", categories=5), x)
+    back = reconstruct(view)
     assert back is not None
     assert back.shape == x.shape
     assert 0 <= back.min() < back.max() <= 4
-    assert seen.decoded["x"].shape == (30, 6, 5)
+    assert view.decoded["x"].shape == (30, 6, 5)
 
 
-def test_topics_are_the_models_own() -> None:
-    seen = subject(ProdLDA(topics=3), "bars(n=20, size=3)")
-    figure = topics(seen)
+def test_topics_figure_uses_the_topics_of_the_model() -> None:
+    view = fitted_view(ProdLDA(topics=3), "bars(n=20, size=3)")
+    figure = topics(view)
     assert figure is not None
     shown = np.ma.filled(figure.axes[0].images[0].get_array(), np.nan)[:3, :3]
-    assert np.allclose(shown.ravel(), seen.run.model.topic_words()[0])  # type: ignore[attr-defined]
+    assert np.allclose(shown.ravel(), view.run.model.topic_words()[0])  # type: ignore[attr-defined]
     table = torch.tensor([[0.1, 0.7, 0.2], [0.5, 0.1, 0.4]])
     bars = draw_topics(table, words=["a", "b", "c"]).axes
     assert [t.get_text() for t in bars[0].get_yticklabels()] == ["b", "c", "a"]
@@ -87,19 +87,19 @@ def test_topics_are_the_models_own() -> None:
     assert [t.get_text() for t in six] == ["0–4", "5"]
 
 
-def test_a_picture_that_fails_is_named_and_costs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_figure_is_named_and_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(view: RunView) -> None:
         raise ValueError("no paper")
 
     figure = dataclasses.replace(run_figures.RUN_FIGURES["density"], draw=broken)
     monkeypatch.setitem(run_figures.RUN_FIGURES, "density", figure)
-    seen = subject(PPCA(), "iris")
+    view = fitted_view(PPCA(), "iris")
     with pytest.warns(UserWarning, match="'density' could not be drawn: no paper"):
-        drawn = run_figures.figures(seen.run, seen.data)
+        drawn = run_figures.figures(view.run, view.data)
     assert "samples" in drawn
 
 
-def test_rows_with_holes_are_pictured_without_them() -> None:
+def test_figures_omit_rows_with_missing_values() -> None:
     x = load_data("iris").tensors[0].clone()
     x[::7, 1] = torch.nan
     data = load_data(x, missing="keep")

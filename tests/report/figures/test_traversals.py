@@ -1,4 +1,4 @@
-"""Traversals and the worst-explained data show what they say: read back from the figure."""
+"""Figures of traversals and worst-explained rows, read back."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def shown(figure: Any) -> Any:
     return np.ma.filled(figure.axes[0].images[0].get_array().astype(float), np.nan)
 
 
-def test_traversals_of_pictures_move_one_latent_a_row() -> None:
+def test_traversals_of_pictures_have_one_latent_per_row() -> None:
     decoded, values = DRAW.uniform(size=(3, 5, 6)), DRAW.normal(size=(3, 5))
     figure = traversals(decoded, values, ["a", "b", "c"], image_shape=(2, 3))
     expected = mosaic(decoded.reshape(15, 2, 3), 3, 5)
@@ -40,13 +40,13 @@ def test_traversals_of_a_table_draw_the_columns_that_move_most() -> None:
     assert np.ptp(np.asarray(lines["c4"])) == pytest.approx(1.0)
 
 
-def test_the_worst_explained_come_first() -> None:
+def test_worst_explained_rows_come_first() -> None:
     x, back = DRAW.uniform(size=(2, 30, 6))
     log_p = DRAW.normal(size=30)
     order = np.argsort(log_p)[:4]
     figure = worst_explained(x, back, log_p, image_shape=(2, 3), count=4)
-    both = np.concatenate([x[order], back[order]]).reshape(8, 2, 3)
-    assert np.array_equal(shown(figure), mosaic(both, 2, 4), equal_nan=True)
+    pairs = np.concatenate([x[order], back[order]]).reshape(8, 2, 3)
+    assert np.array_equal(shown(figure), mosaic(pairs, 2, 4), equal_nan=True)
     table = worst_explained(x, back, log_p, count=4)
     miss = (x - back)[order] / (x - back).std(0)
     assert np.allclose(shown(table), miss)
@@ -54,7 +54,7 @@ def test_the_worst_explained_come_first() -> None:
     assert labels == [f"row {n}" for n in order]
 
 
-def test_a_fit_with_codes_gets_both() -> None:
+def test_run_with_codes_has_traversals_and_worst_rows() -> None:
     run = fit(PPCA, None, "wine", num_steps=3, progress=False)
     data, _ = run.data()
     drawn = figures(run, data)
@@ -62,13 +62,13 @@ def test_a_fit_with_codes_gets_both() -> None:
     assert set(drawn) <= set(RUN_FIGURES)
     batch = tuple(t[:50] for t in run.batch(data))
     log_p = -torch.arange(50.0)
-    found = worst_rows(run, data, batch, log_p)
-    assert found is not None
-    assert found.axes[0].get_yticklabels()[0].get_text() == "row 49"
+    figure = worst_rows(run, data, batch, log_p)
+    assert figure is not None
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "row 49"
     assert worst_rows(run, data, batch, log_p[:7]) is None
 
 
-def test_rows_that_share_a_latent_have_no_density_to_draw() -> None:
+def test_density_is_not_drawn_with_global_latents() -> None:
     run = fit(
         BayesianGaussianMixture,
         None,
