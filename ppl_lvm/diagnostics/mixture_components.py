@@ -32,7 +32,6 @@ import pyro
 import torch
 from numpy.typing import ArrayLike, NDArray
 from pyro.distributions import constraints
-from scipy.special import xlogy
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
@@ -92,7 +91,7 @@ class MixtureComponents:
     @property
     def entropy(self) -> float:
         """H, nats per row."""
-        return float(-xlogy(self.responsibilities, self.responsibilities).sum(1).mean())
+        return float(entropy(self.responsibilities).mean())
 
     @property
     def aic(self) -> float:
@@ -141,7 +140,7 @@ class MixtureComponents:
     def _entropy_finding(self) -> Finding:
         r = self.responsibilities
         N, K = r.shape
-        relative = -xlogy(r, r).sum(1) / math.log(max(K, 2))
+        relative = entropy(r) / math.log(max(K, 2))
         return ENTROPY.finding(
             QUESTION,
             "entropy of responsibilities / log K",
@@ -230,6 +229,13 @@ def _redundant(pair: ModelGuidePair) -> int:
     return sum(value[..., 0].numel() for c, value in constrained if isinstance(c, simplex))
 
 
+def entropy(p: Floats) -> Floats:
+    """−Σ p log p over dimension 1."""
+    from scipy.special import xlogy
+
+    return np.asarray(-xlogy(p, p).sum(1))
+
+
 def match_components(cost: ArrayLike) -> Ints:
     """The permutation σ (K,) that minimizes Σ_k cost[k, σ_k]: σ_k takes the pivot's place k."""
     from scipy.optimize import linear_sum_assignment
@@ -287,11 +293,12 @@ def relabel_by_divergence(responsibilities: ArrayLike, max_iterations: int = 100
     """
     P = np.asarray(responsibilities, np.float64)
     tiny = np.finfo(np.float64).tiny
-    entropy = xlogy(P, P).sum(1)  # (S, K)
+    negative_entropy = -entropy(P)  # (S, K)
     order = relabel(responsibilities=P)
     for _ in range(max_iterations):
         q = apply_permutation(P, order, axis=2).mean(0)  # (N, K)
-        costs = entropy[:, None, :] - np.einsum("nk,snl->skl", np.log(np.maximum(q, tiny)), P)
+        cross = np.einsum("nk,snl->skl", np.log(np.maximum(q, tiny)), P)
+        costs = negative_entropy[:, None, :] - cross
         new = np.stack([match_components(cost) for cost in costs])
         if np.array_equal(new, order):
             return order

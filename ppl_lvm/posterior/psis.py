@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -59,8 +58,15 @@ def psis(log_w: ArrayLike) -> tuple[Floats, Floats]:
     rows[valid] -= top[valid, None]
     if rows.shape[1] >= MIN_DRAWS and valid.any():
         rows[valid], k[valid] = _smooth(rows[valid])
-    rows[valid] -= logsumexp(rows[valid], axis=1, keepdims=True)
+    rows[valid] -= _logsumexp(rows[valid])[:, None]
     return rows.reshape(ratios.shape), k.reshape(ratios.shape[:-1])
+
+
+def _logsumexp(x: Floats) -> Floats:
+    """log Σ exp over the last axis; SciPy is imported at the first use."""
+    from scipy.special import logsumexp
+
+    return np.asarray(logsumexp(x, axis=-1))
 
 
 def good_k(num_draws: int) -> float:
@@ -115,7 +121,7 @@ def fit_pareto(excess: Floats) -> tuple[Floats, Floats]:
     with np.errstate(divide="ignore", invalid="ignore"):  # degenerate rows become NaN
         k = np.log1p(-b[:, :, None] * excess[:, None, :]).mean(axis=2)  # (N, m)
         log_L = n * (np.log(-b / k) - k - 1)  # (N, m)
-        L = np.exp(log_L - logsumexp(log_L, axis=1, keepdims=True))
+        L = np.exp(log_L - _logsumexp(log_L)[:, None])
         L = np.where(least > L, 0, L)
         b_hat = (b * L).sum(axis=1) / L.sum(axis=1)  # (N,)
         k_hat = np.log1p(-b_hat[:, None] * excess).mean(axis=1)  # (N,)
@@ -186,8 +192,8 @@ def loo(
                 f"loo needs log_p and log_q of the {l.shape[1]} draws, got {log_ratio.shape}."
             )
     log_w, k = psis(log_ratio - l)
-    elpd_i = logsumexp(log_w + l, axis=1)
+    elpd_i = _logsumexp(log_w + l)
     log_w_full, _ = psis(log_ratio + np.zeros(l.shape[1]))
     se = float(np.sqrt(len(l)) * elpd_i.std(ddof=1)) if len(l) > 1 else float("nan")
-    p = float(logsumexp(log_w_full + l, axis=1).sum() - elpd_i.sum())
+    p = float(_logsumexp(log_w_full + l).sum() - elpd_i.sum())
     return Loo(float(elpd_i.sum()), se, p, elpd_i, k, good_k(l.shape[1]))
