@@ -22,20 +22,20 @@ def check_repeats(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
         with dry_run(program):
             first = run_program(program, *runs.batch, seed=1)
         with dry_run(program):
-            again = run_program(program, *runs.batch, seed=1)
+            second = run_program(program, *runs.batch, seed=1)
         with dry_run(program):
             other = _with_other_numpy(program, *runs.batch, seed=1)
-        if first.error or again.error or other.error:
+        if first.error or second.error or other.error:
             continue
-        if (site := _differing(first, again)) is not None:
+        if (site := _differing(first, second)) is not None:
             yield _nondeterministic(trial, site)
         elif (site := _differing(first, other)) is not None:
             yield _foreign(trial, site)
         for seed in _SEEDS:
             with dry_run(program):
-                elsewhere = run_program(program, *runs.batch, seed=seed)
-            if not elsewhere.error and _structure(first) != _structure(elsewhere):
-                yield _varies(trial, first, elsewhere)
+                reseeded = run_program(program, *runs.batch, seed=seed)
+            if not reseeded.error and _structure(first) != _structure(reseeded):
+                yield _varies(trial, first, reseeded)
                 break
         for file, line in sorted(set(trial.concrete)):
             yield Issue(
@@ -68,13 +68,13 @@ def _with_other_numpy(program: Any, *batch: Any, seed: int) -> TrialRun:
 
 def _differing(trial: TrialRun, other: TrialRun) -> str | None:
     """The first site whose value or density differs between two runs."""
-    theirs = other.nodes()
+    others = other.nodes()
     for name, node in trial.nodes().items():
-        if name not in theirs:
+        if name not in others:
             return name
-        if not _same(node["value"], theirs[name]["value"]):
+        if not _same(node["value"], others[name]["value"]):
             return name
-        if not _same(density(node, node["value"]), density(theirs[name], node["value"])):
+        if not _same(density(node, node["value"]), density(others[name], node["value"])):
             return name
     return None
 

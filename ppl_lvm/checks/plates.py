@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run_program
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature
@@ -102,10 +102,7 @@ def _per_row(runs: TrialRuns) -> Iterator[Issue]:
     B = rows(runs.batch)
     if B is None or B < 3:
         return
-    fewer = tuple(
-        part[:-1] if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in runs.batch
-    )
+    fewer = map_rows(runs.batch, lambda part: part[:-1])
     for program, trial in zip(runs.programs, (runs.model, runs.guide), strict=True):
         with dry_run(program):
             shrunk = run_program(program, *fewer)

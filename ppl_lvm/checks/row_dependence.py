@@ -4,11 +4,10 @@ from collections.abc import Iterator
 
 import pyro
 import torch
-from torch import Tensor
 
 from ppl_lvm.checks.determinism import density
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, rows, run_program
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
@@ -42,10 +41,7 @@ def check_rows(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 
 def _fixed_rows(runs: TrialRuns, local: list[str], B: int) -> str | None:
     """Evidence that the guide is fixed to these rows, from a run without the last one."""
-    fewer = tuple(
-        part[:-1] if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in runs.batch
-    )
+    fewer = map_rows(runs.batch, lambda part: part[:-1])
     with dry_run(runs.programs[1]):
         pyro.get_param_store().clear()
         shorter = run_program(runs.programs[1], *fewer)
@@ -73,33 +69,33 @@ def _sized_parameter(complete: TrialRun, shorter: TrialRun) -> str | None:
 
 def _reversed(runs: TrialRuns) -> Iterator[Issue]:
     """Reverse the rows: the density of a row must not depend on its position."""
-    guide, B = runs.guide, rows(runs.batch)
+    guide = runs.guide
     assert guide.signature is not None
     local = [site for site in guide.signature.sites if site.local]
     if not local or any(site.plates[-1:] != ("data",) for site in local):
         return
-    reversed_batch = tuple(
-        part.flip(0) if isinstance(part, Tensor) and part.dim() and len(part) == B else part
-        for part in runs.batch
-    )
+    reversed_batch = map_rows(runs.batch, lambda part: part.flip(0))
     with dry_run(runs.programs[1]), torch.no_grad():
-        backwards = run_program(runs.programs[1], *reversed_batch)
+        reversed_trial = run_program(runs.programs[1], *reversed_batch)
     with dry_run(runs.programs[1]), torch.no_grad():
-        elsewhere = run_program(runs.programs[1], *runs.batch, seed=3)
-    if backwards.error is not None or elsewhere.error is not None:
+        other_trial = run_program(runs.programs[1], *runs.batch, seed=3)
+    if reversed_trial.error is not None or other_trial.error is not None:
         return
-    there, back, noisy = guide.nodes(), backwards.nodes(), elsewhere.nodes()
+    nodes, reversed_nodes = guide.nodes(), reversed_trial.nodes()
+    other_nodes = other_trial.nodes()
     for site in local:
-        if site.name not in back or len(site.batch_shape) != 1:
+        if site.name not in reversed_nodes or len(site.batch_shape) != 1:
             continue
-        value = there[site.name]["value"]
-        same = density(there[site.name], value), density(back[site.name], value.flip(0))
-        again = density(noisy.get(site.name, there[site.name]), value)
-        if any(density is None for density in (*same, again)) or site.distribution == "Delta":
+        node = nodes[site.name]
+        value = node["value"]
+        log_q = density(node, value)
+        reversed_log_q = density(reversed_nodes[site.name], value.flip(0))
+        other_log_q = density(other_nodes.get(site.name, node), value)
+        if any(each is None for each in (log_q, reversed_log_q, other_log_q)):
             continue
-        if not torch.allclose(same[0], again):
+        if site.distribution == "Delta" or not torch.allclose(log_q, other_log_q):
             continue  # random parameters (dropout) cannot be compared
-        if not torch.allclose(same[0], same[1].flip(0), rtol=1e-3, atol=1e-3):
+        if not torch.allclose(log_q, reversed_log_q.flip(0), rtol=1e-3, atol=1e-3):
             yield guide.issue(
                 "batch-order",
                 "warning",

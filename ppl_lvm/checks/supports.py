@@ -208,10 +208,10 @@ def _suited(name: str, support: Any, value: Tensor) -> str:
             "ppl_lvm.authoring.without_missing does both."
         )
     low, high = value.min().item(), value.max().item()
-    whole = bool((value == value.round()).all())
-    if whole and low >= 0 and high <= 1:
+    are_integers = bool((value == value.round()).all())
+    if are_integers and low >= 0 and high <= 1:
         fit = "dist.Bernoulli(logits=...)"
-    elif whole and low >= 0:
+    elif are_integers and low >= 0:
         fit = (
             f"dist.Poisson(rate), dist.Categorical(logits=...) with {high + 1:g} logits, or "
             f"dist.Binomial({high:g}, ...)"

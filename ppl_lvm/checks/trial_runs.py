@@ -168,6 +168,15 @@ def rows(batch: tuple[Any, ...]) -> int | None:
     return None
 
 
+def map_rows(batch: tuple[Any, ...], change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
+    """The batch with every tensor of its rows changed."""
+    B = rows(batch)
+    return tuple(
+        change(part) if isinstance(part, Tensor) and part.dim() and len(part) == B else part
+        for part in batch
+    )
+
+
 def _shapes_differ(model: TrialRun, guide: TrialRun) -> bool:
     draws = guide.nodes()
     return any(

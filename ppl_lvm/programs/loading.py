@@ -6,7 +6,6 @@
 There is no registry: user files are treated like bundled ones.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -15,6 +14,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from ppl_lvm.core.messages import did_you_mean
 
 # Addresses in runs of version 0.1 -> addresses of the same programs in this version.
 MOVED = {
@@ -46,8 +47,11 @@ def load_program(address: str) -> Any:
     try:
         return getattr(module, name)
     except AttributeError:
-        offered = _offered(module)
-        raise ValueError(f"{place} has no {name!r}; it offers {', '.join(offered)}.") from None
+        names = _public_names(module)
+        raise ValueError(
+            f"{place}: it has no {name!r}. Available: {', '.join(names)}."
+            f"{did_you_mean(name, names)}"
+        ) from None
 
 
 def _load_module(name: str) -> ModuleType:
@@ -65,9 +69,8 @@ def _load_module(name: str) -> ModuleType:
 def _load_file(path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")])
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
-        raise FileNotFoundError(f"There is no file {path}.{hint}")
+        files = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
+        raise FileNotFoundError(f"File {path} does not exist.{did_you_mean(str(path), files)}")
     path = path.resolve()
     # One module object per file and process: classes keep their identity over several loads.
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
@@ -90,7 +93,7 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _offered(module: ModuleType) -> list[str]:
+def _public_names(module: ModuleType) -> list[str]:
     """Names that `module` defines itself (or lists in __all__)."""
     listed = getattr(module, "__all__", None)
     if listed is not None:

@@ -72,7 +72,7 @@ def test_fit_prints_json_last_and_writes_a_directory(program: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["two.py:Tow", "--data", "x.csv"], "two.py has no 'Tow'; it offers Two, guide."),
+        (["two.py:Tow", "--data", "x.csv"], "two.py: it has no 'Tow'. Available: Two, guide."),
         (["two.py:Two", "--data", "y.csv"], "y.csv"),
         (["two.py:Two", "--data", "iriss"], "iris"),
         (["two.py:Two", "--data", "x.csv", "--set", "gab=1"], "Did you mean"),

@@ -47,7 +47,7 @@ def test_class_defined_in_a_function_has_no_address() -> None:
 
 
 def test_load_program_lists_the_names_of_a_module(program: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no 'Topics'; it offers Topic, guide"):
+    with pytest.raises(ValueError, match=r"it has no 'Topics'. Available: Topic, guide"):
         load_program(f"{program}:Topics")
 
 
