@@ -15,7 +15,7 @@ LAYOUT = 2  # of a run directory; directories of ppl_lvm 0.1 have no number
 
 # Names in bundled programs of layout 1 -> names in this version.
 SETTINGS = {"centre": "center", "centred": "centered"}
-BUFFERS = {"holes": "has_missing"}
+STATE_NAMES = {"holes": "has_missing", "say": "heads"}  # parts of "guide/say.0.weight"
 
 
 def environment_record(
@@ -91,10 +91,10 @@ def upgrade_tensors(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     upgraded = {}
     for name, tensor in tensors.items():
         owner, _, path = name.removeprefix("state/").partition("/")
-        *modules, buffer = path.split(".")
         program = record[owner] if owner in ("model", "guide") else None
-        if program is not None and is_bundled(program["address"]) and buffer in BUFFERS:
-            upgraded[f"state/{owner}/{'.'.join([*modules, BUFFERS[buffer]])}"] = tensor
+        if program is not None and is_bundled(program["address"]):
+            parts = [STATE_NAMES.get(part, part) for part in path.split(".")]
+            upgraded[f"state/{owner}/{'.'.join(parts)}"] = tensor
         else:
             upgraded[name] = tensor
     return upgraded

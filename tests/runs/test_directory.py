@@ -15,7 +15,7 @@ from ppl_lvm.models import GaussianMixture
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.loading import MOVED, load_program
 from ppl_lvm.runs.directory import load_run, read_record
-from ppl_lvm.runs.record import upgrade_record
+from ppl_lvm.runs.record import upgrade_record, upgrade_tensors
 
 OLD_RUNS = Path(__file__).parent / "data/0.1.0"
 OLD_RUN_NAMES = sorted(path.name for path in OLD_RUNS.iterdir())
@@ -94,3 +94,11 @@ def test_upgrade_record_renames_settings_of_bundled_programs_only() -> None:
     upgraded = upgrade_record(record)
     assert upgraded["model"]["settings"] == {"centered": True}
     assert upgraded["guide"]["settings"] == {"centred": True}
+
+
+def test_upgrade_tensors_renames_the_state_of_bundled_programs_only() -> None:
+    record = json.loads((OLD_RUNS / "svi/run.json").read_text())
+    record["model"]["address"] = "model.py:Model"
+    names = ("state/model/holes", "state/guide/say.0.weight", "template/0")
+    upgraded = upgrade_tensors(record, dict.fromkeys(names, torch.zeros(())))
+    assert set(upgraded) == {"state/model/holes", "state/guide/heads.0.weight", "template/0"}
