@@ -11,7 +11,6 @@ that returns what its JSON holds. `command(run)` makes the command line of it: e
 import argparse
 import inspect
 import json
-import math
 import platform
 import subprocess
 import sys
@@ -25,6 +24,8 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+
+from ppl_lvm.core.storage import jsonable
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
@@ -56,7 +57,7 @@ def publish(
         **findings,
     }
     show(result["question"], rows)
-    (folder / f"{name}.json").write_text(json.dumps(plain(result), indent=2) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(jsonable(result), indent=2) + "\n")
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     print(f"written: {folder / name}.json and .png")
     return result
@@ -120,19 +121,6 @@ def words(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: NaN and infinities become None, tensors lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def command(run: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:

@@ -46,9 +46,11 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def jsonable(data: Any) -> Any:
-    """Plain data with NaN and infinities as None, and tuples as lists."""
+    """Plain data for JSON: NaN and infinities as None, tensors and tuples as lists."""
     if isinstance(data, Mapping):
-        return {key: jsonable(value) for key, value in data.items()}
+        return {str(key): jsonable(value) for key, value in data.items()}
+    if isinstance(data, Tensor):
+        return jsonable(data.tolist())
     if isinstance(data, list | tuple):
         return [jsonable(value) for value in data]
     if isinstance(data, float) and not np.isfinite(data):

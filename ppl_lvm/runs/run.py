@@ -38,8 +38,9 @@ class Run:
             unless the fit drew them (Monte-Carlo EM).
 
     Args:
+        pair: the fitted programs; put in evaluation mode.
         template: the example rows.
-        (others): see the attributes.
+        history, record, directory, trajectories, draws: see the attributes.
     """
 
     def __init__(
@@ -113,9 +114,9 @@ class Run:
         return predict.decode(self.pair, codes, *batch)
 
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
-        """Observed site -> its mean at the codes of `x`, moved by `strength` · `attribute`.
+        """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
-        `ppl_lvm.posterior.latent_arithmetic.attribute_vector(run, x, labels)` makes attributes.
+        Attributes come from `ppl_lvm.posterior.latent_arithmetic.attribute_vector`.
         """
         from ppl_lvm.posterior.latent_arithmetic import edit
 
@@ -135,7 +136,8 @@ class Run:
     ) -> Any:
         """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain.
 
-        `draws` "weighted" adds importance weights, "resampled" draws by them; see `export`.
+        `draws="weighted"` adds importance weights, `draws="resampled"` resamples by them; see
+        `ppl_lvm.posterior.arviz_export`.
         """
         from ppl_lvm.posterior.arviz_export import to_arviz
 

@@ -9,6 +9,8 @@
     checkpoint, iterate                   files from which a run resumes
     trajectory                            parameters along a run, for the diagnostics
     non_finite                            the parameter, site or row behind a NaN
+    options                               options of the four fits
+    extrapolation                         remaining gain of a converging sequence
     adversarial, em                       adversarial training, expectation-maximization
 
 More than 12 modules, because each holds one concept of the loop and none is large.
