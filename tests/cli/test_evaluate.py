@@ -67,7 +67,7 @@ def test_compare_ranks_runs_and_draws_a_figure(runs: list[str], tmp_path: Path) 
     assert picture.stat().st_size > 1000
     output = call(*words)
     assert output.index("k3") < output.index("k1")
-    assert "150 rows, given" in output
+    assert "150 rows, passed" in output
 
 
 def test_compare_rejects_runs_without_held_out_rows(runs: list[str]) -> None:

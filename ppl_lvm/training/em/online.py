@@ -47,7 +47,7 @@ class OnlineEM:
         bounds: bound of every pass, nats per row, one list a restart; `finish` appends the
             log-likelihood of the result.
         held_out_bounds: log-likelihood of the result on held-out rows, one list a restart.
-        converged: one None a restart, because online EM does not judge itself.
+        converged: None for each restart, because online EM has no convergence test.
     """
 
     def __init__(
