@@ -1,4 +1,4 @@
-"""Latent-variable models as Pyro programs: write them, train them, trust them.
+"""Latent-variable models as Pyro programs: write, train, trust.
 
     import ppl_lvm as lvm
 

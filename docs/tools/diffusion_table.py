@@ -1,10 +1,10 @@
-"""Diffusion beside a variational autoencoder on the digits: the table and picture of diffusion.md.
+"""Table and figure of diffusion.md: diffusion against a VAE.
 
     python docs/tools/diffusion_table.py          ten minutes on one core; writes diffusion.png
-    python docs/tools/diffusion_table.py --smoke  seconds, and no figures to believe
+    python docs/tools/diffusion_table.py --smoke  seconds; the numbers mean nothing
 
-1,350 digits to learn from, 150 to stop by, 297 that neither has seen. Both models give each pixel a
-probability for each of its 17 levels of ink.
+1,350 training digits, 150 for early stopping, 297 held out. Both models give each pixel a
+probability for each of its 17 levels.
 """
 
 import math

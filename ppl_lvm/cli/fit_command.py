@@ -61,16 +61,16 @@ def fit(
     **options: Any,
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
-    from ppl_lvm.core import distributed as processes
+    from ppl_lvm.core import distributed
 
-    context.with_resource(processes.joined())
+    context.with_resource(distributed.process_group())
     function, arguments = _front_end(objective)
     arguments |= _keywords(function, context, {**options, "guide": guide})
     rows = load(data, columns, labels, missing, header, image_shape)
     directory = _run_directory(options["directory"], options["resume"], model, rows.name)
-    arguments["directory"] = processes.from_first(directory)
+    arguments["directory"] = distributed.broadcast_from_first(directory)
     run = function(model, data=rows, **arguments)
-    if processes.rank() == 0:
+    if distributed.rank() == 0:
         print_results(run, as_json)
 
 

@@ -1,4 +1,4 @@
-"""Progress bars and plain text: a bar on a terminal, lines elsewhere, on standard error."""
+"""Progress bars and plain text on standard error."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,8 +1,9 @@
-"""Several processes train one pair: each takes a part of every batch, their gradients are summed.
+"""Data-parallel training under torchrun, with `torch.distributed`.
 
     torchrun --nproc-per-node 2 -m ppl_lvm fit …
 
-With `torch.distributed`: gloo between CPUs, NCCL between GPUs. The first process writes and speaks.
+Each process takes a part of every batch, and gradients are summed: by gloo between CPUs, by NCCL
+between GPUs. The process of rank 0 writes files and prints.
 """
 
 import os
@@ -20,28 +21,28 @@ from torch import distributed as dist
 T = TypeVar("T")
 
 
-def count() -> int:
-    """How many processes there are."""
+def world_size() -> int:
+    """Number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
-    return dist.get_rank() if count() > 1 else 0
+    """Rank of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that torchrun has started, if it has started any."""
+def process_group() -> Iterator[None]:
+    """Join the processes of torchrun, if it started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    devices = dist.is_nccl_available() and torch.cuda.device_count() >= here
-    if devices:
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    use_devices = dist.is_nccl_available() and torch.cuda.device_count() >= local_size
+    if use_devices:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    # Both, where there is a GPU for each: a program may be left on the CPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if devices else "gloo")
+    # Both backends where each process has a GPU: a program may stay on the CPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_devices else "gloo")
     try:
         yield
     finally:
@@ -49,72 +50,72 @@ def joined() -> Iterator[None]:
 
 
 @contextmanager
-def told_to_end() -> Iterator[Callable[[], bool]]:
-    """Whether torchrun has told this process to end, as it does when another one has failed.
+def termination_requests() -> Iterator[Callable[[], bool]]:
+    """Yield a predicate: has torchrun asked this process to end, as after a failure of another?
 
-    Outside torchrun a signal ends a process at once, as ever.
+    Outside torchrun the predicate is False, and a signal ends the process at once.
     """
-    told: list[int] = []
-    if count() == 1 or threading.current_thread() is not threading.main_thread():
+    signals: list[int] = []
+    if world_size() == 1 or threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    previous = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(signals)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
-def mine(rows: Tensor) -> Tensor:
-    """This process's part of a batch's rows; one row, to be given no weight, if there is none."""
-    part = rows.tensor_split(count())[rank()]
+def local_rows(rows: Tensor) -> Tensor:
+    """This process's part of a batch; one row with weight 0 if its part is empty."""
+    part = rows.tensor_split(world_size())[rank()]
     return part if len(part) else rows[:1]
 
 
-def weight(rows: int) -> float:
-    """The share of this process in a batch of so many rows."""
-    shares = [len(part) for part in torch.arange(rows).tensor_split(count())]
+def local_weight(rows: int) -> float:
+    """Share of this process in a batch of so many rows."""
+    shares = [len(part) for part in torch.arange(rows).tensor_split(world_size())]
     return shares[rank()] / rows
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Other random numbers in each process and step: what they are is no state to be kept."""
+    """Seed torch differently in each process and step, without state to be checkpointed."""
     words = np.random.SeedSequence([seed, rank(), step]).generate_state(2)
     torch.manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
-def summed(tensor: Tensor) -> Tensor:
-    """The sum over processes, as an operation that a captured step repeats."""
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum over processes, as an operation that a captured step replays."""
     ops = torch.ops._c10d_functional
     group: Any = dist.group.WORLD
     total: Tensor = ops.wait_tensor(ops.all_reduce(tensor, "sum", group.group_name))
     return total
 
 
-def from_first(value: Any) -> Any:
-    """What the first process holds."""
-    if count() == 1:
+def broadcast_from_first(value: Any) -> Any:
+    """The value of rank 0, in every process."""
+    if world_size() == 1:
         return value
-    held = [value]
-    dist.broadcast_object_list(held, src=0)
-    return held[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def by_first(do: Callable[[], T]) -> T | None:
-    """Do something in the first process only: its result there, None elsewhere.
+def run_on_first(function: Callable[[], T]) -> T | None:
+    """Call a function in rank 0 only: its result there, None in other processes.
 
     Raises:
-        ValueError: in every process, if it does so in the first.
+        ValueError: in every process, if the function raises one.
     """
-    if count() == 1:
-        return do()
+    if world_size() == 1:
+        return function()
     result, failure = None, None
     if rank() == 0:
         try:
-            result = do()
+            result = function()
         except ValueError as error:
             failure = str(error)
-    failure = from_first(failure)
+    failure = broadcast_from_first(failure)
     if failure is not None:
         raise ValueError(failure)
     return result

@@ -36,7 +36,7 @@ def family(fn: Any) -> str:
 
 
 def is_point(fn: Any) -> bool:
-    """Whether a distribution is a Delta, possibly wrapped."""
+    """True for a Delta, possibly wrapped."""
     return isinstance(innermost(fn), Delta)
 
 

@@ -1,4 +1,4 @@
-"""Stack frames by owner: the user's program, this toolkit, or a library.
+"""Owner of a stack frame: the user's program, toolkit, library.
 
 Frames are told apart by the name of the module that their code belongs to, one dotted component at
 a time. File names and path prefixes play no part, so `pyroved` is not Pyro and `torchtools` is not
@@ -17,7 +17,7 @@ PROGRAMS = ("ppl_lvm.guides", "ppl_lvm.models")
 
 
 def in_package(module: str, *packages: str) -> bool:
-    """Whether `module` is one of the packages or lies inside one.
+    """True if `module` is one of the packages or lies inside one.
 
     >>> in_package("torch.nn.functional", "torch"), in_package("torchtools", "torch")
     (True, False)
@@ -31,7 +31,7 @@ def module_name(frame: FrameType) -> str:
 
 
 def is_library(frame: FrameType) -> bool:
-    """Whether a frame runs NumPy, Pyro, torch, the standard library, or generated code."""
+    """True if a frame runs NumPy, Pyro, torch, the standard library, or generated code."""
     module = module_name(frame)
     if frame.f_code.co_filename.startswith("<") and module != "__main__":
         return True
@@ -39,12 +39,12 @@ def is_library(frame: FrameType) -> bool:
 
 
 def is_users(frame: FrameType) -> bool:
-    """Whether a frame runs a program: code of neither a library nor this toolkit."""
+    """True if a frame runs a program: code of neither a library nor this toolkit."""
     return not is_library(frame) and is_program_module(module_name(frame))
 
 
 def is_program_module(module: str) -> bool:
-    """Whether a module holds programs: it lies outside the toolkit, or among its models, guides."""
+    """True for modules outside the toolkit, and for its models and guides."""
     return in_package(module, *PROGRAMS) or not in_package(module, TOOLKIT)
 
 

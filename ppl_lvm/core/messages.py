@@ -1,4 +1,4 @@
-"""Parts of error messages: suggestions for misspelled words, and lists of what is available."""
+"""Error messages: suggestions for misspelled words, lists of choices."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Tensors and plain data in one file, written whole or not at all, read without executing.
+"""Atomic files of tensors and plain data, read without executing.
 
 A checkpoint is one safetensors file: tensors by name, everything else as JSON in its header.
 One file makes the write atomic: it is written beside its place, synced, then renamed over it,

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules in call syntax, and objects back to text."""
+"""Optimizers and learning-rate schedules in call syntax."""
 
 import inspect
 from typing import Any

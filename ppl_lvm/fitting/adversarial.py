@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
@@ -52,7 +52,7 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
             range.
         FloatingPointError: a loss is not finite; names the network and the step.
     """
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         raise ValueError("fit_adversarial: it runs in one process. Start it without torchrun.")
     session = Session(data, options)
     f = _objective(options.objective)

@@ -6,7 +6,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data
@@ -45,7 +45,7 @@ def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
         ValueError: no parameters, no latents, discrete latents, a guide that does not fit, or an
             option out of range.
     """
-    if processes.count() > 1:
+    if distributed.world_size() > 1:
         raise ValueError("fit_mcem: it runs in one process. Start it without torchrun.")
     session = Session(data, options)
     train = session.train

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import initialization_rows, split_validation
@@ -109,10 +109,10 @@ class Session:
         }
         if (path := self.path) is None:
             return None
-        finished = processes.by_first(
+        finished = distributed.run_on_first(
             lambda: open_run_directory(path, self.record, self.options.resume, load)
         )
-        if processes.from_first(finished is not None):
+        if distributed.broadcast_from_first(finished is not None):
             return finished or load(path)
         return None
 
@@ -146,7 +146,7 @@ class Session:
             draw: function of the run, rows and a folder; by default for a `Run`.
             rows: shown in the figures (default: `evaluation_data`).
         """
-        if self.path is None or processes.rank() > 0:
+        if self.path is None or distributed.rank() > 0:
             return run
         fitted: Any = run
         fitted.results["directory"] = str(self.path)

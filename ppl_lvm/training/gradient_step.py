@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.training.preparation import PreparedPrograms
 
 
@@ -42,12 +42,14 @@ class GradientStep:
     @property
     def is_additive(self) -> bool:
         """True if the gradient of a batch is the sum of its blocks' gradients."""
-        return self.programs.scales_rows and self._clip_norm is None and processes.count() == 1
+        return (
+            self.programs.scales_rows and self._clip_norm is None and distributed.world_size() == 1
+        )
 
     def set_batch_size(self, rows: int) -> None:
         """Set the size of the whole batch, of which this process has a part."""
-        if processes.count() > 1:
-            self._share.fill_(processes.weight(rows))
+        if distributed.world_size() > 1:
+            self._share.fill_(distributed.local_weight(rows))
 
     def loss_and_gradient(self, *batch: Tensor) -> tuple[Any, Tensor]:
         """Leave the gradient in nats per row in `.grad`.
@@ -71,7 +73,7 @@ class GradientStep:
             gradients = list(torch._foreach_mul(raw, per_row))
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
-            if processes.count() > 1:
+            if distributed.world_size() > 1:
                 loss = self._all_reduce(loss, gradients, per_row)
             largest = _stack(torch._foreach_norm(gradients, math.inf)).max()
             self._clip(gradients)
@@ -106,7 +108,7 @@ class GradientStep:
         loss = torch.as_tensor(loss).detach().to(gradients[0]) * per_row
         pieces = [g.to(gradients[0].dtype).reshape(-1) for g in gradients]
         flat = torch.cat([*pieces, loss.reshape(1)]) * self._share.to(gradients[0])
-        total = processes.summed(flat)
+        total = distributed.all_reduce_sum(flat)
         *parts, loss = total.split([*(len(piece) for piece in pieces), 1])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint
 
 
@@ -46,7 +46,7 @@ def iterate_with_checkpoints(
         nonlocal saved
         if path is None or time.monotonic() - saved < seconds:
             return
-        if processes.rank() == 0:
+        if distributed.rank() == 0:
             save_checkpoint(path, algorithm.tensors(), algorithm.progress())
         saved = time.monotonic()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler import CannotCaptureError, Recording
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
@@ -102,7 +102,7 @@ class Training:
             self._restrict_to_eager_steps()
         self.sampler = EpochSampler(len(train), options.batch_size, options.seed)
         # Several processes set their seed and their share of the batch before every step.
-        most = options.steps_per_call if processes.count() == 1 else 1
+        most = options.steps_per_call if distributed.world_size() == 1 else 1
         self._calls = CallSchedule(self.sampler, most, options.validate_every, options.num_steps)
         self._all_rows: tuple[Tensor, ...] | None = None
         self.best_state: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class Training:
 
     def _restrict_to_eager_steps(self) -> None:
         """Python reads and writes the tables of a guide, in this process."""
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             raise ValueError(
                 "The guide has a table of rows, of which each process would have another. Train "
                 "in one process, or use an amortized guide."
@@ -146,8 +146,8 @@ class Training:
         rows = self.sampler.rows(self.step_number)
         batch, total = self._batch(rows)
         self.begin_step(self.step_number)
-        if processes.count() > 1:
-            processes.seed_step(self.options.seed, self.step_number)
+        if distributed.world_size() > 1:
+            distributed.seed_step(self.options.seed, self.step_number)
         generators = generator_states()
         try:
             # Pyro validates shapes and supports in the first epoch, afterwards at no cost.
@@ -163,7 +163,7 @@ class Training:
             restore_generators(generators)
             raise self._explain(error, batch, rows, generators) from error
         except RuntimeError:
-            if processes.count() > 1:  # another process has ended, before any update
+            if distributed.world_size() > 1:  # another process has ended, before any update
                 self.save()
             raise
         self._count_steps([bound], time.perf_counter() - start)
@@ -246,9 +246,9 @@ class Training:
     def _batch(self, rows: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
         """This process's part of a batch, and the number of rows of the whole batch."""
         if rows is not None:
-            return self.train.batch(processes.mine(rows)), len(rows)
+            return self.train.batch(distributed.local_rows(rows)), len(rows)
         if self._all_rows is None:
-            self._all_rows = self.train.batch(processes.mine(torch.arange(len(self.train))))
+            self._all_rows = self.train.batch(distributed.local_rows(torch.arange(len(self.train))))
         return self._all_rows, len(self.train)
 
     def _gather(self, rows: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
@@ -298,8 +298,8 @@ class Training:
         self.history["learning_rate"].append(float(learning_rate))
         if self.held_out is None:
             return True
-        first = processes.rank() == 0
-        bound = processes.from_first(self.evaluate(self.held_out)[0] if first else None)
+        first = distributed.rank() == 0
+        bound = distributed.broadcast_from_first(self.evaluate(self.held_out)[0] if first else None)
         self.history["validation_bound"].append(bound)
         schedule = self.step_runner.schedule
         if isinstance(schedule, ReduceLROnPlateau):
@@ -325,7 +325,7 @@ class Training:
         self.say = progress.say
         saved = time.monotonic()
         continues = self.continues
-        with self._scope(), processes.told_to_end() as terminated:
+        with self._scope(), distributed.termination_requests() as terminated:
             while continues and self.step_number < self.options.num_steps:
                 bound = self._advance()
                 at_end = self.step_number == self.options.num_steps
@@ -347,7 +347,7 @@ class Training:
 
     def save(self) -> None:
         """Write a checkpoint if there is a path for it; of several processes the first does."""
-        if self.path is not None and processes.rank() == 0:
+        if self.path is not None and distributed.rank() == 0:
             checkpoint.save(self, self.path)
 
     def _advance(self) -> float:

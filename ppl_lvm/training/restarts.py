@@ -13,7 +13,7 @@ import torch
 from pyro.infer import ELBO
 
 from ppl_lvm.compiler import CannotCaptureError
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import random_state, set_random_state
 from ppl_lvm.data import Data
@@ -186,7 +186,7 @@ class RestartRunner:
             checkpoint.load(training, training.path)
 
     def _progress(self, training: Training, title: str) -> Progress:
-        shown = self.show_progress and processes.rank() == 0
+        shown = self.show_progress and distributed.rank() == 0
         steps = self.options.num_steps
         return Progress(steps, done=training.step_number, title=title, shown=shown)
 

@@ -12,8 +12,7 @@ from ppl_lvm.compiler import (
     PerStepTensor,
     make_training_step,
 )
-from ppl_lvm.core import distributed as processes
-from ppl_lvm.core import torch_specs
+from ppl_lvm.core import distributed, torch_specs
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.training.gradient_step import GradientStep
 from ppl_lvm.training.line_search_step import LineSearchStep
@@ -49,7 +48,7 @@ class StepRunner:
         self.schedule = torch_specs.schedule(options.schedule, self.optimizer)
         searches = isinstance(self.optimizer, LBFGS)
         self.line_search = LineSearchStep(self.gradient, self.optimizer) if searches else None
-        single = processes.count() == 1  # several would wait for the compiler of one
+        single = distributed.world_size() == 1  # several would wait for the compiler of one
         self.policy = AheadOfTimePolicy(
             options.num_steps if single else 0, programs.num_rows, options.batch_size
         )
@@ -149,7 +148,7 @@ class StepRunner:
 
     def _per_row(self, batch: tuple[Tensor, ...]) -> float:
         # Losses of several processes are weighted and in nats per row already.
-        return 1.0 if processes.count() > 1 else self.programs.per_row(len(batch[0]))
+        return 1.0 if distributed.world_size() > 1 else self.programs.per_row(len(batch[0]))
 
     def _rates(self) -> tuple[list[dict[str, Any]], Any]:
         groups = [

@@ -16,8 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedStep
-from ppl_lvm.core import distributed as processes
-from ppl_lvm.core import torch_specs
+from ppl_lvm.core import distributed, torch_specs
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.training.loop import Training
@@ -199,7 +198,7 @@ def reject_unsupported(trainings: Sequence[Training]) -> None:
     reason = None
     if options.engine == "eager" or isinstance(first.step_runner.optimizer, LBFGS):
         reason = "their steps are eager"
-    elif processes.count() > 1:
+    elif distributed.world_size() > 1:
         reason = "several processes share their batches"
     elif len({training.step_number for training in trainings}) > 1:
         reason = "they were interrupted at different steps"

@@ -1,4 +1,4 @@
-"""Two processes with half of each batch are one process with all of it: torchrun, for real."""
+"""Data-parallel training: two processes under torchrun equal one."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import torch
 from command_line import run_command
 from forked import exit_statuses, start_processes
 from forked import run_command as run_forked_command
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.core.storage import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("forked")  # one server of processes serves them all
@@ -97,7 +97,9 @@ def state(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["captured"])
-def test_two_processes_are_one(asked: list[str], tmp_path: Path, level: str) -> None:
+def test_two_processes_train_as_one_at_every_level(
+    asked: list[str], tmp_path: Path, level: str
+) -> None:
     """Also where a batch of 11 rows is left over and is not halved evenly."""
     more = ["--num-steps", "40", "--engine", level, "--directory"]
     one, two = tmp_path / "one", tmp_path / "two"
@@ -107,11 +109,11 @@ def test_two_processes_are_one(asked: list[str], tmp_path: Path, level: str) -> 
         torchrun(asked, *more, str(two)), capture_output=True, env=environment(), text=True
     )
     assert both.returncode == 0, both.stderr
-    (wanted, data), (found, other) = state(one), state(two)
+    (expected, data), (parallel, other) = state(one), state(two)
     assert data["step"] == other["step"] == 40
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if name.startswith(("state/", "history/", "optimizer/")):
-            assert torch.allclose(found[name], tensor, rtol=1e-4, atol=1e-6), name
+            assert torch.allclose(parallel[name], tensor, rtol=1e-4, atol=1e-6), name
     results = json.loads(alone.stdout.splitlines()[-1])
     (line,) = both.stdout.splitlines()  # the first process speaks, alone
     assert json.loads(line)["bound"] == pytest.approx(results["bound"], rel=1e-4)
@@ -119,7 +121,7 @@ def test_two_processes_are_one(asked: list[str], tmp_path: Path, level: str) -> 
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
+def test_killed_worker_leaves_a_checkpoint_that_resumes_bit_for_bit(
     asked: list[str], tmp_path: Path
 ) -> None:
     steps = ["--num-steps", "60", "--engine", "eager", "--checkpoint-seconds", "1000"]
@@ -142,26 +144,26 @@ def test_a_killed_worker_ends_the_run_with_a_checkpoint_that_resumes(
     _, data = state(killed)
     assert 0 < data["step"] < 60
     share(asked, *again, "--resume")
-    (wanted, _), (found, _) = state(whole), state(killed)
-    for name, tensor in wanted.items():
+    (expected, _), (resumed, _) = state(whole), state(killed)
+    for name, tensor in expected.items():
         if name.startswith(("state/", "history/bound", "optimizer/")):
-            assert torch.equal(found[name], tensor), name
+            assert torch.equal(resumed[name], tensor), name
 
 
 @pytest.mark.slow
-def test_expectation_maximization_too(tmp_path: Path) -> None:
+def test_two_processes_run_em_as_one(tmp_path: Path) -> None:
     asked = ["-m", "ppl_lvm", "fit", "ppl_lvm.models:GaussianMixture", "--data", "iris", "--json"]
     asked += ["--objective", "em", "--set", "components=3", "--directory"]
     alone = run_command(*asked[2:], str(tmp_path / "one"), folder=tmp_path)
     both = share(asked, str(tmp_path / "two"))
-    one, two = (json.loads(said.splitlines()[-1]) for said in (alone.stdout, both))
+    one, two = (json.loads(text.splitlines()[-1]) for text in (alone.stdout, both))
     assert one["bound"] == pytest.approx(two["bound"], rel=1e-9)
     assert one["steps"] == two["steps"]
 
 
 def _workers(parent: int) -> list[int]:
     """The processes that torchrun has started, by rank."""
-    found = {}
+    workers = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -171,15 +173,15 @@ def _workers(parent: int) -> list[int]:
                 continue
             if owner == parent:
                 ranks = [int(w[5:]) for w in words if w.startswith(b"RANK=")]
-                found.update(dict.fromkeys(ranks, int(entry.name)))
-    return [found[rank] for rank in sorted(found)]
+                workers.update(dict.fromkeys(ranks, int(entry.name)))
+    return [workers[rank] for rank in sorted(workers)]
 
 
 def test_alone_nothing_is_shared_out() -> None:
     rows = torch.arange(5)
-    assert torch.equal(processes.mine(rows), rows)
-    assert processes.weight(5) == 1.0
-    assert processes.from_first("x") == "x"
-    assert processes.by_first(lambda: 3) == 3
-    with processes.joined():
-        assert processes.count() == 1
+    assert torch.equal(distributed.local_rows(rows), rows)
+    assert distributed.local_weight(5) == 1.0
+    assert distributed.broadcast_from_first("x") == "x"
+    assert distributed.run_on_first(lambda: 3) == 3
+    with distributed.process_group():
+        assert distributed.world_size() == 1

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, gives back what was put in, and executes nothing."""
+"""Checkpoint files: atomic writes, round trips, damaged files."""
 
 import random
 from pathlib import Path
@@ -86,13 +86,13 @@ def test_optimizer_state_round_trip(name: str) -> None:
 
     before = make()
     step(before)
-    kept = parameter.detach().clone()
+    saved = parameter.detach().clone()
     data, tensors = pack("optimizer", before.state_dict())
     tensors = {n: t.clone() for n, t in tensors.items()}
     step(before)
     expected = parameter.detach().clone()
     with torch.no_grad():
-        parameter.copy_(kept)
+        parameter.copy_(saved)
     after = make()
     after.load_state_dict(unpack(data, tensors))
     step(after)

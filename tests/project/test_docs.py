@@ -1,4 +1,4 @@
-"""Every page of docs/ runs as it stands, what it shows is what comes, and its commands parse.
+"""Documentation pages: programs run, outputs match, commands parse.
 
 A page is a program. Its ```python blocks run in order, in one namespace and an empty folder, with
 `num_steps=`, `num_epochs=`, `max_iterations=` and `restarts=` cut down to a few. A block whose
@@ -37,7 +37,7 @@ FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2}
 
 @pytest.fixture(autouse=True)
 def _figures_are_closed() -> Iterator[None]:
-    """Also those of a page that fails half-way."""
+    """Close figures, also after a failing page."""
     yield
     plt.close("all")
 
@@ -60,7 +60,7 @@ def blocks(page: str) -> Iterator[Block]:
             if line.startswith("```"):
                 inside, language, start = [], line[3:].strip(), number
         elif line.startswith("```"):
-            yield Block(language, "".join(f"{kept}\n" for kept in inside), start)
+            yield Block(language, "".join(f"{text}\n" for text in inside), start)
             inside = None
         else:
             inside.append(line)
@@ -70,8 +70,8 @@ def blocks(page: str) -> Iterator[Block]:
 def shrunk(code: str) -> str:
     """`code` with its numbers of steps, epochs and iterations at most a few."""
 
-    def few(found: re.Match[str]) -> str:
-        return f"{found[1]}{found[2]}{min(int(found[3]), FEW[found[1]])}"
+    def few(match: re.Match[str]) -> str:
+        return f"{match[1]}{match[2]}{min(int(match[3]), FEW[match[1]])}"
 
     return re.sub(rf"\b({'|'.join(FEW)})(\s*=\s*)(\d[\d_]*)", few, code)
 
@@ -91,10 +91,10 @@ def run_page(text: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
             source = "\n" * block.line + shrunk(block.text)
             # The page's own name for each block, so that traces and findings quote it.
             linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-            said = io.StringIO()
-            with contextlib.redirect_stdout(said):
+            stdout = io.StringIO()
+            with contextlib.redirect_stdout(stdout):
                 exec(compile(source, name, "exec"), vars(module))
-            printed, before = said.getvalue(), block.line
+            printed, before = stdout.getvalue(), block.line
         elif block.language == "output":
             assert agrees(block.text, printed), (
                 f"{name}:{block.line} shows other text than the block of line {before} prints:\n"
@@ -104,7 +104,7 @@ def run_page(text: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def agrees(shown: str, printed: str) -> bool:
-    """Whether text is as shown, but for spaces at line ends and what `...` stands for."""
+    """True if the text equals the page's, up to trailing spaces and `...`."""
     shown, printed = (
         "".join(line.rstrip() + "\n" for line in text.strip("\n").splitlines())
         for text in (shown, printed)
@@ -138,12 +138,14 @@ def parse(words: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_page(page.read_text(), page.name, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_table_of_the_page_of_diffusion_has_its_rows(
+def test_diffusion_table_has_the_rows_of_its_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -157,13 +159,13 @@ def test_the_table_of_the_page_of_diffusion_has_its_rows(
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_commands_of_a_page_parse(page: Path) -> None:
+def test_commands_of_a_page_parse(page: Path) -> None:
     for words in commands(page.read_text()):
         parse(words)
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_pictures_and_links_of_a_page_are_there(page: Path) -> None:
+def test_pictures_and_links_of_a_page_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
@@ -212,7 +214,7 @@ def test_a_block_that_fails_is_named_by_its_line(
     ["ppl-lvm fti m.py:M", "ppl-lvm fit m.py:M --data iris --nun-steps 3", "ppl-lvm fit m.py:M"],
 )
 def test_a_wrong_command_is_caught(wrong: str) -> None:
-    found = list(commands(f"```sh\n$ OMP_NUM_THREADS=1 {wrong}  # as a person writes it\n```\n"))
-    assert found == [wrong.split()[1:]]
+    lines = list(commands(f"```sh\n$ OMP_NUM_THREADS=1 {wrong}  # as a person writes it\n```\n"))
+    assert lines == [wrong.split()[1:]]
     with pytest.raises(USAGE_ERROR):
-        parse(found[0])
+        parse(lines[0])

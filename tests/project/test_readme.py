@@ -1,4 +1,4 @@
-"""The README's programs run, and its table of estimators is what the classes say."""
+"""Programs, pictures and estimator table of the README."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_of_estimators_is_up_to_date() -> None:
+def test_readme_estimator_table_matches_the_classes() -> None:
     path = ROOT / "docs" / "tools" / "estimator_table.py"
     spec = importlib.util.spec_from_file_location("estimator_table", path)
     assert spec is not None
@@ -23,7 +23,7 @@ def test_the_table_of_estimators_is_up_to_date() -> None:
 
 
 @pytest.mark.slow
-def test_the_first_program_runs_as_it_stands(tmp_path: Path) -> None:
+def test_readme_first_program_runs(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "first.py").write_text(blocks[0])
     done = subprocess.run(
@@ -36,6 +36,6 @@ def test_the_first_program_runs_as_it_stands(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "wine" / "pictures" / "reconstructions.png").exists()
 
 
-def test_every_picture_of_the_readme_is_there() -> None:
+def test_readme_pictures_exist() -> None:
     for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", (ROOT / "README.md").read_text()):
         assert (ROOT / name).stat().st_size > 1000

@@ -1,4 +1,4 @@
-"""Structure of the source tree: folder sizes, class names, packages, imports."""
+"""Source tree: folder sizes, class names, packages, imports."""
 
 import ast
 import re

@@ -229,7 +229,7 @@ def test_call_schedule_ends_calls_at_evaluations_and_smaller_batches(rows: int, 
 def test_several_processes_take_one_step_per_call(monkeypatch: pytest.MonkeyPatch) -> None:
     run = training(engine="compiled", steps_per_call=4)
     assert run._calls(0) > 1
-    monkeypatch.setattr("ppl_lvm.core.distributed.count", lambda: 2)
+    monkeypatch.setattr("ppl_lvm.core.distributed.world_size", lambda: 2)
     assert training(engine="compiled", steps_per_call=4)._calls(0) == 1
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ppl_lvm.core import distributed as processes
+from ppl_lvm.core import distributed
 from ppl_lvm.data import Data
 
 READ_ROWS = 65_536
@@ -38,14 +38,14 @@ class Sums:
         total: Statistics = {}
         log_likelihood: Any = 0.0
         rows = torch.arange(len(self.data)) if rows is None else rows
-        for batch in self._batches(processes.mine(rows), like=next(iter(state.values()))):
+        for batch in self._batches(distributed.local_rows(rows), like=next(iter(state.values()))):
             statistics, part = self._of(state, *batch)
             log_likelihood = log_likelihood + part
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
-        if processes.count() > 1:
+        if distributed.world_size() > 1:
             # A process without rows has read one, which counts 0. The products are new tensors:
             # sums that do not depend on θ share their memory among the restarts.
-            share = float(processes.weight(len(rows)) > 0)
+            share = float(distributed.local_weight(len(rows)) > 0)
             total, log_likelihood = {k: t * share for k, t in total.items()}, log_likelihood * share
             for t in (*total.values(), log_likelihood):
                 dist.all_reduce(t)
