@@ -60,16 +60,9 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
         NotMonotoneError: the log-likelihood fell by more than rounding.
     """
     session = Session(data, options)
-<<<<<<< HEAD
     train = session.train
-    if len(train) < processes.count():
-        raise ValueError(f"{len(train)} rows are too few for {processes.count()} processes.")
-=======
-    if len(session.train) < distributed.world_size():
-        raise ValueError(
-            f"{len(session.train)} rows are too few for {distributed.world_size()} processes."
-        )
->>>>>>> a2f6c66 (core.distributed in torch's words; tests of the project named by subject)
+    if len(train) < distributed.world_size():
+        raise ValueError(f"{len(train)} rows are too few for {distributed.world_size()} processes.")
     batch_em = options.decay is None
     iterations = options.max_iterations or (BATCH_ITERATIONS if batch_em else ONLINE_PASSES)
     batch_size = options.batch_size or session.data.batch_size
