@@ -139,7 +139,7 @@ class TrainingStep:
         rows: Tensor | None,
         count: int,
         *,
-        turns: Sequence[PerStepTensor] = (),
+        schedules: Sequence[PerStepTensor] = (),
         after_each: Callable[[], None] | None = None,
     ) -> Any:
         """Take `count` steps in one call: on `data[...][rows[s]]` for each s, or on all of `data`.
@@ -147,7 +147,7 @@ class TrainingStep:
         Args:
             data: tensors, rows first.
             rows: (count, B) or None.
-            turns: tensors that the program reads, with their value at each step.
+            schedules: tensors that the program reads, with their value at each step.
             after_each: called once the optimizer's scalars of a step have been read (a schedule's
                 step).
 
@@ -166,8 +166,8 @@ class TrainingStep:
             if compiled is None:
                 return None
             step, _ = compiled
-            before = StepSnapshot(step, turns) if self._finite else None
-            losses = take_steps(step, data, rows, count, turns, after_each)
+            before = StepSnapshot(step, schedules) if self._finite else None
+            losses = take_steps(step, data, rows, count, schedules, after_each)
             if before is not None and not all_finite(losses):
                 before.restore(count)
                 raise NonFiniteError("a result of one of the steps is not finite")

@@ -27,8 +27,8 @@ from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.rng import preserve_rng
 
 _aten = torch.ops.aten
-_FILLS = ("normal_", "uniform_", "exponential_", "bernoulli_", "log_normal_", "cauchy_")
-_MAKES = ("empty", "new_empty", "empty_like", "zeros", "new_zeros", "zeros_like")
+_FILL_OPERATIONS = ("normal_", "uniform_", "exponential_", "bernoulli_", "log_normal_", "cauchy_")
+_CONSTRUCTORS = ("empty", "new_empty", "empty_like", "zeros", "new_zeros", "zeros_like")
 
 
 class VectorizedRecording:
@@ -42,7 +42,7 @@ class VectorizedRecording:
         recordings: of the same operations.
         parameters: of each restart, in the order of its recording.
         batches: one batch for each restart; `shared` says that all are the same tensors.
-        together: sources that all restarts share: of each restart, and the first one's is read.
+        shared_sources: of each restart, a source that all share; the first one's is read.
         generators: one for each restart.
 
     Raises:
@@ -55,13 +55,13 @@ class VectorizedRecording:
         parameters: Sequence[Sequence[Tensor]],
         batches: Sequence[Sequence[Tensor]],
         shared: bool,
-        together: Sequence[Tensor],
+        shared_sources: Sequence[Tensor],
         generators: Sequence[torch.Generator],
     ) -> None:
         first = recordings[0]
         self._generators = generators
         _reject_differences(recordings)
-        self._shared_sources = {id(tensor) for tensor in together}
+        self._shared_sources = {id(tensor) for tensor in shared_sources}
         self._draws = _draws(first.module.graph)
         example = [*parameters[0], *batches[0], *first.sources, *first.constants]
         values = _values(first.module, self._draws, example)
@@ -151,7 +151,7 @@ def _draws(graph: fx.Graph) -> list[fx.Node]:
         filled = node.args[0] if node.args else None
         maker = isinstance(filled, fx.Node) and str(filled.target).split(".")[1:2]
         others = [a for a in (*node.args[1:], *node.kwargs.values()) if isinstance(a, fx.Node)]
-        if name not in _FILLS or not maker or maker[0] not in _MAKES or others:
+        if name not in _FILL_OPERATIONS or not maker or maker[0] not in _CONSTRUCTORS or others:
             raise CannotCaptureError(f"it draws by {name}, with parameters computed in the step")
         draws.append(node)
     return draws

@@ -124,11 +124,15 @@ class StepRunner:
             nothing has changed.
         """
         beta = self.programs.kl_weight
-        turns = [PerStepTensor(beta, beta.new_tensor(kl_weights))]
+        schedules = [PerStepTensor(beta, beta.new_tensor(kl_weights))]
         rates = self._rates()
         try:
             losses = self.training_step.run_steps(
-                list(data), rows, len(kl_weights), turns=turns, after_each=self.advance_schedule
+                list(data),
+                rows,
+                len(kl_weights),
+                schedules=schedules,
+                after_each=self.advance_schedule,
             )
         except NonFiniteError:
             self._set_rates(rates)
