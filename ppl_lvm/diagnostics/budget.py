@@ -25,7 +25,7 @@ class Budget:
 
     Attributes:
         latents: sites that the guide draws.
-        joint: True if rows share latents, so that they cannot be evaluated apart.
+        joint: True if rows share latents, so that they cannot be evaluated separately.
     """
 
     latents: int

@@ -131,7 +131,7 @@ class Convergence:
         )
 
     def _r_hat_finding(self) -> Finding:
-        # R̂ of so few batch means is noisy: it counts only beside a gain that matters.
+        # R̂ of so few batch means is noisy, so it is graded only if the gain matters.
         meaningful = self.significant and abs(self.gain) > SMALL
         return R_HAT.finding(
             QUESTION,
