@@ -1,1 +1,4 @@
-"""Questions with a measured answer: one file per question."""
+"""Benchmarks: one question per module, each with `run()`.
+
+One module more than twelve: the harness that all of them share.
+"""

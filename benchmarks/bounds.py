@@ -1,11 +1,13 @@
-"""How tight is each bound, against the particles K and Rényi's α, where log p(x) is known?
+"""Tightness of the bounds against K and Rényi's α.
 
-On the three programs whose evidence has a closed form. Means over draws with standard errors,
-nats summed over the rows; where K ≤ 2 the value is exact (a finite sum, or quadrature).
+How tight is each bound, by the particles K and Rényi's α, where log p(x) is known?
 
-    L_K = E log 1/K Σ_k w_k                    rises to log p(x) with K
-    VR_α,K = E 1/(1-α) log 1/K Σ_k w_k^(1-α)   falls in α; α = 1: ELBO, 0: IWAE, -∞: max
-    CUBO_n = 1/n log E wⁿ                      above log p(x); its K-sample value need not be
+On the three programs with known evidence. Means over draws with standard errors, nats summed over
+rows; for K ≤ 2 the exact value (a finite sum, or quadrature).
+
+    L_K = E log 1/K Σ_k w_k                    increases to log p(x) with K
+    VR_α,K = E 1/(1-α) log 1/K Σ_k w_k^(1-α)   decreases in α; α = 1: ELBO, 0: IWAE, -∞: max
+    CUBO_n = 1/n log E wⁿ                      above log p(x), unlike its K-sample value
 """
 
 from collections.abc import Sequence
@@ -19,24 +21,24 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import harness as record
-from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, KnownProgram, handwritten_loss
+from ppl_lvm.benchmarks import harness
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, KnownProgram, handwritten_parameters
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
-from ppl_lvm.benchmarks.gradient_suite.subjects import double
 from ppl_lvm.benchmarks.handwritten import pathwise
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.testing.expectations import double_precision
 
 ALPHAS = (-2.0, 0.0, 0.5, 1.0, 2.0)
 
 
-def by_hand_bound(alpha: float) -> Any:
-    """The hand-written bound of this α."""
+def handwritten_bound(alpha: float) -> Any:
+    """The hand-written bound of order α."""
     return pathwise.elbo if alpha == 1 else partial(pathwise.renyi, alpha=alpha)
 
 
 def objective(alpha: float, num_particles: int) -> Any:
-    """Ours of this α; scored, so that it takes every program (values do not depend on it)."""
+    """Our bound of order α, in its score-function form, which accepts every program."""
     if alpha == 1:
         return estimators.ScoreFunction(num_particles=num_particles)
     if num_particles == 1:
@@ -50,7 +52,7 @@ def sampled(pair: ModelGuidePair, x: Tensor, loss: Any, repeats: int) -> Tensor:
 
 
 def exact_cubo(known: KnownProgram, params: dict[str, Tensor], x: Tensor, n: float = 2.0) -> float:
-    """1/n log E wⁿ by one particle's exact expectation, summed over the rows."""
+    """1/n log E wⁿ from the exact expectation of one particle, summed over rows."""
 
     def power(log_p: Tensor, log_q: Tensor) -> Tensor:
         return (n * (log_p - log_q)).exp().mean(0)
@@ -59,21 +61,21 @@ def exact_cubo(known: KnownProgram, params: dict[str, Tensor], x: Tensor, n: flo
 
 
 def measure(known: KnownProgram, particles: Sequence[int], repeats: int, seed: int) -> list[Row]:
-    """A row for each α and K on one program."""
+    """One row per α and K on one program."""
     params, x = known.parameters(seed), known.data(seed)
     pair = ModelGuidePair(known.model(params), known.guide(params), Trace_ELBO())
     pair.materialize_parameters(x)
     rows: list[Row] = []
     with pair.scope(), torch.no_grad():
-        params = handwritten_loss(pair.unconstrained_parameters)
-        evidence = known.handwritten_loss.log_evidence(params, x).sum().item()
+        params = handwritten_parameters(pair.unconstrained_parameters)
+        evidence = known.module.log_evidence(params, x).sum().item()
         for alpha in ALPHAS:
             for K in particles:
                 draws = sampled(pair, x, objective(alpha, K), repeats)
-                exactly = None
+                exact_value = None
                 if K <= 2:
-                    value = known.expected(params, x, by_hand_bound(alpha), K)
-                    exactly = value.sum().item()
+                    value = known.expected(params, x, handwritten_bound(alpha), K)
+                    exact_value = value.sum().item()
                 rows.append(
                     {
                         "program": known.name,
@@ -85,7 +87,7 @@ def measure(known: KnownProgram, particles: Sequence[int], repeats: int, seed: i
                         "K": K,
                         "log p(x) - bound, nats": evidence - draws.mean().item(),
                         "± (standard error)": (draws.std() / repeats**0.5).item(),
-                        "exact": None if exactly is None else evidence - exactly,
+                        "exact": None if exact_value is None else evidence - exact_value,
                     }
                 )
         rows.append(
@@ -102,23 +104,22 @@ def measure(known: KnownProgram, particles: Sequence[int], repeats: int, seed: i
 
 
 def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int = 0) -> Result:
-    """The gap to the evidence on all three programs."""
+    """Gaps to the evidence on all three programs."""
     torch.manual_seed(seed)
     particles = (1, 2, 10) if smoke else (1, 2, 5, 10, 50, 200, 1000)
     rows: list[Row] = []
-    with local_parameters(), double():
+    with local_parameters(), double_precision():
         for known in KNOWN.values():
             rows += measure(known, particles, 30 if smoke else 1000, seed)
-    return record.publish(
+    return harness.publish(
         "bounds", __doc__ or "", rows, draw(rows), seed=seed, directory=directory, smoke=smoke
     )
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """The gap against K, one line for each α."""
+    """Gap against K, one line per α."""
     programs = list(dict.fromkeys(row["program"] for row in rows))
-    figure = Figure(figsize=(5 * len(programs), 4), layout="constrained")
-    panels = figure.subplots(1, len(programs), squeeze=False)[0]
+    figure, panels = harness.new_figure(5 * len(programs), 4, columns=len(programs))
     gap = "log p(x) - bound, nats"
     for axes, program in zip(panels, programs, strict=True):
         mine = [row for row in rows if row["program"] == program]
@@ -141,4 +142,4 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

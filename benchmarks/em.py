@@ -1,16 +1,19 @@
-"""What does an iteration of EM cost beside scikit-learn's, and sixteen restarts beside one?
+"""Time per EM iteration, against scikit-learn and for restarts.
 
-A mixture of K Gaussians with full covariances on N rows of P columns, all in double precision and
-from the same start. One iteration is an E-step and an M-step:
+How long does an iteration of EM take, relative to scikit-learn, and sixteen restarts relative to
+one?
 
-    ours            `GaussianMixture.e_step` and `m_step` as `fit_em` drives them
-    scikit-learn    `_e_step` and `_m_step`, the body of the loop of its `fit`
-    16 restarts     the same as ours, for sixteen starts together
+A mixture of K Gaussians with full covariances on N rows of P columns, in double precision and from
+the same initial values. One iteration is an E-step and an M-step:
 
-Times are taken in turn in one process (`timing.interleaved`). Both reach the same likelihood: the
-largest difference after five iterations is reported. Restarts share the features of the rows and
-two large matrix products (`ppl_lvm.models.parts.mixtures.batched_e_step`), which is half of the
-arithmetic of sixteen starts in turn and runs at the processor's speed.
+    ours            `GaussianMixture.e_step` and `m_step` as in `fit_em`
+    scikit-learn    `_e_step` and `_m_step`, the loop body of its `fit`
+    16 restarts     the same as ours, for sixteen restarts at once
+
+Times are interleaved in one process (`timing.interleaved`). The table reports the largest
+difference of the likelihoods over five iterations. Restarts share the features of the rows and two
+large matrix products (`ppl_lvm.models.parts.mixture_batched_e_step`), which is half of the
+arithmetic of sixteen separate restarts and runs at the processor's speed.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,7 @@ from matplotlib.figure import Figure
 from sklearn.mixture import GaussianMixture as Sklearn
 from torch import Tensor
 
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio, spread
 from ppl_lvm.data import load_data
 from ppl_lvm.models.gmm import GaussianMixture
@@ -35,7 +38,7 @@ SMOKE = ((150, 4, 3), (600, 4, 3))
 
 
 def clusters(N: int, P: int, K: int) -> Tensor:
-    """N rows of K overlapping clusters with covariances of their own, (N, P)."""
+    """N rows of K overlapping clusters with different covariances, (N, P)."""
     centers, shapes = 2 * torch.randn(K, P), torch.randn(K, P, P) / P**0.5
     z = torch.randint(K, (N,))
     x = torch.randn(N, P) * 0.3
@@ -44,8 +47,8 @@ def clusters(N: int, P: int, K: int) -> Tensor:
     return x
 
 
-def start(x: Tensor, K: int) -> tuple[GaussianMixture, dict[str, Tensor]]:
-    """A mixture and its θ from K random rows and the data's own covariance."""
+def initialize(x: Tensor, K: int) -> tuple[GaussianMixture, dict[str, Tensor]]:
+    """A mixture, and initial θ from K random rows and the covariance of the data."""
     model = GaussianMixture(K, observed=x.shape[1], floor=1e-9)
     covariance = torch.cov(x.mT)
     weights = torch.full((K,), 1 / K)
@@ -54,7 +57,7 @@ def start(x: Tensor, K: int) -> tuple[GaussianMixture, dict[str, Tensor]]:
 
 
 def ours(model: Any, x: Tensor, state: dict[str, Tensor]) -> Callable[[], Tensor]:
-    """A function that takes one iteration and returns the log-likelihoods (R,) before it."""
+    """A function that runs one iteration and returns the previous log-likelihoods (R,)."""
     sums = Sums(model, load_data(x))
     maximize = torch.vmap(model.m_step)
 
@@ -69,7 +72,7 @@ def ours(model: Any, x: Tensor, state: dict[str, Tensor]) -> Callable[[], Tensor
 
 
 def theirs(x: Tensor, state: dict[str, Tensor]) -> Callable[[], float]:
-    """scikit-learn's iteration; returns the mean log-likelihood before it."""
+    """One iteration of scikit-learn; returns the previous mean log-likelihood."""
     mixture = Sklearn(len(state["weights"]), reg_covar=0, max_iter=1)
     mixture.weights_, mixture.means_ = state["weights"].numpy(), state["means"].numpy()
     precision = np.linalg.inv(state["variance"].numpy())
@@ -88,13 +91,13 @@ def theirs(x: Tensor, state: dict[str, Tensor]) -> Callable[[], float]:
 def compare(N: int, P: int, K: int, rounds: int, seed: int) -> dict[str, Any]:
     """One row of the table."""
     x = clusters(N, P, K)
-    model, state = start(x, K)
+    model, state = initialize(x, K)
     one = ours(model, x, {name: t[None].clone() for name, t in state.items()})
-    other = theirs(x, state)
-    gap = max(abs(float(one()) - other()) for _ in range(5))
-    starts = [start(x, K)[1] for _ in range(RESTARTS)]
+    sklearn = theirs(x, state)
+    gap = max(abs(float(one()) - sklearn()) for _ in range(5))
+    starts = [initialize(x, K)[1] for _ in range(RESTARTS)]
     many = ours(model, x, {name: torch.stack([s[name] for s in starts]) for name in state})
-    names = {"ours": one, "scikit-learn": other, f"{RESTARTS} restarts": many}
+    names = {"ours": one, "scikit-learn": sklearn, f"{RESTARTS} restarts": many}
     times = interleaved(names, rounds=rounds, warmup=1, seed=seed)
     return {
         "N": N,
@@ -109,8 +112,8 @@ def compare(N: int, P: int, K: int, rounds: int, seed: int) -> dict[str, Any]:
 
 def run(
     *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, rounds: int = 7
-) -> record.Result:
-    """Seconds an iteration, and ratios, for three sizes of problem."""
+) -> harness.Result:
+    """Seconds per iteration, and ratios, for three problem sizes."""
     torch.manual_seed(seed)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -121,7 +124,7 @@ def run(
         ]
     finally:
         torch.set_default_dtype(before)
-    return record.publish(
+    return harness.publish(
         "em",
         __doc__ or "",
         rows,
@@ -135,19 +138,18 @@ def run(
 
 
 def draw(rows: list[dict[str, Any]]) -> Figure:
-    """Seconds an iteration, a group of bars for each size."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    """Seconds per iteration, grouped by size."""
+    figure, (axes,) = harness.new_figure(7, 4)
     names = [key for key in rows[0] if key.endswith(", s")]
     for i, name in enumerate(names):
         at = np.arange(len(rows)) + 0.27 * (i - 1)
         axes.bar(at, [row[name] for row in rows], 0.25, label=name.removesuffix(", s"))
     sizes = [f"N = {row['N']:,}\nP = {row['P']}, K = {row['K']}" for row in rows]
     axes.set_xticks(range(len(rows)), sizes)
-    axes.set(yscale="log", ylabel="seconds an iteration")
+    axes.set(yscale="log", ylabel="seconds per iteration")
     axes.legend()
     return figure
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

@@ -1,4 +1,6 @@
-"""How far do two unbiased estimates of log p(x) spread, and where does the ELBO touch log p(x)?
+"""Spread of evidence estimates, and the maximum of the ELBO.
+
+How much do two unbiased estimates of p(x) vary, and where does the ELBO equal log p(x)?
 
 A mixture of two normals, z ∈ {0, 1} and x in the plane:
 
@@ -7,7 +9,7 @@ A mixture of two normals, z ∈ {0, 1} and x in the plane:
                                        μ₀ = (1.10, 0.86), Σ₀ = [[1.20, -.97], [-.97, 1.15]]
 
 Importance sampling from a proposal r estimates p(x) by the mean of p(x, z) / r(z). From the prior
-it spreads; from the posterior every term is p(x) itself. Along q = Bernoulli(λ)
+it varies; from the posterior every term equals p(x). Along q = Bernoulli(λ)
 
     ELBO(λ) + KL(q ‖ p(z|x)) = log p(x),
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 from torch.special import xlog1py, xlogy
 
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Row
 
 LOG_PRIOR = torch.tensor([0.67, 0.33], dtype=torch.float64).log()
@@ -45,25 +47,25 @@ def posterior(x: Tensor) -> Tensor:
     return log_joint(x).softmax(-1)[..., 1]
 
 
-def query_point(wanted: float = QUERY) -> Tensor:
-    """The x on the segment from μ₀ to μ₁ where p(z = 1 | x) is `wanted`, by bisection, (2,)."""
+def query_point(probability: float = QUERY) -> Tensor:
+    """The x between μ₀ and μ₁ where p(z = 1 | x) is `probability`, by bisection, (2,)."""
     low, high = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     for _ in range(60):
         middle = (low + high) / 2
-        below = posterior(torch.lerp(MEANS[0], MEANS[1], middle)) < wanted
+        below = posterior(torch.lerp(MEANS[0], MEANS[1], middle)) < probability
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return torch.lerp(MEANS[0], MEANS[1], low)
 
 
 def elbo(x: Tensor, lam: Tensor) -> Tensor:
-    """E_q log p(x, z) + H(q) for q = Bernoulli(λ), shaped as `lam`."""
+    """E_q log p(x, z) + H(q) for q = Bernoulli(λ), in the shape of `lam`."""
     log_p = log_joint(x)
     entropy = -xlogy(lam, lam) - xlog1py(1 - lam, -lam)
     return lam * log_p[..., 1] + (1 - lam) * log_p[..., 0] + entropy
 
 
 def divergence(x: Tensor, lam: Tensor) -> Tensor:
-    """KL(Bernoulli(λ) ‖ p(z | x)), shaped as `lam`."""
+    """KL(Bernoulli(λ) ‖ p(z | x)), in the shape of `lam`."""
     star = posterior(x)
     one = xlogy(lam, lam) - xlogy(lam, star)
     return one + xlog1py(1 - lam, -lam) - xlog1py(1 - lam, -star)
@@ -79,8 +81,8 @@ def importance(x: Tensor, proposal: Tensor, num_particles: int, repeats: int) ->
 
 def run(
     *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0
-) -> record.Result:
-    """Spread of both estimates against the number of particles, and the three curves."""
+) -> harness.Result:
+    """Spread of both estimates against K, and the three curves."""
     torch.manual_seed(seed)
     x = query_point()
     star, exact = posterior(x), log_joint(x).logsumexp(-1)
@@ -103,7 +105,7 @@ def run(
     lam = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     curves = {"λ": lam, "ELBO(λ)": elbo(x, lam), "KL(λ)": divergence(x, lam)}
     gap = (curves["ELBO(λ)"] + curves["KL(λ)"] - exact).abs().max().item()
-    return record.publish(
+    return harness.publish(
         "evidence",
         __doc__ or "",
         rows,
@@ -120,9 +122,8 @@ def run(
 
 
 def draw(rows: Sequence[Row], curves: dict[str, Tensor], exact: float, star: float) -> Figure:
-    """The three curves over λ, and both spreads over the particles."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """The three curves over λ, and both spreads over K."""
+    figure, (left, right) = harness.new_figure(10, 4, columns=2)
     lam = curves["λ"].numpy()
     left.plot(lam, curves["ELBO(λ)"].numpy(), label="ELBO(λ)")
     left.plot(lam, curves["KL(λ)"].numpy(), label="KL(q ‖ posterior)")
@@ -144,4 +145,4 @@ def draw(rows: Sequence[Row], curves: dict[str, Tensor], exact: float, star: flo
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

@@ -1,15 +1,16 @@
-"""How often does a diagnosis raise an alarm over a fit that has nothing wrong with it?
+"""False-positive rate of the diagnostics.
 
-Data are drawn from the model, q can be the posterior, training ends with a falling learning rate,
-and the whole table is asked, seed after seed:
+How often does a diagnosis of a correct fit raise an alarm?
+
+Data are simulated from the model, the guide's family contains the posterior, training ends with a
+decaying learning rate, and all diagnostics run, for each seed:
 
     linear    z ~ N(0, I), x | z ~ N(W z, .7² I), W known; the encoder is learned
     global    mu ~ N(0, 1), x ~ N(mu, 1); q(mu) is learned
-    mixture   two clusters apart, label summed out; everything learned, two starts
+    mixture   two separate clusters, label summed out; all parameters learned, two restarts
 
-An alarm is a verdict "warning" or "bad". Counted are verdicts (rows that say anything: "unknown"
-is none) and tables with at least one alarm. Rows hang together: a slope by accident is seen by
-three of them.
+An alarm is a verdict "warning" or "bad". The shares are of verdicts (without "unknown") and of
+tables with at least one alarm. Verdicts are dependent: an accidental slope affects three of them.
 """
 
 from collections import Counter
@@ -26,7 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.fitting.svi import fit
@@ -47,7 +48,7 @@ class Linear(PyroModule):
 
 
 class Encoder(PyroModule):
-    """q(z | x) = N(A x, L Lᵀ): the posterior is among these, and training starts near it."""
+    """q(z | x) = N(A x, L Lᵀ): contains the posterior; training starts near it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +117,7 @@ def _fit(model: Any, guide: Any, x: Tensor, steps: int, seed: int, **more: Any) 
 
 
 def linear(seed: int, steps: int, temperatures: int) -> Diagnosis:
-    """Local latents, judged on rows that training did not see."""
+    """Local latents, evaluated on held-out rows."""
     draw = np.random.default_rng(seed)
     z = draw.normal(size=(400, 2))
     rows = torch.tensor(z @ np.array(LOADINGS).T + NOISE * draw.normal(size=(400, 5))).float()
@@ -125,7 +126,7 @@ def linear(seed: int, steps: int, temperatures: int) -> Diagnosis:
 
 
 def shared(seed: int, steps: int, temperatures: int) -> Diagnosis:
-    """A global latent, the number it stands for drawn anew for every seed."""
+    """A global latent, with another true value for every seed."""
     draw = np.random.default_rng(seed)
     x = torch.tensor(draw.normal() + draw.normal(size=100)).float()
     run = _fit(Mean, MeanGuide, x, steps, seed)
@@ -133,7 +134,7 @@ def shared(seed: int, steps: int, temperatures: int) -> Diagnosis:
 
 
 def mixture(seed: int, steps: int, temperatures: int) -> Diagnosis:
-    """A label summed out, two starts, judged on other rows."""
+    """A label summed out, two restarts, evaluated on held-out rows."""
     draw = np.random.default_rng(seed)
     k = draw.integers(2, size=1200)
     rows = torch.tensor(np.array(CENTERS)[k] + draw.normal(size=(1200, 2))).float()
@@ -159,12 +160,12 @@ def run(
         alarms[case] = Counter()
         verdicts = raised = tables = 0
         for number in range(seed, seed + count):
-            found = make(number, steps, temperatures).findings
-            mine = [f.name for f in found if f.verdict in ("warning", "bad")]
-            alarms[case].update(mine)
-            verdicts += sum(f.verdict != "unknown" for f in found)
-            raised += len(mine)
-            tables += bool(mine)
+            findings = make(number, steps, temperatures).findings
+            names = [f.name for f in findings if f.verdict in ("warning", "bad")]
+            alarms[case].update(names)
+            verdicts += sum(f.verdict != "unknown" for f in findings)
+            raised += len(names)
+            tables += bool(names)
         rows.append(
             {
                 "case": case,
@@ -176,7 +177,7 @@ def run(
                 "error": (max(tables, 1) * max(count - tables, 1) / count**3) ** 0.5,
             }
         )
-    return record.publish(
+    return harness.publish(
         "false_alarms",
         __doc__ or "",
         rows,
@@ -184,14 +185,13 @@ def run(
         seed=seed,
         directory=directory,
         smoke=smoke,
-        by_row={case: dict(found) for case, found in alarms.items()},
+        by_row={case: dict(counts) for case, counts in alarms.items()},
     )
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Shares of verdicts and of tables, beside one in twenty."""
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
+    """Shares of verdicts and of tables, with one in twenty."""
+    figure, (axes,) = harness.new_figure(6, 3.5)
     at = np.arange(len(rows))
     axes.bar(at - 0.2, [r["share of verdicts"] for r in rows], 0.4, label="of verdicts")
     axes.bar(at + 0.2, [r["tables with an alarm"] for r in rows], 0.4, label="of tables")
@@ -203,4 +203,4 @@ def draw(rows: list[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

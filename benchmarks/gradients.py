@@ -1,22 +1,24 @@
-"""Which gradient estimators are right on this pair, and what does a given precision cost?
+"""Bias, variance and cost of gradient estimators.
 
-Every estimator that applies, by three hands (ours, Pyro's, plain torch), on three programs whose
-gradients are known, or on a pair of your own:
+Which gradient estimators are right on this pair, and what does a given precision cost?
+
+Every supported estimator in three implementations (ours, Pyro's, plain torch), on three programs
+with known gradients, or on a user's pair:
 
     python -m ppl_lvm.benchmarks.gradients mine.py:Model --guide mine.py:Guide --data x.csv
 
 For each, on the model's and on the guide's parameters:
 
-    bias       |E g - target| / |target|; E g is a finite sum where the guide has one finite site,
+    bias       |E g - target| / |target|; E g is a finite sum if the guide has one finite site,
                else the mean of draws, with its standard error
     variance   Σ Var g over the parameters
     SNR        |E g| / sqrt(variance)
-    ms         one eager gradient, median of rounds taken in turn
+    ms         one eager gradient, median of interleaved rounds
     × hand     ours over the hand-written one's time: median and quartiles of pairs of one round
     cost       variance × ms: time to reach a given precision of the guide's gradient
 
-On the three programs the target is exact. On a pair of your own it is the mean of many draws of
-ours that declares itself unbiased for the same bound, and has a standard error.
+On the three programs the target is exact. On a user's pair it is the mean of many draws of our
+estimator that declares `unbiased` for the same bound, with a standard error.
 """
 
 import math
@@ -32,7 +34,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.gradient_suite import samples
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation
 from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
@@ -40,12 +42,12 @@ from ppl_lvm.benchmarks.gradient_suite.samples import Judgment, judge, local_par
 from ppl_lvm.benchmarks.gradient_suite.subjects import (
     SUBSAMPLED,
     BenchmarkPair,
-    double,
     known_subject,
     user_subject,
 )
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
+from ppl_lvm.testing.expectations import double_precision
 
 TOO_COARSE = 1.0  # a standard error of the bias, relative to the target
 Measured = tuple[Row, dict[str, Judgment]]
@@ -64,18 +66,20 @@ def run(
     rows: int = 20,
     repeats: int = 1000,
 ) -> Result:
-    """On `model`, `guide`, `data` if given (addresses, or objects), else on the three programs.
+    """Measure on `model`, `guide`, `data` (addresses or objects), by default on the three programs.
 
     Args:
         settings: the model's, "components=3 latent=2".
         particles: K, of every estimator; the exact targets allow 2 or 3.
-        rows: how many of the data's first rows are looked at.
+        rows: number of rows of the data, from the first.
         repeats: gradients drawn from every implementation.
     """
     if (model is None) != (data is None):
-        raise ValueError("A pair of your own needs both: mine.py:Model and --data x.csv.")
+        raise ValueError(
+            "A user's pair needs a model and data. Pass both: mine.py:Model --data x.csv."
+        )
     repeats, rounds = (20, 1) if smoke else (repeats, 50)
-    found: list[Measured] = []
+    measured: list[Measured] = []
     torch.manual_seed(seed)
     with local_parameters():
         if model is not None:
@@ -83,58 +87,60 @@ def run(
                 model, guide, data, settings=settings, num_particles=particles, rows=rows
             )
             with subject.pair.scope():
-                torch.manual_seed(seed + 1)  # draws of its own, also for the reference itself
+                torch.manual_seed(seed + 1)  # independent of the draws below
                 subject.estimate_references(4 * repeats)
-                found = measure(subject, repeats, rounds, seed)
+                measured = measure(subject, repeats, rounds, seed)
         else:
-            with double():
+            with double_precision():
                 for known in KNOWN.values():
                     subject = known_subject(known, particles, seed)
                     with subject.pair.scope():
-                        found += measure(subject, repeats, rounds, seed)
-    return record.publish(
+                        measured += measure(subject, repeats, rounds, seed)
+    return harness.publish(
         "gradients",
         __doc__ or "",
-        [row for row, _ in found],
-        draw(found),
+        [row for row, _ in measured],
+        draw(measured),
         seed=seed,
         directory=directory,
         smoke=smoke,
-        groups=[{**_label(row), "groups": _plain(groups)} for row, groups in found],
+        groups=[{**_label(row), "groups": _plain(groups)} for row, groups in measured],
     )
 
 
 def measure(subject: BenchmarkPair, repeats: int, rounds: int, seed: int) -> list[Measured]:
-    """A row for every implementation, refusals included."""
+    """One row per implementation, including those that reject the pair."""
     pair, batch = subject.pair, subject.batch
     positions = samples.groups(pair.model, pair.guide, batch, pair.unconstrained_parameters)
-    works: list[Implementation] = []
-    refused: list[Measured] = []
+    supported: list[Implementation] = []
+    rejected: list[Measured] = []
     for implementation in subject.implementations():
         try:
             samples.gradient(implementation.step, batch, pair.unconstrained_parameters)
-            works.append(implementation)
-        except (ValueError, NotImplementedError) as refusal:
-            remedy = re.search(r"[Uu]se (?:an? )?([A-Z]\w+)", str(refusal))
-            words = "refuses this pair" + (f": use {remedy[1]}" if remedy else "")
-            refused.append((_row(subject, implementation, {}, None, words), {}))
-    times = interleaved({_key(i): partial(i.step, *batch) for i in works}, rounds=rounds, seed=seed)
+            supported.append(implementation)
+        except (ValueError, NotImplementedError) as error:
+            remedy = re.search(r"[Uu]se (?:an? )?([A-Z]\w+)", str(error))
+            words = "rejects this pair" + (f": use {remedy[1]}" if remedy else "")
+            rejected.append((_row(subject, implementation, {}, None, words), {}))
+    times = interleaved(
+        {_key(i): partial(i.step, *batch) for i in supported}, rounds=rounds, seed=seed
+    )
     by_row = {_key(i): i for i in subject.subsampled(1)}
     by_batch = {_key(i): i for i in subject.subsampled(len(batch[0]))}
     evidence = subject.log_evidence()
-    found: list[Measured] = []
-    for implementation in works:
-        torch.manual_seed(seed)  # its draws do not depend on which others are there
-        key, seen = _key(implementation), look(subject, implementation, repeats)
-        judged = judge_groups(subject.target(implementation), seen, positions)
+    measured: list[Measured] = []
+    for implementation in supported:
+        torch.manual_seed(seed)  # draws do not depend on the other implementations
+        key, sample = _key(implementation), collect(subject, implementation, repeats)
+        judged = judge_groups(subject.target(implementation), sample, positions)
         scaled = (by_row if subject.is_finite(implementation) else by_batch).get(key)
         words = verdict(implementation, judged)
-        if scaled is not None:  # what a batch stands for is a hand-written one's caller's business
-            words += fault_of_value(seen, look(subject, scaled, repeats), evidence)
+        if scaled is not None:  # callers of hand-written ones scale themselves
+            words += fault_of_value(sample, collect(subject, scaled, repeats), evidence)
         row = _row(subject, implementation, judged, median(times[key]), words)
         row["× hand"] = _against_hand(times, implementation)
-        found.append((row, judged))
-    return found + refused
+        measured.append((row, judged))
+    return measured + rejected
 
 
 def _against_hand(times: dict[str, list[float]], implementation: Implementation) -> str | None:
@@ -147,8 +153,8 @@ def _against_hand(times: dict[str, list[float]], implementation: Implementation)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Gradients (R, P) of one implementation, their exact mean (P,) if there is one, its bound."""
+class Sample:
+    """Gradients (R, P), their exact mean (P,) or None, the bound and its error."""
 
     draws: Tensor
     mean: Tensor | None
@@ -156,49 +162,49 @@ class Seen:
     error: float
 
 
-def look(subject: BenchmarkPair, implementation: Implementation, repeats: int) -> Seen:
-    """Draw from an implementation, and enumerate it where that can be done."""
+def collect(subject: BenchmarkPair, implementation: Implementation, repeats: int) -> Sample:
+    """Draw gradients, and compute their exact mean if possible."""
     samples.gradient(
         implementation.step, subject.batch, subject.pair.unconstrained_parameters
-    )  # the first look
+    )  # analyzes the pair
     step = samples.steady(implementation.step, implementation.objective)
     draws, bounds = samples.sample(
         step, subject.batch, subject.pair.unconstrained_parameters, repeats
     )
-    exactly = subject.exact_mean(implementation)
-    if exactly is not None:
-        return Seen(draws, exactly[0], exactly[1], 0.0)
-    return Seen(draws, None, bounds.mean().item(), (bounds.std() / repeats**0.5).item())
+    exact = subject.exact_mean(implementation)
+    if exact is not None:
+        return Sample(draws, exact[0], exact[1], 0.0)
+    return Sample(draws, None, bounds.mean().item(), (bounds.std() / repeats**0.5).item())
 
 
 def judge_groups(
-    target: tuple[Tensor, Tensor | None] | None, seen: Seen, positions: dict[str, Tensor]
+    target: tuple[Tensor, Tensor | None] | None, sample: Sample, positions: dict[str, Tensor]
 ) -> dict[str, Judgment]:
-    """One judgement for each group of parameters."""
+    """One judgment per parameter group."""
     if target is None:
-        target = torch.full_like(seen.draws[0], math.nan), None
-    wanted, reference = target
+        target = torch.full_like(sample.draws[0], math.nan), None
+    mean, reference = target
     return {
         name: judge(
-            seen.draws[:, where],
-            None if seen.mean is None else seen.mean[where],
-            wanted[where],
+            sample.draws[:, where],
+            None if sample.mean is None else sample.mean[where],
+            mean[where],
             None if reference is None else reference[:, where],
         )
         for name, where in positions.items()
     }
 
 
-def fault_of_value(alone: Seen, scaled: Seen, evidence: tuple[float, float]) -> str:
-    """What is wrong with a bound where the batch stands for SUBSAMPLED times as many rows."""
-    rounding = 1e-5 * abs(evidence[0])  # of single precision, by another order of sums
+def fault_of_value(unscaled: Sample, scaled: Sample, evidence: tuple[float, float]) -> str:
+    """Fault of a bound of a batch out of SUBSAMPLED times as many rows, or ""."""
+    rounding = 1e-5 * abs(evidence[0])  # single precision, other order of summation
     above = SUBSAMPLED * (evidence[0] + evidence[1] + rounding)
-    slack = 5 * (scaled.error + SUBSAMPLED * alone.error) + 1e-6 * abs(scaled.bound)
-    if SUBSAMPLED * (alone.bound - 5 * alone.error) > above:
+    slack = 5 * (scaled.error + SUBSAMPLED * unscaled.error) + 1e-6 * abs(scaled.bound)
+    if SUBSAMPLED * (unscaled.bound - 5 * unscaled.error) > above:
         return "; above log p(x)"
     if scaled.bound - slack > above:
         return "; not a bound under subsampling"
-    if abs(scaled.bound - SUBSAMPLED * alone.bound) > slack:
+    if abs(scaled.bound - SUBSAMPLED * unscaled.bound) > slack:
         return "; another bound under subsampling"
     return ""
 
@@ -208,7 +214,7 @@ def _key(implementation: Implementation) -> str:
 
 
 def verdict(implementation: Implementation, judged: dict[str, Judgment]) -> str:
-    """In words: unbiased, or what is wrong where."""
+    """Text of the verdict: unbiased, or the faults by parameter group."""
     faults = []
     for name, judgment in judged.items():
         where = name.replace("guide ", "site ") if name.startswith("guide ") else f"the {name}"
@@ -269,14 +275,13 @@ def _plain(groups: dict[str, Judgment]) -> dict[str, Any]:
     return {name: asdict(judgment) for name, judgment in groups.items()}
 
 
-def draw(found: Sequence[Measured]) -> Figure:
-    """Cost of each estimator on the guide's gradient; a cross where it is not unbiased."""
-    programs = list(dict.fromkeys(row["program"] for row, _ in found))
-    figure = Figure(figsize=(6 * len(programs), 5), layout="constrained")
+def draw(measured: Sequence[Measured]) -> Figure:
+    """Cost of each estimator's guide gradient; crosses are not unbiased."""
+    programs = list(dict.fromkeys(row["program"] for row, _ in measured))
+    figure, panels = harness.new_figure(6 * len(programs), 5, columns=len(programs))
     colors = {"ppl_lvm": "tab:blue", "Pyro": "tab:red", "hand": "tab:gray"}
-    panels = figure.subplots(1, len(programs), squeeze=False)[0]
     for axes, program in zip(panels, programs, strict=True):
-        rows = [row for row, _ in found if row["program"] == program and row["cost"]]
+        rows = [row for row, _ in measured if row["program"] == program and row["cost"]]
         rows = [row for row in rows if row["bias guide"] is not None]
         rows.sort(key=lambda row: row["cost"], reverse=True)
         for y, row in enumerate(rows):
@@ -292,4 +297,4 @@ def draw(found: Sequence[Measured]) -> Figure:
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

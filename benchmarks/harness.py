@@ -1,17 +1,17 @@
-"""What a benchmark leaves behind: a table on the terminal, one JSON file and one picture.
+"""Tables, JSON files, figures and command lines of benchmarks.
 
-Every benchmark module asks one question in its docstring and has a function
+The docstring of a benchmark module has a title and a question. The module has a function
 
-    run(*, smoke=False, directory=None, seed=0, ...) -> dict
+    run(*, smoke=False, directory=None, seed=0, ...) -> Result
 
-that returns what its JSON holds. `command(run)` makes the command line of it: each keyword of
-`run` is an option of the same name, `model` is the one positional word.
+that returns the content of its JSON file. `command(run)` is its command line: each keyword of `run`
+is an option of the same name, except the positional argument `model`.
 """
 
 import argparse
 import inspect
-import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ppl_lvm.core.storage import jsonable
+from ppl_lvm.core.storage import jsonable, write_json
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
@@ -33,7 +34,7 @@ Result = dict[str, Any]
 
 def publish(
     name: str,
-    question: str,
+    documentation: str,
     rows: Sequence[Row],
     figure: Figure,
     *,
@@ -44,27 +45,41 @@ def publish(
 ) -> Result:
     """Print the rows, write `directory`/name.json and .png, and return what the JSON holds.
 
-    `directory` is runs/bench unless given. `findings` are numbers that are not rows.
+    `directory` is runs/bench by default. `findings` are further results, not in rows.
     """
     folder = Path(directory or Path("runs") / "bench")
     folder.mkdir(parents=True, exist_ok=True)
     result: Result = {
         "benchmark": name,
-        "question": question.strip().partition("\n")[0],
+        "question": question(documentation),
         "smoke": smoke,
         "environment": environment(seed),
         "rows": [dict(row) for row in rows],
         **findings,
     }
     show(result["question"], rows)
-    (folder / f"{name}.json").write_text(json.dumps(jsonable(result), indent=2) + "\n")
+    write_json(folder / f"{name}.json", jsonable(result))
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     print(f"written: {folder / name}.json and .png")
     return result
 
 
+def question(documentation: str) -> str:
+    """The question in a benchmark's docstring, on one line."""
+    match = re.search(r"^[A-Z][^?.]*\?", documentation, re.MULTILINE)
+    if match is None:
+        raise ValueError("The docstring of a benchmark has no question. Add one after its title.")
+    return " ".join(match.group().split())
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of this size in inches, with panels side by side."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
 def environment(seed: int) -> dict[str, Any]:
-    """Versions, threads, seed, commit and the machine's devices in words."""
+    """Versions, threads, seed, commit and device names."""
     packages = ("ppl_lvm", "torch", "pyro-ppl", "numpy")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,12 +92,12 @@ def environment(seed: int) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """This checkout's commit, "+" after it if tracked files differ; None outside of git."""
+    """Commit of this checkout, with "+" if tracked files differ; None outside of git."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else ""
+        process = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True)
+        return process.stdout.strip() if process.returncode == 0 else ""
 
     try:
         head = git("rev-parse", "--short=12", "HEAD")
@@ -92,30 +107,30 @@ def commit() -> str | None:
 
 
 def device() -> str:
-    """Processor, cores, and the accelerator if there is one."""
-    words = platform.processor() or platform.machine()
+    """Names of the processor and the accelerator, number of threads."""
+    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        words = names[0].partition(":")[2].strip() if names else words
-    words = f"{words}, {torch.get_num_threads()} threads"
-    return f"{words}; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else words
+        name = names[0].partition(":")[2].strip() if names else name
+    name = f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else name
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows under the keys of the first, numbers to four digits."""
+    """Print rows as a table with the keys of the first, numbers to four digits."""
     table = Table(title=title, title_justify="left")
     columns = list(rows[0]) if rows else []
     for column in columns:
         numeric = all(isinstance(row[column], int | float | None) for row in rows)
         table.add_column(column, justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(words(row[column]) for column in columns))
+        table.add_row(*(format_cell(row[column]) for column in columns))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
-def words(value: Any) -> str:
-    """A cell as a person reads it."""
+def format_cell(value: Any) -> str:
+    """Text of a table cell."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -124,7 +139,7 @@ def words(value: Any) -> str:
 
 
 def command(run: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:
-    """Call `run` with what the command line says: `--smoke --directory D --seed 1`, and its own."""
+    """Call `run` with options from the command line, one per keyword."""
     module = inspect.getmodule(run)
     parser = argparse.ArgumentParser(description=(module and module.__doc__) or run.__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

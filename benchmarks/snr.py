@@ -1,13 +1,15 @@
-"""How does a gradient's signal-to-noise ratio move with the particles K and the draws M averaged?
+"""Signal-to-noise ratio of gradients against K and M.
 
-On a linear-Gaussian model, for the guide's gradient: |E g| / sd(g), each component on its own,
-averaged over components and rows. M independent gradients, averaged, divide the variance by M. In
-theory
+How does a gradient's signal-to-noise ratio depend on the particles K and the number M of averaged
+draws?
+
+On a linear-Gaussian model, for the guide's gradient: |E g| / sd(g) per component, averaged over
+components and rows. The mean of M independent gradients has 1/M of the variance. In theory
 
     IWAE   SNR ~ sqrt(M / K)     more particles make the guide's gradient worse
     DReG   SNR ~ sqrt(M K)       more particles make it better
 
-so that on logarithmic axes the slopes against K are -1/2 and +1/2, and against M +1/2 for both.
+so on logarithmic axes the slopes against K are -1/2 and +1/2, and against M +1/2 for both.
 
 References:
     Rainforth et al. (2018). Tighter variational bounds are not necessarily better.
@@ -25,12 +27,12 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.gradient_suite.programs import (
     LinearGaussian,
     LinearGaussianGuide,
     Parameters,
-    handwritten_loss,
+    handwritten_parameters,
 )
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import linear_gaussian, pathwise
@@ -38,12 +40,12 @@ from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.programs.pair import ModelGuidePair
 
 THEORY = {"IWAE": (-0.5, 0.5), "DReG": (0.5, 0.5)}
-# A guide that is off by a little, as after some training: mean by 0.1, log sd by 0.2.
+# The guide differs from the posterior, as during training: mean by 0.1, log sd by 0.2.
 X = [[0.8, -0.3]]
 
 
 def parameters() -> Parameters:
-    """One latent, two observed; the guide near the posterior."""
+    """One latent, two observed columns; the guide is near the posterior."""
     params: Parameters = {
         "model.weight": torch.tensor([[1.0], [0.5]]),
         "model.bias": torch.zeros(2),
@@ -58,8 +60,8 @@ def parameters() -> Parameters:
     return {name: value.requires_grad_() for name, value in params.items()}
 
 
-def by_us(objective: str) -> Callable[[int, int], Tensor]:
-    """Gradients (R, 2) of mean and log sd, of R replicates in one plate with own parameters."""
+def our_gradients(objective: str) -> Callable[[int, int], Tensor]:
+    """Gradients (R, 2) of mean and log sd, from R replicates in one plate."""
 
     def draw(num_particles: int, repeats: int) -> Tensor:
         params = replicated(parameters(), repeats)
@@ -69,14 +71,14 @@ def by_us(objective: str) -> Callable[[int, int], Tensor]:
         with pair.scope():
             loss = getattr(estimators, objective)(num_particles=num_particles)
             loss.loss_and_grads(pair.model, pair.guide, x)
-        leaves = handwritten_loss(pair.unconstrained_parameters)
+        leaves = handwritten_parameters(pair.unconstrained_parameters)
         grads = [leaves[name].grad for name in ("guide.bias", "guide.log_scale")]
         return -torch.cat([grad for grad in grads if grad is not None], -1)
 
     return draw
 
 
-def by_hand_written(objective: str) -> Callable[[int, int], Tensor]:
+def handwritten_gradients(objective: str) -> Callable[[int, int], Tensor]:
     """The same in plain torch."""
 
     def draw(num_particles: int, repeats: int) -> Tensor:
@@ -90,8 +92,8 @@ def by_hand_written(objective: str) -> Callable[[int, int], Tensor]:
         if objective == "IWAE":
             surrogate = pathwise.iwae(log_p, linear_gaussian.log_q(params, x, z))
         else:
-            still = {k: v.detach() for k, v in params.items()}
-            surrogate = pathwise.dreg(z, log_p, linear_gaussian.log_q(still, x, z))
+            fixed = {k: v.detach() for k, v in params.items()}
+            surrogate = pathwise.dreg(z, log_p, linear_gaussian.log_q(fixed, x, z))
         mean, scale = params["guide.bias"], params["guide.log_scale"]
         return torch.cat(torch.autograd.grad(surrogate.sum(), [mean, scale]), -1)
 
@@ -103,9 +105,9 @@ def _place(params: Parameters, x: Tensor, num_particles: int) -> Tensor:
 
 
 def replicated(params: Parameters, repeats: int) -> Parameters:
-    """Every replicate has its own copy of the guide's mean and log sd: its own gradient."""
-    own = ("guide.bias", "guide.log_scale")
-    return {k: v.expand(repeats, 1).clone() if k in own else v for k, v in params.items()}
+    """Copy the guide's mean and log sd for every replicate, for separate gradients."""
+    copied = ("guide.bias", "guide.log_scale")
+    return {k: v.expand(repeats, 1).clone() if k in copied else v for k, v in params.items()}
 
 
 def signal_to_noise(gradients: Tensor, averaged: int) -> float:
@@ -116,7 +118,7 @@ def signal_to_noise(gradients: Tensor, averaged: int) -> float:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of log y against log x, by least squares."""
+    """Least-squares slope of log y against log x."""
     log_x, log_y = torch.tensor(x).double().log(), torch.tensor(y).double().log()
     log_x = log_x - log_x.mean()
     return ((log_x * log_y).sum() / log_x.square().sum()).item()
@@ -128,13 +130,13 @@ def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int =
     particles = (4, 16, 64) if smoke else (4, 8, 16, 32, 64, 128, 256)
     draws = (1, 4, 16)
     repeats = 2_000 if smoke else 200_000
-    hands = {"ppl_lvm": by_us, "hand": by_hand_written}
+    implementations = {"ppl_lvm": our_gradients, "hand": handwritten_gradients}
     rows: list[Row] = []
     with local_parameters():
         for objective in THEORY:
-            for by, make in hands.items():
+            for by, make in implementations.items():
                 for K in particles:
-                    # Few numbers are kept at a time: 16 at K = 256 would not fit otherwise.
+                    # Chunks limit the memory at large K.
                     chunk = max(1, min(repeats, 4_000_000 // K))
                     chunks = [make(objective)(K, chunk) for _ in range(repeats // chunk)]
                     gradients = torch.cat(chunks)
@@ -150,12 +152,12 @@ def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int =
                             }
                         )
     slopes = fit_slopes(rows)
-    for found in slopes:
+    for fit in slopes:
         print(
-            f"{found['estimator']} ({found['by']}): SNR ~ K^{found['against K']:.2f} "
-            f"M^{found['against M']:.2f}; theory K^{found['theory K']} M^{found['theory M']}"
+            f"{fit['estimator']} ({fit['by']}): SNR ~ K^{fit['against K']:.2f} "
+            f"M^{fit['against M']:.2f}; theory K^{fit['theory K']} M^{fit['theory M']}"
         )
-    return record.publish(
+    return harness.publish(
         "snr",
         __doc__ or "",
         rows,
@@ -169,14 +171,14 @@ def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int =
 
 def fit_slopes(rows: Sequence[Row]) -> list[Row]:
     """Slopes at M = 1 against K, and at the smallest K against M."""
-    found: list[Row] = []
+    slopes: list[Row] = []
     for objective, (of_k, of_m) in THEORY.items():
         for by in dict.fromkeys(row["by"] for row in rows):
-            mine = [r for r in rows if r["estimator"] == objective and r["by"] == by]
-            first = min(r["K"] for r in mine)
-            against_k = [(r["K"], r["SNR"]) for r in mine if r["M"] == 1]
-            against_m = [(r["M"], r["SNR"]) for r in mine if r["K"] == first]
-            found.append(
+            selected = [r for r in rows if r["estimator"] == objective and r["by"] == by]
+            first = min(r["K"] for r in selected)
+            against_k = [(r["K"], r["SNR"]) for r in selected if r["M"] == 1]
+            against_m = [(r["M"], r["SNR"]) for r in selected if r["K"] == first]
+            slopes.append(
                 {
                     "estimator": objective,
                     "by": by,
@@ -186,22 +188,21 @@ def fit_slopes(rows: Sequence[Row]) -> list[Row]:
                     "theory M": of_m,
                 }
             )
-    return found
+    return slopes
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """SNR against K, a line for each estimator and M."""
-    figure = Figure(figsize=(6, 4.5), layout="constrained")
-    axes = figure.subplots()
+    """SNR against K, one line per estimator and M."""
+    figure, (axes,) = harness.new_figure(6, 4.5)
     for objective, color in zip(THEORY, ("tab:orange", "tab:blue"), strict=True):
         for M in sorted({row["M"] for row in rows}):
-            mine = [
+            selected = [
                 r for r in rows if (r["estimator"], r["by"], r["M"]) == (objective, "ppl_lvm", M)
             ]
             label = f"{objective}, M = {M}"
             axes.plot(
-                [r["K"] for r in mine],
-                [r["SNR"] for r in mine],
+                [r["K"] for r in selected],
+                [r["SNR"] for r in selected],
                 marker="o",
                 color=color,
                 alpha=0.4 + 0.2 * (M > 1) + 0.4 * (M > 4),
@@ -213,4 +214,4 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

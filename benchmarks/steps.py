@@ -1,15 +1,18 @@
-"""What does a step with each estimator cost, eager, captured, compiled, beside one by hand?
+"""Time per step of every estimator.
+
+How long does a step with each estimator take, eager, captured and compiled, relative to a
+hand-written step?
 
 A step is the gradient and Adam's update, in float32, on the three programs of `gradients`:
 
     by hand     the estimator in plain torch, `torch.optim.Adam`
     eager       ours through Pyro's handlers, the same optimizer
-    captured    ours replayed from its recording
-    compiled    the recording and the update in one compiled function
+    captured    our recorded step, replayed
+    compiled    recording and update in one compiled function
 
-Times are taken in turn in one process. A ratio is ours over the hand-written one's: the median of
-pairs of one round, with quartiles. `levels` leaves some out (compiling takes 10 s or more for each
-estimator), `program` takes one of the three.
+Times are interleaved in one process. A ratio is ours over hand-written: the median over rounds of
+paired ratios, with quartiles. `levels` selects levels (compiling takes 10 s or more per
+estimator), `program` selects one of the three.
 """
 
 from collections.abc import Callable
@@ -22,7 +25,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.gradient_suite.handwritten_adapters import handwritten
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation, ours
 from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN
@@ -32,7 +35,7 @@ from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
 from ppl_lvm.compiler import CannotCaptureError, Level, make_training_step
 
-TARGET = 1.3  # of the best of our levels over the hand-written step
+TARGET = 1.3  # ratio of our best level to the hand-written step
 Step = Callable[[], object]
 
 
@@ -47,7 +50,7 @@ def run(
     particles: int = 4,
     rounds: int = 100,
 ) -> Result:
-    """Milliseconds a step, and ratios.
+    """Milliseconds per step, and ratios.
 
     Args:
         program: belief_net, linear_gaussian or decoders; all of them by default.
@@ -55,38 +58,40 @@ def run(
         rows: of the batch.
         particles: K, even.
     """
-    chosen = ["belief_net"] if smoke else list(KNOWN) if program is None else [program]
-    asked = ["eager", "captured"] if smoke else levels.split()
-    _refuse_unknown("program", chosen, list(KNOWN))
-    _refuse_unknown("levels", asked, ["eager", "captured", "compiled"])
-    found: list[Row] = []
+    programs = ["belief_net"] if smoke else list(KNOWN) if program is None else [program]
+    levels_run = ["eager", "captured"] if smoke else levels.split()
+    _refuse_unknown("program", programs, list(KNOWN))
+    _refuse_unknown("levels", levels_run, ["eager", "captured", "compiled"])
+    table: list[Row] = []
     with local_parameters():
-        for name in chosen:
-            for estimator in _both(name, particles):
-                found.append(
-                    measure(name, estimator, asked, rows, particles, 3 if smoke else rounds, seed)
+        for name in programs:
+            for estimator in _common_estimators(name, particles):
+                table.append(
+                    measure(
+                        name, estimator, levels_run, rows, particles, 3 if smoke else rounds, seed
+                    )
                 )
-    return record.publish(
+    return harness.publish(
         "steps",
         __doc__ or "",
-        found,
-        draw(found),
+        table,
+        draw(table),
         seed=seed,
         directory=directory,
         smoke=smoke,
         target=TARGET,
-        worst={level: max(_ratios(found, level), default=None) for level in asked},
+        worst={level: max(_ratios(table, level), default=None) for level in levels_run},
     )
 
 
-def _refuse_unknown(what: str, given: list[str], known: list[str]) -> None:
-    for word in given:
+def _refuse_unknown(option: str, words: list[str], known: list[str]) -> None:
+    for word in words:
         if word not in known:
-            raise ValueError(f"{what}: {word!r} is none of {', '.join(known)}.")
+            raise ValueError(f"{option}: {word!r} is unknown. Available: {', '.join(known)}.")
 
 
-def _both(program: str, particles: int) -> list[str]:
-    """Estimators that are there by hand and by us."""
+def _common_estimators(program: str, particles: int) -> list[str]:
+    """Estimators with a hand-written twin on this program."""
     subject = known_subject(KNOWN[program], particles, 0)
     return [hand.estimator for hand in handwritten(KNOWN[program], subject.pair, particles)]
 
@@ -100,16 +105,16 @@ def measure(
     rounds: int,
     seed: int,
 ) -> Row:
-    """One row of the table: a pair of its own, with parameters of its own, for every level."""
-    steps = {"by hand": handwritten_loss(program, estimator, rows, particles, seed)[0]}
-    refused = ""
+    """One row of the table; every level has a separate pair with separate parameters."""
+    steps = {"by hand": handwritten_step(program, estimator, rows, particles, seed)[0]}
+    reason = ""
     for level in levels:
-        step, _ = by_us(program, estimator, rows, particles, seed, cast(Level, level))
+        step, _ = our_step(program, estimator, rows, particles, seed, cast(Level, level))
         try:
             for _ in range(6):  # recording takes three steps, compiling the fourth
                 step()
-        except CannotCaptureError as refusal:
-            refused = str(refusal)
+        except CannotCaptureError as error:
+            reason = str(error)
             continue
         steps[level] = step
     times = interleaved(steps, rounds=rounds, seed=seed)
@@ -117,17 +122,17 @@ def measure(
     for name in ("by hand", *levels):
         row[f"{name}, ms"] = 1000 * median(times[name]) if name in times else None
     for level in levels:
-        found = ratio(times, level, "by hand") if level in times else None
-        row[f"{level} / by hand"] = found and found[0]
-        row[f"{level} quartiles"] = found and f"{found[1]:.2f}–{found[2]:.2f}"
-    row["not captured"] = refused
+        quartiles = ratio(times, level, "by hand") if level in times else None
+        row[f"{level} / by hand"] = quartiles and quartiles[0]
+        row[f"{level} quartiles"] = quartiles and f"{quartiles[1]:.2f}–{quartiles[2]:.2f}"
+    row["not captured"] = reason
     return row
 
 
-def handwritten_loss(
+def handwritten_step(
     program: str, estimator: str, rows: int, particles: int, seed: int
 ) -> tuple[Step, list[Tensor]]:
-    """A hand-written step, and the parameters that it trains."""
+    """A hand-written step and its parameters."""
     pair, x, hand = _find(program, estimator, rows, particles, seed, by="hand")
     learned = getattr(hand.objective, "network", None)
     parameters = [
@@ -144,23 +149,23 @@ def handwritten_loss(
     return step, parameters
 
 
-def by_us(
+def our_step(
     program: str, estimator: str, rows: int, particles: int, seed: int, level: Level
 ) -> tuple[Step, list[Tensor]]:
-    """Our step at this level, and the parameters that it trains."""
-    pair, x, mine = _find(program, estimator, rows, particles, seed, by="ppl_lvm")
-    objective = mine.objective
-    objective.loss(pair.model, pair.guide, x)  # learned parts take their sizes
+    """Our step at this level and its parameters."""
+    pair, x, implementation = _find(program, estimator, rows, particles, seed, by="ppl_lvm")
+    objective = implementation.objective
+    objective.loss(pair.model, pair.guide, x)  # initializes lazy modules
     parameters = [*pair.unconstrained_parameters.values(), *objective.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-4)
-    whole = make_training_step(
+    take_step = make_training_step(
         partial(objective.loss_and_grads, pair.model, pair.guide),
         optimizer,
         level,
         watched=(pair.model, pair.guide, objective),
         announce=lambda _: None,
     )
-    return partial(whole, x), parameters
+    return partial(take_step, x), parameters
 
 
 def _find(
@@ -168,9 +173,9 @@ def _find(
 ) -> tuple[Any, Tensor, Implementation]:
     known = KNOWN[program]
     pair = known_subject(known, particles, seed).pair
-    offered = ours(pair, particles) if by == "ppl_lvm" else handwritten(known, pair, particles)
-    found = next(i for i in offered if i.estimator == estimator)
-    return pair, known.data(seed, rows), found
+    candidates = ours(pair, particles) if by == "ppl_lvm" else handwritten(known, pair, particles)
+    implementation = next(i for i in candidates if i.estimator == estimator)
+    return pair, known.data(seed, rows), implementation
 
 
 def _ratios(rows: list[Row], level: str) -> list[float]:
@@ -178,21 +183,20 @@ def _ratios(rows: list[Row], level: str) -> list[float]:
 
 
 def draw(rows: list[Row]) -> Figure:
-    """Ratio of each level to the hand-written step, a line for each estimator and program."""
+    """Ratio of each level to the hand-written step, one line per estimator and program."""
     levels = [key.removesuffix(" / by hand") for key in rows[0] if key.endswith(" / by hand")]
     colors = {"eager": "tab:red", "captured": "tab:blue", "compiled": "tab:green"}
-    figure = Figure(figsize=(7, 1.5 + 0.25 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = harness.new_figure(7, 1.5 + 0.25 * len(rows))
     for level in levels:
         at = [y for y, row in enumerate(rows) if row[f"{level} / by hand"] is not None]
         axes.plot(_ratios(rows, level), at, "o", color=colors[level], label=level)
     axes.axvline(TARGET, color="gray", linestyle=":", label=f"{TARGET} ×")
     axes.set_yticks(range(len(rows)), [f"{r['estimator']}, {r['program']}" for r in rows])
-    axes.set(xscale="log", xlabel="time of a step over the hand-written one's")
+    axes.set(xscale="log", xlabel="time of a step relative to the hand-written one")
     axes.invert_yaxis()
     axes.legend()
     return figure
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

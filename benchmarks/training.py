@@ -1,15 +1,17 @@
-"""Which estimator trains a model best, at equal steps and at equal seconds?
+"""Held-out fit of every estimator after training.
 
-The same model, guide, data and optimizer under every estimator that takes the pair, K particles
-each; held-out log p(x) in nats per row, by 1,000 particles, mean and standard error over seeds.
+Which estimator trains a model best, at equal steps and at equal seconds?
+
+The same model, guide, data and optimizer with every supported estimator, K particles each;
+held-out log p(x) in nats per row, from 1,000 particles, mean and standard error over seeds.
 
     normal   digits, z_n ~ Normal(0, I) of 8, decoder and encoder with one hidden layer of 128
     bits     digits, z_n ~ Bernoulli(a) of 16, the same networks
     mixture  iris, c_n ~ Categorical(π) of 3, x_n ~ Normal(μ_c, diag σ_c²); the guide's q(c | x) a
              network of one hidden layer of 32
 
-"Equal seconds" runs as many steps as fit into the time at the speed of the equal-steps run. Seconds
-are those spent in steps, which are replayed from a recording (`engine`, "eager" for Pyro's own).
+"Equal seconds" runs the number of steps that fit into the time at the speed of the equal-steps run.
+Seconds are those spent in steps, which are captured by default (`engine`).
 """
 
 import math
@@ -28,7 +30,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm import estimators
-from ppl_lvm.benchmarks import harness as record
+from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.compiler import Level
 from ppl_lvm.data import Data, load_data
@@ -115,7 +117,7 @@ TASKS = (
 
 
 def candidates(num_particles: int) -> Iterator[str]:
-    """Every estimator in call syntax, but for those that fit a guide to a given model (CUBO)."""
+    """Every estimator in call syntax, without upper bounds, which cannot train a model."""
     for name in estimators.__all__:
         if not getattr(getattr(estimators, name), "is_upper_bound", False):
             yield f"{name}(num_particles={num_particles})"
@@ -124,7 +126,7 @@ def candidates(num_particles: int) -> Iterator[str]:
 def train(
     task: Task, pool: Data, few: Data, objective: str, steps: int, seed: int, engine: Level
 ) -> Run:
-    """One fit, batches of 100. It judges itself on a `few` rows, which nobody reads."""
+    """One fit with batches of 100. `few` validation rows, whose score is not used."""
     return fit(
         task.model,
         task.guide,
@@ -143,19 +145,19 @@ def train(
 
 @dataclass(frozen=True)
 class Budget:
-    """How long, how often, and how finely judged."""
+    """Steps, seconds, seeds, and particles of the evaluation."""
 
     steps: int
     seconds: float
     seeds: int
     particles: int
     engine: Level
-    rows: int | None = None  # of the training data; all of them if None
-    estimators: int | None = None  # the first ones; all of them if None
+    rows: int | None = None  # training rows; None for all
+    estimators: int | None = None  # the first ones; None for all
 
 
 def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[Row]:
-    """Two rows for each estimator that takes the pair."""
+    """Two rows per estimator that supports the pair."""
     pool, held_out = load_data(task.data).split(task.held_out, seed)
     _, few = held_out.split(10, seed)
     if budget.rows is not None:
@@ -163,21 +165,21 @@ def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[R
         held_out = few
     rows: list[Row] = []
     for objective in islice(candidates(num_particles), budget.estimators):
-        reached: dict[str, list[tuple[float, int, float]]] = {"steps": [], "seconds": []}
+        scores: dict[str, list[tuple[float, int, float]]] = {"steps": [], "seconds": []}
         try:
-            for start in range(seed, seed + budget.seeds):
-                run = train(task, pool, few, objective, budget.steps, start, budget.engine)
-                reached["steps"].append(_judge(run, held_out, budget.particles))
-                per_step = reached["steps"][-1][2] / budget.steps
+            for run_seed in range(seed, seed + budget.seeds):
+                run = train(task, pool, few, objective, budget.steps, run_seed, budget.engine)
+                scores["steps"].append(_score(run, held_out, budget.particles))
+                per_step = scores["steps"][-1][2] / budget.steps
                 steps = max(1, math.floor(budget.seconds / per_step))
-                run = train(task, pool, few, objective, steps, start, budget.engine)
-                reached["seconds"].append(_judge(run, held_out, budget.particles))
-        except ValueError as refusal:
-            print(f"{task.name}: {objective} left out: {refusal}")
+                run = train(task, pool, few, objective, steps, run_seed, budget.engine)
+                scores["seconds"].append(_score(run, held_out, budget.particles))
+        except ValueError as error:
+            print(f"{task.name}: {objective} skipped: {error}")
             continue
-        for equal, found in reached.items():
-            values = [value for value, _, _ in found]
-            error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        for equal, results in scores.items():
+            values = [value for value, _, _ in results]
+            spread = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
             rows.append(
                 {
                     "task": task.name,
@@ -185,15 +187,15 @@ def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[R
                     "estimator": objective.partition("(")[0],
                     "K": num_particles,
                     "held-out log p(x), nats": mean(values),
-                    "± over seeds": error,
-                    "steps": round(mean(steps for _, steps, _ in found)),
-                    "seconds": mean(seconds for _, _, seconds in found),
+                    "± over seeds": spread,
+                    "steps": round(mean(steps for _, steps, _ in results)),
+                    "seconds": mean(seconds for _, _, seconds in results),
                 }
             )
     return rows
 
 
-def _judge(run: Run, held_out: Data, particles: int) -> tuple[float, int, float]:
+def _score(run: Run, held_out: Data, particles: int) -> tuple[float, int, float]:
     """Held-out log p(x), steps and seconds."""
     entry = run.restarts[0]
     value = run.log_evidence(held_out, num_particles=particles).value
@@ -212,26 +214,28 @@ def run(
     engine: str = "captured",
     task: str | None = None,
 ) -> Result:
-    """All three tasks, or one; `particles` is K of every estimator, even for antithetic pairs."""
+    """All three tasks, or one; `particles` is K of every estimator, an even number."""
     level = cast(Level, engine)
     budget = Budget(steps, seconds, seeds, 1000, level)
     if smoke:
         budget = Budget(2, 0.005, 1, 10, level, rows=50, estimators=5)
-    chosen = [t for t in TASKS if task in (None, t.name)]
-    if not chosen:
-        raise ValueError(f"task: {task!r} is none of {', '.join(t.name for t in TASKS)}.")
-    rows = [row for t in chosen for row in measure(t, particles, budget, seed)]
+    tasks = [t for t in TASKS if task in (None, t.name)]
+    if not tasks:
+        raise ValueError(
+            f"task: {task!r} is unknown. Available: {', '.join(t.name for t in TASKS)}."
+        )
+    rows = [row for t in tasks for row in measure(t, particles, budget, seed)]
     rows.sort(key=lambda row: (row["task"], row["equal"], -row["held-out log p(x), nats"]))
-    return record.publish(
+    return harness.publish(
         "training", __doc__ or "", rows, draw(rows), seed=seed, directory=directory, smoke=smoke
     )
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Held-out log p(x) of every estimator, equal steps and equal seconds."""
+    """Held-out log p(x) of every estimator at equal steps and equal seconds."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(6 * len(tasks), 5), layout="constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+    figure, panels = harness.new_figure(6 * len(tasks), 5, columns=len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
         mine = [row for row in rows if row["task"] == task]
         names = list(dict.fromkeys(row["estimator"] for row in mine))[::-1]
         for equal, marker in (("steps", "o"), ("seconds", "s")):
@@ -250,4 +254,4 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 if __name__ == "__main__":
-    record.command(run)
+    harness.command(run)

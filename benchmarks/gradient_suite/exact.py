@@ -1,7 +1,7 @@
-"""Expectations that are finite sums: every K-tuple of draws from a finite latent space.
+"""Expectations as finite sums over all K-tuples of draws.
 
-An estimator's surrogate is a function of log p and log q at the K draws, so its expected gradient
-is a sum over all Sᴷ tuples of S states, without seeds and without tolerances:
+A surrogate is a function of log p and log q at K draws from S states, so its expected gradient is
+an exact sum over all Sᴷ tuples:
 
     E ∇surrogate = Σ_{z_1…z_K} Π_k q(z_k | x) ∇surrogate(z_1…z_K)
 """
@@ -21,9 +21,9 @@ def tuples(num_states: int, num_particles: int) -> Tensor:
 
 
 def expectation(surrogate: Surrogate, log_p: Tensor, log_q: Tensor, num_particles: int) -> Tensor:
-    """E surrogate over the draws, (B,), for tables log p, log q (S, B); the draws held still.
+    """E[surrogate] over the draws, (B,), for tables log p, log q (S, B).
 
-    The probabilities carry no gradient: what is differentiated is the surrogate alone.
+    The probabilities are detached: only the surrogate is differentiated.
     """
     draws = tuples(len(log_q), num_particles)
     probability = log_q[draws].sum(0).exp().detach()  # (Sᴷ, B)
@@ -31,17 +31,17 @@ def expectation(surrogate: Surrogate, log_p: Tensor, log_q: Tensor, num_particle
 
 
 def target(bound: Surrogate, log_p: Tensor, log_q: Tensor, num_particles: int) -> Tensor:
-    """The true E bound, (B,), the probabilities differentiated with it."""
+    """E[bound], (B,), differentiable through the probabilities too."""
     draws = tuples(len(log_q), num_particles)
     return (log_q[draws].sum(0).exp() * bound(log_p[draws], log_q[draws])).sum(0)
 
 
 def gradients(value: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """The gradient of a sum, all parameters in one vector; 0 where one plays no part."""
-    found = torch.autograd.grad(value.sum(), list(params), allow_unused=True, retain_graph=True)
+    """Gradient of the sum in one vector; 0 where a parameter has no effect."""
+    grads = torch.autograd.grad(value.sum(), list(params), allow_unused=True, retain_graph=True)
     return torch.cat(
         [
             (torch.zeros_like(p) if g is None else g).flatten()
-            for g, p in zip(found, params, strict=True)
+            for g, p in zip(grads, params, strict=True)
         ]
     )

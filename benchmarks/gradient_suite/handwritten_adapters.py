@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_lvm import estimators
 from ppl_lvm.benchmarks import handwritten as folder
 from ppl_lvm.benchmarks.gradient_suite.implementations import Implementation
-from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_loss
+from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_parameters
 from ppl_lvm.benchmarks.handwritten.twins import Surrogate, Twin
 from ppl_lvm.programs.pair import ModelGuidePair
 
@@ -23,7 +23,7 @@ def handwritten(
     known: KnownProgram, pair: ModelGuidePair, num_particles: int
 ) -> Iterator[Implementation]:
     """All twins on this program, over the pair's tensors, in the order of our classes."""
-    params = handwritten_loss(pair.unconstrained_parameters)
+    params = handwritten_parameters(pair.unconstrained_parameters)
     twins: list[Twin] = []
     for module in _modules_with_twins():
         twins += module.twins(known.name, params, num_particles)

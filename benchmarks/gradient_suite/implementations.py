@@ -1,7 +1,7 @@
-"""Every estimator that applies to a pair: ours and Pyro's (`hands` has those in plain torch).
+"""Implementations of estimators on a pair: ours and Pyro's.
 
-An implementation is called to take one gradient: it adds the gradient of the loss (a sum over
-data, as `loss_and_grads`) to the parameters' `.grad` and returns the loss.
+`handwritten_adapters.py` has those in plain torch. A call of an implementation adds the gradient
+of the loss (a sum over rows, as `loss_and_grads`) to the parameters' `.grad` and returns the loss.
 """
 
 import inspect
@@ -28,7 +28,7 @@ BOUNDS: dict[str, Bound] = {
 
 
 class Programs(Protocol):
-    """A model and a guide that run as they are."""
+    """A model and a guide."""
 
     model: Any
     guide: Any
@@ -36,16 +36,16 @@ class Programs(Protocol):
 
 @dataclass(frozen=True)
 class Implementation:
-    """One estimator by one hand.
+    """One implementation of an estimator.
 
     Attributes:
-        estimator: our class's name (Pyro's own for what we have not).
+        estimator: name of our class, or Pyro's name without a counterpart.
         by: "ppl_lvm", "Pyro" or "hand".
-        target: what its gradient should be that of, as our classes say it.
-        step: takes the batch; gradient into `.grad`, returns the loss.
-        forced: whether its draws are the guide's sites alone, so that they can be enumerated.
-        declared: what the class says of its own bias: unbiased or not.
-        objective: the `pyro.infer.ELBO`; of a hand-written one what its target depends on, if any.
+        target: declared target of the gradient.
+        step: adds the gradient of a batch to `.grad` and returns the loss.
+        forced: its only draws are the guide's sites, so that they can be enumerated.
+        declared: the class declares `unbiased`.
+        objective: the `pyro.infer.ELBO`; the learned state of a hand-written one, or None.
     """
 
     estimator: str
@@ -58,14 +58,14 @@ class Implementation:
 
 
 def ours(pair: Programs, num_particles: int) -> Iterator[Implementation]:
-    """Every class of `estimators.__all__`; those that refuse the pair do so when called."""
+    """All classes of `estimators.__all__`; a class that rejects the pair raises when called."""
     for name in estimators.__all__:
         cls: Any = getattr(estimators, name)
-        offered = inspect.signature(cls).parameters
+        accepted = inspect.signature(cls).parameters
         settings: dict[str, Any] = {"num_particles": num_particles, "alpha": ALPHA}
-        given = {key: value for key, value in settings.items() if key in offered}
+        options = {key: value for key, value in settings.items() if key in accepted}
         try:
-            objective = cls(**given)
+            objective = cls(**options)
         except ValueError as refusal:
             yield Implementation(name, "ppl_lvm", cls.target, partial(_refuse, refusal))
             continue
@@ -85,7 +85,7 @@ def _refuse(refusal: ValueError, *batch: Tensor) -> float:
 
 
 def pyros(pair: Programs, num_particles: int, nesting: int = 1) -> Iterator[Implementation]:
-    """Pyro's counterparts, by the name of ours."""
+    """Pyro's objectives."""
     common = {
         "num_particles": num_particles,
         "vectorize_particles": True,
@@ -109,7 +109,7 @@ def pyros(pair: Programs, num_particles: int, nesting: int = 1) -> Iterator[Impl
 
 
 def _others_step(objective: Any, pair: Programs, *batch: Tensor) -> float:
-    """Pyro's step. Where it cannot take a pair it fails in many ways: each is a refusal here."""
+    """Pyro's step; its various failures on unsupported pairs become ValueErrors."""
     try:
         return _pyro_step(objective, pair, *batch)
     except (KeyError, AttributeError, RuntimeError, ValueError) as failure:
@@ -118,4 +118,6 @@ def _others_step(objective: Any, pair: Programs, *batch: Tensor) -> float:
 
 def _pyro_step(objective: Any, pair: Programs, *batch: Tensor) -> float:
     loss = objective.loss_and_grads(pair.model, pair.guide, *batch)
-    return float(loss[0] if isinstance(loss, tuple) else loss)  # Pyro's wake-sleep has two
+    return float(
+        loss[0] if isinstance(loss, tuple) else loss
+    )  # Pyro's wake-sleep returns two losses

@@ -1,10 +1,12 @@
-"""Three small programs with known answers: as Pyro programs, and by hand over the same tensors.
+"""Three small programs with known bounds, evidence and gradients.
+
+Each exists as Pyro programs and in plain torch over the same tensors.
 
     BeliefNet       bits                 the sum over all states
     LinearGaussian  reparameterized z    closed form, quadrature
     Decoders        a category and z     the sum over categories, quadrature over z
 
-Parameters bear the names of `handwritten/`: the pair's "model/prior" is "model.prior" there.
+The pair's parameter "model/prior" is "model.prior" in `handwritten/`.
 """
 
 import math
@@ -30,7 +32,7 @@ Tables = tuple[Tensor, Tensor, Tensor]
 
 
 def _adopt(module: nn.Module, params: Parameters, owner: str) -> None:
-    """Register the parameters "owner.…" under their own names."""
+    """Register the parameters "owner.…" without the prefix."""
     for name, value in params.items():
         if name.startswith(f"{owner}."):
             module.register_parameter(name.partition(".")[2], nn.Parameter(value.detach().clone()))
@@ -130,9 +132,11 @@ def normal_grid(num_particles: int, points: int) -> tuple[Tensor, Tensor]:
 
 
 def _points(num_particles: int) -> int:
-    """So many that the sum is exact to 1e-6 or better, and not more than fit into memory."""
+    """Number of nodes: exact to 1e-6 or better, and within memory."""
     if num_particles > 3:
-        raise ValueError(f"Quadrature over {num_particles} particles is out of reach; take 3.")
+        raise ValueError(
+            f"Quadrature over {num_particles} particles needs too much memory. Use at most 3."
+        )
     return {1: 200, 2: 120, 3: 40}[num_particles]
 
 
@@ -191,44 +195,44 @@ def _decoders(params: Parameters, x: Tensor, bound: Bound, num_particles: int) -
 
 @dataclass(frozen=True)
 class KnownProgram:
-    """A pair whose every bound can be computed.
+    """A pair with exact bounds.
 
     Attributes:
         name: of the hand-written module.
         model, guide: classes of Pyro programs, built from hand-written parameters.
-        handwritten_loss: the module in `handwritten/`.
-        expected: E bound per row, (B,), of (params, x, bound, K); differentiable.
-        tables: log p(x, z), log q(z | x) and log dz at points z that stay where they are, (G, B)
-            each: Σ_z dz f(z) is the integral of f, or the sum over all states (dz = 1).
-        states: every value of the guide's one site, (S, 1, ...); None if they are not finite.
-        reparameterized: whether all the guide's draws are.
+        module: the module in `handwritten/`.
+        expected: E[bound] per row, (B,), as a function of (params, x, bound, K); differentiable.
+        tables: log p(x, z), log q(z | x) and log dz at fixed points z, (G, B) each: Σ_z dz f(z) is
+            the integral of f, or the sum over all states (dz = 1).
+        states: all values of the guide's site, (S, 1, ...); None if not finite.
+        reparameterized: all draws of the guide are reparameterized.
     """
 
     name: str
     model: Callable[[Parameters], nn.Module]
     guide: Callable[[Parameters], nn.Module]
-    handwritten_loss: ModuleType
+    module: ModuleType
     expected: Callable[[Parameters, Tensor, Bound, int], Tensor]
     tables: Callable[[Parameters, Tensor], Tables]
     states: Tensor | None
     reparameterized: bool
 
     def parameters(self, seed: int) -> Parameters:
-        """Hand-written parameters under this seed, in the default dtype."""
+        """Parameters of the hand-written program for this seed, in the default dtype."""
         torch.manual_seed(seed)
-        params: Parameters = self.handwritten_loss.parameters()
+        params: Parameters = self.module.parameters()
         return params
 
     def data(self, seed: int, rows: int = 2) -> Tensor:
-        """A few rows that the model might have drawn, (B, P)."""
+        """Rows in the support of the model, (B, P)."""
         generator = torch.Generator().manual_seed(seed)
-        width = self.handwritten_loss.parameters()["model.bias"].shape[-1]
+        width = self.module.parameters()["model.bias"].shape[-1]
         x = torch.randn(rows, width, generator=generator, dtype=torch.get_default_dtype())
         return (x > 0).to(x) if self.name == "belief_net" else x
 
 
-def handwritten_loss(leaves: dict[str, Any]) -> Parameters:
-    """A pair's leaves under the names that the hand-written programs use: the same tensors."""
+def handwritten_parameters(leaves: dict[str, Any]) -> Parameters:
+    """A pair's parameters under the names of the hand-written program: the same tensors."""
     return {name.replace("/", "."): leaf for name, leaf in leaves.items()}
 
 

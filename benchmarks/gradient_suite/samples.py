@@ -1,7 +1,7 @@
-"""What a gradient estimator's draws say of it: mean, variance, bias, per group of parameters.
+"""Mean, variance and bias of gradient estimates, per parameter group.
 
-Where the guide has one finite site the mean needs no draws: `Forced` puts every tuple of K values
-in its place, and the gradients are averaged with their probabilities.
+If the guide has one finite site the mean is exact: `ForcedSite` replaces its draws by every tuple
+of K values, and the gradients are averaged with their probabilities.
 """
 
 import copy
@@ -24,8 +24,8 @@ Leaves = Mapping[str, Tensor]
 MANY = 100
 
 
-class Forced(Messenger):
-    """Every unobserved site takes this value, whatever program runs."""
+class ForcedSite(Messenger):
+    """Set every unobserved site to this value."""
 
     def __init__(self, value: Tensor) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Forced(Messenger):
 
 
 def gradient(step: Step, batch: tuple[Tensor, ...], leaves: Leaves) -> tuple[Tensor, float]:
-    """One gradient of the bound as a vector, (P,), and the bound, nats, summed over data."""
+    """One gradient of the bound, (P,), and the bound, nats, summed over rows."""
     for leaf in leaves.values():
         leaf.grad = None
     loss = step(*batch)
@@ -46,18 +46,18 @@ def gradient(step: Step, batch: tuple[Tensor, ...], leaves: Leaves) -> tuple[Ten
 
 
 def steady(step: Step, objective: Any) -> Step:
-    """The step with what the objective has learned so far, put back around every draw.
+    """The step with the objective's learned state restored around every draw.
 
-    A baseline is right for any value that this draw has not touched: so its draws are of one law.
+    The draws are then identically distributed; a fixed baseline keeps them unbiased.
     """
     if not isinstance(objective, nn.Module) or not objective.state_dict():
         return step
-    learned = copy.deepcopy(objective.state_dict())
+    state = copy.deepcopy(objective.state_dict())
 
     def restored(*batch: Tensor) -> float:
-        objective.load_state_dict(learned)
+        objective.load_state_dict(state)
         loss = step(*batch)
-        objective.load_state_dict(learned)
+        objective.load_state_dict(state)
         return loss
 
     return restored
@@ -76,7 +76,7 @@ def enumerate_draws(
 ) -> tuple[Tensor, float]:
     """Exact mean gradient (P,) and bound, by all Sᴷ tuples of each row.
 
-    A row's draws decide over its own term only, so rows are taken one by one.
+    The draws of a row affect its term only, so rows are enumerated separately.
 
     Args:
         states: values of the site, (S, 1, ...); log_q: their log-probabilities, (S, B).
@@ -84,52 +84,52 @@ def enumerate_draws(
     mean, bound = torch.zeros(()), 0.0
     for b in range(len(x)):
         row = (x[b : b + 1],)
-        gradient(step, row, leaves)  # estimators look at a pair once, before they trust it
+        gradient(step, row, leaves)  # estimators analyze a pair at the first call
         for draw in exact.tuples(len(states), num_particles).T:
             probability = log_q[draw, b].sum().exp().item()
-            with Forced(states[draw]):
+            with ForcedSite(states[draw]):
                 one, value = gradient(step, row, leaves)
             mean, bound = mean + probability * one, bound + probability * value
     return mean, bound
 
 
 def groups(model: Any, guide: Any, batch: tuple[Tensor, ...], leaves: Leaves) -> dict[str, Tensor]:
-    """Positions of the parameters in the vector, by what they move.
+    """Positions of the parameters in the vector, by the densities that depend on them.
 
-    "model", and for the guide "guide z": the sites whose log q they enter with the draws held
-    still. What nobody uses is left out.
+    "model" for log p, "guide z" for the guide's sites whose log q depends on them at fixed draws.
+    Unused parameters are omitted.
     """
     used: dict[str, list[str]] = {name: [] for name in leaves}
     with poutine.block():
-        drawn = poutine.trace(guide).get_trace(*batch)
+        guide_trace = poutine.trace(guide).get_trace(*batch)
         values = {
             name: site["value"].detach()
-            for name, site in drawn.nodes.items()
+            for name, site in guide_trace.nodes.items()
             if site["type"] == "sample" and not site["is_observed"]
         }
-        held = poutine.trace(poutine.condition(guide, data=values)).get_trace(*batch)
+        fixed = poutine.trace(poutine.condition(guide, data=values)).get_trace(*batch)
         joint = poutine.trace(poutine.condition(model, data=values)).get_trace(*batch)
         joint.compute_log_prob()
-        held.compute_log_prob(lambda name, site: name in values)
-    touched = _touched({name: held.nodes[name]["log_prob_sum"] for name in values}, leaves)
-    of_model = _touched({"model": joint.log_prob_sum()}, leaves)
-    for name, sites in touched.items():
+        fixed.compute_log_prob(lambda name, site: name in values)
+    of_guide = _dependencies({name: fixed.nodes[name]["log_prob_sum"] for name in values}, leaves)
+    of_model = _dependencies({"model": joint.log_prob_sum()}, leaves)
+    for name, sites in of_guide.items():
         used[name] = [f"guide {', '.join(sites)}"] if sites else []
     for name, sites in of_model.items():
         used[name] += sites
-    position, found = 0, dict[str, list[int]]()
+    position, positions = 0, dict[str, list[int]]()
     for name, leaf in leaves.items():
         if used[name]:
-            group = found.setdefault(" and ".join(used[name]), [])
+            group = positions.setdefault(" and ".join(used[name]), [])
             group.extend(range(position, position + leaf.numel()))
         position += leaf.numel()
-    return {name: torch.tensor(positions) for name, positions in found.items()}
+    return {name: torch.tensor(indices) for name, indices in positions.items()}
 
 
-def _touched(values: Mapping[str, Any], leaves: Leaves) -> dict[str, list[str]]:
-    """For each leaf the names of the values that depend on it."""
-    touched: dict[str, list[str]] = {name: [] for name in leaves}
-    for what, value in values.items():
+def _dependencies(values: Mapping[str, Any], leaves: Leaves) -> dict[str, list[str]]:
+    """For each parameter the names of the values that depend on it."""
+    names: dict[str, list[str]] = {name: [] for name in leaves}
+    for value_name, value in values.items():
         if not isinstance(value, Tensor) or not value.requires_grad:
             continue
         slopes = torch.autograd.grad(
@@ -137,18 +137,18 @@ def _touched(values: Mapping[str, Any], leaves: Leaves) -> dict[str, list[str]]:
         )
         for name, slope in zip(leaves, slopes, strict=True):
             if slope is not None:
-                touched[name].append(what)
-    return touched
+                names[name].append(value_name)
+    return names
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """What is known of one estimator on one group of parameters.
+    """Statistics of one estimator on one group of parameters.
 
     Attributes:
         bias: |E g - target| / |target|.
         error: its standard error; 0 if the mean is a finite sum.
-        biased: whether chance explains the bias with a probability below 1e-4.
+        biased: the p-value of the bias is below 1e-4.
         variance: Σ over the group of Var g.
         snr: |E g| / sqrt(variance).
         zero: every draw is exactly 0 where the target is not.
@@ -175,7 +175,7 @@ def judge(
     if mean is None:
         mean = draws.mean(0)
         error = (variance / len(draws) + _error(reference, target)).sqrt()
-        biased = _surprising(draws, target, reference)
+        biased = _is_biased(draws, target, reference)
     else:
         error = torch.zeros_like(target)
         biased = (mean - target).norm().item() > 1e-5 * size
@@ -195,11 +195,11 @@ def _error(reference: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if reference is None else reference.var(0) / len(reference)
 
 
-def _surprising(draws: Tensor, target: Tensor, reference: Tensor | None) -> bool:
-    """Does chance put the mean so far from the target with a probability below 1e-4?
+def _is_biased(draws: Tensor, target: Tensor, reference: Tensor | None) -> bool:
+    """Test the mean against the target: True if the p-value is below 1e-4.
 
-    Few parameters are looked at one by one. Of many, some are nearly always 0 and no normal law
-    holds for their mean: there the direction of the target and some random signs are looked at.
+    Few parameters are tested separately. Of many, some are almost always 0, and the mean is not
+    normal: there the direction of the target and random sign vectors are tested.
     """
     if len(target) > MANY:
         generator = torch.Generator().manual_seed(0)
@@ -210,10 +210,10 @@ def _surprising(draws: Tensor, target: Tensor, reference: Tensor | None) -> bool
     error = (draws.var(0) / len(draws) + _error(reference, target)).sqrt()
     floor = 1e-6 * target.norm().item() + 1e-300
     surprise = ((draws.mean(0) - target).abs() / error.clamp_min(floor)).max().item()
-    # Student's t: few draws know little of their own variance.
+    # Student's t, because the variance is estimated.
     return bool(2 * t.sf(surprise, len(draws) - 1) * len(target) < 1e-4)
 
 
 def local_parameters() -> Any:
-    """Modules keep their own parameters while a benchmark runs."""
+    """Module-local parameters while a benchmark runs."""
     return pyro.settings.context(module_local_params=True)

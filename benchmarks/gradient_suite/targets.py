@@ -1,4 +1,4 @@
-"""What an estimator's mean gradient should be, on the programs where that can be computed."""
+"""Exact target gradients of estimators on the known programs."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_lvm.benchmarks.gradient_suite import exact
 from ppl_lvm.benchmarks.gradient_suite.implementations import BOUNDS, Implementation
-from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_loss
+from ppl_lvm.benchmarks.gradient_suite.programs import KnownProgram, handwritten_parameters
 
 RARE = 0.01
 
@@ -20,10 +20,10 @@ def true_gradient(
     implementation: Implementation,
     num_particles: int,
 ) -> Tensor | None:
-    """The gradient of the target, (P,), summed over rows; None where it is out of reach."""
-    params, tensors = handwritten_loss(dict(leaves)), list(leaves.values())
+    """Gradient of the target, (P,), summed over rows; None if it cannot be computed."""
+    params, tensors = handwritten_parameters(dict(leaves)), list(leaves.values())
     target, objective = implementation.target, implementation.objective
-    if target == "relaxed ELBO":  # it is judged as the stand-in for the discrete one
+    if target == "relaxed ELBO":  # compared with the discrete ELBO
         target = "ELBO"
     if target in BOUNDS:
         value = known.expected(params, x, BOUNDS[target], num_particles)
@@ -40,15 +40,17 @@ def true_gradient(
     if target == "wake" or "KL(p" in target:
         iwae = exact.gradients(known.expected(params, x, BOUNDS["IWAE"], num_particles), tensors)
         posterior = (log_p + log_dz).detach().softmax(0)
-        guide = exact.gradients((posterior * log_q).sum(0), tensors)  # -KL(p ‖ q), as far as q goes
+        guide = exact.gradients(
+            (posterior * log_q).sum(0), tensors
+        )  # -KL(p ‖ q) without the entropy of p
         return torch.where(guide != 0, guide, iwae)
     return None
 
 
 def _share(q: Tensor, value: Tensor) -> float:
-    """E[value]² / E[value²], of the row where it is least: the share of draws that make the mean.
+    """min over rows of E[value]² / E[value²]: the share of draws that determine the mean.
 
-    Where it is tiny no sample sees them, and the sample's own standard error knows nothing.
+    If it is tiny, samples miss these draws, and their standard error is too small.
     """
     return float(((q * value).sum(0) ** 2 / (q * value**2).sum(0)).min())
 
@@ -56,7 +58,7 @@ def _share(q: Tensor, value: Tensor) -> float:
 def _tvo(log_p: Tensor, log_q: Tensor, log_dz: Tensor, betas: list[float]) -> Tensor:
     """The left Riemann sum of E_{π_β} log w, (B,)."""
     total = torch.zeros_like(log_p[0])
-    for beta, after in pairwise(betas):
+    for beta, next_beta in pairwise(betas):
         path = ((1 - beta) * log_q + beta * log_p + log_dz).softmax(0)
-        total = total + (after - beta) * (path * (log_p - log_q)).sum(0)
+        total = total + (next_beta - beta) * (path * (log_p - log_q)).sum(0)
     return total

@@ -1,4 +1,4 @@
-"""A sigmoid belief net and its guide: D hidden bits, P observed ones.
+"""A sigmoid belief net and its guide.
 
     z ~ Bernoulli(σ(a))            latent    (D,)
     x ~ Bernoulli(σ(W z + b))      observed  (P,)
@@ -17,7 +17,7 @@ Parameters = dict[str, Tensor]
 
 
 def parameters(latent: int = 2, observed: int = 4) -> Parameters:
-    """Standard normal, small enough that no bit is certain."""
+    """Normal with sd 0.7, so that no bit is nearly certain."""
     shapes = {
         "model.prior": (latent,),
         "model.weight": (observed, latent),

@@ -1,4 +1,4 @@
-"""A hidden Markov model and a Bayesian regression in plain torch: losses of named tensors.
+"""Losses of a hidden Markov model and a Bayesian regression.
 
 HMM          z_t ~ Categorical(A_{z_{t-1}}), y_t ~ N(μ_{z_t}, 1), z summed out by the forward
              recursion; z_0 starts from row 0 of A

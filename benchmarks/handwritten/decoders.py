@@ -1,4 +1,4 @@
-"""A mixture of linear decoders: a category chooses how the latent is read out.
+"""A mixture of linear decoders, selected by a category.
 
     c ~ Categorical(softmax(a))                latent    C categories
     z ~ Normal(0, I)                           latent    (D,)
@@ -23,7 +23,7 @@ Draw = tuple[Tensor, Tensor]
 
 
 def parameters(categories: int = 3, latent: int = 1, observed: int = 2) -> Parameters:
-    """Random, so that no decoder is like another."""
+    """Random parameters, different for each decoder."""
     params = {
         "model.prior": torch.randn(categories) * 0.5,
         "model.weight": torch.randn(categories, observed, latent),
@@ -53,7 +53,7 @@ def draw(params: Parameters, x: Tensor, num_particles: int) -> Draw:
 
 
 def place(params: Parameters, x: Tensor, c: Tensor, noise: Tensor) -> Tensor:
-    """z of given categories (..., B) and noise ε (..., B, D), with gradient."""
+    """z from categories (..., B) and noise ε (..., B, D), with gradient."""
     mean = x @ params["guide.weight"].T + params["guide.bias"][c]
     return mean + params["guide.log_scale"].exp() * noise
 

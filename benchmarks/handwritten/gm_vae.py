@@ -1,4 +1,4 @@
-"""A variational autoencoder with a mixture of Gaussians for its prior, beside `vae.py`.
+"""A variational autoencoder with a Gaussian mixture prior.
 
 log p(x, z) - log q(z | x),  log p(z) = log Σ_c π_c N(z; μ_c, diag σ_c²),  z ~ q(z | x)
 """
@@ -13,7 +13,7 @@ Parameters = dict[str, Tensor]
 
 
 def parameters(components: int = 10, observed: int = 64, latent: int = 8) -> Parameters:
-    """Those of `vae.py`, equal weights, means at random, standard deviations of one."""
+    """Those of `vae.py`; equal weights, random means, standard deviations of one."""
     mixture = {
         "prior.logits": torch.zeros(components),
         "prior.means": torch.randn(components, latent),
@@ -24,7 +24,7 @@ def parameters(components: int = 10, observed: int = 64, latent: int = 8) -> Par
 
 
 def elbo(params: Parameters, x: Tensor) -> Tensor:
-    """The bound of each datum from one particle, (B,), the component summed out."""
+    """The bound of each row from one particle, (B,), the component summed out."""
     mean, log_scale = vae.encode(params, x)
     noise = torch.randn_like(mean)
     z = mean + log_scale.exp() * noise

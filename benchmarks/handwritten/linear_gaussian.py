@@ -1,4 +1,4 @@
-"""A linear-Gaussian autoencoder, where log p(x) and the posterior are known in closed form.
+"""A linear-Gaussian autoencoder with closed-form evidence and posterior.
 
     z ~ Normal(0, I)                    latent    (D,)
     x ~ Normal(W z + b, s² I)           observed  (P,)
@@ -19,7 +19,7 @@ Parameters = dict[str, Tensor]
 
 
 def parameters(latent: int = 1, observed: int = 2) -> Parameters:
-    """Random weights; the guide is none too good."""
+    """Random weights; the guide is not the posterior."""
     params = {
         "model.weight": torch.randn(observed, latent),
         "model.bias": torch.randn(observed),
@@ -44,7 +44,7 @@ def draw(params: Parameters, x: Tensor, num_particles: int) -> Tensor:
 
 
 def place(params: Parameters, x: Tensor, noise: Tensor) -> Tensor:
-    """z of given noise ε (..., B, D), with gradient."""
+    """z from noise ε (..., B, D), with gradient."""
     mean = x @ params["guide.weight"].T + params["guide.bias"]
     return mean + params["guide.log_scale"].exp() * noise
 

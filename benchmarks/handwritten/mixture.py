@@ -1,4 +1,4 @@
-"""A Gaussian mixture with its component summed out, and its gradient step.
+"""A Gaussian mixture with the component summed out.
 
     z_n ~ Categorical(π)                 summed out
     x_n ~ Normal(μ_{z_n}, L_z L_zᵀ)      observed  (N, P)
@@ -18,7 +18,7 @@ Parameters = dict[str, Tensor]
 
 
 def parameters(x: Tensor, components: int) -> Parameters:
-    """Means at random rows of x (N, P), every covariance that of all the data."""
+    """Means at random rows of x (N, P), all covariances equal to that of the data."""
     rows = torch.randperm(len(x))[:components]
     tril = torch.linalg.cholesky(x.T.cov()).expand(components, -1, -1)
     params = {
@@ -45,7 +45,7 @@ def log_evidence(params: Parameters, x: Tensor) -> Tensor:
 
 
 def step(params: Parameters, optimizer: torch.optim.Optimizer, x: Tensor) -> float:
-    """One step uphill; returns log p(x) summed over the rows, in nats."""
+    """One ascent step; returns log p(x) summed over the rows, in nats."""
     optimizer.zero_grad()
     log_p = log_evidence(params, x).sum()
     (-log_p).backward()

@@ -25,7 +25,7 @@ Parameters = dict[str, Tensor]
 
 
 def parameters(observed: int = 64, hidden: int = 128, latent: int = 8) -> Parameters:
-    """Weights and biases, uniform in ±1/√fan_in (what `nn.Linear` starts from)."""
+    """Weights and biases, uniform in ±1/√fan_in (as `nn.Linear`)."""
     layers = {
         "encoder.hidden": (observed, hidden),
         "encoder.mean": (hidden, latent),
@@ -62,7 +62,7 @@ def _log_likelihood(params: Parameters, x: Tensor, z: Tensor) -> Tensor:
 
 
 def elbo(params: Parameters, x: Tensor) -> Tensor:
-    """The bound of each datum from one particle, (B,), the KL in closed form."""
+    """The bound of each row from one particle, (B,), the KL in closed form."""
     mean, log_scale = encode(params, x)
     scale = log_scale.exp()
     z = mean + scale * torch.randn_like(mean)
@@ -80,14 +80,14 @@ def log_weights(params: Parameters, x: Tensor, num_particles: int) -> Tensor:
 
 
 def iwae(params: Parameters, x: Tensor, num_particles: int) -> Tensor:
-    """The K-sample bound of each datum, (B,)."""
+    """The K-sample bound of each row, (B,)."""
     return log_weights(params, x, num_particles).logsumexp(0) - math.log(num_particles)
 
 
 def step(
     params: Parameters, optimizer: torch.optim.Optimizer, x: Tensor, num_particles: int
 ) -> float:
-    """One step uphill; returns the bound summed over the batch, in nats."""
+    """One ascent step; returns the bound summed over the batch, in nats."""
     optimizer.zero_grad()
     bound = (elbo(params, x) if num_particles == 1 else iwae(params, x, num_particles)).sum()
     (-bound).backward()
@@ -120,7 +120,7 @@ def train(
 def log_evidence(
     params: Parameters, x: Tensor, num_particles: int = 5000, *, chunk: int = 100
 ) -> Tensor:
-    """Importance-weighted log p(x) of each datum, (N,), `chunk` particles at a time."""
+    """Importance-weighted log p(x) of each row, (N,), `chunk` particles at a time."""
     total = torch.full((len(x),), -math.inf)
     for start in range(0, num_particles, chunk):
         log_w = log_weights(params, x, min(chunk, num_particles - start))

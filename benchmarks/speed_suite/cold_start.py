@@ -1,9 +1,9 @@
-"""One way of `speed.py` in a process of its own: how long until the first step, how much memory.
+"""Start time and memory of a variant.
 
     python -m ppl_lvm.benchmarks.speed_suite.cold_start "vae 128" compiled
 
 prints one line of JSON: seconds from the end of the imports to the first step at that level, and
-the process's largest resident memory. With an empty inductor's cache that is a cold start.
+the peak resident memory of the process. With an empty Inductor cache this is a cold start.
 """
 
 import json
@@ -21,15 +21,15 @@ import pyro
 from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
 from ppl_lvm.benchmarks.speed_suite.variants import COMPILING, variants
 
-WARM_UP = 5  # calls until every way takes steps at its level
-_LONGEST = 900.0  # seconds a process may take
+WARM_UP = 5  # calls until every variant has reached its level
+_LONGEST = 900.0  # timeout in seconds
 
 
-def starts(name: str, way: str) -> dict[str, float | None]:
-    """Seconds cold and warm until a step is taken, and megabytes, each in a fresh process."""
+def starts(name: str, variant: str) -> dict[str, float | None]:
+    """Seconds of a cold and a warm start, and megabytes, each in a new process."""
     with tempfile.TemporaryDirectory() as cache:
-        cold = _fresh(name, way, cache)
-        warm = _fresh(name, way, cache) if way in COMPILING else cold
+        cold = _fresh(name, variant, cache)
+        warm = _fresh(name, variant, cache) if variant in COMPILING else cold
     return {
         "cold start (s)": cold["seconds"],
         "warm start (s)": warm["seconds"],
@@ -37,38 +37,37 @@ def starts(name: str, way: str) -> dict[str, float | None]:
     }
 
 
-def _fresh(name: str, way: str, cache: str) -> dict[str, Any]:
+def _fresh(name: str, variant: str, cache: str) -> dict[str, Any]:
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-    words = [sys.executable, "-m", "ppl_lvm.benchmarks.speed_suite.cold_start", name, way]
+    words = [sys.executable, "-m", "ppl_lvm.benchmarks.speed_suite.cold_start", name, variant]
     nothing = {"seconds": None, "megabytes": None}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             words, env=environment, capture_output=True, text=True, timeout=_LONGEST
         )
     except subprocess.TimeoutExpired:
         return nothing
-    if done.returncode:
+    if process.returncode:
         return nothing
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(process.stdout.splitlines()[-1])
+    return result
 
 
-def _measure(name: str, way: str) -> dict[str, float]:
+def _measure(name: str, variant: str) -> dict[str, float]:
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]()
-    make = variants(name, program)[way]
-    begun = time.perf_counter()
+    make = variants(name, program)[variant]
+    start = time.perf_counter()
     step = make()
     for _ in range(WARM_UP):
         step()
-    return {"seconds": time.perf_counter() - begun, "megabytes": _peak()}
+    return {"seconds": time.perf_counter() - start, "megabytes": _peak()}
 
 
 def _peak() -> float:
-    """Megabytes that this program has had in memory at most.
+    """Peak resident memory of this process in megabytes.
 
-    Linux counts what the process that started it had into `ru_maxrss`, so that it is read there
-    from the program's own address space.
+    On Linux `ru_maxrss` includes the parent process, so the peak is read from /proc.
     """
     status = Path("/proc/self/status")
     if status.exists():

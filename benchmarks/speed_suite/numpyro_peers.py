@@ -1,7 +1,8 @@
-"""The programs of `speed.py` in NumPyro: a jitted update, and many updates under `lax.scan`.
+"""The programs of `speed.py` in NumPyro.
 
-Written as someone who knows NumPyro would, without funsor: mixtures as `MixtureSameFamily`, the
-hidden Markov model by a forward recursion under `lax.scan`. Adam, the same sizes, float32.
+A call is one jitted update, or many under `lax.scan`. Idiomatic NumPyro without funsor: mixtures as
+`MixtureSameFamily`, the hidden Markov model by a forward recursion under `lax.scan`. Adam, the same
+sizes, float32.
 NumPyro is the extra `bench`: `pip install "ppl_lvm[bench]"`.
 """
 
@@ -15,16 +16,16 @@ from torch import Tensor
 
 Steps = tuple[Callable[[], object], Callable[[], object]]
 
-WITHOUT = "NumPyro is not installed; pip install 'ppl_lvm[bench]' to have its columns."
+WITHOUT = "NumPyro is not installed. For its columns: pip install 'ppl_lvm[bench]'."
 
 
 def installed() -> bool:
-    """Whether the extra is there."""
+    """True if the extra is installed."""
     return find_spec("numpyro") is not None and find_spec("jax") is not None
 
 
 def steps(name: str, batch: tuple[Tensor, ...], count: int, seed: int) -> Steps:
-    """One update a call, and `count` updates a call, of the program `name` of `PROGRAMS`."""
+    """Functions for one update and for `count` updates of the program `name`."""
     import jax
     import numpyro
     from jax import lax
@@ -40,22 +41,22 @@ def steps(name: str, batch: tuple[Tensor, ...], count: int, seed: int) -> Steps:
     def many(state: Any, *arrays: Any) -> Any:
         return lax.scan(lambda s, _: svi.update(s, *arrays), state, None, length=count)
 
-    held = {"one": state, "many": state}
+    states = {"one": state, "many": state}
 
     def one_step() -> float:
-        held["one"], loss = update(held["one"], *arrays)
+        states["one"], loss = update(states["one"], *arrays)
         return float(loss)
 
     def many_steps() -> list[float]:
-        held["many"], losses = many(held["many"], *arrays)
-        found: list[float] = losses.tolist()
-        return found
+        states["many"], losses = many(states["many"], *arrays)
+        values: list[float] = losses.tolist()
+        return values
 
     return one_step, many_steps
 
 
 def _linear(name: str, inside: int, outside: int) -> Callable[[Any], Any]:
-    """A layer whose weights start as `nn.Linear`'s do."""
+    """A layer initialized as `nn.Linear`."""
     import jax.numpy as jnp
     import numpyro
 

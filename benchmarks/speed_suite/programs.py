@@ -1,4 +1,4 @@
-"""The programs that `speed.py` times: a Pyro program and its counterpart in plain torch."""
+"""Programs of `speed.py`, in Pyro and in plain torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,16 +20,15 @@ from ppl_lvm.models import VAE, GaussianMixture, GaussianMixtureVAE
 
 @dataclass
 class Program:
-    """One subject.
+    """One timed program.
 
     Attributes:
         make: a fresh (model, guide).
         loss: makes the objective.
-        jit: makes Pyro's torch.jit objective, None where it has none.
-        batch: what model and guide are called with.
-        parameters, handwritten_loss: tensors and the loss of them and the batch in plain torch, or
-        None.
-        many: how many steps one call takes, where a way takes several.
+        jit: makes Pyro's torch.jit objective, or None.
+        batch: arguments of model and guide.
+        parameters, handwritten_loss: tensors, and their loss on the batch in plain torch, or None.
+        many: steps per call of variants with several steps.
     """
 
     make: Callable[[], tuple[Any, Any]]
@@ -56,7 +55,7 @@ class HiddenMarkovChain(PyroModule):
         with pyro.plate("data", len(y), dim=-1):
             z: Any = 0
             for t in pyro.markov(range(y.shape[1])):
-                # Both are read once: `self.` is a parameter statement each time.
+                # Each read of `self.` is a parameter statement, so read both once.
                 state = dist.Categorical(transition[z])
                 z = pyro.sample(f"z_{t}", state, infer={"enumerate": "parallel"})
                 pyro.sample(f"y_{t}", dist.Normal(means[z], 1.0), obs=y[:, t])

@@ -1,12 +1,12 @@
-"""The least time a step could take on this machine: its operations, or its bytes.
+"""Roofline: the least time of a step on this machine.
 
     floor = max(matrix operations / matrix rate, bytes / bandwidth)
 
-Operations are those of the products of matrices in a step (`torch.utils.flop_counter`); the rate
-is the best of products of 1,024 × 1,024 floats. Bytes are what no step can leave out: the batch
-read once, parameters and Adam's two moments read and written; the bandwidth is the best of copies
-of 256 MB, reading and writing counted. Intermediate results are not counted, as they may stay in
-the caches; so the floor of a step without products of matrices is far below any program.
+Operations are those of matrix products (`torch.utils.flop_counter`); the rate is the best of
+products of 1,024 × 1,024 floats. Bytes are the least traffic: the batch read once, parameters and
+Adam's two moments read and written; the bandwidth is the best of copies of 256 MB, reads and writes
+counted. Intermediate results are not counted, as they may stay in caches, so the floor of a step
+without matrix products is far below any program.
 """
 
 import time
@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class Machine:
-    """What the processor was measured to do, with torch's present number of threads."""
+    """Measured rates of the processor with the current number of threads."""
 
-    operations: float  # a second, in products of matrices of float32
-    bandwidth: float  # bytes a second
+    operations: float  # per second, in float32 matrix products
+    bandwidth: float  # bytes per second
 
 
 def measure(smoke: bool = False) -> Machine:
-    """The machine's rates: the best of several short runs each."""
+    """Measure the rates: the best of several short runs."""
     side, numbers = (256, 2**20) if smoke else (1024, 2**26)
     a, b = torch.randn(side, side), torch.randn(side, side)
     source, target = torch.randn(numbers), torch.empty(numbers)
@@ -40,14 +40,14 @@ def measure(smoke: bool = False) -> Machine:
 def _best(function: Callable[[], object], tries: int = 7) -> float:
     times = []
     for _ in range(tries):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         function()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 
 def operations(step: Callable[[], object]) -> int:
-    """Floating-point operations of a step's products of matrices."""
+    """Floating-point operations of the matrix products of a step."""
     counter = FlopCounterMode(display=False)
     with counter:
         step()
@@ -55,11 +55,11 @@ def operations(step: Callable[[], object]) -> int:
 
 
 def least_bytes(batch: Sequence[Tensor], parameters: Sequence[Tensor]) -> int:
-    """Bytes that a step with Adam must read and write."""
+    """Bytes that a step with Adam reads and writes at least."""
     moved = sum(t.numel() * t.element_size() for t in batch)
     return moved + 6 * sum(p.numel() * p.element_size() for p in parameters)
 
 
 def floor(machine: Machine, step: int, moved: int) -> float:
-    """Seconds that a step takes at least."""
+    """Least seconds of a step."""
     return max(step / machine.operations, moved / machine.bandwidth)

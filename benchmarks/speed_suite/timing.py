@@ -1,7 +1,7 @@
-"""Times that can be compared: taken in turn, in one process, as medians of pairs.
+"""Interleaved timing of functions, and medians of paired ratios.
 
-A machine's speed drifts. So the functions are called in turn, in an order that is shuffled every
-round, and a ratio is the median over rounds of the two times of the same round.
+The speed of a machine drifts. The functions are therefore called in an order that is shuffled in
+every round, and a ratio is the median over rounds of the ratios within a round.
 """
 
 import random
@@ -18,7 +18,7 @@ def interleaved(
     calls: int = 1,
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds a call, one list of `rounds` numbers for each function; `calls` in each round."""
+    """Seconds per call: `rounds` values per function, each the mean of `calls` calls."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     shuffle = random.Random(seed).shuffle
     order = list(functions)

@@ -1,8 +1,8 @@
-"""Ways of taking a step that `speed.py` compares: ours at every level, Pyro, by hand, NumPyro.
+"""Variants of a training step: ours, Pyro, plain torch, NumPyro.
 
-    ways("vae 128", PROGRAMS["vae 128"]()) -> {name: maker of a function that takes a step}
+    variants("vae 128", PROGRAMS["vae 128"]()) -> {name: factory of a step function}
 
-A maker does everything that comes before the first step; the first calls may still compile.
+A factory does everything before the first step; the first calls may still compile.
 """
 
 from collections.abc import Callable
@@ -26,35 +26,35 @@ EAGER, CAPTURED, COMPILED, MANY = "eager", "captured", "compiled", "compiled, ma
 HAND, HAND_COMPILED = "by hand", "by hand, torch.compile"
 UPDATE, SCAN = "numpyro, jitted update", "numpyro, lax.scan"
 SEVERAL = (MANY, SCAN)  # a call takes `Program.many` steps
-COMPILING = (COMPILED, MANY, HAND_COMPILED)  # leave something in the inductor's cache
+COMPILING = (COMPILED, MANY, HAND_COMPILED)  # these fill the Inductor cache
 
-_LEARNT = 5  # steps after which a program is compiled
+_LEARNT = 5  # steps before a program is compiled
 
 
 def variants(name: str, program: Program, seed: int = 0) -> dict[str, Maker]:
-    """All ways that the program has, Pyro's first."""
-    found: dict[str, Maker] = {PYRO: lambda: _pyro(program)}
+    """All variants of the program, Pyro's first."""
+    makers: dict[str, Maker] = {PYRO: lambda: _pyro(program)}
     if program.jit is not None:
-        found[JIT] = lambda: _pyro(program, jit=True)
-    found[EAGER] = lambda: _ours(program, "eager")
-    found[CAPTURED] = lambda: _ours(program, "captured")
-    found[COMPILED] = lambda: _ours(program, "compiled")
-    found[MANY] = lambda: _many(program)
+        makers[JIT] = lambda: _pyro(program, jit=True)
+    makers[EAGER] = lambda: _ours(program, "eager")
+    makers[CAPTURED] = lambda: _ours(program, "captured")
+    makers[COMPILED] = lambda: _ours(program, "compiled")
+    makers[MANY] = lambda: _many(program)
     if program.handwritten_loss is not None:
-        found[HAND] = lambda: _by_hand(program, compiled=False)
-        found[HAND_COMPILED] = lambda: _by_hand(program, compiled=True)
+        makers[HAND] = lambda: _by_hand(program, compiled=False)
+        makers[HAND_COMPILED] = lambda: _by_hand(program, compiled=True)
     if numpyro_peers.installed() and name in numpyro_peers.PROGRAMS:
-        found[UPDATE] = lambda: _numpyro(name, program, seed)[0]
-        found[SCAN] = lambda: _numpyro(name, program, seed)[1]
-    return found
+        makers[UPDATE] = lambda: _numpyro(name, program, seed)[0]
+        makers[SCAN] = lambda: _numpyro(name, program, seed)[1]
+    return makers
 
 
 def parameters(program: Program) -> list[Tensor]:
-    """The unconstrained parameters that a step trains."""
+    """Unconstrained parameters of a step."""
     model, guide = program.make()
-    with poutine.trace(param_only=True) as found, pyro.get_param_store().scope():
+    with poutine.trace(param_only=True) as tracer, pyro.get_param_store().scope():
         program.loss().loss_and_grads(model, guide, *program.batch)
-        values = [site["value"].unconstrained() for site in found.trace.nodes.values()]
+        values = [site["value"].unconstrained() for site in tracer.trace.nodes.values()]
     return list({id(p): p for p in values}.values())
 
 
@@ -67,14 +67,14 @@ def _pyro(program: Program, jit: bool = False) -> Step:
     objective = program.jit if jit else program.loss
     assert objective is not None
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), objective())
-    return _alone(lambda: svi.step(*program.batch))
+    return _with_separate_store(lambda: svi.step(*program.batch))
 
 
 def _ours(program: Program, level: Level) -> Step:
     model, guide = program.make()
     optimizer = pyro.optim.Adam({"lr": 1e-3})
     svi = CompiledSVI(model, guide, optimizer, program.loss(), engine=level)
-    return _alone(lambda: svi.step(*program.batch))
+    return _with_separate_store(lambda: svi.step(*program.batch))
 
 
 def _many(program: Program) -> Step:
@@ -82,32 +82,32 @@ def _many(program: Program) -> Step:
     optimizer = pyro.optim.Adam({"lr": 1e-3})
     svi = CompiledSVI(model, guide, optimizer, program.loss(), engine="compiled")
     rows = torch.arange(len(program.batch[0])).expand(program.many, -1).contiguous()  # (S, B)
-    first = iter(range(_LEARNT))  # steps one by one, so that only whole calls are compiled
+    first = iter(range(_LEARNT))  # single steps first, so that only whole calls are compiled
 
     def several() -> object:
         for _ in first:
             svi.step(*program.batch)
         return svi.steps(*program.batch, rows=rows)
 
-    return _alone(several)
+    return _with_separate_store(several)
 
 
-def _alone(step: Step) -> Step:
-    """A step with a parameter store of its own, swapped in and out: ways share names."""
+def _with_separate_store(step: Step) -> Step:
+    """A step with a separate parameter store, because variants share parameter names."""
     store = pyro.get_param_store()
-    own: dict[str, Any] = {"_constraints": {}, "_params": {}, "_param_to_name": {}}
+    separate: dict[str, Any] = {"_constraints": {}, "_params": {}, "_param_to_name": {}}
 
-    def alone() -> object:
-        kept = {name: getattr(store, name) for name in own}
-        for name, value in own.items():
+    def run() -> object:
+        shared = {name: getattr(store, name) for name in separate}
+        for name, value in separate.items():
             setattr(store, name, value)
         try:
             return step()
         finally:
-            for name, value in kept.items():
+            for name, value in shared.items():
                 setattr(store, name, value)
 
-    return alone
+    return run
 
 
 def _by_hand(program: Program, compiled: bool) -> Step:

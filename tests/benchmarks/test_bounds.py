@@ -1,4 +1,4 @@
-"""Bounds against K and α, where log p(x) is known."""
+"""Benchmark of bounds against K and α."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ def result(smoke: Callable[[str], tuple[Result, Path]]) -> Result:
 
 
 @pytest.mark.slow
-def test_sampled_values_are_the_exact_ones(result: Result) -> None:
+def test_sampled_bounds_agree_with_exact_values(result: Result) -> None:
     compared = [row for row in result["rows"] if row["K"] and row["exact"] is not None]
     assert len(compared) == 3 * 2 * len(bounds.ALPHAS)
     for row in compared:
@@ -25,7 +25,7 @@ def test_sampled_values_are_the_exact_ones(result: Result) -> None:
 
 
 @pytest.mark.slow
-def test_order_in_alpha_and_in_particles(result: Result) -> None:
+def test_bounds_are_ordered_in_alpha_and_particles(result: Result) -> None:
     for program in ("belief_net", "linear_gaussian", "decoders"):
         exact = {
             (row["bound"], row["K"]): row["exact"]
@@ -33,7 +33,7 @@ def test_order_in_alpha_and_in_particles(result: Result) -> None:
             if row["program"] == program
         }
         two = [exact[name, 2] for name in ("α = -2", "IWAE", "α = 0.5", "ELBO", "α = 2")]
-        assert two == sorted(two)  # the gap grows with α
+        assert two == sorted(two)  # the gap increases with α
         assert two[0] < two[-1]
         assert exact["IWAE", 2] < exact["IWAE", 1]
         assert exact["IWAE", 2] > 0 > exact["CUBO, n = 2", None]

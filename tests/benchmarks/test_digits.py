@@ -1,4 +1,4 @@
-"""The digits benchmark trains both hands on the same rows."""
+"""Benchmark of the VAE on digits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,16 +10,18 @@ from ppl_lvm.benchmarks.harness import Result
 
 
 @pytest.mark.slow
-def test_smoke_compares_both_hands(smoke: Callable[[str], tuple[Result, Path]]) -> None:
+def test_digits_smoke_run_compares_both_programs(
+    smoke: Callable[[str], tuple[Result, Path]],
+) -> None:
     result, _ = smoke("digits")
     assert [row["objective"] for row in result["rows"]] == ["ELBO", "IWAE-5"]
     for row in result["rows"]:
-        # Two epochs take either hand from -44 (all pixels even) to about -30.
+        # Two epochs increase either from -44 (all pixels at 1/2) to about -30.
         assert -36 < row["ppl_lvm, nats"] < -22
         assert -36 < row["hand, nats"] < -22
 
 
-def test_figure_is_judged_over_seeds() -> None:
+def test_digits_difference_is_the_mean_over_seeds() -> None:
     rows = [
         {"objective": "ELBO", "difference": 0.3},
         {"objective": "ELBO", "difference": -0.1},

@@ -1,4 +1,4 @@
-"""The gradient benchmark tells right from wrong, and says where."""
+"""Benchmark of gradient estimators: verdicts on known and user pairs."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,9 +13,10 @@ import torch
 from ppl_lvm.benchmarks import gradients
 from ppl_lvm.benchmarks.gradient_suite import exact, samples, subjects
 from ppl_lvm.benchmarks.gradient_suite.implementations import BOUNDS, Implementation, ours
-from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, handwritten_loss
-from ppl_lvm.benchmarks.gradient_suite.subjects import double, known_subject
+from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, handwritten_parameters
+from ppl_lvm.benchmarks.gradient_suite.subjects import known_subject
 from ppl_lvm.benchmarks.harness import Result
+from ppl_lvm.testing.expectations import double_precision
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def row(result: Result, program: str, by: str, estimator: str) -> dict[str, obje
 
 
 @pytest.mark.slow
-def test_verdicts_on_bits(result: Result) -> None:
+def test_gradient_verdicts_on_belief_net(result: Result) -> None:
     for ours_ in ("VIMCO", "LeaveOneOut", "Renyi", "ScoreFunction"):
         good = row(result, "belief_net", "ppl_lvm", ours_)
         assert good["verdict"] == "unbiased"
@@ -47,7 +48,7 @@ def test_verdicts_on_bits(result: Result) -> None:
 
 
 @pytest.mark.slow
-def test_verdict_names_the_discrete_site_of_a_mixed_guide(result: Result) -> None:
+def test_gradient_verdict_names_discrete_site_of_mixed_guide(result: Result) -> None:
     assert "zero gradient at site c" in str(
         row(result, "decoders", "Pyro", "RenyiELBO(0)")["verdict"]
     )
@@ -55,32 +56,32 @@ def test_verdict_names_the_discrete_site_of_a_mixed_guide(result: Result) -> Non
 
 
 @pytest.mark.slow
-def test_nothing_of_ours_is_biased_without_saying_so(result: Result) -> None:
-    for found in result["rows"]:
-        if found["by"] == "ppl_lvm" and "biased by" in found["verdict"]:
-            assert "declared" in found["verdict"], found
+def test_our_biased_estimators_declare_their_bias(result: Result) -> None:
+    for row in result["rows"]:
+        if row["by"] == "ppl_lvm" and "biased by" in row["verdict"]:
+            assert "declared" in row["verdict"], row
 
 
-def test_forced_draws_give_the_exact_mean() -> None:
-    """The finite sum over forced draws is the autograd of the finite sum over a table."""
-    with double(), samples.local_parameters():
+def test_enumerated_draws_have_the_exact_mean() -> None:
+    """The sum over enumerated draws equals the gradient of the sum over a table."""
+    with double_precision(), samples.local_parameters():
         subject = known_subject(KNOWN["belief_net"], 2, 0)
         with subject.pair.scope():
             for implementation in ours(subject.pair, 2):
                 if implementation.estimator == "LeaveOneOut":
-                    exactly = subject.exact_mean(implementation)
-            assert exactly is not None
-            params = handwritten_loss(subject.pair.unconstrained_parameters)
+                    exact_mean = subject.exact_mean(implementation)
+            assert exact_mean is not None
+            params = handwritten_parameters(subject.pair.unconstrained_parameters)
             elbo = KNOWN["belief_net"].expected(params, subject.batch[0], BOUNDS["ELBO"], 1)
-            wanted = exact.gradients(elbo, list(subject.pair.unconstrained_parameters.values()))
-    torch.testing.assert_close(exactly[0], wanted)
-    assert exactly[1] == pytest.approx(elbo.sum().item())
+            expected = exact.gradients(elbo, list(subject.pair.unconstrained_parameters.values()))
+    torch.testing.assert_close(exact_mean[0], expected)
+    assert exact_mean[1] == pytest.approx(elbo.sum().item())
 
 
 @pytest.mark.parametrize("known", KNOWN)
-def test_bounds_rise_to_the_evidence(known: str) -> None:
-    """ELBO = IWAE_1 ≤ IWAE_2 ≤ log p(x), by the exact sums that serve as targets."""
-    with double():
+def test_exact_bounds_increase_to_evidence(known: str) -> None:
+    """ELBO = IWAE_1 ≤ IWAE_2 ≤ log p(x), by the exact sums of the targets."""
+    with double_precision():
         program = KNOWN[known]
         params, x = program.parameters(0), program.data(1)
         one, two = (program.expected(params, x, BOUNDS["IWAE"], K) for K in (1, 2))
@@ -88,46 +89,46 @@ def test_bounds_rise_to_the_evidence(known: str) -> None:
             one, program.expected(params, x, BOUNDS["ELBO"], 2), rtol=1e-6, atol=1e-6
         )
         assert (one < two).all()
-        assert (two < program.handwritten_loss.log_evidence(params, x)).all()
+        assert (two < program.module.log_evidence(params, x)).all()
 
 
-def test_judge_sees_a_bias_that_the_errors_do_not_cover() -> None:
+def test_judge_detects_bias_beyond_standard_errors() -> None:
     torch.manual_seed(0)
-    draws, exactly = torch.randn(1000, 3), torch.zeros(3)
-    assert not samples.judge(draws, None, exactly + 1e-3).biased
-    assert samples.judge(draws, None, exactly + 0.2).biased
+    draws, exact_mean = torch.randn(1000, 3), torch.zeros(3)
+    assert not samples.judge(draws, None, exact_mean + 1e-3).biased
+    assert samples.judge(draws, None, exact_mean + 0.2).biased
     zero = samples.judge(torch.zeros(10, 3), None, torch.ones(3))
     assert zero.zero
     assert zero.biased
-    assert not samples.judge(draws, exactly + 0.2, exactly + 0.2).biased
-    assert samples.judge(draws, exactly + 0.2, exactly + 0.21).biased
+    assert not samples.judge(draws, exact_mean + 0.2, exact_mean + 0.2).biased
+    assert samples.judge(draws, exact_mean + 0.2, exact_mean + 0.21).biased
 
 
-def test_judge_allows_for_the_errors_of_an_estimated_target() -> None:
+def test_judge_includes_errors_of_estimated_target() -> None:
     torch.manual_seed(0)
     draws, reference = torch.randn(1000, 3), torch.randn(20, 3)
     assert not samples.judge(draws, None, reference.mean(0), reference).biased
-    assert samples.judge(draws, None, reference.mean(0)).biased  # taken for exact, it is not met
+    assert samples.judge(draws, None, reference.mean(0)).biased  # wrong: treated as exact
 
 
-def test_judge_of_many_parameters_some_of_which_rarely_move() -> None:
+def test_judge_of_many_parameters_with_rare_gradients() -> None:
     torch.manual_seed(0)
     rare = torch.rand(30, 2000) < 0.05
-    draws = rare * 20.0 * torch.rand(30, 2000)  # of mean 0.5
+    draws = rare * 20.0 * torch.rand(30, 2000)  # mean 0.5
     assert not samples.judge(draws, None, torch.full((2000,), 0.5)).biased
     assert samples.judge(draws, None, torch.full((2000,), 0.7)).biased
 
 
-def test_groups_follow_the_sites_of_a_hierarchical_guide() -> None:
+def test_groups_are_the_sites_of_a_hierarchical_guide() -> None:
     with samples.local_parameters():
         subject = known_subject(KNOWN["decoders"], 2, 0)
         pair = subject.pair
         with pair.scope():
-            found = samples.groups(
+            groups = samples.groups(
                 pair.model, pair.guide, subject.batch, pair.unconstrained_parameters
             )
-    assert set(found) == {"model", "guide c", "guide z"}
-    sizes = {name: len(positions) for name, positions in found.items()}
+    assert set(groups) == {"model", "guide c", "guide z"}
+    sizes = {name: len(positions) for name, positions in groups.items()}
     assert sizes["guide c"] == 3 * 2 + 3  # a weight and a bias of three categories
 
 
@@ -164,11 +165,11 @@ class Guide(PyroModule):
 
 @pytest.fixture
 def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The benchmark on these estimators alone: the smoke run has been through all of them."""
+    """Restrict the benchmark to these estimators; the smoke run covers all."""
 
     def choose(*names: str) -> None:
-        def few(every: Callable[..., Iterable[Implementation]], *given: Any) -> Any:
-            return (each for each in every(*given) if each.estimator in names)
+        def few(every: Callable[..., Iterable[Implementation]], *arguments: Any) -> Any:
+            return (each for each in every(*arguments) if each.estimator in names)
 
         for hand in ("ours", "pyros"):
             monkeypatch.setattr(subjects, hand, partial(few, getattr(subjects, hand)))
@@ -177,7 +178,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.slow
-def test_on_a_users_pair(tmp_path: Path, only: Callable[..., None]) -> None:
+def test_gradients_on_user_pair(tmp_path: Path, only: Callable[..., None]) -> None:
     only("VIMCO", "LeaveOneOut", "RenyiELBO(0)")
     (tmp_path / "mine.py").write_text(USER)
     rows = np.random.default_rng(0).normal(size=(30, 1))
@@ -197,8 +198,8 @@ def test_on_a_users_pair(tmp_path: Path, only: Callable[..., None]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_on_a_model_whose_latent_is_summed_out(tmp_path: Path, only: Callable[..., None]) -> None:
-    """Pyro's mean-field bound fails on it with a KeyError: that is a refusal, not an end."""
+def test_gradients_on_enumerated_model(tmp_path: Path, only: Callable[..., None]) -> None:
+    """The KeyError of Pyro's mean-field bound is reported as a rejection."""
     only("ELBO", "TraceMeanField_ELBO", "TraceEnum_ELBO")
     result = gradients.run(
         smoke=True,
@@ -213,13 +214,13 @@ def test_on_a_model_whose_latent_is_summed_out(tmp_path: Path, only: Callable[..
     assert verdicts["Pyro", "TraceEnum_ELBO"] == "unbiased"
 
 
-def test_a_pair_needs_data(tmp_path: Path) -> None:
+def test_gradients_of_user_pair_require_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--data"):
         gradients.run(model="mine.py:Model", directory=tmp_path)
 
 
-def test_a_verdict_on_too_few_draws_says_so() -> None:
-    with double(), samples.local_parameters():
+def test_gradient_verdict_reports_too_few_draws() -> None:
+    with double_precision(), samples.local_parameters():
         subject = known_subject(KNOWN["belief_net"], 2, 0)
         implementation = next(i for i in ours(subject.pair, 2) if i.estimator == "VIMCO")
     good = samples.Judgment(0.01, 0.02, False, 1.0, 1.0, False)

@@ -1,4 +1,4 @@
-"""Signal-to-noise ratios: the fitted slopes are theory's, ours as the hand-written ones."""
+"""Benchmark of signal-to-noise ratios: slopes against theory."""
 
 from pathlib import Path
 
@@ -9,29 +9,29 @@ from ppl_lvm.benchmarks import snr
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 
 
-def test_slope_of_a_power_law() -> None:
+def test_slope_of_power_law() -> None:
     assert snr.slope([1, 2, 4, 8], [3, 6, 12, 24]) == pytest.approx(1)
     assert snr.slope([1, 4, 16], [8, 4, 2]) == pytest.approx(-0.5)
 
 
 @pytest.mark.parametrize("objective", snr.THEORY)
-def test_ours_and_the_hand_written_draw_the_same_gradients(objective: str) -> None:
+def test_our_and_handwritten_gradients_have_the_same_distribution(objective: str) -> None:
     with local_parameters():
-        snr.by_us(objective)(8, 50)
+        snr.our_gradients(objective)(8, 50)
         torch.manual_seed(0)
-        # Preparing a pair draws numbers too; the law is compared, not the draw.
-        ours = snr.by_us(objective)(8, 20_000)
-        hand = snr.by_hand_written(objective)(8, 20_000)
+        # Preparing a pair uses random numbers too, so distributions are compared.
+        ours = snr.our_gradients(objective)(8, 20_000)
+        hand = snr.handwritten_gradients(objective)(8, 20_000)
     error = (ours.var(0) / 20_000 + hand.var(0) / 20_000).sqrt()
     assert ((ours.mean(0) - hand.mean(0)).abs() < 5 * error).all()
     torch.testing.assert_close(ours.std(0), hand.std(0), rtol=0.06, atol=0)
 
 
 @pytest.mark.slow
-def test_slopes_are_theorys(tmp_path: Path) -> None:
+def test_snr_slopes_agree_with_theory(tmp_path: Path) -> None:
     result = snr.run(smoke=True, directory=tmp_path)
-    for found in result["slopes"]:
-        if found["estimator"] == "DReG":
-            assert found["against K"] == pytest.approx(0.5, abs=0.15)
-        else:  # few draws drown IWAE's small signal: it falls, and that is all they can say
-            assert found["against K"] < -0.2
+    for fit in result["slopes"]:
+        if fit["estimator"] == "DReG":
+            assert fit["against K"] == pytest.approx(0.5, abs=0.15)
+        else:  # few draws: only the sign of IWAE's slope is significant
+            assert fit["against K"] < -0.2

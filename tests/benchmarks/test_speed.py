@@ -1,4 +1,4 @@
-"""What the speed benchmark compares computes the same thing; and its yardsticks are right."""
+"""Benchmark of step times: equal losses, counted operations and bytes."""
 
 import subprocess
 import sys
@@ -14,47 +14,52 @@ from ppl_lvm.benchmarks import speed
 from ppl_lvm.benchmarks.handwritten import gm_vae
 from ppl_lvm.benchmarks.speed_suite import numpyro_peers
 from ppl_lvm.benchmarks.speed_suite import roofline as floor
-from ppl_lvm.benchmarks.speed_suite import variants as speed_ways
+from ppl_lvm.benchmarks.speed_suite import variants as step_variants
 from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
 
 
-def test_an_unknown_program_is_named() -> None:
-    with pytest.raises(ValueError, match="There is no program 'vea'; there are vae 128"):
+def test_speed_rejects_unknown_program() -> None:
+    with pytest.raises(ValueError, match="Unknown program 'vea'. Available: vae 128"):
         speed.run(program="vea")
 
 
 @pytest.mark.parametrize("name", ["mixture 150", "regression", "hmm 50", "belief net"])
-def test_every_program_has_its_ways(name: str) -> None:
+def test_every_program_has_its_variants(name: str) -> None:
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]()
-    found = speed_ways.variants(name, program)
-    ours = {speed_ways.EAGER, speed_ways.CAPTURED, speed_ways.COMPILED, speed_ways.MANY}
-    assert ours | {speed_ways.PYRO} <= set(found)
-    assert (speed_ways.HAND in found) == (program.handwritten_loss is not None)
-    assert (speed_ways.UPDATE in found) == (numpyro_peers.installed() and name != "belief net")
+    makers = step_variants.variants(name, program)
+    ours = {
+        step_variants.EAGER,
+        step_variants.CAPTURED,
+        step_variants.COMPILED,
+        step_variants.MANY,
+    }
+    assert ours | {step_variants.PYRO} <= set(makers)
+    assert (step_variants.HAND in makers) == (program.handwritten_loss is not None)
+    assert (step_variants.UPDATE in makers) == (numpyro_peers.installed() and name != "belief net")
 
 
-def test_the_parameters_of_a_program_are_those_it_trains() -> None:
+def test_parameters_of_program_are_complete() -> None:
     pyro.set_rng_seed(0)
-    found = speed_ways.parameters(PROGRAMS["vae 128"]())
-    assert sum(p.numel() for p in found) == 64 * 128 + 128 + 2 * (128 * 8 + 8) + 8 * 128 + 128 + (
+    leaves = step_variants.parameters(PROGRAMS["vae 128"]())
+    assert sum(p.numel() for p in leaves) == 64 * 128 + 128 + 2 * (128 * 8 + 8) + 8 * 128 + 128 + (
         128 * 64 + 64
     )
 
 
-def test_the_hand_written_mixture_prior_is_the_sum_over_components() -> None:
+def test_handwritten_mixture_prior_sums_over_components() -> None:
     torch.manual_seed(0)
     params = gm_vae.parameters(3, observed=5, latent=2)
     x = (torch.rand(7, 5) < 0.4).float()
     torch.manual_seed(1)
-    found = gm_vae.elbo(params, x)
+    actual = gm_vae.elbo(params, x)
     torch.manual_seed(1)
     expected = _elbo(params, x)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def _elbo(params: dict[str, Tensor], x: Tensor) -> Tensor:
-    """The same by torch's distributions."""
+    """The ELBO by torch's distributions."""
     from torch import distributions as dist
 
     mean, log_scale = gm_vae.vae.encode(params, x)
@@ -67,7 +72,7 @@ def _elbo(params: dict[str, Tensor], x: Tensor) -> Tensor:
     return likelihood.log_prob(x) + prior.log_prob(z) - q.log_prob(z)
 
 
-def test_operations_and_bytes_are_counted() -> None:
+def test_roofline_counts_operations_and_bytes() -> None:
     a, b = torch.randn(3, 4, requires_grad=True), torch.randn(4, 5)
     assert floor.operations(lambda: (a @ b).sum().backward()) == 2 * 2 * 3 * 4 * 5
     assert floor.least_bytes([torch.zeros(10)], [torch.zeros(3)]) == 4 * 10 + 6 * 4 * 3
@@ -77,14 +82,14 @@ def test_operations_and_bytes_are_counted() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_the_memory_of_whoever_started_a_program_is_not_its_own() -> None:
-    held = torch.ones(2**28)  # 1 GB, more than the program that is started will ever have
+def test_peak_memory_excludes_parent_process() -> None:
+    ballast = torch.ones(2**28)  # 1 GB, more than the child process needs
     code = "from ppl_lvm.benchmarks.speed_suite.cold_start import _peak; print(_peak())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert 50 < float(done.stdout) < held.numel() * held.element_size() / 2**20
+    assert 50 < float(done.stdout) < ballast.numel() * ballast.element_size() / 2**20
 
 
-def test_compiling_has_paid_when_the_gain_has_made_up_for_the_start() -> None:
+def test_compiling_pays_off_after_start_cost_over_gain() -> None:
     captured: dict[str, Any] = {"step": "captured", "ms": 3.0, "cold start (s)": 1.0}
     compiled = {"step": "compiled", "ms": 1.0, "cold start (s)": 11.0}
     assert speed._paid(compiled, captured) == 5000
@@ -95,14 +100,14 @@ def test_compiling_has_paid_when_the_gain_has_made_up_for_the_start() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not numpyro_peers.installed(), reason="needs the extra 'bench'")
 @pytest.mark.filterwarnings("ignore")
-def test_numpyros_chain_has_our_loss() -> None:
+def test_numpyro_chain_has_our_loss() -> None:
     program = PROGRAMS["hmm 50"]()
     assert program.handwritten_loss is not None
     assert program.parameters is not None
     one, many = numpyro_peers.steps("hmm 50", program.batch, 3, 0)
-    wanted = float(program.handwritten_loss(program.parameters(), *program.batch).detach())
-    assert one() == pytest.approx(wanted, rel=1e-4)
+    expected = float(program.handwritten_loss(program.parameters(), *program.batch).detach())
+    assert one() == pytest.approx(expected, rel=1e-4)
     losses: Any = many()
     assert len(losses) == 3
-    assert losses[0] == pytest.approx(wanted, rel=1e-4)
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
     assert losses[2] < losses[0]

@@ -1,4 +1,4 @@
-"""Small programs that several tests train: a factor, a mean, and two that go wrong."""
+"""Small programs with known answers, shared by tests."""
 
 from typing import Any
 

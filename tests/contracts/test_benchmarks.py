@@ -1,15 +1,15 @@
-"""Every file in the folder that asks a question runs, in seconds, and leaves its three traces."""
+"""Contract of every benchmark: smoke run, files, calling convention."""
 
 import importlib
 import inspect
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ppl_lvm.benchmarks
-from ppl_lvm.benchmarks.harness import Result
+from ppl_lvm.benchmarks.harness import question
+from tests.support.benchmark_runs import smoke_run
 
 FOLDER = Path(ppl_lvm.benchmarks.__path__[0])
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef run(" in path.read_text())
@@ -17,8 +17,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef run(" in path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_smoke(name: str, smoke: Callable[[str], tuple[Result, Path]]) -> None:
-    result, folder = smoke(name)
+def test_benchmark_smoke_run_writes_json_and_figure(name: str) -> None:
+    result, folder = smoke_run(name)
     assert result["rows"]
     written = json.loads((folder / f"{name}.json").read_text())
     assert len(written["rows"]) == len(result["rows"])
@@ -28,10 +28,9 @@ def test_smoke(name: str, smoke: Callable[[str], tuple[Result, Path]]) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_asks_a_question_and_keeps_the_calling_convention(name: str) -> None:
+def test_benchmark_has_question_and_calling_convention(name: str) -> None:
     module = importlib.import_module(f"ppl_lvm.benchmarks.{name}")
-    first = (module.__doc__ or "").strip().partition("\n")[0]
-    assert first.endswith("?"), f"{name} asks nothing: {first!r}"
+    assert question(module.__doc__ or "").endswith("?")
     parameters = inspect.signature(module.run).parameters
     defaults = {key: parameters[key].default for key in ("smoke", "directory", "seed")}
     assert defaults == {"smoke": False, "directory": None, "seed": 0}

@@ -1,4 +1,4 @@
-"""Hand-written gradients for bits: exact over the uniform noise that drives them."""
+"""Hand-written gradients for bits: exact expectations over uniforms."""
 
 from itertools import pairwise
 
@@ -20,9 +20,9 @@ def params() -> dict[str, Tensor]:
 
 
 def signal(params: dict[str, Tensor]) -> binary.Function:
-    """log p - log q with the guide's parameters held still: f of the ELBO."""
-    still = {k: v.detach() for k, v in params.items()}
-    return lambda z: belief_net.log_p(params, X, z) - belief_net.log_q(still, X, z)
+    """log p - log q at fixed guide parameters: f of the ELBO."""
+    fixed = {k: v.detach() for k, v in params.items()}
+    return lambda z: belief_net.log_p(params, X, z) - belief_net.log_q(fixed, X, z)
 
 
 def exact_elbo(params: dict[str, Tensor]) -> Tensor:
@@ -37,25 +37,24 @@ def exact_gradient(params: dict[str, Tensor]) -> Tensor:
 
 
 def cells(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise u (U, 1, D) amid every cell on which the pair is constant, and the cell's volume."""
+    """Midpoints u (U, 1, D) of the cells with a constant pair of bits, and the cells' volumes."""
     s = logits.sigmoid().detach()[0]
     edges = [sorted([0.0, p.item(), 1 - p.item(), 1.0]) for p in s]
-    middles = [[(a + b) / 2 for a, b in pairwise(e)] for e in edges]
+    midpoints = [[(a + b) / 2 for a, b in pairwise(e)] for e in edges]
     lengths = [[b - a for a, b in pairwise(e)] for e in edges]
-    u = torch.cartesian_prod(*map(torch.tensor, middles)).unsqueeze(1)
+    u = torch.cartesian_prod(*map(torch.tensor, midpoints)).unsqueeze(1)
     return u, torch.cartesian_prod(*map(torch.tensor, lengths)).prod(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", ["disarm"])
-def test_antithetic_pair_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
+def test_handwritten_disarm_is_unbiased(params: dict[str, Tensor]) -> None:
     logits = belief_net.guide_logits(params, X)
     u, volume = cells(logits)
-    value = volume * getattr(binary, name)(logits, u, signal(params))
+    value = volume * binary.disarm(logits, u, signal(params))
     reached = exact.gradients(value, list(params.values()))
     torch.testing.assert_close(reached, exact_gradient(params), rtol=1e-12, atol=1e-12)
 
 
-def test_independent_pair_in_place_of_the_antithetic_is_caught(params: dict[str, Tensor]) -> None:
+def test_handwritten_disarm_with_wrong_cells_is_biased(params: dict[str, Tensor]) -> None:
     logits = belief_net.guide_logits(params, X)
     u, volume = cells(logits)
     wrong = exact.gradients(
@@ -68,7 +67,7 @@ def uniform_grid(logits: Tensor, points: int = 40) -> tuple[Tensor, Tensor, Tens
     """u, v (G, 1, 1) and weights (G, 1): Gauss-Legendre on both sides of the bit's threshold."""
     nodes, weights = np.polynomial.legendre.leggauss(points)
     t, dt = (nodes + 1) / 2, weights / 2
-    # Both ends have logarithms: s = t³ (10 - 15 t + 6 t²) makes the grid finer there.
+    # Logarithms diverge at both ends: s = t³ (10 - 15 t + 6 t²) makes the grid finer there.
     s, ds = t**3 * (10 - 15 * t + 6 * t**2), dt * 30 * t**2 * (1 - t) ** 2
     cut = 1 - logits.sigmoid().item()
     u = torch.tensor(np.concatenate([cut * s, cut + (1 - cut) * s]))
@@ -79,19 +78,19 @@ def uniform_grid(logits: Tensor, points: int = 40) -> tuple[Tensor, Tensor, Tens
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 0.4])
-def test_rebar_is_unbiased(eta: float) -> None:
+def test_handwritten_rebar_is_unbiased(eta: float) -> None:
     torch.set_default_dtype(torch.float64)
     params = belief_net.parameters(latent=1)
     logits = belief_net.guide_logits(params, X)
     u, v, weight = uniform_grid(logits)
-    still = signal({name: value.detach() for name, value in params.items()})
+    fixed = signal({name: value.detach() for name, value in params.items()})
     f = signal(params)
-    value = weight * binary.rebar(logits, u, v, f, still, temperature=0.6, eta=eta)
+    value = weight * binary.rebar(logits, u, v, f, fixed, temperature=0.6, eta=eta)
     reached = exact.gradients(value, list(params.values()))
     torch.testing.assert_close(reached, exact_gradient(params), rtol=1e-6, atol=1e-6)
 
 
-def test_rebar_with_noise_that_ignores_the_bit_is_caught() -> None:
+def test_handwritten_rebar_with_unconditional_noise_is_biased() -> None:
     torch.set_default_dtype(torch.float64)
     params = belief_net.parameters(latent=1)
     logits = belief_net.guide_logits(params, X)
@@ -105,7 +104,7 @@ def test_rebar_with_noise_that_ignores_the_bit_is_caught() -> None:
     assert not torch.allclose(wrong, exact_gradient(params), rtol=1e-2)
 
 
-def test_relaxation_loses_its_bias_as_the_temperature_falls() -> None:
+def test_handwritten_relaxation_bias_falls_with_temperature() -> None:
     torch.set_default_dtype(torch.float64)
     params = belief_net.parameters(latent=1)
     guide = [params["guide.weight"], params["guide.bias"]]
@@ -123,8 +122,8 @@ def test_relaxation_loses_its_bias_as_the_temperature_falls() -> None:
     assert errors[2] < 0.1
 
 
-def test_two_categories_of_gumbel_softmax_are_the_concrete_bit() -> None:
-    """softmax over (φ, 0) with two Gumbels has the law of σ((φ + logistic) / τ)."""
+def test_gumbel_softmax_of_two_categories_is_the_concrete_bit() -> None:
+    """softmax over (φ, 0) with two Gumbels has the distribution of σ((φ + logistic) / τ)."""
     torch.manual_seed(0)
     logits = torch.tensor([0.8, 0.0])
     soft = relaxed.gumbel_softmax(logits, torch.rand(100_000, 2), 0.7)[:, 0]
@@ -135,7 +134,7 @@ def test_two_categories_of_gumbel_softmax_are_the_concrete_bit() -> None:
     assert (soft > 0.5).float().mean().item() == pytest.approx(logits[0].sigmoid().item(), abs=0.01)
 
 
-def test_straight_through_rounds_forward_and_passes_the_gradient() -> None:
+def test_handwritten_straight_through_rounds_forward_only() -> None:
     soft = torch.tensor([[0.2, 0.5, 0.3]], requires_grad=True)
     hard = relaxed.straight_through(soft)
     assert hard.tolist() == [[0.0, 1.0, 0.0]]
@@ -151,7 +150,7 @@ def test_straight_through_rounds_forward_and_passes_the_gradient() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.4, 1.0])
-def test_density_of_the_relaxed_bit_is_that_of_its_draws(temperature: float) -> None:
+def test_relaxed_bit_density_is_that_of_its_draws(temperature: float) -> None:
     """log q(y) = log |du/dy| where y = σ((φ + logit u) / τ) and u is uniform."""
     torch.set_default_dtype(torch.float64)
     logits = torch.tensor([[0.7]])

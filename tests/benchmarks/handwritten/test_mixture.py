@@ -1,4 +1,4 @@
-"""The hand-written mixture against SciPy's density and the known optimum on Iris."""
+"""The hand-written mixture: density, and optimum on Iris."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sklearn.datasets import load_iris
 from ppl_lvm.benchmarks.handwritten import mixture
 
 
-def test_log_evidence_is_the_mixture_density() -> None:
+def test_handwritten_mixture_log_evidence_agrees_with_scipy() -> None:
     x = torch.randn(7, 3, dtype=torch.float64)
     params = mixture.parameters(x, 2)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_log_evidence_is_the_mixture_density() -> None:
     assert not np.allclose(mixture.log_evidence(upper_by_mistake, x).detach().exp(), exact)
 
 
-def test_steps_from_k_means_reach_the_known_optimum_on_iris() -> None:
+def test_handwritten_mixture_reaches_known_optimum_on_iris() -> None:
     x = torch.tensor(load_iris().data)
     params = mixture.parameters(x, 3)
     with torch.no_grad():

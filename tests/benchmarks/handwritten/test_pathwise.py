@@ -58,13 +58,13 @@ def stl_within_iwae(params: dict[str, Tensor], z: Tensor) -> Tensor:
 
 def bias(loss: Loss, bound: Loss, params: dict[str, Tensor], num_particles: int) -> float:
     noise, weight = grid(num_particles)
-    wanted = exact.gradients(
+    expected = exact.gradients(
         weight * bound(params, linear_gaussian.place(params, X, noise)), list(params.values())
     )
     reached = exact.gradients(
         weight * loss(params, linear_gaussian.place(params, X, noise)), list(params.values())
     )
-    return ((reached - wanted).norm() / wanted.norm()).item()
+    return ((reached - expected).norm() / expected.norm()).item()
 
 
 RIGHT: dict[str, tuple[Loss, Loss]] = {
@@ -79,15 +79,15 @@ RIGHT: dict[str, tuple[Loss, Loss]] = {
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_doubly_reparameterized_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
+def test_handwritten_dreg_is_unbiased(name: str, params: dict[str, Tensor]) -> None:
     assert bias(*RIGHT[name], params, num_particles=2) < 1e-7
 
 
-def test_stl_within_iwae_is_biased(params: dict[str, Tensor]) -> None:
+def test_handwritten_stl_inside_iwae_is_biased(params: dict[str, Tensor]) -> None:
     assert bias(stl_within_iwae, partial(plain, pathwise.iwae), params, 2) > 0.05
 
 
-def test_bounds_are_ordered_below_the_evidence(params: dict[str, Tensor]) -> None:
+def test_handwritten_bounds_are_ordered_below_evidence(params: dict[str, Tensor]) -> None:
     log_p = linear_gaussian.log_evidence(params, X).item()
     values = []
     for num_particles, points in ((1, 120), (2, 120), (3, 40)):
@@ -103,7 +103,7 @@ def test_bounds_are_ordered_below_the_evidence(params: dict[str, Tensor]) -> Non
     assert values[0] == pytest.approx(log_p - kl.item(), abs=1e-10)
 
 
-def test_vr_max_is_the_limit_of_renyi(params: dict[str, Tensor]) -> None:
+def test_handwritten_vr_max_is_the_limit_of_renyi(params: dict[str, Tensor]) -> None:
     noise, weight = grid(2)
     z = linear_gaussian.place(params, X, noise)
     largest = (weight * plain(pathwise.vr_max, params, z)).sum()
@@ -112,7 +112,7 @@ def test_vr_max_is_the_limit_of_renyi(params: dict[str, Tensor]) -> None:
     assert largest > (weight * plain(pathwise.iwae, params, z)).sum()
 
 
-def test_gradient_does_not_vary_at_the_posterior(params: dict[str, Tensor]) -> None:
+def test_handwritten_stl_gradient_has_no_variance_at_posterior(params: dict[str, Tensor]) -> None:
     mean, covariance = linear_gaussian.posterior(params, X)
     with torch.no_grad():
         params["guide.weight"].zero_()
@@ -130,14 +130,14 @@ def test_gradient_does_not_vary_at_the_posterior(params: dict[str, Tensor]) -> N
 
 
 def mixed_of_one(log_p: Tensor, log_q: Tensor, log_c: Tensor) -> Tensor:
-    """One particle has no others to make a baseline from: the category's signal is log w."""
+    """One particle has no baseline: the category's signal is log w."""
     return (log_p - log_q + (log_p - log_q).detach() * log_c).mean(0)
 
 
 @pytest.mark.parametrize("num_particles", [1, 2])
 @pytest.mark.parametrize("right", [True, False])
-def test_mixed_guide(num_particles: int, right: bool) -> None:
-    """The category by its score, z by its path: exact over all categories and a grid of noise."""
+def test_handwritten_mixed_guide_gradient(num_particles: int, right: bool) -> None:
+    """Score gradient of the category, pathwise gradient of z; exact sums over both."""
     torch.set_default_dtype(torch.float64)
     params = decoders.parameters()
     noise, weight = grid(num_particles, points=40)
@@ -149,15 +149,15 @@ def test_mixed_guide(num_particles: int, right: bool) -> None:
     log_c, log_z = decoders.log_q_parts(params, X, draw)
     log_p = decoders.log_p(params, X, draw)
     weights = weight.repeat(draws.shape[1]) * log_c.sum(0).exp()
-    wanted = (weights * pathwise.iwae(log_p, log_c + log_z)).sum()
+    expected = (weights * pathwise.iwae(log_p, log_c + log_z)).sum()
     scored = log_c if right else torch.zeros_like(log_c)
     reached = (weights.detach() * surrogate(log_p, log_c + log_z, scored)).sum()
-    pair = [exact.gradients(value, list(params.values())) for value in (reached, wanted)]
+    pair = [exact.gradients(value, list(params.values())) for value in (reached, expected)]
     error = (pair[0] - pair[1]).norm() / pair[1].norm()
     assert error < 1e-10 if right else error > 0.05
 
 
-def test_evidence_of_the_decoders_is_what_their_weights_average_to() -> None:
+def test_decoders_log_evidence_is_the_log_mean_weight() -> None:
     torch.set_default_dtype(torch.float64)
     params = decoders.parameters()
     draw = decoders.draw(params, X, 200_000)

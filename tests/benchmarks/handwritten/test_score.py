@@ -1,4 +1,4 @@
-"""Hand-written score-function gradients equal their targets' by finite sums; wrong ones do not."""
+"""Hand-written score-function gradients against exact sums."""
 
 from functools import partial
 from itertools import pairwise
@@ -68,27 +68,27 @@ Tables = tuple[list[Tensor], Tensor, Tensor]
 def relative_bias(tables: Tables, surrogate: exact.Surrogate, bound: exact.Surrogate) -> float:
     params, log_p, log_q = tables
     reached = exact.gradients(exact.expectation(surrogate, log_p, log_q, K), params)
-    wanted = exact.gradients(exact.target(bound, log_p, log_q, K), params)
-    return ((reached - wanted).norm() / wanted.norm()).item()
+    expected = exact.gradients(exact.target(bound, log_p, log_q, K), params)
+    return ((reached - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("name", RIGHT)
-def test_unbiased(name: str, tables: Tables) -> None:
+def test_handwritten_score_gradient_is_unbiased(name: str, tables: Tables) -> None:
     assert relative_bias(tables, *RIGHT[name]) < 1e-12
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_twin_is_caught(name: str, tables: Tables) -> None:
+def test_wrong_score_gradient_is_biased(name: str, tables: Tables) -> None:
     assert relative_bias(tables, *WRONG[name]) > 1e-2
 
 
-def test_reinforce_targets_the_exact_elbo(tables: Tables) -> None:
+def test_handwritten_reinforce_targets_the_exact_elbo(tables: Tables) -> None:
     _, log_p, log_q = tables
     exactly = exact.target(pathwise.elbo, log_p, log_q, 1)
     torch.testing.assert_close(exactly, (log_q.exp() * (log_p - log_q)).sum(0))
 
 
-def test_nvil_is_unbiased_and_fits_its_baseline(tables: Tables) -> None:
+def test_handwritten_nvil_is_unbiased_and_fits_its_baseline(tables: Tables) -> None:
     _, log_p, log_q = tables
     baseline = torch.tensor([-1.0, -4.0], requires_grad=True)
     surrogate = partial(score.nvil, baseline=baseline)
@@ -99,34 +99,34 @@ def test_nvil_is_unbiased_and_fits_its_baseline(tables: Tables) -> None:
     torch.testing.assert_close(slope, 2 * (elbo - baseline).detach())
 
 
-def test_wake_model_is_unbiased_for_iwae(tables: Tables) -> None:
+def test_handwritten_wake_model_is_unbiased_for_iwae(tables: Tables) -> None:
     params, log_p, log_q = tables
     model = params[:3]
-    wanted = exact.gradients(exact.target(pathwise.iwae, log_p, log_q, K), model)
+    expected = exact.gradients(exact.target(pathwise.iwae, log_p, log_q, K), model)
     reached = exact.gradients(exact.expectation(wake.wake_model, log_p, log_q, K), model)
-    torch.testing.assert_close(reached, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(reached, expected, rtol=1e-12, atol=1e-12)
 
     def unnormalized(log_p: Tensor, log_q: Tensor) -> Tensor:
         return ((log_p - log_q).exp().detach() * log_p).sum(0)
 
     wrong = exact.gradients(exact.expectation(unnormalized, log_p, log_q, K), model)
-    assert not torch.allclose(wrong, wanted, rtol=1e-2)
+    assert not torch.allclose(wrong, expected, rtol=1e-2)
 
 
-def test_wake_guide_tends_to_the_forward_divergence(tables: Tables) -> None:
+def test_handwritten_wake_guide_converges_to_forward_kl(tables: Tables) -> None:
     params, log_p, log_q = tables
     guide = params[3:]
     posterior = log_p.detach().softmax(0)
-    wanted = exact.gradients((posterior * log_q).sum(0), guide)
+    expected = exact.gradients((posterior * log_q).sum(0), guide)
     bias = [
-        exact.gradients(exact.expectation(wake.wake_guide, log_p, log_q, k), guide) - wanted
+        exact.gradients(exact.expectation(wake.wake_guide, log_p, log_q, k), guide) - expected
         for k in (1, 2, 4)
     ]
-    assert bias[0].norm() == pytest.approx(wanted.norm().item())  # one particle: no information
+    assert bias[0].norm() == pytest.approx(expected.norm().item())  # one particle is uninformative
     assert bias[0].norm() > 1.3 * bias[1].norm() > 1.3 * 1.3 * bias[2].norm()
 
 
-def test_tvo_with_one_partition_is_the_elbo(tables: Tables) -> None:
+def test_handwritten_tvo_with_one_partition_is_the_elbo(tables: Tables) -> None:
     params, log_p, log_q = tables
     value = exact.expectation(partial(wake.tvo, betas=wake.log_spaced(1)), log_p, log_q, K)
     elbo = exact.target(pathwise.elbo, log_p, log_q, 1)
@@ -135,18 +135,18 @@ def test_tvo_with_one_partition_is_the_elbo(tables: Tables) -> None:
     torch.testing.assert_close(exact.gradients(value, guide), exact.gradients(elbo, guide))
 
 
-def test_tvo_is_consistent(tables: Tables) -> None:
+def test_handwritten_tvo_is_consistent(tables: Tables) -> None:
     params, log_p, log_q = tables
     betas = wake.log_spaced(3, first=0.2)
     assert betas == pytest.approx([0, 0.2, 0.2**0.5, 1])
-    wanted_value = torch.zeros(len(X))
-    for beta, after in pairwise(betas):
+    expected_value = torch.zeros(len(X))
+    for beta, next_beta in pairwise(betas):
         path = ((1 - beta) * log_q + beta * log_p).softmax(0)
-        wanted_value = wanted_value + (after - beta) * (path * (log_p - log_q)).sum(0)
-    wanted = exact.gradients(wanted_value, params)
+        expected_value = expected_value + (next_beta - beta) * (path * (log_p - log_q)).sum(0)
+    expected = exact.gradients(expected_value, params)
     surrogate = partial(wake.tvo, betas=betas)
     bias = [
-        (exact.gradients(exact.expectation(surrogate, log_p, log_q, k), params) - wanted).norm()
+        (exact.gradients(exact.expectation(surrogate, log_p, log_q, k), params) - expected).norm()
         for k in (2, 3, 4, 5)
     ]
     assert bias[0] > bias[1] > bias[2] > bias[3]
@@ -154,21 +154,21 @@ def test_tvo_is_consistent(tables: Tables) -> None:
 
 
 @pytest.mark.parametrize("n", [1.5, 2.0])
-def test_exp_cubo_is_unbiased(n: float, tables: Tables) -> None:
+def test_handwritten_exp_cubo_is_unbiased(n: float, tables: Tables) -> None:
     params, log_p, log_q = tables
-    wanted = -exact.gradients((log_q + n * (log_p - log_q)).exp().sum(0), params)
+    expected = -exact.gradients((log_q + n * (log_p - log_q)).exp().sum(0), params)
     surrogate = partial(wake.exp_cubo, n=n)
     reached = exact.gradients(exact.expectation(surrogate, log_p, log_q, 2), params)
-    torch.testing.assert_close(reached, wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(reached, expected, rtol=1e-10, atol=1e-12)
     own_maximum = partial(wake.cubo, n=n)
     biased = exact.gradients(exact.expectation(own_maximum, log_p, log_q, 2), params)
-    assert not torch.allclose(biased / biased.norm(), wanted / wanted.norm(), rtol=1e-2)
+    assert not torch.allclose(biased / biased.norm(), expected / expected.norm(), rtol=1e-2)
 
 
-def test_cubo_is_no_upper_bound_at_few_particles(tables: Tables) -> None:
+def test_handwritten_cubo_is_no_upper_bound_at_few_particles(tables: Tables) -> None:
     _, log_p, log_q = tables
     evidence = log_p.logsumexp(0)
     limit = (log_q + 2 * (log_p - log_q)).logsumexp(0) / 2
     two = -exact.expectation(wake.cubo, log_p, log_q, 2)
     assert (limit > evidence).all()
-    assert (two < evidence).all()  # the estimate of an upper bound lies below log p(x)
+    assert (two < evidence).all()  # the estimate of an upper bound is below log p(x)

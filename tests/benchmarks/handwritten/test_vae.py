@@ -1,4 +1,4 @@
-"""The hand-written variational autoencoder: its bounds by quadrature, and the digits yardstick."""
+"""The hand-written VAE: bounds by quadrature, digits."""
 
 import pytest
 import torch
@@ -29,23 +29,23 @@ def small() -> tuple[vae.Parameters, Tensor]:
 
 
 def within(draws: Tensor, exact: Tensor, errors: float = 5) -> bool:
-    """Is the mean over dimension 0 within so many of its own standard errors?"""
+    """True if the mean over dimension 0 is within this number of standard errors."""
     standard_error = draws.std(0) / len(draws) ** 0.5
     return bool(((draws.mean(0) - exact).abs() <= errors * standard_error + 1e-12).all())
 
 
-def test_bounds_are_the_elbo_and_the_evidence(small: tuple[vae.Parameters, Tensor]) -> None:
+def test_handwritten_vae_bounds_are_elbo_and_evidence(small: tuple[vae.Parameters, Tensor]) -> None:
     params, x = small
     elbo, log_p = exact_bounds(params, x)
     many = x.repeat(100_000, 1)
     draws = vae.elbo(params, many).detach().view(-1, 2)
     assert within(draws, elbo)
-    assert not within(draws, log_p)  # the KL between the two is what must be seen
+    assert not within(draws, log_p)  # the KL between the two must be significant
     assert within(vae.log_weights(params, x, 100_000).detach().exp(), log_p.exp())
     assert within(vae.iwae(params, many, 1).detach().view(-1, 2), elbo)
 
 
-def test_gradient_of_the_elbo_is_exact(small: tuple[vae.Parameters, Tensor]) -> None:
+def test_handwritten_vae_elbo_gradient_is_exact(small: tuple[vae.Parameters, Tensor]) -> None:
     params, x = small
     elbo, _ = exact_bounds(params, x)
     exact = torch.autograd.grad(elbo.sum(), list(params.values()))
@@ -58,7 +58,9 @@ def test_gradient_of_the_elbo_is_exact(small: tuple[vae.Parameters, Tensor]) -> 
         assert within(torch.stack([draw[i] for draw in draws]), exact[i]), name
 
 
-def test_log_evidence_does_not_depend_on_the_chunk(small: tuple[vae.Parameters, Tensor]) -> None:
+def test_handwritten_vae_log_evidence_is_independent_of_chunk(
+    small: tuple[vae.Parameters, Tensor],
+) -> None:
     params, x = small
     _, log_p = exact_bounds(params, x)
     for chunk in (7, 5000):
@@ -67,8 +69,8 @@ def test_log_evidence_does_not_depend_on_the_chunk(small: tuple[vae.Parameters, 
 
 
 @pytest.mark.slow
-def test_digits_reach_the_yardstick() -> None:
-    """Held-out log p(x) of the issue: -18.0 with the ELBO and -17.7 with IWAE-5, nats a digit."""
+def test_handwritten_vae_reaches_reference_on_digits() -> None:
+    """Reference held-out log p(x): -18.0 with the ELBO, -17.7 with IWAE-5, nats per digit."""
     x = torch.tensor((load_digits().data >= 8).astype("float32"))
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     train, held_out = x[rows[:1500]], x[rows[1500:]]

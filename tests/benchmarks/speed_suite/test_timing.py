@@ -1,4 +1,4 @@
-"""Times taken in turn."""
+"""Interleaved timing."""
 
 import time
 
@@ -7,13 +7,13 @@ import pytest
 from ppl_lvm.benchmarks.speed_suite import timing
 
 
-def test_ratio_is_that_of_pairs() -> None:
-    """A machine that slows down tenfold half way changes both times and not their ratio."""
+def test_ratio_is_the_median_of_paired_ratios() -> None:
+    """A tenfold slowdown in the middle changes both times, but not their ratio."""
     times = {"a": [1.0, 1.0, 10.0, 10.0], "b": [2.0, 2.0, 20.0, 20.0]}
     assert timing.ratio(times, "b", "a") == (2.0, 2.0, 2.0)
 
 
-def test_slower_function_measures_slower() -> None:
+def test_slower_function_has_larger_time() -> None:
     functions = {"fast": lambda: None, "slow": lambda: time.sleep(0.002)}
     times = timing.interleaved(functions, rounds=5)
     assert [len(values) for values in times.values()] == [5, 5]
