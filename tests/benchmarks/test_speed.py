@@ -19,7 +19,7 @@ from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
 
 
 def test_speed_rejects_unknown_program() -> None:
-    with pytest.raises(ValueError, match="Unknown program 'vea'. Available: vae 128"):
+    with pytest.raises(ValueError, match=r"Unknown program 'vea'. Available: vae 128"):
         speed.run(program="vea")
 
 

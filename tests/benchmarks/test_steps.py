@@ -37,8 +37,8 @@ def test_handwritten_and_our_step_change_parameters() -> None:
 
 def test_steps_rejects_unknown_program_and_level() -> None:
     with pytest.raises(
-        ValueError, match="levels: 'fast' is unknown. Available: eager, captured, compiled"
+        ValueError, match=r"levels: 'fast' is unknown. Available: eager, captured, compiled"
     ):
         steps.run(levels="fast")
-    with pytest.raises(ValueError, match="program: 'gmm' is unknown. Available: belief_net"):
+    with pytest.raises(ValueError, match=r"program: 'gmm' is unknown. Available: belief_net"):
         steps.run(program="gmm")
