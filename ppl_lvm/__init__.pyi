@@ -1,4 +1,4 @@
-from . import authoring, divergences, estimators, guides, models, nn, testing
+from . import authoring, divergences, estimators, guides, models, nn, report, testing
 from .checks.pair_check import check
 from .compiler.svi import CompiledSVI
 from .core.errors import CannotCaptureError, CannotSayError, NonFiniteError
@@ -8,6 +8,7 @@ from .fitting.em import fit_em
 from .fitting.monte_carlo_em import fit_mcem
 from .fitting.svi import fit
 from .programs.signatures import Signature, signature
+from .runs.adversarial import load_adversaries
 from .runs.comparability import NotComparableError
 from .runs.comparison import compare
 from .runs.directory import load_run
@@ -36,10 +37,12 @@ __all__ = [
     "fit_em",
     "fit_mcem",
     "guides",
+    "load_adversaries",
     "load_data",
     "load_run",
     "models",
     "nn",
+    "report",
     "signature",
     "testing",
 ]

@@ -65,8 +65,8 @@ def divergences(
     from ppl_lvm.core.storage import write_json
     from ppl_lvm.divergences import DIVERGENCES, divergence_by_name, fit_all
     from ppl_lvm.divergences.mass_coverage import OPTIMIZER
+    from ppl_lvm.report.figures.arrays import save
     from ppl_lvm.report.figures.divergences import coverage_figure
-    from ppl_lvm.report.figures.fit import save
 
     if density is not None and data is None:
         name, target = density, _density(density)

@@ -71,8 +71,8 @@ def compare(
     from ppl_lvm import compare as compare_runs
     from ppl_lvm import load_run
     from ppl_lvm.core.console import progress
+    from ppl_lvm.report.figures.arrays import save
     from ppl_lvm.report.figures.comparison import comparison_figure
-    from ppl_lvm.report.figures.fit import save
 
     with progress("compare") as say:
         comparison = compare_runs(

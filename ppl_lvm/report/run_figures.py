@@ -17,10 +17,10 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.report.figures import (
+    arrays,
     classes,
     conditional,
     density,
-    fit,
     latents,
     sequences,
     topics,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 2000
 # In the order of a report.
-MODULES = (fit, density, classes, conditional, topics, sequences, latents)
+MODULES = (arrays, density, classes, conditional, topics, sequences, latents)
 RUN_FIGURES: dict[str, RunFigure] = {
     value.slug: value
     for module in MODULES
@@ -47,7 +47,7 @@ def draw(run: "Run", data: Data, directory: Path) -> list[Path]:
     files = []
     for slug, figure in figures(run, data).items():
         path = directory / f"{slug}.png"
-        fit.save(figure, path)
+        arrays.save(figure, path)
         files.append(path)
     return files
 

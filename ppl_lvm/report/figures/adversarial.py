@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ppl_lvm.report.figures.fit import save
+from ppl_lvm.report.figures.arrays import save
 from ppl_lvm.report.figures.style import COLORS, GRAY, legend_below, limit_to, plot, thin, view
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
-from ppl_lvm.report.figures import fit
+from ppl_lvm.report.figures import arrays
 from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, title_above
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
@@ -35,7 +35,7 @@ def mixture(view: RunView) -> Figure | None:
         return None
     complete = x.isfinite().all(1).cpu().numpy()  # rows with missing values cannot be drawn
     components["responsibilities"] = components["responsibilities"][complete]
-    return fit.mixture(view.x[complete], names=view.data.columns, **components)
+    return arrays.mixture(view.x[complete], names=view.data.columns, **components)
 
 
 @run_figure(

@@ -10,7 +10,7 @@ from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.core.types import Array
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.latent_arithmetic import traverse
-from ppl_lvm.report.figures import fit as pictures
+from ppl_lvm.report.figures import arrays as pictures
 from ppl_lvm.report.figures import traversals as codes
 from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, thin, title_above, view
 from ppl_lvm.report.run_figure import run_figure

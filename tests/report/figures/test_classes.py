@@ -10,8 +10,8 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import label_free
 from ppl_lvm.models import SemiSupervisedVAE
+from ppl_lvm.report.figures.arrays import latent_plane
 from ppl_lvm.report.figures.classes import against_labels, confusion, of_each, table
-from ppl_lvm.report.figures.fit import latent_plane
 from ppl_lvm.report.run_view import RunView
 
 DRAW = np.random.default_rng(0)

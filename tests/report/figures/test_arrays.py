@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from ppl_lvm.report.figures import fit as pictures
+from ppl_lvm.report.figures import arrays as pictures
 from ppl_lvm.report.figures.style import COLORS, WIDTH, thin
 
 DRAW = np.random.default_rng(0)
