@@ -146,7 +146,11 @@ class CompiledSVI:
         return None if error is None else str(error)
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step on a batch; return the loss (a float or a tuple), a sum over all data."""
+        """Take one step on a batch; return the loss (a float or a tuple), a sum over all data.
+
+        Under `torch.no_grad` or `torch.inference_mode` this is the loss alone: neither parameters
+        nor the optimizer's state change. (Momentum of earlier gradients moves those of Pyro's SVI.)
+        """
         self._detect_replacements()
         return _to_python(self.training_step(*args, **kwargs))
 
@@ -187,6 +191,8 @@ class CompiledSVI:
 
     def _detect_replacements(self) -> None:
         """Capture again where parameters or plain numbers have been replaced."""
+        if not torch.is_grad_enabled():
+            return  # no step is taken; the next one detects them
         watch, gradient = self._state_watch, self.training_step.gradient
         if watch is None or gradient.capture_error is not None:
             return
@@ -201,10 +207,18 @@ class CompiledSVI:
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
         with torch.no_grad():
-            loss = self.loss.loss(self.model, self.guide, *args, **kwargs)
-        return _to_python(loss)
+            return _to_python(self._loss(*args, **kwargs))
+
+    def _loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The loss under `torch.no_grad`."""
+        try:
+            return self.loss.loss(self.model, self.guide, *args, **kwargs)
+        except NotImplementedError:  # TraceTailAdaptive_ELBO has the one with gradients alone
+            return self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._loss(*args, **kwargs)
         with _Parameters() as collected:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
         self._parameters = list(collected.tensors.values())

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -101,14 +102,15 @@ class TrainingStep:
         return list(self._compiled.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Take one step; return the result of `loss_and_grads`.
+        """Take one step, under `torch.no_grad` none; return the result of `loss_and_grads`.
 
         Raises:
             NonFiniteError: see `finite`.
             CannotCaptureError: at the levels "captured" and "compiled".
         """
-        if self._captures_first:
-            self._capture_on_trial(args, kwargs)
+        if not torch.is_grad_enabled():
+            return self.gradient(*args, **kwargs)
+        self._capture_on_trial(args, kwargs)
         with single_thread_if(self.gradient.small):
             return self._take(args, kwargs)
 
@@ -148,8 +150,7 @@ class TrainingStep:
             data: tensors, rows first.
             rows: (count, B) or None.
             schedules: tensors that the program reads, with their value at each step.
-            after_each: called once the optimizer's scalars of a step have been read (a schedule's
-                step).
+            after_each: a schedule's step, called once a step's optimizer scalars have been read.
 
         Returns:
             The losses, each (count,); None if these steps are not compiled now.
@@ -159,8 +160,7 @@ class TrainingStep:
                 `after_each`.
         """
         batch = tuple(data if rows is None else [tensor[rows[0]] for tensor in data])
-        if self._captures_first:
-            self._capture_on_trial(batch, {})
+        self._capture_on_trial(batch, {})
         with single_thread_if(self.gradient.small):
             compiled = self._compiled_step(batch, {})
             if compiled is None:
@@ -190,7 +190,7 @@ class TrainingStep:
     def _capture_on_trial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record these arguments, if they are new, on trial steps."""
         gradient = self.gradient
-        if gradient.capture_error is not None:
+        if not self._captures_first or gradient.capture_error or not torch.is_grad_enabled():
             return
         try:
             arguments, recording = gradient.lookup(args, kwargs)
@@ -235,7 +235,7 @@ class TrainingStep:
     def _compiled_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[ExecutableStep, Arguments] | None:
-        if not self._compiles or not self.gradient.num_captures:
+        if not self._compiles or not self.gradient.num_captures or not torch.is_grad_enabled():
             return None
         try:
             arguments, recording = self.gradient.lookup(args, kwargs)

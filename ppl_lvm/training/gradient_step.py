@@ -59,9 +59,15 @@ class GradientStep:
         """
         programs, per_row = self.programs, self.programs.per_row(len(batch[0]))
         programs.support.clear()
+        enabled = torch.is_grad_enabled()
         loss: Any = self._run_objective(batch)
         with torch.no_grad():
             leaves = [leaf for leaf in self._leaves if leaf.grad is not None]
+            if not leaves and not enabled:
+                raise ValueError(
+                    "Training: gradients are disabled (torch.no_grad or torch.inference_mode). "
+                    "Call fit outside of it."
+                )
             if not leaves:
                 names = [n.split("/", 1)[1] for n in programs.pair.unconstrained_parameters]
                 raise ValueError(

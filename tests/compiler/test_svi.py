@@ -180,3 +180,65 @@ def test_svi_rejects_an_optimizer_with_parameters_and_rows_that_are_no_steps() -
     for rows in (torch.arange(4), torch.zeros(2, 4)):
         with pytest.raises(ValueError, match=r"rows: must be integers \(S, B\)"):
             svi.steps(*batch, rows=rows)
+
+
+ENGINES = ["eager", "captured", pytest.param("compiled", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["mixture", "belief net, wake-sleep"])
+def test_step_without_gradients_evaluates_and_changes_nothing(
+    name: str, engine: Any, context: Any
+) -> None:
+    pyro.clear_param_store()
+    pyro.set_rng_seed(3)
+    model, guide, loss, batch = PROGRAMS[name]()
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine=engine)
+    for _ in range(6):
+        svi.step(*batch)
+    state, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    for _ in range(4):
+        torch.set_rng_state(random)
+        with context():
+            evaluated = svi.step(*batch)
+        torch.set_rng_state(random)
+        assert evaluated == svi.evaluate_loss(*batch)
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    torch.set_rng_state(random)
+    assert flat([svi.step(*batch)]) == pytest.approx(flat([evaluated]), rel=1e-5)
+    # The wrong twin: a step with gradients does move the parameters.
+    assert not all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_steps_after_evaluations_are_pyros(engine: Any) -> None:
+    """Evaluations before and between steps; without momentum Pyro's SVI evaluates as well."""
+
+    def run(svi: Any, batch: Any) -> list[float]:
+        values = []
+        for step in range(24):
+            with torch.set_grad_enabled(step > 3 and step % 3 > 0):
+                values.append(svi.step(*batch))
+        return values
+
+    pairs = []
+    for make in (SVI, partial(CompiledSVI, engine=engine)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        model, guide, loss, batch = PROGRAMS["mixture"]()
+        pairs.append(run(make(model, guide, pyro.optim.SGD({"lr": 1e-3}), loss), batch))
+    assert pairs[1] == pytest.approx(pairs[0], rel=1e-5)
+    assert pairs[0][0] == pairs[0][3] > pairs[0][-1]
+
+
+def test_steps_of_rows_without_gradients_evaluate_each() -> None:
+    pyro.set_rng_seed(3)
+    model, guide, loss, _ = PROGRAMS["mixture"]()
+    data = programs.real(12)
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss, engine="captured")
+    rows = torch.arange(12).view(3, 4)
+    with torch.no_grad():
+        losses_of_rows = svi.steps(data, rows=rows)
+    assert losses_of_rows == [svi.evaluate_loss(data[r]) for r in rows]
+    assert svi.num_captures == 0

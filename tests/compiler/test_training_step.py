@@ -148,3 +148,25 @@ def test_step_with_a_nan_result_raises_and_changes_no_parameter(level: Level) ->
     with pytest.raises(NonFiniteError, match="not finite"):
         step(torch.tensor([1.0, torch.nan]))
     assert torch.equal(w, before)
+
+
+@pytest.mark.parametrize("level", ["eager", "captured"])
+def test_training_step_without_gradients_changes_no_parameter(level: Level) -> None:
+    """Also where the function finds gradients in spite of `torch.no_grad`."""
+    parameters, loss_and_grads, _, x = problem()
+
+    def always_finds_gradients(x: Tensor) -> Any:
+        with torch.enable_grad():
+            return loss_and_grads(x)
+
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
+    step = make_training_step(always_finds_gradients, optimizer, level, capture_first=True)
+    for _ in range(4):
+        step(x)
+    before = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        step(x)
+        assert step.run_steps([x], None, 3) is None
+    assert all(torch.equal(p, value) for p, value in zip(parameters, before, strict=True))
+    step(x)
+    assert not torch.equal(parameters[0], before[0])

@@ -97,7 +97,12 @@ class CapturedGradient:
         self._announced_limit = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The loss: tensors once captured, before that as the program returns it."""
+        """The loss: tensors once captured, before that as the program returns it.
+
+        Under `torch.no_grad` the program runs, and gradients and recordings stay.
+        """
+        if not torch.is_grad_enabled():
+            return self._loss_and_grads(*args, **kwargs)
         if self.capture_error is not None:
             return self.eager(args, kwargs)
         try:
