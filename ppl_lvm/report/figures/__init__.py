@@ -1,5 +1,5 @@
 """Figures: arrays to matplotlib.
 
-One module per kind of figure, so a reader finds the figure by its subject. The modules do not
+More than 12 modules, one per kind of figure, so a reader finds the figure by its subject. The modules do not
 depend on each other, except on `style` and `arrays.save`.
 """
