@@ -144,7 +144,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """Steps, seconds, seeds, and particles of the evaluation."""
 
     steps: int
@@ -156,7 +156,7 @@ class Budget:
     estimators: int | None = None  # the first ones; None for all
 
 
-def measure(task: Task, num_particles: int, budget: Budget, seed: int) -> list[Row]:
+def measure(task: Task, num_particles: int, budget: TrainingBudget, seed: int) -> list[Row]:
     """Two rows per estimator that supports the pair."""
     pool, held_out = load_data(task.data).split(task.held_out, seed)
     _, few = held_out.split(10, seed)
@@ -216,9 +216,9 @@ def run(
 ) -> Result:
     """All three tasks, or one; `particles` is K of every estimator, an even number."""
     level = cast(Level, engine)
-    budget = Budget(steps, seconds, seeds, 1000, level)
+    budget = TrainingBudget(steps, seconds, seeds, 1000, level)
     if smoke:
-        budget = Budget(2, 0.005, 1, 10, level, rows=50, estimators=5)
+        budget = TrainingBudget(2, 0.005, 1, 10, level, rows=50, estimators=5)
     tasks = [t for t in TASKS if task in (None, t.name)]
     if not tasks:
         raise ValueError(

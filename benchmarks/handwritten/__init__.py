@@ -1,4 +1,4 @@
 """Estimators and training steps in plain torch.
 
-More than twelve modules: programs, and one module per family of estimators (`twins.py`).
+There are more than 12 modules: programs, and one module per family of estimators (`twins.py`).
 """
