@@ -51,7 +51,7 @@ def test_factor_model_log_evidence_equals_the_integral(likelihood: str) -> None:
     holed = x[:3].clone()
     holed[1, 2] = torch.nan
     W, b = model.W.detach().numpy()[:, 0], model.b.detach().numpy()
-    for row, result in zip(holed.numpy(), model.log_evidence(holed, 81).tolist(), strict=True):
+    for row, result in zip(holed.numpy(), model.log_evidence(holed).tolist(), strict=True):
 
         def joint(z: float, row: np.ndarray = row) -> float:
             seen = [p for p in range(3) if not np.isnan(row[p])]
@@ -60,6 +60,98 @@ def test_factor_model_log_evidence_equals_the_integral(likelihood: str) -> None:
 
         exact, _ = scipy.integrate.quad(joint, -9, 9, epsabs=1e-13)
         assert result == pytest.approx(np.log(exact), abs=1e-8)
+
+
+def _informative(
+    likelihood: str, P: int, latent: int = 1, N: int = 12
+) -> tuple[FactorModel, Tensor]:
+    """A model whose P columns determine z well, and rows drawn from it."""
+    draw = torch.Generator().manual_seed(P)
+    model = FactorModel(latent, P, likelihood=likelihood)
+    with torch.no_grad():
+        model.W.copy_(torch.randn(P, latent, generator=draw))
+        model.b.copy_(0.5 * torch.randn(P, generator=draw) + 1.0)
+    z = 1.5 * torch.randn(N, latent, generator=draw)
+    with torch.random.fork_rng():
+        torch.manual_seed(P)
+        return model, model._likelihood_of(z).sample().detach()
+
+
+def _log_joint(model: FactorModel, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z) of points z (..., 1, D) and rows x (N, P): (..., N)."""
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    return (model._likelihood_of(z).log_prob(x).sum(-1) + prior).detach()
+
+
+def _fixed_nodes(model: FactorModel, x: Tensor, nodes: int = 41) -> Tensor:
+    """log p(x_n) by nodes fixed at the prior: the wrong twin."""
+    t, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    z = t[:, None, None]
+    log_prob = model._likelihood_of(z).log_prob(x).sum(-1).detach()
+    return (log_prob + (w / w.sum()).log()[:, None]).logsumexp(0)
+
+
+@pytest.mark.parametrize("P", [20, 60])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_factor_model_log_evidence_equals_a_fine_grid_for_many_columns(
+    likelihood: str, P: int
+) -> None:
+    model, x = _informative(likelihood, P)
+    grid = torch.linspace(-6.0, 6.0, 60_001)[:, None, None]
+    rows = [_log_joint(model, row[None], grid).logsumexp(0) + np.log(2e-4) for row in x]
+    exact = torch.cat(rows)
+    value, error = model.quadrature(x)
+    torch.testing.assert_close(value.detach(), exact, rtol=0, atol=1e-5)
+    assert (error < 1e-5).all()
+    if likelihood == "poisson":
+        off = _fixed_nodes(model, x) - exact
+        assert off.min() < -0.5, off
+        assert off.max() > 0.5, off
+
+
+@pytest.mark.parametrize("P", [20, 60])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+def test_factor_model_log_evidence_equals_importance_sampling_with_two_factors(
+    likelihood: str, P: int
+) -> None:
+    model, x = _informative(likelihood, P, latent=2, N=4)
+    grid = torch.cartesian_prod(*[torch.linspace(-5.0, 5.0, 201)] * 2)[:, None]
+    log_joint = _log_joint(model, x, grid)  # (Q, N)
+    weight = log_joint.softmax(0)
+    mean = torch.einsum("qn,qd->nd", weight, grid[:, 0])
+    d = grid - mean
+    S = 2 * torch.einsum("qn,qnd,qne->nde", weight, d, d) + 1e-3 * torch.eye(2)
+    proposal = torch.distributions.MultivariateNormal(mean, S)
+    torch.manual_seed(0)
+    z = proposal.sample((20_000,))
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    log_w = (model._likelihood_of(z).log_prob(x).sum(-1) + prior - proposal.log_prob(z)).detach()
+    w = (log_w - log_w.max(0).values).exp()
+    estimate = w.mean(0).log() + log_w.max(0).values
+    error = w.std(0) / w.mean(0) / len(w) ** 0.5
+    assert ((model.log_evidence(x).detach() - estimate).abs() < 5 * error + 1e-6).all()
+
+
+def test_factor_model_log_evidence_reports_the_error_of_the_quadrature() -> None:
+    model, x = _informative("bernoulli", 3, latent=3)
+    with torch.no_grad():
+        model.W.mul_(30.0)
+    with pytest.warns(UserWarning, match=r"of 12 rows has an estimated error of up to .* nats"):
+        model.log_evidence(x, 5)
+    model, x = _informative("poisson", 20, latent=3)
+    value, error = model.quadrature(x)
+    finer, _ = model.quadrature(x, 24)
+    assert ((value - finer).abs() <= error + 1e-9).all()
+
+
+def test_factor_model_log_evidence_is_finite_and_differentiable_where_means_overflow() -> None:
+    model, x = FactorModel(1, 1), torch.tensor([[0.0], [3.0]])
+    with torch.no_grad():
+        model.W.fill_(200.0)
+    model.log_evidence(x, 80).sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -78,7 +170,7 @@ def test_factor_model_ignores_missing_values(likelihood: str) -> None:
 
 def test_factor_model_negative_binomial_has_the_variance_of_its_dispersion() -> None:
     model = _started("negative-binomial", _counts())
-    fn = model._likelihood(torch.randn(4, 1))
+    fn = model._likelihood_of(torch.randn(4, 1))
     torch.testing.assert_close(fn.variance, fn.mean + model.dispersion * fn.mean.square())
 
 
@@ -117,8 +209,10 @@ def test_factor_model_rejects_values_outside_the_support(
 def test_factor_model_rejects_invalid_arguments_and_data() -> None:
     with pytest.raises(ValueError, match=r"Unknown likelihood 'normal'\. Available: "):
         FactorModel(likelihood="normal")
-    with pytest.raises(ValueError, match="Quadrature over 3 factors"):
-        FactorModel(3, 3).log_evidence(_counts())
+    with pytest.raises(ValueError, match="Quadrature over 4 factors"):
+        FactorModel(4, 3).log_evidence(_counts())
+    with pytest.raises(ValueError, match="Quadrature takes 1 to 100 nodes, got nodes=101"):
+        FactorModel(1, 3).log_evidence(_counts(), 101)
     x = torch.where(torch.arange(3) == 1, torch.nan, _counts())
     with pytest.raises(ValueError, match="Column 1 has no value in 60 rows"):
         FactorModel(1).initialize(load_data(x.numpy(), missing="keep").tensors[0])
