@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import LBFGS
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
@@ -91,7 +91,7 @@ class VectorizedRestarts:
         count = _num_rows(rows, self._first)
         step = self._steps.get(count) or self._build_step(rows)
         states = [generator.get_state() for generator in self.generators]
-        self._copy_rates()
+        self._copy_rates(self._first.step_runner.optimizer, self._optimizer)
         losses = step(self._batch(rows))
         if losses is None:
             self._raise_non_finite(states)
@@ -102,6 +102,7 @@ class VectorizedRestarts:
         for training, value, is_active in zip(self.trainings, loss.tolist(), active, strict=True):
             if is_active:
                 training.count_step(value, count, seconds)
+            self._copy_rates(self._optimizer, training.step_runner.optimizer)
             training.step_runner.advance_schedule()
 
     def _batch(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
@@ -179,11 +180,11 @@ class VectorizedRestarts:
                     for name, value in self._optimizer.state[leaf].items()
                 }
 
-    def _copy_rates(self) -> None:
-        """Copy the learning rate and other scheduled values from the first restart."""
-        first_groups = self._first.step_runner.optimizer.param_groups
-        for group, first_group in zip(self._optimizer.param_groups, first_groups, strict=True):
-            group.update({k: v for k, v in first_group.items() if k != "params"})
+    @staticmethod
+    def _copy_rates(source: Optimizer, target: Optimizer) -> None:
+        """Copy learning rates and other scheduled values, which the optimizer may change too."""
+        for group, other in zip(target.param_groups, source.param_groups, strict=True):
+            group.update({k: v for k, v in other.items() if k != "params"})
 
 
 def _num_rows(rows: Sequence[Tensor | None], training: Training) -> int:

@@ -1,5 +1,6 @@
 """Training steps at every level."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -170,3 +171,40 @@ def test_training_step_without_gradients_changes_no_parameter(level: Level) -> N
     assert all(torch.equal(p, value) for p, value in zip(parameters, before, strict=True))
     step(x)
     assert not torch.equal(parameters[0], before[0])
+
+
+def steps_of_two_groups(level: Level, per_call: int) -> list[Tensor]:
+    """Parameters after 12 steps from 1; the first group's rate stays, the second's decays."""
+    stays, decays = (torch.ones(2, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([{"params": [stays]}, {"params": [decays]}], lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda t: 1.0, lambda t: 0.5**t])
+
+    def loss_and_grads(x: Tensor) -> Any:
+        loss = (x * (stays**2 + decays**2)).sum() / 2
+        loss.backward()
+        return loss.detach()
+
+    options: dict[str, Any] = {"announce": lambda line: None, "capture_first": True}
+    step = make_training_step(loss_and_grads, optimizer, level, **options)
+    x, taken = torch.ones(2), 0
+    while taken < 12:
+        if per_call > 1:
+            assert step.run_steps([x], None, per_call, after_each=schedule.step) is not None
+        else:
+            step(x)
+            schedule.step()
+        taken += per_call
+    assert step.active_level == level
+    return [stays.detach(), decays.detach()]
+
+
+@pytest.mark.parametrize(
+    ("level", "per_call"), [("eager", 1), ("captured", 1), ("compiled", 1), ("compiled", 3)]
+)
+def test_groups_whose_rates_diverge_take_their_rates_at_every_step(
+    level: Level, per_call: int
+) -> None:
+    stays, decays = steps_of_two_groups(level, per_call)
+    assert stays.tolist() == pytest.approx([0.9**12] * 2, rel=1e-5)
+    rates = [0.1 * 0.5**t for t in range(12)]
+    assert decays.tolist() == pytest.approx([math.prod(1 - r for r in rates)] * 2, rel=1e-5)

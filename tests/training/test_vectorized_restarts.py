@@ -1,5 +1,6 @@
 """Restarts in one graph equal separate runs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from pyro.distributions import Bernoulli, Categorical, Normal
 from pyro.nn import PyroModule, PyroParam
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -207,3 +209,10 @@ def test_nan_in_one_vectorized_restart_names_the_site() -> None:
             optimizer="SGD(lr=0.05)",
             progress=False,
         )
+
+
+def test_vectorized_restarts_take_the_rates_that_the_optimizer_decays() -> None:
+    """ClippedAdam multiplies its rate by `lrd` at each step."""
+    options = {"engine": "captured", "optimizer": partial(ClippedAdam, lr=0.1, lrd=0.8)}
+    programs = (Factor, FactorGuide)
+    assert_equal_separate_runs(programs, restarted(programs, **options), **options)

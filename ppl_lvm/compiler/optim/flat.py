@@ -8,6 +8,7 @@ parameter whose storage was replaced, is detected and flattened again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_lvm.compiler.optim.update_rules import Rule, rule_of
+
+# Options that a schedule may change; a step reads them anew.
+_SCHEDULED = ("lr", "betas", "momentum")
 
 # A parameter, its optimizer, its group there.
 ParameterSlot = tuple[Tensor, Optimizer, dict[str, Any]]
@@ -69,6 +73,11 @@ class FlatGroup(ParameterGroup):
         self.rule = rule
         self.options = slots[places[0]][2]
         self.groups = [slots[i][2] for i in places]
+        self._others = list({id(g): g for g in self.groups}.values())[1:]
+        names = [name for name in self.options if name != "params"]
+        self._scheduled = itemgetter(*[name for name in names if name in _SCHEDULED])
+        self._fixed = itemgetter(*[name for name in names if name not in _SCHEDULED])
+        self._fixed_values = self._fixed(self.options)  # a compiled step contains them
         self.count = count
         self._states = [slots[i][1].state[slots[i][0]] for i in places]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])  # (n,)
@@ -103,16 +112,24 @@ class FlatGroup(ParameterGroup):
         ]
 
     def intact(self, slots: Sequence[ParameterSlot]) -> bool:
-        """True if parameters, state and learning rates are still those of this group."""
+        """True if parameters, state and options are still those of this group."""
         name = self.rule.moments[0] if self.rule.moments else None
-        lr = self.options["lr"]
+        if not self._has_same_options():
+            return False
         for at, place in enumerate(self.places):
             p, optimizer, group = slots[place]
-            if p.data_ptr() != self._addresses[at] or group["lr"] != lr:
+            if p.data_ptr() != self._addresses[at] or group is not self.groups[at]:
                 return False
             if name is not None and optimizer.state[p].get(name) is not self._first_moments[at]:
                 return False
         return True
+
+    def _has_same_options(self) -> bool:
+        options, values = self.options, self._fixed_values
+        if self._fixed(options) != values or not self.rule.applies(options):
+            return False
+        rates = self._scheduled(options)
+        return all(self._scheduled(o) == rates and self._fixed(o) == values for o in self._others)
 
     def scalars(self) -> list[float]:
         self._last_rate = self.options["lr"]
@@ -169,10 +186,12 @@ class FlatOptimizer:
                 return None
             count = _count(optimizer.state.get(p, {}), rule)
             options = repr([(k, v) for k, v in group.items() if k != "params"])
-            kind = (type(optimizer), options, count, p.dtype, p.device)
+            # A schedule may move the rates of one optimizer's groups apart, also within a call.
+            several = id(group) if len(optimizer.param_groups) > 1 else None
+            kind = (type(optimizer), several, options, count, p.dtype, p.device)
             kinds.setdefault(kind, []).append(place)
             rules[kind] = rule
-        self._groups = [FlatGroup(slots, places, rules[k], k[2]) for k, places in kinds.items()]
+        self._groups = [FlatGroup(slots, places, rules[k], k[3]) for k, places in kinds.items()]
         self._key = key
         return self._groups
 
