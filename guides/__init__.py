@@ -14,10 +14,11 @@ from ppl_lvm.guides.amortized_joint_normal import AmortizedJointNormal
 from ppl_lvm.guides.amortized_low_rank import AmortizedLowRank
 from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
+from ppl_lvm.guides.bottom_up import BottomUp
 from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.guides.global_normal import GlobalNormal
-from ppl_lvm.guides.hierarchical import BottomUp, Ladder
 from ppl_lvm.guides.label_free import label_free
+from ppl_lvm.guides.ladder import Ladder
 from ppl_lvm.guides.local_normal import LocalNormal
 from ppl_lvm.guides.recurrent import AmortizedRecurrent
 from ppl_lvm.guides.semi_amortized import SemiAmortized

@@ -25,6 +25,8 @@ MOVED = {
     "ppl_lvm.guides.encoder_of_model:encoder_of_model": (
         "ppl_lvm.guides.vamp_prior_guide:vamp_prior_guide"
     ),
+    "ppl_lvm.guides.hierarchical:BottomUp": "ppl_lvm.guides.bottom_up:BottomUp",
+    "ppl_lvm.guides.hierarchical:Ladder": "ppl_lvm.guides.ladder:Ladder",
     "ppl_lvm.em:ExactPosterior": "ppl_lvm.programs.exact_posterior:ExactPosterior",
     "ppl_lvm.em.run:ExactPosterior": "ppl_lvm.programs.exact_posterior:ExactPosterior",
 }

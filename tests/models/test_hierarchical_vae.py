@@ -14,8 +14,8 @@ from torch.distributions import MultivariateNormal
 from ppl_lvm.checks import check
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.guides import AmortizedNormal
-from ppl_lvm.guides.hierarchical import BottomUp, Ladder, _product
+from ppl_lvm.guides import AmortizedNormal, BottomUp, Ladder
+from ppl_lvm.guides.ladder import _product
 from ppl_lvm.models import VAE
 from ppl_lvm.models.hierarchical_vae import HierarchicalVAE
 from ppl_lvm.particles import log_weights

@@ -1,30 +1,22 @@
-"""Guides of hierarchical models: bottom-up and ladder inference.
+"""Ladder guide of hierarchical models.
 
-Layers of latents z_1 (above x) to z_L (the top), each the cause of the one below:
+For layers of latents z_1 (above x) to z_L (the top), each the cause of the one below,
 
-    BottomUp   q(z | x) = q(z_1 | x) Π_l q(z_l+1 | z_l)
-    Ladder     q(z | x) = q(z_L | x) Π_l q(z_l | z_l+1, x)
+    q(z | x) = q(z_L | x) Π_l q(z_l | z_l+1, x).
 
-In both, layers depend on each other, as in the posterior. `BottomUp` runs against the arrows of the
-model: a network computes each layer from the one below,
-
-    q(z_l+1 | z_l) = N(μ_l(z_l), diag σ_l²(z_l)).
-
-`Ladder` runs along the arrows and shares the model's p(z_l | z_l+1) = N(m, diag s²). The
-evidence of x about layer l, a normal N(μ̂_l(x), diag σ̂_l²(x)), is multiplied with this prior:
+It runs along the arrows and shares the model's p(z_l | z_l+1) = N(m, diag s²). The evidence of x
+about layer l, a normal N(μ̂_l(x), diag σ̂_l²(x)), is multiplied with this prior:
 
     1/σ_l² = 1/σ̂_l² + 1/s²,   μ_l = σ_l² (μ̂_l/σ̂_l² + m/s²),   q(z_l | z_l+1, x) = N(μ_l, diag σ_l²).
 
-A layer without evidence from x is drawn from the prior, so that its KL term is zero.
-
-Both serve models with `latent` (widths, z_1 first) and `prior(l, above)`, as `HierarchicalVAE` has.
+A layer without evidence from x is drawn from the prior, so that its KL term is zero. The guide
+serves models with `latent` (widths, z_1 first) and `prior(l, above)`, as `HierarchicalVAE` has.
 
 Reference:
     Sønderby, Raiko, Maaløe, Sønderby, Winther (2016). Ladder variational autoencoders.
     https://arxiv.org/abs/1602.02282, equations 12 to 19
 """
 
-from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -34,37 +26,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import DATA_PLATE
+from ppl_lvm.guides.parts.layer_widths import layer_widths
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import MLP, RowEncoder
-
-
-@serving(Latents.LAYERS, description="diagonal normals, each layer given the one below")
-class BottomUp(PyroModule):
-    """q(z_1 | x) q(z_2 | z_1) …, each layer given the one below.
-
-    Args:
-        model: a model with `latent`, the widths D_1, …, D_L.
-        batch: its arguments: some typical rows.
-        hidden: widths of the hidden layers of every network.
-
-    Raises:
-        ValueError: for a model without layers.
-    """
-
-    def __init__(self, model: Any, *batch: Tensor, hidden: tuple[int, ...] = (128,)) -> None:
-        super().__init__()
-        widths = _layer_widths(model, "BottomUp")
-        first = RowEncoder(*batch, outputs=2 * widths[0], hidden=tuple(hidden))
-        like = next(first.parameters())
-        upper = [MLP(below, 2 * width, hidden).to(like) for below, width in pairwise(widths)]
-        self.up = nn.ModuleList([first, *upper])
-
-    def forward(self, *batch: Tensor) -> None:
-        with pyro.plate(DATA_PLATE, len(batch[0]), dim=-1):
-            below = batch
-            for layer, net in enumerate(self.up, 1):
-                loc, log_scale = net(*below).chunk(2, dim=-1)
-                below = (pyro.sample(f"z{layer}", Normal(loc, log_scale.exp()).to_event(1)),)
 
 
 @serving(Latents.LAYERS, description="evidence of the rows times the model's prior in each layer")
@@ -82,7 +46,7 @@ class Ladder(PyroModule):
 
     def __init__(self, model: Any, *batch: Tensor, hidden: tuple[int, ...] = (128,)) -> None:
         super().__init__()
-        widths = _layer_widths(model, "Ladder")
+        widths = layer_widths(model, "Ladder")
         # In a tuple: the parameters of the model are not parameters of the guide.
         self._model = (model,)
         features = hidden[-1] if hidden else 2 * sum(widths)
@@ -121,19 +85,3 @@ def _product(loc: Tensor, log_scale: Tensor, other: Tensor, other_log_scale: Ten
     share = (log_precision - other_log_precision).sigmoid()
     scale = (-0.5 * torch.logaddexp(log_precision, other_log_precision)).exp()
     return Normal(other + share * (loc - other), scale)
-
-
-def _layer_widths(model: Any, guide: str) -> tuple[int, ...]:
-    """Widths of the model's layers.
-
-    Raises:
-        ValueError: for a model without layers.
-    """
-    widths = getattr(model, "latent", None)
-    if not isinstance(widths, tuple) or not hasattr(model, "prior"):
-        raise ValueError(
-            f"{guide}: it serves models with layers of latents (latent=(8, 4), and prior(l, "
-            f"above)), such as HierarchicalVAE; {type(model).__name__} has none. "
-            "Use AmortizedNormal."
-        )
-    return widths
