@@ -12,8 +12,7 @@ from .runs.adversarial import load_adversaries
 from .runs.comparability import NotComparableError
 from .runs.comparison import compare
 from .runs.directory import load_run
-from .runs.run import Run
-from .runs.run_diagnosis import diagnose
+from .runs.run import Run, diagnose
 from .training.em.batch import NotMonotoneError
 
 __all__ = [

@@ -6,6 +6,7 @@ import matplotlib
 import pyro
 import pytest
 import torch
+from torch import Tensor
 
 from ppl_lvm.compiler.passes import strict_passes
 
@@ -21,3 +22,17 @@ def _fresh_pyro() -> Iterator[None]:
     with pyro.validation_enabled(True), strict_passes():
         yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def doubles() -> None:
+    """Tensors have double precision, as arrays do."""
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture(scope="session")
+def iris() -> Tensor:
+    """150 flowers, four columns (150, 4), in double precision."""
+    from sklearn.datasets import load_iris
+
+    return torch.tensor(load_iris().data)

@@ -251,11 +251,9 @@ class VectorizedStep:
     """A whole step of R restarts, with one optimizer for the stacked parameters.
 
     Args:
-        vectorized: the recording.
         batch: of the shapes that this step will serve.
         optimizer: of the stacked parameters, with a flat rule.
         flat: their vectors, the same for all kinds of batches.
-        compiled: whether to compile the step.
 
     Raises:
         CannotCaptureError: the optimizer has no flat rule.

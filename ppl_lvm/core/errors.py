@@ -5,7 +5,6 @@ class CannotSayError(ValueError):
     """A diagnostic that cannot be computed for this fit.
 
     Args:
-        why: the reason.
         remedy: how to make it computable; empty if there is no remedy.
     """
 

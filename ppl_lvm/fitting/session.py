@@ -82,9 +82,7 @@ class Session:
         """Write the record of this fit; a finished run of the same record is returned, else None.
 
         Args:
-            model, guide: factories of the programs.
             options: the settled options, see `recorded`.
-            restarts: number of restarts.
             load: function that loads a finished run from its directory.
             entries: further entries of the record, such as `algorithm`.
 
@@ -142,7 +140,6 @@ class Session:
         """Save the run and draw its figures, if there is a directory.
 
         Args:
-            run: a `Run` or `Adversaries`.
             draw: function of the run, rows and a folder; by default for a `Run`.
             rows: shown in the figures (default: `evaluation_data`).
         """

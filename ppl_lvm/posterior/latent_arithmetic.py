@@ -49,7 +49,6 @@ def attribute_vector(run: "Run", x: Any, labels: Tensor, *, site: str | None = N
     """The direction (D,) from codes of rows without an attribute to codes of rows with it.
 
     Args:
-        run: a fitted run.
         x: N rows, as the model takes them.
         labels: (N,) True or 1 for rows with the attribute, False or 0 for others.
         site: the code, where the model has several.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.diagnosis import Diagnosis, diagnose, eligible_restarts
+from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -27,7 +27,8 @@ class Run:
     """A fitted pair with its history and results.
 
     Attributes:
-        pair: the fitted programs and their objective (copies; the caller's stay as they were).
+        pair: the fitted programs and their objective, in evaluation mode (copies; the caller's
+            stay as they were).
         example_rows: some training rows, as the model takes them.
         history: "bound" (one value per step), "validation_step", "validation_bound" and
             "learning_rate" (one per evaluation). Bounds are in nats per row.
@@ -36,11 +37,6 @@ class Run:
         trajectories: the diagnostics' data of each restart, see `ppl_lvm.training.trajectory`.
         draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
             unless the fit drew them (Monte-Carlo EM).
-
-    Args:
-        pair: the fitted programs; put in evaluation mode.
-        template: the example rows.
-        history, record, directory, trajectories, draws: see the attributes.
     """
 
     def __init__(
@@ -124,12 +120,8 @@ class Run:
 
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its standard errors."""
-        return log_evidence(
-            self.pair,
-            *self.batch(x),
-            num_particles=num_particles,
-            seed=seed,
-        )
+        batch = self.batch(x)
+        return log_evidence(self.pair, *batch, num_particles=num_particles, seed=seed)
 
     def to_arviz(
         self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
@@ -172,7 +164,7 @@ class Run:
         temperatures: int = 100,
         seed: int = 0,
         say: Say | None = None,
-    ) -> Diagnosis:
+    ) -> diagnosis.Diagnosis:
         """Diagnose the fit: a table of values, verdicts and remedies.
 
         Args:
@@ -188,12 +180,12 @@ class Run:
         """
         if x is None:
             x, held_out = self.data()
-        return diagnose(
+        return diagnosis.diagnose(
             self.pair,
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            restarts=eligible_restarts(self.restarts, self.trajectories),
+            restarts=diagnosis.eligible_restarts(self.restarts, self.trajectories),
             quantities=quantities,
             refits=refits,
             temperatures=temperatures,
@@ -240,3 +232,6 @@ class Run:
         from ppl_lvm.runs.directory import save_run  # which builds runs
 
         save_run(self, Path(directory))
+
+
+diagnose = Run.diagnose

@@ -5,6 +5,8 @@
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, ClassVar
 
 import pyro
@@ -260,6 +262,7 @@ class GaussianProgram(nn.Module):
     """One Gaussian latent per row; model and guide share a parameter."""
 
     sites: ClassVar[tuple[str, ...]] = ("z",)
+    handler: ClassVar[Any] = nullcontext  # context of the latent
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,11 +276,12 @@ class GaussianProgram(nn.Module):
 
     def model(self, x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", Normal(self.theta[0], 1.0))
+            with self.handler():
+                z = pyro.sample("z", Normal(self.theta[0], 1.0))
             pyro.sample("x", Normal(self.shared * z + self.theta[1], 1.0), obs=x)
 
     def guide(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
+        with self.handler(), pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", Normal(self.shared * x + self.phi[0], self.phi[1].exp()))
 
 
@@ -301,29 +305,13 @@ class TwoLayerProgram(GaussianProgram):
 class TemperedGaussianProgram(GaussianProgram):
     """The latent's densities are raised to the power 0.6, as in KL annealing."""
 
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            with scale(scale=0.6):
-                z = pyro.sample("z", Normal(self.theta[0], 1.0))
-            pyro.sample("x", Normal(self.shared * z + self.theta[1], 1.0), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with scale(scale=0.6):
-            super().guide(x)
+    handler = staticmethod(partial(scale, scale=0.6))
 
 
 class MaskedGaussianProgram(GaussianProgram):
     """The latent's densities are masked."""
 
-    def model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            with mask(mask=False):
-                z = pyro.sample("z", Normal(self.theta[0], 1.0))
-            pyro.sample("x", Normal(self.shared * z + self.theta[1], 1.0), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        with mask(mask=False):
-            super().guide(x)
+    handler = staticmethod(partial(mask, mask=False))
 
 
 class GlobalPointProgram(GaussianProgram):

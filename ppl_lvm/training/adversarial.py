@@ -37,10 +37,7 @@ class Game:
     Args:
         generator: has `draw(n)` -> rows (n, P).
         discriminator: rows (N, P) -> a(x) (N,).
-        x: training rows.
         f: maps a(x) to the generator's loss.
-        rules: options of the training.
-        progress: shows the steps.
     """
 
     def __init__(

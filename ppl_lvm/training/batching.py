@@ -45,12 +45,6 @@ class CallSchedule:
     """Number of steps in one call.
 
     A call ends before an evaluation, the end of the run, and a batch of another size.
-
-    Args:
-        sampler: the rows of every step.
-        most: largest number of steps in a call.
-        validate_every: steps between two evaluations.
-        num_steps: steps in all.
     """
 
     def __init__(

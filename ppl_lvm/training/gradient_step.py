@@ -23,7 +23,6 @@ class GradientStep:
     """Loss and gradient of a batch: the part of a step that is captured.
 
     Args:
-        programs: the pair as its objective sees it.
         clip_norm: largest Euclidean norm of the gradient, nats per row; None does not clip.
     """
 

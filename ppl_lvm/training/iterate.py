@@ -33,8 +33,6 @@ def iterate_with_checkpoints(
     """Iterate from the checkpoint at `path`, if there is one, and write further ones.
 
     Args:
-        algorithm: the iteration.
-        iterations: total number of iterations.
         path: of the checkpoint; None writes none.
         seconds: least time between two checkpoints.
     """

@@ -15,10 +15,6 @@ class LineSearchStep:
     """A step of L-BFGS, which evaluates the loss at several parameters.
 
     Every evaluation uses the same random numbers.
-
-    Args:
-        gradient: loss and gradient of a batch.
-        optimizer: `torch.optim.LBFGS`.
     """
 
     def __init__(self, gradient: GradientStep, optimizer: Any) -> None:

@@ -57,11 +57,7 @@ class Training:
 
     Args:
         pair: the programs, prepared by `prepare_pair`; trained in place.
-        train: training rows.
-        held_out: validation rows, or None.
-        options: of the loop.
         summed: sites summed out of the model.
-        path: of the checkpoint.
     """
 
     def __init__(

@@ -46,7 +46,6 @@ def option(
     """A field that is an option.
 
     Args:
-        default: its default.
         help: text for the docstring and for `--help`.
         flag: name on the command line if it differs; `BRACKETS` or `PYTHON_ONLY`.
         type: type on the command line, if the annotation allows more.

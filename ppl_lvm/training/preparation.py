@@ -80,7 +80,6 @@ class PreparedPrograms:
 
     Args:
         pair: prepared by `prepare_pair`.
-        example: a batch, rows first.
         num_rows: N.
         summed: sites summed out of the model.
         weighted: the KL term has a weight β.
@@ -138,7 +137,6 @@ def raise_on_errors(
 
     Args:
         pair: prepared by `prepare_pair`.
-        batch: rows first.
         num_rows: N, of which the batch has some.
 
     Raises:

@@ -70,11 +70,8 @@ class RestartRunner:
     Args:
         model, guide: build the programs of each restart.
         objective: see `prepare_pair`.
-        train: training rows.
-        held_out: validation rows, or None.
         options: of the training loop; their seed is that of restart 0.
         num_restarts: R.
-        show_progress: print a progress bar.
     """
 
     def __init__(

@@ -30,11 +30,6 @@ class StepRunner:
         policy: decides when steps are compiled.
         training_step: gradient and update at the level of the compiler.
         sign: -1 where the objective's loss is minus the bound, 1 for an upper bound.
-
-    Args:
-        programs: the pair as its objective sees it.
-        options: of the training loop.
-        say: receives one-line messages.
     """
 
     def __init__(

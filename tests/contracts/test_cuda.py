@@ -49,7 +49,7 @@ def factors(engine: str, **options: Any) -> Any:
     pyro.set_rng_seed(0)
     model, guide = Factor().cuda(), Guide().cuda()
     options = {"num_steps": 50, "batch_size": 16, "clip_norm": 1.0, **options}
-    return fit(model, guide, data(64, 3), engine=engine, progress=False, **options)  # type: ignore[arg-type]
+    return fit(model, guide, data(64, 3), engine=engine, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("level", ["captured", "compiled"])

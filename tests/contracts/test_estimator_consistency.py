@@ -20,11 +20,7 @@ from ppl_lvm.estimators import (
 )
 from ppl_lvm.estimators.thermodynamic import contrasts
 from ppl_lvm.particles import Particles
-from ppl_lvm.testing.expectations import (
-    double_precision,
-    enumerate_cases,
-    enumerate_expectation,
-)
+from ppl_lvm.testing.expectations import double_precision, enumerate_cases, enumerate_expectation
 
 
 @pytest.fixture

@@ -172,9 +172,7 @@ def device_mismatch(
     return None
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)  # tests/conftest.py restores it
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 @pytest.mark.parametrize("model", models.__all__)

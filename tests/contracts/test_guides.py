@@ -137,7 +137,6 @@ def test_run_by_guide_address_is_restored_with_its_results(name: str, tmp_path: 
         validation=8,
         engine="eager",
         settings={"latent": 2, "hidden": (8,)},
-        progress=False,
     )
     run.save(tmp_path)
     loaded = load_run(tmp_path)
@@ -185,7 +184,6 @@ def test_captured_steps_of_a_guide_equal_eager_steps(name: str, settings: dict[s
             engine=engine,
             settings={"latent": 2, "hidden": (8,)},
             guide_settings=settings,
-            progress=False,
         )
         for engine in ("eager", "captured")
     ]

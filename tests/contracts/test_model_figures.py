@@ -93,15 +93,7 @@ def test_model_has_figures_and_exports_to_arviz(model: str) -> None:
     if source is None:
         source = getattr(models, model).example_batch()
     data = source if source is DIGITS else load_data(source)
-    run = fit(
-        getattr(models, model),
-        None,
-        data,
-        settings=settings,
-        num_steps=2,
-        engine="eager",
-        progress=False,
-    )
+    run = fit(getattr(models, model), None, data, settings=settings, num_steps=2, engine="eager")
     with elsewhere():
         drawn = figures(run, data)
     assert kinds | {"training"} <= drawn.keys(), sorted(kinds - drawn.keys())
@@ -136,7 +128,6 @@ def test_report_of_models_of_two_tensors_has_their_figures(
             settings=NET,
             num_steps=2,
             directory=tmp_path / model,
-            progress=False,
         )
         pages[model] = report([tmp_path / model], tmp_path / f"{model}.html").read_text()
     for title in ("Classes", "Confusion", "Latent plane", "Reconstructions"):

@@ -202,7 +202,7 @@ def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
     with pytest.raises(ValueError, match="number of columns is not known"):
         Implicit().draw(3)
     with pytest.raises(ValueError, match="fit_adversarial"):
-        fit(Implicit(), None, x, num_steps=2, progress=False)
+        fit(Implicit(), None, x, num_steps=2)
     with pytest.raises(ValueError, match="latent >= 1"):
         Implicit(latent=0)
     with pytest.raises(FloatingPointError, match="The generator's loss is nan at step 0"):

@@ -20,7 +20,7 @@ from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
-quiet = functools.partial(fit, progress=False)
+quiet = functools.partial(fit)
 
 
 def exact(run: Run, x: Tensor) -> Tensor:

@@ -26,15 +26,7 @@ from ppl_lvm.runs.directory import load_run
 from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.online import OnlineEM
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)  # what data become; tests/conftest.py puts it back
-
-
-@pytest.fixture(scope="module")
-def iris() -> Tensor:
-    return torch.tensor(load_iris().data)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _sklearn(x: Tensor, state: dict[str, Tensor], covariance: str) -> Sklearn:
@@ -320,10 +312,7 @@ def test_held_out_likelihood_is_exact_and_selects_the_restart(iris: Tensor) -> N
 
 
 def test_initialization_does_not_depend_on_given_sizes(iris: Tensor) -> None:
-    for sized, unsized in (
-        (GaussianMixture(3, 4), GaussianMixture(3)),
-        (PPCA(2, 4), PPCA(2)),
-    ):
+    for sized, unsized in ((GaussianMixture(3, 4), GaussianMixture(3)), (PPCA(2, 4), PPCA(2))):
         for model in (sized, unsized):
             torch.manual_seed(1)
             model.initialize(iris)

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from ppl_lvm import fit
 from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
 
-quiet = functools.partial(fit, progress=False)
+quiet = functools.partial(fit)
 
 
 @pytest.mark.parametrize(

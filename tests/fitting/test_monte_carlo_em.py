@@ -27,11 +27,6 @@ SHORT: dict[str, Any] = {"warmup": 15, "guide_steps": 100, "progress": False}
 ANSWERS: dict[str, Any] = {"latent": 1, "likelihood": "bernoulli"}
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
-
-
 def _answers() -> Tensor:
     """Answers of 120 people to 5 questions, explained by one ability."""
     draw = torch.Generator().manual_seed(0)
@@ -95,7 +90,10 @@ def test_mcem_reaches_the_maximum_of_em_for_a_linear_gaussian_model() -> None:
     assert run.history["bound"] == []  # the guide has no parameters
 
 
-pytestmark = pytest.mark.xdist_group("mcem")  # the runs below are fitted once
+pytestmark = [
+    pytest.mark.xdist_group("mcem"),  # the runs below are fitted once
+    pytest.mark.usefixtures("doubles"),
+]
 
 
 @pytest.fixture(scope="module")

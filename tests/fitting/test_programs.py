@@ -15,7 +15,7 @@ from ppl_lvm import fit
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
-quiet = functools.partial(fit, progress=False)
+quiet = functools.partial(fit)
 
 
 def test_runs_are_equal_for_equal_seeds_only() -> None:

@@ -82,7 +82,6 @@ def test_bernoulli_vae_passes_check_and_its_run_loads(name: str, tmp_path: Path)
         objective=f"{name}(num_particles=2)",
         num_steps=3,
         directory=tmp_path / "run" if name == "VIMCO" else None,
-        progress=False,
     )
     assert run.encode(x)["z"].shape == (20, 4)
     if name == "VIMCO":
@@ -100,8 +99,3 @@ def test_bernoulli_vae_training_raises_the_bound_towards_the_evidence() -> None:
     bound = (log_q.exp() * (log_p - log_q)).sum(0).mean()
     assert bound > (before_q.exp() * (before_p - before_q)).sum(0).mean() + 0.5
     assert bound <= log_p.logsumexp(0).mean() + 1e-5
-
-
-def test_bernoulli_vae_rejects_invalid_constructor_arguments() -> None:
-    with pytest.raises(ValueError, match="latent=0"):
-        BernoulliVAE(0)

@@ -154,7 +154,7 @@ def test_deep_markov_run_has_diagnostics_figures_and_export() -> None:
     x = _data(12, 4)
     data = load_data(x.numpy(), missing="keep")
     model = DeepMarkovModel(1, hidden=(4,), width=4)
-    run = fit(model, AmortizedRecurrent, data, num_steps=30, engine="eager", progress=False)
+    run = fit(model, AmortizedRecurrent, data, num_steps=30, engine="eager")
     result = run.to_arviz(data, num_samples=8)
     assert result.posterior["z"].dims == ("chain", "draw", "data", "z_dim_0", "z_dim_1")
     assert result.posterior["z"].shape == result.prior["z"].shape == (1, 8, 12, 4, 1)

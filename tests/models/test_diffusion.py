@@ -293,7 +293,7 @@ def test_fit_rejects_diffusion_with_unsuitable_objectives(
 ) -> None:
     model = Diffusion(steps=3, hidden=(8,))
     with pytest.raises(ValueError, match=message):
-        fit(model, settings.pop("guide", None), rows(), num_steps=2, progress=False, **settings)
+        fit(model, settings.pop("guide", None), rows(), num_steps=2, **settings)
 
 
 @pytest.mark.slow
@@ -307,7 +307,6 @@ def test_diffusion_fit_reaches_a_gaussian_and_its_run_loads(tmp_path: Path) -> N
         batch_size=50,
         engine="captured",
         directory=tmp_path / "run",
-        progress=False,
     )
     best = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T)).log_prob(x).mean()
     assert float(best) - 1.0 < run.results["bound"] < float(best) + 0.05
@@ -318,20 +317,3 @@ def test_diffusion_fit_reaches_a_gaussian_and_its_run_loads(tmp_path: Path) -> N
     diffusion: Any = run.model
     diffusion.steps = 40
     assert "z_40" in run.encode(x[:3])
-
-
-def test_diffusion_rejects_invalid_arguments_and_data() -> None:
-    with pytest.raises(ValueError, match="Unknown likelihood 'bernoulli'"):
-        Diffusion(2, likelihood="bernoulli")
-    with pytest.raises(ValueError, match="needs categories=C"):
-        Diffusion(2, likelihood="categorical")
-    with pytest.raises(ValueError, match="steps >= 1"):
-        Diffusion(2, steps=0)
-    with pytest.raises(ValueError, match="number of columns is not known"):
-        Diffusion().draw(3)
-    with pytest.raises(ValueError, match="0 <= eta <= 1"):
-        Diffusion(2).draw(3, eta=2.0)
-    with pytest.raises(ValueError, match="integers 0 to 1, but row 1, column 0 of x is 2"):
-        Diffusion(likelihood="categorical", categories=2).initialize(torch.tensor([[1.0], [2.0]]))
-    with pytest.raises(ValueError, match=r"takes rows \(N, 2\), got \(3, 4\)"):
-        Diffusion(2)(torch.zeros(3, 4))

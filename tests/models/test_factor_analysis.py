@@ -16,10 +16,7 @@ from ppl_lvm.models.factor_analysis import FactorAnalysis
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +96,3 @@ def test_factor_analysis_degenerate_names_a_constant_column_in_large_units(rows:
     rows = torch.cat([rows, torch.ones(400, 1)], 1)
     reason = fit_em(FactorAnalysis(1), rows).results["degenerate"]
     assert reason == "column 8 is constant. Leave it out."
-
-
-def test_factor_analysis_rejects_invalid_arguments_and_data(rows: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"\(N, 3\), got \(400, 8\).*observed=8"):
-        FactorAnalysis(2, observed=3).log_evidence(rows)
-    with pytest.raises(ValueError, match="latent >= 1"):
-        FactorAnalysis(0)
-    with pytest.raises(ValueError, match="floating-point"):
-        FactorAnalysis(2).initialize(torch.ones(4, 3, dtype=torch.int64))

@@ -11,15 +11,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ppl_lvm.checks import check
-from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.factor_model import LIKELIHOODS, FactorModel
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _counts(N: int = 60) -> Tensor:
@@ -204,15 +200,3 @@ def test_factor_model_rejects_values_outside_the_support(
     model = FactorModel(1, 3, likelihood=likelihood)
     findings = check(model, AmortizedNormal(model, torch.ones(8, 3)), x)
     assert "'x'" in str(findings.errors[0])
-
-
-def test_factor_model_rejects_invalid_arguments_and_data() -> None:
-    with pytest.raises(ValueError, match=r"Unknown likelihood 'normal'\. Available: "):
-        FactorModel(likelihood="normal")
-    with pytest.raises(ValueError, match="Quadrature over 4 factors"):
-        FactorModel(4, 3).log_evidence(_counts())
-    with pytest.raises(ValueError, match="Quadrature takes 1 to 100 nodes, got nodes=101"):
-        FactorModel(1, 3).log_evidence(_counts(), 101)
-    x = torch.where(torch.arange(3) == 1, torch.nan, _counts())
-    with pytest.raises(ValueError, match="Column 1 has no value in 60 rows"):
-        FactorModel(1).initialize(load_data(x.numpy(), missing="keep").tensors[0])

@@ -128,7 +128,6 @@ def test_hierarchical_vae_passes_check_and_its_run_loads(guide: Any, tmp_path: P
         objective="IWAE(num_particles=3)",
         num_steps=3,
         directory=tmp_path / "run",
-        progress=False,
     )
     again = load_run(tmp_path / "run")
     assert again.encode(x)["z1"].shape == (20, 3)
@@ -142,9 +141,3 @@ def test_hierarchical_vae_passes_check_and_its_run_loads(guide: Any, tmp_path: P
 def test_ladder_guide_rejects_models_without_layers(guide: Any) -> None:
     with pytest.raises(ValueError, match=r"VAE has none\. Use AmortizedNormal"):
         guide(VAE(2), torch.zeros(3, 2))
-
-
-@pytest.mark.parametrize("latent", [(8,), (4, 0)])
-def test_hierarchical_vae_rejects_invalid_constructor_arguments(latent: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="widths of two or more layers"):
-        HierarchicalVAE(latent)

@@ -15,9 +15,7 @@ from ppl_lvm.models.linear_state_space import LinearStateSpace
 D, P, T, N = 2, 3, 5, 4
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _model() -> LinearStateSpace:
@@ -152,14 +150,3 @@ def test_linear_state_space_evaluates_double_data_in_double_precision() -> None:
     single = model.float()
     torch.testing.assert_close(single.log_evidence(x), exact, rtol=1e-5, atol=1e-5)
     assert single.log_evidence(x).dtype == single.smooth(x)[0].dtype == torch.float64
-
-
-def test_linear_state_space_rejects_invalid_arguments_and_data() -> None:
-    with pytest.raises(ValueError, match="latent >= 1"):
-        LinearStateSpace(0)
-    with pytest.raises(ValueError, match=r"sequences \(N, T, 3\).*got \(2, 4, 5\)"):
-        _model()(torch.randn(2, 4, 5))
-    with pytest.raises(ValueError, match="floating-point"):
-        _model()(torch.ones(2, 4, 3, dtype=torch.long))
-    with pytest.raises(ValueError, match="steps are the same"):
-        LinearStateSpace(1, 1).initialize(torch.ones(3, 4, 1))

@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 import torch
 from pyro.infer import TraceEnum_ELBO
-from sklearn.datasets import load_iris
 from torch import Tensor
 
 from ppl_lvm import NotMonotoneError, fit_em
@@ -15,15 +14,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.models import PPCA, GaussianMixture, MixtureOfPPCA
 from ppl_lvm.runs.directory import load_run
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def iris() -> Tensor:
-    return torch.tensor(load_iris().data)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _started(x: Tensor, **settings: Any) -> MixtureOfPPCA:
@@ -118,14 +109,3 @@ def test_mixture_of_ppca_codes_equal_ppca_and_its_run_loads(iris: Tensor, tmp_pa
     precision = exact.W.mT @ exact.W + exact.noise * torch.eye(2)
     known = (iris - exact.mu) @ exact.W @ torch.linalg.inv(precision) @ exact.W.mT
     torch.testing.assert_close(lifted, known)
-
-
-def test_mixture_of_ppca_rejects_invalid_arguments_and_data(iris: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
-        MixtureOfPPCA(2, 4).initialize(iris)
-    with pytest.raises(ValueError, match=r"latent=1 directions of 1 columns.*Use GaussianMixture"):
-        MixtureOfPPCA(2).initialize(iris[:, :1])
-    with pytest.raises(ValueError, match="components=0"):
-        MixtureOfPPCA(0)
-    with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\)"):
-        MixtureOfPPCA(2, 1, 3).log_evidence(iris)

@@ -86,7 +86,6 @@ def test_flow_fit_maximizes_the_likelihood_and_density_still_integrates_to_one()
         validation=0.3,
         num_steps=250,
         batch_size=200,
-        progress=False,
     )
     x = data.tensors[0]
     mean, covariance = x.mean(0), torch.cov(x.T)
@@ -97,23 +96,3 @@ def test_flow_fit_maximizes_the_likelihood_and_density_still_integrates_to_one()
         flow = run.model.double()
         assert integral(flow, flow.density().log_prob) == pytest.approx(1, abs=0.01)
     assert run.sample(7)["x"].shape == (7, 2)
-
-
-def test_flow_rejects_invalid_arguments_and_data() -> None:
-    with pytest.raises(ValueError, match="Unknown scalar map 'cubic'"):
-        NormalizingFlow(2, scalar="cubic")
-    with pytest.raises(ValueError, match="at least 2 columns, got 1"):
-        NormalizingFlow(1)
-    with pytest.raises(ValueError, match="layers >= 2"):
-        NormalizingFlow(2, layers=1)
-    with pytest.raises(ValueError, match="number of columns is not known"):
-        NormalizingFlow().density()
-    constant = torch.randn(10, 2)
-    constant[:, 1] = 4.0
-    with pytest.raises(ValueError, match="Column 1 is the same in all 10 rows"):
-        NormalizingFlow(2).initialize(constant)
-    constant[3, 0] = torch.nan
-    with pytest.raises(ValueError, match="complete rows, but row 3, column 0 of x is missing"):
-        NormalizingFlow(2).initialize(constant)
-    with pytest.raises(ValueError, match=r"got \(10, 2, 2\). Flatten it: x.flatten\(1\)"):
-        NormalizingFlow(2).initialize(torch.randn(10, 2, 2))

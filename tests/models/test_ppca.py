@@ -9,7 +9,6 @@ import pytest
 import scipy.stats
 import torch
 from pyro.infer import SVI, Trace_ELBO
-from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -20,15 +19,7 @@ from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.runs.directory import load_run
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
-
-
-@pytest.fixture(scope="module")
-def iris() -> Tensor:
-    return torch.tensor(load_iris().data)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _with_holes(x: Tensor) -> Tensor:
@@ -129,19 +120,6 @@ def test_ppca_run_encodes_and_loads(iris: Tensor, tmp_path: Any) -> None:
     assert loaded.sample(5)["x"].shape == (5, 4)
 
 
-def test_ppca_rejects_invalid_arguments_and_data(iris: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"latent=4 directions of 4 columns.*Use latent=3"):
-        PPCA(4).maximize(iris)
-    with pytest.raises(ValueError, match="x has missing values"):
-        PPCA(2).maximize(_with_holes(iris))
-    with pytest.raises(ValueError, match=r"\(N, 3\), got \(150, 4\).*observed=4"):
-        PPCA(2, observed=3).log_evidence(iris)
-    with pytest.raises(ValueError, match="Column 1 has no value in 3 rows"):
-        PPCA(1).initialize(torch.tensor([[1.0, torch.nan]] * 3))
-    with pytest.raises(ValueError, match="latent >= 1"):
-        PPCA(0)
-
-
 def test_ppca_degenerate_names_rows_in_a_subspace() -> None:
     """Single precision loses the smaller of two factors, and the guide fails."""
     torch.set_default_dtype(torch.float32)
@@ -155,9 +133,3 @@ def test_ppca_degenerate_names_rows_in_a_subspace() -> None:
     for scale, message in ((1e-4, "the columns vary by no more than .* Scale them"), (0.1, None)):
         reason = fit_em(PPCA(1), scale * torch.randn(50, 3)).results["degenerate"]
         assert reason is None if message is None else re.match(message, reason)
-
-
-@pytest.mark.parametrize("shape", [(1, 4), (3, 4), (9, 1)])
-def test_ppca_remedies_are_feasible(shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"Use latent=1 or|more rows, or more columns"):
-        PPCA(2).maximize(torch.randn(shape))

@@ -74,7 +74,7 @@ def no_guide(x: Tensor) -> None:
 
 def unchanged(model: Any, guide: Any, x: Any, **more: Any) -> Run:
     """A run whose parameters keep their initial values."""
-    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False, **more)
+    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", **more)
 
 
 def normal(x: Tensor, mean: Any, variance: float) -> Any:
@@ -90,11 +90,7 @@ def test_compare_values_and_paired_errors_equal_closed_forms() -> None:
     ]
     comparison = compare(runs, y, num_particles=2000)
     parts = torch.stack([torch.from_numpy(normal(y, m, 1.0)) for m in (-1.0, 1.0)])
-    exact = [
-        normal(y, 0.0, 2.0),
-        normal(y, 0.0, 1.09),
-        (parts.logsumexp(0) - math.log(2)).numpy(),
-    ]
+    exact = [normal(y, 0.0, 2.0), normal(y, 0.0, 1.09), (parts.logsumexp(0) - math.log(2)).numpy()]
     for score, l in zip(comparison.scores, exact, strict=True):
         assert abs(score.value - l.mean()) < 5 * score.monte_carlo_error + 1e-5
     assert [s.kind for s in comparison.scores] == ["lower bound", "lower bound", "exact"]

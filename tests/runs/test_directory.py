@@ -19,7 +19,7 @@ from ppl_lvm.runs.record import upgrade_record, upgrade_tensors
 
 OLD_RUNS = Path(__file__).parent / "data/0.1.0"
 OLD_RUN_NAMES = sorted(path.name for path in OLD_RUNS.iterdir())
-quiet = functools.partial(fit, progress=False)
+quiet = functools.partial(fit)
 
 
 @pytest.mark.parametrize("name", OLD_RUN_NAMES)

@@ -59,9 +59,7 @@ def test_fit_rejects_a_weighted_latent_with_a_summed_parent(
         fit(_clusters, _z_guide, torch.randn(6), objective=name, num_steps=2, **weight)
 
 
-def test_fit_rejects_a_weighted_mixture_vae_before_writing_a_directory(
-    tmp_path: Any,
-) -> None:
+def test_fit_rejects_a_weighted_mixture_vae_before_writing_a_directory(tmp_path: Any) -> None:
     x, model = torch.bernoulli(torch.rand(20, 4)), GaussianMixtureVAE(2, 2, hidden=(4,))
     with pytest.raises(ValueError, match="cannot scale 'z' by itself"):
         fit(model, None, x, num_steps=2, kl_weight=2.0, directory=tmp_path / "run")
@@ -69,7 +67,7 @@ def test_fit_rejects_a_weighted_mixture_vae_before_writing_a_directory(
 
 
 def test_fit_weights_a_latent_whose_parent_is_in_the_guide() -> None:
-    fit(_clusters, _z_and_c_guide, torch.randn(6), num_steps=2, kl_weight=0.5, progress=False)
+    fit(_clusters, _z_and_c_guide, torch.randn(6), num_steps=2, kl_weight=0.5)
 
 
 @pytest.mark.parametrize("name", ["TraceEnum_ELBO(max_plate_nesting=1)", "ELBO"])

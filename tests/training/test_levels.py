@@ -147,13 +147,7 @@ def test_captured_training_keeps_double_precision() -> None:
     torch.set_default_dtype(torch.float64)
     runs = [
         fit(
-            Factor,
-            FactorGuide,
-            factor_data(70).double(),
-            num_steps=20,
-            engine=level,
-            clip_norm=0.3,
-            progress=False,
+            Factor, FactorGuide, factor_data(70).double(), num_steps=20, engine=level, clip_norm=0.3
         )
         for level in ("eager", "captured")
     ]
@@ -175,11 +169,9 @@ class Counting(PyroModule):
             pyro.sample("x", Normal(self.m, 1.0 + 1.0 / self.t), obs=x)
 
 
-def test_uncapturable_model_trains_as_with_eager_steps(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_uncapturable_model_trains_as_with_eager_steps(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.arange(5.0)
-    eager = fit(Counting(), nothing, x, num_steps=8, engine="eager", progress=False)
+    eager = fit(Counting(), nothing, x, num_steps=8, engine="eager")
     run = fit(Counting(), nothing, x, num_steps=8)
     assert run.history == eager.history
     assert run.results["engine"] == "eager"
@@ -187,7 +179,7 @@ def test_uncapturable_model_trains_as_with_eager_steps(
     assert len(lines) == 1
     assert "Counting.t" in lines[0] or "a number in" in lines[0]
     with pytest.raises(ValueError, match="changes"):
-        fit(Counting(), nothing, x, num_steps=8, engine="captured", progress=False)
+        fit(Counting(), nothing, x, num_steps=8, engine="captured")
 
 
 def test_resumed_training_keeps_the_capture_error(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Errors for losses, gradients and values that are not finite."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ppl_lvm.core.storage import load_checkpoint
 from ppl_lvm.fitting.svi import fit
 from small_programs import Counts, Exploding, nothing
 
-quiet = functools.partial(fit, progress=False)
 REPLAYED: list[Any] = ["captured", pytest.param("compiled", marks=pytest.mark.slow)]
 
 
@@ -24,12 +22,12 @@ def test_value_outside_the_support_names_its_row() -> None:
     x = torch.ones(40, 2)
     x[17, 1] = -1.0
     with pytest.raises(NonFiniteError, match=r"site 'x'.*support of Poisson.*row 18 \(index 17\)"):
-        quiet(Counts(), nothing, x, batch_size=8, num_steps=20)
+        fit(Counts(), nothing, x, batch_size=8, num_steps=20)
 
 
 def test_nan_saves_the_last_finite_parameters_and_names_the_site(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"site 'x' of the model has a loc that is NaN") as e:
-        quiet(
+        fit(
             Exploding(),
             nothing,
             torch.full((5,), -5.0),
@@ -59,18 +57,18 @@ class Root(PyroModule):
 
 def test_nan_gradient_of_a_finite_loss_names_the_parameter() -> None:
     with pytest.raises(NonFiniteError, match=r"Step 2: the gradient of parameter 'a' is NaN"):
-        quiet(Root(0.005), nothing, -torch.ones(5), num_steps=3)
+        fit(Root(0.005), nothing, -torch.ones(5), num_steps=3)
 
 
 def test_nan_gradient_at_the_initial_parameters_is_refused_before_any_step() -> None:
     with pytest.raises(ValueError, match=r"gradient-not-finite: log p of 'x' is finite, but its"):
-        quiet(Root(0.0), nothing, torch.ones(5), num_steps=3)
+        fit(Root(0.0), nothing, torch.ones(5), num_steps=3)
 
 
 def failure(program: Any, x: Tensor, path: Path, **options: Any) -> tuple[str, dict[str, Any], int]:
     """Message of a failed fit, tensors and step of its checkpoint."""
     with pytest.raises(NonFiniteError) as raised:
-        quiet(program, nothing, x, directory=path, **options)
+        fit(program, nothing, x, directory=path, **options)
     tensors, data = load_checkpoint(path / "checkpoint.safetensors")
     return str(raised.value), tensors, data["step"]
 
@@ -106,9 +104,7 @@ def test_nan_gradient_names_the_parameter_in_replayed_steps(level: Any, tmp_path
     assert float(tensors["state/model/mean"]) == pytest.approx(-0.01, rel=1e-3)
 
 
-def test_value_outside_the_support_is_refused_in_replayed_steps(
-    tmp_path: Path,
-) -> None:
+def test_value_outside_the_support_is_refused_in_replayed_steps(tmp_path: Path) -> None:
     """The log-density of a Poisson is finite at 0.5."""
     x = torch.ones(40, 2)
     x[17, 1] = 0.5
@@ -132,5 +128,4 @@ def test_overflow_of_cubo_has_a_hint_of_its_objective() -> None:
             "bars(n=60)",
             objective="CUBO",
             num_steps=20,
-            progress=False,
         )

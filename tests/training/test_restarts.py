@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.fitting.svi import fit
 
-quiet = functools.partial(fit, progress=False)
+quiet = functools.partial(fit)
 
 
 class RandomStart(PyroModule):

@@ -69,7 +69,7 @@ def test_from_tensors_restores_trajectories() -> None:
 
 def test_fit_records_a_trajectory(tmp_path: Path) -> None:
     x = torch.linspace(-1, 1, 20)
-    run = fit(Mean, Guide, x, num_steps=120, directory=tmp_path / "run", progress=False)
+    run = fit(Mean, Guide, x, num_steps=120, directory=tmp_path / "run")
     (trajectory,) = run.trajectories
     assert trajectory.iterates["guide/loc"].shape == (120, 1)
     assert trajectory.iterates["guide/loc"][-1, 0] == run.parameters()["loc"]

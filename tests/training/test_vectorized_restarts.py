@@ -92,7 +92,6 @@ def assert_equal_separate_runs(programs: tuple[Any, Any], run: Run, **options: A
             *programs,
             factor_data(70)[:60],
             seed=entry["seed"],
-            progress=False,
             **{"num_steps": 30, **options, "directory": None},
         )
         assert entry["bound"] == pytest.approx(separate.results["bound"], rel=1e-5)
@@ -132,7 +131,7 @@ def test_vectorized_restarts_equal_separate_runs(
 @pytest.mark.slow
 def test_compiled_vectorized_restarts_equal_separate_runs() -> None:
     programs = (Factor, FactorGuide)
-    run = restarted(programs, engine="compiled", progress=False)
+    run = restarted(programs, engine="compiled")
     assert_equal_separate_runs(programs, run, engine="eager")
 
 
@@ -150,12 +149,10 @@ def test_vectorized_restarts_stop_early_separately() -> None:
     programs = (Factor, FactorGuide)
     options = {**OPTIONS, "num_steps": 300, "validate_every": 3, "patience": 1}
     options |= {"optimizer": "Adam(lr=0.1)", "kl_annealing": 0, "schedule": None}
-    run = restarted(programs, progress=False, **options)
+    run = restarted(programs, **options)
     assert len({entry["steps"] for entry in run.restarts}) > 1
     for entry in run.restarts:
-        separate = fit(
-            *programs, factor_data(70)[:60], seed=entry["seed"], progress=False, **options
-        )
+        separate = fit(*programs, factor_data(70)[:60], seed=entry["seed"], **options)
         assert entry["steps"] == separate.results["steps"]
         assert entry["held_out"] == pytest.approx(separate.results["held_out"], rel=1e-4)
 
@@ -207,7 +204,6 @@ def test_nan_in_one_vectorized_restart_names_the_site() -> None:
             restarts=3,
             num_steps=200,
             optimizer="SGD(lr=0.05)",
-            progress=False,
         )
 
 

@@ -41,7 +41,6 @@ class MonteCarloEM:
         max_iterations: T.
         num_draws: S.
         warmup: steps of the chain in each adaptation.
-        progress: shows the iterations.
 
     Attributes:
         history: "complete" (maximum of Q_t, nats per row) and "accept" (mean acceptance

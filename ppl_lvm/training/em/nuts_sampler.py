@@ -27,8 +27,6 @@ class NutsSampler:
     """Draws by NUTS from p(z | x, θ) at the model's present θ.
 
     Args:
-        model: a model with continuous latents.
-        batch: x.
         warmup: steps of each adaptation of step size and mass matrix.
     """
 

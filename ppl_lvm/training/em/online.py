@@ -36,12 +36,10 @@ class OnlineEM:
 
     Args:
         model: an `EMModel` with `transport_statistics`.
-        data: the rows.
         state: θ; the leading dimension of every tensor is R.
         rows: indices of the rows from which θ was initialized.
         batch_size: B.
         decay: α.
-        seed: of the order of the rows.
 
     Attributes:
         bounds: bound of every pass, nats per row, one list a restart; `finish` appends the

@@ -30,11 +30,7 @@ class Sums:
         self.model, self.data, self.batch_size = model, data, batch_size
 
     def over(self, state: State, rows: Tensor | None = None) -> tuple[Statistics, Tensor]:
-        """T̄ and log-likelihood (R,) of `state`, summed over the rows with these indices.
-
-        Args:
-            rows: indices (default: all rows).
-        """
+        """T̄ and log-likelihood (R,) of `state`, summed over `rows` (default: all)."""
         total: Statistics = {}
         log_likelihood: Any = 0.0
         rows = torch.arange(len(self.data)) if rows is None else rows

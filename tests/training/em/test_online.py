@@ -11,10 +11,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.models import PPCA, FactorAnalysis
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)  # what data become; tests/conftest.py puts it back
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _clusters(N: int) -> Tensor:

@@ -114,7 +114,6 @@ def test_vae_with_code_prior_passes_check_and_its_run_loads(
         settings={"latent": 2, "hidden": (8,), "prior": spec},
         num_steps=3,
         directory=tmp_path / "run",
-        progress=False,
     )
     again = load_run(tmp_path / "run")
     torch.testing.assert_close(again.encode(x)["z"], run.encode(x)["z"])

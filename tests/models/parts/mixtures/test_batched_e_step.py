@@ -11,9 +11,7 @@ from ppl_lvm.models.parts.mixtures import em as mixture_em
 State = dict[str, Tensor]
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _starts(x: Tensor, covariance: str, R: int) -> State:

@@ -17,10 +17,7 @@ from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.parts.mixtures import missing as mixture_missing
 
-
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 @pytest.fixture(scope="module")

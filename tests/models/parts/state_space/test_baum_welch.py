@@ -21,9 +21,7 @@ S, T, P, C = 3, 5, 2, 4
 EMISSIONS = ("gaussian", "categorical")
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _model(emission: str) -> HiddenMarkovModel:

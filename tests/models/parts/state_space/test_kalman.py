@@ -17,9 +17,7 @@ from ppl_lvm.models.parts.state_space import kalman
 D, P, T, N = 2, 3, 5, 5
 
 
-@pytest.fixture(autouse=True)
-def _doubles() -> None:
-    torch.set_default_dtype(torch.float64)
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def _state() -> dict[str, Tensor]:
