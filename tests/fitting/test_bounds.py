@@ -1,6 +1,5 @@
 """Bounds of `fit` against exact values."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,6 @@ from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
-quiet = functools.partial(fit)
-
 
 def exact(run: Run, x: Tensor) -> Tensor:
     p = run.parameters()
@@ -35,7 +32,7 @@ def test_fit_approaches_the_maximum_likelihood() -> None:
         "optimizer": "Adam(lr=0.03)",
         "schedule": "CosineAnnealingLR(T_max=600)",
     }
-    run = quiet(Factor(), FactorGuide(), x, num_steps=600, **schedule)
+    run = fit(Factor(), FactorGuide(), x, num_steps=600, **schedule)
     centered = x - x.mean(0)
     # The posterior of this model is in the guide's family, so the bound can equal log p(x).
     gap = float(exact(run, x).mean()) - run.results["bound"]
@@ -74,7 +71,7 @@ def test_mini_batch_gradients_average_to_the_full_gradient() -> None:
 
 def test_bound_is_per_row_for_every_number_of_rows() -> None:
     for n in (10, 1000):
-        run = quiet(Mean(), MeanGuide(), torch.zeros(n), num_steps=1, objective=FixedDraw())
+        run = fit(Mean(), MeanGuide(), torch.zeros(n), num_steps=1, objective=FixedDraw())
         loss = FixedDraw().loss_and_grads(Mean(), MeanGuide(), torch.zeros(n))
         assert run.history["bound"][0] == pytest.approx(-loss / n, rel=1e-6)
 
@@ -83,7 +80,7 @@ def test_fit_takes_the_steps_of_pyro_svi() -> None:
     x = factor_data(64)
     torch.manual_seed(0)
     model, guide = Factor(), FactorGuide()
-    run = quiet(model, guide, x, num_steps=20, optimizer="SGD(lr=0.1)", objective=FixedDraw())
+    run = fit(model, guide, x, num_steps=20, optimizer="SGD(lr=0.1)", objective=FixedDraw())
     svi = SVI(model, guide, pyro.optim.SGD({"lr": 0.1 / 64}), FixedDraw())
     bounds = [-svi.step(x) / 64 for _ in range(20)]
     assert np.allclose(run.history["bound"], bounds, rtol=1e-5)
@@ -93,7 +90,7 @@ def test_fit_takes_the_steps_of_pyro_svi() -> None:
 
 def test_global_latent_with_mini_batches_reaches_the_exact_posterior() -> None:
     x = torch.linspace(-1, 3, 400)
-    run = quiet(Mean(), MeanGuide(), x, num_steps=3000, batch_size=20, optimizer="Adam(lr=0.01)")
+    run = fit(Mean(), MeanGuide(), x, num_steps=3000, batch_size=20, optimizer="Adam(lr=0.01)")
     # The exact posterior is N(Σx/(N+1), 1/(N+1)); wrong scaling would give 1/(B+1) = 1/21.
     assert float(run.parameters()["scale"]) == pytest.approx((1 / 401) ** 0.5, rel=0.3)
     assert float(run.parameters()["loc"]) == pytest.approx(float(x.sum()) / 401, abs=0.1)
@@ -102,7 +99,7 @@ def test_global_latent_with_mini_batches_reaches_the_exact_posterior() -> None:
 def test_renyi_bound_of_a_mini_batch_is_scaled_outside_the_logarithm() -> None:
     """Pyro scales inside the logarithm, which is not a bound; ours stays below log p(x)."""
     x = factor_data(100)
-    run = quiet(
+    run = fit(
         Factor(),
         FactorGuide(),
         x,
@@ -118,7 +115,7 @@ def test_renyi_bound_of_a_mini_batch_is_scaled_outside_the_logarithm() -> None:
 def test_upper_bound_is_reported_with_its_sign() -> None:
     """The estimate of CUBO is near log p(x), not near -log p(x)."""
     x = factor_data(100)
-    run = quiet(Factor(), FactorGuide(), x, objective="CUBO(num_particles=200)", num_steps=300)
+    run = fit(Factor(), FactorGuide(), x, objective="CUBO(num_particles=200)", num_steps=300)
     assert abs(run.results["bound"] - float(exact(run, x).mean())) < 0.5
 
 
@@ -131,7 +128,7 @@ def test_enumerated_sites_are_marginalized_by_default() -> None:
             pyro.sample("x", Normal(m[z], 1.0), obs=x)
 
     x = torch.randn(30)
-    run = quiet(model, lambda x: None, x, num_steps=1, optimizer="SGD(lr=0.0)")
+    run = fit(model, lambda x: None, x, num_steps=1, optimizer="SGD(lr=0.0)")
     mixture = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.tensor([0.3, 0.7])),
         torch.distributions.Normal(torch.tensor([-1.0, 1.0]), 1.0),

@@ -1,6 +1,5 @@
 """Requests that `fit` rejects, with the remedy."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from torch.distributions import constraints
 
 from ppl_lvm import fit
 from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
-
-quiet = functools.partial(fit)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +30,7 @@ quiet = functools.partial(fit)
 )
 def test_fit_rejects_invalid_options_with_a_remedy(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        quiet(Factor(), FactorGuide(), factor_data(), **arguments)
+        fit(Factor(), FactorGuide(), factor_data(), **arguments)
 
 
 def test_fit_rejects_mini_batches_without_a_data_plate() -> None:
@@ -43,8 +40,8 @@ def test_fit_rejects_mini_batches_without_a_data_plate() -> None:
             pyro.sample("x", Normal(m, 1.0), obs=x)
 
     with pytest.raises(ValueError, match=r'pyro\.plate\("data", len\(x\)\)'):
-        quiet(model, lambda x: None, torch.randn(20), batch_size=5, num_steps=3)
-    run = quiet(model, lambda x: None, torch.randn(20), num_steps=3)
+        fit(model, lambda x: None, torch.randn(20), batch_size=5, num_steps=3)
+    run = fit(model, lambda x: None, torch.randn(20), num_steps=3)
     assert run.results["steps"] == 3
 
 
@@ -62,9 +59,9 @@ def test_fit_rejects_objectives_with_silently_wrong_gradients() -> None:
 
     for name in ("RenyiELBO(num_particles=3)", "TraceMeanField_ELBO"):
         with pytest.raises(ValueError, match="'coin'"):
-            quiet(model, guide, torch.randn(10), objective=name, num_steps=1)
+            fit(model, guide, torch.randn(10), objective=name, num_steps=1)
     with pytest.raises(ValueError, match=r"global latent 'm' and mini-batches"):
-        quiet(
+        fit(
             Mean(),
             MeanGuide(),
             torch.randn(20),
@@ -79,7 +76,7 @@ def test_fit_rejects_score_function_objectives_for_a_reparameterized_guide(
     objective: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="'z'"):
-        quiet(
+        fit(
             Factor(),
             FactorGuide(),
             factor_data(20),

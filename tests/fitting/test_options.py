@@ -20,12 +20,10 @@ from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
-quiet = functools.partial(fit, progress=False)
-
 
 def test_early_stopping_restores_the_best_parameters() -> None:
     x = factor_data(60)
-    run = quiet(
+    run = fit(
         Factor(),
         FactorGuide(),
         x[:10],
@@ -45,7 +43,7 @@ def test_early_stopping_restores_the_best_parameters() -> None:
 
 def test_kl_annealing_raises_the_weight_linearly_from_zero() -> None:
     x = factor_data(50)
-    run = quiet(
+    run = fit(
         Factor(),
         FactorGuide(),
         x,
@@ -73,25 +71,23 @@ def test_kl_annealing_raises_the_weight_linearly_from_zero() -> None:
     ],
 )
 def test_fit_takes_any_torch_optimizer(optimizer: Any) -> None:
-    run = quiet(Factor(), FactorGuide(), factor_data(), optimizer=optimizer, num_steps=60)
+    run = fit(Factor(), FactorGuide(), factor_data(), optimizer=optimizer, num_steps=60)
     assert np.mean(run.history["bound"][-10:]) > np.mean(run.history["bound"][:3])
 
 
 def test_schedules_change_the_learning_rate() -> None:
     common: dict[str, Any] = {"num_steps": 20, "validate_every": 5, "validation": 0.2}
-    run = quiet(
-        Factor(), FactorGuide(), factor_data(), schedule="ExponentialLR(gamma=0.9)", **common
-    )
+    run = fit(Factor(), FactorGuide(), factor_data(), schedule="ExponentialLR(gamma=0.9)", **common)
     assert run.history["learning_rate"][-1] == pytest.approx(0.01 * 0.9**20)
     plateau = "ReduceLROnPlateau(patience=0, threshold=100.0)"
-    run = quiet(Factor(), FactorGuide(), factor_data(), schedule=plateau, **common)
+    run = fit(Factor(), FactorGuide(), factor_data(), schedule=plateau, **common)
     assert run.history["learning_rate"][-1] < 0.01
 
 
 def test_clipping_limits_the_step() -> None:
     model = Mean()
     guide = MeanGuide()
-    run = quiet(
+    run = fit(
         model, guide, torch.full((5,), 50.0), clip_norm=0.1, optimizer="SGD(lr=1.0)", num_steps=1
     )
     loc = float(run.parameters()["loc"])
@@ -103,7 +99,7 @@ def test_captured_steps_equal_eager_ones(pair: str) -> None:
     x = factor_data(64) if pair != "mean" else torch.linspace(-1, 3, 64)
     model, guide = (Mean, MeanGuide) if pair == "mean" else (Factor, FactorGuide)
     runs = [
-        quiet(
+        fit(
             model,
             guide,
             x,
@@ -134,7 +130,7 @@ def test_enumeration_without_plate_nesting_is_captured() -> None:
         pyro.sample("m", Normal(pyro.param("loc", torch.tensor(0.0)), 0.3))
 
     runs = [
-        quiet(model, guide, x, objective="TraceEnum_ELBO", num_steps=5, engine=engine)
+        fit(model, guide, x, objective="TraceEnum_ELBO", num_steps=5, engine=engine)
         for engine in ("captured", "eager")
     ]
     assert runs[0].history["bound"] == pytest.approx(runs[1].history["bound"], rel=1e-5)

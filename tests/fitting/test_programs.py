@@ -1,6 +1,5 @@
 """Kinds of programs that `fit` takes, and side effects."""
 
-import functools
 from typing import Any
 
 import pyro
@@ -15,13 +14,11 @@ from ppl_lvm import fit
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
-quiet = functools.partial(fit)
-
 
 def test_runs_are_equal_for_equal_seeds_only() -> None:
     x = factor_data()
     runs = [
-        quiet(Factor, FactorGuide, x, num_steps=30, batch_size=32, seed=seed) for seed in (1, 1, 2)
+        fit(Factor, FactorGuide, x, num_steps=30, batch_size=32, seed=seed) for seed in (1, 1, 2)
     ]
     assert runs[0].history == runs[1].history
     assert all(torch.equal(v, runs[1].parameters()[n]) for n, v in runs[0].parameters().items())
@@ -32,9 +29,9 @@ def test_fits_do_not_change_each_other_or_the_programs() -> None:
     x = factor_data()
     model, guide = Factor(), FactorGuide()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    first = quiet(model, guide, x, num_steps=50)
+    first = fit(model, guide, x, num_steps=50)
     parameters = first.parameters()
-    second = quiet(model, guide, -x + 3, num_steps=50)
+    second = fit(model, guide, -x + 3, num_steps=50)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     assert all(torch.equal(v, parameters[n]) for n, v in first.parameters().items())
     assert not torch.equal(first.parameters()["b"], second.parameters()["b"])
@@ -57,7 +54,7 @@ def test_fit_trains_plain_functions_with_param_statements() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", Normal(x @ a, 1.0).to_event(1))
 
-    run = quiet(model, guide, factor_data(), num_steps=50)
+    run = fit(model, guide, factor_data(), num_steps=50)
     assert sorted(run.parameters()) == ["a", "decoder$$$bias", "decoder$$$weight", "s"]
     assert not torch.equal(run.parameters()["a"], torch.zeros(3, 1))
     assert not torch.equal(run.parameters()["decoder$$$weight"], weight)
@@ -85,7 +82,7 @@ def test_transposed_parameter_is_trained_like_a_contiguous_one(engine: Any) -> N
                 pyro.sample("z", Normal(x @ a, 1.0).to_event(1))
 
         before = weight.clone()
-        run = quiet(model, guide, factor_data(), num_steps=20, engine=engine)
+        run = fit(model, guide, factor_data(), num_steps=20, engine=engine)
         assert torch.equal(decoder.weight, before)
         return run.parameters()
 
@@ -101,7 +98,7 @@ def test_fit_takes_autoguides_as_class_and_as_instance() -> None:
     x = torch.linspace(-1, 3, 40)
     exact_mean = x.sum() / 41
     for guide in (AutoNormal, AutoNormal(Mean())):
-        run = quiet(Mean(), guide, x, num_steps=1000, optimizer="Adam(lr=0.02)")
+        run = fit(Mean(), guide, x, num_steps=1000, optimizer="Adam(lr=0.02)")
         assert float(run.parameters()["locs.m"]) == pytest.approx(float(exact_mean), abs=0.1)
 
 

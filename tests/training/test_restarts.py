@@ -1,6 +1,5 @@
 """Restarts: choice of the best, equality with separate runs."""
 
-import functools
 from pathlib import Path
 
 import pyro
@@ -10,8 +9,6 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.fitting.svi import fit
-
-quiet = functools.partial(fit)
 
 
 class RandomStart(PyroModule):
@@ -37,7 +34,7 @@ class RandomStart(PyroModule):
 
 
 def test_restarts_choose_the_best_non_degenerate_and_record_all(tmp_path: Path) -> None:
-    run = quiet(
+    run = fit(
         RandomStart,
         lambda x: None,
         torch.zeros(5),
@@ -59,6 +56,6 @@ def test_restarts_choose_the_best_non_degenerate_and_record_all(tmp_path: Path) 
 
 def test_best_restart_equals_a_separate_run() -> None:
     x = torch.arange(5.0)
-    best = quiet(RandomStart, lambda x: None, x, restarts=4, num_steps=5)
-    separate = quiet(RandomStart, lambda x: None, x, seed=best.results["seed"], num_steps=5)
+    best = fit(RandomStart, lambda x: None, x, restarts=4, num_steps=5)
+    separate = fit(RandomStart, lambda x: None, x, seed=best.results["seed"], num_steps=5)
     assert best.history == separate.history
