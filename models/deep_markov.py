@@ -33,7 +33,11 @@ from torch.nn.functional import softplus
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
-from ppl_lvm.models.parts.state_space.sequences import check_sequence_shape, seen_steps
+from ppl_lvm.models.parts.state_space.sequences import (
+    check_sequence_shape,
+    check_several_steps,
+    seen_steps,
+)
 from ppl_lvm.nn import MLP
 
 
@@ -94,9 +98,10 @@ class DeepMarkovModel(PyroModule):
         """Set P and the columns' means and standard deviation from sequences `x` (N, T, P).
 
         Raises:
-            ValueError: see `Decoder.initialize`.
+            ValueError: for sequences of one step; see `Decoder.initialize`.
         """
         self._infer_sizes(x)
+        check_several_steps(x, "DeepMarkovModel")
         self.decoder.initialize(mean_imputed(seen_steps(x)), self)
 
     def _infer_sizes(self, x: Tensor) -> None:

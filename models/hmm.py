@@ -38,7 +38,12 @@ from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.mixtures.moments import start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import baum_welch
-from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
+from ppl_lvm.models.parts.state_space.sequences import (
+    as_sequences,
+    check_sequences,
+    check_several_steps,
+    seen_steps,
+)
 from ppl_lvm.nn.lazy import LazilySized
 
 EMISSIONS = ("gaussian", "categorical")
@@ -130,9 +135,11 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         """Start from k-means over all steps, or from random tables, with persistent states.
 
         Raises:
-            ValueError: for fewer distinct values than states, or categories out of range.
+            ValueError: for sequences of one step, fewer distinct values than states, or categories
+                out of range.
         """
         x, S = self._sequences(x), self.states
+        check_several_steps(x, "HiddenMarkovModel")
         like: dict[str, Any] = {"dtype": self.start.dtype, "device": x.device}
         self.start = torch.full((S,), 1 / S, **like)
         self.transition = torch.full((S, S), 0.5 / S, **like) + 0.5 * torch.eye(S, **like)

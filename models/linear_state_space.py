@@ -31,7 +31,12 @@ from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import kalman
-from ppl_lvm.models.parts.state_space.sequences import as_sequences, check_sequences, seen_steps
+from ppl_lvm.models.parts.state_space.sequences import (
+    as_sequences,
+    check_sequences,
+    check_several_steps,
+    seen_steps,
+)
 from ppl_lvm.nn.lazy import LazilySized
 
 # Expectation-maximization cannot change a state without process noise.
@@ -95,9 +100,11 @@ class LinearStateSpace(LazilySized, PyroModule):
         """Start from the leading principal components of all steps, with random persistence.
 
         Raises:
-            ValueError: for constant data, or a column without a value.
+            ValueError: for sequences of one step, constant data, or a column without a value.
         """
-        rows = mean_imputed(seen_steps(self._sequences(x))).double()
+        x = self._sequences(x)
+        check_several_steps(x, "LinearStateSpace")
+        rows = mean_imputed(seen_steps(x)).double()
         mu = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.atleast_2d((rows - mu).mT.cov(correction=0)))
         if not values[-1] > 0:

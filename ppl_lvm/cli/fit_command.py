@@ -27,6 +27,7 @@ from ppl_lvm.cli.options import (
     Labels,
     Missing,
     Model,
+    OneSequence,
     Seed,
     Settings,
     load,
@@ -50,6 +51,7 @@ def fit(
     missing: Missing = "error",
     header: Header = None,
     image_shape: ImageShape = None,
+    one_sequence: OneSequence = False,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -66,7 +68,7 @@ def fit(
     context.with_resource(distributed.process_group())
     function, arguments = _front_end(objective)
     arguments |= _keywords(function, context, {**options, "guide": guide})
-    rows = load(data, columns, labels, missing, header, image_shape)
+    rows = load(data, columns, labels, missing, header, image_shape, one_sequence)
     directory = _run_directory(options["directory"], options["resume"], model, rows.name)
     arguments["directory"] = distributed.broadcast_from_first(directory)
     run = function(model, data=rows, **arguments)

@@ -41,6 +41,10 @@ ImageShape = Annotated[
     tuple[int, int] | None,
     typer.Option(help="Height and width, if rows are flattened images: 8 8."),
 ]
+OneSequence = Annotated[
+    bool,
+    typer.Option("--one-sequence", help="The rows of the data are the steps of one sequence."),
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON in the last line.")]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -54,6 +58,7 @@ def load(
     missing: str,
     header: bool | None,
     image_shape: tuple[int, int] | None = None,
+    one_sequence: bool = False,
 ) -> Any:
     """The data that these options name."""
     from ppl_lvm.data import load_data
@@ -66,6 +71,7 @@ def load(
         missing=missing,
         header=header,
         image_shape=image_shape,
+        one_sequence=one_sequence,
     )
 
 

@@ -151,6 +151,7 @@ def load_data(
     missing: str = "error",
     header: bool | None = None,
     image_shape: tuple[int, int] | None = None,
+    one_sequence: bool = False,
 ) -> Data:
     """Load data by name, from a file, or from objects in memory.
 
@@ -164,6 +165,7 @@ def load_data(
         header: whether the first line of a .csv file has names; None infers it from the line.
         image_shape: (H, W) of flattened pictures, so that figures draw them as pictures. The
             picture is a row of the first tensor, or the rows of two tensors side by side.
+        one_sequence: the rows are the T steps of one sequence, so the model sees (1, T, P).
 
     The dataset, collate_fn and batch size of a DataLoader are used; the training loop replaces
     its shuffling and workers.
@@ -173,6 +175,9 @@ def load_data(
         ValueError: for any other unusable source, with location and remedy.
     """
     one_of("missing", missing, MISSING)
+    if one_sequence:
+        options: dict[str, Any] = {"columns": columns, "missing": missing, "header": header}
+        return _one_sequence(load_data(source, labels=labels, **options), missing)
     if isinstance(source, Data):
         raise ValueError("source: these data are already loaded. Use them directly.")
     if header is not None and not isinstance(source, (str, Path)):
@@ -189,7 +194,7 @@ def load_data(
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
         data = _data(readers.read(path, columns, labels, missing, header), path.name, image_shape)
-        options: dict[str, Any] = {"columns": columns, "labels": labels, "missing": missing}
+        options = {"columns": columns, "labels": labels, "missing": missing}
         options |= {"header": header, "image_shape": image_shape}
         return replace(data, source={"source": str(path.resolve()), **options})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
@@ -208,6 +213,19 @@ def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) ->
     if image_shape is not None:
         shape = _checked_shape(image_shape, result.store, name)
     return Data(result.store, name, result.columns, labels, label_names, shape)
+
+
+def _one_sequence(data: Data, missing: str) -> Data:
+    """The rows of `data` (T, P) as one sequence (1, T, P)."""
+    tensors = data.batch(torch.arange(len(data)))
+    if data.labels is not None or len(tensors) != 1 or tensors[0].dim() > 2:
+        raise ValueError(
+            f"{data.name}: one_sequence takes steps (T, P) of one array without labels. Omit "
+            "one_sequence and labels."
+        )
+    store = memory_store([tensors[0][None]], SourceLocation(data.name), missing)
+    source = None if data.source is None else {**data.source, "one_sequence": True}
+    return replace(data, store=store, source=source, image_shape=None)
 
 
 def _checked_shape(image_shape: Sequence[int], store: Store, name: str) -> tuple[int, int]:

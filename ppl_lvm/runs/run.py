@@ -212,6 +212,8 @@ class Run:
             suffix = Path(x).suffix
             if suffix and Path(source.get("source", "")).suffix == suffix:
                 options["columns"] = source["columns"]
+                if source.get("one_sequence"):
+                    options["one_sequence"] = True
         return options
 
     def example_batch(self, n: int) -> tuple[Tensor, ...]:

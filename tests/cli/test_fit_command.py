@@ -189,6 +189,7 @@ def test_fit_rejects_options_that_the_objective_does_not_take(
 def test_fit_command_has_every_option_of_fit_and_no_other() -> None:
     command = typer.main.get_command(app).commands["fit"]  # type: ignore[attr-defined]
     of_data = {"model", "data", "guide", "columns", "labels", "missing", "header", "image_shape"}
+    of_data |= {"one_sequence"}
     flags = {f.name for f in declared(FitOptions) if f.metadata["flag"] != PYTHON_ONLY}
     assert {p.name for p in command.params} == flags | of_data | {"as_json", "help"} - {"help"}
     for parameter in command.params:
@@ -201,3 +202,27 @@ def test_every_option_of_a_front_end_is_an_option_of_fit_or_in_brackets(name: st
     for field in declared(getattr(ppl_lvm, name).options):
         flag = field.metadata["flag"]
         assert flag in (BRACKETS, PYTHON_ONLY) or (flag or field.name) in command, field.name
+
+
+def test_fit_reads_a_column_as_one_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = torch.Generator().manual_seed(0)
+    values = torch.randn(60, generator=draw).cumsum(0).tolist()
+    Path("series.csv").write_text("level\n" + "\n".join(map(str, values)))
+    words = ["fit", "ppl_lvm.models:LinearStateSpace", "--data", "series.csv", "--set", "latent=1"]
+    words += ["--objective", "em", "--num-steps", "4", "--directory", "runs/series"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code != 0
+    result = CliRunner().invoke(app, [*words, "--one-sequence"])
+    assert result.exit_code == 0, result.output
+    run = ppl_lvm.load_run("runs/series")
+    data, _ = run.data()
+    assert [t.shape for t in data.batch(torch.arange(1))] == [(1, 60, 1)]
+    assert [t.shape for t in run.batch("series.csv")] == [(1, 60, 1)]
+
+
+def test_load_data_rejects_one_sequence_of_several_arrays() -> None:
+    with pytest.raises(ValueError, match="one_sequence takes steps"):
+        ppl_lvm.load_data((torch.zeros(4, 1), torch.zeros(4, 1)), one_sequence=True)

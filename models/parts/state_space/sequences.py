@@ -38,6 +38,24 @@ def check_sequence_shape(x: Tensor, observed: int | None, name: str) -> None:
         )
 
 
+def check_several_steps(x: Tensor, name: str) -> None:
+    """Reject sequences `x` (N, T, P) that all end after their first step, to initialize from.
+
+    Such sequences say nothing about transitions. Usually they are the steps of one sequence.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    N = len(x)
+    if not active_steps(x)[:, 1:].any():
+        sequences = "the only sequence has" if N == 1 else f"all {N} sequences have"
+        raise ValueError(
+            f"{name}: {sequences} one step, so the data say nothing about transitions. If the "
+            "rows are the steps of one sequence, pass x[None] of shape (1, T, P), or "
+            "load_data(x, one_sequence=True), on the command line --one-sequence."
+        )
+
+
 def seen_steps(x: Tensor) -> Tensor:
     """The observed steps of sequences `x` (N, T, P): rows (M, P).
 

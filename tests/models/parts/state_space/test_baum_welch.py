@@ -322,7 +322,7 @@ def test_baum_welch_of_one_step_equals_a_mixture() -> None:
     x = torch.randn(50, 1, 1)
     model = HiddenMarkovModel(2)
     torch.manual_seed(0)
-    model.initialize(x)
+    model.initialize(x.view(10, 5, 1))
     state = {name: t[None] for name, t in model.em_state().items()}
     em = EM(model, load_data(x), state)
     em.run(3)
