@@ -64,10 +64,7 @@ CHECKS = (
 
 
 def check(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    *batch: Any,
-    num_rows: int | None = None,
+    model: Callable[..., Any], guide: Callable[..., Any], *batch: Any, num_rows: int | None = None
 ) -> Issues:
     """Find the faults of a pair on the batch it is to be trained on (some rows are enough).
 

@@ -8,11 +8,7 @@ import typer
 
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (fit_command, evaluate, author, divergences, bench):
     app.add_typer(commands.app)
 

@@ -236,11 +236,7 @@ def tile_rows(
 
 
 def _record_blocks(
-    block: Block,
-    gradient: CapturedGradient,
-    batch: list[Tensor],
-    recording: Recording,
-    size: int,
+    block: Block, gradient: CapturedGradient, batch: list[Tensor], recording: Recording, size: int
 ) -> list[Recording] | None:
     """Recordings of a block and of the smaller last one; None if they cannot be captured."""
     rows = len(batch[0])

@@ -24,11 +24,7 @@ from ppl_lvm.compiler.capture.arguments import Arguments
 from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
 from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
 from ppl_lvm.compiler.graph.ir import Recording
-from ppl_lvm.compiler.optim.adapters import (
-    OptimizerAdapter,
-    TorchOptimizerAdapter,
-    functional_clip,
-)
+from ppl_lvm.compiler.optim.adapters import OptimizerAdapter, TorchOptimizerAdapter, functional_clip
 from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.compiler.optim.update_rules import supported_optimizers
 from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError

@@ -79,11 +79,7 @@ class RngState:
     def from_tensors(cls, states: Mapping[str, Tensor]) -> Self:
         """Inverse of `to_tensors`; states of devices that this machine lacks are dropped."""
         gauss = states["random/python_gauss"].item()
-        python = (
-            3,
-            tuple(states["random/python"].tolist()),
-            None if gauss != gauss else gauss,
-        )
+        python = (3, tuple(states["random/python"].tolist()), None if gauss != gauss else gauss)
         position, has_gauss = states["random/numpy_position"].tolist()
         keys = states["random/numpy"].numpy().astype(np.uint32)
         numpy = ("MT19937", keys, position, has_gauss, states["random/numpy_gauss"].item())

@@ -60,11 +60,7 @@ def read_csv(
 
 
 def _read(
-    path: Path,
-    columns: Columns,
-    labels: str | int | None,
-    missing: str,
-    header: bool | None,
+    path: Path, columns: Columns, labels: str | int | None, missing: str, header: bool | None
 ) -> ReaderResult:
     num_lines, has_quotes = _survey(path)
     first, skip = _first_record(path)

@@ -20,13 +20,7 @@ from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.types import Array
 from ppl_lvm.data.csv_reader import read_csv
 from ppl_lvm.data.stores import MappedStore, ReaderResult, memory_store
-from ppl_lvm.data.validation import (
-    Columns,
-    SourceLocation,
-    check_names,
-    check_shape,
-    pick_columns,
-)
+from ppl_lvm.data.validation import Columns, SourceLocation, check_names, check_shape, pick_columns
 
 if TYPE_CHECKING:
     import pandas as pd

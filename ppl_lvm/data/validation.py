@@ -229,11 +229,7 @@ def code_labels(values: Array, where: str) -> tuple[Tensor, list[str] | None]:
 
 
 def pick_columns(
-    names: Sequence[str] | None,
-    count: int,
-    columns: Columns,
-    labels: str | int | None,
-    source: str,
+    names: Sequence[str] | None, count: int, columns: Columns, labels: str | int | None, source: str
 ) -> tuple[list[int], int | None]:
     """Indices of the chosen columns (default: all but the labels) and of the label column.
 

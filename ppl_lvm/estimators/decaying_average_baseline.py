@@ -35,10 +35,7 @@ class DecayingAverageBaseline(Estimator):
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
     def __init__(
-        self,
-        num_particles: int = 1,
-        beta: float = 0.9,
-        vectorize_particles: bool | None = None,
+        self, num_particles: int = 1, beta: float = 0.9, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         self.average = DecayingAverage(beta)

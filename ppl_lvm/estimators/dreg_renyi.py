@@ -44,10 +44,7 @@ class DReGRenyi(Estimator):
     paper = "Tucker, Lawson, Gu, Maddison (2019). https://arxiv.org/abs/1810.04152"
 
     def __init__(
-        self,
-        num_particles: int = 2,
-        alpha: float = 0.5,
-        vectorize_particles: bool | None = None,
+        self, num_particles: int = 2, alpha: float = 0.5, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):

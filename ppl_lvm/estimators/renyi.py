@@ -42,10 +42,7 @@ class Renyi(Estimator):
     paper = "Li, Turner (2016). https://arxiv.org/abs/1602.02311"
 
     def __init__(
-        self,
-        num_particles: int = 2,
-        alpha: float = 0.5,
-        vectorize_particles: bool | None = None,
+        self, num_particles: int = 2, alpha: float = 0.5, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):

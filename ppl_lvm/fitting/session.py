@@ -132,10 +132,7 @@ class Session:
         return {"directory": None, **entry, **described}
 
     def close(
-        self,
-        run: R,
-        draw: Callable[[Any, Data, Path], None] = draw_run,
-        rows: Data | None = None,
+        self, run: R, draw: Callable[[Any, Data, Path], None] = draw_run, rows: Data | None = None
     ) -> R:
         """Save the run and draw its figures, if there is a directory.
 

@@ -86,10 +86,7 @@ def trace_program(
 
 
 def _run_under(
-    handlers: list[Any],
-    program: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    handlers: list[Any], program: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     if not handlers:
         program(*args, **kwargs)

@@ -224,11 +224,7 @@ def _pick(values: Tensor, index: Tensor, N: int) -> Tensor:
 
 
 def _resample_locals(
-    pair: ModelGuidePair,
-    batch: Batch,
-    theta: Latents,
-    latents: Latents,
-    structure: PairStructure,
+    pair: ModelGuidePair, batch: Batch, theta: Latents, latents: Latents, structure: PairStructure
 ) -> Latents:
     """The local latents resampled among K fresh draws given the global ones."""
     N = len(batch[0])

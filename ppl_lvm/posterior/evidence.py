@@ -61,10 +61,7 @@ class Evidence:
 
 
 def log_evidence(
-    pair: ModelGuidePair,
-    *batch: Any,
-    num_particles: int = 1000,
-    seed: int = 0,
+    pair: ModelGuidePair, *batch: Any, num_particles: int = 1000, seed: int = 0
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 

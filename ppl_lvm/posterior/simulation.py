@@ -99,12 +99,7 @@ def _observed_mask(tensor: Tensor, site: dict[str, Any]) -> Tensor | None:
 
 
 def replicated_data(
-    model: Program,
-    guide: Program,
-    batch: Batch,
-    structure: PairStructure,
-    count: int,
-    prior: bool,
+    model: Program, guide: Program, batch: Batch, structure: PairStructure, count: int, prior: bool
 ) -> Iterator[dict[str, Tensor]]:
     """Observed site -> (R, ...) replicated data sets, `count` in total, in chunks that fit memory.
 

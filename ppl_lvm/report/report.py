@@ -18,12 +18,7 @@ from ppl_lvm.runs.directory import load_run
 from ppl_lvm.runs.run import Run
 
 
-def report(
-    directories: Sequence[str | Path],
-    path: str | Path,
-    *,
-    say: Say | None = None,
-) -> Path:
+def report(directories: Sequence[str | Path], path: str | Path, *, say: Say | None = None) -> Path:
     """Diagnose the runs in `directories` and write one HTML page that needs no network.
 
     Raises:

@@ -16,15 +16,7 @@ from torch import Tensor
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
-from ppl_lvm.report.figures import (
-    arrays,
-    classes,
-    conditional,
-    density,
-    latents,
-    sequences,
-    topics,
-)
+from ppl_lvm.report.figures import arrays, classes, conditional, density, latents, sequences, topics
 from ppl_lvm.report.run_figure import RunFigure
 from ppl_lvm.report.run_view import RunView
 

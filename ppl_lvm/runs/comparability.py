@@ -41,10 +41,7 @@ class LikelihoodKind:
     condition: str
 
     def __str__(self) -> str:
-        kinds = {
-            "of counts or categories": self.discrete,
-            "of real numbers": self.continuous,
-        }
+        kinds = {"of counts or categories": self.discrete, "of real numbers": self.continuous}
         values = " and ".join(f"{n} {kind}" for kind, n in kinds.items() if n)
         return f"{values or 'none'} a row" + (f" given {self.condition}" if self.condition else "")
 

@@ -52,9 +52,7 @@ EXAMPLES = (
         "xy.npz",
     ),
     ExampleBatch(
-        "inputs and a bit",
-        "x = torch.randn(60, 3)\nreturn x, (x.sum(-1) > 0).float()",
-        "xy.npz",
+        "inputs and a bit", "x = torch.randn(60, 3)\nreturn x, (x.sum(-1) > 0).float()", "xy.npz"
     ),
     ExampleBatch(
         "inputs and rows of bits",

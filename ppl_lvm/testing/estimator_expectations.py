@@ -52,11 +52,7 @@ FORMULAS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 @contextmanager
 def isolated() -> Iterator[None]:
     """Preserve the random state and the parameter store; ignore energy-approximation warnings."""
-    with (
-        isolated_rng(0),
-        pyro.get_param_store().scope(),
-        warnings.catch_warnings(),
-    ):
+    with isolated_rng(0), pyro.get_param_store().scope(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is no bound on log p", UserWarning)
         yield
 

@@ -15,10 +15,7 @@ from ppl_lvm.training.preparation import PreparedPrograms
 
 
 def locate_non_finite(
-    programs: PreparedPrograms,
-    batch: tuple[Tensor, ...],
-    rows: Tensor | None,
-    data: Data,
+    programs: PreparedPrograms, batch: tuple[Tensor, ...], rows: Tensor | None, data: Data
 ) -> str | None:
     """The first fault on a batch, as a sentence; None where everything is finite.
 

@@ -7,11 +7,7 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler import (
-    AheadOfTimePolicy,
-    PerStepTensor,
-    make_training_step,
-)
+from ppl_lvm.compiler import AheadOfTimePolicy, PerStepTensor, make_training_step
 from ppl_lvm.core import distributed, torch_specs
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.training.gradient_step import GradientStep
@@ -102,10 +98,7 @@ class StepRunner:
         return self.sign * float(loss) * self._per_row(batch)
 
     def run_steps(
-        self,
-        data: tuple[Tensor, ...],
-        rows: Tensor | None,
-        kl_weights: Sequence[float],
+        self, data: tuple[Tensor, ...], rows: Tensor | None, kl_weights: Sequence[float]
     ) -> list[float] | None:
         """Take one step for each KL weight in one call; returns the bounds in nats per row.
 

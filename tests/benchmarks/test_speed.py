@@ -28,12 +28,7 @@ def test_every_program_has_its_variants(name: str) -> None:
     pyro.set_rng_seed(0)
     program = PROGRAMS[name]()
     makers = step_variants.variants(name, program)
-    ours = {
-        step_variants.EAGER,
-        step_variants.CAPTURED,
-        step_variants.COMPILED,
-        step_variants.MANY,
-    }
+    ours = {step_variants.EAGER, step_variants.CAPTURED, step_variants.COMPILED, step_variants.MANY}
     assert ours | {step_variants.PYRO} <= set(makers)
     assert (step_variants.HAND in makers) == (program.handwritten_loss is not None)
     assert (step_variants.UPDATE in makers) == (numpyro_peers.installed() and name != "belief net")

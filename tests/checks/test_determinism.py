@@ -200,6 +200,6 @@ def test_guide_fixed_to_its_rows_is_a_note_and_an_error_in_mini_batches(
 
 
 def test_fit_refuses_a_guide_fixed_to_its_rows_in_mini_batches(x: Tensor) -> None:
-    fit(_model, _local_parameters, x, num_steps=2, progress=False)
+    fit(_model, _local_parameters, x, num_steps=2)
     with pytest.raises(ValueError, match=r"row-by-row: The guide's 'z' belongs to the 4 rows"):
-        fit(_model, _local_parameters, x, num_steps=2, batch_size=4, progress=False)
+        fit(_model, _local_parameters, x, num_steps=2, batch_size=4)

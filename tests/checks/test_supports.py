@@ -256,12 +256,7 @@ MODELS: dict[Program, Fault] = {
         {"dist.Poisson((loc * scale).exp())": _NORMAL},
         _NORMAL,
     ),
-    _bits: (
-        "value-outside-support",
-        "x",
-        {"dist.Bernoulli(logits=loc * scale)": _NORMAL},
-        _NORMAL,
-    ),
+    _bits: ("value-outside-support", "x", {"dist.Bernoulli(logits=loc * scale)": _NORMAL}, _NORMAL),
     _classes: (
         "value-outside-support",
         "x",

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_lvm.checks import check
-from ppl_lvm.guides import (
-    auto_guide,
-)
+from ppl_lvm.guides import auto_guide
 from ppl_lvm.models import PPCA, VAE, BayesianGaussianMixture, FactorAnalysis, GaussianMixture
 
 Pair = tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...]]

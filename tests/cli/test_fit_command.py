@@ -168,10 +168,7 @@ def test_fit_runs_monte_carlo_em_with_arguments_in_brackets(answers: list[str]) 
         (["--objective", "mcem", "--restarts", "3"], "--objective mcem takes no --restarts"),
         (["--objective", "em", "--guide", "x.py:G"], "--objective em takes no --guide"),
         (["--objective", "mcem(draws=3)"], "mcem takes guide_steps, num_draws, warmup, got draws"),
-        (
-            ["--objective", "mcem(max_iterations=3)"],
-            "got max_iterations. Give it as --num-steps.",
-        ),
+        (["--objective", "mcem(max_iterations=3)"], "got max_iterations. Give it as --num-steps."),
         (["--objective", "MCEM"], "Unknown objective 'MCEM'. Did you mean mcem?"),
         (["--objective", "em(0.6)"], "is not a name with literal keyword arguments"),
         (["--objective", "mcem", "--num-steps", "0"], "max_iterations must be a whole number"),

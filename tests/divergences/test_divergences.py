@@ -214,7 +214,7 @@ def test_renyi_goes_from_mode_seeking_to_mass_covering_as_alpha_grows() -> None:
 def test_forward_kl_to_data_equals_maximum_likelihood_by_fit() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 2) @ torch.tensor([[1.0, 0.5], [0.0, 0.7]]) + 1
-    run = fit(Gaussian(2), None, x, num_steps=400, optimizer="Adam(lr=0.05)", progress=False)
+    run = fit(Gaussian(2), None, x, num_steps=400, optimizer="Adam(lr=0.05)")
     mle = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T, correction=0))
     assert run.results["bound"] == pytest.approx(float(mle.log_prob(x).mean()), abs=1e-3)
     all_rows = Target(draw=lambda n: x)
@@ -277,10 +277,7 @@ def test_fit_divergence_rejects_unusable_targets_families_and_arguments() -> Non
         (x[:, 0], r"rows \(N, P\), got \(9,\). Use x.unsqueeze\(1\) for one column"),
         (x[:0], r"got \(0, 1\)"),
         (x.where(torch.arange(9)[:, None] != 4, math.nan), "row 4, column 0 is nan"),
-        (
-            torch.randn(9, 2),
-            r"target has rows of shape \(2,\), Gaussian has rows of shape \(1,\)",
-        ),
+        (torch.randn(9, 2), r"target has rows of shape \(2,\), Gaussian has rows of shape \(1,\)"),
     ):
         with pytest.raises(ValueError, match=message):
             fit_divergence(MMD(), target, family)

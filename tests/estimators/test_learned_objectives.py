@@ -1,6 +1,5 @@
 """Runs with estimators that learn parameters: training and reload."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from torch import Tensor, nn
 
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.runs.directory import load_run
-
-fit_quietly = functools.partial(fit, progress=False)
 
 
 class Coins(PyroModule):
@@ -50,7 +47,7 @@ def test_run_with_learned_objective_trains_and_reloads(
 ) -> None:
     x = torch.randn(100, 1) * torch.tensor([2.0, -1.0, 0.5]) + torch.randn(100, 3)
     options: dict[str, Any] = {"objective": objective, "optimizer": "Adam(lr=0.02)"}
-    run = fit_quietly(Coins(), CoinsGuide(), x, num_steps=200, directory=tmp_path / "r", **options)
+    run = fit(Coins(), CoinsGuide(), x, num_steps=200, directory=tmp_path / "r", **options)
     assert np.mean(run.history["bound"][-20:]) > np.mean(run.history["bound"][:20])
     loaded = load_run(tmp_path / "r", model=Coins(), guide=CoinsGuide())
     assert loaded.log_evidence(x, 50).value == run.log_evidence(x, 50).value

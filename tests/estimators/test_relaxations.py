@@ -6,13 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import (
-    Bernoulli,
-    Categorical,
-    Normal,
-    OneHotCategorical,
-    RelaxedBernoulli,
-)
+from pyro.distributions import Bernoulli, Categorical, Normal, OneHotCategorical, RelaxedBernoulli
 from torch import Tensor, nn
 
 from ppl_lvm.estimators import GumbelSoftmax, StraightThrough

@@ -80,12 +80,7 @@ def expected(estimator: Any, pair: Bits, monkeypatch: Any, nodes: int = 80) -> T
     return pair.gradient((weight * estimator.surrogate(particles)).sum())
 
 
-ESTIMATORS: list[Any] = [
-    REBAR(),
-    REBAR(temperature=0.8),
-    RELAX(),
-    RELAX(relax_model=False),
-]
+ESTIMATORS: list[Any] = [REBAR(), REBAR(temperature=0.8), RELAX(), RELAX(relax_model=False)]
 
 
 @pytest.mark.parametrize("eta", [1.0, 0.3])

@@ -121,7 +121,6 @@ def test_flow_closes_the_gap_of_a_normal(flow: str, fraction: float) -> None:
             optimizer="Adam(lr=0.02)",
             num_steps=300,
             guide_settings=settings,
-            progress=False,
         )
         gaps.append(exact - run.results["bound"])
     assert gaps[0] > 0.5

@@ -117,7 +117,7 @@ def test_amortized_joint_passes_check_with_every_factor() -> None:
 def test_amortized_joint_fits_by_address_and_encodes_marginal_means() -> None:
     """q(z | x) has no closed-form mean; the mean given one draw of k would vary between calls."""
     x = torch.randn(40)
-    run = fit(_mixed, "ppl_lvm.guides:AmortizedJoint", x, num_steps=10, progress=False)
+    run = fit(_mixed, "ppl_lvm.guides:AmortizedJoint", x, num_steps=10)
     codes = run.encode(x)
     assert codes["k"].shape == (40, 3)
     guide: Any = run.guide

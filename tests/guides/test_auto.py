@@ -117,7 +117,7 @@ def test_auto_guide_samples_discrete_sites_with_too_many_values_to_enumerate() -
     guide = auto_guide(_bits_and_numbers, x)
     assert "a chain of conditionals from one encoder for the local latents b, z" in str(guide)
     assert check(_bits_and_numbers, guide, x).ok
-    run = fit(_bits_and_numbers, None, x, num_steps=3, progress=False)
+    run = fit(_bits_and_numbers, None, x, num_steps=3)
     assert "LeaveOneOut" in run.record["objective"]
 
 

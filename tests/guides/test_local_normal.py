@@ -101,7 +101,6 @@ def test_local_normal_fits_ten_million_rows_of_a_file(tmp_path: Path) -> None:
         batch_size=64,
         num_steps=2,
         directory=tmp_path / "run",
-        progress=False,
     )
     guide: Any = run.guide
     assert guide.row_table.size == 10_000_000
@@ -125,15 +124,7 @@ def test_local_normal_takes_its_steps_once_at_every_theta() -> None:
 
 def test_local_normal_fits_new_rows_at_the_current_parameters() -> None:
     x, new = torch.randn(30, 5), torch.randn(9, 5)
-    run = fit(
-        PPCA(2, 5),
-        LocalNormal,
-        x,
-        batch_size=10,
-        num_steps=30,
-        validation=new,
-        progress=False,
-    )
+    run = fit(PPCA(2, 5), LocalNormal, x, batch_size=10, num_steps=30, validation=new)
     model: Any = run.model
     exact = _optimum(model, new)[:, :2]
     torch.testing.assert_close(run.encode(new)["z"], exact, atol=2e-3, rtol=0)
@@ -193,7 +184,6 @@ def test_killed_run_with_a_row_table_resumes_bit_for_bit(
             directory=directory,
             resume=resume,
             engine="eager",
-            progress=False,
         )
 
     run(tmp_path / "complete")
@@ -254,7 +244,7 @@ def test_local_normal_adds_a_guide_for_global_latents() -> None:
 
 def test_local_normal_fits_global_latents_by_mini_batches() -> None:
     x = 3 + torch.randn(30)
-    run = fit(_family, LocalNormal, x, batch_size=10, num_steps=30, progress=False)
+    run = fit(_family, LocalNormal, x, batch_size=10, num_steps=30)
     assert run.encode(x)["z"].shape == (30,)
     assert run.sample(4)["x"].shape == (4,)
 
@@ -283,8 +273,8 @@ def test_check_leaves_the_row_table_unchanged() -> None:
 def test_step_of_local_normal_cannot_be_captured() -> None:
     x = torch.randn(8, 5)
     with pytest.raises(CannotCaptureError, match="table of rows"):
-        fit(PPCA(2, 5), LocalNormal, x, num_steps=3, engine="captured", progress=False)
-    run = fit(PPCA(2, 5), LocalNormal, x, num_steps=3, progress=False)
+        fit(PPCA(2, 5), LocalNormal, x, num_steps=3, engine="captured")
+    run = fit(PPCA(2, 5), LocalNormal, x, num_steps=3)
     assert run.results["engine"] == "eager"
 
 

@@ -6,12 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import (
-    Bernoulli,
-    Categorical,
-    Normal,
-    constraints,
-)
+from pyro.distributions import Bernoulli, Categorical, Normal, constraints
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from pyro.ops.indexing import Vindex

@@ -5,12 +5,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import (
-    Bernoulli,
-    Normal,
-    Poisson,
-    constraints,
-)
+from pyro.distributions import Bernoulli, Normal, Poisson, constraints
 from pyro.infer import SVI
 from pyro.poutine import mask, scale
 from torch import Tensor

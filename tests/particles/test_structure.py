@@ -6,11 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import (
-    Bernoulli,
-    LogNormal,
-    Normal,
-)
+from pyro.distributions import Bernoulli, LogNormal, Normal
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 

@@ -222,10 +222,7 @@ def test_arviz_plots_predictive_checks() -> None:
         ({"posterior": {"mu": np.zeros((S, P + 1))}}, "4 along 'feature', and coords name 3"),
         ({"posterior": {"mu": 3.0}}, "draws come first"),
         ({"prior": {"a/b": np.zeros(9), "a.b": np.zeros(9)}}, "two variables called 'a.b'"),
-        (
-            {"posterior": {"mu": np.zeros((S, 3)), "x": np.zeros((S, 2, 4))}},
-            "4 along 'feature'",
-        ),
+        ({"posterior": {"mu": np.zeros((S, 3)), "x": np.zeros((S, 2, 4))}}, "4 along 'feature'"),
         (
             {
                 "posterior": {"u": np.zeros((S, 2)), "v": np.zeros((S, 4))},

@@ -63,7 +63,7 @@ class LocalGuide(PyroModule):
 
 
 def unfitted(model: Any, guide: Any, x: Tensor) -> Run:
-    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)", progress=False)
+    return fit(model, guide, x, num_steps=1, optimizer="SGD(lr=0.0)")
 
 
 def check_groups(data: Any, tmp_path: Path) -> None:

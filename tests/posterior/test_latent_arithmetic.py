@@ -47,7 +47,7 @@ def inverse(x: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return fit(Linear(), inverse, torch.randn(10, 4), num_steps=1, progress=False)
+    return fit(Linear(), inverse, torch.randn(10, 4), num_steps=1)
 
 
 def test_attribute_vector_is_the_difference_of_class_means(run: Run) -> None:

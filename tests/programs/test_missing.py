@@ -142,6 +142,6 @@ def test_guide_built_on_complete_rows_accepts_missing_values() -> None:
     x = torch.randn(60, 3)
     x[50:, 1] = torch.nan
     data = load_data(x, missing="keep")
-    run = fit(FactorAnalysis(1), None, data, num_steps=12, batch_size=20, progress=False)
+    run = fit(FactorAnalysis(1), None, data, num_steps=12, batch_size=20)
     assert np.isfinite(run.history["bound"]).all()
     assert all(value.isfinite().all() for value in run.parameters().values())

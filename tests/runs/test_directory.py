@@ -19,7 +19,6 @@ from ppl_lvm.runs.record import upgrade_record, upgrade_tensors
 
 OLD_RUNS = Path(__file__).parent / "data/0.1.0"
 OLD_RUN_NAMES = sorted(path.name for path in OLD_RUNS.iterdir())
-quiet = functools.partial(fit)
 
 
 @pytest.mark.parametrize("name", OLD_RUN_NAMES)
@@ -59,7 +58,7 @@ def test_resume_loads_a_finished_run_of_version_0_1_and_refuses_an_unfinished_on
     shutil.copytree(OLD_RUNS / "svi", tmp_path / "run")
     x = load_run(tmp_path / "run").example_rows[0]
     resume = functools.partial(
-        quiet,
+        fit,
         GaussianMixture,
         None,
         x,
@@ -79,7 +78,7 @@ def test_resume_loads_a_finished_run_of_version_0_1_and_refuses_an_unfinished_on
 
 def test_runs_of_this_version_record_their_layout(tmp_path: Path) -> None:
     x = torch.randn(20, 2)
-    quiet(GaussianMixture(2), None, x, num_steps=1, directory=tmp_path / "svi")
+    fit(GaussianMixture(2), None, x, num_steps=1, directory=tmp_path / "svi")
     fit_em(GaussianMixture(2), x, max_iterations=1, directory=tmp_path / "em")
     for name in ("svi", "em"):
         record = read_record(tmp_path / name)

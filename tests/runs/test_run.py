@@ -1,6 +1,5 @@
 """Runs: save and load, sample, encode, decode, load data."""
 
-import functools
 import math
 from pathlib import Path
 
@@ -17,12 +16,10 @@ from ppl_lvm.models import FactorAnalysis, HiddenMarkovModel
 from ppl_lvm.runs.directory import load_run
 from small_programs import Factor, FactorGuide, factor_data
 
-quiet = functools.partial(fit)
-
 
 def test_load_run_restores_a_saved_run(tmp_path: Path) -> None:
     x = factor_data()
-    run = quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+    run = fit(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
     loaded = load_run(tmp_path / "r", model=Factor(), guide=FactorGuide())
     assert loaded.history == run.history
     assert all(torch.equal(v, loaded.parameters()[n]) for n, v in run.parameters().items())
@@ -32,11 +29,11 @@ def test_load_run_restores_a_saved_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Pass it: load_run"):
         load_run(tmp_path / "r", model=Factor())
     with pytest.raises(ValueError, match="holds a run already"):
-        quiet(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
+        fit(Factor(), FactorGuide(), x, num_steps=20, directory=tmp_path / "r")
 
 
 def test_load_run_rejects_a_model_with_other_parameters(tmp_path: Path) -> None:
-    quiet(Factor(), FactorGuide(), factor_data(), num_steps=2, directory=tmp_path / "r")
+    fit(Factor(), FactorGuide(), factor_data(), num_steps=2, directory=tmp_path / "r")
     larger = Factor()
     larger.extra = nn.Parameter(torch.zeros(2))
     with pytest.raises(ValueError, match="model/extra missing, unknown or of another shape"):
@@ -45,7 +42,7 @@ def test_load_run_rejects_a_model_with_other_parameters(tmp_path: Path) -> None:
 
 def test_run_sample_encode_and_decode_have_the_shapes_of_the_data() -> None:
     x = factor_data(30)
-    run = quiet(Factor(), FactorGuide(), x, num_steps=5)
+    run = fit(Factor(), FactorGuide(), x, num_steps=5)
     draws = run.sample(7)
     assert draws["x"].shape == (7, 3)
     assert draws["z"].shape == (7, 1)
@@ -65,7 +62,7 @@ def test_run_data_loads_and_splits_named_data_as_for_the_fit(tmp_path: Path) -> 
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("x", Normal(m, 1.0).to_event(1), obs=x)
 
-    run = quiet(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
+    run = fit(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
     train, held_out = run.data()
     assert (len(train), len(held_out or ())) == (120, 30)
     held_out_again = run.data()[1]
@@ -73,7 +70,7 @@ def test_run_data_loads_and_splits_named_data_as_for_the_fit(tmp_path: Path) -> 
     assert held_out_again is not None
     assert torch.equal(held_out.tensors[0], held_out_again.tensors[0])
     with pytest.raises(ValueError, match="no name or path"):
-        quiet(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
+        fit(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
 
 
 def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:

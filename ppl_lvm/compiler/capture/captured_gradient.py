@@ -297,12 +297,7 @@ class CapturedGradient:
     # The recording
 
     def _build(
-        self,
-        entry: _Entry,
-        earlier: Tape,
-        later: Tape,
-        before: dict[str, Any],
-        batch: list[Tensor],
+        self, entry: _Entry, earlier: Tape, later: Tape, before: dict[str, Any], batch: list[Tensor]
     ) -> None:
         """Make the recording of two tapes and check it."""
         pairs = state_pairs(earlier, later)

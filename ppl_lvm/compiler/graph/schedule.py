@@ -41,9 +41,7 @@ def long_sums(graph: fx.Graph) -> dict[fx.Node, tuple[list[fx.Node], list[fx.Nod
 
 
 def levels(
-    graph: fx.Graph,
-    sums: dict[fx.Node, tuple[list[fx.Node], list[fx.Node]]],
-    skipped: set[fx.Node],
+    graph: fx.Graph, sums: dict[fx.Node, tuple[list[fx.Node], list[fx.Node]]], skipped: set[fx.Node]
 ) -> list[list[fx.Node]]:
     """Operations grouped by their longest path from an input; draws keep their order."""
     level: dict[fx.Node, int] = {}

@@ -168,11 +168,7 @@ def samples(
         columns = min(8, len(pictures))
         rows = -(-min(len(pictures), 40) // columns)
         return picture_grid(
-            "Samples from the model",
-            pictures,
-            rows,
-            columns,
-            ["" for _ in range(rows)],
+            "Samples from the model", pictures, rows, columns, ["" for _ in range(rows)]
         )
     figure, axes = plot("Samples from the model")
     flat = x.reshape(len(x), -1)
@@ -193,13 +189,7 @@ def samples(
             if label == "samples" or data is not None:
                 shown = ((points - center) @ W)[thin(len(points))]
                 axes.scatter(
-                    shown[:, 0],
-                    shown[:, 1],
-                    s=8,
-                    color=color,
-                    linewidths=0,
-                    alpha=0.8,
-                    label=label,
+                    shown[:, 0], shown[:, 1], s=8, color=color, linewidths=0, alpha=0.8, label=label
                 )
     if data is not None:
         legend_below(figure)
@@ -241,9 +231,7 @@ def reconstructions(
 
 
 def latent_plane(
-    codes: ArrayLike,
-    labels: ArrayLike | None = None,
-    label_names: Sequence[str] | None = None,
+    codes: ArrayLike, labels: ArrayLike | None = None, label_names: Sequence[str] | None = None
 ) -> Figure:
     """Posterior means in the plane of the two latents with the largest variance.
 

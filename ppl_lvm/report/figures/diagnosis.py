@@ -21,9 +21,7 @@ from ppl_lvm.report.run_figure import Picture
 FIGURES: dict[str, Callable[[Any], Picture]] = {}
 
 
-def diagnosis_figure(
-    slug: str,
-) -> Callable[[Callable[[Any], Picture]], Callable[[Any], Picture]]:
+def diagnosis_figure(slug: str) -> Callable[[Callable[[Any], Picture]], Callable[[Any], Picture]]:
     """Declare a function to draw the result of the diagnostic `slug`."""
 
     def declare(draw: Callable[[Any], Picture]) -> Callable[[Any], Picture]:

@@ -10,15 +10,7 @@ from torch import Tensor
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Array
 from ppl_lvm.divergences.mass_coverage import CoverageResult, CoverageResults
-from ppl_lvm.report.figures.style import (
-    COLORS,
-    GRAY,
-    TEXT,
-    WIDTH,
-    limit_to,
-    title_above,
-    view,
-)
+from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, WIDTH, limit_to, title_above, view
 
 COLUMNS, POINTS = 2, 600
 

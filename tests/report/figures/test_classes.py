@@ -50,7 +50,6 @@ def semi_supervised_view() -> RunView:
         label_free,
         (x, some),
         num_steps=150,
-        progress=False,
     )
     data = load_data((x, some))
     return RunView(run, data, data.tensors)

@@ -66,7 +66,7 @@ def test_predictions_do_not_depend_on_observed_y() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(100, 1), torch.randn(100, 2)
     model = ConditionalVAE(2, hidden=(8,), likelihood="gaussian")
-    run = fit(model, None, (x, y), num_steps=200, progress=False)
+    run = fit(model, None, (x, y), num_steps=200)
     figure = predictions(RunView(run, load_data((x, y)), (x, y)))
     assert figure is not None
     points = np.asarray(figure.axes[0].collections[0].get_offsets())
@@ -78,7 +78,7 @@ def test_predictions_do_not_depend_on_observed_y() -> None:
 def test_categories_are_completed_as_levels() -> None:
     data = load_data("digits").subset(torch.arange(30))
     model = ConditionalVAE(2, 32, hidden=(4,), likelihood="categorical", categories=17)
-    run = fit(model, None, data, num_steps=2, progress=False)
+    run = fit(model, None, data, num_steps=2)
     figure = filled_in(RunView(run, data, data.tensors))
     assert figure is not None
     shown = tiles(figure, 7, 8, 8)
@@ -88,7 +88,7 @@ def test_categories_are_completed_as_levels() -> None:
 
 def test_school_means_shrink_and_intervals_are_quantiles() -> None:
     data = load_data("eight_schools")
-    run = fit(RandomEffects(), None, data, num_steps=300, progress=False)
+    run = fit(RandomEffects(), None, data, num_steps=300)
     view = RunView(run, data, data.tensors)
     figure = predictions(view)
     assert figure is not None
@@ -106,7 +106,7 @@ def test_school_means_shrink_and_intervals_are_quantiles() -> None:
 
 def test_posterior_figure_accepts_point_estimates() -> None:
     """The samples of a point estimate are the parameter itself, with a gradient."""
-    run = fit(Mean(), point, torch.ones(10), num_steps=2, progress=False)
+    run = fit(Mean(), point, torch.ones(10), num_steps=2)
     assert posterior(RunView(run, load_data(torch.ones(10)), (torch.ones(10),))) is not None
 
 

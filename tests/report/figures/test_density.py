@@ -15,7 +15,7 @@ from ppl_lvm.report.run_figures import figures
 
 
 def test_density_grid_matches_the_model_and_integrates_to_1() -> None:
-    run = fit(GaussianMixture(2), None, torch.randn(200, 2), num_steps=50, progress=False)
+    run = fit(GaussianMixture(2), None, torch.randn(200, 2), num_steps=50)
     across, up, values = density.on_grid(run.pair, torch.tensor([[-6.0, -6.0], [6.0, 6.0]]))
     assert np.isclose(values.sum() * (across[1] - across[0]) * (up[1] - up[0]), 1, atol=0.01)
     point = torch.tensor([[across[60], up[70]]], dtype=torch.float32)
@@ -27,7 +27,7 @@ def test_density_grid_matches_the_model_and_integrates_to_1() -> None:
 
 def test_density_is_drawn_for_two_columns_without_sampled_latents() -> None:
     def has_density(model: Any, x: Tensor) -> bool:
-        run = fit(model, None, x, num_steps=5, progress=False)
+        run = fit(model, None, x, num_steps=5)
         return "density" in figures(run, load_data(x))
 
     plane, space = torch.randn(60, 2), torch.randn(60, 3)

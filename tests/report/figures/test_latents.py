@@ -9,14 +9,7 @@ import torch
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
-from ppl_lvm.models import (
-    PPCA,
-    VAE,
-    BernoulliVAE,
-    Diffusion,
-    LatentDirichletAllocation,
-    ProdLDA,
-)
+from ppl_lvm.models import PPCA, VAE, BernoulliVAE, Diffusion, LatentDirichletAllocation, ProdLDA
 from ppl_lvm.posterior.topics import coherence
 from ppl_lvm.report import run_figures
 from ppl_lvm.report.figures.latents import _traversal_codes, chain, reconstruct
@@ -27,7 +20,7 @@ from ppl_lvm.report.run_view import RunView
 
 def fitted_view(model: object, source: object) -> RunView:
     data = load_data(source)
-    run = fit(model, None, data, num_steps=2, engine="eager", progress=False)  # type: ignore[arg-type]
+    run = fit(model, None, data, num_steps=2, engine="eager")  # type: ignore[arg-type]
     return RunView(run, data, data.tensors)
 
 
@@ -103,7 +96,7 @@ def test_figures_omit_rows_with_missing_values() -> None:
     x = load_data("iris").tensors[0].clone()
     x[::7, 1] = torch.nan
     data = load_data(x, missing="keep")
-    run = fit(PPCA(), None, data, num_steps=2, progress=False)
+    run = fit(PPCA(), None, data, num_steps=2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "samples" in run_figures.figures(run, data)

@@ -37,7 +37,7 @@ def test_gaps_are_not_samples_as_values() -> None:
     x = torch.randn(5, 9)
     x[0, 3:5] = torch.nan
     data = load_data(x, missing="keep")
-    run = fit(HiddenMarkovModel(states=2), None, data, num_steps=2, progress=False)
+    run = fit(HiddenMarkovModel(states=2), None, data, num_steps=2)
     view = RunView(run, data, data.tensors)
     figure = sampled_sequences(view)
     assert figure is not None

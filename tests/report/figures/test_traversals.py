@@ -55,7 +55,7 @@ def test_worst_explained_rows_come_first() -> None:
 
 
 def test_run_with_codes_has_traversals_and_worst_rows() -> None:
-    run = fit(PPCA, None, "wine", num_steps=3, progress=False)
+    run = fit(PPCA, None, "wine", num_steps=3)
     data, _ = run.data()
     drawn = figures(run, data)
     assert "traversals" in drawn
@@ -69,14 +69,7 @@ def test_run_with_codes_has_traversals_and_worst_rows() -> None:
 
 
 def test_density_is_not_drawn_with_global_latents() -> None:
-    run = fit(
-        BayesianGaussianMixture,
-        None,
-        "moons",
-        settings={"components": 2},
-        num_steps=2,
-        progress=False,
-    )
+    run = fit(BayesianGaussianMixture, None, "moons", settings={"components": 2}, num_steps=2)
     drawn = figures(run, run.data()[0])
     assert "density" not in drawn
     assert "mixture" in drawn
