@@ -1,17 +1,21 @@
 """Owner of a stack frame: the user's program, toolkit, library.
 
 Frames are told apart by the name of the module that their code belongs to, one dotted component at
-a time. File names and path prefixes play no part, so `pyroved` is not Pyro and `torchtools` is not
-torch.
+a time, so `pyroved` is not Pyro and `torchtools` is not torch. A module named like one of the
+standard library counts as that one only if its file lies there.
 """
 
+import functools
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 LIBRARIES = ("numpy", "pyro", "torch")
 TOOLKIT = "ppl_lvm"
+_STANDARD_LIBRARY = Path(sysconfig.get_paths()["stdlib"]).resolve()
 # Programs that come with the toolkit are treated as the user's are.
 PROGRAMS = ("ppl_lvm.guides", "ppl_lvm.models")
 
@@ -35,7 +39,14 @@ def is_library(frame: FrameType) -> bool:
     module = module_name(frame)
     if frame.f_code.co_filename.startswith("<") and module != "__main__":
         return True
-    return in_package(module, *LIBRARIES) or module.partition(".")[0] in sys.stdlib_module_names
+    return in_package(module, *LIBRARIES) or _is_standard(module, frame.f_code.co_filename)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_standard(module: str, filename: str) -> bool:
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        return False
+    return Path(filename).resolve().is_relative_to(_STANDARD_LIBRARY)
 
 
 def is_users(frame: FrameType) -> bool:
