@@ -126,3 +126,11 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(v) for v in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def is_literal(value: Any) -> bool:
+    """True if the value's text is a literal that reads back as an equal value."""
+    try:
+        return bool(ast.literal_eval(repr(value)) == value)
+    except (ValueError, SyntaxError):
+        return False

@@ -60,6 +60,9 @@ class Estimator(ELBO, nn.Module):
         cost: runs of guide and model per step.
         paper: authors and year, title, link.
 
+    A subclass keeps each argument of its constructor as an attribute of that name: `describe` and
+    run.json read them there.
+
     Args:
         num_particles: K; default: the least accepted K.
         vectorize_particles: run particles in one pass. By default the first step with a pair

@@ -62,7 +62,7 @@ class CUBO(Estimator):
         super().__init__(num_particles, vectorize_particles)
         if not n >= 1:
             raise ValueError(f"CUBO needs an order n >= 1, got n={n}. Use Renyi for 0 < n < 1.")
-        self.n = n
+        self.n, self.beta = n, beta
         self.average = DecayingAverage(beta)
         self._started = False
 

@@ -38,6 +38,7 @@ class DecayingAverageBaseline(Estimator):
         self, num_particles: int = 1, beta: float = 0.9, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
+        self.beta = beta
         self.average = DecayingAverage(beta)
 
     def bound(self, particles: Particles) -> Tensor:

@@ -56,6 +56,7 @@ class NeuralBaseline(Estimator):
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
+        self.hidden, self.beta = hidden, beta
         self.average = DecayingAverage(beta)
         if network is None:
             with warnings.catch_warnings():  # LazyLinear warns that it is a new feature

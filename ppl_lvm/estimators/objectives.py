@@ -6,12 +6,17 @@ Some of Pyro's objectives are silently wrong on some pairs: with validation off,
 gradient of a correct loss is worse than an error.
 """
 
+from typing import Any
+
 import pyro.infer
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ppl_lvm import estimators
 from ppl_lvm.core.call_syntax import build, parse_call
+from ppl_lvm.core.torch_specs import describe, elbo_settings
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws, rejection_message
 from ppl_lvm.programs.traces import data_plate_size, latent_sites, plate_nesting
 
@@ -37,6 +42,72 @@ def objective(spec: str | ELBO) -> ELBO:
         available = ", ".join(sorted([*estimators.__all__, *PYRO_OBJECTIVES]))
         raise ValueError(f"Unknown objective {name!r}. Available: {available}.")
     return build(factory, settings=arguments, what=name)
+
+
+def record_text(objective: ELBO) -> str:
+    """The text of an objective for run.json, from which `rebuild` makes an equal one.
+
+    One that cannot be rebuilt has its module before its name, which `rebuild` refuses.
+    """
+    text = describe(objective)
+    return text if is_rebuilt(objective) else f"{type(objective).__module__}.{text}"
+
+
+def rebuild(text: str) -> ELBO:
+    """The objective of a run, also one of Pyro's that `objective` does not offer by name.
+
+    Raises:
+        ValueError: the text does not determine the objective.
+    """
+    name = text.partition("(")[0]
+    factory = getattr(pyro.infer, name, None)
+    if name in estimators.__all__ or not isinstance(factory, type) or not issubclass(factory, ELBO):
+        if "." in name:
+            raise ValueError(
+                f"objective: {text} cannot be built from its settings. Pass it: "
+                "load_run(directory, objective=...)."
+            )
+        return objective(text)
+    built: ELBO = build(factory, settings=parse_call(text)[1], what=name)
+    return built
+
+
+def is_rebuilt(objective: ELBO) -> bool:
+    """True if the text of an objective determines it: class, settings and modules."""
+    try:
+        other = rebuild(describe(objective))
+    except (ValueError, TypeError):
+        return False
+    if type(other) is not type(objective) or _settings(other) != _settings(objective):
+        return False
+    if not isinstance(objective, nn.Module) or not isinstance(other, nn.Module):
+        return True
+    # The sizes of a lazy module are those of its first batch.
+    shapes = [
+        {n: None if is_lazy(p) else p.shape for n, p in e.named_parameters()}
+        for e in (objective, other)
+    ]
+    known = [n for n in shapes[0] if shapes[0][n] is not None and shapes[1].get(n) is not None]
+    return (
+        _classes(objective) == _classes(other)
+        and shapes[0].keys() == shapes[1].keys()
+        and all(shapes[0][n] == shapes[1][n] for n in known)
+    )
+
+
+def _settings(objective: ELBO) -> dict[str, Any]:
+    """Public attributes and constructor arguments that are no tensors."""
+    values = {**vars(objective), **elbo_settings(objective)}
+    return {
+        name: value
+        for name, value in values.items()
+        if not (name.startswith("_") or name == "training" or isinstance(value, Tensor | nn.Module))
+    }
+
+
+def _classes(module: nn.Module) -> list[type]:
+    """Classes of the modules; a lazy module changes its class at its first use."""
+    return [getattr(type(m), "cls_to_become", None) or type(m) for m in module.modules()]
 
 
 def default_objective(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> str:

@@ -54,6 +54,7 @@ class REBAR(Estimator):
         super().__init__(num_particles, vectorize_particles)
         if not temperature > 0:
             raise ValueError(f"REBAR needs a positive temperature, got {temperature}.")
+        self.temperature = temperature
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_tau = nn.Parameter(torch.tensor(math.log(temperature)))
 

@@ -58,7 +58,7 @@ class RELAX(Estimator):
         super().__init__(num_particles, vectorize_particles)
         if not temperature > 0:
             raise ValueError(f"RELAX needs a positive temperature, got {temperature}.")
-        self.relax_model = relax_model
+        self.hidden, self.temperature, self.relax_model = hidden, temperature, relax_model
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_tau = nn.Parameter(torch.tensor(math.log(temperature)))
         with warnings.catch_warnings():  # LazyLinear warns that it is a new feature

@@ -63,6 +63,7 @@ class ThermodynamicELBO(Estimator):
             raise ValueError(f"ThermodynamicELBO needs num_partitions >= 1, got {num_partitions}.")
         if not 0 < beta_1 < 1:
             raise ValueError(f"ThermodynamicELBO needs 0 < beta_1 < 1, got {beta_1}.")
+        self.num_partitions, self.beta_1 = num_partitions, beta_1
         T = num_partitions
         middle = [beta_1 ** (1 - t / (T - 1)) for t in range(T - 1)] if T > 1 else []
         self.betas = [0.0, *middle, 1.0]

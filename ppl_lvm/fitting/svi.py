@@ -7,12 +7,16 @@ A step passes through `fit`, `training.restarts`, `training.loop`, `training.gra
 objective, and the programs.
 """
 
+import warnings
 from typing import Any
+
+from pyro.infer import ELBO
 
 from ppl_lvm.compiler import LEVELS
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data.selection import first_rows, sample_rows
+from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, as_plain
 from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
@@ -53,6 +57,8 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
     training_options = options.settle(len(session.train), session.data.batch_size)
     if options.patience is not None and session.held_out is None:
         raise ValueError("patience needs a validation bound: pass validation=0.1.")
+    if options.directory is not None:
+        _warn_of_objective(options.objective)
     model, guide = copy_programs(model, guide)
     runner = RestartRunner(
         ModelFactory(model, options.settings),
@@ -79,11 +85,21 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
     return session.close(_as_run(runner.run(first, session.path), session))
 
 
+def _warn_of_objective(objective: str | ELBO | None) -> None:
+    """Warn of an objective that the run's directory cannot determine."""
+    if isinstance(objective, ELBO) and not objectives.is_rebuilt(objective):
+        warnings.warn(
+            f"objective: {describe(objective)} cannot be built again from the settings in "
+            "run.json. Pass it when you load the run: load_run(directory, objective=...).",
+            stacklevel=3,
+        )
+
+
 def _as_run(restarts: RestartResults, session: Session) -> Run:
     """The run of the chosen restart."""
     pair, record = restarts.best.pair, session.record
     record["restarts"] = restarts.record()
-    record["objective"] = describe(pair.objective)
+    record["objective"] = objectives.record_text(pair.objective)
     evaluated = sample_rows(session.evaluation_data, EVIDENCE_ROWS, session.seed)
     rows = first_rows(evaluated, len(evaluated))
     affordable = EVIDENCE_NUMBERS // max(1, num_latent_values(pair, *rows))

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.estimators.objectives import objective as make_objective
+from ppl_lvm.estimators.objectives import rebuild
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
 from ppl_lvm.runs.record import (
@@ -71,12 +72,14 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
 
 
-def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> Run:
+def load_run(
+    directory: str | Path, *, model: Any = None, guide: Any = None, objective: Any = None
+) -> Run:
     """Load a run from its directory.
 
     The programs are imported from the addresses in run.json and built with the settings there.
     Pass `model` and `guide` where they have no address (defined in a function or at a prompt), or
-    to import nothing that the directory names.
+    to import nothing that the directory names. Pass an `objective` whose settings are no literals.
 
     Raises:
         FileNotFoundError: the directory is no run directory.
@@ -95,7 +98,8 @@ def load_run(directory: str | Path, *, model: Any = None, guide: Any = None) -> 
     template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
     history = json.loads((directory / "history.json").read_text())
     try:
-        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), model, guide)
+        programs = model, guide, objective
+        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), *programs)
     except (ValueError, ImportError, TypeError) as error:
         if not files_may_differ(record):
             raise
@@ -124,8 +128,9 @@ def _rebuild_pair(
     tensors: dict[str, Tensor],
     model: Any,
     guide: Any,
+    objective: Any,
 ) -> ModelGuidePair:
-    """The fitted pair of a record; `model` and `guide` replace its addresses."""
+    """The fitted pair of a record; `model`, `guide` and `objective` replace its texts."""
     specs = {role: ProgramSpec(**record[role]) for role in ("model", "guide")}
     for role, program in (("model", model), ("guide", guide)):
         spec = specs[role]
@@ -141,7 +146,8 @@ def _rebuild_pair(
             )
     model = instantiate_from_record(specs["model"], model, template, what="model")
     guide = instantiate_from_record(specs["guide"], guide, template, what="guide", model=model)
-    pair = ModelGuidePair(model, guide, make_objective(record["objective"]))
+    elbo = rebuild(record["objective"]) if objective is None else make_objective(objective)
+    pair = ModelGuidePair(model, guide, elbo)
     pair.materialize_parameters(*template)
     pair.initialize_objective(pair.model, pair.guide, *template)
     pair.load_state(tensors)

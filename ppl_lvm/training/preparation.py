@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_lvm.checks import Issue, check
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.torch_specs import adds_particle_plate
 from ppl_lvm.core.types import Program
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
@@ -47,7 +48,7 @@ def prepare_pair(
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
         # Pyro sets this at the first step; set here, no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
-        pair.objective.max_plate_nesting = nesting
+        pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
     rows = len(example[0])
     if rows < len(train):
         size = data_plate_size(model_trace)
