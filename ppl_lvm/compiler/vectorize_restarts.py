@@ -67,7 +67,7 @@ class VectorizedRecording:
         values = _values(first.module, self._draws, example)
         if any(value.device.type != "cpu" for value in values):
             raise CannotCaptureError("it draws on a device, where the restarts share a generator")
-        self._buffers = [torch.stack([value] * len(recordings)) for value in values]
+        self.draw_buffers = [torch.stack([value] * len(recordings)) for value in values]
         leaves = [torch.stack([p.detach() for p in column]) for column in _columns(parameters)]
         self.parameters = [leaf.requires_grad_(True) for leaf in leaves]
         sources = [
@@ -77,7 +77,13 @@ class VectorizedRecording:
         batch: list[Any] = [
             column[0] if shared else torch.stack(list(column)) for column in _columns(batches)
         ]
-        inputs = [leaves, batch, self._buffers, [s for s, _ in sources], [c for c, _ in constants]]
+        inputs = [
+            leaves,
+            batch,
+            self.draw_buffers,
+            [s for s, _ in sources],
+            [c for c, _ in constants],
+        ]
         dims: list[int | None] = [0] * len(leaves)
         dims += [None if shared else 0] * len(batch)
         dims += [0] * len(values)
@@ -100,16 +106,11 @@ class VectorizedRecording:
 
     def draw(self) -> list[Tensor]:
         """New random numbers for each restart, (R, …) each."""
-        for node, buffer in zip(self._draws, self._buffers, strict=True):
+        for node, buffer in zip(self._draws, self.draw_buffers, strict=True):
             target: Any = node.target
             for place, generator in enumerate(self._generators):
                 target(buffer[place], *node.args[1:], **node.kwargs, generator=generator)
-        return self._buffers
-
-    @property
-    def draw_buffers(self) -> list[Tensor]:
-        """The tensors that `draw` fills and returns."""
-        return self._buffers
+        return self.draw_buffers
 
     def _stack_source(self, column: Sequence[Tensor]) -> tuple[Tensor, int | None]:
         if id(column[0]) in self._shared_sources:

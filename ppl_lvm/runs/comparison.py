@@ -80,11 +80,11 @@ class Score:
 
     name: str
     per_row: Floats
-    monte_carlo_error: float
-    kind: str
-    share_bad: float
-    loo: psis.Loo | None
-    no_loo: str
+    monte_carlo_error: float = 0.0
+    kind: str = "exact"
+    share_bad: float = 0.0
+    loo: psis.Loo | None = None
+    no_loo: str = ""
     parameters: int
     seconds: float
     steps: int

@@ -8,6 +8,8 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from incomplete_sequences import incomplete_sequences
+from observed_log_prob import observed_log_prob
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
@@ -37,15 +39,8 @@ def _model(emission: str, columns: int = 2) -> HiddenMarkovModel:
 
 
 def _data(emission: str, columns: int = 2) -> Tensor:
-    """A full sequence, a short one, one with a missing value, one with a missing step."""
-    torch.manual_seed(1)
-    x = torch.randn(N, T, columns)
-    if emission == "categorical":
-        x = torch.randint(4, (N, T, columns)).double()
-    x[1, 3:] = torch.nan
-    x[2, 1, 0] = torch.nan
-    x[3, 2] = torch.nan
-    return x
+    categories = 4 if emission == "categorical" else None
+    return incomplete_sequences(N, columns, missing_step=2, categories=categories)
 
 
 def _paths(model: HiddenMarkovModel, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,23 +65,16 @@ def _paths(model: HiddenMarkovModel, x: Tensor) -> tuple[Tensor, Tensor]:
     return paths, torch.stack(result)
 
 
-def _program(model: Any, x: Tensor) -> Tensor:
-    trace = poutine.trace(model).get_trace(x)
-    trace.compute_log_prob()
-    result: Tensor = trace.nodes["x"]["log_prob"]
-    return result
-
-
 @pytest.mark.parametrize("emission", ["gaussian", "categorical"])
 def test_hmm_program_and_forward_algorithm_equal_the_sum_over_paths(emission: str) -> None:
     model, x = _model(emission), _data(emission)
     _, log_p = _paths(model, x)
     exact = log_p.logsumexp(-1)
-    torch.testing.assert_close(_program(model, x), exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(observed_log_prob(model, x), exact, rtol=0, atol=1e-8)
     torch.testing.assert_close(model.log_evidence(x), exact, rtol=0, atol=1e-8)
     leaves = list(model.parameters())
     for a, b in zip(
-        torch.autograd.grad(_program(model, x).sum(), leaves),
+        torch.autograd.grad(observed_log_prob(model, x).sum(), leaves),
         torch.autograd.grad(exact.sum(), leaves),
         strict=True,
     ):
@@ -110,10 +98,10 @@ def test_hmm_marginals_and_viterbi_equal_path_enumeration(emission: str) -> None
 def test_hmm_padding_a_short_sequence_changes_nothing() -> None:
     model, x = _model("gaussian"), _data("gaussian")
     short = x[1:2, :3]
-    torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
+    torch.testing.assert_close(observed_log_prob(model, x)[1:2], observed_log_prob(model, short))
     torch.testing.assert_close(model.marginals(x)[1:2, :3], model.marginals(short))
     zeros = x.nan_to_num(0.0)  # the wrong twin: what is missing is not zero
-    assert (_program(model, zeros)[1] - _program(model, x)[1]).abs() > 0.1
+    assert (observed_log_prob(model, zeros)[1] - observed_log_prob(model, x)[1]).abs() > 0.1
 
 
 def test_hmm_program_equals_the_enumerated_loop() -> None:
@@ -136,8 +124,10 @@ def test_hmm_program_equals_the_enumerated_loop() -> None:
 
 def test_hmm_takes_one_column_sequences_in_two_dimensions() -> None:
     model, x = _model("gaussian", 1), torch.randn(N, T)
-    torch.testing.assert_close(_program(model, x), _program(model, x.unsqueeze(-1)))
-    torch.testing.assert_close(_program(model, x), model.log_evidence(x))
+    torch.testing.assert_close(
+        observed_log_prob(model, x), observed_log_prob(model, x.unsqueeze(-1))
+    )
+    torch.testing.assert_close(observed_log_prob(model, x), model.log_evidence(x))
 
 
 def _sequences() -> np.ndarray[Any, Any]:

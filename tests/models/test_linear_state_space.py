@@ -1,10 +1,10 @@
 """Linear state-space model against the dense normal."""
 
-from typing import Any
-
 import pyro
 import pytest
 import torch
+from incomplete_sequences import incomplete_sequences
+from observed_log_prob import observed_log_prob
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -30,12 +30,7 @@ def _model() -> LinearStateSpace:
 
 
 def _data() -> Tensor:
-    torch.manual_seed(1)
-    x = torch.randn(N, T, P)
-    x[1, 3:] = torch.nan
-    x[2, 1, 0] = torch.nan
-    x[3, 0] = torch.nan
-    return x
+    return incomplete_sequences(N, P, missing_step=0)
 
 
 def _dense(model: LinearStateSpace) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,21 +55,14 @@ def _exact(model: LinearStateSpace, x: Tensor) -> Tensor:
     return torch.stack(result)
 
 
-def _program(model: Any, x: Tensor) -> Tensor:
-    trace = poutine.trace(model).get_trace(x)
-    trace.compute_log_prob()
-    result: Tensor = trace.nodes["x"]["log_prob"]
-    return result
-
-
 def test_linear_state_space_program_and_filter_equal_the_dense_normal() -> None:
     model, x = _model(), _data()
     exact = _exact(model, x)
-    torch.testing.assert_close(_program(model, x), exact, rtol=0, atol=1e-8)
+    torch.testing.assert_close(observed_log_prob(model, x), exact, rtol=0, atol=1e-8)
     torch.testing.assert_close(model.log_evidence(x), exact, rtol=0, atol=1e-8)
     leaves = list(model.parameters())
     for a, b in zip(
-        torch.autograd.grad(_program(model, x).sum(), leaves),
+        torch.autograd.grad(observed_log_prob(model, x).sum(), leaves),
         torch.autograd.grad(exact.sum(), leaves),
         strict=True,
     ):
@@ -98,9 +86,11 @@ def test_linear_state_space_smoother_equals_the_dense_posterior() -> None:
 
 def test_linear_state_space_missing_values_are_not_zeros() -> None:
     model, x = _model(), _data()
-    assert ((_program(model, x.nan_to_num(0.0)) - _program(model, x))[1:].abs() > 1e-2).all()
+    assert (
+        (observed_log_prob(model, x.nan_to_num(0.0)) - observed_log_prob(model, x))[1:].abs() > 1e-2
+    ).all()
     short = x[1:2, :3]
-    torch.testing.assert_close(_program(model, x)[1:2], _program(model, short))
+    torch.testing.assert_close(observed_log_prob(model, x)[1:2], observed_log_prob(model, short))
 
 
 def test_linear_state_space_fit_recovers_an_autoregression() -> None:

@@ -150,18 +150,7 @@ def entry(name: str) -> Entry:
 def page() -> str:
     l = np.random.default_rng(1).normal(-5, 1, 100)
     scores = tuple(
-        Score(
-            name=n,
-            per_row=l + d,
-            monte_carlo_error=0.0,
-            kind="exact",
-            share_bad=0.0,
-            loo=None,
-            no_loo="",
-            parameters=3,
-            seconds=1.5,
-            steps=10,
-        )
+        Score(name=n, per_row=l + d, parameters=3, seconds=1.5, steps=10)
         for n, d in (("first", 0.0), ("second", -0.3))
     )
     comparison = Comparison(scores, "100 rows, held out by all")

@@ -157,18 +157,7 @@ def test_compare_adds_leave_one_out_where_training_rows_can_be_loaded(tmp_path: 
 
 
 def score(name: str, l: Any) -> Score:
-    return Score(
-        name=name,
-        per_row=np.asarray(l),
-        monte_carlo_error=0.0,
-        kind="exact",
-        share_bad=0.0,
-        loo=None,
-        no_loo="",
-        parameters=3,
-        seconds=1.5,
-        steps=10,
-    )
+    return Score(name=name, per_row=np.asarray(l), parameters=3, seconds=1.5, steps=10)
 
 
 def test_comparison_false_positive_rate_is_at_most_one_in_fifty() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from incomplete_sequences import incomplete_sequences
 from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
@@ -35,17 +36,9 @@ def _model(emission: str) -> HiddenMarkovModel:
     return model
 
 
-def _data(emission: str, N: int = 5) -> Tensor:
-    """Full sequences, a short one, one with a missing value, one with a missing step, one empty."""
-    torch.manual_seed(1)
-    x = torch.randn(N, T, P)
-    if emission == "categorical":
-        x = torch.randint(C, (N, T, P)).double()
-    x[1, 3:] = torch.nan
-    x[2, 1, 0] = torch.nan
-    x[3, 2] = torch.nan
-    x[4] = torch.nan
-    return x
+def _data(emission: str) -> Tensor:
+    categories = C if emission == "categorical" else None
+    return incomplete_sequences(5, P, missing_step=2, categories=categories)
 
 
 def _by_every_path(model: HiddenMarkovModel, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from incomplete_sequences import incomplete_sequences
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
@@ -32,14 +33,7 @@ def _state() -> dict[str, Tensor]:
 
 
 def _data() -> Tensor:
-    """Full sequences, a short one, one with a missing value, one with a late start, one empty."""
-    torch.manual_seed(1)
-    x = torch.randn(N, T, P)
-    x[1, 3:] = torch.nan
-    x[2, 1, 0] = torch.nan
-    x[3, 0] = torch.nan
-    x[4] = torch.nan
-    return x
+    return incomplete_sequences(N, P, missing_step=0)
 
 
 def _dense(state: dict[str, Tensor], sequence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
