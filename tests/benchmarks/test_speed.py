@@ -76,6 +76,7 @@ def test_roofline_counts_operations_and_bytes() -> None:
     assert floor.floor(machine, 200, 50) == 5.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_peak_memory_excludes_parent_process() -> None:
     ballast = torch.ones(2**28)  # 1 GB, more than the child process needs

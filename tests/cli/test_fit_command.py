@@ -45,6 +45,7 @@ def program(tmp_path: Path) -> str:
     return "two.py:Two"
 
 
+@pytest.mark.slow
 def test_fit_prints_json_last_and_writes_a_directory(program: str, tmp_path: Path) -> None:
     words = ["fit", program, "--guide", "two.py:guide", "--data", "x.csv", "--num-steps", "5"]
     strict = [sys.executable, "-W", "error", "-W", "ignore::FutureWarning", "-m", "ppl_lvm"]

@@ -40,6 +40,7 @@ def test_captured_svi_takes_pyros_steps(name: str) -> None:
     assert flat(captured) == pytest.approx(flat(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mixture", "belief net, decaying average"])
 def test_compiled_svi_takes_pyros_steps(name: str) -> None:
     expected, _ = losses(name, None, 50)

@@ -35,6 +35,7 @@ def bound(name: str, x: Tensor, directory: Path, options: dict[str, Any]) -> flo
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_fit_stays_on_the_device_of_its_data_with_equal_results(name: str, tmp_path: Path) -> None:
     x, options = CASES[name]

@@ -33,6 +33,7 @@ def test_every_diagnostic_has_cases_and_a_unique_slug() -> None:
     assert set(CASES) == set(SLUGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diagnostic", DIAGNOSTICS, ids=SLUGS)
 def test_diagnostic_grades_good_cases_good_and_every_row_fails_in_a_faulty_one(
     diagnostic: Diagnostic,

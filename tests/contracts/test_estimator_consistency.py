@@ -145,6 +145,7 @@ def test_thermodynamic_bound_increases_with_partitions_to_evidence(float64: None
         assert torch.allclose(estimator.bound(particles), bounds[2], atol=0.02)
 
 
+@pytest.mark.slow
 def test_thermodynamic_bias_falls_with_particles(float64: None) -> None:
     assert not ThermodynamicELBO.unbiased
     biases = []
@@ -195,6 +196,7 @@ def test_point_estimates_have_a_gradient(cls: Any) -> None:
     assert ours.abs() > 0.3
 
 
+@pytest.mark.slow
 def test_wake_sleep_is_unbiased_for_model_and_biased_for_guide(float64: None) -> None:
     assert not ReweightedWakeSleep.unbiased
     biases = []

@@ -175,6 +175,7 @@ def device_mismatch(
 pytestmark = pytest.mark.usefixtures("doubles")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", models.__all__)
 def test_every_model_has_a_guide_and_makes_tensors_on_the_device_of_its_data(model: str) -> None:
     first = next(suitable_guides(model), None)

@@ -87,6 +87,7 @@ def test_cases_name_models_and_figures_that_exist() -> None:
     assert set().union(*(kinds for _, _, kinds in CASES.values())) <= RUN_FIGURES.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", sorted(models.__all__))
 def test_model_has_figures_and_exports_to_arviz(model: str) -> None:
     source, settings, kinds = CASES.get(model, (None, {}, set()))
@@ -113,6 +114,7 @@ def test_model_has_figures_and_exports_to_arviz(model: str) -> None:
         assert all(np.isfinite(group[name]).all() for name in group.data_vars)
 
 
+@pytest.mark.slow
 def test_report_of_models_of_two_tensors_has_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

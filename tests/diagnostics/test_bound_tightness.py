@@ -45,6 +45,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "shift"), [(1.0, 0.0), (0.5, 0.5), (2.0, 1.0)])
 def test_annealing_meets_the_exact_evidence(
     linear: Any, exact_guide: Any, width: float, shift: float

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pyro
+import pytest
 import torch
 from diagnostic_cases import DiagnosticCases
 from pyro.distributions import Normal
@@ -130,6 +131,7 @@ def test_exploding_parameter_is_bad() -> None:
     assert "model/shift" in result.exploding
 
 
+@pytest.mark.slow
 def test_low_snr_is_bad_only_before_convergence() -> None:
     pair = ModelGuidePair(Mean(), Guide(), Trace_ELBO())
     with torch.no_grad():

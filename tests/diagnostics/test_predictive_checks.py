@@ -161,6 +161,7 @@ def test_lag_1_autocorrelation_equals_numpys_correlation() -> None:
     assert quantities["lag-1 autocorrelation"](one).item() == 0.0
 
 
+@pytest.mark.slow
 def test_autocorrelation_detects_a_chain_without_memory() -> None:
     """Both chains have equal marginals; only the data's states persist."""
     persistent, memoryless = HiddenMarkovModel(2, 1), HiddenMarkovModel(2, 1)

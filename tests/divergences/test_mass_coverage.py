@@ -79,6 +79,7 @@ def mode_fits() -> CoverageResults:
     return fit_all(bimodal(), starts, [ForwardKL(), ReverseKL()], num_steps=400)
 
 
+@pytest.mark.slow
 def test_forward_kl_covers_mass_and_reverse_kl_seeks_modes(mode_fits: CoverageResults) -> None:
     """One mode of weight w costs -log w in reverse KL; forward KL matches two moments."""
     forward, _, left, right = mode_fits.rows

@@ -57,6 +57,7 @@ def test_estimator_state_changes_after_use_in_training_mode_only(make: Any) -> N
         assert torch.equal(value, after_one[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [DecayingAverageBaseline, NeuralBaseline])
 def test_baseline_lowers_gradient_variance(make: Any) -> None:
     def spread(estimator: Any) -> Tensor:

@@ -107,6 +107,7 @@ def test_disarm_scales_minibatch() -> None:
     assert torch.allclose(pair.gradient(ten), 10 * pair.gradient(plain))
 
 
+@pytest.mark.slow
 def test_disarm_has_less_variance_than_independent_pairs() -> None:
     pair = Bits()
 

@@ -39,6 +39,7 @@ class CoinsGuide(PyroModule):
             pyro.sample("z", Bernoulli(logits=self.encoder(x)).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective", ["NeuralBaseline", "DecayingAverageBaseline", "RELAX", "DisARM", None]
 )

@@ -120,6 +120,7 @@ def assert_mean(sample: Tensor, expected: Tensor) -> None:
     assert ((sample.mean(0) - expected).abs() <= 5 * error + 1e-9).all()
 
 
+@pytest.mark.slow
 def test_bounds_are_ordered_and_below_the_evidence() -> None:
     lg = LinearGaussian()
     estimators: list[Estimator] = [ELBO(analytic_kl=False)]
@@ -167,6 +168,7 @@ def test_analytic_kl_is_not_used_if_prior_depends_on_later_guide_site() -> None:
     assert particles.site_draws["b"].analytic() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [ELBO(), ELBO(num_particles=2, analytic_kl=False), StickingTheLanding()], ids=str
 )

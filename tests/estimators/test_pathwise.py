@@ -52,6 +52,7 @@ def test_expected_gradient_is_that_of_the_bound(
     assert (result.gradient - result.target).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=name)
 def test_expected_gradient_is_that_of_the_bound_for_two_layers(estimator: Estimator) -> None:
     result = expectation(estimator, TwoLayerProgram(), nodes=18)

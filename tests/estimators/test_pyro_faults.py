@@ -162,6 +162,7 @@ def test_gradient_at_the_posterior_varies_in_pyro() -> None:
     assert spread(StickingTheLanding()) < 1e-6
 
 
+@pytest.mark.slow
 def test_wake_sleep_uses_one_weight_for_all_rows_in_pyro() -> None:
     x = torch.linspace(-2.0, 2.0, 20)
 

@@ -126,6 +126,7 @@ def test_relaxed_control_mean_gradient_with_several_bits_and_particles(
     assert ((sample.mean(0) - target).abs() < 5 * sample.std(0) / math.sqrt(n)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", [REBAR, RELAX])
 def test_relaxed_control_parameters_learn_and_lower_variance(cls: Any) -> None:
     pair = Bits(3)

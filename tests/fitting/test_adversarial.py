@@ -121,6 +121,7 @@ class Affine(nn.Module):
         return self.m + self.s * torch.randn(n, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("f", TARGETS, ids=lambda f: f.__name__)
 def test_every_objective_fits_a_normal(f: Any) -> None:
     torch.manual_seed(0)
@@ -143,6 +144,7 @@ def test_every_objective_fits_a_normal(f: Any) -> None:
     assert sum(adversaries.history["jensen_shannon"][:20]) / 20 < math.log(2)
 
 
+@pytest.mark.slow
 def test_two_sample_test_has_its_level_and_detects_a_difference() -> None:
     torch.manual_seed(0)
     p_values = []
@@ -161,6 +163,7 @@ def _linear() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 1), nn.Flatten(0))
 
 
+@pytest.mark.slow
 def test_training_of_an_implicit_model_lowers_the_accuracy_of_the_two_sample_test() -> None:
     x = load_data("moons(n=600)").tensors[0]
     before = fit_adversarial(Implicit(latent=2, hidden=(32,)), x, num_steps=1, batch_size=64)

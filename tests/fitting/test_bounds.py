@@ -88,6 +88,7 @@ def test_fit_takes_the_steps_of_pyro_svi() -> None:
     assert torch.allclose(run.parameters()["spread"], guide.spread.detach(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_global_latent_with_mini_batches_reaches_the_exact_posterior() -> None:
     x = torch.linspace(-1, 3, 400)
     run = fit(Mean(), MeanGuide(), x, num_steps=3000, batch_size=20, optimizer="Adam(lr=0.01)")

@@ -125,6 +125,7 @@ def test_mcem_run_is_loaded_and_evaluates_new_rows(runs: Path) -> None:
     assert {p.name for p in (runs / "mcem" / "pictures").iterdir()} >= {"training.png"}
 
 
+@pytest.mark.slow
 def test_training_of_the_guide_does_not_change_the_model(runs: Path) -> None:
     """A longer training of the guide closes its gap."""
     run, gap = load_run(runs / "mcem"), []
@@ -143,6 +144,7 @@ def test_mcem_run_is_compared_with_an_elbo_run(runs: Path) -> None:
     assert len(comparison.scores[0].per_row) == 40
 
 
+@pytest.mark.slow
 def test_interrupted_mcem_resumes_to_equal_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

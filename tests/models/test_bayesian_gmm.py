@@ -42,6 +42,7 @@ def test_bayesian_gmm_bound_equals_the_hand_written_one(covariance: str) -> None
     assert loss == pytest.approx(-bound.item(), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_bayesian_gmm_runs_under_vectorized_particles() -> None:
     """The mean of many particles in one pass is that of many passes."""
     x = torch.randn(12, 2)

@@ -134,6 +134,7 @@ def test_gm_vae_takes_the_dtype_of_the_data() -> None:
     TraceEnum_ELBO(max_plate_nesting=1).loss(model, AmortizedNormal(model, x), x)
 
 
+@pytest.mark.slow
 def test_gm_vae_of_one_cluster_has_constant_weight(tmp_path: Path) -> None:
     x = torch.randn(30, 4)
     run = fit(

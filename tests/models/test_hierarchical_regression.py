@@ -67,6 +67,7 @@ def test_hierarchical_regression_given_spreads_equals_the_normal_model(
     assert exact == pytest.approx(_marginal(model, rows, tau, sigma), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_hierarchical_regression_fit_recovers_lines_and_shrinks_small_groups() -> None:
     data = load_data("grouped(n=150, groups=6, seed=1)")
     x = data.tensors[0]
@@ -172,6 +173,7 @@ def test_hierarchical_regression_coefficients_are_in_data_units(rows: Tensor) ->
     torch.testing.assert_close(inside * model.unit[-1] + model.center[-1], outside)
 
 
+@pytest.mark.slow
 def test_hierarchical_regression_rejects_new_groups_and_serves_groups_without_rows(
     rows: Tensor,
 ) -> None:

@@ -58,6 +58,7 @@ def test_hierarchical_vae_importance_weights_average_to_the_exact_evidence(guide
     assert ((w.mean(0) - _log_evidence(model, x).exp()).abs() < 5 * error).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", [*GUIDES, AmortizedNormal])
 def test_hierarchical_vae_dependent_layers_close_the_gap(guide: Any) -> None:
     """With one code a layer the posterior is a product of such normals; not of independent ones."""
@@ -112,6 +113,7 @@ def test_product_of_normals_has_a_gradient_where_one_is_very_narrow() -> None:
     assert wrong.isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES)
 def test_hierarchical_vae_passes_check_and_its_run_loads(guide: Any, tmp_path: Path) -> None:
     data = load_data("digits(binarize=8)").subset(torch.arange(20))

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal
@@ -71,6 +72,7 @@ def test_ss_vae_sum_over_labels_equals_the_unlabeled_row() -> None:
     torch.testing.assert_close(torch.stack(values[:3]).logsumexp(0), values[3])
 
 
+@pytest.mark.slow
 def test_ss_vae_passes_check_and_its_run_encodes_classes(tmp_path: Path) -> None:
     assert not list(check(_small(), label_free(_small(), BITS, LABELS), BITS, LABELS))
     np.savez(tmp_path / "some.npz", x=BITS.repeat(4, 1).numpy(), y=LABELS.repeat(4).numpy())

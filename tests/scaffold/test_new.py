@@ -75,6 +75,7 @@ def test_new_files_import_public_names_only(name: str | None, tmp_path: Path) ->
     assert modules <= {"ppl_lvm", "ppl_lvm.nn", "ppl_lvm.authoring"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("like", sorted(bundled_models()))
 def test_copy_of_a_bundled_model_passes_its_tests_or_is_rejected(
     like: str, tmp_path: Path, tests_of: FindTests

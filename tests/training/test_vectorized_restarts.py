@@ -116,6 +116,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("programs", [(Factor, FactorGuide), (Mixture, nothing)])
 @pytest.mark.parametrize("optimizer", ["Adam(lr=0.02)", "SGD(lr=0.05, momentum=0.8)"])
 def test_vectorized_restarts_equal_separate_runs(
@@ -161,6 +162,7 @@ class StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_interrupted_vectorized_restarts_resume_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

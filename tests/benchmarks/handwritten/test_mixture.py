@@ -28,6 +28,7 @@ def test_handwritten_mixture_log_evidence_agrees_with_scipy() -> None:
     assert not np.allclose(mixture.log_evidence(upper_by_mistake, x).detach().exp(), exact)
 
 
+@pytest.mark.slow
 def test_handwritten_mixture_reaches_known_optimum_on_iris() -> None:
     x = torch.tensor(load_iris().data)
     params = mixture.parameters(x, 3)

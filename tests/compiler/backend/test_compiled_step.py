@@ -113,6 +113,7 @@ def test_compilers_random_numbers_have_the_same_distribution() -> None:
     assert not torch.equal(compiled, losses(False, seed=1))
 
 
+@pytest.mark.slow
 def test_distance_detects_a_wrong_distribution() -> None:
     eager = losses(None)
     assert distance(eager, eager.mean() + 1.2 * (eager - eager.mean())) > 5

@@ -252,6 +252,7 @@ def _guide(x: Tensor) -> None:
         pyro.sample("z", Normal(x @ slope, 0.4).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps_per_call", [1, 10])
 @pytest.mark.parametrize("rows", [None, 16])
 def test_run_with_annealing_and_a_schedule_takes_the_same_steps_with_graphs(

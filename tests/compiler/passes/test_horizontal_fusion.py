@@ -197,6 +197,7 @@ def num_nodes(svi: CompiledSVI) -> int:
     return len(recording.module.graph.nodes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_captured_svi_with_fusion_takes_pyros_steps(name: str) -> None:
     losses, svi = steps(name, "captured")
@@ -211,6 +212,7 @@ def test_compiled_svi_with_fusion_takes_pyros_steps() -> None:
     assert losses == pytest.approx(steps("chain", None)[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_fused_graph_of_a_chain_grows_by_halvings_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(markov_chains, "MAX_UNROLLED", 8)
     short, long = (num_nodes(steps("chain", "captured", length)[1]) for length in (17, 65))

@@ -163,6 +163,7 @@ def _drawn() -> Tensor:
     return x
 
 
+@pytest.mark.slow
 def test_linear_state_space_em_reaches_the_svi_optimum(monkeypatch: Any) -> None:
     x = _drawn()
     data = load_data(x.numpy(), missing="keep")
