@@ -7,17 +7,20 @@ so that x_n ~ N(μ, W Wᵀ + diag ψ). Unlike PPCA it does not depend on the col
 maximum has no closed form: EM finds it. A missing value (NaN) is marginalized exactly: it is left
 out of its row's likelihood.
 
-The likelihood is unbounded where a factor explains one column alone (a Heywood case). The noise of
-that column then sinks to the floor, and `degenerate` reports it.
+Where a factor explains one column alone (a Heywood case), the maximum has no noise in that column.
+EM lowers the noise ever more slowly, and `degenerate` names the column: of complete rows at any
+noise, else once the noise has sunk to the floor.
 
 Reference:
     Rubin, Thayer (1982). EM algorithms for ML factor analysis.
     https://doi.org/10.1007/BF02293851
 """
 
+import torch
 from torch import Tensor
 
 from ppl_lvm.models.parts.examples import example_rows
+from ppl_lvm.models.parts.factors.boundary import columns_without_noise
 from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
@@ -35,6 +38,26 @@ class FactorAnalysis(LinearGaussianModel):
     def noises(self, variance: Tensor) -> Tensor:
         """One per column: (P,)."""
         return variance
+
+    def degenerate(self, x: Tensor) -> str | None:
+        """Reason to reject these parameters although their likelihood is high, or None.
+
+        The noise of a column has run out, or the likelihood rises until it does.
+        """
+        reason = super().degenerate(x)
+        if reason is not None or x.isnan().any() or len(x) < 2:
+            return reason
+        noise = self.noise.detach().double().cpu()
+        S = torch.atleast_2d(x.detach().double().cpu().mT.cov(correction=0))
+        columns = columns_without_noise(S, noise, self.latent)
+        if not columns:
+            return None
+        p = columns[0]
+        return (
+            f"column {p} is a Heywood case: the likelihood rises until the column has no noise. "
+            f"Its noise is {noise[p].item():.1e} of a variance of {S[p, p].item():.1e} here. Use "
+            "fewer factors, or leave out the column."
+        )
 
     def _without_noise(self, p: int, noise: float) -> str:
         return (

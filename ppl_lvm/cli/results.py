@@ -66,6 +66,9 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
             f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
         )
     )
+    if results.get("converged") is False:
+        remedy = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
+        rows.append(("converged", f"NO, after {results['steps']} iterations. {remedy}"))
     return rows + _restart_rows(run.restarts)
 
 

@@ -80,7 +80,14 @@ class Run:
 
     def __repr__(self) -> str:
         place = f" in {self.directory}" if self.directory is not None else ""
-        return f"<Run of {self.record['model']['name']}: bound {self.results['bound']:.4f}{place}>"
+        results = self.results
+        verdict = ""
+        if results.get("converged") is False:
+            verdict = f", not converged after {results['steps']} iterations"
+        if results.get("degenerate"):
+            verdict += ", degenerate"
+        name = self.record["model"]["name"]
+        return f"<Run of {name}: bound {results['bound']:.4f}{verdict}{place}>"
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> constrained value, detached."""

@@ -86,6 +86,33 @@ def test_factor_analysis_degenerate_names_a_column_without_noise(rows: Tensor) -
     assert "column 5 has no noise left" in str(model.degenerate(rows))
 
 
+def _one_factor(seed: int, N: int, P: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return 0.8 * torch.randn(N, 1, generator=draw) + torch.randn(N, P, generator=draw)
+
+
+def test_factor_analysis_names_a_heywood_case_that_em_has_not_reached() -> None:
+    x = _one_factor(2, 40, 5)
+    run = fit_em(FactorAnalysis(2), x)
+    model: Any = run.model
+    assert model.noise[4] > 0.01 * x[:, 4].var()  # far from the floor
+    assert "column 4 is a Heywood case" in run.results["degenerate"]
+    assert "not converged after 1000 iterations, degenerate" in str(run)
+
+
+def test_factor_analysis_does_not_call_an_interior_maximum_a_heywood_case() -> None:
+    for x in (_one_factor(1, 60, 4), _one_factor(0, 100, 3)):
+        run = fit_em(FactorAnalysis(2), x)
+        assert run.results["degenerate"] is None
+        assert "converged" not in str(run)
+    z = torch.randn(500, 1, generator=torch.Generator().manual_seed(0))
+    noise = torch.tensor([0.03, 0.03, 0.5, 1.0, 1.0])  # a share of 0.001 is no boundary
+    x = z + noise * torch.randn(500, 5, generator=torch.Generator().manual_seed(1))
+    run = fit_em(FactorAnalysis(1), x, max_iterations=3)
+    assert run.results["degenerate"] is None
+    assert "not converged after 3 iterations>" in str(run)
+
+
 def test_factor_analysis_degenerate_names_a_constant_column_in_large_units(rows: Tensor) -> None:
     """A noise of three floors is estimated; below the floor the column is named."""
     units = torch.ones(8)
