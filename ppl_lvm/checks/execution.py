@@ -12,10 +12,11 @@ def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """A program that raises: the line, the site and a remedy."""
     for _, trial, role in runs.by_role():
         if trial.error is not None:
-            yield _failure(trial, trial.error, role)
+            yield failure(trial, trial.error, role)
 
 
-def _failure(trial: TrialRun, error: Exception, role: str) -> Issue:
+def failure(trial: TrialRun, error: Exception, role: str) -> Issue:
+    """The issue of a run that raised the error."""
     reason = (str(error).strip().splitlines() or [""])[0]
     file, line = place_of(error) or trial.origin or (None, None)
     site, where = _site(trial, reason, file, line)
@@ -71,6 +72,12 @@ def _remedy(reason: str, role: str, site: str | None) -> tuple[str, str]:
         )
     if "dtype" in reason or "scalar type" in reason:
         return f"{role}-fails", "Convert both to one type where they meet: x.float(), or k.float()."
+    if "more than 1 value per channel" in reason:
+        return (
+            f"{role}-fails",
+            "A batch norm has no variance of one row: take batch_size >= 2, or a norm of each row "
+            "alone, such as nn.LayerNorm.",
+        )
     if "size" in reason or "shape" in reason:
         return (
             f"{role}-fails",

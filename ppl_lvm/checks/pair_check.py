@@ -20,6 +20,7 @@ from ppl_lvm.checks.determinism import check_repeats
 from ppl_lvm.checks.enumeration import check_enumeration
 from ppl_lvm.checks.execution import check_failures
 from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
+from ppl_lvm.checks.last_batch import check_last_batch
 from ppl_lvm.checks.log_prob import check_density
 from ppl_lvm.checks.objectives import supported_objectives
 from ppl_lvm.checks.param_store import check_store, without
@@ -58,6 +59,7 @@ CHECKS = (
     Check(check_parameters),
     Check(check_rows),
     Check(check_density),
+    Check(check_last_batch, requires_no_error=True),
     Check(check_enumeration, requires_no_error=True),
     Check(check_estimates, requires_no_error=True),
 )
