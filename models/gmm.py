@@ -34,7 +34,7 @@ from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step, degeneracy, em
 from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
-from ppl_lvm.models.parts.mixtures.moments import moments, shrunken_moments, start_clusters
+from ppl_lvm.models.parts.mixtures.moments import moments, restart_clusters, shrunken_moments
 from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.nn.lazy import LazilySized
@@ -102,10 +102,15 @@ class GaussianMixture(LazilySized, PyroModule):
         Raises:
             ValueError: for fewer rows than components, or a column without a value.
         """
+        self.initialize_restart(0, x)
+
+    def initialize_restart(self, restart: int, x: Tensor) -> None:
+        """Start restart number `restart` of EM: see `restart_clusters`."""
         self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         imputed = mean_imputed(x)
-        self._set(*shrunken_moments(imputed, start_clusters(imputed, self.components)))
+        r = restart_clusters(imputed, self.components, restart)
+        self._set(*shrunken_moments(imputed, r))
 
     def degenerate(self, x: Tensor) -> str | None:
         """Reason to reject these parameters although their likelihood is high, or None.

@@ -35,7 +35,7 @@ from torch import Tensor
 from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.parts.examples import example_sequences
-from ppl_lvm.models.parts.mixtures.moments import start_clusters
+from ppl_lvm.models.parts.mixtures.moments import restart_clusters, start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import baum_welch
 from ppl_lvm.models.parts.state_space.sequences import (
@@ -43,6 +43,7 @@ from ppl_lvm.models.parts.state_space.sequences import (
     check_sequences,
     check_several_steps,
     seen_steps,
+    segment_features,
 )
 from ppl_lvm.nn.lazy import LazilySized
 
@@ -138,6 +139,15 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             ValueError: for sequences of one step, fewer distinct values than states, or categories
                 out of range.
         """
+        self.initialize_restart(0, x)
+
+    def initialize_restart(self, restart: int, x: Tensor) -> None:
+        """Start restart number `restart` of EM, of four kinds in turn.
+
+        k-means over steps; k-means over segments of a random length by mean and spread; random
+        spreads about the mean; the nearest of S random steps. But for restart 0, initial and
+        transition probabilities are drawn too.
+        """
         x, S = self._sequences(x), self.states
         check_several_steps(x, "HiddenMarkovModel")
         like: dict[str, Any] = {"dtype": self.start.dtype, "device": x.device}
@@ -148,6 +158,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             self._check_categories(rows)
             concentration = torch.full_like(self.table, 2.0)
             self.table = torch.distributions.Dirichlet(concentration).sample()
+            self._draw_chain(restart)
             return
         rows = mean_imputed(rows)
         if (distinct := len(rows.unique(dim=0))) < S:
@@ -155,15 +166,52 @@ class HiddenMarkovModel(LazilySized, PyroModule):
                 f"{S} states need at least as many distinct values, and {len(rows)} steps show "
                 f"{distinct}. Use states={distinct} or fewer, or more data."
             )
-        r = start_clusters(rows, S).double()  # (N T, S)
-        weight = r.sum(0).unsqueeze(-1)
-        means = r.mT @ rows.double() / weight
-        spread = r.mT @ rows.double().square() / weight - means.square()
         overall = rows.double().var(0, correction=0)
+        if S > 1 and restart % 4 == 2:
+            # Half a standard deviation between means, and spreads apart by up to e^±1.5.
+            means = rows.double().mean(0) + 0.5 * overall.sqrt() * torch.randn(S, 1).to(overall)
+            factor = (3 * torch.rand(S, 1) - 1.5).exp().to(overall)
+            self._set_emission(means, factor.square() * overall)
+            self._draw_chain(restart)
+            return
+        r = self._restart_clusters(restart, x, rows).double()  # (N T, S)
+        weight = r.sum(0).unsqueeze(-1)
+        means = r.mT @ rows.double() / weight.clamp(min=1e-300)
+        spread = r.mT @ rows.double().square() / weight.clamp(min=1e-300) - means.square()
         # A cluster of one row borrows its variance.
-        variance = (spread * weight + overall) / (weight + 1)
-        self.means = means.to(**like)
-        self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(**like)
+        self._set_emission(means, (spread * weight + overall) / (weight + 1))
+        self._draw_chain(restart)
+
+    def _restart_clusters(self, restart: int, x: Tensor, rows: Tensor) -> Tensor:
+        """One-hot states (M, S) of the observed steps `rows` (M, P) of sequences `x`."""
+        S, kind = self.states, restart % 4
+        if kind == 3:
+            return restart_clusters(rows, S, 1)
+        if kind == 1:
+            length = int(torch.randint(4, 33, ()))
+            means = rows.mean(0)
+            features = segment_features(torch.where(x.isnan(), means, x), length)
+            features = features[~x.flatten(0, 1).isnan().all(1)]
+            if len(features.unique(dim=0)) >= S:
+                return start_clusters(features, S)
+        return start_clusters(rows, S)
+
+    def _set_emission(self, means: Tensor, variance: Tensor) -> None:
+        self.means = means.to(self.start)
+        self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(self.start)
+
+    def _draw_chain(self, restart: int) -> None:
+        """Draw π and A, with persistence in (½, 1), for every restart but the first."""
+        if restart == 0:
+            return
+        S = self.states
+        concentration = torch.ones(S, dtype=torch.float64)
+        dirichlet = torch.distributions.Dirichlet(concentration)
+        persistence = 0.5 + 0.49 * torch.rand(S, 1, dtype=torch.float64)
+        eye = torch.eye(S, dtype=torch.float64)
+        transition = persistence * eye + (1 - persistence) * dirichlet.sample((S,))
+        self.start = (0.5 * dirichlet.sample() + 0.5 / S).to(self.start)
+        self.transition = (0.98 * transition + 0.02 / S).to(self.start)
 
     def degenerate(self, x: Tensor) -> str | None:
         """Reason to reject these parameters although their likelihood is high, or None.

@@ -32,7 +32,7 @@ from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
 from ppl_lvm.models.parts.mixtures import batched_e_step, em
 from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
-from ppl_lvm.models.parts.mixtures.moments import shrunken_moments, start_clusters
+from ppl_lvm.models.parts.mixtures.moments import restart_clusters, shrunken_moments
 from ppl_lvm.models.parts.row_checks import flat_column, mean_imputed, rounding_variance
 from ppl_lvm.nn.lazy import LazilySized
 
@@ -122,12 +122,15 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         Raises:
             ValueError: for fewer rows than components, D ≥ P, or a column without a value.
         """
+        self.initialize_restart(0, x)
+
+    def initialize_restart(self, restart: int, x: Tensor) -> None:
+        """Start restart number `restart` of EM: see `restart_clusters`."""
         self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         imputed = mean_imputed(x)
-        weights, means, scatter = shrunken_moments(
-            imputed, start_clusters(imputed, self.components)
-        )
+        r = restart_clusters(imputed, self.components, restart)
+        weights, means, scatter = shrunken_moments(imputed, r)
         W, noise = _leading(scatter, self.latent, self.floor)
         self.set_em_state({"weights": weights, "means": means, "W": W, "noise": noise})
 

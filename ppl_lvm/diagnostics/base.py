@@ -23,11 +23,13 @@ class Restarts:
         bounds: final bounds, nats per row.
         trajectories: one per restart; empty where none was recorded.
         chosen: index of the restart that is the fit.
+        initial_bounds: bounds at the initial values; empty where they were not recorded.
     """
 
     bounds: tuple[float, ...] = ()
     trajectories: tuple[Trajectory, ...] = ()
     chosen: int = 0
+    initial_bounds: tuple[float, ...] = ()
 
 
 class Context:

@@ -155,10 +155,24 @@ class Convergence:
         )
 
 
-def spread_finding(restarts: Sequence[float]) -> Finding:
-    """The row on the spread of the restarts' final bounds."""
+def spread_finding(restarts: Sequence[float], initial: Sequence[float] = ()) -> Finding:
+    """The row on the spread of the restarts' final bounds.
+
+    Restarts that begin equal, at the bounds `initial`, end equal: their agreement says nothing.
+    """
     best, worst = max(restarts), min(restarts)
     close = sum(b > best - LARGE for b in restarts)
+    if len(initial) > 1 and best - worst <= LARGE and max(initial) - min(initial) <= SMALL:
+        return SPREAD.finding(
+            QUESTION,
+            f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
+            best - worst,
+            verdict="unknown",
+            why=f"All restarts begin within {SMALL} nats of {max(initial):.4f}, so their agreement "
+            "is no evidence.",
+            remedy="Restarts from other initial values: draw more of them in the model's "
+            "initialize_restart.",
+        )
     return SPREAD.finding(
         QUESTION,
         f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
@@ -179,12 +193,14 @@ class MonotoneConvergence:
         remaining: increase extrapolated from the last three values.
         steps: number of values.
         restarts: final bounds of the eligible restarts.
+        initial: their bounds at the initial values, if they are known.
     """
 
     bound: float
     remaining: float
     steps: int
     restarts: tuple[float, ...]
+    initial: tuple[float, ...] = ()
 
     @property
     def converged(self) -> bool:
@@ -199,11 +215,15 @@ class MonotoneConvergence:
             "at which gains shrink.",
             remedy="More iterations (max_iterations), or a smaller tolerance.",
         )
-        return [row] + ([spread_finding(self.restarts)] if len(self.restarts) > 1 else [])
+        if len(self.restarts) < 2:
+            return [row]
+        return [row, spread_finding(self.restarts, self.initial)]
 
 
 def monotone_convergence(
-    history: Mapping[str, Sequence[float]], restarts: Sequence[float] = ()
+    history: Mapping[str, Sequence[float]],
+    restarts: Sequence[float] = (),
+    initial: Sequence[float] = (),
 ) -> MonotoneConvergence:
     """Convergence of a history whose bound never falls.
 
@@ -218,7 +238,7 @@ def monotone_convergence(
     if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
         raise CannotSayError("The bound falls somewhere: it is noisy, or a step is wrong.")
     return MonotoneConvergence(
-        bounds[-1], aitken_remaining_gain(bounds), len(bounds), tuple(restarts)
+        bounds[-1], aitken_remaining_gain(bounds), len(bounds), tuple(restarts), tuple(initial)
     )
 
 
@@ -283,7 +303,7 @@ def r_hat(chains: ArrayLike) -> Floats:
 def _run(context: Context) -> Convergence | MonotoneConvergence:
     restarts = context.restarts
     with contextlib.suppress(CannotSayError):  # a bound that falls is noisy
-        return monotone_convergence(context.history, restarts.bounds)
+        return monotone_convergence(context.history, restarts.bounds, restarts.initial_bounds)
     means = [t.bounds for t in restarts.trajectories if len(t.bounds)]
     return convergence(context.history, restarts.bounds, means)
 

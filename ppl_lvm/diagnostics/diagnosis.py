@@ -158,4 +158,7 @@ def eligible_restarts(
         tuple(float(entries[i]["bound"]) for i in eligible),
         tuple(trajectories[i] for i in eligible) if trajectories else (),
         next((k for k, i in enumerate(eligible) if entries[i].get("chosen")), 0),
+        tuple(
+            float(entries[i]["initial_bound"]) for i in eligible if "initial_bound" in entries[i]
+        ),
     )

@@ -101,7 +101,7 @@ def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tu
     states: list[State] = []
     for r in range(restarts):
         pyro.set_rng_seed(session.seed + r)
-        model = factory.make(initialization_rows(session.train), restart=r)
+        model = factory.make(initialization_rows(session.train), restart=r, mix_starts=True)
         if not isinstance(model, EMModel):
             raise ValueError(
                 f"{factory.recipe.name} does not offer expectation-maximization: it needs the "
@@ -158,6 +158,7 @@ def _entry(model: Any, session: Session, em: EM | OnlineEM, r: int) -> dict[str,
     held_out = em.held_out_bounds[r]
     return {
         "seed": session.seed + r,
+        "initial_bound": em.bounds[r][0],
         "bound": em.bounds[r][-1],
         "bound_monte_carlo_error": 0.0,
         "held_out": held_out[-1] if held_out else None,

@@ -91,8 +91,16 @@ class ModelFactory:
             digest=source_digest(address),
         )
 
-    def make(self, batch: Batch, *, restart: int = 0) -> Callable[..., Any]:
-        """A model, initialized from the data if it has `initialize`."""
+    def make(
+        self, batch: Batch, *, restart: int = 0, mix_starts: bool = False
+    ) -> Callable[..., Any]:
+        """A model, initialized from the data if it has `initialize`.
+
+        Args:
+            batch: the rows to initialize from.
+            restart: number of the restart.
+            mix_starts: let `initialize_restart`, if the model has it, initialize restarts above 0.
+        """
         if self.is_class:
             model = build(self._program, settings=self._settings, what=self.recipe.name)
         elif restart and not hasattr(self._program, "initialize"):
@@ -108,7 +116,9 @@ class ModelFactory:
         built = model is not self._program  # the caller's object stays on its device
         if built:
             move_to_batch_device(model, batch)
-        if hasattr(model, "initialize"):
+        if mix_starts and restart and hasattr(model, "initialize_restart"):
+            model.initialize_restart(restart, *batch)
+        elif hasattr(model, "initialize"):
             model.initialize(*batch)
         return move_to_batch_device(model, batch) if built else model  # new parameters too
 

@@ -218,8 +218,9 @@ class EMOptions(SessionOptions):
     )
     restarts: int = option(
         1,
-        "Restarts with seeds seed, seed + 1, …, iterated together; the most likely that is not "
-        "degenerate is chosen. A model without `initialize` has one.",
+        "Restarts with seeds seed, seed + 1, …, iterated together, from initial values of several "
+        "kinds if the model has them; the most likely that is not degenerate is chosen. A model "
+        "without `initialize` has one.",
         recorded=False,
     )
     guide: Any = option(

@@ -17,6 +17,8 @@ from largest_tensor import LargestTensor
 from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.convergence import monotone_convergence
+from ppl_lvm.diagnostics.diagnosis import eligible_restarts
 from ppl_lvm.models import PPCA, MixtureOfPPCA
 from ppl_lvm.models.gmm import COVARIANCES, GaussianMixture
 from ppl_lvm.models.hmm import HiddenMarkovModel
@@ -120,13 +122,65 @@ def test_em_reads_a_memory_mapped_file_in_batches(iris: Tensor, tmp_path: Path) 
 def test_restarts_iterated_together_equal_separate_fits(iris: Tensor) -> None:
     together = fit_em(GaussianMixture, iris, settings={"components": 3}, restarts=4, seed=2)
     assert [e["seed"] for e in together.restarts] == [2, 3, 4, 5]
-    for entry in together.restarts:
-        alone = fit_em(GaussianMixture, iris, settings={"components": 3}, seed=entry["seed"])
+    for restart, entry in enumerate(together.restarts):
+        model = GaussianMixture(3)
+        torch.manual_seed(entry["seed"])
+        model.initialize_restart(restart, iris)
+        model.initialize = lambda x: None  # type: ignore[method-assign]
+        alone = fit_em(model, iris)
         assert entry["bound"] == pytest.approx(alone.results["bound"], abs=1e-9)
         assert entry["steps"] == alone.results["steps"]
     best = max(e["bound"] for e in together.restarts)
     assert together.results["bound"] == best
     assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
+
+
+@pytest.mark.parametrize("covariance", ["tied", "diag"])
+def test_restarts_begin_differently_and_reach_the_optimum_that_k_means_misses(
+    covariance: str,
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    z = (torch.arange(300) % 2).double()
+    x = torch.randn(300, 2, generator=draw) * torch.tensor([5.0, 0.3])
+    x[:, 1] += 2 * z  # two parallel, elongated clusters
+    known = GaussianMixture(2, covariance=covariance)
+    known.infer_sizes(x)
+    known.maximize(x, torch.stack([1 - z, z], 1))
+    optimum = known.log_likelihood(x).mean().item()
+    run = fit_em(GaussianMixture(2, covariance=covariance), x, restarts=5)
+    assert run.results["bound"] == pytest.approx(optimum, abs=1e-2)
+    for restart in (0, 4):  # the wrong twin: k-means alone
+        assert run.restarts[restart]["bound"] < optimum - 0.3
+
+
+def test_hmm_restarts_find_volatility_regimes() -> None:
+    draw = torch.Generator().manual_seed(0)
+    state = torch.zeros(700, dtype=torch.long)
+    for t in range(1, 700):
+        moves = torch.rand((), generator=draw) < 0.03
+        state[t] = torch.randint(3, (), generator=draw) if moves else state[t - 1]
+    x = torch.tensor([1.0, 2.5, 7.0])[state] * torch.randn(700, generator=draw)
+    run = fit_em(HiddenMarkovModel(3), x[None], restarts=4, tolerance=1e-2)
+    model: Any = run.model
+    order = model.scale.flatten().argsort().argsort()
+    path, _ = model.viterbi(x[None])
+    accuracy = (order[path[0]] == state).double().mean().item()
+    assert accuracy > 0.9, accuracy
+    assert run.results["bound"] > run.restarts[0]["bound"] + 10  # nats of the series
+
+
+def test_diagnose_does_not_call_the_agreement_of_equal_restarts_good(iris: Tensor) -> None:
+    class Equal(GaussianMixture):
+        def initialize_restart(self, restart: int, x: Tensor) -> None:
+            torch.manual_seed(0)
+            super().initialize_restart(0, x)
+
+    run = fit_em(Equal(2), iris, restarts=3, max_iterations=60)
+    entries = eligible_restarts(run.restarts)
+    result = monotone_convergence(run.history, entries.bounds, entries.initial_bounds)
+    assert result.findings()[1].verdict == "unknown"
+    agreement = monotone_convergence(run.history, (-1.0, -1.0), (-3.0, -2.0))
+    assert agreement.findings()[1].verdict == "good"
 
 
 def test_fit_em_does_not_change_the_model_of_the_caller(iris: Tensor) -> None:

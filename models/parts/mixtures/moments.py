@@ -28,6 +28,34 @@ def start_clusters(x: Tensor, components: int) -> Tensor:
     return torch.nn.functional.one_hot(nearest, components).to(x)
 
 
+def restart_clusters(x: Tensor, components: int, restart: int) -> Tensor:
+    """Responsibilities (N, K) to begin restart number `restart` from, of four kinds in turn.
+
+    k-means; the nearest of K random rows; random intervals along a random direction; random
+    responsibilities. The second and third measure in units of the covariance, so that elongated
+    clusters are found. Restart 0 is `start_clusters`.
+    """
+    kind = restart % 4
+    if kind == 0 or components == 1:
+        return start_clusters(x, components)
+    if kind == 3:
+        concentration = torch.full((components,), 0.3, dtype=torch.float64)
+        return torch.distributions.Dirichlet(concentration).sample((len(x),)).to(x)
+    rows = x.detach().double()
+    rows = rows - rows.mean(0)
+    values, vectors = torch.linalg.eigh(rows.mT @ rows / len(rows))
+    whitened = rows @ vectors * values.clamp(min=1e-12 * float(values[-1])).rsqrt()
+    if kind == 1:
+        centers = whitened[torch.randperm(len(rows))[:components].to(rows.device)]
+        nearest = torch.cdist(whitened, centers).argmin(1)
+    else:
+        direction = torch.randn(rows.shape[1], dtype=rows.dtype).to(rows)
+        shares = torch.distributions.Dirichlet(torch.full((components,), 4.0)).sample()
+        order = (whitened @ direction).argsort().argsort() / len(rows)
+        nearest = torch.bucketize(order, shares.to(rows).cumsum(0)[:-1].contiguous(), right=True)
+    return torch.nn.functional.one_hot(nearest, components).to(x)
+
+
 def moments(x: Tensor, r: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (K,), means (K, P) and covariances (K, P, P) of rows `x` (N, P) weighted by `r`.
 

@@ -1,5 +1,6 @@
 """Checks of sequences, and their observed steps."""
 
+import torch
 from torch import Tensor
 
 
@@ -73,3 +74,23 @@ def active_steps(x: Tensor) -> Tensor:
     """True up to the last observed step of `x` (N, T, P): (N, T)."""
     later: Tensor = (~x.isnan()).any(-1).flip(1).cumsum(1).flip(1)
     return later > 0
+
+
+def segment_features(x: Tensor, length: int) -> Tensor:
+    """Mean and log standard deviation of each column in segments of steps, for every step.
+
+    Args:
+        x: sequences (N, T, P) without NaN.
+        length: steps of a segment.
+
+    Returns:
+        In units of the columns' standard deviations: (N T, 2 P).
+    """
+    x = x.double()
+    scale = x.flatten(0, 1).std(0, correction=0).clamp(min=1e-300)
+    features = []
+    for part in x.split(length, 1):
+        mean, spread = part.mean(1, keepdim=True), part.std(1, correction=0, keepdim=True)
+        feature = torch.cat([mean / scale, (spread / scale + 1e-3).log()], -1)
+        features.append(feature.expand(-1, part.shape[1], -1))
+    return torch.cat(features, 1).flatten(0, 1)

@@ -16,6 +16,8 @@ class EMModel(Protocol):
 
     Optional methods:
         initialize(*batch): sets initial values from the data.
+        initialize_restart(restart, *batch): the same for restart number 1, 2, …, of another kind
+            each, so that restarts do not all end at the optimum that one kind leads to.
         degenerate(*batch): why these parameters must not be chosen, or None.
         posterior(*batch): samples the latent sites from p(z | x); it is then the run's guide.
         e_steps(states, *batch): `e_step` of several restarts, which are the leading dimension of θ
