@@ -1,4 +1,4 @@
-"""Factor analysis whose maximum has a column without noise (a Heywood case).
+"""Heywood cases: factor analysis whose maximum lacks noise.
 
 EM approaches a noise of 0 at a sublinear rate, so it stops far from it. The likelihood maximized
 over W is a function of ψ alone,
