@@ -122,6 +122,8 @@ class CapturedGradient:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Arguments, Recording | None]:
         """The flattened arguments, and their recording if it exists."""
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
+            raise CannotCaptureError("a parameter has a gradient hook, which a recording lacks")
         arguments = flatten(args, kwargs)
         entry = self._entries.get(self.key(arguments))
         return arguments, entry.recording if entry is not None else None

@@ -73,10 +73,24 @@ def _never(value: Any) -> bool:
 def _pyro_checks_off() -> Iterator[None]:
     with (
         pyro.validation_enabled(False),
+        patch.object(Tensor, "register_hook", _refuse_hook),
         patch.object(pyro.util, "torch_isnan", _never),
         patch.object(pyro.util, "torch_isinf", _never),
     ):
         yield
+
+
+_register_hook = Tensor.register_hook
+
+
+def _refuse_hook(tensor: Tensor, hook: Any) -> Any:
+    frame = sys._getframe(1)
+    if is_users(frame):
+        raise CannotCaptureError(
+            "the program registers a gradient hook, whose side effects a recording lacks",
+            user_line(frame),
+        )
+    return _register_hook(tensor, hook)
 
 
 def record(
@@ -98,6 +112,9 @@ def record(
     try:
         with _pyro_checks_off(), fast_markov_elimination(), _KeepTensors(recorder), recorder:
             loss = step()
+    except CannotCaptureError:
+        recorder.undo()
+        raise
     except Exception as error:
         recorder.undo()
         reason = f"recording the step failed: {type(error).__name__}: {error}"

@@ -417,3 +417,36 @@ def test_captured_gradient_leaves_gradients_and_reads_a_weight_filled_in_place()
         return values
 
     assert losses(captured=True) == pytest.approx(losses(captured=False), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["eager", "auto"])
+def test_gradient_hook_of_a_program_runs_at_every_step(engine: Any) -> None:
+    calls: list[Tensor] = []
+
+    def hooked(x: Tensor) -> None:
+        z = prior()
+        if z.requires_grad:
+            z.register_hook(calls.append)
+        likelihood(x, z)
+
+    svi = CompiledSVI(hooked, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO(), engine=engine)
+    for _ in range(8):
+        svi.step(data())
+    assert len(calls) == 8
+    if engine == "auto":
+        assert "gradient hook" in (svi.capture_error or "")
+        assert "test_captured_gradient.py" in (svi.capture_error or "")
+
+
+def test_gradient_hook_registered_after_the_capture_runs() -> None:
+    svi = CompiledSVI(
+        lambda x: likelihood(x, prior()), guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()
+    )
+    for _ in range(6):
+        svi.step(data())
+    assert svi.num_captures == 1
+    calls: list[Tensor] = []
+    pyro.param("q_loc").unconstrained().register_hook(calls.append)
+    for _ in range(3):
+        svi.step(data())
+    assert len(calls) == 3
