@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benchmark_runs import smoke_run
 
 from ppl_lvm.benchmarks.harness import Result
-from tests.support.benchmark_runs import smoke_run
 
 Smoke = Callable[[str], tuple[Result, Path]]
 
@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("benchmarks"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def smoke() -> Smoke:
     """Name of a benchmark -> (result of its smoke run, folder)."""
     return smoke_run

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmark_runs import smoke_run
 
 import ppl_lvm.benchmarks
 from ppl_lvm.benchmarks.harness import question
-from tests.support.benchmark_runs import smoke_run
 
 FOLDER = Path(ppl_lvm.benchmarks.__path__[0])
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "\ndef run(" in path.read_text())
