@@ -43,7 +43,7 @@ def test_gradient_verdicts_on_belief_net(result: Result) -> None:
     half = row(result, "belief_net", "Pyro", "RenyiELBO(0.5)")
     assert "biased by" in str(half["verdict"])
     assert row(result, "belief_net", "ppl_lvm", "IWAE")["verdict"] == (
-        "refuses this pair: use VIMCO"
+        "rejects this pair: use VIMCO"
     )
 
 
