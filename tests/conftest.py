@@ -1,6 +1,8 @@
 """State before every test; compiler passes are strict."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import matplotlib
 import pyro
@@ -17,11 +19,24 @@ matplotlib.use("Agg")
 def _fresh_pyro() -> Iterator[None]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
-    # A fixture of a whole module runs before this one: what it left is not to be kept.
+    # Fixtures of modules run before this one and may have changed the type.
     torch.set_default_dtype(torch.float32)
     with pyro.validation_enabled(True), strict_passes():
         yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _no_modules_of_temporary_folders(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[None]:
+    """Forget modules that a test imported from its folder, so that no later test meets them."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
+            del sys.modules[name]
 
 
 @pytest.fixture

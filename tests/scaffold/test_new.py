@@ -2,8 +2,7 @@
 
 import importlib
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,8 @@ FindTests = Callable[[str], list[Callable[[], None]]]
 
 
 @pytest.fixture
-def tests_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FindTests]:
+def tests_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FindTests:
     """name -> the test functions written for it in the temporary folder."""
-    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def find(name: str) -> list[Callable[[], None]]:
@@ -30,10 +28,7 @@ def tests_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FindTe
         assert Path(str(module.__file__)).parent == tmp_path
         return [value for key, value in vars(module).items() if key.startswith("test_")]
 
-    yield find
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
+    return find
 
 
 def test_template_passes_its_tests_and_is_fitted_by_its_address(
