@@ -124,7 +124,7 @@ def _initial_values(model: Callable[..., Any], names: list[str], *batch: Any) ->
         values = model.initial_values(*batch)
     with dry_run(model, seed=0), torch.no_grad():
         traces = [poutine.trace(model).get_trace(*batch) for _ in range(PRIOR_DRAWS)]
-    for name in set(names) - set(values):
+    for name in [name for name in names if name not in values]:
         values[name] = _central([trace.nodes[name]["value"] for trace in traces])
     return {name: values[name].detach().clone() for name in names}
 

@@ -237,7 +237,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         Its probabilities sum to one in doubles, so that the first step cannot lower the likelihood.
         """
         state = {name: t.detach().double() for name, t in self._theta().items()}
-        for name in state.keys() & {"start", "transition", "table"}:
+        for name in [n for n in ("start", "transition", "table") if n in state]:
             state[name] = state[name] / state[name].sum(-1, keepdim=True)
         return state
 

@@ -124,7 +124,7 @@ def _foreign(trial: TrialRun, site: str) -> Issue:
 
 def _varies(trial: TrialRun, first: TrialRun, other: TrialRun) -> Issue:
     a, b = _structure(first), _structure(other)
-    site = next(iter(a.keys() ^ b.keys()), None) or next(k for k in a if a[k] != b.get(k))
+    site = next(k for k in {**a, **b} if a.get(k) != b.get(k))
     origin = trial if site in trial.places else other if site in other.places else first
     return origin.issue(
         "structure-varies",

@@ -25,7 +25,7 @@ def _collisions(runs: TrialRuns) -> Iterator[Issue]:
         return
     in_model, in_guide = model.parameters(), guide.parameters()
     owned = _owned(runs.programs[0]) | _owned(runs.programs[1])
-    for name in in_model.keys() & in_guide.keys():
+    for name in [n for n in in_model if n in in_guide]:
         if in_model[name] is in_guide[name]:
             continue
         if id(in_model[name]) not in owned and id(in_guide[name]) not in owned:

@@ -6,9 +6,16 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ppl_lvm.core.distributions import is_point
-from ppl_lvm.particles.log_prob_tables import inside_scale
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import Sites, is_one, log_prob, plate_dim, table, temper
+from ppl_lvm.particles.tracing import (
+    Sites,
+    inside_scale,
+    is_one,
+    log_prob,
+    plate_dim,
+    table,
+    temper,
+)
 
 
 def closed_form(
@@ -39,7 +46,7 @@ def closed_form(
             kl = kl_divergence(q["fn"], p["fn"])
         except NotImplementedError:
             return None
-        scale_q, scale_p = inside_scale(q, structure), inside_scale(p, structure)
+        scale_q, scale_p = (inside_scale(s, structure.data_plate) for s in (q, p))
         value = temper(-kl, scale_q, None)
         if not (is_one(scale_p) and is_one(scale_q)):
             value = value + (scale_p - scale_q) * log_prob(p)

@@ -8,11 +8,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.particles.bound_estimate import estimated_site
-from ppl_lvm.particles.enumeration import sum_out
+from ppl_lvm.particles.enumeration import has_enumerated_dim, sum_out
 from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import (
     ReplayValues,
     Sites,
+    inside_scale,
     is_one,
     is_scored,
     log_prob,
@@ -88,14 +89,6 @@ def run_pair(
     return guide_sites, model_sites
 
 
-def inside_scale(site: Mapping[str, Any], structure: PairStructure) -> Any:
-    """The scale inside log_w: the site's scale without the data plate's N/B."""
-    if structure.data_plate is None:
-        return site["scale"]
-    ratio = plate_ratio(site, structure.data_plate)
-    return site["scale"] if is_one(ratio) else site["scale"] / ratio
-
-
 def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Tables:
     """(K, B) tables per site of the two runs; (K, 1) where joint."""
     rank = structure.nesting + vectorized
@@ -105,7 +98,7 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
         if is_scored(site):
             log_q = log_prob(site)
             dim = plate_dim(site, structure.data_plate)
-            tempered = temper(log_q, inside_scale(site, structure), site["mask"])
+            tempered = temper(log_q, inside_scale(site, structure.data_plate), site["mask"])
             tables.log_q[name] = table(tempered, structure.nesting, dim)
             same = tempered is log_q
             tables.score[name] = (
@@ -115,11 +108,11 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
         if not is_scored(site):
             continue
         log_p = log_prob(site)
-        if log_p.dim() > rank:
+        if structure.enumerated and has_enumerated_dim(site, log_p, rank):
             factors[name] = log_p
             continue
         dim = plate_dim(site, structure.data_plate)
-        tempered = temper(log_p, inside_scale(site, structure), site["mask"])
+        tempered = temper(log_p, inside_scale(site, structure.data_plate), site["mask"])
         tables.log_p[name] = table(tempered, structure.nesting, dim)
     if factors:
         tables.marginal = sum_out(model, factors, structure.nesting, structure.data_plate)

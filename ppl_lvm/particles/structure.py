@@ -95,7 +95,7 @@ def analyze_pair(
         model_all = _scored(model_sites)
         enumerated = _check_sites(guide_latents, model_all)
         for site in (*guide_latents.values(), *model_all.values()):
-            check_batch_shape(site, log_prob(site).shape, None)
+            check_batch_shape(site)
         estimate = estimated_site(model_sites)
         if estimate is not None:
             log_p = {n: log_prob(site) for n, site in model_all.items() if n in guide_latents}

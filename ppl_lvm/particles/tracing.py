@@ -13,12 +13,15 @@ from pyro import poutine
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.handlers import infer_config
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.scale_messenger import ScaleMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import innermost, is_point, unwrap, unwrap_support
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's name
+SCALES = "_scales"  # entry of a site's `infer`: the scales of the contexts around it
 
 Site = dict[str, Any]
 Sites = dict[str, Site]
@@ -45,6 +48,15 @@ class ReplayValues(Messenger):
             value = innermost(msg["fn"]).v
         msg["value"] = value
         msg["done"] = True
+
+
+class _RecordScales(Messenger):
+    """Record the scale of every poutine.scale around a site: their product has lost them."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        scales = tuple(h.scale for h in _PYRO_STACK if isinstance(h, ScaleMessenger))
+        if scales:
+            msg["infer"] = {**(msg["infer"] or {}), SCALES: scales}
 
 
 def is_scored(site: Mapping[str, Any]) -> bool:
@@ -75,7 +87,7 @@ def trace_program(
         handlers.append(replay)
     if enumerated:
         first = -1 - nesting - (particles is not None)
-        handlers.append(EnumMessenger(first_available_dim=first))
+        handlers += [EnumMessenger(first_available_dim=first), _RecordScales()]
     if particles is not None:
         handlers.append(pyro.plate(PARTICLE_PLATE, particles, dim=-1 - nesting))
     if enumerated:
@@ -124,6 +136,12 @@ def plate_ratio(site: Mapping[str, Any], plate: str | None = None) -> Any:
         if selected and f.full_size is not None and f.full_size is not f.size:
             ratio = ratio * (f.full_size / f.size)
     return ratio
+
+
+def inside_scale(site: Mapping[str, Any], data_plate: str | None) -> Any:
+    """The scale inside log_w: the site's scale without the data plate's N/B."""
+    ratio = 1.0 if data_plate is None else plate_ratio(site, data_plate)
+    return site["scale"] if is_one(ratio) else site["scale"] / ratio
 
 
 def is_one(scale: Any) -> bool:
@@ -178,7 +196,7 @@ def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
     size 1 in the result.
     """
     rank = 1 + nesting
-    value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape))
+    value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape)[-rank:])
     keep = rank + data_dim if data_dim is not None else None
     summed = [d for d in range(1, rank) if d != keep]
     if summed:
@@ -186,13 +204,20 @@ def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
     return value if value.dim() == 2 else value.unsqueeze(-1)
 
 
-def check_batch_shape(site: Mapping[str, Any], shape: torch.Size, particle_dim: int | None) -> None:
+def check_batch_shape(site: Mapping[str, Any]) -> None:
     """Require a plate for every batch dimension; otherwise rows would be summed into one."""
     dims = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
-    for dim in range(-len(shape), 0):
-        if shape[dim] > 1 and dim not in dims and dim != particle_dim:
-            raise ValueError(
-                f"Site '{site['name']}' has batch shape {tuple(shape)}, but no plate declares its "
-                f"dimension {dim} of size {shape[dim]}. Add .to_event({-dim}) to the distribution, "
-                "or put the site inside a plate."
-            )
+    parts = {
+        "batch": (log_prob(site), "Add .to_event({}) to the distribution, or put"),
+        "mask": (site["mask"], "Give the mask the dimensions of the site's plates, or put"),
+        "scale": (site["scale"], "Give the scale the dimensions of the site's plates, or put"),
+    }
+    for part, (value, remedy) in parts.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else ()
+        for dim in range(-len(shape), 0):
+            if shape[dim] > 1 and dim not in dims:
+                raise ValueError(
+                    f"Site '{site['name']}' has {part} shape {shape}, but no plate declares its "
+                    f"dimension {dim} of size {shape[dim]}. {remedy.format(-dim)} the site inside "
+                    "a plate."
+                )

@@ -188,8 +188,7 @@ def _draw_local(
         else:
             stats = {}
             index = torch.from_numpy(_resample(weight, S))  # (S, N)
-            local = table.keys() - theta.keys()
-            table |= {n: _pick(table[n], index, N) for n in local}
+            table |= {n: _pick(t, index, N) for n, t in table.items() if n not in theta}
     latents = [{n: v[s] for n, v in table.items()} for s in range(S)]
     thetas = [{n: draw[n] for n in theta} for draw in latents]
     log_likelihood, _, _ = _densities(pair, batch, thetas)
@@ -233,7 +232,7 @@ def _resample_locals(
     weight = p.log_w.expand(-1, N).double().softmax(0)
     index = torch.multinomial(weight.T, 1).T  # (1, N)
     resampled = dict(latents)
-    for name in latents.keys() - theta.keys():
+    for name in [n for n in latents if n not in theta]:
         draws = p.site_draws[name].value.reshape(-1, *latents[name].shape)
         resampled[name] = _pick(draws, index, N)[0]
     return resampled

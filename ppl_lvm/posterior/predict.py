@@ -89,7 +89,7 @@ def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
             totals: dict[str, Tensor] = {}
             for _ in range(repeats):
                 marginals = _marginals(pair.model, pair.guide, *batch)
-                for name in summed & marginals.keys():
+                for name in [n for n in marginals if n in summed]:
                     probs = _probabilities(marginals[name])
                     totals[name] = totals.get(name, 0.0) + probs / repeats
             codes |= totals
@@ -109,7 +109,7 @@ def _means(pair: ModelGuidePair, sites: dict[str, Any], batch: Batch) -> dict[st
         first, second = _closed_form_mean(site), _closed_form_mean(second_run[name])
         if first is not None and second is not None and torch.equal(first, second):
             means[name] = first
-    averaged = sites.keys() - means.keys()
+    averaged = [name for name in sites if name not in means]
     for _ in range(GLOBAL_DRAWS if averaged else 0):
         nodes = poutine.trace(pair.guide).get_trace(*batch).nodes
         for name in averaged:

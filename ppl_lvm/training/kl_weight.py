@@ -53,8 +53,10 @@ def refuse_summed_parents(pair: ModelGuidePair, summed: frozenset[str], *batch: 
         nodes = (
             poutine.trace(poutine.enum(model, first_available_dim=first)).get_trace(*batch).nodes
         )
-    for name in latent_sites(guide_trace).keys() & nodes.keys():
-        shape = nodes[name]["fn"].batch_shape
+    for name in [n for n in latent_sites(guide_trace) if n in nodes]:
+        factors = [nodes[name][key] for key in ("mask", "scale")]
+        shapes = [factor.shape for factor in factors if isinstance(factor, torch.Tensor)]
+        shape = torch.broadcast_shapes(nodes[name]["fn"].batch_shape, *shapes)
         for parent in sorted(summed):
             dim = nodes[parent]["infer"].get("_enumerate_dim")
             if dim is not None and -dim <= len(shape) and shape[dim] > 1:

@@ -341,7 +341,7 @@ def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            for name in kwargs.keys() - signature.parameters:
+            for name in [n for n in kwargs if n not in signature.parameters]:
                 hint = did_you_mean(name, signature.parameters)
                 raise TypeError(f"{function.__name__}() has no option {name!r}.{hint}")
             values = signature.bind(*args, **kwargs).arguments
