@@ -1,9 +1,6 @@
 """State before every test; compiler passes are strict."""
 
-import getpass
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +13,6 @@ from torch import Tensor
 from ppl_lvm.compiler.passes import strict_passes
 
 matplotlib.use("Agg")
-
-# Inductor's cache does not tell the instruction sets apart that this variable allows: what was
-# compiled without it does not build with it.
-if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
-    cache = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_{capability}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Printed issues, and checks without side effects."""
 
-import time
 from pathlib import Path
 
 import pyro
@@ -87,17 +86,17 @@ def test_check_has_no_side_effects(x: Tensor) -> None:
     assert all(parameter.grad is None for parameter in guide.parameters())
 
 
-def test_check_of_a_vae_takes_at_most_a_second() -> None:
+def test_check_runs_a_vae_a_few_times() -> None:
+    """Its time is a small part of any fit's: one run takes no longer than a step."""
     x = (torch.rand(128, 64) > 0.5).float()
     model = VAE(8)
     model.initialize(x)
     guide = auto_guide(model, x)
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the fastest counts
-        begun = time.perf_counter()
-        assert check(model, guide, x).ok
-        seconds.append(time.perf_counter() - begun)
-    assert min(seconds) < 1
+    runs: list[nn.Module] = []
+    for program in (model, guide):
+        program.register_forward_pre_hook(lambda program, _: runs.append(program))
+    assert check(model, guide, x).ok
+    assert 2 <= len(runs) <= 60  # 30 when this was written
 
 
 @pytest.mark.parametrize("setting", [True, False])

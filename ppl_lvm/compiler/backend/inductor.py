@@ -31,7 +31,8 @@ def start_isa_probe() -> Thread:
     and tracing take about as long.
     """
     with suppress(Exception):  # the compilation reports the error again
-        # Imported here, before the thread needs them: two threads that import break each other.
+        # Imported here, with all that the search imports: two threads that import break each other
+        # (setuptools, below `cpp_extension`, changes the import system).
         from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
 
     def search() -> None:
@@ -56,6 +57,7 @@ def compile_graph(
     """
     search = start_isa_probe()
     # Imported here: Inductor takes a second that captured runs need not wait for.
+    from torch._inductor import cpu_vec_isa
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.exc import InductorError
 
@@ -68,6 +70,9 @@ def compile_graph(
             "fallback_random": same_random,
             "cpp_wrapper": calls_in_cpp,
             "cpp.min_chunk_size": _CHUNK,
+            # Named, so that the cache key has it: code for other instruction sets, as after a
+            # change of ATEN_CPU_CAPABILITY, does not build here.
+            "cpp.simdlen": cpu_vec_isa.pick_vec_isa().bit_width(),
             "memory_planning": on_cpu and largest_result(graph) <= _PLANNED,
         }
         with torch.no_grad(), _quiet(options), _portable_cache_keys():
