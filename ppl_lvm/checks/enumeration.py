@@ -8,10 +8,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRuns, place_of
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, place_of
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Site
 
@@ -25,25 +26,65 @@ def check_enumeration(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     if not marked:
         return
     site = marked[0]
-    dims = [plate.dim or 0 for plate in runs.model.signature.plates]
-    nesting = -min(dims, default=0)
+    try:
+        with torch.no_grad():
+            loss = marginal_loss(runs)
+    except Exception as error:  # every exception of a user's program is an issue
+        yield _fails(runs, site, error)
+        return
+    if len(marked) == 1 and (site.values or 0) <= _MAX_VALUES:
+        exact = _one_by_one(runs, site)
+        if exact is not None and abs(loss - exact) > 1e-3 * (1 + abs(exact)):
+            yield _mixes(runs, site, loss, exact)
+
+
+def marginal_loss(runs: TrialRuns) -> Any:
+    """The loss of TraceEnum_ELBO at the guide's draws: a tensor if gradients are enabled.
+
+    Raises what the pair raises. Call it inside a `dry_run`, which holds the parameters.
+    """
     model, guide = runs.programs
     with (
         dry_run(model, guide, seed=0),
         pyro.validation_enabled(True),
         warnings.catch_warnings(),
-        torch.no_grad(),
     ):
         warnings.simplefilter("ignore")
+        objective = TraceEnum_ELBO(max_plate_nesting=_nesting(runs))
+        evaluate = objective.differentiable_loss if torch.is_grad_enabled() else objective.loss
+        return evaluate(model, guide, *runs.batch)
+
+
+def enumerated_nodes(runs: TrialRuns) -> dict[str, dict[str, Any]] | None:
+    """Sample sites of the model at the guide's draws, with all values of every marked site.
+
+    The values of a marked site have their own dimension, to the left of all plates. None if no
+    site is marked, or if the program does not run so.
+    """
+    assert runs.model.signature is not None
+    if not any(enumerated_in_model(site, runs) for site in runs.model.signature.latents):
+        return None
+    model, guide = runs.programs
+    with dry_run(model, guide, seed=0), pyro.validation_enabled(True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         try:
-            loss = TraceEnum_ELBO(max_plate_nesting=nesting).loss(model, guide, *runs.batch)
-        except Exception as error:  # every exception of a user's program is an issue
-            yield _fails(runs, site, error)
-            return
-    if len(marked) == 1 and (site.values or 0) <= _MAX_VALUES:
-        exact = _one_by_one(runs, site)
-        if exact is not None and abs(loss - exact) > 1e-3 * (1 + abs(exact)):
-            yield _mixes(runs, site, loss, exact)
+            draws = poutine.trace(guide).get_trace(*runs.batch)
+            values = poutine.enum(poutine.replay(model, draws), -1 - _nesting(runs))
+            return TrialRun(poutine.trace(values).get_trace(*runs.batch)).nodes()
+        except Exception:  # every exception of a user's program is an issue of a later check
+            return None
+
+
+def over_values(log_prob: Tensor, runs: TrialRuns) -> Tensor:
+    """The largest log-density over the values of enumerated sites, NaN if any is NaN."""
+    values = log_prob.dim() - _nesting(runs)
+    return log_prob if values <= 0 else log_prob.flatten(0, values - 1).amax(0)
+
+
+def _nesting(runs: TrialRuns) -> int:
+    """Number of plate dimensions of the pair."""
+    signatures = [each.signature for each in (runs.model, runs.guide) if each.signature]
+    return -min((plate.dim or 0 for each in signatures for plate in each.plates), default=0)
 
 
 def enumerated_in_model(site: Site, runs: TrialRuns) -> bool:
@@ -94,7 +135,7 @@ def _one_by_one(runs: TrialRuns, site: Site) -> float | None:
     if in_guide or isinstance(node["mask"], Tensor) or node["mask"] is False:
         return None
     values = node["fn"].enumerate_support(expand=True)  # (V, ...)
-    inside = {frame.name for frame in node["cond_indep_stack"]}
+    plates = {frame.name: frame.dim for frame in node["cond_indep_stack"]}
     joint: list[Tensor] = []
     outside: list[Tensor] = []
     with dry_run(model, guide, seed=0), torch.no_grad():
@@ -102,7 +143,7 @@ def _one_by_one(runs: TrialRuns, site: Site) -> float | None:
         for value in [*values, values[0]]:
             fixed = poutine.condition(poutine.replay(model, guide_trace), data={site.name: value})
             trace = poutine.trace(fixed).get_trace(*runs.batch)
-            per_row, rest = _split(trace, inside, site.batch_shape, values.device)
+            per_row, rest = _split(trace, plates, values.device)
             if per_row is None:
                 return None
             joint.append(per_row)
@@ -115,20 +156,21 @@ def _one_by_one(runs: TrialRuns, site: Site) -> float | None:
 
 
 def _split(
-    trace: poutine.Trace, inside: set[str], shape: torch.Size, device: torch.device
+    trace: poutine.Trace, plates: dict[str, int | None], device: torch.device
 ) -> tuple[Tensor | None, Tensor]:
-    """log p of the sites inside the plates `inside`, by row (*shape); and of all others."""
+    """log p of the sites inside `plates` (name -> dim), by their members; and of all others."""
     trace.compute_log_prob()
-    rows: Any = torch.zeros(shape, device=device)
+    rows: Any = torch.zeros((), device=device)
     rest = torch.zeros(())
     for node in trace.nodes.values():
-        if node["type"] != "sample":
+        if node["type"] != "sample" or site_is_subsample(node):
             continue
         if isinstance(node["scale"], Tensor) or node["scale"] != 1.0:
             return None, rest
         log_prob = node["log_prob"]
-        if inside <= {frame.name for frame in node["cond_indep_stack"]}:
-            rows = rows + log_prob.sum_to_size(shape)
+        if plates.keys() <= {frame.name for frame in node["cond_indep_stack"]}:
+            others = [d for d in range(-log_prob.dim(), 0) if d not in plates.values()]
+            rows = rows + (log_prob.sum(others, keepdim=True) if others else log_prob)
         else:
             rest = rest + log_prob.sum()
     return rows, rest

@@ -1,47 +1,51 @@
 """Check that initial log-probabilities are finite and of comparable size."""
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ppl_lvm.checks.enumeration import (
+    enumerated_in_model,
+    enumerated_nodes,
+    marginal_loss,
+    over_values,
+)
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRuns
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 
 # Beyond this ratio of mean log-probabilities, gradients of the smaller one are lost to rounding.
 _MAX_RATIO = 1e6
 
 
 def check_density(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
-    """Log-probabilities that are not finite, at sites without a known error."""
+    """Log-probabilities that are not finite, at sites without a known error.
+
+    A value of an enumerated site may be impossible (-inf); only its sum must be finite.
+    """
     sizes: dict[str, float] = {}
     explained = {issue.site for issue in known if issue.severity == "error"}
     # An error at a site of the guide explains every density of the model.
     if explained & set(runs.guide.nodes()):
         explained |= set(runs.model.nodes())
-    for trial in (runs.guide, runs.model):
-        for name, node in trial.nodes().items():
-            try:
-                log_prob: Tensor = node["fn"].log_prob(node["value"]).detach()
-            except (ValueError, RuntimeError, NotImplementedError):
+    enumerated = enumerated_nodes(runs)
+    densities = [(runs.guide, runs.guide.nodes()), (runs.model, enumerated or runs.model.nodes())]
+    for trial, nodes in densities:
+        for name, node in nodes.items():
+            log_prob = _log_prob(node)
+            if log_prob is None:
                 continue
-            if node["mask"] is False:
-                continue
-            if isinstance(node["mask"], Tensor):
-                log_prob = log_prob.where(node["mask"], 0.0)
+            if trial is runs.model:
+                log_prob = over_values(log_prob, runs)
             if not log_prob.isfinite().all() and name not in explained:
-                bad = log_prob[~log_prob.isfinite()]
-                where = tuple((~log_prob.isfinite()).nonzero()[0].tolist())
-                yield trial.issue(
-                    "not-finite",
-                    "error",
-                    name,
-                    f"log p of {name!r} is {bad[0].item():g} at initialisation, at {where}.",
-                    "The loss would be NaN or infinite from the first step.",
-                    f"Start {name!r} closer to the data, bound its parameters away from zero "
-                    "(a floor under scales), or use logits in place of probabilities.",
-                )
+                explained.add(name)
+                yield _not_finite(trial, name, log_prob, enumerated is not None)
             elif trial is runs.model and node["is_observed"] and log_prob.numel():
                 sizes[name] = log_prob.abs().mean().item()
+    if enumerated is not None and not explained and (issue := _impossible(runs)) is not None:
+        yield issue
     large = max(sizes, key=lambda name: sizes[name], default=None)
     if large is not None and len(sizes) > 1:
         rest = max(size for name, size in sizes.items() if name != large)
@@ -55,3 +59,51 @@ def check_density(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
                 "Their gradients are small beside its own, and are lost to rounding in float32.",
                 f"Standardize the data of {large!r}, or learn its scale.",
             )
+
+
+def _log_prob(node: dict[str, Any]) -> Tensor | None:
+    """log p of a site, zero where it is masked; None where it is not defined."""
+    if node["mask"] is False:
+        return None
+    try:
+        log_prob: Tensor = node["fn"].log_prob(node["value"]).detach()
+    except (ValueError, RuntimeError, NotImplementedError):
+        return None
+    return log_prob.where(node["mask"], 0.0) if isinstance(node["mask"], Tensor) else log_prob
+
+
+def _not_finite(trial: TrialRun, name: str, log_prob: Tensor, enumerated: bool) -> Issue:
+    bad = log_prob[~log_prob.isfinite()]
+    where = tuple((~log_prob.isfinite()).nonzero()[0].tolist())
+    every = ", for every value of the enumerated sites" if enumerated and bad[0] < 0 else ""
+    return trial.issue(
+        "not-finite",
+        "error",
+        name,
+        f"log p of {name!r} is {bad[0].item():g} at initialization, at {where}{every}.",
+        "The loss would be NaN or infinite from the first step.",
+        f"Start {name!r} closer to the data, bound its parameters away from zero "
+        "(a floor under scales), or use logits in place of probabilities.",
+    )
+
+
+def _impossible(runs: TrialRuns) -> Issue | None:
+    """Sites that exclude different values of an enumerated site, so that none is left."""
+    try:
+        with torch.no_grad():
+            loss = marginal_loss(runs)
+    except Exception:  # every exception of a user's program is an issue of a later check
+        return None
+    if math.isfinite(loss):
+        return None
+    assert runs.model.signature is not None
+    site = next(s.name for s in runs.model.signature.latents if enumerated_in_model(s, runs))
+    return runs.model.issue(
+        "not-finite",
+        "error",
+        site,
+        f"log p, summed over the values of {site!r}, is {-loss:g} at initialization, although each "
+        "site allows some value.",
+        "The loss would be NaN or infinite from the first step.",
+        f"Let at least one value of {site!r} be possible at all sites of a row together.",
+    )

@@ -7,6 +7,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.checks.enumeration import enumerated_nodes, marginal_loss, over_values
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program
 from ppl_lvm.programs.dry_run import dry_run
@@ -67,9 +68,16 @@ def _untrained(runs: TrialRuns) -> Iterator[Issue]:
         if not every or total is None:
             return
         reached = _gradients(total, every)
+        sites = [(trial, trial.nodes()) for trial in pair]
+        bound, gradients = total, reached
+        if (nodes := enumerated_nodes(runs)) is not None:
+            # Summed over its values, the bound is finite although a drawn value is impossible.
+            sites[0] = model_trial, nodes
+            bound = _marginal(runs)
+            gradients = _gradients(bound, every)
         # If the bound is not finite, that is the fault, and not its gradient.
-        if total.isfinite() and not all(map(_is_finite, reached)):
-            yield from _not_finite(pair, every)
+        if bound.isfinite() and not all(map(_is_finite, gradients)):
+            yield from _not_finite(sites, every, runs)
     names = [(trial, name) for trial, named in zip(pair, leaves, strict=True) for name in named]
     for (trial, name), gradient in zip(names, reached, strict=True):
         if gradient is None:
@@ -95,12 +103,25 @@ def _is_finite(gradient: Tensor | None) -> bool:
     return gradient is None or bool(gradient.isfinite().all())
 
 
-def _not_finite(pair: tuple[TrialRun, TrialRun], leaves: list[Tensor]) -> Iterator[Issue]:
+def _marginal(runs: TrialRuns) -> Tensor:
+    """The bound with the enumerated sites summed out; NaN where it is not defined."""
+    try:
+        return torch.as_tensor(marginal_loss(runs))
+    except Exception:  # every exception of a user's program is an issue of a later check
+        return torch.tensor(torch.nan)
+
+
+def _not_finite(
+    sites: list[tuple[TrialRun, dict[str, dict[str, Any]]]], leaves: list[Tensor], runs: TrialRuns
+) -> Iterator[Issue]:
     """The first site whose log-probability is finite while its gradient is not."""
-    for trial in pair:
-        for name, node in trial.nodes().items():
+    for trial, nodes in sites:
+        for name, node in nodes.items():
             log_prob = _log_prob(node)
-            if log_prob is None or all(map(_is_finite, _gradients(log_prob, leaves))):
+            if log_prob is None:
+                continue
+            log_prob = over_values(log_prob, runs).sum()
+            if all(map(_is_finite, _gradients(log_prob, leaves))):
                 continue
             yield trial.issue(
                 "gradient-not-finite",
@@ -123,12 +144,12 @@ def _bound(*runs: TrialRun) -> Tensor | None:
             log_prob = _log_prob(node)
             if log_prob is None:
                 return None
-            total = total + log_prob.cpu()
+            total = total + log_prob.sum().cpu()
     return total
 
 
 def _log_prob(node: dict[str, Any]) -> Tensor | None:
-    """Sum of log p of a site, zero where it is masked; None where it is not defined."""
+    """log p of a site, zero where it is masked; None where it is not defined."""
     if node["mask"] is False:
         return torch.zeros(())
     try:
@@ -137,7 +158,7 @@ def _log_prob(node: dict[str, Any]) -> Tensor | None:
         return None
     if isinstance(node["mask"], Tensor):
         log_prob = log_prob.where(node["mask"], 0.0)
-    return log_prob.sum()
+    return log_prob
 
 
 def _baselines(guide: TrialRun) -> set[int]:

@@ -1,12 +1,15 @@
 """Check values and arguments against the supports of distributions."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+import pyro
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from ppl_lvm.checks.enumeration import enumerated_nodes, over_values
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.core.distributions import family, innermost, own_masks, unwrap_support
@@ -19,7 +22,37 @@ def check_supports(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     wrong = list(_arguments(runs.guide))
     # A NaN drawn by the guide also appears in the arguments of the model.
     yield from wrong or _arguments(runs.model)
-    yield from _observations(runs.model)
+    for issue in _observations(runs.model):
+        yield from _over_values(issue, runs)
+
+
+def _over_values(issue: Issue, runs: TrialRuns) -> Iterator[Issue]:
+    """No issue if some value of the enumerated sites has the observed values in its support.
+
+    With validation, as in training: there a distribution that validates its values stops.
+    """
+    node = (enumerated_nodes(runs) or {}).get(issue.site or "")
+    if node is None or not over_values(_supported(node), runs).all():
+        yield issue
+        return
+    try:
+        with pyro.validation_enabled(True), torch.no_grad():
+            node["fn"].log_prob(node["value"])
+    except ValueError:
+        remedy = (
+            f"pyro.sample({issue.site!r}, dist.{family(node['fn'])}(..., validate_args=False), "
+            "...), since only some values of the enumerated sites have such values."
+        )
+        yield replace(issue, remedy=remedy)
+
+
+def _supported(node: dict[str, Any]) -> Tensor:
+    """1 for each event in its support, 0 for others, in the shape of the log-density."""
+    fn = node["fn"]
+    shape = torch.broadcast_shapes(node["value"].shape, fn.shape())
+    inside: Tensor = fn.support.check(node["value"].expand(shape))
+    events = inside.dim() - (len(shape) - len(fn.event_shape))
+    return (inside.flatten(inside.dim() - events).all(-1) if events > 0 else inside).float()
 
 
 def _guide_against_prior(runs: TrialRuns) -> Iterator[Issue]:

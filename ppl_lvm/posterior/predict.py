@@ -132,6 +132,9 @@ def _closed_form_mean(site: dict[str, Any]) -> Tensor | None:
 
 def _probabilities(fn: Any) -> Tensor:
     """Probabilities (..., states) of a distribution with a finite support."""
+    if family(fn) == "Bernoulli":  # whose density is NaN at infinite logits
+        p = unwrap(fn).probs.expand(fn.batch_shape)
+        return torch.stack([1 - p, p], dim=-1)
     states = fn.enumerate_support(expand=True)  # (states, ...)
     return fn.log_prob(states).exp().movedim(0, -1)
 

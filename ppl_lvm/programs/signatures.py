@@ -17,6 +17,7 @@ The sites of a Pyro program are read from a trace of one run. Guides are built f
     data   -1   5     5           -
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap_support
 from ppl_lvm.programs.dry_run import dry_run
@@ -201,9 +203,22 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
 
 def _support(fn: Any) -> Any:
     try:
-        return fn.support
+        return _detached(fn.support)
     except NotImplementedError:  # a user's distribution without a support
         return constraints.independent(constraints.real, fn.event_dim)
+
+
+def _detached(support: Any) -> Any:
+    """A support whose bounds are in no graph, so that a guide that keeps it can be copied."""
+    if isinstance(support, Tensor):
+        return support.detach()
+    if isinstance(support, list | tuple):
+        return [_detached(part) for part in support]
+    if not isinstance(support, constraints.Constraint) or not vars(support):
+        return support
+    detached = copy.copy(support)
+    vars(detached).update({name: _detached(value) for name, value in vars(support).items()})
+    return detached
 
 
 def _plates(nodes: list[dict[str, Any]]) -> Iterator[Plate]:
@@ -295,7 +310,9 @@ def _parameter_row(parameter: Parameter) -> tuple[str, ...]:
 def describe(constraint: Any) -> str:
     """Short description of a constraint: `real`, `positive`, `0..3`, `[0, 1]`, `simplex`."""
     constraint = unwrap_support(constraint)
-    words = str(constraint).removesuffix("()").lstrip("_")
+    words, name = str(constraint).removesuffix("()").lstrip("_"), type(constraint).__name__
+    if words == name[1:] and not name.startswith("_"):
+        words = name  # torch cuts off the first letter of every name
     if isinstance(constraint, constraints.integer_interval):
         return f"{_number(constraint.lower_bound)}..{_number(constraint.upper_bound)}"
     if isinstance(constraint, constraints.interval):

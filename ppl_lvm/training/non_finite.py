@@ -37,12 +37,15 @@ def locate_non_finite(
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         guide_trace = poutine.trace(programs.guide).get_trace(*batch)
         for name, site in guide_trace.nodes.items():
-            reason = _site_at_fault(name, site, "guide", rows, data)
+            reason = _site_at_fault(name, site, "guide", rows, data, None)
             if reason is not None:
                 return reason
-        model_trace = poutine.trace(poutine.replay(programs.model, guide_trace)).get_trace(*batch)
+        model = poutine.replay(programs.model, guide_trace)
+        nesting = _nesting(guide_trace, poutine.trace(model).get_trace(*batch))
+        # All values of enumerated sites: an impossible one (-inf) is no fault.
+        model_trace = poutine.trace(poutine.enum(model, -1 - nesting)).get_trace(*batch)
         for name, site in model_trace.nodes.items():
-            reason = _site_at_fault(name, site, "model", rows, data)
+            reason = _site_at_fault(name, site, "model", rows, data, nesting)
             if reason is not None:
                 return reason
     for name, leaf in pair.unconstrained_parameters.items():
@@ -58,8 +61,20 @@ def locate_non_finite(
     return None
 
 
+def _nesting(*traces: poutine.Trace) -> int:
+    """Number of plate dimensions."""
+    nodes = [node for trace in traces for node in trace.nodes.values()]
+    frames = [frame for node in nodes for frame in node.get("cond_indep_stack", ())]
+    return -min((frame.dim or 0 for frame in frames), default=0)
+
+
 def _site_at_fault(
-    name: str, site: dict[str, Any], program: str, rows: Tensor | None, data: Data
+    name: str,
+    site: dict[str, Any],
+    program: str,
+    rows: Tensor | None,
+    data: Data,
+    nesting: int | None,
 ) -> str | None:
     if site["type"] != "sample" or site_is_subsample(site):
         return None
@@ -73,7 +88,11 @@ def _site_at_fault(
     if not site["is_observed"] and not torch.isfinite(value).all():
         row = _row(site, value.isfinite(), rows, data)
         return f"{where} drew a value that is {_kind(value)}{row}."
-    if site["is_observed"]:
+    log_prob = fn.log_prob(value)
+    enumerated = nesting is not None and log_prob.dim() > nesting
+    if enumerated:
+        log_prob = log_prob.flatten(0, log_prob.dim() - nesting - 1).amax(0)
+    if site["is_observed"] and not enumerated:
         supported = fn.support.check(value)
         if not supported.all():
             return (
@@ -81,7 +100,6 @@ def _site_at_fault(
                 f"{_row(site, supported, rows, data)}. "
                 "Choose a likelihood for such data or transform it."
             )
-    log_prob = fn.log_prob(value)
     if not torch.isfinite(log_prob).all():
         row = _row(site, log_prob.isfinite(), rows, data)
         return f"{where} has a log-probability that is {_kind(log_prob)}{row}."

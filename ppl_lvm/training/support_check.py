@@ -8,13 +8,13 @@ at 0.5). As tensor operations the test is captured with the step.
 from typing import Any
 
 import torch
-from pyro.distributions import MaskedDistribution
+from pyro.distributions import MaskedDistribution, MaskedMixture
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ppl_lvm.core.distributions import layers
+from ppl_lvm.core.distributions import layers, unwrap
 
 
 class SupportCheck(Messenger):
@@ -65,5 +65,7 @@ def _supported(fn: Any, value: Tensor) -> Tensor:
         inner = _supported(fn.base_dist, value)
         n = fn.reinterpreted_batch_ndims
         return inner.flatten(inner.dim() - n).all(-1) if n else inner
+    if isinstance(unwrap(fn), MaskedMixture):  # its constraint does not broadcast
+        value = value.expand(torch.broadcast_shapes(value.shape, fn.shape()))
     result: Tensor = fn.support.check(value)
     return result
