@@ -10,7 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import SVI
 from pyro.optim import Adam
 from torch import Tensor, nn
 from torch.distributions import biject_to, kl_divergence
@@ -22,6 +22,7 @@ from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.row_state import ProvideBatchRows
 from ppl_lvm.programs.sources import GuideFactory
 from ppl_lvm.programs.traces import latent_sites, plate_nesting
+from ppl_lvm.testing.model_case import plain_objective
 
 PARTICLES = 3
 KL_PARTICLES = 200
@@ -179,21 +180,9 @@ def _scores_copies_as_draws(subject: _Subject) -> None:
             )
 
 
-def _objective(model: Any, guide: Any, batch: tuple[Any, ...], **options: Any) -> Any:
-    """Trace_ELBO, or TraceEnum_ELBO where the model enumerates sites."""
-    trace = poutine.trace(model).get_trace(*batch)
-    sites = poutine.trace(guide).get_trace(*batch).nodes
-    enumerated = any(
-        site["infer"].get("enumerate") == "parallel" and name not in sites
-        for name, site in latent_sites(trace).items()
-    )
-    kind = TraceEnum_ELBO if enumerated else Trace_ELBO
-    return kind(max_plate_nesting=plate_nesting(trace), **options)
-
-
 def _trains_under_plain_svi(subject: _Subject) -> None:
     with subject.pair() as (model, guide), subject.attempt("train under pyro.infer.SVI"):
-        objective = _objective(model, guide, subject.batch)
+        objective = plain_objective(model, guide, subject.batch)
         svi = SVI(model, guide, Adam({"lr": 1e-3}), objective)
         losses = [svi.step(*subject.batch) for _ in range(2)]
         subject.require(all(map(math.isfinite, losses)), f"the losses of SVI are {losses}")
@@ -212,7 +201,9 @@ def _vectorizes_particles(subject: _Subject) -> None:
                 f"{tuple(site['value'].shape)}",
             )
         options = {"num_particles": PARTICLES, "vectorize_particles": True}
-        loss = _objective(model, guide, subject.batch, **options).loss(model, guide, *subject.batch)
+        loss = plain_objective(model, guide, subject.batch, **options).loss(
+            model, guide, *subject.batch
+        )
         subject.require(math.isfinite(loss), f"the loss of vectorized particles is {loss}")
 
 
@@ -220,7 +211,7 @@ def _accepts_a_smaller_batch(subject: _Subject) -> None:
     rows = len(subject.batch[0])
     size = max(1, rows // 2)
     with subject.pair() as (model, guide), subject.attempt("run on a smaller batch"):
-        objective = _objective(model, guide, subject.batch)
+        objective = plain_objective(model, guide, subject.batch)
         batch = tuple(x[:size] if len(x) == rows else x for x in subject.batch)
         with ProvideBatchRows(torch.arange(size), num_rows=rows):
             loss = objective.loss(model, guide, *batch)
@@ -250,7 +241,7 @@ def _is_restored_by_its_state_dict(subject: _Subject) -> None:
     with subject.pair(seed=3) as (model, guide):
         if not isinstance(guide, nn.Module):
             return
-        svi = SVI(model, guide, Adam({"lr": 0.1}), _objective(model, guide, subject.batch))
+        svi = SVI(model, guide, Adam({"lr": 0.1}), plain_objective(model, guide, subject.batch))
         for _ in range(2):
             svi.step(*subject.batch)
         guide.eval()
@@ -291,7 +282,7 @@ def _refuses(subject: _Subject, model: Any, batch: tuple[Any, ...], site: str) -
 def _approaches(subject: _Subject, exact: Any, num_steps: int) -> None:
     with subject.pair() as (model, guide):
         before = _kl(guide, exact, subject.batch)
-        svi = SVI(model, guide, Adam({"lr": 0.03}), _objective(model, guide, subject.batch))
+        svi = SVI(model, guide, Adam({"lr": 0.03}), plain_objective(model, guide, subject.batch))
         for _ in range(num_steps):
             svi.step(*subject.batch)
         after = _kl(guide, exact, subject.batch)

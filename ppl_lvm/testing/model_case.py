@@ -21,6 +21,15 @@ Batch = tuple[Tensor, ...]
 TOLERANCE = 1e-8  # relative, of sums in double precision
 
 
+def plain_objective(model: Any, guide: Any, batch: Batch, **options: Any) -> ELBO:
+    """Pyro's `TraceEnum_ELBO` for a pair with enumerated sites, else `Trace_ELBO`."""
+    traces = [poutine.trace(program).get_trace(*batch) for program in (model, guide)]
+    sites = [site for trace in traces for site in latent_sites(trace).values()]
+    nesting = max(plate_nesting(trace) for trace in traces)
+    enumerated = any(site["infer"].get("enumerate") for site in sites)
+    return (TraceEnum_ELBO if enumerated else Trace_ELBO)(max_plate_nesting=nesting, **options)
+
+
 @dataclass(frozen=True)
 class Case:
     """The arguments of `check_model`, the batch in double precision."""
@@ -44,16 +53,7 @@ class Case:
         """A model, its guide, and Pyro's objective for them."""
         model = self.model()
         guide = GuideFactory(self.guide).make(model, self.batch)
-        return model, guide, self.objective(model, guide)
-
-    def objective(self, model: Any, guide: Any) -> ELBO:
-        """`TraceEnum_ELBO` for a pair with enumerated sites, else `Trace_ELBO`."""
-        traces = [self.trace(model), self.trace(guide)]
-        sites = [site for trace in traces for site in latent_sites(trace).values()]
-        nesting = max(plate_nesting(trace) for trace in traces)
-        if any(site["infer"].get("enumerate") for site in sites):
-            return TraceEnum_ELBO(max_plate_nesting=nesting)
-        return Trace_ELBO(max_plate_nesting=nesting)
+        return model, guide, plain_objective(model, guide, self.batch)
 
     def trace(self, program: Any, *batch: Tensor) -> poutine.Trace:
         return poutine.trace(program).get_trace(*(batch or self.batch))
