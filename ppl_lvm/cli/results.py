@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ppl_lvm.core.messages import nats
+
 
 def print_table(result: Any) -> None:
     """Print a table at the width and in the colors of a terminal, elsewhere as plain lines."""
@@ -33,6 +35,8 @@ def print_results(run: Any, as_json: bool = False) -> None:
         return
     rows = _adversarial_rows(run) if run.record["guide"] is None else _run_rows(run)
     results = run.results
+    for name, reason in results.get("not_computed", {}).items():
+        rows.append((name, f"not computed: {reason}"))
     rows.append(("steps", f"{results['steps']} in {results['seconds']:.1f} s"))
     if run.directory is not None:
         rows.append(("directory", str(run.directory)))
@@ -49,8 +53,16 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
     weight = run.record["options"].get("kl_weight", 1.0)
     tempered = "" if weight == 1 else f", KL term times {weight:g}"
     tempered += ": no bound on log p(x)" if weight < 1 else ""
-    bound = f"{results['bound']:.4f} ± {error:.4f} nats per row (training rows{tempered})"
-    rows = [("bound", bound)]
+    rows = (
+        []
+        if results["bound"] is None
+        else [
+            (
+                "bound",
+                f"{results['bound']:.4f} ± {error:.4f} nats per row (training rows{tempered})",
+            )
+        ]
+    )
     joint = _is_joint(results) and results["held_out"] is not None
     if results["held_out"] is not None:
         error = results["held_out_monte_carlo_error"]
@@ -59,13 +71,14 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
         of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
         rows.append(("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}"))
     alone = " as a separate data set" if joint else ""
-    rows.append(
-        (
-            "log evidence",
-            f"{results['log_evidence']:.4f} {_error(results)} nats per row "
-            f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
+    if results["log_evidence"] is not None:
+        rows.append(
+            (
+                "log evidence",
+                f"{results['log_evidence']:.4f} {_error(results)} nats per row "
+                f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
+            )
         )
-    )
     if results.get("converged") is False:
         remedy = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
         rows.append(("converged", f"NO, after {results['steps']} iterations. {remedy}"))
@@ -75,15 +88,15 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
 def _restart_rows(restarts: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """The range of the bounds, and a row for each degenerate restart."""
     rows = []
-    if len(restarts) > 1:
-        bounds = sorted(restart["bound"] for restart in restarts)
+    if len(restarts) > 1 and any(r["bound"] is not None for r in restarts):
+        bounds = sorted(r["bound"] for r in restarts if r["bound"] is not None)
         median = bounds[len(bounds) // 2]
         text = f"{len(bounds)}: bound {bounds[0]:.4f} to {bounds[-1]:.4f}, median {median:.4f}"
         rows.append(("restarts", text))
     for restart in restarts:
         if restart["degenerate"]:
             chosen = "CHOSEN, for every restart failed" if restart["chosen"] else "not chosen"
-            text = f"bound {restart['bound']:.4f}, {chosen}: {restart['degenerate']}"
+            text = f"bound {nats(restart['bound'])}, {chosen}: {restart['degenerate']}"
             rows.append((f"seed {restart['seed']}", text))
     return rows
 
@@ -92,6 +105,8 @@ def _adversarial_rows(adversaries: Any) -> list[tuple[str, str]]:
     """Rows of the table of `Adversaries`."""
     results = adversaries.results
     divergence = f"{results['jensen_shannon']:.4f} nats, a lower bound; 0: draws are like data"
+    if "two-sample test" in results.get("not_computed", {}):
+        return [("Jensen-Shannon", divergence)]
     if results["accuracy"] is None:
         test = "not tested: fewer than 20 rows; hold out more"
     else:

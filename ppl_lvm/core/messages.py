@@ -29,3 +29,24 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
     """
     choices = sorted(choices)
     return f"Unknown {kind} {word!r}. Available: {', '.join(choices)}.{did_you_mean(word, choices)}"
+
+
+def reason_of(error: BaseException) -> str:
+    """First line of an error, with its type unless it is a `ValueError` with a message.
+
+    >>> reason_of(ValueError("no rows")), reason_of(KeyError("z"))
+    ('no rows', "KeyError: 'z'")
+    """
+    line = next(iter(str(error).splitlines()), "")
+    if line and isinstance(error, ValueError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def nats(value: float | None, unit: str = "") -> str:
+    """A result with its unit; words where it was not computed.
+
+    >>> nats(-1.5), nats(-1.5, " nats per row"), nats(None, " nats per row")
+    ('-1.5000', '-1.5000 nats per row', 'not computed')
+    """
+    return "not computed" if value is None else f"{value:.4f}{unit}"

@@ -123,7 +123,7 @@ def diagnose(
             with pair.scope():
                 result = context.results[diagnostic.slug] = diagnostic.run(context)
             findings += result.findings()
-        except (ValueError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:  # one diagnostic must not cost the others
             findings.append(
                 Finding(
                     question=diagnostic.question,
@@ -155,7 +155,7 @@ def eligible_restarts(
         or (entry.get("degenerate") is None and math.isfinite(entry.get("bound") or math.nan))
     ]
     return Restarts(
-        tuple(float(entries[i]["bound"]) for i in eligible),
+        tuple(float(entries[i]["bound"] or math.nan) for i in eligible),
         tuple(trajectories[i] for i in eligible) if trajectories else (),
         next((k for k, i in enumerate(eligible) if entries[i].get("chosen")), 0),
         tuple(

@@ -92,7 +92,9 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
         directory=session.path,
     )
     session.record["results"] = _results(adversaries, session)
-    return session.close(adversaries, _draw)
+    return session.close(
+        adversaries, lambda: _two_sample(adversaries, session), name="two-sample test", draw=_draw
+    )
 
 
 def _draw(adversaries: Adversaries, data: Data, folder: Path) -> None:
@@ -145,18 +147,25 @@ def _check_discriminator(a: nn.Module, x: Tensor) -> None:
 
 
 def _results(adversaries: Adversaries, session: Session) -> dict[str, Any]:
-    """Results with a two-sample test on at most 2,000 rows; None if there are under 20 rows."""
-    x = _rows(sample_rows(session.evaluation_data, TEST_ROWS, session.seed))
+    """Results without the two-sample test."""
     history = adversaries.history["jensen_shannon"]
     last = history[-max(1, len(history) // 5) :]
-    test = adversaries.two_sample(x, seed=session.seed) if len(x) >= MIN_TEST_ROWS else None
     return {
         "directory": None,
         "seed": session.seed,
         "steps": len(adversaries.history["generator"]),
         "seconds": session.seconds,
         "jensen_shannon": sum(last) / len(last),
-        "accuracy": None if test is None else test.accuracy["discriminator"],
-        "p_value": None if test is None else test.p_value,
+        "accuracy": None,
+        "p_value": None,
         "two_sample_of": session.evaluation_name,
     }
+
+
+def _two_sample(adversaries: Adversaries, session: Session) -> dict[str, Any]:
+    """Two-sample test on at most 2,000 rows; nothing if there are under 20 rows."""
+    x = _rows(sample_rows(session.evaluation_data, TEST_ROWS, session.seed))
+    if len(x) < MIN_TEST_ROWS:
+        return {}
+    test = adversaries.two_sample(x, seed=session.seed)
+    return {"accuracy": test.accuracy["discriminator"], "p_value": test.p_value}

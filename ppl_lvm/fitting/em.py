@@ -21,7 +21,7 @@ import torch
 from ppl_lvm.core import distributed
 from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.estimators.objectives import objective as make_objective
-from ppl_lvm.fitting.session import Session, degenerate_reason, recorded
+from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
@@ -32,7 +32,6 @@ from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
 from ppl_lvm.training.em.statistics import READ_ROWS, State
 from ppl_lvm.training.options import EMOptions, takes_options
-from ppl_lvm.training.restarts import selection_score
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 BATCH_ITERATIONS, ONLINE_PASSES = 1000, 10
@@ -92,7 +91,8 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
         session.iterate(em, iterations)
         if isinstance(em, OnlineEM):
             em.finish(session.held_out)
-    return session.close(_as_run(instance, guides, session, em), rows=train)
+    run = _as_run(instance, guides, session, em)
+    return session.close(run, lambda: _evidence(run, session), rows=train)
 
 
 def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tuple[Any, State]:
@@ -118,7 +118,8 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineE
     with torch.no_grad():
         entries = [_entry(model, session, em, r) for r in range(len(em.bounds))]
     sound = [entry for entry in entries if entry["degenerate"] is None]
-    best = max(sound or entries, key=selection_score)
+    judged_by = "bound" if session.held_out is None else "held_out"
+    best = max(sound or entries, key=lambda entry: float(entry[judged_by]))
     chosen = entries.index(best)
     for entry in entries:
         entry["seconds"] = session.seconds  # all restarts were iterated together
@@ -131,8 +132,7 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineE
     summed = guides.recipe.address == DEFAULT_GUIDE and bool(latents)
     record["objective"] = "TraceEnum_ELBO(max_plate_nesting=1)" if summed else "Trace_ELBO"
     pair.objective = make_objective(record["objective"])
-    rows = initialization_rows(session.evaluation_data)
-    record["results"] = session.results(pair, best, rows, EVIDENCE_PARTICLES)
+    record["results"] = {"directory": None, **best, **no_evidence(session.evaluation_name)}
     record["restarts"] = [{**entry, "chosen": entry is best} for entry in entries]
     held_out = em.held_out_bounds[chosen]
     steps = len(em.bounds[chosen])
@@ -145,6 +145,12 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineE
     run = Run(pair, template, history, record)
     run.trajectories = _trajectories(run, session, em, chosen)
     return run
+
+
+def _evidence(run: Run, session: Session) -> dict[str, Any]:
+    """The log evidence by the run's guide."""
+    rows = initialization_rows(session.evaluation_data)
+    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES)
 
 
 def _set_restart(model: Any, em: EM | OnlineEM, r: int) -> None:
@@ -165,7 +171,7 @@ def _entry(model: Any, session: Session, em: EM | OnlineEM, r: int) -> dict[str,
         "held_out_monte_carlo_error": 0.0 if held_out else None,
         "steps": len(em.bounds[r]),
         "converged": em.converged[r],
-        "degenerate": degenerate_reason(model, session.train),
+        "degenerate": degenerate_reason(model, session),
     }
 
 
@@ -178,5 +184,6 @@ def _trajectories(
     R, trajectories = len(em.bounds), {}
     for r in [*(r for r in range(R) if r != chosen), chosen]:  # the chosen θ stays in the model
         _set_restart(model, em, r)
-        trajectories[r] = Trajectory(responsibilities=clusterings(run.pair, *rows))
+        assigned = session.attempt("clusterings", lambda: clusterings(run.pair, *rows))
+        trajectories[r] = Trajectory(responsibilities=assigned or {})
     return tuple(trajectories[r] for r in range(R))

@@ -11,7 +11,7 @@ from ppl_lvm.core.console import Progress
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows
-from ppl_lvm.fitting.session import Session, degenerate_reason, recorded
+from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -64,19 +64,23 @@ def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
         return finished
     em, draws = _iterate(instance, session, options)
     pair, summed = prepare_guide(instance, guides, train, session.seed)
-    history = fit_guide(
-        pair,
-        summed,
-        train,
-        session.held_out,
-        num_steps=options.guide_steps,
-        seed=session.seed,
-        progress=Progress(options.guide_steps, title="guide", shown=options.progress),
-    )
+    history = session.attempt(
+        "trained guide",
+        lambda: fit_guide(
+            pair,
+            summed,
+            train,
+            session.held_out,
+            num_steps=options.guide_steps,
+            seed=session.seed,
+            progress=Progress(options.guide_steps, title="guide", shown=options.progress),
+        ),
+    ) or {"bound": [], "validation_step": [], "validation_bound": []}
     trajectory = Trajectory(em.iterates.tensors(), last_bounds(history["bound"]))
     run = _as_run(pair, session, {**history, **em.history}, options.max_iterations)
     run.trajectories, run.draws = (trajectory,), draws
-    return session.close(run)
+    rows = initialization_rows(session.evaluation_data)
+    return session.close(run, lambda: session.evidence(run.pair, rows, EVIDENCE_PARTICLES))
 
 
 def _initial_model(factory: ModelFactory, session: Session) -> Any:
@@ -113,7 +117,7 @@ def _iterate(
             ),
         )
         session.iterate(em, options.max_iterations)
-        return em, em.finish()
+        return em, session.attempt("draws", em.finish) or {}
 
 
 def _as_run(
@@ -123,11 +127,11 @@ def _as_run(
     pair.eval_mode()
     train, record = session.train, session.record
     with pair.scope(), torch.no_grad():
-        degenerate = degenerate_reason(pair.model, train)
-    bound, error = estimate_bound(pair, train, len(train), session.seed)
+        degenerate = degenerate_reason(pair.model, session)
+    bound, error = _bound(pair, session, "bound", train)
     held_out = held_out_error = None
     if session.held_out is not None:
-        held_out, held_out_error = estimate_bound(pair, session.held_out, len(train), session.seed)
+        held_out, held_out_error = _bound(pair, session, "held-out bound", session.held_out)
     entry = {
         "seed": session.seed,
         "bound": bound,
@@ -140,9 +144,17 @@ def _as_run(
     }
     record["objective"] = describe(pair.objective)
     record["restarts"] = [{**entry, "chosen": True}]
-    rows = initialization_rows(session.evaluation_data)
-    record["results"] = session.results(pair, entry, rows, EVIDENCE_PARTICLES)
+    record["results"] = {"directory": None, **entry, **no_evidence(session.evaluation_name)}
     return Run(pair, first_rows(train, TEMPLATE_ROWS), history, record)
+
+
+def _bound(
+    pair: ModelGuidePair, session: Session, name: str, data: Data
+) -> tuple[float, float] | tuple[None, None]:
+    """A bound and its Monte Carlo error; None where it cannot be computed."""
+    rows = len(session.train)
+    estimate = session.attempt(name, lambda: estimate_bound(pair, data, rows, session.seed))
+    return estimate or (None, None)
 
 
 def _all_rows(data: Data) -> tuple[Tensor, ...]:

@@ -1,6 +1,7 @@
 """Rows, record and run directory of a fit."""
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ppl_lvm.core import distributed
+from ppl_lvm.core.storage import write_json
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import initialization_rows, split_validation
@@ -16,10 +18,14 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.directory import load_run, open_run_directory
 from ppl_lvm.runs.record import environment_record, evidence_record
+from ppl_lvm.training.attempts import Attempts
 from ppl_lvm.training.iterate import Checkpointable, iterate_with_checkpoints
 from ppl_lvm.training.options import SessionOptions, declared
 
 R = TypeVar("R")
+
+EVIDENCE = "log evidence"  # name of this result where it is not computed
+ENDED = "the process ended before"
 
 
 def draw_run(run: Any, rows: Data, folder: Path) -> None:
@@ -38,6 +44,7 @@ class Session:
         path: the run directory, or None.
         checkpoint: file of the checkpoint, or None.
         record: contents of run.json, once `open` has been called.
+        attempt: computes what comes after training; see `close`.
 
     Raises:
         ValueError: resume=True without a directory.
@@ -53,6 +60,7 @@ class Session:
         self.path = None if options.directory is None else Path(options.directory)
         self.checkpoint = None if self.path is None else self.path / "checkpoint.safetensors"
         self.record: dict[str, Any] = {}
+        self.attempt = Attempts()
 
     @property
     def evaluation_data(self) -> Data:
@@ -119,33 +127,51 @@ class Session:
         seconds = self.options.checkpoint_seconds
         iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
 
-    def results(
-        self,
-        pair: ModelGuidePair,
-        entry: dict[str, Any],
-        rows: tuple[Tensor, ...],
-        num_particles: int,
+    def evidence(
+        self, pair: ModelGuidePair, rows: tuple[Tensor, ...], num_particles: int
     ) -> dict[str, Any]:
-        """Results of a run: the entry of the chosen restart, and the log evidence of the rows."""
+        """The log evidence of the rows, for the results."""
         evidence = log_evidence(pair, *rows, num_particles=num_particles, seed=self.seed)
-        described = evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
-        return {"directory": None, **entry, **described}
+        return evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
 
     def close(
-        self, run: R, draw: Callable[[Any, Data, Path], None] = draw_run, rows: Data | None = None
+        self,
+        run: R,
+        evaluate: Callable[[], dict[str, Any]],
+        *,
+        name: str = EVIDENCE,
+        draw: Callable[[Any, Data, Path], None] = draw_run,
+        rows: Data | None = None,
     ) -> R:
-        """Save the run and draw its figures, if there is a directory.
+        """Save the run, then evaluate it and draw its figures; return it whatever fails there.
+
+        A result that fails is not computed: `results["not_computed"]` has the reason by its name,
+        and one warning prints them.
 
         Args:
+            evaluate: computes further results, here the result `name`.
             draw: function of the run, rows and a folder; by default for a `Run`.
             rows: shown in the figures (default: `evaluation_data`).
         """
-        if self.path is None or distributed.rank() > 0:
-            return run
         fitted: Any = run
-        fitted.results["directory"] = str(self.path)
-        fitted.save(self.path)
-        draw(fitted, rows or self.evaluation_data, self.path / "pictures")
+        folder = self.path if distributed.rank() == 0 else None
+        if folder is not None:
+            fitted.results["directory"] = str(folder)
+            # A process that ends below leaves a run that loads and that resume=True completes.
+            self.record["evaluated"] = False
+            fitted.results["not_computed"] = {**self.attempt.reasons, name: ENDED, "figures": ENDED}
+            self.attempt("saved run", lambda: fitted.save(folder))
+        fitted.results.update(self.attempt(name, evaluate) or {})
+        if folder is not None:
+            shown = rows or self.evaluation_data
+            self.attempt("figures", lambda: draw(fitted, shown, folder / "pictures"))
+            self.record["evaluated"] = True
+        fitted.results["not_computed"] = dict(self.attempt.reasons)
+        if folder is not None:
+            self.attempt("saved run", lambda: write_json(folder / "run.json", self.record))
+        if self.attempt.reasons and distributed.rank() == 0:
+            listed = [f"{key}: not computed: {why}" for key, why in self.attempt.reasons.items()]
+            warnings.warn("\n".join(listed), stacklevel=4)
         return run
 
 
@@ -162,9 +188,16 @@ def as_plain(value: Any) -> Any:
     return value if plain else describe(value)
 
 
-def degenerate_reason(model: Any, data: Data) -> str | None:
+def degenerate_reason(model: Any, session: Session) -> str | None:
     """Reason of the model why its parameters must not be chosen, or None."""
     if not hasattr(model, "degenerate"):
         return None
-    reason: str | None = model.degenerate(*initialization_rows(data))
+    rows = initialization_rows(session.train)
+    reason: str | None = session.attempt("degenerate", lambda: model.degenerate(*rows))
     return reason
+
+
+def no_evidence(of: str) -> dict[str, Any]:
+    """The log evidence in the results of a run before it is computed."""
+    names = ("log_evidence", "log_evidence_standard_error", "log_evidence_monte_carlo_error")
+    return {**dict.fromkeys(names), "log_evidence_of": of}

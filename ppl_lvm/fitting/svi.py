@@ -17,7 +17,7 @@ from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.estimators import objectives
-from ppl_lvm.fitting.session import Session, as_plain
+from ppl_lvm.fitting.session import Session, as_plain, no_evidence
 from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -82,7 +82,8 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
     )
     if finished is not None:
         return finished
-    return session.close(_as_run(runner.run(first, session.path), session))
+    restarts = runner.run(first, session.path, session.attempt)
+    return session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
 
 
 def _warn_of_objective(objective: str | ELBO | None) -> None:
@@ -100,11 +101,20 @@ def _as_run(restarts: RestartResults, session: Session) -> Run:
     pair, record = restarts.best.pair, session.record
     record["restarts"] = restarts.record()
     record["objective"] = objectives.record_text(pair.objective)
-    evaluated = sample_rows(session.evaluation_data, EVIDENCE_ROWS, session.seed)
-    rows = first_rows(evaluated, len(evaluated))
-    affordable = EVIDENCE_NUMBERS // max(1, num_latent_values(pair, *rows))
-    particles = max(1, min(EVIDENCE_PARTICLES, affordable))
-    record["results"] = session.results(pair, restarts.best_entry, rows, particles)
+    record["results"] = {
+        "directory": None,
+        **restarts.best_entry,
+        **no_evidence(session.evaluation_name),
+    }
     template = first_rows(session.train, TEMPLATE_ROWS)
     history = restarts.best.history
     return Run(pair, template, history, record, trajectories=restarts.trajectories)
+
+
+def _evidence(restarts: RestartResults, session: Session) -> dict[str, Any]:
+    """The log evidence by the chosen restart."""
+    pair = restarts.best.pair
+    evaluated = sample_rows(session.evaluation_data, EVIDENCE_ROWS, session.seed)
+    rows = first_rows(evaluated, len(evaluated))
+    affordable = EVIDENCE_NUMBERS // max(1, num_latent_values(pair, *rows))
+    return session.evidence(pair, rows, max(1, min(EVIDENCE_PARTICLES, affordable)))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppl_lvm.core.messages import nats
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
@@ -82,7 +83,7 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
 
 def facts(run: Run) -> dict[str, str]:
     """Settings and results of a run, as text."""
-    record, results = run.record, run.results
+    record, results, unit = run.record, run.results, " nats per row"
     settings = record["model"]["settings"] or {}
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     entries = {
@@ -93,13 +94,14 @@ def facts(run: Run) -> dict[str, str]:
         ),
         "data": f"{record['data']['name']}: {record['data']['train_rows']} training rows, "
         f"{record['data']['held_out_rows']} held out",
-        "bound": f"{results['bound']:.4f} nats per row",
-        "log evidence": f"{results['log_evidence']:.4f} nats per row "
-        f"({results['log_evidence_of']})",
+        "bound": nats(results["bound"], unit),
+        "log evidence": f"{nats(results['log_evidence'], unit)} ({results['log_evidence_of']})",
         "steps": str(results["steps"]),
         "seed": str(results["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
     if results["held_out"] is not None:
-        entries["held out"] = f"{results['held_out']:.4f} nats per row"
-    return entries
+        entries["held out"] = nats(results["held_out"], unit)
+    return entries | {
+        name: f"not computed: {reason}" for name, reason in results.get("not_computed", {}).items()
+    }

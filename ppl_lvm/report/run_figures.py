@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
@@ -59,8 +60,8 @@ def figures(run: "Run", data: Data) -> dict[str, Figure]:
             with preserve_rng():  # deterministic, without side effects
                 torch.manual_seed(0)
                 figure = run_figure(view)
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            reason = str(error).partition("\n")[0]
+        except Exception as error:
+            reason = reason_of(error)
             warnings.warn(f"The picture {slug!r} could not be drawn: {reason}", stacklevel=2)
             continue
         if figure is not None:

@@ -180,7 +180,7 @@ def open_run_directory(
             "another directory."
         )
     _require_same_request(path, json.loads(json.dumps(record)), stored)
-    if stored["results"] is not None:
+    if stored["results"] is not None and stored.get("evaluated", True):
         return load(path)
     if is_old_layout(stored):
         writer = stored["versions"]["ppl_lvm"]

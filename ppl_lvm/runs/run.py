@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.messages import nats
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
@@ -87,7 +88,7 @@ class Run:
         if results.get("degenerate"):
             verdict += ", degenerate"
         name = self.record["model"]["name"]
-        return f"<Run of {name}: bound {results['bound']:.4f}{verdict}{place}>"
+        return f"<Run of {name}: bound {nats(results['bound'])}{verdict}{place}>"
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> constrained value, detached."""

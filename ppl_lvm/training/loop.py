@@ -23,6 +23,7 @@ from ppl_lvm.compiler import CannotCaptureError, Recording
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import NonFiniteError
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
@@ -295,7 +296,9 @@ class Training:
         if self.held_out is None:
             return True
         first = distributed.rank() == 0
-        bound = distributed.broadcast_from_first(self.evaluate(self.held_out)[0] if first else None)
+        bound = distributed.broadcast_from_first(
+            self._validation_bound(self.held_out) if first else None
+        )
         self.history["validation_bound"].append(bound)
         schedule = self.step_runner.schedule
         if isinstance(schedule, ReduceLROnPlateau):
@@ -307,6 +310,17 @@ class Training:
         else:
             self.stalled_evaluations += 1
         return self.continues
+
+    def _validation_bound(self, held_out: Data) -> float:
+        """The bound on held-out rows; NaN where it fails and no later step depends on it."""
+        try:
+            return self.evaluate(held_out)[0]
+        except Exception as error:
+            scheduled = isinstance(self.step_runner.schedule, ReduceLROnPlateau)
+            if scheduled or self.options.patience is not None:
+                raise
+            self.say(f"No validation bound at step {self.step_number}: {reason_of(error)}")
+            return math.nan
 
     @property
     def continues(self) -> bool:

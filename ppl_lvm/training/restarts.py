@@ -4,6 +4,7 @@ Restart r has seed `options.seed + r`. The chosen restart has the best bound on 
 (on the training rows where none are held out) among those that the model does not call degenerate.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training import checkpoint
+from ppl_lvm.training.attempts import Attempts
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import prepare_pair, raise_on_errors
@@ -89,6 +91,7 @@ class RestartRunner:
         self.model, self.guide, self.objective = model, guide, objective
         self.train, self.held_out, self.options = train, held_out, options
         self.num_restarts, self.show_progress = num_restarts, show_progress
+        self.attempt = Attempts()
 
     def prepare(self, number: int) -> Training:
         """Restart `number` before its first step; sets the random state that belongs to it."""
@@ -108,13 +111,15 @@ class RestartRunner:
         for warning in raise_on_errors(training.pair, *example, num_rows=len(self.train)):
             self._progress(training, "").say(warning.in_a_line())
 
-    def run(self, first: Training, directory: Path | None) -> RestartResults:
+    def run(self, first: Training, directory: Path | None, attempt: Attempts) -> RestartResults:
         """Train every restart and choose the best.
 
         Args:
             first: restart 0, as `prepare(0)` returned it.
             directory: for the checkpoints; None writes none.
+            attempt: evaluates the trained restarts.
         """
+        self.attempt = attempt
         if self.num_restarts == 1:
             trainings = [first]
             entries = [self._train(first, 0, directory)]
@@ -127,7 +132,7 @@ class RestartRunner:
             [self._trajectory(training) for training in trainings],
             max(
                 candidates or range(len(entries)),
-                key=lambda i: -trainings[i].sign * selection_score(entries[i]),
+                key=lambda i: self._score(trainings[i], entries[i]),
             ),
         )
 
@@ -207,11 +212,11 @@ class RestartRunner:
         reason = None
         if degenerate is not None:
             with pair.scope():
-                reason = degenerate(*rows)
-        bound, error = training.evaluate(evaluation_rows, repeats=EVALUATIONS)
+                reason = self.attempt("degenerate", lambda: degenerate(*rows))
+        bound, error = self._bound(training, "bound", evaluation_rows)
         held_out = held_out_error = None
         if self.held_out is not None:
-            held_out, held_out_error = training.evaluate(self.held_out, repeats=EVALUATIONS)
+            held_out, held_out_error = self._bound(training, "held-out bound", self.held_out)
         return {
             "seed": options.seed,
             "bound": bound,
@@ -224,15 +229,23 @@ class RestartRunner:
             "degenerate": reason,
         }
 
+    def _bound(
+        self, training: Training, name: str, data: Data
+    ) -> tuple[float, float] | tuple[None, None]:
+        """A bound and its Monte-Carlo error; None where it cannot be computed."""
+        evaluated = self.attempt(name, lambda: training.evaluate(data, repeats=EVALUATIONS))
+        return evaluated or (None, None)
+
+    def _score(self, training: Training, entry: Entry) -> float:
+        """The bound that restarts are compared by, larger is better; -inf where it is missing."""
+        bound = entry["bound" if self.held_out is None else "held_out"]
+        return -math.inf if bound is None else -training.sign * float(bound)
+
     def _trajectory(self, training: Training) -> Trajectory:
         rows = first_rows(self.train, CLUSTERED_ROWS)
+        assigned = self.attempt("clusterings", lambda: clusterings(training.pair, *rows))
         return Trajectory(
             training.iterates.tensors(),
             last_bounds(training.history["bound"]),
-            clusterings(training.pair, *rows),
+            assigned or {},
         )
-
-
-def selection_score(entry: Entry) -> float:
-    """The bound that restarts are compared by: on held-out rows, else on training rows."""
-    return float(entry["bound"] if entry["held_out"] is None else entry["held_out"])
