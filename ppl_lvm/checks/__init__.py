@@ -5,6 +5,6 @@ check is one module.
 """
 
 from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
-from ppl_lvm.checks.pair_check import check
+from ppl_lvm.checks.pair_check import check, check_model
 
-__all__ = ["Issue", "Issues", "ObjectiveSupport", "check"]
+__all__ = ["Issue", "Issues", "ObjectiveSupport", "check", "check_model"]

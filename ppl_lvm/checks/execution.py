@@ -3,16 +3,32 @@
 import linecache
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, place_of
+from ppl_lvm.checks.trial_runs import Program, TrialRun, TrialRuns, place_of, rows
+from ppl_lvm.core.frames import traceback_frames
 
 
 def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """A program that raises: the line, the site and a remedy."""
-    for _, trial, role in runs.by_role():
-        if trial.error is not None:
-            yield failure(trial, trial.error, role)
+    for program, trial, role in runs.by_role():
+        if trial.error is None:
+            continue
+        issue = failure(trial, trial.error, role)
+        norm = batch_norm(program, trial.error)
+        if norm is not None and rows(runs.batch) == 1:
+            several = (runs.num_rows or 1) > 1
+            issue = replace(
+                issue,
+                message=f"The batch has one row, and the {role}'s {norm} has no variance of one.",
+                remedy=("batch_size=2 or more, or a" if several else "A")
+                + " norm of each row alone, such as nn.LayerNorm.",
+            )
+        yield issue
 
 
 def failure(trial: TrialRun, error: Exception, role: str) -> Issue:
@@ -31,6 +47,17 @@ def failure(trial: TrialRun, error: Exception, role: str) -> Issue:
         file,
         line,
     )
+
+
+def batch_norm(program: Program, error: Exception | None) -> str | None:
+    """Name and class of the batch norm that raised the error, None if none did."""
+    modules = program.named_modules() if isinstance(program, nn.Module) else ()
+    names = {id(module): f"{name!r} " for name, module in modules}
+    for frame, _ in () if error is None else traceback_frames(error):
+        module = frame.f_locals.get("self")
+        if isinstance(module, _BatchNorm):
+            return f"{names.get(id(module), '')}({type(module).__name__})"
+    return None
 
 
 def _site(
@@ -72,12 +99,6 @@ def _remedy(reason: str, role: str, site: str | None) -> tuple[str, str]:
         )
     if "dtype" in reason or "scalar type" in reason:
         return f"{role}-fails", "Convert both to one type where they meet: x.float(), or k.float()."
-    if "more than 1 value per channel" in reason:
-        return (
-            f"{role}-fails",
-            "A batch norm has no variance of one row: take batch_size >= 2, or a norm of each row "
-            "alone, such as nn.LayerNorm.",
-        )
     if "size" in reason or "shape" in reason:
         return (
             f"{role}-fails",

@@ -3,13 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from ppl_lvm.checks.execution import failure
+from ppl_lvm.checks.execution import batch_norm, failure
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import Program, TrialRuns, map_rows, rows, run_program
-from ppl_lvm.core.frames import traceback_frames
+from ppl_lvm.checks.trial_runs import TrialRuns, map_rows, rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 
 
@@ -27,11 +23,11 @@ def check_last_batch(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     size = next(b for b in range(B + 1, N + 1) if N % b != 1)
     for role, program, trial in (("model", model, model_trial), ("guide", guide, guide_trial)):
         if trial.error is None or (
-            role == "model" and draws is None and not _norm(model, trial.error)
+            role == "model" and draws is None and not batch_norm(model, trial.error)
         ):
             continue
         issue = failure(trial, trial.error, role)
-        norm = _norm(program, trial.error)
+        norm = batch_norm(program, trial.error)
         subject = f"the {role}'s {norm} has no variance of one row" if norm else issue.message
         yield replace(
             issue,
@@ -41,15 +37,3 @@ def check_last_batch(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             remedy=f"batch_size={size}, of which no batch has one row"
             + (", or a norm of each row alone, such as nn.LayerNorm." if norm else "."),
         )
-
-
-def _norm(program: Program, error: Exception | None) -> str | None:
-    """Name and class of the batch norm of a program that raised the error."""
-    if error is None or not isinstance(program, nn.Module):
-        return None
-    names = {id(module): name for name, module in program.named_modules()}
-    for frame, _ in traceback_frames(error):
-        module = frame.f_locals.get("self")
-        if isinstance(module, _BatchNorm) and id(module) in names:
-            return f"{names[id(module)]!r} ({type(module).__name__})"
-    return None

@@ -30,7 +30,8 @@ from ppl_lvm.checks.row_dependence import check_rows
 from ppl_lvm.checks.shapes import check_shapes
 from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
-from ppl_lvm.checks.trial_runs import TrialRuns, run_trials
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
+from ppl_lvm.programs.dry_run import dry_run
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,18 @@ def check(
         with without(names):
             issues, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
     return Issues([*stale, *issues], objectives)
+
+
+def check_model(model: Callable[..., Any], *batch: Any) -> Issues:
+    """Find the faults that keep a model from running on a batch, before it has a guide."""
+
+    def no_guide(*batch: Any) -> None:
+        pass
+
+    with torch.enable_grad(), dry_run(model):
+        trial, none = run_program(model, *batch), TrialRun()
+    runs = TrialRuns(trial, none, batch, (model, no_guide), (trial, none))
+    return Issues([*check_calls(runs, [])] or [*check_failures(runs, [])])
 
 
 def _check(runs: TrialRuns) -> tuple[list[Issue], tuple[ObjectiveSupport, ...]]:

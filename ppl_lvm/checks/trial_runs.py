@@ -92,6 +92,12 @@ def run_program(
     return trial
 
 
+def trial_trace(program: Program, *batch: Any) -> poutine.Trace | None:
+    """Trace of a program alone; None if it does not run."""
+    with dry_run(program):
+        return run_program(program, *batch).trace
+
+
 @dataclass
 class TrialRuns:
     """Trial runs of a pair.

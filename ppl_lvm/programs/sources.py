@@ -119,8 +119,18 @@ class ModelFactory:
         if mix_starts and restart and hasattr(model, "initialize_restart"):
             model.initialize_restart(restart, *batch)
         elif hasattr(model, "initialize"):
+            self._require_arguments(model.initialize, batch)
             model.initialize(*batch)
         return move_to_batch_device(model, batch) if built else model  # new parameters too
+
+    def _require_arguments(self, initialize: Callable[..., Any], batch: Batch) -> None:
+        try:
+            inspect.signature(initialize).bind(*batch)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.recipe.name}: its initialize cannot be called with the tensors of the data "
+                f"({len(batch)}): {error}. Pass data with one array for each argument of the model."
+            ) from None
 
 
 class GuideFactory:

@@ -4,21 +4,25 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.checks import Issue, check
+from ppl_lvm.checks import Issues, check, check_model
+from ppl_lvm.checks.trial_runs import trial_trace
+from ppl_lvm.core import distributed
+from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.torch_specs import adds_particle_plate
-from ppl_lvm.core.types import Program
+from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.minibatch import ScaleDataPlate
-from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.programs.sources import move_to_batch_device
+from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
+from ppl_lvm.programs.sources import GuideFactory, move_to_batch_device
 from ppl_lvm.programs.traces import data_plate_size, plate_nesting
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 from ppl_lvm.training.support_check import SupportCheck
@@ -50,19 +54,22 @@ def prepare_pair(
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
         pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
     rows = len(example[0])
-    if rows < len(train):
-        size = data_plate_size(model_trace)
-        if size != rows:
-            raise ValueError(
-                f"A batch of {rows} of {len(train)} rows needs its sites per row in "
-                'pyro.plate("data", len(x)), or their log-probability would count too little; '
-                + ("the model has no such plate." if size is None else f"its plate has {size}.")
-                + " Write the plate, or leave batch_size out."
-            )
+    _require_data_plate(model_trace, rows, len(train))
     with pair.scope(), torch.no_grad():
         objectives.refuse_estimates(pair.objective, model_trace, guide_trace)
     objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
     return pair, predict.summed_sites(pair, *example)
+
+
+def _require_data_plate(model_trace: poutine.Trace, rows: int, num_rows: int) -> None:
+    """Refuse a model whose rows are in no plate where a batch has some of them."""
+    if rows < num_rows and (size := data_plate_size(model_trace)) != rows:
+        raise ValueError(
+            f"A batch of {rows} of {num_rows} rows needs its sites per row in "
+            'pyro.plate("data", len(x)), or their log-probability would count too little; '
+            + ("the model has no such plate." if size is None else f"its plate has {size}.")
+            + " Write the plate, or leave batch_size out."
+        )
 
 
 class PreparedPrograms:
@@ -131,21 +138,61 @@ class PreparedPrograms:
         return 1.0 / (self.num_rows if self.scales_rows else rows)
 
 
-def raise_on_errors(
-    pair: ModelGuidePair, *batch: Tensor, num_rows: int | None = None
-) -> tuple[Issue, ...]:
-    """Raise the errors that `check` finds in a pair, each with its remedy; return its warnings.
-
-    Args:
-        pair: prepared by `prepare_pair`.
-        num_rows: N, of which the batch has some.
+def make_guide(guides: GuideFactory, model: Program, batch: Batch, *, restart: int = 0) -> Program:
+    """The guide of a model; where it cannot be made, the model's faults are the reason.
 
     Raises:
-        ValueError: the pair has an error.
+        ValueError: the model does not run on the batch.
     """
-    with pair.scope():
-        issues = check(pair.model, pair.guide, *batch, num_rows=num_rows)
+    try:
+        with pyro.get_param_store().scope():  # builders may run programs
+            return guides.make(model, batch, restart=restart)
+    except Exception:
+        require_running_model(model, *batch)
+        raise
+
+
+def require_running_model(model: Program, *batch: Tensor) -> None:
+    """Raise the faults that keep a model from running alone.
+
+    Raises:
+        ValueError: the model does not run on the batch.
+    """
+    with pyro.get_param_store().scope():
+        _raise(check_model(*copy_programs(model), *batch))
+
+
+def warn_or_raise(
+    model: Program,
+    guide: Program,
+    *batch: Tensor,
+    num_rows: int | None = None,
+    by_gradient: bool = True,
+) -> None:
+    """Raise the errors that `check` finds in copies of a pair; show its warnings.
+
+    Args:
+        num_rows: N, of which the batch has some.
+        by_gradient: False if the pair is only evaluated after the fit: its errors are shown.
+
+    Raises:
+        ValueError: the pair has an error; each is listed with its remedy.
+    """
+    model, guide = copy_programs(model, guide)  # parameters that a first run creates are theirs
+    with pyro.get_param_store().scope(), KeepLayout():
+        issues = check(model, guide, *batch, num_rows=num_rows)
+        if not issues.ok and num_rows is not None:  # a guide of all rows has other faults then
+            trace = trial_trace(model, *batch)
+            if trace is not None:
+                _require_data_plate(trace, len(batch[0]), num_rows)
+    if by_gradient:
+        _raise(issues)
+    for issue in issues:
+        if issue.severity != "note" and distributed.rank() == 0:
+            Progress(1).say(issue.in_a_line())
+
+
+def _raise(issues: Issues) -> None:
     if not issues.ok:
         listed = "\n".join(str(issue) for issue in issues.errors)
         raise ValueError(f"This model and guide cannot be trained.\n{listed}")
-    return tuple(issue for issue in issues if issue.severity == "warning")

@@ -24,7 +24,7 @@ from ppl_lvm.training import checkpoint
 from ppl_lvm.training.attempts import Attempts
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
-from ppl_lvm.training.preparation import prepare_pair, raise_on_errors
+from ppl_lvm.training.preparation import make_guide, prepare_pair, warn_or_raise
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings, last_bounds
 from ppl_lvm.training.vectorized_restarts import VectorizedRestarts, reject_unsupported
 
@@ -94,22 +94,24 @@ class RestartRunner:
         self.attempt = Attempts()
 
     def prepare(self, number: int) -> Training:
-        """Restart `number` before its first step; sets the random state that belongs to it."""
+        """Restart `number` before its first step; sets the random state that belongs to it.
+
+        The pair of restart 0 is checked before anything else is done with it.
+
+        Raises:
+            ValueError: a faulty pair.
+        """
         options = replace(self.options, seed=self.options.seed + number)
         pyro.set_rng_seed(options.seed)
         rows = initialization_rows(self.train)
         example = first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():  # builders may run programs
             model = self.model.make(rows, restart=number)
-            guide = self.guide.make(model, first_rows(self.train, GUIDE_ROWS), restart=number)
+        guide = make_guide(self.guide, model, first_rows(self.train, GUIDE_ROWS), restart=number)
+        if number == 0:
+            warn_or_raise(model, guide, *example, num_rows=len(self.train))
         pair, summed = prepare_pair(model, guide, self.objective, example, self.train)
         return Training(pair, self.train, self.held_out, options, summed=summed)
-
-    def check(self, training: Training) -> None:
-        """Refuse a faulty pair; print one line for each warning."""
-        example = first_rows(self.train, self.options.batch_size)
-        for warning in raise_on_errors(training.pair, *example, num_rows=len(self.train)):
-            self._progress(training, "").say(warning.in_a_line())
 
     def run(self, first: Training, directory: Path | None, attempt: Attempts) -> RestartResults:
         """Train every restart and choose the best.

@@ -88,4 +88,4 @@ def test_fit_rejects_the_last_batch_before_training() -> None:
 def test_check_names_the_remedy_for_batches_of_one_row() -> None:
     issues = check(*pair(nn.BatchNorm1d, nn.LayerNorm), X[:1], num_rows=33)
     assert issues.codes == ["model-fails"]
-    assert "take batch_size >= 2" in issues[0].remedy
+    assert "batch_size=2 or more" in issues[0].remedy

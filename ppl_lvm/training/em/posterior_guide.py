@@ -11,6 +11,7 @@ from torch.optim import Adam
 
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Program
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.programs.minibatch import ScaleDataPlate
@@ -18,20 +19,24 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
-from ppl_lvm.training.preparation import prepare_pair
+from ppl_lvm.training.preparation import make_guide, prepare_pair, warn_or_raise
 
 EVALUATIONS = 8  # of a bound: enough for its Monte Carlo error
 
 
 def prepare_guide(
-    model: object, guides: GuideFactory, data: Data, seed: int
+    model: Program, guides: GuideFactory, data: Data, seed: int, *, checked: bool = False
 ) -> tuple[ModelGuidePair, frozenset[str]]:
-    """A copy of the model with a new guide, and the sites that are summed out."""
+    """A copy of the model with a new guide, and the sites that are summed out.
+
+    With `checked` the errors of the pair are raised, and its warnings shown.
+    """
     pyro.set_rng_seed(seed)
     rows = first_rows(data, len(data))
-    with pyro.get_param_store().scope():
-        guide = guides.make(model, rows)
-    return prepare_pair(model, guide, None, rows, data)  # type: ignore[arg-type]
+    guide = make_guide(guides, model, rows)
+    if checked:
+        warn_or_raise(model, guide, *rows)
+    return prepare_pair(model, guide, None, rows, data)
 
 
 def fit_guide(
