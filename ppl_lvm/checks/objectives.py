@@ -37,6 +37,7 @@ def _estimators(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
         estimator = getattr(estimators, name)()
         try:
             estimator.validate(plan)
+            estimator.validate_programs(*runs.programs, runs.batch, {}, plan)
         except ValueError as error:
             yield ObjectiveSupport(name, False, str(error))
             continue

@@ -6,6 +6,8 @@ from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.core.distributions import added_event_dims
 from ppl_lvm.core.messages import closest
+from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
+from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
@@ -20,8 +22,10 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     if not model.observed:
         yield _nothing_observed(runs.model)
     for site in guide.sites:
-        if nodes[site.name]["infer"].get("is_auxiliary") or site.distribution == "Unit":
-            continue  # an auxiliary site of the guide, or a pyro.factor
+        if site.distribution == "Unit":
+            continue  # a pyro.factor
+        if nodes[site.name]["infer"].get("is_auxiliary") and not site.observed:
+            continue
         if site.observed:
             yield runs.guide.issue(
                 "guide-observes",
@@ -49,6 +53,18 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             yield _extra(runs, site, match, model)
     for site in missing:
         yield from _missing(runs, site)
+    yield from _auxiliary(runs)
+
+
+def _auxiliary(runs: TrialRuns) -> Iterator[Issue]:
+    """An auxiliary site of the guide whose density makes the bound wrong."""
+    latents = {n: s for n, s in runs.model.nodes().items() if not s["is_observed"]}
+    with dry_run(*runs.programs, seed=0):
+        problem = auxiliary_problem(runs.programs[1], runs.batch, {}, runs.guide.nodes(), latents)
+    if problem is not None:
+        name, message, remedy = problem
+        why = "The bound would exceed log p(x)."
+        yield runs.guide.issue("auxiliary-site", "error", name, message, why, remedy)
 
 
 def _nothing_observed(model: TrialRun) -> Issue:
@@ -93,7 +109,7 @@ def _extra(runs: TrialRuns, site: Site, match: Site | None, model: Signature) ->
         site.name,
         f"The guide samples {site.name!r}, but the model's latents are {names}.",
         "The model never reads its value, and its log-probability makes the bound wrong.",
-        f"{remedy} An auxiliary site of the guide takes infer={{'is_auxiliary': True}}.",
+        f"{remedy} An auxiliary site takes .mask(False), infer={{'is_auxiliary': True}}.",
     )
 
 

@@ -1,13 +1,23 @@
 """Distributions and supports without their wrappers."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pyro.distributions import Delta, ExpandedDistribution, MaskedDistribution, constraints
+from pyro.distributions import (
+    Delta,
+    ExpandedDistribution,
+    MaskedDistribution,
+    RelaxedBernoulliStraightThrough,
+    RelaxedOneHotCategoricalStraightThrough,
+    Unit,
+    constraints,
+)
 from torch import Tensor
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
+_STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 
 
 def layers(fn: Any) -> Iterator[Any]:
@@ -21,6 +31,44 @@ def innermost(fn: Any) -> Any:
     """The distribution under all wrappers and transforms."""
     *_, last = layers(fn)
     return last
+
+
+def elementary(fn: Any) -> Any:
+    """The innermost distribution, in the batch shape that ExpandedDistribution gives it."""
+    expanded = None
+    for layer in layers(fn):
+        if expanded is None and isinstance(layer, ExpandedDistribution):
+            expanded = layer
+    if expanded is None:
+        return innermost(fn)
+    base = expanded.base_dist.expand(expanded.batch_shape)
+    return innermost(expanded) if isinstance(base, ExpandedDistribution) else innermost(base)
+
+
+def with_innermost(fn: Any, replacement: Any) -> Any:
+    """`fn` with `replacement`, of the same shape, under its dimensions and masks."""
+    if not isinstance(fn, WRAPPERS):
+        return replacement
+    base = fn.base_dist
+    if isinstance(fn, ExpandedDistribution):  # `elementary` has expanded the replacement
+        expanded = base.expand(fn.batch_shape)
+        base = base if isinstance(expanded, ExpandedDistribution) else expanded
+    return _with_base(fn, with_innermost(base, replacement))
+
+
+def unmasked(fn: Any) -> Any:
+    """The distribution without masks on it or on one inside it; itself without any."""
+    if isinstance(fn, MaskedDistribution):
+        return unmasked(fn.base_dist)
+    base = getattr(fn, "base_dist", None)
+    bare = unmasked(base) if base is not None else None
+    return fn if bare is base else _with_base(fn, bare)
+
+
+def _with_base(fn: Any, base: Any) -> Any:
+    wrapper = copy.copy(fn)
+    wrapper.base_dist = base
+    return wrapper
 
 
 def unwrap(fn: Any) -> Any:
@@ -40,9 +88,48 @@ def is_point(fn: Any) -> bool:
     return isinstance(innermost(fn), Delta)
 
 
+def is_discrete(fn: Any) -> bool | None:
+    """True for a discrete support; None for a point, a factor, or an unknown support."""
+    if is_point(fn) or isinstance(innermost(fn), Unit):
+        return None
+    try:
+        return bool(fn.support.is_discrete)
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def is_straight_through(fn: Any) -> bool:
+    """True for a discrete draw whose gradient is that of a relaxed draw."""
+    reparameterized = bool(getattr(fn, "has_rsample", False))
+    return isinstance(unwrap(fn), _STRAIGHT_THROUGH) or (
+        reparameterized and is_discrete(fn) is True
+    )
+
+
 def added_event_dims(fn: Any) -> int:
     """Number of dimensions that `.to_event` has added."""
     return sum(getattr(layer, "reinterpreted_batch_ndims", 0) for layer in layers(fn))
+
+
+def is_masked_out(fn: Any) -> bool:
+    """True if `.mask(False)` leaves nothing of the density."""
+    masks = [layer._mask for layer in layers(fn) if hasattr(layer, "_mask")]
+    return any(not mask.any() if isinstance(mask, Tensor) else not mask for mask in masks)
+
+
+def same_masks(first: Any, second: Any) -> bool:
+    """True if both distributions have no mask, or masks that are one tensor."""
+    a, b = (
+        [layer._mask for layer in layers(fn) if hasattr(layer, "_mask")] for fn in (first, second)
+    )
+    return len(a) == len(b) and all(map(_is_same, a, b))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return a is b
+    views = [(t.data_ptr(), t.shape, t.stride()) for t in (a, b)]
+    return a is b or views[0] == views[1]
 
 
 def own_masks(fn: Any) -> Iterator[Tensor]:

@@ -32,6 +32,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppl_lvm.estimators.parts.moving_supports import moving_support
+from ppl_lvm.estimators.parts.smoothness import smoothness_problem
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -53,6 +55,8 @@ class Estimator(ELBO, nn.Module):
             joint log-weight.
         is_upper_bound: the bound is an upper bound and is descended.
         sampling: "particles" of the unmodified guide, or the name of another sampling scheme.
+        fixed_draws: densities of all sites are differentiated at fixed draws, so that no support
+            may depend on parameters.
         requires_batch_rows: the arguments of the model must be the rows of the batch, with one
             log-weight per row.
         non_finite_hint: remedy if the gradient is not finite although all densities are; empty
@@ -81,6 +85,7 @@ class Estimator(ELBO, nn.Module):
     is_linear: ClassVar[bool] = False
     is_upper_bound: ClassVar[bool] = False
     sampling: ClassVar[str] = "particles"
+    fixed_draws: ClassVar[bool] = False
     requires_batch_rows: ClassVar[bool] = False
     non_finite_hint: ClassVar[str] = ""
     cost: ClassVar[str] = "K"
@@ -113,6 +118,11 @@ class Estimator(ELBO, nn.Module):
     def is_bound(self) -> bool:
         """E[bound] ≤ log p(x) (≥ for an upper bound) for every accepted K."""
         return True
+
+    @property
+    def relaxes_programs(self) -> bool:
+        """True if the programs run at relaxed draws."""
+        return self.sampling in ("relaxed", "relaxed pair", "straight-through")
 
     @abstractmethod
     def bound(self, particles: Particles) -> Tensor:
@@ -154,6 +164,7 @@ class Estimator(ELBO, nn.Module):
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles
             )
             self.validate(structure)
+            self.validate_programs(model, guide, args, kwargs, structure)
             while len(self._structures) >= 8:
                 del self._structures[next(iter(self._structures))]
             self._structures[key] = structure
@@ -167,6 +178,14 @@ class Estimator(ELBO, nn.Module):
         """Reject a pair for which the gradient would be wrong or zero."""
         self._reject_bound_estimate(structure.estimate)
         name = type(self).__name__
+        if structure.straight_through:
+            site = structure.straight_through[0]
+            raise ValueError(
+                f"{name} needs gradients of the draws that it scores, but the guide's site "
+                f"'{site}' ({structure.latents[site]}) has the gradient of another, relaxed draw. "
+                "Use Bernoulli or OneHotCategorical with LeaveOneOut, or with StraightThrough, "
+                "which declares this bias."
+            )
         if self.requires == "reparameterized" and structure.score_sites:
             site = structure.score_sites[0]
             raise ValueError(
@@ -187,6 +206,34 @@ class Estimator(ELBO, nn.Module):
                 f"{name} needs one log-weight per row, but this pair has a joint "
                 f"one: {structure.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
             )
+
+    def validate_programs(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        structure: PairStructure,
+    ) -> None:
+        """Reject programs whose derivatives, at fixed or relaxed draws, are wrong."""
+        name = type(self).__name__
+        sites = structure.latents if self.fixed_draws else structure.score_sites
+        site = moving_support(guide, args, kwargs, sites)
+        if site is not None:
+            raise ValueError(
+                f"{name} differentiates densities at fixed draws, but the support of the guide's "
+                f"site '{site}' ({structure.latents[site]}) depends on parameters, which such a "
+                "derivative misses. Use "
+                + ("a fixed support." if site in structure.score_sites else "ELBO or IWAE.")
+            )
+        if self.relaxes_programs:
+            problem = smoothness_problem(model, guide, args, kwargs, structure)
+            if problem is not None:
+                raise ValueError(
+                    f"{name} evaluates the programs at relaxed draws of "
+                    f"'{structure.score_sites[0]}', between the values 0 and 1, but {problem}. "
+                    "Write it as arithmetic, z * a + (1 - z) * b, or use LeaveOneOut."
+                )
 
     def _validate_relaxable_sites(self, structure: PairStructure) -> None:
         name = type(self).__name__

@@ -24,7 +24,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.distributions import elementary
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -50,7 +50,7 @@ class Antithetic(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or msg["name"] not in self.structure.score_sites:
             return
-        logits = innermost(msg["fn"]).logits
+        logits = elementary(msg["fn"]).logits
         if any(f.name == PARTICLE_PLATE for f in msg["cond_indep_stack"]):
             logits = logits[: self.num_pairs]
             u = uniform(logits.detach())

@@ -30,6 +30,7 @@ class DReG(Estimator):
 
     target = "IWAE"
     unbiased = True
+    fixed_draws = True
     requires = "reparameterized"
     fallback = "VIMCO"
     cost = "K, scored twice"

@@ -38,6 +38,7 @@ class DReGRenyi(Estimator):
 
     target = "Rényi"
     unbiased = True
+    fixed_draws = True
     requires = "reparameterized"
     fallback = "Renyi"
     cost = "K, scored twice"

@@ -10,8 +10,8 @@ in guide and model, and both densities become those of the Concrete distribution
 
 the ELBO of a relaxed model. Its pathwise gradient is unbiased for this objective. For the discrete
 ELBO it is biased: the bias falls with τ, the variance grows with 1/τ. The value is no bound for the
-discrete model. The model must accept points of the simplex (not checked). Categorical sites, whose
-values are indices, are rejected.
+discrete model. The model must be differentiable on the simplex: comparisons, indices and rounding
+are rejected, and so are Categorical sites, whose values are indices.
 
 References:
     Jang, Gu, Poole (2017). Categorical reparameterization with Gumbel-softmax.
@@ -27,7 +27,7 @@ from pyro.distributions import RelaxedBernoulli, RelaxedOneHotCategorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.distributions import elementary, with_innermost
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import Program
@@ -45,12 +45,11 @@ class ConcreteDraws(Messenger):
         if msg["name"] not in self.sites or msg["is_observed"]:
             return
         fn = msg["fn"]
-        base = innermost(fn)
+        base = elementary(fn)
         tau = torch.as_tensor(self.temperature, dtype=base.logits.dtype, device=base.logits.device)
         one_hot = len(base.event_shape) == 1
         relaxed = RelaxedOneHotCategorical if one_hot else RelaxedBernoulli
-        concrete = relaxed(tau, logits=base.logits)
-        msg["fn"] = concrete.to_event(fn.event_dim - concrete.event_dim)
+        msg["fn"] = with_innermost(fn, relaxed(tau, logits=base.logits))
 
 
 class GumbelSoftmax(Estimator):

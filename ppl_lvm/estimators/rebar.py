@@ -5,8 +5,8 @@ For Bernoulli draws. The control variate is the log-weight at relaxed bits,
     c(z) = η f(σ(z / τ)),     f = log p(x, ·) - log q(· | x),
 
 in the gradient of `parts/control_variate.py`, which is unbiased for every η and τ. Both descend the
-gradient's variance. The model must accept bits between 0 and 1 (not checked), so it cannot use
-them as indices.
+gradient's variance. The model must be differentiable in bits between 0 and 1: comparisons, indices
+and rounding are rejected.
 
 Reference:
     Tucker, Mnih, Maddison, Lawson, Sohl-Dickstein (2017). REBAR: low-variance, unbiased gradient

@@ -5,8 +5,9 @@ For Bernoulli draws. The control variate is REBAR's plus a network,
     c(z) = η f(σ(z / τ)) + r_ψ(z),     f = log p(x, ·) - log q(· | x),
 
 in the gradient of `parts/control_variate.py`, which is unbiased for every η, τ and ψ. All descend
-the gradient's variance. The input of r_ψ is the relaxed bits of a row. The model must accept bits
-between 0 and 1 (not checked), except with `relax_model=False`, where c is the network alone.
+the gradient's variance. The input of r_ψ is the relaxed bits of a row. The model must be
+differentiable in bits between 0 and 1 (comparisons, indices and rounding are rejected), except with
+`relax_model=False`, where c is the network alone.
 
 Reference:
     Grathwohl, Choi, Wu, Roeder, Duvenaud (2018). Backpropagation through the void: optimizing
@@ -64,6 +65,10 @@ class RELAX(Estimator):
         with warnings.catch_warnings():  # LazyLinear warns that it is a new feature
             warnings.simplefilter("ignore", UserWarning)
             self.network = nn.Sequential(nn.LazyLinear(hidden), nn.Tanh(), nn.Linear(hidden, 1))
+
+    @property
+    def relaxes_programs(self) -> bool:
+        return self.relax_model
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]

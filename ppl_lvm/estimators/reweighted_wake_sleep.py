@@ -30,6 +30,7 @@ class ReweightedWakeSleep(Estimator):
 
     target = "IWAE; KL(p || q) for the guide"
     unbiased = False
+    fixed_draws = True
     min_particles = 2
     fallback = "ScoreFunction"
     paper = "Bornschein, Bengio (2015). https://arxiv.org/abs/1406.2751"

@@ -29,6 +29,7 @@ class StickingTheLanding(Estimator):
     target = "ELBO"
     unbiased = True
     is_linear = True
+    fixed_draws = True
     requires = "reparameterized"
     fallback = "LeaveOneOut"
     cost = "K, scored twice"

@@ -7,8 +7,9 @@ The forward pass has a discrete draw b, the backward pass a smooth function of t
 
 and densities interpolate linearly between the corners of the simplex. The value is the ELBO. The
 gradient is exact without a temperature if bits are independent and log p(x, b) - log q(b) is linear
-in each. Otherwise it is biased at every temperature. The model must accept points of the simplex
-(not checked). Categorical sites, whose values are indices, are rejected.
+in each. Otherwise it is biased at every temperature. The model must be differentiable on
+the simplex: comparisons, indices and rounding are rejected, and so are Categorical sites, whose
+values are indices.
 
 References:
     Bengio, Léonard, Courville (2013). Estimating or propagating gradients through stochastic
@@ -25,7 +26,7 @@ from pyro.distributions import OneHotCategorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.distributions import elementary, with_innermost
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import Program
@@ -49,10 +50,9 @@ class StraightThroughDraws(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] not in self.sites or msg["is_observed"]:
             return
-        base = innermost(msg["fn"])
+        base = elementary(msg["fn"])
         if len(base.event_shape) == 1:
-            linear = _LinearOneHot(logits=base.logits)
-            msg["fn"] = linear.to_event(msg["fn"].event_dim - 1)
+            msg["fn"] = with_innermost(msg["fn"], _LinearOneHot(logits=base.logits))
         if msg["done"]:
             return
         hard, soft = self._draw(base)

@@ -47,6 +47,7 @@ class ThermodynamicELBO(Estimator):
 
     target = "TVO"
     unbiased = False
+    fixed_draws = True
     min_particles = 2
     fallback = "ScoreFunction"
     paper = "Masrani, Le, Wood (2019). https://arxiv.org/abs/1907.00031"
@@ -82,10 +83,12 @@ class ThermodynamicELBO(Estimator):
     def surrogate(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)
         fixed_w = w.detach()
+        # The draws have the density of log_q without scales and masks.
+        log_density = particles.log_q - particles.tempering_at_fixed_values
         total = torch.zeros_like(fixed_w[0])
         for beta, next_beta in zip(self.betas[:-1], self.betas[1:], strict=True):
             v = (beta * fixed_w).softmax(0)  # (K, B)
-            log_path = beta * particles.log_p + (1 - beta) * particles.log_q
+            log_path = beta * w + log_density
             covariance = (contrasts(beta, fixed_w) * log_path).sum(0)
             total = total + (next_beta - beta) * ((v * w).sum(0) + covariance)
         return total  # (B,)

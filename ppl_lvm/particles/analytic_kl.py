@@ -1,11 +1,12 @@
 """Closed-form KL divergence -KL(q || p) of one site."""
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import HalfCauchy, HalfNormal, kl_divergence
 
-from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.distributions import is_point, layers, same_masks
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import (
     Sites,
@@ -42,6 +43,9 @@ def closed_form(
             return None
         if not earlier <= set(order[: order.index(name)]) or q["mask"] is not p["mask"]:
             return None
+        # The KL of two masked distributions covers the common part of their masks only.
+        if not same_masks(q["fn"], p["fn"]) or _folds(q["fn"]) or _folds(p["fn"]):
+            return None
         try:
             kl = kl_divergence(q["fn"], p["fn"])
         except NotImplementedError:
@@ -54,3 +58,14 @@ def closed_form(
         return table(value, structure.nesting, plate_dim(q, structure.data_plate))
 
     return compute
+
+
+def _folds(fn: Any) -> bool:
+    """True for a transform that is no bijection: it changes the KL, which torch leaves as it is."""
+    transforms = [
+        t
+        for layer in layers(fn)
+        if not isinstance(layer, HalfCauchy | HalfNormal)  # symmetric: |X| has the KL of X
+        for t in getattr(layer, "transforms", ())
+    ]
+    return any(not t.bijective for t in transforms)

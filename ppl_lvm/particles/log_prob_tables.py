@@ -7,6 +7,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.core.distributions import unmasked
 from ppl_lvm.particles.bound_estimate import estimated_site
 from ppl_lvm.particles.enumeration import has_enumerated_dim, sum_out
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -96,13 +97,15 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
     factors = {}
     for name, site in guide.items():
         if is_scored(site):
-            log_q = log_prob(site)
+            log_q = density = log_prob(site)
+            if (bare := unmasked(site["fn"])) is not site["fn"]:
+                density = log_prob({**site, "fn": bare})
             dim = plate_dim(site, structure.data_plate)
             tempered = temper(log_q, inside_scale(site, structure.data_plate), site["mask"])
             tables.log_q[name] = table(tempered, structure.nesting, dim)
-            same = tempered is log_q
+            same = tempered is density
             tables.score[name] = (
-                tables.log_q[name] if same else table(log_q, structure.nesting, dim)
+                tables.log_q[name] if same else table(density, structure.nesting, dim)
             )
     for name, site in model.items():
         if not is_scored(site):

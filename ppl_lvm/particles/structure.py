@@ -20,8 +20,9 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.distributions import family, is_point
+from ppl_lvm.core.distributions import family, is_discrete, is_point, is_straight_through
 from ppl_lvm.core.rng import preserve_all_rng
+from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.tracing import (
     ReplayValues,
@@ -49,6 +50,7 @@ class PairStructure:
         constant: sites outside the data plate that no draw changes.
         latents: distribution family by guide site, in the order of the draws.
         score_sites: the guide's sites without a reparameterized draw.
+        straight_through: the guide's discrete draws with the gradient of a relaxed draw.
         vectorized: particles run in one vectorized pass.
         estimate: the model's site that scores an estimate of a bound (`bound_estimate`), or None.
     """
@@ -60,6 +62,7 @@ class PairStructure:
     constant: frozenset[str]
     latents: dict[str, str]
     score_sites: tuple[str, ...]
+    straight_through: tuple[str, ...] = ()
     vectorized: bool = False
     estimate: str | None = None
 
@@ -94,6 +97,10 @@ def analyze_pair(
         guide_latents = _scored(guide_sites)
         model_all = _scored(model_sites)
         enumerated = _check_sites(guide_latents, model_all)
+        drawn = {name: site for name, site in model_all.items() if not site["is_observed"]}
+        problem = auxiliary_problem(guide, args, kwargs, guide_latents, drawn)
+        if problem is not None:
+            raise ValueError(" ".join(problem[1:]))
         for site in (*guide_latents.values(), *model_all.values()):
             check_batch_shape(site)
         estimate = estimated_site(model_sites)
@@ -124,6 +131,7 @@ def analyze_pair(
             for name, site in guide_latents.items()
             if not getattr(site["fn"], "has_rsample", False)
         ),
+        straight_through=tuple(n for n, s in guide_latents.items() if is_straight_through(s["fn"])),
         estimate=estimate,
     )
 
@@ -167,12 +175,26 @@ def _check_sites(guide: Sites, model: Sites) -> list[str]:
                 f"The guide samples '{name}', which is not a latent site of the model "
                 f"({sorted(latents)}). Rename it, or mark it infer={{'is_auxiliary': True}}."
             )
+        if name in latents:
+            _require_same_kind(name, site["fn"], model[name]["fn"])
         if name in latents and site["fn"].event_dim != model[name]["fn"].event_dim:
             raise ValueError(
                 f"Site '{name}' has event dimension {model[name]['fn'].event_dim} in the model and "
                 f"{site['fn'].event_dim} in the guide. Use the same .to_event() in both."
             )
     return enumerated
+
+
+def _require_same_kind(name: str, guide_fn: Any, model_fn: Any) -> None:
+    """Refuse a density against a probability: their ratio is no importance weight."""
+    kinds = is_discrete(guide_fn), is_discrete(model_fn)
+    if None in kinds or kinds[0] == kinds[1]:
+        return
+    words = ["discrete" if kind else "continuous" for kind in kinds]
+    raise ValueError(
+        f"Site '{name}' is {words[1]} in the model ({family(model_fn)}) and {words[0]} in the "
+        f"guide ({family(guide_fn)}), so log p - log q is no log-weight. Use one kind in both."
+    )
 
 
 def _find_data_plate(

@@ -82,7 +82,7 @@ GUIDES: dict[Program, Fault] = {
         "foreign-randomness",
         "z",
         {
-            "random.gauss(0, 1)": "pyro.sample('noise', dist.Normal(0.0, 1.0), "
+            "random.gauss(0, 1)": "pyro.sample('noise', dist.Normal(0.0, 1.0).mask(False), "
             "infer={'is_auxiliary': True})"
         },
         "pyro.sample(",
@@ -93,7 +93,7 @@ GUIDES: dict[Program, Fault] = {
         "helper",
         {
             "    if torch.rand(()) < 0.5:\n        pyro": "    pyro",
-            "(0.0, 1.0), infer": "(0.0, 1.0).mask(torch.rand(()) < 0.5), infer",
+            "(0.0, 1.0), infer": "(0.0, 1.0).mask(False), infer",
         },
         ".mask(",
     ),

@@ -98,8 +98,8 @@ GUIDES: dict[Program, Fault] = {
     _too_many: (
         "missing-in-model",
         "helper",
-        {"1.0))": "1.0), infer={'is_auxiliary': True})"},
-        "infer={'is_auxiliary': True}",
+        {"1.0))": "1.0).mask(False), infer={'is_auxiliary': True})"},
+        ".mask(False), infer={'is_auxiliary': True}",
     ),
     _samples_observed: (
         "observed-in-guide",

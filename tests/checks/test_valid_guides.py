@@ -79,7 +79,7 @@ def _sampled_discrete_guide(x: Tensor) -> None:
 
 
 def _auxiliary_guide(x: Tensor) -> None:
-    u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+    u = pyro.sample("u", dist.Normal(0.0, 1.0).mask(False), infer={"is_auxiliary": True})
     loc = pyro.param("loc", torch.tensor(0.0))
     pyro.sample("w", dist.Normal(loc + u, 1.0))
 

@@ -14,7 +14,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.distributions import elementary
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, plate_dim
 
@@ -38,7 +38,7 @@ class RelaxedBernoulli(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["done"] or msg["name"] not in self.structure.score_sites:
             return
-        phi = innermost(msg["fn"]).logits
+        phi = elementary(msg["fn"]).logits
         draws = _draw(phi.detach())
         draws["phi"] = phi
         if not any(f.name == PARTICLE_PLATE for f in msg["cond_indep_stack"]):

@@ -1,0 +1,127 @@
+"""Auxiliary sites of guides: rejected, or with the right evidence."""
+
+import math
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.distributions import (
+    Bernoulli,
+    Delta,
+    Dirichlet,
+    LogNormal,
+    Normal,
+)
+from pyro.infer import autoguide
+from torch import Tensor
+
+import ppl_lvm.estimators as estimators
+from ppl_lvm.checks import check
+from ppl_lvm.particles import log_weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:Particles run one by one")
+X = torch.full((4,), 0.8)
+AUXILIARY = {"is_auxiliary": True}
+
+
+def _all(model: Any, guide: Any, x: Tensor = X) -> dict[str, str]:
+    """Name -> reason of each estimator that rejects the pair."""
+    reasons = {}
+    for name in estimators.__all__:
+        try:
+            getattr(estimators, name)().loss(model, guide, x)
+        except ValueError as error:
+            reasons[name] = str(error)
+    return reasons
+
+
+def _positive(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", LogNormal(0.0, 1.0))
+        pyro.sample("x", Normal(z, 0.7), obs=x)
+
+
+def _mixture(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        a = pyro.sample("a", Bernoulli(torch.full((len(x),), 0.5)), infer=AUXILIARY)
+        pyro.sample("z", LogNormal(a, 1.0))
+
+
+def _masked_mixture(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        a = pyro.sample("a", Bernoulli(torch.full((len(x),), 0.5)).mask(False), infer=AUXILIARY)
+        pyro.sample("z", LogNormal(a, 1.0))
+
+
+def _constant_of_auxiliary(x: Tensor) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("a", Normal(torch.zeros(len(x)), 1.0), infer=AUXILIARY)
+        pyro.sample("z", Delta(torch.ones(len(x))))
+
+
+def _point(x: Tensor, sign: float = -1.0, columns: int = 1) -> None:
+    with pyro.plate("data", len(x), dim=-1):
+        normal = Normal(torch.zeros(len(x), columns), 1.0).to_event(1)
+        a = pyro.sample("a", normal, infer=AUXILIARY).sum(-1)
+        pyro.sample("z", Delta(a.exp(), log_density=sign * a))
+
+
+@pytest.mark.parametrize(
+    ("guide", "site", "words"),
+    [
+        (_mixture, "a", "does not sample it"),
+        (_constant_of_auxiliary, "a", "does not sample it"),
+        (lambda x: _point(x, sign=0.0), "z", "log_density"),
+        (lambda x: _point(x, sign=1.0), "z", "log_density"),
+        (lambda x: _point(x, columns=2), "a", "8 values"),
+    ],
+)
+def test_auxiliary_site_without_counterpart_is_rejected_everywhere(
+    guide: Any, site: str, words: str
+) -> None:
+    reasons = _all(_positive, guide)
+    assert set(reasons) == set(estimators.__all__)
+    assert all(words in reason and f"'{site}'" in reason for reason in reasons.values())
+    with pytest.raises(ValueError, match=words):
+        log_weights(_positive, guide, X)
+    issues = check(_positive, guide, X).errors
+    assert [(issue.code, issue.site) for issue in issues] == [("auxiliary-site", site)]
+
+
+@pytest.mark.parametrize("guide", [_masked_mixture, _point])
+def test_auxiliary_site_that_cancels_or_determines_the_latent_gives_the_evidence(
+    guide: Any,
+) -> None:
+    torch.manual_seed(0)
+    log_w = log_weights(_positive, guide, X, num_particles=40_000)
+    w = log_w.double().exp().mean(1)
+    t = torch.linspace(-9.0, 9.0, 20_001, dtype=torch.float64)
+    density = Normal(0.0, 1.0).log_prob(t) + Normal(t.exp(), 0.7).log_prob(torch.tensor(0.8))
+    exact = float(density.exp().sum() * (t[1] - t[0]))
+    assert w.mean().item() == pytest.approx(exact, abs=5 * w.std().item() / len(w) ** 0.5)
+    assert not check(_positive, guide, X).errors
+
+
+def test_auxiliary_site_with_a_reverse_density_in_the_model_is_accepted() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", LogNormal(0.0, 1.0))
+            pyro.sample("a", Bernoulli(logits=z))
+            pyro.sample("x", Normal(z, 0.7), obs=x)
+
+    assert "LeaveOneOut" not in _all(model, _mixture)
+
+
+@pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal", "AutoStructured"])
+def test_automatic_guides_with_auxiliary_sites_are_accepted(name: str) -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", LogNormal(torch.zeros(2), 1.0).to_event(1))
+        share = pyro.sample("share", Dirichlet(torch.ones(3)))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z + w.sum() + share[0], 1.0), obs=x)
+
+    guide = getattr(autoguide, name)(model)
+    guide(X)
+    assert math.isfinite(estimators.ELBO().loss(model, guide, X))
