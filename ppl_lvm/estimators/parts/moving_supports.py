@@ -53,9 +53,9 @@ def _bounds(fn: Any) -> Iterator[Tensor]:
     except NotImplementedError:
         return
     shape = fn.batch_shape + fn.event_shape
-    for bound in (getattr(support, key, None) for key in ("lower_bound", "upper_bound")):
-        if bound is not None:
-            yield torch.as_tensor(bound, dtype=torch.get_default_dtype()).expand(shape)
+    for value in (getattr(support, key, None) for key in ("lower_bound", "upper_bound")):
+        if value is not None:
+            yield torch.as_tensor(value, dtype=torch.get_default_dtype()).expand(shape)
 
 
 def _moves(bound: Tensor) -> bool:
