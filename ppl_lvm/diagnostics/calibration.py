@@ -222,15 +222,12 @@ def _simulated_ranks(
     values, simulated = simulate(model, *batch)
     with locate_invalid_parameters(model, guide, batch, simulated):
         particles = draw_particles(model, guide, simulated, {}, structure, num_draws)
-    rows = len(batch[0])
     ranks = {}
     for name, draws in particles.site_draws.items():
         if draws.is_constant:
             continue
-        has_rows = structure.data_plate is None and _has_rows(draws.value, rows, structure)
-        local = rows if draws.is_local or has_rows else None
-        z = by_row(draws.value, local, structure.nesting)  # (L, N, d)
-        truth = by_row(values[name].reshape(1, *draws.value.shape[1:]), local, structure.nesting)
+        z = by_row(draws.value, draws.row_axis)  # (L, N, d)
+        truth = by_row(values[name].reshape(1, *draws.value.shape[1:]), draws.row_axis)
         if structure.data_plate is None:
             z, truth = z[:, :1], truth[:, :1]
         r = _rank(z, truth).numpy()  # (N, d)
@@ -245,11 +242,6 @@ def _simulated_ranks(
     log_p = torch.stack([p.expand(1, particles.log_p.shape[1]) for p in parts]).sum(0)
     ranks[LOG_JOINT] = _rank(particles.log_p[..., None], log_p[..., None])[:, 0].numpy()
     return ranks
-
-
-def _has_rows(value: Tensor, rows: int, structure: PairStructure) -> bool:
-    """True if a site's draws have a plate dimension of N rows."""
-    return rows in value.shape[1 : 1 + structure.nesting]
 
 
 def _rank(z: Tensor, truth: Tensor) -> Tensor:
@@ -313,11 +305,9 @@ def vsbc(
                 structure = analyze_for_particles(model, guide, simulated, {}, num_draws)
                 particles = draw_particles(model, guide, simulated, {}, structure, num_draws)
             for name, draws in particles.site_draws.items():
-                has_rows = _has_rows(draws.value, len(batch[0]), structure)
-                rows = len(batch[0]) if draws.is_local or has_rows else None
-                z = by_row(draws.value, rows, structure.nesting)[:, :1]
+                z = by_row(draws.value, draws.row_axis)[:, :1]
                 truth = values[name].reshape(1, *draws.value.shape[1:])
-                r = _rank(z, by_row(truth, rows, structure.nesting)[:, :1])[0]
+                r = _rank(z, by_row(truth, draws.row_axis)[:, :1])[0]
                 for i, rank in enumerate(r.tolist()):
                     key = f"{name}[{i}]" if len(r) > 1 else name
                     probabilities.setdefault(key, []).append((rank + 0.5) / (num_draws + 1))

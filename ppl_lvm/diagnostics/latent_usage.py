@@ -28,7 +28,7 @@ from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.diagnostics.base import Diagnostic
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
-from ppl_lvm.particles.layout import as_particles, by_row
+from ppl_lvm.particles.layout import as_particles, by_row, row_axis
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import ReplayValues, log_prob, plate_dim, table, trace_program
 from ppl_lvm.posterior.evidence import standard_error
@@ -170,7 +170,7 @@ def latent_use(
         p = draw_particles(model, guide, batch, {}, structure, num_draws)
         draws = {n: d for n, d in p.site_draws.items() if not d.is_constant}
         N = p.log_w.shape[1]
-        z = {n: by_row(d.value, N, structure.nesting) for n, d in draws.items()}  # (S, N, d)
+        z = {n: by_row(d.value, d.row_axis) for n, d in draws.items()}  # (S, N, d)
         active, active_error = active_units(torch.cat([v.double() for v in z.values()], -1))
         log_p = [d.log_p for d in draws.values() if d.log_p is not None]
         if len(log_p) < len(draws):
@@ -184,7 +184,7 @@ def latent_use(
         if structure.vectorized:
             information = _information(guide, batch, structure, p, N)
         widths = {n: v.shape[-1] for n, v in z.items()}
-        kl = _marginal_kl(model, guide, batch, widths)
+        kl = _marginal_kl(model, guide, batch, widths, structure.data_plate)
     return LatentUse(
         names=tuple(f"{n}[{i}]" for n, width in widths.items() for i in range(width)),
         active=active,
@@ -228,10 +228,11 @@ def _information(
         blocks = []
         for start in range(0, N, chunk):
             rows = slice(start, min(start + chunk, N))
-            values = {
-                n: as_particles(p.site_draws[n].value[s : s + 1], N, structure.nesting, rows)
-                for n in names
-            }
+            values = {}
+            for n in names:
+                draws = p.site_draws[n]
+                assert draws.row_axis is not None  # every random site is in the data plate
+                values[n] = as_particles(draws.value[s : s + 1], draws.row_axis, rows)
             blocks.append(_log_q(guide, batch, structure, values, rows.stop - start))
         pairs = torch.cat(blocks).double()  # (N, N): row n holds log q(z_n | x_m) over m
         total += pairs.diagonal() - (pairs.logsumexp(1) - math.log(N))
@@ -261,7 +262,9 @@ def _log_q(
     return torch.stack(tables).sum(0)
 
 
-def _marginal_kl(model: Program, guide: Program, batch: Batch, widths: dict[str, int]) -> Tensor:
+def _marginal_kl(
+    model: Program, guide: Program, batch: Batch, widths: dict[str, int], plate: str
+) -> Tensor:
     """KL(q(z_u | x) ‖ p(z_u)) averaged over rows, of Gaussian marginals; NaN for others: (D,)."""
     guide_sites = trace_program(guide, batch, {}, particles=None, nesting=0)
     values = ReplayValues({n: s["value"] for n, s in guide_sites.items()})
@@ -275,7 +278,7 @@ def _marginal_kl(model: Program, guide: Program, batch: Batch, widths: dict[str,
         ratio = (q.variance / p.variance).double()
         shift = ((q.mean - p.mean) ** 2 / p.variance).double()
         kl = (ratio + shift - 1 - ratio.log()) / 2
-        rows = by_row(kl[None], len(batch[0]), max(len(q.batch_shape), 1))
+        rows = by_row(kl[None], row_axis(guide_sites[name], plate))
         parts.append(rows[0].mean(0))
     return torch.cat(parts)
 

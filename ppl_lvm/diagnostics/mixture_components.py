@@ -162,7 +162,7 @@ def mixture_components(
     Raises:
         CannotSayError: there is no such site, or several and no name.
     """
-    summed = predict.summed_sites(pair, *batch)
+    summed = predict.summed_sites(pair, *batch, local=True)
     codes = predict.encode(pair, *batch) if summed else {}
     discrete = {n: r for n, r in codes.items() if n in summed and r.dim() == 2}
     if site is not None:

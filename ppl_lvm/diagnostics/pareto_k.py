@@ -182,10 +182,12 @@ def pareto_k(
             raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
         parts = -(-num_draws * len(batch[0]) // CHUNK)
         weights, values = [], []
+        axes: dict[str, int | None] = {}
         # Chunks of equal size: a last chunk of one draw would have no particle plate.
         for size in np.diff(np.linspace(0, num_draws, parts + 1).round().astype(int)).tolist():
             p = draw_particles(model, guide, batch, {}, structure, size)
             weights.append(p.log_w.double().numpy())
+            axes = {n: d.row_axis for n, d in p.site_draws.items()}
             values.append(
                 {n: d.value.numpy() for n, d in p.site_draws.items() if d.value.is_floating_point()}
             )
@@ -198,28 +200,24 @@ def pareto_k(
     moments = {}
     for name in values[0]:
         z = np.concatenate([v[name] for v in values]).astype(np.float64)
-        of_site = _moments(z, np.exp(log_w), None if joint else structure.nesting)
+        of_site = None
+        if joint or axes[name] is not None:  # else a point that all rows share
+            of_site = _moments(z, np.exp(log_w), None if joint else axes[name])
         if of_site is not None:
             moments[name] = of_site
     return ParetoK(k, 1 / np.exp(2 * log_w).sum(1), moments, num_draws, joint)
 
 
-def _moments(z: Floats, w: Floats, nesting: int | None) -> Moments | None:
+def _moments(z: Floats, w: Floats, axis: int | None) -> Moments | None:
     """Moments of draws z (S, plates, event) with normalized weights w (N, S), or (1, S) if joint.
 
-    `nesting` is the number of plate dimensions, the data plate included; None if joint. None for
-    a point estimate, and for a site that all rows share.
+    `axis` is the dimension of the rows; None if the weights are joint. Returns None for a point
+    estimate.
     """
     S, N = len(z), len(w)
     if not (z.std(0) > 0).any():
         return None
-    if nesting is None:
-        flat = z.reshape(S, 1, -1)
-    else:
-        axis = next((a for a in range(1, 1 + nesting) if z.shape[a] == N), None)
-        if axis is None:
-            return None
-        flat = np.moveaxis(z, axis, 1).reshape(S, N, -1)
+    flat = z.reshape(S, 1, -1) if axis is None else np.moveaxis(z, axis, 1).reshape(S, N, -1)
     mean = np.einsum("ns,snd->nd", w, flat)
     variance = np.einsum("ns,snd->nd", w, (flat - mean) ** 2)
     return Moments(flat.mean(0), flat.std(0), mean, np.sqrt(variance))

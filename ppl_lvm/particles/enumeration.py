@@ -68,15 +68,10 @@ def sum_out(
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     sum_dims: set[str] = set()
     data_dim = None
-    scale, inside = _split_scales(model, list(factors), data_plate)
-    for name, factor in factors.items():
+    scale, packed_terms = packed_factors(model, factors, data_plate)
+    for name, term in packed_terms.items():
         site = model[name]
         data_dim = data_dim if data_dim is not None else plate_dim(site, data_plate)
-        mask = None if is_enumerated(site) else site["mask"]
-        value = temper(factor, inside[name], mask)
-        if value is factor:
-            value = factor[...]  # packing sets an attribute of the tensor, so pack a view
-        term = packed.pack(value, site["infer"]["_dim_to_symbol"])
         plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
         ordinal = frozenset(trace.plate_to_symbol[p] for p in plates)
         tree.setdefault(ordinal, []).append(term)
@@ -92,6 +87,21 @@ def sum_out(
             total = total + table(temper(value, scale, None), nesting, data_dim)
     result: Tensor = total
     return result
+
+
+def packed_factors(
+    model: Sites, factors: dict[str, Tensor], data_plate: str | None
+) -> tuple[Any, dict[str, Tensor]]:
+    """(scale of the sum, the terms inside it by site: masked, scaled and packed)."""
+    scale, inside = _split_scales(model, list(factors), data_plate)
+    terms = {}
+    for name, factor in factors.items():
+        site = model[name]
+        value = temper(factor, inside[name], None if is_enumerated(site) else site["mask"])
+        if value is factor:
+            value = factor[...]  # packing sets an attribute of the tensor, so pack a view
+        terms[name] = packed.pack(value, site["infer"]["_dim_to_symbol"])
+    return scale, terms
 
 
 def is_enumerated(site: Site) -> bool:

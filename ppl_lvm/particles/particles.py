@@ -34,6 +34,7 @@ class SiteDraws:
         value: (K, ...).
         reparameterized: gradients flow through `value`.
         is_local: the site is inside the data plate.
+        row_axis: the dimension of the rows in `value`, counted from the right; None without rows.
         log_q: (K, B), or (K, 1) if global or joint; tempered.
         log_p: the same of the model's site; None if auxiliary or summed out.
         is_constant: a point outside the data plate, which belongs to the offset only.
@@ -49,6 +50,7 @@ class SiteDraws:
     log_p: Tensor | None
     score: Tensor
     is_constant: bool = False
+    row_axis: int | None = None
     analytic: Callable[[], Tensor | None] = lambda: None
 
 

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from ppl_lvm.particles.analytic_kl import closed_form
 from ppl_lvm.particles.bound_estimate import rejection_message
+from ppl_lvm.particles.layout import row_axis
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
 from ppl_lvm.particles.particles import Particles, SiteDraws
 from ppl_lvm.particles.structure import PairStructure, Program, analyze_pair
 from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
+from ppl_lvm.programs.minibatch import DATA_PLATE
 
 
 def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Particles:
@@ -38,6 +40,7 @@ def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: 
             log_p=tables.log_p.get(name),
             score=tables.score[name],
             is_constant=name in structure.constant,
+            row_axis=row_axis(guide[name], structure.data_plate or DATA_PLATE),
             analytic=closed_form(name, guide, model, structure, absorbed=name not in tables.log_p),
         )
         for name, log_q in tables.log_q.items()
@@ -115,6 +118,7 @@ def _stack(passes: list[Particles]) -> Particles:
             log_p=cat([d.log_p for d in draws]),
             score=torch.cat([d.score for d in draws]),
             is_constant=draws[0].is_constant,
+            row_axis=draws[0].row_axis,
             analytic=lambda: cat([d.analytic() for d in draws]),
         )
 

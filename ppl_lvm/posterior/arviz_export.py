@@ -30,7 +30,6 @@ from ppl_lvm.core.types import Array, Batch
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import trace_program
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.conditional_density import (
@@ -41,12 +40,17 @@ from ppl_lvm.posterior.conditional_density import (
     marginal_log_lik,
     site_log_prob,
 )
+from ppl_lvm.posterior.predictive_draws import (
+    complete_draws,
+    draw_prior,
+    leading_draws,
+    rows_at_once,
+)
 from ppl_lvm.posterior.psis import psis
 from ppl_lvm.posterior.simulation import observed_arguments
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
-CHUNK, CELLS = 100_000, 2**22  # rows, and values in them, that are run at once
 Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
 
@@ -80,22 +84,22 @@ def to_arviz(
     one_of("draws", draws, get_args(Draws))
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
-        summed = predict.summed_sites(pair, *batch)
         sampled = _draw(pair, batch, num_samples, draws)
-        complete = [_complete(pair, batch, latents, summed) for latents in sampled.latents]
-        prior = _prior(pair, batch, num_samples)
+        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+        posterior, predictive = complete_draws(pair, batch, structure, sampled.latents)
+        prior = draw_prior(pair, batch, structure, num_samples)
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
-    latent = sorted({n for posterior, _ in complete for n in posterior})
+    latent = sorted(posterior)
     per_row = {name: ["data"] for name in sampled.stats} if sampled.local else {}
     return to_inference_data(
-        {n: _stack([posterior[n] for posterior, _ in complete]) for n in latent},
+        {n: posterior[n].numpy() for n in latent},
         log_likelihood={"log_likelihood": sampled.log_likelihood}
         if len(observed) != 1
         else {next(iter(observed)): sampled.log_likelihood},
-        posterior_predictive={n: _stack([x[n] for _, x in complete]) for n in observed},
-        prior={n: prior[n] for n in latent if n in prior},
-        prior_predictive={n: prior[n] for n in observed},
+        posterior_predictive={n: predictive[n].numpy() for n in observed},
+        prior={n: prior[n].numpy() for n in latent if n in prior},
+        prior_predictive={n: prior[n].numpy() for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=sampled.stats,
         dims=dims | per_row,
@@ -161,7 +165,8 @@ def _draw_local(
     pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int, draws: Draws
 ) -> _PosteriorDraws:
     """All draws under a particle plate; each row has its own weights."""
-    N, step = len(batch[0]), max(2, _rows_at_once(batch) // len(batch[0]))
+    N, step = len(batch[0]), max(2, rows_at_once(batch) // len(batch[0]))
+    axes: dict[str, int | None] = {}
     with poutine.block():
         single_draw, theta = predict.draw_guide(pair, batch)
     values: dict[str, list[Tensor]] = {name: [] for name in single_draw}
@@ -173,7 +178,8 @@ def _draw_local(
         log_p.append(p.log_p[:size].expand(-1, N))
         log_q.append(p.log_q[:size].expand(-1, N))
         for name, like in single_draw.items():
-            values[name].append(_leading_draws(p.site_draws[name].value, like, size))
+            values[name].append(leading_draws(p.site_draws[name].value, like, size))
+            axes[name] = p.site_draws[name].row_axis
     table = {name: torch.cat(v) for name, v in values.items()}
     stats: dict[str, Array] = {
         "log_p_per_row": torch.cat(log_p).numpy(),
@@ -188,17 +194,11 @@ def _draw_local(
         else:
             stats = {}
             index = torch.from_numpy(_resample(weight, S))  # (S, N)
-            table |= {n: _pick(t, index, N) for n, t in table.items() if n not in theta}
+            table = {n: _pick(t, index, axes[n]) for n, t in table.items()}
     latents = [{n: v[s] for n, v in table.items()} for s in range(S)]
     thetas = [{n: draw[n] for n in theta} for draw in latents]
     log_likelihood, _, _ = _densities(pair, batch, thetas)
     return _PosteriorDraws(latents, log_likelihood, stats, True, k)
-
-
-def _leading_draws(value: Tensor, like: Tensor, size: int) -> Tensor:
-    """The first `size` draws of a site, each in the shape of `like`."""
-    draws = value if value.dim() > like.dim() else value[None].expand(size, *like.shape)
-    return draws[:size].reshape(size, *like.shape)
 
 
 def _resample(weight: Array, S: int) -> Array:
@@ -212,14 +212,15 @@ def _resample(weight: Array, S: int) -> Array:
     return shuffled
 
 
-def _pick(values: Tensor, index: Tensor, N: int) -> Tensor:
-    """values (S, ..., N, ...) of a local site -> (S, ...) with row n of draw s from index[s, n].
+def _pick(values: Tensor, index: Tensor, axis: int | None) -> Tensor:
+    """values (S, ..., N, ...) of a site -> (S, ...) with row n of draw s from draw index[s, n].
 
-    The row dimension is the first of size N after the draws.
+    `axis` is the dimension of the rows; values that all rows share stay as they are.
     """
-    axis = 1 + list(values.shape[1:]).index(N)
+    if axis is None:
+        return values
     moved = values.movedim(axis, 1)  # (S, N, ...)
-    return moved[index, torch.arange(N)].movedim(1, axis)
+    return moved[index, torch.arange(moved.shape[1])].movedim(1, axis)
 
 
 def _resample_locals(
@@ -232,49 +233,10 @@ def _resample_locals(
     weight = p.log_w.expand(-1, N).double().softmax(0)
     index = torch.multinomial(weight.T, 1).T  # (1, N)
     resampled = dict(latents)
-    for name in [n for n in latents if n not in theta]:
-        draws = p.site_draws[name].value.reshape(-1, *latents[name].shape)
-        resampled[name] = _pick(draws, index, N)[0]
+    for name, draws in p.site_draws.items():
+        value = draws.value.reshape(-1, *latents[name].shape)
+        resampled[name] = _pick(value, index, draws.row_axis)[0]
     return resampled
-
-
-def _stack(values: list[Tensor]) -> Array:
-    return torch.stack(values).numpy()
-
-
-def _prior(pair: ModelGuidePair, batch: Batch, S: int) -> dict[str, Array]:
-    """Every site of the model, latent and observed, drawn from the prior: (S, ...)."""
-    single_draw = predict.sample_prior(pair, *batch)
-    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-    if not structure.vectorized:
-        draws = [predict.sample_prior(pair, *batch) for _ in range(S)]
-        return {name: _stack([d[name] for d in draws]) for name in single_draw}
-    free, step = poutine.uncondition(pair.model), max(2, _rows_at_once(batch) // len(batch[0]))
-    values: dict[str, list[Tensor]] = {name: [] for name in single_draw}
-    for start in range(0, S, step):
-        size = min(step, S - start)
-        # A single draw would have no particle dimension.
-        particles = max(2, size)
-        sites = trace_program(free, batch, {}, particles=particles, nesting=structure.nesting)
-        for name, like in single_draw.items():
-            values[name].append(_leading_draws(sites[name]["value"], like, size))
-    return {name: torch.cat(v).numpy() for name, v in values.items()}
-
-
-def _rows_at_once(batch: Batch) -> int:
-    width = max(t[0].numel() for t in batch if isinstance(t, Tensor) and t.dim())
-    return min(CHUNK, CELLS // max(width, 1))
-
-
-def _complete(
-    pair: ModelGuidePair, batch: Batch, latents: Latents, summed: frozenset[str]
-) -> tuple[Latents, Latents]:
-    """The latents with summed-out ones added, and all sites of the model at these values."""
-    with poutine.block():
-        if summed:
-            latents = latents | predict.sample_summed(pair, latents, *batch)
-        sites = predict.run_model(pair, latents, batch).nodes.items()
-    return latents, {n: s["value"] for n, s in sites if s["type"] == "sample"}
 
 
 def _densities(
@@ -284,7 +246,7 @@ def _densities(
     S, N = len(draws), len(batch[0])
     if not draws[0]:
         K = 1 if not _has_latents(pair, batch) else LOCAL_PARTICLES
-        step = max(1, _rows_at_once(batch) // (N * K))
+        step = max(1, rows_at_once(batch) // (N * K))
         parts = []
         for start in range(0, S, step):
             count = min(step, S - start)
@@ -315,7 +277,7 @@ def _vectorized_densities(
     """`_densities` without local latents: many draws under a particle plate."""
     with poutine.block():
         sites = poutine.trace(pair.guide).get_trace(*batch).nodes
-    step, parts = max(2, _rows_at_once(batch) // len(batch[0])), []
+    step, parts = max(2, rows_at_once(batch) // len(batch[0])), []
     for start in range(0, len(draws), step):
         some = draws[start : start + step]
         some = some * 2 if len(some) == 1 else some  # one draw has no particle dimension

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
+from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.programs.traces import latent_sites, plate_nesting
+from ppl_lvm.programs.traces import latent_sites
 
 GLOBAL_DRAWS = 64
 
@@ -27,22 +27,25 @@ def is_local(site: dict[str, Any]) -> bool:
     return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
 
-def summed_sites(pair: ModelGuidePair, *batch: Any) -> frozenset[str]:
-    """Latent sites of the model that the guide lacks: enumerated and summed out exactly."""
-    with pair.scope(), torch.no_grad(), preserve_rng(), poutine.block():
-        guide = poutine.trace(pair.guide).get_trace(*batch)
-        model = poutine.trace(poutine.replay(pair.model, guide)).get_trace(*batch)
-    return frozenset(latent_sites(model).keys() - latent_sites(guide).keys())
+def summed_sites(pair: ModelGuidePair, *batch: Any, local: bool = False) -> frozenset[str]:
+    """Latent sites of the model that the guide lacks: enumerated and summed out exactly.
+
+    `local`: only those with one value per row.
+    """
+    with pair.scope(), poutine.block():
+        sites = EnumeratedSites(pair.model, pair.guide, batch).sites
+    return frozenset(name for name, site in sites.items() if not local or is_local(site))
 
 
-def sample(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
+def sample(pair: ModelGuidePair, *batch: Any, given: Batch | None = None) -> dict[str, Tensor]:
     """Draw as many rows as `batch` has from the model: site -> values, latent and observed.
 
-    Global latents come from the guide (one draw for all rows), local ones from the prior. Values
-    that a model conditions on, such as the inputs of a regression, are read from `batch`.
+    Global latents come from the guide, those summed out from their posterior given the rows
+    `given` (default: `batch`), one draw for all rows. Local ones come from the prior. Values that
+    a model conditions on, such as the inputs of a regression, are read from `batch`.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        return _values(run_model(pair, draw_guide(pair, batch)[1], batch))
+        return _values(run_model(pair, _draw_globals(pair, batch, given), batch))
 
 
 def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
@@ -56,6 +59,24 @@ def draw_guide(pair: ModelGuidePair, batch: Batch) -> tuple[dict[str, Tensor], d
     sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     global_values = {name: site["value"] for name, site in sites.items() if not is_local(site)}
     return {name: site["value"] for name, site in sites.items()}, global_values
+
+
+def _draw_globals(pair: ModelGuidePair, batch: Batch, given: Batch | None) -> dict[str, Tensor]:
+    """One draw of the global latents, with the summed-out ones."""
+    values = draw_guide(pair, batch)[1]
+    return values | draw_summed_globals(pair, batch if given is None else given, values)
+
+
+def draw_summed_globals(
+    pair: ModelGuidePair, batch: Batch, global_values: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """One posterior draw of the summed-out global latents, given those of the guide."""
+    enumerated = EnumeratedSites(pair.model, pair.guide, batch)
+    names = [name for name, site in enumerated.sites.items() if not is_local(site)]
+    if not names:
+        return {}
+    states = enumerated.draw(draw_guide(pair, batch)[0] | global_values)
+    return {name: states[name] for name in names}
 
 
 def run_model(pair: ModelGuidePair, fixed: dict[str, Tensor], batch: Batch) -> poutine.Trace:
@@ -77,22 +98,20 @@ def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
 
     Sites of the guide: the mean of q(z_n | x_n), (N, D); an average over 64 draws where q has no
     closed-form mean, or a mean that depends on other sites of the guide. Discrete sites, and sites
-    summed out of the model: probabilities (N, states), averaged over 64 draws of the global latents
-    where there are any.
+    summed out of the model: marginal probabilities (N, states), averaged over 64 draws of the
+    guide where it has latents. Marginals of several sites do not determine their joint
+    distribution; `to_arviz` has joint draws.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
         codes = _means(pair, {n: site for n, site in sites.items() if is_local(site)}, batch)
-        summed = summed_sites(pair, *batch)
-        if summed:
+        enumerated = EnumeratedSites(pair.model, pair.guide, batch)
+        if enumerated.sites:
             repeats = GLOBAL_DRAWS if sites else 1
-            totals: dict[str, Tensor] = {}
             for _ in range(repeats):
-                marginals = _marginals(pair.model, pair.guide, *batch)
-                for name in [n for n in marginals if n in summed]:
-                    probs = _probabilities(marginals[name])
-                    totals[name] = totals.get(name, 0.0) + probs / repeats
-            codes |= totals
+                marginals = enumerated.marginals(draw_guide(pair, batch)[0])
+                for name, probabilities in marginals.items():
+                    codes[name] = codes.get(name, 0.0) + probabilities / repeats
     return codes
 
 
@@ -139,57 +158,77 @@ def _probabilities(fn: Any) -> Tensor:
     return fn.log_prob(states).exp().movedim(0, -1)
 
 
-def decode(pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
+def decode(
+    pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any, given: Batch | None = None
+) -> dict[str, Tensor]:
     """Observed site -> mean of p(x_n | z_n) at the codes, (N, P); categories: probabilities.
 
-    Global latents are fixed at the guide's means (one draw where there is no closed form).
+    Discrete codes are states. Summed-out sites without a code are summed out given the codes.
+    Global latents are fixed at the guide's means (one draw where there is no closed form, and of
+    discrete ones; of summed-out ones given the rows `given`, default `batch`).
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        trace = run_model(pair, {**center_of_globals(pair, batch), **codes}, batch)
-    sites = {n for n, s in trace.nodes.items() if s["type"] == "sample"}
+        with preserve_rng():
+            plain = poutine.trace(pair.model).get_trace(*batch)
+        _check_codes(codes, plain)
+        values, observed = (
+            {**center_of_globals(pair, batch, given), **codes},
+            observed_values(plain),
+        )
+        enumerated = EnumeratedSites(pair.model, pair.guide, batch)
+        if not enumerated.sites.keys() <= values.keys():
+            return enumerated.means(values, observed, expectation)
+        nodes = run_model(pair, values, batch).nodes
+        return {name: expectation(nodes[name]["fn"]) for name in observed}
+
+
+def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace) -> None:
+    sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - sites:
         raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
-    observed = observed_names(pair, batch)
-    return {name: expectation(trace.nodes[name]["fn"]) for name in observed}
+    for name, code in codes.items():
+        fn = sites[name]["fn"]
+        if fn.has_enumerate_support and code.dim() > len(fn.shape()):
+            raise ValueError(
+                f"Code {name!r}: it has shape {tuple(code.shape)}, but the site has one state at "
+                f"each of {tuple(fn.shape())}. Pass states, as in codes.argmax(-1)."
+            )
 
 
-def center_of_globals(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:
-    """Global latent -> the guide's mean, or one draw of a discrete one."""
+def most_likely_states(
+    pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any
+) -> dict[str, Tensor]:
+    """Summed-out site -> its states, of all such sites the jointly most likely given the codes.
+
+    Each most likely for itself, they may be impossible together.
+    """
+    with torch.no_grad(), pair.scope(), poutine.block():
+        enumerated = EnumeratedSites(pair.model, pair.guide, batch)
+        if not enumerated.sites:
+            return {}
+        given = {n: code for n, code in codes.items() if n not in enumerated.sites}
+        return enumerated.most_likely(_guide_center(pair, batch) | given)
+
+
+def center_of_globals(
+    pair: ModelGuidePair, batch: Batch, given: Batch | None = None
+) -> dict[str, Tensor]:
+    """Global latent -> the guide's mean, or one draw of a discrete one.
+
+    Summed-out ones are drawn given the rows `given` (default: `batch`).
+    """
+    values = _guide_center(pair, batch)
+    return values | draw_summed_globals(pair, batch if given is None else given, values)
+
+
+def _guide_center(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:
+    """Global latent of the guide -> its mean, or one draw of a discrete one."""
     sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
     global_sites = {name: site for name, site in sites.items() if not is_local(site)}
     discrete = {name for name, site in global_sites.items() if site["fn"].has_enumerate_support}
     continuous = {n: site for n, site in global_sites.items() if n not in discrete}
     means = _means(pair, continuous, batch)
     return {n: site["value"] if n in discrete else means[n] for n, site in global_sites.items()}
-
-
-def sample_summed(pair: ModelGuidePair, theta: dict[str, Tensor], *batch: Any) -> dict[str, Tensor]:
-    """Draw the summed-out sites from p(z | x, θ) at global latents θ."""
-    model, guide = (poutine.condition(p, data=theta) for p in (pair.model, pair.guide))
-    names = list(theta)
-    marginals = _marginals(
-        poutine.block(model, hide=names), poutine.block(guide, hide=names), *batch
-    )
-    return {name: fn.sample() for name, fn in marginals.items()}
-
-
-def _marginals(model: Any, guide: Any, *batch: Any) -> dict[str, Any]:
-    """Enumerated site -> p(z | x).
-
-    Sites with a single state are excluded from Pyro's contraction, which has no dimension for them
-    and fails.
-    """
-    trace = poutine.trace(model).get_trace(*batch)
-    single_state = {
-        name: site
-        for name, site in latent_sites(trace).items()
-        if site["infer"].get("enumerate") and len(site["fn"].enumerate_support(expand=False)) == 1
-    }
-    values = {name: site["value"] for name, site in single_state.items()}
-    marginals = TraceEnum_ELBO(max_plate_nesting=plate_nesting(trace)).compute_marginals(
-        poutine.condition(model, data=values), guide, *batch
-    )
-    return {**marginals, **{name: site["fn"] for name, site in single_state.items()}}
 
 
 def observed_names(pair: ModelGuidePair, batch: Batch) -> list[str]:

@@ -19,6 +19,7 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, ReplayValues, Sites, trace_program
+from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
 
 CELLS = 2**23  # values of replicated data drawn at once
 
@@ -103,9 +104,9 @@ def replicated_data(
 ) -> Iterator[dict[str, Tensor]]:
     """Observed site -> (R, ...) replicated data sets, `count` in total, in chunks that fit memory.
 
-    Global latents come from the guide, or from the prior if `prior`. Local ones always come from
-    the prior: z_n from q(z_n | x_n) would reproduce x_n whatever the model, because it depends on
-    x_n.
+    Global latents come from the guide, summed-out ones from their posterior given it, or all from
+    the prior if `prior`. Local ones always come from the prior: z_n from q(z_n | x_n) would
+    reproduce x_n whatever the model, because it depends on x_n.
     """
     arguments = _observed_arguments(model, batch)
     size = sum(batch[i].numel() for i, _ in arguments.values())
@@ -114,7 +115,7 @@ def replicated_data(
     while done < count:
         particles = min(chunk, count - done) if chunk else None
         with torch.no_grad():
-            theta = {} if prior else _draw_globals(guide, batch, structure, particles)
+            theta = {} if prior else _draw_globals(model, guide, batch, structure, particles)
             sites = trace_program(
                 poutine.uncondition(model),
                 batch,
@@ -134,10 +135,21 @@ def replicated_data(
 
 
 def _draw_globals(
-    guide: Program, batch: Batch, structure: PairStructure, particles: int | None
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    structure: PairStructure,
+    particles: int | None,
 ) -> dict[str, Tensor]:
     sites: Sites = trace_program(guide, batch, {}, particles=particles, nesting=structure.nesting)
-    return {name: s["value"] for name, s in sites.items() if not _is_local(s, structure)}
+    values = {name: s["value"] for name, s in sites.items()}
+    draws = {name: v for name, v in values.items() if not _is_local(sites[name], structure)}
+    enumerated = EnumeratedSites(model, guide, batch)
+    summed = [n for n, site in enumerated.sites.items() if not _is_local(site, structure)]
+    if summed:
+        states = enumerated.draw(values, particles)
+        draws |= {name: states[name] for name in summed}
+    return draws
 
 
 def _is_local(site: dict[str, Any], structure: PairStructure) -> bool:

@@ -96,10 +96,11 @@ class RunView:
 
     @cached_property
     def decoded(self) -> dict[str, Tensor]:
-        """Observed site -> its mean at the codes, with the most likely state of each class."""
+        """Observed site -> its mean at the codes, with the jointly most likely states."""
         if not self.codes:
             return {}
         states = {n: c.argmax(-1) if self._has_states(n) else c for n, c in self.codes.items()}
+        states |= predict.most_likely_states(self.pair, states, *self.batch)
         return predict.decode(self.pair, states, *self.batch)
 
     @cached_property

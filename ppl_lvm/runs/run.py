@@ -98,24 +98,27 @@ class Run:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
         A model that conditions on inputs reads them from `x` (n rows). Without `x` it reads the
-        first rows of the training data, repeated.
+        first rows of the training data, repeated. Global latents that are summed out of the model
+        are drawn given the first training rows.
         """
         batch = self.example_batch(n) if x is None else self.batch(x)
         with nullcontext() if seed is None else preserve_rng():
             if seed is not None:
                 torch.manual_seed(seed)
-            return predict.sample(self.pair, *batch)
+            return predict.sample(self.pair, *batch, given=self.example_rows)
 
     def encode(self, x: Any) -> dict[str, Tensor]:
-        """Local latent site -> mean of q(z | x) (N, D), or probabilities of states (N, states)."""
+        """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states)."""
         return predict.encode(self.pair, *self.batch(x))
 
     def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
-        rows = len(next(iter(codes.values())))
+        if x is None and not codes:
+            raise ValueError("Codes: none are given. Pass a dictionary, site -> codes, or rows x.")
+        rows = 0 if x is not None else len(next(iter(codes.values())))
         batch = self.example_batch(rows) if x is None else self.batch(x)
-        return predict.decode(self.pair, codes, *batch)
+        return predict.decode(self.pair, codes, *batch, given=self.example_rows)
 
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.

@@ -99,7 +99,7 @@ def last_bounds(bounds: Sequence[float] | NDArray[np.float64]) -> Tensor:
 
 def clusterings(pair: ModelGuidePair, *batch: Tensor) -> dict[str, Tensor]:
     """Responsibilities (rows, states) of the discrete local sites that the model sums out."""
-    summed = predict.summed_sites(pair, *batch)
+    summed = predict.summed_sites(pair, *batch, local=True)
     if not summed:
         return {}
     with preserve_rng():

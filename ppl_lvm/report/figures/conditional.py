@@ -229,6 +229,8 @@ def _replicated(view: RunView, name: str, batch: tuple[Tensor, ...]) -> tuple[Ar
         torch.manual_seed(0)
         for _ in range(DRAWS):
             fixed = predict.draw_guide(pair, batch)[0] if view.shared else {}
+            if view.summed:
+                fixed |= predict.draw_summed_globals(pair, batch, fixed)
             site = predict.run_model(pair, fixed, batch).nodes[name]
             values.append(site["value"])
             mean = predict.expectation(site["fn"])
