@@ -37,15 +37,17 @@ def summed_sites(pair: ModelGuidePair, *batch: Any, local: bool = False) -> froz
     return frozenset(name for name, site in sites.items() if not local or is_local(site))
 
 
-def sample(pair: ModelGuidePair, *batch: Any, given: Batch | None = None) -> dict[str, Tensor]:
+def sample(
+    pair: ModelGuidePair, *batch: Any, training_rows: Batch | None = None
+) -> dict[str, Tensor]:
     """Draw as many rows as `batch` has from the model: site -> values, latent and observed.
 
-    Global latents come from the guide, those summed out from their posterior given the rows
-    `given` (default: `batch`), one draw for all rows. Local ones come from the prior. Values that
-    a model conditions on, such as the inputs of a regression, are read from `batch`.
+    Global latents come from the guide, those summed out from their posterior given
+    `training_rows` (default: `batch`), one draw for all rows. Local ones come from the prior.
+    Values that a model conditions on, such as the inputs of a regression, are read from `batch`.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        return _values(run_model(pair, _draw_globals(pair, batch, given), batch))
+        return _values(run_model(pair, _draw_globals(pair, batch, training_rows), batch))
 
 
 def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
@@ -61,10 +63,14 @@ def draw_guide(pair: ModelGuidePair, batch: Batch) -> tuple[dict[str, Tensor], d
     return {name: site["value"] for name, site in sites.items()}, global_values
 
 
-def _draw_globals(pair: ModelGuidePair, batch: Batch, given: Batch | None) -> dict[str, Tensor]:
+def _draw_globals(
+    pair: ModelGuidePair, batch: Batch, training_rows: Batch | None
+) -> dict[str, Tensor]:
     """One draw of the global latents, with the summed-out ones."""
     values = draw_guide(pair, batch)[1]
-    return values | draw_summed_globals(pair, batch if given is None else given, values)
+    return values | draw_summed_globals(
+        pair, batch if training_rows is None else training_rows, values
+    )
 
 
 def draw_summed_globals(
@@ -159,20 +165,20 @@ def _probabilities(fn: Any) -> Tensor:
 
 
 def decode(
-    pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any, given: Batch | None = None
+    pair: ModelGuidePair, codes: dict[str, Tensor], *batch: Any, training_rows: Batch | None = None
 ) -> dict[str, Tensor]:
     """Observed site -> mean of p(x_n | z_n) at the codes, (N, P); categories: probabilities.
 
     Discrete codes are states. Summed-out sites without a code are summed out given the codes.
     Global latents are fixed at the guide's means (one draw where there is no closed form, and of
-    discrete ones; of summed-out ones given the rows `given`, default `batch`).
+    discrete ones; of summed-out ones given `training_rows`, default `batch`).
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         with preserve_rng():
             plain = poutine.trace(pair.model).get_trace(*batch)
         _check_codes(codes, plain)
         values, observed = (
-            {**center_of_globals(pair, batch, given), **codes},
+            {**center_of_globals(pair, batch, training_rows), **codes},
             observed_values(plain),
         )
         enumerated = EnumeratedSites(pair.model, pair.guide, batch)
@@ -206,19 +212,21 @@ def most_likely_states(
         enumerated = EnumeratedSites(pair.model, pair.guide, batch)
         if not enumerated.sites:
             return {}
-        given = {n: code for n, code in codes.items() if n not in enumerated.sites}
-        return enumerated.most_likely(_guide_center(pair, batch) | given)
+        others = {n: code for n, code in codes.items() if n not in enumerated.sites}
+        return enumerated.most_likely(_guide_center(pair, batch) | others)
 
 
 def center_of_globals(
-    pair: ModelGuidePair, batch: Batch, given: Batch | None = None
+    pair: ModelGuidePair, batch: Batch, training_rows: Batch | None = None
 ) -> dict[str, Tensor]:
     """Global latent -> the guide's mean, or one draw of a discrete one.
 
-    Summed-out ones are drawn given the rows `given` (default: `batch`).
+    Summed-out ones are drawn given `training_rows` (default: `batch`).
     """
     values = _guide_center(pair, batch)
-    return values | draw_summed_globals(pair, batch if given is None else given, values)
+    return values | draw_summed_globals(
+        pair, batch if training_rows is None else training_rows, values
+    )
 
 
 def _guide_center(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:

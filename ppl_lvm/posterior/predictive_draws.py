@@ -1,4 +1,4 @@
-"""Draws of every site of a model: from its prior, or given draws of the guide's latents.
+"""Prior and posterior predictive draws of a model.
 
 Draws run under a particle plate where the programs do, many at a time.
 """

@@ -105,7 +105,7 @@ class Run:
         with nullcontext() if seed is None else preserve_rng():
             if seed is not None:
                 torch.manual_seed(seed)
-            return predict.sample(self.pair, *batch, given=self.example_rows)
+            return predict.sample(self.pair, *batch, training_rows=self.example_rows)
 
     def encode(self, x: Any) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states)."""
@@ -118,7 +118,7 @@ class Run:
             raise ValueError("Codes: none are given. Pass a dictionary, site -> codes, or rows x.")
         rows = 0 if x is not None else len(next(iter(codes.values())))
         batch = self.example_batch(rows) if x is None else self.batch(x)
-        return predict.decode(self.pair, codes, *batch, given=self.example_rows)
+        return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
 
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.

@@ -1,4 +1,4 @@
-"""Joint posteriors of summed-out sites, against sums over all of their states."""
+"""Joint posteriors of summed-out sites against exact enumeration."""
 
 import itertools
 from collections.abc import Callable

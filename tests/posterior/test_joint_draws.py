@@ -1,4 +1,4 @@
-"""Draws of several sites at once: summed-out sites of a row, and the axis of the rows."""
+"""Joint draws of summed-out sites; axis of the rows."""
 
 from typing import Any
 
