@@ -248,8 +248,9 @@ class EnumeratedSites:
         # The scale of the sum acts outside of it and leaves the posterior unchanged.
         _, terms = packed_factors(factors.trace.nodes, densities, None)
         for name, term in terms.items():
-            factors.sizes |= dict(zip(term._pyro_dims, term.shape, strict=True))
-            factors.tree.setdefault(factors.plates(name, term._pyro_dims), []).append(term)
+            dims: str = term._pyro_dims  # type: ignore[attr-defined]
+            factors.sizes |= dict(zip(dims, term.shape, strict=True))
+            factors.tree.setdefault(factors.plates(name, dims), []).append(term)
             if name in enumerated:
                 factors.prior[name] = term
         return factors
