@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from pyro.infer.inspect import get_dependencies
-
 from ppl_lvm import estimators
 from ppl_lvm.checks.enumeration import enumerated_in_model
 from ppl_lvm.checks.issues import ObjectiveSupport
 from ppl_lvm.checks.trial_runs import TrialRuns
+from ppl_lvm.core.distributions import is_point
 from ppl_lvm.estimators import objectives
 from ppl_lvm.particles.structure import PairStructure, analyze_pair
+from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
 
 
@@ -103,11 +103,10 @@ def _refusal(objective: Any, runs: TrialRuns, subsampled: bool) -> str:
 def _linked(runs: TrialRuns) -> tuple[str, str] | None:
     """The first site of the guide that depends on another, and that other."""
     try:
-        dependencies: Any = get_dependencies(runs.programs[1], runs.batch)["prior_dependencies"]
-    except (TypeError, RuntimeError, NotImplementedError, AssertionError):
+        reads = dependencies(runs.programs[1], *runs.batch)
+    except Exception:  # operations that cannot be followed
         return None
-    for site, upstream in dependencies.items():
-        for other in upstream:
-            if other != site:
-                return site, other
-    return None
+    points = {name for name, node in runs.guide.nodes().items() if is_point(node["fn"])}
+    return next(
+        ((site, others[0]) for site, others in reads.items() if others and site not in points), None
+    )

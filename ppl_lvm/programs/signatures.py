@@ -25,11 +25,11 @@ from typing import Any
 import pyro
 import torch
 from pyro.distributions import constraints
-from pyro.infer.inspect import get_dependencies
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap_support
+from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
@@ -147,15 +147,15 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     The caller's random state and parameters are restored. `pyro.deterministic` sites are excluded.
     A model that branches has the sites of the branch that ran. Guides have signatures too.
     """
-    dependencies = _dependencies(model, *batch)
+    reads = _dependencies(model, *batch)
     with dry_run(model, seed=0):
-        return read_signature(pyro.poutine.trace(model).get_trace(*batch), dependencies)
+        return read_signature(pyro.poutine.trace(model).get_trace(*batch), reads)
 
 
 def read_signature(
-    trace: pyro.poutine.Trace, dependencies: dict[str, tuple[str, ...]] | None = None
+    trace: pyro.poutine.Trace, reads: dict[str, tuple[str, ...] | None] | None = None
 ) -> Signature:
-    """Signature of one trace; `dependencies` maps a site to the sites it depends on.
+    """Signature of one trace; `reads` maps a site to the sites that its log-probability reads.
 
     Call it inside the `dry_run` of the program, whose parameter store it reads.
     """
@@ -168,7 +168,7 @@ def read_signature(
     ]
     parameters = [node for node in trace.nodes.values() if node["type"] == "param"]
     return Signature(
-        sites=tuple(_site(node, dependencies) for node in nodes),
+        sites=tuple(_site(node, reads) for node in nodes),
         plates=tuple(_plates(nodes)),
         parameters=tuple(_parameter(node) for node in parameters),
     )
@@ -184,7 +184,7 @@ def count_values(fn: Any) -> int | None:
         return None
 
 
-def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None) -> Site:
+def _site(node: dict[str, Any], reads: dict[str, tuple[str, ...] | None] | None) -> Site:
     fn = node["fn"]
     return Site(
         name=node["name"],
@@ -197,7 +197,7 @@ def _site(node: dict[str, Any], dependencies: dict[str, tuple[str, ...]] | None)
         enumerate=node["infer"].get("enumerate"),
         reparameterized=bool(fn.has_rsample),
         plates=tuple(frame.name for frame in node["cond_indep_stack"]),
-        depends_on=None if dependencies is None else dependencies.get(node["name"], ()),
+        depends_on=None if reads is None else reads.get(node["name"]),
     )
 
 
@@ -246,21 +246,15 @@ def _parameter(node: dict[str, Any]) -> Parameter:
     return Parameter(node["name"], node["value"].shape, constraint)
 
 
-def _dependencies(model: Callable[..., Any], *batch: Any) -> dict[str, tuple[str, ...]] | None:
-    """Latent sites that each site's log-probability depends on, without itself.
-
-    Pyro runs the program on tensors that record their provenance. Some operations do not support
-    such tensors; then the result is None.
-    """
+def _dependencies(
+    model: Callable[..., Any], *batch: Any
+) -> dict[str, tuple[str, ...] | None] | None:
+    """Latent sites that each site's log-probability depends on; None if the run fails."""
     with dry_run(model, seed=0):
         try:
-            dependencies: Any = get_dependencies(model, batch)["prior_dependencies"]
-        except (TypeError, RuntimeError, NotImplementedError, AssertionError):
+            return dependencies(model, *batch)
+        except Exception:  # operations that cannot be followed; errors of the program come later
             return None
-    return {
-        site: tuple(name for name in upstream if name != site)
-        for site, upstream in dependencies.items()
-    }
 
 
 _SITE_HEAD = (
