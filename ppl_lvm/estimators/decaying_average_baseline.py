@@ -2,11 +2,13 @@
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
-    ∇ELBO ≈ 1/K Σ_k (w_k - c) ∇log q(z_k | x) + ∇log p(x, z_k),
-    c ← β c + (1 - β) mean(w)      after use.
+    ∇ELBO ≈ 1/K Σ_k Σ_i (c_ki - a_i) ∇log q(z_ki) + ∇log p(x, z_k),
+    a_i ← β a_i + (1 - β) mean(c_i)      after use,
 
-c does not depend on the current draws, so the gradient is unbiased for every β. All rows share the
-scalar c; if log p(x) differs much between rows, use NeuralBaseline or LeaveOneOut.
+where c_ki has the terms of w_k that draw i can change (`ppl_lvm.particles.score_terms`); with one
+site per row c_k = w_k. The scalar a_i of a site does not depend on the current draws, so the
+gradient is unbiased for every β. All rows share it; if log p(x) differs much between rows, use
+NeuralBaseline or LeaveOneOut.
 
 Reference:
     Mnih, Gregor (2014). Neural variational inference and learning in belief networks, section
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
-from ppl_lvm.particles import Particles
+from ppl_lvm.particles import Particles, PairStructure
 
 
 class DecayingAverageBaseline(Estimator):
@@ -41,15 +43,19 @@ class DecayingAverageBaseline(Estimator):
         self.beta = beta
         self.average = DecayingAverage(beta)
 
+    def validate(self, structure: PairStructure) -> None:
+        super().validate(structure)
+        self.average.resize(max(1, len(structure.score_sites)))
+
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
-        if particles.score is None:
-            return pathwise.mean(0)
-        c = self.average().to(pathwise)
-        return (pathwise + (particles.log_w.detach() - c) * particles.score).mean(0)  # (B,)
+        for a, term in zip(self.average().reshape(-1), particles.score_terms, strict=False):
+            pathwise = pathwise + term.per_row(term.cost - a.to(pathwise))
+        return pathwise.mean(0)  # (B,)
 
     def update_state(self, particles: Particles) -> None:
-        self.average.add(particles.log_w)
+        if particles.score_terms:
+            self.average.add(*(term.cost for term in particles.score_terms))

@@ -2,10 +2,12 @@
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
-    ∇ELBO ≈ 1/K Σ_k (w_k - b_k) ∇log q(z_k | x) + ∇log p(x, z_k),
+    ∇ELBO ≈ 1/K Σ_k Σ_i (c_ki - b_ki) ∇log q(z_ki) + ∇log p(x, z_k),
 
-where the baseline b_k is the mean of the other K - 1 weights. Sites with a reparameterized
-draw have a pathwise gradient; the score is that of the other sites.
+where c_ki has the terms of w_k that draw i can change, and the baseline b_ki is the mean of c_i in
+the other K - 1 particles. Sites with a reparameterized draw have a pathwise gradient; the draws i
+are those of the other sites. Of terms in plates, c_ki has those of the draw's own members
+(Rao-Blackwellization, `ppl_lvm.particles.score_terms`). With one draw per row c_k = w_k.
 
 References:
     Kool, van Hoof, Welling (2019). Buy 4 REINFORCE samples, get a baseline for free!
@@ -35,8 +37,8 @@ class LeaveOneOut(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
-        if particles.score is None:
-            return pathwise.mean(0)
-        w = particles.log_w.detach()  # (K, B)
-        b = (w.sum(0) - w) / (len(w) - 1)  # (K, B) mean of the other weights
-        return (pathwise + (w - b) * particles.score).mean(0)  # (B,)
+        for term in particles.score_terms:
+            c = term.cost  # (K, plates)
+            b = (c.sum(0) - c) / (len(c) - 1)  # mean of the other particles
+            pathwise = pathwise + term.per_row(c - b)
+        return pathwise.mean(0)  # (B,)

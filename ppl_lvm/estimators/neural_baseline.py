@@ -2,10 +2,12 @@
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
-    ∇ELBO ≈ 1/K Σ_k (w_k - c - C_ψ(x)) ∇log q(z_k | x) + ∇log p(x, z_k),
+    ∇ELBO ≈ 1/K Σ_k Σ_i (c_ki - a_i - C_ψ(x)) ∇log q(z_ki) + ∇log p(x, z_k),
 
-where C_ψ is fitted by least squares, min_ψ Σ_k (w_k - c - C_ψ(x))², and c is a decaying average of
-past weights (updated after use). Neither depends on the current draws, so the gradient is unbiased.
+where c_ki has the terms of w_k that draw i can change (`ppl_lvm.particles.score_terms`); with one
+site per row c_k = w_k. C_ψ is fitted by least squares, min_ψ Σ_k Σ_i (c_ki - a_i - C_ψ(x))², with
+the mean over the members of inner plates, and a_i is a decaying average of a site's past costs
+(updated after use). Neither depends on the current draws, so the gradient is unbiased.
 The paper's division by a running standard deviation is omitted: it only rescales the step, as Adam
 does.
 
@@ -72,6 +74,7 @@ class NeuralBaseline(Estimator):
                 "NeuralBaseline lowers the variance of draws that are not reparameterized, but the "
                 f"guide has none: it draws {describe_sites(structure)}. Use ELBO."
             )
+        self.average.resize(len(structure.score_sites))
 
     def draw(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -95,12 +98,12 @@ class NeuralBaseline(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
-        if particles.score is None:
-            return pathwise.mean(0)
         C = self.network(particles.extras["rows"]).reshape(-1)  # (B,)
-        error = particles.log_w.detach() - self.average().to(C) - C  # (K, B)
-        fit = -0.5 * error**2  # gradient for ψ only
-        return (pathwise + error.detach() * particles.score + fit).mean(0)  # (B,)
+        for a, term in zip(self.average().reshape(-1), particles.score_terms, strict=True):
+            error = term.cost - a.to(C) - term.expand(C)  # (K, plates)
+            fit = -0.5 * error**2  # gradient for ψ only
+            pathwise = pathwise + term.per_row(error.detach()) + term.mean_per_row(fit)
+        return pathwise.mean(0)  # (B,)
 
     def update_state(self, particles: Particles) -> None:
-        self.average.add(particles.log_w)
+        self.average.add(*(term.cost for term in particles.score_terms))

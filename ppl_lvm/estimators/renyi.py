@@ -8,10 +8,10 @@ which decreases in α: α = 0 is IWAE, α → 1 the ELBO, α → -∞ VRMax. For
 bound on log p(x) at every K; for α < 0 it need not be. Sites with a reparameterized draw have
 a pathwise gradient, other sites a score-function gradient,
 
-    ∇E[L_α] ≈ Σ_k (L_α - L_{α,-k}) ∇log q(z_k | x) + ∇L_α,
+    ∇E[L_α] ≈ Σ_k Σ_i (L_α - L_{α,-ki}) ∇log q(z_ki) + ∇L_α,
 
-where L_{α,-k} has w_k replaced by the mean of the other w_j. The gradient
-needs both the factor of α and the K-sample score term.
+where L_{α,-ki} has the terms of w_k that draw i can change replaced by their mean in the other
+particles. The gradient needs both the factor of α and the K-sample score term.
 
 Reference:
     Li, Turner (2016). Rényi divergence variational inference. https://arxiv.org/abs/1602.02311
@@ -64,7 +64,7 @@ class Renyi(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         L = self.order(particles.log_w)  # (B,)
-        if particles.score is None:
-            return L
-        signal = leave_one_out_signal(self.order, particles.log_w)  # (K, B)
-        return L + (signal * particles.score).sum(0)  # (B,)
+        for term in particles.score_terms:
+            signal = leave_one_out_signal(self.order, particles.log_w, term)  # (K, plates)
+            L = L + term.per_row(signal).sum(0)
+        return L  # (B,)

@@ -2,11 +2,12 @@
 
 With log-weights w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x),
 
-    ∇ELBO ≈ 1/K Σ_k w_k ∇log q(z_k | x) + ∇log p(x, z_k),
+    ∇ELBO ≈ 1/K Σ_k Σ_i c_ki ∇log q(z_ki) + ∇log p(x, z_k),
 
+where c_ki has the terms of w_k that draw i can change (`ppl_lvm.particles.score_terms`). It is
 unbiased for every kind of site, with high variance: with two or more particles LeaveOneOut has the
-same mean and less variance. Sites with a reparameterized draw have a pathwise gradient; the score
-is that of the other sites.
+same mean and less variance. Sites with a reparameterized draw have a pathwise gradient; the draws i
+are those of the other sites.
 
 References:
     Williams (1992). Simple statistical gradient-following algorithms for connectionist
@@ -34,6 +35,6 @@ class ScoreFunction(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         pathwise = particles.log_p - particles.log_q_path  # (K, B)
-        if particles.score is None:
-            return pathwise.mean(0)
-        return (pathwise + particles.log_w.detach() * particles.score).mean(0)  # (B,)
+        for term in particles.score_terms:
+            pathwise = pathwise + term.per_row(term.cost)
+        return pathwise.mean(0)  # (B,)

@@ -5,11 +5,12 @@ w_k = log p(x, z_k) - log q(z_k | x) of K particles z_k ~ q(z | x), and
 
     L = log 1/K Σ_k exp w_k,
 
-    ∇E[L] ≈ Σ_k (L - L_{-k}) ∇log q(z_k | x) + ∇L,
+    ∇E[L] ≈ Σ_k Σ_i (L - L_{-ki}) ∇log q(z_ki) + ∇L,
 
-where L_{-k} is L with w_k replaced by the mean of the other w_j (the geometric mean of their
+where L_{-ki} is L with the terms of w_k that draw i can change replaced by their mean in the other
+particles. With one draw per row that is the mean of the other w_j (the geometric mean of their
 weights, eq. 10). ∇L includes -log q and the pathwise gradient of sites with a reparameterized draw;
-the score is that of the other sites.
+the draws i are those of the other sites.
 
 Reference:
     Mnih, Rezende (2016). Variational inference for Monte Carlo objectives.
@@ -38,7 +39,7 @@ class VIMCO(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         L = log_mean_exp(particles.log_w)  # (B,)
-        if particles.score is None:
-            return L
-        signal = leave_one_out_signal(log_mean_exp, particles.log_w)  # (K, B)
-        return L + (signal * particles.score).sum(0)  # (B,)
+        for term in particles.score_terms:
+            signal = leave_one_out_signal(log_mean_exp, particles.log_w, term)  # (K, plates)
+            L = L + term.per_row(signal).sum(0)
+        return L  # (B,)

@@ -6,9 +6,10 @@ the limit of the variational Rényi bound for α → -∞, for every kind of sit
 one particle. It is no bound: its mean may exceed log p(x). Sites with a reparameterized draw are
 differentiated through the largest weight, others by their score,
 
-    ∇E[L] ≈ Σ_k (L - L_{-k}) ∇log q(z_k | x) + ∇L,
+    ∇E[L] ≈ Σ_k Σ_i (L - L_{-ki}) ∇log q(z_ki) + ∇L,
 
-where L_{-k} has w_k replaced by the mean of the other w_j.
+where L_{-ki} has the terms of w_k that draw i can change replaced by their mean in the other
+particles.
 
 Reference:
     Li, Turner (2016). Rényi divergence variational inference, section 4.2.
@@ -43,7 +44,7 @@ class VRMax(Estimator):
 
     def surrogate(self, particles: Particles) -> Tensor:
         L = _largest(particles.log_w)  # (B,)
-        if particles.score is None:
-            return L
-        signal = leave_one_out_signal(_largest, particles.log_w)  # (K, B)
-        return L + (signal * particles.score).sum(0)  # (B,)
+        for term in particles.score_terms:
+            signal = leave_one_out_signal(_largest, particles.log_w, term)  # (K, plates)
+            L = L + term.per_row(signal).sum(0)
+        return L  # (B,)

@@ -6,7 +6,7 @@ dimensions, Pyro's tensor message passing computes
     log Σ_c exp Σ_j f_j   →   one log-density per particle and row.
 
 Independence (plates, Markov chains) keeps the cost polynomial. Particles and rows are plates of
-this sum, so the result is a (K, B) table.
+this sum.
 """
 
 import math
@@ -27,9 +27,7 @@ from ppl_lvm.particles.tracing import (
     inside_scale,
     is_one,
     is_scored,
-    plate_dim,
     plate_ratio,
-    table,
     temper,
 )
 
@@ -45,10 +43,10 @@ def has_enumerated_dim(site: Site, log_p: Tensor, rank: int) -> bool:
 
 def sum_out(
     model: Sites, factors: dict[str, Tensor], nesting: int, data_plate: str | None
-) -> Tensor:
-    """log Σ over all enumerated sites of the product of `factors`, shape (K, B).
+) -> list[tuple[frozenset[str], Tensor]]:
+    """log Σ over all enumerated sites of the product of `factors`: terms of shape (K, plates).
 
-    `factors` are the log-densities with an enumeration dimension, by site, neither scaled nor
+    The result has the terms of the logarithm, each with the names of its plates. `factors` are the log-densities with an enumeration dimension, by site, neither scaled nor
     masked. Masks and scales follow Pyro where it has a rule:
 
     - A mask leaves out factors of the sum. An enumerated site keeps its density, which then sums
@@ -67,25 +65,23 @@ def sum_out(
     trace.symbolize_dims()
     tree: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
     sum_dims: set[str] = set()
-    data_dim = None
     scale, packed_terms = packed_factors(model, factors, data_plate)
     for name, term in packed_terms.items():
         site = model[name]
-        data_dim = data_dim if data_dim is not None else plate_dim(site, data_plate)
-        plates = [f.name for f in site["cond_indep_stack"] if f.vectorized]
-        ordinal = frozenset(trace.plate_to_symbol[p] for p in plates)
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized]
+        ordinal = frozenset(trace.plate_to_symbol[f.name] for f in frames)
         tree.setdefault(ordinal, []).append(term)
         if is_enumerated(site):
             sum_dims.add(site["infer"]["_enumerate_symbol"])
-    total: Any = 0.0
-    for terms in contract_tensor_tree(tree, sum_dims).values():
-        for term in terms:
+    names = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
+    first = next(n for n in factors if is_enumerated(model[n]))
+    result = []
+    for ordinal, contracted in contract_tensor_tree(tree, sum_dims).items():
+        for term in contracted:
             value = packed.unpack(term, trace.symbol_to_dim)
-            _check_scale_dims(
-                scale, value, nesting, next(n for n in factors if is_enumerated(model[n]))
-            )
-            total = total + table(temper(value, scale, None), nesting, data_dim)
-    result: Tensor = total
+            _check_scale_dims(scale, value, nesting, first)
+            plates = frozenset(names[symbol] for symbol in ordinal)
+            result.append((plates, temper(value, scale, None)))
     return result
 
 

@@ -1,7 +1,7 @@
 """Log-densities of one run as (K, B) tables."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyro.poutine.messenger import Messenger
@@ -35,6 +35,8 @@ class Tables:
         log_q: by site of the guide.
         score: as log_q, but neither scaled nor masked.
         marginal: log-density of all sites that depend on an enumerated site; None without any.
+        terms_p, terms_q, terms_score: log_p, log_q and score before the sum over plates.
+        marginal_terms: the terms of `marginal`, (K, plates), with the names of their plates.
         scale: N/B of the data plate.
         energy_reason: why a subsampling scale is inside the log-weight; None if it is not.
         estimate: the model's site that scores an estimate of a bound, or None.
@@ -47,6 +49,10 @@ class Tables:
     scale: Any
     energy_reason: str | None
     estimate: str | None = None
+    terms_p: dict[str, Tensor] = field(default_factory=dict)
+    terms_q: dict[str, Tensor] = field(default_factory=dict)
+    terms_score: dict[str, Tensor] = field(default_factory=dict)
+    marginal_terms: list[tuple[frozenset[str], Tensor]] = field(default_factory=list)
 
 
 def run_pair(
@@ -102,6 +108,7 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
                 density = log_prob({**site, "fn": bare})
             dim = plate_dim(site, structure.data_plate)
             tempered = temper(log_q, inside_scale(site, structure.data_plate), site["mask"])
+            tables.terms_q[name], tables.terms_score[name] = tempered, density
             tables.log_q[name] = table(tempered, structure.nesting, dim)
             same = tempered is density
             tables.score[name] = (
@@ -116,9 +123,16 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
             continue
         dim = plate_dim(site, structure.data_plate)
         tempered = temper(log_p, inside_scale(site, structure.data_plate), site["mask"])
+        tables.terms_p[name] = tempered
         tables.log_p[name] = table(tempered, structure.nesting, dim)
     if factors:
-        tables.marginal = sum_out(model, factors, structure.nesting, structure.data_plate)
+        dims = (plate_dim(model[name], structure.data_plate) for name in factors)
+        dim = next((d for d in dims if d is not None), None)
+        tables.marginal_terms = sum_out(
+            model, factors, structure.nesting, structure.data_plate
+        )
+        parts = [table(term, structure.nesting, dim) for _, term in tables.marginal_terms]
+        tables.marginal = sum(parts[1:], start=parts[0])
     _read_scales(tables, [*guide.values(), *model.values()], structure)
     return tables
 

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.particles.score_terms import ScoreTerm
+
 
 @dataclass(frozen=True)
 class SiteDraws:
@@ -77,6 +79,7 @@ class Particles:
         rescore: scores the same particles again at detached values, of which some, (K, ...), may
             be replaced. Gradients reach parameters and the replacements, and pass through no
             draw. Points (Delta sites) remain functions of parameters and draws.
+        compute_score_terms: computes `score_terms`; without it, the cost of all draws is log_w.
     """
 
     log_p: Tensor
@@ -92,10 +95,18 @@ class Particles:
     tempered: bool = False
     extras: Mapping[str, Any] = field(default_factory=dict)
     rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
+    compute_score_terms: Callable[[], tuple[ScoreTerm, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.log_q_path is None:
             self.log_q_path = self.log_q if self.score is None else torch.zeros_like(self.log_q)
+
+    @cached_property
+    def score_terms(self) -> tuple[ScoreTerm, ...]:
+        """Score and cost of each site without a reparameterized draw, in the order of the draws."""
+        if self.compute_score_terms is not None:
+            return self.compute_score_terms()
+        return () if self.score is None else (ScoreTerm(self.score, self.log_w.detach(), -1),)
 
     @property
     def log_w(self) -> Tensor:

@@ -10,6 +10,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.layout import row_axis
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
 from ppl_lvm.particles.particles import Particles, SiteDraws
+from ppl_lvm.particles.score_terms import ScoreTerm, score_terms
 from ppl_lvm.particles.structure import PairStructure, Program, analyze_pair
 from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
@@ -69,6 +71,7 @@ def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: 
         energy_reason=tables.energy_reason,
         estimate=tables.estimate,
         tempered=any(d.score is not d.log_q for d in random),
+        compute_score_terms=partial(score_terms, guide, model, structure, tables),
     )
 
 
@@ -122,6 +125,16 @@ def _stack(passes: list[Particles]) -> Particles:
             analytic=lambda: cat([d.analytic() for d in draws]),
         )
 
+    def stack_score_terms() -> tuple[ScoreTerm, ...]:
+        return tuple(
+            ScoreTerm(
+                torch.cat([t.score for t in terms]),
+                torch.cat([t.cost for t in terms]),
+                terms[0].row_dim,
+            )
+            for terms in zip(*(p.score_terms for p in passes), strict=True)
+        )
+
     return Particles(
         log_p=torch.cat([p.log_p for p in passes]),
         log_q=torch.cat([p.log_q for p in passes]),
@@ -134,6 +147,7 @@ def _stack(passes: list[Particles]) -> Particles:
         energy_reason=first.energy_reason,
         estimate=first.estimate,
         tempered=first.tempered,
+        compute_score_terms=stack_score_terms,
     )
 
 

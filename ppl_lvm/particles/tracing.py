@@ -189,6 +189,12 @@ def temper(value: Tensor, scale: Any, mask: Any) -> Tensor:
     return torch.where(mask, value, value.new_zeros(()))
 
 
+def align(value: Tensor, nesting: int) -> Tensor:
+    """A log-density with all dimensions of (K, plates); absent ones have size 1."""
+    rank = 1 + nesting
+    return value.reshape((1,) * (rank - value.dim()) + tuple(value.shape)[-rank:])
+
+
 def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
     """Sum a log-density over all dimensions except particles and rows: (K, B).
 
@@ -196,7 +202,7 @@ def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
     size 1 in the result.
     """
     rank = 1 + nesting
-    value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape)[-rank:])
+    value = align(value, nesting)
     keep = rank + data_dim if data_dim is not None else None
     summed = [d for d in range(1, rank) if d != keep]
     if summed:
