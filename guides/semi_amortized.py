@@ -60,6 +60,10 @@ class SemiAmortized(EncoderGuide):
         ValueError: for a model it does not serve, naming the site and the remedy.
     """
 
+    refines_rows = (
+        True  # q is close to the posterior, which the default objective takes into account
+    )
+
     def __init__(
         self,
         model: Callable[..., Any],

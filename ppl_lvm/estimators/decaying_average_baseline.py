@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
-from ppl_lvm.particles import Particles, PairStructure
+from ppl_lvm.particles import PairStructure, Particles
 
 
 class DecayingAverageBaseline(Estimator):

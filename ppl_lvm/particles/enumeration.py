@@ -46,8 +46,9 @@ def sum_out(
 ) -> list[tuple[frozenset[str], Tensor]]:
     """log Σ over all enumerated sites of the product of `factors`: terms of shape (K, plates).
 
-    The result has the terms of the logarithm, each with the names of its plates. `factors` are the log-densities with an enumeration dimension, by site, neither scaled nor
-    masked. Masks and scales follow Pyro where it has a rule:
+    The result has the terms of the logarithm, each with the names of its plates. `factors` are the
+    log-densities with an enumeration dimension, by site, neither scaled nor masked. Masks and
+    scales follow Pyro where it has a rule:
 
     - A mask leaves out factors of the sum. An enumerated site keeps its density, which then sums
       to one: the masked steps of a padded Markov chain leave no trace.

@@ -128,9 +128,7 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
     if factors:
         dims = (plate_dim(model[name], structure.data_plate) for name in factors)
         dim = next((d for d in dims if d is not None), None)
-        tables.marginal_terms = sum_out(
-            model, factors, structure.nesting, structure.data_plate
-        )
+        tables.marginal_terms = sum_out(model, factors, structure.nesting, structure.data_plate)
         parts = [table(term, structure.nesting, dim) for _, term in tables.marginal_terms]
         tables.marginal = sum(parts[1:], start=parts[0])
     _read_scales(tables, [*guide.values(), *model.values()], structure)

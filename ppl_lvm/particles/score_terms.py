@@ -9,8 +9,9 @@ The other terms are independent of the draw given the draws before it, where ∇
 zero. Two facts of the programs exclude a term from the cost:
 
 - Plates: members of a plate are independent, so a term in the same plate counts for its own member
-  only. A term outside that plate counts for all members, and a term in a further plate is summed
-  over that plate.
+  only, unless it reads a later draw outside the plate, which may depend on all members. A term
+  outside that plate counts for all members, and a term in a further plate is summed over that
+  plate.
 - Order: log q_j of a site drawn before i, and log p_j of a site of the model before which no draw
   has been read that the guide makes at or after i.
 
@@ -73,11 +74,12 @@ def score_terms(
     terms = list(_terms(guide, model, structure, tables, position))
     scores = []
     for name in structure.score_sites:
-        target = _plates(guide[name])
+        shared = _shared_until(name, guide, position)
         score = align(tables.terms_score[name], structure.nesting)
         cost = torch.zeros((), dtype=score.dtype, device=score.device)
         for last_read, plates, value in terms:
             if last_read >= position[name]:
+                target = {p: dim for p, (dim, first) in shared.items() if last_read < first}
                 cost = cost + _sum_to(align(value.detach(), structure.nesting), plates, target)
         row_dim = plate_dim(guide[name], structure.data_plate)
         scores.append(ScoreTerm(score, cost.expand_as(score), row_dim))
@@ -98,11 +100,26 @@ def _terms(
             yield last_read, _plates(model[name]), tables.terms_p[name]
     dims = {f.name: f.dim for site in model.values() for f in plate_frames(site)}
     for names, marginal in tables.marginal_terms:
-        yield len(position), {n: dims[n] for n in names if n in dims}, marginal
+        yield len(position) - 1, {n: dims[n] for n in names if n in dims}, marginal
 
 
 def _plates(site: Site) -> Plates:
     return {frame.name: frame.dim for frame in plate_frames(site)}
+
+
+def _shared_until(name: str, guide: Sites, position: dict[str, int]) -> dict[str, tuple[int, int]]:
+    """Plates of a site: dimension, and position of the first later draw outside the plate.
+
+    Such a draw may depend on all members, and carries that to the terms that read it.
+    """
+    later = [n for n in position if position[n] > position[name]]
+    return {
+        plate: (
+            dim,
+            next((position[n] for n in later if _plates(guide[n]).get(plate) != dim), len(guide)),
+        )
+        for plate, dim in _plates(guide[name]).items()
+    }
 
 
 def _sum_to(value: Tensor, plates: Plates, target: Plates) -> Tensor:

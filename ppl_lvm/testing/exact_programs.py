@@ -166,6 +166,29 @@ class GlobalLatentProgram(EnumerableProgram):
         return enumerate_cases(self.num_particles, g=(2, ()), z=(2, (2,)))
 
 
+class LocalBeforeGlobalProgram(EnumerableProgram):
+    """The guide draws rows first; a factor outside the plate depends on all of them."""
+
+    rows_are_arguments = False
+
+    def model(self, x: Tensor) -> None:
+        theta = self.p["theta"]
+        g = pyro.sample("g", Bernoulli(logits=theta[0, 0]))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(logits=theta[1, 0] * g))
+            pyro.sample("x", Normal(theta[2, 0] * z, 1.0), obs=x)
+        pyro.factor("penalty", theta[3, 0] * z.prod(-1, keepdim=True))
+
+    def guide(self, x: Tensor) -> None:
+        phi = self.p["phi"]
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(logits=phi[0, 0] + phi[0, 1] * x))
+        pyro.sample("g", Bernoulli(logits=phi[1, 0] + phi[1, 1] * z.sum(-1, keepdim=True)))
+
+    def cases(self) -> Iterator[Case]:
+        return enumerate_cases(self.num_particles, z=(2, (2,)), g=(2, (1,)))
+
+
 class BitsProgram(EnumerableProgram):
     """Two bits per row in one site; log p(x, z) is not linear in a bit."""
 
@@ -268,6 +291,7 @@ ENUMERABLE: tuple[type[EnumerableProgram], ...] = (
     MinibatchProgram,
     SubsampleSizeProgram,
     GlobalLatentProgram,
+    LocalBeforeGlobalProgram,
     MixedSitesProgram,
     EnumeratedSiteProgram,
     SelectedLikelihoodProgram,

@@ -46,7 +46,9 @@ def prepare_pair(
         guide_trace = poutine.trace(pair.guide).get_trace(*example)
     if objective is None:
         pair.objective = objectives.objective(
-            objectives.default_objective(model_trace, guide_trace)
+            objectives.default_objective(
+                model_trace, guide_trace, refined=getattr(guide, "refines_rows", False)
+            )
         )
     move_to_batch_device(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
