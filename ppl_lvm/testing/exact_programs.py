@@ -115,9 +115,8 @@ class MinibatchProgram(BernoulliProgram):
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__(num_particles)
-        model, guide = super().model, super().guide
-        self.model = ScaleDataPlate(10)(model)  # type: ignore[method-assign]
-        self.guide = ScaleDataPlate(10)(guide)  # type: ignore[method-assign]
+        self.model = ScaleDataPlate(10)(super().model)  # type: ignore[method-assign]
+        self.guide = ScaleDataPlate(10)(super().guide)  # type: ignore[method-assign]
 
 
 class SubsampleSizeProgram(BernoulliProgram):
@@ -166,27 +165,19 @@ class GlobalLatentProgram(EnumerableProgram):
         return enumerate_cases(self.num_particles, g=(2, ()), z=(2, (2,)))
 
 
-class LocalBeforeGlobalProgram(EnumerableProgram):
+class LocalBeforeGlobalProgram(GlobalLatentProgram):
     """The guide draws rows first; a factor outside the plate depends on all of them."""
 
-    rows_are_arguments = False
-
     def model(self, x: Tensor) -> None:
-        theta = self.p["theta"]
-        g = pyro.sample("g", Bernoulli(logits=theta[0, 0]))
+        g = pyro.sample("g", Bernoulli(logits=self.p["theta"][0, 0]))
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", Bernoulli(logits=theta[1, 0] * g))
-            pyro.sample("x", Normal(theta[2, 0] * z, 1.0), obs=x)
-        pyro.factor("penalty", theta[3, 0] * z.prod(-1, keepdim=True))
+            z = pyro.sample("z", Bernoulli(logits=self.p["theta"][1, 0] * g + x))
+        pyro.factor("penalty", self.p["theta"][3, 0] * z.prod(-1, keepdim=True))
 
     def guide(self, x: Tensor) -> None:
-        phi = self.p["phi"]
         with pyro.plate("data", len(x), dim=-1):
-            z = pyro.sample("z", Bernoulli(logits=phi[0, 0] + phi[0, 1] * x))
-        pyro.sample("g", Bernoulli(logits=phi[1, 0] + phi[1, 1] * z.sum(-1, keepdim=True)))
-
-    def cases(self) -> Iterator[Case]:
-        return enumerate_cases(self.num_particles, z=(2, (2,)), g=(2, (1,)))
+            z = pyro.sample("z", Bernoulli(logits=self.p["phi"][0, 0] + self.p["phi"][0, 1] * x))
+        pyro.sample("g", Bernoulli(logits=self.p["phi"][1, 0] * z.sum(-1, keepdim=True) - 0.2))
 
 
 class BitsProgram(EnumerableProgram):
@@ -272,12 +263,11 @@ class TemperedProgram(BernoulliProgram):
     """KL annealing by poutine.scale on the latent, and a mask on one observed row."""
 
     def model(self, x: Tensor) -> None:
-        theta = self.p["theta"]
         with pyro.plate("data", len(x), dim=-1):
             with scale(scale=0.3):
-                z = pyro.sample("z", Bernoulli(logits=theta[0, 0]))
+                z = pyro.sample("z", Bernoulli(logits=self.p["theta"][0, 0]))
             with mask(mask=torch.tensor([True, False])):
-                pyro.sample("x", Normal(theta[1, 0] * z, 1.0), obs=x)
+                pyro.sample("x", Normal(self.p["theta"][1, 0] * z, 1.0), obs=x)
 
     def guide(self, x: Tensor) -> None:
         with scale(scale=0.3):
