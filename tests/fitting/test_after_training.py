@@ -1,4 +1,4 @@
-"""Results that cannot be computed after training, and the run that is kept."""
+"""Results that cannot be computed after training."""
 
 import json
 from collections.abc import Callable, Iterator
