@@ -120,9 +120,9 @@ def _split_scales(
     inside: dict[str, Any] = {}
     for name in names:
         site = model[name]
-        scale, own = inside_scale(site, data_plate), _contexts(site)
-        same = own.keys() == context.keys() or _equal(scale, outer)
-        nested = not is_enumerated(site) and context.keys() <= own.keys()
+        scale, around = inside_scale(site, data_plate), _contexts(site)
+        same = around.keys() == context.keys() or _equal(scale, outer)
+        nested = not is_enumerated(site) and context.keys() <= around.keys()
         if not (same or nested) or not _equal(plate_ratio(site), plate_ratio(model[first])):
             raise ValueError(
                 f"Sites '{first}' and '{name}' are summed over enumerated values together, but the "
@@ -130,7 +130,7 @@ def _split_scales(
                 "subsampled plate, or one poutine.scale around both sites), or sample the "
                 "enumerated site in the guide."
             )
-        extra = [own[key] for key in own if key not in context and not same]
+        extra = [around[key] for key in around if key not in context and not same]
         inside[name] = reduce(mul, extra, 1.0)
     return outer, inside
 

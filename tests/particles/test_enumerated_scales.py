@@ -1,4 +1,4 @@
-"""Masks and scales around sites that are summed over enumerated values."""
+"""Masks and scales around enumerated sites."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sites that log-densities read, for every kind of distribution and operation."""
+"""Sites that log-densities read."""
 
 from collections.abc import Callable
 from typing import Any
