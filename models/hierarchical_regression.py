@@ -124,6 +124,13 @@ class HierarchicalRegression(LazilySized, PyroModule):
     def _infer_groups(self, x: Tensor) -> None:
         groups = _num_groups(x[:, 0])
         if self.groups is None:
+            filled = x[:, 0].unique()
+            if len(filled) < groups:
+                raise ValueError(
+                    f"The groups are {int(filled[0])} to {groups - 1}, and {len(filled)} of the "
+                    f"{groups} from 0 on have rows. Number them without gaps, as np.unique(group, "
+                    f"return_inverse=True)[1] does, or build the model with groups={groups}."
+                )
             self.groups = groups
         if groups > self.groups:
             row = int((x[:, 0] >= self.groups).nonzero()[0])

@@ -126,6 +126,10 @@ class SemiSupervisedVAE(PyroModule):
         return (1 - self.error) * right + self.error / self.classes
 
     def _check_labels(self, y: Tensor) -> None:
+        if y.dim() != 1:
+            raise ValueError(
+                f"Labels have shape (N,), one for each row; got {tuple(y.shape)}. Pass y[:, 0]."
+            )
         wrong = (y != y.round()) | (y < -1) | (y >= self.classes)
         if wrong.any():
             row = int(wrong.nonzero()[0])

@@ -15,8 +15,8 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="A named data set such as iris or 'digits(binarize=8)', or a .csv, .npy, .npz or "
-        ".parquet file.",
+        help="A named data set such as iris or 'digits(binarize=8)', or a .csv, .tsv, .txt, .npy, "
+        ".npz or .parquet file.",
     ),
 ]
 Settings = Annotated[

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import pyro.optim
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
@@ -20,22 +21,67 @@ _COMPOSED_SCHEDULES = ("LRScheduler", "SequentialLR", "ChainedScheduler")
 def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
     """A torch optimizer from "Adam(lr=0.01)", a class, or a callable of the parameters.
 
-    `functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)` is such a callable.
+    `functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)` is such a callable. An optimizer of
+    Pyro's, `pyro.optim.Adam({"lr": 0.01})`, stands for its torch optimizer and arguments.
 
     Raises:
-        ValueError: torch has no optimizer of this name, or it takes no such argument.
+        ValueError: torch and Pyro have no optimizer of this name, it takes no such argument, or an
+            optimizer of Pyro's has arguments by parameter.
+        TypeError: the value is none of these.
     """
+    if isinstance(spec, pyro.optim.PyroOptim):
+        spec = _torch_factory(spec)
+    if isinstance(spec, Optimizer):
+        raise TypeError(
+            "optimizer: an optimizer of torch has its parameters already. Pass its text, as "
+            "'Adam(lr=0.01)', its class, or functools.partial(torch.optim.Adam, lr=0.01)."
+        )
     if not isinstance(spec, str):
+        if not callable(spec):
+            raise TypeError(
+                f"optimizer: {spec!r} is no optimizer. Pass a text, as 'Adam(lr=0.01)'."
+            )
         return spec(parameters)
     name, arguments = parse_call(spec)
-    available = [
-        n
-        for n, c in vars(torch.optim).items()
-        if inspect.isclass(c) and issubclass(c, Optimizer) and c is not Optimizer
-    ]
+    available = _optimizers()
     if name not in available:
-        raise ValueError(unknown("torch optimizer", name, available))
-    return build(getattr(torch.optim, name), parameters, settings=arguments, what=name)
+        raise ValueError(unknown("optimizer", name, available))
+    return build(available[name], parameters, settings=arguments, what=name)
+
+
+def _optimizers() -> dict[str, Any]:
+    """Name -> class, of torch and of Pyro."""
+    classes = {name: c for name, c in vars(torch.optim).items() if inspect.isclass(c)}
+    pyros = {"ClippedAdam": pyro.optim.clipped_adam.ClippedAdam}
+    pyros["AdagradRMSProp"] = pyro.optim.adagrad_rmsprop.AdagradRMSProp
+    pyros["DCTAdam"] = pyro.optim.dct_adam.DCTAdam
+    torchs = {n: c for n, c in classes.items() if issubclass(c, Optimizer) and c is not Optimizer}
+    return torchs | pyros
+
+
+def _torch_factory(spec: pyro.optim.PyroOptim) -> functools.partial[Optimizer]:
+    """The torch optimizer and the arguments of an optimizer of Pyro's.
+
+    Raises:
+        ValueError: its arguments are a function, or it also clips or schedules.
+    """
+    if isinstance(spec, pyro.optim.PyroLRScheduler):
+        raise ValueError(
+            "optimizer: a scheduler of Pyro's is an optimizer with a schedule. Pass both: "
+            "optimizer='Adam(lr=0.01)', schedule='ExponentialLR(gamma=0.999)'."
+        )
+    if callable(spec.pt_optim_args):
+        raise ValueError(
+            "optimizer: an optimizer of Pyro's with a function of the parameter for arguments has "
+            "no counterpart here. Pass a callable that makes a torch optimizer with parameter "
+            "groups from the list of parameters."
+        )
+    if spec.pt_clip_args:
+        raise ValueError(
+            f"optimizer: clip_args={spec.pt_clip_args} of Pyro's optimizer clip each parameter. "
+            "Omit them, and pass clip_norm= for the norm of the whole gradient, nats per row."
+        )
+    return functools.partial(spec.pt_optim_constructor, **spec.pt_optim_args)
 
 
 def schedule(spec: Any, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau | None:
@@ -64,6 +110,8 @@ def describe(value: Any) -> str:
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, pyro.optim.PyroOptim):
+        return describe(_torch_factory(value))
     if isinstance(value, functools.partial) and not value.args:
         return _call(describe(value.func), value.keywords)
     name = getattr(value, "__name__", type(value).__name__)

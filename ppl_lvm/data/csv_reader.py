@@ -1,13 +1,14 @@
-"""Strict CSV reader with errors that name line and column.
+"""Strict reader of text tables with errors that name line and column.
 
 pyarrow parses the values. It is stricter here than pandas: a line with too few fields, an empty
 line between rows and a first line 0, 1, 2, … (column numbers or data?) are errors. Lines are
 scanned a second time only where pyarrow cannot tell their numbers: after a fault, in files with
-quotes, and in files with empty lines.
+quotes, comments or spaces for separators, and in files with empty lines.
 """
 
 import csv
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,13 +17,19 @@ from typing import Any
 import numpy as np
 
 from ppl_lvm.core.types import Array
+from ppl_lvm.data.csv_dialect import (
+    MISSING_VALUES,
+    Dialect,
+    begins_with_hash,
+    detect,
+    is_number,
+    to_number,
+)
 from ppl_lvm.data.stores import ReaderResult, memory_store
 from ppl_lvm.data.validation import Columns, SourceLocation, check_names, pick_columns
 
 BLOCK = 16 * 2**20  # bytes that pyarrow parses at a time, more than any row has
 
-# Common spellings of a missing value, in any case.
-MISSING_VALUES = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 SPELLINGS = sorted(
     {
         "".join(letters)
@@ -39,11 +46,14 @@ def read_csv(
     missing: str = "error",
     header: bool | None = None,
 ) -> ReaderResult:
-    """Read UTF-8 text with commas and the same number of fields on every line.
+    """Read UTF-8 text with the same number of fields on every line.
 
-    The first line is the header unless all its fields are numbers; `header` overrides this.
-    Empty fields, NA, N/A, NaN, null, None and ? are missing values. Lines count from 1 with the
-    header. Empty lines at the end of the file are ignored.
+    Commas, semicolons, tabs or spaces separate the fields, the same in the whole file. Numbers have
+    decimal points, or all have decimal commas where commas do not separate. The first line is
+    the header unless all its fields are numbers; `header` overrides this. Empty fields, NA, N/A,
+    NaN, null, None and ? are missing values. Lines that begin with # and have another number of
+    fields than the first record are comments. Lines count from 1 with the header. Empty lines at
+    the end of the file are ignored.
 
     Raises:
         ValueError: for any other fault of the text, naming line and column.
@@ -62,12 +72,13 @@ def read_csv(
 def _read(
     path: Path, columns: Columns, labels: str | int | None, missing: str, header: bool | None
 ) -> ReaderResult:
-    num_lines, has_quotes = _survey(path)
-    first, skip = _first_record(path)
-    has_header = _is_header(path, first, header)
-    if not has_header:
-        skip = 0
-    names = first if has_header else None
+    num_lines, has_quotes, has_hash = _survey(path)
+    dialect = detect(path, has_hash)
+    first = dialect.first
+    names = dialect.names if header is None else None
+    skip = dialect.first_line - 1
+    if names is None and _is_header(path, dialect, header):
+        names, skip = first, dialect.first_line
     if names is not None:
         # A column without a name is allowed unless it is used.
         check_names([name for name in names if name or columns is None], str(path))
@@ -77,17 +88,17 @@ def _read(
         if names is None
         else SourceLocation(str(path), tuple(names[k] for k in chosen))
     )
-    table = _parse(path, skip, len(first), chosen, label, has_quotes)
+    table = _parse(path, skip, dialect, chosen, label, has_quotes)
     records: list[tuple[int, list[str]]] = []
     lines = np.arange(skip + 1, num_lines + 1)
     if table is None or has_quotes or len(table) != len(lines):
-        records = list(_records(path, skip, len(first)))
+        records = list(_records(path, skip, dialect))
         lines = np.array([line for line, _ in records], np.int64)
     if len(lines) == 0:
         raise ValueError(f"{path} has a header and no rows. Check the program that wrote it.")
     if table is None or len(table) != len(lines):
         texts = [[fields[k] for k in chosen] for _, fields in records]
-        values = _convert(texts, lines, location)
+        values = _convert(texts, lines, location, dialect)
         classes = None if label is None else [fields[label] for _, fields in records]
     else:
         values = np.stack([table[str(k)].to_numpy() for k in chosen], axis=1)
@@ -98,14 +109,18 @@ def _read(
     return ReaderResult(
         memory_store([values], located, missing),
         None if location.columns is None else list(location.columns),
-        None if classes is None else _labels(classes, lines, labels, path),
+        None if classes is None else _labels(classes, lines, labels, path, dialect),
     )
 
 
-def _survey(path: Path) -> tuple[int, bool]:
-    """Number of lines up to the last that is not empty, and whether there are quotes."""
-    count, blank, has_quotes = 0, "", False
+def _survey(path: Path) -> tuple[int, bool, bool]:
+    """Number of lines up to the last that is not empty; are there quotes, lines that begin with #.
+
+    A byte-order mark is no part of the first line.
+    """
+    count, blank, has_quotes, has_hash = 0, "", False, False
     with path.open(encoding="utf-8-sig", newline="") as file:
+        begins_line = True
         for block in iter(partial(file.read, 2**20), ""):
             body = block.rstrip("\r\n")
             if body:
@@ -113,71 +128,72 @@ def _survey(path: Path) -> tuple[int, bool]:
                 blank = ""
             blank += block[len(body) :]
             has_quotes = has_quotes or '"' in body
-    return count + 1, has_quotes
+            has_hash = has_hash or begins_with_hash(block if begins_line else "." + block)
+            begins_line = block.endswith(("\r", "\n"))
+    return count + 1, has_quotes, has_hash
 
 
-def _first_record(path: Path) -> tuple[list[str], int]:
-    """Fields of the first record, and the number of its last line."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        fields = [name.strip() for name in next(reader, [])]
-        if not fields:
-            raise ValueError(f"{path} begins with an empty line. Begin with the column names.")
-        return fields, reader.line_num
-
-
-def _is_header(path: Path, first: list[str], header: bool | None) -> bool:
+def _is_header(path: Path, dialect: Dialect, header: bool | None) -> bool:
     """True if the first line has names; an ambiguous line raises."""
     if header is not None:
         return header
+    first = dialect.first
     cells = first[1:] if first[0] == "" else first
     if cells == [str(k) for k in range(len(cells))]:
         raise ValueError(
             f"{path}, line 1: {','.join(first)} may be column numbers or data. Pass header=True "
             "or header=False, or put names into the first line."
         )
-    return not all(_is_number(cell) or cell.lower() in MISSING_VALUES for cell in first)
+    return not all(dialect.is_number(cell) or cell.lower() in MISSING_VALUES for cell in first)
 
 
 def _parse(
-    path: Path, skip: int, width: int, chosen: list[int], label: int | None, has_quotes: bool
+    path: Path,
+    skip: int,
+    dialect: Dialect,
+    chosen: list[int],
+    label: int | None,
+    has_quotes: bool,
 ) -> Any:
     """Table with the chosen columns as floats and the label as text; None after any fault."""
     from pyarrow import ArrowInvalid, float64, string
     from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions
     from pyarrow.csv import read_csv as parse
 
+    if not dialect.is_plain:
+        return None
     types = {str(k): float64() for k in chosen}
     if label is not None:
         types[str(label)] = string()
     size = path.stat().st_size
-    try:
-        return parse(
-            path,
-            ReadOptions(
-                column_names=[str(k) for k in range(width)],
-                skip_rows=skip,
-                block_size=min(size + 1, BLOCK),
-                use_threads=size > BLOCK,
-            ),
-            ParseOptions(newlines_in_values=has_quotes),
-            ConvertOptions(column_types=types, include_columns=list(types), null_values=SPELLINGS),
+    reading = ReadOptions(
+        column_names=[str(k) for k in range(len(dialect.first))],
+        skip_rows=skip,
+        block_size=min(size + 1, BLOCK),
+        use_threads=size > BLOCK,
+    )
+    parsing = ParseOptions(delimiter=dialect.separator, newlines_in_values=has_quotes)
+    for decimal in dialect.decimals:
+        converting = ConvertOptions(
+            column_types=types,
+            include_columns=list(types),
+            null_values=SPELLINGS,
+            decimal_point=decimal,
         )
-    except ArrowInvalid:
-        return None
+        with suppress(ArrowInvalid):
+            return parse(path, reading, parsing, converting)
+    return None
 
 
-def _records(path: Path, skip: int, width: int) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, skip: int, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of every row.
 
     Raises:
         ValueError: for an empty line between rows, or a line with another number of fields.
     """
-    empty = None
+    empty, width = None, len(dialect.first)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        for fields in reader:
-            line = reader.line_num
+        for line, fields in dialect.rows(file):
             if line <= skip:
                 continue
             if not fields:
@@ -195,21 +211,27 @@ def _records(path: Path, skip: int, width: int) -> Iterator[tuple[int, list[str]
             yield line, fields
 
 
-def _convert(texts: list[list[str]], lines: Array, location: SourceLocation) -> Array:
+def _convert(
+    texts: list[list[str]], lines: Array, location: SourceLocation, dialect: Dialect
+) -> Array:
     """Numbers (N, P), NaN where a value is missing.
 
     Raises:
         ValueError: for the first text that is no number.
     """
     values = np.full((len(texts), len(texts[0])), np.nan)
+    numbers = [text for row in texts for text in row if text.strip().lower() not in MISSING_VALUES]
+    fits = [d for d in dialect.decimals if all(is_number(text, d) for text in numbers)]
+    decimal = fits[0] if fits else "."
     for n, row in enumerate(texts):
         for p, text in enumerate(row):
-            if _is_number(text):
-                values[n, p] = float(text)
+            if is_number(text, decimal):
+                values[n, p] = to_number(text, decimal)
             elif text.strip().lower() not in MISSING_VALUES:
-                separator = next((c for c in ";\t" if c in text), None)
                 hint = (
-                    "" if separator is None else f" Separate the fields by ',' not {separator!r}."
+                    " Write all numbers with decimal points, or all with decimal commas."
+                    if dialect.is_number(text)
+                    else ""
                 )
                 raise ValueError(
                     f"{location.source}, line {lines[n]}, {location.column(p)}: {text!r} is not a "
@@ -219,7 +241,9 @@ def _convert(texts: list[list[str]], lines: Array, location: SourceLocation) -> 
     return values
 
 
-def _labels(texts: list[str], lines: Array, name: str | int | None, path: Path) -> Array:
+def _labels(
+    texts: list[str], lines: Array, name: str | int | None, path: Path, dialect: Dialect
+) -> Array:
     """Labels (N,) as integers, floats or text: the first type that fits all."""
     texts = [text.strip() for text in texts]
     for text, line in zip(texts, lines, strict=True):
@@ -228,17 +252,11 @@ def _labels(texts: list[str], lines: Array, name: str | int | None, path: Path) 
                 f"{path}, line {line}, column {name!r}: the label is missing. Fill it in, or load "
                 "without labels=."
             )
-    for kind in (np.int64, np.float64):
-        try:
-            return np.array([kind(text) for text in texts])
-        except (ValueError, OverflowError):
-            continue
-    return np.array(texts)
-
-
-def _is_number(text: str) -> bool:
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        return np.array([np.int64(text) for text in texts])
+    except (ValueError, OverflowError):
+        pass
+    for decimal in dialect.decimals:
+        with suppress(ValueError):
+            return np.array([to_number(text, decimal) for text in texts])
+    return np.array(texts)

@@ -2,9 +2,9 @@
 
     load_data("iris")                        a named set
     load_data("digits(binarize=8)")          with arguments
-    load_data("flowers.csv", labels="kind")  a file: .csv .npy .npz .parquet
-    load_data(array)                         NumPy, torch, a tuple of them, pandas, a torch
-                                             Dataset, a DataLoader
+    load_data("flowers.csv", labels="kind")  a file: .csv .tsv .txt .npy .npz .parquet
+    load_data(array)                         NumPy, SciPy's sparse, torch, a tuple of them, pandas,
+                                             a torch Dataset, a DataLoader
 
 The model sees tensors with rows first. Numbers become torch's default floating-point type; torch
 tensors of integers stay integers (see `ppl_lvm.data.validation`). Labels never reach the model.
@@ -121,15 +121,18 @@ class Data:
         source_row = row if self.rows is None else int(self.rows[row])
         return self.store.location.name(source_row, column, part)
 
-    def split(self, held_out: int | float, seed: int) -> tuple["Data", "Data"]:
+    def split(
+        self, held_out: int | float, seed: int, *, option: str = "held_out"
+    ) -> tuple["Data", "Data"]:
         """Random split into (training rows, held-out rows), determined by the seed.
 
         `held_out` is a number of rows or a fraction between 0 and 1. Rows keep their order.
+        Messages call the number by the name `option`.
 
         Raises:
             ValueError: one side would be empty.
         """
-        size = _held_out_rows(held_out, len(self))
+        size = _held_out_rows(held_out, len(self), option)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
@@ -269,6 +272,9 @@ def _from_object(
         source = source.to_frame("values" if source.name is None else source.name)
     if pd is not None and isinstance(source, pd.DataFrame):
         return readers.read_frame(source, "the DataFrame", columns, labels, missing)
+    sparse = sys.modules.get("scipy.sparse")
+    if sparse is not None and sparse.issparse(source):
+        source = source.toarray()
     if isinstance(source, np.ndarray):
         return _from_array(source, columns, labels, missing)
     if isinstance(source, Tensor) and (columns is not None or labels is not None):
@@ -289,6 +295,8 @@ def _from_object(
         raise ValueError(_iterable("the IterableDataset"))
     if isinstance(source, Dataset):
         return _from_items(source, None, position, missing)
+    if isinstance(source, list):
+        raise ValueError(f"source: {_list_fault(source)}.")
     raise ValueError(
         f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
         "them, a DataFrame, a torch Dataset or DataLoader, the name of a set, or a file's path."
@@ -317,9 +325,8 @@ def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> Rea
     classes = None if label is None else _label_part(source, label)
     if not parts:
         raise ValueError("The tuple has no tensor for the model. Give (x,), or (x, y).")
-    location = SourceLocation(
-        "the tuple" if len(parts) > 1 else "the array", parts=part_names(len(parts))
-    )
+    name = "the tuple" if len(parts) > 1 else "the array"
+    location = SourceLocation(name, parts=part_names(len(parts)))
     return ReaderResult(memory_store(parts, location, missing), None, classes)
 
 
@@ -367,15 +374,27 @@ def _iterable(what: str) -> str:
     )
 
 
-def _held_out_rows(held_out: int | float, total: int) -> int:
+def _list_fault(source: list[Any]) -> str:
+    """The remedy for a list: sequences of unequal length are padded, others become an array."""
+    shapes = [np.shape(item) for item in source if isinstance(item, (np.ndarray, Tensor))]
+    if len(shapes) == len(source) and len({s[:1] for s in shapes}) > 1:
+        return (
+            "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "
+            "missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, "
+            "padding_value=float('nan'))"
+        )
+    return "cannot load a list. Pass np.array(rows), or several arrays as a tuple (x, y)"
+
+
+def _held_out_rows(held_out: int | float, total: int, option: str) -> int:
     if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
-        raise ValueError(f"held_out={held_out!r} must be a number of rows or a fraction.")
+        raise ValueError(f"{option}={held_out!r} must be a number of rows or a fraction.")
     if isinstance(held_out, float) and not 0 < held_out < 1:
-        raise ValueError(f"held_out={held_out} must be a fraction between 0 and 1, or an integer.")
+        raise ValueError(f"{option}={held_out} must be a fraction between 0 and 1, or an integer.")
     size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
     if not 0 < size < total:
         raise ValueError(
-            f"held_out={held_out} of {total} rows holds out {size}. Leave at least one row on "
+            f"{option}={held_out} of {total} rows holds out {size}. Leave at least one row on "
             "each side."
         )
     return size

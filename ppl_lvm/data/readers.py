@@ -1,4 +1,4 @@
-"""Readers of .csv, .npy, .npz and .parquet files.
+"""Readers of .csv, .tsv, .txt, .npy, .npz and .parquet files.
 
     read(path, columns=..., labels=..., missing=..., header=...) -> ReaderResult
 
@@ -218,7 +218,9 @@ class Reader:
 
 # Extension -> reader. Error messages are made from this table; a test compares the help texts.
 READERS: dict[str, Reader] = {
-    ".csv": Reader(read_csv, "comma-separated text", has_header=True),
+    ".csv": Reader(read_csv, "text, fields separated by commas or semicolons", has_header=True),
+    ".tsv": Reader(read_csv, "text, fields separated by tabs", has_header=True),
+    ".txt": Reader(read_csv, "text, fields separated by spaces, say", has_header=True),
     ".npy": Reader(read_npy, "one NumPy array"),
     ".npz": Reader(read_npz, "several NumPy arrays with the same rows"),
     ".parquet": Reader(read_parquet, "a table"),

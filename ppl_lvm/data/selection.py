@@ -39,5 +39,5 @@ def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data
     if validation is None or (isinstance(validation, int | float) and validation == 0):
         return data, None
     if isinstance(validation, int | float):
-        return data.split(validation, seed)
+        return data.split(validation, seed, option="validation")
     return data, validation if isinstance(validation, Data) else load_data(validation)

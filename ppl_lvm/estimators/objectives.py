@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ppl_lvm import estimators
 from ppl_lvm.core.call_syntax import build, parse_call
+from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.torch_specs import describe, elbo_settings
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws, rejection_message
 from ppl_lvm.programs.traces import data_plate_size, latent_sites, plate_nesting
@@ -39,8 +40,8 @@ def objective(spec: str | ELBO) -> ELBO:
     elif name in PYRO_OBJECTIVES:
         factory = getattr(pyro.infer, name)
     else:
-        available = ", ".join(sorted([*estimators.__all__, *PYRO_OBJECTIVES]))
-        raise ValueError(f"Unknown objective {name!r}. Available: {available}.")
+        available = sorted([*estimators.__all__, *PYRO_OBJECTIVES])
+        raise ValueError(unknown("objective", name, available))
     return build(factory, settings=arguments, what=name)
 
 

@@ -34,6 +34,13 @@ def test_load_data_converts_numpy_integers_but_not_torch_integers() -> None:
     assert y.dtype == torch.int64
 
 
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "coo_matrix"])
+def test_load_data_accepts_sparse_counts_of_scipy(kind: str, same: Any) -> None:
+    sparse = getattr(pytest.importorskip("scipy.sparse"), kind)
+    same(load_data(sparse(TABLE)), TABLE)
+    same(load_data(sparse(TABLE), columns=[2]), TABLE[:, 2:])
+
+
 def test_load_data_separates_labels_of_a_tuple() -> None:
     x, y, k = torch.tensor(TABLE), torch.arange(4.0), np.array([3, 3, 7, 3])
     data = load_data((x, y, k), labels=2)
@@ -48,7 +55,8 @@ def test_load_data_separates_labels_of_a_tuple() -> None:
         ((TABLE, TABLE[:2]), "array 1 of 2: 4, array 2 of 2: 2"),
         ((TABLE, [1, 2]), "Element 1 of the tuple is a list"),
         ((), "no tensor for the model"),
-        ([1, 2], "cannot load a list"),
+        ([1, 2], "cannot load a list. Pass np.array(rows)"),
+        ([TABLE, TABLE[:2]], "Pad them with NaN"),
         (torch.tensor(3.0), "0-d"),
         (torch.zeros(0, 2), "no rows"),
         (torch.eye(2).to_sparse(), "to_dense"),

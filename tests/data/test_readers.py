@@ -82,6 +82,50 @@ def test_csv_reader_keeps_rows_and_lines_of_a_long_file(tmp_path: Path, same: An
     assert "line 19002" in data.locate(19_000)
 
 
+DIALECTS = {  # all of the values [[1.5, 2], [-3, 0.25]]
+    "commas": ("a,b\n1.5,2\n-3,.25\n", ["a", "b"]),
+    "semicolons": ("a;b\n1.5;2\n-3;.25\n", ["a", "b"]),
+    "decimal commas": ("a;b\n1,5;2\n-3;0,25\n", ["a", "b"]),
+    "decimal commas without header": ("1,5;2,0\n-3,0;0,25\n", None),
+    "commas in names": ("a, cm;b, cm\n1,5;2\n-3;0,25\n", ["a, cm", "b, cm"]),
+    "semicolon in a name": ("a;1,b;2\n1.5,2\n-3,.25\n", ["a;1", "b;2"]),
+    "tabs": ("a b\tb\n1,5\t2\n-3\t,25\n", ["a b", "b"]),
+    "spaces": ("a b\n1.5   2\n -3 .25 \n", ["a", "b"]),
+    "savetxt": ("1.5e+00 2.0e+00\n-3.0e+00 2.5e-01\n", None),
+    "savetxt with header": ("# a,b\n1.5,2\n-3,.25\n", ["a", "b"]),
+    "comments": ("# made, by, hand\n#\na,b\n1.5,2\n# half\n-3,.25\n# end\n", ["a", "b"]),
+    "hash as a name": ("#,b\n1.5,2\n-3,.25\n", ["#", "b"]),
+    "quotes": ('"a";"b"\r\n"1,5";"2"\r\n-3;"0,25"\r\n', ["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("kind", DIALECTS)
+def test_csv_reader_infers_separator_decimal_mark_and_comments(
+    tmp_path: Path, kind: str, same: Any, written: Any
+) -> None:
+    text, names = DIALECTS[kind]
+    data = load_data(written(tmp_path / "f.txt", text))
+    same(data, [[1.5, 2], [-3, 0.25]])
+    assert data.columns == names
+    assert data.locate(1, 0).startswith(f"{tmp_path / 'f.txt'}, line ")
+
+
+def test_csv_reader_reads_one_column_and_names_with_spaces(
+    tmp_path: Path, same: Any, written: Any
+) -> None:
+    same(load_data(written(tmp_path / "f.csv", "sepal length\n5.1\n4.9\n")), [[5.1], [4.9]])
+    same(load_data(written(tmp_path / "g.csv", "# mm\n5.1\n4.9\n")), [[5.1], [4.9]])
+
+
+def test_csv_reader_keeps_labels_that_begin_with_a_hash(tmp_path: Path, written: Any) -> None:
+    data = load_data(written(tmp_path / "f.csv", "tag,x\n#a,1\n#b,2\n"), labels="tag")
+    assert data.label_names == ["#a", "#b"]
+    path = written(tmp_path / "g.csv", "x;y\n1,5;2,5\n1,0;3,5\n")
+    labels = load_data(path, labels="y").labels
+    assert labels is not None
+    assert labels.tolist() == [2.5, 3.5]
+
+
 def test_npy_reader_chooses_columns_by_index(tmp_path: Path, same: Any) -> None:
     np.save(tmp_path / "f.npy", TABLE)
     same(load_data(tmp_path / "f.npy"), TABLE)

@@ -122,6 +122,7 @@ DATA: list[tuple[Callable[..., Any], tuple[Tensor, ...], str]] = [
     ),
     (LABELED.initialize, (BITS, torch.tensor([0, 1, 0.5, 2, -1])), r"row 2 has 0\.5"),
     (LABELED.initialize, (BITS, torch.tensor([0, 1, -1, -1, -1])), "No row is labeled 2"),
+    (LABELED.initialize, (BITS, torch.zeros(5, 1)), r"got \(5, 1\)\. Pass y\[:, 0\]"),
     (
         GaussianMixture(5).initialize,
         (torch.arange(9).fmod(2).float()[:, None],),
@@ -200,6 +201,11 @@ DATA: list[tuple[Callable[..., Any], tuple[Tensor, ...], str]] = [
         HierarchicalRegression(groups=2).initialize,
         (GROUPS,),
         r"Row \d+ is of group 2, but the groups are 0 to 1. Build .* groups=3",
+    ),
+    (
+        HierarchicalRegression().initialize,
+        (GROUPS + torch.tensor([308.0, 0.0, 0.0]),),
+        "The groups are 308 to 310, and 3 of the 311 from 0 on have rows. Number them",
     ),
     (REGRESSION.initialize, (changed(GROUPS, None, 1, 1.0),), "Column 1 of x is constant"),
     (
