@@ -16,7 +16,7 @@ MISSING_VALUES = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the lines of a text file are divided.
+    """Separator, header and comments of a text file.
 
     Attributes:
         separator: a comma, a semicolon, a tab, or a space for any number of spaces.
