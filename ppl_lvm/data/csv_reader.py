@@ -1,4 +1,4 @@
-"""Strict reader of text tables with errors that name line and column.
+"""Strict reader of text tables; errors name line and column.
 
 pyarrow parses the values. It is stricter here than pandas: a line with too few fields, an empty
 line between rows and a first line 0, 1, 2, … (column numbers or data?) are errors. Lines are
