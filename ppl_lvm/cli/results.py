@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppl_lvm.core.messages import nats
+from ppl_lvm.posterior.evidence import evidence_text
 
 
 def print_table(result: Any) -> None:
@@ -63,22 +64,15 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
             )
         ]
     )
-    joint = _is_joint(results) and results["held_out"] is not None
     if results["held_out"] is not None:
         error = results["held_out_monte_carlo_error"]
-        # The bound is of rows that join the training rows; the evidence is of the rows alone.
-        joining = ", the KL of global latents shared with the training rows" if joint else ""
+        # The bound has the KL of the global latents, which the training rows share.
+        shared = results.get("log_evidence_kind") == "predictive"
+        joining = ", the KL of global latents shared with the training rows" if shared else ""
         of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
         rows.append(("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}"))
-    alone = " as a separate data set" if joint else ""
     if results["log_evidence"] is not None:
-        rows.append(
-            (
-                "log evidence",
-                f"{results['log_evidence']:.4f} {_error(results)} nats per row "
-                f"({results['log_evidence_of']}{alone}, particles: {results['num_particles']})",
-            )
-        )
+        rows.append(("log evidence", evidence_text(results, results["log_evidence_of"])))
     if results.get("converged") is False:
         remedy = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
         rows.append(("converged", f"NO, after {results['steps']} iterations. {remedy}"))
@@ -115,16 +109,3 @@ def _adversarial_rows(adversaries: Any) -> list[tuple[str, str]]:
             f"classified correctly (0.50: by chance), p = {results['p_value']:.3f}"
         )
     return [("Jensen-Shannon", divergence), ("two-sample test", test)]
-
-
-def _error(results: dict[str, Any]) -> str:
-    """± the standard error over rows; the Monte Carlo error if the rows have one joint weight."""
-    if _is_joint(results):
-        return f"± {results['log_evidence_monte_carlo_error']:.4f} (of the draws)"
-    return f"± {results['log_evidence_standard_error']:.4f}"
-
-
-def _is_joint(results: dict[str, Any]) -> bool:
-    """Tell if the rows have one joint weight, as global latents require."""
-    error = results["log_evidence_standard_error"]
-    return error is None or error != error

@@ -12,12 +12,13 @@ from ppl_lvm.core import distributed
 from ppl_lvm.core.storage import write_json
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.data.selection import initialization_rows, split_validation
-from ppl_lvm.posterior.evidence import log_evidence
+from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows, split_validation
+from ppl_lvm.posterior.evidence import log_evidence, shares_latents
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.directory import load_run, open_run_directory
 from ppl_lvm.runs.record import environment_record, evidence_record
+from ppl_lvm.runs.run import Run
 from ppl_lvm.training.attempts import Attempts
 from ppl_lvm.training.iterate import Checkpointable, iterate_with_checkpoints
 from ppl_lvm.training.options import SessionOptions, declared
@@ -131,8 +132,22 @@ class Session:
         self, pair: ModelGuidePair, rows: tuple[Tensor, ...], num_particles: int
     ) -> dict[str, Any]:
         """The log evidence of the rows, for the results."""
-        evidence = log_evidence(pair, *rows, num_particles=num_particles, seed=self.seed)
+        # With global latents, rows that were held out are new to a posterior of the others.
+        new = self.held_out is not None
+        evidence = log_evidence(
+            pair,
+            *rows,
+            num_particles=num_particles,
+            seed=self.seed,
+            training=(lambda: first_rows(self.train, len(self.train))) if new else None,
+        )
         return evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
+
+    def evidence_rows(self, pair: ModelGuidePair, count: int) -> tuple[Tensor, ...]:
+        """At most `count` rows of `evaluation_data`; all training rows if they share latents."""
+        if self.held_out is None and shares_latents(pair, *first_rows(self.train, count)):
+            return first_rows(self.train, len(self.train))
+        return first_rows(sample_rows(self.evaluation_data, count, self.seed), count)
 
     def close(
         self,
@@ -153,6 +168,8 @@ class Session:
             draw: function of the run, rows and a folder; by default for a `Run`.
             rows: shown in the figures (default: `evaluation_data`).
         """
+        if isinstance(run, Run):
+            run.training_data = self.train
         fitted: Any = run
         folder = self.path if distributed.rank() == 0 else None
         if folder is not None:

@@ -15,7 +15,7 @@ from pyro.infer import ELBO
 from ppl_lvm.compiler import LEVELS
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
-from ppl_lvm.data.selection import first_rows, sample_rows
+from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, as_plain, no_evidence
 from ppl_lvm.posterior.evidence import num_latent_values
@@ -112,7 +112,6 @@ def _as_run(restarts: RestartResults, session: Session) -> Run:
 def _evidence(restarts: RestartResults, session: Session) -> dict[str, Any]:
     """The log evidence by the chosen restart."""
     pair = restarts.best.pair
-    evaluated = sample_rows(session.evaluation_data, EVIDENCE_ROWS, session.seed)
-    rows = first_rows(evaluated, len(evaluated))
-    affordable = EVIDENCE_NUMBERS // max(1, num_latent_values(pair, *rows))
+    rows = session.evidence_rows(pair, EVIDENCE_ROWS)
+    affordable = EVIDENCE_NUMBERS // max(len(rows[0]), num_latent_values(pair, *rows))
     return session.evidence(pair, rows, max(1, min(EVIDENCE_PARTICLES, affordable)))

@@ -5,7 +5,9 @@ Variables are named after sites, dimensions after plates.
 The pointwise log-likelihood is marginal over local latents: log p(x_n | θ_s) for draw s of the
 global latents, by importance sampling with fresh local draws. The conditional log p(x_n | z_n)
 with z_n ~ q(z_n | x_n) depends on x_n through z_n, and LOO from it is wrong (Magnusson et al. 2019,
-https://arxiv.org/abs/1904.10679).
+https://arxiv.org/abs/1904.10679). Where rows share enumerated sites (a change point), it is
+log p(x_n | x_-n, θ_s): these sites are summed out given the other rows, as LOO needs. Where
+log p(x) has no terms by row the group is left out, with a warning.
 
 Draws come from q. Optionally they carry importance weights, or are resampled by them, so that they
 represent the posterior: smoothed as in Vehtari et al. (2024), https://arxiv.org/abs/1507.02646.
@@ -14,6 +16,7 @@ have one weight, and local latents given them are resampled among fresh draws.
 """
 
 import math
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -34,11 +37,11 @@ from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.conditional_density import (
     LOCAL_PARTICLES,
+    as_global_draws,
     condition_on_globals,
-    global_log_densities,
+    conditional_densities,
+    joint_densities,
     local_structure,
-    marginal_log_lik,
-    site_log_prob,
 )
 from ppl_lvm.posterior.predictive_draws import (
     complete_draws,
@@ -49,7 +52,6 @@ from ppl_lvm.posterior.predictive_draws import (
 from ppl_lvm.posterior.psis import psis
 from ppl_lvm.posterior.simulation import observed_arguments
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.programs.traces import latent_sites
 
 Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
@@ -94,7 +96,9 @@ def to_arviz(
     per_row = {name: ["data"] for name in sampled.stats} if sampled.local else {}
     return to_inference_data(
         {n: posterior[n].numpy() for n in latent},
-        log_likelihood={"log_likelihood": sampled.log_likelihood}
+        log_likelihood={}
+        if sampled.log_likelihood.shape[1] == 0
+        else {"log_likelihood": sampled.log_likelihood}
         if len(observed) != 1
         else {next(iter(observed)): sampled.log_likelihood},
         posterior_predictive={n: predictive[n].numpy() for n in observed},
@@ -242,10 +246,14 @@ def _resample_locals(
 def _densities(
     pair: ModelGuidePair, batch: Batch, draws: list[dict[str, Tensor]]
 ) -> tuple[Array, Array | None, Array | None]:
-    """log p(x_n | θ_s) (S, N), and joint log p(θ_s, x), log q(θ_s) (S,) where θ exists."""
+    """log p(x_n | θ_s) (S, N), and joint log p(θ_s, x), log q(θ_s) (S,) where θ exists.
+
+    The former is (S, 0) with a warning where log p(x) has no terms by row.
+    """
     S, N = len(draws), len(batch[0])
-    if not draws[0]:
-        K = 1 if not _has_latents(pair, batch) else LOCAL_PARTICLES
+    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+    if structure.data_plate is not None or not (structure.latents or structure.enumerated):
+        K = LOCAL_PARTICLES if structure.latents else 1
         step = max(1, rows_at_once(batch) // (N * K))
         parts = []
         for start in range(0, S, step):
@@ -254,50 +262,22 @@ def _densities(
             log_w = log_w.expand(-1, N).reshape(count, K, N)
             parts.append(log_w.logsumexp(1) - math.log(K))
         return torch.cat(parts).numpy(), None, None
-    model, guide, names = pair.model, pair.guide, frozenset(draws[0])
-    local = _has_latents(pair, batch, exclude=names)
-    structure = analyze_for_particles(model, guide, batch, {}, 2)
-    if not local and structure.vectorized:
-        return _vectorized_densities(pair, batch, draws, structure)
-    K = LOCAL_PARTICLES if local else 1
-    given_theta = local_structure(model, guide, batch, draws[0], K)
-    rows = [marginal_log_lik(model, guide, batch, theta, K, given_theta) for theta in draws]
+    local = bool(structure.latents.keys() - draws[0].keys())
+    theta = as_global_draws(pair.guide, batch, draws if draws[0] or local else draws[:1])
+    log_p = log_q = None
     with poutine.block():
-        log_p = [
-            site_log_prob(model, theta, batch) + r.sum()
-            for theta, r in zip(draws, rows, strict=True)
-        ]
-        log_q = [site_log_prob(guide, theta, batch) for theta in draws]
-    return torch.stack(rows).numpy(), torch.stack(log_p).numpy(), torch.stack(log_q).numpy()
-
-
-def _vectorized_densities(
-    pair: ModelGuidePair, batch: Batch, draws: list[Latents], structure: PairStructure
-) -> tuple[Array, Array, Array]:
-    """`_densities` without local latents: many draws under a particle plate."""
-    with poutine.block():
-        sites = poutine.trace(pair.guide).get_trace(*batch).nodes
-    step, parts = max(2, rows_at_once(batch) // len(batch[0])), []
-    for start in range(0, len(draws), step):
-        some = draws[start : start + step]
-        some = some * 2 if len(some) == 1 else some  # one draw has no particle dimension
-        values = {}
-        for name in draws[0]:
-            value = torch.stack([d[name] for d in some])  # (S, plates, event)
-            missing = structure.nesting - len(sites[name]["fn"].batch_shape)
-            values[name] = value.reshape(len(some), *[1] * missing, *value.shape[1:])
-        _, *densities = global_log_densities(
-            pair.model, pair.guide, batch, structure, len(some), values
-        )
-        parts.append(densities)
-    S = len(draws)
-    log_lik, log_p, log_q = (torch.cat(part)[:S].numpy() for part in zip(*parts, strict=True))
-    return log_lik, log_p, log_q
-
-
-def _has_latents(pair: ModelGuidePair, batch: Batch, exclude: frozenset[str] = frozenset()) -> bool:
-    with poutine.block():
-        return bool(latent_sites(poutine.trace(pair.guide).get_trace(*batch)).keys() - exclude)
+        try:
+            given = conditional_densities(pair.model, pair.guide, batch, theta, structure=structure)
+            log_likelihood = given.log_lik.expand(S, N)
+            log_p, log_q = given.log_p, given.log_q
+        except CannotSayError as error:
+            warnings.warn(f"to_arviz: there is no log_likelihood. {error}", stacklevel=2)
+            log_likelihood = torch.empty(S, 0)
+            if draws[0] and not local and structure.vectorized:
+                log_p, log_q = joint_densities(pair.model, pair.guide, batch, structure, theta)
+    if log_p is None or log_q is None or not draws[0]:
+        return log_likelihood.numpy(), None, None
+    return log_likelihood.numpy(), log_p.numpy(), log_q.numpy()
 
 
 def _observed(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:

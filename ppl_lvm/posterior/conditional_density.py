@@ -1,17 +1,19 @@
 """Pointwise densities given the global latents.
 
-For draws θ_s ~ q of the global latents, in nats:
+For draws θ_s ~ q of the guide's global latents, in nats:
 
     log_lik   log p(x_n | θ_s),  marginal over local latents,
     log_p     log p(x, θ_s),
     log_q     log q(θ_s).
 
-Where the guide has no local latents, all draws run at once under a particle plate. Local latents
-are integrated by importance weights of K fresh draws per θ_s, one θ_s at a time.
+Enumerated sites shared by all rows are summed out given the other rows (`global_states`): log_lik
+is then log p(x_n | x_-n, θ_s). Where the guide has no local latents, all draws run at once under a
+particle plate. Local latents are integrated by importance weights of K fresh draws per θ_s, one θ_s
+at a time.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,18 +22,83 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import ReplayValues, Sites, plate_dim, trace_program
-from ppl_lvm.posterior.simulation import observed_arguments
+from ppl_lvm.particles.tracing import (
+    ReplayValues,
+    Sites,
+    is_scored,
+    log_prob,
+    plate_dim,
+    temper,
+    trace_program,
+)
+from ppl_lvm.posterior.global_states import global_states, leave_row_out, require_same_states
 from ppl_lvm.programs.minibatch import DATA_PLATE
 
 LOCAL_PARTICLES = 64
 CHUNK_CELLS = 2**19  # log-likelihoods computed at once
-SIGN_CELLS = 2**27  # signs of residuals that are stored, a byte each
-TYPICAL_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class GlobalDraws:
+    """S draws θ_s ~ q of the guide's global latents.
+
+    Attributes:
+        values: site -> (S, plates, event), with the plates of a single run.
+        plate_dims: site -> number of its plate dimensions.
+        count: S.
+    """
+
+    values: Tensors
+    plate_dims: Mapping[str, int]
+    count: int
+
+    def select(self, index: slice | Tensor) -> "GlobalDraws":
+        """These draws."""
+        values = {name: value[index] for name, value in self.values.items()}
+        return replace(self, values=values, count=len(torch.arange(self.count)[index]))
+
+    def join(self, values: Tensors, plate_dims: Mapping[str, int]) -> "GlobalDraws":
+        """The draws with further sites."""
+        joined = {**self.values, **values}
+        return replace(self, values=joined, plate_dims={**self.plate_dims, **plate_dims})
+
+    def under_particles(self, nesting: int) -> dict[str, Tensor]:
+        """Site -> (S, all `nesting` plates, event)."""
+        return {
+            name: value.reshape(
+                len(value), *[1] * (nesting - self.plate_dims[name]), *value.shape[1:]
+            )
+            for name, value in self.values.items()
+        }
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for s in range(self.count):
+            yield {name: value[s] for name, value in self.values.items()}
+
+
+@dataclass(frozen=True)
+class ConditionalDensities:
+    """Densities under S draws θ_s, and C joint states of the enumerated sites shared by all rows.
+
+    Attributes:
+        log_lik: log p(x_n | θ_s) (S, N); given the other rows x_-n where rows share enumerated
+            sites; given the training rows where these are new rows.
+        log_p: log p(x, θ_s) (S,); for new rows log p(y | x, θ_s) of all of them together.
+        log_q: log q(θ_s) (S,).
+        log_posterior: log p(c | x, θ_s) (S, C).
+        states: the C joint states.
+    """
+
+    log_lik: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    log_posterior: Tensor
+    states: GlobalDraws
 
 
 @dataclass(frozen=True)
@@ -39,17 +106,19 @@ class PointwiseDensities:
     """Densities under S draws θ_s ~ q.
 
     Attributes:
-        log_lik: log p(x_n | θ_s) (S, N).
+        log_lik: log p(x_n | θ_s) (S, N); see `ConditionalDensities`.
         log_p: log p(x, θ_s) (S,).
         log_q: log q(θ_s) (S,).
-        residual_signs: observed site -> (S, N, P) sign of x_np − x_rep,snp, of evenly spaced
-            columns where there are too many; empty where data cannot be simulated.
+        log_lik_of_states: log p(x_n | θ_s, c_s) (S, N) with c_s ~ p(c | x, θ_s), the states behind
+            the replicated data; `log_lik` itself where rows share no enumerated site.
+        draws: θ_s, with c_s where rows share enumerated sites.
     """
 
     log_lik: Tensor
     log_p: Tensor
     log_q: Tensor
-    residual_signs: dict[str, Tensor]
+    log_lik_of_states: Tensor
+    draws: GlobalDraws
 
 
 def pointwise_densities(
@@ -58,106 +127,222 @@ def pointwise_densities(
     """The densities of every row under draws of the global latents.
 
     Raises:
-        CannotSayError: the model has no global latents.
+        CannotSayError: the model has no global latents, or log p(x) has no terms by row.
     """
     structure = analyze_for_particles(model, guide, batch, {}, num_draws)
-    if structure.data_plate is not None or not structure.latents:
+    if structure.data_plate is not None or not (structure.latents or structure.enumerated):
         raise CannotSayError(
             "The model has no global latent: its parameters are points that were fitted to every "
             "row. Evaluate it on held-out rows."
         )
-    sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-    local = [n for n in structure.latents if plate_dim(sites[n], DATA_PLATE) is not None]
-    if local or not structure.vectorized:
-        return _sequential_densities(model, guide, batch, num_draws, local)
-    return _vectorized_densities(model, guide, batch, structure, num_draws)
-
-
-def _vectorized_densities(
-    model: Program, guide: Program, batch: Batch, structure: PairStructure, num_draws: int
-) -> PointwiseDensities:
-    """All draws under a particle plate."""
-    residuals = _Residuals(model, batch)
-    chunk = max(1, CHUNK_CELLS // len(batch[0]))
-    parts = []
-    for start in range(0, num_draws, chunk):
-        size = max(2, min(chunk, num_draws - start))
-        sites, *densities = global_log_densities(model, guide, batch, structure, size)
-        residuals.add(sites, structure, size)
-        parts.append(densities)
-    log_lik, log_p, log_q = (torch.cat(part)[:num_draws] for part in zip(*parts, strict=True))
-    signs = {n: t[:num_draws] for n, t in residuals.signs().items()}
-    return PointwiseDensities(log_lik, log_p, log_q, signs)
-
-
-def _sequential_densities(
-    model: Program, guide: Program, batch: Batch, num_draws: int, local: list[str]
-) -> PointwiseDensities:
-    """Each draw of the global latents with K fresh draws of the local ones."""
-    residuals = _Residuals(model, batch)
-    structure = analyze_for_particles(model, guide, batch, {}, 1)
-    K = LOCAL_PARTICLES if local else 1
-    log_lik, log_p, log_q = [], [], []
-    given_theta: PairStructure | None = None
-    for _ in range(num_draws):
-        sites: Sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-        global_sites = {n: s for n, s in sites.items() if n not in local}
-        theta = {n: s["value"] for n, s in global_sites.items()}
-        residuals.add(global_sites, structure, None)
-        given_theta = given_theta or local_structure(model, guide, batch, theta, K)
-        row = marginal_log_lik(model, guide, batch, theta, K, given_theta)
-        log_lik.append(row)
-        log_p.append(site_log_prob(model, theta, batch) + row.sum())
-        log_q.append(site_log_prob(guide, theta, batch))
+    draws = draw_globals(guide, batch, num_draws, structure)
+    densities = conditional_densities(model, guide, batch, draws, structure=structure)
+    log_lik_of_states = densities.log_lik
+    if densities.states.values:
+        chosen = torch.multinomial(densities.log_posterior.exp(), 1)[:, 0]
+        states = densities.states.select(chosen)
+        draws = draws.join(states.values, states.plate_dims)
+        given_states = conditional_densities(model, guide, batch, draws, structure=structure)
+        log_lik_of_states = given_states.log_lik
     return PointwiseDensities(
-        torch.stack(log_lik), torch.stack(log_p), torch.stack(log_q), residuals.signs()
+        densities.log_lik, densities.log_p, densities.log_q, log_lik_of_states, draws
     )
 
 
-def global_log_densities(
+def conditional_densities(
     model: Program,
     guide: Program,
     batch: Batch,
-    structure: PairStructure,
-    count: int,
-    values: Tensors | None = None,
-) -> tuple[Sites, Tensor, Tensor, Tensor]:
-    """Draws θ_s of global latents, and their densities in one vectorized run.
+    draws: GlobalDraws,
+    *,
+    structure: PairStructure | None = None,
+    new_rows: bool = False,
+    train: ConditionalDensities | None = None,
+    num_particles: int = LOCAL_PARTICLES,
+) -> ConditionalDensities:
+    """Densities of the rows in `batch` at known global latents.
 
     Args:
-        values: site -> (S, plates, event), used instead of draws from the guide.
+        draws: of the guide's global latents, and of any enumerated sites: these are not summed out.
+        structure: of the pair (`analyze_for_particles`).
+        new_rows: the rows are not those that θ was drawn for: no prior of θ enters.
+        train: densities of the training rows at the same draws, for new rows that share enumerated
+            sites with them.
+        num_particles: K of the local latents.
 
-    Returns:
-        The guide's sites, log p(x_n | θ_s) (S, N), log p(x, θ_s) (S,) and log q(θ_s) (S,).
+    Raises:
+        CannotSayError: log p(x) has no terms by row.
     """
-    structure, N = replace(structure, data_plate=DATA_PLATE), len(batch[0])
+    if structure is None:
+        structure = analyze_for_particles(model, guide, batch, {}, 2)
+    states = GlobalDraws(*global_states(model, guide, batch, draws.values))
+    if train is not None:
+        require_same_states(train.states.values, states.values)
+    chunk = max(1, CHUNK_CELLS // (len(batch[0]) * states.count))
+    local = bool(structure.latents.keys() - draws.values.keys())
+    K = num_particles if local else 1
+    at_theta: PairStructure | None = None
+    parts = []
+    for start in range(0, draws.count, chunk):
+        some = draws.select(slice(start, start + chunk))
+        product = _with_states(some, states)
+        if local or not structure.vectorized:
+            at_theta = at_theta or local_structure(model, guide, batch, next(iter(product)), K)
+            tables = _sequential_tables(model, guide, batch, product, at_theta, K)
+        else:
+            tables = _vectorized_tables(model, guide, batch, structure, product)
+        rows, log_prior, log_q = (
+            t.double().reshape(some.count, states.count, *t.shape[1:]) for t in tables
+        )
+        if train is not None:
+            log_prior = train.log_posterior[start : start + chunk]
+        elif new_rows:
+            log_prior = torch.zeros_like(log_prior)
+        parts.append(_sum_states(rows, log_prior, log_q[:, 0], new_rows))
+    log_lik, log_p, log_q, log_posterior = (torch.cat(p) for p in zip(*parts, strict=True))
+    return ConditionalDensities(log_lik, log_p, log_q, log_posterior, states)
+
+
+def _with_states(draws: GlobalDraws, states: GlobalDraws) -> GlobalDraws:
+    """Each draw with each joint state: S·C draws."""
+    repeated = draws.select(torch.arange(draws.count).repeat_interleave(states.count))
+    cycled = states.select(torch.arange(states.count).repeat(draws.count))
+    return repeated.join(cycled.values, cycled.plate_dims)
+
+
+def _sum_states(
+    rows: Tensor, log_prior: Tensor, log_q: Tensor, new_rows: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums over the joint states of log p(x_n | θ_s, c) (S, C, N) and log p(θ_s, c) (S, C)."""
+    log_joint = log_prior + rows.sum(-1)
+    log_p = log_joint.logsumexp(1)
+    if rows.shape[1] == 1:
+        return rows[:, 0], log_p, log_q, torch.zeros_like(log_prior)
+    if new_rows:
+        log_lik = (log_prior[..., None] + rows).logsumexp(1)
+    else:
+        log_lik = log_p[:, None] - leave_row_out(log_prior, rows)
+    return log_lik, log_p, log_q, log_joint - log_p[:, None]
+
+
+def _vectorized_tables(
+    model: Program, guide: Program, batch: Batch, structure: PairStructure, draws: GlobalDraws
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x_n | θ_s) (S, N), log p(θ_s) and log q(θ_s) (S,), all draws under a particle plate.
+
+    Enumerated sites among the draws are fixed at their values.
+    """
+    N, S = len(batch[0]), draws.count
+    enumerated = structure.enumerated - draws.values.keys()
+    structure = replace(structure, data_plate=DATA_PLATE, enumerated=enumerated)
+    if S == 1:  # a single draw has no particle dimension
+        draws = draws.select(torch.zeros(2, dtype=torch.long))
+    values, count = draws.under_particles(structure.nesting), max(2, S)
     guide_sites, model_sites = run_pair(model, guide, batch, {}, structure, count, values=values)
     tables = tabulate(guide_sites, model_sites, structure, True)
-    per_row, joint = torch.zeros(count, N), torch.zeros(count)
+    rows, prior = torch.zeros(count, N), torch.zeros(count)
+    by_row = False
     for name, value in tables.log_p.items():
-        if value.shape[1] == N and name not in tables.log_q:
-            per_row = per_row + value
+        if plate_dim(model_sites[name], DATA_PLATE) is None:
+            prior = prior + value.sum(1)
         else:
-            joint = joint + value.sum(1)
+            rows, by_row = rows + value, True
     if tables.marginal is not None:
-        per_row = per_row + tables.marginal
+        if tables.marginal.shape[1] != N:
+            raise CannotSayError(_no_terms(enumerated))
+        rows, by_row = rows + tables.marginal, True
+    if not by_row:
+        raise CannotSayError(_no_terms(frozenset()))
     log_q = sum((v.sum(1) for v in tables.log_q.values()), torch.zeros(count))
-    return guide_sites, per_row, joint + per_row.sum(1), log_q
+    return rows[:S], prior[:S], log_q[:S]
 
 
-def draw_globals(guide: Program, batch: Batch, num_draws: int) -> list[dict[str, Tensor]]:
-    """θ_s ~ q: global site -> value, one dictionary per draw."""
-    draws = []
-    for _ in range(num_draws):
-        sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-        draws.append(
-            {
-                n: s["value"]
-                for n, s in sites.items()
-                if not site_is_subsample(s) and plate_dim(s, DATA_PLATE) is None
-            }
-        )
-    return draws
+def _sequential_tables(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    draws: GlobalDraws,
+    at_theta: PairStructure,
+    num_particles: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_vectorized_tables`, each draw with K fresh draws of the local latents."""
+    rows, log_prior, log_q = [], [], []
+    for theta in draws:
+        rows.append(marginal_log_lik(model, guide, batch, theta, num_particles, at_theta))
+        log_prior.append(global_log_prob(model, theta, batch))
+        log_q.append(global_log_prob(guide, theta, batch))
+    return torch.stack(rows), torch.stack(log_prior), torch.stack(log_q)
+
+
+def _no_terms(enumerated: frozenset[str]) -> str:
+    reason = (
+        f"enumerated sites outside the plate over rows connect them: {sorted(enumerated)}"
+        if enumerated
+        else "no observed site is inside a plate over rows"
+    )
+    return f"log p(x) has no terms by row: {reason}."
+
+
+def draw_globals(
+    guide: Program, batch: Batch, num_draws: int, structure: PairStructure | None = None
+) -> GlobalDraws:
+    """θ_s ~ q; under a particle plate if `structure` allows it and no latent is local."""
+    single = _global_sites(guide, batch)
+    latents = set() if structure is None else structure.latents.keys()
+    if structure is not None and structure.vectorized and latents <= single.keys():
+        count = max(2, num_draws)  # a single draw has no particle dimension
+        drawn = trace_program(guide, batch, {}, particles=count, nesting=structure.nesting)
+        values = {
+            n: drawn[n]["value"]
+            .expand(count, *drawn[n]["value"].shape[1:])[:num_draws]
+            .reshape(num_draws, *site["value"].shape)
+            for n, site in single.items()
+        }
+    else:
+        draws = [single] + [_global_sites(guide, batch) for _ in range(num_draws - 1)]
+        values = {n: torch.stack([sites[n]["value"] for sites in draws]) for n in single}
+    return GlobalDraws(values, {n: len(s["fn"].batch_shape) for n, s in single.items()}, num_draws)
+
+
+def as_global_draws(guide: Program, batch: Batch, draws: Sequence[Tensors]) -> GlobalDraws:
+    """S draws of global latents, site -> value of a single run, put together."""
+    sites = _global_sites(guide, batch)
+    values = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
+    return GlobalDraws(values, {n: len(sites[n]["fn"].batch_shape) for n in values}, len(draws))
+
+
+def global_latents(guide: Program, batch: Batch) -> frozenset[str]:
+    """The guide's latents outside the plate over rows."""
+    with preserve_rng():
+        return frozenset(_global_sites(guide, batch))
+
+
+def _global_sites(guide: Program, batch: Batch) -> Sites:
+    """The guide's latent sites outside the plate over rows, of one run."""
+    sites = trace_program(guide, batch, {}, particles=None, nesting=0)
+    return {
+        n: s
+        for n, s in sites.items()
+        if not site_is_subsample(s) and plate_dim(s, DATA_PLATE) is None
+    }
+
+
+def joint_densities(
+    model: Program, guide: Program, batch: Batch, structure: PairStructure, draws: GlobalDraws
+) -> tuple[Tensor, Tensor]:
+    """log p(x, θ_s) and log q(θ_s) (S,) of a guide without local latents, under a particle plate.
+
+    Unlike `conditional_densities` it needs no terms by row.
+    """
+    S = draws.count
+    if S == 1:  # a single draw has no particle dimension
+        draws = draws.select(torch.zeros(2, dtype=torch.long))
+    values = draws.under_particles(structure.nesting)
+    sites = run_pair(model, guide, batch, {}, structure, max(2, S), values=values)
+    tables = tabulate(*sites, structure, True)
+    log_p = [*tables.log_p.values(), *([] if tables.marginal is None else [tables.marginal])]
+    sums = [sum(t.double().sum(1) for t in part) for part in (log_p, tables.log_q.values())]
+    return sums[0][:S], sums[1][:S]
 
 
 def marginal_log_lik(
@@ -171,10 +356,15 @@ def marginal_log_lik(
     """log p(x_n | θ) (N,), the guide's local latents integrated by K importance-weighted draws.
 
     `structure` is the result of `local_structure`, which is the same for all θ.
+
+    Raises:
+        CannotSayError: log p(x | θ) has no terms by row.
     """
     programs = condition_on_globals(model, guide, theta)
     log_w = log_weights(*programs, *batch, num_particles=num_particles, structure=structure)
-    return log_w.expand(-1, len(batch[0])).logsumexp(0) - math.log(len(log_w))
+    if log_w.shape[1] != len(batch[0]):
+        raise CannotSayError(_no_terms(structure.enumerated if structure else frozenset()))
+    return log_w.logsumexp(0) - math.log(len(log_w))
 
 
 def condition_on_globals(model: Program, guide: Program, theta: Tensors) -> tuple[Program, Program]:
@@ -194,59 +384,12 @@ def local_structure(
     return analyze_for_particles(*programs, batch, {}, num_particles)
 
 
-def site_log_prob(program: Program, values: Tensors, batch: Batch) -> Tensor:
-    """Log-density () of values at a program's sites; sites that it lacks are ignored."""
-    trace = poutine.trace(poutine.condition(program, data=dict(values))).get_trace(*batch)
+def global_log_prob(program: Program, theta: Tensors, batch: Batch) -> Tensor:
+    """Log-density () of a program's sites outside the plate over rows, at global latents θ."""
+    values = ReplayValues(theta, recompute_points=True)
+    sites = trace_program(program, batch, {}, particles=None, nesting=0, replay=values)
     total = torch.zeros(())
-    for name, value in values.items():
-        if name in trace.nodes:  # a guide's auxiliary site is not in the model
-            total = total + trace.nodes[name]["fn"].log_prob(value).sum()
+    for site in sites.values():
+        if is_scored(site) and plate_dim(site, DATA_PLATE) is None:
+            total = total + temper(log_prob(site), site["scale"], site["mask"]).sum()
     return total
-
-
-class _Residuals:
-    """Signs of x − x_rep, one replicated data set per θ_s."""
-
-    def __init__(self, model: Program, batch: Batch) -> None:
-        self.model, self.batch = model, batch
-        try:
-            arguments = observed_arguments(model, *batch)
-        except CannotSayError:  # data cannot be simulated from the model
-            arguments = {}
-        self.data = {name: batch[i] for name, i in arguments.items()}
-        self._signs: dict[str, list[Tensor]] = {name: [] for name in self.data}
-
-    def add(
-        self, sites: Mapping[str, dict], structure: PairStructure, particles: int | None
-    ) -> None:
-        """Draw one data set under each θ of `sites` and store the signs (S, N, P)."""
-        if not self.data:
-            return
-        values = ReplayValues({n: s["value"] for n, s in sites.items()})
-        replicate = trace_program(
-            poutine.uncondition(self.model),
-            self.batch,
-            {},
-            particles=particles,
-            nesting=structure.nesting,
-            replay=values,
-        )
-        for name, x in self.data.items():
-            x_rep = replicate[name]["value"].reshape(particles or 1, len(x), -1)
-            difference = compared_columns(x) - x_rep[..., _column_index(x)].double()
-            self._signs[name].append(difference.nan_to_num(0.0).sign().to(torch.int8))
-
-    def signs(self) -> dict[str, Tensor]:
-        return {name: torch.cat(parts) for name, parts in self._signs.items()}
-
-
-def compared_columns(x: Tensor) -> Tensor:
-    """The columns of x (N, ...) whose residual signs are stored: (N, P)."""
-    return x.reshape(len(x), -1)[:, _column_index(x)].double()
-
-
-def _column_index(x: Tensor) -> Tensor:
-    """Evenly spaced columns of x (N, ...), as many as 1,000 draws leave memory for."""
-    width = x[0].numel()
-    columns = min(width, max(1, SIGN_CELLS // TYPICAL_DRAWS // len(x)))
-    return torch.linspace(0, width - 1, columns).long()

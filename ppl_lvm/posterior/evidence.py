@@ -1,34 +1,70 @@
 """Importance-weighted log evidence and its errors.
 
-With K draws z_k ~ q(z | x_n) and weights w_nk = p(x_n, z_k) / q(z_k | x_n),
+Rows without a global latent are independent given the parameters. With K draws z_k ~ q(z | x_n) and
+weights w_nk = p(x_n, z_k) / q(z_k | x_n),
 
-    L_n = log 1/K Σ_k w_nk ≤ log p(x_n) in expectation,      value = 1/N Σ_n L_n.
+    marginal      L_n = log 1/K Σ_k w_nk ≤ log p(x_n) in expectation,    value = 1/N Σ_n L_n.
 
-The value has two errors. The Monte-Carlo error of the draws follows from the delta method,
-sd(L_n)² ≈ cv²_n / K with cv²_n = K Σ_k w̄_nk² - 1 and w̄ the normalized weights. The standard error
-of the mean over rows is sd_n(L_n) / √N; more draws do not lower it.
+Global latents θ make the rows one data set. With S draws θ_s ~ q of the training rows, and
+p̂(x_n | θ_s) from fresh draws of the local latents given θ_s,
+
+    joint         log p(x) ≈ log 1/S Σ_s p(θ_s)/q(θ_s) Π_n p̂(x_n | θ_s)    of training rows x,
+    predictive    log p(y | x) ≈ log 1/S Σ_s Π_n p̂(y_n | θ_s)              of new rows y,
+
+both divided by the number of rows. The predictive density of each row alone,
+log 1/S Σ_s p̂(y_n | θ_s), is that of `compare`.
+
+The Monte-Carlo error of a mean of weights follows from the delta method, sd(L)² ≈ cv² / K with
+cv² = K Σ_k w̄_k² − 1 and w̄ the normalized weights. It is an error only where their Pareto k̂ is at
+most 0.7; otherwise L is a lower bound, too low by an unknown amount, and no error is reported. The
+standard error of the mean over rows is sd_n(L_n) / √N; more draws do not lower it.
 
 References:
     Burda, Grosse, Salakhutdinov (2016). Importance weighted autoencoders.
     https://arxiv.org/abs/1509.00519, equation 8.
+    Vehtari, Simpson, Gelman, Yao, Gabry (2024). Pareto smoothed importance sampling.
+    https://arxiv.org/abs/1507.02646
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.types import Batch
-from ppl_lvm.particles import log_weights
+from ppl_lvm.core.types import Batch, Floats
+from ppl_lvm.particles import PairStructure, analyze_for_particles, log_weights
+from ppl_lvm.particles.structure import analyze_pair
+from ppl_lvm.posterior import psis
+from ppl_lvm.posterior.conditional_density import (
+    LOCAL_PARTICLES,
+    ConditionalDensities,
+    conditional_densities,
+    draw_globals,
+    global_latents,
+    global_log_prob,
+)
+from ppl_lvm.posterior.global_states import global_state_sites
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 LATENT_VALUES = 20_000_000  # scalars that the guide draws at once, for latents may be wide
+LOCAL_SHARE = 5  # fewer draws of global latents by this factor where each needs local ones
+RELIABLE_K_HAT = 0.7
+FEW_ROWS = 0.05  # share of rows with a higher k̂ up to which the error over rows is reported
+
+Kind = Literal["marginal", "joint", "predictive"]
+MEANING: dict[str, str] = {
+    "marginal": "log p(x)",
+    "joint": "joint log p(x) of all rows",
+    "predictive": "log p(new rows | training rows)",
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +72,20 @@ class Evidence:
     """An estimate of log p(x), nats per row.
 
     Attributes:
-        value: 1/N Σ_n L_n; for a model with global latents log p(x_1…x_N) / N.
-        standard_error: error of the mean over rows; NaN for global latents or a single row.
-        monte_carlo_error: error from the draws, by the delta method (too small where weights are
-            poor).
-        effective_particles: smallest over rows of 1 / Σ_k w̄², out of `num_particles`.
-        num_particles: K.
-        per_row: L_n (N,); for global latents the one joint value (1,).
+        value: 1/N Σ_n L_n, log p(x_1…x_N) / N or log p(y_1…y_N | x) / N, by `kind`.
+        kind: "marginal": rows are independent given the parameters. "joint": the training rows of
+            a model with global latents. "predictive": new rows given the training rows, for a model
+            with global latents.
+        standard_error: error of the mean of `per_row` over rows; NaN for a joint value, for a
+            single row, and where k̂ > 0.7 for more than 5 % of the rows.
+        monte_carlo_error: error from the draws; NaN where a k̂ > 0.7, for then it is unknown.
+        effective_particles: smallest ESS 1 / Σ_k w̄² behind `value`, out of `num_draws`.
+        num_particles: K, the draws asked for; 1 where the value is exact.
+        num_draws: weights behind each value: K, or the draws S of the global latents.
+        per_row: L_n (N,); of new rows the density of each alone, log p(y_n | x); for a joint value
+            that of the whole data set (1,).
+        k_hat: Pareto k̂ of the weights behind `per_row`, (N,) or (1,); −inf for equal weights.
+        joint_k_hat: k̂ of the weights behind a joint or predictive `value`; else the largest.
     """
 
     value: float
@@ -50,48 +93,264 @@ class Evidence:
     monte_carlo_error: float
     effective_particles: float
     num_particles: int
+    num_draws: int
     per_row: Tensor
+    kind: Kind
+    k_hat: Floats
+    joint_k_hat: float
+
+    @property
+    def share_bad(self) -> float:
+        """Share of rows with k̂ > 0.7."""
+        return float((self.k_hat > RELIABLE_K_HAT).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers without those of single rows; NaN where a number is unknown."""
+        return {
+            "log_evidence": self.value,
+            "log_evidence_kind": self.kind,
+            "log_evidence_standard_error": self.standard_error,
+            "log_evidence_monte_carlo_error": self.monte_carlo_error,
+            "log_evidence_ess": self.effective_particles,
+            "log_evidence_k_hat": self.joint_k_hat,
+            "log_evidence_share_of_high_k_hat": self.share_bad,
+            "log_evidence_row_by_row": float(self.per_row.mean())
+            if self.kind == "predictive"
+            else None,
+            "log_evidence_draws": self.num_draws,
+            "num_particles": self.num_particles,
+        }
 
     def __str__(self) -> str:
-        error = "" if math.isnan(self.standard_error) else f" ± {self.standard_error:.4f}"
+        return evidence_text(self.to_json())
+
+
+def evidence_text(results: Mapping[str, Any], of: str = "") -> str:
+    """An estimate in words: the value, its errors where they are known, ESS and k̂.
+
+    Args:
+        results: those of `Evidence.to_json`; a number that is unknown is NaN or None.
+        of: the rows.
+    """
+    kind = results.get("log_evidence_kind")  # None: of an older version
+    error = _known(results["log_evidence_standard_error"])
+    rows = "" if error is None else f" ± {error:.4f}"
+    parts = [of] if of else []
+    if kind in ("joint", "predictive"):
+        parts.append(MEANING[kind])
+    parts.append(_draws_text(results))
+    text = f"{results['log_evidence']:.4f}"
+    if kind != "predictive":
+        return f"{text}{rows} nats per row ({', '.join(parts)})"
+    alone = f"{results['log_evidence_row_by_row']:.4f}{rows}"
+    return f"{text} nats per row ({', '.join(parts)}; each row alone: {alone})"
+
+
+def _draws_text(results: Mapping[str, Any]) -> str:
+    """Monte-Carlo error and ESS, or the reason why there is no error."""
+    error, kind = (
+        _known(results["log_evidence_monte_carlo_error"]),
+        results.get("log_evidence_kind"),
+    )
+    if kind is None:
+        return f"particles: {results['num_particles']}"
+    K, ess = results["log_evidence_draws"], results["log_evidence_ess"]
+    if K == 1 and error == 0:
+        return "exact"
+    unit = "particles" if kind == "marginal" else "draws"
+    digits = 1 if ess < 10 else 0
+    size = f"{'smallest ' if kind == 'marginal' else ''}ESS {ess:.{digits}f} of {K} {unit}"
+    if error is not None:
+        return f"Monte Carlo ± {error:.4f}, {size}"
+    if K < psis.MIN_DRAWS:
         return (
-            f"{self.value:.4f}{error} nats per row "
-            f"(Monte Carlo ± {self.monte_carlo_error:.4f}, {self.num_particles} particles)"
+            f"Monte Carlo error unknown, for there are fewer than {psis.MIN_DRAWS} {unit}; {size}"
         )
+    share = results["log_evidence_share_of_high_k_hat"]
+    if kind == "marginal" and share < 1:
+        reason = f"k̂ > {RELIABLE_K_HAT} for {max(share, 0.001):.1%} of rows"
+    else:
+        k = results["log_evidence_k_hat"]
+        reason = f"k̂ = {math.inf if k is None else k:.2f} > {RELIABLE_K_HAT}"
+    return f"a lower bound with unknown Monte Carlo error, for {reason}; {size}"
+
+
+def _known(error: float | None) -> float | None:
+    return None if error is None or math.isnan(error) else error
 
 
 def log_evidence(
-    pair: ModelGuidePair, *batch: Any, num_particles: int = 1000, seed: int = 0
+    pair: ModelGuidePair,
+    *batch: Any,
+    num_particles: int = 1000,
+    seed: int = 0,
+    training: Callable[[], Batch] | None = None,
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 
     Enumerated sites are summed out exactly. If the guide has no latents the value is exact, and
-    one particle is enough. With global latents the rows in `batch` are one data set with one joint
-    weight.
+    one particle is enough. With global latents the rows in `batch` are one data set.
+
+    Args:
+        num_particles: K draws of the guide; where global and local latents are both drawn, a fifth
+            of it are draws of the global ones.
+        training: returns the training rows, if those in `batch` are new. With global latents the
+            result is then their predictive density given the training rows.
+
+    Raises:
+        CannotSayError: the predictive density of a model whose log p(x) has no terms by row.
     """
-    rows = len(batch[0])
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
-        width = num_latent_values(pair, *batch)
-        if width == 0:
-            num_particles = 1
-        log_w = _weights(pair, batch, num_particles, width)
-    K = len(log_w)
-    per_row = torch.logsumexp(log_w, 0) - math.log(K)  # (N,) or (1,)
-    weights = torch.softmax(log_w, 0)
-    ess = 1 / weights.square().sum(0)
-    variance = (K / ess - 1) / K
-    N = len(per_row)
-    joint = N == 1 and rows > 1
-    scale = rows if joint else N
+        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+        if not _is_shared(structure):
+            return _marginal(pair, batch, num_particles)
+        if training is None:
+            return _joint(pair, batch, structure, num_particles)
+        return _predictive(pair, training(), batch, num_particles)
+
+
+def shares_latents(pair: ModelGuidePair, *batch: Any) -> bool:
+    """True if latents outside the plate over rows make the rows one data set."""
+    with pair.scope():
+        return _is_shared(analyze_pair(pair.model, pair.guide, batch, {}))
+
+
+def _is_shared(structure: PairStructure) -> bool:
+    return structure.data_plate is None and bool(structure.latents or structure.enumerated)
+
+
+def _marginal(pair: ModelGuidePair, batch: Batch, num_particles: int) -> Evidence:
+    """Rows that are independent given the parameters."""
+    log_w, exact = _weights(pair, batch, num_particles)
+    K, N = len(log_w), len(batch[0])
+    per_row, k = log_w.logsumexp(0) - math.log(K), psis.k_hat(log_w.T, exact)
+    share_bad = float((k > RELIABLE_K_HAT).mean())
     return Evidence(
-        value=float(per_row.sum()) / scale,
-        standard_error=standard_error(per_row),
-        monte_carlo_error=float(variance.sum().clamp(min=0).sqrt()) / scale,
-        effective_particles=float(ess.min()),
+        value=float(per_row.sum()) / N,
+        standard_error=standard_error(per_row) if share_bad <= FEW_ROWS else math.nan,
+        monte_carlo_error=psis.draws_error(log_w.T) * len(per_row) / N
+        if share_bad == 0
+        else math.nan,
+        effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
+        num_draws=K,
         per_row=per_row,
+        kind="marginal",
+        k_hat=k,
+        joint_k_hat=float(k.max()),
     )
+
+
+def _joint(
+    pair: ModelGuidePair, batch: Batch, structure: PairStructure, num_particles: int
+) -> Evidence:
+    """The rows as one data set."""
+    try:
+        log_w, exact = _nested_weights(pair, batch, structure, num_particles), False
+    except CannotSayError:  # no terms by row: all latents are drawn together
+        log_w = None
+    if log_w is None:
+        log_w, exact = _weights(pair, batch, num_particles)
+    return _of_data_set(log_w, exact, len(batch[0]), num_particles, "joint", None)
+
+
+def _nested_weights(
+    pair: ModelGuidePair, batch: Batch, structure: PairStructure, num_particles: int
+) -> Tensor | None:
+    """log w (S, 1) of draws of the global latents, with fresh draws of the local ones given each.
+
+    None without local latents in the guide.
+    """
+    if structure.latents.keys() <= global_latents(pair.guide, batch):
+        return None
+    count = max(1, num_particles // LOCAL_SHARE)
+    draws = draw_globals(pair.guide, batch, count, structure)
+    K = _local_particles(structure)
+    given = conditional_densities(
+        pair.model, pair.guide, batch, draws, structure=structure, num_particles=K
+    )
+    return (given.log_p - given.log_q)[:, None]
+
+
+def _predictive(
+    pair: ModelGuidePair, training: Batch, batch: Batch, num_particles: int
+) -> Evidence:
+    """New rows given the training rows."""
+    densities, exact = predictive_densities(pair, training, batch, num_particles)
+    log_w, N = densities.log_p[:, None], len(batch[0])
+    return _of_data_set(log_w, exact, N, num_particles, "predictive", densities.log_lik)
+
+
+def _of_data_set(
+    log_w: Tensor, exact: bool, N: int, num_particles: int, kind: Kind, log_lik: Tensor | None
+) -> Evidence:
+    """One weight of all N rows, log w (S, 1); of each new row alone log p(y_n | θ_s) (S, N)."""
+    S, alone = len(log_w), log_w if log_lik is None else log_lik
+    total = log_w.logsumexp(0) - math.log(S)
+    joint_k, k = psis.k_hat(log_w.T, exact)[0], psis.k_hat(alone.T, exact)
+    per_row = total if log_lik is None else log_lik.logsumexp(0) - math.log(S)
+    few = float((k > RELIABLE_K_HAT).mean()) <= FEW_ROWS
+    return Evidence(
+        value=float(total) / N,
+        standard_error=standard_error(per_row) if few else math.nan,
+        monte_carlo_error=psis.draws_error(log_w.T) / N if joint_k <= RELIABLE_K_HAT else math.nan,
+        effective_particles=float(psis.effective_size(log_w.T)[0]),
+        num_particles=1 if exact else num_particles,
+        num_draws=S,
+        per_row=per_row,
+        kind=kind,
+        k_hat=k,
+        joint_k_hat=float(joint_k),
+    )
+
+
+def predictive_densities(
+    pair: ModelGuidePair, training: Batch, batch: Batch, num_particles: int
+) -> tuple[ConditionalDensities, bool]:
+    """Densities of new rows given draws of the posterior; True if there is nothing to draw.
+
+    θ_s ~ q given the training rows: a guide that reads data must not read the new ones. Local
+    latents are marginalized. Enumerated sites that all rows share are averaged over their posterior
+    given the training rows.
+
+    Raises:
+        CannotSayError: log p(y) has no terms by row.
+    """
+    model, guide = pair.model, pair.guide
+    structure = analyze_for_particles(model, guide, training, {}, 2)
+    exact = not structure.latents
+    local = not structure.latents.keys() <= global_latents(guide, training)
+    count = 1 if exact else max(1, num_particles // LOCAL_SHARE) if local else num_particles
+    draws, K = draw_globals(guide, training, count, structure), _local_particles(structure)
+    training_densities = None
+    if global_state_sites(model, guide, training):
+        training_densities = conditional_densities(
+            model, guide, training, draws, structure=structure, num_particles=K
+        )
+    new = conditional_densities(
+        model, guide, batch, draws, new_rows=True, train=training_densities, num_particles=K
+    )
+    return new, exact
+
+
+def reason_for_training_rows(pair: ModelGuidePair, rows: Batch) -> str:
+    """Why the global latents given other rows are not those given the training rows; else empty.
+
+    A guide that reads data has another density of the same values where rows 1, 2, … are row 0.
+    """
+    with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
+        if sites := global_state_sites(pair.model, pair.guide, rows):
+            return f"they determine the posterior of the enumerated sites {sorted(sites)}"
+        theta = next(iter(draw_globals(pair.guide, rows, 1)))
+        changed = tuple(t[:1].expand_as(t) if isinstance(t, Tensor) else t for t in rows)
+        before, after = (global_log_prob(pair.guide, theta, b) for b in (rows, changed))
+    return "" if torch.equal(before, after) else "the guide reads them"
+
+
+def _local_particles(structure: PairStructure) -> int:
+    """K of the local latents given each draw of the global ones; fewer where they run in a loop."""
+    return LOCAL_PARTICLES if structure.vectorized else LOCAL_PARTICLES // 8
 
 
 def standard_error(per_row: Tensor) -> float:
@@ -107,11 +366,11 @@ def num_latent_values(pair: ModelGuidePair, *batch: Any) -> int:
     return sum(site["value"].numel() for site in sites.values())
 
 
-def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int, width: int) -> Tensor:
-    """log w (K, N), or (K, 1) for joint weights; K = 1 if all draws give the same weight.
-
-    `width` scalars are drawn for each particle.
-    """
+def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int) -> tuple[Tensor, bool]:
+    """log w (K, N), or (K, 1) for joint weights; True, and K = 1, if there is nothing to draw."""
+    width = num_latent_values(pair, *batch)
+    if width == 0:
+        num_particles = 1
     chunk = max(1, min(num_particles, CHUNK // len(batch[0]), LATENT_VALUES // max(1, width)))
     sizes = [chunk] * (num_particles // chunk) + [num_particles % chunk] * bool(
         num_particles % chunk
@@ -120,4 +379,4 @@ def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int, width: int)
     for size in sizes:
         log_w = log_weights(pair.model, pair.guide, *batch, num_particles=size)
         parts.append(log_w.reshape(size, -1).double())
-    return torch.cat(parts)
+    return torch.cat(parts), width == 0

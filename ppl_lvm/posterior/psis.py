@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 
 MIN_DRAWS = 25  # below, the tail has fewer than five ratios
 MIN_TAIL = 5
+ROUNDING, RELATIVE_ROUNDING = 1e-3, 1e-6  # closer log-weights are equal up to rounding: no tail
 CELLS = 2**23  # floats in the largest intermediate array: 64 MiB
 
 
@@ -72,6 +73,47 @@ def _logsumexp(x: Floats) -> Floats:
 def good_k(num_draws: int) -> float:
     """The k̂ up to which S draws are enough: min(1 − 1/log₁₀ S, 0.7)."""
     return min(1 - 1 / np.log10(num_draws), 0.7) if num_draws > 1 else -np.inf
+
+
+def k_hat(log_w: ArrayLike, exact: bool = False) -> Floats:
+    """Pareto k̂ (...) of weights (..., S) as `psis` estimates it.
+
+    It is −inf where several weights are equal up to rounding, or all are `exact`.
+    """
+    raw = np.asarray(log_w, np.float64)
+    if exact:
+        return np.full(raw.shape[:-1], -np.inf)
+    with np.errstate(invalid="ignore"):
+        spread = raw.max(axis=-1) - raw.min(axis=-1)
+    equal = spread < np.maximum(ROUNDING, RELATIVE_ROUNDING * np.abs(raw).max(axis=-1))
+    return np.where(equal & (raw.shape[-1] > 1), -np.inf, psis(raw)[1])
+
+
+def effective_size(log_w: ArrayLike) -> Floats:
+    """ESS 1 / Σ_s w̄_s² (...) of weights (..., S), not smoothed."""
+    return np.asarray(1 / np.square(_normalize(log_w)).sum(axis=-1))
+
+
+def draws_error(log_w: ArrayLike) -> float:
+    """Monte-Carlo error of mean_n log 1/S Σ_s w_ns of weights (N, S), independent between rows.
+
+    By the delta method, the variance of each logarithm is 1/ESS − 1/S.
+    """
+    ess = effective_size(log_w)
+    variance = (1 / ess - 1 / np.shape(log_w)[-1]).clip(min=0)
+    return float(np.sqrt(variance.sum()) / len(ess))
+
+
+def shared_draws_error(log_w: ArrayLike) -> float:
+    """`draws_error` where all rows have the same S draws: sd_s(mean_n w_ns / mean w_n) / √S."""
+    relative = _normalize(log_w) * np.shape(log_w)[-1]  # (N, S)
+    S = relative.shape[1]
+    return float(relative.mean(axis=0).std(ddof=1) / np.sqrt(S)) if S > 1 else 0.0
+
+
+def _normalize(log_w: ArrayLike) -> Floats:
+    raw = np.asarray(log_w, np.float64)
+    return np.asarray(np.exp(raw - _logsumexp(raw)[..., None]))
 
 
 def _smooth(rows: Floats) -> tuple[Floats, Floats]:

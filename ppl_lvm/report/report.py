@@ -8,6 +8,7 @@ from ppl_lvm.core.types import Say
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
 from ppl_lvm.diagnostics.finding import format_with_error
+from ppl_lvm.posterior.evidence import evidence_text
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
@@ -95,7 +96,9 @@ def facts(run: Run) -> dict[str, str]:
         "data": f"{record['data']['name']}: {record['data']['train_rows']} training rows, "
         f"{record['data']['held_out_rows']} held out",
         "bound": nats(results["bound"], unit),
-        "log evidence": f"{nats(results['log_evidence'], unit)} ({results['log_evidence_of']})",
+        "log evidence": "not computed"
+        if results["log_evidence"] is None
+        else evidence_text(results, results["log_evidence_of"]),
         "steps": str(results["steps"]),
         "seed": str(results["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),

@@ -10,6 +10,12 @@ so that both kinds of model are comparable. Differences are paired row by row,
 
     Δ = mean_n (l_na − l_nb),    error = √(sd_n(l_na − l_nb)² / N + Monte-Carlo errors²).
 
+All rows have the same S draws of the global latents, so the Monte-Carlo error of their mean is that
+over draws, sd_s(mean_n w_sn / w̄_n) / √S with w_sn = p(x_n | θ_s). Draws of local latents are
+independent between rows. Draws of different runs are independent. Where k̂ > 0.7 for more than 5 %
+of a run's rows its value is too low by an unknown amount: it has no error, and the verdict on a
+lower value is "unknown".
+
 Rows that are hard for one model are hard for the others, so the error of a difference is much
 smaller than the error of either value. The likelihoods must be of the same kind (`comparability`).
 Leave-one-out accuracy on the training rows is added for runs with global latents whose k̂ allow it.
@@ -36,17 +42,25 @@ from rich.text import Text
 from torch import Tensor
 
 from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.storage import jsonable
 from ppl_lvm.core.types import Floats, Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
+from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.diagnostics.leave_one_out import loo
-from ppl_lvm.particles import analyze_for_particles, log_weights
+from ppl_lvm.particles import log_weights
 from ppl_lvm.posterior import psis
-from ppl_lvm.posterior.conditional_density import LOCAL_PARTICLES, draw_globals, marginal_log_lik
+from ppl_lvm.posterior.evidence import (
+    RELIABLE_K_HAT,
+    num_latent_values,
+    predictive_densities,
+    shares_latents,
+)
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.comparability import (
+    NotComparableError,
     check_width,
     common_rows,
     distinct_names,
@@ -70,7 +84,7 @@ class Score:
         monte_carlo_error: of its mean.
         kind: "exact", "lower bound" or "predictive".
         share_bad: share of rows whose weights have Pareto k̂ > 0.7, where l_n is too low and its
-            error too small; 0 without weights.
+            error unknown; 0 without weights.
         loo: leave-one-out on the training rows; None where it does not apply.
         no_loo: the reason why it is omitted although there are global latents, else empty.
         parameters: number of trained parameter entries.
@@ -95,8 +109,15 @@ class Score:
         return float(self.per_row.mean())
 
     @property
+    def reliable(self) -> bool:
+        """True unless k̂ > 0.7 for more than 5 % of the rows."""
+        return self.share_bad <= UNRELIABLE
+
+    @property
     def standard_error(self) -> float:
-        """Standard error of the mean over rows, including the Monte-Carlo error."""
+        """Standard error of the mean over rows, with the Monte-Carlo error; NaN if unreliable."""
+        if not self.reliable:
+            return math.nan
         return math.hypot(_mean_error(self.per_row), self.monte_carlo_error)
 
 
@@ -118,7 +139,14 @@ class Comparison:
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i].value)
 
     def difference(self, a: int, b: int) -> tuple[float, float]:
-        """Run a minus run b, nats per row, and its standard error, paired over rows."""
+        """Run a minus run b, nats per row, and its standard error, paired over rows.
+
+        The error is NaN if one of the two values is unreliable.
+        """
+        reliable = a == b or (self.scores[a].reliable and self.scores[b].reliable)
+        return self._difference(a, b) if reliable else (self._difference(a, b)[0], math.nan)
+
+    def _difference(self, a: int, b: int) -> tuple[float, float]:
         d = self.scores[a].per_row - self.scores[b].per_row
         noise = [] if a == b else [self.scores[i].monte_carlo_error for i in (a, b)]
         return float(d.mean()), math.hypot(_mean_error(d), *noise)
@@ -132,12 +160,20 @@ class Comparison:
         return float(d.mean()), _mean_error(d)
 
     def verdict(self, i: int) -> str:
-        """Run i against the best run: "best", "as good" or "worse"."""
+        """Run i against the best run: "best", "as good", "worse" or "unknown".
+
+        Unreliable values are too low, so a run is worse than an unreliable best run if it is worse
+        than its value.
+        """
         best = self.order[0]
         if i == best:
             return "best"
-        difference, error = self.difference(i, best)
-        return "worse" if difference < -SIGNIFICANCE_Z * error else "as good"
+        if not self.scores[i].reliable:
+            return "unknown"
+        difference, error = self._difference(i, best)
+        if difference < -SIGNIFICANCE_Z * error:
+            return "worse"
+        return "as good" if self.scores[best].reliable else "unknown"
 
     @property
     def note(self) -> str:
@@ -149,8 +185,10 @@ class Comparison:
                 f"{s.name} (k̂ > 0.7 for {s.share_bad:.0%} of rows)" for s in bounds
             )
             notes.append(f"Lower bounds: {described}.")
-            if any(s.share_bad > UNRELIABLE for s in bounds):
-                notes.append("Where k̂ is high a run may be better than its value says.")
+        predictive = [s for s in self.scores if s.kind == "predictive" and s.share_bad > 0]
+        notes += [f"k̂ > 0.7 for {s.share_bad:.0%} of rows of {s.name}." for s in predictive]
+        if not all(s.reliable for s in self.scores):
+            notes.append("Where k̂ is high a run may be better than its value says: no error.")
         if omitted := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
             notes.append(f"No leave-one-out: {', '.join(omitted)}.")
         return " ".join(notes)
@@ -207,7 +245,8 @@ def compare(
         runs: at least two.
         x: the rows (default: the rows that every run held out, which must be the same).
         names: of the runs (default: their directories or models).
-        num_particles: K of the lower bound, and five times the draws of global latents.
+        num_particles: K of the lower bound, and draws of global latents (a fifth of it where each
+            needs draws of local ones).
         seed: of the draws; the caller's random state is preserved.
         say: called as say(name, done, total) before each run.
 
@@ -236,15 +275,15 @@ def compare(
         check_width(name, run, batch)
     require_same_likelihood(runs, names, batches)
     scores = []
+    # Equal draws would make the Monte-Carlo errors of two runs dependent.
+    seeds = torch.randint(2**31, (len(runs),), generator=torch.Generator().manual_seed(seed))
     for i, (name, run) in enumerate(zip(names, runs, strict=True)):
         if say is not None:
             say(name, i, len(runs))
-        scores.append(_score(name, run, batches[i], num_particles, seed))
+        scores.append(_score(name, run, batches[i], num_particles, int(seeds[i]), seed))
     if say is not None:
         say("", len(runs), len(runs))
-    sizes = {len(s.per_row) for s in scores}
-    assert len(sizes) == 1, f"rows differ: {sizes}"
-    return Comparison(tuple(scores), f"{sizes.pop()} rows, {_describe_rows(runs, x)}")
+    return Comparison(tuple(scores), f"{len(batches[0][0])} rows, {_describe_rows(runs, x)}")
 
 
 def _describe_rows(runs: Sequence[Run], x: Any) -> str:
@@ -257,13 +296,18 @@ def _describe_rows(runs: Sequence[Run], x: Any) -> str:
     return "passed"
 
 
-def _score(name: str, run: Run, batch: tuple[Tensor, ...], K: int, seed: int) -> Score:
+def _score(
+    name: str, run: Run, batch: tuple[Tensor, ...], K: int, seed: int, loo_seed: int
+) -> Score:
     pair = run.pair
     with isolated_rng(seed), torch.no_grad(), pair.scope():
-        l, noise, kind, share_bad = _densities(run, pair, batch, K)
+        try:
+            l, noise, kind, share_bad = _densities(run, pair, batch, K)
+        except CannotSayError as error:
+            raise NotComparableError(f"{name}: {error}") from error
         loo_result, no_loo = None, ""
         if kind == "predictive":
-            loo_result, no_loo = _leave_one_out(run, pair, seed)
+            loo_result, no_loo = _leave_one_out(run, pair, loo_seed)
     return Score(
         name=name,
         per_row=l,
@@ -282,42 +326,30 @@ def _densities(
     run: Run, pair: ModelGuidePair, batch: tuple[Tensor, ...], K: int
 ) -> tuple[Floats, float, str, float]:
     """l (N,), Monte-Carlo error of its mean, kind of value, share of rows with high k̂."""
-    model, guide, N = pair.model, pair.guide, len(batch[0])
-    plan = analyze_for_particles(model, guide, batch, {}, 2)
-    if not plan.latents or plan.data_plate is not None:
-        exact = exact_log_likelihood(model, batch)
-        if exact is None and not plan.latents:
-            exact = log_weights(model, guide, *batch, num_particles=1).double()[0]
+    N = len(batch[0])
+    if shares_latents(pair, *batch):
+        # q(θ) of the training rows: a guide that reads data must not read the compared rows.
+        densities, nothing_drawn = predictive_densities(pair, run.training_rows(), batch, K)
+        log_w, kind = densities.log_lik, "predictive"
+        noise = psis.shared_draws_error(log_w.T)
+    else:
+        exact = exact_log_likelihood(pair.model, batch)
+        if exact is None and num_latent_values(pair, *batch) == 0:
+            exact = log_weights(pair.model, pair.guide, *batch, num_particles=1).double()[0]
+        if exact is not None and len(exact) != N:
+            raise CannotSayError("log p(x) has no terms by row: no plate is over the rows.")
         if exact is not None:
             return exact.numpy(), 0.0, "exact", 0.0
         chunk = max(2, CHUNK // N)
         parts = [
-            log_weights(model, guide, *batch, num_particles=min(chunk, K - start))
+            log_weights(pair.model, pair.guide, *batch, num_particles=min(chunk, K - start))
             for start in range(0, K, chunk)
         ]
-        log_w, kind = torch.cat(parts).double(), "lower bound"
-        _, k = psis.psis(log_w.T.numpy())
-        share_bad = float((k > 0.7).mean())
-    else:
-        # q(θ) of the training rows: a guide that reads data must not read the compared rows.
-        draws = draw_globals(guide, _training_rows(run), K // 5)
-        local = set(plan.latents) - set(draws[0])
-        particles = LOCAL_PARTICLES if local else 1
-        rows = [marginal_log_lik(model, guide, batch, theta, particles) for theta in draws]
-        log_w, kind, share_bad = torch.stack(rows).double(), "predictive", 0.0
-    S = len(log_w)
-    share = log_w.softmax(0)
-    variance = (share.square().sum(0) - 1 / S).clamp(min=0)  # cv²/S, by the delta method
-    l = log_w.logsumexp(0) - math.log(S)
-    return l.numpy(), float(variance.sum().sqrt()) / N, kind, share_bad
-
-
-def _training_rows(run: Run) -> tuple[Tensor, ...]:
-    """The training rows, or the example rows where they cannot be loaded."""
-    try:
-        return run.batch(run.data()[0])
-    except (ValueError, FileNotFoundError):
-        return run.example_rows
+        log_w, kind, nothing_drawn = torch.cat(parts).double(), "lower bound", False
+        noise = psis.draws_error(log_w.T)
+    k = psis.k_hat(log_w.T, nothing_drawn)
+    l = log_w.logsumexp(0) - math.log(len(log_w))
+    return l.numpy(), noise, kind, float((k > RELIABLE_K_HAT).mean())
 
 
 def _leave_one_out(run: Run, pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
@@ -354,18 +386,13 @@ def _table(comparison: Comparison) -> Group:
     for i in comparison.order:
         s = comparison.scores[i]
         difference, error = comparison.difference(i, best)
-        digits = (
-            max(0, min(6, 1 - math.floor(math.log10(s.standard_error))))
-            if s.standard_error > 0
-            else 3
-        )
         N = 1 if s.loo is None else len(s.loo.elpd_i)
-        loo = "–" if s.loo is None else f"{s.loo.elpd / N:.3f} ± {s.loo.se / N:.3f}"
+        loo = "–" if s.loo is None else format_with_error(s.loo.elpd / N, s.loo.se / N)
         table.add_row(
             s.name,
             comparison.verdict(i),
-            f"{s.value:.{digits}f} ± {s.standard_error:.{digits}f}",
-            "" if i == best else f"{difference:.3f} ± {error:.3f}",
+            format_with_error(s.value, s.standard_error),
+            "" if i == best else format_with_error(difference, error),
             *([loo] if has_loo else []),
             f"{s.parameters}",
             f"{s.seconds:.1f}",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.storage import jsonable
 from ppl_lvm.data import Data
 from ppl_lvm.posterior.evidence import Evidence
 from ppl_lvm.programs.loading import MOVED
@@ -39,15 +40,10 @@ def environment_record(
 
 
 def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:
-    """The log evidence of `rows` rows, nats per row."""
-    return {
-        "log_evidence": evidence.value,
-        "log_evidence_standard_error": evidence.standard_error,
-        "log_evidence_monte_carlo_error": evidence.monte_carlo_error,
-        "log_evidence_of": of,
-        "log_evidence_rows": rows,
-        "num_particles": evidence.num_particles,
-    }
+    """The log evidence of `rows` rows, nats per row; None where a number is unknown."""
+    entries = {**evidence.to_json(), "log_evidence_of": of, "log_evidence_rows": rows}
+    plain: dict[str, Any] = jsonable(entries)
+    return plain
 
 
 def is_old_layout(record: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
-from ppl_lvm.posterior.evidence import Evidence, log_evidence
+from ppl_lvm.posterior.evidence import Evidence, log_evidence, reason_for_training_rows
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
 
@@ -38,6 +38,7 @@ class Run:
         trajectories: the diagnostics' data of each restart, see `ppl_lvm.training.trajectory`.
         draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
             unless the fit drew them (Monte-Carlo EM).
+        training_data: the training rows; None in a run that was loaded.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Run:
         self.history, self.record, self.directory = history, record, directory
         self.trajectories = tuple(trajectories)
         self.draws = dict(draws or {})
+        self.training_data: Data | None = None
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -130,9 +132,54 @@ class Run:
         return edit(self, x, attribute, strength)
 
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
-        """Importance-weighted log p(x), nats per row, with its standard errors."""
+        """Importance-weighted log p(x), nats per row, with its errors.
+
+        Without global latents rows are independent, and the value is that of any rows. With global
+        latents it is the joint log p(x) of the training rows; other rows y are new to the model,
+        and it is the predictive log p(y | training rows). `Evidence.kind` says which.
+
+        Raises:
+            ValueError: the predictive density needs the training rows, which cannot be loaded.
+        """
         batch = self.batch(x)
-        return log_evidence(self.pair, *batch, num_particles=num_particles, seed=seed)
+        training = None if self.is_training_data(batch) else self.training_rows
+        return log_evidence(
+            self.pair, *batch, num_particles=num_particles, seed=seed, training=training
+        )
+
+    def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
+        """True if the rows are as many as the training rows, and begin with the example rows."""
+        if len(batch[0]) != self.record["data"]["train_rows"]:
+            return False
+        return all(
+            torch.equal(a[: len(b)].isnan(), b.isnan())
+            and torch.equal(a[: len(b)].nan_to_num(), b.nan_to_num())
+            for a, b in zip(batch, self.example_rows, strict=False)
+        )
+
+    def training_rows(self) -> tuple[Tensor, ...]:
+        """The training rows, which the posterior of global latents is conditioned on.
+
+        Where they cannot be loaded the example rows stand for them, if the guide does not read
+        data and rows share no enumerated site.
+
+        Raises:
+            ValueError: the rows are needed and cannot be loaded.
+        """
+        if self.training_data is not None:
+            return self.batch(self.training_data)
+        if len(self.example_rows[0]) == self.record["data"]["train_rows"]:
+            return self.example_rows
+        try:
+            return self.batch(self.data()[0])
+        except (ValueError, FileNotFoundError) as error:
+            needed = reason_for_training_rows(self.pair, self.example_rows)
+            if needed:
+                raise ValueError(
+                    "The predictive density of new rows needs the training rows, because "
+                    f"{needed}. {error}"
+                ) from error
+            return self.example_rows
 
     def to_arviz(
         self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0

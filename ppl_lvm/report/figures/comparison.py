@@ -1,5 +1,6 @@
 """Figure of a comparison: differences to the best run."""
 
+import math
 import textwrap
 
 import numpy as np
@@ -47,12 +48,14 @@ def picture(comparison: Comparison) -> Picture:
     parts = [f"{comparison.scores[best].name} is best at {comparison.scores[best].value:.3f}"]
     for i in comparison.order[1:]:
         difference, error = comparison.difference(i, best)
+        spread = "" if math.isnan(error) else f" ± {error:.3f}"
         parts.append(
-            f"{comparison.scores[i].name} {difference:+.3f} ± {error:.3f} ({comparison.verdict(i)})"
+            f"{comparison.scores[i].name} {difference:+.3f}{spread} ({comparison.verdict(i)})"
         )
     return Picture(
         "Differences",
         comparison_figure(comparison),
-        "A run whose thin bar reaches 0 does not differ significantly from the best.",
+        "A run whose thin bar reaches 0 does not differ significantly from the best. A run without "
+        "a bar has a high k̂, and its error is unknown.",
         "; ".join(parts) + f"; {comparison.rows}.",
     )
