@@ -340,9 +340,11 @@ def joint_densities(
     values = draws.under_particles(structure.nesting)
     sites = run_pair(model, guide, batch, {}, structure, max(2, S), values=values)
     tables = tabulate(*sites, structure, True)
-    log_p = [*tables.log_p.values(), *([] if tables.marginal is None else [tables.marginal])]
-    sums = [sum(t.double().sum(1) for t in part) for part in (log_p, tables.log_q.values())]
-    return sums[0][:S], sums[1][:S]
+    log_p = sum((t.double().sum(1) for t in tables.log_p.values()), torch.zeros(()))
+    log_q = sum((t.double().sum(1) for t in tables.log_q.values()), torch.zeros(()))
+    if tables.marginal is not None:
+        log_p = log_p + tables.marginal.double().sum(1)
+    return log_p[:S], log_q[:S]
 
 
 def marginal_log_lik(

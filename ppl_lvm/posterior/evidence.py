@@ -78,7 +78,8 @@ class Evidence:
             with global latents.
         standard_error: error of the mean of `per_row` over rows; NaN for a joint value, for a
             single row, and where k̂ > 0.7 for more than 5 % of the rows.
-        monte_carlo_error: error from the draws; NaN where a k̂ > 0.7, for then it is unknown.
+        monte_carlo_error: error from the draws, by the delta method; NaN where k̂ > 0.7 for a joint
+            value. It does not hold for rows with a higher k̂, and is not printed if there are any.
         effective_particles: smallest ESS 1 / Σ_k w̄² behind `value`, out of `num_draws`.
         num_particles: K, the draws asked for; 1 where the value is exact.
         num_draws: weights behind each value: K, or the draws S of the global latents.
@@ -110,7 +111,9 @@ class Evidence:
             "log_evidence": self.value,
             "log_evidence_kind": self.kind,
             "log_evidence_standard_error": self.standard_error,
-            "log_evidence_monte_carlo_error": self.monte_carlo_error,
+            "log_evidence_monte_carlo_error": self.monte_carlo_error
+            if self.joint_k_hat <= RELIABLE_K_HAT
+            else math.nan,
             "log_evidence_ess": self.effective_particles,
             "log_evidence_k_hat": self.joint_k_hat,
             "log_evidence_share_of_high_k_hat": self.share_bad,
@@ -226,12 +229,11 @@ def _marginal(pair: ModelGuidePair, batch: Batch, num_particles: int) -> Evidenc
     K, N = len(log_w), len(batch[0])
     per_row, k = log_w.logsumexp(0) - math.log(K), psis.k_hat(log_w.T, exact)
     share_bad = float((k > RELIABLE_K_HAT).mean())
+    scale = len(per_row) / N  # no plate over rows: one weight of all
     return Evidence(
-        value=float(per_row.sum()) / N,
+        value=float(per_row.mean()) * scale,
         standard_error=standard_error(per_row) if share_bad <= FEW_ROWS else math.nan,
-        monte_carlo_error=psis.draws_error(log_w.T) * len(per_row) / N
-        if share_bad == 0
-        else math.nan,
+        monte_carlo_error=psis.draws_error(log_w.T) * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
         num_draws=K,
