@@ -267,9 +267,11 @@ def _densities(
     log_p = log_q = None
     with poutine.block():
         try:
-            given = conditional_densities(pair.model, pair.guide, batch, theta, structure=structure)
-            log_likelihood = given.log_lik.expand(S, N)
-            log_p, log_q = given.log_p, given.log_q
+            densities = conditional_densities(
+                pair.model, pair.guide, batch, theta, structure=structure
+            )
+            log_likelihood = densities.log_lik.expand(S, N)
+            log_p, log_q = densities.log_p, densities.log_q
         except CannotSayError as error:
             warnings.warn(f"to_arviz: there is no log_likelihood. {error}", stacklevel=2)
             log_likelihood = torch.empty(S, 0)

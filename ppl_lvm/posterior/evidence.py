@@ -57,7 +57,7 @@ CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 LATENT_VALUES = 20_000_000  # scalars that the guide draws at once, for latents may be wide
 LOCAL_SHARE = 5  # fewer draws of global latents by this factor where each needs local ones
 RELIABLE_K_HAT = 0.7
-FEW_ROWS = 0.05  # share of rows with a higher k̂ up to which the error over rows is reported
+MOST_ROWS = 0.5  # share of rows with a higher k̂ above which a value has no error at all
 
 Kind = Literal["marginal", "joint", "predictive"]
 MEANING: dict[str, str] = {
@@ -77,7 +77,7 @@ class Evidence:
             a model with global latents. "predictive": new rows given the training rows, for a model
             with global latents.
         standard_error: error of the mean of `per_row` over rows; NaN for a joint value, for a
-            single row, and where k̂ > 0.7 for more than 5 % of the rows.
+            single row, and where k̂ > 0.7 for most rows.
         monte_carlo_error: error from the draws, by the delta method; NaN where k̂ > 0.7 for a joint
             value. It does not hold for rows with a higher k̂, and is not printed if there are any.
         effective_particles: smallest ESS 1 / Σ_k w̄² behind `value`, out of `num_draws`.
@@ -229,10 +229,11 @@ def _marginal(pair: ModelGuidePair, batch: Batch, num_particles: int) -> Evidenc
     K, N = len(log_w), len(batch[0])
     per_row, k = log_w.logsumexp(0) - math.log(K), psis.k_hat(log_w.T, exact)
     share_bad = float((k > RELIABLE_K_HAT).mean())
+    any_error = share_bad <= MOST_ROWS or K < psis.MIN_DRAWS  # without k̂ nothing is against it
     scale = len(per_row) / N  # no plate over rows: one weight of all
     return Evidence(
         value=float(per_row.mean()) * scale,
-        standard_error=standard_error(per_row) if share_bad <= FEW_ROWS else math.nan,
+        standard_error=standard_error(per_row) if any_error else math.nan,
         monte_carlo_error=psis.draws_error(log_w.T) * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
@@ -269,10 +270,10 @@ def _nested_weights(
     count = max(1, num_particles // LOCAL_SHARE)
     draws = draw_globals(pair.guide, batch, count, structure)
     K = _local_particles(structure)
-    given = conditional_densities(
+    densities = conditional_densities(
         pair.model, pair.guide, batch, draws, structure=structure, num_particles=K
     )
-    return (given.log_p - given.log_q)[:, None]
+    return (densities.log_p - densities.log_q)[:, None]
 
 
 def _predictive(
@@ -292,10 +293,10 @@ def _of_data_set(
     total = log_w.logsumexp(0) - math.log(S)
     joint_k, k = psis.k_hat(log_w.T, exact)[0], psis.k_hat(alone.T, exact)
     per_row = total if log_lik is None else log_lik.logsumexp(0) - math.log(S)
-    few = float((k > RELIABLE_K_HAT).mean()) <= FEW_ROWS
+    any_error = float((k > RELIABLE_K_HAT).mean()) <= MOST_ROWS
     return Evidence(
         value=float(total) / N,
-        standard_error=standard_error(per_row) if few else math.nan,
+        standard_error=standard_error(per_row) if any_error else math.nan,
         monte_carlo_error=psis.draws_error(log_w.T) / N if joint_k <= RELIABLE_K_HAT else math.nan,
         effective_particles=float(psis.effective_size(log_w.T)[0]),
         num_particles=1 if exact else num_particles,

@@ -1,4 +1,4 @@
-"""Joint states of the enumerated sites outside the plate over rows.
+"""Joint states of enumerated sites outside the plate over rows.
 
 Such a site (a change point, the type of a whole data set) is shared by all rows, which depend on
 each other through it. Given one joint state c of all of them, and the guide's global latents θ,

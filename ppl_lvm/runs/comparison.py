@@ -12,9 +12,9 @@ so that both kinds of model are comparable. Differences are paired row by row,
 
 All rows have the same S draws of the global latents, so the Monte-Carlo error of their mean is that
 over draws, sd_s(mean_n w_sn / w̄_n) / √S with w_sn = p(x_n | θ_s). Draws of local latents are
-independent between rows. Draws of different runs are independent. Where k̂ > 0.7 for more than 5 %
-of a run's rows its value is too low by an unknown amount: it has no error, and the verdict on a
-lower value is "unknown".
+independent between rows. Draws of different runs are independent. Where k̂ > 0.7 for most rows of a
+run its value is too low by an unknown amount: it has no error, and the verdict on a lower value is
+"unknown".
 
 Rows that are hard for one model are hard for the others, so the error of a difference is much
 smaller than the error of either value. The likelihoods must be of the same kind (`comparability`).
@@ -53,6 +53,7 @@ from ppl_lvm.diagnostics.leave_one_out import loo
 from ppl_lvm.particles import log_weights
 from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.evidence import (
+    MOST_ROWS,
     RELIABLE_K_HAT,
     num_latent_values,
     predictive_densities,
@@ -110,8 +111,8 @@ class Score:
 
     @property
     def reliable(self) -> bool:
-        """True unless k̂ > 0.7 for more than 5 % of the rows."""
-        return self.share_bad <= UNRELIABLE
+        """True unless k̂ > 0.7 for most rows."""
+        return self.share_bad <= MOST_ROWS
 
     @property
     def standard_error(self) -> float:
@@ -187,8 +188,10 @@ class Comparison:
             notes.append(f"Lower bounds: {described}.")
         predictive = [s for s in self.scores if s.kind == "predictive" and s.share_bad > 0]
         notes += [f"k̂ > 0.7 for {s.share_bad:.0%} of rows of {s.name}." for s in predictive]
-        if not all(s.reliable for s in self.scores):
-            notes.append("Where k̂ is high a run may be better than its value says: no error.")
+        if any(s.share_bad > UNRELIABLE for s in self.scores):
+            notes.append("Where k̂ is high a run may be better than its value says.")
+        if unreliable := [s.name for s in self.scores if not s.reliable]:
+            notes.append(f"Most k̂ are high, so there is no error: {', '.join(unreliable)}.")
         if omitted := [f"{s.name} ({s.no_loo})" for s in self.scores if s.no_loo]:
             notes.append(f"No leave-one-out: {', '.join(omitted)}.")
         return " ".join(notes)

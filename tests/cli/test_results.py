@@ -36,7 +36,7 @@ def test_results_table_separates_rows_that_join_the_training_rows_from_rows_alon
         tables[model] = " ".join(capsys.readouterr().out.split())
     shared = "(the KL of global latents shared with the training rows)"
     assert shared in tables[BayesianGaussianMixture]
-    given = "(held-out rows, log p(new rows | training rows), "
-    assert given in tables[BayesianGaussianMixture]
+    of = "(held-out rows, log p(new rows | training rows), "
+    assert of in tables[BayesianGaussianMixture]
     assert "global" not in tables[GaussianMixture]
     assert "(held-out rows, " in tables[GaussianMixture]

@@ -1,5 +1,7 @@
 """Leave-one-out elpd and PIT against exact values."""
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from diagnostic_cases import DiagnosticCases
 from gaussian_pairs import mean_guide, mean_model
-from pyro.distributions import MultivariateNormal, Normal
+from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
@@ -120,3 +122,135 @@ def test_missing_values_have_no_pit() -> None:
     exact = Normal(mean, (1 + 1 / observed.sum()) ** 0.5).cdf(complete[observed]).numpy()
     np.testing.assert_allclose(result.pit["x"][observed, 0], exact, atol=0.12)
     assert {f.verdict for f in result.findings()} == {"good"}
+
+
+SUMMED = {"enumerate": "parallel"}
+JUMP = torch.from_numpy(np.random.default_rng(5).normal(np.repeat([0, 5], 15), 1)).float()
+
+
+def _no_guide(x: Tensor) -> None:
+    pass
+
+
+def _change_point(x: Tensor) -> None:
+    """The mean jumps from 0 to 5 at tau."""
+    N = len(x)
+    tau = pyro.sample("tau", Categorical(torch.ones(N) / N), infer=SUMMED)
+    with pyro.plate("data", N, dim=-1):
+        pyro.sample("x", Normal(5.0 * (torch.arange(N) >= tau), 1.0), obs=x)
+
+
+def _exact_rows(prior: Tensor, terms: Tensor) -> Tensor:
+    """log p(x_n | x_-n) from log p(c) (C,) and log p(x_n | c) (C, N), in double precision."""
+    total = prior[:, None] + terms.sum(1, keepdim=True)
+    return total.logsumexp(0) - (total - terms).logsumexp(0)
+
+
+def test_leave_one_out_sums_out_a_change_point_given_the_other_rows() -> None:
+    """Next to the jump the posterior of tau without the row differs from that with it."""
+    x, N = JUMP, len(JUMP)
+    terms = torch.stack(
+        [Normal(5.0 * (torch.arange(N) >= t), 1.0).log_prob(x) for t in range(N)]
+    ).double()
+    exact = _exact_rows(torch.zeros(N, dtype=torch.float64), terms)
+    result = loo(_change_point, _no_guide, x)
+    np.testing.assert_allclose(result.loo.elpd_i, exact, rtol=0, atol=1e-4)
+    assert {f.verdict for f in result.findings()} == {"good"}
+    # Given a draw of tau, which never leaves its one likely place, the two rows are .69 better.
+    drawn = torch.logsumexp(terms.sum(1).log_softmax(0)[:, None] + terms, 0)
+    assert float((drawn - exact).max()) > 0.5
+
+
+def test_leave_one_out_of_a_change_point_with_global_latents_is_exact() -> None:
+    def model(x: Tensor) -> None:
+        N = len(x)
+        with pyro.plate("sides", 2, dim=-1):
+            mu = pyro.sample("mu", Normal(0.0, 10.0))
+        tau = pyro.sample("tau", Categorical(torch.ones(N) / N), infer=SUMMED)
+        with pyro.plate("data", N, dim=-1):
+            mean = torch.where(torch.arange(N) < tau, mu[..., :1], mu[..., 1:])
+            pyro.sample("x", Normal(mean, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("sides", 2, dim=-1):
+            pyro.sample("mu", Normal(torch.tensor([0.0, 5.0]), 0.3))
+
+    def side(y: Tensor) -> Tensor:
+        covariance = torch.eye(len(y), dtype=torch.float64) + 100.0
+        if len(y) == 0:
+            return torch.zeros((), dtype=torch.float64)
+        zeros = torch.zeros(len(y), dtype=torch.float64)
+        return MultivariateNormal(zeros, covariance).log_prob(y.double())
+
+    def evidence(y: Tensor, at: Tensor) -> Tensor:
+        places = range(len(JUMP))
+        return torch.stack([side(y[at < t]) + side(y[at >= t]) for t in places]).logsumexp(0)
+
+    at = torch.arange(len(JUMP))
+    whole = evidence(JUMP, at)
+    rows = [whole - evidence(JUMP[at != n], at[at != n]) for n in at]
+    result = loo(model, guide, JUMP, num_draws=2000)
+    np.testing.assert_allclose(result.loo.elpd_i, torch.stack(rows), rtol=0, atol=0.05)
+
+
+def test_leave_one_out_sums_out_two_global_flags_and_local_classes() -> None:
+    def model(x: Tensor) -> None:
+        flags = pyro.plate("flags", 2, dim=-2)
+        with flags:
+            a = pyro.sample("a", Bernoulli(torch.tensor([[0.5], [0.3]])), infer=SUMMED)
+        c = pyro.sample("c", Bernoulli(0.5), infer=SUMMED)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Bernoulli(0.3), infer=SUMMED)
+            with flags:
+                pyro.sample("x", Normal(a + c + z, 1.0), obs=x.T)
+
+    x = torch.randn(8, 2) + 1
+    prior, terms = [], []
+    for a0, a1, c in itertools.product((0.0, 1.0), repeat=3):
+        log_prior = math.log(0.5) + math.log(0.3 if a1 else 0.7) + math.log(0.5)
+        z = torch.tensor([0.0, 1.0])[:, None, None]
+        mean = torch.tensor([a0, a1]) + c + z  # (2, 1, 2)
+        weights = torch.tensor([0.7, 0.3]).log()[:, None]
+        terms.append((weights + Normal(mean, 1.0).log_prob(x).sum(-1)).logsumexp(0))
+        prior.append(log_prior)
+    exact = _exact_rows(torch.tensor(prior, dtype=torch.float64), torch.stack(terms).double())
+    elpd_i = loo(model, _no_guide, x).loo.elpd_i
+    np.testing.assert_allclose(elpd_i, exact, rtol=0, atol=1e-4)
+
+
+def test_leave_one_out_of_local_draws_sums_out_a_global_class() -> None:
+    prior = torch.tensor([0.2, 0.3, 0.5])
+
+    def model(x: Tensor) -> None:
+        a = pyro.sample("a", Categorical(prior), infer=SUMMED)
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(a.float(), 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal((x + 1) / 2, 0.9))
+
+    x = torch.randn(8) + 1
+    terms = torch.stack([Normal(float(a), 2**0.5).log_prob(x) for a in range(3)]).double()
+    elpd_i = loo(model, guide, x, num_draws=50).loo.elpd_i
+    np.testing.assert_allclose(elpd_i, _exact_rows(prior.double().log(), terms), rtol=0, atol=0.1)
+
+
+def test_leave_one_out_rejects_rows_that_cannot_be_separated() -> None:
+    def chain(x: Tensor) -> None:
+        state = torch.tensor(0)
+        for t in pyro.markov(range(len(x))):
+            switch = torch.tensor([[0.9, 0.1], [0.1, 0.9]])[state]
+            state = pyro.sample(f"s{t}", Categorical(switch), infer=SUMMED)
+            pyro.sample(f"x{t}", Normal(3.0 * state, 1.0), obs=x[t])
+
+    def event(x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, 1.0))
+        pyro.sample("x", Normal(mu.unsqueeze(-1).expand(*mu.shape, 20), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(20)
+    with pytest.raises(CannotSayError, match="joint states: more than"):
+        loo(chain, _no_guide, x)
+    with pytest.raises(CannotSayError, match="no observed site is inside a plate over rows"):
+        loo(event, mean_guide(), x)

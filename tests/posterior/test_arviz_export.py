@@ -243,3 +243,53 @@ def test_export_rejects_unknown_kinds_of_draws() -> None:
     x = torch.zeros(5)
     with pytest.raises(ValueError, match="q, weighted, resampled"):
         unfitted(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]
+
+
+class ChangePoint(PyroModule):
+    """The mean jumps from mu to mu + 5 at tau, which all rows share."""
+
+    def forward(self, x: Tensor) -> None:
+        N, summed = len(x), {"enumerate": "parallel"}
+        mu = pyro.sample("m", Normal(0.0, 1.0))
+        tau = pyro.sample("tau", Categorical(torch.ones(N) / N), infer=summed)
+        with pyro.plate("data", N, dim=-1):
+            pyro.sample("x", Normal(mu + 5.0 * (torch.arange(N) >= tau), 1.0), obs=x)
+
+
+def test_export_of_a_shared_enumerated_site_has_the_terms_that_loo_needs() -> None:
+    x = torch.from_numpy(np.random.default_rng(5).normal(np.repeat([0, 5], 12), 1)).float()
+    run = unfitted(ChangePoint(), MeanGuide(0.0, 0.25), x)
+    data = run.to_arviz(x, num_samples=2000)
+    evidence = []
+    for rows in [torch.arange(24) != n for n in range(-1, 24)]:
+        covariance = torch.eye(int(rows.sum()), dtype=torch.float64) + 1.0
+        means = 5.0 * (torch.arange(24) >= torch.arange(24)[:, None]).double()[:, rows]
+        normal = torch.distributions.MultivariateNormal(means, covariance)
+        evidence.append(normal.log_prob(x[rows].double()).logsumexp(0))
+    exact = np.array([float(evidence[0] - e) for e in evidence[1:]])
+    result = loo(data)
+    np.testing.assert_allclose(result.elpd_i, exact, rtol=0, atol=0.05)
+    draws = data.log_likelihood["x"].values[0]
+    assert draws.shape == (2000, 24)
+    assert len(np.unique(draws[0].round(4))) > 12
+    # Draws of q, taken for draws of the posterior, are off by the error of q alone.
+    plain = -np.log(np.exp(-draws.astype(float)).mean(0))
+    assert np.abs(plain - exact).max() < 0.5
+
+
+def test_export_without_terms_by_row_has_no_log_likelihood() -> None:
+    class Event(PyroModule):
+        def forward(self, x: Tensor) -> None:
+            m = pyro.sample("m", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(m[..., None].expand(*m.shape, 20), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(20)
+    run = unfitted(Mean(), MeanGuide(0.0, 0.2), x)
+    run.pair.model = Event()
+    with pytest.warns(UserWarning, match="no log_likelihood.*inside a plate over rows"):
+        data = run.to_arviz(x, num_samples=5)
+    assert "log_likelihood" not in data.groups()
+    log_p = data.sample_stats["log_p"].values[0]
+    m = torch.from_numpy(data.posterior["m"].values[0])
+    exact = Normal(0.0, 1.0).log_prob(m) + Normal(m[:, None], 1.0).log_prob(x).sum(1)
+    np.testing.assert_allclose(log_p, exact, rtol=0, atol=1e-4)

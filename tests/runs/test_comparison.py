@@ -171,6 +171,124 @@ def test_comparison_false_positive_rate_is_at_most_one_in_fifty() -> None:
     assert worse <= 10
 
 
+class LearnedMeanGuide(PyroModule):
+    """A normal q(m), far wider than the error over rows."""
+
+    def __init__(self, mean: float, sd: float) -> None:
+        super().__init__()
+        self.mean, self.sd = nn.Parameter(torch.tensor(mean)), sd
+
+    def forward(self, x: Tensor) -> None:
+        pyro.sample("m", Normal(self.mean, self.sd))
+
+
+class Hierarchy(PyroModule):
+    """`Mean` with its noise split: z_n ~ N(m, .6²), x_n ~ N(z_n, .8²)."""
+
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(m, 0.6))
+            pyro.sample("x", Normal(z, 0.8), obs=x)
+
+
+class HierarchyGuide(LearnedMeanGuide):
+    def forward(self, x: Tensor) -> None:
+        m = pyro.sample("m", Normal(self.mean, self.sd))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(0.64 * m + 0.36 * x, 0.55))
+
+
+def test_compare_monte_carlo_error_is_that_of_the_shared_draws() -> None:
+    """Two runs with one predictive density differ by more than 2.5 errors in 1 of 80 seeds."""
+    x, y = torch.randn(30), torch.randn(200) + 0.5
+    runs = [unchanged(Mean(), LearnedMeanGuide(0.1, 0.3), x) for _ in range(2)]
+    exact = normal(y, 0.1, 1.09).mean()
+    z, off = [], []
+    for seed in range(40):
+        comparison = compare(runs, y, names=["a", "b"], num_particles=200, seed=seed)
+        a, b = comparison.scores
+        difference, error = comparison.difference(0, 1)
+        z.append(difference / error)
+        off.append((a.value - exact) / a.monte_carlo_error)
+        assert a.kind == b.kind == "predictive"
+    assert 0.65 < np.std(z) < 1.45
+    assert 0.65 < np.std(off) < 1.45
+    assert sum(abs(value) > 2.5 for value in z) <= 3
+
+
+@pytest.mark.slow
+def test_compare_monte_carlo_error_covers_local_latents_and_unequal_draws() -> None:
+    """With local latents a run has a fifth of the draws of the other."""
+    x, y = torch.randn(30), torch.randn(50) + 0.5
+    runs = [
+        unchanged(Mean(), LearnedMeanGuide(0.1, 0.3), x),
+        unchanged(Hierarchy(), HierarchyGuide(0.1, 0.3), x),
+    ]
+    z = []
+    for seed in range(30):
+        comparison = compare(runs, y, num_particles=1000, seed=seed)
+        assert all(s.reliable for s in comparison.scores)
+        d = comparison.scores[0].per_row - comparison.scores[1].per_row
+        noise = math.hypot(*(s.monte_carlo_error for s in comparison.scores))
+        z.append(float(d.mean()) / noise)
+    assert 0.65 < np.std(z) < 1.4
+    assert abs(np.mean(z)) < 5 / 30**0.5
+
+
+def test_compare_gives_unreliable_values_no_error_and_no_verdict() -> None:
+    x, y = torch.randn(30), 4 * torch.randn(40)
+    far = unchanged(Local(0.02), LocalGuide(0.02, width=0.2), x)
+    comparison = compare(
+        [far, unchanged(Local(0.02), LocalGuide(0.02), x)], y, names=["far", "near"]
+    )
+    assert comparison.order == [1, 0]
+    assert comparison.verdict(0) == "unknown"
+    assert math.isnan(comparison.difference(0, 1)[1])
+    row = comparison.to_json()[1]
+    assert row["error"] is None
+    assert row["difference_error"] is None
+    line = next(line for line in str(comparison).splitlines() if line.startswith("far"))
+    assert "±" not in line
+    assert "there is no error: far" in comparison.note
+    comparison_figure(comparison)
+
+
+class ChangePoint(PyroModule):
+    """The mean jumps from `low` to `low` + 5 at one of 30 places, summed out."""
+
+    def __init__(self, low: float = 0.0) -> None:
+        super().__init__()
+        self.low = nn.Parameter(torch.tensor(low))
+
+    def forward(self, x: Tensor) -> None:
+        summed = {"enumerate": "parallel"}
+        tau = pyro.sample("tau", Categorical(torch.ones(30) / 30), infer=summed)
+        with pyro.plate("data", len(x), dim=-1):
+            later = torch.arange(len(x)) >= tau
+            pyro.sample("x", Normal(self.low + 5.0 * later, 1.0), obs=x)
+
+
+def test_compare_averages_a_change_point_over_its_posterior() -> None:
+    train = torch.cat([torch.randn(12), 5 + torch.randn(18)])
+    new = torch.cat([torch.randn(12), 5 + torch.randn(18)])
+    runs = [unchanged(ChangePoint(low), no_guide, train) for low in (0.0, 1.0)]
+    comparison = compare(runs, new, names=["right", "shifted"])
+    for score, low in zip(comparison.scores, (0.0, 1.0), strict=True):
+        old, terms = (
+            torch.stack(
+                [Normal(low + 5.0 * (torch.arange(30) >= t), 1.0).log_prob(x) for t in range(30)]
+            ).double()
+            for x in (train, new)
+        )
+        exact = (old.sum(1).log_softmax(0)[:, None] + terms).logsumexp(0)
+        np.testing.assert_allclose(score.per_row, exact, rtol=0, atol=1e-5)
+    assert comparison.verdict(1) == "worse"
+    evidence = runs[0].log_evidence(new)
+    np.testing.assert_allclose(evidence.per_row, comparison.scores[0].per_row, rtol=0, atol=1e-9)
+    assert runs[0].log_evidence(train).kind == "joint"
+
+
 def test_comparison_note_warns_about_lower_bounds_with_high_k_hat() -> None:
     l = np.arange(9.0)
     for share, warns in ((0.5, True), (0.01, False)):
