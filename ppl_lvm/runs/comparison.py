@@ -140,10 +140,7 @@ class Comparison:
         return sorted(range(len(self.scores)), key=lambda i: -self.scores[i].value)
 
     def difference(self, a: int, b: int) -> tuple[float, float]:
-        """Run a minus run b, nats per row, and its standard error, paired over rows.
-
-        The error is NaN if one of the two values is unreliable.
-        """
+        """Run a minus run b, nats per row, and its paired error; NaN if a value is unreliable."""
         reliable = a == b or (self.scores[a].reliable and self.scores[b].reliable)
         return self._difference(a, b) if reliable else (self._difference(a, b)[0], math.nan)
 

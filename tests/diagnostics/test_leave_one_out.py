@@ -195,24 +195,34 @@ def test_leave_one_out_of_a_change_point_with_global_latents_is_exact() -> None:
 
 def test_leave_one_out_sums_out_two_global_flags_and_local_classes() -> None:
     def model(x: Tensor) -> None:
-        flags = pyro.plate("flags", 2, dim=-2)
-        with flags:
-            a = pyro.sample("a", Bernoulli(torch.tensor([[0.5], [0.3]])), infer=SUMMED)
-        c = pyro.sample("c", Bernoulli(0.5), infer=SUMMED)
+        a = pyro.sample("a", Bernoulli(0.3), infer=SUMMED)
+        b = pyro.sample("b", Bernoulli(0.5), infer=SUMMED)
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Bernoulli(0.3), infer=SUMMED)
-            with flags:
-                pyro.sample("x", Normal(a + c + z, 1.0), obs=x.T)
+            pyro.sample("x", Normal(a + 2 * b + z, 1.0), obs=x)
+
+    x = torch.randn(8) + 1
+    prior = torch.tensor([0.35, 0.15, 0.35, 0.15]).double().log()
+    classes = torch.tensor([0.7, 0.3]).log()[:, None]
+    means = torch.tensor([[[0.0], [1.0]], [[1.0], [2.0]], [[2.0], [3.0]], [[3.0], [4.0]]])
+    terms = (classes + Normal(means, 1.0).log_prob(x)).logsumexp(1).double()
+    elpd_i = loo(model, _no_guide, x).loo.elpd_i
+    np.testing.assert_allclose(elpd_i, _exact_rows(prior, terms), rtol=0, atol=1e-4)
+
+
+def test_leave_one_out_sums_out_flags_in_a_plate_around_the_rows() -> None:
+    def model(x: Tensor) -> None:
+        c = pyro.sample("c", Bernoulli(0.5), infer=SUMMED)
+        with pyro.plate("flags", 2, dim=-2):
+            a = pyro.sample("a", Bernoulli(torch.tensor([[0.5], [0.3]])), infer=SUMMED)
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("x", Normal(a + c, 1.0), obs=x.T)
 
     x = torch.randn(8, 2) + 1
     prior, terms = [], []
-    for a0, a1, c in itertools.product((0.0, 1.0), repeat=3):
-        log_prior = math.log(0.5) + math.log(0.3 if a1 else 0.7) + math.log(0.5)
-        z = torch.tensor([0.0, 1.0])[:, None, None]
-        mean = torch.tensor([a0, a1]) + c + z  # (2, 1, 2)
-        weights = torch.tensor([0.7, 0.3]).log()[:, None]
-        terms.append((weights + Normal(mean, 1.0).log_prob(x).sum(-1)).logsumexp(0))
-        prior.append(log_prior)
+    for a, b, c in itertools.product((0.0, 1.0), repeat=3):
+        prior.append(math.log(0.25) + math.log(0.3 if b else 0.7))
+        terms.append(Normal(torch.tensor([a, b]) + c, 1.0).log_prob(x).sum(-1))
     exact = _exact_rows(torch.tensor(prior, dtype=torch.float64), torch.stack(terms).double())
     elpd_i = loo(model, _no_guide, x).loo.elpd_i
     np.testing.assert_allclose(elpd_i, exact, rtol=0, atol=1e-4)
