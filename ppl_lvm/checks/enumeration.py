@@ -20,12 +20,14 @@ _MAX_VALUES = 20  # largest number of values that are tried one by one
 
 
 def check_enumeration(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
-    """Run the model as TraceEnum_ELBO does, with all values of every marked site at once."""
+    """Run the pair as TraceEnum_ELBO does, with all values of every marked site at once."""
     assert runs.model.signature is not None
+    assert runs.guide.signature is not None
     marked = [site for site in runs.model.signature.latents if enumerated_in_model(site, runs)]
-    if not marked:
+    in_guide = [site for site in runs.guide.signature.latents if site.values and site.enumerate]
+    if not marked and not in_guide:
         return
-    site = marked[0]
+    site = (marked or in_guide)[0]
     try:
         with torch.no_grad():
             loss = marginal_loss(runs)

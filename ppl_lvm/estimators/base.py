@@ -59,6 +59,8 @@ class Estimator(ELBO, nn.Module):
             may depend on parameters.
         requires_batch_rows: the arguments of the model must be the rows of the batch, with one
             log-weight per row.
+        expects_enumerated: the guide's sites that it marks for enumeration are enumerated; other
+            estimators draw each site, and refuse such marks.
         non_finite_hint: remedy if the gradient is not finite although all densities are; empty
             if no such case is known.
         cost: runs of guide and model per step.
@@ -87,6 +89,7 @@ class Estimator(ELBO, nn.Module):
     sampling: ClassVar[str] = "particles"
     fixed_draws: ClassVar[bool] = False
     requires_batch_rows: ClassVar[bool] = False
+    expects_enumerated: ClassVar[bool] = False
     non_finite_hint: ClassVar[str] = ""
     cost: ClassVar[str] = "K"
     paper: ClassVar[str]
@@ -163,6 +166,8 @@ class Estimator(ELBO, nn.Module):
             structure = analyze_for_particles(
                 model, guide, args, kwargs, self.num_particles, self.vectorize_particles
             )
+            if self.expects_enumerated:
+                structure = structure.with_exact_expectation()
             self.validate(structure)
             self.validate_programs(model, guide, args, kwargs, structure)
             while len(self._structures) >= 8:
@@ -186,6 +191,9 @@ class Estimator(ELBO, nn.Module):
                 "Use Bernoulli or OneHotCategorical with LeaveOneOut, or with StraightThrough, "
                 "which declares this bias."
             )
+        if self.expects_enumerated:
+            structure = structure.with_exact_expectation()
+        self._validate_guide_terms(structure)
         if self.requires == "reparameterized" and structure.score_sites:
             site = structure.score_sites[0]
             raise ValueError(
@@ -234,6 +242,26 @@ class Estimator(ELBO, nn.Module):
                     f"'{structure.score_sites[0]}', between the values 0 and 1, but {problem}. "
                     "Write it as arithmetic, z * a + (1 - z) * b, or use LeaveOneOut."
                 )
+
+    def _validate_guide_terms(self, structure: PairStructure) -> None:
+        """Reject enumerated sites and factors of the guide that this estimator has wrong."""
+        name = type(self).__name__
+        if structure.marked and not structure.expected:
+            raise ValueError(
+                f"Guide site '{structure.marked[0]}' is marked for enumeration, but {name} draws "
+                "the guide's sites. Use TraceEnum_ELBO or ELBO, leave the site out of the guide to "
+                "sum it out exactly, or remove the mark."
+            )
+        if structure.expected and structure.enumerated:
+            raise ValueError(
+                f"{name} enumerates '{min(structure.expected)}' of the guide or "
+                f"'{min(structure.enumerated)}' of the model, not both. Use TraceEnum_ELBO."
+            )
+        if structure.factors and not structure.scores_factors:
+            raise ValueError(
+                f"Guide site '{structure.factors[0]}' is a pyro.factor, which is no density, so "
+                f"{name} would be no bound. Use Trace_ELBO, TraceEnum_ELBO or ELBO."
+            )
 
     def _validate_relaxable_sites(self, structure: PairStructure) -> None:
         name = type(self).__name__

@@ -33,6 +33,7 @@ class ELBO(Estimator):
     unbiased = True
     is_linear = True
     requires = "reparameterized"
+    expects_enumerated = True
     fallback = "LeaveOneOut"
     paper = "Kingma, Welling (2014). https://arxiv.org/abs/1312.6114"
 

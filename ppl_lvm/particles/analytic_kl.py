@@ -32,7 +32,7 @@ def closed_form(
     """
 
     def compute() -> Tensor | None:
-        if absorbed or name in structure.constant:
+        if absorbed or structure.expected or name in structure.constant:
             return None
         order, in_model = list(guide), [n for n in model if n in guide]
         earlier = set(in_model[: in_model.index(name)])

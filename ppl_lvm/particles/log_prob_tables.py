@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import unmasked
 from ppl_lvm.particles.bound_estimate import estimated_site
 from ppl_lvm.particles.enumeration import has_enumerated_dim, sum_out
+from ppl_lvm.particles.guide_enumeration import GuideExpectation
 from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import (
     ReplayValues,
@@ -78,6 +79,7 @@ def run_pair(
         particles=particles,
         nesting=structure.nesting,
         replay=replay,
+        enumerated=structure.expected,
         drawing=drawing,
     )
     known = {name: site["value"] for name, site in guide_sites.items()}
@@ -101,13 +103,16 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
     rank = structure.nesting + vectorized
     tables = Tables({}, {}, {}, None, 1.0, None, estimated_site(model))
     factors = {}
+    expect = GuideExpectation(guide, structure.expected, rank)
+    omitted = () if structure.scores_factors else structure.factors
     for name, site in guide.items():
-        if is_scored(site):
+        if is_scored(site) and name not in omitted:
             log_q = density = log_prob(site)
             if (bare := unmasked(site["fn"])) is not site["fn"]:
                 density = log_prob({**site, "fn": bare})
             dim = plate_dim(site, structure.data_plate)
             tempered = temper(log_q, inside_scale(site, structure.data_plate), site["mask"])
+            tempered, density = expect(site, tempered), expect(site, density)
             tables.terms_q[name], tables.terms_score[name] = tempered, density
             tables.log_q[name] = table(tempered, structure.nesting, dim)
             same = tempered is density
@@ -123,7 +128,7 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
             continue
         dim = plate_dim(site, structure.data_plate)
         tempered = temper(log_p, inside_scale(site, structure.data_plate), site["mask"])
-        tables.terms_p[name] = tempered
+        tables.terms_p[name] = tempered = expect(site, tempered)
         tables.log_p[name] = table(tempered, structure.nesting, dim)
     if factors:
         dims = (plate_dim(model[name], structure.data_plate) for name in factors)

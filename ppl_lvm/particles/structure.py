@@ -13,14 +13,15 @@ One run of guide and model, which preserves the random state, determines:
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.distributions import family, is_discrete, is_point, is_straight_through
+from ppl_lvm.core.distributions import family, is_discrete, is_point, is_straight_through, unwrap
 from ppl_lvm.core.rng import preserve_all_rng
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
@@ -53,6 +54,12 @@ class PairStructure:
         straight_through: the guide's discrete draws with the gradient of a relaxed draw.
         vectorized: particles run in one vectorized pass.
         estimate: the model's site that scores an estimate of a bound (`bound_estimate`), or None.
+        marked: the guide's sites that it marks for enumeration. They are drawn like others, unless
+            `expected` says otherwise.
+        expected: the guide's sites that are enumerated, so that densities are expectations over
+            their values. Log-weights then have a meaning in their mean only.
+        factors: `pyro.factor` sites of the guide. They are no density of a draw, so log-weights
+            omit them, unless `scores_factors`.
     """
 
     nesting: int
@@ -65,6 +72,19 @@ class PairStructure:
     straight_through: tuple[str, ...] = ()
     vectorized: bool = False
     estimate: str | None = None
+    marked: tuple[str, ...] = ()
+    expected: frozenset[str] = frozenset()
+    factors: tuple[str, ...] = ()
+    scores_factors: bool = False
+
+    def with_exact_expectation(self) -> "PairStructure":
+        """The structure whose marked sites are enumerated and whose guide's factors count."""
+        return replace(
+            self,
+            expected=frozenset(self.marked),
+            scores_factors=True,
+            score_sites=tuple(name for name in self.score_sites if name not in self.marked),
+        )
 
 
 @contextmanager
@@ -95,6 +115,10 @@ def analyze_pair(
     with without_side_effects():
         guide_sites, model_sites = run_plainly(model, guide, args, kwargs)
         guide_latents = _scored(guide_sites)
+        factors = tuple(name for name, site in guide_latents.items() if is_factor(site))
+        for name in factors:
+            del guide_latents[name]
+        _refuse_density_factor(factors, guide_latents, model_sites)
         model_all = _scored(model_sites)
         enumerated = _check_sites(guide_latents, model_all)
         drawn = {name: site for name, site in model_all.items() if not site["is_observed"]}
@@ -133,7 +157,31 @@ def analyze_pair(
         ),
         straight_through=tuple(n for n, s in guide_latents.items() if is_straight_through(s["fn"])),
         estimate=estimate,
+        marked=tuple(n for n, site in guide_latents.items() if _is_enumerated(site)),
+        factors=factors,
     )
+
+
+def _is_enumerated(site: Any) -> bool:
+    marked = site["infer"].get("enumerate") is not None
+    return marked and bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
+def is_factor(site: Any) -> bool:
+    """True for a site of `pyro.factor`."""
+    return bool(site["is_observed"]) and isinstance(unwrap(site["fn"]), Unit)
+
+
+def _refuse_density_factor(factors: tuple[str, ...], guide: Sites, model: Sites) -> None:
+    """Refuse factors that may be the density of a transformed draw: a Jacobian."""
+    auxiliary = [name for name in guide if name not in model]
+    points = [name for name, site in guide.items() if is_point(site["fn"])]
+    if factors and auxiliary and points:
+        raise ValueError(
+            f"Guide site '{factors[0]}' is a pyro.factor beside the draw '{auxiliary[0]}' that "
+            f"only the guide has and the point '{points[0]}': it may be part of their density, or "
+            "a penalty. Give the density to the point: Delta(value, log_density=...)."
+        )
 
 
 def _scored(sites: Sites) -> Sites:
@@ -164,11 +212,6 @@ def _check_sites(guide: Sites, model: Sites) -> list[str]:
             raise ValueError(
                 f"Guide site '{name}' is a rejection sampler (Rejector), whose gradient no "
                 "estimator supports. Use a distribution with a reparameterized draw."
-            )
-        if site["infer"].get("enumerate") is not None:
-            raise ValueError(
-                f"Guide site '{name}' is marked for enumeration, but estimators sample the guide's "
-                "sites. Leave it out of the guide to sum it out exactly, or remove the mark."
             )
         if name not in latents and not site["infer"].get("is_auxiliary"):
             raise ValueError(

@@ -101,7 +101,11 @@ PAIRS: dict[str, tuple[Program, Program, set[str]]] = {
         _linked_guide,
         DRAWN - BERNOULLI_ONLY - DISCRETE - NEURAL - {"TraceMeanField_ELBO"},
     ),
-    "enumerated guide": (_drawn_mixture, config_enumerate(_class_guide), {"TraceEnum_ELBO"}),
+    "enumerated guide": (
+        _drawn_mixture,
+        config_enumerate(_class_guide),
+        {"ELBO", "TraceEnum_ELBO"},
+    ),
 }
 
 

@@ -165,10 +165,6 @@ def test_mismatched_pairs_are_rejected_with_the_site(model: Any) -> None:
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", Normal(torch.zeros(len(x), 2), 1.0))
 
-    def marked(x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("z", Bernoulli(0.5), infer={"enumerate": "parallel"})
-
     def discrete(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", Bernoulli(0.5))
@@ -183,7 +179,6 @@ def test_mismatched_pairs_are_rejected_with_the_site(model: Any) -> None:
     assert_rejected(
         "'z' has batch shape .* no plate declares its dimension -1", undeclared, undeclared
     )
-    assert_rejected("'z' is marked for enumeration", discrete, marked)
 
 
 def test_latent_inside_plate_in_model_only_is_rejected(model: Any) -> None:
