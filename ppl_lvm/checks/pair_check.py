@@ -31,6 +31,7 @@ from ppl_lvm.checks.shapes import check_shapes
 from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dry_run import dry_run
 
 
@@ -66,6 +67,7 @@ CHECKS = (
 )
 
 
+@trims_traceback
 def check(
     model: Callable[..., Any], guide: Callable[..., Any], *batch: Any, num_rows: int | None = None
 ) -> Issues:

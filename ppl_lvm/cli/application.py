@@ -1,5 +1,6 @@
 """All commands, and one-line messages for errors of the user."""
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -7,6 +8,12 @@ from typing import Any
 import typer
 
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
+from ppl_lvm.core.frames import traceback_frames
+from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.tracebacks import is_users_program
+
+# Errors whose message is written for users.
+MESSAGES = (ValueError, OSError, ImportError, ArithmeticError)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (fit_command, evaluate, author, divergences, bench):
@@ -23,10 +30,38 @@ def _print_warning(message: Warning | str, *_: Any) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of the user is one line and status 2."""
+    """Run the command line; an error is its message and status 2, without a traceback.
+
+    With the environment variable PPL_LVM_TRACEBACK a fault of this package is raised.
+    """
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         app()
-    except (ValueError, FileNotFoundError, ImportError, ArithmeticError) as error:
-        print(f"ppl-lvm: {error}", file=sys.stderr)
+    except Exception as error:
+        unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
+        if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):
+            raise
+        print(f"ppl-lvm: {_message(error, unexpected)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _message(error: Exception, unexpected: bool) -> str:
+    """The message of an error; its type and place too, where it is not written for users."""
+    if isinstance(error, MESSAGES) and str(error):
+        return str(error)
+    lines = _users_lines(error)
+    where = f" ({lines[-1][0]}:{lines[-1][1]})" if lines else ""
+    hint = (
+        " This is a fault of ppl-lvm. Please report it with the traceback that "
+        "PPL_LVM_TRACEBACK=1 shows."
+    )
+    return f"{reason_of(error)}{where}" + (hint if unexpected else "")
+
+
+def _users_lines(error: Exception) -> list[tuple[str, int]]:
+    """File and line of every frame of the user's programs that an error passed through."""
+    return [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback_frames(error)
+        if is_users_program(frame)
+    ]

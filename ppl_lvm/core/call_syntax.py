@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.messages import did_you_mean, reason_of
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -74,7 +74,15 @@ def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str)
             words = [w for k, w in _KINDS.items() if k in kinds[name] and not (wider and k is int)]
             expected = " or ".join(words)
             raise ValueError(f"{what} takes {name} as {expected}, got {value!r}.")
-    return factory(*arguments, **settings)
+    try:
+        return factory(*arguments, **settings)
+    except (TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        if not settings:
+            raise
+        listed = ", ".join(f"{name}={value!r}" for name, value in settings.items())
+        raise ValueError(
+            f"{what} cannot be built with {listed}: {reason_of(error)}. Correct these arguments."
+        ) from error
 
 
 # Annotated types that are checked, and how messages name them; others are not checked.

@@ -33,6 +33,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.types import Array
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data import datasets, readers
@@ -146,6 +147,7 @@ class Data:
         )
 
 
+@trims_traceback
 def load_data(
     source: Any,
     *,

@@ -15,7 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.frames import is_users, traceback_frames
+from ppl_lvm.core.messages import did_you_mean, reason_of
 
 # Addresses in runs of version 0.1 -> addresses of the same programs in this version.
 MOVED = {
@@ -36,8 +37,9 @@ def load_program(address: str) -> Any:
     """The object at `address`, "path/file.py:Name" or "package.module:Name".
 
     Raises:
-        ValueError: no colon, or an unknown name (the available names are listed).
-        FileNotFoundError, ImportError: unknown file or module.
+        ValueError: no colon, an unknown name (the available names are listed), or a module whose
+            code raises an error.
+        FileNotFoundError, ImportError: unknown file or module, or one that it imports.
     """
     place, colon, name = address.rpartition(":")
     if not colon or not place or not name:
@@ -45,7 +47,12 @@ def load_program(address: str) -> Any:
             f"{address!r} is not an address. Write file.py:Name or package.module:Name, "
             "for example models/vae.py:VAE."
         )
-    module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    try:
+        module = _load_file(Path(place)) if place.endswith(".py") else _load_module(place)
+    except _ModuleError as error:
+        cause = error.args[0]
+        kind = type(cause) if isinstance(cause, ImportError) else ValueError
+        raise kind(f"{place} cannot be loaded: {_fault(cause)}") from cause
     try:
         return getattr(module, name)
     except AttributeError:
@@ -56,16 +63,39 @@ def load_program(address: str) -> Any:
         ) from None
 
 
+class _ModuleError(Exception):
+    """A module whose code raised the error in `args`."""
+
+
+def _fault(error: BaseException) -> str:
+    """What went wrong in a module, and where."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {type(error).__name__}: {error.msg}. Correct this line."
+    lines = [
+        f" (line {line} of {frame.f_code.co_filename})"
+        for frame, line in traceback_frames(error)
+        if is_users(frame)
+    ]
+    remedy = (
+        "Correct it, or install what it imports."
+        if isinstance(error, ImportError)
+        else ("Correct it; a program file is run from top to bottom.")
+    )
+    return f"{reason_of(error)}{lines[-1] if lines else ''}. {remedy}"
+
+
 def _load_module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and not name.startswith(error.name):
-            raise  # the module exists, but not one that it imports
+            raise _ModuleError(error) from None  # the module exists, but not one that it imports
         raise ImportError(
             f"No module named {name!r}. For a file, write its path with .py: "
             f"{name.replace('.', '/')}.py:Name."
         ) from None
+    except Exception as error:
+        raise _ModuleError(error) from None
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -87,8 +117,10 @@ def _load_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))  # a program may import files of its folder
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, Exception):
+            raise _ModuleError(error) from None
         raise
     finally:
         sys.path.remove(str(path.parent))

@@ -29,6 +29,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap_support
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
@@ -141,6 +142,7 @@ class Signature:
         return "\n\n".join(tables)
 
 
+@trims_traceback
 def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     """Signature of a program, from one run of `model(*batch)`.
 

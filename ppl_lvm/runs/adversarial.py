@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
@@ -82,6 +83,7 @@ class Adversaries:
         write_json(directory / "run.json", self.record)
 
 
+@trims_traceback
 def load_adversaries(
     directory: str | Path, *, generator: Any = None, discriminator: nn.Module | None = None
 ) -> Adversaries:

@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -72,6 +73,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
 
 
+@trims_traceback
 def load_run(
     directory: str | Path, *, model: Any = None, guide: Any = None, objective: Any = None
 ) -> Run:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics import diagnosis
@@ -96,6 +97,7 @@ class Run:
         """Name -> constrained value, detached."""
         return self.pair.parameters()
 
+    @trims_traceback
     def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
@@ -109,10 +111,12 @@ class Run:
                 torch.manual_seed(seed)
             return predict.sample(self.pair, *batch, training_rows=self.example_rows)
 
+    @trims_traceback
     def encode(self, x: Any) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states)."""
         return predict.encode(self.pair, *self.batch(x))
 
+    @trims_traceback
     def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
@@ -122,6 +126,7 @@ class Run:
         batch = self.example_batch(rows) if x is None else self.batch(x)
         return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
 
+    @trims_traceback
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
@@ -131,6 +136,7 @@ class Run:
 
         return edit(self, x, attribute, strength)
 
+    @trims_traceback
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its errors.
 
@@ -181,6 +187,7 @@ class Run:
                 ) from error
             return self.example_rows
 
+    @trims_traceback
     def to_arviz(
         self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
     ) -> Any:
@@ -194,6 +201,7 @@ class Run:
         batch = self.batch(x)
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
+    @trims_traceback
     def data(self) -> tuple[Data, Data | None]:
         """Training and held-out rows, loaded and split again as for the fit.
 
@@ -212,6 +220,7 @@ class Run:
             return whole, None
         return whole.split(record["validation"], self.record["options"]["seed"])
 
+    @trims_traceback
     def diagnose(
         self,
         x: Any = None,
@@ -251,6 +260,7 @@ class Run:
             say=say,
         )
 
+    @trims_traceback
     def batch(self, x: Any) -> tuple[Tensor, ...]:
         """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file.
 
@@ -287,6 +297,7 @@ class Run:
             )
         return names[0]
 
+    @trims_traceback
     def save(self, directory: str | Path) -> None:
         """Write the run to `directory`; see `ppl_lvm.runs.directory`."""
         from ppl_lvm.runs.directory import save_run  # which builds runs

@@ -17,6 +17,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.validate import positive_int
 
 if TYPE_CHECKING:
@@ -339,12 +340,16 @@ def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
         ]
         signature = inspect.signature(function).replace(parameters=[*arguments, *keywords])
 
+        @trims_traceback
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             for name in [n for n in kwargs if n not in signature.parameters]:
                 hint = did_you_mean(name, signature.parameters)
                 raise TypeError(f"{function.__name__}() has no option {name!r}.{hint}")
-            values = signature.bind(*args, **kwargs).arguments
+            try:
+                values = signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}(): {error}.") from None
             first = [values.pop(argument.name) for argument in arguments]
             return function(*first, make_options(**values))
 
