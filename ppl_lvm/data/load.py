@@ -161,8 +161,7 @@ def load_data(
     """Load data by name, from a file, or from objects in memory.
 
     Args:
-        source: see the module. A name, or a call of one, is a named set; every other string is a
-            path.
+        source: see the module. A name, or a call of one, is a named set; other text is a path.
         columns: the columns (in an .npz file: the arrays) for the model, by name, or by index
             where columns have no names. Default: all but the labels.
         labels: the column, array, or position in a tuple with labels for figures and scores.
@@ -172,8 +171,7 @@ def load_data(
             picture is a row of the first tensor, or the rows of two tensors side by side.
         one_sequence: the rows are the T steps of one sequence, so the model sees (1, T, P).
 
-    The dataset, collate_fn and batch size of a DataLoader are used; the training loop replaces
-    its shuffling and workers.
+    The dataset, collate_fn and batch size of a DataLoader are used, not its sampler and workers.
 
     Raises:
         FileNotFoundError: for a file that does not exist.

@@ -1,4 +1,7 @@
-"""Log-weights of K particles, per guide site, particle and row."""
+"""Log-weights of K particles, per guide site, particle and row.
+
+More than 12 modules, because each holds one question about a pair and none is large.
+"""
 
 from ppl_lvm.particles.particles import Particles, SiteDraws
 from ppl_lvm.particles.sampling import analyze_for_particles, draw_particles, log_weights

@@ -68,7 +68,7 @@ class _ModuleError(Exception):
 
 
 def _fault(error: BaseException) -> str:
-    """What went wrong in a module, and where."""
+    """The error of a module, its line, and a remedy."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {type(error).__name__}: {error.msg}. Correct this line."
     lines = [
