@@ -198,8 +198,7 @@ class Comparison:
         """One dictionary per run, best first."""
         best = self.order[0]
         rows = []
-        for i in self.order:
-            s = self.scores[i]
+        for i, s in ((i, self.scores[i]) for i in self.order):
             difference, error = self.difference(i, best)
             loo_difference = self.loo_difference(i, best)
             row = {
@@ -253,8 +252,7 @@ def compare(
         say: called as say(name, done, total) before each run.
 
     Raises:
-        ValueError: fewer than two runs or rows, runs of other data or of another split, or `x`
-            does not have the columns that a run was fitted to.
+        ValueError: fewer than two runs or rows, or runs of other data, columns or split.
         NotComparableError: the likelihoods of two runs are of different quantities.
     """
     names = distinct_names(runs, names)
