@@ -6,7 +6,7 @@ for every local continuous latent z, transformed to the site's support where tha
 line. Several sites are independent given x. Discrete sites that the model marks for enumeration
 are left to it.
 
-Serves models whose latents are all local (inside the plate "data"), continuous or enumerated.
+Serves models whose latents are all local (inside the plate over rows), continuous or enumerated.
 
 Reference:
     Kingma, Welling (2014). Auto-encoding variational Bayes. https://arxiv.org/abs/1312.6114

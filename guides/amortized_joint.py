@@ -14,7 +14,7 @@ for every value; for a continuous one, q_s is a factor of your choice:
 Draws of discrete sites are not reparameterized: train with an objective for such guides
 (LeaveOneOut, VIMCO, …), or let TraceEnum_ELBO enumerate them with `enumerate="parallel"`.
 
-Serves models whose latents are local, in the plate "data" and no other, and continuous, or
+Serves models whose latents are local, in the plate over rows and no other, and continuous, or
 Bernoulli, Categorical or OneHotCategorical. Sites that the model marks for enumeration are left to
 it.
 

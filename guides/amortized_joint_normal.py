@@ -10,7 +10,7 @@ where u_ns are the unconstrained values of site s, T_s is the bijection onto its
 with L_sr the blocks of the Cholesky factor. So every site has its conditional density, and their
 product is the joint density, exactly.
 
-Serves models whose latents are local and continuous, in the plate "data" and no other. A step
+Serves models whose latents are local and continuous, in the plate over rows and no other. A step
 takes k³ operations per row, for k unconstrained values in all sites together.
 """
 

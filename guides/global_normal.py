@@ -9,7 +9,7 @@ the parameters.
 A Dirichlet can leave a weight near zero where the prior is sparse, and so a mixture empties surplus
 components; a normal transformed to the simplex cannot.
 
-Serves the continuous latents outside the plate "data", in vectorized plates or none.
+Serves the continuous latents outside the plate over rows, in vectorized plates or none.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from pyro.distributions import Dirichlet, constraints
 from pyro.nn import PyroParam
 from torch import Tensor
 
-from ppl_lvm.authoring import DATA_PLATE, Signature, Site, dry_run, signature
+from ppl_lvm.authoring import Signature, Site, dry_run, signature
 from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
 from ppl_lvm.guides.parts.support_transform import (
@@ -106,8 +106,10 @@ def supported_sites(model_signature: Signature) -> list[Site]:
         require_plain_plates(site, model_signature)
     if not sites:
         names = [site.name for site in model_signature.latents]
+        plate = model_signature.row_plate
+        where = "the plate over rows" if plate is None else f"the plate {plate.name!r}"
         raise ValueError(
-            f"GlobalNormal: there is no latent outside the plate {DATA_PLATE!r}; the model's "
+            f"GlobalNormal: there is no latent outside {where}; the model's "
             f"latents are {names}. Use ppl_lvm.guides:auto_guide."
         )
     return sites

@@ -8,8 +8,8 @@ holds λ_n and the length α_n of the row's next step. Rows outside the batch ar
 so that a step costs the same for every N. There is no encoder and no amortization gap: this is
 stochastic variational inference.
 
-The rows of a batch. `fit` provides them, and so does a plate "data" with a `subsample_size`. Under
-plain `pyro.infer.SVI` the batch is taken to be all rows, always in the same order. Elsewhere,
+The rows of a batch. `fit` provides them, and so does a plate over rows with a `subsample_size`.
+Under plain `pyro.infer.SVI` the batch is taken to be all rows, always in the same order. Elsewhere,
 provide them:
 
     with ProvideBatchRows(rows, num_rows=N):      # of ppl_lvm.programs.row_state
@@ -39,12 +39,12 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.authoring import DATA_PLATE, RowTable, batch_rows, is_dry_run, signature
+from ppl_lvm.authoring import RowTable, batch_rows, is_dry_run, signature
 from ppl_lvm.guides.parts.encoder_guide import sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
-from ppl_lvm.guides.parts.support_transform import subsamples
+from ppl_lvm.guides.parts.support_transform import row_plate, subsamples
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
 
 GUIDE = "LocalNormal"
@@ -111,7 +111,9 @@ class LocalNormal(SiteGuide):
         """Sample every site inside `plates`, which several guides may share."""
         if self.shared is not None:
             self.shared.draw(plates, *batch)
-        subsample = plates[DATA_PLATE].indices if subsamples(self._signature) else None
+        subsample = (
+            plates[row_plate(self._signature).name].indices if subsamples(self._signature) else None
+        )
         sample_factors(self._lam(subsample, batch), self._factors, plates)
 
     def _centers(self) -> dict[str, Tensor]:
@@ -142,7 +144,7 @@ class LocalNormal(SiteGuide):
         """Row numbers of the batch in the table; None for rows outside of it."""
         provided = batch_rows()
         if subsample is not None:
-            provided = subsample, self._signature.plate(DATA_PLATE).full_size
+            provided = subsample, row_plate(self._signature).full_size
         if provided is not None:
             rows, size = provided
             if self.row_table.size != size or self._ends:

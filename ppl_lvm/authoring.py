@@ -3,7 +3,8 @@
 A program needs nothing from this toolkit. One that wants to read another program's sites, to keep
 the random state, or to hold parameters per row imports it from here; networks are in `ppl_lvm.nn`.
 
-    signature, Signature, Site   the sites of a program: shapes, supports, plates, dependences
+    signature, Signature         the sites of a program: shapes, supports, plates, dependences
+    Site, Plate                  one of its sites, one of its plates
     DATA_PLATE                   name of the plate over rows in the bundled programs
     without_missing              rows whose missing values (NaN) are masked
     RowTable, batch_rows         parameters kept per row, and the rows of the present batch
@@ -18,10 +19,11 @@ from ppl_lvm.programs.dry_run import dry_run, is_dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.missing import without_missing
 from ppl_lvm.programs.row_state import RowTable, batch_rows
-from ppl_lvm.programs.signatures import Signature, Site, signature
+from ppl_lvm.programs.signatures import Plate, Signature, Site, signature
 
 __all__ = [
     "DATA_PLATE",
+    "Plate",
     "RowTable",
     "Signature",
     "Site",

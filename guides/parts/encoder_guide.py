@@ -19,6 +19,7 @@ from ppl_lvm.guides.parts.support_transform import (
     enter_plates,
     enumerated,
     require_plain_plates,
+    row_plate,
     subsamples,
 )
 from ppl_lvm.guides.parts.variational_families import Factor
@@ -77,7 +78,7 @@ def supported_sites(
     Args:
         model_signature: the model's signature.
         guide: name of the guide.
-        subsampled: whether the plate "data" may have a `subsample_size`.
+        subsampled: whether the plate over rows may have a `subsample_size`.
 
     Raises:
         ValueError: naming the first latent of another kind, or if there is no latent to serve.
@@ -91,10 +92,11 @@ def supported_sites(
         require_local(site, guide)
         require_plain_plates(site, model_signature)
         if not subsampled and subsamples(model_signature):
+            name = row_plate(model_signature).name
             raise ValueError(
-                f"{guide}: it encodes the rows that it is called with, but the plate "
-                f"{DATA_PLATE!r} draws a subsample of them. Write pyro.plate('data', len(x)) and "
-                "call the model with the rows of a batch, as fit does; or use LocalNormal."
+                f"{guide}: it encodes the rows that it is called with, but the plate {name!r} "
+                f"draws a subsample of them. Write pyro.plate({name!r}, len(x)) and call the model "
+                "with the rows of a batch, as fit does; or use LocalNormal."
             )
         sites.append(site)
     if not sites:
@@ -112,15 +114,16 @@ def nothing_to_serve(guide: str, kind: str, model_signature: Signature) -> str:
 
 
 def require_row(site: Site, model_signature: Signature, guide: str) -> None:
-    """Refuse a site whose plates are not "data" alone, with the rows at dimension -1.
+    """Refuse a site whose plates are not that over rows alone, with the rows at dimension -1.
 
     Raises:
         ValueError: naming it, and the guide that serves it.
     """
-    if site.plates != (DATA_PLATE,) or model_signature.plate(DATA_PLATE).dim != -1:
+    plates = [model_signature.plate(name) for name in site.plates]
+    if [(plate.over_rows, plate.dim) for plate in plates] != [(True, -1)]:
         listed = ", ".join(map(repr, site.plates))
         raise ValueError(
-            f"{guide}: it serves sites whose only plate is {DATA_PLATE!r}, with dim=-1, but "
+            f"{guide}: it serves sites whose only plate is that over rows, with dim=-1, but "
             f"{site.name!r} stands in {listed}. Use AmortizedNormal, or make the other plate a "
             "dimension of the event with .to_event(1)."
         )
@@ -134,7 +137,7 @@ def require_local(site: Site, guide: str) -> None:
     """
     if not site.local:
         raise ValueError(
-            f"{guide}: it serves sites inside the plate {DATA_PLATE!r}, but {site.name!r} "
+            f"{guide}: it serves sites inside the plate over rows, but {site.name!r} "
             "is global. Use ppl_lvm.guides:auto_guide, which adds a guide for it, "
             f"or put it inside pyro.plate({DATA_PLATE!r}, len(x)) if it is one value per row."
         )

@@ -40,8 +40,13 @@ from pyro import poutine
 from pyro.distributions import Delta
 from torch import Tensor, nn
 
-from ppl_lvm.authoring import DATA_PLATE, Signature, dry_run
-from ppl_lvm.guides.parts.support_transform import enter_plates, open_plates, subsamples
+from ppl_lvm.authoring import Signature, dry_run
+from ppl_lvm.guides.parts.support_transform import (
+    enter_plates,
+    open_plates,
+    row_plate,
+    subsamples,
+)
 from ppl_lvm.guides.parts.variational_families import TransformedFactor
 from ppl_lvm.particles import draw_particles
 from ppl_lvm.particles.structure import analyze_pair
@@ -92,13 +97,13 @@ class LocalBound:
 
         def random_guide(*batch: Any) -> None:
             subsampled = subsamples(model_signature)
-            rows = model_signature.plate(DATA_PLATE).size if subsampled else len(batch[0])
+            rows = row_plate(model_signature).size if subsampled else len(batch[0])
             values, _ = self._values(torch.randn(rows, 2 * self.size).to(like))
             self._at(values)(*batch)
 
         with dry_run(model):
             self._plan = analyze_pair(self._at_centers(), random_guide, batch, {})
-        if self._plan.data_plate != DATA_PLATE:
+        if self._plan.data_plate is None:
             raise ValueError(
                 f"{guide}: it fits each row separately, but the model's rows depend on each "
                 f"other: {self._plan.joint_reason}. Use ppl_lvm.guides:auto_guide."
@@ -110,7 +115,7 @@ class LocalBound:
         Args:
             lam: λ of the rows.
             batch: arguments of the model.
-            rows: the rows (B,) of the subsample, where the plate "data" has a `subsample_size`.
+            rows: the rows (B,) of the subsample, where the plate over rows has a `subsample_size`.
         """
         K, B = len(self._points), len(lam)
         values, log_det = self._values(lam, self._points.to(lam))
@@ -119,7 +124,7 @@ class LocalBound:
                 log_p = self._log_p(values, tuple(_tile(x, K) for x in batch), K * B)
             else:
                 parts = [self._values(lam, eps[None])[0] for eps in self._points.to(lam)]
-                with ReplayValues({DATA_PLATE: rows}):
+                with ReplayValues({row_plate(self._signature).name: rows}):
                     log_p = torch.cat([self._log_p(part, batch, B) for part in parts])
         mean = (log_p + log_det).reshape(K, B).mean(0)
         entropy = lam[:, self._scale].sum(-1) + 0.5 * self.size * math.log(2 * math.pi * math.e)

@@ -15,7 +15,7 @@ from pyro.distributions import Normal, TransformedDistribution, constraints
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_lvm.authoring import DATA_PLATE, Signature, Site
+from ppl_lvm.authoring import Plate, Signature, Site
 from ppl_lvm.core.distributions import unwrap_support
 
 
@@ -73,25 +73,32 @@ class TransformedNormal:
 
 
 def open_plates(sites: list[Site], signature: Signature, batch: tuple[Any, ...]) -> dict[str, Any]:
-    """One object for each plate of `sites`; the plate "data" has the rows of the batch.
+    """One object for each plate of `sites`; that over rows has the rows of the batch.
 
-    A plate "data" with a `subsample_size` draws its subsample here; the model receives the same.
+    One with a `subsample_size` draws its subsample here; the model receives the same.
     """
     plates = {}
     for name in dict.fromkeys(name for site in sites for name in site.plates):
         plate = signature.plate(name)
-        if name == DATA_PLATE and subsamples(signature):
+        if plate.over_rows and plate.full_size != plate.size:
             plates[name] = pyro.plate(name, plate.full_size, plate.size, dim=plate.dim)
             continue
-        size = len(batch[0]) if name == DATA_PLATE else plate.size
+        size = len(batch[0]) if plate.over_rows else plate.size
         plates[name] = pyro.plate(name, size, dim=plate.dim)
     return plates
 
 
 def subsamples(signature: Signature) -> bool:
-    """True if the plate "data" has a `subsample_size`."""
-    plate = signature.plate(DATA_PLATE)
-    return plate.full_size != plate.size
+    """True if the plate over rows has a `subsample_size`."""
+    plate = signature.row_plate
+    return plate is not None and plate.full_size != plate.size
+
+
+def row_plate(signature: Signature) -> Plate:
+    """The plate over rows, of a model with local sites."""
+    plate = signature.row_plate
+    assert plate is not None
+    return plate
 
 
 @contextmanager
@@ -112,7 +119,8 @@ def require_plain_plates(site: Site, signature: Signature) -> None:
     """Refuse sites whose batch shape a guide cannot rebuild from plates.
 
     Raises:
-        ValueError: for sequential plates, or batch dimensions that no plate declares.
+        ValueError: for sequential plates, or batch dimensions that no plate declares, except to
+            the right of one.
     """
     dims = {signature.plate(name).dim for name in site.plates}
     for name in site.plates:
@@ -121,9 +129,10 @@ def require_plain_plates(site: Site, signature: Signature) -> None:
                 f"Site {site.name!r}: its plate {name!r} is sequential. Use a vectorized "
                 f"one: with pyro.plate({name!r}, ..., dim=-1)."
             )
+    leftmost = min((dim for dim in dims if dim is not None), default=0)
     for i, size in enumerate(site.batch_shape):
         dim = i - len(site.batch_shape)
-        if size > 1 and dim not in dims:
+        if size > 1 and dim not in dims and dim < leftmost:
             raise ValueError(
                 f"Site {site.name!r}: it has {size} values at batch dimension {dim}, which no "
                 "plate declares. Put it in a plate, or make the dimension part of the event with "

@@ -30,8 +30,8 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
-from ppl_lvm.authoring import DATA_PLATE, Signature, Site
-from ppl_lvm.guides.parts.support_transform import TransformedNormal
+from ppl_lvm.authoring import Signature, Site
+from ppl_lvm.guides.parts.support_transform import TransformedNormal, row_plate
 
 LEAST_VARIANCE = 1e-6  # ε: keeps the Cholesky factor of S Sᵀ finite
 
@@ -150,7 +150,7 @@ class TransformedFactor(Factor):
         value, log_det = self.transform.constrain(u)
         if log_det is None:
             return value, unconstrained.new_zeros(len(unconstrained))
-        data_dim = self._signature.plate(DATA_PLATE).dim or -1
+        data_dim = row_plate(self._signature).dim or -1
         by_row = log_det.movedim(data_dim, 0).reshape(len(unconstrained), -1)
         return value, by_row.sum(-1)
 
@@ -223,19 +223,19 @@ def arrange(
 ) -> Tensor:
     """Parameters (..., B, n) of rows in the site's batch shape, with `event` to the right.
 
-    More dimensions than (B, n) are allowed only where "data" is the site's only plate.
+    More dimensions than (B, n) are allowed only where that over rows is the site's only plate.
     """
     other = other_batch_dims(site, model_signature)
     if not other:
         return params.reshape(*params.shape[:-1], *event)
     arranged = params.reshape(len(params), *other, *event)
-    data_dim = model_signature.plate(DATA_PLATE).dim or -1
+    data_dim = row_plate(model_signature).dim or -1
     return arranged.movedim(0, len(other) + 1 + data_dim)
 
 
 def other_batch_dims(site: Site, model_signature: Signature) -> list[int]:
     """The batch shape without the data dimension."""
-    data_dim = model_signature.plate(DATA_PLATE).dim
+    data_dim = row_plate(model_signature).dim
     shape = list(site.batch_shape)
     del shape[len(shape) + (data_dim or -1)]
     return shape

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import Program, TrialRun, TrialRuns, place_of, rows
+from ppl_lvm.checks.trial_runs import Program, TrialRun, TrialRuns, place_of
 from ppl_lvm.core.frames import traceback_frames
+from ppl_lvm.programs.minibatch import num_rows
 
 
 def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
@@ -20,7 +21,7 @@ def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             continue
         issue = failure(trial, trial.error, role)
         norm = batch_norm(program, trial.error)
-        if norm is not None and rows(runs.batch) == 1:
+        if norm is not None and num_rows(runs.batch) == 1:
             several = (runs.num_rows or 1) > 1
             issue = replace(
                 issue,

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from ppl_lvm.checks.execution import batch_norm, failure
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRuns, map_rows, rows, run_program
+from ppl_lvm.checks.trial_runs import TrialRuns, map_rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.minibatch import num_rows
 
 
 def check_last_batch(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """Both programs on N mod B rows: a batch norm has no variance of one row."""
-    B, N = rows(runs.batch), runs.num_rows
+    B, N = num_rows(runs.batch), runs.num_rows
     if B is None or N is None or B >= N or N % B == 0:
         return
     last = map_rows(runs.batch, lambda part: part[: N % B])

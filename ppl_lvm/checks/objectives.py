@@ -17,6 +17,7 @@ from ppl_lvm.estimators import objectives
 from ppl_lvm.particles.structure import PairStructure, analyze_pair
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.row_plates import row_plates
 
 
 def supported_objectives(runs: TrialRuns) -> tuple[ObjectiveSupport, ...]:
@@ -28,7 +29,7 @@ def supported_objectives(runs: TrialRuns) -> tuple[ObjectiveSupport, ...]:
 
 def _estimators(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
     try:
-        plan = analyze_pair(*runs.programs, runs.batch, {})
+        plan = analyze_pair(*runs.programs, runs.batch, {}, any_plate=True)
     except Exception as error:  # every estimator would stop here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         yield from (ObjectiveSupport(name, False, reason) for name in estimators.__all__)
@@ -93,7 +94,8 @@ def _refusal(objective: Any, runs: TrialRuns, subsampled: bool) -> str:
     assert model is not None
     assert guide is not None
     try:
-        objectives.refuse_wrong_gradients(objective, guide, subsampled=subsampled)
+        plates = row_plates(*runs.programs, batch=runs.batch).names
+        objectives.refuse_wrong_gradients(objective, guide, plates, subsampled=subsampled)
         objectives.refuse_estimates(objective, model, guide)
     except ValueError as error:
         return str(error)

@@ -33,6 +33,7 @@ from ppl_lvm.checks.supports import check_supports
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.row_plates import known_row_plates, row_plates
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def check(
     """
     with torch.enable_grad():
         stale, names = check_store(model, guide, *batch)
-        with without(names):
+        with without(names), known_row_plates(row_plates(model, guide, batch=batch)):
             issues, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
     return Issues([*stale, *issues], objectives)
 

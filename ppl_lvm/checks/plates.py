@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, rows, run_program
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import DATA_PLATE, num_rows
 from ppl_lvm.programs.signatures import Signature
 
 # Faults that an error of an earlier check at the same site explains.
@@ -27,7 +27,7 @@ def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
     # The model with prior draws, since draws of a guide with the wrong shape have faults too.
     model = runs.standalone[0] if runs.standalone[0].signature is not None else runs.model
     for trial in (model, runs.guide):
-        yield from _undeclared(trial, rows(runs.batch))
+        yield from _undeclared(trial, num_rows(runs.batch))
         yield from _sequential(trial)
         yield from _data_size(trial, runs.batch)
     yield from _per_row(runs)
@@ -36,12 +36,13 @@ def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
 def _undeclared(trial: TrialRun, B: int | None) -> Iterator[Issue]:
     """Batch dimensions that no plate declares, which are dimensions of dependence."""
     assert trial.signature is not None
-    open_plates = {plate.name for plate in trial.signature.plates}
     for site in trial.signature.sites:
         dims = {trial.signature.plate(name).dim for name in site.plates}
+        leftmost = min((dim for dim in dims if dim is not None), default=0)
         for i, size in enumerate(site.batch_shape):
             dim = i - len(site.batch_shape)
-            if size > 1 and dim not in dims:
+            # Dimensions to the right of a plate are values of one member, as Pyro has it.
+            if size > 1 and dim not in dims and dim < leftmost:
                 yield trial.issue(
                     "undeclared-batch",
                     "error",
@@ -51,7 +52,7 @@ def _undeclared(trial: TrialRun, B: int | None) -> Iterator[Issue]:
                     "Objectives would treat them as dependent, and mini-batches would scale them "
                     "wrongly.",
                     f"Declare the rows: with pyro.plate({DATA_PLATE!r}, len(x), dim={dim}):"
-                    if size == B and DATA_PLATE not in open_plates
+                    if size == B and trial.signature.row_plate is None
                     else f"Make it part of the event, dist.{site.distribution}(...).to_event("
                     f"{-dim}), or declare it: with pyro.plate('rows', {size}, dim={dim}):",
                 )
@@ -78,28 +79,25 @@ def _sequential(trial: TrialRun) -> Iterator[Issue]:
 
 
 def _data_size(trial: TrialRun, batch: tuple[Any, ...]) -> Iterator[Issue]:
-    B = rows(batch)
+    B = num_rows(batch)
     assert trial.signature is not None
-    names = [plate.name for plate in trial.signature.plates]
-    if B is None or DATA_PLATE not in names:
+    plate = trial.signature.row_plate
+    if B is None or plate is None or B in (plate.size, plate.full_size):
         return
-    plate = trial.signature.plate(DATA_PLATE)
-    if B in (plate.size, plate.full_size):
-        return
-    site = next((s.name for s in trial.signature.sites if DATA_PLATE in s.plates), None)
+    site = next((s.name for s in trial.signature.sites if plate.name in s.plates), None)
     yield trial.issue(
         "plate-size",
         "error",
         site,
-        f"The plate {DATA_PLATE!r} around {site!r} has {plate.size} rows, and the batch has {B}.",
+        f"The plate {plate.name!r} around {site!r} has {plate.size} rows, and the batch has {B}.",
         "Each row of the plate is a row of the batch; N/B would scale another number of rows.",
-        f"with pyro.plate({DATA_PLATE!r}, len(x), dim=-1):",
+        f"with pyro.plate({plate.name!r}, len(x), dim={plate.dim or -1}):",
     )
 
 
 def _per_row(runs: TrialRuns) -> Iterator[Issue]:
     """Run again with one row less: values that shrink belong in the plate "data"."""
-    B = rows(runs.batch)
+    B = num_rows(runs.batch)
     if B is None or B < 3:
         return
     fewer = map_rows(runs.batch, lambda part: part[:-1])
@@ -108,45 +106,51 @@ def _per_row(runs: TrialRuns) -> Iterator[Issue]:
             shrunk = run_program(program, *fewer)
         if shrunk.error is not None or shrunk.signature is None or trial.signature is None:
             continue
-        yield from _outside(trial, shrunk.signature, B)
+        yield from _outside(trial, shrunk.signature, B, runs.num_rows)
         yield from _scaled_by_hand(trial, shrunk, B)
 
 
-def _outside(trial: TrialRun, shrunk: Signature, B: int) -> Iterator[Issue]:
+def _outside(trial: TrialRun, shrunk: Signature, B: int, N: int | None) -> Iterator[Issue]:
     assert trial.signature is not None
-    declared = any(plate.name == DATA_PLATE for plate in trial.signature.plates)
+    plate = trial.signature.row_plate
+    name = DATA_PLATE if plate is None else plate.name
+    # On all rows at once, values of all rows together may be intended (a Gaussian process).
+    severity = "warning" if N is None else "error" if N > B else "note"
     for site in trial.signature.sites:
         if site.name not in shrunk or site.local or shrunk[site.name].shape == site.shape:
             continue
         if len(shrunk[site.name].shape) != len(site.shape):
             continue
-        # A program without the plate may be intended (a Gaussian process); a part of one may not.
         yield trial.issue(
             "outside-data-plate",
-            "error" if declared else "warning",
+            severity,
             site.name,
             f"{site.name!r} has a value for each of the {B} rows, shape {tuple(site.shape)}, "
-            f"outside the plate {DATA_PLATE!r}.",
-            "A mini-batch would not scale it, and bounds per row would not contain it.",
-            f"Move pyro.sample({site.name!r}, ...) into the block with pyro.plate({DATA_PLATE!r}, "
-            "len(x), dim=-1), with the distribution of one row: without the rows in its event."
-            if declared
-            else f"with pyro.plate({DATA_PLATE!r}, len(x), dim=-1): "
-            f"pyro.sample({site.name!r}, ...)",
+            f"outside the plate {name!r}.",
+            "A mini-batch would not scale it, and it is no latent of single rows.",
+            (
+                f"with pyro.plate({name!r}, len(x), dim=-1): pyro.sample({site.name!r}, ...)"
+                if plate is None
+                else f"Move pyro.sample({site.name!r}, ...) into the block with "
+                f"pyro.plate({name!r}, len(x), dim={plate.dim or -1}), with the distribution of "
+                "one row: without the rows in its event."
+            )
+            + " If rows are dependent, train on all of them at once (batch_size=None).",
         )
 
 
 def _scaled_by_hand(trial: TrialRun, shrunk: TrialRun, B: int) -> Iterator[Issue]:
     """A scale that grows with fewer rows: a factor N/B in the program."""
+    assert trial.signature is not None
+    names = {plate.name for plate in trial.signature.plates if plate.over_rows}
     for name, node in trial.nodes().items():
         other = shrunk.nodes().get(name)
-        frames = {frame.name: frame for frame in node["cond_indep_stack"]}
-        if other is None or DATA_PLATE not in frames:
+        frame = next((f for f in node["cond_indep_stack"] if f.name in names), None)
+        if other is None or frame is None:
             continue
         before, after = (_scale_without_plates(each) for each in (node, other))
         if isinstance(before, float) and isinstance(after, float) and before != 1.0:
-            subsampled = frames[DATA_PLATE].full_size not in (None, frames[DATA_PLATE].size)
-            frame = frames[DATA_PLATE]
+            subsampled = frame.full_size not in (None, frame.size)
             if abs(after / before - B / (B - 1)) < 1e-6 or (
                 subsampled and abs(before - frame.full_size / frame.size) < 1e-6
             ):
@@ -155,7 +159,7 @@ def _scaled_by_hand(trial: TrialRun, shrunk: TrialRun, B: int) -> Iterator[Issue
                     "error",
                     name,
                     f"{name!r} is scaled by {before:g} by hand, a second factor N/B.",
-                    f"The toolkit and subsample_size scale the plate {DATA_PLATE!r} by N/B "
+                    f"The toolkit and subsample_size scale the plate {frame.name!r} by N/B "
                     "already: the data would count twice.",
                     "Remove the pyro.poutine.scale around it.",
                 )

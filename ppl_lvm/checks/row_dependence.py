@@ -7,14 +7,16 @@ import torch
 
 from ppl_lvm.checks.determinism import density
 from ppl_lvm.checks.issues import Issue
-from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, rows, run_program
+from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, run_program
+from ppl_lvm.particles.tracing import plate_dim
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import num_rows
+from ppl_lvm.programs.row_plates import row_plates
 
 
 def check_rows(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """The guide on fewer rows, and on the rows in reversed order."""
-    B = rows(runs.batch)
+    B = num_rows(runs.batch)
     if B is None or B < 3 or runs.guide.signature is None:
         return
     auxiliary = {n for n, node in runs.guide.nodes().items() if node["infer"].get("is_auxiliary")}
@@ -42,6 +44,7 @@ def check_rows(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 def _fixed_rows(runs: TrialRuns, local: list[str], B: int) -> str | None:
     """Evidence that the guide is fixed to these rows, from a run without the last one."""
     fewer = map_rows(runs.batch, lambda part: part[:-1])
+    plates = row_plates(*runs.programs, batch=runs.batch).names
     with dry_run(runs.programs[1]):
         pyro.get_param_store().clear()
         shorter = run_program(runs.programs[1], *fewer)
@@ -49,7 +52,7 @@ def _fixed_rows(runs: TrialRuns, local: list[str], B: int) -> str | None:
         return f"it does not run without one of them ({type(shorter.error).__name__})"
     for name in local:
         if name in shorter.signature and any(
-            frame.name == DATA_PLATE and frame.size == B
+            frame.name in plates and frame.size == B
             for frame in shorter.nodes()[name]["cond_indep_stack"]
         ):
             return "it draws as many without one of them"
@@ -71,9 +74,8 @@ def _reversed(runs: TrialRuns) -> Iterator[Issue]:
     """Reverse the rows: the density of a row must not depend on its position."""
     guide = runs.guide
     assert guide.signature is not None
+    plates = row_plates(*runs.programs, batch=runs.batch).names
     local = [site for site in guide.signature.sites if site.local]
-    if not local or any(site.plates[-1:] != ("data",) for site in local):
-        return
     reversed_batch = map_rows(runs.batch, lambda part: part.flip(0))
     with dry_run(runs.programs[1]), torch.no_grad():
         reversed_trial = run_program(runs.programs[1], *reversed_batch)
@@ -84,18 +86,20 @@ def _reversed(runs: TrialRuns) -> Iterator[Issue]:
     nodes, reversed_nodes = guide.nodes(), reversed_trial.nodes()
     other_nodes = other_trial.nodes()
     for site in local:
-        if site.name not in reversed_nodes or len(site.batch_shape) != 1:
-            continue
         node = nodes[site.name]
+        dim = plate_dim(node, plates)
+        if site.name not in reversed_nodes or dim is None:
+            continue
         value = node["value"]
         log_q = density(node, value)
-        reversed_log_q = density(reversed_nodes[site.name], value.flip(0))
+        flipped = value.flip(dim - len(site.event_shape))
+        reversed_log_q = density(reversed_nodes[site.name], flipped)
         other_log_q = density(other_nodes.get(site.name, node), value)
         if any(each is None for each in (log_q, reversed_log_q, other_log_q)):
             continue
         if site.distribution == "Delta" or not torch.allclose(log_q, other_log_q):
             continue  # random parameters (dropout) cannot be compared
-        if not torch.allclose(log_q, reversed_log_q.flip(0), rtol=1e-3, atol=1e-3):
+        if not torch.allclose(log_q, reversed_log_q.flip(dim), rtol=1e-3, atol=1e-3):
             yield guide.issue(
                 "batch-order",
                 "warning",

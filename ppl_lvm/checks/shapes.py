@@ -1,6 +1,7 @@
 """Check shapes and plates of sites in model and guide."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_factor
@@ -10,6 +11,7 @@ from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.sites import in_plates
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.core.distributions import added_event_dims
+from ppl_lvm.programs.minibatch import frame_size
 from ppl_lvm.programs.signatures import Signature, Site
 
 
@@ -18,13 +20,18 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     model, guide = runs.standalone[0].signature or runs.model.signature, runs.guide.signature
     assert model is not None
     assert guide is not None
+    followed = runs.model.signature or model
     for site in guide.sites:
         if site.name not in model or model[site.name].observed or site.observed:
             continue
         prior = model[site.name]
+        subsampled = any(guide.plate(n).size != guide.plate(n).full_size for n in site.plates)
+        if subsampled and site.name in followed:
+            prior = followed[site.name]  # the model takes the guide's subsample
         if len(site.event_shape) != len(prior.event_shape):
             yield _event_dim(runs, site, prior)
-        elif _dims(site, guide) != _dims(prior, model):  # by name, since the order does not matter
+        # By name, since the order does not matter.
+        elif _dims(site, guide) != _dims(prior, followed if subsampled else model):
             yield _plates(runs, site, prior, guide, model)
         elif site.shape != prior.shape:
             yield runs.guide.issue(
@@ -44,10 +51,10 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 def _observed_values(trial: TrialRun) -> Iterator[Issue]:
     """Observed values that broadcast with their distribution."""
     for name, node in trial.nodes().items():
-        fn, value = node["fn"], node["value"]
+        value = node["value"]
         if not node["is_observed"] or not isinstance(value, Tensor) or site_is_factor(node):
             continue
-        expected, shape = fn.batch_shape + fn.event_shape, value.shape
+        expected, shape = observed_shape(node), value.shape
         try:
             fits = torch.broadcast_shapes(shape, expected) == expected
         except RuntimeError:
@@ -62,6 +69,17 @@ def _observed_values(trial: TrialRun) -> Iterator[Issue]:
                 "Every value would be compared with every row's distribution.",
                 _shape_remedy(name, shape, expected),
             )
+
+
+def observed_shape(node: dict[str, Any]) -> torch.Size:
+    """Shape that values of a site's distribution have; a plate without a size has as many."""
+    fn = node["fn"]
+    frames = {f.dim: f for f in node["cond_indep_stack"] if f.size == -1}
+    rank = max([len(fn.batch_shape), *(-dim for dim in frames)])
+    batch = [1] * (rank - len(fn.batch_shape)) + list(fn.batch_shape)
+    for dim, frame in frames.items():
+        batch[dim] = frame_size(node, frame)
+    return torch.Size(batch) + fn.event_shape
 
 
 def _shape_remedy(name: str, shape: torch.Size, expected: torch.Size) -> str:
@@ -109,7 +127,15 @@ def _plates(runs: TrialRuns, site: Site, prior: Site, guide: Signature, model: S
 
 def _dims(site: Site, signature: Signature) -> dict[str, tuple[int | None, int, int]]:
     plates = [signature.plate(name) for name in site.plates]
-    return {plate.name: (plate.dim, plate.size, plate.full_size) for plate in plates}
+    # The plate over rows may have another name in the guide.
+    return {
+        "rows" if plate.over_rows else f"plate {plate.name}": (
+            plate.dim,
+            plate.size,
+            plate.full_size,
+        )
+        for plate in plates
+    }
 
 
 def _named(site: Site, signature: Signature) -> str:

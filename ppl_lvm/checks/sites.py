@@ -8,7 +8,6 @@ from ppl_lvm.core.distributions import added_event_dims
 from ppl_lvm.core.messages import closest
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.signatures import Signature, Site
 
 
@@ -147,7 +146,9 @@ def in_plates(code: str, site: Site, signature: Signature) -> str:
     """`code` inside the plates of `site`."""
     for name in reversed(site.plates):
         plate = signature.plate(name)
-        size = "len(x)" if name == DATA_PLATE else plate.size
+        size = "len(x)" if plate.over_rows else str(plate.size)
+        if plate.full_size != plate.size:
+            size = f"{plate.full_size}, subsample_size={plate.size}"
         dim = "" if plate.dim is None else f", dim={plate.dim}"
         code = f"with pyro.plate({name!r}, {size}{dim}): {code}"
     return code

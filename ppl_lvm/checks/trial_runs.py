@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.core.frames import is_program_module, is_users, line_of, traceback_frames
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.minibatch import num_rows
+from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.signatures import Signature, read_signature
 
 Program = Callable[..., Any]
@@ -86,7 +88,7 @@ def run_program(
     try:
         with pyro.validation_enabled(False), _Locate(trial.places), _Concrete(trial.concrete):
             trial.trace = poutine.trace(replayed).get_trace(*batch)
-        trial.signature = read_signature(trial.trace)
+        trial.signature = read_signature(trial.trace, row_plates(program, batch=batch))
     except Exception as error:  # every exception of a user's program is an issue
         trial.error = error
     return trial
@@ -166,17 +168,9 @@ def place_of(error: Exception) -> SourceLine | None:
     return frames[-1] if frames else None
 
 
-def rows(batch: tuple[Any, ...]) -> int | None:
-    """B, the rows of the first tensor."""
-    for part in batch:
-        if isinstance(part, Tensor) and part.dim() > 0:
-            return len(part)
-    return None
-
-
 def map_rows(batch: tuple[Any, ...], change: Callable[[Tensor], Tensor]) -> tuple[Any, ...]:
     """The batch with every tensor of its rows changed."""
-    B = rows(batch)
+    B = num_rows(batch)
     return tuple(
         change(part) if isinstance(part, Tensor) and part.dim() and len(part) == B else part
         for part in batch

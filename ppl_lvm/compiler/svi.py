@@ -21,6 +21,7 @@ from ppl_lvm.compiler.optim.adapters import (
 from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
 from ppl_lvm.programs.minibatch import ScaleDataPlate
+from ppl_lvm.programs.row_plates import row_plates
 
 
 class _Parameters(Messenger):
@@ -235,7 +236,9 @@ class CompiledSVI:
     def _loss_and_grads_of_block(self, rows: int, *block: Any) -> Any:
         """`_loss_and_grads` of a block that stands for `rows`."""
         if rows not in self._scaled:
-            self._scaled[rows] = ScaleDataPlate(rows)(self.model), ScaleDataPlate(rows)(self.guide)
+            plates = row_plates(self.model, self.guide, batch=block).names
+            scale = ScaleDataPlate(rows, plates)
+            self._scaled[rows] = scale(self.model), scale(self.guide)
         loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
         self._zero_unused_gradients()
         return loss

@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
+from ppl_lvm.core import distributed
+
 LINE_SECONDS = 10.0
 WIDTH = 80
 
@@ -28,7 +30,7 @@ class Progress:
         done: steps already taken when a run resumes.
         title: what is running, "restart 2 of 5".
         figure: label of the number shown.
-        shown: False prints nothing.
+        shown: False shows no bar and no steps.
     """
 
     def __init__(
@@ -95,8 +97,8 @@ class Progress:
             )
 
     def say(self, line: str) -> None:
-        """Print a line beside the bar."""
-        if self.shown:
+        """Print a line beside the bar, also where no bar is shown: it may be a warning."""
+        if distributed.rank() == 0:
             title = f"{self.title}: " if self.title else ""
             self._console.print(f"{title}{line}", highlight=False, markup=False, soft_wrap=True)
 

@@ -263,7 +263,7 @@ def _log_q(
 
 
 def _marginal_kl(
-    model: Program, guide: Program, batch: Batch, widths: dict[str, int], plate: str
+    model: Program, guide: Program, batch: Batch, widths: dict[str, int], plate: frozenset[str]
 ) -> Tensor:
     """KL(q(z_u | x) ‖ p(z_u)) averaged over rows, of Gaussian marginals; NaN for others: (D,)."""
     guide_sites = trace_program(guide, batch, {}, particles=None, nesting=0)

@@ -164,7 +164,13 @@ class Estimator(ELBO, nn.Module):
         key = (*programs, *(_kind(value) for value in inputs))
         if key not in self._structures:
             structure = analyze_for_particles(
-                model, guide, args, kwargs, self.num_particles, self.vectorize_particles
+                model,
+                guide,
+                args,
+                kwargs,
+                self.num_particles,
+                self.vectorize_particles,
+                any_plate=True,
             )
             if self.expects_enumerated:
                 structure = structure.with_exact_expectation()

@@ -6,6 +6,7 @@ Some of Pyro's objectives are silently wrong on some pairs: with validation off,
 gradient of a correct loss is worse than an error.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import pyro.infer
@@ -19,7 +20,8 @@ from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.torch_specs import describe, elbo_settings
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws, rejection_message
-from ppl_lvm.programs.traces import data_plate_size, latent_sites, plate_nesting
+from ppl_lvm.programs.row_plates import is_row_site
+from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
 PYRO_OBJECTIVES = (
     "Trace_ELBO",
@@ -141,7 +143,7 @@ def scales_inside(objective: ELBO) -> bool:
 
 
 def refuse_wrong_gradients(
-    objective: ELBO, guide_trace: poutine.Trace, *, subsampled: bool
+    objective: ELBO, guide_trace: poutine.Trace, row_plates: Collection[str], *, subsampled: bool
 ) -> None:
     """Reject a pair for which one of Pyro's objectives would be silently wrong.
 
@@ -162,10 +164,8 @@ def refuse_wrong_gradients(
                     )
                 )
     if isinstance(objective, RenyiELBO) and subsampled:
-        if data_plate_size(guide_trace) is None and latent_sites(guide_trace):
-            raise _global_renyi(next(iter(latent_sites(guide_trace))))
         for site, node in latent_sites(guide_trace).items():
-            if all(frame.name != "data" for frame in node["cond_indep_stack"]):
+            if not is_row_site(node, row_plates):
                 raise _global_renyi(site)
 
 

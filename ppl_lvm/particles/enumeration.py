@@ -42,7 +42,7 @@ def has_enumerated_dim(site: Site, log_p: Tensor, rank: int) -> bool:
 
 
 def sum_out(
-    model: Sites, factors: dict[str, Tensor], nesting: int, data_plate: str | None
+    model: Sites, factors: dict[str, Tensor], nesting: int, data_plate: frozenset[str] | None
 ) -> list[tuple[frozenset[str], Tensor]]:
     """log Σ over all enumerated sites of the product of `factors`: terms of shape (K, plates).
 
@@ -87,7 +87,7 @@ def sum_out(
 
 
 def packed_factors(
-    model: Sites, factors: dict[str, Tensor], data_plate: str | None
+    model: Sites, factors: dict[str, Tensor], data_plate: frozenset[str] | None
 ) -> tuple[Any, dict[str, Tensor]]:
     """(scale of the sum, the terms inside it by site: masked, scaled and packed)."""
     scale, inside = _split_scales(model, list(factors), data_plate)
@@ -107,7 +107,7 @@ def is_enumerated(site: Site) -> bool:
 
 
 def _split_scales(
-    model: Sites, names: list[str], data_plate: str | None
+    model: Sites, names: list[str], data_plate: frozenset[str] | None
 ) -> tuple[Any, dict[str, Any]]:
     """(scale of the sum, scale of each factor inside it), without the data plate's ratio.
 

@@ -1,6 +1,6 @@
 """Values of a site as one flat vector per row."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -8,10 +8,10 @@ from torch import Tensor
 from ppl_lvm.particles.tracing import plate_dim
 
 
-def row_axis(site: Mapping[str, Any], plate: str | None) -> int | None:
+def row_axis(site: Mapping[str, Any], plate: Collection[str] | None) -> int | None:
     """The dimension of the rows in a site's value, counted from the right; None without rows.
 
-    `plate` is the plate over rows. Sizes do not tell: other plates and events may be as large.
+    `plate` names the plate over rows. Sizes do not tell: other plates and events may be as large.
     """
     dim = plate_dim(site, plate)
     return None if dim is None else dim - int(site["fn"].event_dim)

@@ -27,7 +27,7 @@ from ppl_lvm.particles.score_terms import ScoreTerm, score_terms
 from ppl_lvm.particles.structure import PairStructure, Program, analyze_pair
 from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import ScaleDataPlate, num_rows
 
 
 def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Particles:
@@ -42,7 +42,7 @@ def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: 
             log_p=tables.log_p.get(name),
             score=tables.score[name],
             is_constant=name in structure.constant,
-            row_axis=row_axis(guide[name], structure.data_plate or DATA_PLATE),
+            row_axis=row_axis(guide[name], structure.data_plate or structure.row_plates),
             analytic=closed_form(name, guide, model, structure, absorbed=name not in tables.log_p),
         )
         for name, log_q in tables.log_q.items()
@@ -226,7 +226,8 @@ def log_weights(
 ) -> Tensor:
     """log p(x_b, z_kb) - log q(z_kb | x_b) of K draws, without gradients: (K, B), joint (K, 1).
 
-    Pass `structure` (from `analyze_for_particles`) to avoid a new analysis at every call.
+    The rows of `args` stand for themselves, also where a plate says that they stand for more. Pass
+    `structure` (from `analyze_for_particles`) to avoid a new analysis at every call.
 
     Raises:
         ValueError: the model scores estimates of a bound (in training mode).
@@ -236,6 +237,10 @@ def log_weights(
             structure = analyze_for_particles(
                 model, guide, args, kwargs, num_particles, vectorize_particles
             )
+        rows = num_rows(args)
+        if rows is not None:
+            alone = ScaleDataPlate(rows, structure.row_plates)
+            model, guide = alone(model), alone(guide)
         particles = draw_particles(model, guide, args, kwargs, structure, num_particles)
         if particles.estimate is not None:
             raise ValueError(rejection_message(particles.estimate, "A log-weight"))
@@ -249,14 +254,16 @@ def analyze_for_particles(
     kwargs: dict[str, Any],
     num_particles: int,
     vectorize_particles: bool | None = None,
+    *,
+    any_plate: bool = False,
 ) -> PairStructure:
     """The structure of a pair, with `vectorized` decided.
 
     `vectorize_particles` True or False decides. By default vectorized particles are compared with
     single runs on the same values. If they differ, particles run in a loop, and one warning names
-    the site.
+    the site. `any_plate`: see `analyze_pair`.
     """
-    structure = analyze_pair(model, guide, args, kwargs)
+    structure = analyze_pair(model, guide, args, kwargs, any_plate=any_plate)
     if vectorize_particles is not None:
         return replace(structure, vectorized=vectorize_particles)
     if num_particles == 1:

@@ -2,8 +2,9 @@
 
 One run of guide and model, which preserves the random state, determines:
 
-- The data plate: the plate "data", else the outermost plate around every latent site. If all
-  random sites are inside, there is one log-weight per particle and row.
+- The data plate: the plate over the rows of the batch (`programs/row_plates.py`). If all random
+  sites are inside, there is one log-weight per particle and row. An estimator also takes the
+  outermost plate around every latent site, as everybody does where no argument has rows.
 - If a random site is outside (a global latent, several sibling plates), all log-densities of a
   particle form one joint log-weight.
 - A site outside the data plate that no draw changes (a log-prior of parameters, a point estimate)
@@ -34,7 +35,8 @@ from ppl_lvm.particles.tracing import (
     plate_frames,
     trace_program,
 )
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import num_rows
+from ppl_lvm.programs.row_plates import RowPlates, row_plates
 
 Program = Callable[..., Any]
 
@@ -45,7 +47,8 @@ class PairStructure:
 
     Attributes:
         nesting: number of plate dimensions.
-        data_plate: plate with one log-weight per row; None if the log-weight is joint.
+        data_plate: names of the plate with one log-weight per row; None if the log-weight is joint.
+        row_plates: names of the plates over rows, also where the log-weight is joint.
         joint_reason: why the log-weight is joint; None if it is not.
         enumerated: discrete sites of the model alone, summed out exactly.
         constant: sites outside the data plate that no draw changes.
@@ -63,7 +66,8 @@ class PairStructure:
     """
 
     nesting: int
-    data_plate: str | None
+    data_plate: frozenset[str] | None
+    row_plates: frozenset[str]
     joint_reason: str | None
     enumerated: frozenset[str]
     constant: frozenset[str]
@@ -105,9 +109,16 @@ def run_plainly(
 
 
 def analyze_pair(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    any_plate: bool = False,
 ) -> PairStructure:
     """Determine the structure of a pair; errors name the site and the remedy.
+
+    With `any_plate` a plate around every latent site has the log-weights where none is over rows.
 
     Runs the pair once, or several times if a site is outside the data plate. Programs must have a
     static structure: the same sites in the same plates at every call.
@@ -135,17 +146,21 @@ def analyze_pair(
         dims = [
             f.dim for s in (*guide_latents.values(), *model_all.values()) for f in plate_frames(s)
         ]
-        plate, joint_reason, candidates = _find_data_plate(guide_latents, model_all, enumerated)
+        rows = row_plates(model, guide, batch=args, kwargs=kwargs)
+        plate, joint_reason, candidates = _find_data_plate(
+            guide_latents, model_all, enumerated, rows, any_plate or num_rows(args) is None
+        )
         if plate is not None and candidates:
             varying = _varying_site(
                 model, guide, args, kwargs, candidates, (guide_sites, model_sites)
             )
             if varying is not None:
-                joint_reason = f"site '{varying}' outside plate '{plate}' depends on the draws"
+                joint_reason = f"site '{varying}' outside {_listed(plate)} depends on the draws"
                 plate = None
     return PairStructure(
         nesting=-min(dims, default=0),
         data_plate=plate,
+        row_plates=rows.names,
         joint_reason=joint_reason,
         enumerated=frozenset(enumerated),
         constant=frozenset(candidates) if plate is not None else frozenset(),
@@ -241,39 +256,47 @@ def _require_same_kind(name: str, guide_fn: Any, model_fn: Any) -> None:
 
 
 def _find_data_plate(
-    guide: Sites, model: Sites, enumerated: list[str]
-) -> tuple[str | None, str | None, list[str]]:
+    guide: Sites, model: Sites, enumerated: list[str], rows: RowPlates, any_plate: bool
+) -> tuple[frozenset[str] | None, str | None, list[str]]:
     """(data plate, reason for a joint weight, sites outside the plate that may be constant)."""
     sites = {**model, **guide}
     latents = [*guide, *enumerated]
-    plate = _outermost_common_plate(sites, latents or list(sites))
-    if any(f.name == DATA_PLATE for s in sites.values() for f in plate_frames(s)):
-        plate = DATA_PLATE
-    if plate is None:
-        return None, "no plate holds all latent sites", []
+    names = {f.name for s in sites.values() for f in plate_frames(s)}
+    plate = frozenset(rows.names & names)
+    if not plate and rows.undecided:
+        return None, f"each of the nested plates {sorted(rows.undecided)} has the rows", []
+    if not plate and any_plate:
+        plate = _outermost_common_plate(sites, latents or list(sites))
+    if not plate:
+        return None, "no plate over the rows holds all latent sites", []
 
     def inside(site: Any) -> bool:
-        return any(f.name == plate for f in plate_frames(site))
+        return any(f.name in plate for f in plate_frames(site))
 
     for name in guide:
         if name in model and inside(guide[name]) != inside(model[name]):
             where = "model" if inside(model[name]) else "guide"
             other = "guide" if where == "model" else "model"
             raise ValueError(
-                f"Site '{name}' is inside plate '{plate}' in the {where} but not in the {other}. "
+                f"Site '{name}' is inside {_listed(plate)} in the {where} but not in the {other}. "
                 f"Open the same plate around it in the {other}."
             )
     for name in latents:
         if not inside(sites[name]) and (name in enumerated or not is_point(guide[name]["fn"])):
-            return None, f"latent site '{name}' is outside plate '{plate}'", []
+            return None, f"latent site '{name}' is outside {_listed(plate)}", []
     return plate, None, [name for name, site in sites.items() if not inside(site)]
 
 
-def _outermost_common_plate(sites: Sites, names: list[str]) -> str | None:
+def _outermost_common_plate(sites: Sites, names: list[str]) -> frozenset[str]:
     if not names:
-        return None
+        return frozenset()
     first, *others = ([f.name for f in plate_frames(sites[name])] for name in names)
-    return next((name for name in first if all(name in frames for frames in others)), None)
+    common = (name for name in first if all(name in frames for frames in others))
+    return frozenset(list(common)[:1])
+
+
+def _listed(plate: frozenset[str]) -> str:
+    return "plate " + " or ".join(f"'{name}'" for name in sorted(plate))
 
 
 def _varying_site(

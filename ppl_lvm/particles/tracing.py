@@ -4,7 +4,7 @@ A program runs once without a particle plate, or under a particle plate of size 
 all its plates, so that every batch shape becomes (K, ..., B, ...).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import pyro
@@ -123,22 +123,22 @@ def plate_frames(site: Mapping[str, Any]) -> list[Any]:
     return [f for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE]
 
 
-def plate_dim(site: Mapping[str, Any], plate: str | None) -> int | None:
-    """The dimension of the plate at this site; None if the site is outside."""
-    return next((f.dim for f in plate_frames(site) if f.name == plate), None)
+def plate_dim(site: Mapping[str, Any], names: Collection[str] | None) -> int | None:
+    """The dimension of the plate of one of these names at this site; None if it is outside."""
+    return next((f.dim for f in plate_frames(site) if f.name in (names or ())), None)
 
 
-def plate_ratio(site: Mapping[str, Any], plate: str | None = None) -> Any:
-    """Π full_size / size over the plates around a site, or of `plate` only."""
+def plate_ratio(site: Mapping[str, Any], names: Collection[str] | None = None) -> Any:
+    """Π full_size / size over the plates around a site, or of those of these names only."""
     ratio: Any = 1.0
     for f in site["cond_indep_stack"]:
-        selected = plate is None or f.name == plate
+        selected = names is None or f.name in names
         if selected and f.full_size is not None and f.full_size is not f.size:
             ratio = ratio * (f.full_size / f.size)
     return ratio
 
 
-def inside_scale(site: Mapping[str, Any], data_plate: str | None) -> Any:
+def inside_scale(site: Mapping[str, Any], data_plate: frozenset[str] | None) -> Any:
     """The scale inside log_w: the site's scale without the data plate's N/B."""
     ratio = 1.0 if data_plate is None else plate_ratio(site, data_plate)
     return site["scale"] if is_one(ratio) else site["scale"] / ratio
@@ -211,7 +211,10 @@ def table(value: Tensor, nesting: int, data_dim: int | None) -> Tensor:
 
 
 def check_batch_shape(site: Mapping[str, Any]) -> None:
-    """Require a plate for every batch dimension; otherwise rows would be summed into one."""
+    """Require a plate for every batch dimension; otherwise rows would be summed into one.
+
+    Dimensions to the right of a plate are values of one member, as in Pyro.
+    """
     dims = {f.dim for f in site["cond_indep_stack"] if f.vectorized}
     parts = {
         "batch": (log_prob(site), "Add .to_event({}) to the distribution, or put"),
@@ -220,7 +223,7 @@ def check_batch_shape(site: Mapping[str, Any]) -> None:
     }
     for part, (value, remedy) in parts.items():
         shape = tuple(value.shape) if isinstance(value, Tensor) else ()
-        for dim in range(-len(shape), 0):
+        for dim in range(-len(shape), min(dims, default=0)):
             if shape[dim] > 1 and dim not in dims:
                 raise ValueError(
                     f"Site '{site['name']}' has {part} shape {shape}, but no plate declares its "

@@ -33,6 +33,7 @@ from ppl_lvm.core.types import Array, Batch
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
 from ppl_lvm.particles.structure import PairStructure
+from ppl_lvm.particles.tracing import trace_program
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.conditional_density import (
@@ -85,6 +86,9 @@ def to_arviz(
     """
     one_of("draws", draws, get_args(Draws))
     with torch.no_grad(), preserve_rng(), pair.scope():
+        for program in (pair.guide, pair.model):
+            sites = trace_program(program, batch, {}, particles=None, nesting=0)
+            predict.require_all_rows(sites, pair.row_plates, batch, "to_arviz")
         torch.manual_seed(seed)
         sampled = _draw(pair, batch, num_samples, draws)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
@@ -93,7 +97,8 @@ def to_arviz(
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
     latent = sorted(posterior)
-    per_row = {name: ["data"] for name in sampled.stats} if sampled.local else {}
+    rows = next((n for names in dims.values() for n in names if n in pair.row_plates), "data")
+    per_row = {name: [rows] for name in sampled.stats} if sampled.local else {}
     return to_inference_data(
         {n: posterior[n].numpy() for n in latent},
         log_likelihood={}
@@ -107,7 +112,7 @@ def to_arviz(
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=sampled.stats,
         dims=dims | per_row,
-        coords={"data": list(range(len(batch[0])))},
+        coords={name: list(range(len(batch[0]))) for name in pair.row_plates},
         attrs={"draws": draws} | ({} if sampled.k is None else {"pareto_k": sampled.k}),
     )
 

@@ -37,7 +37,7 @@ from ppl_lvm.particles.tracing import (
     trace_program,
 )
 from ppl_lvm.posterior.global_states import global_states, leave_row_out, require_same_states
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.row_plates import row_plates
 
 LOCAL_PARTICLES = 64
 CHUNK_CELLS = 2**19  # log-likelihoods computed at once
@@ -234,7 +234,7 @@ def _vectorized_tables(
     """
     N, S = len(batch[0]), draws.count
     enumerated = structure.enumerated - draws.values.keys()
-    structure = replace(structure, data_plate=DATA_PLATE, enumerated=enumerated)
+    structure = replace(structure, data_plate=structure.row_plates, enumerated=enumerated)
     if S == 1:  # a single draw has no particle dimension
         draws = draws.select(torch.zeros(2, dtype=torch.long))
     values, count = draws.under_particles(structure.nesting), max(2, S)
@@ -243,7 +243,7 @@ def _vectorized_tables(
     rows, prior = torch.zeros(count, N), torch.zeros(count)
     by_row = False
     for name, value in tables.log_p.items():
-        if plate_dim(model_sites[name], DATA_PLATE) is None:
+        if plate_dim(model_sites[name], structure.row_plates) is None:
             prior = prior + value.sum(1)
         else:
             rows, by_row = rows + value, True
@@ -319,11 +319,10 @@ def global_latents(guide: Program, batch: Batch) -> frozenset[str]:
 
 def _global_sites(guide: Program, batch: Batch) -> Sites:
     """The guide's latent sites outside the plate over rows, of one run."""
+    plates = row_plates(guide, batch=batch).names
     sites = trace_program(guide, batch, {}, particles=None, nesting=0)
     return {
-        n: s
-        for n, s in sites.items()
-        if not site_is_subsample(s) and plate_dim(s, DATA_PLATE) is None
+        n: s for n, s in sites.items() if not site_is_subsample(s) and plate_dim(s, plates) is None
     }
 
 
@@ -388,10 +387,11 @@ def local_structure(
 
 def global_log_prob(program: Program, theta: Tensors, batch: Batch) -> Tensor:
     """Log-density () of a program's sites outside the plate over rows, at global latents θ."""
+    plates = row_plates(program, batch=batch).names
     values = ReplayValues(theta, recompute_points=True)
     sites = trace_program(program, batch, {}, particles=None, nesting=0, replay=values)
     total = torch.zeros(())
     for site in sites.values():
-        if is_scored(site) and plate_dim(site, DATA_PLATE) is None:
+        if is_scored(site) and plate_dim(site, plates) is None:
             total = total + temper(log_prob(site), site["scale"], site["mask"]).sum()
     return total

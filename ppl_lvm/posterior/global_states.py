@@ -23,7 +23,7 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.structure import run_plainly, without_side_effects
 from ppl_lvm.particles.tracing import is_scored, plate_dim
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.row_plates import row_plates
 
 MAX_STATES = 4096  # joint states that are enumerated one by one
 
@@ -35,6 +35,7 @@ def global_state_sites(
 
     They are in the order of the program, of a single run.
     """
+    plates = row_plates(model, guide, batch=batch).names
     with without_side_effects():
         guide_sites, model_sites = run_plainly(model, guide, batch, {})
     return {
@@ -44,7 +45,7 @@ def global_state_sites(
         and not site["is_observed"]
         and name not in guide_sites
         and name not in known
-        and plate_dim(site, DATA_PLATE) is None
+        and plate_dim(site, plates) is None
     }
 
 

@@ -4,6 +4,7 @@ All functions run inside the pair's scope, without gradients. Rows come first in
 D is the size of a latent site, P that of an observed one.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -15,16 +16,12 @@ from ppl_lvm.core.distributions import family, unwrap
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import frame_size, num_rows
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.row_plates import is_row_site
 from ppl_lvm.programs.traces import latent_sites
 
 GLOBAL_DRAWS = 64
-
-
-def is_local(site: dict[str, Any]) -> bool:
-    """True if a site has one value per row: it is in the plate "data"."""
-    return any(frame.name == DATA_PLATE for frame in site["cond_indep_stack"])
 
 
 def summed_sites(pair: ModelGuidePair, *batch: Any, local: bool = False) -> frozenset[str]:
@@ -34,7 +31,9 @@ def summed_sites(pair: ModelGuidePair, *batch: Any, local: bool = False) -> froz
     """
     with pair.scope(), poutine.block():
         sites = EnumeratedSites(pair.model, pair.guide, batch).sites
-    return frozenset(name for name, site in sites.items() if not local or is_local(site))
+    return frozenset(
+        name for name, site in sites.items() if not local or is_row_site(site, pair.row_plates)
+    )
 
 
 def sample(
@@ -59,8 +58,8 @@ def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
 def draw_guide(pair: ModelGuidePair, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """One draw of the guide: the values of all its latents, and of its global ones."""
     sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
-    global_values = {name: site["value"] for name, site in sites.items() if not is_local(site)}
-    return {name: site["value"] for name, site in sites.items()}, global_values
+    values = {name: site["value"] for name, site in sites.items()}
+    return values, {n: v for n, v in values.items() if not is_row_site(sites[n], pair.row_plates)}
 
 
 def _draw_globals(
@@ -78,7 +77,9 @@ def draw_summed_globals(
 ) -> dict[str, Tensor]:
     """One posterior draw of the summed-out global latents, given those of the guide."""
     enumerated = EnumeratedSites(pair.model, pair.guide, batch)
-    names = [name for name, site in enumerated.sites.items() if not is_local(site)]
+    names = [
+        name for name, site in enumerated.sites.items() if not is_row_site(site, pair.row_plates)
+    ]
     if not names:
         return {}
     states = enumerated.draw(draw_guide(pair, batch)[0] | global_values)
@@ -110,7 +111,9 @@ def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
-        codes = _means(pair, {n: site for n, site in sites.items() if is_local(site)}, batch)
+        local = {n: site for n, site in sites.items() if is_row_site(site, pair.row_plates)}
+        require_all_rows(local, pair.row_plates, batch, "encode")
+        codes = _means(pair, local, batch)
         enumerated = EnumeratedSites(pair.model, pair.guide, batch)
         if enumerated.sites:
             repeats = GLOBAL_DRAWS if sites else 1
@@ -119,6 +122,26 @@ def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
                 for name, probabilities in marginals.items():
                     codes[name] = codes.get(name, 0.0) + probabilities / repeats
     return codes
+
+
+def require_all_rows(
+    sites: dict[str, Any], plates: Collection[str], batch: Batch, what: str
+) -> None:
+    """Refuse programs whose plate over rows draws some of them.
+
+    Raises:
+        ValueError: with the plate and the remedy.
+    """
+    B = num_rows(batch)
+    for site in sites.values():
+        for frame in site["cond_indep_stack"]:
+            size = frame_size(site, frame)
+            if frame.name in plates and frame.dim is not None and size != B == frame.full_size:
+                raise ValueError(
+                    f"{what}: the plate {frame.name!r} draws {size} of the {B} rows, so that the "
+                    f"others have no values. Write pyro.plate({frame.name!r}, len(x)), and let "
+                    f"fit(..., batch_size={size}) draw the rows."
+                )
 
 
 def _means(pair: ModelGuidePair, sites: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
@@ -232,7 +255,7 @@ def center_of_globals(
 def _guide_center(pair: ModelGuidePair, batch: Batch) -> dict[str, Tensor]:
     """Global latent of the guide -> its mean, or one draw of a discrete one."""
     sites = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
-    global_sites = {name: site for name, site in sites.items() if not is_local(site)}
+    global_sites = {n: site for n, site in sites.items() if not is_row_site(site, pair.row_plates)}
     discrete = {name for name, site in global_sites.items() if site["fn"].has_enumerate_support}
     continuous = {n: site for n, site in global_sites.items() if n not in discrete}
     means = _means(pair, continuous, batch)

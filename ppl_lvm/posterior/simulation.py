@@ -18,8 +18,9 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.structure import PairStructure
-from ppl_lvm.particles.tracing import PARTICLE_PLATE, ReplayValues, Sites, trace_program
+from ppl_lvm.particles.tracing import ReplayValues, Sites, trace_program
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
+from ppl_lvm.programs.row_plates import is_row_site
 
 CELLS = 2**23  # values of replicated data drawn at once
 
@@ -153,5 +154,4 @@ def _draw_globals(
 
 
 def _is_local(site: dict[str, Any], structure: PairStructure) -> bool:
-    frames = [f.name for f in site["cond_indep_stack"] if f.name != PARTICLE_PLATE]
-    return (structure.data_plate or "data") in frames
+    return is_row_site(site, structure.data_plate or structure.row_plates)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.contrib.easyguide import EasyGuide
 from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_all_rng
@@ -53,3 +54,5 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
                     buffer.copy_(before)
         for part, before_run in parameters:
             part._parameters.update(before_run)
+            if isinstance(part, EasyGuide):
+                part.plates.clear()  # which a failed run leaves, of its number of rows

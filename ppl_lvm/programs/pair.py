@@ -23,6 +23,7 @@ from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.row_plates import RowPlates, known_row_plates, row_plates
 
 Program = Callable[..., Any]
 Batch = tuple[Any, ...]
@@ -81,6 +82,7 @@ class ModelGuidePair:
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
         self.model, self.guide, self.objective = copy_programs(model, guide, objective)
         self.unconstrained_parameters: dict[str, Tensor] = {}
+        self._row_plates: RowPlates | None = None
         # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
         # they have this pair's values inside the scope, and the user's outside.
         self._closure_parameters: list[tuple[nn.Parameter, Tensor]] = []
@@ -89,12 +91,12 @@ class ModelGuidePair:
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Scope in which `pyro.param` and parameters of modules are those of this pair."""
+        """Scope in which parameters and row plates are those of this pair."""
         if self._inside:
             yield
             return
         self._inside = True
-        with pyro.get_param_store().scope(self._store):
+        with pyro.get_param_store().scope(self._store), known_row_plates(self._row_plates):
             users = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
             self._put([value for _, value in self._closure_parameters])
             try:
@@ -135,7 +137,20 @@ class ModelGuidePair:
                     leaf = value.detach().clone().requires_grad_(value.requires_grad)
                     store._params[name], store._param_to_name[leaf] = leaf, name
         self.unconstrained_parameters = self._collect()
+        with self.scope():
+            self._row_plates = row_plates(self.model, self.guide, batch=batch)
         return model_trace
+
+    @property
+    def row_plates(self) -> frozenset[str]:
+        """Names of the plates over rows, known after `materialize_parameters`."""
+        assert self._row_plates is not None, "materialize_parameters has not been called"
+        return self._row_plates.names
+
+    @property
+    def stated_rows(self) -> int | None:
+        """N where a plate of the programs says what a batch stands for, else None."""
+        return None if self._row_plates is None else self._row_plates.stated_rows
 
     def initialize_objective(self, model: Program, guide: Program, *batch: Any) -> None:
         """Run the objective once, so that it validates the pair and initializes lazy parameters.

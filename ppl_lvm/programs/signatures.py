@@ -32,7 +32,8 @@ from ppl_lvm.core.distributions import family, unwrap_support
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import frame_size
+from ppl_lvm.programs.row_plates import RowPlates, is_row_site, row_plates
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Plate:
     """A plate: `size` rows at batch dimension `dim`, standing for `full_size` rows.
 
     `dim` is None for a sequential plate (`for i in pyro.plate(...)`). `inside` names the enclosing
-    plates, outermost first.
+    plates, outermost first. `over_rows` is true of the plate over the rows of the batch.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Plate:
     size: int
     full_size: int
     inside: tuple[str, ...]
+    over_rows: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Site:
     `batch_shape` + `event_shape` is the shape of a value. `values` is the number of values for
     enumeration (None if not enumerable), `enumerate` the entry of its `infer` dictionary.
     `depends_on` names the latent sites that its log-probability reads directly; None if unknown.
+    `local` is true inside the plate over rows: one value per row.
     """
 
     name: str
@@ -70,11 +73,7 @@ class Site:
     reparameterized: bool
     plates: tuple[str, ...]
     depends_on: tuple[str, ...] | None
-
-    @property
-    def local(self) -> bool:
-        """True inside the plate "data": one value per row."""
-        return DATA_PLATE in self.plates
+    local: bool
 
     @property
     def discrete(self) -> bool:
@@ -127,6 +126,11 @@ class Signature:
     def global_latents(self) -> tuple[Site, ...]:
         return tuple(site for site in self.latents if not site.local)
 
+    @property
+    def row_plate(self) -> Plate | None:
+        """The plate over rows, of several that of the first site; None without one."""
+        return next((plate for plate in self.plates if plate.over_rows), None)
+
     def plate(self, name: str) -> Plate:
         for plate in self.plates:
             if plate.name == name:
@@ -150,12 +154,16 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     A model that branches has the sites of the branch that ran. Guides have signatures too.
     """
     reads = _dependencies(model, *batch)
+    plates = row_plates(model, batch=batch)
     with dry_run(model, seed=0):
-        return read_signature(pyro.poutine.trace(model).get_trace(*batch), reads)
+        trace = pyro.poutine.trace(model).get_trace(*batch)
+        return read_signature(trace, plates, reads)
 
 
 def read_signature(
-    trace: pyro.poutine.Trace, reads: dict[str, tuple[str, ...] | None] | None = None
+    trace: pyro.poutine.Trace,
+    plates: RowPlates,
+    reads: dict[str, tuple[str, ...] | None] | None = None,
 ) -> Signature:
     """Signature of one trace; `reads` maps a site to the sites that its log-probability reads.
 
@@ -170,8 +178,8 @@ def read_signature(
     ]
     parameters = [node for node in trace.nodes.values() if node["type"] == "param"]
     return Signature(
-        sites=tuple(_site(node, reads) for node in nodes),
-        plates=tuple(_plates(nodes)),
+        sites=tuple(_site(node, plates, reads) for node in nodes),
+        plates=tuple(_plates(nodes, plates)),
         parameters=tuple(_parameter(node) for node in parameters),
     )
 
@@ -186,7 +194,9 @@ def count_values(fn: Any) -> int | None:
         return None
 
 
-def _site(node: dict[str, Any], reads: dict[str, tuple[str, ...] | None] | None) -> Site:
+def _site(
+    node: dict[str, Any], plates: RowPlates, reads: dict[str, tuple[str, ...] | None] | None
+) -> Site:
     fn = node["fn"]
     return Site(
         name=node["name"],
@@ -200,6 +210,7 @@ def _site(node: dict[str, Any], reads: dict[str, tuple[str, ...] | None] | None)
         reparameterized=bool(fn.has_rsample),
         plates=tuple(frame.name for frame in node["cond_indep_stack"]),
         depends_on=None if reads is None else reads.get(node["name"]),
+        local=is_row_site(node, plates.names),
     )
 
 
@@ -223,7 +234,7 @@ def _detached(support: Any) -> Any:
     return detached
 
 
-def _plates(nodes: list[dict[str, Any]]) -> Iterator[Plate]:
+def _plates(nodes: list[dict[str, Any]], plates: RowPlates) -> Iterator[Plate]:
     seen = set()
     for node in nodes:
         frames = node["cond_indep_stack"]
@@ -231,12 +242,19 @@ def _plates(nodes: list[dict[str, Any]]) -> Iterator[Plate]:
             if frame.name in seen:
                 continue
             seen.add(frame.name)
+            size = max(
+                frame_size(other, f)
+                for other in nodes
+                for f in other["cond_indep_stack"]
+                if f.name == frame.name
+            )
             yield Plate(
                 name=frame.name,
                 dim=frame.dim,
-                size=int(frame.size),
-                full_size=int(frame.size if frame.full_size is None else frame.full_size),
+                size=size,
+                full_size=size if frame.full_size in (None, -1) else int(frame.full_size),
                 inside=tuple(outer.name for outer in frames[:i]),
+                over_rows=frame.name in plates.names,
             )
 
 

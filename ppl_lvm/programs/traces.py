@@ -1,20 +1,23 @@
 """Reading Pyro traces."""
 
+from collections.abc import Collection
 from typing import Any
 
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import frame_size
 
 
-def data_plate_size(trace: poutine.Trace) -> int | None:
-    """Rows of the plate "data" in a trace; None without that plate."""
-    for site in trace.nodes.values():
-        for frame in site.get("cond_indep_stack", ()):
-            if frame.name == DATA_PLATE:
-                return int(frame.size)
-    return None
+def row_plate_size(trace: poutine.Trace, plates: Collection[str]) -> int | None:
+    """Largest size of the plates over rows in a trace; None without one of them."""
+    sizes = [
+        frame_size(site, frame)
+        for site in trace.nodes.values()
+        for frame in site.get("cond_indep_stack", ())
+        if frame.name in plates
+    ]
+    return max(sizes, default=None)
 
 
 def latent_sites(trace: poutine.Trace) -> dict[str, Any]:

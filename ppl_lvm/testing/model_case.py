@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor, nn
 
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.particles.tracing import plate_dim
+from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.sources import GuideFactory
 from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
@@ -57,6 +58,10 @@ class Case:
 
     def trace(self, program: Any, *batch: Tensor) -> poutine.Trace:
         return poutine.trace(program).get_trace(*(batch or self.batch))
+
+    def row_plates(self, model: Any) -> frozenset[str]:
+        """Names of the model's plates over rows."""
+        return row_plates(model, batch=self.batch).names
 
     def log_joint(self, model: Any, latents: dict[str, Tensor], batch: Batch) -> poutine.Trace:
         """A trace with log-probabilities at these values of the latents."""
@@ -123,29 +128,25 @@ def replace_tensor(batch: Batch, i: int, x: Tensor) -> Batch:
     return (*batch[:i], x, *batch[i + 1 :])
 
 
-def data_dim(site: dict[str, Any]) -> int | None:
-    """The dimension of the plate over rows in a site's batch shape."""
-    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.name == DATA_PLATE]
-    return dims[0] if dims else None
-
-
-def latent_values(trace: poutine.Trace, rows: Tensor | None = None) -> dict[str, Tensor]:
-    """The latents of a trace; those of some `rows` for local latents."""
+def latent_values(
+    trace: poutine.Trace, rows: Tensor | None = None, plates: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The latents of a trace; those of some `rows` for local latents, in the `plates` over rows."""
     values = {}
     for name, site in latent_sites(trace).items():
-        value, dim = site["value"].detach(), data_dim(site)
+        value, dim = site["value"].detach(), plate_dim(site, plates)
         if rows is not None and dim is not None:
             value = value.index_select(dim - len(site["fn"].event_shape), rows)
         values[name] = value
     return values
 
 
-def local_log_probs(trace: poutine.Trace) -> dict[str, float]:
-    """log p of each site in the plate over rows, summed."""
+def local_log_probs(trace: poutine.Trace, plates: Collection[str]) -> dict[str, float]:
+    """log p of each site in the `plates` over rows, summed."""
     return {
         name: to_float(site["log_prob_sum"])
         for name, site in trace.nodes.items()
-        if "log_prob_sum" in site and data_dim(site) is not None
+        if "log_prob_sum" in site and plate_dim(site, plates) is not None
     }
 
 

@@ -186,10 +186,13 @@ def permutation(case: Case) -> None:
     """Permuting rows leaves log p(x, z) as it is."""
     model = case.model()
     trace = case.trace(model)
+    plates = case.row_plates(model)
     order = torch.randperm(len(case.batch[0]))
     rows = tuple(x[order] for x in case.batch)
     expected = to_float(case.log_joint(model, latent_values(trace), case.batch).log_prob_sum())
-    permuted = to_float(case.log_joint(model, latent_values(trace, order), rows).log_prob_sum())
+    permuted = to_float(
+        case.log_joint(model, latent_values(trace, order, plates), rows).log_prob_sum()
+    )
     require(
         is_close(permuted, expected),
         model,
@@ -201,11 +204,13 @@ def minibatches(case: Case) -> None:
     """Sums over rows are sums over mini-batches."""
     model = case.model()
     trace = case.trace(model)
-    full = local_log_probs(case.log_joint(model, latent_values(trace), case.batch))
+    plates = case.row_plates(model)
+    full = local_log_probs(case.log_joint(model, latent_values(trace), case.batch), plates)
     parts: dict[str, float] = dict.fromkeys(full, 0.0)
     for rows in torch.arange(len(case.batch[0])).split([5, len(case.batch[0]) - 5]):
-        part = case.log_joint(model, latent_values(trace, rows), tuple(x[rows] for x in case.batch))
-        for name, log_prob in local_log_probs(part).items():
+        batch = tuple(x[rows] for x in case.batch)
+        part = case.log_joint(model, latent_values(trace, rows, plates), batch)
+        for name, log_prob in local_log_probs(part, plates).items():
             parts[name] += log_prob
     for name, log_prob in full.items():
         require(

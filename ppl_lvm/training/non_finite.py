@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_lvm.core.distributions import family, layers, unwrap
 from ppl_lvm.data import Data
-from ppl_lvm.programs.minibatch import DATA_PLATE
+from ppl_lvm.programs.minibatch import frame_size
 from ppl_lvm.training.preparation import PreparedPrograms
 
 
@@ -28,7 +28,7 @@ def locate_non_finite(
         rows: row numbers (B,) of the batch; None: all rows.
         data: the training data, which name a row.
     """
-    pair = programs.pair
+    pair, plates = programs.pair, programs.pair.row_plates
     for name, value in pair.parameters().items():
         if not torch.isfinite(value).all():
             return (
@@ -37,7 +37,7 @@ def locate_non_finite(
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
         guide_trace = poutine.trace(programs.guide).get_trace(*batch)
         for name, site in guide_trace.nodes.items():
-            reason = _site_at_fault(name, site, "guide", rows, data, None)
+            reason = _site_at_fault(name, site, "guide", rows, data, plates, None)
             if reason is not None:
                 return reason
         model = poutine.replay(programs.model, guide_trace)
@@ -45,7 +45,7 @@ def locate_non_finite(
         # All values of enumerated sites: an impossible one (-inf) is no fault.
         model_trace = poutine.trace(poutine.enum(model, -1 - nesting)).get_trace(*batch)
         for name, site in model_trace.nodes.items():
-            reason = _site_at_fault(name, site, "model", rows, data, nesting)
+            reason = _site_at_fault(name, site, "model", rows, data, plates, nesting)
             if reason is not None:
                 return reason
     for name, leaf in pair.unconstrained_parameters.items():
@@ -74,6 +74,7 @@ def _site_at_fault(
     program: str,
     rows: Tensor | None,
     data: Data,
+    plates: frozenset[str],
     nesting: int | None,
 ) -> str | None:
     if site["type"] != "sample" or site_is_subsample(site):
@@ -83,10 +84,10 @@ def _site_at_fault(
     for argument in _arguments(fn):
         parameter = _argument(fn, argument)
         if parameter is not None and not torch.isfinite(parameter).all():
-            row = _row(site, torch.isfinite(parameter), rows, data)
+            row = _row(site, torch.isfinite(parameter), rows, data, plates)
             return f"{where} has a {argument} that is {_kind(parameter)}{row}."
     if not site["is_observed"] and not torch.isfinite(value).all():
-        row = _row(site, value.isfinite(), rows, data)
+        row = _row(site, value.isfinite(), rows, data, plates)
         return f"{where} drew a value that is {_kind(value)}{row}."
     log_prob = fn.log_prob(value)
     enumerated = nesting is not None and log_prob.dim() > nesting
@@ -97,11 +98,11 @@ def _site_at_fault(
         if not supported.all():
             return (
                 f"{where} observes a value outside the support of {family(fn)}"
-                f"{_row(site, supported, rows, data)}. "
+                f"{_row(site, supported, rows, data, plates)}. "
                 "Choose a likelihood for such data or transform it."
             )
     if not torch.isfinite(log_prob).all():
-        row = _row(site, log_prob.isfinite(), rows, data)
+        row = _row(site, log_prob.isfinite(), rows, data, plates)
         return f"{where} has a log-probability that is {_kind(log_prob)}{row}."
     return None
 
@@ -119,15 +120,22 @@ def _kind(value: Tensor) -> str:
     return "NaN" if torch.isnan(value).any() else "infinite"
 
 
-def _row(site: dict[str, Any], finite: Tensor, rows: Tensor | None, data: Data) -> str:
+def _row(
+    site: dict[str, Any],
+    finite: Tensor,
+    rows: Tensor | None,
+    data: Data,
+    plates: frozenset[str],
+) -> str:
     """ " at FILE, row R" of the first row that is not finite; empty for a global site."""
-    frame = next((f for f in site["cond_indep_stack"] if f.name == DATA_PLATE), None)
+    frame = next((f for f in site["cond_indep_stack"] if f.name in plates), None)
     if frame is None or frame.dim is None:
         return ""
     event_dims = finite.dim() - len(site["fn"].batch_shape)
     axis = finite.dim() - max(event_dims, 0) + frame.dim
-    if not 0 <= axis < finite.dim() or finite.shape[axis] != frame.size:
+    size = frame_size(site, frame)
+    if not 0 <= axis < finite.dim() or finite.shape[axis] != size:
         return ""
-    bad = (~finite).movedim(axis, 0).reshape(frame.size, -1).any(1).nonzero()[0].item()
+    bad = (~finite).movedim(axis, 0).reshape(size, -1).any(1).nonzero()[0].item()
     row = int(bad) if rows is None else int(rows[int(bad)])
     return f" at {data.locate(row, None)}"

@@ -22,8 +22,9 @@ from ppl_lvm.estimators import objectives
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
+from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.sources import GuideFactory, move_to_batch_device
-from ppl_lvm.programs.traces import data_plate_size, plate_nesting
+from ppl_lvm.programs.traces import plate_nesting, row_plate_size
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 from ppl_lvm.training.support_check import SupportCheck
 
@@ -38,7 +39,7 @@ def prepare_pair(
     """The pair, ready to train, and the sites that are summed out of its model.
 
     Raises:
-        ValueError: mini-batches without a plate "data", or an objective that would be wrong.
+        ValueError: mini-batches without a plate over rows, or an objective that would be wrong.
     """
     pair = ModelGuidePair(model, guide, objectives.objective(objective or "Trace_ELBO"))
     model_trace = pair.materialize_parameters(*example)
@@ -56,16 +57,20 @@ def prepare_pair(
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
         pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
     rows = len(example[0])
-    _require_data_plate(model_trace, rows, len(train))
+    _require_row_plate(model_trace, pair.row_plates, rows, len(train))
     with pair.scope(), torch.no_grad():
         objectives.refuse_estimates(pair.objective, model_trace, guide_trace)
-    objectives.refuse_wrong_gradients(pair.objective, guide_trace, subsampled=rows < len(train))
+    objectives.refuse_wrong_gradients(
+        pair.objective, guide_trace, pair.row_plates, subsampled=rows < len(train)
+    )
     return pair, predict.summed_sites(pair, *example)
 
 
-def _require_data_plate(model_trace: poutine.Trace, rows: int, num_rows: int) -> None:
+def _require_row_plate(
+    model_trace: poutine.Trace, plates: frozenset[str], rows: int, num_rows: int
+) -> None:
     """Refuse a model whose rows are in no plate where a batch has some of them."""
-    if rows < num_rows and (size := data_plate_size(model_trace)) != rows:
+    if rows < num_rows and (size := row_plate_size(model_trace, plates)) != rows:
         raise ValueError(
             f"A batch of {rows} of {num_rows} rows needs its sites per row in "
             'pyro.plate("data", len(x)), or their log-probability would count too little; '
@@ -83,7 +88,7 @@ class PreparedPrograms:
     Attributes:
         pair: the programs without handlers.
         model, guide: the wrapped programs.
-        num_rows: N.
+        num_rows: N, that of the programs where they state it.
         scales_rows: True if rows have the scale N/B, so that the loss of a batch estimates the loss
             of all N rows. An objective that scales inside has the loss of B rows.
         support: collects the support checks of a run of the model.
@@ -106,7 +111,7 @@ class PreparedPrograms:
         weighted: bool = False,
         check_support: bool = False,
     ) -> None:
-        self.pair, self.num_rows = pair, num_rows
+        self.pair, self.num_rows = pair, pair.stated_rows or num_rows
         self.model: Program = pair.model
         self.guide: Program = pair.guide
         self.support = SupportCheck()
@@ -118,7 +123,7 @@ class PreparedPrograms:
             self.model, self.guide = self._kl(self.model), self._kl(self.guide)
         self.scales_rows = not objectives.scales_inside(pair.objective)
         if self.scales_rows:
-            scale = ScaleDataPlate(num_rows)
+            scale = ScaleDataPlate(self.num_rows, pair.row_plates)
             self.model, self.guide = scale(self.model), scale(self.guide)
         # Before a checkpoint is loaded: a resumed run must not repeat it.
         pair.initialize_objective(self.model, self.guide, *example)
@@ -186,7 +191,8 @@ def warn_or_raise(
         if not issues.ok and num_rows is not None:  # a guide of all rows has other faults then
             trace = trial_trace(model, *batch)
             if trace is not None:
-                _require_data_plate(trace, len(batch[0]), num_rows)
+                plates = row_plates(model, guide, batch=batch).names
+                _require_row_plate(trace, plates, len(batch[0]), num_rows)
     if by_gradient:
         _raise(issues)
     for issue in issues:

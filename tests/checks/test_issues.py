@@ -39,7 +39,7 @@ def test_check_has_no_issues_for_a_valid_pair(x: Tensor) -> None:
 
 
 def test_issues_print_errors_first_with_place_and_remedy(x: Tensor) -> None:
-    issues = check(_outside, _guide, x)
+    issues = check(_outside, _guide, x, num_rows=2 * len(x))
     assert not issues.ok
     assert [issue.severity for issue in issues] == ["error", "warning"]
     assert issues.codes == ["outside-data-plate", "no-gradient"]

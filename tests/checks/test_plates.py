@@ -37,11 +37,6 @@ def _other_dim(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
-def _other_plate(x: Tensor) -> None:
-    with pyro.plate("rows", len(x), dim=-1):
-        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-
-
 def _other_size(x: Tensor) -> None:
     with pyro.plate("data", len(x) + 1, dim=-1):
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -73,7 +68,6 @@ GUIDES: dict[Program, Fault] = {
         _DATA,
     ),
     _other_dim: ("plates", "z", {"dim=-2": "dim=-1"}, _DATA),
-    _other_plate: ("plates", "z", {'"rows"': '"data"'}, _DATA),
     _other_size: ("plates", "z", {"len(x) + 1": "len(x)"}, _DATA),
     _second_plate: ("plates", "z", {'pyro.plate("pairs", 2, dim=-2), ': ""}, _DATA),
     _hidden_batch: ("shape", "z", {"zeros(4, 1, 2)": "zeros((2,))"}, "(2,)"),
@@ -93,17 +87,17 @@ def _unplated(x: Tensor) -> None:
 
 
 def _columns_as_batch(x: Tensor) -> None:
-    """Columns are left as a batch dimension to the right of the rows."""
+    """Columns are left as a batch dimension to the left of the rows."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x), dim=-2):
-        pyro.sample("x", dist.Normal(w, 1.0).expand([len(x), 3]), obs=x)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w, 1.0).expand([3, len(x)]), obs=x.T)
 
 
 def _columns_without_plate(x: Tensor) -> None:
-    """The same, with the rows at a dimension where it runs."""
+    """The same, by the shape of a parameter."""
     w = pyro.sample("w", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x), dim=-2):
-        pyro.sample("x", dist.Normal(w * torch.ones(3), 1.0), obs=x)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(w * torch.ones(3, 1), 1.0), obs=x.T)
 
 
 def _wrong_size(x: Tensor) -> None:
@@ -188,14 +182,14 @@ MODELS: dict[Program, Fault] = {
     _columns_as_batch: (
         "undeclared-batch",
         "x",
-        {".expand([len(x), 3])": ".expand([len(x), 3]).to_event(1)", "dim=-2": "dim=-1"},
-        ".to_event(1)",
+        {".expand([3, len(x)])": ".expand([len(x), 3]).to_event(1)", "obs=x.T": "obs=x"},
+        ".to_event(",
     ),
     _columns_without_plate: (
         "undeclared-batch",
         "x",
-        {'    pyro.sample("x"': "    with pyro.plate('rows', 3, dim=-1): pyro.sample(\"x\""},
-        "with pyro.plate('rows', 3, dim=-1):",
+        {'    pyro.sample("x"': "    with pyro.plate('rows', 3, dim=-2): pyro.sample(\"x\""},
+        "with pyro.plate('rows', 3, dim=-2):",
     ),
     _wrong_size: ("plate-size", "x", {"3, dim": "len(x), dim", "x[0]": "x[:, 0]"}, _ROWS),
     _one_by_one: (

@@ -33,11 +33,10 @@ def test_fit_rejects_invalid_options_with_a_remedy(arguments: dict[str, Any], me
         fit(Factor(), FactorGuide(), factor_data(), **arguments)
 
 
-def test_fit_rejects_mini_batches_without_a_data_plate() -> None:
+def test_fit_rejects_mini_batches_without_a_plate_over_rows() -> None:
     def model(x: Tensor) -> None:
         m = pyro.param("m", torch.tensor(0.0))
-        with pyro.plate("rows", len(x)):
-            pyro.sample("x", Normal(m, 1.0), obs=x)
+        pyro.sample("x", Normal(m, 1.0).expand([len(x)]).to_event(1), obs=x)
 
     with pytest.raises(ValueError, match=r'pyro\.plate\("data", len\(x\)\)'):
         fit(model, lambda x: None, torch.randn(20), batch_size=5, num_steps=3)

@@ -55,7 +55,7 @@ def test_single_outer_plate_is_data_plate_and_sibling_plates_are_joint() -> None
         with pyro.plate("rows", 3, dim=-2):
             pyro.sample("z", Normal(torch.zeros(3, 1), 1.0))
 
-    assert analyze_for_particles(one, q_one, (), {}, 2).data_plate == "rows"
+    assert analyze_for_particles(one, q_one, (), {}, 2).data_plate == {"rows"}
     assert log_weights(one, q_one, num_particles=2).shape == (2, 3)
 
     def two(observe: bool = True) -> None:
@@ -162,8 +162,8 @@ def test_mismatched_pairs_are_rejected_with_the_site(model: Any) -> None:
         pyro.sample("z", Normal(x, 1.0).to_event(1))
 
     def undeclared(x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-2):
-            pyro.sample("z", Normal(torch.zeros(len(x), 2), 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(torch.zeros(2, len(x)), 1.0))
 
     def discrete(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -177,7 +177,7 @@ def test_mismatched_pairs_are_rejected_with_the_site(model: Any) -> None:
     assert_rejected("'z' has event dimension 1 in the model and 2", model, bare)
     assert_rejected("'z' has batch shape .* no plate declares", model, no_plate)
     assert_rejected(
-        "'z' has batch shape .* no plate declares its dimension -1", undeclared, undeclared
+        "'z' has batch shape .* no plate declares its dimension -2", undeclared, undeclared
     )
 
 

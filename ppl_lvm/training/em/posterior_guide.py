@@ -84,7 +84,7 @@ def estimate_bound(
 
     The `num_rows` rows of the training data share the terms of global latents.
     """
-    scale = ScaleDataPlate(num_rows)
+    scale = ScaleDataPlate(num_rows, pair.row_plates)
     model, guide = scale(pair.model), scale(pair.guide)
     batch = first_rows(data, len(data))
     with torch.no_grad(), preserve_rng(), pair.scope():
