@@ -70,8 +70,10 @@ def _sd(x: Tensor) -> Tensor:
 
 
 def _skewness(x: Tensor) -> Tensor:
+    """Skewness; 0 of equal values."""
     centered = x - x.nanmean(1, keepdim=True)
-    return (centered**3).nanmean(1) / (centered**2).nanmean(1) ** 1.5
+    cube, spread = (centered**3).nanmean(1), (centered**2).nanmean(1) ** 1.5
+    return torch.where(spread > 0, cube / spread, 0.0)
 
 
 def _largest_eigenvalue(x: Tensor) -> Tensor:
@@ -205,7 +207,7 @@ class _Replication:
         }
         steps = sequence_lengths(model, *batch)
         self.quantities = {
-            n: standard_quantities(x.shape[2], steps[n]) | dict(quantities)
+            n: _defined(standard_quantities(x.shape[2], steps[n]), x) | dict(quantities)
             for n, x in self.data.items()
         }
         self.replicated: dict[str, list[Tensor]] = {
@@ -276,6 +278,11 @@ def predictive_check(
             return check
         replication.add(EXTRA * num_replicates)
         return replication.check(observed, (1 + EXTRA) * num_replicates)
+
+
+def _defined(quantities: dict[str, Quantity], x: Tensor) -> dict[str, Quantity]:
+    """Those that data sets of the shape of x (1, N, P) have: one value has no sd."""
+    return {name: T for name, T in quantities.items() if not T(x).isnan().any()}
 
 
 def _evaluate(quantity: Quantity, x: Tensor, name: str) -> Tensor:

@@ -90,8 +90,8 @@ def to_arviz(
             sites = trace_program(program, batch, {}, particles=None, nesting=0)
             predict.require_all_rows(sites, pair.row_plates, batch, "to_arviz")
         torch.manual_seed(seed)
-        sampled = _draw(pair, batch, num_samples, draws)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+        sampled = _draw(pair, batch, structure, num_samples, draws)
         posterior, predictive = complete_draws(pair, batch, structure, sampled.latents)
         prior = draw_prior(pair, batch, structure, num_samples)
         observed = _observed(pair, batch)
@@ -133,8 +133,9 @@ class _PosteriorDraws:
     k: float | None
 
 
-def _draw(pair: ModelGuidePair, batch: Batch, S: int, draws: Draws) -> _PosteriorDraws:
-    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+def _draw(
+    pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int, draws: Draws
+) -> _PosteriorDraws:
     if structure.data_plate is not None and structure.latents and structure.vectorized:
         return _draw_local(pair, batch, structure, S, draws)
     with poutine.block():

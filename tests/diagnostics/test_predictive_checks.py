@@ -183,3 +183,13 @@ def test_quantity_that_returns_nan_on_missing_values_is_named() -> None:
     model, x = _chain(), _incomplete_sequences(40)
     with pytest.raises(ValueError, match=r"'its mean' gives NaN.*torch\.nanmean"):
         predictive_check(model, _no_latents, x, quantities={"its mean": lambda d: d.mean((1, 2))})
+
+
+def test_one_row_is_checked_by_the_quantities_that_it_has() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", pyro.distributions.Normal(0.0, 1.0), obs=x)
+
+    check = predictive_check(model, lambda x: None, torch.ones(1), num_replicates=99)
+    assert set(check.observed) == {"x: mean", "x: smallest", "x: largest", "x: skewness"}
+    assert check.observed["x: skewness"] == 0

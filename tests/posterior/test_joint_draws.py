@@ -205,3 +205,31 @@ def test_resampled_draws_of_an_event_as_long_as_the_data_have_the_posterior_mean
     data = unfitted(model, guide, x).to_arviz(x, num_samples=4000, draws="resampled")
     mean = data.posterior["z"].values[0].mean(0)
     assert mean == pytest.approx(x.numpy() / 2, abs=5 * 0.5**0.5 / 400**0.5)
+
+
+def test_one_row_has_the_codes_and_the_evidence_that_it_has_among_others() -> None:
+    x = torch.tensor([1.0, 0.1, 1.9])
+    run = unfitted(TwoFlags(), nothing, x)
+    for name, codes in run.encode(x).items():
+        assert torch.allclose(run.encode(x[:1])[name], codes[:1], atol=1e-6)
+    assert run.log_evidence(x[:1]).value == pytest.approx(float(run.log_evidence(x).per_row[0]))
+
+
+def test_programs_that_reject_a_particle_plate_have_joint_draws() -> None:
+    class IndexedFromTheLeft(PyroModule):
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x), dim=-1):
+                z = pyro.sample("z", Normal(torch.zeros(2), 0.1).to_event(1))
+                a = pyro.sample("a", Bernoulli(0.5), infer=ENUMERATE)
+                b = pyro.sample("b", Bernoulli(0.5), infer=ENUMERATE)
+                pyro.sample("x", Normal(a + b + z[: len(x), 0], 0.1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Normal(pyro.param("m", torch.zeros(2)), 0.1).to_event(1))
+
+    x = torch.ones(3)
+    with pytest.warns(UserWarning, match="Particles run one by one"):
+        run = unfitted(IndexedFromTheLeft(), guide, x)
+        data = run.to_arviz(x, num_samples=50)
+    assert (data.posterior["a"].values + data.posterior["b"].values == 1).all()
