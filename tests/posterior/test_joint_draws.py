@@ -215,6 +215,7 @@ def test_one_row_has_the_codes_and_the_evidence_that_it_has_among_others() -> No
     assert run.log_evidence(x[:1]).value == pytest.approx(float(run.log_evidence(x).per_row[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Particles run one by one")
 def test_programs_that_reject_a_particle_plate_have_joint_draws() -> None:
     class IndexedFromTheLeft(PyroModule):
         def forward(self, x: Tensor) -> None:
@@ -229,7 +230,5 @@ def test_programs_that_reject_a_particle_plate_have_joint_draws() -> None:
             pyro.sample("z", Normal(pyro.param("m", torch.zeros(2)), 0.1).to_event(1))
 
     x = torch.ones(3)
-    with pytest.warns(UserWarning, match="Particles run one by one"):
-        run = unfitted(IndexedFromTheLeft(), guide, x)
-        data = run.to_arviz(x, num_samples=50)
+    data = unfitted(IndexedFromTheLeft(), guide, x).to_arviz(x, num_samples=50)
     assert (data.posterior["a"].values + data.posterior["b"].values == 1).all()
