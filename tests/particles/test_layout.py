@@ -1,4 +1,4 @@
-"""The dimension of the rows in the draws of a site."""
+"""Dimension of the rows in draws of a site."""
 
 import pyro
 import pytest
