@@ -34,7 +34,13 @@ from ppl_lvm.authoring import Signature, Site, dry_run
 from ppl_lvm.guides.amortized_categorical import infer_enumerate
 from ppl_lvm.guides.amortized_flow import FlowFamily, conditioners, flow_size
 from ppl_lvm.guides.parts.encoder_guide import nothing_to_serve, require_local, require_row
-from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving, signature_of
+from ppl_lvm.guides.parts.site_guide import (
+    Latents,
+    SiteGuide,
+    module_names,
+    serving,
+    signature_of,
+)
 from ppl_lvm.guides.parts.support_transform import enter_plates, enumerated
 from ppl_lvm.guides.parts.variational_families import (
     DiagonalFamily,
@@ -111,7 +117,8 @@ class AmortizedJoint(SiteGuide):
             heads.append(MLP(inputs, factor.width, tuple(head_hidden)).to(h))
             inputs += factor.size
         self.heads = nn.ModuleList(heads)
-        self.networks = nn.ModuleDict(networks).to(h)
+        names = module_names(networks, dir(nn.ModuleDict()))
+        self.networks = nn.ModuleDict({names[n]: steps for n, steps in networks.items()}).to(h)
 
     def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
         """Sample every site inside `plates`, which several guides may share."""

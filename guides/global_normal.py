@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ppl_lvm.authoring import Signature, Site, dry_run, signature
 from ppl_lvm.core.distributions import unwrap_support
-from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
+from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, module_names, serving
 from ppl_lvm.guides.parts.support_transform import (
     TransformedNormal,
     enter_plates,
@@ -60,19 +60,20 @@ class GlobalNormal(SiteGuide):
         self._signature = signature(model, *batch)
         self.sites = supported_sites(self._signature)
         self._transforms: dict[str, TransformedNormal] = {}
+        self._names = module_names(site.name for site in self.sites)
         values = _initial_values(model, [site.name for site in self.sites], *batch)
         for site in self.sites:
-            value = values[site.name]
+            value, name = values[site.name], self._names[site.name]
             if _on_simplex(site):
                 concentration = PyroParam(rows * value, constraints.positive)
-                setattr(self, f"{site.name}_concentration", concentration)
+                setattr(self, f"{name}_concentration", concentration)
                 continue
             transform = TransformedNormal(site)
             loc = transform.unconstrain(value)
             self._transforms[site.name] = transform
-            setattr(self, f"{site.name}_loc", PyroParam(loc, constraints.real))
+            setattr(self, f"{name}_loc", PyroParam(loc, constraints.real))
             spread = PyroParam(torch.full_like(loc, scale), constraints.softplus_positive)
-            setattr(self, f"{site.name}_scale", spread)
+            setattr(self, f"{name}_scale", spread)
 
     def draw(self, plates: dict[str, Any], *batch: Any) -> None:
         """Sample every site inside `plates`, which several guides may share."""
@@ -82,11 +83,12 @@ class GlobalNormal(SiteGuide):
 
     def distribution(self, site: Site) -> Any:
         """q of one of the sites."""
+        name = self._names[site.name]
         if site.name not in self._transforms:
-            concentration = getattr(self, f"{site.name}_concentration")
+            concentration = getattr(self, f"{name}_concentration")
             return Dirichlet(concentration).to_event(len(site.event_shape) - 1)
-        loc = getattr(self, f"{site.name}_loc")
-        return self._transforms[site.name](loc, getattr(self, f"{site.name}_scale"))
+        loc = getattr(self, f"{name}_loc")
+        return self._transforms[site.name](loc, getattr(self, f"{name}_scale"))
 
 
 def supported_sites(model_signature: Signature) -> list[Site]:

@@ -1,7 +1,7 @@
 """Base of guides that sample a model's sites."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 
@@ -60,6 +60,20 @@ class SiteGuide(PyroModule):
     @abstractmethod
     def draw(self, plates: dict[str, Any], *batch: Any) -> None:
         """Sample every site inside `plates`, which several guides may share."""
+
+
+def module_names(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
+    """Site -> name of its parts in a module, where a dot and names in `taken` are invalid.
+
+    Names that are valid stay; the others are different from all of them.
+    """
+    result: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: "." in name or name in taken):
+        part = name.replace(".", "_")
+        while part in taken or part in result.values():
+            part += "_"
+        result[name] = part
+    return result
 
 
 def signature_of(model: Callable[..., Any] | Signature, *batch: Any) -> Signature:

@@ -33,9 +33,25 @@ class _Parameters(Messenger):
         self.names: dict[str, Tensor] = {}
 
     def _pyro_post_param(self, msg: Any) -> None:
-        tensor = msg["value"].unconstrained()
-        self.tensors[id(tensor)] = tensor
-        self.names[msg["name"]] = tensor
+        for tensor in _unconstrained(msg["value"]):
+            self.tensors[id(tensor)] = tensor
+            self.names[msg["name"]] = tensor
+
+
+def _unconstrained(value: Tensor) -> list[Tensor]:
+    """The leaf that an optimizer changes; none for a constant.
+
+    Pyro marks values with it, except some of parameters local to modules (`module_local_params`).
+    """
+    if hasattr(value, "unconstrained"):
+        return [value.unconstrained()]
+    if value.grad_fn is None:
+        return [value] if value.requires_grad else []
+    nodes, leaves = [value.grad_fn], []
+    for node in nodes:
+        nodes += [following for following, _ in node.next_functions if following is not None]
+        leaves += [node.variable] if hasattr(node, "variable") else []
+    return leaves
 
 
 class CompiledSVI:

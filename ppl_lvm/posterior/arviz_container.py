@@ -76,7 +76,8 @@ def to_inference_data(
         "prior_predictive": prior_predictive,
         "observed_data": observed_data,
     }
-    coords, dims = coords or {}, {_name(key): names for key, names in (dims or {}).items()}
+    coords = {_name(dim): values for dim, values in (coords or {}).items()}
+    dims = {_name(key): [_name(dim) for dim in names] for key, names in (dims or {}).items()}
     datasets: dict[str, xr.Dataset] = {}
     draws: dict[str, tuple[str, int]] = {}
     for group, arrays in groups.items():
