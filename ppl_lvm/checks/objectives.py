@@ -24,15 +24,17 @@ def supported_objectives(runs: TrialRuns) -> tuple[ObjectiveSupport, ...]:
     """Support by every estimator of this package, then by every objective of Pyro in `fit`."""
     with dry_run(*runs.programs, seed=0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return (*_estimators(runs), *_pyro_objectives(runs))
+        plan: PairStructure | str
+        try:
+            plan = analyze_pair(*runs.programs, runs.batch, {}, any_plate=True)
+        except Exception as error:  # every estimator would stop here
+            plan = (str(error).splitlines() or [type(error).__name__])[0]
+        return (*_estimators(runs, plan), *_pyro_objectives(runs, plan))
 
 
-def _estimators(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
-    try:
-        plan = analyze_pair(*runs.programs, runs.batch, {}, any_plate=True)
-    except Exception as error:  # every estimator would stop here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        yield from (ObjectiveSupport(name, False, reason) for name in estimators.__all__)
+def _estimators(runs: TrialRuns, plan: PairStructure | str) -> Iterator[ObjectiveSupport]:
+    if isinstance(plan, str):
+        yield from (ObjectiveSupport(name, False, plan) for name in estimators.__all__)
         return
     for name in estimators.__all__:
         estimator = getattr(estimators, name)()
@@ -51,10 +53,15 @@ def _condition(estimator: Any, plan: PairStructure) -> str:
     return ""
 
 
-def _pyro_objectives(runs: TrialRuns) -> Iterator[ObjectiveSupport]:
+def _pyro_objectives(runs: TrialRuns, plan: PairStructure | str) -> Iterator[ObjectiveSupport]:
     for name in objectives.PYRO_OBJECTIVES:
         objective = objectives.objective(name)
         why = _enumeration(runs, name) or _refusal(objective, runs, False)
+        if not why and not isinstance(plan, str) and plan.mixed and plan.score_sites:
+            why = (
+                f"It takes rows for independent, but {next(iter(plan.mixed.values()))[1]!r} of one "
+                "row depends on draws of others, whose score terms it omits. Use LeaveOneOut."
+            )
         if not why and name == "TraceMeanField_ELBO" and (link := _linked(runs)) is not None:
             why = (
                 f"It assumes independent sites of the guide, but {link[0]!r} depends on "

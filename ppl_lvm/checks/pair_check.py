@@ -26,7 +26,7 @@ from ppl_lvm.checks.objectives import supported_objectives
 from ppl_lvm.checks.param_store import check_store, without
 from ppl_lvm.checks.parameters import check_parameters
 from ppl_lvm.checks.plates import check_plates
-from ppl_lvm.checks.row_dependence import check_rows
+from ppl_lvm.checks.row_dependence import check_mixed_rows, check_rows
 from ppl_lvm.checks.shapes import check_shapes
 from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
@@ -63,6 +63,7 @@ CHECKS = (
     Check(check_rows),
     Check(check_density),
     Check(check_last_batch, requires_no_error=True),
+    Check(check_mixed_rows, requires_no_error=True),
     Check(check_enumeration, requires_no_error=True),
     Check(check_estimates, requires_no_error=True),
 )

@@ -1,5 +1,6 @@
-"""Check that the guide is not fixed to one batch."""
+"""Check that rows depend on their own data and draws."""
 
+import warnings
 from collections.abc import Iterator
 
 import pyro
@@ -8,6 +9,7 @@ import torch
 from ppl_lvm.checks.determinism import density
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, run_program
+from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.particles.tracing import plate_dim
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import num_rows
@@ -109,3 +111,28 @@ def _reversed(runs: TrialRuns) -> Iterator[Issue]:
                 "Compute them from the row, as AmortizedNormal(model, x) does, or train on "
                 "all rows at once, unshuffled.",
             )
+
+
+def check_mixed_rows(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """The density of a row must not depend on the draws of other rows."""
+    model, guide = runs.programs
+    with dry_run(model, guide, seed=0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            mixed = analyze_pair(model, guide, runs.batch, {}).mixed
+        except Exception:  # every estimator stops with this error, and names it
+            return
+    if not mixed:
+        return
+    role, site = next(iter(mixed.values()))
+    trial = runs.model if role == "model" else runs.guide
+    yield trial.issue(
+        "rows-mixed",
+        "warning",
+        site,
+        f"{site!r} in one row of plate {next(iter(mixed))!r} depends on latents of other rows.",
+        "A plate declares its rows independent. Pyro's objectives then omit score terms, and "
+        "mini-batches change the model; this package's estimators use one weight for all rows.",
+        "Make what belongs together one row: the steps of a sequence in .to_event(1) or "
+        "pyro.markov, a quantity of all rows as a site outside the plate.",
+    )

@@ -32,6 +32,7 @@ from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.diagnostics.base import Context, Diagnostic
 from ppl_lvm.diagnostics.finding import Finding, Threshold
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
+from ppl_lvm.particles.plate_dependence import follow_draws
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import trace_program
 from ppl_lvm.posterior.evidence import standard_error
@@ -202,6 +203,18 @@ def inference_gaps(
     )
 
 
+def _sites_with_parents(guide: Program, batch: Batch) -> set[str]:
+    """Sites of the guide whose distribution depends on draws."""
+    dependent = set()
+    with follow_draws() as dependence:
+        for name, site in trace_program(guide, batch, {}, particles=None, nesting=0).items():
+            base = _unwrap(site["fn"])[0]
+            arguments = [getattr(base, a) for a in _ARGUMENTS.get(type(base).__name__, ())]
+            if dependence.is_unknown or any(dependence.labels(a) is not None for a in arguments):
+                dependent.add(name)
+    return dependent
+
+
 def _extract_parameters(
     guide: Program, batch: Batch, structure: PairStructure
 ) -> tuple[list[Tensor], Callable[[], dict[str, Any]]]:
@@ -210,7 +223,7 @@ def _extract_parameters(
         raise CannotSayError("The guide has no local latents, or global ones too.")
     with torch.no_grad():
         sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-        second_run = trace_program(guide, batch, {}, particles=None, nesting=0)
+        dependent = _sites_with_parents(guide, batch)
     leaves: list[Tensor] = []
     builders = {}
     for name in structure.latents:
@@ -223,11 +236,11 @@ def _extract_parameters(
         kind = type(base).__name__
         if kind not in _ARGUMENTS:
             raise CannotSayError(f"The parameters of a {kind} (site '{name}') are not known here.")
+        if name in dependent:
+            raise CannotSayError(f"q of site '{name}' depends on sites drawn before it.")
         arguments = {}
         for argument in _ARGUMENTS[kind]:
             value = getattr(base, argument).detach()
-            if not torch.equal(value, getattr(_unwrap(second_run[name]["fn"])[0], argument)):
-                raise CannotSayError(f"q of site '{name}' depends on sites drawn before it.")
             transform = transform_to(base.arg_constraints[argument])
             leaf = transform.inv(value).clone().requires_grad_()
             arguments[argument] = (leaf, transform)

@@ -35,19 +35,35 @@ def rejection_message(site: str, objective: str) -> str:
 
 
 def refuse_other_draws(site: str, log_p: Mapping[str, Tensor], log_q: Mapping[str, Tensor]) -> None:
-    """Require that the guide draws from the model's distributions.
+    """Require that the guide draws from the model's distributions, now and after training.
 
     Args:
         site: the site that scores an estimate.
-        log_p, log_q: log-densities of the guide's draws under model and guide, by site.
+        log_p, log_q: log-densities of the guide's draws under model and guide, by site, with their
+            graphs: equal values with other parameters are equal by chance.
 
     Raises:
         ValueError: with the name of the draw whose densities differ.
     """
     for name, log_density in log_q.items():
-        if name not in log_p or not torch.equal(log_density, log_p[name]):
+        same = name in log_p and torch.equal(log_density, log_p[name])
+        if not same or _parameters(log_density) != _parameters(log_p[name]):
             raise ValueError(
                 f"The model's site {site!r} estimates a bound from draws of a fixed distribution, "
                 f"but the guide draws {name!r} from another distribution than the model. Use the "
                 "model's default guide (pass guide=None)."
             )
+
+
+def _parameters(value: Tensor) -> set[int]:
+    """Identities of the parameters that a tensor is computed from."""
+    pending, seen, parameters = [value.grad_fn], set(), set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (parameter := getattr(node, "variable", None)) is not None:
+            parameters.add(id(parameter))
+        pending += [following for following, _ in node.next_functions]
+    return parameters

@@ -8,10 +8,10 @@ of E[log w] has the term
 The other terms are independent of the draw given the draws before it, where ∇log q_im has mean
 zero. Two facts of the programs exclude a term from the cost:
 
-- Plates: members of a plate are independent, so a term in the same plate counts for its own member
-  only, unless it reads a later draw outside the plate, which may depend on all members. A term
-  outside that plate counts for all members, and a term in a further plate is summed over that
-  plate.
+- Plates: members of a plate are independent, but for those of `PairStructure.mixed`, so a term in
+  the same plate counts for its own member only, unless it reads a later draw outside the plate,
+  which may depend on all members. A term outside that plate counts for all members, and a term in a
+  further plate is summed over that plate.
 - Order: log q_j of a site drawn before i, and log p_j of a site of the model before which no draw
   has been read that the guide makes at or after i.
 
@@ -75,6 +75,7 @@ def score_terms(
     scores = []
     for name in structure.score_sites:
         shared = _shared_until(name, guide, position)
+        shared = {plate: each for plate, each in shared.items() if plate not in structure.mixed}
         score = align(tables.terms_score[name], structure.nesting)
         cost = torch.zeros((), dtype=score.dtype, device=score.device)
         for last_read, plates, value in terms:

@@ -5,35 +5,38 @@ One run of guide and model, which preserves the random state, determines:
 - The data plate: the plate over the rows of the batch (`programs/row_plates.py`). If all random
   sites are inside, there is one log-weight per particle and row. An estimator also takes the
   outermost plate around every latent site, as everybody does where no argument has rows.
-- If a random site is outside (a global latent, several sibling plates), all log-densities of a
-  particle form one joint log-weight.
+- If a random site is outside (a global latent, several sibling plates), or a row depends on draws
+  of other rows, all log-densities of a particle form one joint log-weight.
 - A site outside the data plate that no draw changes (a log-prior of parameters, a point estimate)
   is an offset of the bound and not part of the log-weights.
 - Discrete sites of the model alone. They must be marked for enumeration and are summed out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pyro.distributions import Unit
-from pyro.poutine.util import site_is_subsample
-from torch import Tensor
 
 from ppl_lvm.core.distributions import family, is_discrete, is_point, is_straight_through, unwrap
 from ppl_lvm.core.rng import preserve_all_rng
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
+from ppl_lvm.particles.plate_dependence import (
+    Run,
+    dependence_outside,
+    mixed_plates,
+    repeated_run,
+    run_plainly,
+)
 from ppl_lvm.particles.tracing import (
-    ReplayValues,
     Sites,
     check_batch_shape,
     is_scored,
     log_prob,
     plate_frames,
-    trace_program,
 )
 from ppl_lvm.programs.minibatch import num_rows
 from ppl_lvm.programs.row_plates import RowPlates, row_plates
@@ -63,6 +66,9 @@ class PairStructure:
             their values. Log-weights then have a meaning in their mean only.
         factors: `pyro.factor` sites of the guide. They are no density of a draw, so log-weights
             omit them, unless `scores_factors`.
+        mixed: plates whose members are not independent, with the ("model" or "guide", site) whose
+            density at one member depends on draws of others. Plates of guides whose draws are all
+            reparameterized are not tested, but for the data plate.
     """
 
     nesting: int
@@ -90,22 +96,14 @@ class PairStructure:
             score_sites=tuple(name for name in self.score_sites if name not in self.marked),
         )
 
+    mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
 
 @contextmanager
 def without_side_effects() -> Iterator[None]:
     """Run programs without gradients and restore the random state afterwards."""
     with preserve_all_rng(), torch.no_grad():
         yield
-
-
-def run_plainly(
-    model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Sites, Sites]:
-    """Sites of one guide run and of the model replayed on it."""
-    guide_sites = trace_program(guide, args, kwargs, particles=None, nesting=0)
-    replay = ReplayValues({name: site["value"] for name, site in guide_sites.items()})
-    model_sites = trace_program(model, args, kwargs, particles=None, nesting=0, replay=replay)
-    return guide_sites, model_sites
 
 
 def analyze_pair(
@@ -140,23 +138,31 @@ def analyze_pair(
             check_batch_shape(site)
         estimate = estimated_site(model_sites)
         if estimate is not None:
-            log_p = {n: log_prob(site) for n, site in model_all.items() if n in guide_latents}
-            log_q = {n: log_prob(site) for n, site in guide_latents.items()}
+            with torch.enable_grad():
+                scored = [_scored(sites) for sites in run_plainly(model, guide, args, kwargs)]
+                log_q, log_p = (
+                    {n: log_prob(s) for n, s in each.items() if n in guide_latents}
+                    for each in scored
+                )
             refuse_other_draws(estimate, log_p, log_q)
         dims = [
             f.dim for s in (*guide_latents.values(), *model_all.values()) for f in plate_frames(s)
         ]
-        rows = row_plates(model, guide, batch=args, kwargs=kwargs)
-        plate, joint_reason, candidates = _find_data_plate(
-            guide_latents, model_all, enumerated, rows, any_plate or num_rows(args) is None
+        score_sites = tuple(
+            name
+            for name, site in guide_latents.items()
+            if not getattr(site["fn"], "has_rsample", False)
         )
-        if plate is not None and candidates:
-            varying = _varying_site(
-                model, guide, args, kwargs, candidates, (guide_sites, model_sites)
-            )
-            if varying is not None:
-                joint_reason = f"site '{varying}' outside {_listed(plate)} depends on the draws"
-                plate = None
+        run = repeated_run(model, guide, args, kwargs, (guide_sites, model_sites))
+        rows = row_plates(model, guide, batch=args, kwargs=kwargs)
+        plate, joint_reason, candidates, mixed = _independent_plate(
+            run,
+            (guide_latents, model_all),
+            enumerated,
+            rows,
+            any_plate or num_rows(args) is None,
+            bool(score_sites),
+        )
     return PairStructure(
         nesting=-min(dims, default=0),
         data_plate=plate,
@@ -165,15 +171,12 @@ def analyze_pair(
         enumerated=frozenset(enumerated),
         constant=frozenset(candidates) if plate is not None else frozenset(),
         latents={name: family(site["fn"]) for name, site in guide_latents.items()},
-        score_sites=tuple(
-            name
-            for name, site in guide_latents.items()
-            if not getattr(site["fn"], "has_rsample", False)
-        ),
+        score_sites=score_sites,
         straight_through=tuple(n for n, s in guide_latents.items() if is_straight_through(s["fn"])),
         estimate=estimate,
         marked=tuple(n for n, site in guide_latents.items() if _is_enumerated(site)),
         factors=factors,
+        mixed=mixed,
     )
 
 
@@ -255,6 +258,37 @@ def _require_same_kind(name: str, guide_fn: Any, model_fn: Any) -> None:
     )
 
 
+def _independent_plate(
+    run: Run,
+    sites: tuple[Sites, Sites],
+    enumerated: list[str],
+    rows: RowPlates,
+    any_plate: bool,
+    all_plates: bool,
+) -> tuple[frozenset[str] | None, str | None, list[str], dict[str, tuple[str, str]]]:
+    """As `_find_data_plate`, where the dependence of sites permits it; and `PairStructure.mixed`.
+
+    Plates beside the data plate are tested for `all_plates`, and where sites are summed out.
+    """
+    guide, model = sites
+    plate, reason, candidates = _find_data_plate(guide, model, enumerated, rows, any_plate)
+    if not guide and not enumerated:
+        return plate, reason, candidates, {}
+    if plate is not None and candidates:
+        reason = dependence_outside(run, candidates, enumerated, _listed(plate))
+        plate = plate if reason is None else None
+    tested = [] if plate is None else [plate]
+    if all_plates or enumerated:
+        others = _plates_of_draws({**model, **guide}, [*guide, *enumerated])
+        tested += [frozenset({name}) for name in others if name not in (plate or ())]
+    mixed = mixed_plates(run, tested, enumerated)
+    if plate is not None and not plate.isdisjoint(mixed):
+        role, name = next(mixed[each] for each in sorted(plate) if each in mixed)
+        reason = f"site '{name}' of the {role} in one row of {_listed(plate)} depends on draws"
+        return None, f"{reason} of other rows", candidates, mixed
+    return plate, reason, candidates, mixed
+
+
 def _find_data_plate(
     guide: Sites, model: Sites, enumerated: list[str], rows: RowPlates, any_plate: bool
 ) -> tuple[frozenset[str] | None, str | None, list[str]]:
@@ -299,29 +333,9 @@ def _listed(plate: frozenset[str]) -> str:
     return "plate " + " or ".join(f"'{name}'" for name in sorted(plate))
 
 
-def _varying_site(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    candidates: list[str],
-    first: tuple[Sites, Sites],
-    num_runs: int = 3,
-) -> str | None:
-    """The first candidate site that differs between runs, or None."""
-    subsamples = {
-        n: s["value"] for sites in first for n, s in sites.items() if site_is_subsample(s)
-    }
-    for _ in range(num_runs):
-        with ReplayValues(subsamples):
-            repeat = run_plainly(model, guide, args, kwargs)
-        for name in candidates:
-            for before, after in zip(first, repeat, strict=True):
-                if name in before and not _same_site(before[name], after[name]):
-                    return name
-    return None
-
-
-def _same_site(a: Any, b: Any) -> bool:
-    pairs: list[tuple[Tensor, Tensor]] = [(log_prob(a), log_prob(b)), (a["value"], b["value"])]
-    return all(torch.equal(x, y) for x, y in pairs)
+def _plates_of_draws(sites: Sites, latents: list[str]) -> list[str]:
+    """Names of the plates around random draws, outermost first."""
+    names = [
+        f.name for n in latents if not is_point(sites[n]["fn"]) for f in plate_frames(sites[n])
+    ]
+    return list(dict.fromkeys(names))

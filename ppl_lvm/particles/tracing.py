@@ -178,6 +178,11 @@ def _invalid_value_message(site: Mapping[str, Any], error: ValueError) -> str:
     )
 
 
+def tempered_log_prob(site: Mapping[str, Any]) -> Tensor:
+    """log-density at a site, scaled and masked."""
+    return temper(log_prob(site), site["scale"], site["mask"])
+
+
 def temper(value: Tensor, scale: Any, mask: Any) -> Tensor:
     """Apply the user's poutine.scale and poutine.mask to a log-density (zero where masked)."""
     if mask is False:

@@ -2,7 +2,9 @@
 
 Under a particle plate every batch shape becomes (K, ..., B, ...). A program that indexes from the
 left, or reshapes to its batch, may fail there or silently score another quantity. A few vectorized
-particles are therefore scored again by single runs on the same values.
+particles are therefore scored again by single runs on the same values. A weight of zero hides such
+a fault from values, so the dependence of every density on the draws is compared too: it must be on
+those of the same particle, and of the same row.
 """
 
 import math
@@ -11,9 +13,17 @@ from typing import Any
 
 import torch
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
+from ppl_lvm.particles.dependence import row_labels
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
-from ppl_lvm.particles.structure import PairStructure, Program, without_side_effects
+from ppl_lvm.particles.plate_dependence import follow_draws
+from ppl_lvm.particles.structure import (
+    PairStructure,
+    Program,
+    without_side_effects,
+)
+from ppl_lvm.particles.tracing import plate_dim
 
 
 def why_not_vectorized(
@@ -51,9 +61,9 @@ def why_not_vectorized(
                 problem = _disagreement(vectorized, single, k)
                 if problem is not None:
                     return problem
+            return _mixture(model, guide, args, kwargs, structure, num_particles)
         except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
             return f"under a particle plate the program fails: {str(error).splitlines()[0]}"
-    return None
 
 
 def _particle(site: Mapping[str, Any], k: int, shape: torch.Size | None) -> Any:
@@ -63,16 +73,60 @@ def _particle(site: Mapping[str, Any], k: int, shape: torch.Size | None) -> Any:
     return site["value"][k].reshape(shape)
 
 
+def _densities(tables: Tables) -> list[tuple[str, str, Tensor]]:
+    """(site, kind of density, table) of a run."""
+    densities = [(name, "log q", values) for name, values in tables.log_q.items()]
+    densities += [(name, "log p", values) for name, values in tables.log_p.items()]
+    if tables.marginal is not None:
+        densities.append(("the enumerated sites", "log p", tables.marginal))
+    return densities
+
+
 def _disagreement(vectorized: Tables, single: Tables, k: int) -> str | None:
-    pairs = [(n, "log q", t, single.log_q[n]) for n, t in vectorized.log_q.items()]
-    pairs += [(n, "log p", t, single.log_p[n]) for n, t in vectorized.log_p.items()]
-    if vectorized.marginal is not None and single.marginal is not None:
-        pairs.append(("the enumerated sites", "log p", vectorized.marginal, single.marginal))
-    for name, density, all_k, one in pairs:
+    pairs = zip(_densities(vectorized), _densities(single), strict=True)
+    for (name, density, all_k), (_, _, one) in pairs:
         ours = all_k[min(k, len(all_k) - 1)]
         tolerance = math.sqrt(torch.finfo(ours.dtype).eps)
         if not torch.allclose(ours, one[0], rtol=tolerance, atol=tolerance, equal_nan=True):
             return (
                 f"site '{name}' has another {density} under a particle plate than in a single run"
             )
+    return None
+
+
+def _mixture(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    structure: PairStructure,
+    num_particles: int,
+) -> str | None:
+    """A density that depends on draws of another particle, or of another row of one plate."""
+
+    def particle(site: Any) -> int:
+        return -1 - structure.nesting
+
+    def row(site: Any) -> int | None:
+        return plate_dim(site, structure.data_plate)
+
+    for axis, dim in enumerate(
+        (particle, row) if structure.data_plate is not None else (particle,)
+    ):
+        with follow_draws(dim) as dependence:
+            sites = run_pair(model, guide, args, kwargs, structure, num_particles)
+            tables = tabulate(*sites, structure, vectorized=True)
+            if dependence.is_unknown:
+                return "the program makes a Python number or a decision of a draw"
+            for name, density, values in _densities(tables):
+                labels = dependence.labels(values)
+                if labels is None:
+                    continue
+                expected = row_labels(values.shape[axis], axis - 2).to(labels.device)
+                if bool(((labels != 0) & (labels != expected)).any()):
+                    other = "row" if axis else "particle"
+                    return (
+                        f"under a particle plate the {density} of site '{name}' depends on draws "
+                        f"of another {other}"
+                    )
     return None

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.enumeration import has_enumerated_dim, packed_factors
-from ppl_lvm.particles.structure import run_plainly, without_side_effects
+from ppl_lvm.particles.plate_dependence import run_plainly
+from ppl_lvm.particles.structure import without_side_effects
 from ppl_lvm.particles.tracing import (
     ReplayValues,
     Sites,

@@ -379,7 +379,8 @@ def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int) -> tuple[Te
         num_particles % chunk
     )
     parts = []
+    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, max(sizes))
     for size in sizes:
-        log_w = log_weights(pair.model, pair.guide, *batch, num_particles=size)
+        log_w = log_weights(pair.model, pair.guide, *batch, num_particles=size, structure=structure)
         parts.append(log_w.reshape(size, -1).double())
     return torch.cat(parts), width == 0

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Batch, Program, Tensors
-from ppl_lvm.particles.structure import run_plainly, without_side_effects
+from ppl_lvm.particles.plate_dependence import run_plainly
+from ppl_lvm.particles.structure import without_side_effects
 from ppl_lvm.particles.tracing import is_scored, plate_dim
 from ppl_lvm.programs.row_plates import row_plates
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import family, unwrap
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
+from ppl_lvm.particles.plate_dependence import follow_draws
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
 from ppl_lvm.programs.minibatch import frame_size, num_rows
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -151,12 +152,13 @@ def _means(pair: ModelGuidePair, sites: dict[str, Any], batch: Batch) -> dict[st
     """
     if not sites:
         return {}
-    second_run = poutine.trace(pair.guide).get_trace(*batch).nodes
     means: dict[str, Tensor] = {}
-    for name, site in sites.items():
-        first, second = _closed_form_mean(site), _closed_form_mean(second_run[name])
-        if first is not None and second is not None and torch.equal(first, second):
-            means[name] = first
+    with follow_draws() as dependence:
+        nodes = poutine.trace(pair.guide).get_trace(*batch).nodes
+        for name in [] if dependence.is_unknown else sites:
+            mean = _closed_form_mean(nodes[name])
+            if mean is not None and dependence.labels(mean) is None:
+                means[name] = mean
     averaged = [name for name in sites if name not in means]
     for _ in range(GLOBAL_DRAWS if averaged else 0):
         nodes = poutine.trace(pair.guide).get_trace(*batch).nodes

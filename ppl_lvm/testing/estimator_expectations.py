@@ -20,6 +20,7 @@ from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.testing import exact_programs as programs
+from ppl_lvm.testing.dependent_programs import DEPENDENT, DEPENDENT_GAUSSIAN
 from ppl_lvm.testing.expectations import (
     Expectation,
     double_precision,
@@ -175,10 +176,10 @@ def check_expected_gradient(estimator: Estimator) -> None:
 def _programs(estimator: Estimator) -> Iterator[Any]:
     """All exact programs that the class accepts, with one to three particles."""
     if estimator.requires == "reparameterized":
-        yield from (program() for program in programs.GAUSSIAN)
+        yield from (program() for program in (*programs.GAUSSIAN, *DEPENDENT_GAUSSIAN))
         return
     K = max(2, estimator.min_particles)
-    for program in programs.ENUMERABLE:
+    for program in (*programs.ENUMERABLE, *DEPENDENT):
         if program.rows_are_arguments or not estimator.requires_batch_rows:
             yield program(K)
     yield from (programs.CategoricalProgram(k) for k in _particle_counts(estimator) if k != K)

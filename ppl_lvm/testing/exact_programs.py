@@ -243,22 +243,6 @@ class EnumeratedSiteProgram(EnumerableProgram):
     cases = BernoulliProgram.cases
 
 
-class SelectedLikelihoodProgram(BernoulliProgram):
-    """An enumerated site selects the observed factor by a mask and tempers it by a scale."""
-
-    def _model(self, x: Tensor) -> None:
-        theta = self.p["theta"]
-        with pyro.plate("data", len(x), dim=-1):
-            d = pyro.sample("d", Categorical(logits=theta[0, :3]))
-            z = pyro.sample("z", Bernoulli(logits=theta[1, 0]))
-            with mask(mask=d > 0), scale(scale=0.5 * d + 0.5):
-                pyro.sample("x", Normal(theta[2, 0] * z, 1.0), obs=x)
-
-    def __init__(self, num_particles: int = 1) -> None:
-        super().__init__(num_particles)
-        self.model = config_enumerate(self._model)  # type: ignore[method-assign]
-
-
 class TemperedProgram(BernoulliProgram):
     """KL annealing by poutine.scale on the latent, and a mask on one observed row."""
 
@@ -284,7 +268,6 @@ ENUMERABLE: tuple[type[EnumerableProgram], ...] = (
     LocalBeforeGlobalProgram,
     MixedSitesProgram,
     EnumeratedSiteProgram,
-    SelectedLikelihoodProgram,
     TemperedProgram,
 )
 
@@ -345,21 +328,6 @@ class MaskedGaussianProgram(GaussianProgram):
     handler = staticmethod(partial(mask, mask=False))
 
 
-class SelectedLikelihoodGaussianProgram(GaussianProgram):
-    """An enumerated site selects the observed factor by a mask."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = config_enumerate(self._model)  # type: ignore[method-assign]
-
-    def _model(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x), dim=-1):
-            k = pyro.sample("k", Bernoulli(logits=self.theta[1]))
-            z = pyro.sample("z", Normal(self.theta[0], 1.0))
-            with mask(mask=k.bool()):
-                pyro.sample("x", Normal(self.shared * z, 1.0), obs=x)
-
-
 class GlobalPointProgram(GaussianProgram):
     """A point-estimated scale outside the plate: a parameter of both densities."""
 
@@ -394,7 +362,6 @@ GAUSSIAN: tuple[type[GaussianProgram], ...] = (
     GaussianProgram,
     TemperedGaussianProgram,
     MaskedGaussianProgram,
-    SelectedLikelihoodGaussianProgram,
     GlobalPointProgram,
     LocalPointProgram,
 )
