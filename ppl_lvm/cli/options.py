@@ -59,6 +59,7 @@ def load(
     header: bool | None,
     image_shape: tuple[int, int] | None = None,
     one_sequence: bool = False,
+    weights: str | None = None,
 ) -> Any:
     """The data that these options name."""
     from ppl_lvm.data import load_data
@@ -72,6 +73,7 @@ def load(
         header=header,
         image_shape=image_shape,
         one_sequence=one_sequence,
+        weights=weights,
     )
 
 

@@ -44,8 +44,10 @@ from ppl_lvm.data.validation import (
     SourceLocation,
     check_shape,
     code_labels,
+    held_out_rows,
     pick_columns,
 )
+from ppl_lvm.data.weights import other_columns, row_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,7 @@ class Data:
         batch_size: batch size of the DataLoader that was loaded, else None.
         rows: indices into the store, None for all rows.
         source: arguments of `load_data` if they were a name or a path, else None.
+        weights: of the rows (N,), or None.
     """
 
     store: Store
@@ -74,6 +77,7 @@ class Data:
     batch_size: int | None = None
     rows: Tensor | None = None
     source: dict[str, Any] | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.store) if self.rows is None else len(self.rows)
@@ -86,6 +90,15 @@ class Data:
     def num_tensors(self) -> int:
         """Number of arguments of `model(*batch)`; reads one row."""
         return len(self.batch(torch.tensor([0])))
+
+    @property
+    def total_weight(self) -> float:
+        """Σ w_n, which is N without weights."""
+        return float(len(self)) if self.weights is None else float(self.weights.sum())
+
+    def with_weights(self, weights: Any) -> "Data":
+        """The same rows with weights (N,)."""
+        return replace(self, weights=row_weights(weights, len(self)), source=None)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -109,9 +122,10 @@ class Data:
         Large files and Datasets are sampled, see their stores.
         """
         digest = self.store.fingerprint()
-        if self.rows is None:
-            return digest
-        return hashlib.sha256(digest.encode() + self.rows.numpy().tobytes()).hexdigest()
+        for part in (self.weights, self.rows):
+            if part is not None:
+                digest = hashlib.sha256(digest.encode() + part.numpy().tobytes()).hexdigest()
+        return digest
 
     def locate(self, row: int, column: int | None = None, part: int = 0) -> str:
         """Name of a value in messages: file, line or row, and column.
@@ -133,7 +147,7 @@ class Data:
         Raises:
             ValueError: one side would be empty.
         """
-        size = _held_out_rows(held_out, len(self), option)
+        size = held_out_rows(held_out, len(self), option)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
@@ -143,6 +157,7 @@ class Data:
             self,
             rows=index if self.rows is None else self.rows[index],
             labels=None if self.labels is None else self.labels[index],
+            weights=None if self.weights is None else self.weights[index],
             source=None,  # the name refers to all rows
         )
 
@@ -157,6 +172,7 @@ def load_data(
     header: bool | None = None,
     image_shape: tuple[int, int] | None = None,
     one_sequence: bool = False,
+    weights: Any = None,
 ) -> Data:
     """Load data by name, from a file, or from objects in memory.
 
@@ -170,6 +186,7 @@ def load_data(
         image_shape: (H, W) of flattened pictures, so that figures draw them as pictures. The
             picture is a row of the first tensor, or the rows of two tensors side by side.
         one_sequence: the rows are the T steps of one sequence, so the model sees (1, T, P).
+        weights: a table's column or an array (N,); 2 counts as two equal rows. Not for the model.
 
     The dataset, collate_fn and batch size of a DataLoader are used, not its sampler and workers.
 
@@ -178,8 +195,13 @@ def load_data(
         ValueError: for any other unusable source, with location and remedy.
     """
     one_of("missing", missing, MISSING)
+    if weights is not None and one_sequence:
+        raise ValueError("weights: one sequence is one row. Omit weights=.")
+    if weights is not None:
+        options: dict[str, Any] = {"labels": labels, "missing": missing, "header": header}
+        return _weighted(source, weights, columns, {**options, "image_shape": image_shape})
     if one_sequence:
-        options: dict[str, Any] = {"columns": columns, "missing": missing, "header": header}
+        options = {"columns": columns, "missing": missing, "header": header}
         return _one_sequence(load_data(source, labels=labels, **options), missing)
     if isinstance(source, Data):
         raise ValueError("source: these data are already loaded. Use them directly.")
@@ -203,6 +225,17 @@ def load_data(
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
     result = _from_object(source, columns, labels, missing)
     return replace(_data(result, result.store.location.source, image_shape), batch_size=batch_size)
+
+
+def _weighted(source: Any, weights: Any, columns: Columns, options: dict[str, Any]) -> Data:
+    """Data with weights from a column of the source or from an array."""
+    if not isinstance(weights, str):
+        return load_data(source, columns=columns, **options).with_weights(weights)
+    whole = load_data(source, **options)
+    selected, column = other_columns(whole.columns, weights, columns, whole.name)
+    data = load_data(source, columns=selected, **options)
+    recorded = None if data.source is None else {**data.source, "weights": weights}
+    return replace(data.with_weights(whole.tensors[0][:, column]), source=recorded)
 
 
 def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) -> Data:
@@ -362,7 +395,7 @@ def _check_loader(loader: "DataLoader[Any]") -> None:
         raise ValueError(
             "The DataLoader has a custom sampler or batches. The N/B scale of a mini-batch needs "
             "every row equally often: give the dataset, or a loader with batch_size= and shuffle= "
-            "alone. Put weights into the model with pyro.poutine.scale."
+            "alone. Give weights of rows as weights=."
         )
 
 
@@ -384,17 +417,3 @@ def _list_fault(source: list[Any]) -> str:
             "padding_value=float('nan'))"
         )
     return "cannot load a list. Pass np.array(rows), or several arrays as a tuple (x, y)"
-
-
-def _held_out_rows(held_out: int | float, total: int, option: str) -> int:
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
-        raise ValueError(f"{option}={held_out!r} must be a number of rows or a fraction.")
-    if isinstance(held_out, float) and not 0 < held_out < 1:
-        raise ValueError(f"{option}={held_out} must be a fraction between 0 and 1, or an integer.")
-    size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
-    if not 0 < size < total:
-        raise ValueError(
-            f"{option}={held_out} of {total} rows holds out {size}. Leave at least one row on "
-            "each side."
-        )
-    return size

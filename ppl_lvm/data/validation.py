@@ -284,3 +284,18 @@ def check_names(names: Sequence[str], source: str) -> None:
                 f"{source}: columns {first + 1} and {position + 1} are both called {name!r}. "
                 "Rename one of them."
             )
+
+
+def held_out_rows(held_out: int | float, total: int, option: str) -> int:
+    """Number of held-out rows, of `total`, that a number or a fraction means."""
+    if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
+        raise ValueError(f"{option}={held_out!r} must be a number of rows or a fraction.")
+    if isinstance(held_out, float) and not 0 < held_out < 1:
+        raise ValueError(f"{option}={held_out} must be a fraction between 0 and 1, or an integer.")
+    size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
+    if not 0 < size < total:
+        raise ValueError(
+            f"{option}={held_out} of {total} rows holds out {size}. Leave at least one row on "
+            "each side."
+        )
+    return size

@@ -301,7 +301,7 @@ class Estimator(ELBO, nn.Module):
         value = total(self.bound(particles), particles)
         if not torch.is_grad_enabled():
             return sign * value
-        surrogate = self.surrogate(particles).sum() * particles.scale  # ascended
+        surrogate = (self.surrogate(particles) * particles.scale).sum()  # ascended
         self._announce_parameters()
         gradient = surrogate - sign * particles.offset
         if self.training:
@@ -365,5 +365,5 @@ def describe_sites(structure: PairStructure, names: list[str] | None = None) -> 
 
 def total(per_row: Tensor, particles: Particles) -> Tensor:
     """offset + N/B Σ_b of a quantity per row (B,): a scalar."""
-    scaled: Tensor = per_row.sum() * particles.scale + particles.offset
+    scaled: Tensor = (per_row * particles.scale).sum() + particles.offset
     return scaled

@@ -19,7 +19,12 @@ import pyro
 import torch
 
 from ppl_lvm.core import distributed
-from ppl_lvm.data.selection import first_rows, initialization_rows
+from ppl_lvm.data.selection import (
+    MAX_INITIALIZATION_ROWS,
+    first_rows,
+    initialization_rows,
+    sample_rows,
+)
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
 from ppl_lvm.programs.exact_posterior import ExactPosterior
@@ -154,8 +159,12 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineE
 
 def _evidence(run: Run, session: Session) -> dict[str, Any]:
     """The log evidence by the run's guide."""
-    rows = initialization_rows(session.evaluation_data)
-    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES)
+    if session.evaluation_data.weights is None:
+        rows = initialization_rows(session.evaluation_data)
+        return session.evidence(run.pair, rows, EVIDENCE_PARTICLES)
+    evaluated = sample_rows(session.evaluation_data, MAX_INITIALIZATION_ROWS, session.seed)
+    rows = first_rows(evaluated, len(evaluated))
+    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES, evaluated.weights)
 
 
 def _set_restart(model: Any, em: EM | OnlineEM, r: int) -> None:

@@ -56,12 +56,40 @@ class Session:
             raise ValueError("resume=True needs the directory of the run to continue.")
         self._begun = time.perf_counter()
         self.options, self.seed = options, options.seed
-        self.data = data if isinstance(data, Data) else load_data(data)
+        self.data = self._load(data, options.weights)
         self.train, self.held_out = split_validation(self.data, options.validation, self.seed)
+        self._check_weights()
         self.path = None if options.directory is None else Path(options.directory)
         self.checkpoint = None if self.path is None else self.path / "checkpoint.safetensors"
         self.record: dict[str, Any] = {}
         self.attempt = Attempts()
+
+    @staticmethod
+    def _load(data: Any, weights: Any) -> Data:
+        if isinstance(data, Data):
+            if isinstance(weights, str):
+                raise ValueError(
+                    f"weights={weights!r}: the data are loaded. Name the column in "
+                    "load_data(..., weights=), or pass an array."
+                )
+            return data if weights is None else data.with_weights(weights)
+        return load_data(data, weights=weights)
+
+    def _check_weights(self) -> None:
+        if self.held_out is None:
+            return
+        if self.train.weights is None and self.held_out.weights is not None:
+            raise ValueError("validation: only the held-out rows have weights. Weight all rows.")
+        for name, rows in (("training", self.train), ("held-out", self.held_out)):
+            if not rows.total_weight > 0:
+                raise ValueError(f"weights: all {name} rows have the weight 0. Use another seed.")
+
+    def refuse_weights(self, algorithm: str) -> None:
+        """Reject rows with weights for an algorithm that cannot use them."""
+        if self.data.weights is not None:
+            raise ValueError(
+                f"weights: {algorithm} treats all rows alike. Use fit or fit_em, or repeat rows."
+            )
 
     @property
     def evaluation_data(self) -> Data:
@@ -129,7 +157,11 @@ class Session:
         iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
 
     def evidence(
-        self, pair: ModelGuidePair, rows: tuple[Tensor, ...], num_particles: int
+        self,
+        pair: ModelGuidePair,
+        rows: tuple[Tensor, ...],
+        num_particles: int,
+        weights: Tensor | None = None,
     ) -> dict[str, Any]:
         """The log evidence of the rows, for the results."""
         # With global latents, rows that were held out are new to a posterior of the others.
@@ -139,15 +171,16 @@ class Session:
             *rows,
             num_particles=num_particles,
             seed=self.seed,
+            weights=weights,
             training=(lambda: first_rows(self.train, len(self.train))) if new else None,
         )
         return evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
 
-    def evidence_rows(self, pair: ModelGuidePair, count: int) -> tuple[Tensor, ...]:
+    def evidence_rows(self, pair: ModelGuidePair, count: int) -> Data:
         """At most `count` rows of `evaluation_data`; all training rows if they share latents."""
         if self.held_out is None and shares_latents(pair, *first_rows(self.train, count)):
-            return first_rows(self.train, len(self.train))
-        return first_rows(sample_rows(self.evaluation_data, count, self.seed), count)
+            return self.train
+        return sample_rows(self.evaluation_data, count, self.seed)
 
     def close(
         self,

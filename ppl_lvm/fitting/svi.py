@@ -112,6 +112,8 @@ def _as_run(restarts: RestartResults, session: Session) -> Run:
 def _evidence(restarts: RestartResults, session: Session) -> dict[str, Any]:
     """The log evidence by the chosen restart."""
     pair = restarts.best.pair
-    rows = session.evidence_rows(pair, EVIDENCE_ROWS)
+    evaluated = session.evidence_rows(pair, EVIDENCE_ROWS)
+    rows = first_rows(evaluated, len(evaluated))
     affordable = EVIDENCE_NUMBERS // max(len(rows[0]), num_latent_values(pair, *rows))
-    return session.evidence(pair, rows, max(1, min(EVIDENCE_PARTICLES, affordable)))
+    particles = max(1, min(EVIDENCE_PARTICLES, affordable))
+    return session.evidence(pair, rows, particles, evaluated.weights)

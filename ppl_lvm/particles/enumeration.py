@@ -30,6 +30,7 @@ from ppl_lvm.particles.tracing import (
     plate_ratio,
     temper,
 )
+from ppl_lvm.programs.minibatch import WEIGHTS
 
 
 def has_enumerated_dim(site: Site, log_p: Tensor, rank: int) -> bool:
@@ -122,6 +123,11 @@ def _split_scales(
         site = model[name]
         scale, around = inside_scale(site, data_plate), _contexts(site)
         same = around.keys() == context.keys() or _equal(scale, outer)
+        if (WEIGHTS in site["infer"]) != (WEIGHTS in model[first]["infer"]):
+            raise ValueError(
+                f"weights: site '{first}' outside the rows is summed out, over all rows together. "
+                "Sample it in the guide, or leave the weights out."
+            )
         nested = not is_enumerated(site) and context.keys() <= around.keys()
         if not (same or nested) or not _equal(plate_ratio(site), plate_ratio(model[first])):
             raise ValueError(

@@ -25,6 +25,7 @@ from ppl_lvm.particles.tracing import (
     temper,
     trace_program,
 )
+from ppl_lvm.programs.minibatch import WEIGHTS
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Tables:
         marginal: log-density of all sites that depend on an enumerated site; None without any.
         terms_p, terms_q, terms_score: log_p, log_q and score before the sum over plates.
         marginal_terms: the terms of `marginal`, (K, plates), with the names of their plates.
-        scale: N/B of the data plate.
+        scale: N/B of the data plate, times the weights of rows (B,) if they have some.
         energy_reason: why a subsampling scale is inside the log-weight; None if it is not.
         estimate: the model's site that scores an estimate of a bound, or None.
     """
@@ -143,10 +144,20 @@ def tabulate(guide: Sites, model: Sites, structure: PairStructure, vectorized: b
 def _read_scales(tables: Tables, sites: list[Any], structure: PairStructure) -> None:
     for site in sites:
         if structure.data_plate is not None and plate_dim(site, structure.data_plate) is not None:
-            tables.scale = plate_ratio(site, structure.data_plate)
+            weights = site["infer"].get(WEIGHTS)
+            ratio = plate_ratio(site, structure.data_plate)
+            tables.scale = ratio if weights is None else ratio * weights.reshape(-1)
         inside = plate_ratio(site)
         if structure.data_plate is not None:
             inside = inside / plate_ratio(site, structure.data_plate)
+        if (
+            structure.data_plate is None
+            and WEIGHTS in site["infer"]
+            and site["name"] in structure.latents
+        ):
+            tables.energy_reason = (
+                f"the weights of rows are inside the log-weight ({structure.joint_reason})"
+            )
         if not is_one(inside) and tables.energy_reason is None:
             tables.energy_reason = (
                 f"the plates around site '{site['name']}' are subsampled inside the log-weight"

@@ -69,7 +69,7 @@ class Particles:
             rest has mean zero, so the mean of log-weights may omit it.
         site_draws: the guide's sites by name.
         log_likelihood: (K, B) log_p without the `log_p` of the site draws.
-        scale: N/B, the factor of each row's bound.
+        scale: N/B, the factor of each row's bound; with weights of rows w_b N/B, (B,).
         offset: terms that no draw changes, already scaled; added to the sum of bounds.
         energy_reason: why this is the energy approximation and no bound; None if it is a bound.
         estimate: the site that scores an estimate of a bound, so that only the mean of log_w has

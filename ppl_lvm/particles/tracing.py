@@ -19,6 +19,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import innermost, is_point, unwrap, unwrap_support
+from ppl_lvm.programs.minibatch import WEIGHTS
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's name
 SCALES = "_scales"  # entry of a site's `infer`: the scales of the contexts around it
@@ -139,7 +140,12 @@ def plate_ratio(site: Mapping[str, Any], names: Collection[str] | None = None) -
 
 
 def inside_scale(site: Mapping[str, Any], data_plate: frozenset[str] | None) -> Any:
-    """The scale inside log_w: the site's scale without the data plate's N/B."""
+    """The scale inside log_w: the site's scale without the data plate's N/B.
+
+    A joint log-weight has the weights of rows inside.
+    """
+    if data_plate is None and WEIGHTS in site["infer"]:
+        return site["scale"] * site["infer"][WEIGHTS]
     ratio = 1.0 if data_plate is None else plate_ratio(site, data_plate)
     return site["scale"] if is_one(ratio) else site["scale"] / ratio
 

@@ -188,6 +188,7 @@ def log_evidence(
     num_particles: int = 1000,
     seed: int = 0,
     training: Callable[[], Batch] | None = None,
+    weights: Tensor | None = None,
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 
@@ -199,15 +200,23 @@ def log_evidence(
             of it are draws of the global ones.
         training: returns the training rows, if those in `batch` are new. With global latents the
             result is then their predictive density given the training rows.
+        weights: of the rows (N,): the value is Σ_n w_n L_n / Σ_n w_n, and its standard error that
+            of Σ_n w_n rows.
 
     Raises:
+        ValueError: weights of rows that share latents.
         CannotSayError: the predictive density of a model whose log p(x) has no terms by row.
     """
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
         if not _is_shared(structure):
-            return _marginal(pair, batch, num_particles)
+            return _marginal(pair, batch, num_particles, weights)
+        if weights is not None:
+            raise ValueError(
+                "weights: the log evidence of weighted rows that share latents is not known. "
+                "Compare bounds, or repeat rows."
+            )
         if training is None:
             return _joint(pair, batch, structure, num_particles)
         return _predictive(pair, training(), batch, num_particles)
@@ -223,7 +232,9 @@ def _is_shared(structure: PairStructure) -> bool:
     return structure.data_plate is None and bool(structure.latents or structure.enumerated)
 
 
-def _marginal(pair: ModelGuidePair, batch: Batch, num_particles: int) -> Evidence:
+def _marginal(
+    pair: ModelGuidePair, batch: Batch, num_particles: int, weights: Tensor | None
+) -> Evidence:
     """Rows that are independent given the parameters."""
     log_w, exact = _weights(pair, batch, num_particles)
     K, N = len(log_w), len(batch[0])
@@ -231,10 +242,15 @@ def _marginal(pair: ModelGuidePair, batch: Batch, num_particles: int) -> Evidenc
     share_bad = float((k > RELIABLE_K_HAT).mean())
     any_error = share_bad <= MOST_ROWS or K < psis.MIN_DRAWS  # without k̂ nothing is against it
     scale = len(per_row) / N  # no plate over rows: one weight of all
+    w = torch.ones_like(per_row) if weights is None else weights.to(per_row)
+    error = psis.draws_error(log_w.T)
+    if weights is not None:
+        variance = (1 / psis.effective_size(log_w.T) - 1 / K).clip(min=0)  # of each row
+        error = float((w**2 * torch.as_tensor(variance)).sum().sqrt() / w.sum())
     return Evidence(
-        value=float(per_row.mean()) * scale,
-        standard_error=standard_error(per_row) if any_error else math.nan,
-        monte_carlo_error=psis.draws_error(log_w.T) * scale,
+        value=float((w * per_row).sum() / w.sum()) * scale,
+        standard_error=standard_error(per_row, weights) if any_error else math.nan,
+        monte_carlo_error=error * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
         num_draws=K,
@@ -356,10 +372,17 @@ def _local_particles(structure: PairStructure) -> int:
     return LOCAL_PARTICLES if structure.vectorized else LOCAL_PARTICLES // 8
 
 
-def standard_error(per_row: Tensor) -> float:
-    """Standard error of the mean of (N,) values; NaN for a single value."""
-    N = len(per_row)
-    return float(per_row.std() / math.sqrt(N)) if N > 1 else math.nan
+def standard_error(per_row: Tensor, weights: Tensor | None = None) -> float:
+    """Standard error of the mean of (N,) values; NaN for a single value.
+
+    With weights it is that of the mean of Σ w values, of which value n is repeated w_n times.
+    """
+    w = torch.ones_like(per_row) if weights is None else weights.to(per_row)
+    W = float(w.sum())
+    if W <= 1:
+        return math.nan
+    mean = (w * per_row).sum() / W
+    return float(((w * (per_row - mean) ** 2).sum() / (W - 1) / W).sqrt())
 
 
 def num_latent_values(pair: ModelGuidePair, *batch: Any) -> int:

@@ -39,6 +39,9 @@ def frame_size(site: Mapping[str, Any], frame: Any) -> int:
     return max((shape[dim] for shape, dim in shapes if len(shape) >= -dim), default=1)
 
 
+WEIGHTS = "_row_weights"  # entry of a site's infer
+
+
 class ScaleDataPlate(Messenger):
     """Scale the sites of the row plates as if their B rows were `size` = N rows.
 
@@ -82,3 +85,40 @@ def _run_scaled(
     handler._rows = num_rows(batch)  # of a plate without a size
     with handler:
         return program(*batch, **kwargs)
+
+
+class WeightRows(Messenger):
+    """Mark the sites of the plates over rows with the weights (B,) of these.
+
+    Estimators multiply the bound of row b by w_b, outside of any log-mean-exp; a joint log-weight
+    has w_b inside. Programs and Pyro's objectives do not see the mark.
+    """
+
+    def __init__(self, weights: Tensor, plates: Collection[str]) -> None:
+        super().__init__()
+        self.weights, self.plates = weights, plates
+
+    def _pyro_sample(self, msg: Any) -> None:
+        frame = next((f for f in msg["cond_indep_stack"] if f.name in self.plates), None)
+        if frame is None:
+            return
+        if frame.dim is None or frame.size not in (-1, len(self.weights)):
+            raise ValueError(
+                f"weights: {len(self.weights)} rows have weights, but the plate {frame.name!r} "
+                f"around {msg['name']!r} is {'sequential' if frame.dim is None else frame.size}. "
+                f"Write pyro.plate({frame.name!r}, len(x), dim=-1) and leave subsampling to fit."
+            )
+        shaped = self.weights.reshape(-1, *[1] * (-frame.dim - 1))
+        msg["infer"] = {**msg["infer"], WEIGHTS: shaped}
+
+
+class WeightedProgram:
+    """A program of (*batch, weights): it runs on the batch, with the weights of its rows."""
+
+    def __init__(self, program: Callable[..., Any], plates: Collection[str]) -> None:
+        self.program, self.plates = program, plates
+
+    def __call__(self, *args: Any) -> Any:
+        *batch, weights = args
+        with WeightRows(weights, self.plates):
+            return self.program(*batch)

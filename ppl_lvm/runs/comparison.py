@@ -68,6 +68,7 @@ from ppl_lvm.runs.comparability import (
     distinct_names,
     require_same_likelihood,
 )
+from ppl_lvm.runs.record import has_weights, refuse_weights
 from ppl_lvm.runs.run import Run
 
 SIGNIFICANCE_Z = 2.5  # standard errors
@@ -263,7 +264,9 @@ def compare(
             f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
             f"{num_particles}."
         )
+    refuse_weights("compare", any(has_weights(run.record) for run in runs))
     held_out = common_rows(runs, names) if x is None else x
+    refuse_weights("compare", isinstance(held_out, Data) and held_out.weights is not None)
     shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
     batches = [run.batch(held_out) if shared is None else shared for run in runs]
     if len(batches[0][0]) < 2:

@@ -30,6 +30,7 @@ def environment_record(
             "source": data.source,
             "validation": validation,
             "fingerprint": data.fingerprint(),
+            **({} if data.weights is None else {"total_weight": data.total_weight}),
             "tensors": data.num_tensors,
             "train_rows": train_rows,
             "held_out_rows": held_out_rows,
@@ -37,6 +38,20 @@ def environment_record(
         "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
         "threads": torch.get_num_threads(),
     }
+
+
+def refuse_weights(what: str, weighted: bool) -> None:
+    """Reject rows with weights where all rows count alike."""
+    if weighted:
+        raise ValueError(
+            f"{what}: the rows have weights, but {what} treats all rows alike. Fit repeated rows, "
+            "or use the bounds and log evidence in run.results."
+        )
+
+
+def has_weights(record: Mapping[str, Any]) -> bool:
+    """True if the rows of a run had weights."""
+    return record["data"].get("total_weight") is not None
 
 
 def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]:

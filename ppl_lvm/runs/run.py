@@ -17,6 +17,7 @@ from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence, reason_for_training_rows
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.runs.record import has_weights, refuse_weights
 from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -150,7 +151,12 @@ class Run:
         batch = self.batch(x)
         training = None if self.is_training_data(batch) else self.training_rows
         return log_evidence(
-            self.pair, *batch, num_particles=num_particles, seed=seed, training=training
+            self.pair,
+            *batch,
+            num_particles=num_particles,
+            seed=seed,
+            training=training,
+            weights=x.weights if isinstance(x, Data) else None,
         )
 
     def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
@@ -245,6 +251,7 @@ class Run:
             seed: of the diagnostics' random numbers.
             say: called as say(name, done, total) before each diagnostic.
         """
+        refuse_weights("diagnose", has_weights(self.record))
         if x is None:
             x, held_out = self.data()
         return diagnosis.diagnose(

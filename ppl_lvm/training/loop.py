@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ class Training:
             "learning_rate": [],
         }
         example = first_rows(train, options.batch_size)
+        weights = train.weights
         self.row_tables = RowTables(pair.guide, len(train))
         with self.row_tables.shown(torch.arange(len(example[0]))):
             self.programs = PreparedPrograms(
@@ -92,6 +94,8 @@ class Training:
                 summed=summed,
                 weighted=options.kl_weight != 1.0 or options.kl_annealing != 0,
                 check_support=options.engine != "eager",
+                row_weights=None if weights is None else self._weights(weights[: len(example[0])]),
+                total_weight=train.total_weight,
             )
             self.step_runner = StepRunner(self.programs, options, lambda line: self.say(line))
         self.iterates = ParameterRecorder(pair.unconstrained_parameters, options.num_steps)
@@ -243,19 +247,34 @@ class Training:
     def _batch(self, rows: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
         """This process's part of a batch, and the number of rows of the whole batch."""
         if rows is not None:
-            return self.train.batch(distributed.local_rows(rows)), len(rows)
+            return self._read(self.train, distributed.local_rows(rows)), len(rows)
         if self._all_rows is None:
-            self._all_rows = self.train.batch(distributed.local_rows(torch.arange(len(self.train))))
+            local = distributed.local_rows(torch.arange(len(self.train)))
+            self._all_rows = self._read(self.train, local)
         return self._all_rows, len(self.train)
+
+    def _read(self, data: Data, index: Tensor) -> tuple[Tensor, ...]:
+        """Rows as the prepared programs take them: with their weights, if they have some."""
+        if data.weights is None:
+            return data.batch(index)
+        return (*data.batch(index), self._weights(data.weights[index]))
+
+    @staticmethod
+    def _weights(weights: Tensor) -> Tensor:
+        return weights.to(torch.get_default_dtype())
 
     def _gather(self, rows: list[Tensor]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Tensors, and the row numbers (steps, B) that steps see; None: each sees all."""
         if not rows:
             return self._batch(None)[0], None
         if isinstance(self.train.store, MemoryStore):
-            return self.train.tensors, torch.stack(rows)
+            weights = self.train.weights
+            extra = () if weights is None else (self._weights(weights),)
+            return (*self.train.tensors, *extra), torch.stack(rows)
         index = torch.stack(rows)
-        return self.train.batch(index.reshape(-1)), torch.arange(index.numel()).view(index.shape)
+        return self._read(self.train, index.reshape(-1)), torch.arange(index.numel()).view(
+            index.shape
+        )
 
     # Evaluation
 
@@ -282,10 +301,16 @@ class Training:
 
     def _evaluate_once(self, data: Data) -> float:
         programs, total = self.programs, 0.0
+        if self.train.weights is not None:
+            # The programs divide by the weights of the training rows, whose number scales a batch.
+            weights = torch.ones(len(data)) if data.weights is None else data.weights
+            ratio = len(data) / float(weights.sum())
+            per_row = programs.total_weight / programs.num_rows
+            data = replace(data, weights=weights * (ratio * per_row))
         for rows in torch.arange(len(data)).split(self.options.batch_size):
-            loss = self.pair.objective.loss(programs.model, programs.guide, *data.batch(rows))
-            per_row = loss * programs.per_row(len(rows))
-            total += self.sign * float(per_row) * len(rows) / len(data)
+            batch = self._read(data, rows)
+            loss = self.pair.objective.loss(programs.model, programs.guide, *batch)
+            total += self.sign * float(loss * programs.per_row(len(rows))) * len(rows) / len(data)
         return total
 
     def validate(self) -> bool:

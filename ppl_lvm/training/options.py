@@ -77,6 +77,13 @@ class SessionOptions(CommonOptions):
         type=float,
         recorded=False,
     )
+    weights: Any = option(
+        None,
+        "Weights of the rows, an array (N,), or a column of the file by name: a weight of 2 counts "
+        "as two equal rows.",
+        type=str,
+        recorded=False,
+    )
     settings: dict[str, Any] | None = option(
         None, "Arguments of a model given as a class or an address.", recorded=False
     )

@@ -19,8 +19,9 @@ from ppl_lvm.core.torch_specs import adds_particle_plate
 from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
+from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.posterior import predict
-from ppl_lvm.programs.minibatch import ScaleDataPlate
+from ppl_lvm.programs.minibatch import ScaleDataPlate, WeightedProgram
 from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
 from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.sources import GuideFactory, move_to_batch_device
@@ -51,6 +52,10 @@ def prepare_pair(
                 model_trace, guide_trace, refined=getattr(guide, "refines_rows", False)
             )
         )
+    if train.weights is not None:
+        if objective is None and isinstance(pair.objective, TraceEnum_ELBO):
+            pair.objective = objectives.objective("ELBO")
+        _require_weights(pair, model_trace)
     move_to_batch_device(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
         # Pyro sets this at the first step; set here, no step changes the objective.
@@ -64,6 +69,21 @@ def prepare_pair(
         pair.objective, guide_trace, pair.row_plates, subsampled=rows < len(train)
     )
     return pair, predict.summed_sites(pair, *example)
+
+
+def _require_weights(pair: ModelGuidePair, model_trace: poutine.Trace) -> None:
+    """Refuse weights of rows that the objective or the model would ignore."""
+    name = type(pair.objective).__name__
+    if not isinstance(pair.objective, Estimator):
+        raise ValueError(
+            f"weights: {name} treats all rows alike. Use ELBO, LeaveOneOut(num_particles=4), or "
+            "another estimator of ppl_lvm."
+        )
+    if row_plate_size(model_trace, pair.row_plates) is None:
+        raise ValueError(
+            "weights: the model has no plate over the rows. Put the sites per row into pyro.plate("
+            '"data", len(x)).'
+        )
 
 
 def _require_row_plate(
@@ -99,6 +119,8 @@ class PreparedPrograms:
         summed: sites summed out of the model.
         weighted: the KL term has a weight β.
         check_support: the model may be replayed, where Pyro's own validation does not run.
+        row_weights: of the example's rows; the wrapped programs then take (*batch, weights).
+        total_weight: Σ w_n of all rows (default: N).
     """
 
     def __init__(
@@ -110,8 +132,11 @@ class PreparedPrograms:
         summed: frozenset[str] = frozenset(),
         weighted: bool = False,
         check_support: bool = False,
+        row_weights: Tensor | None = None,
+        total_weight: float | None = None,
     ) -> None:
         self.pair, self.num_rows = pair, pair.stated_rows or num_rows
+        self.total_weight = float(self.num_rows) if total_weight is None else total_weight
         self.model: Program = pair.model
         self.guide: Program = pair.guide
         self.support = SupportCheck()
@@ -125,6 +150,10 @@ class PreparedPrograms:
         if self.scales_rows:
             scale = ScaleDataPlate(self.num_rows, pair.row_plates)
             self.model, self.guide = scale(self.model), scale(self.guide)
+        if row_weights is not None:
+            self.model = WeightedProgram(self.model, pair.row_plates)
+            self.guide = WeightedProgram(self.guide, pair.row_plates)
+            example = (*example, row_weights)
         # Before a checkpoint is loaded: a resumed run must not repeat it.
         pair.initialize_objective(self.model, self.guide, *example)
         devices = {t.device for t in (*pair.unconstrained_parameters.values(), *example)}
@@ -142,7 +171,7 @@ class PreparedPrograms:
 
     def per_row(self, rows: int) -> float:
         """Factor from the objective's loss on a batch of so many rows to nats per row."""
-        return 1.0 / (self.num_rows if self.scales_rows else rows)
+        return 1.0 / (self.total_weight if self.scales_rows else rows)
 
 
 def make_guide(guides: GuideFactory, model: Program, batch: Batch, *, restart: int = 0) -> Program:

@@ -199,6 +199,8 @@ def reject_unsupported(trainings: Sequence[Training]) -> None:
     reason = None
     if options.engine == "eager" or isinstance(first.step_runner.optimizer, LBFGS):
         reason = "their steps are eager"
+    elif first.train.weights is not None:
+        reason = "their rows have weights"
     elif distributed.world_size() > 1:
         reason = "several processes share their batches"
     elif len({training.step_number for training in trainings}) > 1:

@@ -202,6 +202,21 @@ def test_every_option_of_a_front_end_is_an_option_of_fit_or_in_brackets(name: st
         assert flag in (BRACKETS, PYTHON_ONLY) or (flag or field.name) in command, field.name
 
 
+def test_fit_weights_rows_by_a_column(program: str, tmp_path: Path) -> None:
+    lines = [f"{i / 10},{i % 3}" for i in range(40)]
+    (tmp_path / "weighted.csv").write_text("length,count\n" + "\n".join(lines))
+    words = ["fit", program, "--guide", "two.py:guide", "--num-steps", "3"]
+    data = ["--data", "weighted.csv", "--weights", "count", "--directory", "run"]
+    done = run_command(*words, *data, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["data"]["total_weight"] == 39.0
+    assert record["data"]["source"]["weights"] == "count"
+    wrong = run_command(*words, *data[:2], "--weights", "counts", folder=tmp_path)
+    assert wrong.returncode != 0
+    assert "no column 'counts' with weights. Did you mean count?" in wrong.stderr
+
+
 def test_fit_reads_a_column_as_one_sequence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

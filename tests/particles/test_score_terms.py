@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_lvm.estimators import VIMCO, DecayingAverageBaseline, LeaveOneOut, NeuralBaseline
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles, score_terms
+from ppl_lvm.particles.tracing import plate_frames
 from ppl_lvm.testing.exact_programs import (
     EnumerableProgram,
     LocalBeforeGlobalProgram,
@@ -88,7 +89,7 @@ def test_gradient_is_wrong_if_a_global_draw_after_the_rows_is_ignored(
     assert is_exact(expectation(LocalBeforeGlobalProgram, LeaveOneOut(2)))
 
     def never(name: str, guide: Any, position: Any) -> dict[str, tuple[int, int]]:
-        return {f.name: (f.dim, len(guide)) for f in score_terms.plate_frames(guide[name])}
+        return {f.name: (f.dim, len(guide)) for f in plate_frames(guide[name])}
 
     monkeypatch.setattr(score_terms, "_shared_until", never)
     assert not is_exact(expectation(LocalBeforeGlobalProgram, LeaveOneOut(2)))

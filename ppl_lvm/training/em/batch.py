@@ -77,7 +77,7 @@ class EM:
                 return
             state = {name: t[active] for name, t in self.state.items()}
             statistics, log_likelihood = sums.over(state)
-            per_row = (log_likelihood / len(self.data)).tolist()
+            per_row = (log_likelihood / self.data.total_weight).tolist()
             for r, bound in zip(active.tolist(), per_row, strict=True):
                 self._judge(r, bound, {name: t[r] for name, t in self.state.items()})
             self._record_held_out(active, state)
@@ -94,7 +94,7 @@ class EM:
         if self.held_out is None:
             return
         _, log_likelihood = Sums(self.model, self.held_out, self.batch_size).over(state)
-        per_row = (log_likelihood / len(self.held_out)).tolist()
+        per_row = (log_likelihood / self.held_out.total_weight).tolist()
         for r, bound in zip(active.tolist(), per_row, strict=True):
             self.held_out_bounds[r].append(bound)
 

@@ -100,7 +100,7 @@ class OnlineEM:
         for data, bounds in ((self.data, self.bounds), (held_out, self.held_out_bounds)):
             if data is not None:
                 _, log_likelihood = Sums(self.sums.model, data).over(self.state)
-                for r, bound in enumerate((log_likelihood / len(data)).tolist()):
+                for r, bound in enumerate((log_likelihood / data.total_weight).tolist()):
                     bounds[r].append(bound)
 
     def _advance(self, *, averaged: bool, averages: int) -> None:
@@ -121,7 +121,7 @@ class OnlineEM:
         self._pass_total = self._pass_total + log_likelihood.double().cpu()
 
     def _record_pass(self) -> None:
-        for r, bound in enumerate((self._pass_total / len(self.data)).tolist()):
+        for r, bound in enumerate((self._pass_total / self.data.total_weight).tolist()):
             if not abs(bound) < float("inf"):
                 raise ValueError(
                     f"The log-likelihood is {bound} in pass {len(self.bounds[r]) + 1}. Use larger "

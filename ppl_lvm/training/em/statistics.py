@@ -15,13 +15,14 @@ from ppl_lvm.data import Data
 
 READ_ROWS = 65_536
 VMAP_ROWS = 1024
+MOST_WEIGHTS = 32  # different weights in a batch, with one E-step each
 
 State = dict[str, Tensor]
 Statistics = dict[str, Tensor]
 
 
 class Sums:
-    """T̄ and log-likelihood of rows of `data`, in batches of `batch_size`.
+    """T̄ and log-likelihood of rows of `data`, in batches of `batch_size`, with their weights.
 
     Under torch.distributed each process reads its share of the rows, and all return equal sums.
     """
@@ -34,8 +35,12 @@ class Sums:
         total: Statistics = {}
         log_likelihood: Any = 0.0
         rows = torch.arange(len(self.data)) if rows is None else rows
-        for batch in self._batches(distributed.local_rows(rows), like=next(iter(state.values()))):
-            statistics, part = self._of(state, *batch)
+        like = next(iter(state.values()))
+        for batch, weights in self._batches(distributed.local_rows(rows), like):
+            if weights is None:
+                statistics, part = self._of(state, *batch)
+            else:
+                statistics, part = self._weighted(state, weights, batch)
             log_likelihood = log_likelihood + part
             total = {name: t + total[name] if total else t for name, t in statistics.items()}
         if distributed.world_size() > 1:
@@ -65,9 +70,43 @@ class Sums:
         statistics = {k: torch.stack([each[k] for each, _ in steps]) for k in steps[0][0]}
         return statistics, torch.stack([log_likelihood for _, log_likelihood in steps])
 
-    def _batches(self, rows: Tensor, like: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    def _weighted(
+        self, state: State, weights: Tensor, batch: tuple[Tensor, ...]
+    ) -> tuple[Statistics, Tensor]:
+        """Σ_n w_n T_n and Σ_n w_n log p(x_n), by a sum over rows of equal weight.
+
+        Where most weights differ, the rows are a dimension of `torch.vmap`, unless the model
+        decides something by the values of a row, which that prevents.
+        """
+        values = weights.unique()
+        if len(values) > MOST_WEIGHTS:
+            rows_first = torch.vmap(
+                lambda *row: self._of(state, *(t[None] for t in row)), chunk_size=VMAP_ROWS
+            )
+            try:
+                statistics, log_likelihood = rows_first(*batch)
+            except RuntimeError:
+                pass
+            else:
+                total = {k: torch.tensordot(weights, t, 1) for k, t in statistics.items()}
+                return total, torch.tensordot(weights, log_likelihood, 1)
+        parts = []
+        for value in values[values > 0] if values.any() else values:
+            selected = weights == value
+            statistics, log_likelihood = self._of(state, *(t[selected] for t in batch))
+            scaled = {k: value * t for k, t in statistics.items()}
+            parts.append((scaled, value * log_likelihood))
+        total = {k: sum(s[k] for s, _ in parts[1:]) + parts[0][0][k] for k in parts[0][0]}
+        return total, torch.stack([part for _, part in parts]).sum(0)
+
+    def _batches(
+        self, rows: Tensor, like: Tensor
+    ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """Tensors and weights of the rows."""
+        weights = self.data.weights
         for indices in rows.split(self.batch_size):
-            yield tuple(
+            batch = tuple(
                 t.to(like) if t.is_floating_point() else t.to(like.device)
                 for t in self.data.batch(indices)
             )
+            yield batch, None if weights is None else weights[indices].to(like)

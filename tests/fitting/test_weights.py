@@ -1,0 +1,184 @@
+"""Weights of rows equal repeated rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import Categorical, Normal
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from ppl_lvm import compare, fit, fit_adversarial, fit_em, fit_mcem, load_data, load_run
+from ppl_lvm.models import FactorAnalysis, FactorModel, GaussianMixture
+from ppl_lvm.training.em.batch import EM
+from ppl_lvm.training.em.statistics import Sums
+from tests.catalog.small_programs import Mean, MeanGuide
+
+WEIGHTS = torch.tensor([2.0, 0.0, 1.0, 3.0, 1.0, 2.0, 1.0, 2.0])
+
+
+def rows() -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(8, 2, generator=generator) + torch.tensor([3.0, 0.0]) * (
+        torch.arange(8)[:, None] % 2
+    )
+
+
+def repeated() -> Tensor:
+    return rows().repeat_interleave(WEIGHTS.long(), 0)
+
+
+class Mixture(PyroModule):
+    """Two components whose assignments are summed out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([[0.0, 0.5], [2.0, 0.0]]))
+        self.logits = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", Categorical(logits=self.logits), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.means[k], 1.0).to_event(1), obs=x)
+
+
+def nothing(x: Tensor) -> None:
+    """A guide without sites."""
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_weighted_steps_equal_steps_on_repeated_rows(engine: Any) -> None:
+    options: dict[str, Any] = {"num_steps": 20, "engine": engine, "progress": False}
+    weighted = fit(Mixture(), nothing, rows(), weights=WEIGHTS, **options)
+    plain = fit(Mixture(), nothing, repeated(), objective="ELBO", **options)
+    assert weighted.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
+    assert weighted.results["bound"] == pytest.approx(plain.results["bound"], rel=1e-5)
+    for name, value in weighted.parameters().items():
+        torch.testing.assert_close(value, plain.parameters()[name], rtol=1e-4, atol=1e-5)
+    for name in ("log_evidence", "log_evidence_standard_error"):
+        assert weighted.results[name] == pytest.approx(plain.results[name], rel=1e-4)
+
+
+def test_gradient_of_a_batch_estimates_that_of_all_weighted_rows() -> None:
+    """With a learning rate of 0 the bounds of an epoch average to that of all rows."""
+    options: dict[str, Any] = {"optimizer": "SGD(lr=0.0)", "progress": False, "weights": WEIGHTS}
+    batches = fit(Mixture(), nothing, rows(), batch_size=2, num_epochs=1, **options)
+    whole = fit(Mixture(), nothing, rows(), num_steps=1, **options)
+    assert np.mean(batches.history["bound"]) == pytest.approx(whole.history["bound"][0], rel=1e-5)
+
+
+def test_validation_bound_is_a_weighted_mean() -> None:
+    validation = load_data(rows()[:4]).with_weights(WEIGHTS[:4])
+    train = load_data(rows()).with_weights(WEIGHTS)
+    options: dict[str, Any] = {"num_steps": 3, "progress": False, "optimizer": "SGD(lr=0.0)"}
+    run = fit(Mixture(), nothing, train, validation=validation, **options)
+    other = rows()[:4].repeat_interleave(WEIGHTS[:4].long(), 0)
+    plain = fit(Mixture(), nothing, repeated(), validation=other, **options)
+    assert run.results["held_out"] == pytest.approx(plain.results["held_out"], rel=1e-5)
+    assert run.results["log_evidence"] == pytest.approx(plain.results["log_evidence"], rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:log evidence: not computed")
+def test_bound_with_a_global_latent_equals_that_of_repeated_rows() -> None:
+    x = rows()[:, 0]
+    options: dict[str, Any] = {"num_steps": 5, "progress": False}
+    weighted = fit(Mean(), MeanGuide(), x, weights=WEIGHTS, **options)
+    repeats = x.repeat_interleave(WEIGHTS.long())
+    plain = fit(Mean(), MeanGuide(), repeats, objective="ELBO", **options)
+    assert weighted.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
+    assert "share latents" in weighted.results["not_computed"]["log evidence"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_weighted_em_equals_em_on_repeated_rows(scale: float) -> None:
+    """A common factor of all weights changes nothing per row."""
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).double()
+    weights = torch.arange(60) % 3
+    for model in (GaussianMixture(components=2, observed=3), FactorAnalysis(latent=1, observed=3)):
+        model.initialize(x)
+        state = {name: t[None].clone() for name, t in model.em_state().items()}
+        bounds = []
+        for data in (
+            load_data(x).with_weights(weights * scale),
+            load_data(x.repeat_interleave(weights, 0)),
+        ):
+            em = EM(model, data, {k: t.clone() for k, t in state.items()}, held_out=data)
+            em.run(10)
+            bounds.append(em.bounds[0] + em.held_out_bounds[0])
+        assert bounds[0] == pytest.approx(bounds[1], rel=1e-7)
+
+
+def test_fit_em_takes_weights_and_records_their_evidence() -> None:
+    run = fit_em(GaussianMixture(components=2), rows(), weights=WEIGHTS, max_iterations=3)
+    again = fit_em(GaussianMixture(components=2), rows(), weights=3 * WEIGHTS, max_iterations=3)
+    assert run.results["bound"] == pytest.approx(again.results["bound"], rel=1e-6)
+    assert run.results["log_evidence"] == pytest.approx(run.results["bound"], rel=1e-5)
+
+
+def test_all_different_weights_give_the_sums_of_equal_ones() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double()
+    model = GaussianMixture(components=2, observed=3)
+    model.initialize(x)
+    state = {name: t[None] for name, t in model.em_state().items()}
+    weights = torch.arange(50) % 4
+    many = weights + 1e-9 * torch.arange(50)  # more than MOST_WEIGHTS values
+    plain, log_p = Sums(model, load_data(x.repeat_interleave(weights, 0))).over(state)
+    for w in (weights, many):
+        sums, weighted_log_p = Sums(model, load_data(x).with_weights(w)).over(state)
+        torch.testing.assert_close(weighted_log_p, log_p, rtol=1e-6, atol=0)
+        for name, value in plain.items():
+            torch.testing.assert_close(sums[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_column_of_a_file_weights_rows_and_is_reloaded(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    table = np.column_stack([rows().numpy(), WEIGHTS.numpy()])
+    np.savetxt(path, table, delimiter=",", header="a,b,n", comments="")
+    run = fit(
+        Mixture(),
+        nothing,
+        str(path),
+        weights="n",
+        num_steps=5,
+        progress=False,
+        directory=tmp_path / "run",
+    )
+    plain = fit(Mixture(), nothing, repeated(), objective="ELBO", num_steps=5, progress=False)
+    assert run.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
+    assert run.record["data"]["source"]["weights"] == "n"
+    reloaded = load_run(tmp_path / "run", model=Mixture, guide=nothing)
+    with pytest.raises(ValueError, match="diagnose: the rows have weights"):
+        reloaded.diagnose()
+    with pytest.raises(ValueError, match="compare: the rows have weights"):
+        compare([run, run], rows())
+    data, _ = reloaded.data()
+    assert data.weights is not None
+    assert torch.equal(data.weights, WEIGHTS.double())
+    assert data.columns == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0, 2.0], "shape .2,. for 8 rows"),
+        ([-1.0] + [1.0] * 7, "row 0 has the weight -1"),
+        ([1.0] * 7 + [float("nan")], "row 7 has the weight nan"),
+        ([0.0] * 8, "all weights are 0"),
+        (["a"] * 8, "Give one number per row"),
+    ],
+)
+def test_wrong_weights_are_named(weights: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"weights: .*{message}"):
+        fit(Mixture(), nothing, rows(), weights=weights, num_steps=1, progress=False)
+
+
+def test_weights_that_would_be_ignored_are_refused() -> None:
+    with pytest.raises(ValueError, match="weights: TraceEnum_ELBO treats all rows alike"):
+        fit(Mixture(), nothing, rows(), weights=WEIGHTS, objective="TraceEnum_ELBO", num_steps=1)
+    with pytest.raises(ValueError, match="weights: fit_mcem treats all rows alike"):
+        fit_mcem(FactorModel(latent=1, observed=2), rows(), weights=WEIGHTS)
+    with pytest.raises(ValueError, match="weights: fit_adversarial treats all rows alike"):
+        fit_adversarial(Mixture(), rows(), weights=WEIGHTS)
