@@ -1,4 +1,4 @@
-"""Weights of rows: a weight of 2 counts as two equal rows."""
+"""Weights of rows."""
 
 from typing import Any
 
