@@ -45,6 +45,8 @@ from ppl_lvm.data.validation import (
     check_shape,
     code_labels,
     held_out_rows,
+    iterable_fault,
+    list_fault,
     pick_columns,
 )
 from ppl_lvm.data.weights import other_columns, row_weights
@@ -65,7 +67,7 @@ class Data:
         batch_size: batch size of the DataLoader that was loaded, else None.
         rows: indices into the store, None for all rows.
         source: arguments of `load_data` if they were a name or a path, else None.
-        weights: of the rows (N,), or None.
+        weights: of rows (N,), or None.
     """
 
     store: Store
@@ -178,8 +180,7 @@ def load_data(
 
     Args:
         source: see the module. A name, or a call of one, is a named set; other text is a path.
-        columns: the columns (in an .npz file: the arrays) for the model, by name, or by index
-            where columns have no names. Default: all but the labels.
+        columns: columns (of an .npz file: arrays) for the model, by name or index; default: all.
         labels: the column, array, or position in a tuple with labels for figures and scores.
         missing: "error", or "keep" to pass missing values to the model as NaN.
         header: whether the first line of a .csv file has names; None infers it from the line.
@@ -325,11 +326,11 @@ def _from_object(
         _check_loader(source)
         return _from_items(source.dataset, source.collate_fn, position, missing)
     if isinstance(source, IterableDataset):
-        raise ValueError(_iterable("the IterableDataset"))
+        raise ValueError(iterable_fault("the IterableDataset"))
     if isinstance(source, Dataset):
         return _from_items(source, None, position, missing)
     if isinstance(source, list):
-        raise ValueError(f"source: {_list_fault(source)}.")
+        raise ValueError(f"source: {list_fault(source)}.")
     raise ValueError(
         f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
         "them, a DataFrame, a torch Dataset or DataLoader, the name of a set, or a file's path."
@@ -384,7 +385,7 @@ def _label_part(parts: Sequence[Any], label: int) -> Array:
 def _check_loader(loader: "DataLoader[Any]") -> None:
     """Reject loaders with a special order, since the training loop replaces it."""
     if isinstance(loader.dataset, IterableDataset):
-        raise ValueError(_iterable("the DataLoader's dataset"))
+        raise ValueError(iterable_fault("the DataLoader's dataset"))
     sampler = loader.sampler
     is_default = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler
@@ -397,23 +398,3 @@ def _check_loader(loader: "DataLoader[Any]") -> None:
             "every row equally often: give the dataset, or a loader with batch_size= and shuffle= "
             "alone. Give weights of rows as weights=."
         )
-
-
-def _iterable(what: str) -> str:
-    return (
-        f"{what} is iterable only: its rows cannot be counted or indexed. Wrap it as a map-style "
-        "Dataset with __len__ and __getitem__, or write it to an .npy file, which is "
-        "memory-mapped."
-    )
-
-
-def _list_fault(source: list[Any]) -> str:
-    """The remedy for a list: sequences of unequal length are padded, others become an array."""
-    shapes = [np.shape(item) for item in source if isinstance(item, (np.ndarray, Tensor))]
-    if len(shapes) == len(source) and len({s[:1] for s in shapes}) > 1:
-        return (
-            "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "
-            "missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, "
-            "padding_value=float('nan'))"
-        )
-    return "cannot load a list. Pass np.array(rows), or several arrays as a tuple (x, y)"

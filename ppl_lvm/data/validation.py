@@ -299,3 +299,24 @@ def held_out_rows(held_out: int | float, total: int, option: str) -> int:
             "each side."
         )
     return size
+
+
+def iterable_fault(what: str) -> str:
+    """The remedy for a source without numbered rows."""
+    return (
+        f"{what} is iterable only: its rows cannot be counted or indexed. Wrap it as a map-style "
+        "Dataset with __len__ and __getitem__, or write it to an .npy file, which is "
+        "memory-mapped."
+    )
+
+
+def list_fault(source: list[object]) -> str:
+    """The remedy for a list: sequences of unequal length are padded, others become an array."""
+    shapes = [np.shape(item) for item in source if isinstance(item, (np.ndarray, Tensor))]
+    if len(shapes) == len(source) and len({s[:1] for s in shapes}) > 1:
+        return (
+            "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "
+            "missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, "
+            "padding_value=float('nan'))"
+        )
+    return "cannot load a list. Pass np.array(rows), or several arrays as a tuple (x, y)"

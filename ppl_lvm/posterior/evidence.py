@@ -213,10 +213,7 @@ def log_evidence(
         if not _is_shared(structure):
             return _marginal(pair, batch, num_particles, weights)
         if weights is not None:
-            raise ValueError(
-                "weights: the log evidence of weighted rows that share latents is not known. "
-                "Compare bounds, or repeat rows."
-            )
+            raise ValueError("weights: no log evidence of rows that share latents. Repeat rows.")
         if training is None:
             return _joint(pair, batch, structure, num_particles)
         return _predictive(pair, training(), batch, num_particles)
@@ -243,14 +240,10 @@ def _marginal(
     any_error = share_bad <= MOST_ROWS or K < psis.MIN_DRAWS  # without k̂ nothing is against it
     scale = len(per_row) / N  # no plate over rows: one weight of all
     w = torch.ones_like(per_row) if weights is None else weights.to(per_row)
-    error = psis.draws_error(log_w.T)
-    if weights is not None:
-        variance = (1 / psis.effective_size(log_w.T) - 1 / K).clip(min=0)  # of each row
-        error = float((w**2 * torch.as_tensor(variance)).sum().sqrt() / w.sum())
     return Evidence(
         value=float((w * per_row).sum() / w.sum()) * scale,
         standard_error=standard_error(per_row, weights) if any_error else math.nan,
-        monte_carlo_error=error * scale,
+        monte_carlo_error=psis.draws_error(log_w.T, w.numpy()) * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
         num_draws=K,
@@ -373,10 +366,7 @@ def _local_particles(structure: PairStructure) -> int:
 
 
 def standard_error(per_row: Tensor, weights: Tensor | None = None) -> float:
-    """Standard error of the mean of (N,) values; NaN for a single value.
-
-    With weights it is that of the mean of Σ w values, of which value n is repeated w_n times.
-    """
+    """Standard error of the mean of (N,) values, repeated w_n times; NaN for a single value."""
     w = torch.ones_like(per_row) if weights is None else weights.to(per_row)
     W = float(w.sum())
     if W <= 1:

@@ -94,14 +94,16 @@ def effective_size(log_w: ArrayLike) -> Floats:
     return np.asarray(1 / np.square(_normalize(log_w)).sum(axis=-1))
 
 
-def draws_error(log_w: ArrayLike) -> float:
+def draws_error(log_w: ArrayLike, weights: ArrayLike = 1.0) -> float:
     """Monte-Carlo error of mean_n log 1/S Σ_s w_ns of weights (N, S), independent between rows.
 
-    By the delta method, the variance of each logarithm is 1/ESS − 1/S.
+    By the delta method, the variance of each logarithm is 1/ESS − 1/S. `weights` (N,) are those of
+    the rows in the mean.
     """
     ess = effective_size(log_w)
     variance = (1 / ess - 1 / np.shape(log_w)[-1]).clip(min=0)
-    return float(np.sqrt(variance.sum()) / len(ess))
+    rows = np.broadcast_to(np.asarray(weights, np.float64), ess.shape)
+    return float(np.sqrt((rows**2 * variance).sum()) / rows.sum())
 
 
 def shared_draws_error(log_w: ArrayLike) -> float:

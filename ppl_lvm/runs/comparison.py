@@ -19,10 +19,8 @@ run its value is too low by an unknown amount: it has no error, and the verdict 
 Rows that are hard for one model are hard for the others, so the error of a difference is much
 smaller than the error of either value. The likelihoods must be of the same kind (`comparability`).
 Leave-one-out accuracy on the training rows is added for runs with global latents whose k̂ allow it.
-Seconds are those of all restarts.
 
     comparison = compare([run_a, run_b])
-    print(comparison)
     comparison.difference(0, 1)          # nats per row, and its standard error
 
 References:
@@ -66,9 +64,9 @@ from ppl_lvm.runs.comparability import (
     check_width,
     common_rows,
     distinct_names,
+    refuse_weighted,
     require_same_likelihood,
 )
-from ppl_lvm.runs.record import has_weights, refuse_weights
 from ppl_lvm.runs.run import Run
 
 SIGNIFICANCE_Z = 2.5  # standard errors
@@ -264,9 +262,8 @@ def compare(
             f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
             f"{num_particles}."
         )
-    refuse_weights("compare", any(has_weights(run.record) for run in runs))
+    refuse_weighted(runs, x)
     held_out = common_rows(runs, names) if x is None else x
-    refuse_weights("compare", isinstance(held_out, Data) and held_out.weights is not None)
     shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
     batches = [run.batch(held_out) if shared is None else shared for run in runs]
     if len(batches[0][0]) < 2:
