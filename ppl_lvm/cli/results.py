@@ -67,7 +67,7 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
     if results["held_out"] is not None:
         error = results["held_out_monte_carlo_error"]
         # The bound has the KL of the global latents, which the training rows share.
-        shared = results.get("log_evidence_kind") == "predictive"
+        shared = results.get("log_evidence_kind") in ("predictive", "pointwise")
         joining = ", the KL of global latents shared with the training rows" if shared else ""
         of = f" ({(joining + tempered)[2:]})" if joining or tempered else ""
         rows.append(("held out", f"{results['held_out']:.4f} ± {error:.4f} nats per row{of}"))

@@ -11,8 +11,10 @@ p̂(x_n | θ_s) from fresh draws of the local latents given θ_s,
     joint         log p(x) ≈ log 1/S Σ_s p(θ_s)/q(θ_s) Π_n p̂(x_n | θ_s)    of training rows x,
     predictive    log p(y | x) ≈ log 1/S Σ_s Π_n p̂(y_n | θ_s)              of new rows y,
 
-both divided by the number of rows. The predictive density of each row alone,
-log 1/S Σ_s p̂(y_n | θ_s), is that of `compare`.
+both divided by the number of rows. Where k̂ of the predictive weights is above 0.7, as for many new
+rows, the value is that of each row alone, which `compare` uses:
+
+    pointwise     L_n = log 1/S Σ_s p̂(y_n | θ_s),    value = 1/N Σ_n L_n.
 
 The Monte-Carlo error of a mean of weights follows from the delta method, sd(L)² ≈ cv² / K with
 cv² = K Σ_k w̄_k² − 1 and w̄ the normalized weights. It is an error only where their Pareto k̂ is at
@@ -59,11 +61,12 @@ LOCAL_SHARE = 5  # fewer draws of global latents by this factor where each needs
 RELIABLE_K_HAT = 0.7
 MOST_ROWS = 0.5  # share of rows with a higher k̂ above which a value has no error at all
 
-Kind = Literal["marginal", "joint", "predictive"]
+Kind = Literal["marginal", "joint", "predictive", "pointwise"]
 MEANING: dict[str, str] = {
     "marginal": "log p(x)",
     "joint": "joint log p(x) of all rows",
     "predictive": "log p(new rows | training rows)",
+    "pointwise": "log p(each new row | training rows)",
 }
 
 
@@ -74,8 +77,9 @@ class Evidence:
     Attributes:
         value: 1/N Σ_n L_n, log p(x_1…x_N) / N or log p(y_1…y_N | x) / N, by `kind`.
         kind: "marginal": rows are independent given the parameters. "joint": the training rows of
-            a model with global latents. "predictive": new rows given the training rows, for a model
-            with global latents.
+            a model with global latents. "predictive": new rows together given the training rows,
+            for a model with global latents. "pointwise": each of them alone, where the weights of
+            all of them together are unreliable.
         standard_error: error of the mean of `per_row` over rows; NaN for a joint value, for a
             single row, and where k̂ > 0.7 for most rows.
         monte_carlo_error: error from the draws, by the delta method; NaN where k̂ > 0.7 for a joint
@@ -139,7 +143,7 @@ def evidence_text(results: Mapping[str, Any], of: str = "") -> str:
     error = _known(results["log_evidence_standard_error"])
     rows = "" if error is None else f" ± {error:.4f}"
     parts = [of] if of else []
-    if kind in ("joint", "predictive"):
+    if kind in ("joint", "predictive", "pointwise"):
         parts.append(MEANING[kind])
     parts.append(_draws_text(results))
     text = f"{results['log_evidence']:.4f}"
@@ -162,7 +166,8 @@ def _draws_text(results: Mapping[str, Any]) -> str:
         return "exact"
     unit = "particles" if kind == "marginal" else "draws"
     digits = 1 if ess < 10 else 0
-    size = f"{'smallest ' if kind == 'marginal' else ''}ESS {ess:.{digits}f} of {K} {unit}"
+    by_row = kind in ("marginal", "pointwise")
+    size = f"{'smallest ' if by_row else ''}ESS {ess:.{digits}f} of {K} {unit}"
     if error is not None:
         return f"Monte Carlo ± {error:.4f}, {size}"
     if K < psis.MIN_DRAWS:
@@ -170,7 +175,7 @@ def _draws_text(results: Mapping[str, Any]) -> str:
             f"Monte Carlo error unknown, for there are fewer than {psis.MIN_DRAWS} {unit}; {size}"
         )
     share = results["log_evidence_share_of_high_k_hat"]
-    if kind == "marginal" and share < 1:
+    if by_row and share < 1:
         reason = f"k̂ > {RELIABLE_K_HAT} for {max(share, 0.001):.1%} of rows"
     else:
         k = results["log_evidence_k_hat"]
@@ -301,13 +306,19 @@ def _of_data_set(
     S, alone = len(log_w), log_w if log_lik is None else log_lik
     total = log_w.logsumexp(0) - math.log(S)
     joint_k, k = psis.k_hat(log_w.T, exact)[0], psis.k_hat(alone.T, exact)
+    error = psis.draws_error(log_w.T) / N if joint_k <= RELIABLE_K_HAT else math.nan
+    ess = psis.effective_size(log_w.T)
     per_row = total if log_lik is None else log_lik.logsumexp(0) - math.log(S)
     any_error = float((k > RELIABLE_K_HAT).mean()) <= MOST_ROWS
+    value = float(total) / N
+    if log_lik is not None and joint_k > RELIABLE_K_HAT:
+        kind, value, joint_k = "pointwise", float(per_row.mean()), k.max()
+        error, ess = psis.shared_draws_error(log_lik.T), psis.effective_size(log_lik.T)
     return Evidence(
-        value=float(total) / N,
+        value=value,
         standard_error=standard_error(per_row) if any_error else math.nan,
-        monte_carlo_error=psis.draws_error(log_w.T) / N if joint_k <= RELIABLE_K_HAT else math.nan,
-        effective_particles=float(psis.effective_size(log_w.T)[0]),
+        monte_carlo_error=error,
+        effective_particles=float(ess.min()),
         num_particles=1 if exact else num_particles,
         num_draws=S,
         per_row=per_row,

@@ -143,7 +143,8 @@ class Run:
 
         Without global latents rows are independent, and the value is that of any rows. With global
         latents it is the joint log p(x) of the training rows; other rows y are new to the model,
-        and it is the predictive log p(y | training rows). `Evidence.kind` says which.
+        and it is the predictive log p(y | training rows), of all together or, where that is
+        unreliable, of each alone. `Evidence.kind` says which.
 
         Raises:
             ValueError: the predictive density needs the training rows, which cannot be loaded.

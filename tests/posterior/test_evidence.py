@@ -223,6 +223,20 @@ def test_evidence_of_joint_weights_with_high_k_hat_has_no_error() -> None:
     assert math.isnan(evidence.monte_carlo_error)
 
 
+def test_evidence_of_new_rows_together_with_high_k_hat_is_that_of_each_alone() -> None:
+    """400 new rows say more about mu than 20 training rows: no draw of q fits all of them."""
+    train, new = torch.randn(20), 2 + torch.randn(400)
+    evidence = _evidence(_mean, _mean_guide(train), new, training=lambda: (train,))
+    precision = 20.01
+    predictive = Normal(train.sum() / precision, (1 + 1 / precision) ** 0.5)
+    assert evidence.kind == "pointwise"
+    assert evidence.value == pytest.approx(
+        float(predictive.log_prob(new).mean()), abs=5 * evidence.monte_carlo_error
+    )
+    assert evidence.value == pytest.approx(float(evidence.per_row.mean()))
+    assert "log p(each new row | training rows)" in str(evidence)
+
+
 def test_evidence_of_few_particles_has_no_monte_carlo_error() -> None:
     evidence = _evidence(_local, _local_guide(1.2), torch.randn(6, 20), num_particles=10)
     assert "fewer than 25 particles" in str(evidence)
