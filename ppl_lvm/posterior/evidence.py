@@ -22,10 +22,8 @@ most 0.7; otherwise L is a lower bound, too low by an unknown amount, and no err
 standard error of the mean over rows is sd_n(L_n) / √N; more draws do not lower it.
 
 References:
-    Burda, Grosse, Salakhutdinov (2016). Importance weighted autoencoders.
-    https://arxiv.org/abs/1509.00519, equation 8.
-    Vehtari, Simpson, Gelman, Yao, Gabry (2024). Pareto smoothed importance sampling.
-    https://arxiv.org/abs/1507.02646
+    Burda, Grosse, Salakhutdinov (2016). https://arxiv.org/abs/1509.00519, equation 8.
+    Vehtari et al. (2024). Pareto smoothed importance sampling. https://arxiv.org/abs/1507.02646
 """
 
 import math
@@ -111,19 +109,17 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """The numbers without those of single rows; NaN where a number is unknown."""
+        error = self.monte_carlo_error if self.joint_k_hat <= RELIABLE_K_HAT else math.nan
+        row_by_row = float(self.per_row.mean()) if self.kind == "predictive" else None
         return {
             "log_evidence": self.value,
             "log_evidence_kind": self.kind,
             "log_evidence_standard_error": self.standard_error,
-            "log_evidence_monte_carlo_error": self.monte_carlo_error
-            if self.joint_k_hat <= RELIABLE_K_HAT
-            else math.nan,
+            "log_evidence_monte_carlo_error": error,
             "log_evidence_ess": self.effective_particles,
             "log_evidence_k_hat": self.joint_k_hat,
             "log_evidence_share_of_high_k_hat": self.share_bad,
-            "log_evidence_row_by_row": float(self.per_row.mean())
-            if self.kind == "predictive"
-            else None,
+            "log_evidence_row_by_row": row_by_row,
             "log_evidence_draws": self.num_draws,
             "num_particles": self.num_particles,
         }
@@ -135,9 +131,7 @@ class Evidence:
 def evidence_text(results: Mapping[str, Any], of: str = "") -> str:
     """An estimate in words: the value, its errors where they are known, ESS and k̂.
 
-    Args:
-        results: those of `Evidence.to_json`; a number that is unknown is NaN or None.
-        of: the rows.
+    `results` are those of `Evidence.to_json`, unknown numbers NaN or None; `of` names the rows.
     """
     kind = results.get("log_evidence_kind")  # None: of an older version
     error = _known(results["log_evidence_standard_error"])
@@ -171,9 +165,7 @@ def _draws_text(results: Mapping[str, Any]) -> str:
     if error is not None:
         return f"Monte Carlo ± {error:.4f}, {size}"
     if K < psis.MIN_DRAWS:
-        return (
-            f"Monte Carlo error unknown, for there are fewer than {psis.MIN_DRAWS} {unit}; {size}"
-        )
+        return f"Monte Carlo error unknown: fewer than {psis.MIN_DRAWS} {unit}; {size}"
     share = results["log_evidence_share_of_high_k_hat"]
     if by_row and share < 1:
         reason = f"k̂ > {RELIABLE_K_HAT} for {max(share, 0.001):.1%} of rows"
@@ -399,9 +391,7 @@ def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int) -> tuple[Te
     if width == 0:
         num_particles = 1
     chunk = max(1, min(num_particles, CHUNK // len(batch[0]), LATENT_VALUES // max(1, width)))
-    sizes = [chunk] * (num_particles // chunk) + [num_particles % chunk] * bool(
-        num_particles % chunk
-    )
+    sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
     parts = []
     structure = analyze_for_particles(pair.model, pair.guide, batch, {}, max(sizes))
     for size in sizes:
