@@ -130,6 +130,16 @@ def settings_of(program: Any) -> dict[str, Any] | None:
     return settings
 
 
+def unknown_settings(program: Any) -> list[str]:
+    """Constructor arguments that `settings_of` cannot read back."""
+    return [
+        p.name
+        for p in inspect.signature(type(program)).parameters.values()
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        or not _is_plain(getattr(program, p.name, inspect.Parameter.empty))
+    ]
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_plain(v) for v in value)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.types import Array
 from ppl_lvm.data.csv_reader import read_csv
+from ppl_lvm.data.rounding import warn_of_rounding
 from ppl_lvm.data.stores import MappedStore, ReaderResult, memory_store
 from ppl_lvm.data.validation import Columns, SourceLocation, check_names, check_shape, pick_columns
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAP_ABOVE = 64 * 2**20  # bytes
+ROUNDING_ROWS = 1000  # of a mapped file, which is not read as a unit
 
 
 def read(
@@ -91,6 +94,10 @@ def read_npy(
     if columns is not None or labels is not None:
         chosen, classes, location = pick_from_array(array, location, columns, labels)
     if large:
+        some = np.array(array[:ROUNDING_ROWS] if chosen is None else array[:ROUNDING_ROWS, chosen])
+        with np.errstate(over="ignore"):  # a number too large is an error when it is read
+            converted = some.astype(str(torch.get_default_dtype()).removeprefix("torch."))
+        warn_of_rounding(some, torch.from_numpy(converted), location)
         return ReaderResult(MappedStore(path, array, location, chosen, missing), None, classes)
     values = array if chosen is None else array[:, chosen]
     return ReaderResult(memory_store([values], location, missing), None, classes)

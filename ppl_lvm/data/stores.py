@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ppl_lvm.core.types import Array
+from ppl_lvm.data.rounding import warn_of_rounding
 from ppl_lvm.data.validation import SourceLocation, check_shape, from_array, from_tensor
 
 
@@ -194,6 +195,8 @@ def memory_store(
         else from_tensor(array, location, part, missing=missing)
         for part, array in enumerate(arrays)
     )
+    for part, (array, tensor) in enumerate(zip(arrays, tensors, strict=True)):
+        warn_of_rounding(array, tensor, location, part)
     return MemoryStore(tensors, location)
 
 

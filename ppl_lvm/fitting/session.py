@@ -144,6 +144,10 @@ class Session:
         }
         if (path := self.path) is None:
             return None
+        for factory in (model, guide):
+            problem = None if factory is None else factory.reload_problem()
+            if problem is not None and distributed.rank() == 0:
+                warnings.warn(problem, stacklevel=4)
         finished = distributed.run_on_first(
             lambda: open_run_directory(path, self.record, self.options.resume, load)
         )

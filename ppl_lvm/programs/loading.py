@@ -149,7 +149,31 @@ def address_of(program: Any) -> str | None:
         return None
     if target.__module__ == "__main__" or target.__module__.startswith("_ppl_lvm_program_"):
         try:
-            return f"{Path(inspect.getfile(target)).resolve()}:{name}"
+            path = Path(inspect.getfile(target)).resolve()
         except (OSError, TypeError):
             return None  # entered at a prompt
+        return f"{path}:{name}" if path.is_file() else None  # a notebook's cell has a name only
     return f"{target.__module__}:{name}"
+
+
+def address_problem(program: Any, address: str | None) -> str | None:
+    """Reason why an address does not lead to a program, with the remedy; None if it does."""
+    target = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
+    if address is None:
+        return (
+            "it is defined in a function, as a lambda, at a prompt or in a notebook, where no "
+            "address leads. Define it at the top of a .py file"
+        )
+    module = sys.modules.get(target.__module__)
+    if getattr(module, target.__name__, None) is not target:
+        return (
+            f"{address} leads to another object, the one of this name in its module. Give the "
+            "program the name by which it is defined, a decorated one by @"
+        )
+    script = Path(address.rpartition(":")[0])
+    if target.__module__ == "__main__" and "__name__" not in script.read_text(errors="replace"):
+        return (
+            "loading runs its script again, the fit too. Put the fit below "
+            'if __name__ == "__main__":, or the program into another file'
+        )
+    return None

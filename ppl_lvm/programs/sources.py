@@ -17,8 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppl_lvm.core.call_syntax import build, settings_of
-from ppl_lvm.programs.loading import address_of, load_program
+from ppl_lvm.core.call_syntax import build, settings_of, unknown_settings
+from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.loading import address_of, address_problem, load_program
 
 DEFAULT_GUIDE = "ppl_lvm.guides:auto_guide"
 
@@ -91,6 +93,14 @@ class ModelFactory:
             digest=source_digest(address),
         )
 
+    def reload_problem(self) -> str | None:
+        """Reason why a stored run could not build the model again, with the remedy, or None."""
+        program, name = self._program, self.recipe.name
+        problem = address_problem(program, self.recipe.address)
+        if problem is None and not self.is_class and not inspect.isfunction(program):
+            problem = _instance_problem(program, self.recipe.settings)
+        return problem and _reload_message("model", name, problem)
+
     def make(
         self, batch: Batch, *, restart: int = 0, mix_starts: bool = False
     ) -> Callable[..., Any]:
@@ -153,15 +163,28 @@ class GuideFactory:
             )
         if address is None:
             address = address_of(self._program)
-        # A guide that is an instance must be passed again when the run is loaded.
+        known: dict[str, Any] | None = self._settings
+        if isinstance(self._program, nn.Module):
+            known = settings_of(self._program)
+        # Another instance must be passed again when the run is loaded.
         rebuildable = self.is_builder or inspect.isfunction(self._program)
+        rebuildable = rebuildable or (isinstance(self._program, nn.Module) and known is not None)
         self.recipe = ProgramSpec(
             name=getattr(self._program, "__name__", type(self._program).__name__),
             address=address if rebuildable else None,
-            settings=self._settings,
+            settings=known,
             builder=self.is_builder,
             digest=source_digest(address) if rebuildable else None,
         )
+
+    def reload_problem(self) -> str | None:
+        """Reason why a stored run could not build the guide again, with the remedy, or None."""
+        program, name = self._program, self.recipe.name
+        address = self.recipe.address or address_of(program)
+        problem = address_problem(program, address)
+        if problem is None and not self.is_builder and not inspect.isfunction(program):
+            problem = _instance_problem(program, self.recipe.settings)
+        return problem and _reload_message("guide", name, problem)
 
     def make(self, model: Any, batch: Batch, *, restart: int = 0) -> Callable[..., Any]:
         if self.is_builder:
@@ -172,6 +195,41 @@ class GuideFactory:
                 "a builder."
             )
         return self._program
+
+
+def _reload_message(what: str, name: str, problem: str) -> str:
+    return (
+        f"{name}: load_run(directory) and the report will not find this {what}: {problem}; or pass "
+        f"it, load_run(directory, {what}=...)."
+    )
+
+
+def _instance_problem(program: Any, settings: Mapping[str, Any] | None) -> str | None:
+    """Reason why an instance cannot be built again from its class and its attributes."""
+    kind = type(program)
+    if not isinstance(program, nn.Module):
+        return f"it is an object of {kind.__name__}, no module. Write a function or a PyroModule"
+    if settings is None:
+        names = ", ".join(repr(name) for name in unknown_settings(program))
+        return (
+            f"its constructor arguments ({names}) are not kept. Keep each as an attribute of the "
+            "same name that is a number, a text or a tuple of such, self.x = x"
+        )
+    try:
+        with preserve_rng():
+            again = kind(**settings)
+    except Exception as error:
+        return f"built again from its attributes it fails, {reason_of(error)}. Keep the arguments"
+    shapes, others = ({n: p.shape for n, p in m.named_parameters()} for m in (program, again))
+    changed = [n for n in others if n not in shapes or shapes[n] != others[n]]
+    if not hasattr(program, "initialize"):
+        changed += [n for n in shapes if n not in others]
+    if changed:
+        return (
+            f"built again from its attributes it has another {changed[0]!r}. Keep each constructor "
+            "argument unchanged as an attribute of the same name"
+        )
+    return None
 
 
 def is_builder(guide: Any) -> bool:
@@ -211,9 +269,14 @@ def instantiate_from_record(
     """The program of a stored run: `program`, or the one that its recipe names."""
     if program is None:
         if recipe.address is None or recipe.settings is None:
+            reason = (
+                "its constructor arguments were not kept as attributes"
+                if recipe.address is not None
+                else "no address led to it, or its constructor arguments were not kept"
+            )
             raise ValueError(
-                f"{recipe.name}: the run has no record to build this {what} from. Pass it: "
-                f"load_run(directory, {what}=...)."
+                f"{recipe.name}: the run has no record to build this {what} from: {reason}. "
+                f"Pass it: load_run(directory, {what}=...)."
             )
         program = load_program(recipe.address)
     settings = recipe.settings or {}

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.estimators.objectives import objective as make_objective
@@ -140,7 +141,8 @@ def _rebuild_pair(
         other_version = is_bundled(spec.address) and files_may_differ(record)
         if program is not None or other_version or not spec.digest:
             continue
-        if spec.digest != source_digest(spec.address):
+        digest = source_digest(spec.address)
+        if digest is not None and spec.digest != digest:  # a missing file is an error below
             warnings.warn(
                 f"{spec.address} has changed since the run was made. Its {role} may differ from "
                 "the fitted one.",
@@ -150,8 +152,15 @@ def _rebuild_pair(
     guide = instantiate_from_record(specs["guide"], guide, template, what="guide", model=model)
     elbo = rebuild(record["objective"]) if objective is None else make_objective(objective)
     pair = ModelGuidePair(model, guide, elbo)
-    pair.materialize_parameters(*template)
-    pair.initialize_objective(pair.model, pair.guide, *template)
+    try:
+        pair.materialize_parameters(*template)
+        pair.initialize_objective(pair.model, pair.guide, *template)
+    except Exception as error:
+        raise ValueError(
+            f"{specs['model'].name}, {specs['guide'].name}: built again, they do not run on the "
+            f"rows of the run: {reason_of(error)} Pass the programs that were fitted: "
+            "load_run(directory, model=..., guide=...)."
+        ) from error
     pair.load_state(tensors)
     return pair
 
