@@ -1,4 +1,4 @@
-"""Values that single precision rounds are named when they are loaded."""
+"""Columns that single precision rounds, named on loading."""
 
 import warnings
 from pathlib import Path

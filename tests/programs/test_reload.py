@@ -1,4 +1,4 @@
-"""Runs whose programs cannot be built again say so when their directory is written."""
+"""Runs whose programs cannot be built again."""
 
 import re
 import warnings
