@@ -54,7 +54,7 @@ def warn_of_rounding(
 
 
 def _loss(before: Array, after: Array) -> str:
-    """What a column (N,) loses by rounding, or an empty string."""
+    """Loss of a column (N,) by rounding, in words; empty without one."""
     present = np.isfinite(before) if before.dtype.kind == "f" else np.ones(len(before), bool)
     before, after = before[present], after[present]
     if not len(before) or np.array_equal(before, after):
