@@ -25,7 +25,7 @@ from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
-from ppl_lvm.guides.parts.support_transform import enumerated
+from ppl_lvm.guides.parts.support_transform import enumerated, require_density_of_draws
 from ppl_lvm.guides.parts.variational_families import DiscreteFactor
 
 ALL_KINDS = (Latents.LOCAL_CONTINUOUS, Latents.LOCAL_DISCRETE, Latents.GLOBAL_CONTINUOUS)
@@ -92,6 +92,7 @@ def auto_guide(
     local_sites = [site for site in sampled if site.local]
     global_sites = [site for site in sampled if not site.local]
     for site in sampled:
+        require_density_of_draws(site)
         if site.discrete and not (site.local and (local or _has_discrete_factor(site))):
             raise ValueError(_unserved(site))
     parts: list[Any] = []

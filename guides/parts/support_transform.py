@@ -14,6 +14,7 @@ import torch
 from pyro.distributions import Normal, TransformedDistribution, constraints
 from torch import Tensor
 from torch.distributions import biject_to
+from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ppl_lvm.authoring import Plate, Signature, Site
 from ppl_lvm.core.distributions import unwrap_support
@@ -31,6 +32,7 @@ class TransformedNormal:
     """
 
     def __init__(self, site: Site) -> None:
+        require_density_of_draws(site)
         if site.discrete:
             raise ValueError(
                 f"Site {site.name!r}: it is discrete, so no normal can be mapped to its support. "
@@ -70,6 +72,21 @@ class TransformedNormal:
         """T⁻¹ of a value in the support."""
         inverse: Tensor = self._transform.inv(value)
         return inverse
+
+
+def require_density_of_draws(site: Site) -> None:
+    """Refuse straight-through priors, whose density is not that of their draws.
+
+    Raises:
+        ValueError: with the site and the remedy.
+    """
+    if site.distribution.startswith("Relaxed") and site.distribution.endswith("StraightThrough"):
+        relaxed = site.distribution.removesuffix("StraightThrough")
+        raise ValueError(
+            f"Site {site.name!r} ~ {site.distribution}: no guide can be chosen: its draws are "
+            f"discrete and its density is that of relaxed ones. Use dist.{relaxed}, or "
+            f"dist.{relaxed.removeprefix('Relaxed')} with a discrete guide."
+        )
 
 
 def open_plates(sites: list[Site], signature: Signature, batch: tuple[Any, ...]) -> dict[str, Any]:
@@ -142,6 +159,8 @@ def require_plain_plates(site: Site, signature: Signature) -> None:
 
 def _row_support(support: Any, event_dim: int, name: str) -> Any:
     """The support of one row: its bounds have the event's dimensions only."""
+    if isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
     support = copy.copy(support)
     if isinstance(support, constraints.independent):
         support.base_constraint = _row_support(support.base_constraint, event_dim, name)
@@ -155,4 +174,16 @@ def _row_support(support: Any, event_dim: int, name: str) -> Any:
                     "a fixed support and scale it afterwards."
                 )
             setattr(support, bound, rows[0])
-    return support
+    return _without_infinite_bounds(support)
+
+
+def _without_infinite_bounds(support: Any) -> Any:
+    """The interval (a, ∞) as a half-line: its bijection would be infinite."""
+    if not isinstance(support, constraints.interval):
+        return support
+    low, high = (torch.as_tensor(b) for b in (support.lower_bound, support.upper_bound))
+    if low.isneginf().all() and high.isposinf().all():
+        return constraints.real
+    if high.isposinf().all():
+        return constraints.greater_than(support.lower_bound)
+    return constraints.less_than(support.upper_bound) if low.isneginf().all() else support

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import Program, TrialRun, TrialRuns, place_of
+from ppl_lvm.core.distributions import distribution_fault
 from ppl_lvm.core.frames import traceback_frames
 from ppl_lvm.programs.minibatch import num_rows
 
@@ -34,6 +35,10 @@ def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 
 def failure(trial: TrialRun, error: Exception, role: str) -> Issue:
     """The issue of a run that raised the error."""
+    if (fault := distribution_fault(error)) is not None:
+        file, line = place_of(error) or trial.origin or (None, None)
+        why = "Training draws and scores every site."
+        return Issue(f"{role}-fails", "error", fault[0], fault[1], why, fault[2], file, line)
     reason = (str(error).strip().splitlines() or [""])[0]
     file, line = place_of(error) or trial.origin or (None, None)
     site, where = _site(trial, reason, file, line)

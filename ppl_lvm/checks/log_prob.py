@@ -15,9 +15,42 @@ from ppl_lvm.checks.enumeration import (
 )
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
+from ppl_lvm.core.distributions import distribution_fault, family
 
 # Beyond this ratio of mean log-probabilities, gradients of the smaller one are lost to rounding.
 _MAX_RATIO = 1e6
+
+
+def check_scores(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
+    """Distributions without a log_prob that training can use."""
+    why = "Training differentiates the density of every site."
+    for _, trial, _ in runs.by_role():
+        for name, site in trial.nodes().items():
+            if family(site["fn"]) == "GaussianScaleMixture":
+                yield trial.issue(
+                    "no-density",
+                    "error",
+                    name,
+                    f"{name!r} ~ GaussianScaleMixture: its log_prob changes its result in place, "
+                    "so that it has no gradient, and takes one value without a batch.",
+                    why,
+                    f"pyro.sample({name!r}, dist.MixtureSameFamily(dist.Categorical(logits=...), "
+                    "dist.Normal(0, scales).to_event(1)))",
+                )
+                continue
+            try:
+                site["fn"].log_prob(site["value"])
+            except ValueError:
+                continue  # a value outside the support, or of another shape: see the other checks
+            except Exception as error:
+                if (fault := distribution_fault(error)) is not None and not _is_shape(error):
+                    yield trial.issue("no-density", "error", name, fault[1], why, fault[2])
+
+
+def _is_shape(error: Exception) -> bool:
+    """True for shapes that do not fit, which `check_shapes` explains."""
+    text = str(error)
+    return any(word in text for word in ("size", "shape", "broadcast", "dtype"))
 
 
 def check_density(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:

@@ -21,7 +21,7 @@ from ppl_lvm.checks.enumeration import check_enumeration
 from ppl_lvm.checks.execution import check_failures
 from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
 from ppl_lvm.checks.last_batch import check_last_batch
-from ppl_lvm.checks.log_prob import check_density
+from ppl_lvm.checks.log_prob import check_density, check_scores
 from ppl_lvm.checks.objectives import supported_objectives
 from ppl_lvm.checks.param_store import check_store, without
 from ppl_lvm.checks.parameters import check_parameters
@@ -31,6 +31,7 @@ from ppl_lvm.checks.shapes import check_shapes
 from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
+from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
@@ -54,6 +55,7 @@ class Check:
 CHECKS = (
     Check(check_calls, stops=True),
     Check(check_failures, stops=True),
+    Check(check_scores, stops=True),
     Check(check_sites),
     Check(check_shapes),
     Check(check_plates),
@@ -70,6 +72,7 @@ CHECKS = (
 
 
 @trims_traceback
+@named_distribution_errors()
 def check(
     model: Callable[..., Any], guide: Callable[..., Any], *batch: Any, num_rows: int | None = None
 ) -> Issues:

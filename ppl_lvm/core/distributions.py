@@ -1,7 +1,13 @@
-"""Distributions and supports without their wrappers."""
+"""Distributions: wrappers, supports, errors with the name of a site.
+
+Some distributions have no sampler, no density, or no batches: pyro.distributions.LKJ cannot be
+expanded over a plate, LinearHMM has no log_prob. The exception says so without the site, from
+inside Pyro; `named_distribution_errors` adds it.
+"""
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,8 +22,18 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ppl_lvm.core.frames import in_package, is_users, module_name, traceback_frames
+
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 _STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
+_DISTRIBUTIONS = ("torch.distributions", "pyro.distributions")
+IMPROPER = "It has no normalized density. Use a wide proper one, such as Normal(0, 10)."
+_FAULTS = {
+    "sample": "cannot be sampled",
+    "rsample": "cannot be sampled",
+    "expand": "cannot be expanded over a plate",
+    "log_prob": "has no log_prob of this value",
+}
 
 
 def layers(fn: Any) -> Iterator[Any]:
@@ -92,6 +108,8 @@ def is_discrete(fn: Any) -> bool | None:
     """True for a discrete support; None for a point, a factor, or an unknown support."""
     if is_point(fn) or isinstance(innermost(fn), Unit):
         return None
+    if getattr(fn, "has_enumerate_support", False):
+        return True
     try:
         return bool(fn.support.is_discrete)
     except (NotImplementedError, AttributeError):
@@ -145,3 +163,51 @@ def unwrap_support(support: Any) -> Any:
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     return support
+
+
+@contextmanager
+def named_distribution_errors() -> Iterator[None]:
+    """A scope (or decorator) in which an error inside a site's distribution names the site.
+
+    Raises:
+        ValueError: in place of the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        fault = distribution_fault(error)
+        if fault is None:
+            raise
+        raise ValueError(" ".join(fault[1:])) from error
+
+
+def distribution_fault(error: Exception) -> tuple[str, str, str] | None:
+    """(site, problem, remedy) of an error inside a site's distribution; None for other errors."""
+    site: Any = None
+    method: str | None = None
+    for frame, _ in traceback_frames(error):
+        if is_users(frame):
+            site = method = None  # the program raised it, or built the distribution
+        elif not in_package(module_name(frame), *_DISTRIBUTIONS):
+            site = _site_of(frame.f_locals) or site
+        elif method not in _FAULTS:
+            method = frame.f_code.co_name
+    if site is None or method is None:
+        return None
+    lines = str(error).splitlines()
+    reason = ((lines[0] if lines else "") or type(error).__name__).rstrip(".")[:200]
+    kind = family(site["fn"])
+    fault = _FAULTS.get(method, f"fails in {method}")
+    problem = f"Site {site['name']!r}: {kind} {fault} ({reason})."
+    if kind == "ImproperUniform":
+        return site["name"], problem, IMPROPER
+    return site["name"], problem, "Use a distribution that supports it."
+
+
+def _site_of(names: Any) -> Any:
+    """The sample site that a frame of Pyro or of this package handles."""
+    for key in ("msg", "initial_msg", "site", "node"):
+        value = names.get(key)
+        if isinstance(value, dict) and value.get("type") == "sample" and "fn" in value:
+            return value
+    return None

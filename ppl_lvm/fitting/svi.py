@@ -13,6 +13,7 @@ from typing import Any
 from pyro.infer import ELBO
 
 from ppl_lvm.compiler import LEVELS
+from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data.selection import first_rows
@@ -31,6 +32,7 @@ EVIDENCE_ROWS = 1000
 
 
 @takes_options(FitOptions)
+@named_distribution_errors()
 def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
     """Fit a model and a guide to data by stochastic variational inference.
 

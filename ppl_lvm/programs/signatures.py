@@ -77,7 +77,7 @@ class Site:
 
     @property
     def discrete(self) -> bool:
-        return bool(self.support.is_discrete)
+        return bool(self.support.is_discrete) or self.values is not None
 
     @property
     def shape(self) -> torch.Size:
@@ -190,7 +190,7 @@ def count_values(fn: Any) -> int | None:
         return None
     try:
         return len(fn.enumerate_support(expand=False))
-    except NotImplementedError:  # an infinite support, or several dimensions at once
+    except (NotImplementedError, RuntimeError):  # an infinite support, or several dimensions
         return None
 
 
@@ -202,8 +202,8 @@ def _site(
         name=node["name"],
         observed=node["is_observed"],
         distribution=family(fn),
-        batch_shape=fn.batch_shape,
-        event_shape=fn.event_shape,
+        batch_shape=torch.Size(fn.batch_shape),  # a list in some of Pyro's distributions
+        event_shape=torch.Size(fn.event_shape),
         support=_support(fn),
         values=count_values(fn),
         enumerate=node["infer"].get("enumerate"),

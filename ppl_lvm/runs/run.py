@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.tracebacks import trims_traceback
@@ -99,6 +100,7 @@ class Run:
         return self.pair.parameters()
 
     @trims_traceback
+    @named_distribution_errors()
     def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
@@ -113,11 +115,13 @@ class Run:
             return predict.sample(self.pair, *batch, training_rows=self.example_rows)
 
     @trims_traceback
+    @named_distribution_errors()
     def encode(self, x: Any) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states)."""
         return predict.encode(self.pair, *self.batch(x))
 
     @trims_traceback
+    @named_distribution_errors()
     def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
@@ -138,6 +142,7 @@ class Run:
         return edit(self, x, attribute, strength)
 
     @trims_traceback
+    @named_distribution_errors()
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its errors.
 
@@ -195,6 +200,7 @@ class Run:
             return self.example_rows
 
     @trims_traceback
+    @named_distribution_errors()
     def to_arviz(
         self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
     ) -> Any:
