@@ -59,15 +59,11 @@ def _untrained(runs: TrialRuns) -> Iterator[Issue]:
         if pair[0].error or pair[1].error:
             return
         total = _bound(*pair)
-        baselines = _baselines(guide_trial)
-        leaves = [
-            {name: leaf for name, leaf in _leaves(*each).items() if id(leaf) not in baselines}
-            for each in zip(pair, runs.programs, strict=True)
-        ]
+        leaves = [_leaves(*each) for each in zip(pair, runs.programs, strict=True)]
         every = [leaf for named in leaves for leaf in named.values()]
         if not every or total is None:
             return
-        reached = _gradients(total, every)
+        reached = _gradients(total + _baselines(guide_trial), every)
         sites = [(trial, trial.nodes()) for trial in pair]
         bound, gradients = total, reached
         if (nodes := enumerated_nodes(runs)) is not None:
@@ -161,14 +157,21 @@ def _log_prob(node: dict[str, Any]) -> Tensor | None:
     return log_prob
 
 
-def _baselines(guide: TrialRun) -> set[int]:
-    """Parameters of neural baselines, which have a separate loss."""
-    baselines = set()
+def _baselines(guide: TrialRun) -> Tensor:
+    """Sum of the baselines of TraceGraph_ELBO, which have a separate loss."""
+    total = torch.zeros(())
     for node in guide.nodes().values():
-        network = node["infer"].get("baseline", {}).get("nn_baseline")
-        if isinstance(network, nn.Module):
-            baselines |= {id(parameter) for parameter in network.parameters()}
-    return baselines
+        baseline = node["infer"].get("baseline", {})
+        values = [baseline.get("baseline_value")]
+        if callable(network := baseline.get("nn_baseline")):
+            try:
+                values.append(network(baseline.get("nn_baseline_input")))
+            except Exception:  # the objective raises it
+                continue
+        for value in values:
+            if isinstance(value, Tensor):
+                total = total + value.sum().cpu()
+    return total
 
 
 def _leaves(trial: TrialRun, program: Any) -> dict[str, Tensor]:

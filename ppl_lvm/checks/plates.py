@@ -27,8 +27,12 @@ def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
     # The model with prior draws, since draws of a guide with the wrong shape have faults too.
     model = runs.standalone[0] if runs.standalone[0].signature is not None else runs.model
     for trial in (model, runs.guide):
-        yield from _undeclared(trial, num_rows(runs.batch))
+        together = {i.site for i in _undeclared(runs.model, num_rows(runs.batch))}
+        for issue in _undeclared(trial, num_rows(runs.batch)):
+            if trial is runs.guide or issue.site in together:
+                yield issue
         yield from _sequential(trial)
+        yield from _parameter_sizes(trial)
         yield from _data_size(trial, runs.batch)
     yield from _per_row(runs)
 
@@ -57,6 +61,31 @@ def _undeclared(trial: TrialRun, B: int | None) -> Iterator[Issue]:
                     f"{-dim}), or declare it: with pyro.plate('rows', {size}, dim={dim}):",
                 )
                 break
+
+
+def _parameter_sizes(trial: TrialRun) -> Iterator[Issue]:
+    """Parameters inside a plate, with event_dim, that have another number of rows."""
+    assert trial.trace is not None
+    for name, node in trial.trace.nodes.items():
+        event_dim = node["kwargs"].get("event_dim") if node["type"] == "param" else None
+        if event_dim is None:
+            continue
+        shape = node["value"].shape
+        for frame in node["cond_indep_stack"]:
+            dim = None if frame.dim is None else frame.dim - event_dim
+            if dim is None or len(shape) < -dim:
+                continue
+            if shape[dim] not in (1, frame.size, frame.full_size or frame.size):
+                yield trial.issue(
+                    "parameter-size",
+                    "error",
+                    name,
+                    f"The parameter {name!r} of shape {tuple(shape)} has {shape[dim]} values "
+                    f"inside plate {frame.name!r} of {frame.full_size or frame.size} rows.",
+                    "A parameter inside a plate has one value for each row of the plate, or one.",
+                    f"pyro.param({name!r}, torch.zeros({frame.full_size or frame.size}), "
+                    f"event_dim={event_dim}); or define it outside the plate.",
+                )
 
 
 def _sequential(trial: TrialRun) -> Iterator[Issue]:

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.sites import in_plates
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
-from ppl_lvm.core.distributions import added_event_dims
+from ppl_lvm.core.distributions import added_event_dims, unwrap
 from ppl_lvm.programs.minibatch import frame_size
 from ppl_lvm.programs.signatures import Signature, Site
 
@@ -26,6 +27,8 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             continue
         prior = model[site.name]
         subsampled = any(guide.plate(n).size != guide.plate(n).full_size for n in site.plates)
+        if site.name in followed and _shape(site) == _shape(followed[site.name]):
+            prior = followed[site.name]  # prior draws broadcast, those of the guide do not
         if subsampled and site.name in followed:
             prior = followed[site.name]  # the model takes the guide's subsample
         if len(site.event_shape) != len(prior.event_shape):
@@ -45,7 +48,18 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
                 f"parameters of shape {tuple(prior.event_shape)}, or {tuple(prior.shape)} with "
                 "the rows.",
             )
-    yield from _observed_values(runs.standalone[0] if runs.standalone[0].signature else runs.model)
+    together = {issue.site for issue in _observed_values(runs.model)}
+    # With draws of a guide of the wrong shape alone, the fault is the guide's; with prior draws
+    # alone, which broadcast, there is none.
+    for issue in _observed_values(
+        runs.standalone[0] if runs.standalone[0].signature else runs.model
+    ):
+        if issue.site in together:
+            yield issue
+
+
+def _shape(site: Site) -> tuple[torch.Size, torch.Size]:
+    return site.batch_shape, site.event_shape
 
 
 def _observed_values(trial: TrialRun) -> Iterator[Issue]:
@@ -79,7 +93,13 @@ def observed_shape(node: dict[str, Any]) -> torch.Size:
     batch = [1] * (rank - len(fn.batch_shape)) + list(fn.batch_shape)
     for dim, frame in frames.items():
         batch[dim] = frame_size(node, frame)
-    return torch.Size(batch) + fn.event_shape
+    event = list(fn.event_shape)
+    inner, value = unwrap(fn), node["value"]
+    if isinstance(inner, HiddenMarkovModel) and inner.duration is None:
+        # Homogeneous in time: as many steps as the value has.
+        dim = -len(inner.event_shape)
+        event[dim] = value.shape[dim] if value.dim() >= -dim else 1
+    return torch.Size(batch + event)
 
 
 def _shape_remedy(name: str, shape: torch.Size, expected: torch.Size) -> str:

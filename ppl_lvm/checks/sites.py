@@ -21,6 +21,8 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     if not model.observed:
         yield _nothing_observed(runs.model)
     for site in guide.sites:
+        if site.distribution == "Unit" and "has_rsample" not in vars(nodes[site.name]["fn"]):
+            yield _undeclared_factor(runs, site)
         if site.distribution == "Unit":
             continue  # a pyro.factor
         if nodes[site.name]["infer"].get("is_auxiliary") and not site.observed:
@@ -53,6 +55,18 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     for site in missing:
         yield from _missing(runs, site)
     yield from _auxiliary(runs)
+
+
+def _undeclared_factor(runs: TrialRuns, site: Site) -> Issue:
+    return runs.guide.issue(
+        "factor-in-guide",
+        "error",
+        site.name,
+        f"The guide's pyro.factor({site.name!r}, ...) does not say whether it is reparameterized.",
+        "Pyro's objectives refuse it: its gradient depends on that.",
+        f"pyro.factor({site.name!r}, ..., has_rsample=True), if its value has a gradient with "
+        "respect to the draws; has_rsample=False otherwise.",
+    )
 
 
 def _auxiliary(runs: TrialRuns) -> Iterator[Issue]:
@@ -113,7 +127,18 @@ def _extra(runs: TrialRuns, site: Site, match: Site | None, model: Signature) ->
 
 
 def _missing(runs: TrialRuns, site: Site) -> Iterator[Issue]:
-    if site.enumerate in ("parallel", "sequential") and site.values is not None:
+    if site.enumerate == "parallel" and site.values is not None:
+        return
+    if site.enumerate == "sequential" and site.values is not None:
+        yield runs.model.issue(
+            "sequential-enumeration",
+            "error",
+            site.name,
+            f"The model marks {site.name!r} for sequential enumeration, and the guide lacks it.",
+            "Objectives enumerate sites of the model in parallel only.",
+            f"In the model: pyro.sample({site.name!r}, dist.{site.distribution}(...), "
+            'infer={"enumerate": "parallel"})',
+        )
         return
     if site.discrete and site.values is not None:
         yield runs.model.issue(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ppl_lvm.checks.enumeration import enumerated_nodes, over_values
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.core.distributions import family, innermost, own_masks, unwrap_support
+from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Site, describe
 
 
@@ -31,6 +33,8 @@ def _over_values(issue: Issue, runs: TrialRuns) -> Iterator[Issue]:
 
     With validation, as in training: there a distribution that validates its values stops.
     """
+    if _allows_gray(issue.site or "", runs):
+        return
     node = (enumerated_nodes(runs) or {}).get(issue.site or "")
     if node is None or not over_values(_supported(node), runs).all():
         yield issue
@@ -44,6 +48,23 @@ def _over_values(issue: Issue, runs: TrialRuns) -> Iterator[Issue]:
             "...), since only some values of the enumerated sites have such values."
         )
         yield replace(issue, remedy=remedy)
+
+
+def _allows_gray(site: str, runs: TrialRuns) -> bool:
+    """True for values in [0, 1] of a Bernoulli with validate_args=False, as in Pyro's VAE."""
+    node = runs.model.nodes()[site]
+    value = node["value"]
+    if family(node["fn"]) != "Bernoulli" or not ((value >= 0) & (value <= 1)).all():
+        return False
+    model, guide = runs.programs
+    with dry_run(model, guide), pyro.validation_enabled(True), torch.no_grad():
+        try:
+            draws = poutine.trace(guide).get_trace(*runs.batch)
+            trace = poutine.trace(poutine.replay(model, draws)).get_trace(*runs.batch)
+            trace.nodes[site]["fn"].log_prob(value)
+        except Exception:  # with validation, the distribution refuses the values
+            return False
+    return True
 
 
 def _supported(node: dict[str, Any]) -> Tensor:
@@ -244,6 +265,11 @@ def _suited(name: str, support: Any, value: Tensor) -> str:
     are_integers = bool((value == value.round()).all())
     if are_integers and low >= 0 and high <= 1:
         fit = "dist.Bernoulli(logits=...)"
+    elif low >= 0 and high <= 1:
+        fit = (
+            "dist.ContinuousBernoulli(logits=...), or, as a bound for gray pixels, "
+            "dist.Bernoulli(..., validate_args=False)"
+        )
     elif are_integers and low >= 0:
         fit = (
             f"dist.Poisson(rate), dist.Categorical(logits=...) with {high + 1:g} logits, or "
