@@ -50,7 +50,7 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             )
     together = {issue.site for issue in _observed_values(runs.model)}
     # With draws of a guide of the wrong shape alone, the fault is the guide's; with prior draws
-    # alone, which broadcast, there is none.
+    # alone, which broadcast, the program is right.
     for issue in _observed_values(
         runs.standalone[0] if runs.standalone[0].signature else runs.model
     ):
