@@ -97,6 +97,12 @@ def enumerated_in_model(site: Site, runs: TrialRuns) -> bool:
 
 def _fails(runs: TrialRuns, site: Site, error: Exception) -> Issue:
     file, line = place_of(error) or runs.model.places.get(site.name) or (None, None)
+    # Beyond the history of a chain its dimensions are used again.
+    history = (
+        " If a site of a chain depends on k sites before it, write pyro.markov(…, history=k)."
+        if runs.model.nodes()[site.name]["infer"].get("_markov_depth")
+        else ""
+    )
     return Issue(
         "enumeration-fails",
         "error",
@@ -105,7 +111,7 @@ def _fails(runs: TrialRuns, site: Site, error: Exception) -> Issue:
         f"Enumerated, {site.name!r} has shape ({site.values}, 1, …) with its values to the left "
         "of all plates; code that expects its sampled shape fails or mixes dimensions.",
         f"Index with pyro.ops.indexing.Vindex: Vindex(table)[{site.name}], or "
-        f"Vindex(table)[..., {site.name}, :] for rows of it; give every plate its dim.",
+        f"Vindex(table)[..., {site.name}, :] for rows of it; give every plate its dim.{history}",
         file,
         line,
     )

@@ -103,6 +103,12 @@ def _remedy(reason: str, role: str, site: str | None) -> tuple[str, str]:
             "twice by its object: data = pyro.plate('data', len(x), dim=-1), then with data: each "
             "time.",
         )
+    if "used as indices" in reason:
+        return (
+            f"{role}-fails",
+            "Data are floats, so that every likelihood takes them. Index with whole numbers: "
+            "table[k.long()].",
+        )
     if "dtype" in reason or "scalar type" in reason:
         return f"{role}-fails", "Convert both to one type where they meet: x.float(), or k.float()."
     if "size" in reason or "shape" in reason:

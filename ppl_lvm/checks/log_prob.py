@@ -100,8 +100,8 @@ def _log_prob(node: dict[str, Any]) -> Tensor | None:
         return None
     try:
         log_prob: Tensor = node["fn"].log_prob(node["value"]).detach()
-    except (ValueError, RuntimeError, NotImplementedError):
-        return None
+    except (ValueError, RuntimeError, NotImplementedError, AssertionError):
+        return None  # a later check says why
     return log_prob.where(node["mask"], 0.0) if isinstance(node["mask"], Tensor) else log_prob
 
 

@@ -273,8 +273,8 @@ def analyze_for_particles(
         return replace(structure, vectorized=True)
     warnings.warn(
         f"Particles run one by one, because {problem}. Let the program accept "
-        "extra dimensions on the left (index from the right, as in z[..., 0]), or pass "
-        "vectorize_particles=False to accept the loop.",
-        stacklevel=2,
+        "extra dimensions on the left (index from the right, as in z[..., 0]). An objective with "
+        "vectorize_particles=False, as 'IWAE(vectorize_particles=False)', accepts the loop.",
+        stacklevel=1,  # one place for all callers, so that Python shows it once
     )
     return structure

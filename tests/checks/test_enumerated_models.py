@@ -80,9 +80,21 @@ def _validated(x: Tensor) -> None:
         pyro.sample("x", Uniform(-width[k], width[k]), obs=x)
 
 
+def _second_order(x: Tensor) -> None:
+    """A chain whose states depend on two before them, declared with one."""
+    table = torch.full((2, 2, 2), 0.5)
+    before = last = 0
+    with pyro.plate("data", len(x), dim=-1):
+        for i in pyro.markov(range(3)):
+            k = pyro.sample(f"k{i}", Categorical(table[before, last]), infer=ENUMERATE)
+            pyro.sample(f"x{i}", Normal(k + bias(), 1.0), obs=x)
+            before, last = last, k
+
+
 @pytest.mark.parametrize(
     ("model", "code", "site", "words"),
     [
+        (_second_order, "enumeration-fails", "k0", "write pyro.markov(…, history=k)"),
         (_all_excluded, "not-finite", "rule", "for every value of the enumerated sites"),
         (_excluded_together, "not-finite", "k", "although each site allows some value"),
         (_not_a_number, "enumeration-fails", "k", "found invalid values"),

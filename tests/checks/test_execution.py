@@ -85,7 +85,20 @@ def _plate_of_other_rows(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(w + 0 * x[:, 0], 1.0), obs=x[:, 0])
 
 
+def _index(x: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(0.0, 1.0))
+    table = w * torch.ones(2)
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", dist.Normal(table[0 * x[:, 0]], 1.0), obs=x[:, 0])
+
+
 MODELS: dict[Program, Fault] = {
+    _index: (
+        "model-fails",
+        "x",
+        {"0 * x[:, 0]], 1": "(0 * x[:, 0]).long()], 1"},
+        "table[k.long()]",
+    ),
     _shapes: (
         "model-fails",
         "data",

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_wine
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -75,6 +75,13 @@ def test_vae_decode_returns_the_mean_of_x() -> None:
     levels = VAE(2, observed=5, likelihood="categorical", categories=3)
     assert levels.decode(z).shape == (4, 5, 3)
     torch.testing.assert_close(levels.decode(z).sum(-1), torch.ones(4, 5))
+
+
+def test_vae_warns_of_columns_in_other_units() -> None:
+    x = torch.tensor(load_wine().data).float()  # column 12, proline, has 315; the median is 0.81
+    with pytest.warns(UserWarning, match=r"Column 12 has .* 314, 388 times .* Standardize"):
+        VAE(2, likelihood="gaussian").initialize(x)
+    VAE(2, likelihood="gaussian").initialize((x - x.mean(0)) / x.std(0))  # a warning is an error
 
 
 def test_vae_warns_of_constant_columns_and_floors_their_variance() -> None:

@@ -27,6 +27,8 @@ from ppl_lvm.core.messages import unknown
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
 
+_APART = 50.0  # largest standard deviation of a column, in medians: beyond, units are different
+
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
 
 
@@ -112,7 +114,8 @@ class Decoder(LazilySized, PyroModule):
     def initialize(self, x: Tensor, owner: nn.Module) -> None:
         """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
-        Warns of constant columns where a Gaussian likelihood would learn their variance.
+        Warns of constant columns where a Gaussian likelihood would learn their variance, and of
+        columns in units so different that the largest hides the others.
 
         Raises:
             ValueError: for values outside the likelihood's support, or constant data.
@@ -133,6 +136,14 @@ class Decoder(LazilySized, PyroModule):
                 f"the floor, {self.floor:g} of the data's, where each adds a constant "
                 f"{-0.5 * math.log(self.floor):.1f} nats or more to the bound, which is no "
                 "evidence about the model. Leave them out, or use likelihood='gaussian-shared'.",
+                stacklevel=3,
+            )
+        scales = variance.sqrt()
+        if (ratio := scales.max() / scales[variance > 0].median()) > _APART:
+            warnings.warn(
+                f"Column {int(scales.argmax())} has a standard deviation of {scales.max():.3g}, "
+                f"{ratio:.0f} times the columns' median: the networks hardly see the others. "
+                "Standardize the columns: (x - x.mean(0)) / x.std(0).",
                 stacklevel=3,
             )
         self.means.copy_(x.detach().double().mean(0))
