@@ -145,6 +145,35 @@ def require_all_rows(
                 )
 
 
+def joint_latents(pair: ModelGuidePair, *batch: Any) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Latent that holds all rows together -> its shapes in the guide, and in the model."""
+    if not pair.joint_sites:
+        return {}
+    with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
+        guide = latent_sites(poutine.trace(pair.guide).get_trace(*batch))
+        model = latent_sites(poutine.trace(pair.model).get_trace(*batch))
+    return {
+        name: (guide[name]["value"].shape, site["value"].shape)
+        for name, site in model.items()
+        if name in pair.joint_sites and name in guide
+    }
+
+
+def require_posterior(pair: ModelGuidePair, *batch: Any, what: str) -> None:
+    """Refuse rows for which the guide has no values of a latent that holds all rows together.
+
+    Raises:
+        ValueError: with the latent and the remedy.
+    """
+    for name, (of_guide, of_model) in joint_latents(pair, *batch).items():
+        if of_guide != of_model:
+            raise ValueError(
+                f"{what}: {name!r} holds all rows together, and the guide has {tuple(of_guide)} "
+                f"values for the training rows alone, where these rows need {tuple(of_model)}. "
+                "Fit the model to these rows, or use a guide that computes the values from rows."
+            )
+
+
 def _means(pair: ModelGuidePair, sites: dict[str, Any], batch: Batch) -> dict[str, Tensor]:
     """E[z], or probabilities of its states: in closed form, or averaged over draws of the guide.
 

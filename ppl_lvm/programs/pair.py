@@ -23,7 +23,7 @@ from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.programs.row_plates import RowPlates, known_row_plates, row_plates
+from ppl_lvm.programs.row_plates import RowPlates, joint_sites, known_row_plates, row_plates
 
 Program = Callable[..., Any]
 Batch = tuple[Any, ...]
@@ -77,12 +77,14 @@ class ModelGuidePair:
         model, guide, objective: the copies. Call the programs inside `scope()`.
         unconstrained_parameters: name -> leaf, each distinct tensor once; set by
             `materialize_parameters`.
+        joint_sites: the model's sites that hold values of all rows together, set likewise.
     """
 
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
         self.model, self.guide, self.objective = copy_programs(model, guide, objective)
         self.unconstrained_parameters: dict[str, Tensor] = {}
         self._row_plates: RowPlates | None = None
+        self.joint_sites: frozenset[str] = frozenset()
         # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
         # they have this pair's values inside the scope, and the user's outside.
         self._closure_parameters: list[tuple[nn.Parameter, Tensor]] = []
@@ -139,6 +141,7 @@ class ModelGuidePair:
         self.unconstrained_parameters = self._collect()
         with self.scope():
             self._row_plates = row_plates(self.model, self.guide, batch=batch)
+            self.joint_sites = joint_sites(self.model, self.row_plates, batch)
         return model_trace
 
     @property

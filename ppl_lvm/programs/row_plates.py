@@ -87,6 +87,27 @@ def row_plates(
     return RowPlates(names, undecided - names, stated)
 
 
+def joint_sites(
+    program: Callable[..., Any], plates: Collection[str], batch: tuple[Any, ...]
+) -> frozenset[str]:
+    """Sites outside the row plates whose shape, or existence, depends on the number of rows.
+
+    They hold values of all rows together: a Gaussian process, a time series of one row per step.
+    """
+    few = torch.arange(3) % max(num_rows(batch) or 1, 1)
+    with torch.no_grad(), dry_run(program, seed=0), poutine.block():
+        more = _run(program, select_rows(batch, few), None)
+        fewer = _run(program, select_rows(batch, few[:2]), None)
+    if more is None or fewer is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name, site in more.items()
+        if not is_row_site(site, plates)
+        and (name not in fewer or site["value"].shape != fewer[name]["value"].shape)
+    )
+
+
 def is_row_site(site: Mapping[str, Any], plates: Collection[str]) -> bool:
     """True inside one of the plates: the site has one value per row."""
     return any(frame.name in plates for frame in site["cond_indep_stack"])

@@ -117,8 +117,18 @@ class Run:
     @trims_traceback
     @named_distribution_errors()
     def encode(self, x: Any) -> dict[str, Tensor]:
-        """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states)."""
-        return predict.encode(self.pair, *self.batch(x))
+        """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states).
+
+        Raises:
+            ValueError: a latent holds all rows together.
+        """
+        batch = self.batch(x)
+        for name in predict.joint_latents(self.pair, *batch):
+            raise ValueError(
+                f"encode: {name!r} holds all training rows together, so that a row has no code of "
+                f"it. Its posterior is run.to_arviz(rows).posterior[{name!r}]."
+            )
+        return predict.encode(self.pair, *batch)
 
     @trims_traceback
     @named_distribution_errors()
@@ -155,6 +165,7 @@ class Run:
             ValueError: the predictive density needs the training rows, which cannot be loaded.
         """
         batch = self.batch(x)
+        predict.require_posterior(self.pair, *batch, what="log_evidence")
         training = None if self.is_training_data(batch) else self.training_rows
         return log_evidence(
             self.pair,
@@ -212,6 +223,7 @@ class Run:
         from ppl_lvm.posterior.arviz_export import to_arviz
 
         batch = self.batch(x)
+        predict.require_posterior(self.pair, *batch, what="to_arviz")
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
     @trims_traceback

@@ -146,7 +146,9 @@ class PreparedPrograms:
         if weighted:
             refuse_summed_parents(pair, summed, *example)
             self.model, self.guide = self._kl(self.model), self._kl(self.guide)
-        self.scales_rows = not objectives.scales_inside(pair.objective)
+        # The loss of rows that are dependent, or in no plate, is that of these rows alone.
+        independent = bool(pair.row_plates) and not pair.joint_sites
+        self.scales_rows = independent and not objectives.scales_inside(pair.objective)
         if self.scales_rows:
             scale = ScaleDataPlate(self.num_rows, pair.row_plates)
             self.model, self.guide = scale(self.model), scale(self.guide)

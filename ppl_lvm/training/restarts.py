@@ -12,13 +12,17 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 
 from ppl_lvm.compiler import CannotCaptureError
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.rng import random_state, set_random_state
+from ppl_lvm.core.types import Program
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows
+from ppl_lvm.posterior import predict
+from ppl_lvm.programs.row_plates import joint_sites, row_plates
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training import checkpoint
 from ppl_lvm.training.attempts import Attempts
@@ -107,11 +111,23 @@ class RestartRunner:
         example = first_rows(self.train, options.batch_size)
         with pyro.get_param_store().scope():  # builders may run programs
             model = self.model.make(rows, restart=number)
-        guide = make_guide(self.guide, model, first_rows(self.train, GUIDE_ROWS), restart=number)
+        guide = make_guide(self.guide, model, self._guide_rows(model), restart=number)
         if number == 0:
             warn_or_raise(model, guide, *example, num_rows=len(self.train))
         pair, summed = prepare_pair(model, guide, self.objective, example, self.train)
+        if self.held_out is not None:
+            held_out = first_rows(self.held_out, options.batch_size)
+            predict.require_posterior(pair, *held_out, what="validation")
         return Training(pair, self.train, self.held_out, options, summed=summed)
+
+    def _guide_rows(self, model: Program) -> tuple[Tensor, ...]:
+        """Rows for the guide's builder: all of them where a latent holds all rows together."""
+        rows = first_rows(self.train, GUIDE_ROWS)
+        if len(rows[0]) < len(self.train):
+            plates = row_plates(model, batch=rows).names
+            if joint_sites(model, plates, rows):
+                return first_rows(self.train, self.options.batch_size)
+        return rows
 
     def run(self, first: Training, directory: Path | None, attempt: Attempts) -> RestartResults:
         """Train every restart and choose the best.
