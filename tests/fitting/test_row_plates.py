@@ -1,4 +1,4 @@
-"""Fits of programs by the name and place of their plate over rows."""
+"""Fits of programs with any plate over rows."""
 
 import math
 from collections.abc import Callable
