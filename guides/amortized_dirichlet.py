@@ -26,12 +26,10 @@ from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import without_sites
-from ppl_lvm.guides.parts.interior_dirichlet import InteriorDirichlet
+from ppl_lvm.guides.parts.interior_dirichlet import LEAST, interior_dirichlet
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.guides.parts.support_transform import open_plates
 from ppl_lvm.guides.parts.variational_families import Factor, arrange, other_batch_dims
-
-LEAST = 1e-2  # draws at a concentration below this are zeros to rounding
 
 
 @serving(Latents.LOCAL_SIMPLEX, description="Dirichlets from one encoder")
@@ -91,7 +89,7 @@ class DirichletFactor(Factor):
     def __call__(self, params: Tensor) -> Any:
         """Distribution in the site's batch shape, of `params` (B, width)."""
         arranged = arrange(params, self.site, self._signature, tuple(self.site.event_shape))
-        return InteriorDirichlet(torch.nn.functional.softplus(arranged) + LEAST)
+        return interior_dirichlet(torch.nn.functional.softplus(arranged) + LEAST)
 
     def features(self, value: Tensor) -> Tensor:
         """The value, flattened: (..., B, size)."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ppl_lvm.authoring import Signature, Site, dry_run, signature
 from ppl_lvm.core.distributions import unwrap_support
-from ppl_lvm.guides.parts.interior_dirichlet import InteriorDirichlet
+from ppl_lvm.guides.parts.interior_dirichlet import interior_dirichlet
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, module_names, serving
 from ppl_lvm.guides.parts.support_transform import (
     TransformedNormal,
@@ -87,7 +87,7 @@ class GlobalNormal(SiteGuide):
         name = self._names[site.name]
         if site.name not in self._transforms:
             concentration = getattr(self, f"{name}_concentration")
-            return InteriorDirichlet(concentration).to_event(len(site.event_shape) - 1)
+            return interior_dirichlet(concentration).to_event(len(site.event_shape) - 1)
         loc = getattr(self, f"{name}_loc")
         return self._transforms[site.name](loc, getattr(self, f"{name}_scale"))
 

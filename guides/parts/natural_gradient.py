@@ -98,8 +98,12 @@ class LocalBound:
         def random_guide(*batch: Any) -> None:
             subsampled = subsamples(model_signature)
             rows = row_plate(model_signature).size if subsampled else len(batch[0])
-            values, _ = self._values(torch.randn(rows, 2 * self.size).to(like))
-            self._at(values)(*batch)
+            lam = torch.randn(rows, 2 * self.size).to(like)
+            plates = open_plates([factor.site for factor in factors], model_signature, batch)
+            parts = lam.split([2 * factor.size for factor in factors], dim=-1)
+            for factor, part in zip(factors, parts, strict=True):
+                with enter_plates(factor.site, plates):
+                    pyro.sample(factor.site.name, factor(part))
 
         with dry_run(model):
             self._plan = analyze_pair(self._at_centers(), random_guide, batch, {})

@@ -31,7 +31,9 @@ LABELS = 31  # operations are repeated twice for each of their five digits
 SEVERAL = -1  # label of an element that depends on elements of different labels
 
 _INDEX = {  # position of the argument that holds indices
-    **dict.fromkeys(("index", "embedding", "index_put", "index_put_", "_index_put_impl_"), 1),
+    **dict.fromkeys(
+        ("index", "embedding", "index_put", "index_put_", "_index_put_impl_", "take"), 1
+    ),
     **dict.fromkeys(("index_select", "gather", "scatter", "scatter_", "scatter_add"), 2),
 }
 _POINTWISE = {"_to_copy", "masked_fill_", "floor_divide"}  # without the tag
@@ -44,6 +46,7 @@ _SOLVES = {  # place of B, and of A, in solutions of A X = B
     "triangular_solve": (0, 1),
     "cholesky_solve": (0, 1),
 }
+_SEARCHES = {"bucketize": 0, "searchsorted": 1}  # place of the values that are looked up
 _TO_PYTHON = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__),
     *(Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
@@ -213,6 +216,8 @@ class _Operation:
         if self.name == "where" and self.arg_labels[0] is None:
             a, b = (none if m is None else m for m in self.arg_labels[1:])
             return torch.where(self.args[0], a, b)
+        if self.name in _SEARCHES and self.arg_labels[1 - _SEARCHES[self.name]] is None:
+            return torch.as_tensor(self.arg_labels[_SEARCHES[self.name]])
         if self.is_pointwise:
             return reduce(_combine, self.present)
         if self.is_matrix:
@@ -260,7 +265,7 @@ class _Operation:
 
     def _of_index(self) -> Tensor:
         """Labels of the elements that are read, or may be written, at labeled indices."""
-        if self.name == "gather":
+        if self.name in ("gather", "take"):
             labels: Tensor = self.index_labels[0]
             return labels
         if self.name == "embedding":

@@ -15,6 +15,7 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.particles.dependence import row_labels
 from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
 from ppl_lvm.particles.plate_dependence import follow_draws
@@ -63,7 +64,7 @@ def why_not_vectorized(
                     return problem
             return _mixture(model, guide, args, kwargs, structure, num_particles)
         except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            return f"under a particle plate the program fails: {str(error).splitlines()[0]}"
+            return f"under a particle plate the program fails: {reason_of(error)}"
 
 
 def _particle(site: Mapping[str, Any], k: int, shape: torch.Size | None) -> Any:

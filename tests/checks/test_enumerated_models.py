@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pyro
 import pytest
 import torch
+from enumerated_programs import ENUMERATE, MEANS, PI, PROGRAMS, REAL, bias
 from pyro.distributions import Bernoulli, Categorical, Normal, Poisson, Uniform
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
@@ -13,8 +14,7 @@ from torch import Tensor
 from ppl_lvm import fit
 from ppl_lvm.checks import check
 from ppl_lvm.estimators import ELBO
-from tests.catalog.enumerated_programs import ENUMERATE, MEANS, PI, PROGRAMS, REAL, bias
-from tests.catalog.small_programs import nothing
+from small_programs import nothing
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -97,7 +97,7 @@ MODELS: dict[Program, Fault] = {
         "model-fails",
         "x",
         {"0 * x[:, 0]], 1": "(0 * x[:, 0]).long()], 1"},
-        "table[k.long()]",
+        ".long()",
     ),
     _shapes: (
         "model-fails",

@@ -16,7 +16,7 @@ from pyro.distributions import (
 from torch import Tensor, nn
 
 from ppl_lvm.checks import check
-from tests.catalog.small_programs import nothing
+from small_programs import nothing
 
 Program = Callable[[Tensor], Any]
 SERIES = torch.randn(8, 5, 2, generator=torch.Generator().manual_seed(0))

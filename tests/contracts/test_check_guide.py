@@ -165,7 +165,7 @@ def test_check_guide_accepts_a_sound_guide_as_class_instance_and_function() -> N
         (NoPlate, "z"),
         (NarrowSupport, "support-narrower"),
         (UnusedParameter, "no-gradient"),
-        (OtherArguments, "guide-fails"),
+        (OtherArguments, "call-signature"),
         (FixedRows, "smaller batch"),
         (ReshapesDraws, "vectorized particles"),
         (HiddenState, "after its state_dict was loaded"),

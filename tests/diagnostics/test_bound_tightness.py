@@ -58,6 +58,7 @@ def test_annealing_meets_the_exact_evidence(
     assert 0.6 < result.acceptance < 0.95
 
 
+@pytest.mark.slow
 def test_sandwich_of_a_slightly_wrong_guide_is_narrow(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(60)
     result = sandwich(linear, exact_guide(linear, 0.7, 0.3), x)
@@ -65,6 +66,7 @@ def test_sandwich_of_a_slightly_wrong_guide_is_narrow(linear: Any, exact_guide: 
     assert result.findings()[0].verdict == "good"
 
 
+@pytest.mark.slow
 def test_sandwich_contains_the_exact_evidence_of_its_simulated_data(
     linear: Any, exact_guide: Any
 ) -> None:

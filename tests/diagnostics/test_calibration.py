@@ -122,6 +122,7 @@ def test_sbc_rejects_guides_that_do_not_read_the_data(linear: Any) -> None:
         sbc(linear, prior_guide, linear.simulate(20))
 
 
+@pytest.mark.slow
 def test_vsbc_detects_a_shifted_fit_and_not_a_narrow_one() -> None:
     def refit(shift: float, width: float) -> Any:
         def fitted(x: Tensor) -> Any:

@@ -151,6 +151,7 @@ def test_generalization_gap_is_good_on_equal_and_bad_on_other_data(
     assert bad.findings()[0].verdict == "bad"
 
 
+@pytest.mark.slow
 def test_generalization_gap_has_at_most_one_false_positive_in_twenty(
     linear: Any, exact_guide: Any
 ) -> None:

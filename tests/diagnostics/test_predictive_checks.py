@@ -70,6 +70,7 @@ def test_custom_quantity_is_part_of_the_check(linear: Any, exact_guide: Any) -> 
     assert "first half's mean" in result.findings()[0].why
 
 
+@pytest.mark.slow
 def test_predictive_checks_have_at_most_one_false_positive_in_twenty(
     linear: Any, exact_guide: Any
 ) -> None:

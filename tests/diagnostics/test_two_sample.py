@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from diagnostic_cases import DiagnosticCases
 from gaussian_pairs import ExactGuide, LinearGaussian
 
@@ -17,6 +18,7 @@ def _case(factor: float) -> Any:
 CASES = {"two_sample": DiagnosticCases(good=[lambda: _case(1.0)], faulty=[lambda: _case(2.0)])}
 
 
+@pytest.mark.slow
 def test_two_sample_has_at_most_one_false_positive_in_twenty(linear: Any, exact_guide: Any) -> None:
     alarms = 0
     for seed in range(60):

@@ -153,6 +153,7 @@ def test_restarts_begin_differently_and_reach_the_optimum_that_k_means_misses(
         assert run.restarts[restart]["bound"] < optimum - 0.3
 
 
+@pytest.mark.slow
 def test_hmm_restarts_find_volatility_regimes() -> None:
     draw = torch.Generator().manual_seed(0)
     state = torch.zeros(700, dtype=torch.long)

@@ -20,7 +20,7 @@ from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
         ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
         ({"num_steps": 1, "num_epochs": 1}, "not both"),
         ({"patience": 3}, "validation=0.1"),
-        ({"optimizer": "Adan(lr=1)"}, "Unknown torch optimizer 'Adan'"),
+        ({"optimizer": "Adan(lr=1)"}, "Unknown optimizer 'Adan'"),
         ({"optimizer": "Adam(rate=1)"}, "takes no 'rate'"),
         ({"objective": "ELBOW"}, "Unknown objective 'ELBOW'"),
         ({"restarts": 0}, "restarts"),

@@ -110,6 +110,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_mcem_run_is_loaded_and_evaluates_new_rows(runs: Path) -> None:
     x, run = _answers(), load_run(runs / "mcem")
     assert run.draws["z"].shape == (5, 80, 1)  # of the training rows

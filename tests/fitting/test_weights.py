@@ -15,7 +15,7 @@ from ppl_lvm import compare, fit, fit_adversarial, fit_em, fit_mcem, load_data, 
 from ppl_lvm.models import FactorAnalysis, FactorModel, GaussianMixture
 from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.statistics import Sums
-from tests.catalog.small_programs import Mean, MeanGuide
+from small_programs import Mean, MeanGuide
 
 WEIGHTS = torch.tensor([2.0, 0.0, 1.0, 3.0, 1.0, 2.0, 1.0, 2.0])
 

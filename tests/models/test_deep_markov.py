@@ -68,6 +68,7 @@ def test_markov_normal_density_is_the_product_of_its_steps() -> None:
     torch.testing.assert_close(chain.log_prob(z), log_p)
 
 
+@pytest.mark.slow
 def test_deep_markov_evidence_equals_the_linear_model_s_when_linear() -> None:
     """The bound stays below Kalman's evidence, and many particles come close to it."""
     deep, linear = _linear()

@@ -20,6 +20,7 @@ from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models.hmm import HiddenMarkovModel
 from ppl_lvm.runs.directory import load_run
+from small_programs import nothing
 
 S, T, N = 3, 5, 4
 
@@ -148,10 +149,6 @@ def test_hmm_run_from_a_file_recovers_the_states(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", _sequences())
     data = load_data(tmp_path / "x.npy", missing="keep")
     model = HiddenMarkovModel(3)
-
-    def nothing(x: Tensor) -> None:
-        pass
-
     assert not check(model, nothing, data.tensors[0]).errors
     run = fit(
         model, nothing, data, objective="ELBO", num_steps=120, directory=tmp_path / "run", seed=0

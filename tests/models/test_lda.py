@@ -63,6 +63,7 @@ def test_lda_evidence_sums_to_one_over_all_corpora() -> None:
     assert total == pytest.approx(1.0, abs=1e-10)
 
 
+@pytest.mark.slow
 def test_lda_bound_of_a_dirichlet_guide_is_close_below_the_evidence() -> None:
     settings = {"topics": 2, "alpha": 0.7, "eta": 0.5}
     run = fit(

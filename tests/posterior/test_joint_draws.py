@@ -215,6 +215,7 @@ def test_one_row_has_the_codes_and_the_evidence_that_it_has_among_others() -> No
     assert run.log_evidence(x[:1]).value == pytest.approx(float(run.log_evidence(x).per_row[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Particles run one by one")
 def test_programs_that_reject_a_particle_plate_have_joint_draws() -> None:
     class IndexedFromTheLeft(PyroModule):

@@ -199,6 +199,7 @@ class HierarchyGuide(LearnedMeanGuide):
             pyro.sample("z", Normal(0.64 * m + 0.36 * x, 0.55))
 
 
+@pytest.mark.slow
 def test_compare_monte_carlo_error_is_that_of_the_shared_draws() -> None:
     """Two runs with one predictive density differ by more than 2.5 errors in 1 of 80 seeds."""
     x, y = torch.randn(30), torch.randn(200) + 0.5

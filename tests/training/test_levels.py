@@ -169,6 +169,7 @@ class Counting(PyroModule):
             pyro.sample("x", Normal(self.m, 1.0 + 1.0 / self.t), obs=x)
 
 
+@pytest.mark.filterwarnings("ignore:Particles run one by one")
 def test_uncapturable_model_trains_as_with_eager_steps(capsys: pytest.CaptureFixture[str]) -> None:
     x = torch.arange(5.0)
     eager = fit(Counting(), nothing, x, num_steps=8, engine="eager")

@@ -95,6 +95,7 @@ def test_nan_error_and_checkpoint_are_equal_at_every_level(
 
 
 @pytest.mark.parametrize("level", REPLAYED)
+@pytest.mark.filterwarnings("ignore:.*its constructor arguments .'a'. are not kept")
 def test_nan_gradient_names_the_parameter_in_replayed_steps(level: Any, tmp_path: Path) -> None:
     message, tensors, step = failure(
         Root(0.005), -torch.ones(5), tmp_path, num_steps=3, engine=level, clip_norm=1.0

@@ -9,6 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.fitting.svi import fit
+from small_programs import nothing
 
 
 class RandomStart(PyroModule):
@@ -36,7 +37,7 @@ class RandomStart(PyroModule):
 def test_restarts_choose_the_best_non_degenerate_and_record_all(tmp_path: Path) -> None:
     run = fit(
         RandomStart,
-        lambda x: None,
+        nothing,
         torch.zeros(5),
         restarts=6,
         num_steps=2,

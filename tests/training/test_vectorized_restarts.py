@@ -145,6 +145,7 @@ def test_restarts_with_bernoulli_draws_run_one_after_the_other(
     assert_equal_separate_runs(programs, run)
 
 
+@pytest.mark.slow
 def test_vectorized_restarts_stop_early_separately() -> None:
     torch.set_default_dtype(torch.float64)  # the last step depends on small differences
     programs = (Factor, FactorGuide)

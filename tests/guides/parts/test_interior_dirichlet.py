@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import Dirichlet
 from torch import Tensor
 
-from ppl_lvm.guides.parts.interior_dirichlet import InteriorDirichlet
+from ppl_lvm.guides.parts.interior_dirichlet import LEAST, InteriorDirichlet, interior_dirichlet
 
 
 def _gradients(kind: Any) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ def _gradients(kind: Any) -> tuple[Tensor, Tensor]:
 def test_interior_dirichlet_has_finite_gradients_where_plain_draws_have_none() -> None:
     gradient, topics = _gradients(InteriorDirichlet)
     assert gradient.isfinite().all()
-    assert topics.min() == pytest.approx(torch.finfo(torch.float32).tiny ** 0.75, rel=1e-5)
+    assert topics.min() == pytest.approx(torch.finfo(torch.float32).tiny ** 0.5, rel=1e-5)
     assert not _gradients(Dirichlet)[0].isfinite().all()
 
 
@@ -33,3 +33,12 @@ def test_interior_dirichlet_draws_what_a_dirichlet_draws_inside() -> None:
     ours = q.rsample((100,))
     torch.manual_seed(1)
     assert torch.equal(ours, Dirichlet(torch.tensor([0.8, 2.0, 5.0])).expand([4]).rsample((100,)))
+
+
+def test_interior_dirichlet_bounds_the_concentration_and_keeps_its_gradient() -> None:
+    concentration = torch.tensor([1e-6, 3.0], requires_grad=True)
+    q = interior_dirichlet(concentration)
+    assert q.concentration.tolist() == pytest.approx([LEAST, 3.0])
+    q.concentration.sum().backward()
+    assert concentration.grad is not None
+    assert concentration.grad.tolist() == [1, 1]

@@ -86,6 +86,7 @@ def test_categories_are_completed_as_levels() -> None:
     assert 2 < shown[-1, :, 4:].mean() < 14  # levels of ink, not probabilities
 
 
+@pytest.mark.slow
 def test_school_means_shrink_and_intervals_are_quantiles() -> None:
     data = load_data("eight_schools")
     run = fit(RandomEffects(), None, data, num_steps=300)
