@@ -22,12 +22,12 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from ppl_lvm.authoring import Signature, Site, signature
+from ppl_lvm.authoring import Signature, Site
 from ppl_lvm.guides.global_normal import GlobalNormal
-from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
+from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.interior_dirichlet import LEAST, interior_dirichlet
-from ppl_lvm.guides.parts.site_guide import Latents, serving
+from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import open_plates
 from ppl_lvm.guides.parts.variational_families import Factor, arrange, other_batch_dims
 
@@ -37,7 +37,7 @@ class AmortizedDirichlet(EncoderGuide):
     """q(z | x) = Dirichlet(c(x)) for local latents on a simplex, `GlobalNormal` for the others.
 
     Args:
-        model: the model.
+        model: the model, or its signature if no latent is global.
         batch: its arguments: some typical rows.
         encoder: a network called as `encoder(*batch)` that returns one output for each entry of
             the simplices: (B, Σ sizes). If None, a `RowEncoder`.
@@ -47,14 +47,16 @@ class AmortizedDirichlet(EncoderGuide):
         ValueError: for a local latent that lies on no simplex, naming it.
     """
 
+    accepts_signature = True
+
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
         hidden: tuple[int, ...] = (64,),
     ) -> None:
-        complete = signature(model, *batch)
+        complete = signature_of(model, *batch)
         global_names = {site.name for site in complete.global_latents}
         local = without_sites(complete, global_names)
         factors = [
@@ -62,14 +64,16 @@ class AmortizedDirichlet(EncoderGuide):
         ]
         outputs = "a concentration for every entry"
         super().__init__(local, factors, batch, encoder=encoder, hidden=hidden, outputs=outputs)
-        self.shared = GlobalNormal(model, *batch) if global_names else None
+        self.shared = None
+        if global_names and not isinstance(model, Signature):
+            self.shared = GlobalNormal(model, *batch)
 
     def forward(self, *batch: Tensor) -> None:
         others = [] if self.shared is None else self.shared.sites
         plates = open_plates([*self.sites, *others], self._signature, batch)
         if self.shared is not None:
             self.shared.draw(plates, *batch)
-        sample_factors(self.encoder(*batch), self._factors, plates)
+        self.draw(plates, *batch)
 
 
 class DirichletFactor(Factor):

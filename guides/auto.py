@@ -2,6 +2,7 @@
 
     discrete, marked for enumeration      no factor: the objective enumerates them
     local and continuous                  AmortizedNormal: one encoder for all rows
+    local, all of them on a simplex       AmortizedDirichlet: also into corners of the simplex
     local, with too many values to sum    AmortizedCategorical, if its families include them
     both of these                         AmortizedJoint: the sites depend on each other
     global and continuous                 GlobalNormal: mean-field factors
@@ -17,6 +18,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pyro.distributions import constraints
 from pyro.nn import PyroModuleList
 
 from ppl_lvm import guides
@@ -114,6 +116,8 @@ def _has_discrete_factor(site: Site) -> bool:
 def _suitable(local_sites: list[Site]) -> str:
     """Name of the guide for the local sites."""
     kinds = {site.discrete for site in local_sites}
+    if all(isinstance(site.support, type(constraints.simplex)) for site in local_sites):
+        return "AmortizedDirichlet"
     if kinds == {True, False}:
         return "AmortizedJoint"
     return "AmortizedCategorical" if kinds == {True} else "AmortizedNormal"
@@ -139,6 +143,12 @@ def _unserved(site: Site) -> str:
             f"Site {site.name!r} ~ {site.distribution}: no guide can be chosen, since it is "
             "discrete with too many values to enumerate, and AmortizedCategorical does not serve "
             "its family. Write a guide that samples it, and train with a score-function objective."
+        )
+    if site.from_obs_mask:
+        return (
+            f"Site {site.name!r} ~ {site.distribution}: it takes {site.values} values and is not "
+            "enumerated, since Pyro does not pass infer= on beside obs_mask=. Wrap the model: "
+            "pyro.infer.config_enumerate(model)."
         )
     return (
         f"Site {site.name!r} ~ {site.distribution}: it takes {site.values} values and is not "

@@ -127,7 +127,8 @@ def _not_finite(
                 "A mask or torch.where hides a value but not its gradient: zero times NaN is NaN. "
                 "The root and the norm of zero have no gradient either.",
                 "Replace it before it is used, not after: obs=x.nan_to_num(1.0) beside "
-                ".mask(~x.isnan()), (v + 1e-12).sqrt(), v.clamp(min=1e-6).log().",
+                ".mask(~x.isnan()) (or ppl_lvm.authoring.without_missing), (v + 1e-12).sqrt(), "
+                "v.clamp(min=1e-6).log().",
             )
             return
 

@@ -148,7 +148,10 @@ def _missing(runs: TrialRuns, site: Site) -> Iterator[Issue]:
             f"The discrete latent {site.name!r} ({site.values} values) is neither enumerated, "
             "sampled nor relaxed.",
             "The model would draw it from the prior in each step, independently of the data.",
-            f"In the model: pyro.sample({site.name!r}, dist.{site.distribution}(...), "
+            "Wrap the model: pyro.infer.config_enumerate(model). Pyro does not pass infer= on "
+            "beside obs_mask=."
+            if site.from_obs_mask
+            else f"In the model: pyro.sample({site.name!r}, dist.{site.distribution}(...), "
             'infer={"enumerate": "parallel"})  # the objective then enumerates it',
         )
         return

@@ -173,8 +173,9 @@ def _check_finite(
     if missing == "error" and absent.any():
         raise ValueError(
             f"{_first(absent, location, part, rows)}: the value is missing ({absent.sum()} in "
-            "all). Fill it in, remove the row, or load with missing='keep' for a model that masks "
-            "NaN."
+            "all). Fill it in, remove the row, or load with missing='keep' for a model that "
+            "replaces NaN and masks it (ppl_lvm.authoring.without_missing); a mask alone has "
+            "gradients that are NaN."
         )
     infinite = ~finite & ~absent
     if infinite.any():

@@ -306,7 +306,8 @@ class Estimator(ELBO, nn.Module):
         gradient = surrogate - sign * particles.offset
         if self.training:
             self.update_state(particles)
-        return sign * value.detach() - (gradient - gradient.detach())
+        loss = sign * value.detach() - (gradient - gradient.detach())
+        return torch.where(value.detach().isinf(), sign * value, loss)  # inf - inf is NaN
 
     def _reject_bound_estimate(self, site: str | None) -> None:
         if site is not None and not self.is_linear:
@@ -326,9 +327,7 @@ class Estimator(ELBO, nn.Module):
     def _announce_parameters(self) -> None:
         """Announce the estimator's parameters to parameter collectors such as SVI."""
         for name, parameter in self.named_parameters():
-            alias = parameter.view_as(parameter)
-            alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
-            _parameter(alias, name=f"{type(self).__name__}.{name}")
+            announce_parameter(f"{type(self).__name__}.{name}", parameter)
 
     @torch.no_grad()
     def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
@@ -341,6 +340,13 @@ class Estimator(ELBO, nn.Module):
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return loss.item()  # a capture records the tensor of item(), not that of float()
+
+
+def announce_parameter(name: str, parameter: Tensor) -> None:
+    """Announce a leaf to parameter collectors, as Pyro announces a module's parameters."""
+    alias = parameter.view_as(parameter)
+    alias.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
+    _parameter(alias, name=name)
 
 
 @effectful(type="param")

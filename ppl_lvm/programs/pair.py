@@ -17,6 +17,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
+from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -31,6 +32,9 @@ Batch = tuple[Any, ...]
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:
     """Copy programs together, so that shared parts stay shared."""
+    for program in programs:
+        if (problem := messenger_problem(program)) is not None:
+            raise ValueError(f"{problem[0]} {problem[1]}")
     # A copy of an autoguide drops its model and its master, in the original too.
     guides = [
         (i, name, part, part._model, part.master)
@@ -45,6 +49,19 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
         part._model, part.master = model, master
         copies[i].get_submodule(name)._model = copy.deepcopy(model, memo)
     return copies
+
+
+def messenger_problem(guide: Any) -> tuple[str, str] | None:
+    """Fault and remedy of a guide that runs the model inside itself; None for others."""
+    if not isinstance(guide, GuideMessenger):
+        return None
+    return (
+        f"{type(guide).__name__}: a GuideMessenger runs the model inside the guide and makes both "
+        "traces itself, and only Pyro's Trace_ELBO reads them so; its guide alone observes the "
+        "data.",
+        "Use pyro.infer.autoguide.AutoNormal(model), which is the same family as "
+        "AutoNormalMessenger, or guide=None; write a conditional guide as a function.",
+    )
 
 
 class KeepLayout(Messenger):

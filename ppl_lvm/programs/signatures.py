@@ -83,6 +83,11 @@ class Site:
     def shape(self) -> torch.Size:
         return self.batch_shape + self.event_shape
 
+    @property
+    def from_obs_mask(self) -> bool:
+        """True if Pyro made the site of a `pyro.sample(..., obs_mask=)`, by its name."""
+        return not self.observed and self.name.endswith("_unobserved")
+
 
 @dataclass(frozen=True)
 class Parameter:

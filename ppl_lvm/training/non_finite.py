@@ -89,6 +89,13 @@ def _site_at_fault(
     if not site["is_observed"] and not torch.isfinite(value).all():
         row = _row(site, value.isfinite(), rows, data, plates)
         return f"{where} drew a value that is {_kind(value)}{row}."
+    if site["is_observed"] and torch.isnan(value).any():
+        row = _row(site, ~value.isnan(), rows, data, plates)
+        return (
+            f"{where} observes NaN{row}. A mask hides its log-probability but not its gradient: "
+            "replace it as well, obs=x.nan_to_num(1.0) beside poutine.mask(mask=~x.isnan()), or "
+            "ppl_lvm.authoring.without_missing."
+        )
     log_prob = fn.log_prob(value)
     enumerated = nesting is not None and log_prob.dim() > nesting
     if enumerated:

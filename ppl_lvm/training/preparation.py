@@ -19,7 +19,7 @@ from ppl_lvm.core.torch_specs import adds_particle_plate
 from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
-from ppl_lvm.estimators.base import Estimator
+from ppl_lvm.estimators.base import Estimator, announce_parameter
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.minibatch import ScaleDataPlate, WeightedProgram
 from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
@@ -143,6 +143,8 @@ class PreparedPrograms:
         self._kl = KLWeight(summed)
         if check_support:
             self.model = self.support(self.model)
+        if not isinstance(pair.objective, Estimator) and not _announces(pair, example):
+            self.model = _announcing(self.model, pair)
         if weighted:
             refuse_summed_parents(pair, summed, *example)
             self.model, self.guide = self._kl(self.model), self._kl(self.guide)
@@ -174,6 +176,26 @@ class PreparedPrograms:
     def per_row(self, rows: int) -> float:
         """Factor from the objective's loss on a batch of so many rows to nats per row."""
         return 1.0 / (self.total_weight if self.scales_rows else rows)
+
+
+def _announces(pair: ModelGuidePair, example: tuple[Tensor, ...]) -> bool:
+    """True if a run of the pair has a parameter site: of pyro.param or of a PyroModule."""
+    with pair.scope(), torch.no_grad(), preserve_rng(), poutine.block():
+        guide_trace = poutine.trace(pair.guide).get_trace(*example)
+        model_trace = poutine.trace(poutine.replay(pair.model, guide_trace)).get_trace(*example)
+    traces = (guide_trace, model_trace)
+    return any(site["type"] == "param" for trace in traces for site in trace.nodes.values())
+
+
+def _announcing(model: Program, pair: ModelGuidePair) -> Program:
+    """The model with one parameter site: without any, Pyro's objectives take no gradient."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for name, leaf in list(pair.unconstrained_parameters.items())[:1]:
+            announce_parameter(name, leaf)
+        return model(*args, **kwargs)
+
+    return run
 
 
 def make_guide(guides: GuideFactory, model: Program, batch: Batch, *, restart: int = 0) -> Program:

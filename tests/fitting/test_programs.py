@@ -1,16 +1,22 @@
 """Kinds of programs that `fit` takes, and side effects."""
 
+import math
 from typing import Any
 
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
-from pyro.infer.autoguide import AutoNormal
+from pyro.distributions import Categorical, Normal
+from pyro.infer import config_enumerate
+from pyro.infer.autoguide import (
+    AutoHierarchicalNormalMessenger,
+    AutoNormal,
+    AutoNormalMessenger,
+)
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm import fit
+from ppl_lvm import check, fit, load_data
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
@@ -108,3 +114,90 @@ def test_fit_leaves_the_param_store_unchanged() -> None:
     x = (torch.rand(40, 6) < 0.4).float()
     fit(GaussianMixtureVAE(components=2, latent=2, hidden=(4,)), None, x, num_steps=2)
     assert list(pyro.get_param_store().keys()) == ["mine"]
+
+
+class TwoMeans(nn.Module):
+    """Mixture of two normals as a module of torch, which announces no parameter to Pyro."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor([-1.0, 0.5]))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            probs = torch.tensor([0.5, 0.5])
+            k = pyro.sample("k", Categorical(probs), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(self.mean[k], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("objective", [None, "TraceEnum_ELBO", "ELBO"])
+def test_parameters_of_a_plain_module_receive_gradients(objective: Any) -> None:
+    x = torch.tensor([-2.0, -1.5, 1.0, 2.5])
+    model: Any = TwoMeans()
+    run = fit(model, None, x, objective=objective, optimizer="Adam(lr=0.05)", num_steps=400)
+    mean = run.parameters()["mean"]
+    log_p = Normal(mean, 1.0).log_prob(x[:, None])
+    exact = (log_p - math.log(2)).logsumexp(-1).mean()
+    assert run.results["bound"] == pytest.approx(float(exact), abs=1e-5)
+    share = log_p.softmax(-1)  # the maximum is a fixed point of EM
+    of_share = (share * x[:, None]).sum(0) / share.sum(0)
+    torch.testing.assert_close(of_share, mean, atol=0.02, rtol=0)
+
+
+class OneMean(nn.Module):
+    """Normal rows around a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.mean, 1.0), obs=x)
+
+
+def test_mean_of_a_plain_module_without_latents_is_fitted() -> None:
+    model: Any = OneMean()
+    x = torch.tensor([-2.0, -1.5, 1.0, 3.5])
+    run = fit(model, None, x, optimizer="Adam(lr=0.05)", num_steps=400)
+    assert run.parameters()["mean"].item() == pytest.approx(0.25, abs=1e-3)
+
+
+def _some_classes(x: Tensor, y: Tensor) -> None:
+    p = pyro.param("p", torch.tensor(0.4), constraint=constraints.unit_interval)
+    mean = pyro.param("mean", torch.tensor([-0.5, 0.5]))
+    known = ~y.isnan()
+    with pyro.plate("data", len(x), dim=-1):
+        k = pyro.sample(
+            "k", Categorical(torch.stack([1 - p, p])), obs=y.nan_to_num(0.0).long(), obs_mask=known
+        )
+        pyro.sample("x", Normal(mean[k], 1.0), obs=x)
+
+
+def test_obs_mask_of_a_class_has_the_exact_bound_with_config_enumerate() -> None:
+    torch.manual_seed(0)
+    y = torch.bernoulli(torch.full((40,), 0.3))
+    x = 3 * y - 1 + torch.randn(40)
+    known = torch.rand(40) < 0.5
+    data = load_data((x, y.where(known, torch.tensor(math.nan))), missing="keep")
+    with pytest.raises(ValueError, match=r"'k_unobserved'.*obs_mask=. Wrap.*config_enumerate"):
+        fit(_some_classes, None, data)
+    run = fit(config_enumerate(_some_classes), None, data, num_steps=100)
+    p, mean = (run.parameters()[name] for name in ("p", "mean"))
+    log_joint = torch.stack([1 - p, p]).log() + Normal(mean, 1.0).log_prob(x[:, None])
+    of_class = log_joint.gather(-1, y.long()[:, None])[:, 0]
+    exact = torch.where(known, of_class, log_joint.logsumexp(-1)).mean()
+    assert run.results["bound"] == pytest.approx(float(exact), abs=1e-5)
+
+
+@pytest.mark.parametrize("messenger", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
+def test_guide_messengers_are_refused_by_name(messenger: Any) -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(w, 1.0), obs=x)
+
+    issues = check(model, messenger(model), torch.ones(3))
+    assert [issue.code for issue in issues] == ["guide-messenger"]
+    with pytest.raises(ValueError, match=rf"{messenger.__name__}: .*AutoNormal\(model\)"):
+        fit(model, messenger(model), torch.ones(3))

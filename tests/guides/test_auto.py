@@ -1,5 +1,7 @@
 """auto_guide: choice, description, and coverage of the model's latents."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 from ppl_lvm.checks import check
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import auto_guide
+from ppl_lvm.models import LatentDirichletAllocation
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.models.vae import VAE
 from ppl_lvm.programs.signatures import signature
@@ -135,3 +138,46 @@ def test_auto_guide_takes_another_guide_for_the_local_sites() -> None:
         auto_guide(_mixed_levels, x, local="Flow")
     with pytest.raises(ValueError, match="serves vectors, but 'z'"):
         auto_guide(_mixed_levels, x, local="AmortizedLowRank")
+
+
+def test_auto_guide_chooses_dirichlets_where_all_local_latents_lie_on_a_simplex() -> None:
+    x = torch.tensor([[3.0, 0, 1], [0, 2, 2], [1, 1, 4]])
+    guide = auto_guide(LatentDirichletAllocation(topics=2), x)
+    assert "Dirichlets from one encoder for the local latent theta" in str(guide)
+    assert "mean-field factors for the global latent topics" in str(guide)
+    assert check(LatentDirichletAllocation(topics=2, words=3), guide, x).ok
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            p = pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(p * z[:, None], 1.0).to_event(1), obs=x)
+
+    assert "diagonal normals from one encoder for the local latents p, z" in str(
+        auto_guide(model, x)
+    )
+    with pytest.raises(ValueError, match="sites on a simplex, but 'z'"):
+        auto_guide(model, x, local="AmortizedDirichlet")
+
+
+@pytest.mark.slow
+def test_default_guide_of_sparse_topics_trains_to_a_better_bound_than_normals() -> None:
+    torch.manual_seed(1)
+    topics = dist.Dirichlet(torch.full((100,), 0.05)).sample((5,))
+    theta = dist.Dirichlet(torch.full((5,), 0.1)).sample((200,))
+    x = torch.stack([dist.Multinomial(80, p).sample() for p in theta @ topics])
+    bounds = [
+        fit(
+            LatentDirichletAllocation,
+            auto_guide,
+            x,
+            settings={"topics": 5, "alpha": 0.1, "eta": 0.01},
+            guide_settings={"local": local},
+            optimizer="Adam(lr=0.01)",
+            batch_size=50,
+            num_steps=200,
+        ).results["bound"]
+        for local in (None, "AmortizedNormal")
+    ]
+    assert math.isfinite(bounds[0])
+    assert bounds[0] > bounds[1]

@@ -6,12 +6,14 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Normal
+from pyro.distributions import Categorical, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm import load_data
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.storage import load_checkpoint
+from ppl_lvm.estimators import ELBO, IWAE
 from ppl_lvm.fitting.svi import fit
 from small_programs import Counts, Exploding, nothing
 
@@ -130,3 +132,34 @@ def test_overflow_of_cubo_has_a_hint_of_its_objective() -> None:
             objective="CUBO",
             num_steps=20,
         )
+
+
+def _masked(x: Tensor) -> None:
+    mean = pyro.param("mean", torch.tensor(0.0))
+    with pyro.plate("data", len(x), dim=-1), pyro.poutine.mask(mask=~x.isnan()):
+        pyro.sample("x", Normal(mean, 1.0), obs=x)
+
+
+def test_nan_behind_a_mask_is_an_error_with_its_remedy() -> None:
+    x = torch.ones(40)
+    x[30] = torch.nan
+    data = load_data(x, missing="keep")
+    with pytest.raises(ValueError, match=r"(?s)gradient-not-finite: log p of 'x'.*without_missing"):
+        fit(_masked, nothing, load_data(x[20:], missing="keep"))
+    # Rows that the check before training does not see.
+    with pytest.raises(NonFiniteError, match=r"'x' of the model observes NaN at .*row 31 .*nan_to"):
+        fit(_masked, nothing, data, batch_size=8, num_steps=20)
+
+
+def test_loss_of_an_impossible_row_is_infinite() -> None:
+    def model(x: Tensor) -> None:
+        p = pyro.param("p", torch.tensor([0.5, 0.5]))
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", Categorical(p), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(0.0, 1.0), obs=x)
+            pyro.factor("impossible", torch.where(x > 0, -torch.inf, 0.0) + p[k].log())
+
+    for objective in (ELBO(), IWAE(num_particles=2)):
+        loss = objective.differentiable_loss(model, nothing, torch.tensor([-1.0, 1.0]))
+        assert loss.item() == torch.inf
+        assert objective.loss(model, nothing, torch.tensor([-1.0, 1.0])) == torch.inf
