@@ -2,6 +2,7 @@
 
 Restart r has seed `options.seed + r`. The chosen restart has the best bound on the held-out rows
 (on the training rows where none are held out) among those that the model does not call degenerate.
+A restart whose loss became NaN or infinite is recorded with its reason, and the others go on.
 """
 
 import math
@@ -17,6 +18,7 @@ from torch import Tensor
 from ppl_lvm.compiler import CannotCaptureError
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.rng import random_state, set_random_state
 from ppl_lvm.core.types import Program
 from ppl_lvm.data import Data
@@ -96,6 +98,8 @@ class RestartRunner:
         self.train, self.held_out, self.options = train, held_out, options
         self.num_restarts, self.show_progress = num_restarts, show_progress
         self.attempt = Attempts()
+        self._checked = False
+        self._failures: dict[int, NonFiniteError] = {}  # by seed
 
     def prepare(self, number: int) -> Training:
         """Restart `number` before its first step; sets the random state that belongs to it.
@@ -112,7 +116,8 @@ class RestartRunner:
         with pyro.get_param_store().scope():  # builders may run programs
             model = self.model.make(rows, restart=number)
         guide = make_guide(self.guide, model, self._guide_rows(model), restart=number)
-        if number == 0:
+        if number == 0 and not self._checked:
+            self._checked = True
             warn_or_raise(model, guide, *example, num_rows=len(self.train))
         pair, summed = prepare_pair(model, guide, self.objective, example, self.train)
         if self.held_out is not None:
@@ -136,6 +141,9 @@ class RestartRunner:
             first: restart 0, as `prepare(0)` returned it.
             directory: for the checkpoints; None writes none.
             attempt: evaluates the trained restarts.
+
+        Raises:
+            NonFiniteError: the loss of every restart became NaN or infinite.
         """
         self.attempt = attempt
         if self.num_restarts == 1:
@@ -143,6 +151,8 @@ class RestartRunner:
             entries = [self._train(first, 0, directory)]
         else:
             trainings, entries = self._train_several(first, directory)
+        if len(self._failures) == self.num_restarts:
+            raise next(iter(self._failures.values()))
         candidates = [i for i, e in enumerate(entries) if e["degenerate"] is None]
         return RestartResults(
             trainings,
@@ -158,22 +168,20 @@ class RestartRunner:
         self, first: Training, directory: Path | None
     ) -> tuple[list[Training], list[Entry]]:
         """All restarts, together if they can be captured in one graph, else in turn."""
-        trainings, entries = [], []
         try:
             reject_unsupported([first])
         except CannotCaptureError:  # one after the other, in memory too
-            for number in range(self.num_restarts):
-                training = first if number == 0 else self.prepare(number)
-                trainings.append(training)
-                entries.append(self._train(training, number, directory))
-            return trainings, entries
-        states = []
+            return self._train_in_turn(first, directory)
+        trainings, entries, states = [], [], []
         for number in range(self.num_restarts):
             training = first if number == 0 else self.prepare(number)
             self._resume(training, number, directory)
             trainings.append(training)
             states.append(random_state())
-        together = self._train_together(trainings, [state["random/torch"] for state in states])
+        try:
+            together = self._train_together(trainings, [state["random/torch"] for state in states])
+        except (NonFiniteError, ArithmeticError):  # the steps of the others are in the graph
+            return self._train_in_turn(self.prepare(0), directory)
         for number, (training, state) in enumerate(zip(trainings, states, strict=True)):
             set_random_state(state)
             if together is None:
@@ -181,6 +189,17 @@ class RestartRunner:
             else:
                 torch.set_rng_state(together.generators[number].get_state())
                 entries.append(self._evaluate(training))
+        return trainings, entries
+
+    def _train_in_turn(
+        self, first: Training, directory: Path | None
+    ) -> tuple[list[Training], list[Entry]]:
+        """One restart after the other."""
+        trainings, entries = [], []
+        for number in range(self.num_restarts):
+            training = first if number == 0 else self.prepare(number)
+            trainings.append(training)
+            entries.append(self._train(training, number, directory))
         return trainings, entries
 
     def _train_together(
@@ -195,6 +214,9 @@ class RestartRunner:
                 together.run(progress)
             except CannotCaptureError as refusal:
                 progress.say(f"One restart after the other: {refusal}.")
+            except (NonFiniteError, ArithmeticError) as error:
+                progress.say(f"One restart after the other, from the beginning: {error}")
+                raise
         return together
 
     def _resume(self, training: Training, number: int, directory: Path | None) -> None:
@@ -217,7 +239,15 @@ class RestartRunner:
             self._resume(training, number, directory)
         title = "" if self.num_restarts == 1 else f"restart {number + 1} of {self.num_restarts}"
         with self._progress(training, title) as progress:
-            training.run(progress)
+            try:
+                training.run(progress)
+            except NonFiniteError as error:
+                # Several processes would wait for each other.
+                if self.num_restarts == 1 or distributed.world_size() > 1:
+                    raise
+                progress.say(f"Restart {number + 1} ended: {error}")
+                self._failures[training.options.seed] = error
+                return self._entry(training, f"it ended: {error}")
         return self._evaluate(training)
 
     def _evaluate(self, training: Training) -> Entry:
@@ -235,16 +265,25 @@ class RestartRunner:
         held_out = held_out_error = None
         if self.held_out is not None:
             held_out, held_out_error = self._bound(training, "held-out bound", self.held_out)
+        return self._entry(training, reason, (bound, error), (held_out, held_out_error))
+
+    @staticmethod
+    def _entry(
+        training: Training,
+        degenerate: str | None,
+        bound: tuple[float | None, float | None] = (None, None),
+        held_out: tuple[float | None, float | None] = (None, None),
+    ) -> Entry:
         return {
-            "seed": options.seed,
-            "bound": bound,
-            "bound_monte_carlo_error": error,
-            "held_out": held_out,
-            "held_out_monte_carlo_error": held_out_error,
+            "seed": training.options.seed,
+            "bound": bound[0],
+            "bound_monte_carlo_error": bound[1],
+            "held_out": held_out[0],
+            "held_out_monte_carlo_error": held_out[1],
             "steps": training.step_number,
             "seconds": training.seconds,
             "engine": training.step_runner.level,
-            "degenerate": reason,
+            "degenerate": degenerate,
         }
 
     def _bound(
@@ -260,8 +299,10 @@ class RestartRunner:
         return -math.inf if bound is None else -training.sign * float(bound)
 
     def _trajectory(self, training: Training) -> Trajectory:
-        rows = first_rows(self.train, CLUSTERED_ROWS)
-        assigned = self.attempt("clusterings", lambda: clusterings(training.pair, *rows))
+        assigned = None
+        if training.options.seed not in self._failures:
+            rows = first_rows(self.train, CLUSTERED_ROWS)
+            assigned = self.attempt("clusterings", lambda: clusterings(training.pair, *rows))
         return Trajectory(
             training.iterates.tensors(),
             last_bounds(training.history["bound"]),
