@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
-from ppl_lvm.core.distributions import added_event_dims
+from ppl_lvm.core.distributions import added_event_dims, is_point, own_masks
 from ppl_lvm.core.messages import closest
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.programs.dry_run import dry_run
@@ -55,6 +57,27 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     for site in missing:
         yield from _missing(runs, site)
     yield from _auxiliary(runs)
+    yield from _unmasked(runs)
+
+
+def _unmasked(runs: TrialRuns) -> Iterator[Issue]:
+    """Latents that the model masks and the guide does not."""
+    nodes = runs.guide.nodes()
+    for name, site in runs.model.nodes().items():
+        if name not in nodes or not isinstance(site["mask"], Tensor) or site["mask"].all():
+            continue
+        q = nodes[name]
+        if q["mask"] is None and not any(own_masks(q["fn"])) and not is_point(q["fn"]):
+            yield runs.guide.issue(
+                "unmasked-in-guide",
+                "error",
+                name,
+                f"The model masks some values of {name!r}, and the guide does not.",
+                "The bound would have the entropy of values that the model does not score, which "
+                "has no limit.",
+                "Mask them in the guide too: with poutine.mask(mask=mask): "
+                f"pyro.sample({name!r}, ...). The automatic guide (None) does.",
+            )
 
 
 def _undeclared_factor(runs: TrialRuns, site: Site) -> Issue:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ppl_lvm import check, fit, load_data
+from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
@@ -188,6 +189,43 @@ def test_obs_mask_of_a_class_has_the_exact_bound_with_config_enumerate() -> None
     of_class = log_joint.gather(-1, y.long()[:, None])[:, 0]
     exact = torch.where(known, of_class, log_joint.logsumexp(-1)).mean()
     assert run.results["bound"] == pytest.approx(float(exact), abs=1e-5)
+
+
+def _some_positions(x: Tensor, y: Tensor) -> None:
+    w = pyro.param("w", torch.tensor(0.5))
+    known = ~x.isnan()
+    with pyro.plate("data", len(x), dim=-1):
+        prior = Normal(0.0, 1.0).expand([len(x)])
+        z = pyro.sample("z", prior, obs=x.nan_to_num(0.0), obs_mask=known)
+        pyro.sample("y", Normal(w * z, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("batch_size", [None, 20])
+def test_obs_mask_of_a_continuous_latent_has_the_exact_evidence(batch_size: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40)
+    y = 0.8 * x + torch.randn(40)
+    known = torch.rand(40) < 0.6
+    batch = (x.where(known, torch.tensor(math.nan)), y)
+    run = fit(
+        _some_positions,
+        None,
+        load_data(batch, missing="keep"),
+        optimizer="Adam(lr=0.01)",
+        num_steps=400,
+        batch_size=batch_size,
+    )
+    w = run.parameters()["w"]
+    complete = Normal(0.0, 1.0).log_prob(x) + Normal(w * x, 1.0).log_prob(y)
+    marginal = Normal(0.0, (1 + w**2).sqrt()).log_prob(y)
+    exact = float(torch.where(known, complete, marginal).mean())
+    error = run.results["bound_monte_carlo_error"]
+    assert exact - 0.1 < run.results["bound"] < exact + 5 * error
+    evidence = run.log_evidence(load_data(batch, missing="keep"), 1000)
+    assert evidence.value == pytest.approx(exact, abs=5 * evidence.monte_carlo_error)
+    # A guide that scores the masked values has no bound.
+    with pytest.raises(ValueError, match="unmasked-in-guide: The model masks some.*z_unobserved"):
+        fit(_some_positions, AmortizedNormal, load_data(batch, missing="keep"))
 
 
 @pytest.mark.parametrize("messenger", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])

@@ -106,7 +106,7 @@ def test_restart_that_is_not_finite_is_recorded_and_the_others_go_on(
     separate = fit(SometimesExploding, nothing, torch.ones(5), seed=others[0]["seed"], **options)
     assert others[0]["bound"] == pytest.approx(separate.results["bound"], abs=1e-6)
     assert load_run(path).results["bound"] == run.results["bound"]
-    assert len(run.diagnose().findings) > 0
+    assert len(run.diagnose(torch.ones(5)).findings) > 0
 
 
 def test_fit_stops_if_no_restart_is_finite() -> None:
