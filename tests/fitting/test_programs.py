@@ -224,7 +224,7 @@ def test_obs_mask_of_a_continuous_latent_has_the_exact_evidence(batch_size: Any)
     evidence = run.log_evidence(load_data(batch, missing="keep"), 1000)
     assert evidence.value == pytest.approx(exact, abs=5 * evidence.monte_carlo_error)
     # A guide that scores the masked values has no bound.
-    with pytest.raises(ValueError, match="unmasked-in-guide: The model masks some.*z_unobserved"):
+    with pytest.raises(ValueError, match=r"unmasked-in-guide: The model masks some.*z_unobserved"):
         fit(_some_positions, AmortizedNormal, load_data(batch, missing="keep"))
 
 
