@@ -13,9 +13,14 @@ from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, place_of
+from ppl_lvm.estimators import ScoreFunction
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Site
 
+_SCALES = (
+    "a common poutine.scale",
+    "only supports scalar poutine.scale",
+)  # TraceEnum_ELBO's errors
 _MAX_VALUES = 20  # largest number of values that are tried one by one
 
 
@@ -43,8 +48,33 @@ def check_enumeration(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 def marginal_loss(runs: TrialRuns) -> Any:
     """The loss of TraceEnum_ELBO at the guide's draws: a tensor if gradients are enabled.
 
+    A sum with a poutine.scale inside it, which TraceEnum_ELBO rejects, is that of ScoreFunction.
+
     Raises what the pair raises. Call it inside a `dry_run`, which holds the parameters.
     """
+    try:
+        return _loss(TraceEnum_ELBO(max_plate_nesting=_nesting(runs)), runs)
+    except ValueError as error:
+        if not _is_scale_error(error):
+            raise
+    return _loss(ScoreFunction(), runs)
+
+
+def rejects_scales(runs: TrialRuns) -> bool:
+    """True if TraceEnum_ELBO rejects a poutine.scale inside the sum over enumerated values."""
+    try:
+        with torch.no_grad():
+            _loss(TraceEnum_ELBO(max_plate_nesting=_nesting(runs)), runs)
+    except Exception as error:  # every other exception of a user's program has its own check
+        return _is_scale_error(error)
+    return False
+
+
+def _is_scale_error(error: Exception) -> bool:
+    return any(text in str(error) for text in _SCALES)
+
+
+def _loss(objective: Any, runs: TrialRuns) -> Any:
     model, guide = runs.programs
     with (
         dry_run(model, guide, seed=0),
@@ -52,7 +82,6 @@ def marginal_loss(runs: TrialRuns) -> Any:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        objective = TraceEnum_ELBO(max_plate_nesting=_nesting(runs))
         evaluate = objective.differentiable_loss if torch.is_grad_enabled() else objective.loss
         return evaluate(model, guide, *runs.batch)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ppl_lvm import estimators
-from ppl_lvm.checks.enumeration import enumerated_in_model
+from ppl_lvm.checks.enumeration import enumerated_in_model, rejects_scales
 from ppl_lvm.checks.issues import ObjectiveSupport
 from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.core.distributions import is_point
@@ -82,6 +82,8 @@ def _enumeration(runs: TrialRuns, name: str) -> str:
     ]
     marked = [n for n, node in runs.guide.nodes().items() if node["infer"].get("enumerate")]
     if name == "TraceEnum_ELBO":
+        if enumerated and rejects_scales(runs):
+            return f"It rejects a poutine.scale inside the sum over {enumerated[0]!r}. Use ELBO."
         return (
             "" if enumerated or marked else "It has nothing to enumerate. Use ELBO or Trace_ELBO."
         )

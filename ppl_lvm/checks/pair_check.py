@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import torch
 
 from ppl_lvm.checks.bound_estimates import check_estimates
@@ -32,9 +33,11 @@ from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
 from ppl_lvm.core.distributions import named_distribution_errors
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
+from ppl_lvm.programs.sources import GuideFactory
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,29 @@ CHECKS = (
 @trims_traceback
 @named_distribution_errors()
 def check(
-    model: Callable[..., Any], guide: Callable[..., Any], *batch: Any, num_rows: int | None = None
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    *batch: Any,
+    num_rows: int | None = None,
 ) -> Issues:
     """Find the faults of a pair on the batch it is to be trained on (some rows are enough).
 
     Args:
-        model, guide: the programs.
+        model, guide: the programs; None is the default guide.
         batch: arguments of both, rows first.
         num_rows: N where the batch is one of many mini-batches. Dependence on the rows of this
             batch is then an error, and a note otherwise.
     """
+    if guide is None:
+        if not (issues := check_model(model, *batch)).ok:
+            return issues
+        with preserve_rng(), pyro.get_param_store().scope():
+            guide = GuideFactory(None).make(model, batch)
     with torch.enable_grad():
         stale, names = check_store(model, guide, *batch)
         with without(names), known_row_plates(row_plates(model, guide, batch=batch)):
-            issues, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
-    return Issues([*stale, *issues], objectives)
+            found, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
+    return Issues([*stale, *found], objectives)
 
 
 def check_model(model: Callable[..., Any], *batch: Any) -> Issues:

@@ -120,18 +120,33 @@ def default_objective(
 
     - The leave-one-out score function for a guide that is not reparameterized. It also sums out
       the discrete sites that the guide omits, with less variance than TraceEnum_ELBO.
-    - TraceEnum_ELBO for other discrete sites that the guide omits, or that it enumerates.
+    - TraceEnum_ELBO for other discrete sites that the guide omits, or that it enumerates. ELBO
+      where a poutine.scale is inside their sum, which TraceEnum_ELBO rejects.
     - Otherwise the pathwise ELBO. If the guide is `refined` per row, it is close to the posterior,
       where the gradients of prior and likelihood cancel unless a closed form replaces the prior's.
     """
     latents = latent_sites(guide_trace)
     enumerated = [n for n, s in latents.items() if s["infer"].get("enumerate")]
     reparameterized = all(site["fn"].has_rsample for site in latents.values())
-    if enumerated or (reparameterized and latent_sites(model_trace).keys() - latents.keys()):
+    summed_out = latent_sites(model_trace).keys() - latents.keys()
+    scaled = any(_scales_inside_sum(model_trace, name) for name in summed_out)
+    if enumerated or (reparameterized and summed_out and not scaled):
         return f"TraceEnum_ELBO(max_plate_nesting={plate_nesting(model_trace)})"
     if reparameterized:
         return "ELBO(analytic_kl=False)" if refined else "ELBO"
     return "LeaveOneOut(num_particles=4)"
+
+
+def _scales_inside_sum(model_trace: poutine.Trace, name: str) -> bool:
+    """True if a site in the plates of the summed-out site `name` has another poutine.scale."""
+    first = model_trace.nodes[name]
+    plates = {frame.name for frame in first["cond_indep_stack"]}
+    return any(
+        isinstance(site["scale"], Tensor) or site["scale"] != first["scale"]
+        for site in model_trace.nodes.values()
+        if site["type"] == "sample" and plates <= {f.name for f in site["cond_indep_stack"]}
+        if plates or not site["cond_indep_stack"]
+    )
 
 
 def scales_inside(objective: ELBO) -> bool:

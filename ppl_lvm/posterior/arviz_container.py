@@ -42,6 +42,7 @@ def to_inference_data(
     sample_stats: Arrays | None = None,
     coords: Mapping[str, Sequence[Any]] | None = None,
     dims: Names | None = None,
+    log_likelihood_dims: Names | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> Any:
     """An `InferenceData` (ArviZ 0.23) or a `DataTree` (1.x) of draws.
@@ -57,6 +58,7 @@ def to_inference_data(
         coords: values along a named dimension; default 0, 1, 2, ...
         dims: names of a variable's dimensions after the draws. A variable with fewer dimensions
             in one group (a log-likelihood with the event summed out) takes the first names.
+        log_likelihood_dims: those in `log_likelihood` where they are others.
         attrs: attributes of the container. Values that NetCDF does not support are stored as JSON.
 
     A "/" in a name, which would be a folder in the file, becomes ".".
@@ -77,13 +79,17 @@ def to_inference_data(
         "observed_data": observed_data,
     }
     coords = {_name(dim): values for dim, values in (coords or {}).items()}
-    dims = {_name(key): [_name(dim) for dim in names] for key, names in (dims or {}).items()}
+    dims, terms = (
+        {_name(key): [_name(dim) for dim in names] for key, names in (named or {}).items()}
+        for named in (dims, log_likelihood_dims)
+    )
     datasets: dict[str, xr.Dataset] = {}
     draws: dict[str, tuple[str, int]] = {}
     for group, arrays in groups.items():
         if not arrays:
             continue
-        dataset = _dataset(group, arrays, coords, dims)
+        named = {**dims, **terms} if group == "log_likelihood" else dims
+        dataset = _dataset(group, arrays, coords, named)
         family = "prior" if group.startswith("prior") else "posterior"
         if "draw" in dataset.sizes:
             first, S = draws.setdefault(family, (group, dataset.sizes["draw"]))

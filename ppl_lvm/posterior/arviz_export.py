@@ -99,19 +99,17 @@ def to_arviz(
     latent = sorted(posterior)
     rows = next((n for names in dims.values() for n in names if n in pair.row_plates), "data")
     per_row = {name: [rows] for name in sampled.stats} if sampled.local else {}
+    terms = next(iter(observed)) if len(observed) == 1 else "log_likelihood"
     return to_inference_data(
         {n: posterior[n].numpy() for n in latent},
-        log_likelihood={}
-        if sampled.log_likelihood.shape[1] == 0
-        else {"log_likelihood": sampled.log_likelihood}
-        if len(observed) != 1
-        else {next(iter(observed)): sampled.log_likelihood},
+        log_likelihood={terms: sampled.log_likelihood} if sampled.log_likelihood.size else {},
         posterior_predictive={n: predictive[n].numpy() for n in observed},
         prior={n: prior[n].numpy() for n in latent if n in prior},
         prior_predictive={n: prior[n].numpy() for n in observed},
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=sampled.stats,
         dims=dims | per_row,
+        log_likelihood_dims={terms: [rows]},
         coords={name: list(range(len(batch[0]))) for name in pair.row_plates},
         attrs={"draws": draws} | ({} if sampled.k is None else {"pareto_k": sampled.k}),
     )
@@ -264,7 +262,9 @@ def _densities(
         parts = []
         for start in range(0, S, step):
             count = min(step, S - start)
-            log_w = log_weights(pair.model, pair.guide, *batch, num_particles=count * K)
+            log_w = log_weights(
+                pair.model, pair.guide, *batch, num_particles=count * K, structure=structure
+            )
             log_w = log_w.expand(-1, N).reshape(count, K, N)
             parts.append(log_w.logsumexp(1) - math.log(K))
         return torch.cat(parts).numpy(), None, None

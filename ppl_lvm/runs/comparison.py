@@ -31,6 +31,7 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.diagnostics.leave_one_out import loo
-from ppl_lvm.particles import log_weights
+from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.evidence import (
     MOST_ROWS,
@@ -341,10 +342,9 @@ def _densities(
         if exact is not None:
             return exact.numpy(), 0.0, "exact", 0.0
         chunk = max(2, CHUNK // N)
-        parts = [
-            log_weights(pair.model, pair.guide, *batch, num_particles=min(chunk, K - start))
-            for start in range(0, K, chunk)
-        ]
+        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+        draw = partial(log_weights, pair.model, pair.guide, *batch, structure=structure)
+        parts = [draw(num_particles=min(chunk, K - start)) for start in range(0, K, chunk)]
         log_w, kind, nothing_drawn = torch.cat(parts).double(), "lower bound", False
         noise = psis.draws_error(log_w.T)
     k = psis.k_hat(log_w.T, nothing_drawn)

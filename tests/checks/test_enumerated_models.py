@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pytest
 import torch
 from enumerated_programs import ENUMERATE, MEANS, PI, PROGRAMS, REAL, bias
+from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical, Normal, Poisson, Uniform
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor
@@ -108,3 +110,28 @@ def test_check_reports_enumerated_models_without_a_finite_bound(
     (issue,) = [issue for issue in check(model, nothing, REAL) if issue.severity == "error"]
     assert (issue.code, issue.site) == (code, site)
     assert words in str(issue)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda z: 0.5, lambda z: torch.tensor(0.5), lambda z: 0.5 + z],
+    ids=["number", "tensor", "enumerated"],
+)
+def test_fit_tempers_likelihoods_of_enumerated_sites(scale: Callable[[Tensor], Any]) -> None:
+    def model(x: Tensor) -> None:
+        p = pyro.param("p", torch.tensor(0.3))
+        with pyro.plate("obs", len(x)):
+            z = pyro.sample("z", Bernoulli(p), infer=ENUMERATE)
+            with poutine.scale(scale=scale(z)):
+                pyro.sample("x", Normal(2 * z, 1.0), obs=x)
+
+    x = torch.tensor([-0.5, 0.4, 1.9])
+    z = torch.tensor([[0.0], [1.0]])
+    tempered = Bernoulli(0.3).log_prob(z) + scale(z) * Normal(2 * z, 1.0).log_prob(x)
+    exact = tempered.logsumexp(0).mean().item()
+    issues = check(model, None, x)
+    assert issues.ok
+    assert not next(o for o in issues.estimators if o.name == "TraceEnum_ELBO").supported
+    run = fit(model, None, x, num_steps=2, optimizer="SGD(lr=1e-9)", progress=False)
+    assert run.results["bound"] == pytest.approx(exact, rel=1e-5)
+    assert run.results["log_evidence"] == pytest.approx(exact, rel=1e-5)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
+from ppl_lvm.particles import sampling, structure
 from ppl_lvm.posterior.arviz_container import loo
 from ppl_lvm.runs.run import Run
 from small_programs import Mean, MeanGuide
@@ -293,3 +294,30 @@ def test_export_without_terms_by_row_has_no_log_likelihood() -> None:
     m = torch.from_numpy(data.posterior["m"].values[0])
     exact = Normal(0.0, 1.0).log_prob(m) + Normal(m[:, None], 1.0).log_prob(x).sum(1)
     np.testing.assert_allclose(log_p, exact, rtol=0, atol=1e-4)
+
+
+def test_terms_of_the_log_likelihood_are_named_after_the_rows_and_not_an_outer_plate() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("groups", 3, dim=-2):
+            m = pyro.sample("m", Normal(0.0, 1.0))
+            with pyro.plate("rows", len(x), dim=-1):
+                pyro.sample("x", Normal(m, 1.0), obs=x.T)
+
+    data = unfitted(model, None, torch.randn(5, 3)).to_arviz(torch.randn(5, 3), num_samples=4)
+    assert data.log_likelihood["x"].dims == ("chain", "draw", "rows")
+    assert data.observed_data["x"].dims == ("groups", "rows")
+
+
+def test_export_analyzes_the_pair_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    analyses = []
+
+    def count(*args: Any, **options: Any) -> Any:
+        analyses.append(1)
+        return structure.analyze_pair(*args, **options)
+
+    monkeypatch.setattr(sampling, "analyze_pair", count)
+    x = torch.randn(1000, 1)
+    run = unfitted(Local(), LocalGuide(), x)
+    analyses.clear()
+    run.to_arviz(x, num_samples=20)
+    assert len(analyses) < 5
