@@ -98,8 +98,8 @@ def check(
     with torch.enable_grad():
         stale, names = check_store(model, guide, *batch)
         with without(names), known_row_plates(row_plates(model, guide, batch=batch)):
-            found, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
-    return Issues([*stale, *found], objectives)
+            new, objectives = _check(run_trials(model, guide, *batch, num_rows=num_rows))
+    return Issues([*stale, *new], objectives)
 
 
 def check_model(model: Callable[..., Any], *batch: Any) -> Issues:

@@ -355,7 +355,7 @@ def _densities(
 def _leave_one_out(run: Run, pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
     """Leave-one-out on the training rows, or the reason why it is not valid."""
     try:
-        train = run.batch(run.data()[0])
+        train = run.batch(run.data()[0] if run.training_data is None else run.training_data)
         result = loo(pair.model, pair.guide, *train, seed=seed).loo
     except (ValueError, FileNotFoundError) as error:
         return None, f"its training rows cannot be loaded: {error}".rstrip(".")

@@ -396,6 +396,10 @@ def test_comparison_note_names_rows_that_were_fitted_to() -> None:
 def test_comparison_note_has_the_reason_for_missing_leave_one_out() -> None:
     x, y = torch.randn(30), torch.randn(20)
     runs = [unchanged(Mean(), posterior(float(x.sum())), x), unchanged(Two(0.1), no_guide, x)]
+    in_memory = compare(runs, y, num_particles=50).scores[0]
+    assert in_memory.loo is not None
+    assert len(in_memory.loo.elpd_i) == len(x)
+    runs[0].training_data = None  # as in a run that was loaded
     comparison = compare(runs, y, num_particles=50)
     assert "No leave-one-out: Mean (its training rows cannot be loaded" in comparison.note
     assert [row["no_loo"] == "" for row in comparison.to_json()] == [
