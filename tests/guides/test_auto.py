@@ -161,6 +161,7 @@ def test_auto_guide_chooses_dirichlets_where_all_local_latents_lie_on_a_simplex(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Particles run one by one")
 def test_default_guide_of_sparse_topics_trains_to_a_better_bound_than_normals() -> None:
     torch.manual_seed(1)
     topics = dist.Dirichlet(torch.full((100,), 0.05)).sample((5,))
