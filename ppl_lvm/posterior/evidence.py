@@ -172,7 +172,7 @@ def _draws_text(results: Mapping[str, Any]) -> str:
     else:
         k = results["log_evidence_k_hat"]
         reason = f"k̂ = {math.inf if k is None else k:.2f} > {RELIABLE_K_HAT}"
-    return f"a lower bound with unknown Monte Carlo error, for {reason}; {size}"
+    return f"a lower bound: {reason}; {size}"
 
 
 def _known(error: float | None) -> float | None:
