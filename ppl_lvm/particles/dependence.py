@@ -95,7 +95,12 @@ class FollowDependence(TorchDispatchMode):
         self._eager.__exit__(*error)
 
     def label(self, tensor: Tensor, labels: Tensor | None = None) -> None:
-        """Label a tensor's elements: positive numbers that broadcast to its shape, default 1."""
+        """Label a tensor's elements: positive numbers that broadcast to its shape, default 1.
+
+        Tensors without memory (the device "meta") are not followed.
+        """
+        if tensor.is_meta:
+            return
         labels = torch.ones(()) if labels is None else labels
         self._set(tensor, labels.to(tensor.device).expand(tensor.shape))
 
@@ -335,7 +340,7 @@ class _Operation:
 
 def _from_digits(digits: list[list[Any]]) -> Tensor:
     """The label whose binary digits make a result NaN; `SEVERAL` where a 0 and a 1 do."""
-    label = several = torch.zeros((), dtype=torch.int32)
+    label = several = torch.zeros_like(digits[0][0], dtype=torch.int32)
     for place, (zero, one) in enumerate(digits):
         label = label + (one.int() << place)
         several = several + (zero & one)

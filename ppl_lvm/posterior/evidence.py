@@ -279,7 +279,7 @@ def _nested_weights(
     densities = conditional_densities(
         pair.model, pair.guide, batch, draws, structure=structure, num_particles=K
     )
-    return (densities.log_p - densities.log_q)[:, None]
+    return (densities.log_p - densities.log_q)[:, None].cpu()
 
 
 def _predictive(
@@ -287,8 +287,8 @@ def _predictive(
 ) -> Evidence:
     """New rows given the training rows."""
     densities, exact = predictive_densities(pair, training, batch, num_particles)
-    log_w, N = densities.log_p[:, None], len(batch[0])
-    return _of_data_set(log_w, exact, N, num_particles, "predictive", densities.log_lik)
+    log_w, log_lik = densities.log_p[:, None].cpu(), densities.log_lik.cpu()
+    return _of_data_set(log_w, exact, len(batch[0]), num_particles, "predictive", log_lik)
 
 
 def _of_data_set(
@@ -397,4 +397,4 @@ def _weights(pair: ModelGuidePair, batch: Batch, num_particles: int) -> tuple[Te
     for size in sizes:
         log_w = log_weights(pair.model, pair.guide, *batch, num_particles=size, structure=structure)
         parts.append(log_w.reshape(size, -1).double())
-    return torch.cat(parts), width == 0
+    return torch.cat(parts).cpu(), width == 0
