@@ -240,7 +240,7 @@ def _marginal(
     return Evidence(
         value=float((w * per_row).sum() / w.sum()) * scale,
         standard_error=standard_error(per_row, weights) if any_error else math.nan,
-        monte_carlo_error=psis.draws_error(log_w.T, w.numpy()) * scale,
+        monte_carlo_error=psis.draws_error(log_w.T, w.cpu().numpy()) * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
         num_particles=K,
         num_draws=K,

@@ -65,17 +65,17 @@ def run(
 
 
 @pytest.mark.slow
-def test_tiled_steps_are_the_eager_steps() -> None:
+@pytest.mark.parametrize("plate", ["data", "rows"])
+def test_tiled_steps_are_the_eager_steps(plate: str) -> None:
     """With a last block of four rows, an optimizer that clips, and a rate that decays."""
-    losses, kinds = run(mixture(), "compiled")
+    losses, kinds = run(mixture(plate), "compiled")
     assert kinds == [TiledStep]
-    assert losses == pytest.approx(run(mixture(), "eager")[0], rel=1e-10)
+    assert losses == pytest.approx(run(mixture(plate), "eager")[0], rel=1e-10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", [mixture("rows"), mixture(centered=True)])
-def test_program_that_is_no_sum_over_rows_is_not_tiled(model: Callable[..., Any]) -> None:
-    """A plate of another name, and rows that are not independent."""
+def test_program_that_is_no_sum_over_rows_is_not_tiled() -> None:
+    model = mixture(centered=True)
     losses, kinds = run(model, "compiled")
     assert kinds
     assert TiledStep not in kinds

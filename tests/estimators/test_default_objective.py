@@ -15,7 +15,11 @@ from ppl_lvm import guides, models
 from ppl_lvm.data import load_data
 from ppl_lvm.estimators import LeaveOneOut
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.testing.exact_programs import ENUMERABLE, EnumeratedSiteProgram
+from ppl_lvm.testing.exact_programs import (
+    ENUMERABLE,
+    EnumeratedSiteProgram,
+    LocalBeforeGlobalProgram,
+)
 from ppl_lvm.training.preparation import prepare_pair
 
 COMPONENTS = 5
@@ -112,7 +116,12 @@ def test_default_of_a_pair_varies_no_more_than_trace_elbo(model: str, guide: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ENUMERABLE, ids=lambda p: p.__name__)
+@pytest.mark.parametrize(
+    "program",
+    # There the guide draws a global site from the rows: Pyro's objective omits terms that it needs.
+    [p for p in ENUMERABLE if p is not LocalBeforeGlobalProgram],
+    ids=lambda p: p.__name__,
+)
 def test_leave_one_out_varies_no_more_than_pyro_on_exact_programs(
     program: Callable[..., Any],
 ) -> None:

@@ -83,6 +83,7 @@ def test_local_normal_accesses_as_many_rows_for_ten_million_rows() -> None:
     assert accessed == [2 * 2 * 4] * 2
 
 
+@pytest.mark.filterwarnings("ignore:model.*will not find this model")
 @pytest.mark.slow
 def test_local_normal_fits_ten_million_rows_of_a_file(tmp_path: Path) -> None:
     shape = (10_000_000, 1)

@@ -50,6 +50,7 @@ def _many_names(x: Tensor, y: Tensor) -> None:
         pyro.sample("y.obs", Normal(total + k, scale), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore:Auto.*will not find this guide")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Particles run one by one")
 @pytest.mark.parametrize("guide", [None, autoguide.AutoNormal, autoguide.AutoDiagonalNormal])
