@@ -62,6 +62,7 @@ def run_level(level: Level, **options: Any) -> tuple[list[float], list[Tensor]]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [level for level in LEVELS if level != "eager"])
 def test_loop_with_schedule_clipping_and_annealing_is_the_same_at_every_level(level: Level) -> None:
     expected, expected_parameters = run_level("eager")

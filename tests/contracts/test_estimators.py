@@ -37,6 +37,7 @@ def test_estimator_passes_check(cls: type[Estimator], check: Callable[[Estimator
     check(cls())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [estimators.Renyi(alpha=-0.5), estimators.CUBO(n=1.5)])
 def test_estimator_instance_has_the_expected_gradient(estimator: Estimator) -> None:
     check_expected_gradient(estimator)

@@ -113,6 +113,7 @@ def test_guide_keeps_the_contract_on_the_models_it_serves(
     check_guide(BUILDERS[name], model, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVING)
 def test_guide_refuses_counts_and_approaches_an_exact_posterior(name: str) -> None:
     x = torch.linspace(-2, 2, 6)
@@ -125,6 +126,7 @@ def test_guide_refuses_counts_and_approaches_an_exact_posterior(name: str) -> No
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SERVING)
 def test_run_by_guide_address_is_restored_with_its_results(name: str, tmp_path: Path) -> None:
     x = torch.rand(40, 6).round()

@@ -105,6 +105,7 @@ def test_site_that_is_discrete_in_one_program_only_is_rejected(prior: Any, poste
         log_weights(model, guide, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["inside", "outside", "handler", "expanded"])
 @pytest.mark.parametrize(
     "name", [n for n in estimators.__all__ if getattr(estimators, n).target == "ELBO"]

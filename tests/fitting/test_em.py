@@ -316,6 +316,7 @@ def test_em_names_the_iteration_of_a_non_finite_likelihood(iris: Tensor) -> None
         em.run(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [None, 0.6])
 def test_interrupted_em_resumes_to_equal_results(
     iris: Tensor, tmp_path: Path, decay: float | None, monkeypatch: Any

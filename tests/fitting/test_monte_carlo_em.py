@@ -77,6 +77,7 @@ def test_mcem_reaches_the_maximum_found_by_quadrature(monkeypatch: pytest.Monkey
     assert best - _exact_likelihood(wrong, x) > room
 
 
+@pytest.mark.slow
 def test_mcem_reaches_the_maximum_of_em_for_a_linear_gaussian_model() -> None:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(60, 1, generator=draw) * torch.tensor([1.0, -2.0, 0.5])

@@ -87,6 +87,7 @@ def _fixed_nodes(model: FactorModel, x: Tensor, nodes: int = 41) -> Tensor:
     return (log_prob + (w / w.sum()).log()[:, None]).logsumexp(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("P", [20, 60])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_factor_model_log_evidence_equals_a_fine_grid_for_many_columns(

@@ -100,6 +100,7 @@ def test_flags_of_one_row_are_drawn_together(rows: int) -> None:
     assert predicted.std() == pytest.approx(0.1, abs=5 * 0.1 / (2 * predicted.size) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 3])
 def test_states_of_a_markov_chain_are_drawn_as_paths(rows: int) -> None:
     x = 0.05 * torch.ones(rows, 12)  # halfway between the states: no evidence for a change

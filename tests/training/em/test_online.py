@@ -22,6 +22,7 @@ def _clusters(N: int) -> Tensor:
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_online_em_reaches_nearly_the_optimum_in_four_passes(covariance: str) -> None:
     x = _clusters(2000)
