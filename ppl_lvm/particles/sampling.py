@@ -29,6 +29,8 @@ from ppl_lvm.particles.tracing import Sites, plate_dim
 from ppl_lvm.particles.vectorize import why_not_vectorized
 from ppl_lvm.programs.minibatch import ScaleDataPlate, num_rows
 
+_TESTED = 3  # particles compared with single runs; one number, so that all callers warn alike
+
 
 def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: bool) -> Particles:
     """Particles of one run of guide and model: K of them if vectorized, else one."""
@@ -268,7 +270,7 @@ def analyze_for_particles(
         return replace(structure, vectorized=vectorize_particles)
     if num_particles == 1:
         return structure
-    problem = why_not_vectorized(model, guide, args, kwargs, structure, min(num_particles, 3))
+    problem = why_not_vectorized(model, guide, args, kwargs, structure, _TESTED)
     if problem is None:
         return replace(structure, vectorized=True)
     warnings.warn(
