@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from estimator_rejections import X, rejections
 from pyro.distributions import (
     Bernoulli,
     Delta,
@@ -21,19 +22,7 @@ from ppl_lvm.checks import check
 from ppl_lvm.particles import log_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Particles run one by one")
-X = torch.full((4,), 0.8)
 AUXILIARY = {"is_auxiliary": True}
-
-
-def _all(model: Any, guide: Any, x: Tensor = X) -> dict[str, str]:
-    """Name -> reason of each estimator that rejects the pair."""
-    reasons = {}
-    for name in estimators.__all__:
-        try:
-            getattr(estimators, name)().loss(model, guide, x)
-        except ValueError as error:
-            reasons[name] = str(error)
-    return reasons
 
 
 def _positive(x: Tensor) -> None:
@@ -80,7 +69,7 @@ def _point(x: Tensor, sign: float = -1.0, columns: int = 1) -> None:
 def test_auxiliary_site_without_counterpart_is_rejected_everywhere(
     guide: Any, site: str, words: str
 ) -> None:
-    reasons = _all(_positive, guide)
+    reasons = rejections(_positive, guide)
     assert set(reasons) == set(estimators.__all__)
     assert all(words in reason and f"'{site}'" in reason for reason in reasons.values())
     with pytest.raises(ValueError, match=words):
@@ -110,7 +99,7 @@ def test_auxiliary_site_with_a_reverse_density_in_the_model_is_accepted() -> Non
             pyro.sample("a", Bernoulli(logits=z))
             pyro.sample("x", Normal(z, 0.7), obs=x)
 
-    assert "LeaveOneOut" not in _all(model, _mixture)
+    assert "LeaveOneOut" not in rejections(model, _mixture)
 
 
 @pytest.mark.parametrize("name", ["AutoNormal", "AutoMultivariateNormal", "AutoStructured"])

@@ -6,6 +6,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from estimator_rejections import X, rejections
 from pyro import poutine
 from pyro.distributions import (
     Bernoulli,
@@ -23,19 +24,6 @@ import ppl_lvm.estimators as estimators
 from ppl_lvm.particles import analyze_for_particles, log_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:Particles run one by one")
-X = torch.full((4,), 0.8)
-AUXILIARY = {"is_auxiliary": True}
-
-
-def _all(model: Any, guide: Any, x: Tensor = X) -> dict[str, str]:
-    """Name -> reason of each estimator that rejects the pair."""
-    reasons = {}
-    for name in estimators.__all__:
-        try:
-            getattr(estimators, name)().loss(model, guide, x)
-        except ValueError as error:
-            reasons[name] = str(error)
-    return reasons
 
 
 @pytest.mark.parametrize(
@@ -58,7 +46,7 @@ def test_straight_through_bernoulli_in_the_guide_is_rejected_by_every_estimator(
             pyro.sample("z", posterior(torch.tensor(0.5), logits=torch.zeros(len(x))))
 
     with pyro.validation_enabled(False):
-        reasons = _all(model, guide)
+        reasons = rejections(model, guide)
     assert set(reasons) == set(estimators.__all__)
     assert all("'z' (RelaxedBernoulliStraightThrough)" in reason for reason in reasons.values())
 
@@ -81,7 +69,7 @@ def test_straight_through_one_hot_in_the_guide_is_rejected(distribution: Any) ->
             pyro.sample("z", distribution)
 
     with pyro.validation_enabled(False):
-        assert set(_all(model, guide)) == set(estimators.__all__)
+        assert set(rejections(model, guide)) == set(estimators.__all__)
 
 
 @pytest.mark.parametrize(

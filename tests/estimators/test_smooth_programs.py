@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pytest
 import torch
+from estimator_rejections import X, rejections
 from pyro.distributions import (
     AffineBeta,
     Bernoulli,
@@ -26,19 +27,6 @@ import ppl_lvm.estimators as estimators
 from ppl_lvm.checks import check
 
 pytestmark = pytest.mark.filterwarnings("ignore:Particles run one by one")
-X = torch.full((4,), 0.8)
-AUXILIARY = {"is_auxiliary": True}
-
-
-def _all(model: Any, guide: Any, x: Tensor = X) -> dict[str, str]:
-    """Name -> reason of each estimator that rejects the pair."""
-    reasons = {}
-    for name in estimators.__all__:
-        try:
-            getattr(estimators, name)().loss(model, guide, x)
-        except ValueError as error:
-            reasons[name] = str(error)
-    return reasons
 
 
 Link = Callable[[Tensor], Tensor]
@@ -95,7 +83,7 @@ def _bits(link: Link) -> tuple[Any, Any]:
 @pytest.mark.parametrize("name", JUMPS)
 def test_jump_in_relaxed_bits_is_rejected_with_its_line(name: str) -> None:
     pair = _bits(JUMPS[name])
-    reasons = _all(*pair)
+    reasons = rejections(*pair)
     assert set(RELAXED) <= set(reasons)
     assert all(__file__ in reasons[each] and "'z'" in reasons[each] for each in RELAXED)
     assert "LeaveOneOut" not in reasons
@@ -106,7 +94,7 @@ def test_jump_in_relaxed_bits_is_rejected_with_its_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMOOTH)
 def test_smooth_function_of_relaxed_bits_is_accepted(name: str) -> None:
-    assert not set(RELAXED) & set(_all(*_bits(SMOOTH[name])))
+    assert not set(RELAXED) & set(rejections(*_bits(SMOOTH[name])))
 
 
 def test_comparison_in_one_hot_draws_is_rejected() -> None:
@@ -119,7 +107,7 @@ def test_comparison_in_one_hot_draws_is_rejected() -> None:
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("z", OneHotCategorical(torch.ones(len(x), 3)))
 
-    reasons = _all(model, guide)
+    reasons = rejections(model, guide)
     assert {"GumbelSoftmax", "StraightThrough"} <= set(reasons)
     assert "argmax" in reasons["GumbelSoftmax"]
 
@@ -155,14 +143,14 @@ def _support_pair(build: Callable[[], Any]) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("name", MOVING)
 def test_support_that_depends_on_parameters_is_rejected_at_fixed_draws(name: str) -> None:
-    reasons = _all(*_support_pair(MOVING[name]))
+    reasons = rejections(*_support_pair(MOVING[name]))
     fixed = {each for each in estimators.__all__ if getattr(estimators, each).fixed_draws}
     assert {each for each, reason in reasons.items() if "support" in reason} == fixed
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_support_that_does_not_depend_on_parameters_is_accepted(name: str) -> None:
-    assert "StickingTheLanding" not in _all(*_support_pair(FIXED[name]))
+    assert "StickingTheLanding" not in rejections(*_support_pair(FIXED[name]))
 
 
 def test_sticking_the_landing_on_a_moving_support_would_be_biased(
