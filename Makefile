@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test test-all exhaustive check clean
+.PHONY: demo test test-all exhaustive attack check clean
 
 demo: $(STAMP)
 	$(BIN)/ppl-lvm demo
@@ -14,7 +14,7 @@ demo: $(STAMP)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
 test: $(STAMP)
-	$(PYTEST) -m "not slow and not exhaustive"
+	$(PYTEST) -m "not slow and not exhaustive and not attack"
 
 # With the tests that train for more than about five seconds. CI runs this.
 test-all: $(STAMP)
@@ -23,6 +23,10 @@ test-all: $(STAMP)
 # Every model with every guide and objective that supports it, for 50 steps: hours.
 exhaustive: $(STAMP)
 	$(PYTEST) -m exhaustive tests
+
+# Hostile run directories, kills, threads and bad inputs in great number: hours.
+attack: $(STAMP)
+	$(PYTEST) -m attack tests/attack
 
 # models/ and guides/ have their installed names only in a real (not an editable) install, so the
 # type checker and the import rules run on one in build/typecheck.
