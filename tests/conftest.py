@@ -1,5 +1,6 @@
 """State before every test; compiler passes are strict."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,18 @@ from torch import Tensor
 from ppl_lvm.compiler.passes import strict_passes
 
 matplotlib.use("Agg")
+
+# For a device that may be used later, torch keeps the seed and formats the stack, 3 ms deep in
+# pytest. Where there is no device, only the generator of the CPU takes seeds.
+if not torch.accelerator.is_available():
+    for backend in (torch.cuda, torch.xpu, torch.mtia):
+        backend.manual_seed_all = lambda seed: None
+
+
+def pytest_collection_finish() -> None:
+    """Exclude imported modules and collected tests from the garbage collector's work."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -122,15 +122,25 @@ class FollowDependence(TorchDispatchMode):
         labels = [self.labels(leaf) for leaf in leaves]
         if all(each is None for each in labels):
             return func(*args, **kwargs)
-        operation = _Operation(func, leaves, [m if m is None else m.clone() for m in labels], spec)
-        results = func(*args, **kwargs)
-        inputs = {t.untyped_storage()._cdata for t in leaves if _is_strided(t)}
-        tensors = [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
         changes = func._schema.is_mutable
-        for place, result in enumerate(tensors):
-            # A view shares the labels of its base, as it shares its memory.
-            if changes or not _is_strided(result) or result.untyped_storage()._cdata not in inputs:
-                self._set(result, operation.labels(place, result))
+        if changes:
+            labels = [m if m is None else m.clone() for m in labels]
+            operation = _Operation(func, leaves, labels, spec)
+        results = func(*args, **kwargs)
+        tensors = [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
+        if changes:
+            unlabeled = list(range(len(tensors)))
+        else:  # a view shares the labels of its base, as it shares its memory
+            inputs = {t.untyped_storage()._cdata for t in leaves if _is_strided(t)}
+            unlabeled = [
+                place
+                for place, t in enumerate(tensors)
+                if not _is_strided(t) or t.untyped_storage()._cdata not in inputs
+            ]
+            if unlabeled:
+                operation = _Operation(func, leaves, labels, spec)
+        for place in unlabeled:
+            self._set(tensors[place], operation.labels(place, tensors[place]))
         if changes and not tensors:  # torch._foreach_add_ and the like
             for leaf in [leaf for leaf in leaves if isinstance(leaf, Tensor)]:
                 self._set(leaf, operation.total().expand(leaf.shape))
@@ -308,6 +318,7 @@ class _Operation:
         """Labels by repetition with NaN; None for results that cannot be NaN."""
         largest = max(1, *(int(m.max()) for m in self.present))
         try:
+            self.numbers = list(map(self._finite, self.leaves, self.leaf_labels))
             digits = [
                 [self._with_nan(digit, value) for value in (0, 1)]
                 for digit in range(largest.bit_length())
@@ -319,17 +330,24 @@ class _Operation:
             for place, zeros in enumerate(digits[0][0])
         ]
 
+    def _finite(self, leaf: Any, labels: Tensor | None) -> Any:
+        """An argument without NaN, such as missing values of the data, and of a type for NaN."""
+        if not isinstance(leaf, Tensor):
+            return leaf
+        labeled = labels is not None and not any(leaf is index for index in self.index)
+        number = leaf.to(torch.float32) if labeled and not leaf.is_floating_point() else leaf
+        return number.nan_to_num(0.0, 0.0, 0.0) if number.is_floating_point() else number
+
     def _with_nan(self, digit: int, value: int) -> list[Tensor | None]:
         """Results that become NaN with the elements whose labels have this binary digit."""
         copies = []
-        for leaf, m in zip(self.leaves, self.leaf_labels, strict=True):
-            copy = leaf.clone() if isinstance(leaf, Tensor) else leaf
+        for number, leaf, m in zip(self.numbers, self.leaves, self.leaf_labels, strict=True):
+            copy = number
             if m is not None and not any(leaf is index for index in self.index):
                 selected = (m == SEVERAL) | ((m > 0) & ((m >> digit) % 2 == value))
-                number = copy if copy.is_floating_point() else copy.to(torch.float32)
-                copy = number.nan_to_num(0.0, 0.0, 0.0).masked_fill(selected, math.nan)
-            elif isinstance(copy, Tensor) and copy.is_floating_point():
-                copy = copy.nan_to_num(0.0, 0.0, 0.0)  # missing values of the data
+                copy = number.masked_fill(selected, math.nan)
+            elif isinstance(copy, Tensor) and self.func._schema.is_mutable:
+                copy = number.clone()
             copies.append(copy)
         args, kwargs = pytree.tree_unflatten(copies, self.spec)
         results = pytree.tree_leaves(self.func(*args, **kwargs))

@@ -7,7 +7,7 @@ Otherwise they are means of draws, compared at five standard errors.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -143,14 +143,19 @@ def _log_evidence(program: Any, x: Tensor) -> Tensor:
     return log_joint.logsumexp(0)
 
 
-def check_expected_gradient(estimator: Estimator) -> None:
-    """E[gradient] is that of the objective if `unbiased`, and is not otherwise."""
+def check_expected_gradient(
+    estimator: Estimator, programs: Sequence[Callable[..., Any]] | None = None
+) -> None:
+    """E[gradient] is that of the objective if `unbiased`, and is not otherwise.
+
+    `programs` are classes of `exact_programs` and `dependent_programs`; default: all of both.
+    """
     if estimator.sampling != "particles":
         _check_gradient_by_draws(estimator)
         return
     errors = {}
     with isolated(), double_precision():
-        for program in _programs(estimator):
+        for program in _programs(estimator, programs):
             result = _expectation(estimator, program)
             largest = float(result.target.abs().max())
             name = type(program).__name__
@@ -173,16 +178,21 @@ def check_expected_gradient(estimator: Estimator) -> None:
         )
 
 
-def _programs(estimator: Estimator) -> Iterator[Any]:
-    """All exact programs that the class accepts, with one to three particles."""
+def _programs(estimator: Estimator, classes: Sequence[Callable[..., Any]] | None) -> Iterator[Any]:
+    """The exact programs that the class accepts, all with one to three particles."""
+
+    def selected(*group: Any) -> list[Any]:
+        return [program for program in group if classes is None or program in classes]
+
     if estimator.requires == "reparameterized":
-        yield from (program() for program in (*programs.GAUSSIAN, *DEPENDENT_GAUSSIAN))
+        yield from (program() for program in selected(*programs.GAUSSIAN, *DEPENDENT_GAUSSIAN))
         return
     K = max(2, estimator.min_particles)
-    for program in (*programs.ENUMERABLE, *DEPENDENT):
+    for program in selected(*programs.ENUMERABLE, *DEPENDENT):
         if program.rows_are_arguments or not estimator.requires_batch_rows:
             yield program(K)
-    yield from (programs.CategoricalProgram(k) for k in _particle_counts(estimator) if k != K)
+    for program in selected(programs.CategoricalProgram):
+        yield from (program(k) for k in _particle_counts(estimator) if k != K)
 
 
 def _check_gradient_by_draws(estimator: Estimator, calls: int = 40, copies: int = 50) -> None:

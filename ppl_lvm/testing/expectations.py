@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from math import prod
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -140,11 +141,11 @@ def enumerate_expectation(
     bound, log_w, mass = 0.0, [], []
     for case in cases:
         with ForceDraws(case) as forced:
-            loss = estimator.differentiable_loss(model, guide, *args)
+            particles = estimator.draw(model, guide, args, {})
+            with mock.patch.object(estimator, "draw", lambda *_, p=particles: p):  # drawn once
+                loss = estimator.differentiable_loss(model, guide, *args)
         probability = forced.log_prob.exp()
         gradient += probability.detach() * flat_gradient(loss, parameters)
-        with ForceDraws(case):
-            particles = estimator.draw(model, guide, args, {})
         value = total(estimator.bound(particles), particles)
         sign = 1.0 if estimator.is_upper_bound else -1.0
         assert torch.allclose(sign * value, loss, rtol=1e-9), (
@@ -185,8 +186,10 @@ def quadrature_expectation(
     points, weight = np.polynomial.hermite_e.hermegauss(nodes)
     weight = weight / weight.sum()
     dims = K * len(sites)
-    grid = torch.tensor(list(product(points, repeat=dims)))  # (rows, dims)
-    mass = torch.tensor([np.prod(w) for w in product(weight, repeat=dims)])  # (rows,)
+    grid = torch.cartesian_prod(*[torch.tensor(points)] * dims).reshape(-1, dims)  # (rows, dims)
+    mass = (
+        torch.cartesian_prod(*[torch.tensor(weight)] * dims).reshape(-1, dims).prod(-1)
+    )  # (rows,)
     case = dict(zip(sites, grid.T.reshape(len(sites), K, -1), strict=True))
     args = (torch.full((len(mass),), x),)
     estimator.analyze(model, guide, args, {})

@@ -11,6 +11,7 @@ import ppl_lvm.estimators as estimators
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles
 from ppl_lvm.testing import check_estimator
+from ppl_lvm.testing.dependent_programs import NeighborProgram, SelectedLikelihoodGaussianProgram
 from ppl_lvm.testing.estimator_contract import (
     CHECKS,
     check_captured_steps,
@@ -19,16 +20,40 @@ from ppl_lvm.testing.estimator_contract import (
     check_masked_rows,
     check_plate_scaling,
 )
-from ppl_lvm.testing.exact_programs import BernoulliProgram
+from ppl_lvm.testing.exact_programs import (
+    BernoulliProgram,
+    EnumeratedSiteProgram,
+    GaussianProgram,
+    MixedSitesProgram,
+)
 
 CLASSES = [getattr(estimators, name) for name in estimators.__all__]
+# One per kind: rows, reparameterized and discrete sites, enumerated sites, dependent rows.
+FEW_PROGRAMS = (
+    BernoulliProgram,
+    MixedSitesProgram,
+    EnumeratedSiteProgram,
+    NeighborProgram,
+    GaussianProgram,
+    SelectedLikelihoodGaussianProgram,
+)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_estimator_has_the_expected_gradient_on_a_few_programs(cls: type[Estimator]) -> None:
+    check_expected_gradient(cls(), FEW_PROGRAMS)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
 @pytest.mark.parametrize(
     "check",
     [
-        pytest.param(c, marks=[pytest.mark.slow] if c is check_captured_steps else [])
+        pytest.param(
+            c,
+            marks=[pytest.mark.slow]
+            if c in (check_captured_steps, check_expected_gradient)
+            else [],
+        )
         for c in CHECKS
     ],
     ids=lambda c: c.__name__,
