@@ -33,8 +33,8 @@ from ppl_lvm.checks.sites import check_sites
 from ppl_lvm.checks.supports import check_supports
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
 from ppl_lvm.core.distributions import named_distribution_errors
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
 from ppl_lvm.programs.sources import GuideFactory
@@ -74,7 +74,7 @@ CHECKS = (
 )
 
 
-@trims_traceback
+@public_call
 @named_distribution_errors()
 def check(
     model: Callable[..., Any],

@@ -10,6 +10,7 @@ import typer
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
 from ppl_lvm.core.frames import traceback_frames
 from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.public_calls import exclusive, isolated
 from ppl_lvm.core.tracebacks import is_users_program
 
 # Errors whose message is written for users.
@@ -34,6 +35,11 @@ def main() -> None:
 
     With the environment variable PPL_LVM_TRACEBACK a fault of this package is raised.
     """
+    with exclusive("ppl-lvm"), isolated():
+        _main()
+
+
+def _main() -> None:
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
         app()

@@ -1,5 +1,7 @@
 """`pyro.infer.SVI` with captured and compiled steps."""
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +22,7 @@ from ppl_lvm.compiler.optim.adapters import (
 )
 from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
+from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.row_plates import row_plates
 
@@ -52,6 +55,35 @@ def _unconstrained(value: Tensor) -> list[Tensor]:
         nodes += [following for following, _ in node.next_functions if following is not None]
         leaves += [node.variable] if hasattr(node, "variable") else []
     return leaves
+
+
+class _Turns:
+    """Threads whose objects take steps: two that alternate share one generator."""
+
+    def __init__(self) -> None:
+        self._last: weakref.ref[Any] | None = None  # the object that has taken the last step
+        self._thread = 0
+
+    def take(self, svi: "CompiledSVI") -> None:
+        """Note a step of an object.
+
+        Raises:
+            ValueError: since its last step another object has taken one in another thread.
+        """
+        thread = threading.get_ident()
+        last = None if self._last is None else self._last()
+        if last is not svi:
+            if svi.has_stepped and last is not None and self._thread != thread:
+                raise ValueError(
+                    "CompiledSVI.step: another thread takes steps at the same time. Both draw from "
+                    "torch's one generator, so that their numbers would depend on the order. Use "
+                    "fit, whose calls wait for each other, or one process for each."
+                )
+            self._last = weakref.ref(svi)
+        self._thread, svi.has_stepped = thread, True
+
+
+_TURNS = _Turns()
 
 
 class CompiledSVI:
@@ -116,6 +148,7 @@ class CompiledSVI:
                 "parameters, such as functools.partial(torch.optim.Adam, lr=0.01)."
             )
         self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
+        self.has_stepped = False
         self._parameters: list[Tensor] = []  # of the last eager step
         self._trained: dict[int, Tensor] = {}  # parameters that have had a gradient
         self._new_trained = False  # whether one had its first gradient since the last capture
@@ -165,11 +198,15 @@ class CompiledSVI:
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on a batch; return the loss (a float or a tuple), a sum over all data.
 
+        Random numbers are those of torch's default generator, as in SVI.
+
         Under `torch.no_grad` or `torch.inference_mode` this is the loss alone: neither parameters
         nor the optimizer's state change. (Momentum of earlier gradients moves those of Pyro's SVI.)
         """
-        self._detect_replacements()
-        return _to_python(self.training_step(*args, **kwargs))
+        with exclusive("CompiledSVI.step"):
+            _TURNS.take(self)
+            self._detect_replacements()
+            return _to_python(self.training_step(*args, **kwargs))
 
     def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
         """Take S steps on the rows of the data that `rows` (S, B) lists; return the S losses.
@@ -182,15 +219,17 @@ class CompiledSVI:
                 f"rows: must be integers (S, B), B rows for each of S steps, got {rows.dtype} of "
                 f"shape {tuple(rows.shape)}. Index the data's first dimension."
             )
-        self._detect_replacements()
-        losses: list[Any] = []
-        while len(losses) < len(rows):
-            left = rows[len(losses) :]
-            remaining = self._compiled_steps(list(data), left)
-            if remaining is not None:
-                return losses + remaining
-            losses.append(self.step(*[tensor[left[0]] for tensor in data]))
-        return losses
+        with exclusive("CompiledSVI.steps"):
+            _TURNS.take(self)
+            self._detect_replacements()
+            losses: list[Any] = []
+            while len(losses) < len(rows):
+                left = rows[len(losses) :]
+                remaining = self._compiled_steps(list(data), left)
+                if remaining is not None:
+                    return losses + remaining
+                losses.append(self.step(*[tensor[left[0]] for tensor in data]))
+            return losses
 
     def _compiled_steps(self, data: list[Tensor], rows: Tensor) -> list[Any] | None:
         if self.training_step.active_level != "compiled":
@@ -223,7 +262,7 @@ class CompiledSVI:
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
-        with torch.no_grad():
+        with exclusive("CompiledSVI.evaluate_loss"), torch.no_grad():
             return _to_python(self._loss(*args, **kwargs))
 
     def _loss(self, *args: Any, **kwargs: Any) -> Any:

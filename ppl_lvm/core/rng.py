@@ -105,25 +105,17 @@ def set_random_state(states: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Restore torch's generators on leaving.
+    """Restore the generators of torch, Python and NumPy on leaving.
 
     Unlike `torch.random.fork_rng`, it does not warn where there are several devices.
     """
-    states = generator_states()
-    try:
-        yield
-    finally:
-        restore_generators(states)
-
-
-@contextmanager
-def preserve_all_rng() -> Iterator[None]:
-    """Restore the generators of torch, Python and NumPy on leaving."""
-    state = RngState.capture()
+    state, on_devices = RngState.capture(), torch.cuda.is_initialized()
     try:
         yield
     finally:
         state.restore()
+        if not on_devices:  # a seed set inside also waits for devices that are not in use yet
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 # Offset of the seeds of diagnostics: data simulated under seed 0 and diagnosed under seed 0 must
@@ -133,7 +125,7 @@ DIAGNOSTIC_SEED_OFFSET = 0x5EED_0D1A6
 
 @contextmanager
 def isolated_rng(seed: int) -> Iterator[None]:
-    """Seed torch's generators for a diagnostic, and restore them on leaving."""
+    """Seed torch's generators for a diagnostic, and restore all on leaving."""
     with preserve_rng():
         torch.manual_seed(DIAGNOSTIC_SEED_OFFSET + seed)
         yield

@@ -33,7 +33,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Array
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data import datasets, readers
@@ -164,7 +164,7 @@ class Data:
         )
 
 
-@trims_traceback
+@public_call(runs_programs=False)
 def load_data(
     source: Any,
     *,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Array
 from ppl_lvm.data.rounding import warn_of_rounding
 from ppl_lvm.data.validation import SourceLocation, check_shape, from_array, from_tensor
@@ -153,7 +154,7 @@ class ItemStore:
     def fingerprint(self) -> str:
         """Digest of the number of items and of up to 64 evenly spaced items."""
         index = torch.linspace(0, len(self) - 1, min(len(self), 64), dtype=torch.float64).long()
-        with torch.random.fork_rng(devices=[]):
+        with preserve_rng():
             torch.manual_seed(0)
             return _digest(self.take(index), f"{type(self.dataset).__name__} {len(self)}")
 

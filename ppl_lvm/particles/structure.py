@@ -21,7 +21,7 @@ import torch
 from pyro.distributions import Unit
 
 from ppl_lvm.core.distributions import family, is_discrete, is_point, is_straight_through, unwrap
-from ppl_lvm.core.rng import preserve_all_rng
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.particles.bound_estimate import estimated_site, refuse_other_draws
 from ppl_lvm.particles.plate_dependence import (
@@ -102,7 +102,7 @@ class PairStructure:
 @contextmanager
 def without_side_effects() -> Iterator[None]:
     """Run programs without gradients and restore the random state afterwards."""
-    with preserve_all_rng(), torch.no_grad():
+    with preserve_rng(), torch.no_grad():
         yield
 
 

@@ -9,7 +9,8 @@ import torch
 from pyro.contrib.easyguide import EasyGuide
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_all_rng
+from ppl_lvm.core.public_calls import exclusive
+from ppl_lvm.core.rng import preserve_rng
 
 _depth = 0
 
@@ -31,6 +32,11 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     Parameters that a module creates in its first run stay. Other state of a program (a Python
     counter, a file) is not restored; the program can call `is_dry_run()`.
     """
+    with exclusive("dry_run"):
+        yield from _dry_run(programs, seed)
+
+
+def _dry_run(programs: tuple[Callable[..., Any], ...], seed: int | None) -> Iterator[None]:
     global _depth
     modules = [program for program in programs if isinstance(program, nn.Module)]
     buffers: list[tuple[Tensor, Tensor]] = [
@@ -41,7 +47,7 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     store = pyro.get_param_store()
     _depth += 1
     try:
-        with preserve_all_rng(), store.scope(state=store.get_state()):
+        with preserve_rng(), store.scope(state=store.get_state()):
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield

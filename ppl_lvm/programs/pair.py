@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.parameter import UninitializedParameter
 
+from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.row_plates import RowPlates, joint_sites, known_row_plates, row_plates
 
@@ -111,9 +112,13 @@ class ModelGuidePair:
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Scope in which parameters and row plates are those of this pair."""
-        if self._inside:
-            yield
-            return
+        with exclusive("scope"):
+            if self._inside:
+                yield
+            else:
+                yield from self._enter()
+
+    def _enter(self) -> Iterator[None]:
         self._inside = True
         with pyro.get_param_store().scope(self._store), known_row_plates(self._row_plates):
             users = [leaf.detach().clone() for leaf, _ in self._closure_parameters]

@@ -29,7 +29,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap_support
-from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import frame_size
@@ -151,7 +151,7 @@ class Signature:
         return "\n\n".join(tables)
 
 
-@trims_traceback
+@public_call(runs_programs=False)
 def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     """Signature of a program, from one run of `model(*batch)`.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppl_lvm.core.messages import nats
-from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
@@ -21,7 +21,7 @@ from ppl_lvm.runs.directory import load_run
 from ppl_lvm.runs.run import Run
 
 
-@trims_traceback
+@public_call
 def report(directories: Sequence[str | Path], path: str | Path, *, say: Say | None = None) -> Path:
     """Diagnose the runs in `directories` and write one HTML page that needs no network.
 

@@ -19,9 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
-from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
@@ -56,22 +55,23 @@ class Adversaries:
         results: dict[str, Any] = self.record["results"]
         return results
 
+    @public_call(runs_programs=False)
     def two_sample(self, x: Tensor, *, seed: int = 0) -> TwoSample:
         """Two-sample test of rows against as many draws, by a new discriminator of this kind."""
         samples = self.sample(len(x), seed=seed)
         discriminator = copy.deepcopy(self.discriminator)
-        with preserve_rng():
-            torch.manual_seed(seed)
-            for part in discriminator.modules():
-                reset = getattr(part, "reset_parameters", None)
-                if reset is not None:
-                    reset()
+        torch.manual_seed(seed)
+        for part in discriminator.modules():
+            reset = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()
         return discriminate(x, samples, discriminator=discriminator, seed=seed)
 
+    @public_call(runs_programs=False)
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
         """n rows (n, P) of the generator."""
-        with torch.no_grad(), preserve_rng():
-            torch.manual_seed(seed)
+        torch.manual_seed(seed)
+        with torch.no_grad():
             samples: Tensor = self.generator.draw(n)
         return samples
 
@@ -83,7 +83,7 @@ class Adversaries:
         write_json(directory / "run.json", self.record)
 
 
-@trims_traceback
+@public_call
 def load_adversaries(
     directory: str | Path, *, generator: Any = None, discriminator: nn.Module | None = None
 ) -> Adversaries:

@@ -42,9 +42,9 @@ from torch import Tensor
 
 from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.storage import jsonable
-from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.types import Floats, Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
@@ -230,7 +230,7 @@ class Comparison:
         return plain_text(self)
 
 
-@trims_traceback
+@public_call
 def compare(
     runs: Sequence[Run],
     x: Any = None,

@@ -21,8 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
-from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -74,7 +74,7 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
 
 
-@trims_traceback
+@public_call
 def load_run(
     directory: str | Path, *, model: Any = None, guide: Any = None, objective: Any = None
 ) -> Run:

@@ -1,7 +1,6 @@
 """A fitted pair with its history and results."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ from torch import Tensor
 
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
-from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics import diagnosis
@@ -99,22 +97,22 @@ class Run:
         """Name -> constrained value, detached."""
         return self.pair.parameters()
 
-    @trims_traceback
+    @public_call
     @named_distribution_errors()
-    def sample(self, n: int, x: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
+    def sample(self, n: int, x: Any = None, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
+
+        The draws of a seed are always the same; another seed gives others.
 
         A model that conditions on inputs reads them from `x` (n rows). Without `x` it reads the
         first rows of the training data, repeated. Global latents that are summed out of the model
         are drawn given the first training rows.
         """
         batch = self.example_batch(n) if x is None else self.batch(x)
-        with nullcontext() if seed is None else preserve_rng():
-            if seed is not None:
-                torch.manual_seed(seed)
-            return predict.sample(self.pair, *batch, training_rows=self.example_rows)
+        torch.manual_seed(seed)
+        return predict.sample(self.pair, *batch, training_rows=self.example_rows)
 
-    @trims_traceback
+    @public_call
     @named_distribution_errors()
     def encode(self, x: Any) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states).
@@ -130,7 +128,7 @@ class Run:
             )
         return predict.encode(self.pair, *batch)
 
-    @trims_traceback
+    @public_call
     @named_distribution_errors()
     def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
@@ -141,7 +139,7 @@ class Run:
         batch = self.example_batch(rows) if x is None else self.batch(x)
         return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
 
-    @trims_traceback
+    @public_call
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
@@ -151,7 +149,7 @@ class Run:
 
         return edit(self, x, attribute, strength)
 
-    @trims_traceback
+    @public_call
     @named_distribution_errors()
     def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its errors.
@@ -210,7 +208,7 @@ class Run:
                 ) from error
             return self.example_rows
 
-    @trims_traceback
+    @public_call
     @named_distribution_errors()
     def to_arviz(
         self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
@@ -226,7 +224,7 @@ class Run:
         predict.require_posterior(self.pair, *batch, what="to_arviz")
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
-    @trims_traceback
+    @public_call(runs_programs=False)
     def data(self) -> tuple[Data, Data | None]:
         """Training and held-out rows, loaded and split again as for the fit.
 
@@ -245,7 +243,7 @@ class Run:
             return whole, None
         return whole.split(record["validation"], self.record["options"]["seed"])
 
-    @trims_traceback
+    @public_call
     def diagnose(
         self,
         x: Any = None,
@@ -286,7 +284,7 @@ class Run:
             say=say,
         )
 
-    @trims_traceback
+    @public_call(runs_programs=False)
     def batch(self, x: Any) -> tuple[Tensor, ...]:
         """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file.
 
@@ -323,7 +321,7 @@ class Run:
             )
         return names[0]
 
-    @trims_traceback
+    @public_call(runs_programs=False)
     def save(self, directory: str | Path) -> None:
         """Write the run to `directory`; see `ppl_lvm.runs.directory`."""
         from ppl_lvm.runs.directory import save_run  # which builds runs

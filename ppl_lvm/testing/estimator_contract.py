@@ -19,6 +19,7 @@ from pyro.distributions import Bernoulli, Normal
 from pyro.poutine import mask
 from torch import Tensor
 
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles.structure import Program
@@ -37,6 +38,7 @@ from ppl_lvm.testing.estimator_expectations import (
 from ppl_lvm.testing.expectations import double_precision, flat_gradient
 
 
+@public_call
 def check_estimator(estimator: type[Estimator] | Estimator) -> None:
     """Run all `CHECKS` on an estimator class or instance.
 

@@ -17,7 +17,8 @@ from torch.distributions import biject_to, kl_divergence
 
 from ppl_lvm.checks import check
 from ppl_lvm.core.distributions import is_point
-from ppl_lvm.core.rng import preserve_all_rng
+from ppl_lvm.core.public_calls import public_call
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.row_state import ProvideBatchRows
 from ppl_lvm.programs.sources import GuideFactory
@@ -31,6 +32,7 @@ GRID_LINE, GRID_PLANE = 2001, 101  # points per axis for events of one and two v
 Unsupported = tuple[Any, tuple[Any, ...], str]  # model, batch, site that the message names
 
 
+@public_call
 def check_guide(
     guide: Any,
     model: Any,
@@ -92,7 +94,7 @@ class _Subject:
     @contextlib.contextmanager
     def pair(self, seed: int = 0) -> Iterator[tuple[Any, Any]]:
         """A copy of the model and a new guide for it, in an empty parameter store."""
-        with preserve_all_rng(), pyro.get_param_store().scope():
+        with preserve_rng(), pyro.get_param_store().scope():
             pyro.set_rng_seed(seed)
             guide = GuideFactory(self.guide).make(self.model, self.batch)
             model, guide = copy_programs(self.model, guide)

@@ -11,7 +11,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from ppl_lvm.checks import check
-from ppl_lvm.core.rng import isolated_rng, random_state, set_random_state
+from ppl_lvm.core.public_calls import public_call
+from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.testing.model_case import (
     TOLERANCE,
     Case,
@@ -33,6 +34,7 @@ DRAWS, ERRORS = 30, 5.0
 STEP, GRADIENT_TOLERANCE = 1e-6, 1e-4
 
 
+@public_call
 def check_model(
     make: Callable[[], Any],
     batch: Tensor | Sequence[Tensor],
@@ -67,18 +69,13 @@ def check_model(
         AssertionError: with the model's name and the requirement that it fails.
     """
     batch = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-    dtype, state = torch.get_default_dtype(), random_state()
-    try:
-        torch.set_default_dtype(torch.float64)
-        double = tuple(x.double() if x.is_floating_point() else x for x in batch)
-        case = Case(make, double, guide, exact_log_evidence, exact_posterior)
-        for requirement in REQUIREMENTS:
-            pyro.set_rng_seed(0)
-            with pyro.get_param_store().scope(), torch.enable_grad():
-                requirement(case)
-    finally:
-        set_random_state(state)
-        torch.set_default_dtype(dtype)
+    torch.set_default_dtype(torch.float64)
+    double = tuple(x.double() if x.is_floating_point() else x for x in batch)
+    case = Case(make, double, guide, exact_log_evidence, exact_posterior)
+    for requirement in REQUIREMENTS:
+        pyro.set_rng_seed(0)
+        with pyro.get_param_store().scope(), torch.enable_grad():
+            requirement(case)
 
 
 def plain_svi(case: Case) -> None:

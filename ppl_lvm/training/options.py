@@ -17,7 +17,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
 from ppl_lvm.core.messages import did_you_mean
-from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.validate import positive_int
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
         ]
         signature = inspect.signature(function).replace(parameters=[*arguments, *keywords])
 
-        @trims_traceback
+        @public_call
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             for name in [n for n in kwargs if n not in signature.parameters]:

@@ -22,10 +22,10 @@ from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
 from ppl_lvm.compiler.backend.executable_step import ExecutableStep
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
 from ppl_lvm.compiler.backend.numerics import equal_to_rounding
-from ppl_lvm.compiler.capture.state_snapshot import random_states, restore_random
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.optim.flat import ParameterGroup
 from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes, skip
+from ppl_lvm.core.rng import RngState
 
 # Points of the trial: distance from the present parameters, relative to their size. Near an
 # optimum the gradient is rounding error, the more so the more rows it sums over.
@@ -197,7 +197,7 @@ class CompiledStep(ExecutableStep):
         Adam's rules make a whole step of the rounding error of a gradient that is zero; under them
         the moments, which hold the same gradient, are compared and the parameters are not.
         """
-        before = random_states()
+        before = RngState.capture()
         vectors = {id(group.vector) for group in self.groups}
         mutated = {id(tensor) for tensor in self.mutated}
 
@@ -209,9 +209,9 @@ class CompiledStep(ExecutableStep):
 
         ours, theirs = [[copy(tensor) for tensor in flat] for _ in range(2)]
         results = [*compiled(*ours), *ours]
-        restore_random(before)
+        before.restore()
         expected = [*self.trace(self.recording.module, *theirs), *theirs]
-        restore_random(before)
+        before.restore()
         skipped, place = set(), len(results) - len(flat)
         for group in self.groups:
             if len(group.moments) == 2:

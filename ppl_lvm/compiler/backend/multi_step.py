@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.compiler.backend.executable_step import ExecutableStep
-from ppl_lvm.compiler.capture.state_snapshot import random_states, restore_random
+from ppl_lvm.core.rng import RngState
 
 
 @dataclass
@@ -60,12 +60,12 @@ class StepSnapshot:
         self._step = step
         changed = [*step.mutated, *(schedule.tensor for schedule in schedules)]
         self._tensors = [(tensor, tensor.clone()) for tensor in changed]
-        self._random = random_states()
+        self._random = RngState.capture()
 
     @torch.no_grad()
     def restore(self, count: int) -> None:
         """Undo a call of so many steps."""
-        restore_random(self._random)
+        self._random.restore()
         for tensor, value in self._tensors:
             tensor.copy_(value)
         self._step.undo_count(count)

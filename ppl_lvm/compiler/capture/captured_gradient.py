@@ -27,10 +27,8 @@ from ppl_lvm.compiler.capture.state_snapshot import (
     PythonStateSnapshot,
     modules,
     plain_attributes,
-    random_states,
     refuse_foreign_randomness,
     reject_attribute_changes,
-    restore_random,
 )
 from ppl_lvm.compiler.capture.tape_diff import state_pairs
 from ppl_lvm.compiler.graph.build import (
@@ -42,7 +40,7 @@ from ppl_lvm.compiler.graph.build import (
 from ppl_lvm.compiler.graph.ir import Recording, Tape
 from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes, skip
 from ppl_lvm.core.errors import CannotCaptureError
-from ppl_lvm.core.rng import generator_states
+from ppl_lvm.core.rng import RngState, generator_states
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
@@ -228,7 +226,7 @@ class CapturedGradient:
         if any(t.requires_grad for t in arguments.tensors):
             raise CannotCaptureError("an argument requires a gradient")
         self._drop_rebinding()
-        before = random_states()
+        before = RngState.capture()
         plain = plain_attributes(self.watched)
         batch = [t.detach() for t in arguments.tensors]  # the model may hold the tensor itself
         sources = [] if entry.tape is None else [s.tensor for s in entry.tape.sources]
@@ -238,7 +236,7 @@ class CapturedGradient:
                 lambda: arguments.call(self._loss_and_grads, batch), self.parameters, batch
             )
         except CannotCaptureError:
-            restore_random(before)
+            before.restore()
             raise
         refusal = aliased_write(snapshots, tape) or self._judge(entry, tape, before, plain, batch)
         if refusal is not None:
@@ -249,7 +247,7 @@ class CapturedGradient:
         self,
         entry: _Entry,
         tape: Tape,
-        before: dict[str, Any],
+        before: RngState,
         plain: dict[str, Any],
         batch: list[Tensor],
     ) -> CannotCaptureError | None:
@@ -299,7 +297,7 @@ class CapturedGradient:
     # The recording
 
     def _build(
-        self, entry: _Entry, earlier: Tape, later: Tape, before: dict[str, Any], batch: list[Tensor]
+        self, entry: _Entry, earlier: Tape, later: Tape, before: RngState, batch: list[Tensor]
     ) -> None:
         """Make the recording of two tapes and check it."""
         pairs = state_pairs(earlier, later)
@@ -334,12 +332,12 @@ class CapturedGradient:
         trial: Recording,
         tape: Tape,
         pairs: dict[int, int],
-        before: dict[str, Any],
+        before: RngState,
         batch: list[Tensor],
     ) -> None:
         """Raise unless the earlier step's graph, from the later step's seed, predicts that step."""
-        after = random_states()
-        restore_random(before)
+        after = RngState.capture()
+        before.restore()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         losses = [v for v in pytree.tree_leaves(tape.losses) if isinstance(v, Tensor)]
         try:
@@ -347,8 +345,8 @@ class CapturedGradient:
                 outputs = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
         finally:
             generators = generator_states()
-            restore_random(after)
-        if not all(map(torch.equal, generators, after["torch"])):
+            after.restore()
+        if not all(map(torch.equal, generators, after.torch)):
             raise CannotCaptureError(
                 "the captured step draws other random numbers than the program, which may set a "
                 "seed or a random state itself"

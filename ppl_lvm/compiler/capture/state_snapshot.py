@@ -14,26 +14,10 @@ import torch
 from torch import nn
 
 from ppl_lvm.core.errors import CannotCaptureError
-from ppl_lvm.core.rng import generator_states, restore_generators
+from ppl_lvm.core.rng import RngState
 
 PLAIN_TYPES = (bool, int, float, str, type(None))
 _MAX_ENTRIES = 100  # of a list or dictionary whose entries are compared one by one
-
-
-def random_states() -> dict[str, Any]:
-    """Torch's, Python's and NumPy's random states, as `restore_random` takes them."""
-    return {
-        "torch": generator_states(),
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-    }
-
-
-def restore_random(states: dict[str, Any]) -> None:
-    """Set the random states that `random_states` read."""
-    restore_generators(states["torch"])
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
 
 
 class PythonStateSnapshot:
@@ -45,7 +29,7 @@ class PythonStateSnapshot:
     """
 
     def __init__(self, objects: Sequence[object]) -> None:
-        self._random = random_states()
+        self._random = RngState.capture()
         self._buffers = [(b, b.clone()) for m in modules(objects) for b in m.buffers(recurse=False)]
         owners = {id(item): item for item in [*objects, *modules(objects)]}
         self._counters = [
@@ -57,19 +41,19 @@ class PythonStateSnapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back."""
-        restore_random(self._random)
+        self._random.restore()
         for buffer, value in self._buffers:
             buffer.copy_(value)
         for attributes, counters in self._counters:
             attributes.update(counters)
 
 
-def refuse_foreign_randomness(before: dict[str, Any]) -> None:
+def refuse_foreign_randomness(before: RngState) -> None:
     """Raise if Python's or NumPy's generator has moved since `before`."""
-    if random.getstate() != before["python"]:
+    if random.getstate() != before.python:
         raise CannotCaptureError("draws from Python's random; use torch's random functions")
     now: Any = np.random.get_state()
-    then = before["numpy"]
+    then = before.numpy
     if now[2] != then[2] or not np.array_equal(now[1], then[1]):
         raise CannotCaptureError("draws from numpy.random; use torch's random functions")
 

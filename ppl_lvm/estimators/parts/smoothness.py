@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_lvm.core.frames import in_package, line_of, module_name
-from ppl_lvm.core.rng import preserve_all_rng
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.particles.log_prob_tables import run_pair
 from ppl_lvm.particles.structure import PairStructure, Program
 
@@ -173,7 +173,7 @@ def smoothness_problem(
     structure: PairStructure,
 ) -> str | None:
     """Describe an operation that is not smooth in relaxed draws of the score sites, or None."""
-    with preserve_all_rng():
+    with preserve_rng():
         with torch.no_grad():
             sites, _ = run_pair(model, guide, args, kwargs, structure, None)
         values = {n: s["value"].detach() for n, s in sites.items()}
