@@ -16,16 +16,14 @@ depend is labeled. The program's own tensors are not changed.
 """
 
 import math
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_lvm.core.tensor_labels import FollowLabels, is_strided
 
 LABELS = 31  # operations are repeated twice for each of their five digits
 SEVERAL = -1  # label of an element that depends on elements of different labels
@@ -47,10 +45,6 @@ _SOLVES = {  # place of B, and of A, in solutions of A X = B
     "cholesky_solve": (0, 1),
 }
 _SEARCHES = {"bucketize": 0, "searchsorted": 1}  # place of the values that are looked up
-_TO_PYTHON = {
-    *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__bool__),
-    *(Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.__contains__),
-}
 _ERRORS = (RuntimeError, IndexError, KeyError, TypeError, ValueError)
 
 
@@ -64,35 +58,8 @@ def row_labels(num_rows: int, axis: int) -> Tensor:
     return labels.reshape(-1, *[1] * (-1 - axis))
 
 
-class FollowDependence(TorchDispatchMode):
-    """Follow labeled elements through the operations of a run.
-
-    Attributes:
-        is_unknown: a labeled element became a Python number or decided a branch, so that all later
-            results may depend on it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.is_unknown = False
-        self._labels: dict[int, tuple[Any, Tensor]] = {}  # by storage: the storage, its labels
-        self._conversions = _NoticeConversions(self)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # torch would import its compiler, which takes seconds; see _run_eagerly
-
-    def __enter__(self) -> "FollowDependence":
-        self._eager = _run_eagerly()
-        self._eager.__enter__()
-        super().__enter__()
-        self._conversions.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._conversions.__exit__(*error)
-        super().__exit__(*error)
-        self._eager.__exit__(*error)
+class FollowDependence(FollowLabels[Tensor]):
+    """Follow labeled elements through the operations of a run."""
 
     def label(self, tensor: Tensor, labels: Tensor | None = None) -> None:
         """Label a tensor's elements: positive numbers that broadcast to its shape, default 1.
@@ -106,13 +73,14 @@ class FollowDependence(TorchDispatchMode):
 
     def labels(self, tensor: Any) -> Tensor | None:
         """The labels of a tensor's elements, in its shape; None if all are 0."""
-        if not _is_strided(tensor):
+        flat = self._recall(tensor)
+        if flat is None:
             return None
-        entry = self._labels.get(tensor.untyped_storage()._cdata)
-        if entry is None:
-            return None
-        labels = _as_view(entry[1], tensor)
+        labels = _as_view(flat, tensor)
         return labels if bool(labels.any()) else None
+
+    def is_labeled(self, values: Any) -> bool:
+        return any(self.labels(leaf) is not None for leaf in pytree.tree_leaves(values))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -131,11 +99,11 @@ class FollowDependence(TorchDispatchMode):
         if changes:
             unlabeled = list(range(len(tensors)))
         else:  # a view shares the labels of its base, as it shares its memory
-            inputs = {t.untyped_storage()._cdata for t in leaves if _is_strided(t)}
+            inputs = {t.untyped_storage()._cdata for t in leaves if is_strided(t)}
             unlabeled = [
                 place
                 for place, t in enumerate(tensors)
-                if not _is_strided(t) or t.untyped_storage()._cdata not in inputs
+                if not is_strided(t) or t.untyped_storage()._cdata not in inputs
             ]
             if unlabeled:
                 operation = _Operation(func, leaves, labels, spec)
@@ -147,44 +115,20 @@ class FollowDependence(TorchDispatchMode):
         return results
 
     def _set(self, tensor: Tensor, labels: Tensor) -> None:
-        if not _is_strided(tensor):
+        if not is_strided(tensor):
             self.is_unknown |= bool(labels.any())
             return
-        storage = tensor.untyped_storage()
-        entry = self._labels.get(storage._cdata)
-        if entry is None:
+        flat = self._recall(tensor)
+        if flat is None:
             if not bool(labels.any()):
                 return
-            size = storage.nbytes() // tensor.element_size()
+            size = tensor.untyped_storage().nbytes() // tensor.element_size()
             flat = torch.zeros(size, dtype=torch.int32, device=tensor.device)
-            entry = self._labels[storage._cdata] = storage, flat
+            self._store(tensor, flat)
         try:
-            _as_view(entry[1], tensor).copy_(labels)
+            _as_view(flat, tensor).copy_(labels)
         except RuntimeError:  # several elements share one place of memory
-            entry[1].fill_(SEVERAL)
-
-
-def _run_eagerly() -> AbstractContextManager[Any]:
-    """A scope in which functions compiled by torch.compile run as they are written."""
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-class _NoticeConversions(TorchFunctionMode):
-    """Notice a labeled tensor that becomes a Python number."""
-
-    def __init__(self, dependence: FollowDependence) -> None:
-        super().__init__()
-        self.dependence = dependence
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in _TO_PYTHON and self.dependence.labels(args[0]) is not None:
-            self.dependence.is_unknown = True
-        return func(*args, **(kwargs or {}))
+            flat.fill_(SEVERAL)
 
 
 class _Operation:
@@ -386,7 +330,3 @@ def _combined(labels: Tensor, dims: Any, keepdim: bool = False) -> Tensor:
 
 def _as_view(labels: Tensor, tensor: Tensor) -> Tensor:
     return labels.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
-
-
-def _is_strided(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, list[int]]] = {
     "sort": (lambda x: x.sort().values, z, ALL),
     "index": (lambda c: ZEROS[c], C, ROW),
     "index of a middle dimension": (lambda c: torch.zeros(5, 3)[:, c].T, C, ROW),
+    "index ()": (lambda c: torch.stack([ZEROS[c[1]], ZEROS[c[0]]]).repeat(2, 1), C, [2, 1, 2, 1]),
     "shifted index": (lambda c: ZEROS[c.roll(1)], C, [4, 1, 2, 3]),
     "take": (lambda c: torch.take(ZEROS, c), C, ROW),
     "bucketize": (lambda x: torch.bucketize(x, torch.zeros(3)), z, ROW),
