@@ -39,4 +39,5 @@ class StickingTheLanding(Estimator):
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        return (particles.log_p - particles.log_q_at_fixed_parameters).mean(0)  # (B,)
+        log_w = particles.log_p - particles.log_q_at_fixed_parameters  # (K, B)
+        return (log_w - particles.points_at_fixed_values).mean(0)  # (B,)

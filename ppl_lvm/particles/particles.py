@@ -40,6 +40,7 @@ class SiteDraws:
         log_q: (K, B), or (K, 1) if global or joint; tempered.
         log_p: the same of the model's site; None if auxiliary or summed out.
         is_constant: a point outside the data plate, which belongs to the offset only.
+        is_point: a point (Delta), whose log-density is no density of a draw.
         score: as log_q, but neither scaled nor masked: the density of the draw.
         analytic: computes E_q[log p - log q] of this site given the sites before it, (K, B), or
             None if no closed form is valid.
@@ -52,6 +53,7 @@ class SiteDraws:
     log_p: Tensor | None
     score: Tensor
     is_constant: bool = False
+    is_point: bool = False
     row_axis: int | None = None
     analytic: Callable[[], Tensor | None] = lambda: None
 
@@ -74,7 +76,7 @@ class Particles:
         energy_reason: why this is the energy approximation and no bound; None if it is a bound.
         estimate: the site that scores an estimate of a bound, so that only the mean of log_w has
             a meaning; None if log_w is a log-weight.
-        tempered: poutine.scale or mask makes log_q differ from the density of the draws.
+        tempered: poutine.scale, a mask or a point makes log_q differ from the density of the draws.
         extras: tensors that an estimator's sampling scheme adds to the draws.
         rescore: scores the same particles again at detached values, of which some, (K, ...), may
             be replaced. Gradients reach parameters and the replacements, and pass through no
@@ -135,10 +137,18 @@ class Particles:
 
     @property
     def tempering_at_fixed_values(self) -> Tensor | float:
-        """(K, B) log_q minus the density of the draws, at detached values; 0 if not tempered."""
+        """(K, B) log_q minus the density of the draws, at detached values; 0 if not tempered.
+
+        Contains the log_density of points: its derivative in parameters is no score.
+        """
         if not self.tempered:
             return 0.0
-        log_density = sum(
-            draw.score for draw in self._at_fixed_values.site_draws.values() if not draw.is_constant
-        )
+        draws = self._at_fixed_values.site_draws.values()
+        log_density = sum(d.score for d in draws if not (d.is_constant or d.is_point))
         return self.log_q_at_fixed_values - log_density
+
+    @property
+    def points_at_fixed_values(self) -> Tensor | float:
+        """(K, B) the part of log_q of points, at detached values."""
+        draws = self._at_fixed_values.site_draws.values()
+        return sum((d.log_q for d in draws if d.is_point and not d.is_constant), 0.0)

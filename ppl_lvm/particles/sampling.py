@@ -18,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_lvm.core.distributions import is_point
 from ppl_lvm.particles.analytic_kl import closed_form
 from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.layout import row_axis
@@ -44,6 +45,7 @@ def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: 
             log_p=tables.log_p.get(name),
             score=tables.score[name],
             is_constant=name in structure.constant,
+            is_point=is_point(guide[name]["fn"]),
             row_axis=row_axis(guide[name], structure.data_plate or structure.row_plates),
             analytic=closed_form(name, guide, model, structure, absorbed=name not in tables.log_p),
         )
@@ -72,7 +74,7 @@ def _one_pass(guide: Sites, model: Sites, structure: PairStructure, vectorized: 
         offset=_offset(tables, structure),
         energy_reason=tables.energy_reason,
         estimate=tables.estimate,
-        tempered=any(d.score is not d.log_q for d in random),
+        tempered=any(d.is_point or d.score is not d.log_q for d in random),
         compute_score_terms=partial(score_terms, guide, model, structure, tables),
     )
 
@@ -123,6 +125,7 @@ def _stack(passes: list[Particles]) -> Particles:
             log_p=cat([d.log_p for d in draws]),
             score=torch.cat([d.score for d in draws]),
             is_constant=draws[0].is_constant,
+            is_point=draws[0].is_point,
             row_axis=draws[0].row_axis,
             analytic=lambda: cat([d.analytic() for d in draws]),
         )

@@ -22,7 +22,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_lvm.core.distributions import innermost
+from ppl_lvm.core.distributions import innermost, unmasked
 from ppl_lvm.estimators.base import Estimator, total
 from ppl_lvm.particles import Particles
 from ppl_lvm.particles.structure import Program
@@ -60,7 +60,7 @@ class ForceDraws(Messenger):
             if isinstance(base, Normal):
                 value = base.loc + base.scale * value
             else:
-                self.log_prob = self.log_prob + msg["fn"].log_prob(value).sum()
+                self.log_prob = self.log_prob + unmasked(msg["fn"]).log_prob(value).sum()
         msg["value"] = value
         msg["done"] = True
 

@@ -1,0 +1,247 @@
+"""Every estimator on every structure of programs: exact, or refused with its reason.
+
+Expectations are exact: sums over all discrete draws, at a fixed noise of pathwise gradients, and
+Gauss-Hermite quadrature for gradients that are equal in their mean over the noise only. The
+expected numbers come from Pyro's traces alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro.distributions import LogNormal, Normal, Uniform
+from structured_programs import STRUCTURES, Structured, X
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+import ppl_lvm.estimators as estimators
+from ppl_lvm.particles import Particles
+from ppl_lvm.testing.estimator_expectations import FORMULAS
+from ppl_lvm.testing.expectations import (
+    ForceDraws,
+    enumerate_expectation,
+    flat_gradient,
+)
+
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("doubles")]
+
+UNBIASED = [n for n in estimators.__all__ if getattr(estimators, n).unbiased]
+SCORE = [n for n in UNBIASED if getattr(estimators, n).requires == "any"]
+BITS = [n for n in UNBIASED if getattr(estimators, n).requires == "bernoulli"]
+PATHWISE = ("ELBO", "IWAE", "VIMCO", "Renyi", "CUBO", "LeaveOneOut", "VRMax")
+MEAN = ("ELBO", "StickingTheLanding", "DReG", "DReGRenyi")  # exact in the mean over the noise
+TWINS = [n for n, s in STRUCTURES.items() if "g" not in s.values]
+ONE_BIT = [n for n, s in STRUCTURES.items() if list(s.sites) == ["z"] and not s.refused]
+
+
+def _is_quadratic_size(program: Structured, name: str) -> bool:
+    """True if a grid over the noise of all particles is small, and the rows can be its nodes."""
+    shapes = list(program.normals.values())
+    most = 1 if name in ("DReG", "DReGRenyi") else 2
+    local = program.row_dim == -1 and all(len(shape) == 1 for shape in shapes)
+    return local and len(shapes) <= most
+
+
+MEANS = [
+    (name, structure)
+    for structure in TWINS
+    for name in MEAN
+    if structure != "index from the left" and _is_quadratic_size(STRUCTURES[structure].twin(), name)
+]
+QUICK = ("plain", "point with a density", "factor outside the plate", "nested scales")
+
+
+def _cases(names: Any, structures: Any, quick: int) -> list[Any]:
+    """(estimator, structure); all but the first `quick` estimators on QUICK structures are slow."""
+    return [
+        pytest.param(n, s, marks=[] if s in QUICK and n in names[:quick] else pytest.mark.slow)
+        for s in structures
+        for n in names
+    ]
+
+
+def _estimator(name: str) -> Any:
+    estimator = getattr(estimators, name)().double().eval()
+    needs_two = estimator.min_particles == 2 or estimator.target != "ELBO"
+    estimator.num_particles = 2 if needs_two else 1
+    for buffer in estimator.buffers():
+        buffer.fill_(0.7)
+    return estimator
+
+
+def _objective(estimator: Any, log_w: Tensor) -> Tensor:
+    """The objective of log-weights, (K, B) -> (B,)."""
+    if estimator.target == "exp CUBO":
+        return -((estimator.n * (log_w - estimator.average())).exp() / estimator.n).mean(0)
+    return FORMULAS[estimator.target](log_w, estimator)
+
+
+def _log_w(program: Structured, pair: Any, x: Tensor, case: Any, K: int) -> tuple[Tensor, Tensor]:
+    """Log-weights (K, B) and the log-probability of a case."""
+    terms = [program.log_terms(*pair, x, {n: v[k] for n, v in case.items()}) for k in range(K)]
+    return torch.stack([p - q for p, q, _ in terms]), sum(m for _, _, m in terms)
+
+
+def _check_exact(name: str, program: Structured) -> None:
+    """E[gradient] and E[bound] are those of the formula, at fixed noise."""
+    estimator, x = _estimator(name), X[: program.rows]
+    K = estimator.num_particles
+    model, guide, parameters = program.programs()
+    if name == "ELBO":
+        estimator.analytic_kl = False
+    result = enumerate_expectation(estimator, model, guide, (x,), parameters, program.cases(K))
+    bound, target = 0.0, torch.zeros(())
+    for case in program.cases(K):
+        log_w, log_mass = _log_w(program, (model, guide), x, case, K)
+        objective = _objective(estimator, log_w).sum() * program.ratio
+        target = target - log_mass.exp() * objective
+        formula = FORMULAS[estimator.target](log_w, estimator).sum() * program.ratio
+        bound += float((log_mass.exp() * formula).detach())
+    assert result.bound == pytest.approx(bound, rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(
+        result.gradient, flat_gradient(target, parameters), rtol=1e-8, atol=1e-9
+    )
+
+
+def _check_exact_in_the_mean(name: str, program: Structured) -> None:
+    """The same in the mean over noise: its nodes are the rows of one batch."""
+    estimator = _estimator(name)
+    K = estimator.num_particles
+    model, guide, parameters = program.programs()
+    dims = [(n, k) for n, shape in program.normals.items() for k in range(K)]
+    nodes, weights = np.polynomial.hermite_e.hermegauss({1: 60, 2: 120}.get(len(dims), 10))
+    grid = torch.cartesian_prod(*[torch.tensor(nodes)] * len(dims)).reshape(-1, len(dims))
+    mass = torch.cartesian_prod(*[torch.tensor(weights / weights.sum())] * len(dims))
+    mass = mass.reshape(-1, len(dims)).prod(-1)
+    for x in X[: program.rows]:
+        case = {
+            n: torch.stack([grid[:, dims.index((n, k))] for k in range(K)]) for n in program.normals
+        }
+        rows = x.expand(len(grid))
+        estimator.analyze(model, guide, (rows,), {})
+        with ForceDraws(case):
+            particles = estimator.draw(model, guide, (rows,), {})
+            gradient = flat_gradient((mass * estimator.surrogate(particles)).sum(), parameters)
+            bound = float((mass * estimator.bound(particles)).sum().detach())
+        log_w, _ = _log_w(program, (model, guide), rows, case, K)
+        expected = (mass * FORMULAS[estimator.target](log_w, estimator)).sum()
+        assert bound == pytest.approx(float(expected.detach()), rel=1e-7)
+        torch.testing.assert_close(
+            gradient, flat_gradient(expected, parameters), rtol=1e-5, atol=1e-5
+        )
+        assert float(particles.scale) == program.ratio
+
+
+def _refusal(name: str, program: Structured) -> str:
+    """Words of the reason for which an estimator must refuse a structure, or none."""
+    if program.refused and not (name == "ELBO" and "factor" in program.refused):
+        return program.refused
+    if name == "NeuralBaseline" and program.row_dim is None:
+        return "has a joint one"
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    _cases(["LeaveOneOut", *(n for n in SCORE if n != "LeaveOneOut")], STRUCTURES, 1),
+)
+def test_score_function_gradient_is_exact_or_refused(name: str, structure: str) -> None:
+    program = STRUCTURES[structure]
+    if reason := _refusal(name, program):
+        with pytest.raises(ValueError, match=reason):
+            _check_exact(name, program)
+    else:
+        _check_exact(name, program)
+
+
+@pytest.mark.parametrize(("name", "structure"), _cases(PATHWISE, TWINS, 3))
+def test_pathwise_gradient_is_exact_or_refused(name: str, structure: str) -> None:
+    program = STRUCTURES[structure].twin()
+    if reason := _refusal(name, program):
+        with pytest.raises(ValueError, match=reason):
+            _check_exact(name, program)
+    else:
+        _check_exact(name, program)
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"),
+    [pytest.param(*m, marks=[] if m[1] in QUICK else pytest.mark.slow) for m in MEANS],
+)
+def test_gradient_without_score_is_exact_in_the_mean(name: str, structure: str) -> None:
+    program = STRUCTURES[structure].twin()
+    if reason := _refusal(name, program):
+        with pytest.raises(ValueError, match=reason):
+            _check_exact_in_the_mean(name, program)
+    else:
+        _check_exact_in_the_mean(name, program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", ONE_BIT)
+@pytest.mark.parametrize("name", BITS)
+def test_gradient_of_one_bit_is_exact_at_five_standard_errors(name: str, structure: str) -> None:
+    program, R, calls = STRUCTURES[structure], 1000, 10
+    model, guide, parameters = program.programs()
+    x = X[: program.rows]
+    estimator = getattr(estimators, name)().double()
+    if program.normals or program.summed or program.row_dim is None or "point" in structure:
+        calls, R = 400, 1
+    target = torch.zeros(())
+    for case in program.cases(1):
+        log_w, log_mass = _log_w(program, (model, guide), x, case, 1)
+        target = target + log_mass.exp() * log_w.sum() * program.ratio
+    expected = flat_gradient(target, parameters)
+    pyro.set_rng_seed(0)
+    draws = []
+    for _ in range(calls):
+        loss = -estimator.differentiable_loss(model, guide, x.repeat(R)) / R
+        draws.append(flat_gradient(loss, parameters))
+    sample = torch.stack(draws)
+    error = sample.std(0) / calls**0.5
+    assert ((sample.mean(0) - expected).abs() < 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", MEAN)
+def test_support_that_moves_with_another_latent_has_the_exact_gradient(name: str) -> None:
+    """z ~ LogNormal, u ~ Uniform(0, z) in both programs: E u = E z / 2, E u² = E z² / 3."""
+    phi = torch.tensor([0.1, -0.7], requires_grad=True)
+    x, theta = torch.tensor(0.8), torch.tensor(0.6, requires_grad=True)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", LogNormal(phi[0], phi[1].exp()))
+            pyro.sample("u", Uniform(0.0, z))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", LogNormal(0.0, 1.0))
+            u = pyro.sample("u", Uniform(0.0, z))
+            pyro.sample("x", Normal(theta * u, 1.0), obs=x)
+
+    variance = (2 * phi[1]).exp()
+    mean, square = (phi[0] + variance / 2).exp(), (2 * phi[0] + 2 * variance).exp()
+    kl = kl_divergence(Normal(phi[0], phi[1].exp()), Normal(0.0, 1.0))
+    elbo = -(x**2 - x * theta * mean + theta**2 * square / 3) / 2 - kl
+    expected = flat_gradient(elbo, [phi, theta])
+    pyro.set_rng_seed(0)
+    R, draws = 5_000, []
+    estimator = getattr(estimators, name)(num_particles=1)
+    if name == "DReGRenyi":
+        estimator.alpha = 1.0
+    for _ in range(10):
+        loss = -estimator.differentiable_loss(model, guide, x.expand(R)) / R
+        draws.append(flat_gradient(loss, [phi, theta]))
+    sample = torch.stack(draws)
+    assert ((sample.mean(0) - expected).abs() < 5 * sample.std(0) / 10**0.5).all()
+
+
+def test_score_of_a_point_is_biased_in_sticking_the_landing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Deliberately wrong: the derivative of log_density in parameters is taken for a score."""
+    monkeypatch.setattr(Particles, "points_at_fixed_values", 0.0)
+    with pytest.raises(AssertionError):
+        _check_exact_in_the_mean("StickingTheLanding", STRUCTURES["point with a density"].twin())
