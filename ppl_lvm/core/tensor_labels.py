@@ -1,4 +1,4 @@
-"""Labels of tensors, followed through all operations by the memory that tensors share.
+"""Labels of tensors, followed through operations by shared memory.
 
 A subclass says what a label is and how the labels of the arguments of an operation combine. Values
 play no part: 0·z depends on z.

@@ -1,4 +1,4 @@
-"""Every estimator on every structure of programs: exact, or refused with its reason.
+"""Every estimator on every structure of programs: exact or refused.
 
 Expectations are exact: sums over all discrete draws, at a fixed noise of pathwise gradients, and
 Gauss-Hermite quadrature for gradients that are equal in their mean over the noise only. The
