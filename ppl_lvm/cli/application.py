@@ -9,7 +9,7 @@ import typer
 
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
 from ppl_lvm.core.frames import traceback_frames
-from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.messages import printable, reason_of
 from ppl_lvm.core.public_calls import exclusive, isolated
 from ppl_lvm.core.tracebacks import is_users_program
 
@@ -27,7 +27,7 @@ def _root() -> None:
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
-    print(f"ppl-lvm: {message}", file=sys.stderr)
+    print(f"ppl-lvm: {printable(str(message))}", file=sys.stderr)
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def _main() -> None:
         unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
         if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):
             raise
-        print(f"ppl-lvm: {_message(error, unexpected)}", file=sys.stderr)
+        print(f"ppl-lvm: {printable(_message(error, unexpected))}", file=sys.stderr)
         sys.exit(2)
 
 

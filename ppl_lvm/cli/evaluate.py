@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppl_lvm.cli.options import AsJson, RunDirectories, RunDirectory, Seed
+from ppl_lvm.cli.options import AsJson, RunDirectories, RunDirectory, Seed, Trust
 from ppl_lvm.cli.results import print_list
 
 app = typer.Typer()
@@ -32,6 +32,7 @@ def diagnose(
         int, typer.Option(help="Temperatures of the annealing that brackets log p(x).")
     ] = 100,
     seed: Seed = 0,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Can this fit be trusted? Questions, figures, verdicts, and remedies."""
@@ -41,7 +42,7 @@ def diagnose(
 
     quantities = {address.rpartition(":")[2]: load_program(address) for address in quantity or ()}
     with progress("diagnose") as say:
-        diagnosis = load_run(directory).diagnose(
+        diagnosis = load_run(directory, trust=trust).diagnose(
             data,
             held_out=held_out,
             quantities=quantities,
@@ -65,6 +66,7 @@ def compare(
     picture: Annotated[
         Path | None, typer.Option(help="Draw the differences into this file.")
     ] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Rank runs by their log p(x) of the same rows, with standard errors of the differences."""
@@ -76,7 +78,7 @@ def compare(
 
     with progress("compare") as say:
         comparison = compare_runs(
-            [load_run(d) for d in directories],
+            [load_run(d, trust=trust) for d in directories],
             data,
             num_particles=num_particles,
             seed=seed,
@@ -91,10 +93,11 @@ def compare(
 def report(
     directories: RunDirectories,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    trust: Trust = False,
 ) -> None:
     """Diagnose runs and write one HTML page with verdicts and figures."""
     from ppl_lvm.core.console import progress
     from ppl_lvm.report.report import report as write_report
 
     with progress("report") as say:
-        print(write_report(directories, output, say=say))
+        print(write_report(directories, output, trust=trust, say=say))

@@ -47,6 +47,14 @@ OneSequence = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON in the last line.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the programs that a run names outside of ppl_lvm, if their files are outside of "
+        "its directory and as they were at the fit.",
+    ),
+]
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 RunDirectories = Annotated[list[Path], typer.Argument(metavar="RUN…", help="Run directories.")]
 

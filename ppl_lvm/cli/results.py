@@ -12,7 +12,7 @@ from ppl_lvm.posterior.evidence import evidence_text
 
 def print_table(result: Any) -> None:
     """Print a table at the width and in the colors of a terminal, elsewhere as plain lines."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if console.is_terminal:
         console.print(result)
     else:
@@ -44,7 +44,7 @@ def print_results(run: Any, as_json: bool = False) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=False, highlight=False).print(table)
+    Console(soft_wrap=False, highlight=False, markup=False).print(table)
 
 
 def _run_rows(run: Any) -> list[tuple[str, str]]:

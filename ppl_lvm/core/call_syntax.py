@@ -15,10 +15,15 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     >>> parse_call("IWAE(num_particles=5)")
     ('IWAE', {'num_particles': 5})
     """
-    usage = f"{text!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
+    usage = f"{text[:200]!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
     try:
         node = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError:
+    except (
+        SyntaxError,
+        ValueError,
+        MemoryError,
+        RecursionError,
+    ):  # nested deeply, a null character
         raise ValueError(usage) from None
     if isinstance(node, ast.Call) and not node.args and all(k.arg for k in node.keywords):
         name, keywords = node.func, node.keywords
@@ -28,7 +33,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(usage)
     try:
         return name.id, {str(k.arg): ast.literal_eval(k.value) for k in keywords}
-    except ValueError:
+    except (ValueError, TypeError, MemoryError, RecursionError):
         raise ValueError(usage) from None
 
 
@@ -44,7 +49,7 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
             raise ValueError(f"{item!r} is not a setting. Write name=value: components=3.")
         try:
             settings[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             settings[name] = value
     return settings
 

@@ -1,7 +1,20 @@
 """Error messages: suggestions for misspelled words, lists of choices."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# All but tab and newline, marks that turn the direction of what follows, and halves of pairs.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text of a stranger for a terminal: control characters as escapes.
+
+    >>> printable("\x1b[2Jname")
+    '\\x1b[2Jname'
+    """
+    return _CONTROL.sub(lambda match: ascii(match.group())[1:-1], text)
 
 
 def closest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -99,7 +100,7 @@ def _load_module(name: str) -> ModuleType:
 
 
 def _load_file(path: Path) -> ModuleType:
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         files = [str(path.parent / other.name) for other in path.parent.glob("*.py")]
         raise FileNotFoundError(f"File {path} does not exist.{did_you_mean(str(path), files)}")
@@ -125,6 +126,39 @@ def _load_file(path: Path) -> ModuleType:
     finally:
         sys.path.remove(str(path.parent))
     return module
+
+
+def program_file(place: str) -> Path | None:
+    """The file of a module or "path/file.py", found without importing; None if there is none."""
+    if place.endswith(".py"):
+        try:
+            return Path(os.path.expanduser(place)).resolve()
+        except (OSError, ValueError, RuntimeError):  # too long, a null character, a loop of links
+            return None
+    module = sys.modules.get(place)
+    if module is not None:
+        file = getattr(module, "__file__", None)
+        return None if file is None else Path(file).resolve()
+    path, spec, parts = None, None, place.split(".")
+    for count in range(1, len(parts) + 1):
+        name = ".".join(parts[:count])
+        finders = [f for f in sys.meta_path if hasattr(f, "find_spec")]
+        spec = next((s for f in finders if (s := f.find_spec(name, path)) is not None), None)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+        if path is None and count < len(parts):
+            return None
+    return None if spec is None or not spec.has_location else Path(str(spec.origin)).resolve()
+
+
+def source_digest(address: str | None) -> str | None:
+    """SHA-256 of the source file of an address; None if it cannot be read."""
+    file = None if address is None else program_file(address.rpartition(":")[0])
+    try:
+        return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def _public_names(module: ModuleType) -> list[str]:

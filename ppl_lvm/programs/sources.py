@@ -7,12 +7,9 @@ model, or is a class or a function that builds one. A builder whose first parame
 
 import contextlib
 import copy
-import hashlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +17,8 @@ from torch import Tensor, nn
 from ppl_lvm.core.call_syntax import build, settings_of, unknown_settings
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.programs.loading import address_of, address_problem, load_program
+from ppl_lvm.programs.loading import address_of, address_problem, load_program, source_digest
+from ppl_lvm.programs.trust import Trust, remember_fitted
 
 DEFAULT_GUIDE = "ppl_lvm.guides:auto_guide"
 
@@ -47,20 +45,6 @@ class ProgramSpec:
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def source_digest(address: str | None) -> str | None:
-    """SHA-256 of the source file of an address; None if it cannot be read."""
-    if address is None:
-        return None
-    place = address.rpartition(":")[0]
-    try:
-        if not place.endswith(".py"):
-            spec = importlib.util.find_spec(place)
-            place = "" if spec is None or spec.origin is None else spec.origin
-        return hashlib.sha256(Path(place).expanduser().read_bytes()).hexdigest()
-    except (OSError, ValueError, ImportError):
-        return None
 
 
 class ModelFactory:
@@ -92,6 +76,7 @@ class ModelFactory:
             builder=self.is_class or isinstance(self._program, nn.Module),
             digest=source_digest(address),
         )
+        _remember(program, self._program, self.recipe)
 
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the model again, with the remedy, or None."""
@@ -129,18 +114,9 @@ class ModelFactory:
         if mix_starts and restart and hasattr(model, "initialize_restart"):
             model.initialize_restart(restart, *batch)
         elif hasattr(model, "initialize"):
-            self._require_arguments(model.initialize, batch)
+            _require_arguments(model.initialize, batch, f"{self.recipe.name}: its initialize")
             model.initialize(*batch)
         return move_to_batch_device(model, batch) if built else model  # new parameters too
-
-    def _require_arguments(self, initialize: Callable[..., Any], batch: Batch) -> None:
-        try:
-            inspect.signature(initialize).bind(*batch)
-        except TypeError as error:
-            raise ValueError(
-                f"{self.recipe.name}: its initialize cannot be called with the tensors of the data "
-                f"({len(batch)}): {error}. Pass data with one array for each argument of the model."
-            ) from None
 
 
 class GuideFactory:
@@ -176,6 +152,7 @@ class GuideFactory:
             builder=self.is_builder,
             digest=source_digest(address) if rebuildable else None,
         )
+        _remember(program, self._program, self.recipe)
 
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the guide again, with the remedy, or None."""
@@ -195,6 +172,25 @@ class GuideFactory:
                 "a builder."
             )
         return self._program
+
+
+def _require_arguments(function: Callable[..., Any], batch: Batch, subject: str) -> None:
+    """Raise unless a function can be called with the tensors of the data."""
+    try:
+        inspect.signature(function).bind(*batch)
+    except TypeError as error:
+        raise ValueError(
+            f"{subject} cannot be called with the tensors of the data ({len(batch)}): {error}. "
+            "Pass data with one array for each argument of the model."
+        ) from None
+
+
+def _remember(request: Any, program: Any, recipe: ProgramSpec) -> None:
+    """Let runs of a program load in this process; of an instance its class is built again."""
+    definition = inspect.isclass(program) or inspect.isfunction(program)
+    if not definition and not isinstance(request, str) and recipe.settings is not None:
+        program = type(program)
+    remember_fitted(program, recipe.address, recipe.digest)
 
 
 def _reload_message(what: str, name: str, problem: str) -> str:
@@ -264,9 +260,20 @@ def move_to_batch_device(program: Any, batch: Batch) -> Any:
 
 
 def instantiate_from_record(
-    recipe: ProgramSpec, program: Any, template: Batch, *, what: str, model: Any = None
+    recipe: ProgramSpec,
+    program: Any,
+    template: Batch,
+    *,
+    what: str,
+    trust: Trust,
+    model: Any = None,
 ) -> Callable[..., Any]:
-    """The program of a stored run: `program`, or the one that its recipe names."""
+    """The program of a stored run: `program`, or the one that its recipe names.
+
+    Raises:
+        UntrustedError: the recipe names a program that may not be imported.
+        ValueError: the program cannot be built, or does not take the tensors of the data.
+    """
     if program is None:
         if recipe.address is None or recipe.settings is None:
             reason = (
@@ -278,8 +285,12 @@ def instantiate_from_record(
                 f"{recipe.name}: the run has no record to build this {what} from: {reason}. "
                 f"Pass it: load_run(directory, {what}=...)."
             )
-        program = load_program(recipe.address)
+        program = trust.load(recipe.address, recipe.digest, what)
+    if not callable(program):
+        raise ValueError(f"{what}={program!r} is not callable. Pass the {what} that was fitted.")
     settings = recipe.settings or {}
+    if inspect.isfunction(program) and not (what == "guide" and is_builder(program)):
+        _require_arguments(program, template, f"{what} {recipe.name}:")
     if what == "guide":
         if is_builder(program):
             return _build_guide(program, model, template, settings, recipe.name)

@@ -22,16 +22,24 @@ from ppl_lvm.runs.run import Run
 
 
 @public_call
-def report(directories: Sequence[str | Path], path: str | Path, *, say: Say | None = None) -> Path:
-    """Diagnose the runs in `directories` and write one HTML page that needs no network.
+def report(
+    runs: Sequence[str | Path | Run],
+    path: str | Path,
+    *,
+    trust: bool | Sequence[str] = False,
+    say: Say | None = None,
+) -> Path:
+    """Diagnose runs and write one HTML page that needs no network.
+
+    `runs` are runs or their directories; `trust` is that of `load_run`.
 
     Raises:
         FileNotFoundError, ValueError: a run does not exist, or its data cannot be loaded.
     """
-    runs = [load_run(directory) for directory in directories]
-    names = short_names(runs)
-    entries = [_entry(run, name, say) for run, name in zip(runs, names, strict=True)]
-    html.write(entries, path, _beside(runs, names) if len(runs) > 1 else None)
+    loaded = [run if isinstance(run, Run) else load_run(run, trust=trust) for run in runs]
+    names = short_names(loaded)
+    entries = [_entry(run, name, say) for run, name in zip(loaded, names, strict=True)]
+    html.write(entries, path, _beside(loaded, names) if len(loaded) > 1 else None)
     return Path(path)
 
 

@@ -11,7 +11,7 @@ directory.
 """
 
 import copy
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.core.storage import save_checkpoint, write_json
 from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
-from ppl_lvm.runs.directory import read_record
+from ppl_lvm.programs.trust import Trust
+from ppl_lvm.runs.files import (
+    REMEDY,
+    read_history,
+    read_record,
+    read_tensors,
+    require_finite,
+)
 from ppl_lvm.training.adversarial import load_state, state
 
 
@@ -85,14 +92,20 @@ class Adversaries:
 
 @public_call
 def load_adversaries(
-    directory: str | Path, *, generator: Any = None, discriminator: nn.Module | None = None
+    directory: str | Path,
+    *,
+    trust: bool | Sequence[str] = False,
+    generator: Any = None,
+    discriminator: nn.Module | None = None,
 ) -> Adversaries:
     """Load a generator and its discriminator from their directory.
 
     Pass `generator` where it has no address, and `discriminator` where it was not the default.
+    `trust` is that of `load_run`.
 
     Raises:
         FileNotFoundError: the directory is no run directory.
+        UntrustedError: the generator is a program that is not trusted; a `ValueError`.
         ValueError: the run is damaged, unfinished or of another kind.
     """
     directory = Path(directory)
@@ -103,24 +116,40 @@ def load_adversaries(
         )
     if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
-    tensors, _ = load_checkpoint(directory / "parameters.safetensors")
-    template = tensors["template"]
+    tensors = read_tensors(directory, "parameters")
+    template = tensors.get("template", torch.empty(()))
+    if template.dim() != 2 or not template.is_floating_point() or not len(template):
+        raise ValueError(
+            f"{directory}/parameters.safetensors is damaged: it has no example rows. {REMEDY}"
+        )
+    require_finite(directory, tensors)
+    history = read_history(directory, "generator", record["results"]["steps"])
     generator = instantiate_from_record(
-        ProgramSpec(**record["model"]), generator, (template,), what="model"
+        ProgramSpec(**record["model"]),
+        generator,
+        (template,),
+        what="model",
+        trust=Trust.of(trust, directory),
     )
     if discriminator is None:
-        if record["discriminator"] is not None:
+        if record.get("discriminator") is not None:
             raise ValueError(
                 f"The discriminator was a user's {record['discriminator']}. Pass it: "
                 "load_adversaries(directory, discriminator=...)."
             )
         discriminator = Discriminator(template)
     generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
-    load_state(generator, discriminator, tensors)
+    try:
+        load_state(generator, discriminator, tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{directory}/parameters.safetensors: its tensors do not fit the generator and the "
+            f"discriminator: {' '.join(str(error).split())} Pass those that were trained."
+        ) from None
     return Adversaries(
         generator=generator,
         discriminator=discriminator,
-        history=json.loads((directory / "history.json").read_text()),
+        history=history,
         record=record,
         template=template,
         directory=directory,

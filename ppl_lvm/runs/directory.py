@@ -8,13 +8,13 @@
     checkpoint.safetensors      everything that `resume` needs
     pictures/                   training curve and figures of the model
 
-Loading executes nothing from the directory: programs are imported from their addresses, or passed
-to `load_run`.
+Loading runs nothing that lies in the directory, and no program that it names unless the program is
+one of `ppl_lvm` or the caller trusts it; see `ppl_lvm.programs.trust`.
 """
 
-import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,28 @@ from torch import Tensor
 
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.storage import load_checkpoint, save_checkpoint, write_json
+from ppl_lvm.core.storage import save_checkpoint, write_json
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
+from ppl_lvm.programs.loading import source_digest
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record, source_digest
-from ppl_lvm.runs.record import (
-    files_may_differ,
-    is_bundled,
-    is_old_layout,
-    upgrade_record,
-    upgrade_tensors,
+from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
+from ppl_lvm.programs.trust import Trust, UntrustedError
+from ppl_lvm.runs.files import (
+    as_stored,
+    optional_tensors,
+    read_history,
+    read_record,
+    read_tensors,
+    read_trajectories,
+    refuse_links,
+    require_finite,
+    template_rows,
 )
+from ppl_lvm.runs.record import files_may_differ, is_bundled, is_old_layout, upgrade_tensors
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.options import FitOptions, declared
-from ppl_lvm.training.trajectory import from_tensors, to_tensors
+from ppl_lvm.training.trajectory import to_tensors
 
 # Options that may differ when a run is resumed: they do not change its result.
 FREE_OPTIONS = {f.name for f in declared(FitOptions) if f.metadata["free"]}
@@ -55,37 +62,32 @@ def save_run(run: Run, directory: Path) -> None:
     write_json(directory / "run.json", run.record)
 
 
-def read_record(directory: str | Path) -> dict[str, Any]:
-    """run.json of a run directory, in the terms of this version.
-
-    Raises:
-        FileNotFoundError: the directory has no run.json.
-        ValueError: run.json is damaged.
-    """
-    path = Path(directory) / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} is not a run directory: it has no run.json.")
-    try:
-        record = json.loads(path.read_text())
-        for key in ("model", "guide", "objective", "data", "options"):
-            record[key]
-        return upgrade_record(record)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error!r}). Fit again.") from None
-
-
 @public_call
 def load_run(
-    directory: str | Path, *, model: Any = None, guide: Any = None, objective: Any = None
+    directory: str | Path,
+    *,
+    trust: bool | Sequence[str] = False,
+    model: Any = None,
+    guide: Any = None,
+    objective: Any = None,
 ) -> Run:
     """Load a run from its directory.
 
-    The programs are imported from the addresses in run.json and built with the settings there.
-    Pass `model` and `guide` where they have no address (defined in a function or at a prompt), or
-    to import nothing that the directory names. Pass an `objective` whose settings are no literals.
+    The programs are found by the addresses in run.json and built with the settings there. A program
+    of ppl_lvm, of Pyro's autoguides or fitted in this process needs nothing else.
+
+    Args:
+        directory: the run directory.
+        trust: packages whose programs may be imported, trust=["mypackage"]; or True for programs
+            anywhere outside of the directory, as long as their files have not changed since the
+            fit. Loading runs them.
+        model, guide: the programs, instead of those that run.json names: where they have no
+            address (defined in a function or at a prompt), have changed, or are not to be imported.
+        objective: the objective, if its settings are no literals.
 
     Raises:
         FileNotFoundError: the directory is no run directory.
+        UntrustedError: a program is not trusted; a `ValueError`.
         ValueError: the run is damaged or unfinished, or its programs cannot be built again.
     """
     directory = Path(directory)
@@ -95,14 +97,19 @@ def load_run(
             f"{directory} holds an adversarial run of {record['model']['name']}, a model without "
             "a likelihood. Open it with ppl_lvm.runs.adversarial.load_adversaries(directory)."
         )
-    if record.get("results") is None:
+    if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
-    tensors, _ = load_checkpoint(directory / "parameters.safetensors")
-    template = tuple(tensors[f"template/{i}"] for i in range(record["data"]["tensors"]))
-    history = json.loads((directory / "history.json").read_text())
+    tensors = read_tensors(directory, "parameters")
+    template = template_rows(directory, tensors, record["data"]["tensors"])
+    history = read_history(directory, "bound", record["results"]["steps"])
+    trajectories = read_trajectories(directory)
+    draws = optional_tensors(directory, "draws")
+    allowed = Trust.of(trust, directory)
     try:
         programs = model, guide, objective
-        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), *programs)
+        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), allowed, *programs)
+    except UntrustedError:
+        raise
     except (ValueError, ImportError, TypeError) as error:
         if not files_may_differ(record):
             raise
@@ -111,17 +118,14 @@ def load_run(
             f"{directory} was written by ppl_lvm {writer}, and this version cannot load it: "
             f"{error} Load it with ppl_lvm {writer}, or pass model= and guide=."
         ) from error
-    trajectories = _optional_tensors(directory, "trajectories") or _optional_tensors(
-        directory, "trails"
-    )
     return Run(
         pair,
         template,
         history,
         record,
         directory=directory,
-        trajectories=from_tensors(trajectories),
-        draws=_optional_tensors(directory, "draws"),
+        trajectories=trajectories,
+        draws=draws,
     )
 
 
@@ -129,6 +133,7 @@ def _rebuild_pair(
     record: dict[str, Any],
     template: tuple[Tensor, ...],
     tensors: dict[str, Tensor],
+    trust: Trust,
     model: Any,
     guide: Any,
     objective: Any,
@@ -139,7 +144,7 @@ def _rebuild_pair(
         spec = specs[role]
         # Files of this package change between its versions.
         other_version = is_bundled(spec.address) and files_may_differ(record)
-        if program is not None or other_version or not spec.digest:
+        if program is not None or other_version or not spec.digest or not trust.lists(spec.address):
             continue
         digest = source_digest(spec.address)
         if digest is not None and spec.digest != digest:  # a missing file is an error below
@@ -148,8 +153,18 @@ def _rebuild_pair(
                 "the fitted one.",
                 stacklevel=3,
             )
-    model = instantiate_from_record(specs["model"], model, template, what="model")
-    guide = instantiate_from_record(specs["guide"], guide, template, what="guide", model=model)
+    build = partial(instantiate_from_record, trust=trust)
+    try:
+        model = build(specs["model"], model, template, what="model")
+        guide = build(specs["guide"], guide, template, what="guide", model=model)
+    except (ValueError, OSError, ImportError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{specs['model'].name}, {specs['guide'].name}: they cannot be built with the settings "
+            f"in run.json: {reason_of(error)}. Pass the programs that were fitted: "
+            "load_run(directory, model=..., guide=...)."
+        ) from error
     elbo = rebuild(record["objective"]) if objective is None else make_objective(objective)
     pair = ModelGuidePair(model, guide, elbo)
     try:
@@ -162,13 +177,8 @@ def _rebuild_pair(
             "load_run(directory, model=..., guide=...)."
         ) from error
     pair.load_state(tensors)
+    require_finite(trust.directory, pair.unconstrained_parameters)
     return pair
-
-
-def _optional_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a file that a run may lack."""
-    path = directory / f"{name}.safetensors"
-    return load_checkpoint(path)[0] if path.exists() else {}
 
 
 def open_run_directory(
@@ -185,12 +195,13 @@ def open_run_directory(
         write_json(path / "run.json", record)
         return None
     stored = read_record(path)
+    refuse_links(path)
     if not resume:
         raise ValueError(
             f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
             "another directory."
         )
-    _require_same_request(path, json.loads(json.dumps(record)), stored)
+    _require_same_request(path, as_stored(record), stored)
     if stored["results"] is not None and stored.get("evaluated", True):
         return load(path)
     if is_old_layout(stored):

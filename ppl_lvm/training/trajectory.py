@@ -119,12 +119,23 @@ def to_tensors(trajectories: Sequence[Trajectory]) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> list[Trajectory]:
-    """The trajectories that `to_tensors` stored."""
+    """The trajectories that `to_tensors` stored.
+
+    Raises:
+        ValueError: a name is not one of `to_tensors`.
+    """
     trajectories = [Trajectory() for _ in {name.split("/")[0] for name in tensors}]
     for name, tensor in tensors.items():
-        number, kind, *rest = name.split("/", 2)
-        if kind == "bounds":
-            trajectories[int(number)].bounds = tensor
+        number, kind, *rest = [*name.split("/", 2), ""][:3]
+        if number not in map(str, range(len(trajectories))) or tensor.is_complex():
+            raise ValueError(f"{name} belongs to no restart")
+        trajectory = trajectories[int(number)]
+        if kind == "bounds" and tensor.dim() == 1:
+            trajectory.bounds = tensor
+        elif kind == "iterates" and tensor.dim() == 2:
+            trajectory.iterates[rest[0]] = tensor
+        elif kind == "responsibilities" and tensor.dim() == 2:
+            trajectory.responsibilities[rest[0]] = tensor
         else:
-            getattr(trajectories[int(number)], kind)[rest[0]] = tensor
+            raise ValueError(f"{name} of shape {tuple(tensor.shape)} is no trajectory")
     return trajectories
