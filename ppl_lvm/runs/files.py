@@ -66,6 +66,8 @@ def as_stored(record: Any) -> Any:
 def read_history(directory: Path, series: str, steps: int) -> dict[str, list[Any]]:
     """history.json, with a value of `series` for each of the steps.
 
+    Monte-Carlo EM has a value of "complete" for each instead, and `series` is of its guide.
+
     Raises:
         ValueError: the file is missing or damaged.
     """
@@ -73,7 +75,7 @@ def read_history(directory: Path, series: str, steps: int) -> dict[str, list[Any
     try:
         history = _parse(path)
         require_fields(history, dict[str, list[float | None]], "")
-        count = len(history[series])
+        count = len(history.get("complete", history[series]))
         if count != steps:
             raise ValueError(
                 f"{series} has {count} values, and results.steps in run.json is {steps}."

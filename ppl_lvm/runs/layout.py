@@ -48,6 +48,12 @@ class DataRecord(TypedDict):
     total_weight: NotRequired[float]
 
 
+class Versions(TypedDict):
+    """Versions of packages."""
+
+    ppl_lvm: str
+
+
 class Entry(TypedDict):
     """The result of one restart."""
 
@@ -107,7 +113,7 @@ class Record(TypedDict):
     options: dict[str, Any]
     num_restarts: int
     data: DataRecord
-    versions: dict[str, str]
+    versions: Versions
     results: dict[str, Any] | None
     layout: NotRequired[int]
     threads: NotRequired[int]
@@ -117,7 +123,8 @@ class Record(TypedDict):
     evaluated: NotRequired[bool]
 
 
-OPEN = (DataRecord, Entry, Results, AdversarialResults, Record)  # may have further entries
+# These may have further entries.
+OPEN = (DataRecord, Versions, Entry, Results, AdversarialResults, Record)
 
 
 def require_record(record: Any) -> None:
@@ -153,14 +160,14 @@ def _problem(value: Any, kind: Any, name: str) -> str:
     if isinstance(kind, type) and hasattr(kind, "__required_keys__"):
         return _fields_problem(value, kind, name)
     if origin is dict and isinstance(value, dict):
-        entries = ((f"{name}.{key}", each) for key, each in value.items())
+        entries = ((f"{name}.{key}" if name else key, each) for key, each in value.items())
         return next((p for n, each in entries if (p := _problem(each, arguments[1], n))), "")
     if origin is list and isinstance(value, list):
         entries = ((f"{name}[{i}]", each) for i, each in enumerate(value))
         return next((p for n, each in entries if (p := _problem(each, arguments[0], n))), "")
     if _is_a(value, kind):
         return ""
-    return f"{name} must be {_WORDS[origin or kind]}, got {str(value)[:50]!r}."
+    return f"{name or 'the file'} must be {_WORDS[origin or kind]}, got {str(value)[:50]!r}."
 
 
 def _fields_problem(value: Any, kind: Any, name: str) -> str:
