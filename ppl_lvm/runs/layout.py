@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict, Union, get_args, get_origin, get
 MAX_NUMBER = 2**63  # of a whole number
 
 
-class Program(TypedDict):
+class ProgramRecord(TypedDict):
     """See `ppl_lvm.programs.sources.ProgramSpec`."""
 
     name: str
@@ -22,7 +22,7 @@ class Program(TypedDict):
     digest: str | None
 
 
-class Source(TypedDict):
+class SourceRecord(TypedDict):
     """Arguments of `load_data`."""
 
     source: str
@@ -39,7 +39,7 @@ class DataRecord(TypedDict):
     """The data of a run."""
 
     name: str
-    source: Source | None
+    source: SourceRecord | None
     validation: float | None
     fingerprint: str
     tensors: int
@@ -54,7 +54,7 @@ class Versions(TypedDict):
     ppl_lvm: str
 
 
-class Entry(TypedDict):
+class RestartRecord(TypedDict):
     """The result of one restart."""
 
     seed: int
@@ -71,7 +71,7 @@ class Entry(TypedDict):
     chosen: NotRequired[bool]
 
 
-class Results(Entry):
+class Results(RestartRecord):
     """The results of the chosen restart."""
 
     directory: str | None
@@ -107,8 +107,8 @@ class AdversarialResults(TypedDict):
 class Record(TypedDict):
     """The content of run.json."""
 
-    model: Program
-    guide: Program | None
+    model: ProgramRecord
+    guide: ProgramRecord | None
     objective: str | None
     options: dict[str, Any]
     num_restarts: int
@@ -117,14 +117,14 @@ class Record(TypedDict):
     results: dict[str, Any] | None
     layout: NotRequired[int]
     threads: NotRequired[int]
-    restarts: NotRequired[list[Entry]]
+    restarts: NotRequired[list[RestartRecord]]
     algorithm: NotRequired[str]
     discriminator: NotRequired[str | None]
     evaluated: NotRequired[bool]
 
 
 # These may have further entries.
-OPEN = (DataRecord, Versions, Entry, Results, AdversarialResults, Record)
+OPEN = (DataRecord, Versions, RestartRecord, Results, AdversarialResults, Record)
 
 
 def require_record(record: Any) -> None:
