@@ -129,7 +129,7 @@ def _load_file(path: Path) -> ModuleType:
 
 
 def program_file(place: str) -> Path | None:
-    """The file of a module or "path/file.py", found without importing; None if there is none."""
+    """The file of a module or "path/file.py", found without importing; None without one."""
     if place.endswith(".py"):
         try:
             return Path(os.path.expanduser(place)).resolve()

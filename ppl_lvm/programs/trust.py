@@ -44,7 +44,7 @@ def remember_fitted(program: Any, address: str | None, digest: str | None) -> No
 
 @dataclass(frozen=True)
 class Trust:
-    """What the caller of `load_run` allows.
+    """Permission of the caller of `load_run`.
 
     Attributes:
         directory: the run directory.
@@ -59,7 +59,7 @@ class Trust:
 
     @classmethod
     def of(cls, trust: bool | Iterable[str], directory: Path) -> "Trust":
-        """The meaning of the argument `trust`."""
+        """The permission that the argument `trust` gives."""
         if isinstance(trust, bool):
             return cls(directory, others=trust)
         names = [] if isinstance(trust, str) else list(trust)

@@ -1,4 +1,4 @@
-"""A run directory is data: loading a hostile one runs nothing and fails in one sentence."""
+"""Hostile run directories execute nothing and fail in one sentence."""
 
 import contextlib
 import json

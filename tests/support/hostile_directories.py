@@ -1,4 +1,4 @@
-"""Run directories of an attacker, by name, and a detector of what loading them executes."""
+"""Hostile run directories, and a detector of what they execute."""
 
 import hashlib
 import json
@@ -131,7 +131,7 @@ def addresses(canary: str) -> dict[str, dict[str, Any]]:
         "": {},
         "\x1b[2Jos:system": {},
         "../../../etc/passwd.py:x": {},
-        "~nobody/x.py:Model": {},
+        "~unknown/x.py:Model": {},
         "\x00.py:Model": {},
         "/dev/stdin.py:Model": {},
     }
@@ -158,10 +158,10 @@ def _file(role: str, place: str, digest: str | None) -> Callable[[Path, Path], N
         (directory / "package/__init__.py").write_text(text)
         (directory / "link.py").symlink_to(out / "evil.py")
         (out / "link.py").symlink_to(directory / "evil.py")
-        given = hashlib.sha256(text.encode()).hexdigest() if digest == "equal" else digest
+        recorded = hashlib.sha256(text.encode()).hexdigest() if digest == "equal" else digest
         address = place.format(run=directory, out=out) + ":Model"
         program = {"name": "x", "address": address, "settings": {}, "builder": True}
-        edit(directory, role, value={**program, "digest": given})
+        edit(directory, role, value={**program, "digest": recorded})
 
     return change
 
