@@ -4,6 +4,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import matplotlib
 import pyro
@@ -50,6 +51,13 @@ def _no_modules_of_temporary_folders(
         file = getattr(sys.modules[name], "__file__", None)
         if file and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
             del sys.modules[name]
+
+
+@pytest.fixture
+def no_figures() -> Iterator[None]:
+    """Directories of runs have no figures, which take longer than a short fit."""
+    with mock.patch("ppl_lvm.report.run_figures.draw"):
+        yield
 
 
 @pytest.fixture

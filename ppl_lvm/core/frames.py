@@ -26,6 +26,11 @@ def in_package(module: str, *packages: str) -> bool:
     >>> in_package("torch.nn.functional", "torch"), in_package("torchtools", "torch")
     (True, False)
     """
+    return _is_inside(module, packages)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_inside(module: str, packages: tuple[str, ...]) -> bool:
     return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 

@@ -16,6 +16,7 @@ depend is labeled. The program's own tensors are not changed.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -86,30 +87,24 @@ class FollowDependence(FollowLabels[Tensor]):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if all(self.labels(leaf) is None for leaf in _tensors((*args, *kwargs.values()))):
+            return func(*args, **kwargs)
         leaves, spec = pytree.tree_flatten((args, kwargs))
         labels = [self.labels(leaf) for leaf in leaves]
-        if all(each is None for each in labels):
-            return func(*args, **kwargs)
         changes = func._schema.is_mutable
+        operation = None
         if changes:
-            labels = [m if m is None else m.clone() for m in labels]
-            operation = _Operation(func, leaves, labels, spec)
+            copies = [m if m is None else m.clone() for m in labels]
+            operation = _Operation(func, leaves, copies, spec)
         results = func(*args, **kwargs)
+        inputs = {t.untyped_storage()._cdata for t in leaves if is_strided(t)}
         tensors = [t for t in pytree.tree_leaves(results) if isinstance(t, Tensor)]
-        if changes:
-            unlabeled = list(range(len(tensors)))
-        else:  # a view shares the labels of its base, as it shares its memory
-            inputs = {t.untyped_storage()._cdata for t in leaves if is_strided(t)}
-            unlabeled = [
-                place
-                for place, t in enumerate(tensors)
-                if not is_strided(t) or t.untyped_storage()._cdata not in inputs
-            ]
-            if unlabeled:
-                operation = _Operation(func, leaves, labels, spec)
-        for place in unlabeled:
-            self._set(tensors[place], operation.labels(place, tensors[place]))
-        if changes and not tensors:  # torch._foreach_add_ and the like
+        for place, result in enumerate(tensors):
+            # A view shares the labels of its base, as it shares its memory.
+            if changes or not is_strided(result) or result.untyped_storage()._cdata not in inputs:
+                operation = operation or _Operation(func, leaves, labels, spec)
+                self._set(result, operation.labels(place, result))
+        if operation is not None and not tensors:  # torch._foreach_add_ and the like
             for leaf in [leaf for leaf in leaves if isinstance(leaf, Tensor)]:
                 self._set(leaf, operation.total().expand(leaf.shape))
         return results
@@ -330,3 +325,12 @@ def _combined(labels: Tensor, dims: Any, keepdim: bool = False) -> Tensor:
 
 def _as_view(labels: Tensor, tensor: Tensor) -> Tensor:
     return labels.as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Any]:
+    """Arguments of an operation and elements of those that are lists."""
+    for argument in arguments:
+        if isinstance(argument, list | tuple):
+            yield from argument
+        else:
+            yield argument

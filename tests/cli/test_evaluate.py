@@ -35,14 +35,7 @@ def call(*words: str) -> str:
     return done.stdout
 
 
-def test_diagnose_prints_a_json_list_in_the_last_line(runs: list[str]) -> None:
-    rows = json.loads(call("diagnose", runs[1], "--json").splitlines()[-1])
-    assert all(row.keys() >= KEYS for row in rows)
-    names = [row["name"] for row in rows]
-    assert "agreement of restarts' clusterings (adjusted Rand index), mean" in names
-
-
-def test_diagnose_prints_80_columns_to_a_pipe_and_takes_user_quantities(
+def test_diagnose_prints_80_columns_to_a_pipe_and_a_json_list_and_takes_user_quantities(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,12 +43,15 @@ def test_diagnose_prints_80_columns_to_a_pipe_and_takes_user_quantities(
         "def petals(x):\n    'Mean of the third column of data sets (R, N, P).'\n"
         "    return x[:, :, 2].mean(1) + 1e6 * (len(x) == 1)\n"
     )
-    output = call("diagnose", runs[1], "--quantity", "mine.py:petals")
-    lines = output.splitlines()
+    *lines, last = call("diagnose", runs[1], "--quantity", "mine.py:petals", "--json").splitlines()
     assert lines[0].startswith("Can this fit be trusted? ")
     assert max(len(line) for line in lines) <= 80
     assert not [line for line in lines if line != line.rstrip()]
-    assert "petals" in output
+    assert "petals" in "".join(lines)
+    rows = json.loads(last)
+    assert all(row.keys() >= KEYS for row in rows)
+    names = [row["name"] for row in rows]
+    assert "agreement of restarts' clusterings (adjusted Rand index), mean" in names
 
 
 def test_compare_ranks_runs_and_draws_a_figure(runs: list[str], tmp_path: Path) -> None:

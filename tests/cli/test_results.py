@@ -16,7 +16,7 @@ def test_results_table_names_the_weight_of_a_tempered_bound(
     cases = ((0.5, "no bound on log p(x)"), (2.0, "KL term times 2"), (1.0, "rows)"))
     for weight, text in cases:
         settings = {"latent": 1}
-        run = fit(VAE, None, x, settings=settings, num_steps=2, kl_weight=weight)
+        run = fit(VAE, None, x, settings=settings, num_steps=2, kl_weight=weight, engine="eager")
         print_results(run)
         words = " ".join(capsys.readouterr().out.split())
         assert text in words
@@ -31,7 +31,7 @@ def test_results_table_separates_rows_that_join_the_training_rows_from_rows_alon
     tables = {}
     for model in (BayesianGaussianMixture, GaussianMixture):
         settings = {"components": 2}
-        run = fit(model, None, x, settings=settings, validation=0.25, num_steps=2)
+        run = fit(model, None, x, settings=settings, validation=0.25, num_steps=2, engine="eager")
         print_results(run)
         tables[model] = " ".join(capsys.readouterr().out.split())
     shared = "(the KL of global latents shared with the training rows)"

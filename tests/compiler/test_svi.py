@@ -34,8 +34,8 @@ def flat(values: list[Any]) -> list[float]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_captured_svi_takes_pyros_steps(name: str) -> None:
-    expected, _ = losses(name, None, 50)
-    captured, svi = losses(name, "captured", 50)
+    expected, _ = losses(name, None, 25)
+    captured, svi = losses(name, "captured", 25)
     assert svi.level == "captured"
     assert flat(captured) == pytest.approx(flat(expected), rel=1e-5)
 
@@ -106,8 +106,8 @@ def losses_with(
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_captured_svi_takes_each_optimizers_steps(name: str) -> None:
-    expected = losses_with(OPTIMIZERS[name](), "eager", 40)
-    assert losses_with(OPTIMIZERS[name](), "captured", 40) == pytest.approx(expected, rel=1e-5)
+    expected = losses_with(OPTIMIZERS[name](), "eager", 20)
+    assert losses_with(OPTIMIZERS[name](), "captured", 20) == pytest.approx(expected, rel=1e-5)
 
 
 COMPILED = ["adam, decay", "adamw", "clipped adam", "nesterov", "clip", "per parameter", "schedule"]

@@ -88,6 +88,7 @@ def test_captured_gradient_and_flat_optimizer_take_the_eager_steps() -> None:
     assert run(make_step)[0] == pytest.approx(run_level("eager")[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_auto_compiles_once_captured_steps_have_cost_as_much_as_compiling() -> None:
     expected, _ = run_level("eager")
     lines: list[str] = []
@@ -200,7 +201,13 @@ def steps_of_two_groups(level: Level, per_call: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("level", "per_call"), [("eager", 1), ("captured", 1), ("compiled", 1), ("compiled", 3)]
+    ("level", "per_call"),
+    [
+        ("eager", 1),
+        ("captured", 1),
+        pytest.param("compiled", 1, marks=pytest.mark.slow),
+        pytest.param("compiled", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_groups_whose_rates_diverge_take_their_rates_at_every_step(
     level: Level, per_call: int

@@ -34,7 +34,7 @@ from ppl_lvm.training.preparation import prepare_pair
 models: Any = importlib.import_module("ppl_lvm.models")
 guides: Any = importlib.import_module("ppl_lvm.guides")
 
-STEPS, FEW = 50, 10  # of `make exhaustive` and of CI
+STEPS, FEW = 50, 6  # of `make exhaustive` and of CI
 SGD = "SGD(lr=0.002, momentum=0.5)"
 BUILDERS = [name for name in guides.__all__ if name not in ("label_free", "AutoGuide")]
 

@@ -57,18 +57,18 @@ def test_sbc_detects_wrong_guides_and_names_the_error(
 
 
 @pytest.mark.slow
-def test_sbc_detects_halved_scale_in_95_of_100_seeds_with_at_most_5_false_positives(
+def test_sbc_detects_halved_scale_in_19_of_20_seeds_with_at_most_one_false_positive_in_20(
     linear: Any, exact_guide: Any
 ) -> None:
     x = linear.simulate(500)
     detected = false_positives = 0
-    for seed in range(100):
+    for seed in range(40):
         narrow = sbc(linear, exact_guide(linear, 0.5), x, num_simulations=500, seed=seed)
         detected += narrow.findings()[0].verdict == "bad"
         right = sbc(linear, exact_guide(linear), x, num_simulations=500, seed=1000 + seed)
         false_positives += any(f.verdict != "good" for f in right.findings())
-    assert detected >= 95
-    assert false_positives <= 5
+    assert detected >= 38
+    assert false_positives <= 2
 
 
 def test_chi_square_uniformity_has_its_nominal_level() -> None:

@@ -157,10 +157,10 @@ def test_generalization_gap_has_at_most_one_false_positive_in_twenty(
 ) -> None:
     guide = exact_guide(linear)
     alarms = 0
-    for seed in range(60):
+    for seed in range(40):
         train, held_out = (linear.simulate(100, seed=2 * seed + k) for k in (0, 1))
         row = generalization_gap(linear, guide, (train,), (held_out,), num_particles=2).findings()[
             0
         ]
         alarms += row.verdict != "good"
-    assert alarms <= 3
+    assert alarms <= 2

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.runs.directory import load_run
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 class Coins(PyroModule):
     """z_n ~ Bernoulli(σ(a)) (D,), x_n ~ N(W z_n, 1)."""

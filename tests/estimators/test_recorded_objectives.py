@@ -17,6 +17,8 @@ from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.estimators.objectives import is_rebuilt, rebuild, record_text
 from small_programs import Factor, FactorGuide, factor_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 OWN = [getattr(estimators, name) for name in estimators.__all__]
 PYRO = [
     cls

@@ -13,6 +13,8 @@ from torch.distributions import constraints
 from ppl_lvm import fit
 from small_programs import Factor, FactorGuide, Mean, MeanGuide, factor_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),

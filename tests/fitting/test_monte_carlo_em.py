@@ -140,6 +140,7 @@ def test_training_of_the_guide_does_not_change_the_model(runs: Path) -> None:
     assert gap[1] < 0.3 * gap[0]
 
 
+@pytest.mark.slow
 def test_mcem_run_is_compared_with_an_elbo_run(runs: Path) -> None:
     comparison = compare([load_run(runs / "mcem"), load_run(runs / "elbo")], num_particles=100)
     assert {score.name for score in comparison.scores} == {"mcem", "elbo"}

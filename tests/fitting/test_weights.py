@@ -17,6 +17,8 @@ from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.statistics import Sums
 from small_programs import Mean, MeanGuide
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 WEIGHTS = torch.tensor([2.0, 0.0, 1.0, 3.0, 1.0, 2.0, 1.0, 2.0])
 
 

@@ -23,6 +23,8 @@ from ppl_lvm.models.parts.factors import linear_gaussian
 from ppl_lvm.programs.row_state import ProvideBatchRows, RowTables
 from ppl_lvm.training.step_runner import StepRunner
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def _optimum(model: PPCA, x: Tensor) -> Tensor:
     """λ of the closest diagonal normal to N(m, Λ⁻¹): μ = m, σ_i² = 1 / Λ_ii."""
@@ -225,6 +227,7 @@ def _family(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, s), obs=x)
 
 
+@pytest.mark.slow
 def test_local_normal_adds_a_guide_for_global_latents() -> None:
     """z_n is fitted at the center of q(w) q(s): μ = (w + x / s²) / (1 + 1 / s²), and so on."""
     x = 3 + torch.randn(30)
@@ -245,7 +248,7 @@ def test_local_normal_adds_a_guide_for_global_latents() -> None:
 
 def test_local_normal_fits_global_latents_by_mini_batches() -> None:
     x = 3 + torch.randn(30)
-    run = fit(_family, LocalNormal, x, batch_size=10, num_steps=30)
+    run = fit(_family, LocalNormal, x, batch_size=10, num_steps=4)
     assert run.encode(x)["z"].shape == (30,)
     assert run.sample(4)["x"].shape == (4,)
 

@@ -58,6 +58,7 @@ def test_conditional_vae_takes_one_tensor_or_two() -> None:
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.slow
 def test_conditional_vae_prior_learns_to_depend_on_x() -> None:
     """y = ±x with a random sign: two modes."""
     torch.manual_seed(0)

@@ -94,7 +94,10 @@ def _only_the_guide(name: str) -> dict[str, float]:
     return {"lr": 0.05 if "encoder" in name else 0.0}
 
 
-@pytest.mark.parametrize(("likelihood", "categories"), [("bernoulli", None), ("categorical", 3)])
+@pytest.mark.parametrize(
+    ("likelihood", "categories"),
+    [("bernoulli", None), pytest.param("categorical", 3, marks=pytest.mark.slow)],
+)
 def test_deep_markov_passes_check_and_trains_with_discrete_likelihoods(
     likelihood: str, categories: int | None
 ) -> None:

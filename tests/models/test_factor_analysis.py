@@ -57,6 +57,7 @@ def test_factor_analysis_evidence_equals_scipy_with_missing_values(rows: Tensor)
     assert -Trace_ELBO().loss(model, ExactPosterior(model), x) == pytest.approx(exact, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_factor_analysis_loses_little_to_values_missing_at_random(rows: Tensor) -> None:
     x = torch.where(torch.rand(rows.shape) < 0.2, torch.nan, rows)
     whole = fit_em(FactorAnalysis(2), rows, tolerance=1e-8)
@@ -67,6 +68,7 @@ def test_factor_analysis_loses_little_to_values_missing_at_random(rows: Tensor) 
     assert max(p.grad.abs().max().item() for p in result.parameters()) < 1e-3
 
 
+@pytest.mark.slow
 def test_factor_analysis_is_invariant_to_column_units(rows: Tensor) -> None:
     """Multiplying columns shifts the log-likelihood by the logarithms, unlike in PPCA."""
     units = torch.logspace(-2, 2, 8)

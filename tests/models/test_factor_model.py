@@ -106,7 +106,7 @@ def test_factor_model_log_evidence_equals_a_fine_grid_for_many_columns(
         assert off.max() > 0.5, off
 
 
-@pytest.mark.parametrize("P", [20, 60])
+@pytest.mark.parametrize("P", [20, pytest.param(60, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_factor_model_log_evidence_equals_importance_sampling_with_two_factors(
     likelihood: str, P: int

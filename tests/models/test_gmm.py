@@ -98,6 +98,7 @@ def _train(model: GaussianMixture, x: Tensor, num_steps: int) -> None:
         svi.step(x)
 
 
+@pytest.mark.slow
 def test_gmm_plain_svi_reaches_the_known_optimum_on_iris(iris: Tensor) -> None:
     model = GaussianMixture(components=3)
     model.initialize(iris)
@@ -151,7 +152,7 @@ def test_gmm_memory_is_linear_in_rows_components_and_columns() -> None:
     assert largest.elements <= N * K * P
 
 
-@pytest.mark.parametrize("holes", [False, True])
+@pytest.mark.parametrize("holes", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("by", ["em", "svi"])
 def test_gmm_of_one_component_has_constant_weight(
     iris: Tensor, by: str, holes: bool, tmp_path: Path

@@ -89,6 +89,7 @@ def test_ss_vae_passes_check_and_its_run_encodes_classes(tmp_path: Path) -> None
     torch.testing.assert_close(run.encode(BITS)["c"].sum(-1), torch.ones(5))
 
 
+@pytest.mark.slow
 def test_ss_vae_learns_classes_from_a_fifth_of_the_labels() -> None:
     data = load_data("blobs(n=300, components=4, dimensions=6, noise=2.0)")
     x, truth = data.tensors[0].float(), data.labels

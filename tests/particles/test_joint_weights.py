@@ -176,7 +176,10 @@ def test_enumerated_rows_that_depend_on_each_other_are_rejected(
 
 @pytest.mark.filterwarnings("ignore:Particles run one by one")
 @pytest.mark.parametrize("estimator", [estimators.ScoreFunction(), estimators.LeaveOneOut()])
-@pytest.mark.parametrize("program", [PenaltyProgram, NeighborProgram, GlobalNeighborProgram])
+@pytest.mark.parametrize(
+    "program",
+    [PenaltyProgram, NeighborProgram, pytest.param(GlobalNeighborProgram, marks=pytest.mark.slow)],
+)
 def test_estimator_with_weights_per_row_is_biased_on_dependent_rows(
     program: Any, estimator: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,8 @@ from ppl_lvm.models import FactorAnalysis
 from ppl_lvm.programs.missing import without_missing
 from ppl_lvm.runs.directory import load_run
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 GAPS = torch.tensor(
     [[False, True, False], [False, False, False], [True, True, True], [True, False, False]]
 )

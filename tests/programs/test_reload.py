@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ppl_lvm import fit, load_run
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 X = torch.zeros(6, 2)
 
 

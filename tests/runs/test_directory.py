@@ -17,6 +17,8 @@ from ppl_lvm.programs.loading import MOVED, load_program
 from ppl_lvm.runs.directory import load_run, read_record
 from ppl_lvm.runs.record import upgrade_record, upgrade_tensors
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 OLD_RUNS = Path(__file__).parent / "data/0.1.0"
 OLD_RUN_NAMES = sorted(path.name for path in OLD_RUNS.iterdir())
 

@@ -16,6 +16,8 @@ from ppl_lvm.models import FactorAnalysis, HiddenMarkovModel
 from ppl_lvm.runs.directory import load_run
 from small_programs import Factor, FactorGuide, factor_data
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def test_load_run_restores_a_saved_run(tmp_path: Path) -> None:
     x = factor_data()
@@ -80,10 +82,10 @@ def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:
     sequences = load_data(tmp_path / "x.npy", missing="keep")
     in_memory = load_data(x.numpy(), missing="keep")
     for data in (sequences, in_memory):
-        run = fit(HiddenMarkovModel(2), None, data, num_steps=2)
+        run = fit(HiddenMarkovModel(2), None, data, num_steps=2, engine="eager")
         values = {run.log_evidence(other).value for other in (x, x.numpy(), in_memory)}
         assert values == {run.log_evidence(str(tmp_path / "x.npy")).value}
-    complete = fit(HiddenMarkovModel(2), None, x.nan_to_num(), num_steps=2)
+    complete = fit(HiddenMarkovModel(2), None, x.nan_to_num(), num_steps=2, engine="eager")
     with pytest.raises(ValueError, match="the value is missing"):
         complete.log_evidence(x)
 
@@ -91,5 +93,5 @@ def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:
         rows = "\n".join(f"{i},{i % 7},{i % 3}" for i in range(20))
         (tmp_path / f"{name}.csv").write_text(f"number,p,q\n{rows}\n")
     table = load_data(tmp_path / "a.csv", columns=["p", "q"])
-    run = fit(FactorAnalysis(1), None, table, num_steps=2)
+    run = fit(FactorAnalysis(1), None, table, num_steps=2, engine="eager")
     assert run.log_evidence(tmp_path / "b.csv").value == run.log_evidence(table).value

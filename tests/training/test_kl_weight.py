@@ -15,6 +15,8 @@ from ppl_lvm.models import GaussianMixtureVAE
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def _weights(x: Tensor) -> None:
     w = pyro.sample("w", Normal(0.0, 1.0))

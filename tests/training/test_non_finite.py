@@ -17,6 +17,8 @@ from ppl_lvm.estimators import ELBO, IWAE
 from ppl_lvm.fitting.svi import fit
 from small_programs import Counts, Exploding, nothing
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 REPLAYED: list[Any] = ["captured", pytest.param("compiled", marks=pytest.mark.slow)]
 
 

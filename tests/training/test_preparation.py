@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ppl_lvm.fitting.svi import fit
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def _idle_parameter(x: Tensor) -> None:
     pyro.param("idle", torch.zeros(2))

@@ -15,6 +15,8 @@ from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.fitting.svi import fit
 from small_programs import nothing
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 class RandomStart(PyroModule):
     """x_n ~ N(m, 1), random initial m, and a degenerate solution with the best bound."""
@@ -86,7 +88,7 @@ class SometimesExploding(PyroModule):
             pyro.sample("x", Normal(m, 1.0), obs=x)
 
 
-@pytest.mark.parametrize("engine", ["eager", "captured"])
+@pytest.mark.parametrize("engine", [pytest.param("eager", marks=pytest.mark.slow), "captured"])
 def test_restart_that_is_not_finite_is_recorded_and_the_others_go_on(
     engine: Any, tmp_path: Path
 ) -> None:

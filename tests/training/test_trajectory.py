@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyro
+import pytest
 import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule
@@ -23,6 +24,8 @@ from ppl_lvm.training.trajectory import (
     to_tensors,
 )
 from small_programs import Mean
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Guide(PyroModule):

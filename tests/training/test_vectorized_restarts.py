@@ -19,6 +19,8 @@ from ppl_lvm.runs.run import Run
 from ppl_lvm.training import vectorized_restarts as together
 from small_programs import FactorGuide, factor_data, nothing
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 class Factor(PyroModule):
     """z_n ~ N(0, 1), x_n ~ N((w z_n + b) u, s); the initial b is a row of the data."""
@@ -213,5 +215,6 @@ def test_nan_in_one_vectorized_restart_names_the_site() -> None:
 def test_vectorized_restarts_take_the_rates_that_the_optimizer_decays() -> None:
     """ClippedAdam multiplies its rate by `lrd` at each step."""
     options = {"engine": "captured", "optimizer": partial(ClippedAdam, lr=0.1, lrd=0.8)}
+    options["num_steps"] = 12
     programs = (Factor, FactorGuide)
     assert_equal_separate_runs(programs, restarted(programs, **options), **options)

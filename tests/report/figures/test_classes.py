@@ -1,8 +1,10 @@
 """Figures of classes: counts, hidden labels, class means."""
 
+import functools
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sklearn.metrics import confusion_matrix
 
@@ -38,6 +40,7 @@ def test_confusion_matches_scikit_learn() -> None:
     assert [t.get_text() for t in grouped.axes[0].get_yticklabels()] == ["even", "odd"]
 
 
+@functools.cache
 def semi_supervised_view() -> RunView:
     """Four clouds with a quarter of the labels, of which a tenth are wrong."""
     data = load_data("blobs(n=200, components=4, dimensions=3, noise=0.5)")
@@ -55,6 +58,7 @@ def semi_supervised_view() -> RunView:
     return RunView(run, data, data.tensors)
 
 
+@pytest.mark.xdist_group("semi-supervised view")  # one worker trains it once
 def test_confusion_hides_labels_from_the_model() -> None:
     """With a visible label, a mislabeled row follows its label; with a hidden one it does not."""
     view = semi_supervised_view()
@@ -68,6 +72,7 @@ def test_confusion_hides_labels_from_the_model() -> None:
     assert np.trace(confusion_matrix(view.batch[1].numpy()[known], visible[known])) > 45
 
 
+@pytest.mark.xdist_group("semi-supervised view")
 def test_class_means_match_the_rows_of_the_class() -> None:
     view = semi_supervised_view()
     figure = of_each(view)

@@ -27,7 +27,7 @@ def test_density_grid_matches_the_model_and_integrates_to_1() -> None:
 
 def test_density_is_drawn_for_two_columns_without_sampled_latents() -> None:
     def has_density(model: Any, x: Tensor) -> bool:
-        run = fit(model, None, x, num_steps=5)
+        run = fit(model, None, x, num_steps=5, engine="eager")
         return "density" in figures(run, load_data(x))
 
     plane, space = torch.randn(60, 2), torch.randn(60, 3)

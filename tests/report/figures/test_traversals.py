@@ -69,7 +69,14 @@ def test_run_with_codes_has_traversals_and_worst_rows() -> None:
 
 
 def test_density_is_not_drawn_with_global_latents() -> None:
-    run = fit(BayesianGaussianMixture, None, "moons", settings={"components": 2}, num_steps=2)
+    run = fit(
+        BayesianGaussianMixture,
+        None,
+        "moons",
+        settings={"components": 2},
+        num_steps=2,
+        engine="eager",
+    )
     drawn = figures(run, run.data()[0])
     assert "density" not in drawn
     assert "mixture" in drawn

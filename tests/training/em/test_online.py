@@ -41,7 +41,9 @@ def test_online_em_reaches_nearly_the_optimum_in_four_passes(covariance: str) ->
     assert len(online.history["bound"]) == 4 + 1
 
 
-@pytest.mark.parametrize("model", [PPCA(1), FactorAnalysis(1)])
+@pytest.mark.parametrize(
+    "model", [PPCA(1), pytest.param(FactorAnalysis(1), marks=pytest.mark.slow)]
+)
 def test_online_em_fits_linear_models_with_missing_values(model: Any) -> None:
     z = torch.randn(2000, 1)
     x = z * torch.tensor([2.0, 1.0, -1.0, 0.5]) + 0.5 * torch.randn(2000, 4) + 10

@@ -73,7 +73,13 @@ def test_missing_e_step_equals_the_sum_over_rows(holed: Tensor, covariance: str)
         torch.testing.assert_close(total, sum(each[name] for each in alone))
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize(
+    "covariance",
+    [
+        pytest.param(each, marks=[pytest.mark.slow] if each != "full" else [])
+        for each in COVARIANCES
+    ],
+)
 def test_mixture_em_with_missing_values_ends_at_zero_gradient(
     holed: Tensor, covariance: str
 ) -> None:

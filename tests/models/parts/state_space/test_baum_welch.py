@@ -217,6 +217,7 @@ def test_baum_welch_likelihood_is_monotone_and_ends_at_zero_gradient(emission: s
     assert model.log_evidence(x).mean().item() == pytest.approx(bounds[-1], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_svi_reaches_the_baum_welch_optimum_and_wrong_counts_do_not(monkeypatch: Any) -> None:
     x = _drawn("gaussian")
     data = load_data(x.numpy(), missing="keep")
@@ -269,6 +270,7 @@ def test_baum_welch_transported_sums_equal_fresh_sums(emission: str) -> None:
         assert (uncarried["means"] - new["means"]).abs().max() > 0.05
 
 
+@pytest.mark.slow
 def test_baum_welch_batches_and_restarts_change_nothing(monkeypatch: Any) -> None:
     data = load_data(_drawn("gaussian").numpy(), missing="keep")
     asked: dict[str, Any] = {"settings": _settings("gaussian"), "max_iterations": 6}
@@ -285,7 +287,9 @@ def test_baum_welch_batches_and_restarts_change_nothing(monkeypatch: Any) -> Non
     assert together.record["objective"] == "Trace_ELBO"  # no site of the program is enumerated
 
 
-@pytest.mark.parametrize("emission", EMISSIONS)
+@pytest.mark.parametrize(
+    "emission", ["gaussian", pytest.param("categorical", marks=pytest.mark.slow)]
+)
 def test_hmm_online_em_approaches_the_optimum_in_a_few_passes(emission: str) -> None:
     x = _drawn(emission, N=400, steps=10)
     data = load_data(x.numpy(), missing="keep")

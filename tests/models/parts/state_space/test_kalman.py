@@ -188,6 +188,7 @@ def test_linear_state_space_em_reaches_the_svi_optimum(monkeypatch: Any) -> None
         fit_em(LinearStateSpace(1), data)
 
 
+@pytest.mark.slow
 def test_kalman_batches_and_restarts_change_nothing(monkeypatch: Any) -> None:
     data = load_data(_drawn()[:30].numpy(), missing="keep")
     together = fit_em(LinearStateSpace(2), data, restarts=3, max_iterations=4)
@@ -198,6 +199,7 @@ def test_kalman_batches_and_restarts_change_nothing(monkeypatch: Any) -> None:
         assert together.restarts[r]["bound"] == pytest.approx(alone.results["bound"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_linear_state_space_online_em_gains_more_than_a_few_em_passes() -> None:
     data = load_data(_drawn().numpy(), missing="keep")
     exact = fit_em(LinearStateSpace(1), data, tolerance=1e-5).results["bound"]
