@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist l
 test: $(STAMP)
 	$(PYTEST) -m "not slow and not exhaustive and not attack"
 
-# With the tests that train for more than about five seconds. CI runs this.
+# With the tests of more than about three seconds and long variants of quick ones. CI runs this.
 test-all: $(STAMP)
 	$(PYTEST)
 

@@ -15,7 +15,7 @@ from ppl_lvm.guides import AmortizedNormal, auto_guide
 from ppl_lvm.models import VAE, BayesianGaussianMixture, GaussianMixture
 
 
-def check_captured_losses(make: Callable[[], Any], steps: int = 25) -> None:
+def check_captured_losses(make: Callable[[], Any], steps: int = 12) -> None:
     """Assert that captured steps have the losses of Pyro's."""
     losses = []
     for captured in (False, True):

@@ -228,6 +228,7 @@ def test_leave_one_out_sums_out_flags_in_a_plate_around_the_rows() -> None:
     np.testing.assert_allclose(elpd_i, exact, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_leave_one_out_of_local_draws_sums_out_a_global_class() -> None:
     prior = torch.tensor([0.2, 0.3, 0.5])
 

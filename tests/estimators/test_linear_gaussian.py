@@ -104,6 +104,7 @@ class LinearGaussian(nn.Module):
 
 def repeated(lg: LinearGaussian, estimator: Estimator, draws: int) -> Tensor:
     """Bounds of many independent draws: (draws, B)."""
+    estimator.analyze(lg.model, lg.guide, (lg.x,), {})  # on few rows
     particles = estimator.draw(lg.model, lg.guide, (lg.x.repeat(draws, 1),), {})
     return estimator.bound(particles).detach().reshape(draws, -1)
 

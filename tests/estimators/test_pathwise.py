@@ -42,7 +42,16 @@ def name(estimator: Any) -> str:
     return f"{type(estimator).__name__}{getattr(estimator, 'alpha', '')}"
 
 
-@pytest.mark.parametrize("program", GAUSSIAN, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(
+            c, marks=[] if c in (GaussianProgram, TemperedGaussianProgram) else pytest.mark.slow
+        )
+        for c in GAUSSIAN
+    ],
+    ids=lambda c: c.__name__,
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=name)
 def test_expected_gradient_is_that_of_the_bound(
     estimator: Estimator, program: type[GaussianProgram]

@@ -135,7 +135,7 @@ def test_restarts_iterated_together_equal_separate_fits(iris: Tensor) -> None:
     assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
 
 
-@pytest.mark.parametrize("covariance", ["tied", "diag"])
+@pytest.mark.parametrize("covariance", ["tied", pytest.param("diag", marks=pytest.mark.slow)])
 def test_restarts_begin_differently_and_reach_the_optimum_that_k_means_misses(
     covariance: str,
 ) -> None:

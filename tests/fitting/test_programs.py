@@ -105,7 +105,7 @@ def test_fit_takes_autoguides_as_class_and_as_instance() -> None:
     x = torch.linspace(-1, 3, 40)
     exact_mean = x.sum() / 41
     for guide in (AutoNormal, AutoNormal(Mean())):
-        run = fit(Mean(), guide, x, num_steps=1000, optimizer="Adam(lr=0.02)")
+        run = fit(Mean(), guide, x, num_steps=250, optimizer="Adam(lr=0.05)")
         assert float(run.parameters()["locs.m"]) == pytest.approx(float(exact_mean), abs=0.1)
 
 
@@ -200,7 +200,7 @@ def _some_positions(x: Tensor, y: Tensor) -> None:
         pyro.sample("y", Normal(w * z, 1.0), obs=y)
 
 
-@pytest.mark.parametrize("batch_size", [None, 20])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 20])
 def test_obs_mask_of_a_continuous_latent_has_the_exact_evidence(batch_size: Any) -> None:
     torch.manual_seed(0)
     x = torch.randn(40)

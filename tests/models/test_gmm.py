@@ -185,7 +185,10 @@ def test_gmm_of_one_component_has_constant_weight(
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in again.parameters())
 
 
-@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(1.0, marks=pytest.mark.slow), 1e3, pytest.param(1e6, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("by", ["em", "svi"])
 def test_gmm_degenerate_names_collinear_columns(by: str, size: float) -> None:
     """One is the sum of the others: in single precision the covariance had no factor."""

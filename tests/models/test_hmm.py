@@ -144,6 +144,7 @@ def _sequences() -> np.ndarray[Any, Any]:
     return x
 
 
+@pytest.mark.slow
 def test_hmm_run_from_a_file_recovers_the_states(tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
     np.save(tmp_path / "x.npy", _sequences())
