@@ -9,6 +9,7 @@ from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE, num_rows
+from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.signatures import Signature
 
 # Faults that an error of an earlier check at the same site explains.
@@ -25,6 +26,7 @@ def check_plates(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 
 def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
     # The model with prior draws, since draws of a guide with the wrong shape have faults too.
+    yield from _undecided(runs)
     model = runs.standalone[0] if runs.standalone[0].signature is not None else runs.model
     for trial in (model, runs.guide):
         together = {i.site for i in _undeclared(runs.model, num_rows(runs.batch))}
@@ -35,6 +37,23 @@ def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
         yield from _parameter_sizes(trial)
         yield from _data_size(trial, runs.batch)
     yield from _per_row(runs)
+
+
+def _undecided(runs: TrialRuns) -> Iterator[Issue]:
+    """Plates of which any may be over the rows."""
+    plates = row_plates(*runs.programs, batch=runs.batch)
+    if plates.undecided and not plates.names:
+        listed = " and ".join(repr(name) for name in sorted(plates.undecided))
+        yield Issue(
+            code="undecided-row-plate",
+            severity="warning",
+            site=None,
+            message=f"The plates {listed} have one member for each of the rows, and which of them "
+            "is over the rows is unknown.",
+            why="The rows count as one: no mini-batches, codes or log-weights of single rows.",
+            remedy=f"Write the plate over the rows as pyro.plate({DATA_PLATE!r}, len(x)), with len "
+            "of the batch, and give the other a fixed size. Pairs of rows have no such plate.",
+        )
 
 
 def _undeclared(trial: TrialRun, B: int | None) -> Iterator[Issue]:

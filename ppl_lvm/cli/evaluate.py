@@ -93,6 +93,9 @@ def compare(
 def report(
     directories: RunDirectories,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    data: Annotated[
+        str | None, typer.Option(help="Training rows of runs whose data had no name or path.")
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Diagnose runs and write one HTML page with verdicts and figures."""
@@ -100,4 +103,4 @@ def report(
     from ppl_lvm.report.report import report as write_report
 
     with progress("report") as say:
-        print(write_report(directories, output, trust=trust, say=say))
+        print(write_report(directories, output, data=data, trust=trust, say=say))

@@ -50,7 +50,7 @@ def print_results(run: Any, as_json: bool = False) -> None:
 def _run_rows(run: Any) -> list[tuple[str, str]]:
     """Rows of the table of a `Run`."""
     results = run.results
-    error = results["bound_monte_carlo_error"]
+    error = results.get("bound_monte_carlo_error") or 0.0
     weight = run.record["options"].get("kl_weight", 1.0)
     tempered = "" if weight == 1 else f", KL term times {weight:g}"
     tempered += ": no bound on log p(x)" if weight < 1 else ""
@@ -86,6 +86,8 @@ def _restart_rows(restarts: list[dict[str, Any]]) -> list[tuple[str, str]]:
         bounds = sorted(r["bound"] for r in restarts if r["bound"] is not None)
         median = bounds[len(bounds) // 2]
         text = f"{len(bounds)}: bound {bounds[0]:.4f} to {bounds[-1]:.4f}, median {median:.4f}"
+        if error := max(r.get("bound_monte_carlo_error") or 0.0 for r in restarts):
+            text += f", each ± {error:.4f} at most"
         rows.append(("restarts", text))
     for restart in restarts:
         if restart["degenerate"]:

@@ -1,12 +1,16 @@
 """Weights of rows."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_lvm.core.messages import did_you_mean
+
+if TYPE_CHECKING:
+    from ppl_lvm.data.load import Data
 
 
 def row_weights(weights: Any, num_rows: int, name: str = "weights") -> Tensor:
@@ -34,6 +38,25 @@ def row_weights(weights: Any, num_rows: int, name: str = "weights") -> Tensor:
     if not values.any():
         raise ValueError(f"{name}: all weights are 0. Give at least one row a positive weight.")
     return values
+
+
+def repeat_rows(data: "Data", what: str) -> "Data":
+    """The rows without weights, each as often as its weight says; as they are without weights.
+
+    Raises:
+        ValueError: a weight is no whole number; `what` needs repeated rows.
+    """
+    if data.weights is None:
+        return data
+    counts = data.weights.round()
+    if not torch.equal(counts, data.weights):
+        raise ValueError(
+            f"weights: {what} repeats rows as often as their weights say, and "
+            f"{float(data.weights[counts != data.weights][0]):g} is no whole number. Use whole "
+            "numbers; the bounds and log evidence of any weights are in run.results."
+        )
+    index = torch.arange(len(data)).repeat_interleave(counts.long())
+    return replace(data.subset(index), weights=None)
 
 
 def other_columns(

@@ -24,12 +24,14 @@ class Restarts:
         trajectories: one per restart; empty where none was recorded.
         chosen: index of the restart that is the fit.
         initial_bounds: bounds at the initial values; empty where they were not recorded.
+        errors: Monte-Carlo errors of `bounds`.
     """
 
     bounds: tuple[float, ...] = ()
     trajectories: tuple[Trajectory, ...] = ()
     chosen: int = 0
     initial_bounds: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
 
 
 class Context:

@@ -41,6 +41,7 @@ from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false positive in 390
 SMALL, LARGE = 0.01, 0.1  # nats per row
+Z = 3.0  # Monte-Carlo errors within which two bounds are not told apart
 ROUNDING = 1e-9  # relative; a bound without noise may fall by this
 MIN_STEPS = 100
 
@@ -80,6 +81,7 @@ class Convergence:
         steps: length of the stretch.
         restarts: final bounds of the eligible restarts (empty if there was one only).
         restarts_r_hat: split R̂ of the restarts' batch means; NaN where they were not recorded.
+        errors: Monte-Carlo errors of `restarts`; empty where they are exact.
     """
 
     bound: float
@@ -90,6 +92,7 @@ class Convergence:
     steps: int
     restarts: tuple[float, ...]
     restarts_r_hat: float = math.nan
+    errors: tuple[float, ...] = ()
 
     @property
     def significant(self) -> bool:
@@ -105,7 +108,7 @@ class Convergence:
     def findings(self) -> list[Finding]:
         rows = [self._gain_finding(), self._r_hat_finding()]
         if len(self.restarts) > 1:
-            rows.append(spread_finding(self.restarts))
+            rows.append(spread_finding(self.restarts, errors=self.errors))
             if math.isfinite(self.restarts_r_hat):
                 rows.append(self._restarts_r_hat_finding())
         return rows
@@ -155,13 +158,20 @@ class Convergence:
         )
 
 
-def spread_finding(restarts: Sequence[float], initial: Sequence[float] = ()) -> Finding:
-    """The row on the spread of the restarts' final bounds.
+def spread_finding(
+    restarts: Sequence[float], initial: Sequence[float] = (), errors: Sequence[float] = ()
+) -> Finding:
+    """The row on the spread of the restarts' final bounds, with their Monte-Carlo `errors`.
 
-    Restarts that begin equal, at the bounds `initial`, end equal: their agreement says nothing.
+    Bounds are close within 0.1 nats and three errors of the difference. Restarts that begin equal,
+    at the bounds `initial`, end equal: their agreement says nothing.
     """
     best, worst = max(restarts), min(restarts)
-    close = sum(b > best - LARGE for b in restarts)
+    known = [e if math.isfinite(e) else 0.0 for e in errors or [0.0] * len(restarts)]
+    error = math.hypot(known[restarts.index(best)], known[restarts.index(worst)])
+    slack = [LARGE + Z * math.hypot(e, known[restarts.index(best)]) for e in known]
+    near = [b >= best - s for b, s in zip(restarts, slack, strict=True)]
+    close = sum(near)
     if len(initial) > 1 and best - worst <= LARGE and max(initial) - min(initial) <= SMALL:
         return SPREAD.finding(
             QUESTION,
@@ -177,7 +187,8 @@ def spread_finding(restarts: Sequence[float], initial: Sequence[float] = ()) -> 
         QUESTION,
         f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
         best - worst,
-        verdict="good" if best - worst <= LARGE else "bad" if close == 1 else "warning",
+        error or None,
+        verdict="good" if all(near) else "bad" if close == 1 else "warning",
         why=f"{close} of {len(restarts)} came within {LARGE} nats of the best; sd "
         f"{np.std(restarts, ddof=1):.3f}.",
         remedy="More restarts: the bound has several optima.",
@@ -246,11 +257,13 @@ def convergence(
     history: Mapping[str, Sequence[float]],
     restarts: Sequence[float] = (),
     batch_means: Sequence[ArrayLike] = (),
+    errors: Sequence[float] = (),
 ) -> Convergence:
     """Convergence of a history ("bound": one value per step) and of its restarts.
 
     Args:
         restarts: final bounds of the eligible restarts.
+        errors: their Monte-Carlo errors.
         batch_means: of each restart, the means of the bound over 20 parts of its last stretch.
 
     Raises:
@@ -273,6 +286,7 @@ def convergence(
         r_hat=float(r_hat(means[None])),
         steps=num_final_steps(len(bounds)),
         restarts=tuple(restarts),
+        errors=tuple(errors),
         restarts_r_hat=float(r_hat(np.stack(batch_means))) if len(batch_means) > 1 else math.nan,
     )
 
@@ -305,7 +319,7 @@ def _run(context: Context) -> Convergence | MonotoneConvergence:
     with contextlib.suppress(CannotSayError):  # a bound that falls is noisy
         return monotone_convergence(context.history, restarts.bounds, restarts.initial_bounds)
     means = [t.bounds for t in restarts.trajectories if len(t.bounds)]
-    return convergence(context.history, restarts.bounds, means)
+    return convergence(context.history, restarts.bounds, means, restarts.errors)
 
 
 CONVERGENCE = Diagnostic(

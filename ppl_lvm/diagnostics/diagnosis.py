@@ -161,4 +161,5 @@ def eligible_restarts(
         tuple(
             float(entries[i]["initial_bound"]) for i in eligible if "initial_bound" in entries[i]
         ),
+        tuple(float(entries[i].get("bound_monte_carlo_error") or 0.0) for i in eligible),
     )

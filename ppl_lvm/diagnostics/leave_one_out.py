@@ -40,7 +40,8 @@ from ppl_lvm.diagnostics.predictive_checks import QUESTION, pit_findings
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.tracing import ReplayValues, trace_program
 from ppl_lvm.posterior import psis
-from ppl_lvm.posterior.conditional_density import CHUNK_CELLS, GlobalDraws, pointwise_densities
+from ppl_lvm.posterior.conditional_density import CHUNK_CELLS, pointwise_densities
+from ppl_lvm.posterior.global_states import GlobalDraws
 from ppl_lvm.posterior.simulation import observed_arguments
 
 SIGN_CELLS = 2**27  # signs of residuals that are stored, a byte each

@@ -56,7 +56,7 @@ def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> A
     if distributed.world_size() > 1:
         raise ValueError("fit_adversarial: it runs in one process. Start it without torchrun.")
     session = Session(data, options)
-    session.refuse_weights("fit_adversarial")
+    session.repeat_weighted_rows("fit_adversarial")
     f = _objective(options.objective)
     x = _rows(session.train)
     factory = ModelFactory(copy_programs(generator)[0], options.settings)

@@ -48,7 +48,7 @@ def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
     if distributed.world_size() > 1:
         raise ValueError("fit_mcem: it runs in one process. Start it without torchrun.")
     session = Session(data, options)
-    session.refuse_weights("fit_mcem")
+    session.repeat_weighted_rows("fit_mcem")
     train = session.train
     model, guide = copy_programs(model, options.guide)
     factory = ModelFactory(model, options.settings)

@@ -13,6 +13,7 @@ from ppl_lvm.core.storage import write_json
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows, split_validation
+from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.posterior.evidence import log_evidence, shares_latents
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -84,12 +85,11 @@ class Session:
             if not rows.total_weight > 0:
                 raise ValueError(f"weights: all {name} rows have the weight 0. Use another seed.")
 
-    def refuse_weights(self, algorithm: str) -> None:
-        """Reject rows with weights for an algorithm that cannot use them."""
-        if self.data.weights is not None:
-            raise ValueError(
-                f"weights: {algorithm} treats all rows alike. Use fit or fit_em, or repeat rows."
-            )
+    def repeat_weighted_rows(self, algorithm: str) -> None:
+        """Repeat rows as often as their weights say, for an algorithm that takes no weights."""
+        self.train = repeat_rows(self.train, algorithm)
+        if self.held_out is not None:
+            self.held_out = repeat_rows(self.held_out, algorithm)
 
     @property
     def evaluation_data(self) -> Data:
@@ -176,6 +176,7 @@ class Session:
             num_particles=num_particles,
             seed=self.seed,
             weights=weights,
+            training_weights=self.train.weights,
             training=(lambda: first_rows(self.train, len(self.train))) if new else None,
         )
         return evidence_record(evidence, of=self.evaluation_name, rows=len(rows[0]))
@@ -206,7 +207,7 @@ class Session:
             rows: shown in the figures (default: `evaluation_data`).
         """
         if isinstance(run, Run):
-            run.training_data = self.train
+            run.training_data, run.held_out_data = self.train, self.held_out
         fitted: Any = run
         folder = self.path if distributed.rank() == 0 else None
         if folder is not None:

@@ -76,6 +76,34 @@ def dependence_outside(
     return f"site '{name}' outside {plate} depends on the draws"
 
 
+def unaffected_terms(run: Run, name: str, draws: Collection[str]) -> frozenset[tuple[str, str]]:
+    """("guide" or "model", site) of the log-densities that no value of draw `name` changes.
+
+    Those of later draws of the guide that depend on it, in a chain of `draws`, count as changed.
+    """
+    changed, pending = set(), [name]
+    terms: set[tuple[str, str]] = set()
+    while pending:
+        draw = pending.pop()
+        try:
+            with follow_draws(only={draw}) as dependence:
+                for role, sites in zip(("guide", "model"), run(), strict=True):
+                    for site in (s for s in sites.values() if is_scored(s)):
+                        key = role, site["name"]
+                        terms.add(key)
+                        log_p = tempered_log_prob(site)
+                        if dependence.is_unknown:
+                            return frozenset()
+                        if key in changed or dependence.labels(log_p) is None:
+                            continue
+                        changed.add(key)
+                        if role == "guide" and site["name"] in draws and site["name"] != draw:
+                            pending.append(site["name"])
+        except _UNFOLLOWED:
+            return frozenset()
+    return frozenset(terms - changed)
+
+
 class LabelDraws(Messenger):
     """Label random draws: alike, or along the dimension `dim(site)`; with None those are unlabeled.
 

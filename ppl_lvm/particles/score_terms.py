@@ -6,12 +6,13 @@ of E[log w] has the term
     cost_im ∇log q_im,     cost_im = Σ of the terms of log w that draw m can change.
 
 The other terms are independent of the draw given the draws before it, where ∇log q_im has mean
-zero. Two facts of the programs exclude a term from the cost:
+zero. Three facts of the programs exclude a term from the cost:
 
 - Plates: members of a plate are independent, but for those of `PairStructure.mixed`, so a term in
   the same plate counts for its own member only, unless it reads a later draw outside the plate,
   which may depend on all members. A term outside that plate counts for all members, and a term in a
   further plate is summed over that plate.
+- Dependence: of a site before a draw outside its plates, terms that no value of it changes.
 - Order: log q_j of a site drawn before i, and log p_j of a site of the model before which no draw
   has been read that the guide makes at or after i.
 
@@ -74,12 +75,13 @@ def score_terms(
     terms = list(_terms(guide, model, structure, tables, position))
     scores = []
     for name in structure.score_sites:
-        shared = _shared_until(name, guide, position)
+        unaffected = structure.unaffected.get(name, frozenset())
+        shared = _shared_until(name, guide, position, unaffected)
         shared = {plate: each for plate, each in shared.items() if plate not in structure.mixed}
         score = align(tables.terms_score[name], structure.nesting)
         cost = torch.zeros((), dtype=score.dtype, device=score.device)
-        for last_read, plates, value in terms:
-            if last_read >= position[name]:
+        for key, last_read, plates, value in terms:
+            if last_read >= position[name] and key not in unaffected:
                 target = {p: dim for p, (dim, first) in shared.items() if last_read < first}
                 cost = cost + _sum_to(align(value.detach(), structure.nesting), plates, target)
         row_dim = plate_dim(guide[name], structure.data_plate)
@@ -89,31 +91,37 @@ def score_terms(
 
 def _terms(
     guide: Sites, model: Sites, structure: PairStructure, tables: Tables, position: dict[str, int]
-) -> Iterator[tuple[int, Plates, Tensor]]:
-    """Terms of log w: the position of the last draw that a term can read, plates, (K, plates)."""
+) -> Iterator[tuple[tuple[str, str], int, Plates, Tensor]]:
+    """Terms of log w: key, position of the last draw that it can read, plates, (K, plates)."""
     for name, log_q in tables.terms_q.items():
         if name not in structure.constant:
-            yield position[name], _plates(guide[name]), -log_q
+            yield ("guide", name), position[name], _plates(guide[name]), -log_q
     last_read = -1
     for name in model:
         last_read = max(last_read, position.get(name, -1))
         if name in tables.terms_p and name not in structure.constant:
-            yield last_read, _plates(model[name]), tables.terms_p[name]
+            yield ("model", name), last_read, _plates(model[name]), tables.terms_p[name]
     dims = {f.name: f.dim for site in model.values() for f in plate_frames(site)}
     for names, marginal in tables.marginal_terms:
-        yield len(position) - 1, {n: dims[n] for n in names if n in dims}, marginal
+        yield ("model", ""), len(position) - 1, {n: dims[n] for n in names if n in dims}, marginal
 
 
 def _plates(site: Site) -> Plates:
     return {frame.name: frame.dim for frame in plate_frames(site)}
 
 
-def _shared_until(name: str, guide: Sites, position: dict[str, int]) -> dict[str, tuple[int, int]]:
+def _shared_until(
+    name: str,
+    guide: Sites,
+    position: dict[str, int],
+    unaffected: frozenset[tuple[str, str]],
+) -> dict[str, tuple[int, int]]:
     """Plates of a site: dimension, and position of the first later draw outside the plate.
 
-    Such a draw may depend on all members, and carries that to the terms that read it.
+    Such a draw may depend on all members, and carries that to the terms that read it, unless it is
+    `unaffected`.
     """
-    later = [n for n in position if position[n] > position[name]]
+    later = [n for n in position if position[n] > position[name] and ("guide", n) not in unaffected]
     return {
         plate: (
             dim,

@@ -30,6 +30,7 @@ from ppl_lvm.particles.plate_dependence import (
     mixed_plates,
     repeated_run,
     run_plainly,
+    unaffected_terms,
 )
 from ppl_lvm.particles.tracing import (
     Sites,
@@ -69,6 +70,8 @@ class PairStructure:
         mixed: plates whose members are not independent, with the ("model" or "guide", site) whose
             density at one member depends on draws of others. Plates of guides whose draws are all
             reparameterized are not tested, but for the data plate.
+        unaffected: of score sites before a draw outside their plates, the ("guide" or "model",
+            site) whose density no value of theirs changes.
     """
 
     nesting: int
@@ -97,6 +100,7 @@ class PairStructure:
         )
 
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    unaffected: Mapping[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -163,6 +167,10 @@ def analyze_pair(
             any_plate or num_rows(args) is None,
             bool(score_sites),
         )
+        unaffected = {
+            name: unaffected_terms(run, name, guide_latents)
+            for name in _drawn_before_others(guide_latents, score_sites)
+        }
     return PairStructure(
         nesting=-min(dims, default=0),
         data_plate=plate,
@@ -177,7 +185,19 @@ def analyze_pair(
         marked=tuple(n for n, site in guide_latents.items() if _is_enumerated(site)),
         factors=factors,
         mixed=mixed,
+        unaffected=unaffected,
     )
+
+
+def _drawn_before_others(guide: Sites, score_sites: tuple[str, ...]) -> list[str]:
+    """The score sites in plates that a later draw is not in."""
+    plates = {name: {f.name for f in plate_frames(site)} for name, site in guide.items()}
+    order = list(guide)
+    return [
+        name
+        for name in score_sites
+        if any(not plates[name] <= plates[n] for n in order[order.index(name) + 1 :])
+    ]
 
 
 def _is_enumerated(site: Any) -> bool:

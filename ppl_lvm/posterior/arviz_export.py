@@ -38,10 +38,12 @@ from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.arviz_container import to_inference_data
 from ppl_lvm.posterior.conditional_density import (
     LOCAL_PARTICLES,
-    as_global_draws,
-    condition_on_globals,
     conditional_densities,
     joint_densities,
+)
+from ppl_lvm.posterior.global_states import (
+    as_global_draws,
+    condition_on_globals,
     local_structure,
 )
 from ppl_lvm.posterior.predictive_draws import (

@@ -7,78 +7,49 @@ For draws θ_s ~ q of the guide's global latents, in nats:
     log_q     log q(θ_s).
 
 Enumerated sites shared by all rows are summed out given the other rows (`global_states`): log_lik
-is then log p(x_n | x_-n, θ_s). Where the guide has no local latents, all draws run at once under a
-particle plate. Local latents are integrated by importance weights of K fresh draws per θ_s, one θ_s
-at a time.
+is then log p(x_n | x_-n, θ_s). Local latents are integrated by importance weights of K fresh draws
+per θ_s. All draws run at once under a particle plate where the programs allow it.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import (
     ReplayValues,
-    Sites,
     is_scored,
     log_prob,
     plate_dim,
     temper,
     trace_program,
 )
-from ppl_lvm.posterior.global_states import global_states, leave_row_out, require_same_states
+from ppl_lvm.posterior.global_states import (
+    GlobalDraws,
+    condition_on_globals,
+    draw_globals,
+    global_latents,
+    global_state_sites,
+    global_states,
+    leave_row_out,
+    no_terms,
+    require_same_states,
+    structure_given_globals,
+)
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_plates import row_plates
 
 LOCAL_PARTICLES = 64
+MOST_COPIES = 16  # of a weighted row's draws of local latents
+LOCAL_SHARE = 5  # fewer draws of global latents by this factor where each needs local ones
 CHUNK_CELLS = 2**19  # log-likelihoods computed at once
-
-
-@dataclass(frozen=True)
-class GlobalDraws:
-    """S draws θ_s ~ q of the guide's global latents.
-
-    Attributes:
-        values: site -> (S, plates, event), with the plates of a single run.
-        plate_dims: site -> number of its plate dimensions.
-        count: S.
-    """
-
-    values: Tensors
-    plate_dims: Mapping[str, int]
-    count: int
-
-    def select(self, index: slice | Tensor) -> "GlobalDraws":
-        """These draws."""
-        values = {name: value[index] for name, value in self.values.items()}
-        return replace(self, values=values, count=len(torch.arange(self.count)[index]))
-
-    def join(self, values: Tensors, plate_dims: Mapping[str, int]) -> "GlobalDraws":
-        """The draws with further sites."""
-        joined = {**self.values, **values}
-        return replace(self, values=joined, plate_dims={**self.plate_dims, **plate_dims})
-
-    def under_particles(self, nesting: int) -> dict[str, Tensor]:
-        """Site -> (S, all `nesting` plates, event)."""
-        return {
-            name: value.reshape(
-                len(value), *[1] * (nesting - self.plate_dims[name]), *value.shape[1:]
-            )
-            for name, value in self.values.items()
-        }
-
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for s in range(self.count):
-            yield {name: value[s] for name, value in self.values.items()}
+LOCAL_CELLS = 2**17  # of them with draws of local latents, which may be wide
 
 
 @dataclass(frozen=True)
@@ -159,6 +130,7 @@ def conditional_densities(
     new_rows: bool = False,
     train: ConditionalDensities | None = None,
     num_particles: int = LOCAL_PARTICLES,
+    weights: Tensor | None = None,
 ) -> ConditionalDensities:
     """Densities of the rows in `batch` at known global latents.
 
@@ -169,6 +141,8 @@ def conditional_densities(
         train: densities of the training rows at the same draws, for new rows that share enumerated
             sites with them.
         num_particles: K of the local latents.
+        weights: of the rows (N,): a row counts in log p(x, θ_s) as w_n equal rows, each with draws
+            of local latents. `log_lik` is that of one of them.
 
     Raises:
         CannotSayError: log p(x) has no terms by row.
@@ -178,19 +152,23 @@ def conditional_densities(
     states = GlobalDraws(*global_states(model, guide, batch, draws.values))
     if train is not None:
         require_same_states(train.states.values, states.values)
-    chunk = max(1, CHUNK_CELLS // (len(batch[0]) * states.count))
-    local = bool(structure.latents.keys() - draws.values.keys())
+    local = structure.latents.keys() - draws.values.keys()
     K = num_particles if local else 1
+    copies = _copies(weights if local else None, len(batch[0]))
+    cells = LOCAL_CELLS // (K * len(copies)) if local else CHUNK_CELLS
+    chunk = max(1, cells // (len(batch[0]) * states.count))
     at_theta: PairStructure | None = None
     parts = []
     for start in range(0, draws.count, chunk):
         some = draws.select(slice(start, start + chunk))
         product = _with_states(some, states)
         if local or not structure.vectorized:
-            at_theta = at_theta or local_structure(model, guide, batch, next(iter(product)), K)
-            tables = _sequential_tables(model, guide, batch, product, at_theta, K)
+            at_theta = at_theta or structure_given_globals(model, guide, batch, product, local, K)
+        if structure.vectorized:
+            tables = _vectorized_tables(model, guide, batch, structure, product, K, copies)
         else:
-            tables = _vectorized_tables(model, guide, batch, structure, product)
+            assert at_theta is not None
+            tables = _sequential_tables(model, guide, batch, product, at_theta, K, copies)
         rows, log_prior, log_q = (
             t.double().reshape(some.count, states.count, *t.shape[1:]) for t in tables
         )
@@ -198,7 +176,7 @@ def conditional_densities(
             log_prior = train.log_posterior[start : start + chunk]
         elif new_rows:
             log_prior = torch.zeros_like(log_prior)
-        parts.append(_sum_states(rows, log_prior, log_q[:, 0], new_rows))
+        parts.append(_sum_states(rows, log_prior, log_q[:, 0], new_rows, weights))
     log_lik, log_p, log_q, log_posterior = (torch.cat(p) for p in zip(*parts, strict=True))
     return ConditionalDensities(log_lik, log_p, log_q, log_posterior, states)
 
@@ -211,50 +189,91 @@ def _with_states(draws: GlobalDraws, states: GlobalDraws) -> GlobalDraws:
 
 
 def _sum_states(
-    rows: Tensor, log_prior: Tensor, log_q: Tensor, new_rows: bool
+    rows: Tensor, log_prior: Tensor, log_q: Tensor, new_rows: bool, weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sums over the joint states of log p(x_n | θ_s, c) (S, C, N) and log p(θ_s, c) (S, C)."""
-    log_joint = log_prior + rows.sum(-1)
+    w = rows.new_ones(rows.shape[-1]) if weights is None else weights.to(rows)
+    log_joint = log_prior + rows.masked_fill(w == 0, 0.0).mul(w).sum(-1)
     log_p = log_joint.logsumexp(1)
     if rows.shape[1] == 1:
         return rows[:, 0], log_p, log_q, torch.zeros_like(log_prior)
     if new_rows:
         log_lik = (log_prior[..., None] + rows).logsumexp(1)
     else:
-        log_lik = log_p[:, None] - leave_row_out(log_prior, rows)
+        log_lik = log_p[:, None] - leave_row_out(log_prior, rows, w)
     return log_lik, log_p, log_q, log_joint - log_p[:, None]
 
 
 def _vectorized_tables(
-    model: Program, guide: Program, batch: Batch, structure: PairStructure, draws: GlobalDraws
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    structure: PairStructure,
+    draws: GlobalDraws,
+    num_particles: int,
+    copies: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x_n | θ_s) (S, N), log p(θ_s) and log q(θ_s) (S,), all draws under a particle plate.
 
-    Enumerated sites among the draws are fixed at their values.
+    Enumerated sites among the draws are fixed at their values. Sites in the plate over rows that
+    are not among them are drawn K times for each copy of the rows (`_copies`).
     """
-    N, S = len(batch[0]), draws.count
+    N, S, K = len(batch[0]), draws.count, num_particles * len(copies)
     enumerated = structure.enumerated - draws.values.keys()
     structure = replace(structure, data_plate=structure.row_plates, enumerated=enumerated)
-    if S == 1:  # a single draw has no particle dimension
-        draws = draws.select(torch.zeros(2, dtype=torch.long))
-    values, count = draws.under_particles(structure.nesting), max(2, S)
+    count = max(2, S * K)  # a single draw has no particle dimension
+    index = torch.arange(S).repeat_interleave(K)
+    draws = draws.select(index if S * K > 1 else torch.zeros(2, dtype=torch.long))
+    values = draws.under_particles(structure.nesting)
     guide_sites, model_sites = run_pair(model, guide, batch, {}, structure, count, values=values)
     tables = tabulate(guide_sites, model_sites, structure, True)
-    rows, prior = torch.zeros(count, N), torch.zeros(count)
+    rows, prior, log_q = torch.zeros(count, N), torch.zeros(count), torch.zeros(count)
     by_row = False
     for name, value in tables.log_p.items():
         if plate_dim(model_sites[name], structure.row_plates) is None:
             prior = prior + value.sum(1)
         else:
             rows, by_row = rows + value, True
+    for name, value in tables.log_q.items():
+        if plate_dim(guide_sites[name], structure.row_plates) is None:
+            log_q = log_q + value.sum(1)
+        else:
+            rows = rows - value
     if tables.marginal is not None:
         if tables.marginal.shape[1] != N:
-            raise CannotSayError(_no_terms(enumerated))
+            raise CannotSayError(no_terms(enumerated))
         rows, by_row = rows + tables.marginal, True
     if not by_row:
-        raise CannotSayError(_no_terms(frozenset()))
-    log_q = sum((v.sum(1) for v in tables.log_q.values()), torch.zeros(count))
-    return rows[:S], prior[:S], log_q[:S]
+        raise CannotSayError(no_terms(frozenset()))
+    return (
+        _marginalize(rows[: S * K].reshape(S, K, N), copies),
+        prior[: S * K : K],
+        log_q[: S * K : K],
+    )
+
+
+def _copies(weights: Tensor | None, N: int) -> Tensor:
+    """Shares (G, N) of G independent estimates of log p(x_n | θ), which add up to 1 for each row.
+
+    A row of weight w is w equal rows, each with its own estimate p̂ of p(x_n | θ): the power p̂^w
+    of a single one has a larger mean than p(x_n | θ)^w. More than 16 copies share estimates.
+    """
+    if weights is None:
+        return torch.ones(1, N)
+    G = max(1, min(MOST_COPIES, math.ceil(float(weights.max()))))
+    each = weights.cpu().clamp(max=G) - torch.arange(G)[:, None]
+    shares = each.clamp(0, 1)
+    first = torch.zeros_like(shares)
+    first[0] = 1.0
+    return torch.where(weights.cpu() > 0, shares / shares.sum(0).clamp(min=1e-12), first).float()
+
+
+def _marginalize(log_w: Tensor, copies: Tensor) -> Tensor:
+    """Estimates of log p(x_n | θ) (..., N) from log-weights (..., G K, N)."""
+    groups = log_w.unflatten(-2, (len(copies), -1))
+    estimates = groups.logsumexp(-2) - math.log(groups.shape[-2])  # (..., G, N)
+    shares = copies.to(estimates)
+    return estimates.masked_fill(shares == 0, 0.0).mul(shares).sum(-2)
 
 
 def _sequential_tables(
@@ -264,66 +283,20 @@ def _sequential_tables(
     draws: GlobalDraws,
     at_theta: PairStructure,
     num_particles: int,
+    copies: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_vectorized_tables`, each draw with K fresh draws of the local latents."""
     rows, log_prior, log_q = [], [], []
     for theta in draws:
-        rows.append(marginal_log_lik(model, guide, batch, theta, num_particles, at_theta))
+        programs = condition_on_globals(model, guide, theta)
+        K = num_particles * len(copies)
+        log_w = log_weights(*programs, *batch, num_particles=K, structure=at_theta)
+        if log_w.shape[1] != len(batch[0]):
+            raise CannotSayError(no_terms(at_theta.enumerated))
+        rows.append(_marginalize(log_w, copies))
         log_prior.append(global_log_prob(model, theta, batch))
         log_q.append(global_log_prob(guide, theta, batch))
     return torch.stack(rows), torch.stack(log_prior), torch.stack(log_q)
-
-
-def _no_terms(enumerated: frozenset[str]) -> str:
-    reason = (
-        f"enumerated sites outside the plate over rows connect them: {sorted(enumerated)}"
-        if enumerated
-        else "no observed site is inside a plate over rows"
-    )
-    return f"log p(x) has no terms by row: {reason}."
-
-
-def draw_globals(
-    guide: Program, batch: Batch, num_draws: int, structure: PairStructure | None = None
-) -> GlobalDraws:
-    """θ_s ~ q; under a particle plate if `structure` allows it and no latent is local."""
-    single = _global_sites(guide, batch)
-    latents = set() if structure is None else structure.latents.keys()
-    if structure is not None and structure.vectorized and latents <= single.keys():
-        count = max(2, num_draws)  # a single draw has no particle dimension
-        drawn = trace_program(guide, batch, {}, particles=count, nesting=structure.nesting)
-        values = {
-            n: drawn[n]["value"]
-            .expand(count, *drawn[n]["value"].shape[1:])[:num_draws]
-            .reshape(num_draws, *site["value"].shape)
-            for n, site in single.items()
-        }
-    else:
-        draws = [single] + [_global_sites(guide, batch) for _ in range(num_draws - 1)]
-        values = {n: torch.stack([sites[n]["value"] for sites in draws]) for n in single}
-    return GlobalDraws(values, {n: len(s["fn"].batch_shape) for n, s in single.items()}, num_draws)
-
-
-def as_global_draws(guide: Program, batch: Batch, draws: Sequence[Tensors]) -> GlobalDraws:
-    """S draws of global latents, site -> value of a single run, put together."""
-    sites = _global_sites(guide, batch)
-    values = {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}
-    return GlobalDraws(values, {n: len(sites[n]["fn"].batch_shape) for n in values}, len(draws))
-
-
-def global_latents(guide: Program, batch: Batch) -> frozenset[str]:
-    """The guide's latents outside the plate over rows."""
-    with preserve_rng():
-        return frozenset(_global_sites(guide, batch))
-
-
-def _global_sites(guide: Program, batch: Batch) -> Sites:
-    """The guide's latent sites outside the plate over rows, of one run."""
-    plates = row_plates(guide, batch=batch).names
-    sites = trace_program(guide, batch, {}, particles=None, nesting=0)
-    return {
-        n: s for n, s in sites.items() if not site_is_subsample(s) and plate_dim(s, plates) is None
-    }
 
 
 def joint_densities(
@@ -346,45 +319,6 @@ def joint_densities(
     return log_p[:S], log_q[:S]
 
 
-def marginal_log_lik(
-    model: Program,
-    guide: Program,
-    batch: Batch,
-    theta: Tensors,
-    num_particles: int = LOCAL_PARTICLES,
-    structure: PairStructure | None = None,
-) -> Tensor:
-    """log p(x_n | θ) (N,), the guide's local latents integrated by K importance-weighted draws.
-
-    `structure` is the result of `local_structure`, which is the same for all θ.
-
-    Raises:
-        CannotSayError: log p(x | θ) has no terms by row.
-    """
-    programs = condition_on_globals(model, guide, theta)
-    log_w = log_weights(*programs, *batch, num_particles=num_particles, structure=structure)
-    if log_w.shape[1] != len(batch[0]):
-        raise CannotSayError(_no_terms(structure.enumerated if structure else frozenset()))
-    return log_w.logsumexp(0) - math.log(len(log_w))
-
-
-def condition_on_globals(model: Program, guide: Program, theta: Tensors) -> tuple[Program, Program]:
-    """The programs with the global latents fixed at θ and hidden: only local ones remain."""
-    model, guide = (
-        poutine.block(poutine.condition(p, data=dict(theta)), hide=list(theta))
-        for p in (model, guide)
-    )
-    return model, guide
-
-
-def local_structure(
-    model: Program, guide: Program, batch: Batch, theta: Tensors, num_particles: int
-) -> PairStructure:
-    """The structure of the pair conditioned on the global latents."""
-    programs = condition_on_globals(model, guide, theta)
-    return analyze_for_particles(*programs, batch, {}, num_particles)
-
-
 def global_log_prob(program: Program, theta: Tensors, batch: Batch) -> Tensor:
     """Log-density () of a program's sites outside the plate over rows, at global latents θ."""
     plates = row_plates(program, batch=batch).names
@@ -395,3 +329,56 @@ def global_log_prob(program: Program, theta: Tensors, batch: Batch) -> Tensor:
         if is_scored(site) and plate_dim(site, plates) is None:
             total = total + temper(log_prob(site), site["scale"], site["mask"]).sum()
     return total
+
+
+def predictive_densities(
+    pair: ModelGuidePair,
+    training: Batch,
+    batch: Batch,
+    num_particles: int,
+    *,
+    weights: Tensor | None = None,
+    training_weights: Tensor | None = None,
+) -> tuple[ConditionalDensities, bool]:
+    """Densities of new rows given draws of the posterior; True if there is nothing to draw.
+
+    θ_s ~ q given the training rows: a guide that reads data must not read the new ones. Local
+    latents are marginalized. Enumerated sites that all rows share are averaged over their posterior
+    given the training rows.
+
+    Raises:
+        CannotSayError: log p(y) has no terms by row.
+    """
+    model, guide = pair.model, pair.guide
+    structure = analyze_for_particles(model, guide, training, {}, 2)
+    exact = not structure.latents
+    local = not structure.latents.keys() <= global_latents(guide, training)
+    count = 1 if exact else max(1, num_particles // LOCAL_SHARE) if local else num_particles
+    draws, K = draw_globals(guide, training, count, structure), local_particles(structure)
+    training_densities = None
+    if global_state_sites(model, guide, training):
+        training_densities = conditional_densities(
+            model,
+            guide,
+            training,
+            draws,
+            structure=structure,
+            num_particles=K,
+            weights=training_weights,
+        )
+    new = conditional_densities(
+        model,
+        guide,
+        batch,
+        draws,
+        new_rows=True,
+        train=training_densities,
+        num_particles=K,
+        weights=weights,
+    )
+    return new, exact
+
+
+def local_particles(structure: PairStructure) -> int:
+    """K of the local latents given each draw of the global ones; fewer where they run in a loop."""
+    return LOCAL_PARTICLES if structure.vectorized else LOCAL_PARTICLES // 8

@@ -42,20 +42,18 @@ from ppl_lvm.particles import PairStructure, analyze_for_particles, log_weights
 from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.conditional_density import (
-    LOCAL_PARTICLES,
-    ConditionalDensities,
+    LOCAL_SHARE,
     conditional_densities,
-    draw_globals,
-    global_latents,
     global_log_prob,
+    local_particles,
+    predictive_densities,
 )
-from ppl_lvm.posterior.global_states import global_state_sites
+from ppl_lvm.posterior.global_states import draw_globals, global_latents, global_state_sites
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 LATENT_VALUES = 20_000_000  # scalars that the guide draws at once, for latents may be wide
-LOCAL_SHARE = 5  # fewer draws of global latents by this factor where each needs local ones
 RELIABLE_K_HAT = 0.7
 MOST_ROWS = 0.5  # share of rows with a higher k̂ above which a value has no error at all
 
@@ -89,6 +87,7 @@ class Evidence:
             that of the whole data set (1,).
         k_hat: Pareto k̂ of the weights behind `per_row`, (N,) or (1,); −inf for equal weights.
         joint_k_hat: k̂ of the weights behind a joint or predictive `value`; else the largest.
+        row_by_row: mean of `per_row` over rows, with their weights.
     """
 
     value: float
@@ -101,6 +100,7 @@ class Evidence:
     kind: Kind
     k_hat: Floats
     joint_k_hat: float
+    row_by_row: float
 
     @property
     def share_bad(self) -> float:
@@ -110,7 +110,6 @@ class Evidence:
     def to_json(self) -> dict[str, Any]:
         """The numbers without those of single rows; NaN where a number is unknown."""
         error = self.monte_carlo_error if self.joint_k_hat <= RELIABLE_K_HAT else math.nan
-        row_by_row = float(self.per_row.mean()) if self.kind == "predictive" else None
         return {
             "log_evidence": self.value,
             "log_evidence_kind": self.kind,
@@ -119,7 +118,7 @@ class Evidence:
             "log_evidence_ess": self.effective_particles,
             "log_evidence_k_hat": self.joint_k_hat,
             "log_evidence_share_of_high_k_hat": self.share_bad,
-            "log_evidence_row_by_row": row_by_row,
+            "log_evidence_row_by_row": self.row_by_row if self.kind == "predictive" else None,
             "log_evidence_draws": self.num_draws,
             "num_particles": self.num_particles,
         }
@@ -186,6 +185,7 @@ def log_evidence(
     seed: int = 0,
     training: Callable[[], Batch] | None = None,
     weights: Tensor | None = None,
+    training_weights: Tensor | None = None,
 ) -> Evidence:
     """Estimate log p(x) of the rows in `batch` by importance sampling from the guide.
 
@@ -197,23 +197,32 @@ def log_evidence(
             of it are draws of the global ones.
         training: returns the training rows, if those in `batch` are new. With global latents the
             result is then their predictive density given the training rows.
-        weights: of the rows (N,): the value is Σ_n w_n L_n / Σ_n w_n, and its standard error that
-            of Σ_n w_n rows.
+        weights: of the rows (N,): a row counts as w_n equal rows, in the value, its division by
+            their number Σ_n w_n, and its standard error.
+        training_weights: of the training rows.
 
     Raises:
-        ValueError: weights of rows that share latents.
-        CannotSayError: the predictive density of a model whose log p(x) has no terms by row.
+        CannotSayError: log p(x) has no terms by row, and the density is predictive or the rows have
+            weights.
     """
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
         if not _is_shared(structure):
             return _marginal(pair, batch, num_particles, weights)
-        if weights is not None:
-            raise ValueError("weights: no log evidence of rows that share latents. Repeat rows.")
         if training is None:
-            return _joint(pair, batch, structure, num_particles)
-        return _predictive(pair, training(), batch, num_particles)
+            return _joint(pair, batch, structure, num_particles, weights)
+        densities, exact = predictive_densities(
+            pair,
+            training(),
+            batch,
+            num_particles,
+            weights=weights,
+            training_weights=training_weights,
+        )
+    log_w, log_lik = densities.log_p[:, None].cpu(), densities.log_lik.cpu()
+    rows = torch.ones(len(batch[0])) if weights is None else weights
+    return _of_data_set(log_w, exact, rows, num_particles, log_lik)
 
 
 def shares_latents(pair: ModelGuidePair, *batch: Any) -> bool:
@@ -237,8 +246,9 @@ def _marginal(
     any_error = share_bad <= MOST_ROWS or K < psis.MIN_DRAWS  # without k̂ nothing is against it
     scale = len(per_row) / N  # no plate over rows: one weight of all
     w = torch.ones_like(per_row) if weights is None else weights.to(per_row)
+    value = float((w * per_row).sum() / w.sum()) * scale
     return Evidence(
-        value=float((w * per_row).sum() / w.sum()) * scale,
+        value=value,
         standard_error=standard_error(per_row, weights) if any_error else math.nan,
         monte_carlo_error=psis.draws_error(log_w.T, w.cpu().numpy()) * scale,
         effective_particles=float(psis.effective_size(log_w.T).min()),
@@ -248,54 +258,70 @@ def _marginal(
         kind="marginal",
         k_hat=k,
         joint_k_hat=float(k.max()),
+        row_by_row=value,
     )
 
 
 def _joint(
-    pair: ModelGuidePair, batch: Batch, structure: PairStructure, num_particles: int
+    pair: ModelGuidePair,
+    batch: Batch,
+    structure: PairStructure,
+    num_particles: int,
+    weights: Tensor | None,
 ) -> Evidence:
     """The rows as one data set."""
     try:
-        log_w, exact = _nested_weights(pair, batch, structure, num_particles), False
+        log_w, exact = _nested_weights(pair, batch, structure, num_particles, weights), False
     except CannotSayError:  # no terms by row: all latents are drawn together
+        if weights is not None:
+            raise
         log_w = None
     if log_w is None:
         log_w, exact = _weights(pair, batch, num_particles)
-    return _of_data_set(log_w, exact, len(batch[0]), num_particles, "joint", None)
+    rows = torch.ones(len(batch[0])) if weights is None else weights
+    return _of_data_set(log_w, exact or not structure.latents, rows, num_particles)
 
 
 def _nested_weights(
-    pair: ModelGuidePair, batch: Batch, structure: PairStructure, num_particles: int
+    pair: ModelGuidePair,
+    batch: Batch,
+    structure: PairStructure,
+    num_particles: int,
+    weights: Tensor | None,
 ) -> Tensor | None:
     """log w (S, 1) of draws of the global latents, with fresh draws of the local ones given each.
 
-    None without local latents in the guide.
+    None if the guide has no local latents and rows no weights.
     """
-    if structure.latents.keys() <= global_latents(pair.guide, batch):
+    local = not structure.latents.keys() <= global_latents(pair.guide, batch)
+    if not local and weights is None:
         return None
-    count = max(1, num_particles // LOCAL_SHARE)
-    draws = draw_globals(pair.guide, batch, count, structure)
-    K = _local_particles(structure)
+    count = max(1, num_particles // LOCAL_SHARE) if local else num_particles
+    draws = draw_globals(pair.guide, batch, count if structure.latents else 1, structure)
     densities = conditional_densities(
-        pair.model, pair.guide, batch, draws, structure=structure, num_particles=K
+        pair.model,
+        pair.guide,
+        batch,
+        draws,
+        structure=structure,
+        num_particles=local_particles(structure),
+        weights=weights,
     )
     return (densities.log_p - densities.log_q)[:, None].cpu()
 
 
-def _predictive(
-    pair: ModelGuidePair, training: Batch, batch: Batch, num_particles: int
-) -> Evidence:
-    """New rows given the training rows."""
-    densities, exact = predictive_densities(pair, training, batch, num_particles)
-    log_w, log_lik = densities.log_p[:, None].cpu(), densities.log_lik.cpu()
-    return _of_data_set(log_w, exact, len(batch[0]), num_particles, "predictive", log_lik)
-
-
 def _of_data_set(
-    log_w: Tensor, exact: bool, N: int, num_particles: int, kind: Kind, log_lik: Tensor | None
+    log_w: Tensor,
+    exact: bool,
+    weights: Tensor,
+    num_particles: int,
+    log_lik: Tensor | None = None,
 ) -> Evidence:
-    """One weight of all N rows, log w (S, 1); of each new row alone log p(y_n | θ_s) (S, N)."""
+    """One weight of all rows, log w (S, 1); of each new row alone log p(y_n | θ_s) (S, N)."""
     S, alone = len(log_w), log_w if log_lik is None else log_lik
+    kind: Kind = "joint" if log_lik is None else "predictive"
+    w = weights.cpu().double()
+    N = float(w.sum())
     total = log_w.logsumexp(0) - math.log(S)
     joint_k, k = psis.k_hat(log_w.T, exact)[0], psis.k_hat(alone.T, exact)
     error = psis.draws_error(log_w.T) / N if joint_k <= RELIABLE_K_HAT else math.nan
@@ -303,12 +329,15 @@ def _of_data_set(
     per_row = total if log_lik is None else log_lik.logsumexp(0) - math.log(S)
     any_error = float((k > RELIABLE_K_HAT).mean()) <= MOST_ROWS
     value = float(total) / N
+    row_by_row = value if log_lik is None else float((w * per_row).sum() / N)
     if log_lik is not None and joint_k > RELIABLE_K_HAT:
-        kind, value, joint_k = "pointwise", float(per_row.mean()), k.max()
-        error, ess = psis.shared_draws_error(log_lik.T), psis.effective_size(log_lik.T)
+        kind, value, joint_k = "pointwise", row_by_row, k.max()
+        error = psis.shared_draws_error(log_lik.T, w.numpy())
+        ess = psis.effective_size(log_lik.T)
+    of_rows = log_lik is not None and any_error
     return Evidence(
         value=value,
-        standard_error=standard_error(per_row) if any_error else math.nan,
+        standard_error=standard_error(per_row, w) if of_rows else math.nan,
         monte_carlo_error=error,
         effective_particles=float(ess.min()),
         num_particles=1 if exact else num_particles,
@@ -317,36 +346,8 @@ def _of_data_set(
         kind=kind,
         k_hat=k,
         joint_k_hat=float(joint_k),
+        row_by_row=row_by_row,
     )
-
-
-def predictive_densities(
-    pair: ModelGuidePair, training: Batch, batch: Batch, num_particles: int
-) -> tuple[ConditionalDensities, bool]:
-    """Densities of new rows given draws of the posterior; True if there is nothing to draw.
-
-    θ_s ~ q given the training rows: a guide that reads data must not read the new ones. Local
-    latents are marginalized. Enumerated sites that all rows share are averaged over their posterior
-    given the training rows.
-
-    Raises:
-        CannotSayError: log p(y) has no terms by row.
-    """
-    model, guide = pair.model, pair.guide
-    structure = analyze_for_particles(model, guide, training, {}, 2)
-    exact = not structure.latents
-    local = not structure.latents.keys() <= global_latents(guide, training)
-    count = 1 if exact else max(1, num_particles // LOCAL_SHARE) if local else num_particles
-    draws, K = draw_globals(guide, training, count, structure), _local_particles(structure)
-    training_densities = None
-    if global_state_sites(model, guide, training):
-        training_densities = conditional_densities(
-            model, guide, training, draws, structure=structure, num_particles=K
-        )
-    new = conditional_densities(
-        model, guide, batch, draws, new_rows=True, train=training_densities, num_particles=K
-    )
-    return new, exact
 
 
 def reason_for_training_rows(pair: ModelGuidePair, rows: Batch) -> str:
@@ -361,11 +362,6 @@ def reason_for_training_rows(pair: ModelGuidePair, rows: Batch) -> str:
         changed = tuple(t[:1].expand_as(t) if isinstance(t, Tensor) else t for t in rows)
         before, after = (global_log_prob(pair.guide, theta, b) for b in (rows, changed))
     return "" if torch.equal(before, after) else "the guide reads them"
-
-
-def _local_particles(structure: PairStructure) -> int:
-    """K of the local latents given each draw of the global ones; fewer where they run in a loop."""
-    return LOCAL_PARTICLES if structure.vectorized else LOCAL_PARTICLES // 8
 
 
 def standard_error(per_row: Tensor, weights: Tensor | None = None) -> float:

@@ -16,6 +16,7 @@ from ppl_lvm.core.distributions import family, unwrap
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
 from ppl_lvm.particles.plate_dependence import follow_draws
+from ppl_lvm.particles.tracing import plate_dim
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
 from ppl_lvm.programs.minibatch import frame_size, num_rows
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -47,13 +48,14 @@ def sample(
     Values that a model conditions on, such as the inputs of a regression, are read from `batch`.
     """
     with torch.no_grad(), pair.scope(), poutine.block():
-        return _values(run_model(pair, _draw_globals(pair, batch, training_rows), batch))
+        fixed = _draw_globals(pair, batch, training_rows)
+        return _values(run_model(pair, fixed, batch), pair.row_plates)
 
 
 def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
-    """`sample` with the global latents from the prior too."""
+    """`sample` with the global latents from the prior too, in the shapes of the program."""
     with torch.no_grad(), pair.scope(), poutine.block():
-        return _values(run_model(pair, {}, batch))
+        return _values(run_model(pair, {}, batch), ())
 
 
 def draw_guide(pair: ModelGuidePair, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -93,12 +95,28 @@ def run_model(pair: ModelGuidePair, fixed: dict[str, Tensor], batch: Batch) -> p
     return poutine.trace(model).get_trace(*batch)
 
 
-def _values(trace: poutine.Trace) -> dict[str, Tensor]:
+def _values(trace: poutine.Trace, plates: Collection[str]) -> dict[str, Tensor]:
     return {
-        name: site["value"]
+        name: _rows_first(site["value"], site, plates)
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site)
     }
+
+
+def _row_position(site: Any, plates: Collection[str]) -> int:
+    """Position of the rows among the dimensions of a site's value; 0 outside their plate."""
+    dim = plate_dim(site, plates)
+    return 0 if dim is None else max(0, len(site["fn"].batch_shape) + dim)
+
+
+def _rows_first(value: Tensor, site: Any, plates: Collection[str]) -> Tensor:
+    """A value, mean or probabilities of a site with the rows as the first dimension."""
+    return value.movedim(_row_position(site, plates), 0) if value.dim() else value
+
+
+def _as_site(value: Tensor, site: Any, plates: Collection[str]) -> Tensor:
+    """The inverse of `_rows_first`."""
+    return value.movedim(0, _row_position(site, plates)) if value.dim() else value
 
 
 def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
@@ -121,8 +139,11 @@ def encode(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:
             for _ in range(repeats):
                 marginals = enumerated.marginals(draw_guide(pair, batch)[0])
                 for name, probabilities in marginals.items():
+                    local[name] = enumerated.sites[name]
                     codes[name] = codes.get(name, 0.0) + probabilities / repeats
-    return codes
+        return {
+            name: _rows_first(code, local[name], pair.row_plates) for name, code in codes.items()
+        }
 
 
 def require_all_rows(
@@ -231,15 +252,17 @@ def decode(
         with preserve_rng():
             plain = poutine.trace(pair.model).get_trace(*batch)
         _check_codes(codes, plain)
-        values, observed = (
-            {**center_of_globals(pair, batch, training_rows), **codes},
-            observed_values(plain),
-        )
+        sites, plates = plain.nodes, pair.row_plates
+        codes = {name: _as_site(code, sites[name], plates) for name, code in codes.items()}
+        values = {**center_of_globals(pair, batch, training_rows), **codes}
+        observed = observed_values(plain)
         enumerated = EnumeratedSites(pair.model, pair.guide, batch)
         if not enumerated.sites.keys() <= values.keys():
-            return enumerated.means(values, observed, expectation)
-        nodes = run_model(pair, values, batch).nodes
-        return {name: expectation(nodes[name]["fn"]) for name in observed}
+            means = enumerated.means(values, observed, expectation)
+        else:
+            nodes = run_model(pair, values, batch).nodes
+            means = {name: expectation(nodes[name]["fn"]) for name in observed}
+        return {name: _rows_first(mean, sites[name], plates) for name, mean in means.items()}
 
 
 def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace) -> None:
@@ -266,8 +289,14 @@ def most_likely_states(
         enumerated = EnumeratedSites(pair.model, pair.guide, batch)
         if not enumerated.sites:
             return {}
-        others = {n: code for n, code in codes.items() if n not in enumerated.sites}
-        return enumerated.most_likely(_guide_center(pair, batch) | others)
+        sites = latent_sites(poutine.trace(pair.model).get_trace(*batch))
+        others = {
+            name: _as_site(code, sites[name], pair.row_plates)
+            for name, code in codes.items()
+            if name not in enumerated.sites
+        }
+        states = enumerated.most_likely(_guide_center(pair, batch) | others)
+        return {n: _rows_first(s, sites[n], pair.row_plates) for n, s in states.items()}
 
 
 def center_of_globals(

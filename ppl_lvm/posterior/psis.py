@@ -106,11 +106,12 @@ def draws_error(log_w: ArrayLike, weights: ArrayLike = 1.0) -> float:
     return float(np.sqrt((rows**2 * variance).sum()) / rows.sum())
 
 
-def shared_draws_error(log_w: ArrayLike) -> float:
+def shared_draws_error(log_w: ArrayLike, weights: Floats | None = None) -> float:
     """`draws_error` where all rows have the same S draws: sd_s(mean_n w_ns / mean w_n) / √S."""
     relative = _normalize(log_w) * np.shape(log_w)[-1]  # (N, S)
     S = relative.shape[1]
-    return float(relative.mean(axis=0).std(ddof=1) / np.sqrt(S)) if S > 1 else 0.0
+    mean = np.average(relative, axis=0, weights=weights)
+    return float(mean.std(ddof=1) / np.sqrt(S)) if S > 1 else 0.0
 
 
 def _normalize(log_w: ArrayLike) -> Floats:

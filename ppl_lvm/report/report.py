@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Say
-from ppl_lvm.data import load_data
+from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
-from ppl_lvm.diagnostics.finding import format_with_error
-from ppl_lvm.posterior.evidence import evidence_text
+from ppl_lvm.diagnostics.diagnosis import Diagnosis
+from ppl_lvm.diagnostics.diagnosis import diagnose as diagnose_pair
+from ppl_lvm.diagnostics.finding import Finding, format_with_error
+from ppl_lvm.posterior.evidence import evidence_text, shares_latents
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
@@ -18,6 +21,7 @@ from ppl_lvm.report.run_figures import figures as fit_figures
 from ppl_lvm.runs.comparability import NotComparableError, short_names
 from ppl_lvm.runs.comparison import compare
 from ppl_lvm.runs.directory import load_run
+from ppl_lvm.runs.record import has_weights
 from ppl_lvm.runs.run import Run
 
 
@@ -26,26 +30,59 @@ def report(
     runs: Sequence[str | Path | Run],
     path: str | Path,
     *,
+    data: Any = None,
     trust: bool | Sequence[str] = False,
     say: Say | None = None,
 ) -> Path:
     """Diagnose runs and write one HTML page that needs no network.
 
-    `runs` are runs or their directories; `trust` is that of `load_run`.
+    Args:
+        runs: runs or their directories.
+        data: the training rows of runs whose data had no name or path. Without them the page has
+            the rows that the run keeps.
+        trust: that of `load_run`.
 
     Raises:
         FileNotFoundError, ValueError: a run does not exist, or its data cannot be loaded.
     """
     loaded = [run if isinstance(run, Run) else load_run(run, trust=trust) for run in runs]
     names = short_names(loaded)
-    entries = [_entry(run, name, say) for run, name in zip(loaded, names, strict=True)]
+    entries = [_entry(run, name, data, say) for run, name in zip(loaded, names, strict=True)]
     html.write(entries, path, _beside(loaded, names) if len(loaded) > 1 else None)
     return Path(path)
 
 
-def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
-    train, held_out = run.data()
-    diagnosis = run.diagnose(train, held_out=held_out, say=say)
+def _rows(run: Run, data: Any) -> tuple[Data, Data | None, str]:
+    """Training rows, held-out rows, and a note where these are not all rows of the fit."""
+    if run.training_data is not None or run.record["data"]["source"] is not None:
+        return *run.data(), ""
+    if data is not None:
+        return data if isinstance(data, Data) else load_data(data, missing="keep"), None, ""
+    stored = load_data(run.example_rows, missing="keep")
+    note = "the data had no name or path"
+    if len(stored) < run.record["data"]["train_rows"]:
+        note += f"; figures and diagnosis are of the {len(stored)} rows that the run keeps"
+    if has_weights(run.record):
+        note += "; without their weights"
+    return stored, None, note
+
+
+def _diagnosis(
+    run: Run, train: Data, held_out: Data | None, is_partial: bool, say: Say | None
+) -> Diagnosis:
+    """The diagnosis by all rows, or by those that the run keeps where rows are independent."""
+    if not is_partial:
+        return run.diagnose(train, held_out=held_out, say=say)
+    weighted, fewer = has_weights(run.record), len(train) < run.record["data"]["train_rows"]
+    if shares_latents(run.pair, *run.batch(train)) and (weighted or fewer):
+        why = "Rows share latents, and the training rows are not kept. Pass them as data (--data)."
+        return Diagnosis((Finding(question="Can this fit be trusted?", name="all", why=why),))
+    return diagnose_pair(run.pair, run.history, *run.batch(train), say=say)
+
+
+def _entry(run: Run, name: str, data: Any, say: Say | None) -> html.Entry:
+    train, held_out, note = _rows(run, data)
+    diagnosis = _diagnosis(run, train, held_out, bool(note), say)
     data = held_out or train
     figures = fit_figures(run, data)
     tightness = diagnosis.details.get("tightness")
@@ -60,7 +97,7 @@ def _entry(run: Run, name: str, say: Say | None) -> html.Entry:
     pictures = [RUN_FIGURES[slug].picture(figure) for slug, figure in figures.items()]
     pictures += diagnosis_pictures(diagnosis.details)
     title = f"{run.record['model']['name']} on {run.record['data']['name']}"
-    return html.Entry(title, facts(run), diagnosis, pictures, name)
+    return html.Entry(title, facts(run, note), diagnosis, pictures, name)
 
 
 def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
@@ -92,9 +129,13 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
     return html.SideBySide(rows, picture(comparison), f"{preface}{comparison.note}")
 
 
-def facts(run: Run) -> dict[str, str]:
-    """Settings and results of a run, as text."""
-    record, results, unit = run.record, run.results, " nats per row"
+def _with_error(bound: float | None, error: float | None) -> str:
+    return nats(bound, f" ± {error:.4f} nats per row" if error else " nats per row")
+
+
+def facts(run: Run, note: str = "") -> dict[str, str]:
+    """Settings and results of a run, as text, with a note on its data."""
+    record, results = run.record, run.results
     settings = record["model"]["settings"] or {}
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
     entries = {
@@ -104,8 +145,8 @@ def facts(run: Run) -> dict[str, str]:
             record[key] for key in ("algorithm", "objective") if key in record
         ),
         "data": f"{record['data']['name']}: {record['data']['train_rows']} training rows, "
-        f"{record['data']['held_out_rows']} held out",
-        "bound": nats(results["bound"], unit),
+        f"{record['data']['held_out_rows']} held out" + (f" ({note})" if note else ""),
+        "bound": _with_error(results["bound"], results["bound_monte_carlo_error"]),
         "log evidence": "not computed"
         if results["log_evidence"] is None
         else evidence_text(results, results["log_evidence_of"]),
@@ -114,7 +155,8 @@ def facts(run: Run) -> dict[str, str]:
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),
     }
     if results["held_out"] is not None:
-        entries["held out"] = nats(results["held_out"], unit)
+        error = results["held_out_monte_carlo_error"]
+        entries["held out"] = _with_error(results["held_out"], error)
     return entries | {
         name: f"not computed: {reason}" for name, reason in results.get("not_computed", {}).items()
     }

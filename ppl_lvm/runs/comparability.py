@@ -18,9 +18,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import innermost
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Program
-from ppl_lvm.data import Data
 from ppl_lvm.particles.tracing import is_scored
-from ppl_lvm.runs.record import has_weights, refuse_weights
 from ppl_lvm.runs.run import Run
 
 
@@ -127,7 +125,7 @@ def common_rows(runs: Sequence[Run], names: Sequence[str]) -> Any:
                 f"{name} held out other rows than {names[0]} (validation and seed {splits[1]} "
                 f"instead of {splits[0]}). Fit both with the same, or pass rows as x."
             )
-    if first["data"]["source"] is None:
+    if first["data"]["source"] is None and runs[0].training_data is None:
         raise ValueError(
             f"The rows that {names[0]} held out were in memory and are not kept. Pass them as x: "
             "load_data(…).split(validation, seed)[1]."
@@ -171,9 +169,3 @@ def short_names(runs: Sequence[Run]) -> list[str]:
         name if plain.count(name) == 1 else f"{name} ({plain[: i + 1].count(name)})"
         for i, name in enumerate(plain)
     ]
-
-
-def refuse_weighted(runs: Sequence[Run], x: Any) -> None:
-    """Reject rows with weights, which a comparison would treat alike."""
-    weighted = isinstance(x, Data) and x.weights is not None
-    refuse_weights("compare", weighted or any(has_weights(run.record) for run in runs))

@@ -31,96 +31,31 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
 
 from ppl_lvm.core.console import plain_text
-from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.storage import jsonable
 from ppl_lvm.core.types import Floats, Say
 from ppl_lvm.data import Data, load_data
-from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.diagnostics.finding import format_with_error
-from ppl_lvm.diagnostics.leave_one_out import loo
-from ppl_lvm.particles import analyze_for_particles, log_weights
-from ppl_lvm.posterior import psis
-from ppl_lvm.posterior.evidence import (
-    MOST_ROWS,
-    RELIABLE_K_HAT,
-    num_latent_values,
-    predictive_densities,
-    shares_latents,
-)
-from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.comparability import (
-    NotComparableError,
     check_width,
     common_rows,
     distinct_names,
-    refuse_weighted,
     require_same_likelihood,
 )
 from ppl_lvm.runs.run import Run
+from ppl_lvm.runs.scores import UNRELIABLE, Score, mean_error, score
 
 SIGNIFICANCE_Z = 2.5  # standard errors
-CHUNK = 200_000  # log weights computed at once
-UNRELIABLE = 0.05  # share of rows with a high k̂ above which leave-one-out is omitted
 FEWEST_PARTICLES = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """The log densities of one run on the compared rows.
-
-    Attributes:
-        name: of the run.
-        per_row: l_n (N,), nats.
-        monte_carlo_error: of its mean.
-        kind: "exact", "lower bound" or "predictive".
-        share_bad: share of rows whose weights have Pareto k̂ > 0.7, where l_n is too low and its
-            error unknown; 0 without weights.
-        loo: leave-one-out on the training rows; None where it does not apply.
-        no_loo: the reason why it is omitted although there are global latents, else empty.
-        parameters: number of trained parameter entries.
-        seconds: training time of all restarts together.
-        steps: of the chosen restart.
-    """
-
-    name: str
-    per_row: Floats
-    monte_carlo_error: float = 0.0
-    kind: str = "exact"
-    share_bad: float = 0.0
-    loo: psis.Loo | None = None
-    no_loo: str = ""
-    parameters: int
-    seconds: float
-    steps: int
-
-    @property
-    def value(self) -> float:
-        """Mean over rows, nats per row."""
-        return float(self.per_row.mean())
-
-    @property
-    def reliable(self) -> bool:
-        """True unless k̂ > 0.7 for most rows."""
-        return self.share_bad <= MOST_ROWS
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of the mean over rows, with the Monte-Carlo error; NaN if unreliable."""
-        if not self.reliable:
-            return math.nan
-        return math.hypot(_mean_error(self.per_row), self.monte_carlo_error)
 
 
 @dataclass(frozen=True)
@@ -148,7 +83,15 @@ class Comparison:
     def _difference(self, a: int, b: int) -> tuple[float, float]:
         d = self.scores[a].per_row - self.scores[b].per_row
         noise = [] if a == b else [self.scores[i].monte_carlo_error for i in (a, b)]
-        return float(d.mean()), math.hypot(_mean_error(d), *noise)
+        return self._mean(d), math.hypot(mean_error(d, self.weights), *noise)
+
+    @property
+    def weights(self) -> Floats | None:
+        """Weights of the rows (N,); None if all are equal."""
+        return self.scores[0].weights
+
+    def _mean(self, x: Floats) -> float:
+        return float(np.average(x, weights=self.weights))
 
     def loo_difference(self, a: int, b: int) -> tuple[float, float] | None:
         """`difference` of leave-one-out accuracy; None unless both have it on as many rows."""
@@ -156,7 +99,7 @@ class Comparison:
         if x is None or y is None or len(x.elpd_i) != len(y.elpd_i):
             return None
         d = x.elpd_i - y.elpd_i
-        return float(d.mean()), _mean_error(d)
+        return float(d.mean()), mean_error(d)
 
     def verdict(self, i: int) -> str:
         """Run i against the best run: "best", "as good", "worse" or "unknown".
@@ -244,7 +187,8 @@ def compare(
 
     Args:
         runs: at least two.
-        x: the rows (default: the rows that every run held out, which must be the same).
+        x: the rows (default: the rows that every run held out, which must be the same). Data with
+            weights have weighted means, and a row counts as w_n rows in their errors.
         names: of the runs (default: their directories or models).
         num_particles: K of the lower bound, and draws of global latents (a fifth of it where each
             needs draws of local ones).
@@ -263,9 +207,9 @@ def compare(
             f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
             f"{num_particles}."
         )
-    refuse_weighted(runs, x)
     held_out = common_rows(runs, names) if x is None else x
     shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
+    weights = held_out.weights if isinstance(held_out, Data) else None
     batches = [run.batch(held_out) if shared is None else shared for run in runs]
     if len(batches[0][0]) < 2:
         raise ValueError(
@@ -281,7 +225,8 @@ def compare(
     for i, (name, run) in enumerate(zip(names, runs, strict=True)):
         if say is not None:
             say(name, i, len(runs))
-        scores.append(_score(name, run, batches[i], num_particles, int(seeds[i]), seed))
+        settings = (num_particles, int(seeds[i]), seed, weights)
+        scores.append(score(name, run, batches[i], *settings))
     if say is not None:
         say("", len(runs), len(runs))
     return Comparison(tuple(scores), f"{len(batches[0][0])} rows, {_describe_rows(runs, x)}")
@@ -295,82 +240,6 @@ def _describe_rows(runs: Sequence[Run], x: Any) -> str:
     if data.fingerprint() in {run.record["data"]["fingerprint"] for run in runs}:
         return "passed, with rows that were fitted to, which favors larger models"
     return "passed"
-
-
-def _score(
-    name: str, run: Run, batch: tuple[Tensor, ...], K: int, seed: int, loo_seed: int
-) -> Score:
-    pair = run.pair
-    with isolated_rng(seed), torch.no_grad(), pair.scope():
-        try:
-            l, noise, kind, share_bad = _densities(run, pair, batch, K)
-        except CannotSayError as error:
-            raise NotComparableError(f"{name}: {error}") from error
-        loo_result, no_loo = None, ""
-        if kind == "predictive":
-            loo_result, no_loo = _leave_one_out(run, pair, loo_seed)
-    return Score(
-        name=name,
-        per_row=l,
-        monte_carlo_error=noise,
-        kind=kind,
-        share_bad=share_bad,
-        loo=loo_result,
-        no_loo=no_loo,
-        parameters=sum(leaf.numel() for leaf in pair.unconstrained_parameters.values()),
-        seconds=_seconds(run),
-        steps=int(run.results["steps"]),
-    )
-
-
-def _densities(
-    run: Run, pair: ModelGuidePair, batch: tuple[Tensor, ...], K: int
-) -> tuple[Floats, float, str, float]:
-    """l (N,), Monte-Carlo error of its mean, kind of value, share of rows with high k̂."""
-    N = len(batch[0])
-    if shares_latents(pair, *batch):
-        # q(θ) of the training rows: a guide that reads data must not read the compared rows.
-        densities, nothing_drawn = predictive_densities(pair, run.training_rows(), batch, K)
-        log_w, kind = densities.log_lik, "predictive"
-        noise = psis.shared_draws_error(log_w.T)
-    else:
-        exact = exact_log_likelihood(pair.model, batch)
-        if exact is None and num_latent_values(pair, *batch) == 0:
-            exact = log_weights(pair.model, pair.guide, *batch, num_particles=1).double()[0]
-        if exact is not None and len(exact) != N:
-            raise CannotSayError("log p(x) has no terms by row: no plate is over the rows.")
-        if exact is not None:
-            return exact.numpy(), 0.0, "exact", 0.0
-        chunk = max(2, CHUNK // N)
-        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-        draw = partial(log_weights, pair.model, pair.guide, *batch, structure=structure)
-        parts = [draw(num_particles=min(chunk, K - start)) for start in range(0, K, chunk)]
-        log_w, kind, nothing_drawn = torch.cat(parts).double(), "lower bound", False
-        noise = psis.draws_error(log_w.T)
-    k = psis.k_hat(log_w.T, nothing_drawn)
-    l = log_w.logsumexp(0) - math.log(len(log_w))
-    return l.numpy(), noise, kind, float((k > RELIABLE_K_HAT).mean())
-
-
-def _leave_one_out(run: Run, pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:
-    """Leave-one-out on the training rows, or the reason why it is not valid."""
-    try:
-        train = run.batch(run.data()[0] if run.training_data is None else run.training_data)
-        result = loo(pair.model, pair.guide, *train, seed=seed).loo
-    except (ValueError, FileNotFoundError) as error:
-        return None, f"its training rows cannot be loaded: {error}".rstrip(".")
-    share = float((result.k > result.good_k).mean())
-    return (result, "") if share <= UNRELIABLE else (None, f"k̂ too high for {share:.0%} of rows")
-
-
-def _seconds(run: Run) -> float:
-    """Training time of all restarts; those of EM are iterated together."""
-    seconds = [float(entry["seconds"]) for entry in run.restarts]
-    return max(seconds) if "algorithm" in run.record else sum(seconds)
-
-
-def _mean_error(x: Floats) -> float:
-    return float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else math.nan
 
 
 def _table(comparison: Comparison) -> Group:

@@ -40,15 +40,6 @@ def environment_record(
     }
 
 
-def refuse_weights(what: str, weighted: bool) -> None:
-    """Reject rows with weights where all rows count alike."""
-    if weighted:
-        raise ValueError(
-            f"{what}: the rows have weights, but {what} treats all rows alike. Fit repeated rows, "
-            "or use the bounds and log evidence in run.results."
-        )
-
-
 def has_weights(record: Mapping[str, Any]) -> bool:
     """True if the rows of a run had weights."""
     return record["data"].get("total_weight") is not None

@@ -12,11 +12,12 @@ from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Say
 from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence, reason_for_training_rows
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.runs.record import has_weights, refuse_weights
+from ppl_lvm.runs.record import has_weights
 from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Run:
         trajectories: the diagnostics' data of each restart, see `ppl_lvm.training.trajectory`.
         draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
             unless the fit drew them (Monte-Carlo EM).
-        training_data: the training rows; None in a run that was loaded.
+        training_data, held_out_data: the rows of the fit; None in a run that was loaded.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Run:
         self.trajectories = tuple(trajectories)
         self.draws = dict(draws or {})
         self.training_data: Data | None = None
+        self.held_out_data: Data | None = None
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -91,7 +93,9 @@ class Run:
         if results.get("degenerate"):
             verdict += ", degenerate"
         name = self.record["model"]["name"]
-        return f"<Run of {name}: bound {nats(results['bound'])}{verdict}{place}>"
+        error = results.get("bound_monte_carlo_error")
+        bound = nats(results["bound"], f" ± {error:.4f}" if error else "")
+        return f"<Run of {name}: bound {bound}{verdict}{place}>"
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> constrained value, detached."""
@@ -172,6 +176,7 @@ class Run:
             seed=seed,
             training=training,
             weights=x.weights if isinstance(x, Data) else None,
+            training_weights=None if training is None else self.training_weights(),
         )
 
     def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
@@ -208,6 +213,21 @@ class Run:
                 ) from error
             return self.example_rows
 
+    def training_weights(self) -> Tensor | None:
+        """Weights of `training_rows`; None if all are equal, or cannot matter.
+
+        Raises:
+            ValueError: the weights are needed and cannot be loaded.
+        """
+        if not has_weights(self.record):
+            return None
+        try:
+            return self.data()[0].weights
+        except (ValueError, FileNotFoundError):
+            if reason_for_training_rows(self.pair, self.example_rows):
+                raise
+            return None
+
     @public_call
     @named_distribution_errors()
     def to_arviz(
@@ -226,12 +246,14 @@ class Run:
 
     @public_call(runs_programs=False)
     def data(self) -> tuple[Data, Data | None]:
-        """Training and held-out rows, loaded and split again as for the fit.
+        """Training and held-out rows; of a run that was loaded, loaded and split again.
 
         Raises:
             ValueError: the data had no name or path, or have changed since.
         """
         record = self.record["data"]
+        if self.training_data is not None:
+            return self.training_data, self.held_out_data
         if record["source"] is None:
             raise ValueError(
                 f"The data ({record['name']}) had no name or path to load them by. Pass them as x."
@@ -239,9 +261,13 @@ class Run:
         whole = load_data(**record["source"])
         if whole.fingerprint() != record["fingerprint"]:
             raise ValueError(f"{record['name']} has changed since the run was made; pass the data.")
-        if not record["validation"]:
-            return whole, None
-        return whole.split(record["validation"], self.record["options"]["seed"])
+        parts: tuple[Data, Data | None] = whole, None
+        if record["validation"]:
+            parts = whole.split(record["validation"], self.record["options"]["seed"])
+        if len(parts[0]) == record["train_rows"]:
+            return parts
+        train, held_out = parts  # an algorithm that takes no weights was given repeated rows
+        return repeat_rows(train, "data"), held_out and repeat_rows(held_out, "data")
 
     @public_call
     def diagnose(
@@ -258,7 +284,8 @@ class Run:
         """Diagnose the fit: a table of values, verdicts and remedies.
 
         Args:
-            x: the training rows (default: loaded by name or path, with the held-out rows).
+            x: the training rows (default: those of the fit, loaded by name or path where the run
+                was, with the held-out rows). Rows with weights are repeated.
             held_out: rows that the fit has not seen.
             quantities: user-defined test quantities, name -> function of data sets (R, N, P)
                 with one value each (R,).
@@ -268,9 +295,16 @@ class Run:
             seed: of the diagnostics' random numbers.
             say: called as say(name, done, total) before each diagnostic.
         """
-        refuse_weights("diagnose", has_weights(self.record))
         if x is None:
             x, held_out = self.data()
+        elif has_weights(self.record) and not (isinstance(x, Data) and x.weights is not None):
+            raise ValueError(
+                "x: the run weighted its training rows, these have no weights. Pass "
+                "load_data(x, weights=...)."
+            )
+        x, held_out = (
+            repeat_rows(d, "diagnose") if isinstance(d, Data) else d for d in (x, held_out)
+        )
         return diagnosis.diagnose(
             self.pair,
             self.history,

@@ -22,6 +22,10 @@ from ppl_lvm.training.preparation import PreparedPrograms
 class GradientStep:
     """Loss and gradient of a batch: the part of a step that is captured.
 
+    Attributes:
+        failure: error of the programs in this one of several processes. Its loss is then NaN, and
+            so is that of the others, which would wait for it otherwise.
+
     Args:
         clip_norm: largest Euclidean norm of the gradient, nats per row; None does not clip.
     """
@@ -32,6 +36,7 @@ class GradientStep:
         if not self._leaves:
             raise ValueError("Neither the model nor the guide has a parameter to train.")
         self._share = torch.ones(())  # of this process in the batch
+        self.failure: ValueError | None = None
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -59,9 +64,9 @@ class GradientStep:
         programs, per_row = self.programs, self.programs.per_row(len(batch[0]))
         programs.support.clear()
         enabled = torch.is_grad_enabled()
-        loss: Any = self._run_objective(batch)
+        loss = self._run_objective(batch) if distributed.world_size() == 1 else self._try(batch)
         with torch.no_grad():
-            leaves = [leaf for leaf in self._leaves if leaf.grad is not None]
+            leaves = self._leaves_with_gradient()
             if not leaves and not enabled:
                 raise ValueError(
                     "Training: gradients are disabled (torch.no_grad or torch.inference_mode). "
@@ -78,14 +83,23 @@ class GradientStep:
             gradients = list(torch._foreach_mul(raw, per_row))
             for leaf, gradient in zip(leaves, gradients, strict=True):
                 leaf.grad = gradient
+            supported = programs.support.all()
             if distributed.world_size() > 1:
-                loss = self._all_reduce(loss, gradients, per_row)
+                loss = self._all_reduce(loss, gradients, per_row, supported)
             largest = _stack(torch._foreach_norm(gradients, math.inf)).max()
             self._clip(gradients)
-            supported = programs.support.all()
             if supported is not None:
                 largest = torch.where(supported, largest, math.nan)
         return loss, largest
+
+    def _leaves_with_gradient(self) -> list[Tensor]:
+        """The leaves that took part; of several processes all leaves, as one may have failed."""
+        leaves = [leaf for leaf in self._leaves if leaf.grad is not None]
+        if not leaves or distributed.world_size() == 1:
+            return leaves
+        for leaf in self._leaves:
+            leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        return list(self._leaves)
 
     def of_block(self, rows: int, *block: Tensor) -> tuple[Any, Tensor]:
         """`loss_and_gradient` of a block of a batch of so many rows.
@@ -108,9 +122,27 @@ class GradientStep:
         programs = self.programs
         return programs.pair.objective.loss_and_grads(programs.model, programs.guide, *batch)
 
-    def _all_reduce(self, loss: Any, gradients: list[Tensor], per_row: float) -> Tensor:
-        """Weighted sums over processes of all gradients and of the loss, in nats per row."""
+    def _try(self, batch: tuple[Tensor, ...]) -> Any:
+        """The loss in one of several processes; NaN, and gradients of 0, where it fails."""
+        self.failure = None
+        try:
+            return self._run_objective(batch)
+        except ValueError as failure:
+            self.failure = failure
+            for leaf in self._leaves:
+                leaf.grad = torch.zeros_like(leaf)
+            return math.nan
+
+    def _all_reduce(
+        self, loss: Any, gradients: list[Tensor], per_row: float, supported: Tensor | None
+    ) -> Tensor:
+        """Weighted sums over processes of all gradients and of the loss, in nats per row.
+
+        The loss is NaN in all processes if values are not supported in one.
+        """
         loss = torch.as_tensor(loss).detach().to(gradients[0]) * per_row
+        if supported is not None:
+            loss = torch.where(supported, loss, math.nan)
         pieces = [g.to(gradients[0].dtype).reshape(-1) for g in gradients]
         flat = torch.cat([*pieces, loss.reshape(1)]) * self._share.to(gradients[0])
         total = distributed.all_reduce_sum(flat)

@@ -194,6 +194,10 @@ class Training:
         """All training rows as one batch."""
         return self._batch(None)[0]
 
+    def read(self, index: Tensor) -> tuple[Tensor, ...]:
+        """Training rows as a step takes them, with their weights if they have some."""
+        return self._read(self.train, index)
+
     def _run_steps(self, count: int) -> float | None:
         """Take `count` steps in one call; None if that is impossible and nothing was done."""
         start = time.perf_counter()
@@ -229,6 +233,7 @@ class Training:
         restore_generators(generators)
         reason = locate_non_finite(self.programs, batch, rows, self.train)
         restore_generators(generators)
+        error = self.step_runner.gradient.failure or error
         if reason is None and not isinstance(error, NonFiniteError):
             return error
         if self.step_runner.line_search is not None:

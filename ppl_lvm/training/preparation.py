@@ -25,7 +25,7 @@ from ppl_lvm.programs.minibatch import ScaleDataPlate, WeightedProgram
 from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
 from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.sources import GuideFactory, move_to_batch_device
-from ppl_lvm.programs.traces import plate_nesting, row_plate_size
+from ppl_lvm.programs.traces import latent_sites, plate_nesting, row_plate_size
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 from ppl_lvm.training.support_check import SupportCheck
 
@@ -63,6 +63,13 @@ def prepare_pair(
         pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
     rows = len(example[0])
     _require_row_plate(model_trace, pair.row_plates, rows, len(train))
+    if pair.joint_sites and distributed.world_size() > 1:
+        latents = [n for n in latent_sites(model_trace) if n in pair.joint_sites]
+        name = (latents or sorted(pair.joint_sites))[0]
+        raise ValueError(
+            f"Site {name!r} holds all rows together, and each of several processes would see a "
+            "part of them. Train in one process: start it without torchrun."
+        )
     with pair.scope(), torch.no_grad():
         objectives.refuse_estimates(pair.objective, model_trace, guide_trace)
     objectives.refuse_wrong_gradients(

@@ -37,6 +37,8 @@ from ppl_lvm.training.vectorized_restarts import VectorizedRestarts, reject_unsu
 GUIDE_ROWS = 1024  # a guide's builder sees: enough for the scale of the columns
 EVALUATION_ROWS = 10_000
 EVALUATIONS = 8  # of the final bound: enough for its Monte-Carlo error
+MORE_EVALUATIONS = 64  # where the error is larger: global latents are one draw for all rows
+SMALL_ERROR = 0.01  # nats per row
 
 Entry = dict[str, Any]  # of one restart, as run.json records it
 
@@ -242,8 +244,7 @@ class RestartRunner:
             try:
                 training.run(progress)
             except NonFiniteError as error:
-                # Several processes would wait for each other.
-                if self.num_restarts == 1 or distributed.world_size() > 1:
+                if self.num_restarts == 1:
                     raise
                 progress.say(f"Restart {number + 1} ended: {error}")
                 self._failures[training.options.seed] = error
@@ -291,6 +292,8 @@ class RestartRunner:
     ) -> tuple[float, float] | tuple[None, None]:
         """A bound and its Monte-Carlo error; None where it cannot be computed."""
         evaluated = self.attempt(name, lambda: training.evaluate(data, repeats=EVALUATIONS))
+        if evaluated is not None and evaluated[1] > SMALL_ERROR:
+            evaluated = training.evaluate(data, repeats=MORE_EVALUATIONS)
         return evaluated or (None, None)
 
     def _score(self, training: Training, entry: Entry) -> float:

@@ -108,7 +108,7 @@ class VectorizedRestarts:
     def _batch(self, rows: Sequence[Tensor | None]) -> list[Tensor]:
         if rows[0] is None:
             return list(self._first.all_rows())
-        batches = [self._first.train.batch(r) for r in rows if r is not None]
+        batches = [self._first.read(r) for r in rows if r is not None]
         return [torch.stack(column) for column in zip(*batches, strict=True)]
 
     def _raise_non_finite(self, states: Sequence[Tensor]) -> None:
@@ -123,7 +123,7 @@ class VectorizedRestarts:
     def _build_step(self, rows: Sequence[Tensor | None]) -> VectorizedStep:
         recordings, batches = [], []
         for training, index in zip(self.trainings, rows, strict=True):
-            batch = training.all_rows() if index is None else training.train.batch(index)
+            batch = training.all_rows() if index is None else training.read(index)
             recordings.append(training.record_step(batch))
             batches.append(list(batch))
         parameters = [t.step_runner.training_step.gradient.parameters for t in self.trainings]
@@ -199,8 +199,6 @@ def reject_unsupported(trainings: Sequence[Training]) -> None:
     reason = None
     if options.engine == "eager" or isinstance(first.step_runner.optimizer, LBFGS):
         reason = "their steps are eager"
-    elif first.train.weights is not None:
-        reason = "their rows have weights"
     elif distributed.world_size() > 1:
         reason = "several processes share their batches"
     elif len({training.step_number for training in trainings}) > 1:

@@ -185,3 +185,51 @@ def test_alone_nothing_is_shared_out() -> None:
     assert distributed.run_on_first(lambda: 3) == 3
     with distributed.process_group():
         assert distributed.world_size() == 1
+
+
+UNSTABLE = '''
+import pyro, torch
+from pyro.distributions import Normal
+from pyro.nn import PyroModule
+from torch import nn
+
+class Unstable(PyroModule):
+    """In restart 0 the scale of the last rows, which the second process has, becomes invalid."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.m = nn.Parameter(torch.zeros(()))
+        self.bad, self.count = False, 0
+
+    def initialize(self, x):
+        self.bad = torch.initial_seed() % 2 == 0
+
+    def forward(self, x):
+        self.count += 1
+        faulty = self.bad & (self.m > FROM) & (x[:, 0] > 100)
+        scale = torch.where(faulty, torch.nan, torch.ones(len(x)))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(self.m, scale), obs=x[:, 0].clamp(max=3.0))
+
+def guide(x):
+    pass
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["0.02", "0.2"])  # in the first epoch, and later
+def test_restart_that_fails_in_one_process_counts_as_failed_in_all(
+    start: str, tmp_path: Path
+) -> None:
+    program, data = tmp_path / "unstable.py", tmp_path / "x.npy"
+    program.write_text(UNSTABLE.replace("FROM", start))
+    np.save(data, np.array([[1.0]] * 7 + [[101.0]]))
+    words = ["-m", "ppl_lvm", "fit", f"{program}:Unstable", "--guide", f"{program}:guide"]
+    words += ["--data", str(data), "--restarts", "2", "--seed", "4", "--num-steps", "30"]
+    words += ["--optimizer", "Adam(lr=0.05)", "--directory", str(tmp_path / "run")]
+    share(words)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    failed, other = record["restarts"]
+    assert failed["bound"] is None
+    assert failed["degenerate"].startswith("it ended: Step ")
+    assert failed["steps"] < 30 == other["steps"]
+    assert other["chosen"]

@@ -11,6 +11,7 @@ import torch
 from diagnostic_cases import DiagnosticCases
 from gaussian_pairs import mean_guide, mean_model
 from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
@@ -265,3 +266,39 @@ def test_leave_one_out_rejects_rows_that_cannot_be_separated() -> None:
         loo(chain, _no_guide, x)
     with pytest.raises(CannotSayError, match="no observed site is inside a plate over rows"):
         loo(event, mean_guide(), x)
+
+
+def test_leave_one_out_pit_with_a_shared_flag_is_exact() -> None:
+    """u_n = Σ_c p(c | x_-n) Φ(x_n − 1.5 c), and not with p(c | x)."""
+
+    def flagged(x: Tensor) -> None:
+        flag = pyro.sample("flag", Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", Normal(1.5 * flag, 1.0), obs=x)
+
+    x = torch.tensor([0.2, 2.4, 0.9, -0.6])
+    log_p = torch.stack([Normal(1.5 * c, 1.0).log_prob(x) for c in (0.0, 1.0)])  # (C, N)
+    others = log_p.sum(1, keepdim=True) - log_p
+    below = torch.stack([Normal(1.5 * c, 1.0).cdf(x) for c in (0.0, 1.0)])
+    exact, wrong = ((t.softmax(0) * below).sum(0) for t in (others, log_p.sum(1, keepdim=True)))
+    u = torch.from_numpy(loo(flagged, lambda x: None, x, num_draws=20_000).pit["x"][:, 0])
+    torch.testing.assert_close(u.float(), exact, rtol=0, atol=0.025)
+    assert float((wrong - exact).abs().max()) > 0.05
+
+
+def test_leave_one_out_rejects_local_latents_that_the_guide_draws_with_the_global_ones() -> None:
+    def grouped(x: Tensor) -> None:
+        mean = pyro.sample("mean", Normal(0.0, 1.0))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(mean, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    x = torch.randn(5, generator=torch.Generator().manual_seed(0))
+    for make in (AutoMultivariateNormal, AutoNormal):
+        guide = make(grouped)
+        guide(x)
+        if make is AutoNormal:
+            assert np.isfinite(loo(grouped, guide, x, num_draws=50).loo.elpd)
+            continue
+        with pytest.raises(CannotSayError, match="draws 'z' of all rows together"):
+            loo(grouped, guide, x, num_draws=50)

@@ -7,10 +7,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import MultivariateNormal, Normal, constraints
-from torch import Tensor
+from pyro.distributions import Bernoulli, MultivariateNormal, Normal, constraints
+from pyro.nn import PyroModule
+from torch import Tensor, nn
 
 from ppl_lvm import check, fit
+from ppl_lvm.core import distributed
 
 N = 20
 X = torch.randn(N, generator=torch.Generator().manual_seed(1)) + 1
@@ -155,3 +157,61 @@ def test_warnings_of_a_pair_are_shown_without_a_progress_bar(
 
     fit(model, None, X, num_steps=1, progress=False)
     assert "idle" in capsys.readouterr().err
+
+
+class Features(PyroModule):
+    """Latents of shape (features, rows): the rows in the last dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("features", 3, dim=-2), pyro.plate("cells", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            k = pyro.sample("k", Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(z * self.scale + k, 0.1), obs=x.mT)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("features", 3, dim=-2), pyro.plate("cells", len(x), dim=-1):
+            pyro.sample("z", Normal(x.mT, 0.1))
+
+
+def test_codes_and_means_have_rows_first_where_the_plate_over_rows_is_last() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    model = Features()
+    run = fit(model, model.guide, x, num_steps=1, progress=False, optimizer="SGD(lr=0.0)")
+    codes = run.encode(x)
+    assert codes["z"].shape == (5, 3)
+    torch.testing.assert_close(codes["z"], x)
+    assert codes["k"].shape == (5, 3, 2)
+    decoded = run.decode({"z": codes["z"], "k": torch.ones(5, 3)}, x)
+    torch.testing.assert_close(decoded["x"], x + 1.0)
+    assert {name: value.shape for name, value in run.sample(4).items()} == dict.fromkeys(
+        ("z", "k", "x"), (4, 3)
+    )
+
+
+def test_undecided_row_plate_is_warned_of() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("cells", 4, dim=-2), pyro.plate("genes", 4, dim=-1):
+            pyro.sample("z", Normal(0.0, 1.0))
+        pyro.factor("x", x.sum() * torch.ones(()))
+
+    issues = check(model, None, torch.zeros(4, 4))
+    (issue,) = [i for i in issues if i.code == "undecided-row-plate"]
+    assert issue.severity == "warning"
+    assert "'cells' and 'genes'" in issue.message
+    assert "pyro.plate('data', len(x))" in issue.remedy
+
+
+def test_several_processes_are_refused_where_a_latent_holds_all_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def walk(x: Tensor) -> None:
+        z = pyro.sample("z", Normal(torch.zeros(len(x)), 1.0).to_event(1))
+        pyro.sample("x", Normal(z, 1.0).to_event(1), obs=x)
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"'z' holds all rows together.*one process"):
+        fit(walk, None, torch.zeros(6), num_steps=1, progress=False)

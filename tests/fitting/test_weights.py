@@ -1,5 +1,6 @@
 """Weights of rows equal repeated rows."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,16 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Categorical, Normal
+from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm import compare, fit, fit_adversarial, fit_em, fit_mcem, load_data, load_run
+from ppl_lvm.diagnostics.diagnosis import diagnose
+from ppl_lvm.estimators import LeaveOneOut
 from ppl_lvm.models import FactorAnalysis, FactorModel, GaussianMixture
+from ppl_lvm.posterior.evidence import log_evidence
+from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.statistics import Sums
 from small_programs import Mean, MeanGuide
@@ -83,7 +88,6 @@ def test_validation_bound_is_a_weighted_mean() -> None:
     assert run.results["log_evidence"] == pytest.approx(plain.results["log_evidence"], rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:log evidence")
 def test_bound_with_a_global_latent_equals_that_of_repeated_rows() -> None:
     x = rows()[:, 0]
     options: dict[str, Any] = {"num_steps": 5, "progress": False}
@@ -91,7 +95,99 @@ def test_bound_with_a_global_latent_equals_that_of_repeated_rows() -> None:
     repeats = x.repeat_interleave(WEIGHTS.long())
     plain = fit(Mean(), MeanGuide(), repeats, objective="ELBO", **options)
     assert weighted.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
-    assert "share latents" in weighted.results["not_computed"]["log evidence"]
+    as_weights = load_data(repeats).with_weights(torch.ones(len(repeats)))  # with the same draws
+    expected = plain.log_evidence(as_weights, seed=0)
+    for name in ("log_evidence", "log_evidence_monte_carlo_error", "log_evidence_ess"):
+        assert weighted.results[name] == pytest.approx(expected.to_json()[name], rel=1e-4)
+    assert weighted.results["log_evidence_kind"] == "joint"
+    new = load_data(x + 1.0).with_weights(WEIGHTS)
+    measured = compare([weighted, weighted], new).scores[0]
+    other = compare([plain, plain], repeats + 1.0).scores[0]
+    for name in ("value", "standard_error", "monte_carlo_error"):
+        assert getattr(measured, name) == pytest.approx(getattr(other, name), rel=1e-3)
+    assert measured.no_loo == other.no_loo
+
+
+class Switch(PyroModule):
+    """A global mean, a flag of the whole data set, and (with `local`) a latent of each row."""
+
+    def __init__(self, local: bool) -> None:
+        super().__init__()
+        self.local = local
+
+    def forward(self, x: Tensor) -> None:
+        mean = pyro.sample("mean", Normal(0.0, 1.0))
+        flag = pyro.sample("flag", Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(mean + flag, 0.5)) if self.local else mean + flag
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        mean = pyro.sample("mean", Normal(0.3, 0.8))
+        if self.local:
+            with pyro.plate("data", len(x), dim=-1):
+                pyro.sample("z", Normal((x + 4 * mean + 2) / 5, 0.6))
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_evidence_of_weighted_rows_with_shared_latents_is_that_of_repeated_rows(
+    local: bool,
+) -> None:
+    """Two states of the flag: x ~ N(flag, C) with C the covariance of the repeated rows."""
+    model = Switch(local)
+    pair = ModelGuidePair(model, model.guide, LeaveOneOut(num_particles=2))
+    x = rows()[:, 0] / 3
+    repeats, train = x.repeat_interleave(WEIGHTS.long()), (torch.linspace(-1.0, 2.0, 8),)
+    both = [
+        log_evidence(pair, x, weights=WEIGHTS),
+        log_evidence(pair, repeats, weights=torch.ones(len(repeats))),
+    ]
+    N = len(repeats)
+    covariance = torch.ones(N, N) + torch.eye(N) * (1.25 if local else 1.0)
+    joint = [MultivariateNormal(torch.full((N,), c), covariance) for c in (0.0, 1.0)]
+    exact = (torch.stack([d.log_prob(repeats) for d in joint]).logsumexp(0) - math.log(2)) / N
+    for evidence in both:
+        assert evidence.value == pytest.approx(float(exact), abs=5 * evidence.monte_carlo_error)
+    if local:
+        return
+    assert both[0].value == pytest.approx(both[1].value, rel=1e-5)
+    times = train[0].repeat_interleave(WEIGHTS.long())
+    predictive = log_evidence(
+        pair, x, weights=WEIGHTS, training=lambda: train, training_weights=WEIGHTS
+    )
+    expected = log_evidence(pair, repeats, training=lambda: (times,))
+    for name in ("value", "row_by_row", "standard_error", "monte_carlo_error"):
+        assert getattr(predictive, name) == pytest.approx(getattr(expected, name), rel=1e-4)
+    wrong = log_evidence(pair, x, weights=WEIGHTS, training=lambda: train)
+    assert abs(wrong.value - expected.value) > 1e-3
+
+
+def test_restarts_of_weighted_rows_are_trained_together() -> None:
+    options: dict[str, Any] = {"num_steps": 6, "restarts": 2, "progress": False, "batch_size": 4}
+    together = fit(Mixture(), nothing, rows(), weights=WEIGHTS, **options)
+    apart = fit(Mixture(), nothing, rows(), weights=WEIGHTS, engine="eager", **options)
+    assert [e["engine"] for e in together.restarts] != [e["engine"] for e in apart.restarts]
+    for a, b in zip(together.restarts, apart.restarts, strict=True):
+        assert a["bound"] == pytest.approx(b["bound"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_diagnosis_and_monte_carlo_em_repeat_weighted_rows() -> None:
+    options: dict[str, Any] = {"num_steps": 60, "progress": False}
+    weighted = fit(Mean(), MeanGuide(), rows()[:, 0], weights=WEIGHTS, **options)
+    repeats = rows()[:, 0].repeat_interleave(WEIGHTS.long())
+    diagnosis = weighted.diagnose(temperatures=10)
+    plain = diagnose(weighted.pair, weighted.history, repeats, temperatures=10)
+    measured = {f.name: f.value for f in diagnosis.findings}
+    assert measured == {f.name: f.value for f in plain.findings}
+    with pytest.raises(ValueError, match="x: the run weighted its training rows"):
+        weighted.diagnose(rows()[:, 0])
+    settings: dict[str, Any] = {"max_iterations": 2, "guide_steps": 2, "progress": False}
+    model = FactorModel(latent=1, observed=2, likelihood="bernoulli")
+    em = fit_mcem(model, (rows() > 0).float(), weights=WEIGHTS, **settings)
+    same = fit_mcem(model, (repeated() > 0).float(), **settings)
+    assert em.history["complete"] == same.history["complete"]
+    assert em.results["log_evidence"] == same.results["log_evidence"]
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -152,10 +248,6 @@ def test_column_of_a_file_weights_rows_and_is_reloaded(tmp_path: Path) -> None:
     assert run.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
     assert run.record["data"]["source"]["weights"] == "n"
     reloaded = load_run(tmp_path / "run", model=Mixture, guide=nothing)
-    with pytest.raises(ValueError, match="diagnose: the rows have weights"):
-        reloaded.diagnose()
-    with pytest.raises(ValueError, match="compare: the rows have weights"):
-        compare([run, run], rows())
     data, _ = reloaded.data()
     assert data.weights is not None
     assert torch.equal(data.weights, WEIGHTS.double())
@@ -180,7 +272,7 @@ def test_wrong_weights_are_named(weights: Any, message: str) -> None:
 def test_weights_that_would_be_ignored_are_refused() -> None:
     with pytest.raises(ValueError, match="weights: TraceEnum_ELBO treats all rows alike"):
         fit(Mixture(), nothing, rows(), weights=WEIGHTS, objective="TraceEnum_ELBO", num_steps=1)
-    with pytest.raises(ValueError, match="weights: fit_mcem treats all rows alike"):
-        fit_mcem(FactorModel(latent=1, observed=2), rows(), weights=WEIGHTS)
-    with pytest.raises(ValueError, match="weights: fit_adversarial treats all rows alike"):
-        fit_adversarial(Mixture(), rows(), weights=WEIGHTS)
+    with pytest.raises(ValueError, match=r"fit_mcem repeats rows .* 0\.5 is no whole number"):
+        fit_mcem(FactorModel(latent=1, observed=2), rows(), weights=WEIGHTS / 2)
+    with pytest.raises(ValueError, match="fit_adversarial repeats rows"):
+        fit_adversarial(Mixture(), rows(), weights=WEIGHTS / 2)

@@ -88,11 +88,26 @@ def test_gradient_is_wrong_if_a_global_draw_after_the_rows_is_ignored(
 ) -> None:
     assert is_exact(expectation(LocalBeforeGlobalProgram, LeaveOneOut(2)))
 
-    def never(name: str, guide: Any, position: Any) -> dict[str, tuple[int, int]]:
+    def never(name: str, guide: Any, position: Any, unaffected: Any) -> dict[str, tuple[int, int]]:
         return {f.name: (f.dim, len(guide)) for f in plate_frames(guide[name])}
 
     monkeypatch.setattr(score_terms, "_shared_until", never)
     assert not is_exact(expectation(LocalBeforeGlobalProgram, LeaveOneOut(2)))
+
+
+class UnrelatedGlobalProgram(LocalBeforeGlobalProgram):
+    """The global draw after the rows does not depend on them."""
+
+    def guide(self, x: Tensor) -> None:
+        phi = self.p["phi"]
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(logits=phi[0, 0] + phi[0, 1] * x))
+        pyro.sample("g", Bernoulli(logits=phi[1, 0] - 0.2))
+
+
+@pytest.mark.parametrize("make", [LeaveOneOut, DecayingAverageBaseline])
+def test_gradient_is_exact_without_the_terms_of_unrelated_draws(make: Any) -> None:
+    assert is_exact(expectation(UnrelatedGlobalProgram, make(num_particles=2)))
 
 
 def draws(program: Any, num_particles: int) -> Particles:
@@ -116,8 +131,18 @@ class RowsGivenGlobal(EnumerableProgram):
             pyro.sample("z", Bernoulli(logits=self.p["phi"][0, 1] * x))
 
 
-def test_cost_of_a_row_has_the_terms_of_the_row_and_no_earlier_draw() -> None:
-    program = RowsGivenGlobal()
+class RowsBeforeUnrelatedGlobal(RowsGivenGlobal):
+    """The guide draws g after the rows, and independently of them."""
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", Bernoulli(logits=self.p["phi"][0, 1] * x))
+        pyro.sample("g", Normal(self.p["phi"][0, 0], 1.0))
+
+
+@pytest.mark.parametrize("make", [RowsGivenGlobal, RowsBeforeUnrelatedGlobal])
+def test_cost_of_a_row_has_the_terms_of_the_row_and_no_unrelated_draw(make: Any) -> None:
+    program = make()
     particles = draws(program, 3)
     (term,) = particles.score_terms
     g, z = (particles.site_draws[name].value for name in ("g", "z"))

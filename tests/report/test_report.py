@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from ppl_lvm import fit_em
 from ppl_lvm.models import GaussianMixture
@@ -28,3 +29,18 @@ def test_report_of_two_runs_is_self_contained(tmp_path: Path) -> None:
     assert 'data-head="difference to the best, paired"' in page
     assert "components=3" in page
     assert path.stat().st_mode & 0o044  # others may read it
+
+
+@pytest.mark.slow
+def test_report_of_runs_whose_data_have_no_name_has_the_rows_that_they_keep(tmp_path: Path) -> None:
+    x = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    run = fit_em(GaussianMixture(components=2), x, directory=tmp_path / "run", max_iterations=5)
+    pages = {
+        "kept": report([tmp_path / "run"], tmp_path / "kept.html"),
+        "passed": report([tmp_path / "run"], tmp_path / "passed.html", data=x),
+        "in memory": report([run], tmp_path / "run.html"),
+    }
+    notes = {
+        name: "of the 256 rows that the run keeps" in p.read_text() for name, p in pages.items()
+    }
+    assert notes == {"kept": True, "passed": False, "in memory": False}

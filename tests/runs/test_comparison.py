@@ -327,6 +327,8 @@ def test_compare_rejects_invalid_runs_rows_names_and_particles() -> None:
         compare([a, unchanged(Local(), LocalGuide(), x, validation=10, seed=1)])
     with pytest.raises(ValueError, match="rows of shape"):
         compare([a, a], torch.randn(5, 2))
+    assert compare([a, a]).difference(0, 1)[0] == pytest.approx(0.0, abs=0.05)
+    a.training_data = None  # as in a run that was loaded
     with pytest.raises(ValueError, match="Local \\(1\\) held out were in memory and are not kept"):
         compare([a, a])
     with pytest.raises(ValueError, match="at least two rows"):

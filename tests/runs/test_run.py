@@ -67,12 +67,16 @@ def test_run_data_loads_and_splits_named_data_as_for_the_fit(tmp_path: Path) -> 
     run = fit(model, lambda x: None, "iris", validation=30, num_steps=2, seed=3)
     train, held_out = run.data()
     assert (len(train), len(held_out or ())) == (120, 30)
+    run.training_data = None  # as in a run that was loaded
     held_out_again = run.data()[1]
     assert held_out is not None
     assert held_out_again is not None
     assert torch.equal(held_out.tensors[0], held_out_again.tensors[0])
+    other = fit(model, lambda x: None, torch.zeros(5, 4), num_steps=1)
+    assert torch.equal(other.data()[0].tensors[0], torch.zeros(5, 4))
+    other.training_data = None  # as in a run that was loaded
     with pytest.raises(ValueError, match="no name or path"):
-        fit(model, lambda x: None, torch.zeros(5, 4), num_steps=1).data()
+        other.data()
 
 
 def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:
