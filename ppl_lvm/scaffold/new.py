@@ -199,5 +199,5 @@ The model is in `{name}.py`, its guide in `{name}_guide.py`; both are Pyro progr
     ppl-lvm show {model} {data}
     ppl-lvm check {model} --guide {guide} {data}
     ppl-lvm fit {model} --guide {guide} {data}
-    ppl-lvm diagnose runs/{title}-{Path(example.source).stem}-1
+    ppl-lvm diagnose runs/{title}-{Path(example.source).stem}-1 --trust
 """

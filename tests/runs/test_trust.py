@@ -1,5 +1,6 @@
 """Runs of programs outside of the package, by trust."""
 
+import shutil
 import sys
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -96,3 +97,20 @@ def test_run_of_a_package_loads_where_the_package_is_listed(folder: Path) -> Non
     for wrong in ("trusted_package", [3], ["a b"], []):
         with pytest.raises(ValueError, match="no list of packages"):
             load_run(run, trust=wrong)  # type: ignore[arg-type]
+
+
+def test_resume_refuses_links_out_of_the_directory(folder: Path) -> None:
+    run = _fit(folder, str(folder / "mine.py"))
+    shutil.rmtree(run / "pictures", ignore_errors=True)
+    (folder / "elsewhere").mkdir()
+    (run / "pictures").symlink_to(folder / "elsewhere")
+    with pytest.raises(ValueError, match="pictures is a link out of the run directory"):
+        fit(
+            f"{folder}/mine.py:Model",
+            f"{folder}/mine.py:guide",
+            torch.zeros(6, 2),
+            num_steps=1,
+            directory=run,
+            resume=True,
+            progress=False,
+        )
