@@ -21,6 +21,7 @@ _SCALES = (
     "a common poutine.scale",
     "only supports scalar poutine.scale",
 )  # TraceEnum_ELBO's errors
+_UNEQUAL_SCALES = "summed over enumerated values together, but the scales are"  # that of the sum
 _MAX_VALUES = 20  # largest number of values that are tried one by one
 
 
@@ -55,7 +56,7 @@ def marginal_loss(runs: TrialRuns) -> Any:
     try:
         return _loss(TraceEnum_ELBO(max_plate_nesting=_nesting(runs)), runs)
     except ValueError as error:
-        if not _is_scale_error(error):
+        if not is_scale_error(error):
             raise
     return _loss(ScoreFunction(), runs)
 
@@ -66,11 +67,12 @@ def rejects_scales(runs: TrialRuns) -> bool:
         with torch.no_grad():
             _loss(TraceEnum_ELBO(max_plate_nesting=_nesting(runs)), runs)
     except Exception as error:  # every other exception of a user's program has its own check
-        return _is_scale_error(error)
+        return is_scale_error(error)
     return False
 
 
-def _is_scale_error(error: Exception) -> bool:
+def is_scale_error(error: Exception) -> bool:
+    """True if TraceEnum_ELBO raised it for a poutine.scale inside the sum."""
     return any(text in str(error) for text in _SCALES)
 
 
@@ -126,6 +128,11 @@ def enumerated_in_model(site: Site, runs: TrialRuns) -> bool:
 
 def _fails(runs: TrialRuns, site: Site, error: Exception) -> Issue:
     file, line = place_of(error) or runs.model.places.get(site.name) or (None, None)
+    if _UNEQUAL_SCALES in str(error):
+        problem, remedy = _first_line(error).split(" Use ", 1)
+        why = "A sum of probabilities with different exponents is no density of the rows."
+        remedy = f"Use {remedy}"
+        return Issue("unequal-scales", "error", site.name, problem, why, remedy, file, line)
     # Beyond the history of a chain its dimensions are used again.
     history = (
         " If a site of a chain depends on k sites before it, write pyro.markov(…, history=k)."

@@ -15,7 +15,7 @@ from ppl_lvm.checks.enumeration import (
 )
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
-from ppl_lvm.core.distributions import distribution_fault, family
+from ppl_lvm.core.distributions import distribution_fault, family, is_point
 
 # Beyond this ratio of mean log-probabilities, gradients of the smaller one are lost to rounding.
 _MAX_RATIO = 1e6
@@ -109,6 +109,17 @@ def _not_finite(trial: TrialRun, name: str, log_prob: Tensor, enumerated: bool) 
     bad = log_prob[~log_prob.isfinite()]
     where = tuple((~log_prob.isfinite()).nonzero()[0].tolist())
     every = ", for every value of the enumerated sites" if enumerated and bad[0] < 0 else ""
+    if is_point(trial.nodes()[name]["fn"]):
+        return trial.issue(
+            "point-mass",
+            "error",
+            name,
+            f"{name!r} is a point mass (Delta) of the program, and the value drawn by the guide is "
+            "another one.",
+            "Its density is 0 at every other value, so the loss would be infinite.",
+            f"Write pyro.deterministic({name!r}, value), which no guide samples, in place of "
+            "pyro.sample; or a parameter, or a density with a width.",
+        )
     return trial.issue(
         "not-finite",
         "error",

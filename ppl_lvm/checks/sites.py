@@ -76,7 +76,8 @@ def _unmasked(runs: TrialRuns) -> Iterator[Issue]:
                 "The bound would have the entropy of values that the model does not score, which "
                 "has no limit.",
                 "Mask them in the guide too: with poutine.mask(mask=mask): "
-                f"pyro.sample({name!r}, ...). The automatic guide (None) does.",
+                f"pyro.sample({name!r}, ...). The automatic guide (None) does, also with another "
+                "guide of the package: auto_guide(model, *batch, local='AmortizedFlow').",
             )
 
 

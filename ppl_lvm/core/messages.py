@@ -2,7 +2,33 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_shown: ContextVar[set[str] | None] = ContextVar("_shown", default=None)
+
+
+@contextmanager
+def warnings_once() -> Iterator[None]:
+    """A scope, of one fit, in which `warn_once` shows each text once."""
+    token = _shown.set(set() if _shown.get() is None else _shown.get())
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def warn_once(text: str) -> None:
+    """Warn, at one place for all callers; once where a scope of `warnings_once` is open."""
+    shown = _shown.get()
+    if shown is not None and text in shown:
+        return
+    if shown is not None:
+        shown.add(text)
+    warnings.warn(text, stacklevel=1)
+
 
 # All but tab and newline, marks that turn the direction of what follows, and halves of pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

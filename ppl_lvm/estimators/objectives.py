@@ -184,6 +184,24 @@ def refuse_wrong_gradients(
                 raise _global_renyi(site)
 
 
+def refuse_missing_sites(
+    objective: ELBO, model_trace: poutine.Trace, guide_trace: poutine.Trace
+) -> None:
+    """Reject latents of the model that the guide lacks, for objectives of Pyro that need them.
+
+    Raises:
+        ValueError: with the site, and an objective to use instead.
+    """
+    name = type(objective).__name__
+    if name not in ("TraceMeanField_ELBO", "TraceGraph_ELBO"):
+        return
+    for site in latent_sites(model_trace).keys() - latent_sites(guide_trace).keys():
+        raise ValueError(
+            f"{name}: it needs every latent of the model in the guide, and {site!r} is in the "
+            "model alone. Use ELBO or TraceEnum_ELBO, which sum it out, or sample it in the guide."
+        )
+
+
 def refuse_estimates(
     objective: ELBO, model_trace: poutine.Trace, guide_trace: poutine.Trace
 ) -> None:

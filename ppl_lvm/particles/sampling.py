@@ -7,7 +7,6 @@
 `particles.py` documents the attributes and shapes.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.messages import warn_once
 from ppl_lvm.particles.analytic_kl import closed_form
 from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.layout import row_axis
@@ -276,10 +276,8 @@ def analyze_for_particles(
     problem = why_not_vectorized(model, guide, args, kwargs, structure, _TESTED)
     if problem is None:
         return replace(structure, vectorized=True)
-    warnings.warn(
-        f"Particles run one by one, because {problem}. Let the program accept "
-        "extra dimensions on the left (index from the right, as in z[..., 0]). An objective with "
-        "vectorize_particles=False, as 'IWAE(vectorize_particles=False)', accepts the loop.",
-        stacklevel=1,  # one place for all callers, so that Python shows it once
+    warn_once(
+        f"Particles run one by one, because {problem}. The results are the same, and slower. Let "
+        "the program accept extra dimensions on the left (index from the right, as in z[..., 0])."
     )
     return structure

@@ -16,7 +16,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
-from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.messages import did_you_mean, warnings_once
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.validate import positive_int
 
@@ -358,7 +358,8 @@ def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
             except TypeError as error:
                 raise TypeError(f"{function.__name__}(): {error}.") from None
             first = [values.pop(argument.name) for argument in arguments]
-            return function(*first, make_options(**values))
+            with warnings_once():
+                return function(*first, make_options(**values))
 
         described: Any = call
         described.__signature__, described.options = signature, options

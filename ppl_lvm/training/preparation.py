@@ -1,7 +1,9 @@
 """Preparation of a model and a guide for training."""
 
 import math
+import warnings
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import pyro
@@ -11,9 +13,12 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from ppl_lvm.checks import Issues, check, check_model
+from ppl_lvm.checks.enumeration import is_scale_error
 from ppl_lvm.checks.trial_runs import trial_trace
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.distributions import named_distribution_errors
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.torch_specs import adds_particle_plate
 from ppl_lvm.core.types import Batch, Program
@@ -21,6 +26,7 @@ from ppl_lvm.data import Data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.estimators.base import Estimator, announce_parameter
 from ppl_lvm.posterior import predict
+from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import ScaleDataPlate, WeightedProgram
 from ppl_lvm.programs.pair import KeepLayout, ModelGuidePair, copy_programs
 from ppl_lvm.programs.row_plates import row_plates
@@ -61,6 +67,8 @@ def prepare_pair(
         # Pyro sets this at the first step; set here, no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
         pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
+    if not isinstance(pair.objective, Estimator):
+        _require_loss(pair, model_trace, guide_trace, example)
     rows = len(example[0])
     _require_row_plate(model_trace, pair.row_plates, rows, len(train))
     if pair.joint_sites and distributed.world_size() > 1:
@@ -76,6 +84,45 @@ def prepare_pair(
         pair.objective, guide_trace, pair.row_plates, subsampled=rows < len(train)
     )
     return pair, predict.summed_sites(pair, *example)
+
+
+def _require_loss(
+    pair: ModelGuidePair,
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    example: tuple[Tensor, ...],
+) -> None:
+    """Evaluate one of Pyro's objectives once: where it fails, say so before training.
+
+    Raises:
+        ValueError: with the site or the reason, and an objective that serves the pair.
+    """
+    objectives.refuse_missing_sites(pair.objective, model_trace, guide_trace)
+    name = type(pair.objective).__name__
+    if name.startswith("Jit"):  # it remembers its first programs
+        return
+    programs = pair.model, pair.guide
+    try:
+        with (
+            pair.scope(),
+            torch.no_grad(),
+            dry_run(*programs, seed=0),
+            warnings.catch_warnings(),
+            named_distribution_errors(),
+        ):
+            warnings.simplefilter("ignore")
+            copy(pair.objective).loss(*programs, *example)
+    except Exception as error:  # every exception of Pyro's objectives and of users' programs
+        summed = latent_sites(model_trace).keys() - latent_sites(guide_trace).keys()
+        sites = " and ".join(map(repr, sorted(summed))) or "enumerated sites"
+        instead = objectives.default_objective(model_trace, guide_trace).partition("(")[0]
+        instead = instead if instead != name else "ELBO"
+        reason = (
+            f"it rejects the poutine.scale inside the sum over {sites}."
+            if is_scale_error(error)
+            else f"it fails on this pair ({reason_of(error).rstrip('.')})."
+        )
+        raise ValueError(f"{name}: {reason} Use {instead}.") from error
 
 
 def _require_weights(pair: ModelGuidePair, model_trace: poutine.Trace) -> None:
