@@ -33,7 +33,7 @@ from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step, degeneracy, em
-from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
+from ppl_lvm.models.parts.mixtures.missing import MarginalNormal, impute
 from ppl_lvm.models.parts.mixtures.moments import moments, restart_clusters, shrunken_moments
 from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
 from ppl_lvm.models.parts.row_checks import mean_imputed
@@ -164,6 +164,15 @@ class GaussianMixture(LazilySized, PyroModule):
         """p(z_n = k | x_n) of rows `x` (N, P): (N, K)."""
         self.infer_sizes(x)
         return self._log_joint(x).softmax(-1).detach()
+
+    def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        """Rows `x` (N, P) with E[x_p | present] for NaN; or draws (num_samples, N, P)."""
+        r = self.responsibilities(x)
+        if self.covariance in ("full", "tied"):
+            L = cholesky(self._above_floor(self.scale_tril))
+        else:
+            L = torch.diag_embed(self._scale())
+        return impute(r, self.means, L, x, num_samples).detach()
 
     def maximize(self, x: Tensor, r: Tensor) -> None:
         """Set the maximum-likelihood parameters for responsibilities `r` (N, K)."""

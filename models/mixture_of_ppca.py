@@ -31,7 +31,7 @@ from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
 from ppl_lvm.models.parts.mixtures import batched_e_step, em
-from ppl_lvm.models.parts.mixtures.missing import MarginalNormal
+from ppl_lvm.models.parts.mixtures.missing import MarginalNormal, impute
 from ppl_lvm.models.parts.mixtures.moments import restart_clusters, shrunken_moments
 from ppl_lvm.models.parts.row_checks import flat_column, mean_imputed, rounding_variance
 from ppl_lvm.nn.lazy import LazilySized
@@ -104,6 +104,12 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         """p(k_n = k | x_n) of rows `x` (N, P): (N, K)."""
         self.infer_sizes(x)
         return self._log_joint(x).softmax(-1).detach()
+
+    def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        """Rows `x` (N, P) with E[x_p | present] for NaN; or draws (num_samples, N, P)."""
+        r = self.responsibilities(x)
+        L = cholesky(_covariance({name: t.double() for name, t in self._theta().items()}))
+        return impute(r, self.means, L, x, num_samples).detach()
 
     def codes(self, x: Tensor) -> Tensor:
         """E[z_n | x_n, k] of complete rows `x` (N, P): (N, K, D).

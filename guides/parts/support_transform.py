@@ -75,11 +75,16 @@ class TransformedNormal:
 
 
 def require_density_of_draws(site: Site) -> None:
-    """Refuse straight-through priors, whose density is not that of their draws.
+    """Refuse sites without a value, and priors whose density is not that of their draws.
 
     Raises:
         ValueError: with the site and the remedy.
     """
+    if site.distribution == "Unit":
+        raise ValueError(
+            f"Site {site.name!r} ~ Unit: it has no value that a guide could draw. Write "
+            f"pyro.factor({site.name!r}, log_factor), which observes it."
+        )
     if site.distribution.startswith("Relaxed") and site.distribution.endswith("StraightThrough"):
         relaxed = site.distribution.removesuffix("StraightThrough")
         raise ValueError(

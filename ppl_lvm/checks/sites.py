@@ -6,11 +6,13 @@ from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
-from ppl_lvm.core.distributions import added_event_dims, is_point, own_masks
+from ppl_lvm.core.distributions import added_event_dims, family, innermost, is_point, own_masks
 from ppl_lvm.core.messages import closest
 from ppl_lvm.particles.auxiliary_sites import auxiliary_problem
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.signatures import Signature, Site
+
+_MANY_CONSTANTS = 32
 
 
 def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
@@ -19,6 +21,9 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     assert model is not None
     assert guide is not None
     nodes = runs.guide.nodes()
+    for site in model.latents:
+        if site.distribution == "Unit":
+            yield _unobserved_factor(runs, site)
     missing = [site for site in model.latents if site.name not in guide]
     if not model.observed:
         yield _nothing_observed(runs.model)
@@ -58,6 +63,7 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
         yield from _missing(runs, site)
     yield from _auxiliary(runs)
     yield from _unmasked(runs)
+    yield from _costly(runs)
 
 
 def _unmasked(runs: TrialRuns) -> Iterator[Issue]:
@@ -79,6 +85,39 @@ def _unmasked(runs: TrialRuns) -> Iterator[Issue]:
                 f"pyro.sample({name!r}, ...). The automatic guide (None) does, also with another "
                 "guide of the package: auto_guide(model, *batch, local='AmortizedFlow').",
             )
+
+
+def _costly(runs: TrialRuns) -> Iterator[Issue]:
+    """Densities whose normalization takes most of a step."""
+    for trial in (runs.model, runs.guide):
+        for name, node in trial.nodes().items():
+            if family(node["fn"]) != "SineBivariateVonMises":
+                continue
+            constants: Tensor = innermost(node["fn"]).norm_const
+            values = constants.untyped_storage().nbytes() // constants.element_size()
+            if values >= _MANY_CONSTANTS:
+                yield trial.issue(
+                    "slow-density",
+                    "note",
+                    name,
+                    f"{name!r} ~ SineBivariateVonMises normalizes {values} distributions in each "
+                    "step, each by a sum of 25,000 terms (5 ms).",
+                    "A step takes seconds where rows are many.",
+                    "Where rows share concentrations and correlation, build the distribution from "
+                    "scalars, also its locations, and let the plate expand it; else use smaller "
+                    "batches, or two VonMises sites.",
+                )
+
+
+def _unobserved_factor(runs: TrialRuns, site: Site) -> Issue:
+    return runs.model.issue(
+        "unit-latent",
+        "error",
+        site.name,
+        f"{site.name!r} ~ Unit is not observed, and has no value that a guide could draw.",
+        "A guide of it has a density of nothing.",
+        f"pyro.factor({site.name!r}, log_factor), which adds the same term and observes it.",
+    )
 
 
 def _undeclared_factor(runs: TrialRuns, site: Site) -> Issue:

@@ -1,11 +1,11 @@
-"""Commands that evaluate runs: `diagnose`, `compare` and `report`."""
+"""Commands that use runs: `diagnose`, `compare`, `report` and `impute`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ppl_lvm.cli.options import AsJson, RunDirectories, RunDirectory, Seed, Trust
+from ppl_lvm.cli.options import AsJson, DataOption, RunDirectories, RunDirectory, Seed, Trust
 from ppl_lvm.cli.results import print_list
 
 app = typer.Typer()
@@ -104,3 +104,40 @@ def report(
 
     with progress("report") as say:
         print(write_report(directories, output, data=data, trust=trust, say=say))
+        print(write_report(directories, output, trust=trust, say=say))
+
+
+@app.command()
+def impute(
+    directory: RunDirectory,
+    data: DataOption,
+    output: Annotated[Path, typer.Option(help="The .csv or .npy file to write.")],
+    num_samples: Annotated[
+        int | None, typer.Option(help="Draws in a .npy file (default: conditional means).")
+    ] = None,
+    seed: Seed = 0,
+    trust: Trust = None,
+) -> None:
+    """Fill the missing values of rows with their means given the row's other values."""
+    import numpy as np
+
+    from ppl_lvm import load_run
+
+    suffix = output.suffix
+    if suffix not in (".csv", ".npy") or (num_samples is not None and suffix == ".csv"):
+        raise ValueError(f"--output {output}: write a .npy file, or a .csv file of means.")
+    run = load_run(directory, trust=trust)
+    rows = run.rows(data, missing="keep")
+    imputed = run.impute(rows, num_samples=num_samples, seed=seed)
+    if len(imputed) > 1:
+        raise ValueError(
+            f"impute: the model observes {', '.join(imputed)}. Use run.impute(x) in Python."
+        )
+    ((name, values),) = imputed.items()
+    if suffix == ".npy":
+        np.save(output, values.numpy())
+    else:
+        columns = rows.columns or [f"{name}_{p}" for p in range(values[0].numel())]
+        table, header = values.flatten(1).numpy(), ",".join(columns)
+        np.savetxt(output, table, "%.9g", ",", header=header, comments="")
+    print(output)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from pyro.nn import PyroModule
+from torch import nn
+
 from ppl_lvm.core.messages import did_you_mean, reason_of
 
 
@@ -125,7 +128,7 @@ def settings_of(program: Any) -> dict[str, Any] | None:
     with the program passed again.
     """
     settings: dict[str, Any] = {}
-    for p in inspect.signature(type(program)).parameters.values():
+    for p in _arguments(type(program)):
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
             return None
         value = getattr(program, p.name, inspect.Parameter.empty)
@@ -139,10 +142,17 @@ def unknown_settings(program: Any) -> list[str]:
     """Constructor arguments that `settings_of` cannot read back."""
     return [
         p.name
-        for p in inspect.signature(type(program)).parameters.values()
+        for p in _arguments(type(program))
         if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
         or not _is_plain(getattr(program, p.name, inspect.Parameter.empty))
     ]
+
+
+def _arguments(program: type) -> list[inspect.Parameter]:
+    """Constructor arguments; none of a module without a constructor."""
+    if program.__init__ in (nn.Module.__init__, PyroModule.__init__):  # type: ignore[misc]
+        return []
+    return list(inspect.signature(program).parameters.values())
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,1 +1,4 @@
-"""Posterior quantities of a fitted pair: predictions, evidence, densities, exports."""
+"""Posterior quantities of a fitted pair: predictions, evidence, densities, exports.
+
+More than 12 modules, because each holds one quantity.
+"""

@@ -93,7 +93,7 @@ def to_arviz(
             predict.require_all_rows(sites, pair.row_plates, batch, "to_arviz")
         torch.manual_seed(seed)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-        sampled = _draw(pair, batch, structure, num_samples, draws)
+        sampled = draw_posterior(pair, batch, structure, num_samples, draws)
         posterior, predictive = complete_draws(pair, batch, structure, sampled.latents)
         prior = draw_prior(pair, batch, structure, num_samples)
         observed = _observed(pair, batch)
@@ -118,7 +118,7 @@ def to_arviz(
 
 
 @dataclass
-class _PosteriorDraws:
+class PosteriorDraws:
     """S draws of the guide's latents, each in the shapes of a single run.
 
     Attributes:
@@ -133,9 +133,10 @@ class _PosteriorDraws:
     k: float | None
 
 
-def _draw(
+def draw_posterior(
     pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int, draws: Draws
-) -> _PosteriorDraws:
+) -> PosteriorDraws:
+    """S draws of the guide's latents, weighted or resampled as in `to_arviz`."""
     if structure.data_plate is not None and structure.latents and structure.vectorized:
         return _draw_local(pair, batch, structure, S, draws)
     with poutine.block():
@@ -149,10 +150,10 @@ def _draw(
                 "Local latents cannot be weighted: the programs do not run under a particle plate. "
                 'Use draws="q".'
             )
-        return _PosteriorDraws(latents, log_likelihood, {}, False, None)
+        return PosteriorDraws(latents, log_likelihood, {}, False, None)
     stats: dict[str, Array] = {"log_p": log_p, "log_q": log_q}
     if draws == "q":
-        return _PosteriorDraws(latents, log_likelihood, stats, False, None)
+        return PosteriorDraws(latents, log_likelihood, stats, False, None)
     log_w, k = psis(log_p.astype(np.float64) - log_q)
     weight = np.exp(log_w)
     if draws == "weighted":
@@ -168,12 +169,12 @@ def _draw(
         ]
     else:
         latents = [latents[s] for s in chosen]
-    return _PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
+    return PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
 
 
 def _draw_local(
     pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int, draws: Draws
-) -> _PosteriorDraws:
+) -> PosteriorDraws:
     """All draws under a particle plate; each row has its own weights."""
     N, step = len(batch[0]), max(2, rows_at_once(batch) // len(batch[0]))
     axes: dict[str, int | None] = {}
@@ -208,7 +209,7 @@ def _draw_local(
     latents = [{n: v[s] for n, v in table.items()} for s in range(S)]
     thetas = [{n: draw[n] for n in theta} for draw in latents]
     log_likelihood, _, _ = _densities(pair, batch, thetas)
-    return _PosteriorDraws(latents, log_likelihood, stats, True, k)
+    return PosteriorDraws(latents, log_likelihood, stats, True, k)
 
 
 def _resample(weight: Array, S: int) -> Array:

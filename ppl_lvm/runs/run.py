@@ -144,6 +144,23 @@ class Run:
         return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
 
     @public_call
+    @named_distribution_errors()
+    def impute(self, x: Any, *, num_samples: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+        """Observed site -> rows with missing values (NaN) replaced, given the row's other values.
+
+        Conditional means (N, P), or with `num_samples` that many draws of the conditional
+        distribution (num_samples, N, P). Gaussian mixtures and factor models have closed forms; see
+        `ppl_lvm.posterior.imputation`.
+
+        Raises:
+            ValueError: the model observes dependent values, or values that are no argument.
+        """
+        from ppl_lvm.posterior.imputation import impute
+
+        batch = self.batch(self.rows(x, missing="keep"))
+        return impute(self.pair, *batch, num_samples=num_samples, seed=seed)
+
+    @public_call
     def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
@@ -319,13 +336,21 @@ class Run:
         )
 
     @public_call(runs_programs=False)
-    def batch(self, x: Any) -> tuple[Tensor, ...]:
-        """Data as the model takes it: a tensor, an array, a tuple of them, a name or a file.
+    def rows(self, x: Any, *, missing: str | None = None) -> Data:
+        """Data read as the training data were: a tensor, an array, a tuple of them, a name, a file.
 
-        Missing values are accepted where the training data had some, and a file is read with the
-        same columns. Load the data with `load_data` to read them otherwise.
+        Missing values are accepted where the training data had some (or by `missing`), and a file
+        is read with the same columns. Load the data with `load_data` to read them otherwise.
         """
-        data = x if isinstance(x, Data) else load_data(x, **self._load_options(x))
+        if isinstance(x, Data):
+            return x
+        options = self._load_options(x) | ({} if missing is None else {"missing": missing})
+        return load_data(x, **options)
+
+    @public_call(runs_programs=False)
+    def batch(self, x: Any) -> tuple[Tensor, ...]:
+        """Data as the model takes it, see `rows`."""
+        data = self.rows(x)
         return data.batch(torch.arange(len(data)))
 
     def _load_options(self, x: Any) -> dict[str, Any]:

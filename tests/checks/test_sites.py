@@ -250,3 +250,44 @@ def test_check_suggests_no_name_without_a_similar_one(x: Tensor) -> None:
         ("missing-in-guide", "first"),
         ("missing-in-guide", "other"),
     }
+
+
+def _unit(x: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(()), 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("u", dist.Unit(-(mu**2).expand(len(x))))
+        pyro.sample("x", dist.Normal(mu, torch.ones(3)).to_event(1), obs=x)
+
+
+def test_unit_latent_names_factor_as_its_remedy() -> None:
+    x = torch.zeros(4, 3)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+
+    issues = check(_unit, guide, x)
+    assert "unit-latent" in issues.codes
+    assert "pyro.factor('u', log_factor)" in str(issues)
+    with pytest.raises(ValueError, match=r"'u' ~ Unit: .*pyro.factor\('u', log_factor\)"):
+        check(_unit, None, x)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_slow_normalization_is_noted_where_each_row_has_its_own(rows: bool) -> None:
+    x = torch.zeros(40, 2)
+
+    def model(x: Tensor) -> None:
+        size = (len(x),) if rows else ()
+        concentration = torch.full(size, 2.0)
+        zero = torch.zeros(size)
+        with pyro.plate("data", len(x), dim=-1):
+            fn = dist.SineBivariateVonMises(zero, zero, concentration, concentration, 0.5 + zero)
+            z = pyro.sample("z", fn)
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, torch.ones(2)).to_event(1))
+
+    assert ("slow-density" in check(model, guide, x).codes) is rows

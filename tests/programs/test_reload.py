@@ -44,6 +44,18 @@ class Changes(Factors):
         self.half = 2 * half
 
 
+class WithoutConstructor(PyroModule):
+    def forward(self, x: Tensor) -> None:
+        b = pyro.param("b", torch.zeros(2))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z.unsqueeze(-1) + b, 1.0).to_event(1), obs=x)
+
+
+class PlainModule(nn.Module):
+    forward = WithoutConstructor.forward
+
+
 def guide(x: Tensor) -> None:
     loc = pyro.param("loc", torch.zeros(()))
     with pyro.plate("data", len(x), dim=-1):
@@ -84,7 +96,11 @@ def test_guide_that_cannot_be_found_again_is_named(tmp_path: Path) -> None:
         fit(Factors(), lambda x: guide(x), X, num_steps=1, directory=tmp_path, progress=False)
 
 
-@pytest.mark.parametrize("model", [Factors(2), Factors], ids=["instance", "class"])
+@pytest.mark.parametrize(
+    "model",
+    [Factors(2), Factors, WithoutConstructor(), WithoutConstructor, PlainModule()],
+    ids=["instance", "class", "no-constructor", "its-class", "nn-module"],
+)
 def test_programs_that_can_be_built_again_are_silent(model: Any, tmp_path: Path) -> None:
     fit(model, guide, X, num_steps=1, directory=tmp_path, progress=False)
     assert load_run(tmp_path).results["steps"] == 1

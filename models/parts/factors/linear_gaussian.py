@@ -97,6 +97,21 @@ class LinearGaussianModel(LazilySized, PyroModule):
         self.infer_sizes(x)
         return log_evidence(self._doubles(), x.double()).to(x)
 
+    @torch.no_grad()
+    def impute(self, x: Tensor, num_samples: int | None = None) -> Tensor:
+        """Rows `x` (N, P) with E[x_p | present] for NaN; or draws (num_samples, N, P)."""
+        self.infer_sizes(x)
+        state, rows = self._doubles(), x.double()
+        mean, L = posterior(state, rows)
+        if num_samples is None:
+            value = mean @ state["W"].mT + state["mu"]
+        else:
+            e = torch.randn(num_samples, *mean.shape, 1).to(mean)
+            z = mean + torch.linalg.solve_triangular(L.mT, e, upper=True).squeeze(-1)
+            value = z @ state["W"].mT + state["mu"]
+            value = value + state["noise"].sqrt() * torch.randn(value.shape).to(value)
+        return torch.where(x.isnan(), value, rows).to(x)
+
     def degenerate(self, x: Tensor) -> str | None:
         """Reason to reject these parameters although their likelihood is high, or None.
 

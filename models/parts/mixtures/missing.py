@@ -90,6 +90,43 @@ def expect(state: State, L: Tensor, x: Tensor) -> tuple[State, Tensor]:
     return total, log_likelihood
 
 
+def impute(
+    r: Tensor, means: Tensor, L: Tensor, x: Tensor, num_samples: int | None = None
+) -> Tensor:
+    """Rows `x` (N, P) with E[x_p | x_O] in place of NaN; or S draws of p(x | x_O), (S, N, P).
+
+    A draw takes a component k by responsibilities `r` (N, K), and with e ~ N(0, I)
+
+        u = e + Vᵀ (w - V e),    x = μ_k + L_k u,
+
+    where V Vᵀ = I on the present columns, so that cov u = I - Vᵀ V. Computed in doubles.
+    """
+    K, P = means.shape
+    r, means, L = r.double(), means.double(), L.double().expand(K, P, P)
+    parts = []
+    for rows in torch.arange(len(x)).split(max(1, BLOCK_NUMBERS // (K * P * P))):
+        block = x[rows].double()
+        patterns, of = (~block.isnan()).unique(dim=0, return_inverse=True)  # (G, P), (B,)
+        F, V = (t[of] for t in _factors(L, patterns[:, None]))  # (B, K, P, P)
+        present = patterns[of][:, None]
+        _, w = _log_density(F, torch.where(present, block[:, None] - means, 0.0), present)
+        if num_samples is None:
+            u = V.mT @ w[..., None]
+            value = torch.einsum("bk,bkp->bp", r[rows], means + (L @ u).squeeze(-1))
+        else:
+            value = torch.stack([_draw(r[rows], means, L, V, w) for _ in range(num_samples)])
+        parts.append(torch.where(block.isnan(), value, block))
+    return torch.cat(parts, -2).to(x)
+
+
+def _draw(r: Tensor, means: Tensor, L: Tensor, V: Tensor, w: Tensor) -> Tensor:
+    """One draw of the complete rows, (B, P)."""
+    k, row = torch.multinomial(r, 1).squeeze(-1), torch.arange(len(r))
+    V, e = V[row, k], torch.randn_like(w[:, 0])[..., None]
+    u = e + V.mT @ (w[row, k][..., None] - V @ e)
+    return means[k] + (L[k] @ u).squeeze(-1)
+
+
 def expect_diagonal(state: State, scale: Tensor, x: Tensor) -> tuple[State, Tensor]:
     """The same for standard deviations `scale` (K, P), S being diagonals (K, P)."""
     present = (~x.isnan())[:, None]  # (N, 1, P)
