@@ -7,7 +7,8 @@
 
 The negative binomial has variance m + a m² about its mean m: overdispersion that the factors do
 not explain. a → 0 is the Poisson. With Bernoulli columns it is the latent-trait model of tests and
-questionnaires. The integral over z has no closed form. For up to three factors `log_evidence`
+questionnaires. With an exposure e_n of row n (hours, area, library size) the rate of a count is
+e_n exp η_np. The integral over z has no closed form. For up to three factors `log_evidence`
 computes it by adaptive quadrature. A missing value (NaN) is left out of its row's likelihood.
 
 Trains with `fit` (one encoder for all rows) or by Monte Carlo EM
@@ -65,21 +66,23 @@ class FactorModel(LazilySized, PyroModule):
         self.likelihood = likelihood
         self.set_sizes(observed)
 
-    def forward(self, x: Tensor) -> None:
-        """Rows `x` (N, P), NaN where a value is missing."""
+    def forward(self, x: Tensor, exposure: Tensor | None = None) -> None:
+        """Rows `x` (N, P), NaN where a value is missing, and their exposures (N,), of counts."""
         self.infer_sizes(x)
         with pyro.plate("data", len(x), dim=-1):
             prior = Normal(x.new_zeros(self.latent, dtype=self.W.dtype), 1.0).to_event(1)
             z = pyro.sample("z", prior)
-            likelihood = self._likelihood_of(z).mask(~x.isnan())
+            likelihood = self._likelihood_of(z, exposure).mask(~x.isnan())
             pyro.sample("x", likelihood.to_event(1), obs=x.nan_to_num(0.0))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, exposure: Tensor | None = None) -> Tensor:
         """Means of x (..., P) at codes `z` (..., D)."""
-        mean: Tensor = self._likelihood_of(z).mean
+        mean: Tensor = self._likelihood_of(z, exposure).mean
         return mean
 
-    def log_evidence(self, x: Tensor, nodes: int | None = None) -> Tensor:
+    def log_evidence(
+        self, x: Tensor, nodes: int | None = None, *, exposure: Tensor | None = None
+    ) -> Tensor:
         """log p(x_n) of rows `x` (N, P), in nats, by adaptive Gauss-Hermite quadrature: (N,).
 
         Warns where the estimated error of a row is above 0.001 nats; see `quadrature`.
@@ -87,7 +90,7 @@ class FactorModel(LazilySized, PyroModule):
         Raises:
             ValueError: for more than three factors; use `run.log_evidence`.
         """
-        value, error = self.quadrature(x, nodes)
+        value, error = self.quadrature(x, nodes, exposure=exposure)
         if (wide := ~(error <= LARGE_ERROR)).any():
             warnings.warn(
                 f"FactorModel.log_evidence: the quadrature of {int(wide.sum())} of {len(x)} rows "
@@ -97,13 +100,16 @@ class FactorModel(LazilySized, PyroModule):
             )
         return value
 
-    def quadrature(self, x: Tensor, nodes: int | None = None) -> tuple[Tensor, Tensor]:
+    def quadrature(
+        self, x: Tensor, nodes: int | None = None, *, exposure: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """log p(x_n) of rows `x` (N, P) and the estimated error, in nats and doubles: (N,) each.
 
         Args:
             x: rows, NaN where a value is missing.
             nodes: of each factor, around the mode of p(z | x_n) (default: 41, 31 or 15 for one,
                 two or three factors). Rows that need more nodes get them.
+            exposure: of the rows (N,), as in `forward`.
 
         Raises:
             ValueError: for more than three factors; use `run.log_evidence`.
@@ -120,18 +126,19 @@ class FactorModel(LazilySized, PyroModule):
         W, b = self.W.double(), self.b.double()
         negative_binomial = self.likelihood == "negative-binomial"
         dispersion = self.dispersion.double() if negative_binomial else None
+        offset = self._offset(exposure).double().expand(len(x), 1)
 
         def log_joint(rows: Tensor, z: Tensor) -> Tensor:
             # Means beyond e^±700 are no doubles; their weight is 0.
-            eta = (z @ W.mT + b).clamp(-700.0, 700.0)
+            eta = (z @ W.mT + b + offset[rows, None]).clamp(-700.0, 700.0)
             likelihood = self._likelihood(eta, dispersion).mask(present[rows, None])
             log_prob: Tensor = likelihood.log_prob(values[rows, None]).sum(-1)
             return log_prob + adaptive_quadrature.log_standard_normal(z)
 
         return adaptive_quadrature.log_integrals(log_joint, len(x), len(b), nodes, W)
 
-    def initialize(self, x: Tensor) -> None:
-        """Start from the columns' means, with small random loadings.
+    def initialize(self, x: Tensor, exposure: Tensor | None = None) -> None:
+        """Start from the columns' means (of counts, per exposure), with small random loadings.
 
         Raises:
             ValueError: for a value outside the likelihood's support, or a column without a value.
@@ -143,20 +150,33 @@ class FactorModel(LazilySized, PyroModule):
             raise ValueError(
                 f"Column {int(empty.nonzero()[0])} has no value in {len(x)} rows. Leave it out."
             )
-        n = (~x.isnan()).sum(0)
-        mean = (x.nansum(0) + 0.5) / (n + 1)  # never on the boundary
+        e = self._offset(exposure).detach().double().exp().expand(len(x), 1)
+        n = (e * ~x.isnan()).sum(0)
+        mean = (x.nansum(0) + 0.5) / (n + e.mean())  # never on the boundary
         b = mean.log() if self.likelihood != "bernoulli" else mean.logit()
         with torch.no_grad():
             self.b.copy_(b)
             self.W.copy_(0.3 * torch.randn(self.W.shape))
         if self.likelihood == "negative-binomial":
-            excess = ((x - mean).square().nanmean(0) - mean) / mean.square()
+            excess = ((x - e * mean).square() - e * mean).nanmean(0) / mean.square()
+            excess = excess / (e.square() * ~x.isnan()).sum(0) * (~x.isnan()).sum(0)
             self.dispersion = excess.clamp(0.05, 5.0).to(self.W.dtype)
 
-    def _likelihood_of(self, z: Tensor) -> Any:
+    def _likelihood_of(self, z: Tensor, exposure: Tensor | None = None) -> Any:
         """p(x | z) for `z` (..., D): batch (..., P)."""
         dispersion = self.dispersion if self.likelihood == "negative-binomial" else None
-        return self._likelihood(z @ self.W.mT + self.b, dispersion)
+        return self._likelihood(z @ self.W.mT + self.b + self._offset(exposure), dispersion)
+
+    def _offset(self, exposure: Tensor | None) -> Tensor:
+        """log e_n, (N, 1); or 0, (1,)."""
+        if exposure is None:
+            return self.b.new_zeros(1)
+        if self.likelihood == "bernoulli":
+            raise ValueError(
+                "exposure: a Bernoulli column has no rate. Use likelihood='poisson' or "
+                "'negative-binomial', or leave the exposure out."
+            )
+        return exposure.to(self.b).log().reshape(-1, 1)
 
     def _likelihood(self, eta: Tensor, dispersion: Tensor | None) -> Any:
         """p(x | η) for `eta` (..., P)."""

@@ -116,7 +116,7 @@ def impute(
         int | None, typer.Option(help="Draws in a .npy file (default: conditional means).")
     ] = None,
     seed: Seed = 0,
-    trust: Trust = None,
+    trust: Trust = False,
 ) -> None:
     """Fill the missing values of rows with their means given the row's other values."""
     import numpy as np

@@ -68,8 +68,8 @@ def fit(
     context.with_resource(distributed.process_group())
     function, arguments = _front_end(objective)
     arguments |= _keywords(function, context, {**options, "guide": guide})
-    weights = arguments.pop("weights", None)
-    rows = load(data, columns, labels, missing, header, image_shape, one_sequence, weights)
+    per_row = {name: arguments.pop(name, None) for name in ("weights", "exposure")}
+    rows = load(data, columns, labels, missing, header, image_shape, one_sequence, **per_row)
     directory = _run_directory(options["directory"], options["resume"], model, rows.name)
     arguments["directory"] = distributed.broadcast_from_first(directory)
     run = function(model, data=rows, **arguments)

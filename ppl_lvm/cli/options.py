@@ -68,6 +68,7 @@ def load(
     image_shape: tuple[int, int] | None = None,
     one_sequence: bool = False,
     weights: str | None = None,
+    exposure: str | None = None,
 ) -> Any:
     """The data that these options name."""
     from ppl_lvm.data import load_data
@@ -82,6 +83,7 @@ def load(
         image_shape=image_shape,
         one_sequence=one_sequence,
         weights=weights,
+        exposure=exposure,
     )
 
 

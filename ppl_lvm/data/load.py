@@ -14,42 +14,32 @@ Nothing is dropped or filled; unusable values are errors that name file, row, co
 import hashlib
 import math
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
-    BatchSampler,
     DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
 )
 
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.types import Array
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data import datasets, readers
-from ppl_lvm.data.stores import ItemStore, ReaderResult, Store, item_store, memory_store, part_names
+from ppl_lvm.data.objects import from_object
+from ppl_lvm.data.stores import ReaderResult, Store, memory_store
 from ppl_lvm.data.validation import (
     MISSING,
     Columns,
     SourceLocation,
-    check_shape,
     code_labels,
     held_out_rows,
-    iterable_fault,
-    list_fault,
     pick_columns,
 )
-from ppl_lvm.data.weights import other_columns, row_weights
+from ppl_lvm.data.weights import other_columns, row_exposure, row_weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +91,12 @@ class Data:
     def with_weights(self, weights: Any) -> "Data":
         """The same rows with weights (N,)."""
         return replace(self, weights=row_weights(weights, len(self)), source=None)
+
+    def with_exposure(self, exposure: Any) -> "Data":
+        """The same rows with exposures (N,), which the model receives as its last argument."""
+        tensors = [*self.tensors, row_exposure(exposure, len(self))]
+        store = memory_store(tensors, SourceLocation(self.name), "keep")
+        return replace(self, store=store, rows=None, source=None)
 
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -175,6 +171,7 @@ def load_data(
     image_shape: tuple[int, int] | None = None,
     one_sequence: bool = False,
     weights: Any = None,
+    exposure: Any = None,
 ) -> Data:
     """Load data by name, from a file, or from objects in memory.
 
@@ -188,6 +185,8 @@ def load_data(
             picture is a row of the first tensor, or the rows of two tensors side by side.
         one_sequence: the rows are the T steps of one sequence, so the model sees (1, T, P).
         weights: a table's column or an array (N,); 2 counts as two equal rows. Not for the model.
+        exposure: a table's column or an array (N,), positive: model(x, exposure) multiplies the
+            rate of counts by it.
 
     The dataset, collate_fn and batch size of a DataLoader are used, not its sampler and workers.
 
@@ -196,10 +195,14 @@ def load_data(
         ValueError: for any other unusable source, with location and remedy.
     """
     one_of("missing", missing, MISSING)
+    if exposure is not None:
+        options: dict[str, Any] = {"labels": labels, "missing": missing, "header": header}
+        options |= {"image_shape": image_shape, "one_sequence": one_sequence}
+        return _exposed(source, exposure, columns, weights, options)
     if weights is not None and one_sequence:
         raise ValueError("weights: one sequence is one row. Omit weights=.")
     if weights is not None:
-        options: dict[str, Any] = {"labels": labels, "missing": missing, "header": header}
+        options = {"labels": labels, "missing": missing, "header": header}
         return _weighted(source, weights, columns, {**options, "image_shape": image_shape})
     if one_sequence:
         options = {"columns": columns, "missing": missing, "header": header}
@@ -224,7 +227,7 @@ def load_data(
         options |= {"header": header, "image_shape": image_shape}
         return replace(data, source={"source": str(path.resolve()), **options})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
-    result = _from_object(source, columns, labels, missing)
+    result = from_object(source, columns, labels, missing)
     return replace(_data(result, result.store.location.source, image_shape), batch_size=batch_size)
 
 
@@ -237,6 +240,22 @@ def _weighted(source: Any, weights: Any, columns: Columns, options: dict[str, An
     data = load_data(source, columns=selected, **options)
     recorded = None if data.source is None else {**data.source, "weights": weights}
     return replace(data.with_weights(whole.tensors[0][:, column]), source=recorded)
+
+
+def _exposed(
+    source: Any, exposure: Any, columns: Columns, weights: Any, options: dict[str, Any]
+) -> Data:
+    """Data with exposures from a column of the source or from an array."""
+    if not isinstance(exposure, str):
+        data = load_data(source, columns=columns, weights=weights, **options)
+        return data.with_exposure(exposure)
+    whole = load_data(source, **options)
+    selected, column = other_columns(whole.columns, exposure, columns, whole.name, "exposures")
+    if columns is None:
+        selected = [name for name in selected if not (isinstance(weights, str) and name == weights)]
+    data = load_data(source, columns=selected, weights=weights, **options)
+    recorded = None if data.source is None else {**data.source, "exposure": exposure}
+    return replace(data.with_exposure(whole.tensors[0][:, column]), source=recorded)
 
 
 def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) -> Data:
@@ -296,105 +315,3 @@ def _named(text: str, columns: Columns) -> ReaderResult:
     picked = tuple((named.columns or ())[k] for k in chosen)
     store = memory_store([named.values[:, chosen]], SourceLocation(source, picked))
     return ReaderResult(store, list(picked), named.labels)
-
-
-def _from_object(
-    source: Any, columns: Columns, labels: str | int | None, missing: str
-) -> ReaderResult:
-    pd = sys.modules.get("pandas")  # a source from pandas implies that it is imported
-    if pd is not None and isinstance(source, pd.Series):
-        source = source.to_frame("values" if source.name is None else source.name)
-    if pd is not None and isinstance(source, pd.DataFrame):
-        return readers.read_frame(source, "the DataFrame", columns, labels, missing)
-    sparse = sys.modules.get("scipy.sparse")
-    if sparse is not None and sparse.issparse(source):
-        source = source.toarray()
-    if isinstance(source, np.ndarray):
-        return _from_array(source, columns, labels, missing)
-    if isinstance(source, Tensor) and (columns is not None or labels is not None):
-        raise ValueError("columns= and labels= apply to tables. Index the tensor instead.")
-    if isinstance(source, Tensor):
-        return ReaderResult(memory_store([source], SourceLocation("the tensor"), missing))
-    if columns is not None:
-        raise ValueError(f"columns= does not apply to a {type(source).__name__}. Omit it.")
-    if isinstance(source, (tuple, DataLoader, Dataset)) and isinstance(labels, str):
-        raise ValueError(f"labels={labels!r}: give the position of the labels, an index from 0.")
-    position = labels if isinstance(labels, int) else None
-    if isinstance(source, tuple):
-        return _from_tuple(source, position, missing)
-    if isinstance(source, DataLoader):
-        _check_loader(source)
-        return _from_items(source.dataset, source.collate_fn, position, missing)
-    if isinstance(source, IterableDataset):
-        raise ValueError(iterable_fault("the IterableDataset"))
-    if isinstance(source, Dataset):
-        return _from_items(source, None, position, missing)
-    if isinstance(source, list):
-        raise ValueError(f"source: {list_fault(source)}.")
-    raise ValueError(
-        f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
-        "them, a DataFrame, a torch Dataset or DataLoader, the name of a set, or a file's path."
-    )
-
-
-def _from_array(
-    array: Array, columns: Columns, labels: str | int | None, missing: str
-) -> ReaderResult:
-    location = SourceLocation("the array")
-    check_shape(array, location)
-    if columns is None and labels is None:
-        return ReaderResult(memory_store([array], location, missing))
-    chosen, classes, location = readers.pick_from_array(array, location, columns, labels)
-    return ReaderResult(memory_store([array[:, chosen]], location, missing), None, classes)
-
-
-def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> ReaderResult:
-    for position, part in enumerate(source):
-        if not isinstance(part, (np.ndarray, Tensor)):
-            raise ValueError(
-                f"Element {position} of the tuple is a {type(part).__name__}. Give arrays or "
-                "tensors with the same rows: (x, y)."
-            )
-    parts = [part for position, part in enumerate(source) if position != label]
-    classes = None if label is None else _label_part(source, label)
-    if not parts:
-        raise ValueError("The tuple has no tensor for the model. Give (x,), or (x, y).")
-    name = "the tuple" if len(parts) > 1 else "the array"
-    location = SourceLocation(name, parts=part_names(len(parts)))
-    return ReaderResult(memory_store(parts, location, missing), None, classes)
-
-
-def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> ReaderResult:
-    store = item_store(dataset, collate, SourceLocation(f"the {type(dataset).__name__}"), missing)
-    if label is None:
-        store.take(torch.tensor([0]))  # the first item shows unusable ones
-        return ReaderResult(store)
-    if not isinstance(store, ItemStore):
-        return _from_tuple(store.tensors, label, missing)
-    chunks = torch.arange(len(store)).split(256)
-    classes = [_label_part(store.read(chunk), label) for chunk in chunks]
-    return ReaderResult(replace(store, skip=label), None, np.concatenate(classes))
-
-
-def _label_part(parts: Sequence[Any], label: int) -> Array:
-    if not 0 <= label < len(parts):
-        raise ValueError(f"labels={label}: must be an index from 0 to {len(parts) - 1}.")
-    return parts[label].numpy() if isinstance(parts[label], Tensor) else np.asarray(parts[label])
-
-
-def _check_loader(loader: "DataLoader[Any]") -> None:
-    """Reject loaders with a special order, since the training loop replaces it."""
-    if isinstance(loader.dataset, IterableDataset):
-        raise ValueError(iterable_fault("the DataLoader's dataset"))
-    sampler = loader.sampler
-    is_default = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler
-        and not sampler.replacement
-        and sampler.num_samples == len(sampler.data_source)
-    )
-    if not is_default or type(loader.batch_sampler) is not BatchSampler:
-        raise ValueError(
-            "The DataLoader has a custom sampler or batches. The N/B scale of a mini-batch needs "
-            "every row equally often: give the dataset, or a loader with batch_size= and shuffle= "
-            "alone. Give weights of rows as weights=."
-        )

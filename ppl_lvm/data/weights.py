@@ -1,4 +1,4 @@
-"""Weights of rows."""
+"""Weights and exposures of rows."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -19,22 +19,8 @@ def row_weights(weights: Any, num_rows: int, name: str = "weights") -> Tensor:
     Raises:
         ValueError: wrong length, a negative or non-finite weight, or no positive one.
     """
-    try:
-        values = torch.as_tensor(np.asarray(weights), dtype=torch.float64).clone()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}. Give one number per row.") from error
-    if values.shape not in ((num_rows,), (num_rows, 1)):
-        raise ValueError(
-            f"{name}: shape {tuple(values.shape)} for {num_rows} rows. Give one weight per row."
-        )
-    values = values.reshape(-1)
-    invalid = ~(values.isfinite() & (values >= 0))
-    if invalid.any():
-        row = int(invalid.nonzero()[0, 0])
-        raise ValueError(
-            f"{name}: row {row} has the weight {float(values[row]):g}. Weights must be finite and "
-            "0 or more."
-        )
+    values = _per_row(weights, num_rows, name, "weight")
+    _refuse(~(values.isfinite() & (values >= 0)), values, name, "weight", "finite and 0 or more")
     if not values.any():
         raise ValueError(f"{name}: all weights are 0. Give at least one row a positive weight.")
     return values
@@ -57,12 +43,42 @@ def repeat_rows(data: "Data", what: str) -> "Data":
         )
     index = torch.arange(len(data)).repeat_interleave(counts.long())
     return replace(data.subset(index), weights=None)
+def row_exposure(exposure: Any, num_rows: int) -> Tensor:
+    """Validated exposures (N,), in the default floating-point type.
+
+    Raises:
+        ValueError: wrong length, or an exposure that is not positive and finite.
+    """
+    values = _per_row(exposure, num_rows, "exposure", "exposure")
+    _refuse(~(values.isfinite() & (values > 0)), values, "exposure", "exposure", "above 0")
+    return values.to(torch.get_default_dtype())
+
+
+def _per_row(values: Any, num_rows: int, name: str, word: str) -> Tensor:
+    try:
+        result = torch.as_tensor(np.asarray(values), dtype=torch.float64).clone()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}. Give one number per row.") from error
+    if result.shape not in ((num_rows,), (num_rows, 1)):
+        raise ValueError(
+            f"{name}: shape {tuple(result.shape)} for {num_rows} rows. Give one {word} per row."
+        )
+    return result.reshape(-1)
+
+
+def _refuse(invalid: Tensor, values: Tensor, name: str, word: str, rule: str) -> None:
+    if invalid.any():
+        row = int(invalid.nonzero()[0, 0])
+        raise ValueError(
+            f"{name}: row {row} has the {word} {float(values[row]):g}. {word.capitalize()}s must "
+            f"be {rule}."
+        )
 
 
 def other_columns(
-    names: list[str] | None, weights: str, columns: Any, source: str
+    names: list[str] | None, weights: str, columns: Any, source: str, what: str = "weights"
 ) -> tuple[Any, int]:
-    """The columns for the model, and the position of that with the weights.
+    """The columns for the model, and the position of that with the weights (or exposures).
 
     Raises:
         ValueError: the table has no such column.
@@ -70,7 +86,7 @@ def other_columns(
     if names is None or weights not in names:
         hint = did_you_mean(weights, names or ())
         raise ValueError(
-            f"{source}: no column {weights!r} with weights.{hint} Name a column, or pass an array."
+            f"{source}: no column {weights!r} with {what}.{hint} Name a column, or pass an array."
         )
     others = [name for name in names if name != weights] if columns is None else columns
     return others, names.index(weights)

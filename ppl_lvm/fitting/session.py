@@ -57,7 +57,7 @@ class Session:
             raise ValueError("resume=True needs the directory of the run to continue.")
         self._begun = time.perf_counter()
         self.options, self.seed = options, options.seed
-        self.data = self._load(data, options.weights)
+        self.data = self._load(data, options.weights, options.exposure)
         self.train, self.held_out = split_validation(self.data, options.validation, self.seed)
         self._check_weights()
         self.path = None if options.directory is None else Path(options.directory)
@@ -66,15 +66,17 @@ class Session:
         self.attempt = Attempts()
 
     @staticmethod
-    def _load(data: Any, weights: Any) -> Data:
-        if isinstance(data, Data):
-            if isinstance(weights, str):
+    def _load(data: Any, weights: Any, exposure: Any) -> Data:
+        if not isinstance(data, Data):
+            return load_data(data, weights=weights, exposure=exposure)
+        for name, values in (("weights", weights), ("exposure", exposure)):
+            if isinstance(values, str):
                 raise ValueError(
-                    f"weights={weights!r}: the data are loaded. Name the column in "
-                    "load_data(..., weights=), or pass an array."
+                    f"{name}={values!r}: the data are loaded. Name the column in "
+                    f"load_data(..., {name}=), or pass an array."
                 )
-            return data if weights is None else data.with_weights(weights)
-        return load_data(data, weights=weights)
+        data = data if exposure is None else data.with_exposure(exposure)
+        return data if weights is None else data.with_weights(weights)
 
     def _check_weights(self) -> None:
         if self.held_out is None:

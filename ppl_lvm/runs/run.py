@@ -363,6 +363,7 @@ class Run:
             suffix = Path(x).suffix
             if suffix and Path(source.get("source", "")).suffix == suffix:
                 options["columns"] = source["columns"]
+                options["exposure"] = source.get("exposure")
                 if source.get("one_sequence"):
                     options["one_sequence"] = True
         return options

@@ -84,6 +84,13 @@ class SessionOptions(CommonOptions):
         type=str,
         recorded=False,
     )
+    exposure: Any = option(
+        None,
+        "Exposures of the rows, an array (N,), or a column of the file by name: model(x, exposure) "
+        "multiplies the rates of counts by them.",
+        type=str,
+        recorded=False,
+    )
     settings: dict[str, Any] | None = option(
         None, "Arguments of a model given as a class or an address.", recorded=False
     )
