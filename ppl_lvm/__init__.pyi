@@ -7,6 +7,7 @@ from .fitting.adversarial import fit_adversarial
 from .fitting.em import fit_em
 from .fitting.monte_carlo_em import fit_mcem
 from .fitting.svi import fit
+from .posterior.prior_sampling import sample_prior
 from .programs.signatures import Signature, signature
 from .runs.adversarial import load_adversaries
 from .runs.comparability import NotComparableError
@@ -42,6 +43,7 @@ __all__ = [
     "models",
     "nn",
     "report",
+    "sample_prior",
     "signature",
     "testing",
 ]

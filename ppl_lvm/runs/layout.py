@@ -32,6 +32,7 @@ class SourceRecord(TypedDict):
     header: NotRequired[bool | None]
     image_shape: NotRequired[list[int] | None]
     one_sequence: NotRequired[bool]
+    exposure: NotRequired[str]
     weights: NotRequired[str]
 
 
