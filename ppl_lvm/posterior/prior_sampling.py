@@ -14,6 +14,7 @@ from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.pair import copy_programs
 
 
 @public_call
@@ -49,6 +50,7 @@ def sample_prior(
     if isinstance(model, type):
         raise ValueError(f"sample_prior: {model.__name__} is a class. Pass an instance.")
     batch = _batch(model, data, n)
+    (model,) = copy_programs(model)  # a first batch sets sizes
     with torch.no_grad(), preserve_rng(), dry_run(model, seed=seed), poutine.block():
         draws = [_draw(model, batch) for _ in range(num_samples or 1)]
     if num_samples is None:

@@ -64,9 +64,14 @@ def test_sample_prior_draws_enumerated_sites_and_models_without_arguments() -> N
 def test_sample_prior_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match=r"takes x, y. Pass data of the rows' shape"):
         sample_prior(regression)
-    with pytest.raises(ValueError, match="n=0. Give 1 or more"):
+    with pytest.raises(ValueError, match=r"n=0. Give 1 or more"):
         sample_prior(regression, (torch.zeros(2), torch.zeros(2)), 0)
-    with pytest.raises(ValueError, match="PPCA is a class. Pass an instance"):
+    with pytest.raises(ValueError, match=r"PPCA is a class. Pass an instance"):
         sample_prior(models.PPCA, torch.zeros(2, 3))
-    rows = load_data(torch.zeros(3, 4))
-    assert sample_prior(models.PPCA(1), rows)["x"].shape == (3, 4)
+
+
+def test_sample_prior_takes_loaded_rows_and_sizes_no_model() -> None:
+    ppca = models.PPCA(1)
+    for columns in (4, 6):
+        rows = load_data(torch.zeros(3, columns))
+        assert sample_prior(ppca, rows)["x"].shape == (3, columns)
