@@ -1,4 +1,4 @@
-"""Rows from objects in memory: arrays, tensors, tuples, frames, datasets and loaders."""
+"""Rows from arrays, tuples, frames, datasets and loaders in memory."""
 
 import sys
 from collections.abc import Sequence

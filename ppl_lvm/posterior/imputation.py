@@ -1,4 +1,4 @@
-"""Imputation: missing values (NaN) given the observed ones of their row.
+"""Imputation of missing values (NaN) given the observed ones.
 
     p(x_missing | x_observed) = ∫ p(x_missing | z) p(z | x_observed) dz
 

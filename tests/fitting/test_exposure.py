@@ -1,4 +1,4 @@
-"""Exposure of counts against closed forms, from arrays, files and the command line."""
+"""Exposure of counts against closed forms."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pyro's objectives that fail on a pair are refused before training; warnings are shown once."""
+"""Refusals of Pyro's objectives before training; warnings shown once."""
 
 import warnings
 
