@@ -104,7 +104,6 @@ def report(
 
     with progress("report") as say:
         print(write_report(directories, output, data=data, trust=trust, say=say))
-        print(write_report(directories, output, trust=trust, say=say))
 
 
 @app.command()

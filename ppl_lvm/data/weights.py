@@ -43,6 +43,8 @@ def repeat_rows(data: "Data", what: str) -> "Data":
         )
     index = torch.arange(len(data)).repeat_interleave(counts.long())
     return replace(data.subset(index), weights=None)
+
+
 def row_exposure(exposure: Any, num_rows: int) -> Tensor:
     """Validated exposures (N,), in the default floating-point type.
 
