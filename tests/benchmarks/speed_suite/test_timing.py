@@ -2,8 +2,6 @@
 
 import time
 
-import pytest
-
 from ppl_lvm.benchmarks.speed_suite import timing
 
 
@@ -17,5 +15,5 @@ def test_slower_function_has_larger_time() -> None:
     functions = {"fast": lambda: None, "slow": lambda: time.sleep(0.002)}
     times = timing.interleaved(functions, rounds=5)
     assert [len(values) for values in times.values()] == [5, 5]
-    assert timing.spread(times["slow"])[0] == pytest.approx(0.002, rel=1)
+    assert 0.002 <= timing.spread(times["slow"])[0] < 1  # seconds; a busy machine sleeps longer
     assert timing.ratio(times, "slow", "fast")[0] > 10
