@@ -323,7 +323,6 @@ def _contents() -> Iterator[Attack]:
         "x/bounds",
         "9999999999/bounds",
         "-1/bounds",
-        "0",
         "",
     ):
         change = _tensors("trajectories", **{key or "/": one})
