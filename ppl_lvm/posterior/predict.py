@@ -49,7 +49,11 @@ def sample(
     """
     with torch.no_grad(), pair.scope(), poutine.block():
         fixed = _draw_globals(pair, batch, training_rows)
-        return _values(run_model(pair, fixed, batch), pair.row_plates)
+        trace = run_model(pair, fixed, batch)
+        sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
+        drawn = {n: site for n, site in sites.items() if not site_is_subsample(site)}
+        require_all_rows(drawn, pair.row_plates, batch, "sample")
+        return _values(trace, pair.row_plates)
 
 
 def sample_prior(pair: ModelGuidePair, *batch: Any) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Pyro's automatic guides of models that draw mini-batches themselves."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -10,6 +11,7 @@ from pyro.distributions import LogNormal, Normal
 from pyro.infer import SVI, Trace_ELBO, autoguide
 from torch import Tensor
 
+from ppl_lvm import fit
 from ppl_lvm.checks import check
 
 X = torch.randn(12, generator=torch.Generator().manual_seed(0))
@@ -53,3 +55,18 @@ def test_check_passes_an_autoguide_of_a_subsampled_model(
     assert any(each.name == "TraceMeanField_ELBO" for each in issues.estimators)
     optimizer = pyro.optim.Adam({"lr": 0.01})  # type: ignore[attr-defined]
     assert SVI(model, built, optimizer, Trace_ELBO()).step(X) < float("inf")
+
+
+@pytest.mark.parametrize("model", [_by_index, _by_function])
+def test_samples_and_exports_of_a_subsampled_model_name_the_plate(
+    model: Callable[[Tensor], None], tmp_path: Path
+) -> None:
+    guide = autoguide.AutoNormal(model, create_plates=_plates) if model is _by_function else None
+    directory = None if guide else tmp_path / "run"  # figures of it are no error
+    run = fit(model, guide, X, num_steps=1, directory=directory, progress=False)
+    for name, call in (
+        ("sample", lambda: run.sample(len(X), X)),
+        ("to_arviz", lambda: run.to_arviz(X, num_samples=3)),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: the plate 'data' draws 4 of the .* rows"):
+            call()
