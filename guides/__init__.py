@@ -16,6 +16,7 @@ from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.bottom_up import BottomUp
 from ppl_lvm.guides.diffusion import ForwardProcess
+from ppl_lvm.guides.global_multivariate_normal import GlobalMultivariateNormal
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.label_free import label_free
 from ppl_lvm.guides.ladder import Ladder
@@ -37,6 +38,7 @@ __all__ = [
     "AutoGuide",
     "BottomUp",
     "ForwardProcess",
+    "GlobalMultivariateNormal",
     "GlobalNormal",
     "Ladder",
     "LocalNormal",

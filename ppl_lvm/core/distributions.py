@@ -27,7 +27,6 @@ from ppl_lvm.core.frames import in_package, is_users, module_name, traceback_fra
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 _STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
 _DISTRIBUTIONS = ("torch.distributions", "pyro.distributions")
-IMPROPER = "It has no normalized density. Use a wide proper one, such as Normal(0, 10)."
 _FAULTS = {
     "sample": "cannot be sampled",
     "rsample": "cannot be sampled",
@@ -199,8 +198,6 @@ def distribution_fault(error: Exception) -> tuple[str, str, str] | None:
     kind = family(site["fn"])
     fault = _FAULTS.get(method, f"fails in {method}")
     problem = f"Site {site['name']!r}: {kind} {fault} ({reason})."
-    if kind == "ImproperUniform":
-        return site["name"], problem, IMPROPER
     return site["name"], problem, "Use a distribution that supports it."
 
 

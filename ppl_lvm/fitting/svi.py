@@ -8,16 +8,20 @@ objective, and the programs.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from pyro.infer import ELBO
 
+from ppl_lvm.approximation import METHODS
 from ppl_lvm.compiler import LEVELS
+from ppl_lvm.core.console import Progress
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import one_of
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
+from ppl_lvm.fitting.approximation import choose_method, fit_posterior
 from ppl_lvm.fitting.session import Session, as_plain, no_evidence
 from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
@@ -56,6 +60,10 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
     """
     session = Session(data, options)
     one_of("engine", options.engine, LEVELS)
+    one_of("method", options.method, METHODS)
+    method = choose_method(model, guide, options, session)
+    if method != "svi":
+        return fit_posterior(model, data, options, method, say=_say(options.progress))
     training_options = options.settle(len(session.train), session.data.batch_size)
     if options.patience is not None and session.held_out is None:
         raise ValueError("patience needs a validation bound: pass validation=0.1.")
@@ -84,6 +92,12 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
         return finished
     restarts = runner.run(first, session.path, session.attempt)
     return session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
+
+
+def _say(shown: bool) -> Callable[[str], None]:
+    """Prints a line on standard error, if a fit shows its progress."""
+    progress = Progress(1, shown=shown)
+    return progress.say if shown else lambda line: None
 
 
 def _warn_of_objective(objective: str | ELBO | None) -> None:

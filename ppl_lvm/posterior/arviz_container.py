@@ -44,6 +44,7 @@ def to_inference_data(
     dims: Names | None = None,
     log_likelihood_dims: Names | None = None,
     attrs: Mapping[str, Any] | None = None,
+    num_chains: int = 1,
 ) -> Any:
     """An `InferenceData` (ArviZ 0.23) or a `DataTree` (1.x) of draws.
 
@@ -59,6 +60,7 @@ def to_inference_data(
         dims: names of a variable's dimensions after the draws. A variable with fewer dimensions
             in one group (a log-likelihood with the event summed out) takes the first names.
         log_likelihood_dims: those in `log_likelihood` where they are others.
+        num_chains: C of the draws S of all but the prior's groups, chain after chain.
         attrs: attributes of the container. Values that NetCDF does not support are stored as JSON.
 
     A "/" in a name, which would be a folder in the file, becomes ".".
@@ -89,8 +91,9 @@ def to_inference_data(
         if not arrays:
             continue
         named = {**dims, **terms} if group == "log_likelihood" else dims
-        dataset = _dataset(group, arrays, coords, named)
         family = "prior" if group.startswith("prior") else "posterior"
+        C = num_chains if family == "posterior" else 1
+        dataset = _dataset(group, arrays, coords, named, C)
         if "draw" in dataset.sizes:
             first, S = draws.setdefault(family, (group, dataset.sizes["draw"]))
             if dataset.sizes["draw"] != S:
@@ -221,9 +224,13 @@ def _groups(data: Any) -> list[str]:
 
 
 def _dataset(
-    group: str, arrays: Arrays, coords: Mapping[str, Sequence[Any]], dims: Names
+    group: str,
+    arrays: Arrays,
+    coords: Mapping[str, Sequence[Any]],
+    dims: Names,
+    num_chains: int,
 ) -> "xr.Dataset":
-    """One group: draws become chain 0, every dimension gets a name and values along it."""
+    """One group: draws become chains, every dimension gets a name and values along it."""
     import xarray as xr
 
     has_draws = group != "observed_data"
@@ -236,7 +243,8 @@ def _dataset(
         if has_draws and values.ndim == 0:
             raise ValueError(f"{group}, {key!r} is a single value; its draws come first, (S,).")
         outer = ["chain", "draw"] if has_draws else []
-        values = values[None] if has_draws else values
+        if has_draws:
+            values = values.reshape(num_chains, -1, *values.shape[1:])
         inner = _dimensions(name, values.ndim - len(outer), dims)
         for dim, size in zip([*outer, *inner], values.shape, strict=True):
             label = np.asarray(coords[dim]) if dim in coords else np.arange(size)

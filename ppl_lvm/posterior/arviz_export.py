@@ -18,7 +18,7 @@ have one weight, and local latents given them are resampled among fresh draws.
 import math
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -58,10 +58,17 @@ from ppl_lvm.programs.pair import ModelGuidePair
 
 Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
+RELIABLE_K_HAT = 0.7
 
 
 def to_arviz(
-    pair: ModelGuidePair, *batch: Any, num_samples: int = 500, draws: Draws = "q", seed: int = 0
+    pair: ModelGuidePair,
+    *batch: Any,
+    num_samples: int = 500,
+    draws: Draws = "q",
+    seed: int = 0,
+    known: Latents | None = None,
+    num_chains: int = 1,
 ) -> Any:
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
@@ -82,6 +89,9 @@ def to_arviz(
             the draws are no longer q's. The attribute pareto_k is the reliability of the weights:
             above 0.7 they are unreliable.
 
+        known: draws of all global latents, site -> (S, …), in place of the guide's.
+        num_chains: C of these draws, chain after chain.
+
     Raises:
         ValueError: `draws` is none of these, or the programs do not run under a particle plate, so
             that local latents cannot be weighted.
@@ -93,12 +103,16 @@ def to_arviz(
             predict.require_all_rows(sites, pair.row_plates, batch, "to_arviz")
         torch.manual_seed(seed)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-        sampled = draw_posterior(pair, batch, structure, num_samples, draws)
+        if known is None:
+            sampled = draw_posterior(pair, batch, structure, num_samples, draws)
+        else:
+            sampled = _known(pair, batch, known)
         posterior, predictive = complete_draws(pair, batch, structure, sampled.latents)
         prior = draw_prior(pair, batch, structure, num_samples)
         observed = _observed(pair, batch)
         dims = _dims(pair, batch)
     latent = sorted(posterior)
+    attributes = {"draws": draws if known is None else "posterior"}
     rows = next((n for names in dims.values() for n in names if n in pair.row_plates), "data")
     per_row = {name: [rows] for name in sampled.stats} if sampled.local else {}
     terms = next(iter(observed)) if len(observed) == 1 else "log_likelihood"
@@ -107,13 +121,14 @@ def to_arviz(
         log_likelihood={terms: sampled.log_likelihood} if sampled.log_likelihood.size else {},
         posterior_predictive={n: predictive[n].numpy() for n in observed},
         prior={n: prior[n].numpy() for n in latent if n in prior},
-        prior_predictive={n: prior[n].numpy() for n in observed},
+        prior_predictive={n: prior[n].numpy() for n in observed if n in prior},
         observed_data={n: v.numpy() for n, v in observed.items()},
         sample_stats=sampled.stats,
         dims=dims | per_row,
         log_likelihood_dims={terms: [rows]},
         coords={name: list(range(len(batch[0]))) for name in pair.row_plates},
-        attrs={"draws": draws} | ({} if sampled.k is None else {"pareto_k": sampled.k}),
+        num_chains=num_chains,
+        attrs=attributes | ({} if sampled.k is None else {"pareto_k": sampled.k}),
     )
 
 
@@ -170,6 +185,37 @@ def draw_posterior(
     else:
         latents = [latents[s] for s in chosen]
     return PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
+
+
+def posterior_draws(
+    pair: ModelGuidePair, batch: Batch, count: int, seed: int
+) -> tuple[Latents, float | None]:
+    """Draws (S, …) of the guide's latents, resampled by importance weights where k̂ ≤ 0.7, and k̂."""
+    with torch.no_grad(), preserve_rng(), pair.scope():
+        torch.manual_seed(seed)
+        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+        try:
+            sampled = draw_posterior(pair, batch, structure, count, "resampled")
+        except ValueError:  # local latents that cannot be weighted
+            sampled = None
+        if sampled is None or not (sampled.k is not None and sampled.k <= RELIABLE_K_HAT):
+            k = None if sampled is None else sampled.k
+            sampled = replace(draw_posterior(pair, batch, structure, count, "q"), k=k)
+    return {
+        n: torch.stack([draw[n] for draw in sampled.latents]) for n in sampled.latents[0]
+    }, sampled.k
+
+
+def _known(pair: ModelGuidePair, batch: Batch, known: Latents) -> PosteriorDraws:
+    """Known draws of the global latents."""
+    with poutine.block():
+        drawn, _ = predict.draw_guide(pair, batch)
+    if hasattr(pair.guide, "auxiliary_draws"):  # conditions the guide as well
+        known = {**known, **pair.guide.auxiliary_draws(known)}
+    count = len(next(iter(known.values())))
+    latents = [{n: known[n][s] for n in drawn if n in known} for s in range(count)]
+    log_likelihood, _, _ = _densities(pair, batch, latents)
+    return PosteriorDraws(latents, log_likelihood, {}, False, None)
 
 
 def _draw_local(

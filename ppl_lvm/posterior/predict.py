@@ -18,6 +18,7 @@ from ppl_lvm.core.types import Batch
 from ppl_lvm.particles.plate_dependence import follow_draws
 from ppl_lvm.particles.tracing import plate_dim
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
+from ppl_lvm.programs.improper import require_proper
 from ppl_lvm.programs.minibatch import frame_size, num_rows
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_plates import is_row_site
@@ -53,6 +54,7 @@ def sample(
         sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
         drawn = {n: site for n, site in sites.items() if not site_is_subsample(site)}
         require_all_rows(drawn, pair.row_plates, batch, "sample")
+        require_proper({n: site for n, site in drawn.items() if n not in fixed})
         return _values(trace, pair.row_plates)
 
 

@@ -12,6 +12,7 @@ from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import ReplayValues, trace_program
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
+from ppl_lvm.programs.improper import improper_site
 from ppl_lvm.programs.pair import ModelGuidePair
 
 CHUNK, CELLS = 100_000, 2**22  # rows, and values in them, that are run at once
@@ -19,7 +20,13 @@ Draws = dict[str, Tensor]
 
 
 def draw_prior(pair: ModelGuidePair, batch: Batch, structure: PairStructure, S: int) -> Draws:
-    """Every site of the model, latent and observed, drawn from the prior: (S, ...)."""
+    """Every site of the model, latent and observed, drawn from the prior: (S, ...).
+
+    Nothing for a model with an improper prior.
+    """
+    with torch.no_grad(), pair.scope(), poutine.block():
+        if improper_site(poutine.trace(pair.model).get_trace(*batch).nodes) is not None:
+            return {}
     if not structure.vectorized:
         return _stack([predict.sample_prior(pair, *batch) for _ in range(S)])
     like, step = predict.sample_prior(pair, *batch), max(2, rows_at_once(batch) // len(batch[0]))

@@ -20,6 +20,7 @@ from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import ReplayValues, Sites, trace_program
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
+from ppl_lvm.programs.improper import require_proper
 from ppl_lvm.programs.row_plates import is_row_site
 
 CELLS = 2**23  # values of replicated data drawn at once
@@ -34,6 +35,7 @@ def simulate(
     with torch.no_grad():
         free = poutine.uncondition(model)
         sites = trace_program(free, batch, {}, particles=None, nesting=0, replay=values_at_sites)
+    require_proper({n: s for n, s in sites.items() if n not in (fixed or {})})
     values = {name: site["value"] for name, site in sites.items() if not site_is_subsample(site)}
     simulated = list(batch)
     for name, (i, observed) in arguments.items():
@@ -125,6 +127,7 @@ def replicated_data(
                 nesting=structure.nesting,
                 replay=ReplayValues(theta),
             )
+        require_proper({n: s for n, s in sites.items() if n not in theta})
         done += particles or 1
         replicates = {}
         for name, (i, observed) in arguments.items():

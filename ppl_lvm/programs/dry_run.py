@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.improper import improper_draws
 
 _depth = 0
 
@@ -27,7 +28,7 @@ def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[
     On exit the random states of torch (CPU and CUDA), NumPy and Python, Pyro's parameter store, and
     the parameters and buffers (running means) of every program that is an `nn.Module` are restored.
     Inside, `pyro.param` uses a copy of the caller's store. With `seed` the scope starts from that
-    seed, so that two runs are equal.
+    seed, so that two runs are equal. Sites with an improper prior have some value of their support.
 
     Parameters that a module creates in its first run stay. Other state of a program (a Python
     counter, a file) is not restored; the program can call `is_dry_run()`.
@@ -47,7 +48,7 @@ def _dry_run(programs: tuple[Callable[..., Any], ...], seed: int | None) -> Iter
     store = pyro.get_param_store()
     _depth += 1
     try:
-        with preserve_rng(), store.scope(state=store.get_state()):
+        with preserve_rng(), store.scope(state=store.get_state()), improper_draws():
             if seed is not None:
                 pyro.set_rng_seed(seed)
             yield

@@ -25,6 +25,8 @@ from torch.nn.parameter import UninitializedParameter
 
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.improper import improper_draws
+from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.row_plates import RowPlates, joint_sites, known_row_plates, row_plates
 
 Program = Callable[..., Any]
@@ -95,12 +97,14 @@ class ModelGuidePair:
         model, guide, objective: the copies. Call the programs inside `scope()`.
         unconstrained_parameters: name -> leaf, each distinct tensor once; set by
             `materialize_parameters`.
+        dtype: precision in which the programs run; None is the default.
         joint_sites: the model's sites that hold values of all rows together, set likewise.
     """
 
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
         self.model, self.guide, self.objective = copy_programs(model, guide, objective)
         self.unconstrained_parameters: dict[str, Tensor] = {}
+        self.dtype: torch.dtype | None = None
         self._row_plates: RowPlates | None = None
         self.joint_sites: frozenset[str] = frozenset()
         # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
@@ -120,7 +124,12 @@ class ModelGuidePair:
 
     def _enter(self) -> Iterator[None]:
         self._inside = True
-        with pyro.get_param_store().scope(self._store), known_row_plates(self._row_plates):
+        with (
+            default_dtype(self.dtype),
+            improper_draws(),
+            pyro.get_param_store().scope(self._store),
+            known_row_plates(self._row_plates),
+        ):
             users = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
             self._put([value for _, value in self._closure_parameters])
             try:

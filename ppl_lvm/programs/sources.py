@@ -78,6 +78,12 @@ class ModelFactory:
         )
         _remember(program, self._program, self.recipe)
 
+    @property
+    def kind(self) -> Any:
+        """The model's class; of a function the function."""
+        program = self._program
+        return type(program) if isinstance(program, nn.Module) else program
+
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the model again, with the remedy, or None."""
         program, name = self._program, self.recipe.name

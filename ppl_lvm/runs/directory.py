@@ -27,6 +27,7 @@ from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
 from ppl_lvm.programs.loading import source_digest
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.programs.trust import Trust, UntrustedError
 from ppl_lvm.runs.files import (
@@ -40,7 +41,13 @@ from ppl_lvm.runs.files import (
     require_finite,
     template_rows,
 )
-from ppl_lvm.runs.record import files_may_differ, is_bundled, is_old_layout, upgrade_tensors
+from ppl_lvm.runs.record import (
+    dtype_of,
+    files_may_differ,
+    is_bundled,
+    is_old_layout,
+    upgrade_tensors,
+)
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.options import FitOptions, declared
 from ppl_lvm.training.trajectory import to_tensors
@@ -107,7 +114,9 @@ def load_run(
     allowed = Trust.of(trust, directory)
     try:
         programs = model, guide, objective
-        pair = _rebuild_pair(record, template, upgrade_tensors(record, tensors), allowed, *programs)
+        with default_dtype(dtype_of(record)):
+            tensors = upgrade_tensors(record, tensors)
+            pair = _rebuild_pair(record, template, tensors, allowed, *programs)
     except UntrustedError:
         raise
     except (ValueError, ImportError, TypeError) as error:
@@ -167,6 +176,7 @@ def _rebuild_pair(
         ) from error
     elbo = rebuild(record["objective"]) if objective is None else make_objective(objective)
     pair = ModelGuidePair(model, guide, elbo)
+    pair.dtype = dtype_of(record)
     try:
         pair.materialize_parameters(*template)
         pair.initialize_objective(pair.model, pair.guide, *template)

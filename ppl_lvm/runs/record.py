@@ -52,6 +52,11 @@ def evidence_record(evidence: Evidence, *, of: str, rows: int) -> dict[str, Any]
     return plain
 
 
+def dtype_of(record: Mapping[str, Any]) -> torch.dtype | None:
+    """The precision of a run's programs, where it is not the default."""
+    return torch.float64 if record.get("dtype") == "float64" else None
+
+
 def is_old_layout(record: Mapping[str, Any]) -> bool:
     """True if ppl_lvm 0.1 wrote the record."""
     return bool(record.get("layout", 1) < LAYOUT)

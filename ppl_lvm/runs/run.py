@@ -11,22 +11,27 @@ from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Say
-from ppl_lvm.data import Data, load_data
+from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
-from ppl_lvm.posterior.evidence import Evidence, log_evidence, reason_for_training_rows
+from ppl_lvm.posterior.evidence import Evidence, log_evidence
+from ppl_lvm.posterior.predictions import Prediction
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.runs import posteriors
 from ppl_lvm.runs.record import has_weights
+from ppl_lvm.runs.rows import RunRows
 from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from ppl_lvm.posterior.arviz_export import Draws
 
 TEMPLATE_ROWS = 256  # of the training data, stored with a run
 
 
-class Run:
+class Run(RunRows):
     """A fitted pair with its history and results.
 
     Attributes:
@@ -38,8 +43,8 @@ class Run:
         record: the content of run.json.
         directory: where the run is saved; None where it is in memory only.
         trajectories: the diagnostics' data of each restart, see `ppl_lvm.training.trajectory`.
-        draws: latent site -> (S, …), one chain from the posterior of the training rows; empty
-            unless the fit drew them (Monte-Carlo EM).
+        draws: latent site -> (S, …), chains from the posterior of the training rows; empty
+            unless the fit drew them.
         training_data, held_out_data: the rows of the fit; None in a run that was loaded.
     """
 
@@ -59,8 +64,7 @@ class Run:
         self.history, self.record, self.directory = history, record, directory
         self.trajectories = tuple(trajectories)
         self.draws = dict(draws or {})
-        self.training_data: Data | None = None
-        self.held_out_data: Data | None = None
+        self.training_data = self.held_out_data = None
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -196,55 +200,6 @@ class Run:
             training_weights=None if training is None else self.training_weights(),
         )
 
-    def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
-        """True if the rows are as many as the training rows, and begin with the example rows."""
-        if len(batch[0]) != self.record["data"]["train_rows"]:
-            return False
-        return all(
-            torch.equal(a[: len(b)].isnan(), b.isnan())
-            and torch.equal(a[: len(b)].nan_to_num(), b.nan_to_num())
-            for a, b in zip(batch, self.example_rows, strict=False)
-        )
-
-    def training_rows(self) -> tuple[Tensor, ...]:
-        """The training rows, which the posterior of global latents is conditioned on.
-
-        Where they cannot be loaded the example rows stand for them, if the guide does not read
-        data and rows share no enumerated site.
-
-        Raises:
-            ValueError: the rows are needed and cannot be loaded.
-        """
-        if self.training_data is not None:
-            return self.batch(self.training_data)
-        if len(self.example_rows[0]) == self.record["data"]["train_rows"]:
-            return self.example_rows
-        try:
-            return self.batch(self.data()[0])
-        except (ValueError, FileNotFoundError) as error:
-            needed = reason_for_training_rows(self.pair, self.example_rows)
-            if needed:
-                raise ValueError(
-                    "The predictive density of new rows needs the training rows, because "
-                    f"{needed}. {error}"
-                ) from error
-            return self.example_rows
-
-    def training_weights(self) -> Tensor | None:
-        """Weights of `training_rows`; None if all are equal, or cannot matter.
-
-        Raises:
-            ValueError: the weights are needed and cannot be loaded.
-        """
-        if not has_weights(self.record):
-            return None
-        try:
-            return self.data()[0].weights
-        except (ValueError, FileNotFoundError):
-            if reason_for_training_rows(self.pair, self.example_rows):
-                raise
-            return None
-
     @public_call
     @named_distribution_errors()
     def to_arviz(
@@ -259,32 +214,43 @@ class Run:
 
         batch = self.batch(x)
         predict.require_posterior(self.pair, *batch, what="to_arviz")
+        if draws == "q" and "num_chains" in self.results:
+            known, C = posteriors.thinned(self, num_samples)
+            return to_arviz(self.pair, *batch, known=known, num_chains=C, seed=seed)
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
-    @public_call(runs_programs=False)
-    def data(self) -> tuple[Data, Data | None]:
-        """Training and held-out rows; of a run that was loaded, loaded and split again.
+    @public_call
+    def posterior(self, n: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draws of the posterior of the global latents: site -> (n, …).
+
+        Of a fit without gradient steps they are the method's draws, `pyro.deterministic` sites
+        included. Of a guide that was trained they are its draws, resampled by importance weights
+        where these are reliable (k̂ ≤ 0.7).
 
         Raises:
-            ValueError: the data had no name or path, or have changed since.
+            ValueError: the model has no global latents, or more draws are asked than there are.
         """
-        record = self.record["data"]
-        if self.training_data is not None:
-            return self.training_data, self.held_out_data
-        if record["source"] is None:
-            raise ValueError(
-                f"The data ({record['name']}) had no name or path to load them by. Pass them as x."
-            )
-        whole = load_data(**record["source"])
-        if whole.fingerprint() != record["fingerprint"]:
-            raise ValueError(f"{record['name']} has changed since the run was made; pass the data.")
-        parts: tuple[Data, Data | None] = whole, None
-        if record["validation"]:
-            parts = whole.split(record["validation"], self.record["options"]["seed"])
-        if len(parts[0]) == record["train_rows"]:
-            return parts
-        train, held_out = parts  # an algorithm that takes no weights was given repeated rows
-        return repeat_rows(train, "data"), held_out and repeat_rows(held_out, "data")
+        return posteriors.draws(self, n, seed)
+
+    @public_call
+    def summary(self, n: int = 4000) -> "DataFrame":
+        """Table of the posterior of the global latents, one row per value.
+
+        Columns: mean, sd, quantiles, Monte Carlo error of the mean, effective draws and R̂; see
+        `ppl_lvm.approximation.summary`. `run.results["verdict"]` says whether to trust it.
+        """
+        return posteriors.summary(self, n)
+
+    @public_call
+    @named_distribution_errors()
+    def predict(self, x: Any, *, num_samples: int = 1000, seed: int = 0) -> Prediction:
+        """Posterior predictive draws of new rows, their means and intervals.
+
+        Args:
+            x: the model's arguments at the new rows; those that it observes may be left out.
+            num_samples: draws of the global latents, each with one draw of the rows.
+        """
+        return posteriors.predict(self, x, num_samples, seed)
 
     @public_call
     def diagnose(
@@ -334,44 +300,6 @@ class Run:
             seed=seed,
             say=say,
         )
-
-    @public_call(runs_programs=False)
-    def rows(self, x: Any, *, missing: str | None = None) -> Data:
-        """Data read as the training data were: a tensor, an array, a tuple of them, a name, a file.
-
-        Missing values are accepted where the training data had some (or by `missing`), and a file
-        is read with the same columns. Load the data with `load_data` to read them otherwise.
-        """
-        if isinstance(x, Data):
-            return x
-        options = self._load_options(x) | ({} if missing is None else {"missing": missing})
-        return load_data(x, **options)
-
-    @public_call(runs_programs=False)
-    def batch(self, x: Any) -> tuple[Tensor, ...]:
-        """Data as the model takes it, see `rows`."""
-        data = self.rows(x)
-        return data.batch(torch.arange(len(data)))
-
-    def _load_options(self, x: Any) -> dict[str, Any]:
-        """Arguments of `load_data` that read `x` as the training data were read."""
-        source = self.record["data"]["source"] or {}
-        floats = [t for t in self.example_rows if t.is_floating_point()]
-        has_missing = source.get("missing") == "keep" or any(t.isnan().any() for t in floats)
-        options: dict[str, Any] = {"missing": "keep"} if has_missing else {}
-        if isinstance(x, str | Path):
-            suffix = Path(x).suffix
-            if suffix and Path(source.get("source", "")).suffix == suffix:
-                options["columns"] = source["columns"]
-                options["exposure"] = source.get("exposure")
-                if source.get("one_sequence"):
-                    options["one_sequence"] = True
-        return options
-
-    def example_batch(self, n: int) -> tuple[Tensor, ...]:
-        """n example rows, repeated where there are fewer."""
-        index = torch.arange(n) % len(self.example_rows[0])
-        return tuple(t[index] for t in self.example_rows)
 
     def _only_code(self) -> str:
         names = sorted(predict.encode(self.pair, *self.example_rows))

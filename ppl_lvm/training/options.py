@@ -151,6 +151,13 @@ class TrainingOptions(GradientOptions):
 class FitOptions(GradientOptions, SessionOptions):
     """Options of `fit`."""
 
+    method: str = option(
+        "auto",
+        "How the posterior is found: svi (gradient steps of the guide's parameters), or without "
+        "steps, for models of global continuous latents without parameters and guide=None, "
+        "laplace, pathfinder, batch_and_match, dadvi, or all of these with chains that test them "
+        "(the choice of auto for such models).",
+    )
     objective: "str | ELBO | None" = option(
         None,
         "A pyro.infer.ELBO or its name in call syntax, 'IWAE(num_particles=5)' (default: the ELBO; "

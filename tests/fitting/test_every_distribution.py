@@ -15,6 +15,7 @@ from torch.distributions import constraints
 from ppl_lvm.checks import check
 from ppl_lvm.core.distributions import distribution_fault
 from ppl_lvm.fitting.svi import fit
+from ppl_lvm.posterior.simulation import simulate
 
 N = 6
 Build = Callable[[Tensor], Any]
@@ -110,11 +111,6 @@ NAMED: list[tuple[str, Build, str]] = [
     ("local", lambda t: dist.SoftAsymmetricLaplace(t, 1.0, 1.0), "cannot be expanded"),
     ("local", lambda t: dist.VonMises3D(_columns(t, 3)), "VonMises3D cannot be sampled"),
     ("local", lambda t: dist.TruncatedPolyaGamma(t), "TruncatedPolyaGamma cannot be sampled"),
-    (
-        "global",
-        lambda t: dist.ImproperUniform(constraints.real, (), ()),
-        "ImproperUniform cannot be sampled",
-    ),
     ("local", lambda t: dist.RelaxedBernoulliStraightThrough(TAU, logits=t), "its draws are"),
     (
         "global",
@@ -156,9 +152,11 @@ def test_unusable_distribution_is_rejected_with_its_site(
     assert ("'x'" if role == "observed" else "'z'") in str(caught.value)
 
 
-def test_improper_prior_is_told_to_be_made_proper() -> None:
-    with pytest.raises(ValueError, match="no normalized density"):
-        _fit(lambda t: dist.ImproperUniform(constraints.real, (), ()), "global")
+def test_improper_prior_is_trained_and_its_rows_are_not_drawn() -> None:
+    run = _fit(lambda t: dist.ImproperUniform(constraints.real, (), ()), "global")
+    assert math.isfinite(run.results["bound"])
+    with pytest.raises(ValueError, match=r"prior of '.*' is improper: nothing can be drawn"):
+        simulate(run.model, *run.example_rows)
 
 
 def test_check_lists_a_distribution_without_density() -> None:

@@ -1,0 +1,20 @@
+"""Normal approximations of a posterior over global latents.
+
+    unconstrained     the log density in unconstrained coordinates, with gradients
+    paths             L-BFGS from random starts
+    laplace           N(mode, inverse negative Hessian)
+    pathfinder        the best normal along each path
+    batch_and_match   full covariance by score matching, in closed form
+    dadvi             mean field with fixed draws, and linear-response covariances
+    hamiltonian       parallel chains started from an approximation
+    importance        weights of a normal's draws
+    automatic         all of these, and chains that test and correct the normal
+    methods           the choice by name, and the verdict
+
+The folder is flat: each method is one file of formulas, and the others are parts that they share.
+"""
+
+from ppl_lvm.approximation.methods import METHODS, approximate
+from ppl_lvm.approximation.result import Approximation
+
+__all__ = ["METHODS", "Approximation", "approximate"]

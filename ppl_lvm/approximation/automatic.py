@@ -1,0 +1,137 @@
+"""Modes, a normal at the best, and chains.
+
+1. Paths of L-BFGS from several starts; more where they end in different modes.
+2. At every mode within reach of the best a normal: Laplace, or Pathfinder where its ELBO is larger,
+   improved by batch and match, with its evidence by importance weights.
+3. Chains from the best normal, all moved together, until R̂ and the effective sample size are good.
+   The normal takes their moments.
+
+The verdict is good where the chains mixed and no other mode has a visible share of the evidence.
+"""
+
+import torch
+from torch import Tensor
+
+from ppl_lvm.approximation.batch_and_match import batch_and_match
+from ppl_lvm.approximation.chain_statistics import effective_size, r_hat
+from ppl_lvm.approximation.hamiltonian import HamiltonianChains
+from ppl_lvm.approximation.importance import Weighted, weigh
+from ppl_lvm.approximation.laplace import laplace
+from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.pathfinder import pathfinder
+from ppl_lvm.approximation.paths import AscentPath, follow_path
+from ppl_lvm.approximation.result import Approximation, joined
+from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity, starting_points
+
+STARTS, MORE_STARTS = 4, 12
+SAME_MODE = 0.5  # nats between two ends of one mode, and posterior sd between their places
+RIVAL = 10.0  # log evidence below the best at which a mode is left out
+VISIBLE_SHARE = 0.01  # of the evidence, that a second mode must not have in a good fit
+CHAINS = 32
+WARMUP, DRAWS, ROUNDS = 30, 60, 6
+GOOD_R_HAT, GOOD_ESS = 1.01, 2000
+
+
+def find_posterior(target: LogDensity, generator: torch.Generator) -> Approximation:
+    """The posterior of `target`; see the module's docstring."""
+    modes = find_modes(target, generator)
+    evidence = torch.tensor([mode.log_evidence for mode in modes])
+    shares = (evidence - evidence.logsumexp(0)).exp()
+    visible = int((shares > VISIBLE_SHARE).sum())
+    result = _run_chains(target, modes[0], generator)
+    result.num_modes = max(1, visible)
+    if visible > 1:
+        listed = ", ".join(f"{float(s):.2f}" for s in shares[:visible])
+        result.reasons.insert(0, f"{visible} modes have the shares {listed} of the evidence")
+    return result
+
+
+def find_modes(target: LogDensity, generator: torch.Generator) -> list[Weighted]:
+    """Normals at the modes, the largest evidence first."""
+    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    normals = distinct_normals(target, paths, generator)
+    if len(normals) > 1:
+        starts = starting_points(target, MORE_STARTS, generator)
+        paths += [follow_path(target, start) for start in starts]
+        normals = distinct_normals(target, paths, generator)
+    modes = [
+        weigh(target, batch_and_match(target, normal, generator), generator)
+        for normal, evidence in normals
+        if evidence > normals[0][1] - RIVAL
+    ]
+    return sorted(modes, key=lambda mode: -mode.log_evidence)
+
+
+def distinct_normals(
+    target: LogDensity, paths: list[AscentPath], generator: torch.Generator
+) -> list[tuple[Normal, float]]:
+    """Normals at different ends of paths, with rough log evidences, the largest first."""
+    normals: list[tuple[Normal, float, float]] = []
+    for path in sorted(paths, key=lambda p: -float(p.values[-1])):
+        value = float(path.values[-1])
+        if any(_same(normal, value, other, path.mode) for normal, _, other in normals):
+            continue
+        normals.append((*_at_mode(target, path, generator), value))
+    return sorted([(n, e) for n, e, _ in normals], key=lambda entry: -entry[1])
+
+
+def _same(normal: Normal, value: float, other: float, mode: Tensor) -> bool:
+    """True if a path ends at the mode of a normal, whose ℓ is `other`."""
+    z = torch.linalg.solve_triangular(
+        normal.scale_tril, (mode - normal.loc).unsqueeze(1), upper=False
+    )
+    return float(z.square().mean().sqrt()) < SAME_MODE and abs(value - other) < SAME_MODE
+
+
+def _at_mode(
+    target: LogDensity, path: AscentPath, generator: torch.Generator
+) -> tuple[Normal, float]:
+    """The better of Laplace's and Pathfinder's normals by their ELBOs, and its log evidence."""
+    rough = pathfinder(target, path, generator)
+    if rough is None:
+        scale = torch.ones(target.dim, dtype=target.dtype)
+    else:
+        scale = rough[0].scale_tril.square().sum(1).sqrt()
+    normal, evidence = laplace(target, path.mode, scale)
+    if rough is not None:
+        u = normal.sample(32, generator)
+        elbo = float((target(u)[0] - normal.log_prob(u)).mean())
+        if not elbo > rough[1]:
+            return rough
+    return normal, float(evidence)
+
+
+def _run_chains(target: LogDensity, mode: Weighted, generator: torch.Generator) -> Approximation:
+    """Chains from a mode until they are good, and the normal of their moments."""
+    points, normal, draws = mode.resampled(CHAINS, generator), mode.normal, DRAWS
+    for _ in range(ROUNDS):
+        sampler = HamiltonianChains(target, normal, points, generator)
+        chains = sampler.run(draws, warmup=WARMUP).draws.transpose(0, 1)  # (C, T, D)
+        points = sampler.points
+        r, ess = float(r_hat(chains).max()), float(effective_size(chains).min())
+        try:
+            normal = Normal.of_draws(joined(chains))
+        except LinAlgError:  # chains that have not moved
+            normal = mode.normal
+        if r <= GOOD_R_HAT and ess >= GOOD_ESS:
+            break
+        draws = int(draws * 1.7)
+    reasons = []
+    if not r <= GOOD_R_HAT:
+        reasons.append(f"R̂ of the chains is {r:.2f}")
+    if not ess >= GOOD_ESS / 2:
+        reasons.append(f"the chains have {ess:.0f} effective draws")
+    weighted = weigh(target, normal, generator)
+    best = min((weighted, mode), key=lambda each: each.k_hat)
+    return Approximation(
+        "auto",
+        normal,
+        chains,
+        weighted.log_weights,
+        best.log_evidence,
+        weighted.k_hat,
+        target.evaluations,
+        r,
+        ess,
+        reasons=reasons,
+    )

@@ -1,0 +1,91 @@
+"""The methods by name."""
+
+from collections.abc import Callable
+
+import torch
+
+from ppl_lvm.approximation.automatic import STARTS, distinct_normals, find_posterior
+from ppl_lvm.approximation.batch_and_match import batch_and_match
+from ppl_lvm.approximation.dadvi import dadvi
+from ppl_lvm.approximation.importance import RELIABLE_K_HAT, probe, weigh
+from ppl_lvm.approximation.laplace import laplace
+from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.pathfinder import pathfinder
+from ppl_lvm.approximation.paths import AscentPath, follow_path
+from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation
+from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
+
+
+def approximate(target: LogDensity, method: str, generator: torch.Generator) -> Approximation:
+    """The posterior of `target` by one of `METHODS`, "auto" included."""
+    if method == "auto":
+        return find_posterior(target, generator)
+    weighted = weigh(target, NORMALS[method](target, generator), generator)
+    reasons = probe(target, weighted, generator)
+    if weighted.k_hat > RELIABLE_K_HAT:
+        reasons.append(f"k̂ of the importance weights is {weighted.k_hat:.2f}")
+        draws = weighted.normal.sample(KEPT_DRAWS, generator)
+    else:
+        draws = weighted.resampled(len(weighted.draws), generator)
+    return Approximation(
+        method,
+        weighted.normal,
+        draws.unsqueeze(0),
+        weighted.log_weights,
+        weighted.log_evidence,
+        weighted.k_hat,
+        target.evaluations,
+        reasons=reasons,
+    )
+
+
+def _laplace(target: LogDensity, generator: torch.Generator) -> Normal:
+    """Laplace at the highest mode of several paths."""
+    best = _best_path(target, generator)
+    rough = pathfinder(target, best, generator)
+    scale = (
+        torch.ones(target.dim, dtype=target.dtype)
+        if rough is None
+        else rough[0].scale_tril.square().sum(1).sqrt()
+    )
+    return laplace(target, best.mode, scale)[0]
+
+
+def _best_path(target: LogDensity, generator: torch.Generator) -> AscentPath:
+    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    return max(paths, key=lambda path: float(path.values[-1]))
+
+
+def _pathfinder(target: LogDensity, generator: torch.Generator) -> Normal:
+    """Pathfinder's normal of largest ELBO over several paths."""
+    starts = starting_points(target, STARTS, generator)
+    results = [pathfinder(target, follow_path(target, start), generator) for start in starts]
+    normals = [result for result in results if result is not None]
+    if not normals:
+        raise ValueError(
+            "method='pathfinder': no path gave a positive definite inverse Hessian. Use "
+            "method='auto'."
+        )
+    return max(normals, key=lambda result: result[1])[0]
+
+
+def _start(target: LogDensity, generator: torch.Generator) -> Normal:
+    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    return distinct_normals(target, paths, generator)[0][0]
+
+
+def _batch_and_match(target: LogDensity, generator: torch.Generator) -> Normal:
+    return batch_and_match(target, _start(target, generator), generator)
+
+
+def _dadvi(target: LogDensity, generator: torch.Generator) -> Normal:
+    return dadvi(target, _start(target, generator), generator).normal
+
+
+NORMALS: dict[str, Callable[[LogDensity, torch.Generator], Normal]] = {
+    "laplace": _laplace,
+    "pathfinder": _pathfinder,
+    "batch_and_match": _batch_and_match,
+    "dadvi": _dadvi,
+}
+METHODS = ("auto", "svi", *NORMALS)

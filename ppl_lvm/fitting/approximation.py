@@ -1,0 +1,260 @@
+"""Fit a posterior over global latents without gradient steps.
+
+`fit` calls this where the model has no parameters and no latent needs a network: the posterior is a
+distribution over one vector, and `ppl_lvm.approximation` finds it. The result is a run whose guide
+is a `GlobalMultivariateNormal` and whose draws are those of the method.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppl_lvm.approximation import METHODS, Approximation, approximate
+from ppl_lvm.approximation.unconstrained import LogDensity
+from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.types import Batch
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.selection import first_rows
+from ppl_lvm.estimators import objectives
+from ppl_lvm.fitting.session import Session, no_evidence, recorded
+from ppl_lvm.posterior.psis import draws_error
+from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
+from ppl_lvm.programs.precision import default_dtype
+from ppl_lvm.programs.signatures import Signature, signature
+from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+from ppl_lvm.runs.run import Run
+from ppl_lvm.training.options import FitOptions, GradientOptions, declared
+from ppl_lvm.training.preparation import warn_or_raise
+
+GUIDE = "ppl_lvm.guides:GlobalMultivariateNormal"
+MAX_DIM = 500  # unconstrained values, of which a full covariance is kept
+DECIDE_ROWS = 100  # that the model is run on to see its sites
+EVIDENCE_PARTICLES = 1000
+TEMPLATE_NUMBERS = 1_000_000  # stored with a run at most
+SHARED = {"seed", "checkpoint_seconds"}
+STEP_OPTIONS = {f.name: f.default for f in declared(GradientOptions) if f.name not in SHARED} | {
+    name: FitOptions.__dataclass_fields__[name].default
+    for name in (
+        "objective",
+        "num_steps",
+        "num_epochs",
+        "batch_size",
+        "validate_every",
+        "restarts",
+        "guide_settings",
+    )
+}
+
+
+def choose_method(model: Any, guide: Any, options: FitOptions, session: Session) -> str:
+    """The method of a fit: that of the options, or for "auto" the one that suits the model.
+
+    Raises:
+        ValueError: the method asked for does not serve the model or the options, with the reason.
+    """
+    changed = [n for n, default in STEP_OPTIONS.items() if getattr(options, n) != default]
+    if options.method == "svi":
+        return "svi"
+    if options.method != "auto":
+        if guide is not None:
+            raise ValueError(
+                f"method={options.method!r} makes its own guide. Pass guide=None, or method='svi'."
+            )
+        if changed:
+            raise ValueError(
+                f"{changed[0]}: it is an option of gradient steps, which "
+                f"method={options.method!r} has none of. Leave it out, or use method='svi'."
+            )
+        if session.data.weights is not None:
+            raise ValueError(f"weights: method={options.method!r} has none. Use method='svi'.")
+        problem = _problem(model, options, session)
+        if problem is not None:
+            raise ValueError(f"method={options.method!r}: {problem}. Use method='svi'.")
+        return options.method
+    if (
+        guide is not None
+        or changed
+        or session.data.weights is not None
+        or session.data.batch_size is not None
+        or _problem(model, options, session) is not None
+    ):
+        return "svi"
+    return "auto"
+
+
+def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
+    """Reason why the model's posterior is no distribution over one short vector, or None."""
+    factory = ModelFactory(copy_programs(model)[0], options.settings)
+    if hasattr(factory.kind, "initialize"):
+        return "the model has parameters to initialize"
+    rows = first_rows(session.train, DECIDE_ROWS)
+    with preserve_rng():
+        instance = factory.make(rows)
+        if getattr(instance, "default_guide", None) is not None:
+            return "the model has a guide"
+        return unsuitable(signature(instance, *rows), instance, len(session.train), len(rows[0]))
+
+
+def unsuitable(signed: Signature, model: Any, num_rows: int, shown_rows: int) -> str | None:
+    """Reason why a model has no posterior over one short vector, or None.
+
+    Args:
+        signed: its signature on `shown_rows` of `num_rows` rows.
+    """
+    parameters = [p.name for p in signed.parameters]
+    if isinstance(model, nn.Module):
+        parameters += [name for name, p in model.named_parameters() if p.requires_grad]
+    if parameters:
+        return f"the model has the parameter {parameters[0]!r}, and a posterior of latents only"
+    sampled = [site for site in signed.latents if site.enumerate is None or not site.discrete]
+    if len(sampled) < len(signed.latents):
+        return "the model has enumerated sites"
+    for site in sampled:
+        if site.discrete:
+            return f"{site.name!r} is discrete"
+    if not any(not site.local for site in sampled):
+        return "the model has no latent outside the plate over rows"
+    if signed.row_plate is not None and signed.row_plate.full_size != signed.row_plate.size:
+        return "the model reads a subsample of its rows"
+    dim = sum(
+        math.prod(site.shape) * (num_rows / shown_rows if site.local else 1) for site in sampled
+    )
+    if dim > MAX_DIM:
+        return f"the latents have {dim:.0f} values, more than {MAX_DIM}"
+    return None
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model and all rows in one precision."""
+
+    session: Session
+    factory: ModelFactory
+    instance: Any
+    rows: Batch
+    target: LogDensity
+
+
+def fit_posterior(
+    model: Any, data: Any, options: FitOptions, method: str, say: Callable[[str], None]
+) -> Run:
+    """A run whose guide is the posterior found by `method`."""
+    with preserve_rng(), default_dtype(torch.float64):
+        prepared = _prepare(model, in_double(data), options)
+        session, instance, rows = prepared.session, prepared.instance, prepared.rows
+        guides = GuideFactory(GUIDE)
+        guide: Any = guides.make(instance, rows)
+        warn_or_raise(instance, guide, *rows, num_rows=len(session.train))
+        finished = session.open(
+            prepared.factory,
+            guides,
+            recorded(options),
+            algorithm="normal approximation",
+            dtype=str(prepared.target.dtype).removeprefix("torch."),
+        )
+        if finished is not None:
+            return finished
+        generator = torch.Generator().manual_seed(options.seed)
+        result = approximate(prepared.target, method, generator)
+        say(result.sentence)
+        guide.set_normal(result.normal.loc, result.normal.scale_tril)
+        run = _as_run(prepared, guide, result)
+        return session.close(run, dict)
+
+
+def in_double(data: Any) -> Any:
+    """The data in the default precision: read again, or converted."""
+    if not isinstance(data, Data):
+        return data
+    if data.source is not None and data.rows is None:
+        return load_data(**data.source)
+    dtype = torch.get_default_dtype()
+    tensors = tuple(t.to(dtype) if t.is_floating_point() else t for t in data.tensors)
+    return replace(load_data(tensors), name=data.name)
+
+
+def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
+    """Rows and model in double precision."""
+    session = Session(data, options)
+    factory = ModelFactory(copy_programs(model)[0], options.settings)
+    rows = first_rows(session.train, len(session.train))
+    instance = factory.make(rows)
+    if isinstance(instance, nn.Module):
+        instance.to(torch.get_default_dtype())
+    try:
+        target = LogDensity(instance, rows)
+        target.check()
+    except RuntimeError as error:
+        if "dtype" not in str(error) and "Float" not in str(error):
+            raise
+        raise ValueError(
+            f"{factory.recipe.name}: it does not run in double precision ({error}). Give its "
+            "tensors the dtype of its arguments, as in torch.eye(3).to(x), or use method='svi'."
+        ) from None
+    return _Prepared(session, factory, instance, rows, target)
+
+
+def _as_run(prepared: _Prepared, guide: Any, result: Approximation) -> Run:
+    session, record, target = prepared.session, prepared.session.record, prepared.target
+    pair = ModelGuidePair(prepared.instance, guide, objectives.objective("ELBO"))
+    pair.dtype = target.dtype
+    pair.materialize_parameters(*prepared.rows)
+    pair.eval_mode()
+    N = len(session.train)
+    log_w = result.log_weights
+    bound = float(log_w.mean()) / N
+    entry = {
+        "seed": session.seed,
+        "bound": bound,
+        "bound_monte_carlo_error": float(log_w.std() / len(log_w) ** 0.5) / N,
+        "held_out": None,
+        "held_out_monte_carlo_error": None,
+        "steps": 1,
+        "seconds": session.seconds,
+        "degenerate": None,
+        "converged": result.good,
+    }
+    reliable = result.k_hat <= 0.7
+    evidence = {
+        "log_evidence": result.log_evidence / N,
+        "log_evidence_monte_carlo_error": draws_error(log_w.numpy()[None]) / N
+        if reliable
+        else None,
+        "log_evidence_k_hat": result.k_hat,
+        "log_evidence_kind": "joint",
+    }
+    record["objective"] = "ELBO"
+    record["restarts"] = [{**entry, "chosen": True}]
+    record["results"] = {
+        "directory": None,
+        **entry,
+        **no_evidence(session.evaluation_name),
+        **({} if session.held_out is not None else evidence),
+        **result.to_json(),
+    }
+    history: dict[str, list[float]] = {"bound": [bound], "validation_step": []}
+    history |= {"validation_bound": [], "learning_rate": []}
+    draws = target.constrain(result.thinned())
+    return Run(pair, _template(prepared.rows), history, record, draws=draws)
+
+
+def _held_out_evidence(session: Session, run: Run) -> dict[str, Any]:
+    """The log predictive density of the held-out rows, if there are any."""
+    if session.held_out is None:
+        return {}
+    rows = first_rows(session.held_out, len(session.held_out))
+    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES)
+
+
+def _template(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Rows that are stored with the run: all of them, unless they are very many."""
+    numbers = sum(t.numel() for t in rows)
+    count = len(rows[0]) if numbers <= TEMPLATE_NUMBERS else DECIDE_ROWS
+    return tuple(t[:count] for t in rows)
+
+
+__all__ = ["METHODS", "choose_method", "fit_posterior"]

@@ -1,0 +1,142 @@
+"""Rows of a run, read as the training rows were."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_lvm.core.public_calls import public_call
+from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.weights import repeat_rows
+from ppl_lvm.posterior.evidence import reason_for_training_rows
+from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.precision import default_dtype
+from ppl_lvm.runs.record import has_weights
+
+
+class RunRows:
+    """The part of a `Run` that reads rows."""
+
+    pair: ModelGuidePair
+    record: dict[str, Any]
+    example_rows: tuple[Tensor, ...]
+    training_data: Data | None
+    held_out_data: Data | None
+
+    def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
+        """True if the rows are as many as the training rows, and begin with the example rows."""
+        if len(batch[0]) != self.record["data"]["train_rows"]:
+            return False
+        return all(
+            torch.equal(a[: len(b)].isnan(), b.isnan())
+            and torch.equal(a[: len(b)].nan_to_num(), b.nan_to_num())
+            for a, b in zip(batch, self.example_rows, strict=False)
+        )
+
+    def training_rows(self) -> tuple[Tensor, ...]:
+        """The training rows, which the posterior of global latents is conditioned on.
+
+        Where they cannot be loaded the example rows stand for them, if the guide does not read
+        data and rows share no enumerated site.
+
+        Raises:
+            ValueError: the rows are needed and cannot be loaded.
+        """
+        if self.training_data is not None:
+            return self.batch(self.training_data)
+        if len(self.example_rows[0]) == self.record["data"]["train_rows"]:
+            return self.example_rows
+        try:
+            return self.batch(self.data()[0])
+        except (ValueError, FileNotFoundError) as error:
+            needed = reason_for_training_rows(self.pair, self.example_rows)
+            if needed:
+                raise ValueError(
+                    "The predictive density of new rows needs the training rows, because "
+                    f"{needed}. {error}"
+                ) from error
+            return self.example_rows
+
+    def training_weights(self) -> Tensor | None:
+        """Weights of `training_rows`; None if all are equal, or cannot matter.
+
+        Raises:
+            ValueError: the weights are needed and cannot be loaded.
+        """
+        if not has_weights(self.record):
+            return None
+        try:
+            return self.data()[0].weights
+        except (ValueError, FileNotFoundError):
+            if reason_for_training_rows(self.pair, self.example_rows):
+                raise
+            return None
+
+    @public_call(runs_programs=False)
+    def data(self) -> tuple[Data, Data | None]:
+        """Training and held-out rows; of a run that was loaded, loaded and split again.
+
+        Raises:
+            ValueError: the data had no name or path, or have changed since.
+        """
+        record = self.record["data"]
+        if self.training_data is not None:
+            return self.training_data, self.held_out_data
+        if record["source"] is None:
+            raise ValueError(
+                f"The data ({record['name']}) had no name or path to load them by. Pass them as x."
+            )
+        with default_dtype(self.pair.dtype):
+            whole = load_data(**record["source"])
+        if whole.fingerprint() != record["fingerprint"]:
+            raise ValueError(f"{record['name']} has changed since the run was made; pass the data.")
+        parts: tuple[Data, Data | None] = whole, None
+        if record["validation"]:
+            parts = whole.split(record["validation"], self.record["options"]["seed"])
+        if len(parts[0]) == record["train_rows"]:
+            return parts
+        train, held_out = parts  # an algorithm that takes no weights was given repeated rows
+        return repeat_rows(train, "data"), held_out and repeat_rows(held_out, "data")
+
+    @public_call(runs_programs=False)
+    def rows(self, x: Any, *, missing: str | None = None) -> Data:
+        """Data read as the training data were: a tensor, an array, a tuple of them, a name, a file.
+
+        Missing values are accepted where the training data had some (or by `missing`), and a file
+        is read with the same columns. Load the data with `load_data` to read them otherwise.
+        """
+        if isinstance(x, Data):
+            return x
+        options = self._load_options(x) | ({} if missing is None else {"missing": missing})
+        with default_dtype(self.pair.dtype):
+            return load_data(x, **options)
+
+    @public_call(runs_programs=False)
+    def batch(self, x: Any) -> tuple[Tensor, ...]:
+        """Data as the model takes it, see `rows`, in its precision."""
+        data = self.rows(x)
+        batch, dtype = data.batch(torch.arange(len(data))), self.pair.dtype
+        if dtype is None:
+            return batch
+        return tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
+
+    def _load_options(self, x: Any) -> dict[str, Any]:
+        """Arguments of `load_data` that read `x` as the training data were read."""
+        source = self.record["data"]["source"] or {}
+        floats = [t for t in self.example_rows if t.is_floating_point()]
+        has_missing = source.get("missing") == "keep" or any(t.isnan().any() for t in floats)
+        options: dict[str, Any] = {"missing": "keep"} if has_missing else {}
+        if isinstance(x, str | Path):
+            suffix = Path(x).suffix
+            if suffix and Path(source.get("source", "")).suffix == suffix:
+                options["columns"] = source["columns"]
+                options["exposure"] = source.get("exposure")
+                if source.get("one_sequence"):
+                    options["one_sequence"] = True
+        return options
+
+    def example_batch(self, n: int) -> tuple[Tensor, ...]:
+        """n example rows, repeated where there are fewer."""
+        index = torch.arange(n) % len(self.example_rows[0])
+        return tuple(t[index] for t in self.example_rows)
