@@ -21,6 +21,7 @@ from ppl_lvm.checks.determinism import check_repeats
 from ppl_lvm.checks.enumeration import check_enumeration
 from ppl_lvm.checks.execution import check_failures
 from ppl_lvm.checks.issues import Issue, Issues, ObjectiveSupport
+from ppl_lvm.checks.jumps import check_jumps
 from ppl_lvm.checks.last_batch import check_last_batch
 from ppl_lvm.checks.log_prob import check_density, check_scores
 from ppl_lvm.checks.objectives import supported_objectives
@@ -71,6 +72,7 @@ CHECKS = (
     Check(check_mixed_rows, requires_no_error=True),
     Check(check_enumeration, requires_no_error=True),
     Check(check_estimates, requires_no_error=True),
+    Check(check_jumps, requires_no_error=True),
 )
 
 

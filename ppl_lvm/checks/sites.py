@@ -30,8 +30,10 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     for site in guide.sites:
         if site.distribution == "Unit" and "has_rsample" not in vars(nodes[site.name]["fn"]):
             yield _undeclared_factor(runs, site)
+        elif site.distribution == "Unit":
+            yield _factor(runs, site)
         if site.distribution == "Unit":
-            continue  # a pyro.factor
+            continue
         if nodes[site.name]["infer"].get("is_auxiliary") and not site.observed:
             continue
         if site.observed:
@@ -129,6 +131,18 @@ def _undeclared_factor(runs: TrialRuns, site: Site) -> Issue:
         "Pyro's objectives refuse it: its gradient depends on that.",
         f"pyro.factor({site.name!r}, ..., has_rsample=True), if its value has a gradient with "
         "respect to the draws; has_rsample=False otherwise.",
+    )
+
+
+def _factor(runs: TrialRuns, site: Site) -> Issue:
+    return runs.guide.issue(
+        "bound-with-factor",
+        "warning",
+        site.name,
+        f"The guide's pyro.factor({site.name!r}, ...) is part of the objective.",
+        "The reported bound contains it, is no bound on log p(x), and may exceed it; the log "
+        "evidence of the run omits it.",
+        "Compare runs by run.log_evidence(x), and not by their bounds.",
     )
 
 

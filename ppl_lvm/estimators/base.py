@@ -32,6 +32,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppl_lvm.estimators.parts.jumps import find_jump
 from ppl_lvm.estimators.parts.moving_supports import moving_support
 from ppl_lvm.estimators.parts.smoothness import smoothness_problem
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
@@ -240,6 +241,10 @@ class Estimator(ELBO, nn.Module):
                 "derivative misses. Use "
                 + ("a fixed support." if site in structure.score_sites else "ELBO or IWAE.")
             )
+        if self.draw_handler() is None:  # otherwise no gradient passes through draws
+            jump = find_jump(model, guide, args, kwargs, structure)
+            if jump is not None:
+                warnings.warn(jump.message(name), stacklevel=1)  # shown once for all callers
         if self.relaxes_programs:
             problem = smoothness_problem(model, guide, args, kwargs, structure)
             if problem is not None:

@@ -61,13 +61,14 @@ def _bounds(fn: Any) -> Iterator[Tensor]:
 def _moves(bound: Tensor) -> bool:
     if not bound.requires_grad:
         return False
-    leaves = [bound] if bound.grad_fn is None else list(_leaves(bound.grad_fn))
+    leaves = [bound] if bound.grad_fn is None else list(variables(bound.grad_fn))
     total = bound[bound.isfinite()].sum()
     grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
     return any(g is not None and bool((g != 0).any()) for g in grads)
 
 
-def _leaves(start: Any) -> Iterator[Tensor]:
+def variables(start: Any) -> Iterator[Tensor]:
+    """Leaves of a graph of derivatives."""
     stack, seen = [start], set()
     while stack:
         node = stack.pop()

@@ -7,8 +7,9 @@ run of the programs at relaxed draws.
 """
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ _STEPS = {
     "rfloordiv",
     "mod",
 }
+_PERIODIC = {"frac", "fmod", "remainder", "mod"}  # argument minus result is a step function
 _NUMBERS = {
     "item",
     "tolist",
@@ -70,16 +72,34 @@ _NUMBERS = {
 _IN_DISTRIBUTIONS = ("torch.distributions", "pyro")  # checks of arguments and supports
 
 
+@dataclass(frozen=True)
+class Cut:
+    """An operation that cuts a derivative.
+
+    Attributes:
+        place: its name, file and line.
+        output: its result if that can jump: of a comparison, a rounding or an index; else None.
+    """
+
+    place: tuple[str, str, int]
+    output: Any
+
+
 class CutDerivatives(TorchFunctionMode):
     """Record operations that cut the derivative in `leaves`.
 
     Attributes:
-        operations: (name, file, line) of each.
+        operations: what cuts it, in the order of the run.
     """
 
-    def __init__(self, leaves: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        leaves: Mapping[str, Tensor],
+        observe: Callable[[Cut, list[Tensor], Any], None] = lambda cut, inputs, result: None,
+    ) -> None:
         super().__init__()
-        self.operations: list[tuple[str, str, int]] = []
+        self.operations: list[Cut] = []
+        self._observe = observe
         self._leaves = {id(leaf) for leaf in leaves.values()}
         self._reaches: dict[Any, bool] = {}
         self._indices: list[Tensor] = []
@@ -94,7 +114,9 @@ class CutDerivatives(TorchFunctionMode):
         if name not in _VALUE_FREE and self._cuts(name, inputs, result):
             place = _place()
             if place is not None:
-                self.operations.append((name, *place))
+                cut = Cut((name, *place), _jumping(name, inputs, result))
+                self.operations.append(cut)
+                self._observe(cut, inputs, result)
         return result
 
     def _cuts(self, name: str, inputs: list[Tensor], result: Any) -> bool:
@@ -136,6 +158,15 @@ class CutDerivatives(TorchFunctionMode):
         return self._reaches[start]
 
 
+def _jumping(name: str, inputs: list[Tensor], result: Any) -> Any:
+    """The part of a result that can jump, or None."""
+    if name in _PERIODIC:
+        return inputs[0] - result
+    if not isinstance(result, Tensor):
+        return result if isinstance(result, bool) or name in ("int", "index") else None
+    return result if name in _STEPS or not result.is_floating_point() else None
+
+
 def _tensors(values: list[Any]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):
@@ -158,7 +189,7 @@ def _place() -> tuple[str, int] | None:
 
 
 @contextmanager
-def cut_derivatives(leaves: Mapping[str, Tensor]) -> Iterator[list[tuple[str, str, int]]]:
+def cut_derivatives(leaves: Mapping[str, Tensor]) -> Iterator[list[Cut]]:
     """A scope that lists operations which cut the derivative in `leaves`."""
     mode = CutDerivatives(leaves)
     with torch.enable_grad(), mode:
@@ -186,7 +217,7 @@ def smoothness_problem(
             return f"a program fails there: {reason.rstrip('.')}"
     if not operations:
         return None
-    operation, file, line = operations[0]
+    operation, file, line = operations[0].place
     return f"{file}:{line} ({operation}) is not a smooth function of them"
 
 

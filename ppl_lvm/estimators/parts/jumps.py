@@ -1,0 +1,236 @@
+"""Jumps of log-densities in reparameterized draws.
+
+A pathwise gradient misses what a jump of log p or log q contributes: for f(z) = 1[z > 0] it is
+zero, whatever the guide. A comparison, a rounding or an index makes a jump, or does not: relu(z),
+z[z.argsort()] and splines are continuous. Two steps decide:
+
+1. Dependence: operations of the programs that cut the derivative in a draw, and on whose results
+   a log-density depends, whatever the values (a weight of zero counts).
+2. Both sides of a boundary: between two draws where the result of such an operation differs,
+   bisection finds the place of the change. Log-densities that differ there jump. Parameters that
+   are zero have other values during this test.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from pyro import validation_enabled
+from torch import Tensor
+
+from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.estimators.parts.moving_supports import variables
+from ppl_lvm.estimators.parts.smoothness import Cut, CutDerivatives
+from ppl_lvm.particles.log_prob_tables import run_pair
+from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.particles.tracing import is_scored, tempered_log_prob
+from ppl_lvm.programs.dependencies import FollowNames
+
+_LINES = 4  # straight lines between two draws
+_PLACES = (-3.0, -1.0, 0.0, 1.0, 2.0, 4.0)  # on a line through draws at 0 and 1
+_BISECTIONS = 22
+_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
+
+
+@dataclass(frozen=True)
+class Jump:
+    """An operation whose result makes a log-density jump: the site that it reads, and its line."""
+
+    site: str
+    operation: str
+    file: str
+    line: int
+
+    REMEDY: ClassVar[str] = (
+        "Write a smooth function, such as torch.sigmoid(z / 0.1), or draw the site without a "
+        "pathwise gradient, Normal(loc, scale).has_rsample_(False), and use LeaveOneOut."
+    )
+
+    def message(self, name: str) -> str:
+        """Warning of the estimator `name`."""
+        return (
+            f"{name} differentiates through draws of '{self.site}', but a log-density jumps in "
+            f"them at {self.file}:{self.line} ({self.operation}), which this gradient misses. "
+            + self.REMEDY
+        )
+
+
+def find_jump(
+    model: Program,
+    guide: Program,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    structure: PairStructure,
+) -> Jump | None:
+    """The first jump of a log-density in reparameterized draws, or None."""
+    programs = _Programs(model, guide, args, kwargs, structure)
+    with preserve_rng(), validation_enabled(False):
+        try:
+            first = programs.draw()
+            if not first:
+                return None
+            candidates = programs.candidates(first)
+            if not candidates:
+                return None
+            draws = [first, *(programs.draw() for _ in range(_LINES))]
+            with programs.parameters_not_zero(first):
+                for a, b in pairwise(draws):
+                    for jump in programs.jumps(a, b, candidates):
+                        return jump
+        except _ERRORS:  # outside the draws' region, or of an operation that is not followed
+            pass
+    return None
+
+
+class _Programs:
+    def __init__(
+        self,
+        model: Program,
+        guide: Program,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        structure: PairStructure,
+    ) -> None:
+        self._pair = model, guide, args, kwargs, structure
+        self._fixed: dict[str, Any] = {}
+        self._supports: dict[str, Any] = {}
+        self._omitted = {*structure.score_sites, *structure.constant}
+
+    def draw(self) -> dict[str, Tensor]:
+        """Values of the guide's draws that have a gradient; the others are those of the first."""
+        with torch.enable_grad():
+            sites, _ = run_pair(*self._pair, None)
+        free = {
+            name
+            for name, site in sites.items()
+            if is_scored(site)
+            and name not in self._omitted
+            and not is_point(site["fn"])
+            and isinstance(site["value"], Tensor)
+            and site["value"].requires_grad
+        }
+        if not self._fixed:
+            self._supports = {name: sites[name]["fn"].support for name in free}
+            self._fixed = {
+                n: s["value"] for n, s in sites.items() if n not in free and not _is_point_site(s)
+            }
+        return {name: sites[name]["value"].detach() for name in free}
+
+    def run(self, values: Mapping[str, Tensor]) -> tuple[list[Cut], list[Tensor]]:
+        """Operations that cut derivatives in the values, and all log-densities."""
+        leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
+        mode = CutDerivatives(leaves)
+        torch.manual_seed(0)  # dropout
+        with torch.enable_grad(), mode:
+            sites = run_pair(*self._pair, None, values={**self._fixed, **leaves})
+            return mode.operations, _densities(sites)
+
+    def candidates(self, values: Mapping[str, Tensor]) -> dict[tuple[str, str, int], str]:
+        """Operation -> site, of those on which a log-density depends."""
+        if not any(cut.output is not None for cut in self.run(values)[0]):
+            return {}
+        leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
+        with torch.enable_grad(), FollowNames() as names:
+            read: dict[tuple[str, str, int], str] = {}
+
+            def label(cut: Cut, inputs: list[Tensor], result: Any) -> None:
+                if cut.output is None:
+                    return
+                site = next(iter(sorted(names.of(inputs) & leaves.keys())), next(iter(leaves)))
+                read.setdefault(cut.place, site)
+                if isinstance(result, Tensor):
+                    names.set(result, names.of(result) | {str(cut.place)})
+                else:
+                    names.is_unknown = True
+
+            for name, leaf in leaves.items():
+                names.set(leaf, frozenset({name}))
+            torch.manual_seed(0)
+            with CutDerivatives(leaves, label):
+                sites = run_pair(*self._pair, None, values={**self._fixed, **leaves})
+            reached = names.of(_densities(sites))
+        return {p: s for p, s in read.items() if names.is_unknown or str(p) in reached}
+
+    @contextmanager
+    def parameters_not_zero(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """A scope in which entries of parameters that are zero are random."""
+        _, densities = self.run(values)
+        leaves = list({id(v): v for d in densities for v in variables(d.grad_fn)}.values())
+        before = [leaf.detach().clone() for leaf in leaves]
+        try:
+            with torch.no_grad():
+                for leaf in leaves:
+                    leaf.copy_(torch.where(leaf == 0, 0.3 * torch.randn_like(leaf), leaf))
+            yield
+        finally:
+            with torch.no_grad():
+                for leaf, value in zip(leaves, before, strict=True):
+                    leaf.copy_(value)
+
+    def jumps(
+        self,
+        start: Mapping[str, Tensor],
+        end: Mapping[str, Tensor],
+        candidates: Mapping[tuple[str, str, int], str],
+    ) -> Iterator[Jump]:
+        """Jumps on the line through two draws, inside the supports."""
+
+        def at(t: float) -> dict[str, Tensor]:
+            return {n: start[n] + t * (end[n] - start[n]) for n in start}
+
+        def inside(t: float) -> bool:
+            return all(bool(self._supports[n].check(v).all()) for n, v in at(t).items())
+
+        places = [t for t in _PLACES if t in (0.0, 1.0) or inside(t)]
+        runs = [self.run(at(t))[0] for t in places]
+        for k, cut in enumerate(runs[0]):
+            site = candidates.get(cut.place)
+            if site is None or cut.output is None:
+                continue
+            for a, b, left, right in zip(places, places[1:], runs, runs[1:], strict=False):
+                if _differ(left, right, k) and self._jumps_between(at, a, b, left, k):
+                    yield Jump(site, *cut.place)
+                    break
+
+    def _jumps_between(self, at: Any, a: float, b: float, left: list[Cut], k: int) -> bool:
+        for _ in range(_BISECTIONS):
+            middle = (a + b) / 2
+            if _differ(left, self.run(at(middle))[0], k):
+                b = middle
+            else:
+                a = middle
+        h = b - a
+        outer, near, far, beyond = (self.run(at(t))[1] for t in (a - h, a, b, b + h))
+        return any(_jump(*parts) for parts in zip(outer, near, far, beyond, strict=True))
+
+
+def _is_point_site(site: Any) -> bool:
+    return is_scored(site) and is_point(site["fn"])
+
+
+def _differ(a: list[Cut], b: list[Cut], k: int) -> bool:
+    """True if the k-th cut of two runs is of the same operation with another result."""
+    if len(b) <= k or a[k].place != b[k].place:
+        return len(a) != len(b) or any(x.place != y.place for x, y in zip(a, b, strict=True))
+    x, y = a[k].output, b[k].output
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape != y.shape or not torch.equal(x, y)
+    return bool(x != y)
+
+
+def _jump(outer: Tensor, near: Tensor, far: Tensor, beyond: Tensor) -> bool:
+    """True if an element changes by more than rounding and than on either side."""
+    if not outer.shape == near.shape == far.shape == beyond.shape:
+        return False
+    change = (far - near).abs().nan_to_num(0.0, 0.0, 0.0)
+    smooth = (near - outer).abs() + (beyond - far).abs()
+    rounding = (1e-9 if near.dtype is torch.float64 else 1e-4) * (1 + near.abs())
+    return bool((near.isfinite() & far.isfinite() & (change > rounding + 20 * smooth)).any())
+
+
+def _densities(sites: Any) -> list[Tensor]:
+    return [tempered_log_prob(site) for each in sites for site in each.values() if is_scored(site)]
