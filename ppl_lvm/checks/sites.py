@@ -140,8 +140,8 @@ def _factor(runs: TrialRuns, site: Site) -> Issue:
         "note",
         site.name,
         f"The guide's pyro.factor({site.name!r}, ...) is part of the objective.",
-        "The reported bound contains it. Unless it is the log-density of an auxiliary site, that is "
-        "no bound on log p(x) and may exceed it; the log evidence of the run omits it.",
+        "The reported bound contains it. Unless it is the log-density of an auxiliary site, that "
+        "is no bound on log p(x) and may exceed it; the log evidence of the run omits it.",
         "Compare runs by run.log_evidence(x), and not by their bounds.",
     )
 
