@@ -1,4 +1,4 @@
-"""Jumps of log-densities in reparameterized draws: warned of; continuous functions: silent."""
+"""Jumps of log-densities in reparameterized draws; continuous functions."""
 
 import warnings
 from collections.abc import Callable
