@@ -14,6 +14,7 @@ from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.improper import require_proper
 from ppl_lvm.programs.pair import copy_programs
 
 
@@ -42,7 +43,7 @@ def sample_prior(
         Site -> (n, …) for sites of the rows, or (S, n, …).
 
     Raises:
-        ValueError: data are needed, or the sizes are not positive.
+        ValueError: data are needed, the sizes are not positive, or a prior is improper.
     """
     for name, value in (("n", n), ("num_samples", num_samples)):
         if value is not None and value < 1:
@@ -80,6 +81,7 @@ def _batch(model: Callable[..., Any], data: Any, n: int | None) -> tuple[Tensor,
 
 def _draw(model: Callable[..., Any], batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     nodes = poutine.trace(poutine.uncondition(model)).get_trace(*batch).nodes
+    require_proper(nodes)
     return {
         name: site["value"]
         for name, site in nodes.items()

@@ -42,6 +42,12 @@ def model(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(m + z[..., None], 1.0).to_event(1), obs=x)
 
 
+def mean_model(x: Tensor) -> None:
+    m = pyro.sample("m", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+
+
 def _fit(seed: int = 0, program: Any = model, **options: Any) -> lvm.Run:
     return lvm.fit(program, None, X, seed=seed, progress=False, **{"num_steps": 5, **options})
 
@@ -77,6 +83,7 @@ class Runs:
             folder / "csv"
         )
         self.other = _fit(1)
+        self.shared = lvm.fit(mean_model, None, X[:8], method="laplace", progress=False)
         self.adversaries = _adversaries(folder / "adversaries")
 
 
@@ -100,6 +107,10 @@ CASES: dict[str, Callable[[Runs], Any]] = {
     "Run.impute": lambda runs: runs.saved.impute(X, num_samples=2),
     "Run.is_training_data": lambda runs: runs.saved.is_training_data((X,)),
     "Run.log_evidence": lambda runs: runs.saved.log_evidence(X, 5),
+    "Run.posterior": lambda runs: runs.shared.posterior(10),
+    "Run.predict": lambda runs: runs.shared.predict(X, num_samples=10),
+    "Run.summary": lambda runs: runs.shared.summary(),
+    "Run.training_weights": lambda runs: runs.saved.training_weights(),
     "Run.parameters": lambda runs: runs.saved.parameters(),
     "Run.rows": lambda runs: runs.saved.rows(X),
     "Run.sample": lambda runs: runs.saved.sample(3),
@@ -132,8 +143,8 @@ def _public() -> set[str]:
     for owner in (lvm.Run, Adversaries):
         names |= {
             f"{owner.__name__}.{name}"
-            for name, value in vars(owner).items()
-            if inspect.isfunction(value) and not name.startswith("_")
+            for name, value in inspect.getmembers(owner, inspect.isfunction)
+            if not name.startswith("_")
         }
     for name in lvm.__all__:
         value = getattr(lvm, name)

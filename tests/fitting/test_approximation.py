@@ -7,7 +7,7 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 
 from known_posteriors import flat_model, flat_regression, linear_normal
-from ppl_lvm import check, fit, load_run, signature
+from ppl_lvm import check, fit, load_run, sample_prior, signature
 from ppl_lvm.models import GaussianMixture
 
 KNOWN = flat_regression()
@@ -143,6 +143,11 @@ def test_signature_and_check_of_a_model_with_improper_priors():
     X, y = (t.float() for t in KNOWN.batch)
     assert str(signature(flat_model, X, y)["s"].support).startswith("GreaterThan")
     assert not check(flat_model, None, X, y)
+
+
+def test_nothing_is_drawn_from_an_improper_prior():
+    with pytest.raises(ValueError, match="The prior of 'b' is improper"):
+        sample_prior(flat_model, KNOWN.batch)
 
 
 class Regression(PyroModule):
