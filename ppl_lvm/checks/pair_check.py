@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import torch
 
+from ppl_lvm.checks.batch_use import check_observed_batch, check_unchanged_batch
 from ppl_lvm.checks.bound_estimates import check_estimates
 from ppl_lvm.checks.call_signature import check_calls
 from ppl_lvm.checks.determinism import check_repeats
@@ -31,11 +32,12 @@ from ppl_lvm.checks.plates import check_plates
 from ppl_lvm.checks.row_dependence import check_mixed_rows, check_rows
 from ppl_lvm.checks.shapes import check_shapes
 from ppl_lvm.checks.sites import check_sites
-from ppl_lvm.checks.supports import check_supports
+from ppl_lvm.checks.supports import check_supports, invalid_arguments
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_trials
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.programs.batch_versions import copies
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
 from ppl_lvm.programs.sources import GuideFactory
@@ -58,6 +60,7 @@ class Check:
 
 CHECKS = (
     Check(check_calls, stops=True),
+    Check(check_unchanged_batch, stops=True),
     Check(check_failures, stops=True),
     Check(check_scores, stops=True),
     Check(check_sites),
@@ -70,6 +73,7 @@ CHECKS = (
     Check(check_density),
     Check(check_last_batch, requires_no_error=True),
     Check(check_mixed_rows, requires_no_error=True),
+    Check(check_observed_batch, requires_no_error=True),
     Check(check_enumeration, requires_no_error=True),
     Check(check_estimates, requires_no_error=True),
     Check(check_jumps, requires_no_error=True),
@@ -92,6 +96,7 @@ def check(
         num_rows: N where the batch is one of many mini-batches. Dependence on the rows of this
             batch is then an error, and a note otherwise.
     """
+    batch = copies(batch)
     if guide is None:
         if not (issues := check_model(model, *batch)).ok:
             return issues
@@ -110,10 +115,13 @@ def check_model(model: Callable[..., Any], *batch: Any) -> Issues:
     def no_guide(*batch: Any) -> None:
         pass
 
+    batch = copies(batch)
     with torch.enable_grad(), dry_run(model):
         trial, none = run_program(model, *batch), TrialRun()
     runs = TrialRuns(trial, none, batch, (model, no_guide), (trial, none))
-    return Issues([*check_calls(runs, [])] or [*check_failures(runs, [])])
+    issues = [*check_unchanged_batch(runs, []), *check_calls(runs, [])]
+    issues = issues or [*check_failures(runs, [])]
+    return Issues(issues or [*invalid_arguments(trial)])
 
 
 def _check(runs: TrialRuns) -> tuple[list[Issue], tuple[ObjectiveSupport, ...]]:

@@ -21,9 +21,9 @@ from ppl_lvm.programs.signatures import Site, describe
 def check_supports(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """Supports of the guide against those of the prior, arguments, and observed values."""
     yield from _guide_against_prior(runs)
-    wrong = list(_arguments(runs.guide))
+    wrong = list(invalid_arguments(runs.guide))
     # A NaN drawn by the guide also appears in the arguments of the model.
-    yield from wrong or _arguments(runs.model)
+    yield from wrong or invalid_arguments(runs.model)
     for issue in _observations(runs.model):
         yield from _over_values(issue, runs)
 
@@ -161,7 +161,7 @@ def _bounds(support: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _arguments(trial: TrialRun) -> Iterator[Issue]:
+def invalid_arguments(trial: TrialRun) -> Iterator[Issue]:
     """Invalid arguments of a distribution: a scale below zero, weights that are NaN."""
     for name, node in trial.nodes().items():
         fn = innermost(node["fn"])

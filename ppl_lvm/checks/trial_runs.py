@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.core.frames import is_program_module, is_users, line_of, traceback_frames
+from ppl_lvm.programs.batch_versions import changed_arguments, versions
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import num_rows
 from ppl_lvm.programs.row_plates import row_plates
@@ -35,6 +36,7 @@ class TrialRun:
         concrete: lines that converted a tensor to a Python number.
         origin: first line of the program, for issues without a site.
         error: the exception that it raised.
+        changed_arguments: places of arguments that it changed in place.
     """
 
     trace: poutine.Trace | None = None
@@ -43,6 +45,7 @@ class TrialRun:
     concrete: list[SourceLine] = field(default_factory=list)
     origin: SourceLine | None = None
     error: Exception | None = None
+    changed_arguments: list[int] = field(default_factory=list)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Sample sites, without `pyro.deterministic` and the sites of plates."""
@@ -84,6 +87,7 @@ def run_program(
     """
     trial = TrialRun(origin=_origin(program))
     pyro.set_rng_seed(seed)
+    before = versions(batch)
     replayed = program if values is None else poutine.replay(program, values)
     try:
         with pyro.validation_enabled(False), _Locate(trial.places), _Concrete(trial.concrete):
@@ -91,6 +95,7 @@ def run_program(
         trial.signature = read_signature(trial.trace, row_plates(program, batch=batch))
     except Exception as error:  # every exception of a user's program is an issue
         trial.error = error
+    trial.changed_arguments = changed_arguments(batch, before)
     return trial
 
 

@@ -23,6 +23,7 @@ from ppl_lvm.compiler.optim.adapters import (
 from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
 from ppl_lvm.core.public_calls import exclusive
+from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.row_plates import row_plates
 
@@ -275,8 +276,10 @@ class CompiledSVI:
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._loss(*args, **kwargs)
+        before = versions(args)
         with _Parameters() as collected:
             loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        refuse_changes(args, before, "CompiledSVI.step")
         self._parameters = list(collected.tensors.values())
         trained = {id(p): p for p in self._parameters if p.grad is not None}
         self._new_trained |= not trained.keys() <= self._trained.keys()

@@ -30,7 +30,7 @@ from ppl_lvm.compiler.optim.update_rules import supported_optimizers
 from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError
 from ppl_lvm.compiler.policy import COSTS, BreakEvenPolicy, CompilePolicy
 from ppl_lvm.compiler.row_tiling import Block, tile_rows
-from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError
+from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError, is_numerical
 
 Level = Literal["auto", "eager", "captured", "compiled"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -88,9 +88,8 @@ class TrainingStep:
     @property
     def active_level(self) -> str:
         """The level of the steps that are taken now."""
-        if self._compiled:
-            return "compiled"
-        return "captured" if self.gradient.num_captures else "eager"
+        captured = "captured" if self.gradient.num_captures else "eager"
+        return "compiled" if self._compiled else captured
 
     @property
     def compiled_steps(self) -> list[ExecutableStep]:
@@ -161,11 +160,17 @@ class TrainingStep:
             compiled = self._compiled_step(batch, {})
             if compiled is None:
                 return None
-            step, _ = compiled
+            step = compiled[0]
             before = StepSnapshot(step, schedules) if self._finite else None
-            losses = take_steps(step, data, rows, count, schedules, after_each)
-            if before is not None and not all_finite(losses):
-                before.restore(count)
+            try:
+                losses = take_steps(step, data, rows, count, schedules, after_each)
+                failed = self._finite and not all_finite(losses)
+            except RuntimeError as error:
+                if before is None or not is_numerical(error):
+                    raise
+                failed = True
+            if before is not None and failed:
+                before.restore()
                 raise NonFiniteError("a result of one of the steps is not finite")
             return losses
 
@@ -329,9 +334,8 @@ class TrainingStep:
         if slots is None or self._flat.plan(slots) is None:
             self.optimizer.step(parameters)
         else:
-            if self.optimizer.clips():
-                for p in parameters:
-                    self.optimizer.clip(p)
+            for p in parameters if self.optimizer.clips() else ():
+                self.optimizer.clip(p)
             self._flat.step(slots)
         for p in parameters:
             p.grad = None

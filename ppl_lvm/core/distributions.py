@@ -201,6 +201,26 @@ def distribution_fault(error: Exception) -> tuple[str, str, str] | None:
     return site["name"], problem, "Use a distribution that supports it."
 
 
+def invalid_values(error: ValueError) -> str | None:
+    """The error of torch's validation without the tensor that it prints; None for other errors."""
+    expected, separator, _ = str(error).partition(", but found invalid values")
+    frames = list(traceback_frames(error))
+    if not separator or not frames:
+        return None
+    names = frames[-1][0].f_locals
+    value, valid = names.get("value"), names.get("valid")
+    number = place = ""
+    if isinstance(value, Tensor) and isinstance(valid, Tensor) and value.shape == valid.shape:
+        index = tuple((~valid).nonzero()[0].tolist())
+        number, place = f" is {value[index].item():g}", f" at {index}" if index else ""
+    lines = [(f.f_code.co_filename, line) for f, line in frames if is_users(f)]
+    where = f" ({lines[-1][0]}:{lines[-1][1]})" if lines else ""
+    return (
+        f"{expected}, but it{number or ' is not'}{place}{where}. Trace it back to a logarithm or a "
+        "root of a number below zero, to 0/0, to a diverged parameter, or to NaN in the data."
+    )
+
+
 def _site_of(names: Any) -> Any:
     """The sample site that a frame of Pyro or of this package handles."""
     for key in ("msg", "initial_msg", "site", "node"):

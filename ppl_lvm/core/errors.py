@@ -27,5 +27,11 @@ class CannotCaptureError(ValueError):
         self.where = where
 
 
+def is_numerical(error: Exception) -> bool:
+    """True for an error that a diverged parameter may raise, in a factorization or a draw."""
+    signs = ("linalg.", "probability tensor contains")
+    return isinstance(error, ValueError) or any(sign in str(error) for sign in signs)
+
+
 class NonFiniteError(ValueError):
     """A loss, a gradient or a parameter is NaN or infinite; the step has not been taken."""

@@ -28,6 +28,7 @@ from pyro.poutine import handlers
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
+from ppl_lvm.core.distributions import invalid_values
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.tracebacks import trims_traceback
 
@@ -78,7 +79,12 @@ def public_call(function: Any = None, /, *, runs_programs: bool = True) -> Any:
             if runs_programs and _depth == 0:
                 refuse_handlers(function.__name__)
             with isolated():
-                return function(*args, **kwargs)
+                try:
+                    return function(*args, **kwargs)
+                except ValueError as error:
+                    if (sentence := invalid_values(error)) is not None:
+                        raise ValueError(sentence) from None
+                    raise
 
     return call
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ppl_lvm.core import distributed
+from ppl_lvm.core.errors import NonFiniteError, is_numerical
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.storage import write_json
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
@@ -160,7 +162,16 @@ class Session:
     def iterate(self, algorithm: Checkpointable, count: int) -> None:
         """Run `count` iterations, from the checkpoint if there is one, and write others."""
         seconds = self.options.checkpoint_seconds
-        iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
+        try:
+            iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
+        except RuntimeError as error:
+            if not is_numerical(error):
+                raise
+            place = "" if self.checkpoint is None else f" The last checkpoint is {self.checkpoint}."
+            raise NonFiniteError(
+                f"{type(algorithm).__name__}: {reason_of(error).rstrip('.')}. Standardize the "
+                f"columns, use double precision, or raise the model's floor.{place}"
+            ) from error
 
     def evidence(
         self,

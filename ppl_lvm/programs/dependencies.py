@@ -79,6 +79,31 @@ def dependencies(program: Callable[..., Any], *batch: Any) -> dict[str, tuple[st
     return result
 
 
+def arguments_read(program: Callable[..., Any], *batch: Any) -> Names | None:
+    """Numbers of the arguments that the density of any site reads, apart from observed values.
+
+    None where it is unknown. Call it inside a `dry_run`.
+    """
+    read: Names = frozenset()
+    with pyro.validation_enabled(False), FollowNames() as labels:
+        for place, part in enumerate(batch):
+            if isinstance(part, Tensor):
+                labels.set(part, frozenset({str(place)}))
+        trace = poutine.trace(program).get_trace(*batch)
+        for node in trace.nodes.values():
+            if node["type"] != "sample" or site_is_subsample(node):
+                continue
+            value = node["value"]
+            if node["is_observed"] and isinstance(value, Tensor):
+                value = value.clone()
+                labels.set(value, frozenset())
+            names = _reads({**node, "value": value}, labels)
+            if names is None or labels.is_unknown:
+                return None
+            read |= names
+    return read
+
+
 def _reads(node: dict[str, Any], labels: FollowNames) -> Names | None:
     """Labels of the log-density of a site, and of its mask and scale."""
     labels.is_unknown = False

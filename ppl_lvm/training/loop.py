@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,17 +23,18 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ppl_lvm.compiler import CannotCaptureError, Recording
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.errors import NonFiniteError
+from ppl_lvm.core.errors import NonFiniteError, is_numerical
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.data.stores import MemoryStore
+from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import checkpoint
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
-from ppl_lvm.training.non_finite import locate_non_finite
+from ppl_lvm.training.non_finite import AT_FAULT, locate_non_finite, unlocated
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
 from ppl_lvm.training.step_runner import StepRunner
@@ -106,6 +107,7 @@ class Training:
         most = options.steps_per_call if distributed.world_size() == 1 else 1
         self._calls = CallSchedule(self.sampler, most, options.validate_every, options.num_steps)
         self._all_rows: tuple[Tensor, ...] | None = None
+        self._versions: list[int] = []
         self.best_state: dict[str, Tensor] = {}
         self.best_bound = -math.inf
         self.stalled_evaluations = 0
@@ -160,10 +162,10 @@ class Training:
                 bound = self.step_runner.step(batch, total, generators)
         except CannotCaptureError:
             raise
-        except ValueError as error:
-            restore_generators(generators)
-            raise self._explain(error, batch, rows, generators) from error
-        except RuntimeError:
+        except (ValueError, RuntimeError) as error:
+            if is_numerical(error):
+                restore_generators(generators)
+                raise self._explain(error, batch, rows, generators) from error
             if distributed.world_size() > 1:  # another process has ended, before any update
                 self.save()
             raise
@@ -225,25 +227,24 @@ class Training:
         generators: list[Tensor],
     ) -> Exception:
         """An error that names the fault of a failed step; saves the last good parameters."""
-        try:
-            with pyro.validation_enabled(False):
-                self.step_runner.gradient.leave_raw_gradient(batch)
-        except ValueError:
-            pass  # the programs do not run: their sites will show why
+        # Programs that do not run have sites that show why.
+        with suppress(ValueError, RuntimeError), pyro.validation_enabled(False):
+            self.step_runner.gradient.leave_raw_gradient(batch)
         restore_generators(generators)
         reason = locate_non_finite(self.programs, batch, rows, self.train)
         restore_generators(generators)
         error = self.step_runner.gradient.failure or error
-        if reason is None and not isinstance(error, NonFiniteError):
+        if reason is None and not isinstance(error, NonFiniteError | RuntimeError):
             return error
         if self.step_runner.line_search is not None:
             self.step_runner.line_search.undo()
-        self.save()
-        return NonFiniteError(
-            f"Step {self.step_number + 1}: {reason or 'the loss or a gradient is not finite.'} "
-            f"The parameters of step {self.step_number} are kept"
-            + (f" in {self.path}." if self.path is not None else ".")
-        )
+        reason = reason or unlocated(error)
+        place = "The last checkpoint before is kept"  # better than parameters at fault
+        if not (reason.startswith(AT_FAULT) and self.path is not None and self.path.exists()):
+            place = f"The parameters of step {self.step_number} are kept"
+            self.save()
+        place += "." if self.path is None else f" in {self.path}."
+        return NonFiniteError(f"Step {self.step_number + 1}: {reason} {place}")
 
     def _kl_weight(self, step: int) -> float:
         annealing = self.options.kl_annealing
@@ -256,6 +257,8 @@ class Training:
         if self._all_rows is None:
             local = distributed.local_rows(torch.arange(len(self.train)))
             self._all_rows = self._read(self.train, local)
+            self._versions = versions(self._all_rows)
+        refuse_changes(self._all_rows, self._versions, f"Step {self.step_number}")
         return self._all_rows, len(self.train)
 
     def _read(self, data: Data, index: Tensor) -> tuple[Tensor, ...]:

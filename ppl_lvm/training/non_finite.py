@@ -7,11 +7,27 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_lvm.core.distributions import family, layers, unwrap
+from ppl_lvm.core.errors import is_numerical
+from ppl_lvm.core.frames import is_users, traceback_frames
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.data import Data
 from ppl_lvm.programs.minibatch import frame_size
+from ppl_lvm.programs.signatures import describe
 from ppl_lvm.training.preparation import PreparedPrograms
+
+AT_FAULT = ("parameter", "the model fails", "the guide fails")  # of faults of the parameters
+LARGE = 1e15  # its square overflows in single precision, nearly
+REMEDY = "Lower the learning rate, clip gradients (clip_norm=10), or use double precision."
+
+
+def unlocated(error: Exception) -> str:
+    """Sentence on a failure that no parameter, site or gradient explains."""
+    if isinstance(error, RuntimeError):
+        return f"{reason_of(error).rstrip('.')}. {REMEDY}"
+    return "the loss or a gradient is not finite."
 
 
 def locate_non_finite(
@@ -35,19 +51,26 @@ def locate_non_finite(
                 f"parameter {name!r} is {_kind(value)}. Lower the learning rate or clip gradients."
             )
     with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-        guide_trace = poutine.trace(programs.guide).get_trace(*batch)
+        guide_trace, failure = _trace_until_failure(programs.guide, batch)
         for name, site in guide_trace.nodes.items():
             reason = _site_at_fault(name, site, "guide", rows, data, plates, None)
             if reason is not None:
                 return reason
+        if failure is not None:
+            return _failure(failure, guide_trace, "guide")
         model = poutine.replay(programs.model, guide_trace)
-        nesting = _nesting(guide_trace, poutine.trace(model).get_trace(*batch))
-        # All values of enumerated sites: an impossible one (-inf) is no fault.
-        model_trace = poutine.trace(poutine.enum(model, -1 - nesting)).get_trace(*batch)
+        model_trace, failure = _trace_until_failure(model, batch)
+        nesting = _nesting(guide_trace, model_trace)
+        if failure is None:
+            # All values of enumerated sites: an impossible one (-inf) is no fault.
+            enumerated = poutine.enum(model, -1 - nesting)
+            model_trace, failure = _trace_until_failure(enumerated, batch)
         for name, site in model_trace.nodes.items():
             reason = _site_at_fault(name, site, "model", rows, data, plates, nesting)
             if reason is not None:
                 return reason
+        if failure is not None:
+            return _failure(failure, model_trace, "model")
     for name, leaf in pair.unconstrained_parameters.items():
         if leaf.grad is not None and not torch.isfinite(leaf.grad).all():
             plain = name.split("/", 1)[1]
@@ -59,6 +82,33 @@ def locate_non_finite(
                 f"log-probability is finite. {remedy}"
             )
     return None
+
+
+def _trace_until_failure(
+    program: Any, batch: tuple[Tensor, ...]
+) -> tuple[poutine.Trace, Exception | None]:
+    """Trace of a program, to the sites before its numerical failure, and that failure."""
+    with poutine.trace() as traced:
+        try:
+            program(*batch)
+        except (ValueError, RuntimeError) as error:
+            if not is_numerical(error):
+                raise
+            return traced.trace, error
+    return traced.trace, None
+
+
+def _failure(error: Exception, trace: poutine.Trace, program: str) -> str:
+    """Sentence on a program that fails after the sites of its trace."""
+    sites = [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+    place = f"after site {sites[-1]!r}" if sites else "before its first site"
+    lines = [(f.f_code.co_filename, n) for f, n in traceback_frames(error) if is_users(f)]
+    where = f" ({lines[-1][0]}:{lines[-1][1]})" if lines else ""
+    short = (str(error).splitlines() or [""])[0].rstrip(".")
+    return (
+        f"the {program} fails {place}{where}: {short}. {REMEDY} A factorization needs a floor "
+        "under the variances."
+    )
 
 
 def _nesting(*traces: poutine.Trace) -> int:
@@ -85,10 +135,18 @@ def _site_at_fault(
         parameter = _argument(fn, argument)
         if parameter is not None and not torch.isfinite(parameter).all():
             row = _row(site, torch.isfinite(parameter), rows, data, plates)
-            return f"{where} has a {argument} that is {_kind(parameter)}{row}."
+            return f"{where} has a {argument} that is {_kind(parameter)}{row}. {_remedy(parameter)}"
+        valid = None if parameter is None else _valid(fn, argument, parameter)
+        if parameter is not None and valid is not None and not valid.all():
+            row = _row(site, valid, rows, data, plates)
+            constraint = describe(unwrap(fn).arg_constraints[argument])
+            return (
+                f"{where} has a {argument} that must be {constraint} and is not{row}. Give its "
+                f"parameter a constraint, or its output a softplus or exp(). {REMEDY}"
+            )
     if not site["is_observed"] and not torch.isfinite(value).all():
         row = _row(site, value.isfinite(), rows, data, plates)
-        return f"{where} drew a value that is {_kind(value)}{row}."
+        return f"{where} drew a value that is {_kind(value)}{row}. {_remedy(value)}"
     if site["is_observed"] and torch.isnan(value).any():
         row = _row(site, ~value.isnan(), rows, data, plates)
         return (
@@ -110,8 +168,27 @@ def _site_at_fault(
             )
     if not torch.isfinite(log_prob).all():
         row = _row(site, log_prob.isfinite(), rows, data, plates)
-        return f"{where} has a log-probability that is {_kind(log_prob)}{row}."
+        return f"{where} has a log-probability that is {_kind(log_prob)}{row}. {_remedy(value)}"
     return None
+
+
+def _remedy(value: Tensor) -> str:
+    """Remedy by the size of the numbers at fault."""
+    if (value.abs() > LARGE).any() and not value.isnan().any():
+        return (
+            "Its numbers overflow: standardize the columns of the data, bound the argument of an "
+            f"exponential (.clamp(max=20)), or use double precision. {REMEDY}"
+        )
+    return REMEDY
+
+
+def _valid(fn: Any, argument: str, value: Tensor) -> Tensor | None:
+    """True where an argument satisfies its constraint; None if it is not elementwise."""
+    constraint = unwrap(fn).arg_constraints[argument]
+    if constraints.is_dependent(constraint) or getattr(constraint, "event_dim", 0):
+        return None
+    valid: Tensor = constraint.check(value)
+    return valid
 
 
 def _arguments(fn: Any) -> list[str]:

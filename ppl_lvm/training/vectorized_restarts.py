@@ -18,7 +18,7 @@ from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedStep
 from ppl_lvm.core import distributed, torch_specs
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.errors import CannotCaptureError
+from ppl_lvm.core.errors import CannotCaptureError, is_numerical
 from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and separate steps are faster
@@ -92,7 +92,12 @@ class VectorizedRestarts:
         step = self._steps.get(count) or self._build_step(rows)
         states = [generator.get_state() for generator in self.generators]
         self._copy_rates(self._first.step_runner.optimizer, self._optimizer)
-        losses = step(self._batch(rows))
+        try:
+            losses = step(self._batch(rows))
+        except RuntimeError as error:
+            if not is_numerical(error):
+                raise
+            losses = None  # before any update
         if losses is None:
             self._raise_non_finite(states)
         assert losses is not None

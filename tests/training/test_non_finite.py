@@ -6,15 +6,16 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Categorical, Normal
+from pyro.distributions import Categorical, MultivariateNormal, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from ppl_lvm import load_data
+from ppl_lvm import load_data, signature
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.core.storage import load_checkpoint
 from ppl_lvm.estimators import ELBO, IWAE
 from ppl_lvm.fitting.svi import fit
+from ppl_lvm.models import GaussianMixture
 from small_programs import Counts, Exploding, nothing
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -165,3 +166,66 @@ def test_loss_of_an_impossible_row_is_infinite() -> None:
         loss = objective.differentiable_loss(model, nothing, torch.tensor([-1.0, 1.0]))
         assert loss.item() == torch.inf
         assert objective.loss(model, nothing, torch.tensor([-1.0, 1.0])) == torch.inf
+
+
+class Covariance(PyroModule):
+    """Normal whose covariance is a plain parameter, which a large step makes indefinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.eye(2))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", MultivariateNormal(torch.zeros(2), self.c), obs=x)
+
+
+@pytest.mark.parametrize("level", ["eager", *REPLAYED])
+def test_failing_factorization_names_step_and_line_and_keeps_the_parameters(
+    level: Any, tmp_path: Path
+) -> None:
+    x = 0.01 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    options: dict[str, Any] = {"optimizer": "SGD(lr=0.6)", "num_steps": 50, "engine": level}
+    message, tensors, step = failure(Covariance(), x, tmp_path, **options)
+    assert f"Step {step + 1}: the model fails after site 'data' (" in message
+    assert "not positive-definite" in message
+    assert "Lower the learning rate" in message
+    assert tensors["state/model/c"].isfinite().all()
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_diverging_mixture_names_the_parameter(restarts: int) -> None:
+    with pytest.raises(NonFiniteError, match=r"Step \d+: parameter 'scale_tril' is infinite"):
+        fit(
+            GaussianMixture(3),
+            None,
+            "iris",
+            optimizer="SGD(lr=30.0)",
+            num_steps=60,
+            restarts=restarts,
+            progress=False,
+        )
+
+
+def test_argument_outside_its_constraint_is_named() -> None:
+    def model(x: Tensor) -> None:
+        s = pyro.param("s", torch.tensor(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(0.0, s), obs=x)
+
+    with pytest.raises(NonFiniteError, match="a scale that must be positive and is not"):
+        fit(model, nothing, 0.01 * torch.ones(5), optimizer="SGD(lr=0.3)", num_steps=50)
+
+
+def test_nan_in_the_first_run_is_named_without_its_tensor() -> None:
+    def model(x: Tensor) -> None:
+        m = pyro.param("m", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(z + m / m, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="argument loc of 'x' ~ Normal must be real, but is nan"):
+        fit(model, None, torch.ones(500))
+    with pytest.raises(ValueError, match=r"but it is nan at \(0,\) \(") as raised:
+        signature(model, torch.ones(500))
+    assert len(str(raised.value)) < 500

@@ -24,8 +24,13 @@ class ExecutableStep(ABC):
 
     def __call__(self, batch: list[Tensor]) -> Any:
         """Take one step; the losses as the program returns them."""
-        with torch.no_grad():
-            return self.recording.losses(self.take(batch))
+        before = self.count
+        try:
+            with torch.no_grad():
+                return self.recording.losses(self.take(batch))
+        except RuntimeError:  # a factorization fails before the update
+            self.undo_count(self.count - before)
+            raise
 
     @property
     def state(self) -> list[Tensor]:
@@ -36,6 +41,11 @@ class ExecutableStep(ABC):
     def mutated(self) -> list[Tensor]:
         """All tensors that a step changes."""
         return [*self.state, *(self.recording.sources[at] for at in self.recording.mutated)]
+
+    @property
+    def count(self) -> int:
+        """Steps counted so far."""
+        return max((group.count for group in self.groups), default=0)
 
     def undo_count(self, steps: int = 1) -> None:
         """Take back the count of the last steps, which changed nothing else."""

@@ -57,15 +57,15 @@ class StepSnapshot:
     """Snapshot of all tensors that a call of `take_steps` changes, and of the random states."""
 
     def __init__(self, step: ExecutableStep, schedules: Sequence[PerStepTensor]) -> None:
-        self._step = step
+        self._step, self._count = step, step.count
         changed = [*step.mutated, *(schedule.tensor for schedule in schedules)]
         self._tensors = [(tensor, tensor.clone()) for tensor in changed]
         self._random = RngState.capture()
 
     @torch.no_grad()
-    def restore(self, count: int) -> None:
-        """Undo a call of so many steps."""
+    def restore(self) -> None:
+        """Undo the steps since."""
         self._random.restore()
         for tensor, value in self._tensors:
             tensor.copy_(value)
-        self._step.undo_count(count)
+        self._step.undo_count(self._step.count - self._count)
