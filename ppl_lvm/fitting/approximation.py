@@ -28,7 +28,7 @@ from ppl_lvm.programs.signatures import Signature, signature
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.options import FitOptions, GradientOptions, declared
-from ppl_lvm.training.preparation import warn_or_raise
+from ppl_lvm.training.preparation import require_running_model, warn_or_raise
 
 GUIDE = "ppl_lvm.guides:GlobalMultivariateNormal"
 MAX_DIM = 500  # unconstrained values, of which a full covariance is kept
@@ -96,7 +96,12 @@ def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
         instance = factory.make(rows)
         if getattr(instance, "default_guide", None) is not None:
             return "the model has a guide"
-        return unsuitable(signature(instance, *rows), instance, len(session.train), len(rows[0]))
+        try:
+            signed = signature(instance, *rows)
+        except Exception:
+            require_running_model(instance, *rows)
+            raise
+        return unsuitable(signed, instance, len(session.train), len(rows[0]))
 
 
 def unsuitable(signed: Signature, model: Any, num_rows: int, shown_rows: int) -> str | None:
