@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.approximation import METHODS, Approximation, approximate
+from ppl_lvm.approximation import Approximation, approximate
 from ppl_lvm.approximation.unconstrained import LogDensity
+from ppl_lvm.core import distributed
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
 from ppl_lvm.data import Data, load_data
@@ -92,6 +93,10 @@ def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
     if hasattr(factory.kind, "initialize"):
         return "the model has parameters to initialize"
     rows = first_rows(session.train, DECIDE_ROWS)
+    if distributed.world_size() > 1:
+        return "it runs in one process"
+    if any(part.device.type != "cpu" for part in rows):
+        return "it runs on the CPU, and the data are on a device"
     with preserve_rng():
         instance = factory.make(rows)
         if getattr(instance, "default_guide", None) is not None:
@@ -260,6 +265,3 @@ def _template(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     numbers = sum(t.numel() for t in rows)
     count = len(rows[0]) if numbers <= TEMPLATE_NUMBERS else DECIDE_ROWS
     return tuple(t[:count] for t in rows)
-
-
-__all__ = ["METHODS", "choose_method", "fit_posterior"]
