@@ -5,6 +5,7 @@
    improved by batch and match, with its evidence by importance weights.
 3. Chains from the best normal, all moved together, until R̂ and the effective sample size are good.
    The normal takes their moments.
+4. Where chains of a hierarchical model are not good, all of this in non-centered coordinates.
 
 The verdict is good where the chains mixed and no other mode has a visible share of the evidence.
 """
@@ -17,6 +18,7 @@ from ppl_lvm.approximation.chain_statistics import effective_size, r_hat
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
 from ppl_lvm.approximation.laplace import laplace
+from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
 from ppl_lvm.approximation.paths import AscentPath, follow_path
@@ -28,17 +30,35 @@ SAME_MODE = 0.5  # nats between two ends of one mode, and posterior sd between t
 RIVAL = 10.0  # log evidence below the best at which a mode is left out
 VISIBLE_SHARE = 0.01  # of the evidence, that a second mode must not have in a good fit
 CHAINS = 32
-WARMUP, DRAWS, ROUNDS = 30, 60, 6
+WARMUP, DRAWS, ROUNDS, FEW_ROUNDS = 30, 60, 6, 2
 GOOD_R_HAT, GOOD_ESS = 1.01, 2000
 
 
 def find_posterior(target: LogDensity, generator: torch.Generator) -> Approximation:
     """The posterior of `target`; see the module's docstring."""
+    names = centered_sites(target)
+    if not names:
+        return find_in_coordinates(target, generator, ROUNDS)
+    result = find_in_coordinates(target, generator, FEW_ROUNDS)
+    if result.good:
+        return result
+    other = noncentered(target, names)
+    moved = find_in_coordinates(other, generator, ROUNDS)
+    if not moved.good and result.r_hat < moved.r_hat:
+        return result
+    moved.noncentered, moved.evaluations = names, target.evaluations + other.evaluations
+    return in_centered_coordinates(moved, target, other, names)
+
+
+def find_in_coordinates(
+    target: LogDensity, generator: torch.Generator, rounds: int
+) -> Approximation:
+    """The posterior, by at most so many rounds of the chains."""
     modes = find_modes(target, generator)
     evidence = torch.tensor([mode.log_evidence for mode in modes])
     shares = (evidence - evidence.logsumexp(0)).exp()
     visible = int((shares > VISIBLE_SHARE).sum())
-    result = _run_chains(target, modes[0], generator)
+    result = _run_chains(target, modes[0], generator, rounds)
     result.num_modes = max(1, visible)
     if visible > 1:
         listed = ", ".join(f"{float(s):.2f}" for s in shares[:visible])
@@ -59,7 +79,11 @@ def find_modes(target: LogDensity, generator: torch.Generator) -> list[Weighted]
         for normal, evidence in normals
         if evidence > normals[0][1] - RIVAL
     ]
-    return sorted(modes, key=lambda mode: -mode.log_evidence)
+    separate: list[Weighted] = []
+    for mode in sorted(modes, key=lambda mode: -mode.log_evidence):
+        if not any(_overlap(mode.normal, other.normal) for other in separate):
+            separate.append(mode)
+    return separate
 
 
 def distinct_normals(
@@ -75,12 +99,21 @@ def distinct_normals(
     return sorted([(n, e) for n, e, _ in normals], key=lambda entry: -entry[1])
 
 
+def _overlap(a: Normal, b: Normal) -> bool:
+    """True if two normals are of one mode: their centers are less than one sd apart."""
+    return min(_distance(a, b.loc), _distance(b, a.loc)) < 1
+
+
+def _distance(normal: Normal, point: Tensor) -> float:
+    """Root mean square of the coordinates of a point in which the normal is a standard one."""
+    offset = (point - normal.loc).unsqueeze(1)
+    z = torch.linalg.solve_triangular(normal.scale_tril, offset, upper=False)
+    return float(z.square().mean().sqrt())
+
+
 def _same(normal: Normal, value: float, other: float, mode: Tensor) -> bool:
     """True if a path ends at the mode of a normal, whose ℓ is `other`."""
-    z = torch.linalg.solve_triangular(
-        normal.scale_tril, (mode - normal.loc).unsqueeze(1), upper=False
-    )
-    return float(z.square().mean().sqrt()) < SAME_MODE and abs(value - other) < SAME_MODE
+    return _distance(normal, mode) < SAME_MODE and abs(value - other) < SAME_MODE
 
 
 def _at_mode(
@@ -92,7 +125,13 @@ def _at_mode(
         scale = torch.ones(target.dim, dtype=target.dtype)
     else:
         scale = rough[0].scale_tril.square().sum(1).sqrt()
-    normal, evidence = laplace(target, path.mode, scale)
+    try:
+        normal, evidence = laplace(target, path.mode, scale)
+    except LinAlgError:  # the path ends at the edge of the space: there is no mode
+        if rough is not None:
+            return rough
+        unit = torch.eye(target.dim, dtype=target.dtype)
+        return Normal(path.points[0], unit), float(path.values[0])
     if rough is not None:
         u = normal.sample(32, generator)
         elbo = float((target(u)[0] - normal.log_prob(u)).mean())
@@ -101,10 +140,12 @@ def _at_mode(
     return normal, float(evidence)
 
 
-def _run_chains(target: LogDensity, mode: Weighted, generator: torch.Generator) -> Approximation:
+def _run_chains(
+    target: LogDensity, mode: Weighted, generator: torch.Generator, rounds: int
+) -> Approximation:
     """Chains from a mode until they are good, and the normal of their moments."""
     points, normal, draws = mode.resampled(CHAINS, generator), mode.normal, DRAWS
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         sampler = HamiltonianChains(target, normal, points, generator)
         chains = sampler.run(draws, warmup=WARMUP).draws.transpose(0, 1)  # (C, T, D)
         points = sampler.points

@@ -26,6 +26,7 @@ class Approximation:
         evaluations: gradients computed.
         r_hat, ess: largest R̂ and smallest effective size of the chains; NaN without chains.
         num_modes: modes with a visible share of the evidence.
+        noncentered: sites that the chains moved in non-centered coordinates.
         reasons: why the verdict is not good; empty if it is.
     """
 
@@ -39,6 +40,7 @@ class Approximation:
     r_hat: float = math.nan
     ess: float = math.nan
     num_modes: int = 1
+    noncentered: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
     @property
@@ -56,6 +58,8 @@ class Approximation:
     def sentence(self) -> str:
         """The method, its figures and the verdict in one sentence."""
         done = f"Method {self.method}: {self.evaluations:,} gradients"
+        if self.noncentered:
+            done += f", {', '.join(self.noncentered)} not centered"
         if not math.isnan(self.r_hat):
             done += f", R̂ {self.r_hat:.3f}, {self.ess:,.0f} effective draws"
         k = f"{self.k_hat:.2f}" if math.isfinite(self.k_hat) else "undefined"
@@ -71,6 +75,7 @@ class Approximation:
             "r_hat": None if math.isnan(self.r_hat) else self.r_hat,
             "effective_draws": None if math.isnan(self.ess) else self.ess,
             "num_modes": self.num_modes,
+            "noncentered": list(self.noncentered),
             "verdict": "good" if self.good else "not good",
             "verdict_reasons": list(self.reasons),
             "num_chains": len(self.chains),

@@ -13,7 +13,7 @@ runs anew for every vector.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -234,13 +234,22 @@ class LogDensity:
             gradients.append(gradient)
         return torch.stack(values), torch.stack(gradients)
 
-    @torch.no_grad()
+    def trace(self, u: Tensor) -> Sites:
+        """The sites of a run at a vector (D,)."""
+        return self._run(u)[0]
+
     def constrain(self, u: Tensor) -> Tensors:
         """Sites' values (B, *shape) at vectors (B, D), `pyro.deterministic` sites included."""
+        sites = self.trace(u[0].detach())
+        return self.values(u, [n for n, s in sites.items() if _is_reported(n, s, self.sites)])
+
+    @torch.no_grad()
+    def values(self, u: Tensor, names: Collection[str]) -> Tensors:
+        """Values (B, *shape) of these sites at vectors (B, D)."""
 
         def values(vector: Tensor) -> Tensors:
-            sites, _ = self._run(vector)
-            return {n: s["value"] for n, s in sites.items() if _is_reported(n, s, self.sites)}
+            sites = self.trace(vector)
+            return {name: sites[name]["value"] for name in names}
 
         try:
             with warnings.catch_warnings():

@@ -171,3 +171,26 @@ def nowhere(x):
 def test_starting_points_name_the_sites_of_a_density_that_is_nowhere_finite():
     with pytest.raises(ValueError, match=r"not finite at any of 400 .* coordinates of z\."):
         starting_points(LogDensity(nowhere, (torch.ones(3),)), 4, generator())
+
+
+def centered_schools(y, sd):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("data", len(y)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sd), obs=y)
+
+
+@pytest.mark.slow
+def test_centered_hierarchy_is_solved_in_noncentered_coordinates():
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sd = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    density = LogDensity(centered_schools, (y, sd))
+    result = find_posterior(density, generator())
+    assert result.good, result.reasons
+    assert result.noncentered == ["theta"]
+    values = density.constrain(result.thinned())
+    # Means and standard deviations of posteriordb's eight_schools_noncentered.
+    for draws, mean, spread in ((values["mu"], 4.40, 3.31), (values["tau"], 3.60, 3.19)):
+        assert float(draws.mean()) == pytest.approx(mean, abs=0.1 * spread)
+        assert float(draws.std()) == pytest.approx(spread, rel=0.1)
