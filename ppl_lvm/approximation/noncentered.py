@@ -8,7 +8,6 @@ Reference: Papaspiliopoulos, Roberts, Sköld (2007). A general framework for the
 hierarchical models. https://doi.org/10.1214/088342307000000014
 """
 
-from typing import Any
 
 import torch
 from pyro import poutine
@@ -53,10 +52,10 @@ def in_centered_coordinates(
     columns: dict[str, Tensor] = {name: values[name].reshape(C * T, -1) for name in names}
     columns |= {n: flat[:, part] for n, part in other.parts.items() if n in density.parts}
     chains = torch.cat([columns[name] for name in density.parts], 1).reshape(C, T, -1)
-    moved: Any = Approximation(**{**vars(result), "chains": chains})
+    moved = Approximation(**{**vars(result), "chains": chains})
     moved.r_hat, moved.ess = float(r_hat(chains).max()), float(effective_size(chains).min())
     try:
         moved.normal = Normal.of_draws(joined(chains))
     except LinAlgError:
         moved.reasons.append("the draws have no covariance matrix")
-    return moved  # type: ignore[no-any-return]
+    return moved
