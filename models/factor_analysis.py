@@ -8,19 +8,24 @@ maximum has no closed form: EM finds it. A missing value (NaN) is marginalized e
 out of its row's likelihood.
 
 Where a factor explains one column alone (a Heywood case), the maximum has no noise in that column.
-EM lowers the noise ever more slowly, and `degenerate` names the column: of complete rows at any
-noise, else once the noise has sunk to the floor.
+EM lowers the noise ever more slowly, and `degenerate` names the column at any noise. Where rows
+have too many patterns of missing values for that, it warns, and names the column once the noise has
+sunk to the floor.
 
 Reference:
     Rubin, Thayer (1982). EM algorithms for ML factor analysis.
     https://doi.org/10.1007/BF02293851
 """
 
-import torch
+import warnings
+
 from torch import Tensor
 
 from ppl_lvm.models.parts.examples import example_rows
-from ppl_lvm.models.parts.factors.boundary import columns_without_noise
+from ppl_lvm.models.parts.factors.boundary import (
+    columns_without_noise,
+    columns_without_noise_of_incomplete,
+)
 from ppl_lvm.models.parts.factors.linear_gaussian import LinearGaussianModel
 
 
@@ -45,19 +50,33 @@ class FactorAnalysis(LinearGaussianModel):
         The noise of a column has run out, or the likelihood rises until it does.
         """
         reason = super().degenerate(x)
-        if reason is not None or x.isnan().any() or len(x) < 2:
+        if reason is not None or len(x) < 2:
             return reason
-        noise = self.noise.detach().double().cpu()
-        S = torch.atleast_2d(x.detach().double().cpu().mT.cov(correction=0))
-        columns = columns_without_noise(S, noise, self.latent)
+        x = x.detach().double().cpu()
+        state = {name: value.cpu() for name, value in self.em_state().items()}
+        try:
+            columns = self._columns_without_noise(x, state)
+        except ValueError as error:
+            warnings.warn(
+                f"FactorAnalysis: {error}. A Heywood case would be named only once its noise has "
+                "sunk to the floor. Look at the smallest model.noise, or fit fewer rows.",
+                stacklevel=2,
+            )
+            return None
         if not columns:
             return None
         p = columns[0]
+        variance = x[:, p][~x[:, p].isnan()].var(correction=0).item()
         return (
             f"column {p} is a Heywood case: the likelihood rises until the column has no noise. "
-            f"Its noise is {noise[p].item():.1e} of a variance of {S[p, p].item():.1e} here. Use "
-            "fewer factors, or leave out the column."
+            f"Its noise is {state['noise'][p].item():.1e} of a variance of {variance:.1e} here. "
+            "Use fewer factors, or leave out the column."
         )
+
+    def _columns_without_noise(self, x: Tensor, state: dict[str, Tensor]) -> list[int]:
+        if x.isnan().any():
+            return columns_without_noise_of_incomplete(x, state)
+        return columns_without_noise(x.mT.cov(correction=0), state["noise"], self.latent)
 
     def _without_noise(self, p: int, noise: float) -> str:
         return (

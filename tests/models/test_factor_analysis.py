@@ -13,6 +13,8 @@ from torch import Tensor
 from ppl_lvm import fit_em
 from ppl_lvm.data import load_data
 from ppl_lvm.models.factor_analysis import FactorAnalysis
+from ppl_lvm.models.parts.factors import boundary
+from ppl_lvm.models.parts.factors.linear_gaussian import log_evidence
 from ppl_lvm.models.ppca import PPCA
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 
@@ -100,6 +102,48 @@ def test_factor_analysis_names_a_heywood_case_that_em_has_not_reached() -> None:
     assert model.noise[4] > 0.01 * x[:, 4].var()  # far from the floor
     assert "column 4 is a Heywood case" in run.results["degenerate"]
     assert "not converged after 1000 iterations, degenerate" in str(run)
+
+
+def _with_gaps(x: Tensor, share: float) -> Tensor:
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(5)) < share
+    missing[missing.all(1), 0] = False
+    return torch.where(missing, torch.nan, x)
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "share", "column"),
+    [((2, 40, 5), 0.1, 4), ((3, 200, 6), 0.02, 1), ((2, 40, 5), 0.3, None)],
+)
+def test_factor_analysis_names_a_heywood_case_of_incomplete_rows(
+    rows_of: tuple[int, int, int], share: float, column: int | None
+) -> None:
+    """A truncated Newton method ends at the same noises: a share of 0.02 in the third case."""
+    x = _with_gaps(_one_factor(*rows_of), share)
+    run = fit_em(FactorAnalysis(2), load_data(x.numpy(), missing="keep"), max_iterations=200)
+    model: Any = run.model
+    assert (model.noise > 0.05).all()  # far from the floor
+    reason = run.results["degenerate"]
+    assert reason is None if column is None else f"column {column} is a Heywood case" in reason
+
+
+def test_factor_analysis_says_that_it_cannot_afford_to_find_heywood_cases(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(boundary, "MOST_PRODUCTS", 100)
+    model, x = FactorAnalysis(2), _with_gaps(_one_factor(2, 40, 5), 0.3)
+    model.initialize(x)
+    with pytest.warns(UserWarning, match="40 rows have too many patterns of missing values"):
+        assert model.degenerate(x) is None
+
+
+def test_factor_analysis_likelihood_of_patterns_equals_that_of_rows() -> None:
+    x, theta = _with_gaps(_one_factor(0, 300, 5), 0.1), FactorAnalysis(2, 5).em_state()
+    theta["mu"], theta["noise"] = torch.arange(5.0), 1 + torch.arange(5.0)
+    rows, weight = boundary._compressed(x)
+    assert len(rows) < 100
+    value = boundary._minus_twice_log_likelihood(theta, rows, weight)
+    value = value + (~x.isnan()).sum() * np.log(2 * np.pi)
+    assert value.item() == pytest.approx(-2 * log_evidence(theta, x).sum().item(), rel=1e-12)
 
 
 def test_factor_analysis_does_not_call_an_interior_maximum_a_heywood_case() -> None:
