@@ -5,10 +5,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.parameter_uses import wrong_size
 from ppl_lvm.checks.trial_runs import Program, TrialRun, TrialRuns, place_of
 from ppl_lvm.core.distributions import distribution_fault
 from ppl_lvm.core.frames import traceback_frames
@@ -20,7 +21,7 @@ def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     for program, trial, role in runs.by_role():
         if trial.error is None:
             continue
-        issue = failure(trial, trial.error, role)
+        issue = _parameter_size(runs, trial, role) or failure(trial, trial.error, role)
         norm = batch_norm(program, trial.error)
         if norm is not None and num_rows(runs.batch) == 1:
             several = (runs.num_rows or 1) > 1
@@ -31,6 +32,32 @@ def check_failures(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
                 + " norm of each row alone, such as nn.LayerNorm.",
             )
         yield issue
+
+
+def _parameter_size(runs: TrialRuns, trial: TrialRun, role: str) -> Issue | None:
+    """The issue of a run that fails at the size of a parameter inside a plate."""
+    reason = (str(trial.error).strip().splitlines() or [""])[0]
+    if (fault := wrong_size(trial.uses, reason)) is None:
+        return None
+    name, message, remedy, size = fault
+    site, where = _site(trial, reason, None, None)
+    prior = runs.standalone[0].signature
+    if role == "guide" and prior is not None and site in prior:
+        event = size in prior[site].event_shape
+    else:
+        event = any(isinstance(part, Tensor) and size in part.shape[1:] for part in runs.batch)
+    at_plate = "Shape mismatch inside plate" in reason
+    if event and at_plate:
+        return None  # values of one row, whose distribution lacks its event
+    return trial.issue(
+        "parameter-size",
+        "error",
+        name,
+        f"{message}{where if at_plate else ''}: {type(trial.error).__name__}: {reason}",
+        "A parameter inside a plate has one value for each row of the plate, or one.",
+        remedy
+        + (f"; or, if the {size} are values of one row, dist.….to_event(1)." if at_plate else "."),
+    )
 
 
 def failure(trial: TrialRun, error: Exception, role: str) -> Issue:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.parameter_uses import one_for_each_row
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, map_rows, run_program
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE, num_rows
@@ -35,6 +36,7 @@ def _all_plates(runs: TrialRuns) -> Iterator[Issue]:
                 yield issue
         yield from _sequential(trial)
         yield from _parameter_sizes(trial)
+        yield from _single_row(trial)
         yield from _data_size(trial, runs.batch)
     yield from _per_row(runs)
 
@@ -105,6 +107,26 @@ def _parameter_sizes(trial: TrialRun) -> Iterator[Issue]:
                     f"pyro.param({name!r}, torch.zeros({frame.full_size or frame.size}), "
                     f"event_dim={event_dim}); or define it outside the plate.",
                 )
+
+
+def _single_row(trial: TrialRun) -> Iterator[Issue]:
+    """Parameters inside a plate, without event_dim, of which one constant row alone is read."""
+    for name, use in trial.uses.items():
+        if use.event_dim is not None or not use.plates or not use.shape or use.shape[0] < 2:
+            continue
+        if use.read is None or len(use.read) != 1:
+            continue
+        plate, (row,) = use.plates[0], use.read
+        yield trial.issue(
+            "parameter-size",
+            "warning",
+            name,
+            f"The parameter {name!r} of shape {tuple(use.shape)} inside plate {plate.name!r} of "
+            f"{plate.full_size or plate.size} rows is read at index {row} alone.",
+            f"All rows share this value, and the other {use.shape[0] - 1} are never trained.",
+            f"{one_for_each_row(name, use, plate, 0)} without the index, one value for each row; "
+            "or a parameter without that dimension, one for all rows.",
+        )
 
 
 def _sequential(trial: TrialRun) -> Iterator[Issue]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.parameter_uses import ParameterUse, RecordParameters
 from ppl_lvm.core.frames import is_program_module, is_users, line_of, traceback_frames
 from ppl_lvm.programs.batch_versions import changed_arguments, versions
 from ppl_lvm.programs.dry_run import dry_run
@@ -37,6 +38,7 @@ class TrialRun:
         origin: first line of the program, for issues without a site.
         error: the exception that it raised.
         changed_arguments: places of arguments that it changed in place.
+        uses: parameter -> its use.
     """
 
     trace: poutine.Trace | None = None
@@ -46,6 +48,7 @@ class TrialRun:
     origin: SourceLine | None = None
     error: Exception | None = None
     changed_arguments: list[int] = field(default_factory=list)
+    uses: dict[str, ParameterUse] = field(default_factory=dict)
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """Sample sites, without `pyro.deterministic` and the sites of plates."""
@@ -90,7 +93,12 @@ def run_program(
     before = versions(batch)
     replayed = program if values is None else poutine.replay(program, values)
     try:
-        with pyro.validation_enabled(False), _Locate(trial.places), _Concrete(trial.concrete):
+        with (
+            pyro.validation_enabled(False),
+            RecordParameters(trial.uses),
+            _Locate(trial.places),
+            _Concrete(trial.concrete),
+        ):
             trial.trace = poutine.trace(replayed).get_trace(*batch)
         trial.signature = read_signature(trial.trace, row_plates(program, batch=batch))
     except Exception as error:  # every exception of a user's program is an issue
