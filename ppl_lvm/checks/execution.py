@@ -42,7 +42,7 @@ def _parameter_size(runs: TrialRuns, trial: TrialRun, role: str) -> Issue | None
     name, message, remedy, size = fault
     site, where = _site(trial, reason, None, None)
     prior = runs.standalone[0].signature
-    if role == "guide" and prior is not None and site in prior:
+    if role == "guide" and prior is not None and site is not None and site in prior:
         event = size in prior[site].event_shape
     else:
         event = any(isinstance(part, Tensor) and size in part.shape[1:] for part in runs.batch)
