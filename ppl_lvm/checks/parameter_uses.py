@@ -68,11 +68,12 @@ class RecordParameters(Messenger):
 
     def read(self, value: Any, index: Any) -> None:
         """Record that `value` was read at `index`; None reads all of it."""
-        name, parameter = self._values.get(id(value), (None, None))
-        if name is None or parameter is not value:
+        if id(value) not in self._values:
             return
+        name, parameter = self._values[id(value)]
         use = self._uses[name]
-        rows = None if index is None or not value.dim() else _constant_rows(len(value), index)
+        known = index is not None and parameter.dim() > 0
+        rows = _constant_rows(len(parameter), index) if known else None
         use.read = None if rows is None or use.read is None else use.read | rows
 
 
