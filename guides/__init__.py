@@ -5,6 +5,7 @@ One guide per file: class or builder, with the latents that it serves (`serves`)
 one guide.
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.amortized_categorical import AmortizedCategorical
 from ppl_lvm.guides.amortized_dirichlet import AmortizedDirichlet
@@ -47,3 +48,5 @@ __all__ = [
     "label_free",
     "vamp_prior_guide",
 ]
+
+check_constructors(__all__, globals())

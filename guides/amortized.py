@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
@@ -47,7 +48,7 @@ class AmortizedNormal(EncoderGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
     ) -> None:
         model_signature = signature_of(model, *batch)
         factors = [

@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature, Site
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, nothing_to_serve
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import require_plain_plates
@@ -51,7 +52,7 @@ class AmortizedCategorical(EncoderGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
         enumerate: str | None = None,
     ) -> None:
         infer = infer_enumerate(GUIDE, enumerate)

@@ -23,6 +23,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature, Site
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.global_part import without_sites
@@ -54,7 +55,7 @@ class AmortizedDirichlet(EncoderGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (64,),
+        hidden: tuple[Count, ...] = (64,),
     ) -> None:
         complete = signature_of(model, *batch)
         global_names = {site.name for site in complete.global_latents}

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import AffineTransform, ReshapeTransform
 
 from ppl_lvm.authoring import Signature, Site
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.guides.parts.autoregressive_flow import Autoregressive, Conditioner
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
@@ -69,13 +70,13 @@ class AmortizedFlow(EncoderGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         flow: str = "spline",
-        steps: int = 2,
-        context: int = 16,
-        bins: int = 8,
-        bound: float = 4.0,
+        steps: Count = 2,
+        context: Count = 16,
+        bins: Count = 8,
+        bound: Positive = 4.0,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
-        flow_hidden: tuple[int, ...] = (32,),
+        hidden: tuple[Count, ...] = (128,),
+        flow_hidden: tuple[Count, ...] = (32,),
     ) -> None:
         if flow not in FLOWS:
             raise ValueError(f"AmortizedFlow: flow={flow!r}. Use {' or '.join(map(repr, FLOWS))}.")
@@ -115,7 +116,7 @@ class FlowFamily(NormalFamily):
         context: size of c.
     """
 
-    def __init__(self, scalar: Scalar, networks: Sequence[Any], context: int) -> None:
+    def __init__(self, scalar: Scalar, networks: Sequence[Any], context: Count) -> None:
         self._scalar, self._networks, self._context = scalar, networks, context
 
     def num_params(self, shape: torch.Size) -> int:

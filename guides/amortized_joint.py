@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature, Site, dry_run
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.amortized_categorical import infer_enumerate
 from ppl_lvm.guides.amortized_flow import FlowFamily, conditioners, flow_size
 from ppl_lvm.guides.parts.encoder_guide import nothing_to_serve, require_local, require_row
@@ -93,9 +94,9 @@ class AmortizedJoint(SiteGuide):
         factors: Mapping[str, str] | None = None,
         enumerate: str | None = None,
         encoder: nn.Module | None = None,
-        features: int = 32,
-        hidden: tuple[int, ...] = (128,),
-        head_hidden: tuple[int, ...] = (32,),
+        features: Count = 32,
+        hidden: tuple[Count, ...] = (128,),
+        head_hidden: tuple[Count, ...] = (32,),
     ) -> None:
         super().__init__()
         infer = infer_enumerate(GUIDE, enumerate)

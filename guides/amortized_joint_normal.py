@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
 from ppl_lvm.authoring import Signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import check_width, require_row, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving, signature_of
 from ppl_lvm.guides.parts.support_transform import TransformedNormal, enter_plates
@@ -57,7 +58,7 @@ class AmortizedJointNormal(SiteGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
     ) -> None:
         super().__init__()
         self._signature = signature_of(model, *batch)

@@ -22,6 +22,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import LowRankFamily, vector_factors
@@ -52,9 +53,9 @@ class AmortizedLowRank(EncoderGuide):
         self,
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
-        rank: int = 2,
+        rank: Count = 2,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
     ) -> None:
         if rank < 1:
             raise ValueError(f"{GUIDE}: rank={rank} is below 1. Use AmortizedNormal.")

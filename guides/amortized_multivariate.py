@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import FullRankFamily, vector_factors
@@ -48,7 +49,7 @@ class AmortizedMultivariateNormal(EncoderGuide):
         model: Callable[..., Any] | Signature,
         *batch: Tensor,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
     ) -> None:
         model_signature = signature_of(model, *batch)
         sites = supported_sites(model_signature, GUIDE)

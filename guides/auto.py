@@ -27,7 +27,9 @@ from torch import Tensor
 
 from ppl_lvm import guides
 from ppl_lvm.authoring import Signature, Site, dry_run, signature
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.messages import did_you_mean
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, serving
@@ -104,10 +106,11 @@ def local_guides() -> dict[str, Any]:
 
 
 @serving(*ALL_KINDS, description="a guide for every site")
+@checked
 def auto_guide(
     model: Callable[..., Any],
     *batch: Any,
-    hidden: tuple[int, ...] = (128,),
+    hidden: tuple[Count, ...] = (128,),
     local: str | None = None,
 ) -> Any:
     """Choose a guide for the latents that `model(*batch)` declares.

@@ -17,6 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import DATA_PLATE
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.layer_widths import layer_widths
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import MLP, RowEncoder
@@ -35,7 +36,7 @@ class BottomUp(PyroModule):
         ValueError: for a model without layers.
     """
 
-    def __init__(self, model: Any, *batch: Tensor, hidden: tuple[int, ...] = (128,)) -> None:
+    def __init__(self, model: Any, *batch: Tensor, hidden: tuple[Count, ...] = (128,)) -> None:
         super().__init__()
         widths = layer_widths(model, "BottomUp")
         first = RowEncoder(*batch, outputs=2 * widths[0], hidden=tuple(hidden))

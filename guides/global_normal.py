@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ppl_lvm.authoring import Signature, Site, dry_run, signature
 from ppl_lvm.core.distributions import unwrap_support
+from ppl_lvm.core.validate import Positive
 from ppl_lvm.guides.parts.interior_dirichlet import interior_dirichlet
 from ppl_lvm.guides.parts.site_guide import Latents, SiteGuide, module_names, serving
 from ppl_lvm.guides.parts.support_transform import (
@@ -55,7 +56,7 @@ class GlobalNormal(SiteGuide):
     """
 
     def __init__(
-        self, model: Callable[..., Any], *batch: Any, scale: float = 0.1, rows: float = 100.0
+        self, model: Callable[..., Any], *batch: Any, scale: Positive = 0.1, rows: Positive = 100.0
     ) -> None:
         super().__init__()
         self._signature = signature(model, *batch)

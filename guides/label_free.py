@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import signature
+from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 from ppl_lvm.nn import RowEncoder
@@ -36,8 +38,9 @@ class FirstTensorEncoder(nn.Module):
 @serving(
     Latents.LABELED_ROWS, description="diagonal normals from one encoder of the unlabeled rows"
 )
+@checked
 def label_free(
-    model: Callable[..., Any], *batch: Tensor, hidden: tuple[int, ...] = (128,)
+    model: Callable[..., Any], *batch: Tensor, hidden: tuple[Count, ...] = (128,)
 ) -> AmortizedNormal:
     """An AmortizedNormal of x alone, for a model of (x, y).
 

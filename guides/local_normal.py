@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import RowTable, batch_rows, is_dry_run, signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
@@ -78,9 +79,9 @@ class LocalNormal(SiteGuide):
         self,
         model: Callable[..., Any],
         *batch: Tensor,
-        inner_steps: int = 3,
-        draws: int | None = None,
-        fit_steps: int = 200,
+        inner_steps: Count = 3,
+        draws: Count | None = None,
+        fit_steps: Count = 200,
     ) -> None:
         super().__init__()
         if inner_steps < 1 or fit_steps < 1:

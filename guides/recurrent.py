@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import Signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
 from ppl_lvm.guides.parts.variational_families import DiagonalFamily, TransformedFactor
@@ -40,7 +41,7 @@ class AmortizedRecurrent(EncoderGuide):
     accepts_signature = True
 
     def __init__(
-        self, model: Callable[..., Any] | Signature, *batch: Tensor, width: int = 32
+        self, model: Callable[..., Any] | Signature, *batch: Tensor, width: Count = 32
     ) -> None:
         model_signature = signature_of(model, *batch)
         sites = supported_sites(model_signature, "AmortizedRecurrent")
@@ -69,7 +70,7 @@ class RecurrentEncoder(nn.Module):
     means: Tensor
     scales: Tensor
 
-    def __init__(self, x: Tensor, outputs: int, width: int) -> None:
+    def __init__(self, x: Tensor, outputs: Count, width: Count) -> None:
         super().__init__()
         rows = x.detach().flatten(0, 1).double()
         means = rows.nanmean(0).nan_to_num()

@@ -30,6 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import signature
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, sample_factors, supported_sites
 from ppl_lvm.guides.parts.global_part import global_centers, split_globals
 from ppl_lvm.guides.parts.natural_gradient import LocalBound, ascend
@@ -68,11 +69,11 @@ class SemiAmortized(EncoderGuide):
         self,
         model: Callable[..., Any],
         *batch: Tensor,
-        steps: int = 5,
+        steps: Count = 5,
         through: bool = True,
-        draws: int | None = None,
+        draws: Count | None = None,
         encoder: nn.Module | None = None,
-        hidden: tuple[int, ...] = (128,),
+        hidden: tuple[Count, ...] = (128,),
     ) -> None:
         if steps < 0:
             raise ValueError(f"{GUIDE}: steps={steps} is negative. Use steps >= 0.")

@@ -14,11 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from ppl_lvm.authoring import signature
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.guides.amortized import AmortizedNormal
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 
 
 @serving(Latents.ENCODER_PRIOR, description="diagonal normals from the encoder of the prior")
+@checked
 def vamp_prior_guide(model: Any, *batch: Tensor) -> AmortizedNormal:
     """An AmortizedNormal whose encoder is the one of `model.code_prior`.
 

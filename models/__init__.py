@@ -4,6 +4,7 @@ Files of one model each are not grouped further: a model is found by its name. S
 `parts/`.
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.models.bayesian_gmm import BayesianGaussianMixture
 from ppl_lvm.models.bernoulli_vae import BernoulliVAE
 from ppl_lvm.models.conditional_vae import ConditionalVAE
@@ -51,3 +52,5 @@ __all__ = [
     "RandomEffects",
     "SemiSupervisedVAE",
 ]
+
+check_constructors(__all__, globals())

@@ -36,6 +36,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 from ppl_lvm.models.parts.row_checks import check_complete
@@ -61,10 +62,10 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
 
     def __init__(
         self,
-        components: int = 10,
-        observed: int | None = None,
+        components: Count = 10,
+        observed: Count | None = None,
         covariance: str = "full",
-        concentration: float | None = None,
+        concentration: Positive | None = None,
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:

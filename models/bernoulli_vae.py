@@ -18,6 +18,7 @@ from pyro.distributions import Bernoulli
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
 
@@ -36,12 +37,12 @@ class BernoulliVAE(PyroModule):
 
     def __init__(
         self,
-        latent: int = 32,
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        latent: Count = 32,
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
         self.latent = latent

@@ -20,6 +20,7 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.row_checks import check_complete
@@ -52,19 +53,14 @@ class ConditionalVAE(LazilySized, PyroModule):
 
     def __init__(
         self,
-        latent: int = 8,
-        given: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        latent: Count = 8,
+        given: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        if latent < 1 or (given is not None and given < 1):
-            raise ValueError(
-                f"A ConditionalVAE needs latent >= 1 and given >= 1; got latent={latent}, "
-                f"given={given}."
-            )
         self.latent = latent
         self.given = given
         self.hidden = tuple(hidden)

@@ -30,6 +30,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
@@ -59,13 +60,13 @@ class DeepMarkovModel(PyroModule):
 
     def __init__(
         self,
-        latent: int = 4,
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (64,),
-        width: int = 32,
+        latent: Count = 4,
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (64,),
+        width: Count = 32,
         likelihood: str = "gaussian",
-        categories: int | None = None,
-        floor: float = 1e-4,
+        categories: Count | None = None,
+        floor: Positive = 1e-4,
     ) -> None:
         super().__init__()
         self.latent = latent
@@ -112,7 +113,7 @@ class DeepMarkovModel(PyroModule):
 class Transition(nn.Module):
     """μ(z) and σ(z) of the next state, each (..., D)."""
 
-    def __init__(self, latent: int, width: int) -> None:
+    def __init__(self, latent: Count, width: Count) -> None:
         super().__init__()
         self.linear = nn.Linear(latent, latent)
         self.gate = MLP(latent, latent, (width,))
@@ -144,7 +145,12 @@ class MarkovNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, start: Tensor, start_scale: Tensor, transition: Any, steps: int, batch_shape: Any = ()
+        self,
+        start: Tensor,
+        start_scale: Tensor,
+        transition: Any,
+        steps: Count,
+        batch_shape: Any = (),
     ) -> None:
         self._chain = (start, start_scale, transition, steps)
         shape = torch.Size((steps, start.shape[-1]))

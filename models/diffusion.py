@@ -45,6 +45,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count
 from ppl_lvm.guides.diffusion import ForwardProcess
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import column_moments
@@ -76,11 +77,11 @@ class Diffusion(LazilySized, PyroModule):
 
     def __init__(
         self,
-        observed: int | None = None,
-        steps: int = 32,
-        hidden: tuple[int, ...] = (128, 128),
+        observed: Count | None = None,
+        steps: Count = 32,
+        hidden: tuple[Count, ...] = (128, 128),
         likelihood: str = "gaussian",
-        categories: int | None = None,
+        categories: Count | None = None,
         continuous: bool = False,
         denoiser: nn.Module | None = None,
     ) -> None:

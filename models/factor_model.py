@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.models.parts.factors import adaptive_quadrature
 from ppl_lvm.nn.lazy import LazilySized
@@ -55,13 +56,11 @@ class FactorModel(LazilySized, PyroModule):
     dispersion: Tensor  # a (P,), of the negative binomial alone
 
     def __init__(
-        self, latent: int = 2, observed: int | None = None, likelihood: str = "poisson"
+        self, latent: Count = 2, observed: Count | None = None, likelihood: str = "poisson"
     ) -> None:
         super().__init__()
         if likelihood not in LIKELIHOODS:
             raise ValueError(unknown("likelihood", likelihood, LIKELIHOODS))
-        if latent < 1:
-            raise ValueError(f"FactorModel needs latent >= 1; got latent={latent}.")
         self.latent = latent
         self.likelihood = likelihood
         self.set_sizes(observed)

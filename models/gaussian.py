@@ -11,6 +11,7 @@ from pyro.distributions import MultivariateNormal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Number, Positive
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import check_rows
@@ -30,7 +31,7 @@ class Gaussian(PyroModule):
 
     example_batch = staticmethod(partial(example_rows, columns=2))
 
-    def __init__(self, observed: int = 2, center: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, observed: Count = 2, center: Number = 0.0, scale: Positive = 1.0) -> None:
         super().__init__()
         if observed < 1 or not scale > 0:
             raise ValueError(f"Gaussian needs observed >= 1, scale > 0; got {observed}, {scale}.")

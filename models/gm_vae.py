@@ -28,6 +28,7 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, train_decoder
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
@@ -53,17 +54,15 @@ class GaussianMixtureVAE(PyroModule):
 
     def __init__(
         self,
-        components: int = 10,
-        latent: int = 8,
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        components: Count = 10,
+        latent: Count = 8,
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"A mixture needs at least one component; got {components}.")
         self.components = components
         self.latent = latent
         self.observed = observed

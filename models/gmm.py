@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.cholesky import cholesky, cholesky_above
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures import batched_e_step, degeneracy, em
@@ -65,19 +66,14 @@ class GaussianMixture(LazilySized, PyroModule):
 
     def __init__(
         self,
-        components: int = 3,
-        observed: int | None = None,
+        components: Count = 3,
+        observed: Count | None = None,
         covariance: str = "full",
-        floor: float = 1e-6,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
         if covariance not in COVARIANCES:
             raise ValueError(unknown("covariance", covariance, COVARIANCES))
-        if components < 1 or not floor > 0:
-            raise ValueError(
-                f"A mixture needs at least one component and a floor above zero; got "
-                f"components={components}, floor={floor}."
-            )
         self.components = components
         self.covariance = covariance
         self.floor = floor

@@ -24,6 +24,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import LazilySized, check_rows
@@ -52,7 +53,7 @@ class HierarchicalRegression(LazilySized, PyroModule):
     unit: Tensor  # of x and y (P + 1,)
 
     def __init__(
-        self, groups: int | None = None, predictors: int | None = None, centered: bool = False
+        self, groups: Count | None = None, predictors: Count | None = None, centered: bool = False
     ) -> None:
         super().__init__()
         self.groups = groups

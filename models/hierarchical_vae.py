@@ -23,6 +23,7 @@ from pyro.distributions import Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.nn import MLP
@@ -42,16 +43,16 @@ class HierarchicalVAE(PyroModule):
 
     def __init__(
         self,
-        latent: tuple[int, ...] = (8, 4),
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        latent: tuple[Count, ...] = (8, 4),
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
         latent = tuple(latent)
-        if len(latent) < 2 or min(latent) < 1:
+        if len(latent) < 2:
             raise ValueError(
                 "A hierarchical VAE needs the widths of two or more layers, from the lowest to "
                 f"the top: latent=(8, 4). Got {latent}; with one layer use VAE."

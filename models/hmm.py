@@ -34,6 +34,7 @@ from torch import Tensor
 
 from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.mixtures.moments import restart_clusters, start_clusters
 from ppl_lvm.models.parts.row_checks import mean_imputed
@@ -73,11 +74,11 @@ class HiddenMarkovModel(LazilySized, PyroModule):
 
     def __init__(
         self,
-        states: int = 3,
-        observed: int | None = None,
+        states: Count = 3,
+        observed: Count | None = None,
         emission: str = "gaussian",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
         if emission not in EMISSIONS:
@@ -86,11 +87,6 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             raise ValueError(
                 "emission='categorical' needs categories=C, the number of values of a column; "
                 f"'gaussian' takes none. Got {emission!r}, categories={categories}."
-            )
-        if states < 1 or not floor > 0:
-            raise ValueError(
-                f"A chain needs at least one state and a floor above zero; got states={states}, "
-                f"floor={floor}."
             )
         self.states = states
         self.emission = emission

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized
@@ -38,11 +39,9 @@ class Implicit(LazilySized):
     scales: Tensor
 
     def __init__(
-        self, latent: int = 2, observed: int | None = None, hidden: tuple[int, ...] = (64, 64)
+        self, latent: Count = 2, observed: Count | None = None, hidden: tuple[Count, ...] = (64, 64)
     ) -> None:
         super().__init__()
-        if latent < 1:
-            raise ValueError(f"Implicit needs latent >= 1, got {latent}.")
         self.latent, self.hidden = latent, tuple(hidden)
         self.set_sizes(observed)
 

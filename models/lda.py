@@ -27,6 +27,7 @@ from pyro.distributions import Dirichlet
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
@@ -48,7 +49,11 @@ class LatentDirichletAllocation(LazilySized, PyroModule):
     words: int | None
 
     def __init__(
-        self, topics: int = 10, words: int | None = None, alpha: float = 0.5, eta: float = 0.1
+        self,
+        topics: Count = 10,
+        words: Count | None = None,
+        alpha: Positive = 0.5,
+        eta: Positive = 0.1,
     ) -> None:
         super().__init__()
         if topics < 2 or not (alpha > 0 and eta > 0):

@@ -28,6 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import preserve_rng
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.examples import example_sequences
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.models.parts.state_space import kalman
@@ -62,13 +63,10 @@ class LinearStateSpace(LazilySized, PyroModule):
     drift: Tensor  # q (D,)
     scale: Tensor  # s (P,)
 
-    def __init__(self, latent: int = 2, observed: int | None = None, floor: float = 1e-6) -> None:
+    def __init__(
+        self, latent: Count = 2, observed: Count | None = None, floor: Positive = 1e-6
+    ) -> None:
         super().__init__()
-        if latent < 1 or not floor > 0:
-            raise ValueError(
-                f"LinearStateSpace needs latent >= 1 and floor > 0; got latent={latent}, "
-                f"floor={floor}."
-            )
         self.latent = latent
         self.floor = floor
         self.set_sizes(observed)

@@ -27,6 +27,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
 from ppl_lvm.authoring import preserve_rng
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.cholesky import cholesky
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.factors.factor_normal import FactorNormal
@@ -59,17 +60,12 @@ class MixtureOfPPCA(LazilySized, PyroModule):
 
     def __init__(
         self,
-        components: int = 3,
-        latent: int = 1,
-        observed: int | None = None,
-        floor: float = 1e-6,
+        components: Count = 3,
+        latent: Count = 1,
+        observed: Count | None = None,
+        floor: Positive = 1e-6,
     ) -> None:
         super().__init__()
-        if components < 1 or latent < 1 or not floor > 0:
-            raise ValueError(
-                "MixtureOfPPCA needs components >= 1, latent >= 1 and floor > 0; got "
-                f"components={components}, latent={latent}, floor={floor}."
-            )
         self.components = components
         self.latent = latent
         self.floor = floor

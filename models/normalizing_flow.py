@@ -36,6 +36,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.transforms import AffineTransform
 
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
@@ -67,12 +68,12 @@ class NormalizingFlow(LazilySized, PyroModule):
 
     def __init__(
         self,
-        observed: int | None = None,
-        layers: int = 6,
-        hidden: tuple[int, ...] = (64, 64),
+        observed: Count | None = None,
+        layers: Count = 6,
+        hidden: tuple[Count, ...] = (64, 64),
         scalar: str = "spline",
-        bins: int = 8,
-        bound: float = 4.0,
+        bins: Count = 8,
+        bound: Positive = 4.0,
     ) -> None:
         super().__init__()
         if scalar not in SCALARS:
@@ -157,7 +158,7 @@ class Coupling(nn.Module):
     fixed_at: Tensor
     moved_at: Tensor
 
-    def __init__(self, moved: Tensor, scalar: Scalar, hidden: tuple[int, ...]) -> None:
+    def __init__(self, moved: Tensor, scalar: Scalar, hidden: tuple[Count, ...]) -> None:
         super().__init__()
         self._scalar = scalar
         self.register_buffer("moved_at", torch.where(moved)[0], persistent=False)

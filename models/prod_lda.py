@@ -30,6 +30,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import preserve_rng
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.bag_of_words import BagOfWords, check_counts
 from ppl_lvm.models.parts.examples import example_counts
 from ppl_lvm.nn.lazy import LazilySized
@@ -51,7 +52,9 @@ class ProdLDA(LazilySized, PyroModule):
     B: Tensor  # (V, K)
     b: Tensor  # (V,)
 
-    def __init__(self, topics: int = 10, words: int | None = None, alpha: float = 0.5) -> None:
+    def __init__(
+        self, topics: Count = 10, words: Count | None = None, alpha: Positive = 0.5
+    ) -> None:
         super().__init__()
         if topics < 2 or not alpha > 0:
             raise ValueError(

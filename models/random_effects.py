@@ -29,6 +29,7 @@ from pyro.distributions import HalfCauchy, Normal
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm.core.validate import Positive
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import check_rows
@@ -53,7 +54,7 @@ class RandomEffects(PyroModule):
         return (torch.stack([x[:, 0], x[:, 1].abs() + 0.1], -1),)
 
     def __init__(
-        self, centered: bool = False, mean_scale: float = 5.0, spread_scale: float = 5.0
+        self, centered: bool = False, mean_scale: Positive = 5.0, spread_scale: Positive = 5.0
     ) -> None:
         super().__init__()
         if not (mean_scale > 0 and spread_scale > 0):

@@ -26,6 +26,7 @@ from pyro.distributions import Categorical, Normal, constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Positive, Share
 from ppl_lvm.models.parts.decoders.cluster_codes import LEAST_SCALE, principal_codes, train_decoder
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
@@ -57,14 +58,14 @@ class SemiSupervisedVAE(PyroModule):
 
     def __init__(
         self,
-        classes: int = 10,
-        latent: int = 8,
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        classes: Count = 10,
+        latent: Count = 8,
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
-        error: float = 1e-3,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
+        error: Share = 1e-3,
     ) -> None:
         super().__init__()
         if classes < 2 or not 0 < error < 1:

@@ -14,6 +14,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.decoders.code_priors import make_prior
 from ppl_lvm.models.parts.decoders.decoder import Decoder
 from ppl_lvm.models.parts.examples import example_bits
@@ -34,12 +35,12 @@ class VAE(PyroModule):
 
     def __init__(
         self,
-        latent: int = 8,
-        observed: int | None = None,
-        hidden: tuple[int, ...] = (128,),
+        latent: Count = 8,
+        observed: Count | None = None,
+        hidden: tuple[Count, ...] = (128,),
         likelihood: str = "bernoulli",
-        categories: int | None = None,
-        floor: float = 1e-6,
+        categories: Count | None = None,
+        floor: Positive = 1e-6,
         prior: str = "normal",
     ) -> None:
         super().__init__()

@@ -37,6 +37,7 @@ from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns, run_program, run_tria
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.validate import Count
 from ppl_lvm.programs.batch_versions import copies
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
@@ -86,7 +87,7 @@ def check(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
     *batch: Any,
-    num_rows: int | None = None,
+    num_rows: Count | None = None,
 ) -> Issues:
     """Find the faults of a pair on the batch it is to be trained on (some rows are enough).
 

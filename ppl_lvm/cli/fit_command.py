@@ -8,11 +8,12 @@ default of the function.
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -39,6 +40,8 @@ from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.training.options import BRACKETS, PYTHON_ONLY, FitOptions, declared
 
 app = typer.Typer()
+
+_HINTS = get_type_hints(FitOptions)  # without ranges, which the function checks
 
 
 def fit(
@@ -80,8 +83,8 @@ def fit(
 def _option(field: "Field[Any]") -> inspect.Parameter:
     """The option of the command that a field declares."""
     shared = {"settings": Settings, "guide_settings": GuideSettings}
-    kind = field.metadata["type"] or field.type
-    if kind is Any or isinstance(kind, str):  # a type for type checkers only: a word here
+    kind = field.metadata["type"] or _HINTS[field.name]
+    if Any in (kind, *get_args(kind)):
         kind = str
     if field.default is None and NoneType not in get_args(kind):
         kind = kind | None
@@ -167,7 +170,7 @@ def _value(name: str, value: Any) -> Any:
     """An option as the function takes it."""
     if name in ("settings", "guide_settings"):
         return parse_settings(value)
-    if name == "validation" and value >= 1:
+    if name == "validation" and math.isfinite(value) and value == int(value):
         return int(value)  # a number of rows
     return value
 

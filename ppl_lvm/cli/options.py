@@ -78,7 +78,7 @@ def load(
         data,
         columns=names,
         labels=labels,
-        missing=missing,
+        missing=missing,  # type: ignore[arg-type]  # checked there
         header=header,
         image_shape=image_shape,
         one_sequence=one_sequence,

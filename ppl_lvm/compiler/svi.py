@@ -21,8 +21,11 @@ from ppl_lvm.compiler.optim.adapters import (
     TorchOptimizerAdapter,
 )
 from ppl_lvm.compiler.passes import PIPELINE, Pass
-from ppl_lvm.compiler.training_step import LEVELS, Level, TrainingStep
+from ppl_lvm.compiler.training_step import TrainingStep
+from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
+from ppl_lvm.core.validate import Count
 from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.row_plates import row_plates
@@ -118,6 +121,7 @@ class CompiledSVI:
         CannotCaptureError: from `step`, at the levels "captured" and "compiled".
     """
 
+    @checked
     def __init__(
         self,
         model: Callable[..., Any],
@@ -127,19 +131,10 @@ class CompiledSVI:
         engine: Level = "auto",
         *,
         announce: Callable[[str], None] | None = None,
-        max_captures: int = 8,
+        max_captures: Count = 8,
         same_random: bool = True,
         passes: Sequence[Pass] = PIPELINE,
     ) -> None:
-        if engine not in LEVELS:
-            raise ValueError(
-                f"engine={engine!r}: unknown level. Choose one of {', '.join(map(repr, LEVELS))}."
-            )
-        if not isinstance(loss, ELBO):
-            raise ValueError(
-                f"loss: must be a pyro.infer.ELBO, got {type(loss).__name__}. Use pyro.infer.SVI "
-                "for a loss function."
-            )
         if isinstance(optimizer, Optimizer) or not (
             isinstance(optimizer, PyroOptim) or callable(optimizer)
         ):

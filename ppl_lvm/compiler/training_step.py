@@ -6,7 +6,7 @@ compiled function. A `CompilePolicy` decides when a recording is compiled.
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,9 +31,7 @@ from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError
 from ppl_lvm.compiler.policy import COSTS, BreakEvenPolicy, CompilePolicy
 from ppl_lvm.compiler.row_tiling import Block, tile_rows
 from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError, is_numerical
-
-Level = Literal["auto", "eager", "captured", "compiled"]
-LEVELS: tuple[Level, ...] = get_args(Level)
+from ppl_lvm.core.levels import Level
 
 
 class TrainingStep:

@@ -3,13 +3,14 @@
 import ast
 import inspect
 from collections.abc import Iterable, Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from pyro.nn import PyroModule
 from torch import nn
 
+from ppl_lvm.core.arguments import hints_of
 from ppl_lvm.core.messages import did_you_mean, reason_of
+from ppl_lvm.core.validate import check_arguments
 
 
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
@@ -61,8 +62,7 @@ def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str)
     """Call `factory(*arguments, **settings)` after checking the settings.
 
     Raises:
-        ValueError: a setting that the factory does not take, or a value of another type than
-            annotated.
+        ValueError: a setting that the factory does not take, or a value other than annotated.
     """
     parameters = inspect.signature(factory).parameters
     accepted = [
@@ -75,13 +75,7 @@ def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str)
         if name not in accepted and not open_ended:
             hint = did_you_mean(name, accepted)
             raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(accepted)}.{hint}")
-    kinds = _kinds_of(factory)
-    for name, value in settings.items():
-        if name in kinds and _is_plain(value) and not isinstance(value, kinds[name]):
-            wider = float in kinds[name]  # an int is accepted as a float
-            words = [w for k, w in _KINDS.items() if k in kinds[name] and not (wider and k is int)]
-            expected = " or ".join(words)
-            raise ValueError(f"{what} takes {name} as {expected}, got {value!r}.")
+    settings = check_arguments(settings, hints_of(factory), what)
     try:
         return factory(*arguments, **settings)
     except (TypeError, RuntimeError, ArithmeticError, LookupError) as error:
@@ -91,34 +85,6 @@ def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str)
         raise ValueError(
             f"{what} cannot be built with {listed}: {reason_of(error)}. Correct these arguments."
         ) from error
-
-
-# Annotated types that are checked, and how messages name them; others are not checked.
-_KINDS: dict[type, str] = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple, as (128,)",
-    type(None): "None",
-}
-
-
-def _kinds_of(factory: Any) -> dict[str, tuple[type, ...]]:
-    """Parameter -> types of its annotation, for plain types."""
-    try:
-        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError, AttributeError):  # unreadable annotations
-        return {}
-    checked = {}
-    for name, hint in hints.items():
-        union = get_origin(hint) in (Union, UnionType)
-        kinds = [get_origin(h) or h for h in (get_args(hint) if union else (hint,))]
-        if all(kind in _KINDS for kind in kinds):
-            # JSON writes 1.0 as 1 and tuples as lists.
-            also = [int] * (float in kinds) + [list] * (tuple in kinds)
-            checked[name] = (*kinds, *also)
-    return checked
 
 
 def settings_of(program: Any) -> dict[str, Any] | None:

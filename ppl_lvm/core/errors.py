@@ -1,6 +1,10 @@
 """Errors that users may want to catch."""
 
 
+class ArgumentError(ValueError, TypeError):
+    """An argument of the wrong type, out of its range, or unknown to the function."""
+
+
 class CannotSayError(ValueError):
     """A diagnostic that cannot be computed for this fit.
 

@@ -28,6 +28,7 @@ from pyro.poutine import handlers
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _ENUM_ALLOCATOR, _PYRO_STACK
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.distributions import invalid_values
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.tracebacks import trims_traceback
@@ -60,19 +61,25 @@ def public_call(function: Callable[P, R], /) -> Callable[P, R]: ...
 
 
 @overload
-def public_call(*, runs_programs: bool) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+def public_call(
+    *, runs_programs: bool = True, checks_arguments: bool = True
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
 
 
-def public_call(function: Any = None, /, *, runs_programs: bool = True) -> Any:
+def public_call(
+    function: Any = None, /, *, runs_programs: bool = True, checks_arguments: bool = True
+) -> Any:
     """Decorator: the function is exclusive, leaves no trace, and raises without our frames.
 
     Args:
         runs_programs: the function runs the caller's programs, without handlers around the call.
+        checks_arguments: its arguments are checked first, as by `checked`.
     """
     if function is None:
-        return functools.partial(public_call, runs_programs=runs_programs)
+        settings = {"runs_programs": runs_programs, "checks_arguments": checks_arguments}
+        return functools.partial(public_call, **settings)
 
-    @trims_traceback
+    @(checked if checks_arguments else trims_traceback)
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         with exclusive(function.__name__):

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm.core.call_syntax import build, is_literal, parse_call
-from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.messages import reason_of, unknown
 
 _COMPOSED_SCHEDULES = ("LRScheduler", "SequentialLR", "ChainedScheduler")
 
@@ -41,12 +41,29 @@ def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
             raise TypeError(
                 f"optimizer: {spec!r} is no optimizer. Pass a text, as 'Adam(lr=0.01)'."
             )
-        return spec(parameters)
+        return _result(spec, parameters, Optimizer, "optimizer")
     name, arguments = parse_call(spec)
     available = _optimizers()
     if name not in available:
         raise ValueError(unknown("optimizer", name, available))
     return build(available[name], parameters, settings=arguments, what=name)
+
+
+def _result(spec: Any, argument: Any, kinds: Any, name: str) -> Any:
+    """What a callable returns, which must be an optimizer or a schedule."""
+    try:
+        result = spec(argument)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {describe(spec)} cannot be called: {reason_of(error)}. Pass a text, as "
+            "'Adam(lr=0.01)', or a callable of the parameters (of the optimizer for a schedule)."
+        ) from error
+    if not isinstance(result, kinds):
+        raise TypeError(
+            f"{name}: {describe(spec)} returned a {type(result).__name__}. Pass a callable that "
+            f"returns a torch {name}."
+        )
+    return result
 
 
 def _optimizers() -> dict[str, Any]:
@@ -93,7 +110,7 @@ def schedule(spec: Any, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau
     if spec is None:
         return None
     if not isinstance(spec, str):
-        return spec(optimizer)
+        return _result(spec, optimizer, (LRScheduler, ReduceLROnPlateau), "schedule")
     name, arguments = parse_call(spec)
     module = torch.optim.lr_scheduler
     available = [n for n in module.__all__ if n not in _COMPOSED_SCHEDULES]

@@ -10,6 +10,11 @@ from pathlib import Path
 SEPARATORS = (",", ";", "\t")
 _SAMPLE = 64  # lines from which the separator is inferred
 
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+_NUMBER = re.compile(
+    r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|inf|infinity|nan)", re.IGNORECASE
+)
+
 # Common spellings of a missing value, in any case.
 MISSING_VALUES = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 
@@ -100,7 +105,17 @@ def to_number(text: str, decimal: str = ".") -> float:
         if "." in text:
             raise ValueError(text)
         text = text.replace(",", ".")
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):  # float() also reads 1_000 and the digits of other scripts
+        raise ValueError(text)
     return float(text)
+
+
+def to_integer(text: str) -> int:
+    """The integer of 64 bits that a text spells, a `ValueError` for others."""
+    if not _INTEGER.fullmatch(text) or abs(int(text)) >= 2**63:
+        raise ValueError(text)
+    return int(text)
 
 
 def _is_comment(fields: list[str], width: int) -> bool:

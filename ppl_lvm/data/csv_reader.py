@@ -7,10 +7,11 @@ quotes, comments or spaces for separators, and in files with empty lines.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ppl_lvm.data.csv_dialect import (
     begins_with_hash,
     detect,
     is_number,
+    to_integer,
     to_number,
 )
 from ppl_lvm.data.stores import ReaderResult, memory_store
@@ -50,7 +52,9 @@ def read_csv(
 
     Commas, semicolons, tabs or spaces separate the fields, the same in the whole file. Numbers have
     decimal points, or all have decimal commas where commas do not separate. The first line is
-    the header unless all its fields are numbers; `header` overrides this. Empty fields, NA, N/A,
+    the header unless all its fields are numbers; `header` overrides this. It must be given for a
+    first line 0, 1, 2, … and for one of years in order above rows of other numbers. Only ASCII
+    digits without underscores are numbers. Empty fields, NA, N/A,
     NaN, null, None and ? are missing values. Lines that begin with # and have another number of
     fields than the first record are comments. Lines count from 1 with the header. Empty lines at
     the end of the file are ignored.
@@ -122,6 +126,10 @@ def _survey(path: Path) -> tuple[int, bool, bool]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         begins_line = True
         for block in iter(partial(file.read, 2**20), ""):
+            if "\0" in block:
+                raise ValueError(
+                    f"{path} holds NUL bytes: it is no text, or UTF-16. Save it as UTF-8 text."
+                )
             body = block.rstrip("\r\n")
             if body:
                 count += blank.count("\n") + body.count("\n")
@@ -139,12 +147,28 @@ def _is_header(path: Path, dialect: Dialect, header: bool | None) -> bool:
         return header
     first = dialect.first
     cells = first[1:] if first[0] == "" else first
-    if cells == [str(k) for k in range(len(cells))]:
+    columns = cells == [str(k) for k in range(len(cells))]
+    if columns or (_are_years(first) and not _are_years(_second_record(path, dialect))):
         raise ValueError(
-            f"{path}, line 1: {','.join(first)} may be column numbers or data. Pass header=True "
-            "or header=False, or put names into the first line."
+            f"{path}, line {dialect.first_line}: {','.join(first)} may be "
+            f"{'column numbers' if columns else 'names of columns, by year,'} or data. Pass "
+            "header=True or header=False, or put names into the first line."
         )
     return not all(dialect.is_number(cell) or cell.lower() in MISSING_VALUES for cell in first)
+
+
+def _are_years(fields: list[str]) -> bool:
+    """True for two or more years in order, at equal distances."""
+    if len(fields) < 2 or not all(re.fullmatch(r"(1[89]|20|21)[0-9]{2}", text) for text in fields):
+        return False
+    steps = {int(b) - int(a) for a, b in pairwise(fields)}
+    return len(steps) == 1 and steps != {0}
+
+
+def _second_record(path: Path, dialect: Dialect) -> list[str]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        records = (fields for line, fields in dialect.rows(file) if line > dialect.first_line)
+        return [field.strip() for field in next(records, [])]
 
 
 def _parse(
@@ -253,8 +277,8 @@ def _labels(
                 "without labels=."
             )
     try:
-        return np.array([np.int64(text) for text in texts])
-    except (ValueError, OverflowError):
+        return np.array([to_integer(text) for text in texts])
+    except ValueError:
         pass
     for decimal in dialect.decimals:
         with suppress(ValueError):

@@ -7,16 +7,17 @@
 The arguments of a call are literals; nothing is evaluated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Le
 
 from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.types import Array
-from ppl_lvm.core.validate import positive_int
+from ppl_lvm.core.validate import Count, NonNegative, Seed
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def breast_cancer() -> NamedSet:
     return _from_sklearn("load_breast_cancer")
 
 
-def digits(binarize: float | None = None) -> NamedSet:
+def digits(binarize: Annotated[float, Gt(0), Le(16)] | None = None) -> NamedSet:
     """1,797 handwritten digits (1797, 64) with ink 0 to 16, labeled 0 to 9.
 
     With `binarize` a pixel is 1 where its ink is at least that much, else 0.
@@ -55,13 +56,11 @@ def digits(binarize: float | None = None) -> NamedSet:
     gray = _from_sklearn("load_digits")
     values = gray.values
     if binarize is not None:
-        if isinstance(binarize, bool) or not 0 < binarize <= 16:
-            raise ValueError(f"digits: binarize={binarize!r} must be ink above 0 and at most 16.")
         values = (values >= binarize).astype(np.float64)
     return NamedSet(values, gray.columns, gray.labels, image_shape=(8, 8))
 
 
-def moons(n: int = 500, noise: float = 0.1, seed: int = 0) -> NamedSet:
+def moons(n: Count = 500, noise: NonNegative = 0.1, seed: Seed = 0) -> NamedSet:
     """Two interleaved half circles (n, 2)."""
     from sklearn.datasets import make_moons
 
@@ -70,7 +69,11 @@ def moons(n: int = 500, noise: float = 0.1, seed: int = 0) -> NamedSet:
 
 
 def blobs(
-    n: int = 500, components: int = 3, dimensions: int = 2, noise: float = 1.0, seed: int = 0
+    n: Count = 500,
+    components: Count = 3,
+    dimensions: Count = 2,
+    noise: NonNegative = 1.0,
+    seed: Seed = 0,
 ) -> NamedSet:
     """Round Gaussian clouds (n, dimensions) with standard deviation `noise`."""
     from sklearn.datasets import make_blobs
@@ -81,7 +84,7 @@ def blobs(
     return NamedSet(values, tuple(f"x{d + 1}" for d in range(dimensions)), labels)
 
 
-def swiss_roll(n: int = 500, noise: float = 0.1, seed: int = 0) -> NamedSet:
+def swiss_roll(n: Count = 500, noise: NonNegative = 0.1, seed: Seed = 0) -> NamedSet:
     """A rolled-up sheet (n, 3); the labels are the position along the roll."""
     from sklearn.datasets import make_swiss_roll
 
@@ -89,7 +92,9 @@ def swiss_roll(n: int = 500, noise: float = 0.1, seed: int = 0) -> NamedSet:
     return NamedSet(values, ("x1", "x2", "x3"), position)
 
 
-def pinwheel(n: int = 500, components: int = 5, noise: float = 0.1, seed: int = 0) -> NamedSet:
+def pinwheel(
+    n: Count = 500, components: Count = 5, noise: NonNegative = 0.1, seed: Seed = 0
+) -> NamedSet:
     """Curved arms around the origin (n, 2).
 
     A point of arm k starts at (r, t) with r ~ N(1, 0.3²) along the arm and t ~ N(0, noise²)
@@ -125,7 +130,9 @@ def eight_schools() -> NamedSet:
     return NamedSet(np.stack([effect, error], axis=1), ("effect", "standard_error"), schools)
 
 
-def grouped(n: int = 200, groups: int = 8, noise: float = 0.5, seed: int = 0) -> NamedSet:
+def grouped(
+    n: Count = 200, groups: Count = 8, noise: NonNegative = 0.5, seed: Seed = 0
+) -> NamedSet:
     """One regression line per group (n, 3): group, x, and y = a_g + b_g x + noise.
 
     a_g ~ N(1, 1) and b_g ~ N(2, ½²). Group g has about 1 / (g + 1) as many rows as group 0, so
@@ -141,7 +148,7 @@ def grouped(n: int = 200, groups: int = 8, noise: float = 0.5, seed: int = 0) ->
     return NamedSet(np.stack([g.astype(np.float64), x, y], axis=1), ("group", "x", "y"))
 
 
-def bars(n: int = 500, size: int = 5, length: int = 100, seed: int = 0) -> NamedSet:
+def bars(n: Count = 500, size: Count = 5, length: Count = 100, seed: Seed = 0) -> NamedSet:
     """Documents with known topics (n, size²): counts of words on a square grid.
 
     The topics are the rows and the columns of the grid, uniform over their words. A document has
@@ -180,19 +187,7 @@ def call(text: str) -> NamedSet:
     name, settings = parse_call(text)
     if name not in NAMED:
         raise ValueError(unknown("data set", name, NAMED))
-    _check_ranges(name, settings)
     return build(NAMED[name], settings=settings, what=name)
-
-
-def _check_ranges(name: str, settings: Mapping[str, Any]) -> None:
-    """Sizes are positive integers, seeds integers of at least 0, noise is not negative."""
-    for key in ("n", "components", "dimensions", "groups", "size", "length"):
-        if key in settings:
-            positive_int(f"{name}: {key}", settings[key])
-    for key in ("seed", "noise"):
-        value = settings.get(key, 0)
-        if isinstance(value, int | float) and value < 0:
-            raise ValueError(f"{name}: {key} must be at least 0, got {value!r}.")
 
 
 def _from_sklearn(loader: str) -> NamedSet:

@@ -26,14 +26,15 @@ from torch.utils.data import (
     DataLoader,
 )
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.validate import one_of
+from ppl_lvm.core.validate import Count, Seed, Whole
 from ppl_lvm.data import datasets, readers
 from ppl_lvm.data.objects import from_object
 from ppl_lvm.data.stores import ReaderResult, Store, memory_store
 from ppl_lvm.data.validation import (
-    MISSING,
     Columns,
+    Missing,
     SourceLocation,
     code_labels,
     held_out_rows,
@@ -88,6 +89,7 @@ class Data:
         """Σ w_n, which is N without weights."""
         return float(len(self)) if self.weights is None else float(self.weights.sum())
 
+    @checked
     def with_weights(self, weights: Any) -> "Data":
         """The same rows with weights (N,)."""
         return replace(self, weights=row_weights(weights, len(self)), source=None)
@@ -120,12 +122,12 @@ class Data:
         Large files and Datasets are sampled, see their stores.
         """
         digest = self.store.fingerprint()
-        for part in (self.weights, self.rows):
-            if part is not None:
-                digest = hashlib.sha256(digest.encode() + part.numpy().tobytes()).hexdigest()
+        for part in (p for p in (self.weights, self.rows) if p is not None):
+            digest = hashlib.sha256(digest.encode() + part.numpy().tobytes()).hexdigest()
         return digest
 
-    def locate(self, row: int, column: int | None = None, part: int = 0) -> str:
+    @checked
+    def locate(self, row: Whole, column: Whole | None = None, part: Whole = 0) -> str:
         """Name of a value in messages: file, line or row, and column.
 
         `row` counts from 0 in these data, `column` from 0 over the flattened row. `part` is the
@@ -134,8 +136,9 @@ class Data:
         source_row = row if self.rows is None else int(self.rows[row])
         return self.store.location.name(source_row, column, part)
 
+    @checked
     def split(
-        self, held_out: int | float, seed: int, *, option: str = "held_out"
+        self, held_out: Any, seed: Seed, *, option: str = "held_out"
     ) -> tuple["Data", "Data"]:
         """Random split into (training rows, held-out rows), determined by the seed.
 
@@ -166,9 +169,9 @@ def load_data(
     *,
     columns: Columns = None,
     labels: str | int | None = None,
-    missing: str = "error",
+    missing: Missing = "error",
     header: bool | None = None,
-    image_shape: tuple[int, int] | None = None,
+    image_shape: tuple[Count, Count] | None = None,
     one_sequence: bool = False,
     weights: Any = None,
     exposure: Any = None,
@@ -194,7 +197,6 @@ def load_data(
         FileNotFoundError: for a file that does not exist.
         ValueError: for any other unusable source, with location and remedy.
     """
-    one_of("missing", missing, MISSING)
     if exposure is not None:
         options: dict[str, Any] = {"labels": labels, "missing": missing, "header": header}
         options |= {"image_shape": image_shape, "one_sequence": one_sequence}
@@ -287,15 +289,13 @@ def _one_sequence(data: Data, missing: str) -> Data:
 def _checked_shape(image_shape: Sequence[int], store: Store, name: str) -> tuple[int, int]:
     """(H, W) if a row of the first tensor, or of two side by side, has H W values."""
     widths = [t.shape[1] for t in store.take(torch.tensor([0])) if t.dim() == 2]
-    size = math.prod(image_shape)
-    if len(image_shape) != 2 or size not in (sum(widths[:1]), sum(widths[:2])):
+    if math.prod(image_shape) not in (sum(widths[:1]), sum(widths[:2])):
         raise ValueError(
             f"{name}: image_shape={tuple(image_shape)} does not fit rows of "
             f"{' and '.join(map(str, widths)) or 'no'} values. Give (height, width) whose "
             "product is the number of values in a picture."
         )
-    H, W = image_shape
-    return H, W
+    return image_shape[0], image_shape[1]
 
 
 def _is_call(text: str) -> bool:

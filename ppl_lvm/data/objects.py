@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,15 +100,15 @@ def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> Rea
 
 
 def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> ReaderResult:
-    store = item_store(dataset, collate, SourceLocation(f"the {type(dataset).__name__}"), missing)
+    location = SourceLocation(f"the {type(dataset).__name__}")
+    store = item_store(dataset, collate, location, missing, label)
     if label is None:
-        store.take(torch.tensor([0]))  # the first item shows unusable ones
         return ReaderResult(store)
     if not isinstance(store, ItemStore):
         return _from_tuple(store.tensors, label, missing)
     chunks = torch.arange(len(store)).split(256)
     classes = [_label_part(store.read(chunk), label) for chunk in chunks]
-    return ReaderResult(replace(store, skip=label), None, np.concatenate(classes))
+    return ReaderResult(store, None, np.concatenate(classes))
 
 
 def _label_part(parts: Sequence[Any], label: int) -> Array:

@@ -7,8 +7,7 @@ that names file, row and column. `.npy` files above `MAP_ABOVE` bytes are memory
 is unpickled.
 """
 
-import zipfile
-import zlib
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,11 +50,17 @@ def read(
             f"{path}: cannot read files ending in {suffix or 'nothing'!r}. Convert the file to "
             f"one of {formats}, or give an array in Python."
         )
-    if path.is_dir():
+    try:
+        state = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"There is no file {path}.{_neighbor(path)}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be opened ({error}). Name another file.") from None
+    if stat.S_ISDIR(state.st_mode):
         raise ValueError(f"{path} is a folder. Name a file in it.")
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.{_neighbor(path)}")
-    if path.stat().st_size == 0:
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path} is a pipe or a device. Write its content to a file first.")
+    if state.st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Check the program that wrote it.")
     reader = READERS[suffix]
     if header is None:
@@ -83,10 +88,15 @@ def read_npy(
     large = path.stat().st_size > MAP_ABOVE
     try:
         array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged header raises errors of the tokenizer and others
         raise ValueError(_numpy_fault(str(path), error)) from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path} is an .npz archive by content. Rename it to .npz.")
+    if _header_bytes(path) + array.nbytes != path.stat().st_size:
+        raise ValueError(
+            f"{path} has more bytes than its header's shape {array.shape} needs. Write or copy it "
+            "again."
+        )
     location = SourceLocation(str(path))
     check_shape(array, location)
     classes = None
@@ -101,6 +111,14 @@ def read_npy(
         return ReaderResult(MappedStore(path, array, location, chosen, missing), None, classes)
     values = array if chosen is None else array[:, chosen]
     return ReaderResult(memory_store([values], location, missing), None, classes)
+
+
+def _header_bytes(path: Path) -> int:
+    """Bytes of an .npy file before its values."""
+    with path.open("rb") as file:
+        prefix = file.read(12)
+    width = 2 if prefix[6] == 1 else 4  # of the header's length, by the version of the format
+    return 8 + width + int.from_bytes(prefix[8 : 8 + width], "little")
 
 
 def pick_from_array(
@@ -124,7 +142,7 @@ def read_npz(
     with path.open("rb") as file:
         try:
             archive = np.load(file, allow_pickle=False)
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        except Exception as error:
             raise ValueError(_numpy_fault(str(path), error)) from error
         if isinstance(archive, np.ndarray):
             raise ValueError(f"{path} is an .npy file by content. Rename it to .npy.")
@@ -136,8 +154,13 @@ def read_npz(
         for name in (names[k] for k in (*chosen, *([] if label is None else [label]))):
             try:
                 arrays[name] = archive[name]
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            except Exception as error:
                 raise ValueError(_numpy_fault(f"{path}, {name}", error)) from error
+            if not isinstance(arrays[name], np.ndarray):
+                raise ValueError(
+                    f"{path}, {name} is no array. Name the arrays in columns=, or write the "
+                    "archive with np.savez."
+                )
     parts = tuple(names[k] for k in chosen)
     location = SourceLocation(str(path), parts=parts)
     for part, name in enumerate(parts):
@@ -160,7 +183,7 @@ def read_parquet(
 
     try:
         frame = pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # base classes of pyarrow's errors
+    except Exception as error:
         raise ValueError(
             f"{path} cannot be read as Parquet ({error}). Write or copy it again."
         ) from error

@@ -17,6 +17,7 @@ COMPARED_ROWS = 100_000  # whose distinct values are counted
 VISIBLE = 1e-4  # of a column's standard deviation: a larger error of rounding is a loss
 MERGED = 0.01  # of the rows: more distinct values that become equal are a loss
 NAMED_COLUMNS = 5
+EXACT = 2.0**53  # whole numbers below are exact in double precision, in which files are read
 
 
 def warn_of_rounding(
@@ -31,12 +32,13 @@ def warn_of_rounding(
         return
     before = np.ma.filled(original, 0) if isinstance(original, np.ma.MaskedArray) else original
     after = converted.detach().cpu().double().numpy()
-    if np.array_equal(before, after, equal_nan=before.dtype.kind == "f"):
+    exact = np.array_equal(before, after, equal_nan=before.dtype.kind == "f")
+    if exact and not (np.abs(after) >= EXACT).any():
         return
-    before = before[:COMPARED_ROWS].reshape(min(len(before), COMPARED_ROWS), -1)
-    after = after[:COMPARED_ROWS].reshape(before.shape)
+    before = before.reshape(-1, before.shape[1] if before.ndim == 2 else 1)
+    after = after.reshape(before.shape)
     losses = []
-    for k in range(before.shape[1]) if original.ndim < 3 else ():
+    for k in range(before.shape[1]):
         loss = _loss(before[:, k], after[:, k])
         if loss:
             name = location.name(column=k if original.ndim == 2 else None, part=part)
@@ -57,10 +59,15 @@ def _loss(before: Array, after: Array) -> str:
     """Loss of a column (N,) by rounding, in words; empty without one."""
     present = np.isfinite(before) if before.dtype.kind == "f" else np.ones(len(before), bool)
     before, after = before[present], after[present]
-    if not len(before) or np.array_equal(before, after):
+    if not len(before):
         return ""
-    distinct, left = len(np.unique(before)), len(np.unique(after))
     whole = before.dtype.kind in "iu" or np.array_equal(before, np.round(before))
+    if whole and np.abs(after).max() >= EXACT:
+        return "whole numbers from 2⁵³ are not exact"
+    if np.array_equal(before, after):
+        return ""
+    counted = before[:COMPARED_ROWS], after[:COMPARED_ROWS]
+    distinct, left = (len(np.unique(values)) for values in counted)
     error = np.abs(after - before.astype(np.float64)).max()
     visible = error > VISIBLE * before.astype(np.float64).std()
     if left < distinct and (whole or visible or distinct - left > MERGED * len(before)):

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Array
 from ppl_lvm.data.rounding import warn_of_rounding
 from ppl_lvm.data.validation import SourceLocation, check_shape, from_array, from_tensor
+
+FIRST_ITEMS = 16  # of a Dataset, read when it is loaded
 
 
 class Store(Protocol):
@@ -127,26 +130,35 @@ class ItemStore:
             items = [self.dataset[row] for row in rows]
         try:
             batch = self.collate(items)
-        except TypeError as error:
+        except (TypeError, RuntimeError, ValueError, LookupError) as error:
             raise ValueError(
-                f"{self.location.source}: its items do not become tensors ({error}). Let the "
-                "dataset return tensors, arrays or numbers, or give a DataLoader with a collate_fn."
+                f"{self.location.source}: its items do not become tensors ({reason_of(error)}). "
+                "Let the dataset return tensors, arrays or numbers of one shape, or give a "
+                "DataLoader with a collate_fn."
             ) from error
         return tuple(batch) if isinstance(batch, (tuple, list)) else (batch,)
 
-    def take(self, index: Tensor) -> tuple[Tensor, ...]:
+    def take(self, index: Tensor, *, warn: bool = False) -> tuple[Tensor, ...]:
         parts = [part for k, part in enumerate(self.read(index)) if k != self.skip]
         rows = index.cpu().numpy()
         for part in parts:
             if not isinstance(part, Tensor) or part.dim() == 0 or len(part) != len(rows):
-                shape = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part)
+                kind = type(part).__name__
+                shape = f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {kind}"
                 raise ValueError(
                     f"{self.location.source}: {len(rows)} items were collated to {shape}. A "
                     f"batch needs tensors with {len(rows)} rows: a tensor or a tuple of tensors."
                 )
-        return tuple(
+        tensors = tuple(
             from_tensor(part, self.location, rows=rows, missing=self.missing) for part in parts
         )
+        for part, tensor in zip(parts, tensors, strict=True) if warn else ():
+            warn_of_rounding(part, tensor, self.location)
+        return tensors
+
+    def check_first(self) -> None:
+        """Read a few items, which shows unusable ones and rounding."""
+        self.take(torch.arange(min(len(self), FIRST_ITEMS)), warn=True)
 
     def all_rows(self) -> tuple[Tensor, ...]:
         return self.take(torch.arange(len(self)))
@@ -202,7 +214,7 @@ def memory_store(
 
 
 def item_store(
-    dataset: Any, collate: Any, location: SourceLocation, missing: str
+    dataset: Any, collate: Any, location: SourceLocation, missing: str, skip: int | None = None
 ) -> ItemStore | MemoryStore:
     """Store of a map-style dataset; the tensors of a TensorDataset are used directly.
 
@@ -219,7 +231,10 @@ def item_store(
     if isinstance(dataset, torch.utils.data.TensorDataset) and is_default:
         parts = part_names(len(dataset.tensors))
         return memory_store(dataset.tensors, replace(location, parts=parts), missing)
-    return ItemStore(dataset, default_collate if is_default else collate, location, missing=missing)
+    collate = default_collate if is_default else collate
+    store = ItemStore(dataset, collate, location, skip, missing)
+    store.check_first()
+    return store
 
 
 def part_names(count: int) -> tuple[str, ...] | None:

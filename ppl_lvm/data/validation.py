@@ -11,6 +11,7 @@ with Python's index beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ppl_lvm.core.types import Array
 
 Columns = Sequence[str] | Sequence[int] | None
 
-MISSING = ("error", "keep")
+Missing = Literal["error", "keep"]
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,13 @@ def code_labels(values: Array, where: str) -> tuple[Tensor, list[str] | None]:
     """
     if values.ndim != 1:
         raise ValueError(f"{where} has shape {values.shape}; labels need one value per row, (N,).")
+    if values.dtype.kind in "cV":
+        check_shape(values, SourceLocation(where))
+    if values.dtype.kind == "S":
+        values = np.char.decode(values, "latin-1")
     if values.dtype.kind == "O":
-        gaps = np.array([value is None or value != value for value in values])
-        values = values if gaps.any() else np.array([str(value) for value in values])
+        gaps = np.array([_is_gap(value) for value in values])
+        values = values if gaps.any() else _of_one_type(values, where)
     elif values.dtype.kind == "f":
         gaps = np.isnan(values)
     else:
@@ -222,11 +227,44 @@ def code_labels(values: Array, where: str) -> tuple[Tensor, list[str] | None]:
             f"({gaps.sum()} in all). Fill it in, or load without labels=."
         )
     if values.dtype.kind == "f":
-        if not np.array_equal(values, np.round(values)):
+        if np.isinf(values).any():
+            n = int(np.isinf(values).argmax())
+            raise ValueError(
+                f"{where}: the label of row {n + 1} (index {n}) is infinite. Correct it, or load "
+                "without labels=."
+            )
+        if np.abs(values).max() >= 2.0**53 or not np.array_equal(values, np.round(values)):
             return torch.from_numpy(values).to(torch.get_default_dtype()), None
         values = values.astype(np.int64)
     names, codes = np.unique(values, return_inverse=True)
     return torch.from_numpy(codes.astype(np.int64)), [str(name) for name in names]
+
+
+def _is_gap(value: Any) -> bool:
+    """True for None, NaN and pandas' NA and NaT, which differ from themselves or do not say."""
+    try:
+        return value is None or bool(value != value)
+    except (TypeError, ValueError):  # NA: ambiguous; an array: no label
+        return not hasattr(value, "shape")
+
+
+def _of_one_type(values: Array, where: str) -> Array:
+    """Labels (N,) of Python objects as an array of texts or of numbers.
+
+    Raises:
+        ValueError: two labels are of different types, so that 1 and "1" could become equal.
+    """
+    kinds = (str, bool | np.bool_, int | float | np.number)
+    first = next((kind for kind in kinds if isinstance(values[0], kind)), type(values[0]))
+    for n, value in enumerate(values):
+        if not isinstance(value, first) or (first is kinds[2] and isinstance(value, bool)):
+            raise ValueError(
+                f"{where}: the label of row {n + 1} (index {n}) is a {type(value).__name__}, that "
+                f"of row 1 a {type(values[0]).__name__}. Give labels of one type."
+            )
+    if first is kinds[2]:
+        return np.array([float(value) for value in values])
+    return np.array([str(value) for value in values])
 
 
 def pick_columns(
@@ -262,7 +300,7 @@ def find_column(names: Sequence[str] | None, count: int, column: str | int, sour
             return column
         raise ValueError(
             f"{source} has {count} columns without names; {column!r} is not an index from 0 to "
-            f"{count - 1}."
+            f"{count - 1}. Pass such an index."
         )
     if column not in names:
         shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")

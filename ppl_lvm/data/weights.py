@@ -58,7 +58,10 @@ def row_exposure(exposure: Any, num_rows: int) -> Tensor:
 
 def _per_row(values: Any, num_rows: int, name: str, word: str) -> Tensor:
     try:
-        result = torch.as_tensor(np.asarray(values), dtype=torch.float64).clone()
+        numbers = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
+        if "complex" in str(numbers.dtype):
+            raise ValueError("complex numbers")
+        result = torch.as_tensor(numbers, dtype=torch.float64).clone()
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}. Give one number per row.") from error
     if result.shape not in ((num_rows,), (num_rows, 1)):

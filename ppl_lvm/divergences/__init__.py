@@ -7,6 +7,7 @@ distribution with reparameterized samples: `ppl_lvm.models.gaussian:Gaussian`,
 `ppl_lvm.models.normalizing_flow:NormalizingFlow`, or a user's.
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.divergences.base import DensityFamily, Divergence, Target, as_target
 from ppl_lvm.divergences.chi_square import ChiSquare
 from ppl_lvm.divergences.energy_distance import EnergyDistance
@@ -39,3 +40,5 @@ __all__ = [
     "fit_all",
     "fit_divergence",
 ]
+
+check_constructors(__all__, globals())

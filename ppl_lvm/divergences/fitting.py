@@ -8,14 +8,16 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from ppl_lvm.core import torch_specs
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.validate import positive_int
+from ppl_lvm.core.validate import CallSyntax, Count, Seed
 from ppl_lvm.divergences.base import Divergence, as_target
 
 
@@ -33,7 +35,7 @@ class Grid:
 
     low: Sequence[float]
     high: Sequence[float]
-    cells: int = 400
+    cells: Annotated[int, Ge(2)] = 400
 
     def __post_init__(self) -> None:
         pairs = list(zip(self.low, self.high, strict=False))
@@ -63,16 +65,17 @@ class Fitted:
     history: list[float]
 
 
+@checked
 def fit_divergence(
     divergence: Divergence,
     target: Any,
     family: Any,
     *,
-    num_steps: int = 500,
-    num_draws: int = 256,
-    optimizer: Any = "Adam(lr=0.02)",
+    num_steps: Count = 500,
+    num_draws: Annotated[int, Ge(2)] = 256,
+    optimizer: CallSyntax = "Adam(lr=0.02)",
     grid: Grid | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> Fitted:
     """Minimize D(p, q) over the parameters of a copy of `family`.
 
@@ -92,16 +95,11 @@ def fit_divergence(
             columns, or an argument out of range.
         FloatingPointError: the divergence became infinite or NaN; names the step.
     """
-    if not isinstance(divergence, Divergence):
-        raise ValueError(f"divergence: must be an object such as MMD(), got {divergence!r:.80}.")
     p = as_target(target)
     if grid is None:
         divergence.check(p)
     elif p.log_density is None or not p.normalized:
         raise ValueError("grid: the target's normalized density must be known. Omit grid=.")
-    positive_int("num_steps", num_steps)
-    if num_draws < 2:
-        raise ValueError(f"num_draws must be at least 2, got {num_draws}.")
     q = copy.deepcopy(family)
     parameters = _parameters(q)
     if grid is not None:

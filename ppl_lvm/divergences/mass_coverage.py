@@ -13,14 +13,17 @@ rows that are the target. Rows without a density have no precision.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Say
+from ppl_lvm.core.validate import CallSyntax, Count, Seed
 from ppl_lvm.divergences.base import Divergence, Target, as_target
 from ppl_lvm.divergences.fitting import Grid, check_columns, fit_divergence
 
@@ -114,15 +117,16 @@ class CoverageResults:
         return plain_text(self)
 
 
+@checked
 def fit_all(
     target: Any,
     families: Mapping[str, Any],
     divergences: Sequence[Divergence],
     *,
-    num_steps: int = 800,
-    num_draws: int = 256,
-    optimizer: Any = OPTIMIZER,
-    seed: int = 0,
+    num_steps: Count = 800,
+    num_draws: Annotated[int, Ge(2)] = 256,
+    optimizer: CallSyntax = OPTIMIZER,
+    seed: Seed = 0,
     say: Say | None = None,
 ) -> CoverageResults:
     """Fit every initial family by every divergence that the target supports.

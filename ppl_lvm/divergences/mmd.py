@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.validate import Positive
 from ppl_lvm.divergences.base import Divergence, Target
 
 
@@ -31,9 +32,9 @@ class MMD(Divergence):
 
     needs = ("draws",)
 
-    def __init__(self, bandwidths: tuple[float, ...] = (1.0,)) -> None:
-        if not bandwidths or min(bandwidths) <= 0:
-            raise ValueError(f"MMD needs bandwidths > 0, got {bandwidths}.")
+    def __init__(self, bandwidths: tuple[Positive, ...] = (1.0,)) -> None:
+        if not bandwidths:
+            raise ValueError("MMD: bandwidths=() has no entry. Pass one or more, such as (1.0,).")
         self.bandwidths = tuple(bandwidths)
 
     def kernel(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Divergences by name, in call syntax."""
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.divergences.base import Divergence
@@ -15,6 +16,7 @@ DIVERGENCES: tuple[type[Divergence], ...] = (
 )
 
 
+@checked
 def divergence_by_name(text: str) -> Divergence:
     """Build a divergence from its name in call syntax.
 

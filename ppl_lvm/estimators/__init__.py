@@ -3,6 +3,7 @@
 More than twelve modules: every estimator is one file that contains its formula.
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.estimators.cubo import CUBO
 from ppl_lvm.estimators.decaying_average_baseline import DecayingAverageBaseline
 from ppl_lvm.estimators.disarm import DisARM
@@ -46,3 +47,5 @@ __all__ = [
     "ThermodynamicELBO",
     "VRMax",
 ]
+
+check_constructors(__all__, globals())

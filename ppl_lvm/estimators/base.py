@@ -32,6 +32,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
+from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.validate import Count
 from ppl_lvm.estimators.parts.jumps import find_jump
 from ppl_lvm.estimators.parts.moving_supports import moving_support
 from ppl_lvm.estimators.parts.smoothness import smoothness_problem
@@ -97,15 +99,14 @@ class Estimator(ELBO, nn.Module):
 
     num_particles: int
 
+    @checked
     def __init__(
-        self, num_particles: int | None = None, vectorize_particles: bool | None = None
+        self, num_particles: Count | None = None, vectorize_particles: bool | None = None
     ) -> None:
         nn.Module.__init__(self)
         if num_particles is None:
             num_particles = self.min_particles
         name = type(self).__name__
-        if not isinstance(num_particles, int):
-            raise ValueError(f"{name} needs a whole number of particles, got {num_particles!r}.")
         if num_particles < self.min_particles:
             alternative = f", or use {self.fallback}" if self.fallback else ""
             raise ValueError(

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Number, Share
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
@@ -54,9 +55,9 @@ class CUBO(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 16,
-        n: float = 2.0,
-        beta: float = 0.9,
+        num_particles: Count = 16,
+        n: Number = 2.0,
+        beta: Share = 0.9,
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)

@@ -17,6 +17,7 @@ Reference:
 
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Share
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.particles import PairStructure, Particles
@@ -37,7 +38,7 @@ class DecayingAverageBaseline(Estimator):
     paper = "Mnih, Gregor (2014). https://arxiv.org/abs/1402.0030"
 
     def __init__(
-        self, num_particles: int = 1, beta: float = 0.9, vectorize_particles: bool | None = None
+        self, num_particles: Count = 1, beta: Share = 0.9, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         self.beta = beta

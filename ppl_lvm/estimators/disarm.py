@@ -25,6 +25,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.core.distributions import elementary
+from ppl_lvm.core.validate import Count
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import PairStructure, Program
@@ -39,7 +40,7 @@ def uniform(like: Tensor) -> Tensor:
 class Antithetic(Messenger):
     """Draw the guide's Bernoulli site in antithetic pairs: particle k and particle K/2 + k."""
 
-    def __init__(self, structure: PairStructure, num_pairs: int) -> None:
+    def __init__(self, structure: PairStructure, num_pairs: Count) -> None:
         super().__init__()
         self.structure = structure
         self.num_pairs = num_pairs
@@ -101,7 +102,7 @@ class DisARM(Estimator):
     sampling = "antithetic"
     paper = "Dong, Mnih, Tucker (2020). https://arxiv.org/abs/2006.10680"
 
-    def __init__(self, num_particles: int = 2, vectorize_particles: bool | None = None) -> None:
+    def __init__(self, num_particles: Count = 2, vectorize_particles: bool | None = None) -> None:
         super().__init__(num_particles, vectorize_particles)
         if num_particles % 2:
             raise ValueError(

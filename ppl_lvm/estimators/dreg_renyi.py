@@ -22,6 +22,7 @@ import math
 
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Number
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
@@ -45,7 +46,7 @@ class DReGRenyi(Estimator):
     paper = "Tucker, Lawson, Gu, Maddison (2019). https://arxiv.org/abs/1810.04152"
 
     def __init__(
-        self, num_particles: int = 2, alpha: float = 0.5, vectorize_particles: bool | None = None
+        self, num_particles: Count = 2, alpha: Number = 0.5, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):

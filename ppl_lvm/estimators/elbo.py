@@ -16,6 +16,7 @@ References:
 
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles
 
@@ -39,7 +40,7 @@ class ELBO(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
+        num_particles: Count = 1,
         analytic_kl: bool = True,
         vectorize_particles: bool | None = None,
     ) -> None:

@@ -28,6 +28,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.core.distributions import elementary, with_innermost
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import Program
@@ -36,7 +37,7 @@ from ppl_lvm.particles.structure import Program
 class ConcreteDraws(Messenger):
     """Replace these sites' distributions, in guide and model, by Concrete distributions."""
 
-    def __init__(self, sites: tuple[str, ...], temperature: float) -> None:
+    def __init__(self, sites: tuple[str, ...], temperature: Positive) -> None:
         super().__init__()
         self.sites = sites
         self.temperature = temperature
@@ -71,8 +72,8 @@ class GumbelSoftmax(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
-        temperature: float = 0.5,
+        num_particles: Count = 1,
+        temperature: Positive = 0.5,
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)

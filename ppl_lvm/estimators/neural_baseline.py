@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Share
 from ppl_lvm.estimators.base import Estimator, describe_sites
 from ppl_lvm.estimators.parts.decaying_average import DecayingAverage
 from ppl_lvm.particles import PairStructure, Particles
@@ -51,9 +52,9 @@ class NeuralBaseline(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
-        hidden: int = 64,
-        beta: float = 0.9,
+        num_particles: Count = 1,
+        hidden: Count = 64,
+        beta: Share = 0.9,
         network: nn.Module | None = None,
         vectorize_particles: bool | None = None,
     ) -> None:

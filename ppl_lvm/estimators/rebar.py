@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.control_variate import logit_gradient, relaxed_log_weight, surrogate
 from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
@@ -47,8 +48,8 @@ class REBAR(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
-        temperature: float = 0.5,
+        num_particles: Count = 1,
+        temperature: Positive = 0.5,
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.control_variate import logit_gradient, relaxed_log_weight, surrogate
 from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
@@ -50,9 +51,9 @@ class RELAX(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
-        hidden: int = 16,
-        temperature: float = 0.5,
+        num_particles: Count = 1,
+        hidden: Count = 16,
+        temperature: Positive = 0.5,
         relax_model: bool = True,
         vectorize_particles: bool | None = None,
     ) -> None:

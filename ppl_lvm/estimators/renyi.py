@@ -22,6 +22,7 @@ import math
 
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Number
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.leave_one_out_signal import leave_one_out_signal
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
@@ -42,7 +43,7 @@ class Renyi(Estimator):
     paper = "Li, Turner (2016). https://arxiv.org/abs/1602.02311"
 
     def __init__(
-        self, num_particles: int = 2, alpha: float = 0.5, vectorize_particles: bool | None = None
+        self, num_particles: Count = 2, alpha: Number = 0.5, vectorize_particles: bool | None = None
     ) -> None:
         super().__init__(num_particles, vectorize_particles)
         if not math.isfinite(alpha):

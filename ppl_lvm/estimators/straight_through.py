@@ -27,6 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.core.distributions import elementary, with_innermost
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.particles import Particles, draw_particles
 from ppl_lvm.particles.structure import Program
@@ -42,7 +43,7 @@ class _LinearOneHot(OneHotCategorical):
 class StraightThroughDraws(Messenger):
     """Draw these sites of the guide with straight-through gradients; score them linearly."""
 
-    def __init__(self, sites: tuple[str, ...], temperature: float | None) -> None:
+    def __init__(self, sites: tuple[str, ...], temperature: Positive | None) -> None:
         super().__init__()
         self.sites = sites
         self.temperature = temperature
@@ -94,8 +95,8 @@ class StraightThrough(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 1,
-        temperature: float | None = None,
+        num_particles: Count = 1,
+        temperature: Positive | None = None,
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)

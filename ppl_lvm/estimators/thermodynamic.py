@@ -30,6 +30,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ppl_lvm.core.validate import Count, Share
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.particles import Particles
@@ -54,9 +55,9 @@ class ThermodynamicELBO(Estimator):
 
     def __init__(
         self,
-        num_particles: int = 10,
-        num_partitions: int = 5,
-        beta_1: float = 0.05,
+        num_particles: Count = 10,
+        num_partitions: Count = 5,
+        beta_1: Share = 0.05,
         vectorize_particles: bool | None = None,
     ) -> None:
         super().__init__(num_particles, vectorize_particles)

@@ -21,6 +21,7 @@ from ppl_lvm.core.console import Progress
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.torch_specs import describe
+from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.divergences import density_ratio
@@ -39,7 +40,9 @@ TEST_ROWS, MIN_TEST_ROWS = 2000, 20  # of the two-sample test: largest and small
 
 
 @takes_options(AdversarialOptions)
-def fit_adversarial(generator: Any, data: Any, options: AdversarialOptions) -> Adversaries:
+def fit_adversarial(
+    generator: ProgramSource, data: DataSource, options: AdversarialOptions
+) -> Adversaries:
     """Train copies of a generator and a discriminator.
 
     Args:

@@ -19,6 +19,7 @@ import pyro
 import torch
 
 from ppl_lvm.core import distributed
+from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data.selection import (
     MAX_INITIALIZATION_ROWS,
     first_rows,
@@ -46,7 +47,7 @@ EVIDENCE_PARTICLES = 10
 
 
 @takes_options(EMOptions)
-def fit_em(model: Any, data: Any, options: EMOptions) -> Run:
+def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
     """Fit a copy of a model by expectation-maximization.
 
     Args:

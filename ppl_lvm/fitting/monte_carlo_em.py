@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_lvm.core import distributed
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.torch_specs import describe
+from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
@@ -28,7 +29,7 @@ EVIDENCE_PARTICLES = 1000
 
 
 @takes_options(MonteCarloEMOptions)
-def fit_mcem(model: Any, data: Any, options: MonteCarloEMOptions) -> Run:
+def fit_mcem(model: ProgramSource, data: DataSource, options: MonteCarloEMOptions) -> Run:
     """Fit a copy of a model by Monte Carlo EM, then a guide to it.
 
     Args:

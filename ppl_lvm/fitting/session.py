@@ -56,7 +56,9 @@ class Session:
 
     def __init__(self, data: Any, options: SessionOptions) -> None:
         if options.resume and options.directory is None:
-            raise ValueError("resume=True needs the directory of the run to continue.")
+            raise ValueError(
+                "resume=True needs the directory of the run to continue. Pass directory=."
+            )
         self._begun = time.perf_counter()
         self.options, self.seed = options, options.seed
         self.data = self._load(data, options.weights, options.exposure)

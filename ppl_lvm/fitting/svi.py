@@ -13,12 +13,10 @@ from typing import Any
 
 from pyro.infer import ELBO
 
-from ppl_lvm.approximation import METHODS
-from ppl_lvm.compiler import LEVELS
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.torch_specs import describe
-from ppl_lvm.core.validate import one_of
+from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.approximation import choose_method, fit_posterior
@@ -37,7 +35,9 @@ EVIDENCE_ROWS = 1000
 
 @takes_options(FitOptions)
 @named_distribution_errors()
-def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
+def fit(
+    model: ProgramSource, guide: ProgramSource | None, data: DataSource, options: FitOptions
+) -> Run:
     """Fit a model and a guide to data by stochastic variational inference.
 
     The programs passed in stay as they are; the fitted copies are `run.model` and `run.guide`.
@@ -59,8 +59,6 @@ def fit(model: Any, guide: Any, data: Any, options: FitOptions) -> Run:
         NonFiniteError: the loss became NaN or infinite; names the parameter, site or row.
     """
     session = Session(data, options)
-    one_of("engine", options.engine, LEVELS)
-    one_of("method", options.method, METHODS)
     method = choose_method(model, guide, options, session)
     if method != "svi":
         return fit_posterior(model, data, options, method, say=_say(options.progress))

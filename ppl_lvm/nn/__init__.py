@@ -13,6 +13,7 @@ Each is an ordinary `torch.nn.Module` of rows, so `AmortizedNormal(model, x, enc
 `LazilySized` is the base of modules whose sizes come from the first batch.
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.nn.convolutional import ConvDecoder, ConvEncoder
 from ppl_lvm.nn.lazy import LazilySized
 from ppl_lvm.nn.mixed_columns import MixedColumns
@@ -31,3 +32,5 @@ __all__ = [
     "SetEncoder",
     "Standardize",
 ]
+
+check_constructors(__all__, globals())

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.nn.mlp import ACTIVATIONS, choose
 
 NORMS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "layer": nn.GroupNorm}
@@ -34,7 +35,7 @@ class ConvEncoder(nn.Module):
     def __init__(
         self,
         image_shape: Shape,
-        outputs: int,
+        outputs: Count,
         channels: Shape = (16, 32),
         activation: str = "relu",
         norm: str | None = None,
@@ -77,7 +78,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(
         self,
-        inputs: int,
+        inputs: Count,
         image_shape: Shape,
         channels: Shape = (32, 16),
         activation: str = "relu",

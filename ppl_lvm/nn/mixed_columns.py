@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count
+
 
 class MixedColumns(nn.Module):
     """Rows with numeric and categorical columns -> numeric rows for a network.
@@ -22,7 +24,9 @@ class MixedColumns(nn.Module):
         ValueError: for an invalid column; from a call, for a code without a category.
     """
 
-    def __init__(self, columns: int, categories: dict[int, int], size: int | None = None) -> None:
+    def __init__(
+        self, columns: Count, categories: dict[int, int], size: Count | None = None
+    ) -> None:
         super().__init__()
         for column, count in categories.items():
             if not 0 <= column < columns or count < 1:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.core.messages import unknown
+from ppl_lvm.core.validate import Count
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -36,9 +37,9 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        hidden: tuple[int, ...] = (128,),
+        inputs: Count,
+        outputs: Count,
+        hidden: tuple[Count, ...] = (128,),
         activation: str = "relu",
         norm: str | None = None,
     ) -> None:

@@ -23,6 +23,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ppl_lvm.core.validate import Count
+
 LEAST_GAMMA = -13.8  # noise of a millionth of the data's variance bounds the density
 FIRST, LAST = -6.0, 5.0  # initial γ_0 and γ_1
 
@@ -41,7 +43,7 @@ class Noising(nn.Module):
     means: Tensor  # m (P,)
     unit: Tensor  # s ()
 
-    def __init__(self, steps: int, pieces: int = 10) -> None:
+    def __init__(self, steps: Count, pieces: Count = 10) -> None:
         super().__init__()
         if steps < 1 or pieces < 1:
             raise ValueError(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.nn.mlp import MLP
 
 FAR = 10.0  # standard deviations
@@ -83,8 +84,8 @@ class RowEncoder(nn.Module):
     def __init__(
         self,
         *batch: Tensor,
-        outputs: int,
-        hidden: tuple[int, ...] = (128,),
+        outputs: Count,
+        hidden: tuple[Count, ...] = (128,),
         activation: str = "relu",
         norm: str | None = None,
         missing: bool | None = None,

@@ -15,6 +15,7 @@ References:
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.validate import Count
 from ppl_lvm.nn.mlp import MLP
 
 
@@ -31,10 +32,10 @@ class SetEncoder(nn.Module):
 
     def __init__(
         self,
-        inputs: int,
-        outputs: int,
-        features: int = 64,
-        hidden: tuple[int, ...] = (64,),
+        inputs: Count,
+        outputs: Count,
+        features: Count = 64,
+        hidden: tuple[Count, ...] = (64,),
         activation: str = "relu",
     ) -> None:
         super().__init__()
@@ -73,11 +74,11 @@ class PartialEncoder(nn.Module):
 
     def __init__(
         self,
-        columns: int,
-        outputs: int,
-        size: int = 8,
-        features: int = 64,
-        hidden: tuple[int, ...] = (64,),
+        columns: Count,
+        outputs: Count,
+        size: Count = 8,
+        features: Count = 64,
+        hidden: tuple[Count, ...] = (64,),
         activation: str = "relu",
     ) -> None:
         super().__init__()

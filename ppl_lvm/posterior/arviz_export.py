@@ -19,7 +19,7 @@ import math
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +29,7 @@ from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.core.types import Array, Batch
-from ppl_lvm.core.validate import one_of
+from ppl_lvm.core.types import Array, Batch, Draws
 from ppl_lvm.particles import analyze_for_particles, draw_particles, log_weights
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import trace_program
@@ -56,7 +55,6 @@ from ppl_lvm.posterior.psis import psis
 from ppl_lvm.posterior.simulation import observed_arguments
 from ppl_lvm.programs.pair import ModelGuidePair
 
-Draws = Literal["q", "weighted", "resampled"]
 Latents = dict[str, Tensor]
 RELIABLE_K_HAT = 0.7
 
@@ -96,7 +94,6 @@ def to_arviz(
         ValueError: `draws` is none of these, or the programs do not run under a particle plate, so
             that local latents cannot be weighted.
     """
-    one_of("draws", draws, get_args(Draws))
     with torch.no_grad(), preserve_rng(), pair.scope():
         for program in (pair.guide, pair.model):
             sites = trace_program(program, batch, {}, particles=None, nesting=0)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import save_checkpoint, write_json
+from ppl_lvm.core.validate import ProgramSource
 from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
@@ -95,7 +96,7 @@ def load_adversaries(
     directory: str | Path,
     *,
     trust: bool | Sequence[str] = False,
-    generator: Any = None,
+    generator: ProgramSource | None = None,
     discriminator: nn.Module | None = None,
 ) -> Adversaries:
     """Load a generator and its discriminator from their directory.
@@ -124,7 +125,7 @@ def load_adversaries(
         )
     require_finite(directory, tensors)
     history = read_history(directory, "generator", record["results"]["steps"])
-    generator = instantiate_from_record(
+    built: Any = instantiate_from_record(
         ProgramSpec(**record["model"]),
         generator,
         (template,),
@@ -138,16 +139,16 @@ def load_adversaries(
                 "load_adversaries(directory, discriminator=...)."
             )
         discriminator = Discriminator(template)
-    generator, discriminator = copy.deepcopy(generator), copy.deepcopy(discriminator)
+    built, discriminator = copy.deepcopy(built), copy.deepcopy(discriminator)
     try:
-        load_state(generator, discriminator, tensors)
+        load_state(built, discriminator, tensors)
     except RuntimeError as error:
         raise ValueError(
             f"{directory}/parameters.safetensors: its tensors do not fit the generator and the "
             f"discriminator: {' '.join(str(error).split())} Pass those that were trained."
         ) from None
     return Adversaries(
-        generator=generator,
+        generator=built,
         discriminator=discriminator,
         history=history,
         record=record,

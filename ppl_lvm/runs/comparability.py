@@ -148,7 +148,9 @@ def distinct_names(runs: Sequence[Run], names: Sequence[str] | None) -> list[str
             "load_run(directory)."
         )
     if len(runs) < 2:
-        raise ValueError(f"compare needs at least two runs, got {len(runs)}.")
+        raise ValueError(
+            f"compare needs at least two runs, got {len(runs)}. Pass compare([run, other])."
+        )
     distinct = list(names) if names is not None else short_names(runs)
     if len(distinct) != len(runs):
         raise ValueError(f"names: {len(distinct)} for {len(runs)} runs. Pass one for each run.")

@@ -31,10 +31,11 @@ References:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -43,6 +44,7 @@ from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import jsonable
 from ppl_lvm.core.types import Floats, Say
+from ppl_lvm.core.validate import Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.runs.comparability import (
@@ -179,8 +181,8 @@ def compare(
     x: Any = None,
     *,
     names: Sequence[str] | None = None,
-    num_particles: int = 1000,
-    seed: int = 0,
+    num_particles: Annotated[int, Ge(FEWEST_PARTICLES)] = 1000,
+    seed: Seed = 0,
     say: Say | None = None,
 ) -> Comparison:
     """Compare runs on rows that none of them has seen.
@@ -200,13 +202,6 @@ def compare(
         NotComparableError: the likelihoods of two runs are of different quantities.
     """
     names = distinct_names(runs, names)
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int):
-        raise ValueError(f"num_particles must be a whole number, got {num_particles!r}.")
-    if num_particles < FEWEST_PARTICLES:
-        raise ValueError(
-            f"num_particles must be at least {FEWEST_PARTICLES} for errors to mean anything, got "
-            f"{num_particles}."
-        )
     held_out = common_rows(runs, names) if x is None else x
     shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
     weights = held_out.weights if isinstance(held_out, Data) else None

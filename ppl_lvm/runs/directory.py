@@ -23,6 +23,7 @@ from torch import Tensor
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import save_checkpoint, write_json
+from ppl_lvm.core.validate import Objective, ProgramSource
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
 from ppl_lvm.programs.loading import source_digest
@@ -74,9 +75,9 @@ def load_run(
     directory: str | Path,
     *,
     trust: bool | Sequence[str] = False,
-    model: Any = None,
-    guide: Any = None,
-    objective: Any = None,
+    model: ProgramSource | None = None,
+    guide: ProgramSource | None = None,
+    objective: Objective | None = None,
 ) -> Run:
     """Load a run from its directory.
 

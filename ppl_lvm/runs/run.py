@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.types import Say
+from ppl_lvm.core.types import Draws, Say
+from ppl_lvm.core.validate import Count, Seed, Whole
 from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.diagnostics import diagnosis
@@ -25,8 +26,6 @@ from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-    from ppl_lvm.posterior.arviz_export import Draws
 
 TEMPLATE_ROWS = 256  # of the training data, stored with a run
 
@@ -107,7 +106,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def sample(self, n: int, x: Any = None, *, seed: int = 0) -> dict[str, Tensor]:
+    def sample(self, n: Count, x: Any = None, *, seed: Seed = 0) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
         The draws of a seed are always the same; another seed gives others.
@@ -149,7 +148,9 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def impute(self, x: Any, *, num_samples: int | None = None, seed: int = 0) -> dict[str, Tensor]:
+    def impute(
+        self, x: Any, *, num_samples: Count | None = None, seed: Seed = 0
+    ) -> dict[str, Tensor]:
         """Observed site -> rows with missing values (NaN) replaced, given the row's other values.
 
         Conditional means (N, P), or with `num_samples` that many draws of the conditional
@@ -176,7 +177,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def log_evidence(self, x: Any, num_particles: int = 1000, *, seed: int = 0) -> Evidence:
+    def log_evidence(self, x: Any, num_particles: Count = 1000, *, seed: Seed = 0) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its errors.
 
         Without global latents rows are independent, and the value is that of any rows. With global
@@ -203,7 +204,7 @@ class Run(RunRows):
     @public_call
     @named_distribution_errors()
     def to_arviz(
-        self, x: Any, *, num_samples: int = 1000, draws: "Draws" = "q", seed: int = 0
+        self, x: Any, *, num_samples: Count = 1000, draws: Draws = "q", seed: Seed = 0
     ) -> Any:
         """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain.
 
@@ -220,7 +221,7 @@ class Run(RunRows):
         return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
 
     @public_call
-    def posterior(self, n: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+    def posterior(self, n: Count = 1000, *, seed: Seed = 0) -> dict[str, Tensor]:
         """Draws of the posterior of the global latents: site -> (n, …).
 
         Of a fit without gradient steps they are the method's draws, `pyro.deterministic` sites
@@ -233,7 +234,7 @@ class Run(RunRows):
         return posteriors.draws(self, n, seed)
 
     @public_call
-    def summary(self, n: int = 4000) -> "DataFrame":
+    def summary(self, n: Count = 4000) -> "DataFrame":
         """Table of the posterior of the global latents, one row per value.
 
         Columns: mean, sd, quantiles, Monte Carlo error of the mean, effective draws and R̂; see
@@ -243,7 +244,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def predict(self, x: Any, *, num_samples: int = 1000, seed: int = 0) -> Prediction:
+    def predict(self, x: Any, *, num_samples: Count = 1000, seed: Seed = 0) -> Prediction:
         """Posterior predictive draws of new rows, their means and intervals.
 
         Args:
@@ -259,9 +260,9 @@ class Run(RunRows):
         *,
         held_out: Any = None,
         quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-        refits: int = 0,
-        temperatures: int = 100,
-        seed: int = 0,
+        refits: Whole = 0,
+        temperatures: Count = 100,
+        seed: Seed = 0,
         say: Say | None = None,
     ) -> diagnosis.Diagnosis:
         """Diagnose the fit: a table of values, verdicts and remedies.

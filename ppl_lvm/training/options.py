@@ -14,22 +14,44 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, field
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
-from ppl_lvm.core.messages import did_you_mean, warnings_once
-from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.validate import positive_int
+from annotated_types import Gt, Le
 
-if TYPE_CHECKING:
-    from pyro.infer import ELBO
-    from torch import Tensor
-
-    from ppl_lvm.compiler import Level
+from ppl_lvm.core.arguments import bind, hints_of
+from ppl_lvm.core.levels import Level, Method
+from ppl_lvm.core.messages import warnings_once
+from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.validate import (
+    CallSyntax,
+    Count,
+    DataSource,
+    NonNegative,
+    Objective,
+    Positive,
+    ProgramSource,
+    Seconds,
+    Seed,
+    Share,
+    Whole,
+    check_arguments,
+)
 
 P = ParamSpec("P")
 O_co = TypeVar("O_co", covariant=True)
 R = TypeVar("R")
 
+# Rows held out.
+Validation = Whole | Share | DataSource | None
 DEFAULT_STEPS = 2000
 BRACKETS = "brackets"  # on the command line: --objective 'em(decay=0.6)'
 PYTHON_ONLY = "python"
@@ -61,8 +83,8 @@ def option(
 class CommonOptions:
     """Options that both a fit and its training loop read."""
 
-    seed: int = option(0, "Seed of every random number; equal seeds give equal runs.")
-    checkpoint_seconds: float = option(
+    seed: Seed = option(0, "Seed of every random number; equal seeds give equal runs.")
+    checkpoint_seconds: Seconds = option(
         10.0, "Shortest time between two checkpoints, in seconds.", recorded=False, free=True
     )
 
@@ -71,7 +93,7 @@ class CommonOptions:
 class SessionOptions(CommonOptions):
     """Options of every fit."""
 
-    validation: Any = option(
+    validation: Validation = option(
         None,
         "Rows held out: their number, a share below 1, or a data set.",
         type=float,
@@ -107,33 +129,33 @@ class SessionOptions(CommonOptions):
 class GradientOptions(CommonOptions):
     """Options of gradient steps."""
 
-    optimizer: Any = option(
+    optimizer: CallSyntax = option(
         "Adam(lr=0.01)",
         "A torch optimizer in call syntax, or a callable of the parameters. It sees the gradient "
         "of the loss in nats per row.",
         type=str,
     )
-    schedule: Any = option(
+    schedule: CallSyntax | None = option(
         None,
         "A torch learning-rate schedule in call syntax, 'CosineAnnealingLR(T_max=1000)', or a "
         "callable of the optimizer; stepped every step (ReduceLROnPlateau: every evaluation).",
         type=str,
     )
-    clip_norm: float | None = option(None, "Largest norm of the gradient, nats per row.")
-    kl_weight: float = option(1.0, "Weight β of the KL term.")
-    kl_annealing: int = option(0, "Steps over which the weight grows linearly from 0 to β.")
-    patience: int | None = option(
+    clip_norm: Positive | None = option(None, "Largest norm of the gradient, nats per row.")
+    kl_weight: NonNegative = option(1.0, "Weight β of the KL term.")
+    kl_annealing: Whole = option(0, "Steps over which the weight grows linearly from 0 to β.")
+    patience: Count | None = option(
         None,
         "Stop after so many evaluations without a better validation bound, and restore the best "
         "parameters.",
     )
-    engine: "Level" = option(
+    engine: Level = option(
         "auto",
         "How steps are taken: eager (run the program), captured (replay its tensor operations), "
         "compiled, or auto (the fastest that pays). All levels are equal up to rounding.",
         free=True,
     )
-    steps_per_call: int = option(
+    steps_per_call: Count = option(
         1, "Steps that a compiled call takes at most; progress is shown between calls.", free=True
     )
 
@@ -151,27 +173,27 @@ class TrainingOptions(GradientOptions):
 class FitOptions(GradientOptions, SessionOptions):
     """Options of `fit`."""
 
-    method: str = option(
+    method: Method = option(
         "auto",
         "How the posterior is found: svi (gradient steps of the guide's parameters), or without "
         "steps, for models of global continuous latents without parameters and guide=None, "
         "laplace, pathfinder, batch_and_match, dadvi, or all of these with chains that test them "
         "(the choice of auto for such models).",
     )
-    objective: "str | ELBO | None" = option(
+    objective: Objective | None = option(
         None,
         "A pyro.infer.ELBO or its name in call syntax, 'IWAE(num_particles=5)' (default: the ELBO; "
         "discrete sites that the guide leaves out are summed out).",
     )
-    num_steps: int | None = option(None, "Updates in all (default: 2,000).")
-    num_epochs: int | None = option(None, "Passes over the data, in place of num_steps.")
-    batch_size: int | None = option(
+    num_steps: Count | None = option(None, "Updates in all (default: 2,000).")
+    num_epochs: Count | None = option(None, "Passes over the data, in place of num_steps.")
+    batch_size: Count | None = option(
         None, "Rows of a step (default: all, or those of the DataLoader)."
     )
-    validate_every: int | None = option(
+    validate_every: Count | None = option(
         None, "Steps between two evaluations (default: an epoch, at least 100)."
     )
-    restarts: int = option(
+    restarts: Count = option(
         1,
         "Independent restarts with seeds seed, seed + 1, …; the best that is not degenerate is "
         "chosen.",
@@ -192,17 +214,18 @@ class FitOptions(GradientOptions, SessionOptions):
             ValueError: an option is out of range.
         """
         size = (batch_size or num_rows) if self.batch_size is None else self.batch_size
-        size = positive_int("batch_size", min(size, num_rows))
+        size = min(size, num_rows)
         if self.num_steps is not None and self.num_epochs is not None:
             raise ValueError("Give num_steps or num_epochs, not both.")
         per_epoch = math.ceil(num_rows / size)
-        steps = (
-            DEFAULT_STEPS if self.num_steps is None else positive_int("num_steps", self.num_steps)
-        )
+        steps = DEFAULT_STEPS if self.num_steps is None else self.num_steps
         if self.num_epochs is not None:
-            steps = positive_int("num_epochs", self.num_epochs) * per_epoch
-        positive_int("restarts", self.restarts)
-        positive_int("steps_per_call", self.steps_per_call)
+            steps = self.num_epochs * per_epoch
+        if self.kl_annealing > steps:
+            raise ValueError(
+                f"kl_annealing: {self.kl_annealing} steps are more than the {steps} of the run, so "
+                f"that the weight stays below kl_weight. Pass at most {steps}."
+            )
         shared = {f.name: getattr(self, f.name) for f in declared(GradientOptions)}
         return TrainingOptions(
             **shared,
@@ -216,111 +239,95 @@ class FitOptions(GradientOptions, SessionOptions):
 class EMOptions(SessionOptions):
     """Options of `fit_em`."""
 
-    max_iterations: int | None = option(
+    max_iterations: Count | None = option(
         None,
         "Largest number of passes over the data (default: 1,000; online EM: exactly 10).",
         flag="num_steps",
     )
-    tolerance: float = option(
+    tolerance: NonNegative = option(
         1e-6,
         "Stop when the estimated remaining gain is smaller, nats per row. Online EM does not stop "
         "early.",
         flag=BRACKETS,
     )
-    batch_size: int | None = option(
+    batch_size: Count | None = option(
         None,
         "Rows read at once, without effect on the result (default: 65,536); online EM: rows of a "
         "step (default: 256).",
     )
-    decay: float | None = option(
+    decay: Annotated[float, Gt(0.5), Le(1)] | None = option(
         None,
         "None: every iteration reads all rows. A number: online EM with step sizes "
         "(1 + t)^-decay, ½ < decay ≤ 1, such as 0.6, for data so large that a few passes must do.",
         flag=BRACKETS,
     )
-    restarts: int = option(
+    restarts: Count = option(
         1,
         "Restarts with seeds seed, seed + 1, …, iterated together, from initial values of several "
         "kinds if the model has them; the most likely that is not degenerate is chosen. A model "
         "without `initialize` has one.",
         recorded=False,
     )
-    guide: Any = option(
+    guide: ProgramSource | None = option(
         None,
         "Guide of the run (default: the exact posterior if the model has one, else as in `fit`).",
         flag=PYTHON_ONLY,
         recorded=False,
     )
-
-    def __post_init__(self) -> None:
-        positive_int("restarts", self.restarts)
-        for name in ("max_iterations", "batch_size"):
-            if getattr(self, name) is not None:
-                positive_int(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MonteCarloEMOptions(SessionOptions):
     """Options of `fit_mcem`."""
 
-    max_iterations: int = option(
+    max_iterations: Count = option(
         40, "T. The result is the mean over the second half of them.", flag="num_steps"
     )
-    num_draws: int = option(20, "S, draws of the chain in an iteration.", flag=BRACKETS)
-    warmup: int = option(50, "Steps of the chain in each adaptation.", flag=BRACKETS)
-    guide: Any = option(
+    num_draws: Count = option(20, "S, draws of the chain in an iteration.", flag=BRACKETS)
+    warmup: Count = option(50, "Steps of the chain in each adaptation.", flag=BRACKETS)
+    guide: ProgramSource | None = option(
         None,
         "Guide of the run (default: the exact posterior if the model has one, else as in `fit`).",
         recorded=False,
     )
-    guide_steps: int = option(1000, "Steps of the guide's training.", flag=BRACKETS)
+    guide_steps: Count = option(1000, "Steps of the guide's training.", flag=BRACKETS)
     guide_settings: dict[str, Any] | None = option(
         None, "Arguments of a guide given as a class or an address.", recorded=False
     )
     progress: bool = option(True, "Show a progress bar.", flag=PYTHON_ONLY, recorded=False)
-
-    def __post_init__(self) -> None:
-        for name in ("max_iterations", "num_draws", "warmup", "guide_steps"):
-            positive_int(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdversarialOptions(SessionOptions):
     """Options of `fit_adversarial`."""
 
-    objective: "str | Callable[[Tensor], Tensor]" = option(
+    objective: CallSyntax = option(
         "non_saturating",
         "f: minimax, non_saturating or maximum_likelihood, or a function of a(x).",
         flag=BRACKETS,
     )
-    discriminator: Any = option(
+    discriminator: Callable[..., Any] | None = option(
         None,
         "A module (N, P) -> (N,) (default: a `Discriminator`).",
         flag=PYTHON_ONLY,
         recorded=False,
     )
-    num_steps: int = option(2000, "Updates of the generator.")
-    batch_size: int = option(256, "Rows of data, and draws, of each update.")
-    discriminator_steps: int = option(
+    num_steps: Count = option(2000, "Updates of the generator.")
+    batch_size: Count = option(256, "Rows of data, and draws, of each update.")
+    discriminator_steps: Count = option(
         2, "Updates of the discriminator before each of the generator.", flag=BRACKETS
     )
-    penalty: float = option(
+    penalty: NonNegative = option(
         0.003,
         "γ of γ/2 E_D ‖∇a(x)‖², added to the discriminator's loss, in the units of x. With 0 its "
         "optimum is the log density ratio, and training may circle; with γ > 0 it is a flatter "
         "function.",
         flag=BRACKETS,
     )
-    optimizer: Any = option(
+    optimizer: CallSyntax = option(
         "Adam(lr=0.002, betas=(0.5, 0.9))", "Optimizer of both, as in `fit`.", type=str
     )
     progress: bool = option(True, "Show a progress bar.", flag=PYTHON_ONLY, recorded=False)
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size", "discriminator_steps"):
-            positive_int(name, getattr(self, name))
-        if not self.penalty >= 0:
-            raise ValueError(f"penalty must be 0 or more, got {self.penalty}.")
 
 
 def declared(options: type[CommonOptions]) -> list[Field[Any]]:
@@ -361,19 +368,22 @@ def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
         ]
         signature = inspect.signature(function).replace(parameters=[*arguments, *keywords])
 
-        @public_call
+        @functools.cache
+        def hints() -> dict[str, Any]:
+            declarations = get_type_hints(options, include_extras=True)
+            return hints_of(function) | declarations
+
+        @trims_traceback
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            for name in [n for n in kwargs if n not in signature.parameters]:
-                hint = did_you_mean(name, signature.parameters)
-                raise TypeError(f"{function.__name__}() has no option {name!r}.{hint}")
-            try:
-                values = signature.bind(*args, **kwargs).arguments
-            except TypeError as error:
-                raise TypeError(f"{function.__name__}(): {error}.") from None
+            values = bind(signature, args, kwargs, function.__name__).arguments
+            values = check_arguments(values, hints(), function.__name__)
             first = [values.pop(argument.name) for argument in arguments]
+            from ppl_lvm.core.public_calls import public_call  # imports torch
+
+            exclusive = public_call(checks_arguments=False)(function)
             with warnings_once():
-                return function(*first, make_options(**values))
+                return exclusive(*first, make_options(**values))
 
         described: Any = call
         described.__signature__, described.options = signature, options

@@ -172,7 +172,7 @@ def test_fit_runs_monte_carlo_em_with_arguments_in_brackets(answers: list[str]) 
         (["--objective", "mcem(max_iterations=3)"], "got max_iterations. Give it as --num-steps."),
         (["--objective", "MCEM"], "Unknown objective 'MCEM'. Did you mean mcem?"),
         (["--objective", "em(0.6)"], "is not a name with literal keyword arguments"),
-        (["--objective", "mcem", "--num-steps", "0"], "max_iterations must be a whole number"),
+        (["--objective", "mcem", "--num-steps", "0"], "max_iterations=0 is too small"),
     ],
 )
 def test_fit_rejects_options_that_the_objective_does_not_take(

@@ -165,10 +165,13 @@ def test_readers_reject_unknown_extensions_and_folders(tmp_path: Path, written: 
         ({"columns": ["aa"]}, "Did you mean a"),
         ({"columns": ["a", "a"]}, "names a column twice"),
         ({"columns": []}, "no column is left"),
-        ({"columns": "a"}, "columns=['a']"),
+        ({"columns": "a"}, "columns='a' is a str. Pass a list"),
         ({"columns": ["a"], "labels": "a"}, "be the labels too"),
         ({"labels": "zebra"}, "has no 'zebra'"),
-        ({"missing": "drop"}, "missing must be one of error, keep; got 'drop'"),
+        (
+            {"missing": "drop"},
+            "Pass one of 'error', 'keep'.",
+        ),
     ],
 )
 def test_load_data_rejects_wrong_column_choices(

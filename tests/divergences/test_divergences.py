@@ -267,7 +267,7 @@ def test_fit_divergence_rejects_unusable_targets_families_and_arguments() -> Non
         as_target(Normal(0.0, 1.0))
     with pytest.raises(ValueError, match="Renyi: alpha must be > 0"):
         RenyiDivergence(1.0)
-    with pytest.raises(ValueError, match="bandwidths > 0"):
+    with pytest.raises(ValueError, match=r"bandwidths=.* too small"):
         MMD((0.0,))
     with pytest.raises(ValueError, match="needs low < high for every column"):
         Grid([1.0], [0.0])
@@ -283,13 +283,13 @@ def test_fit_divergence_rejects_unusable_targets_families_and_arguments() -> Non
             fit_divergence(MMD(), target, family)
     with pytest.raises(ValueError, match=r"grid has rows of shape \(1,\), Gaussian has"):
         fit_divergence(ForwardKL(), Gaussian(2).density(), Gaussian(2), grid=GRID)
-    with pytest.raises(ValueError, match=r"must be an object such as MMD\(\)"):
+    with pytest.raises(ValueError, match=r"divergence=<MMD> is a class\. Pass a Divergence"):
         fit_divergence(MMD, x, family)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"must be an object Gaussian\(…\), got the class"):
         fit_divergence(MMD(), x, Gaussian)
     with pytest.raises(ValueError, match=r"Linear has no density\(\)"):
         fit_divergence(MMD(), x, torch.nn.Linear(1, 1))
-    with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_steps=0 is too small\. Pass a whole number"):
         fit_divergence(MMD(), x, family, num_steps=0)
     nowhere = Target(lambda x: x.sum(-1) - math.inf)
     with pytest.raises(FloatingPointError, match="ReverseKL is inf at step 0"):

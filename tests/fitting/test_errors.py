@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps=0 is too small. Pass a whole number of at least 1"),
         ({"num_steps": 1, "num_epochs": 1}, "not both"),
         ({"patience": 3}, "validation=0.1"),
         ({"optimizer": "Adan(lr=1)"}, "Unknown optimizer 'Adan'"),

@@ -70,7 +70,7 @@ def test_conv_layer_norm_depends_on_one_image_only() -> None:
         (lambda: ConvEncoder((8,), 2), r"\(H, W\) or \(C, H, W\); got \(8,\)"),
         (lambda: ConvEncoder((8, 8), 2, channels=()), "at least one layer"),
         (lambda: ConvEncoder((8, 8), 2, norm="group"), "Unknown norm 'group'. Available: "),
-        (lambda: ConvDecoder(0, (8, 8)), "codes of length 0"),
+        (lambda: ConvDecoder(0, (8, 8)), "inputs=0 is too small"),
         (lambda: ConvDecoder(2, (8, 8), activation="relo"), "Unknown activation 'relo'"),
         (lambda: ConvEncoder((8, 8), 2)(torch.zeros(3, 63)), r"rows of 64 columns, got \(3, 63\)"),
     ],

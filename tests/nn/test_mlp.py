@@ -35,7 +35,7 @@ def test_mlp_takes_leading_dimensions_and_integers() -> None:
     [
         ({"activation": "rellu"}, "Unknown activation 'rellu'. Available: "),
         ({"norm": "group"}, "Unknown norm 'group'. Available: "),
-        ({"hidden": (0,)}, r"\(3, 0, 2\)"),
+        ({"hidden": (0,)}, r"hidden=\(0,\)"),
     ],
 )
 def test_mlp_rejects_invalid_constructor_arguments(settings: dict, message: str) -> None:

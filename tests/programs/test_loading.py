@@ -102,13 +102,13 @@ def test_settings_of_reads_all_settings_or_none(program: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"components": "three"}, "mine takes components as a whole number, got 'three'"),
-        ({"components": 2.5}, "components as a whole number, got 2.5"),
-        ({"components": None}, "components as a whole number, got None"),
-        ({"observed": "x"}, "observed as a whole number or None, got 'x'"),
-        ({"floor": "low"}, "floor as a number, got 'low'"),
-        ({"hidden": 128}, r"hidden as a tuple, as \(128,\), got 128"),
-        ({"name": 3}, "name as text, got 3"),
+        ({"components": "three"}, "mine: components='three' is a str. Pass a whole number"),
+        ({"components": 2.5}, "components=2.5 is a float. Pass a whole number"),
+        ({"components": None}, "components=None is not accepted. Pass a whole number"),
+        ({"observed": "x"}, "observed='x' is a str. Pass a whole number or None"),
+        ({"floor": "low"}, "floor='low' is a str. Pass a finite number"),
+        ({"hidden": 128}, r"hidden=128 is an int. Pass a tuple"),
+        ({"name": 3}, "name=3 is an int. Pass text"),
     ],
 )
 def test_build_names_a_setting_of_another_type(settings: dict[str, Any], message: str) -> None:

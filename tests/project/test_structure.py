@@ -23,6 +23,7 @@ def relative(path: Path) -> str:
 
 
 def test_init_holds_docstring_imports_and_all() -> None:
+    """And the call that checks the arguments of its constructors."""
     faults = []
     for package in PACKAGES:
         tree = ast.parse((package / "__init__.py").read_text())
@@ -33,6 +34,7 @@ def test_init_holds_docstring_imports_and_all() -> None:
             f"{relative(package)}:{node.lineno}: {ast.unparse(node)[:60]}"
             for node in tree.body[1:]
             if not isinstance(node, kinds)
+            and ast.unparse(node) != "check_constructors(__all__, globals())"
         ]
     assert faults == []
 

@@ -333,14 +333,14 @@ def test_compare_rejects_invalid_runs_rows_names_and_particles() -> None:
         compare([a, a])
     with pytest.raises(ValueError, match="at least two rows"):
         compare([a, a], x[:1])
-    with pytest.raises(ValueError, match=r"a list of runs: compare\(\[run"):
+    with pytest.raises(ValueError, match=r"runs=<Run> is a Run\. Pass a list"):
         compare(a)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"load_run\(directory\)"):
+    with pytest.raises(ValueError, match=r"an entry 0, .* Pass a list"):
         compare(["runs/a", "runs/b"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="the same name: a, a"):
         compare([a, a], x, names=["a", "a"])
     for wrong in (3, 100.0):
-        with pytest.raises(ValueError, match="num_particles must be"):
+        with pytest.raises(ValueError, match=r"num_particles=.* Pass a whole number"):
             compare([a, a], x, num_particles=wrong)  # type: ignore[arg-type]
 
 

@@ -40,7 +40,7 @@ def test_options_are_keywords_with_their_defaults() -> None:
 
 def test_misspelled_option_raises_with_a_suggestion() -> None:
     call: Any = _seed
-    with pytest.raises(TypeError, match=r"_seed\(\) has no option 'num_step'. Did you mean num_s"):
+    with pytest.raises(TypeError, match=r"_seed: unknown argument 'num_step'. Did you mean num_s"):
         call(None, None, num_step=3)
 
 

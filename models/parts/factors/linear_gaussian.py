@@ -31,6 +31,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 
 from ppl_lvm.authoring import preserve_rng
+from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.models.parts.factors import latent_regression
 from ppl_lvm.models.parts.row_checks import (
     column_moments,
@@ -55,13 +56,10 @@ class LinearGaussianModel(LazilySized, PyroModule):
     mu: Tensor  # μ (P,)
     scale: Tensor  # s, as many as there are noises: ψ = s² + floor
 
-    def __init__(self, latent: int = 2, observed: int | None = None, floor: float = 1e-6) -> None:
+    def __init__(
+        self, latent: Count = 2, observed: Count | None = None, floor: Positive = 1e-6
+    ) -> None:
         super().__init__()
-        if latent < 1 or not floor > 0:
-            raise ValueError(
-                f"{type(self).__name__} needs latent >= 1 and floor > 0; got latent={latent}, "
-                f"floor={floor}."
-            )
         self.latent = latent
         self.floor = floor
         self.set_sizes(observed)
