@@ -288,6 +288,6 @@ def test_mutated_programs_have_sentences() -> None:
 
 
 def test_some_wrong_arguments_and_damaged_files_have_sentences(tmp_path: Path) -> None:
-    report(wrong_arguments(random.Random(4), 300))
-    report(damaged_files(random.Random(5), 120, tmp_path))
+    report(wrong_arguments(random.Random(4), 60))
+    report(damaged_files(random.Random(5), 60, tmp_path))
     report(texts_as_numbers(random.Random(6), 60, tmp_path))
