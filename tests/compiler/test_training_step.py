@@ -13,8 +13,8 @@ from ppl_lvm.compiler.backend import compiled_step
 from ppl_lvm.compiler.optim.adapters import TorchOptimizerAdapter
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.policy import BreakEvenPolicy, CostModel
-from ppl_lvm.compiler.training_step import LEVELS, Level
 from ppl_lvm.core.errors import NonFiniteError
+from ppl_lvm.core.levels import LEVELS, Level
 
 STEPS = 30
 
