@@ -87,7 +87,7 @@ def outcome(mean: float, least: float, largest: float) -> str:
     return "between" if within else "visibly wrong"
 
 
-def _fit(known: Posterior, method: str, seed: int) -> Any:
+def _fit(known: Posterior, method: Any, seed: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if method not in PYRO:
