@@ -50,7 +50,7 @@ def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
 
 
 def _result(spec: Any, argument: Any, kinds: Any, name: str) -> Any:
-    """What a callable returns, which must be an optimizer or a schedule."""
+    """The optimizer or schedule that a callable returns."""
     try:
         result = spec(argument)
     except (TypeError, ValueError) as error:

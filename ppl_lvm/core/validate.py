@@ -1,4 +1,4 @@
-"""Values checked against annotations, with errors that name the value and what is accepted.
+"""Values checked against annotations, with errors that name both.
 
     check_value(0, Count, "fit: num_steps")    # "fit: num_steps=0 is too small. Pass a whole …"
 
@@ -114,7 +114,7 @@ def check_value(value: Any, hint: Any, name: str) -> Any:
 
 
 def words_of(hint: Any) -> str:
-    """What an annotation accepts, in words."""
+    """Words for the values that an annotation accepts."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         for marker in hint.__metadata__:

@@ -50,7 +50,6 @@ P = ParamSpec("P")
 O_co = TypeVar("O_co", covariant=True)
 R = TypeVar("R")
 
-# Rows held out.
 Validation = Whole | Share | DataSource | None
 DEFAULT_STEPS = 2000
 BRACKETS = "brackets"  # on the command line: --objective 'em(decay=0.6)'
