@@ -8,7 +8,6 @@ Reference: Papaspiliopoulos, Roberts, Sköld (2007). A general framework for the
 hierarchical models. https://doi.org/10.1214/088342307000000014
 """
 
-
 import torch
 from pyro import poutine
 from pyro.infer.reparam import LocScaleReparam

@@ -1,13 +1,16 @@
 """All commands, and one-line messages for errors of the user."""
 
 import os
+import signal
 import sys
 import warnings
 from typing import Any
 
 import typer
+import typer.core
 
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
+from ppl_lvm.core import interrupts
 from ppl_lvm.core.frames import traceback_frames
 from ppl_lvm.core.messages import printable, reason_of
 from ppl_lvm.core.public_calls import exclusive, isolated
@@ -16,7 +19,20 @@ from ppl_lvm.core.tracebacks import is_users_program
 # Errors whose message is written for users.
 MESSAGES = (ValueError, OSError, ImportError, ArithmeticError)
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Commands(typer.core.TyperGroup):
+    """Commands that Ctrl-C ends with its own status, in place of click's 1."""
+
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            sys.exit(interrupts.STATUS[signal.SIGINT])
+
+
+app = typer.Typer(
+    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+)
 for commands in (fit_command, evaluate, author, divergences, bench):
     app.add_typer(commands.app)
 
@@ -42,7 +58,8 @@ def main() -> None:
 def _main() -> None:
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     try:
-        app()
+        with interrupts.command(sys.argv[1:]):
+            app()
     except Exception as error:
         unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
         if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):

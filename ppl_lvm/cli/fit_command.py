@@ -67,6 +67,7 @@ def fit(
 ) -> None:
     """Fit a model to data and keep the run in a directory."""
     from ppl_lvm.core import distributed
+    from ppl_lvm.fitting.session import SAVED
 
     context.with_resource(distributed.process_group())
     function, arguments = _front_end(objective)
@@ -78,6 +79,8 @@ def fit(
     run = function(model, data=rows, **arguments)
     if distributed.rank() == 0:
         print_results(run, as_json)
+        if SAVED in run.results.get("not_computed", {}):
+            raise typer.Exit(1)
 
 
 def _option(field: "Field[Any]") -> inspect.Parameter:

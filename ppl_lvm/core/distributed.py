@@ -7,8 +7,6 @@ between GPUs. The process of rank 0 writes files and prints.
 """
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -47,23 +45,6 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-
-
-@contextmanager
-def termination_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a predicate: has torchrun asked this process to end, as after a failure of another?
-
-    Outside torchrun the predicate is False, and a signal ends the process at once.
-    """
-    signals: list[int] = []
-    if world_size() == 1 or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
-    try:
-        yield lambda: bool(signals)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def local_rows(rows: Tensor) -> Tensor:

@@ -39,3 +39,14 @@ def is_numerical(error: Exception) -> bool:
 
 class NonFiniteError(ValueError):
     """A loss, a gradient or a parameter is NaN or infinite; the step has not been taken."""
+
+
+class DamagedFileError(ValueError):
+    """A file of a run directory has changed since it was written, or is cut short."""
+
+
+class WriteError(OSError):
+    """A file cannot be written: no room, a limit, no permission, or no directory."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])

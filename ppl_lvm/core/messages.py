@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from ppl_lvm.core.errors import WriteError
+
 _shown: ContextVar[set[str] | None] = ContextVar("_shown", default=None)
 
 
@@ -71,13 +73,13 @@ def unknown(kind: str, word: str, choices: Iterable[str]) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """First line of an error, with its type unless it is a `ValueError` with a message.
+    """First line of an error, with its type unless its message is for users.
 
     >>> reason_of(ValueError("no rows")), reason_of(KeyError("z"))
     ('no rows', "KeyError: 'z'")
     """
     line = next(iter(str(error).splitlines()), "")
-    if line and isinstance(error, ValueError):
+    if line and isinstance(error, ValueError | WriteError):
         return line
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 

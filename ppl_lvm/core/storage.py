@@ -1,26 +1,65 @@
-"""Atomic files of tensors and plain data, read without executing.
+"""Atomic files with checksums, read without executing.
 
 A checkpoint is one safetensors file: tensors by name, everything else as JSON in its header.
 One file makes the write atomic: it is written beside its place, synced, then renamed over it,
 so a process killed at any moment leaves the old checkpoint or the new one.
+
+A file contains the SHA-256 of its bytes, computed with zeros in the place of the checksum.
 """
 
+import errno
+import hashlib
 import json
 import os
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
+
+from ppl_lvm.core.errors import DamagedFileError, WriteError
+
+CHECKSUM = "sha256:"
+UNSEALED = CHECKSUM + "0" * 64  # in the place of a checksum while it is computed
+NO_ROOM = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+REMEDIES = {
+    **{code: f"{reason}. Free some space" for code, reason in NO_ROOM.items()},
+    errno.EFBIG: "the file would exceed the size limit. Raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only. Choose another directory",
+    errno.EACCES: "writing there is not permitted. Choose another directory",
+    errno.EPERM: "writing there is not permitted. Choose another directory",
+    errno.ENOENT: "the directory was deleted. Choose another directory",
+    errno.ENOTDIR: "a part of the path is a file. Choose another directory",
+    errno.EEXIST: "a part of the path is a file. Choose another directory",
+}
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Replace the file at `path` by `content`, or leave it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace the file at `path` by `content`, or leave it as it was.
+
+    Raises:
+        WriteError: the file cannot be written; names the path and the reason.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> WriteError:
+    """The error of a file that cannot be written, in one sentence with its remedy."""
+    reason = REMEDIES.get(error.errno or 0, f"{error.strerror or error}. Look at the disk")
+    stands = " The file before it is unchanged." if os.path.isfile(path) else ""
+    return WriteError(error.errno, f"{path} cannot be written: {reason}.{stands}")
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -32,6 +71,11 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)  # the rename is on disk when the folder is
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _umask() -> int:
@@ -40,9 +84,62 @@ def _umask() -> int:
     return mask
 
 
+def _seal(content: bytes) -> bytes:
+    """Content with its checksum in the place of `UNSEALED`."""
+    seal = CHECKSUM + hashlib.sha256(content).hexdigest()
+    return content.replace(UNSEALED.encode(), seal.encode(), 1)
+
+
+def _verify(path: Path, content: bytes, seal: Any) -> None:
+    """Raise `DamagedFileError` unless `seal` is the checksum of the content that contains it."""
+    if isinstance(seal, str) and len(seal) == len(UNSEALED):
+        unsealed = content.replace(seal.encode(), UNSEALED.encode(), 1)
+        if seal == CHECKSUM + hashlib.sha256(unsealed).hexdigest():
+            return
+    raise damaged(path, "its content does not have its checksum")
+
+
+def damaged(path: Path, reason: str) -> DamagedFileError:
+    """The error of a file that cannot be used."""
+    what = "not a readable checkpoint" if path.suffix == ".safetensors" else "damaged"
+    return DamagedFileError(
+        f"{path} is {what}: {reason}. Copy the run directory again, or fit again in another "
+        "directory."
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as indented JSON; NaN and infinities become null, which JSON knows."""
     write_atomic(path, (json.dumps(jsonable(data), indent=2) + "\n").encode())
+
+
+def write_sealed_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write `data` as indented JSON with its checksum as the last entry."""
+    entries = {**jsonable(data), "checksum": UNSEALED}
+    write_atomic(path, _seal((json.dumps(entries, indent=2) + "\n").encode()))
+
+
+def verify_sealed_json(path: Path, content: bytes, data: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a file without the checksum; one without a checksum is accepted.
+
+    Raises:
+        DamagedFileError: the file has changed since it was written.
+    """
+    last = next(reversed(data.values()), None)
+    if "checksum" in data:
+        try:
+            _verify(path, content, data["checksum"])
+        except DamagedFileError as error:
+            hint = " If you have edited it, remove its entry checksum."
+            raise DamagedFileError(f"{error}{hint}") from None
+    elif isinstance(last, str) and last.startswith(CHECKSUM[:3]) and len(last) == len(UNSEALED):
+        raise damaged(path, "its entry checksum has another name")
+    return {name: value for name, value in data.items() if name != "checksum"}
 
 
 def jsonable(data: Any) -> Any:
@@ -59,29 +156,35 @@ def jsonable(data: Any) -> Any:
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
-    """Write `tensors` and JSON-able `data` to `path` atomically."""
+    """Write `tensors` and JSON-able `data` to `path` atomically, with a checksum."""
     # Views into shared memory are refused by the format, and a later step must not change what
     # is being written: clone.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomic(path, save(copies, metadata={"data": json.dumps(data)}))
+    metadata = {"data": json.dumps(data), "checksum": UNSEALED}
+    write_atomic(path, _seal(save(copies, metadata=metadata)))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the data of a checkpoint.
+    """The tensors and the data of a checkpoint, from one reading of the file.
+
+    Files of ppl_lvm 0.1 have no checksum.
 
     Raises:
-        ValueError: the file is damaged or is not a checkpoint of this toolkit.
+        DamagedFileError: the file is damaged or is not a checkpoint of this toolkit.
     """
+    content = path.read_bytes()
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-        return tensors, json.loads(metadata["data"])
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a readable checkpoint ({error}). It may have been cut short while it "
-            "was copied; copy the run directory again, or start the fit anew."
-        ) from None
+        (length,) = struct.unpack("<Q", content[:8])
+        metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+        if set(metadata) != {"data"}:
+            _verify(path, content, metadata.get("checksum"))
+        return load(content), json.loads(metadata["data"])
+    except DamagedFileError:
+        raise
+    except (SafetensorError, struct.error, LookupError, ValueError, TypeError) as error:
+        raise damaged(path, f"it is cut short or has changed ({error})") from None
+    except (AttributeError, RecursionError, OverflowError, MemoryError) as error:
+        raise damaged(path, f"it is cut short or has changed ({error})") from None
 
 
 def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

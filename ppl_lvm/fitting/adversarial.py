@@ -26,7 +26,7 @@ from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.divergences import density_ratio
 from ppl_lvm.divergences.density_ratio import Discriminator
-from ppl_lvm.fitting.session import Session, recorded
+from ppl_lvm.fitting.session import Session, recorded, releases_directory
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import ModelFactory
@@ -40,6 +40,7 @@ TEST_ROWS, MIN_TEST_ROWS = 2000, 20  # of the two-sample test: largest and small
 
 
 @takes_options(AdversarialOptions)
+@releases_directory
 def fit_adversarial(
     generator: ProgramSource, data: DataSource, options: AdversarialOptions
 ) -> Adversaries:
@@ -79,6 +80,7 @@ def fit_adversarial(
             factory,
             None,
             recorded(options, objective=f),
+            definitions={"objective": f, "discriminator": network},
             load=load_adversaries,
             objective=describe(f),
             algorithm="adversarial training",

@@ -27,7 +27,13 @@ from ppl_lvm.data.selection import (
     sample_rows,
 )
 from ppl_lvm.estimators.objectives import objective as make_objective
-from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
+from ppl_lvm.fitting.session import (
+    Session,
+    degenerate_reason,
+    no_evidence,
+    recorded,
+    releases_directory,
+)
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
@@ -47,6 +53,7 @@ EVIDENCE_PARTICLES = 10
 
 
 @takes_options(EMOptions)
+@releases_directory
 def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
     """Fit a copy of a model by expectation-maximization.
 

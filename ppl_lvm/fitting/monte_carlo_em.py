@@ -12,7 +12,13 @@ from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows, initialization_rows
-from ppl_lvm.fitting.session import Session, degenerate_reason, no_evidence, recorded
+from ppl_lvm.fitting.session import (
+    Session,
+    degenerate_reason,
+    no_evidence,
+    recorded,
+    releases_directory,
+)
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -29,6 +35,7 @@ EVIDENCE_PARTICLES = 1000
 
 
 @takes_options(MonteCarloEMOptions)
+@releases_directory
 def fit_mcem(model: ProgramSource, data: DataSource, options: MonteCarloEMOptions) -> Run:
     """Fit a copy of a model by Monte Carlo EM, then a guide to it.
 

@@ -2,16 +2,20 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from contextvars import ContextVar
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from ppl_lvm.core import distributed
+from ppl_lvm.core import distributed, interrupts
 from ppl_lvm.core.errors import NonFiniteError, is_numerical
+from ppl_lvm.core.lock import directory_lock
 from ppl_lvm.core.messages import reason_of
-from ppl_lvm.core.storage import write_json
 from ppl_lvm.core.torch_specs import describe
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows, split_validation
@@ -19,17 +23,38 @@ from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.posterior.evidence import log_evidence, shares_latents
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
-from ppl_lvm.runs.directory import load_run, open_run_directory
-from ppl_lvm.runs.record import environment_record, evidence_record
+from ppl_lvm.runs.directory import load_run, open_run_directory, write_record
+from ppl_lvm.runs.record import environment_record, evidence_record, identity
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.attempts import Attempts
+from ppl_lvm.training.identity import Identity, definition_digest
 from ppl_lvm.training.iterate import Checkpointable, iterate_with_checkpoints
 from ppl_lvm.training.options import SessionOptions, declared
 
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_resources: ContextVar[ExitStack] = ContextVar("resources")  # of the fit
 
 EVIDENCE = "log evidence"  # name of this result where it is not computed
+SAVED = "saved run"  # the same, of the run directory
 ENDED = "the process ended before"
+
+
+def releases_directory(function: F) -> F:
+    """Decorator of a fit: the lock of its run directory ends with it, however it ends."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with ExitStack() as resources:
+            token = _resources.set(resources)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _resources.reset(token)
+
+    wrapped: Any = call
+    return wrapped
 
 
 def draw_run(run: Any, rows: Data, folder: Path) -> None:
@@ -118,6 +143,7 @@ class Session:
         guide: GuideFactory | None,
         options: dict[str, Any],
         *,
+        definitions: Mapping[str, Any] | None = None,
         restarts: int = 1,
         load: Callable[[Path], Any] = load_run,
         **entries: Any,
@@ -126,11 +152,14 @@ class Session:
 
         Args:
             options: the settled options, see `recorded`.
+            definitions: programs and functions whose text may not determine them, by name.
             load: function that loads a finished run from its directory.
             entries: further entries of the record, such as `algorithm`.
 
         Raises:
-            ValueError: the directory holds a run that is not to be resumed, or another one.
+            ValueError: the directory holds a run that is not to be resumed, or another one, or
+                another process fits there.
+            WriteError: the directory cannot be written.
         """
         share = self.options.validation
         self.record = {
@@ -138,6 +167,7 @@ class Session:
             "guide": None if guide is None else guide.recipe.record(),
             "objective": None,
             **entries,
+            "request": self._request(model, guide, definitions or {}, **entries),
             "options": options,
             "num_restarts": restarts,
             **environment_record(
@@ -154,18 +184,58 @@ class Session:
             problem = None if factory is None else factory.reload_problem()
             if problem is not None and distributed.rank() == 0:
                 warnings.warn(problem, stacklevel=4)
-        finished = distributed.run_on_first(
-            lambda: open_run_directory(path, self.record, self.options.resume, load)
-        )
+        finished = distributed.run_on_first(lambda: self._open(path, load))
         if distributed.broadcast_from_first(finished is not None):
             return finished or load(path)
         return None
+
+    def _open(self, path: Path, load: Callable[[Path], Any]) -> Any:
+        def opened() -> Any:
+            return open_run_directory(path, self.record, self.options.resume, load)
+
+        if (path / "run.json").exists():
+            finished = opened()  # which may be in a directory that cannot be written
+            if finished is not None:
+                return finished
+        resources = _resources.get()
+        resources.enter_context(directory_lock(path))
+        resources.enter_context(interrupts.announced(path))
+        return opened()
+
+    def _request(
+        self,
+        model: ModelFactory,
+        guide: GuideFactory | None,
+        definitions: Mapping[str, Any],
+        **entries: Any,
+    ) -> dict[str, Any]:
+        """Parts of the identity that are not in the other entries of the record."""
+        if self.path is None:
+            return {}
+        definitions = {**definitions, "schedule": getattr(self.options, "schedule", None)}
+        definitions["optimizer"] = getattr(self.options, "optimizer", None)
+        for role, factory in (("model", model), ("guide", guide)):
+            if factory is not None and factory.recipe.digest is None:
+                definitions[role] = factory.program
+        digests = {name: definition_digest(value) for name, value in definitions.items()}
+        held_out = isinstance(self.options.validation, int | float) or self.held_out is None
+        return {
+            **entries,
+            "held_out": None if held_out else self.held_out and self.held_out.fingerprint(),
+            "dtype": str(torch.get_default_dtype()),
+            **{f"code of {name}": digest for name, digest in digests.items() if digest},
+        }
+
+    @property
+    def identity(self) -> Identity:
+        """Identity of the run, for its checkpoints."""
+        return identity(self.record)
 
     def iterate(self, algorithm: Checkpointable, count: int) -> None:
         """Run `count` iterations, from the checkpoint if there is one, and write others."""
         seconds = self.options.checkpoint_seconds
         try:
-            iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds)
+            iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds, self.identity)
         except RuntimeError as error:
             if not is_numerical(error):
                 raise
@@ -230,7 +300,7 @@ class Session:
             # A process that ends below leaves a run that loads and that resume=True completes.
             self.record["evaluated"] = False
             fitted.results["not_computed"] = {**self.attempt.reasons, name: ENDED, "figures": ENDED}
-            self.attempt("saved run", lambda: fitted.save(folder))
+            self.attempt(SAVED, lambda: fitted.save(folder))
         fitted.results.update(self.attempt(name, evaluate) or {})
         if folder is not None:
             shown = rows or self.evaluation_data
@@ -238,7 +308,13 @@ class Session:
             self.record["evaluated"] = True
         fitted.results["not_computed"] = dict(self.attempt.reasons)
         if folder is not None:
-            self.attempt("saved run", lambda: write_json(folder / "run.json", self.record))
+            self.attempt(SAVED, lambda: write_record(folder, self.record))
+            if SAVED in self.attempt.reasons:
+                remedy = (
+                    "run.save(directory) writes it elsewhere." if interrupts.in_python() else ""
+                )
+                remedy = remedy or interrupts.resume_hint(folder)
+                self.attempt.reasons[SAVED] += f" The fit is in memory. {remedy}"
         if self.attempt.reasons and distributed.rank() == 0:
             listed = [f"{key}: not computed: {why}" for key, why in self.attempt.reasons.items()]
             warnings.warn("\n".join(listed), stacklevel=4)

@@ -20,7 +20,7 @@ from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.approximation import choose_method, fit_posterior
-from ppl_lvm.fitting.session import Session, as_plain, no_evidence
+from ppl_lvm.fitting.session import Session, as_plain, no_evidence, releases_directory
 from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -34,6 +34,7 @@ EVIDENCE_ROWS = 1000
 
 
 @takes_options(FitOptions)
+@releases_directory
 @named_distribution_errors()
 def fit(
     model: ProgramSource, guide: ProgramSource | None, data: DataSource, options: FitOptions
@@ -83,12 +84,13 @@ def fit(
         runner.model,
         runner.guide,
         {name: as_plain(value) for name, value in vars(training_options).items()},
+        definitions={"objective": options.objective},
         restarts=options.restarts,
         objective=as_plain(options.objective),
     )
     if finished is not None:
         return finished
-    restarts = runner.run(first, session.path, session.attempt)
+    restarts = runner.run(first, session.path, session.attempt, session.identity)
     return session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
 
 

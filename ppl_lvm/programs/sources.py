@@ -84,6 +84,11 @@ class ModelFactory:
         program = self._program
         return type(program) if isinstance(program, nn.Module) else program
 
+    @property
+    def program(self) -> Any:
+        """The model, or its class."""
+        return self._program
+
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the model again, with the remedy, or None."""
         program, name = self._program, self.recipe.name
@@ -159,6 +164,11 @@ class GuideFactory:
             digest=source_digest(address) if rebuildable else None,
         )
         _remember(program, self._program, self.recipe)
+
+    @property
+    def program(self) -> Any:
+        """The guide, or its builder."""
+        return self._program
 
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the guide again, with the remedy, or None."""

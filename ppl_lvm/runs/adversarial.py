@@ -26,12 +26,14 @@ from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.programs.trust import Trust
+from ppl_lvm.runs.directory import write_record
 from ppl_lvm.runs.files import (
     REMEDY,
     read_history,
     read_record,
     read_tensors,
     require_finite,
+    verify_files,
 )
 from ppl_lvm.training.adversarial import load_state, state
 
@@ -88,7 +90,7 @@ class Adversaries:
         tensors = state(self.generator, self.discriminator) | {"template": self.template}
         save_checkpoint(directory / "parameters.safetensors", tensors, {})
         write_json(directory / "history.json", self.history)
-        write_json(directory / "run.json", self.record)
+        write_record(directory, self.record)
 
 
 @public_call
@@ -117,6 +119,7 @@ def load_adversaries(
         )
     if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
+    verify_files(directory, record)
     tensors = read_tensors(directory, "parameters")
     template = tensors.get("template", torch.empty(()))
     if template.dim() != 2 or not template.is_floating_point() or not len(template):

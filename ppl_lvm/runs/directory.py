@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.storage import save_checkpoint, write_json
+from ppl_lvm.core.storage import file_digest, save_checkpoint, write_json, write_sealed_json
 from ppl_lvm.core.validate import Objective, ProgramSource
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
@@ -32,6 +32,7 @@ from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.programs.trust import Trust, UntrustedError
 from ppl_lvm.runs.files import (
+    FILES,
     as_stored,
     optional_tensors,
     read_history,
@@ -41,20 +42,19 @@ from ppl_lvm.runs.files import (
     refuse_links,
     require_finite,
     template_rows,
+    verify_files,
 )
 from ppl_lvm.runs.record import (
     dtype_of,
     files_may_differ,
+    identity,
     is_bundled,
     is_old_layout,
     upgrade_tensors,
 )
 from ppl_lvm.runs.run import Run
-from ppl_lvm.training.options import FitOptions, declared
+from ppl_lvm.training.identity import require_same
 from ppl_lvm.training.trajectory import to_tensors
-
-# Options that may differ when a run is resumed: they do not change its result.
-FREE_OPTIONS = {f.name for f in declared(FitOptions) if f.metadata["free"]}
 
 
 def save_run(run: Run, directory: Path) -> None:
@@ -67,7 +67,15 @@ def save_run(run: Run, directory: Path) -> None:
     if run.draws:
         save_checkpoint(directory / "draws.safetensors", run.draws, {})
     write_json(directory / "history.json", run.history)
-    write_json(directory / "run.json", run.record)
+    write_record(directory, run.record)
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    """Write run.json with its checksum, and those of the other files of a finished run."""
+    names = [name for name in FILES if (directory / name).is_file()]
+    finished = record["results"] is not None
+    digests = {name: file_digest(directory / name) for name in names} if finished else {}
+    write_sealed_json(directory / "run.json", {**record, "files": digests})
 
 
 @public_call
@@ -107,6 +115,7 @@ def load_run(
         )
     if record["results"] is None:
         raise ValueError(f"The run in {directory} has not finished. Continue it with resume=True.")
+    verify_files(directory, record)
     tensors = read_tensors(directory, "parameters")
     template = template_rows(directory, tensors, record["data"]["tensors"])
     history = read_history(directory, "bound", record["results"]["steps"])
@@ -203,7 +212,12 @@ def open_run_directory(
         ValueError: the directory holds a run that may not be resumed, or another run.
     """
     if not (path / "run.json").exists():
-        write_json(path / "run.json", record)
+        if not resume and any(path.glob("**/*.safetensors")):
+            raise ValueError(
+                f"{path} has checkpoints of a run, and no run.json. Continue it with resume=True "
+                "(--resume), or choose another directory."
+            )
+        write_record(path, record)
         return None
     stored = read_record(path)
     refuse_links(path)
@@ -212,7 +226,9 @@ def open_run_directory(
             f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
             "another directory."
         )
-    _require_same_request(path, as_stored(record), stored)
+    remedy = "Resume with the options it was started with, or choose another directory."
+    now, before = identity(as_stored(record)), identity(stored)
+    require_same(f"{path} holds another run", now, before, remedy)
     if stored["results"] is not None and stored.get("evaluated", True):
         return load(path)
     if is_old_layout(stored):
@@ -222,25 +238,3 @@ def open_run_directory(
             f"cannot read. Finish it with ppl_lvm {writer}, or fit again in another directory."
         )
     return None
-
-
-def _require_same_request(path: Path, request: dict[str, Any], stored: dict[str, Any]) -> None:
-    for key in ("model", "guide", "options", "data", "num_restarts"):
-        new, old = request[key], stored[key]
-        if key == "options":
-            new, old = [
-                {k: v for k, v in options.items() if k not in FREE_OPTIONS}
-                for options in (new, old)
-            ]
-        if isinstance(new, dict) and isinstance(old, dict):
-            # A bundled program's file changes between versions of this package.
-            if is_bundled(new.get("address")) and files_may_differ(stored):
-                new, old = [{**program, "digest": None, "name": None} for program in (new, old)]
-            names = sorted(k for k in new if new[k] != old.get(k))
-        else:
-            names = []
-        if new != old:
-            raise ValueError(
-                f"{path} holds another run: its {key} differs in {', '.join(names) or key}. "
-                "Resume with the options it was started with, or choose another directory."
-            )

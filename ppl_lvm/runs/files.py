@@ -11,13 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ppl_lvm.core.errors import DamagedFileError
 from ppl_lvm.core.messages import printable, reason_of
-from ppl_lvm.core.storage import load_checkpoint
+from ppl_lvm.core.storage import damaged, file_digest, load_checkpoint, verify_sealed_json
 from ppl_lvm.runs.layout import require_fields, require_record
 from ppl_lvm.runs.record import upgrade_record
 from ppl_lvm.training.trajectory import Trajectory, from_tensors
 
 REMEDY = "Copy the run directory again, or fit again."
+FILES = ("parameters.safetensors", "trajectories.safetensors", "draws.safetensors", "history.json")
 FOLDERS = ("", "pictures", "restarts")  # where a run is read from and written to
 
 
@@ -37,9 +39,23 @@ def read_record(directory: str | Path) -> dict[str, Any]:
         if isinstance(record, dict):
             record = upgrade_record(record)
         require_record(record)
+    except DamagedFileError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: {_fault(error)}. {REMEDY}") from None
     return dict(record)
+
+
+def verify_files(directory: Path, record: Mapping[str, Any]) -> None:
+    """Check the files of a run against their checksums in its record.
+
+    Raises:
+        ValueError: a file is missing or has changed; names it.
+    """
+    digests = record.get("files") or {}
+    for name in FILES:
+        if name in digests and file_digest(run_file(directory, name)) != digests[name]:
+            raise damaged(directory / name, "its content does not have the checksum in run.json")
 
 
 def as_stored(record: Any) -> Any:
@@ -193,7 +209,10 @@ def _parse(path: Path) -> Any:
         raise ValueError(f"it holds {constant}, which is no number of JSON.")
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        content = path.read_bytes()
+        data = json.loads(content.decode(), parse_constant=refuse)
+        sealed = path.name == "run.json" and isinstance(data, dict)
+        return verify_sealed_json(path, content, data) if sealed else data
     except RecursionError:
         raise ValueError("its brackets are nested too deeply.") from None
 

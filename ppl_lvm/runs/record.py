@@ -11,8 +11,12 @@ from ppl_lvm.core.storage import jsonable
 from ppl_lvm.data import Data
 from ppl_lvm.posterior.evidence import Evidence
 from ppl_lvm.programs.loading import MOVED
+from ppl_lvm.training.options import FitOptions, declared
 
 LAYOUT = 2  # of a run directory; directories of ppl_lvm 0.1 have no number
+
+# Options that may differ when a run is resumed: they do not change its result.
+FREE_OPTIONS = {f.name for f in declared(FitOptions) if f.metadata["free"]}
 
 # Names in bundled programs of layout 1 -> names in this version.
 SETTINGS = {"centre": "center", "centred": "centered"}
@@ -38,6 +42,23 @@ def environment_record(
         "versions": {n: version(n) for n in ("ppl_lvm", "torch", "pyro-ppl", "numpy")},
         "threads": torch.get_num_threads(),
     }
+
+
+def identity(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record that defines the run: equal identities give equal results.
+
+    A bundled program's file changes between versions of this package, so it has no digest here.
+    """
+    keys = ("model", "guide", "options", "data", "num_restarts", "request")
+    parts = {key: record[key] for key in keys if key in record}
+    for role in ("model", "guide"):
+        program = record[role]
+        if program is not None and is_bundled(program["address"]):
+            parts[role] = {**program, "digest": None, "name": None}
+    options = record["options"].items()
+    parts["options"] = {k: v for k, v in options if k not in FREE_OPTIONS}
+    plain: dict[str, Any] = jsonable(parts)
+    return plain
 
 
 def has_weights(record: Mapping[str, Any]) -> bool:

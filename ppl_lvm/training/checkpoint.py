@@ -5,20 +5,95 @@ the optimizer and the schedule, random states, history, the best parameters so f
 why steps are not captured.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import random_state, set_random_state
 from ppl_lvm.core.storage import load_checkpoint, pack, save_checkpoint, strip_prefix, unpack
+from ppl_lvm.training.identity import Identity, require_same
 
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
 
 
+OTHER_RUN = "Copy its own files back, or fit again in another directory."
+
+
 def save(training: "Training", path: Path) -> None:
-    """Write a checkpoint to `path` atomically."""
+    """Write a checkpoint to `path` atomically; where it cannot be written, say so."""
+    row_changes = training.row_tables.changes()
+    tensors, data = _state(training)
+    tensors |= {f"tables/{name}": t for name, t in row_changes.items()}
+
+    def write() -> None:
+        save_checkpoint(path, tensors, {**data, "identity": training.identity})
+        training.row_tables.commit(path, row_changes)
+
+    _attempt(training, write)
+
+
+def save_together(
+    trainings: Sequence["Training"], generators: Sequence[torch.Generator], step: int, path: Path
+) -> None:
+    """Write one checkpoint of restarts that are trained together, all after step `step`."""
+    tensors: dict[str, Tensor] = {}
+    states = []
+    for r, (training, generator) in enumerate(zip(trainings, generators, strict=True)):
+        torch.set_rng_state(generator.get_state())
+        part, data = _state(training)
+        tensors |= {f"{r}/{name}": tensor for name, tensor in part.items()}
+        states.append(data)
+    identity = trainings[0].identity
+    together = {"restarts": states, "step": step, "identity": identity}
+    _attempt(trainings[0], lambda: save_checkpoint(path, tensors, together))
+
+
+def _attempt(training: "Training", write: Callable[[], None]) -> None:
+    """Write; after a failure training goes on in memory, with one line about it."""
+    try:
+        write()
+        training.write_problem = ""
+    except OSError as error:
+        problem = reason_of(error)
+        if problem != training.write_problem:
+            training.say(
+                f"No checkpoint at step {training.step_number}: {problem} Training goes on."
+            )
+        training.write_problem = problem
+
+
+def load_together(
+    trainings: Sequence["Training"], path: Path
+) -> tuple[int, list[dict[str, Tensor]]]:
+    """Set restarts to a state that `save_together` wrote; their step, and random state of each."""
+    tensors, data = read(path, trainings[0].identity)
+    states = []
+    for r, (training, part) in enumerate(zip(trainings, data["restarts"], strict=True)):
+        restart = strip_prefix(f"{r}/", tensors)
+        _set_state(training, restart, part)
+        states.append(restart)
+    return data["step"], states
+
+
+def read(path: Path, identity: Identity | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and data of a checkpoint of the run with this identity.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to another run; names the difference.
+    """
+    tensors, data = load_checkpoint(path)
+    if identity is not None and data.get("identity") is not None:
+        require_same(f"{path} is of another run", identity, data["identity"], OTHER_RUN)
+    return tensors, data
+
+
+def _state(training: "Training") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and data on which the remaining steps depend, without tables of rows."""
     runner = training.step_runner
     optimizer, tensors = pack("optimizer", runner.optimizer.state_dict())
     schedule: Any = None
@@ -29,27 +104,30 @@ def save(training: "Training", path: Path) -> None:
         tensors[f"history/{name}"] = torch.tensor(values, dtype=torch.float64)
     tensors |= {f"best/{name}": tensor for name, tensor in training.best_state.items()}
     tensors |= {f"iterates/{name}": t for name, t in training.iterates.tensors().items()}
-    row_changes = training.row_tables.changes()
-    tensors |= {f"tables/{name}": t for name, t in row_changes.items()}
-    save_checkpoint(
-        path,
-        {**training.pair.state(), **tensors, **random_state()},
-        {
-            "step": training.step_number,
-            "seconds": training.seconds,
-            "optimizer": optimizer,
-            "schedule": schedule,
-            "best_bound": training.best_bound,
-            "stalled_evaluations": training.stalled_evaluations,
-            "capture_error": runner.capture_error,
-        },
-    )
-    training.row_tables.commit(path, row_changes)
+    return {**training.pair.state(), **tensors, **random_state()}, {
+        "step": training.step_number,
+        "seconds": training.seconds,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "best_bound": training.best_bound,
+        "stalled_evaluations": training.stalled_evaluations,
+        "capture_error": runner.capture_error,
+    }
 
 
 def load(training: "Training", path: Path) -> None:
-    """Set a training to the state that `save` wrote to `path`."""
-    tensors, data = load_checkpoint(path)
+    """Set a training to the state that `save` wrote to `path`.
+
+    Raises:
+        ValueError: the file is damaged, or belongs to another run.
+    """
+    tensors, data = read(path, training.identity)
+    _set_state(training, tensors, data)
+    training.row_tables.restore(path, strip_prefix("tables/", tensors))
+    set_random_state(tensors)
+
+
+def _set_state(training: "Training", tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
     runner = training.step_runner
     training.pair.load_state(tensors)
     runner.optimizer.load_state_dict(unpack(data["optimizer"], tensors))
@@ -59,9 +137,7 @@ def load(training: "Training", path: Path) -> None:
     training.best_state = strip_prefix("best/", tensors)
     training.step_number, training.seconds = data["step"], data["seconds"]
     training.iterates.load(strip_prefix("iterates/", tensors), training.step_number)
-    training.row_tables.restore(path, strip_prefix("tables/", tensors))
     training.best_bound = data["best_bound"]
     training.stalled_evaluations = data["stalled_evaluations"]
     if data["capture_error"] is not None:
         runner.disable_capture(data["capture_error"])
-    set_random_state(tensors)

@@ -1,5 +1,6 @@
 """Iterations with checkpoints."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ppl_lvm.core import distributed
-from ppl_lvm.core.storage import load_checkpoint, save_checkpoint
+from ppl_lvm.core import distributed, interrupts
+from ppl_lvm.core.errors import WriteError
+from ppl_lvm.core.storage import save_checkpoint
+from ppl_lvm.training import checkpoint
+from ppl_lvm.training.identity import Identity
+
+logger = logging.getLogger("ppl_lvm")
 
 
 class Checkpointable(Protocol):
@@ -28,24 +34,43 @@ class Checkpointable(Protocol):
 
 
 def iterate_with_checkpoints(
-    algorithm: Checkpointable, iterations: int, path: Path | None, seconds: float
+    algorithm: Checkpointable,
+    iterations: int,
+    path: Path | None,
+    seconds: float,
+    identity: Identity | None = None,
 ) -> None:
     """Iterate from the checkpoint at `path`, if there is one, and write further ones.
+
+    Where one cannot be written, the iterations go on in memory.
 
     Args:
         path: of the checkpoint; None writes none.
         seconds: least time between two checkpoints.
+        identity: of the run, compared with that of the checkpoint.
     """
-    saved = time.monotonic()
+    saved, problem, done = time.monotonic(), "", 0
     if path is not None and path.exists():
-        algorithm.load(*load_checkpoint(path))
+        tensors, data = checkpoint.read(path, identity)
+        data.pop("identity", None)
+        algorithm.load(tensors, data)
 
     def after_iteration() -> None:
-        nonlocal saved
-        if path is None or time.monotonic() - saved < seconds:
+        nonlocal saved, problem, done
+        done += 1
+        if path is None or not (interrupted or time.monotonic() - saved >= seconds):
             return
-        if distributed.rank() == 0:
-            save_checkpoint(path, algorithm.tensors(), algorithm.progress())
+        try:
+            if distributed.rank() == 0:
+                data = {**algorithm.progress(), "identity": identity}
+                save_checkpoint(path, algorithm.tensors(), data)
+        except WriteError as error:
+            if str(error) != problem:
+                logger.warning("No checkpoint: %s Training goes on.", error)
+            problem = str(error)
         saved = time.monotonic()
+        if interrupted:
+            interrupted.end(f"{done} iterations")
 
-    algorithm.run(iterations, after_iteration)
+    with interrupts.deferred(path is not None) as interrupted:
+        algorithm.run(iterations, after_iteration)

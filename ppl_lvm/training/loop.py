@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler import CannotCaptureError, Recording
-from ppl_lvm.core import distributed
+from ppl_lvm.core import distributed, interrupts
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import NonFiniteError, is_numerical
 from ppl_lvm.core.messages import reason_of
@@ -34,6 +34,7 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import checkpoint
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
+from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.non_finite import AT_FAULT, locate_non_finite, unlocated
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
@@ -56,6 +57,7 @@ class Training:
         best_state, best_bound: parameters and validation bound of the best evaluation so far.
         stalled_evaluations: evaluations since the best one.
         path: of the checkpoint; None writes none.
+        identity: of the run, stored with the checkpoint; see `ppl_lvm.training.identity`.
         say: receives one-line messages of the compiler.
 
     Args:
@@ -75,8 +77,9 @@ class Training:
     ) -> None:
         self.pair, self.train, self.held_out = pair, train, held_out
         self.options, self.path = options, path
-        self.step_number = 0
-        self.seconds = 0.0
+        self.identity: Identity | None = None
+        self.write_problem = ""  # of the last checkpoint
+        self.step_number, self.seconds = 0, 0.0
         self.say: Callable[[str], None] = logger.warning
         self.history: dict[str, list[float]] = {
             "bound": [],
@@ -323,7 +326,7 @@ class Training:
 
     def validate(self) -> bool:
         """Evaluate on the held-out rows; True if training goes on."""
-        self.history["validation_step"].append(self.step_number)
+        self.history["validation_step"].append(float(self.step_number))
         learning_rate = self.step_runner.optimizer.param_groups[0]["lr"]
         self.history["learning_rate"].append(float(learning_rate))
         if self.held_out is None:
@@ -368,7 +371,8 @@ class Training:
         self.say = progress.say
         saved = time.monotonic()
         continues = self.continues
-        with self._scope(), distributed.termination_requests() as terminated:
+        savable = self.path is not None or distributed.world_size() > 1
+        with self._scope(), interrupts.deferred(savable) as interrupted:
             while continues and self.step_number < self.options.num_steps:
                 bound = self._advance()
                 at_end = self.step_number == self.options.num_steps
@@ -376,11 +380,11 @@ class Training:
                     continues = self.validate()
                 progress.advance(self.step_number, bound, self.history["validation_bound"][-1:])
                 due = time.monotonic() - saved >= self.options.checkpoint_seconds
-                if due or at_end or not continues or terminated():
+                if due or at_end or not continues or interrupted:
                     self.save()
                     saved = time.monotonic()
-                if terminated():
-                    raise SystemExit(f"Ended from outside after step {self.step_number}.")
+                if interrupted:
+                    interrupted.end(f"step {self.step_number}")
         self.finish()
 
     def finish(self) -> None:

@@ -28,6 +28,7 @@ from ppl_lvm.programs.row_plates import joint_sites, row_plates
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training import checkpoint
 from ppl_lvm.training.attempts import Attempts
+from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import make_guide, prepare_pair, warn_or_raise
@@ -39,6 +40,8 @@ EVALUATION_ROWS = 10_000
 EVALUATIONS = 8  # of the final bound: enough for its Monte-Carlo error
 MORE_EVALUATIONS = 64  # where the error is larger: global latents are one draw for all rows
 SMALL_ERROR = 0.01  # nats per row
+
+CHECKPOINT = "checkpoint.safetensors"  # in the run directory
 
 Entry = dict[str, Any]  # of one restart, as run.json records it
 
@@ -100,6 +103,7 @@ class RestartRunner:
         self.train, self.held_out, self.options = train, held_out, options
         self.num_restarts, self.show_progress = num_restarts, show_progress
         self.attempt = Attempts()
+        self.identity: Identity | None = None
         self._checked = False
         self._failures: dict[int, NonFiniteError] = {}  # by seed
 
@@ -136,18 +140,25 @@ class RestartRunner:
                 return first_rows(self.train, self.options.batch_size)
         return rows
 
-    def run(self, first: Training, directory: Path | None, attempt: Attempts) -> RestartResults:
+    def run(
+        self,
+        first: Training,
+        directory: Path | None,
+        attempt: Attempts,
+        identity: Identity | None = None,
+    ) -> RestartResults:
         """Train every restart and choose the best.
 
         Args:
             first: restart 0, as `prepare(0)` returned it.
             directory: for the checkpoints; None writes none.
             attempt: evaluates the trained restarts.
+            identity: of the run, compared with that of its checkpoints.
 
         Raises:
             NonFiniteError: the loss of every restart became NaN or infinite.
         """
-        self.attempt = attempt
+        self.attempt, self.identity = attempt, identity
         if self.num_restarts == 1:
             trainings = [first]
             entries = [self._train(first, 0, directory)]
@@ -177,20 +188,26 @@ class RestartRunner:
         trainings, entries, states = [], [], []
         for number in range(self.num_restarts):
             training = first if number == 0 else self.prepare(number)
-            self._resume(training, number, directory)
+            training.identity = self.identity
             trainings.append(training)
             states.append(random_state())
+        path, step = None if directory is None else directory / CHECKPOINT, 0
+        if path is not None and path.exists():
+            step, states = checkpoint.load_together(trainings, path)
         try:
-            together = self._train_together(trainings, [state["random/torch"] for state in states])
+            together, finished = self._train_together(
+                trainings, [state["random/torch"] for state in states], step, path
+            )
         except (NonFiniteError, ArithmeticError):  # the steps of the others are in the graph
             return self._train_in_turn(self.prepare(0), directory)
         for number, (training, state) in enumerate(zip(trainings, states, strict=True)):
             set_random_state(state)
-            if together is None:
-                entries.append(self._train(training, number, None, resumed=True))
-            else:
+            if together is not None:
                 torch.set_rng_state(together.generators[number].get_state())
-                entries.append(self._evaluate(training))
+            # A run that was interrupted after the last step together has taken more steps alone.
+            entries.append(
+                self._evaluate(training) if finished else self._train(training, number, directory)
+            )
         return trainings, entries
 
     def _train_in_turn(
@@ -205,42 +222,48 @@ class RestartRunner:
         return trainings, entries
 
     def _train_together(
-        self, trainings: list[Training], states: list[torch.Tensor]
-    ) -> VectorizedRestarts | None:
-        """All restarts in one graph; None where a restart cannot be captured."""
+        self,
+        trainings: list[Training],
+        states: list[torch.Tensor],
+        step: int,
+        path: Path | None,
+    ) -> tuple[VectorizedRestarts | None, bool]:
+        """All restarts in one graph from `step` on, as far as they can be captured: to the end?"""
         title = f"{self.num_restarts} restarts together"
         together: VectorizedRestarts | None = None
-        with self._progress(trainings[0], title) as progress:
+        with self._progress(step, title) as progress:
             try:
-                together = VectorizedRestarts(trainings, states)
+                together = VectorizedRestarts(trainings, states, step, path)
                 together.run(progress)
             except CannotCaptureError as refusal:
                 progress.say(f"One restart after the other: {refusal}.")
+                if together is not None:
+                    together.separate()
+                return together, False
             except (NonFiniteError, ArithmeticError) as error:
                 progress.say(f"One restart after the other, from the beginning: {error}")
                 raise
-        return together
+        return together, True
 
     def _resume(self, training: Training, number: int, directory: Path | None) -> None:
         """Set a restart's checkpoint path, and continue from the checkpoint there."""
         single = self.num_restarts == 1
-        name = "checkpoint.safetensors" if single else f"restarts/{number}.safetensors"
-        training.path = None if directory is None else directory / name
+        if directory is not None:
+            training.path = directory / (CHECKPOINT if single else f"restarts/{number}.safetensors")
+        if self.identity is not None:
+            training.identity = {**self.identity, "restart": number}
         if training.path is not None and training.path.exists():
             checkpoint.load(training, training.path)
 
-    def _progress(self, training: Training, title: str) -> Progress:
+    def _progress(self, done: int, title: str) -> Progress:
         shown = self.show_progress and distributed.rank() == 0
         steps = self.options.num_steps
-        return Progress(steps, done=training.step_number, title=title, shown=shown)
+        return Progress(steps, done=done, title=title, shown=shown)
 
-    def _train(
-        self, training: Training, number: int, directory: Path | None, *, resumed: bool = False
-    ) -> Entry:
-        if not resumed:
-            self._resume(training, number, directory)
+    def _train(self, training: Training, number: int, directory: Path | None) -> Entry:
+        self._resume(training, number, directory)
         title = "" if self.num_restarts == 1 else f"restart {number + 1} of {self.num_restarts}"
-        with self._progress(training, title) as progress:
+        with self._progress(training.step_number, title) as progress:
             try:
                 training.run(progress)
             except NonFiniteError as error:

@@ -1,12 +1,14 @@
 """Vectorized restarts: R trainings in one captured graph.
 
 The cost of a small step is the cost of calling its operations, which R restarts in one graph pay
-once. Each restart has its own rows, random numbers, history and checkpoint. Its parameters are
+once. Each restart has its own rows, random numbers and history. Its parameters are
 views of the stacked parameters, so that its result equals that of a separate run up to rounding.
 """
 
+import copy
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedStep
-from ppl_lvm.core import distributed, torch_specs
+from ppl_lvm.core import distributed, interrupts, torch_specs
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import CannotCaptureError, is_numerical
+from ppl_lvm.training import checkpoint
 from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and separate steps are faster
@@ -34,23 +37,31 @@ class VectorizedRestarts:
     Args:
         trainings: with the same programs and options except for the seed.
         states: torch's random state of each.
+        step_number: steps taken so far.
+        path: of the checkpoint of all; None writes none.
 
     Raises:
         CannotCaptureError: the trainings cannot share a graph; the message has the reason.
     """
 
-    def __init__(self, trainings: Sequence[Training], states: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        trainings: Sequence[Training],
+        states: Sequence[Tensor],
+        step_number: int = 0,
+        path: Path | None = None,
+    ) -> None:
         self.trainings = list(trainings)
         reject_unsupported(self.trainings)
         self.generators = [torch.Generator() for _ in trainings]
         for generator, state in zip(self.generators, states, strict=True):
             generator.set_state(state)
-        self.step_number = self.trainings[0].step_number  # also of restarts that have stopped
+        self.step_number, self.path = step_number, path
         self._steps: dict[int, VectorizedStep] = {}
         self._leaves: list[Tensor] = []
         self._optimizer: Any = None
         self._flat = FlatOptimizer()
-        self._build_step([t.sampler.rows(t.step_number) for t in trainings])
+        self._build_step([t.sampler.rows(step_number) for t in trainings])
 
     @property
     def _first(self) -> Training:
@@ -58,6 +69,12 @@ class VectorizedRestarts:
 
     def run(self, progress: Progress) -> None:
         """Step all to the end, or until validation has stopped improving for each."""
+        with interrupts.deferred(self.path is not None) as interrupted:
+            self._run(progress, interrupted)
+        for training in self.trainings:
+            training.finish()
+
+    def _run(self, progress: Progress, interrupted: interrupts.Requests) -> None:
         options, saved = self._first.options, time.monotonic()
         active = [training.continues for training in self.trainings]
         while any(active) and self.step_number < options.num_steps:
@@ -65,22 +82,30 @@ class VectorizedRestarts:
             step = self.step_number
             at_end = step == options.num_steps
             evaluates = at_end or step % options.validate_every == 0
-            due = time.monotonic() - saved >= options.checkpoint_seconds or at_end
+            due = time.monotonic() - saved >= options.checkpoint_seconds
             for r, training in enumerate(self.trainings):
-                if not active[r]:
-                    continue
-                if evaluates:
+                if active[r] and evaluates:
                     active[r] = training.validate()
-                if due or not active[r]:
-                    torch.set_rng_state(self.generators[r].get_state())
-                    training.save()
-            if due:
+            if due or at_end or interrupted or not any(active):
+                self.save()
                 saved = time.monotonic()
             best = max(self.trainings, key=lambda t: -t.sign * t.history["bound"][-1])
             held_out = best.history["validation_bound"][-1:]
             progress.advance(step, best.history["bound"][-1], held_out)
+            if interrupted:
+                interrupted.end(f"step {step}")
+
+    def save(self) -> None:
+        """Write one checkpoint of all restarts, if there is a path for it."""
+        if (path := self.path) is not None:
+            parts = (self.trainings, self.generators, self.step_number, path)
+            checkpoint.save_together(*parts)
+
+    def separate(self) -> None:
+        """Give each restart its own optimizer state, to be trained separately from here on."""
         for training in self.trainings:
-            training.finish()
+            optimizer = training.step_runner.optimizer
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     def _step(self, active: Sequence[bool]) -> None:
         start = time.perf_counter()
@@ -206,8 +231,6 @@ def reject_unsupported(trainings: Sequence[Training]) -> None:
         reason = "their steps are eager"
     elif distributed.world_size() > 1:
         reason = "several processes share their batches"
-    elif len({training.step_number for training in trainings}) > 1:
-        reason = "they were interrupted at different steps"
     elif any(isinstance(t.step_runner.schedule, ReduceLROnPlateau) for t in trainings):
         reason = "each has another learning rate"
     elif options.engine == "auto" and options.batch_size > MOST_ROWS:

@@ -2,12 +2,14 @@
 
 The other process compiles the graph for tensors of the same shapes and leaves the result in
 Inductor's cache on disk, where this process finds it within a second or so. It runs at low
-priority, and its input goes through a pipe: no file is left behind.
+priority, ends with this process, and its input goes through a pipe: no file is left behind.
 """
 
+import ctypes
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, fx
 
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
+
+PR_SET_PDEATHSIG = 1  # of prctl, in linux/prctl.h
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
@@ -43,7 +47,8 @@ class CompileWorker:
             return
         job = pickle.dumps((packed, layouts, same_random, torch.get_num_threads()))
         self._process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", __spec__.name],
+            [sys.executable, "-W", "ignore", "-m", __spec__.name, str(os.getpid())],
+            start_new_session=True,  # a group of processes, with the compilers that it starts
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -75,7 +80,8 @@ class CompileWorker:
         """Give up the compilation."""
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
-            process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         if process is not None:
             process.wait()
             assert process.stderr is not None
@@ -107,8 +113,18 @@ def _unpack(data: bytes) -> fx.GraphModule:
     return graph
 
 
+def _end_with(parent: int) -> None:
+    """End with the process that started this one, however that ends, and end the compilers too."""
+    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:  # it has ended already
+        sys.exit()
+
+
 def _serve() -> None:
     """Compile the graph on standard input; the last line of the output names a failure."""
+    _end_with(int(sys.argv[1]))
     os.nice(10)
     start_isa_probe()
     packed, layouts, same_random, threads = pickle.load(sys.stdin.buffer)
