@@ -71,7 +71,8 @@ def check_conditions(estimator: Estimator) -> None:
 def check_minimum_particles(estimator: Estimator) -> None:
     """Too few particles and fractions raise at construction."""
     cls: Any = type(estimator)
-    for K, message in ((cls.min_particles - 1, "needs at least"), (2.5, "whole number")):
+    few = "needs at least" if cls.min_particles > 1 else "at least 1"
+    for K, message in ((cls.min_particles - 1, few), (2.5, "whole number")):
         try:
             cls(num_particles=K)
         except ValueError as error:

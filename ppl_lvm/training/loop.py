@@ -175,8 +175,6 @@ class Training:
         self._count_steps([bound], time.perf_counter() - start)
         return bound
 
-    # Steps of several trainings together
-
     def begin_step(self, step: int) -> None:
         """Set the KL weight and the step number that step `step` reads."""
         self.programs.set_kl_weight(self._kl_weight(step))
@@ -207,9 +205,8 @@ class Training:
         """Take `count` steps in one call; None if that is impossible and nothing was done."""
         start = time.perf_counter()
         steps = range(self.step_number, self.step_number + count)
-        rows = [self.sampler.rows(step) for step in steps]
         self.step_runner.policy.step = self.step_number
-        data, index = self._gather([r for r in rows if r is not None])
+        data, index = self._gather([r for r in map(self.sampler.rows, steps) if r is not None])
         bounds = self.step_runner.run_steps(data, index, [self._kl_weight(step) for step in steps])
         if bounds is None:
             return None
