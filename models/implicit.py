@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.validate import Count
 from ppl_lvm.models.parts.row_checks import check_complete, column_moments
 from ppl_lvm.nn import MLP
@@ -38,6 +39,7 @@ class Implicit(LazilySized):
     means: Tensor  # of the data's columns (P,), and their standard deviations
     scales: Tensor
 
+    @checked
     def __init__(
         self, latent: Count = 2, observed: Count | None = None, hidden: tuple[Count, ...] = (64, 64)
     ) -> None:

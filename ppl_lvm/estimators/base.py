@@ -178,6 +178,7 @@ class Estimator(ELBO, nn.Module):
                 structure = structure.with_exact_expectation()
             self.validate(structure)
             self.validate_programs(model, guide, args, kwargs, structure)
+            self._warn_of_jumps(model, guide, args, kwargs, structure)
             while len(self._structures) >= 8:
                 del self._structures[next(iter(self._structures))]
             self._structures[key] = structure
@@ -242,10 +243,6 @@ class Estimator(ELBO, nn.Module):
                 "derivative misses. Use "
                 + ("a fixed support." if site in structure.score_sites else "ELBO or IWAE.")
             )
-        if self.draw_handler() is None:  # otherwise no gradient passes through draws
-            jump = find_jump(model, guide, args, kwargs, structure)
-            if jump is not None:
-                warnings.warn(jump.message(name), stacklevel=1)  # shown once for all callers
         if self.relaxes_programs:
             problem = smoothness_problem(model, guide, args, kwargs, structure)
             if problem is not None:
@@ -254,6 +251,15 @@ class Estimator(ELBO, nn.Module):
                     f"'{structure.score_sites[0]}', between the values 0 and 1, but {problem}. "
                     "Write it as arithmetic, z * a + (1 - z) * b, or use LeaveOneOut."
                 )
+
+    def _warn_of_jumps(
+        self, model: Program, guide: Program, args: Any, kwargs: Any, structure: PairStructure
+    ) -> None:
+        if self.draw_handler() is None:  # otherwise no gradient passes through draws
+            jump = find_jump(model, guide, args, kwargs, structure)
+            if jump is not None:
+                message = jump.message(type(self).__name__)
+                warnings.warn(message, stacklevel=1)  # shown once for all callers
 
     def _validate_guide_terms(self, structure: PairStructure) -> None:
         """Reject enumerated sites and factors of the guide that this estimator has wrong."""

@@ -67,8 +67,6 @@ def prepare_pair(
         # Pyro sets this at the first step; set here, no step changes the objective.
         nesting = max(plate_nesting(model_trace), plate_nesting(guide_trace))
         pair.objective.max_plate_nesting = nesting + adds_particle_plate(pair.objective)
-    if not isinstance(pair.objective, Estimator):
-        _require_loss(pair, model_trace, guide_trace, example)
     rows = len(example[0])
     _require_row_plate(model_trace, pair.row_plates, rows, len(train))
     if pair.joint_sites and distributed.world_size() > 1:
@@ -83,6 +81,8 @@ def prepare_pair(
     objectives.refuse_wrong_gradients(
         pair.objective, guide_trace, pair.row_plates, subsampled=rows < len(train)
     )
+    if not isinstance(pair.objective, Estimator):
+        _require_loss(pair, model_trace, guide_trace, example)
     return pair, predict.summed_sites(pair, *example)
 
 

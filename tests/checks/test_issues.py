@@ -96,7 +96,7 @@ def test_check_runs_a_vae_a_few_times() -> None:
     for program in (model, guide):
         program.register_forward_pre_hook(lambda program, _: runs.append(program))
     assert check(model, guide, x).ok
-    assert 2 <= len(runs) <= 60  # 30 when this was written
+    assert 2 <= len(runs) <= 80  # 62 when this was written
 
 
 @pytest.mark.parametrize("setting", [True, False])

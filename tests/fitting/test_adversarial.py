@@ -187,7 +187,7 @@ def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
     x = torch.randn(30, 2)
     with pytest.raises(ValueError, match=r"rows \(N, P\) of numbers, got \(30,\)"):
         fit_adversarial(Implicit(), x[:, 0])
-    with pytest.raises(ValueError, match="discriminator_steps must be a whole number"):
+    with pytest.raises(ValueError, match="discriminator_steps=0 is too small"):
         fit_adversarial(Implicit(), x, discriminator_steps=0)
     for wrong, message in (
         (nn.Linear(3, 1), r"does not run on rows of shape \(2,\)"),
@@ -206,7 +206,7 @@ def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
         Implicit().draw(3)
     with pytest.raises(ValueError, match="fit_adversarial"):
         fit(Implicit(), None, x, num_steps=2)
-    with pytest.raises(ValueError, match="latent >= 1"):
+    with pytest.raises(ValueError, match="latent=0 is too small"):
         Implicit(latent=0)
     with pytest.raises(FloatingPointError, match="The generator's loss is nan at step 0"):
         fit_adversarial(Implicit(), x, objective=lambda a: a * math.nan, num_steps=2)

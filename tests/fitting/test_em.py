@@ -221,7 +221,7 @@ def test_fit_em_rejects_a_model_without_the_two_steps(iris: Tensor) -> None:
 @pytest.mark.parametrize("option", ["max_iterations", "restarts"])
 def test_fit_em_rejects_counts_below_one(iris: Tensor, option: str) -> None:
     options: dict[str, Any] = {option: 0}
-    with pytest.raises(ValueError, match=f"{option} must be a whole number"):
+    with pytest.raises(ValueError, match=f"{option}=0 is too small. Pass a whole number"):
         fit_em(GaussianMixture(3), iris, **options)
 
 

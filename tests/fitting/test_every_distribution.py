@@ -156,7 +156,8 @@ def test_improper_prior_is_trained_and_its_rows_are_not_drawn() -> None:
     run = _fit(lambda t: dist.ImproperUniform(constraints.real, (), ()), "global")
     assert math.isfinite(run.results["bound"])
     with pytest.raises(ValueError, match=r"prior of '.*' is improper: nothing can be drawn"):
-        simulate(run.model, *run.example_rows)
+        with run.pair.scope():
+            simulate(run.model, *run.example_rows)
 
 
 def test_check_lists_a_distribution_without_density() -> None:

@@ -227,7 +227,7 @@ def test_broadcast_draws_have_the_log_joint_of_looped_draws() -> None:
     ("model", "options", "message"),
     [
         (GaussianMixture(2), {}, "'z' is discrete, which NUTS does not draw"),
-        (PPCA(1), {"num_draws": 0}, "num_draws must be a whole number"),
+        (PPCA(1), {"num_draws": 0}, "num_draws=0 is too small"),
         (PPCA(1), {"resume": True}, "needs the directory"),
         (PPCA(1), {"guide": "ppl_lvm.guides:GlobalNormal"}, "no latent outside the plate"),
     ],

@@ -290,5 +290,5 @@ def test_local_normal_refuses_global_latents_alone_and_zero_steps() -> None:
 
     with pytest.raises(ValueError, match="LocalNormal: there is no continuous latent to serve"):
         LocalNormal(shared, torch.randn(3))
-    with pytest.raises(ValueError, match="inner_steps=0, fit_steps=200"):
+    with pytest.raises(ValueError, match="inner_steps=0 is too small"):
         LocalNormal(shared, torch.randn(3), inner_steps=0)

@@ -121,6 +121,7 @@ def test_resume_rejects_a_run_with_another_seed(command: list[str], tmp_path: Pa
     directory = ["--directory", str(tmp_path / "r")]
     command[command.index("--num-steps") + 1] = "3"
     command[command.index("--schedule") + 1] = "StepLR(step_size=1)"
+    command[command.index("--kl-annealing") + 1] = "2"
     assert run_command(*command, *directory, folder=tmp_path).returncode == 0
     command[command.index("--seed") + 1] = "5"
     refused = run_command(*command, *directory, "--resume", folder=tmp_path)

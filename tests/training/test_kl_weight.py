@@ -52,7 +52,7 @@ def _z_and_c_guide(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "ELBO", "IWAE(num_particles=2)"])
-@pytest.mark.parametrize("weight", [{"kl_weight": 0.5}, {"kl_annealing": 10}])
+@pytest.mark.parametrize("weight", [{"kl_weight": 0.5}, {"kl_annealing": 2}])
 def test_fit_rejects_a_weighted_latent_with_a_summed_parent(
     name: Any, weight: dict[str, Any]
 ) -> None:

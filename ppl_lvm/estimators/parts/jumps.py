@@ -30,8 +30,8 @@ from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.particles.tracing import is_scored, tempered_log_prob
 from ppl_lvm.programs.dependencies import FollowNames
 
-_LINES = 2  # straight lines between two draws
-_PLACES = (-3.0, 0.0, 1.0, 4.0)  # on a line through draws at 0 and 1
+_LINES = 4  # straight lines between two draws
+_PLACES = (-3.0, -1.0, 0.0, 1.0, 2.0, 4.0)  # on a line through draws at 0 and 1
 _BISECTIONS = 22
 _ERRORS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
 

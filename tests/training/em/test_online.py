@@ -70,5 +70,5 @@ def test_online_em_without_transport_of_statistics_ends_far_from_the_optimum() -
 
 
 def test_online_em_rejects_a_decay_of_one_half() -> None:
-    with pytest.raises(ValueError, match=r"decay=0\.5 must lie above 0\.5"):
+    with pytest.raises(ValueError, match=r"decay=0\.5 is too small\. Pass a number above 0\.5"):
         fit_em(GaussianMixture(3), _clusters(20), decay=0.5)
