@@ -142,5 +142,5 @@ def test_relaxed_estimator_rejects_categorical_site(cls: Any) -> None:
 
     with pytest.raises(ValueError, match=r"'c' is Categorical. Write it one-hot, or use Leave"):
         cls().loss(model, model, torch.zeros(2))
-    with pytest.raises(ValueError, match="temperature=0.0 is too small"):
+    with pytest.raises(ValueError, match=r"temperature=0\.0 is too small"):
         cls(temperature=0.0)

@@ -154,7 +154,7 @@ def test_relaxed_control_parameters_learn_and_lower_variance(cls: Any) -> None:
 
 @pytest.mark.parametrize("cls", [REBAR, RELAX])
 def test_relaxed_control_rejects_zero_temperature(cls: Any) -> None:
-    with pytest.raises(ValueError, match="temperature=0.0 is too small"):
+    with pytest.raises(ValueError, match=r"temperature=0\.0 is too small"):
         cls(temperature=0.0)
 
 

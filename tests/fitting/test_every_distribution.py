@@ -155,9 +155,9 @@ def test_unusable_distribution_is_rejected_with_its_site(
 def test_improper_prior_is_trained_and_its_rows_are_not_drawn() -> None:
     run = _fit(lambda t: dist.ImproperUniform(constraints.real, (), ()), "global")
     assert math.isfinite(run.results["bound"])
-    with pytest.raises(ValueError, match=r"prior of '.*' is improper: nothing can be drawn"):
-        with run.pair.scope():
-            simulate(run.model, *run.example_rows)
+    improper = pytest.raises(ValueError, match=r"prior of '.*' is improper: nothing can be drawn")
+    with run.pair.scope(), improper:
+        simulate(run.model, *run.example_rows)
 
 
 def test_check_lists_a_distribution_without_density() -> None:
