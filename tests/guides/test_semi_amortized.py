@@ -138,5 +138,5 @@ def test_semi_amortized_refuses_global_latents_alone_and_negative_steps() -> Non
 
     with pytest.raises(ValueError, match="SemiAmortized: there is no continuous latent to serve"):
         SemiAmortized(shared, torch.randn(3))
-    with pytest.raises(ValueError, match="steps=-1 is negative"):
+    with pytest.raises(ValueError, match="steps=-1 is too small"):
         SemiAmortized(shared, torch.randn(3), steps=-1)
