@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
-from ppl_lvm.approximation.methods import METHODS
+from ppl_lvm.approximation.methods import NORMALS
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.posterior_suite.base import Posterior
@@ -139,7 +139,7 @@ def run(
         methods: names with commas between; all by default.
         only: the part of posteriors whose name contains this text.
     """
-    chosen = methods.split(",") if methods else [*(m for m in METHODS if m != "svi"), *PYRO]
+    chosen = methods.split(",") if methods else ["auto", *NORMALS, *PYRO]
     if smoke:
         chosen = chosen[:1]
     names = [n for n in references() if only in n and (n in SMOKE or not smoke)]

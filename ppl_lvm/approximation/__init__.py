@@ -14,7 +14,7 @@
 The folder is flat: each method is one file of formulas, and the others are parts that they share.
 """
 
-from ppl_lvm.approximation.methods import METHODS, approximate
+from ppl_lvm.approximation.methods import approximate
 from ppl_lvm.approximation.result import Approximation
 
-__all__ = ["METHODS", "Approximation", "approximate"]
+__all__ = ["Approximation", "approximate"]

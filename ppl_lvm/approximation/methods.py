@@ -17,7 +17,7 @@ from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
 
 
 def approximate(target: LogDensity, method: str, generator: torch.Generator) -> Approximation:
-    """The posterior of `target` by one of `METHODS`, "auto" included."""
+    """The posterior of `target` by one of `NORMALS`, or "auto"."""
     if method == "auto":
         return find_posterior(target, generator)
     weighted = weigh(target, NORMALS[method](target, generator), generator)
@@ -88,4 +88,3 @@ NORMALS: dict[str, Callable[[LogDensity, torch.Generator], Normal]] = {
     "batch_and_match": _batch_and_match,
     "dadvi": _dadvi,
 }
-METHODS = ("auto", "svi", *NORMALS)

@@ -8,13 +8,11 @@ is a `GlobalMultivariateNormal` and whose draws are those of the method.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ppl_lvm.approximation import Approximation, approximate
-from ppl_lvm.approximation.unconstrained import LogDensity
 from ppl_lvm.core import distributed
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
@@ -30,6 +28,10 @@ from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import Run
 from ppl_lvm.training.options import FitOptions, GradientOptions, declared
 from ppl_lvm.training.preparation import require_running_model, warn_or_raise
+
+if TYPE_CHECKING:
+    from ppl_lvm.approximation import Approximation
+    from ppl_lvm.approximation.unconstrained import LogDensity
 
 GUIDE = "ppl_lvm.guides:GlobalMultivariateNormal"
 MAX_DIM = 500  # unconstrained values, of which a full covariance is kept
@@ -146,7 +148,7 @@ class _Prepared:
     factory: ModelFactory
     instance: Any
     rows: Batch
-    target: LogDensity
+    target: "LogDensity"
 
 
 def fit_posterior(
@@ -168,6 +170,8 @@ def fit_posterior(
         )
         if finished is not None:
             return finished
+        from ppl_lvm.approximation import approximate
+
         generator = torch.Generator().manual_seed(options.seed)
         result = approximate(prepared.target, method, generator)
         say(result.sentence)
@@ -189,6 +193,9 @@ def in_double(data: Any) -> Any:
 
 def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
     """Rows and model in double precision."""
+    # Imported where a model is served: recording takes modules that other fits do not need.
+    from ppl_lvm.approximation.unconstrained import LogDensity
+
     session = Session(data, options)
     factory = ModelFactory(copy_programs(model)[0], options.settings)
     rows = first_rows(session.train, len(session.train))
@@ -208,7 +215,7 @@ def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
     return _Prepared(session, factory, instance, rows, target)
 
 
-def _as_run(prepared: _Prepared, guide: Any, result: Approximation) -> Run:
+def _as_run(prepared: _Prepared, guide: Any, result: "Approximation") -> Run:
     session, record, target = prepared.session, prepared.session.record, prepared.target
     pair = ModelGuidePair(prepared.instance, guide, objectives.objective("ELBO"))
     pair.dtype = target.dtype

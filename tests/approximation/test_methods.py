@@ -1,5 +1,7 @@
 """Methods on posteriors with exact moments."""
 
+from typing import get_args
+
 import arviz as az
 import numpy as np
 import pyro
@@ -16,11 +18,12 @@ from ppl_lvm.approximation.dadvi import dadvi
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import probe, weigh
 from ppl_lvm.approximation.laplace import laplace
-from ppl_lvm.approximation.methods import METHODS, approximate
+from ppl_lvm.approximation.methods import NORMALS, approximate
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.pathfinder import inverse_hessians
 from ppl_lvm.approximation.paths import AscentPath
 from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
+from ppl_lvm.core.levels import Method
 
 KNOWN = linear_normal()
 EXACT = Normal.of_covariance(KNOWN.mean, KNOWN.covariance)
@@ -105,7 +108,11 @@ def test_chain_statistics_equal_arviz():
     np.testing.assert_allclose(effective_size(chains), az.ess(data)["x"].values, rtol=0.05)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "svi"])
+def test_options_list_the_methods():
+    assert get_args(Method) == ("auto", "svi", *NORMALS)
+
+
+@pytest.mark.parametrize("method", ["auto", *NORMALS])
 def test_method_finds_a_normal_posterior_and_calls_it_good(target, method):
     result = approximate(target, method, generator())
     sd = KNOWN.covariance.diagonal().sqrt()
