@@ -1,13 +1,14 @@
 """Valid guides, plain and unusual: no error and no warning."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import autoguide, config_enumerate
+from pyro.infer import Trace_ELBO, autoguide, config_enumerate
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -297,3 +298,31 @@ def test_check_passes_a_valid_guide_without_warnings(name: str) -> None:
     model, guide, batch = PAIRS[name]()
     issues = check(model, guide, *batch)
     assert [str(f) for f in issues if f.severity != "note"] == []
+
+
+def _broadcast_prior(x: Tensor) -> None:
+    """A prior that has the rows only by the parameter that the guide has created."""
+    loc = pyro.param("loc", torch.tensor(0.0))
+    with pyro.plate("data", dim=-1):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.sample("x", dist.Normal(z + 0 * x[:, 0], 1.0), obs=x[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:Found plate statements in guide")
+@pytest.mark.parametrize(("name", "codes"), [("loc", []), ("other", ["shape"])])
+def test_check_reads_a_broadcast_prior_with_the_values_of_the_guide(
+    name: str, codes: list[str]
+) -> None:
+    """Alone the prior has batch shape (); Pyro trains the first guide and refuses the second."""
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param(name, torch.zeros(len(x)))
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    assert [issue.code for issue in check(_broadcast_prior, guide, x).errors] == codes
+    pyro.clear_param_store()
+    with nullcontext() if not codes else pytest.raises(ValueError, match="shapes disagree"):
+        Trace_ELBO().loss(_broadcast_prior, guide, x)
+    pyro.clear_param_store()
