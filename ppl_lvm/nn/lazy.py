@@ -18,7 +18,7 @@ class LazilySized(nn.Module):
 
     Example:
         >>> class Scale(LazilySized):
-        ...     def __init__(self, observed: Count | None = None) -> None:
+        ...     def __init__(self, observed: int | None = None) -> None:
         ...         super().__init__()
         ...         self.set_sizes(observed)
         ...

@@ -112,7 +112,9 @@ def test_options_list_the_methods():
     assert get_args(Method) == ("auto", "svi", *NORMALS)
 
 
-@pytest.mark.parametrize("method", ["auto", *NORMALS])
+@pytest.mark.parametrize(
+    "method", ["auto", *(pytest.param(m, marks=pytest.mark.slow) for m in NORMALS)]
+)
 def test_method_finds_a_normal_posterior_and_calls_it_good(target, method):
     result = approximate(target, method, generator())
     sd = KNOWN.covariance.diagonal().sqrt()

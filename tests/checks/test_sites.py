@@ -272,6 +272,7 @@ def test_unit_latent_names_factor_as_its_remedy() -> None:
         check(_unit, None, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [True, False])
 def test_slow_normalization_is_noted_where_each_row_has_its_own(rows: bool) -> None:
     x = torch.zeros(40, 2)

@@ -104,6 +104,7 @@ def test_fit_runs_expectation_maximization_by_its_name(tmp_path: Path) -> None:
     assert "--objective em takes no --optimizer" in refused.stderr
 
 
+@pytest.mark.slow
 def test_fit_runs_online_em_with_missing_values(tmp_path: Path) -> None:
     rows = [f"{i % 7},{'' if i % 9 == 0 else i % 5}" for i in range(300)]
     (tmp_path / "gaps.csv").write_text("a,b\n" + "\n".join(rows))
@@ -119,6 +120,7 @@ def test_fit_runs_online_em_with_missing_values(tmp_path: Path) -> None:
     assert "em takes decay, tolerance, got decai" in refused.stderr
 
 
+@pytest.mark.slow
 def test_fit_draws_rows_of_a_file_as_images_of_the_given_shape(tmp_path: Path) -> None:
     bits = np.random.default_rng(0).random((30, 12)) < 0.5
     np.savez(tmp_path / "halves.npz", x=bits[:, :6] * 1.0, y=bits[:, 6:] * 1.0)
@@ -145,6 +147,7 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [*words, "--set", "likelihood=bernoulli"]
 
 
+@pytest.mark.slow
 def test_fit_runs_monte_carlo_em_with_arguments_in_brackets(answers: list[str]) -> None:
     mcem = "mcem(num_draws=3, warmup=5, guide_steps=10)"
     words = [*answers, "--objective", mcem, "--num-steps", "3", "--validation", "10", "--json"]

@@ -253,6 +253,7 @@ def _numbers(seed: int) -> list[Any]:
     return [run.history["bound"], parameters, codes.tolist(), draws.tolist(), str(evidence)]
 
 
+@pytest.mark.slow
 def test_fits_in_threads_are_those_alone() -> None:
     alone = [_numbers(seed) for seed in range(3)]
     before, results = state_of_the_process(), [list[Any]()] * 3
@@ -274,6 +275,7 @@ def test_fits_in_threads_are_those_alone() -> None:
     assert asyncio.run(together()) == alone[:2]
 
 
+@pytest.mark.slow
 def test_fit_inside_another_program_is_the_fit_alone() -> None:
     alone, inside = _fit(1, engine="eager"), []
 

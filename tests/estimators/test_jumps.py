@@ -104,6 +104,7 @@ def test_jump_is_named_by_every_estimator_that_follows_the_draws(name: str) -> N
     assert bool(warning) != detached
 
 
+@pytest.mark.slow
 def test_check_names_the_jump() -> None:
     (issue,) = [i for i in check(*_pair(JUMPS["comparison"]), X) if i.code == "jump"]
     assert (issue.severity, issue.site, issue.file) == ("warning", "z", __file__)

@@ -100,6 +100,7 @@ def _kinds(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_amortized_joint_passes_check_with_every_factor() -> None:
     x = torch.rand(6, 5).round()
     factors = {"rate": "spline", "pi": "low_rank", "table": "affine"}

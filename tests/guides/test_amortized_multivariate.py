@@ -20,6 +20,7 @@ def _sum(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z.sum(-1), 0.5), obs=x)
 
 
+@pytest.mark.slow
 def test_full_rank_normal_fits_a_correlated_posterior() -> None:
     x = torch.linspace(-2, 2, 9)
     guide = AmortizedMultivariateNormal(_sum, x, hidden=())

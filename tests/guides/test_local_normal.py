@@ -246,6 +246,7 @@ def test_local_normal_adds_a_guide_for_global_latents() -> None:
     torch.testing.assert_close(node.variance, (1 / precision).expand(30), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_local_normal_fits_global_latents_by_mini_batches() -> None:
     x = 3 + torch.randn(30)
     run = fit(_family, LocalNormal, x, batch_size=10, num_steps=4)
@@ -274,6 +275,7 @@ def test_check_leaves_the_row_table_unchanged() -> None:
     assert guide.row_table.size is None
 
 
+@pytest.mark.slow
 def test_step_of_local_normal_cannot_be_captured() -> None:
     x = torch.randn(8, 5)
     with pytest.raises(CannotCaptureError, match="table of rows"):

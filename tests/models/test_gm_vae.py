@@ -117,6 +117,7 @@ def test_gm_vae_clusters_digits_with_the_command_s_settings(tmp_path: Path) -> N
     torch.testing.assert_close(again.encode(data)["z"], run.encode(data)["z"])
 
 
+@pytest.mark.slow
 def test_gm_vae_passes_check_and_exports_to_arviz() -> None:
     model = _small()
     assert not list(check(model, AmortizedNormal(model, BITS), BITS))

@@ -93,6 +93,7 @@ def test_linear_state_space_missing_values_are_not_zeros() -> None:
     torch.testing.assert_close(observed_log_prob(model, x)[1:2], observed_log_prob(model, short))
 
 
+@pytest.mark.slow
 def test_linear_state_space_fit_recovers_an_autoregression() -> None:
     """AR(1) seen with noise: A is its coefficient."""
     torch.manual_seed(0)

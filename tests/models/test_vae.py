@@ -134,6 +134,7 @@ def test_vae_rejects_values_outside_the_support(
         model.initialize(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [1.0, 4.0])
 def test_kl_weight_tempers_the_learned_posterior(beta: float) -> None:
     """β-VAE: q maximizes E log p(x | z) - β KL(q ‖ p), so q ∝ p(z) p(x | z)^(1/β)."""

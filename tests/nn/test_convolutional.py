@@ -91,6 +91,7 @@ class _Pictures(PyroModule):
             pyro.sample("x", Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 def test_guide_trains_with_a_conv_encoder() -> None:
     x = (torch.tensor(load_digits().data[:128]) >= 8).float()
     model = _Pictures()

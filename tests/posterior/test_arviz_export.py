@@ -229,6 +229,7 @@ class GlobalAndLocalGuide(MeanGuide):
             pyro.sample("z", Normal(0.64 * m + 0.36 * x, 0.7 * 0.48))
 
 
+@pytest.mark.slow
 def test_local_latents_are_resampled_given_the_global_ones() -> None:
     x = torch.linspace(-1, 1.5, 20)
     data = unfitted(GlobalAndLocal(), GlobalAndLocalGuide(), x).to_arviz(
@@ -242,7 +243,7 @@ def test_local_latents_are_resampled_given_the_global_ones() -> None:
 
 def test_export_rejects_unknown_kinds_of_draws() -> None:
     x = torch.zeros(5)
-    with pytest.raises(ValueError, match="q, weighted, resampled"):
+    with pytest.raises(ValueError, match="'q', 'weighted', 'resampled'"):
         unfitted(Mean(), MeanGuide(0.3, 0.2), x).to_arviz(x, num_samples=5, draws="p")  # type: ignore[arg-type]
 
 

@@ -46,6 +46,7 @@ def test_load_adversaries_restores_a_saved_run(tmp_path: Path) -> None:
     assert pictures == {"training.png", "samples.png"}
 
 
+@pytest.mark.slow
 def test_interrupted_adversarial_run_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

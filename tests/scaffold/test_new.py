@@ -31,6 +31,7 @@ def tests_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FindTests:
     return find
 
 
+@pytest.mark.slow
 def test_template_passes_its_tests_and_is_fitted_by_its_address(
     tmp_path: Path, tests_of: FindTests, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,6 +143,7 @@ def test_training_resumes_at_another_level(first: Any, second: Any, tmp_path: Pa
     assert resumed.history["bound"] == pytest.approx(complete.history["bound"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_captured_training_keeps_double_precision() -> None:
     torch.set_default_dtype(torch.float64)
     runs = [

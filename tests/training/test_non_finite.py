@@ -122,6 +122,7 @@ def test_value_outside_the_support_is_refused_in_replayed_steps(tmp_path: Path) 
     assert step > 0
 
 
+@pytest.mark.slow
 def test_overflow_of_cubo_has_a_hint_of_its_objective() -> None:
     with pytest.raises(
         NonFiniteError,
@@ -193,6 +194,7 @@ def test_failing_factorization_names_step_and_line_and_keeps_the_parameters(
     assert tensors["state/model/c"].isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_diverging_mixture_names_the_parameter(restarts: int) -> None:
     with pytest.raises(NonFiniteError, match=r"Step \d+: parameter 'scale_tril' is infinite"):

@@ -212,6 +212,7 @@ def test_nan_in_one_vectorized_restart_names_the_site() -> None:
         )
 
 
+@pytest.mark.slow
 def test_vectorized_restarts_take_the_rates_that_the_optimizer_decays() -> None:
     """ClippedAdam multiplies its rate by `lrd` at each step."""
     options = {"engine": "captured", "optimizer": partial(ClippedAdam, lr=0.1, lrd=0.8)}

@@ -68,6 +68,7 @@ def test_run_with_codes_has_traversals_and_worst_rows() -> None:
     assert worst_rows(run, data, batch, log_p[:7]) is None
 
 
+@pytest.mark.slow
 def test_density_is_not_drawn_with_global_latents() -> None:
     run = fit(
         BayesianGaussianMixture,

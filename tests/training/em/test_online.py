@@ -62,6 +62,7 @@ class _Untransported(GaussianMixture):
         return statistics
 
 
+@pytest.mark.slow
 def test_online_em_without_transport_of_statistics_ends_far_from_the_optimum() -> None:
     x = _clusters(2000)
     exact = fit_em(GaussianMixture(2), x, tolerance=1e-9)
