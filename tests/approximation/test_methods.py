@@ -112,9 +112,10 @@ def test_options_list_the_methods():
     assert get_args(Method) == ("auto", "svi", *NORMALS)
 
 
-@pytest.mark.parametrize(
-    "method", ["auto", *(pytest.param(m, marks=pytest.mark.slow) for m in NORMALS)]
-)
+NAMES = ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in NORMALS)]
+
+
+@pytest.mark.parametrize("method", NAMES)
 def test_method_finds_a_normal_posterior_and_calls_it_good(target, method):
     result = approximate(target, method, generator())
     sd = KNOWN.covariance.diagonal().sqrt()

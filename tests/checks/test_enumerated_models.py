@@ -30,9 +30,8 @@ def test_check_passes_enumerated_models_of_the_exact_bound(name: str) -> None:
     assert ours == pytest.approx(exact, rel=1e-5)
 
 
-SOME = [
-    n if k % 3 == 0 else pytest.param(n, marks=pytest.mark.slow) for k, n in enumerate(PROGRAMS)
-]
+SLOW = pytest.mark.slow
+SOME = [n if k % 3 == 0 else pytest.param(n, marks=SLOW) for k, n in enumerate(PROGRAMS)]
 
 
 @pytest.mark.parametrize("name", SOME)

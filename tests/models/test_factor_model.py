@@ -40,7 +40,11 @@ def _density(model: FactorModel, eta: np.ndarray, p: int) -> Any:
     return scipy.stats.nbinom(1 / a, 1 / (1 + a * np.exp(eta)))
 
 
-@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+SLOW = pytest.mark.slow
+SOME = [name if k == 0 else pytest.param(name, marks=SLOW) for k, name in enumerate(LIKELIHOODS)]
+
+
+@pytest.mark.parametrize("likelihood", SOME)
 def test_factor_model_log_evidence_equals_the_integral(likelihood: str) -> None:
     x = _counts() if likelihood != "bernoulli" else (_counts() > 2).double()
     model = _started(likelihood, x)

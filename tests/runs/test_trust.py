@@ -95,7 +95,7 @@ def test_run_of_a_package_loads_where_the_package_is_listed(folder: Path) -> Non
     _forget()
     assert load_run(run, trust=True).results["steps"] == 1
     for wrong in ("trusted_package", [3], ["a b"], []):
-        with pytest.raises(ValueError, match="trust=|no list of packages"):
+        with pytest.raises(ValueError, match=r"trust=|no list of packages"):
             load_run(run, trust=wrong)  # type: ignore[arg-type]
 
 

@@ -197,7 +197,11 @@ def test_check_model_accepts_a_correct_model() -> None:
     checked(Factor)
 
 
-@pytest.mark.parametrize("model", WRONG)
+SLOW = pytest.mark.slow
+SOME = [m if k % 3 == 0 else pytest.param(m, marks=SLOW) for k, m in enumerate(WRONG)]
+
+
+@pytest.mark.parametrize("model", SOME)
 def test_check_model_rejects_a_wrong_twin(model: type[Factor]) -> None:
     with pytest.raises(AssertionError, match=f"(?s)^{model.__name__}: .*{WRONG[model]}"):
         checked(model)

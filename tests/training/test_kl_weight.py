@@ -72,7 +72,10 @@ def test_fit_weights_a_latent_whose_parent_is_in_the_guide() -> None:
     fit(_clusters, _z_and_c_guide, torch.randn(6), num_steps=2, kl_weight=0.5)
 
 
-@pytest.mark.parametrize("name", ["TraceEnum_ELBO(max_plate_nesting=1)", "ELBO"])
+PYRO = pytest.param("TraceEnum_ELBO(max_plate_nesting=1)", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [PYRO, "ELBO"])
 def test_kl_weight_of_a_summed_sites_parent_equals_quadrature(name: str) -> None:
     """E_q Σ_n log Σ_c p(c) p(x_n | w, c) - β KL(q(w) ‖ p(w))."""
     x, beta, draws = torch.tensor([0.5, 2.0, 3.0]), 3.0, 400

@@ -92,7 +92,7 @@ def test_steps_at_every_level_equal_eager_steps(level: Any, per_call: int) -> No
         ("Adam(lr=0.01)", "captured"),
         pytest.param("Adam(lr=0.01)", "compiled", marks=pytest.mark.slow),
         ("SGD(lr=0.01)", "eager"),  # without state
-        ("SGD(lr=0.01)", "captured"),
+        pytest.param("SGD(lr=0.01)", "captured", marks=pytest.mark.slow),
     ],
 )
 def test_resumed_training_equals_an_uninterrupted_one_bit_for_bit(
