@@ -34,7 +34,10 @@ class GlobalMultivariateNormal(AutoMultivariateNormal):
 
     def __init__(self, model: Callable[..., Any], *batch: Any, scale: float = 0.1) -> None:
         super().__init__(model, init_loc_fn=_origin, init_scale=scale)
-        with dry_run(model):
+        with (
+            dry_run(model),
+            torch.no_grad(),
+        ):  # it keeps a trace, which a copy must not differentiate
             self(*batch)
 
     def set_normal(self, loc: Tensor, scale_tril: Tensor) -> None:

@@ -204,13 +204,19 @@ class ModelGuidePair:
     def _refuse_tied_names(self) -> None:
         """Refuse two constrained parameters of one name, which share one entry of Pyro's store."""
         names = [
-            {name for name, leaf, value in _constrained(module) if leaf is not value}
+            {
+                # Autoguides have the name of their class before it.
+                f"{getattr(module, '_pyro_name', '')}.{name}"
+                for name, leaf, value in _constrained(module)
+                if leaf is not value
+            }
             for owner, module in self.modules()
             if owner != "objective"
         ]
         if len(names) == 2 and (common := names[0] & names[1]):
+            name = min(common).lstrip(".")
             raise ValueError(
-                f"Parameter {sorted(common)[0]!r}: model and guide both have one of this name, and "
+                f"Parameter {name!r}: model and guide both have one of this name, and "
                 "Pyro would share them. Rename one of the attributes."
             )
 
