@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ppl_lvm.authoring import dry_run
+from ppl_lvm.core.validate import Positive
 from ppl_lvm.guides.parts.site_guide import Latents, serving
 
 
@@ -32,12 +33,9 @@ class GlobalMultivariateNormal(AutoMultivariateNormal):
         scale: initial standard deviation of the unconstrained values, which start at 0.
     """
 
-    def __init__(self, model: Callable[..., Any], *batch: Any, scale: float = 0.1) -> None:
+    def __init__(self, model: Callable[..., Any], *batch: Any, scale: Positive = 0.1) -> None:
         super().__init__(model, init_loc_fn=_origin, init_scale=scale)
-        with (
-            dry_run(model),
-            torch.no_grad(),
-        ):  # it keeps a trace, which a copy must not differentiate
+        with dry_run(model), torch.no_grad():  # the trace that it keeps can be copied
             self(*batch)
 
     def set_normal(self, loc: Tensor, scale_tril: Tensor) -> None:
