@@ -7,6 +7,7 @@ is a `GlobalMultivariateNormal` and whose draws are those of the method.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -103,25 +104,38 @@ def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
         instance = factory.make(rows)
         if getattr(instance, "default_guide", None) is not None:
             return "the model has a guide"
-        try:
-            signed = signature(instance, *rows)
-        except Exception:
-            require_running_model(instance, *rows)
-            raise
-        return unsuitable(signed, instance, len(session.train), len(rows[0]))
+        trained = _trained_parameter(instance)
+        if trained is not None:
+            return trained
+        return unsuitable(_signature(instance, rows), len(session.train), len(rows[0]))
 
 
-def unsuitable(signed: Signature, model: Any, num_rows: int, shown_rows: int) -> str | None:
+def _trained_parameter(model: Any) -> str | None:
+    parameters = model.named_parameters() if isinstance(model, nn.Module) else ()
+    name = next((name for name, p in parameters if p.requires_grad), None)
+    return name and f"the model has the parameter {name!r}, and a posterior of latents only"
+
+
+def _signature(model: Any, rows: Batch) -> Signature:
+    """The signature in double precision, as the methods run the model, else in the default."""
+    double = torch.float64
+    with suppress(Exception), default_dtype(double):
+        return signature(model, *(t.to(double) if t.is_floating_point() else t for t in rows))
+    try:
+        return signature(model, *rows)
+    except Exception:
+        require_running_model(model, *rows)
+        raise
+
+
+def unsuitable(signed: Signature, num_rows: int, shown_rows: int) -> str | None:
     """Reason why a model has no posterior over one short vector, or None.
 
     Args:
         signed: its signature on `shown_rows` of `num_rows` rows.
     """
-    parameters = [p.name for p in signed.parameters]
-    if isinstance(model, nn.Module):
-        parameters += [name for name, p in model.named_parameters() if p.requires_grad]
-    if parameters:
-        return f"the model has the parameter {parameters[0]!r}, and a posterior of latents only"
+    for parameter in signed.parameters:
+        return f"the model has the parameter {parameter.name!r}, and a posterior of latents only"
     sampled = [site for site in signed.latents if site.enumerate is None or not site.discrete]
     if len(sampled) < len(signed.latents):
         return "the model has enumerated sites"
