@@ -77,7 +77,7 @@ def test_lda_bound_of_a_dirichlet_guide_is_close_below_the_evidence() -> None:
     model: Any = run.model
     exact = model.log_evidence(TINY).item()
     bound, error = 3 * run.results["bound"], 3 * run.results["bound_monte_carlo_error"]
-    assert exact - math.log(2) - 1.0 < bound < exact + 5 * error
+    assert exact - math.log(2) - 1.0 - 5 * error < bound < exact + 5 * error
     drawn = run.log_evidence(TINY, 4000)
     error = 5 * 3 * drawn.monte_carlo_error
     # q sits at one of the two orders of the topics, which holds half of the posterior.

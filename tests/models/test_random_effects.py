@@ -76,7 +76,7 @@ def test_random_effects_guide_fits_the_non_centered_form_only(schools: Tensor) -
         short.append(exact - 8 * drawn.value)
         assert 8 * (run.results["bound"] - 5 * run.results["bound_monte_carlo_error"]) < exact
         if not centered:
-            assert abs(short[0]) < 5 * 8 * drawn.monte_carlo_error
+            assert abs(short[0]) < 0.5  # nats; the weights have k̂ near 0.7, and no error
     assert short[1] > 1  # nats: the funnel
 
 
