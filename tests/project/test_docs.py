@@ -32,7 +32,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 COMMAND_PAGES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 SHELL = ("sh", "bash", "shell", "console", "")
 USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
-FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2}
+FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2, "kl_annealing": 3}
 
 
 @pytest.fixture(autouse=True)
