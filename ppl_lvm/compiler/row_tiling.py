@@ -6,8 +6,9 @@ Where a batch of B rows is a sum over rows, in blocks b of c_b rows,
 
 and a table of K components x B rows x P columns never has to be in memory at once. It holds for
 programs that draw no random numbers and keep no state from step to step (enumerated sites, point
-estimates, exact densities), with rows in the plate "data". It is tested, not derived: the blocks of
-the first batch must give the gradient of the whole batch.
+estimates, exact densities) and whose log-density is a sum over rows. The dependence of its sites on
+rows decides that, whatever the values. Numbers of rows are no dependence, so the blocks of the
+first batch must also give its gradient.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,21 @@ from ppl_lvm.compiler.optim.update_rules import Rule, Scalars
 from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.core.errors import CannotCaptureError
 
-Block = Callable[..., Any]  # (rows of the batch, *block) -> the program's result on a block
+_SOME_ROWS = 40  # rows on which the dependence is followed: more than there are labels
+
+
+@dataclass(frozen=True)
+class RowBlocks:
+    """A program on blocks of rows.
+
+    Attributes:
+        run: (rows of the batch, *block) -> the program's result on a block that stands for the
+            rows of the whole batch.
+        sums_over_rows: True if the loss of this batch is a sum over rows, whatever the values.
+    """
+
+    run: Callable[..., Any]
+    sums_over_rows: Callable[[tuple[Tensor, ...]], bool]
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,7 @@ class TiledStep(ExecutableStep):
     ) -> None:
         super().__init__(recording, groups)
         self._block, self._rest, self._size = block, rest, size
-        self._parameters, self._clip, self._guarded = list(parameters), clip, guarded
+        self.parameters, self._clip, self._guarded = list(parameters), clip, guarded
         self.sums = [GradientSum(group) for group in groups]
         self._inner = CompiledStep(
             block, parameters, self.sums, next(self.blocks(batch)), passes=passes
@@ -126,20 +141,23 @@ class TiledStep(ExecutableStep):
             losses = [a + b for a, b in zip(losses, scaled, strict=True)] if losses else scaled
         return losses
 
-    def replay(self, block: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The losses and the gradient of a block without compiled code, a vector for each group."""
+    def replay(
+        self, block: list[Tensor], leaves: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """`evaluate` for a block, without compiled code."""
         full = len(block[0]) == self._size or self._rest is None
         recording = self._block if full else self._rest
         assert recording is not None
-        return self.evaluate(recording, block)
+        return self.evaluate(recording, block, leaves)
 
     def evaluate(
-        self, recording: Recording, batch: list[Tensor]
+        self, recording: Recording, batch: list[Tensor], leaves: Sequence[Tensor] | None = None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The losses and the gradient from a recording, a vector for each group."""
-        out = recording.module(*self._parameters, *batch, *recording.sources, *recording.constants)
+        """The losses and the gradient, a vector for each group; at other parameters if `leaves`."""
+        leaves = self.parameters if leaves is None else leaves
+        out = recording.module(*leaves, *batch, *recording.sources, *recording.constants)
         losses, gradients = list(out[: recording.num_losses]), out[recording.num_losses :]
-        trained = recording.trained(self._parameters)
+        trained = recording.trained(self.parameters)
         by_id = {id(p): g.reshape(-1) for p, g in zip(trained, gradients, strict=True)}
         return losses, [torch.cat([by_id[id(p)] for p in g.parameters]) for g in self.groups]
 
@@ -194,7 +212,7 @@ def _add(p: Tensor, g: Tensor, moments: list[Tensor], h: Scalars, o: dict[str, A
 
 @torch.no_grad()
 def tile_rows(
-    block: Block,
+    blocks: RowBlocks,
     gradient: CapturedGradient,
     arguments: Arguments,
     recording: Recording,
@@ -202,10 +220,10 @@ def tile_rows(
     clip: Clip | None,
     guarded: bool,
 ) -> TiledStep | None:
-    """The step in blocks; None where one block is enough or the blocks do not add up.
+    """The step in blocks; None where one block is enough, or the loss is no sum over them.
 
     Args:
-        block: the program on a block that stands for the rows of the whole batch.
+        blocks: the program on a block.
         gradient: of the whole batch, with its `recording` for these `arguments`.
     """
     batch = arguments.tensors
@@ -214,9 +232,9 @@ def tile_rows(
     if any(t.dim() == 0 or t.device.type != "cpu" or len(t) != len(batch[0]) for t in batch):
         return None
     size = TILE_SIZES.rows_per_block(len(batch[0]), recording.tables[0])
-    if size is None:
+    if size is None or not blocks.sums_over_rows(tuple(t[:_SOME_ROWS] for t in batch)):
         return None
-    recordings = _record_blocks(block, gradient, batch, recording, size)
+    recordings = _record_blocks(blocks, gradient, batch, recording, size)
     if recordings is None:
         return None
     first, *rest = recordings
@@ -236,12 +254,16 @@ def tile_rows(
 
 
 def _record_blocks(
-    block: Block, gradient: CapturedGradient, batch: list[Tensor], recording: Recording, size: int
+    blocks: RowBlocks,
+    gradient: CapturedGradient,
+    batch: list[Tensor],
+    recording: Recording,
+    size: int,
 ) -> list[Recording] | None:
     """Recordings of a block and of the smaller last one; None if they cannot be captured."""
     rows = len(batch[0])
     of_block = CapturedGradient(
-        partial(block, rows),
+        partial(blocks.run, rows),
         gradient.parameters,
         strict=True,
         watched=gradient.watched,
@@ -267,15 +289,21 @@ def _record_blocks(
 def _adds_up(step: TiledStep, batch: list[Tensor]) -> bool:
     """True if the blocks give the first loss and the gradient of the whole batch, to rounding.
 
-    Near an optimum the gradient of the whole batch is rounding error. The scale of its error is
-    the mean size of the blocks' gradients, which do not vanish there.
+    Parameters that are zero, which hide a term, have other values here. Near an optimum the
+    gradient of the whole batch is rounding error. The scale of its error is the mean size of the
+    blocks' gradients, which do not vanish there.
     """
-    losses, expected = step.evaluate(step.recording, batch)
+    generator = torch.Generator().manual_seed(0)
+    leaves = [
+        torch.where(p == 0, 0.1 * torch.rand(p.shape, generator=generator).to(p), p)
+        for p in step.parameters
+    ]
+    losses, expected = step.evaluate(step.recording, batch, leaves)
     loss = torch.zeros_like(losses[0])
     sums, sizes = [[torch.zeros_like(g) for g in expected] for _ in range(2)]
     for block in step.blocks(batch):
         weight = len(block[0]) / len(batch[0])
-        block_losses, gradients = step.replay(block)
+        block_losses, gradients = step.replay(block, leaves)
         loss += weight * block_losses[0]
         for total, size, gradient in zip(sums, sizes, gradients, strict=True):
             total += weight * gradient

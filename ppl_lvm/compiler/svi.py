@@ -21,11 +21,13 @@ from ppl_lvm.compiler.optim.adapters import (
     TorchOptimizerAdapter,
 )
 from ppl_lvm.compiler.passes import PIPELINE, Pass
+from ppl_lvm.compiler.row_tiling import RowBlocks
 from ppl_lvm.compiler.training_step import TrainingStep
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.validate import Count
+from ppl_lvm.particles.plate_dependence import sums_over_rows
 from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.row_plates import row_plates
@@ -171,7 +173,7 @@ class CompiledSVI:
             say,
             lambda: self._parameters,
             same_random=same_random,
-            block=self._loss_and_grads_of_block,
+            blocks=RowBlocks(self._loss_and_grads_of_block, self._sums_over_rows),
         )
         self._scaled: dict[int, tuple[Any, Any]] = {}  # rows of a batch -> model and guide
 
@@ -295,6 +297,11 @@ class CompiledSVI:
         loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
         self._zero_unused_gradients()
         return loss
+
+    def _sums_over_rows(self, batch: tuple[Tensor, ...]) -> bool:
+        """True for an objective of Pyro or of this package on a sum over rows."""
+        known = type(self.loss).__module__.partition(".")[0] in ("pyro", "ppl_lvm")
+        return known and sums_over_rows(self.model, self.guide, batch)
 
     def _zero_unused_gradients(self) -> None:
         """Set zero gradients, as Pyro does, where these arguments do not use a trained parameter.

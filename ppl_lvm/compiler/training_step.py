@@ -29,7 +29,7 @@ from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.compiler.optim.update_rules import supported_optimizers
 from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError
 from ppl_lvm.compiler.policy import COSTS, BreakEvenPolicy, CompilePolicy
-from ppl_lvm.compiler.row_tiling import Block, tile_rows
+from ppl_lvm.compiler.row_tiling import RowBlocks, tile_rows
 from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError, is_numerical
 from ppl_lvm.core.levels import Level
 
@@ -49,8 +49,8 @@ class TrainingStep:
         capture_first: record each kind of arguments on trial steps that change nothing, so that
             every step is taken at one level from the first.
         plan: when "auto" compiles; `BreakEvenPolicy` by default.
-        block: `(rows, *block)`: the program on a block that stands for so many rows, to take large
-            batches in tiles (`row_tiling`); None where the loss is no sum over rows.
+        blocks: the program on blocks of rows, to take large batches in tiles (`row_tiling`); None
+            where the loss is no sum over rows.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class TrainingStep:
         finite: bool = False,
         capture_first: bool = False,
         plan: CompilePolicy | None = None,
-        block: Block | None = None,
+        blocks: RowBlocks | None = None,
     ) -> None:
         self.gradient, self.optimizer, self.level = gradient, optimizer, level
         self._announce, self._same_random = announce, same_random
         self._parameters, self._finite = parameters, finite
-        self._block = block
+        self._blocks = blocks
         self._captures_first = capture_first and level != "eager"
         self._tried: set[Hashable] = set()  # kinds of arguments, on trial steps
         self._plan: CompilePolicy = plan or BreakEvenPolicy()
@@ -279,9 +279,9 @@ class TrainingStep:
         gradient, batch = self.gradient, arguments.tensors
         step: ExecutableStep | None = None
         try:
-            if self._block is not None:
+            if self._blocks is not None:
                 step = tile_rows(
-                    self._block, gradient, arguments, recording, groups, clip, self._finite
+                    self._blocks, gradient, arguments, recording, groups, clip, self._finite
                 )
             if step is None:
                 leaves, passes = gradient.parameters, gradient.passes
@@ -351,7 +351,7 @@ def make_training_step(
     finite: bool = False,
     capture_first: bool = False,
     plan: CompilePolicy | None = None,
-    block: Block | None = None,
+    blocks: RowBlocks | None = None,
     passes: Sequence[Pass] = PIPELINE,
 ) -> TrainingStep:
     """A function of a batch that takes a whole step and returns the result of `loss_and_grads`.
@@ -366,7 +366,7 @@ def make_training_step(
         watched: model, guide and objective; a step must not change their plain attributes.
         announce: receives one-line messages; the logger `ppl_lvm.compiler` by default.
         max_captures: kinds of arguments that are captured.
-        same_random, finite, capture_first, plan, block: see `TrainingStep`.
+        same_random, finite, capture_first, plan, blocks: see `TrainingStep`.
         passes: graph passes.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -390,7 +390,7 @@ def make_training_step(
         finite=finite,
         capture_first=capture_first,
         plan=plan,
-        block=block,
+        blocks=blocks,
     )
 
 

@@ -12,8 +12,10 @@ import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from ppl_lvm.core.distributions import is_point
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Program
 from ppl_lvm.particles.dependence import FollowDependence, row_labels
 from ppl_lvm.particles.tracing import (
@@ -25,6 +27,7 @@ from ppl_lvm.particles.tracing import (
     tempered_log_prob,
     trace_program,
 )
+from ppl_lvm.programs.row_plates import row_plates
 
 Run = Callable[[], tuple[Sites, Sites]]
 
@@ -197,20 +200,54 @@ def _mixed_site(
         with follow_draws(lambda site: plate_dim(site, plate), only) as dependence:
             for role, sites in zip(("guide", "model"), run(), strict=True):
                 for name, site in sites.items():
-                    dim = plate_dim(site, plate)
-                    if dim is None or not is_scored(site):
+                    if plate_dim(site, plate) is None or not is_scored(site):
                         continue
                     labels = dependence.labels(tempered_log_prob(site))
-                    if labels is None:
-                        continue
-                    rows = next(f.size for f in plate_frames(site) if f.name in plate)
-                    if bool(
-                        ((labels != 0) & (labels != row_labels(rows, dim).to(labels.device))).any()
-                    ):
+                    if _depends_on_others(labels, site, plate):
                         return role, name
     except _UNFOLLOWED:
         return None  # the plate declares that rows are independent
     return None
+
+
+def sums_over_rows(model: Program, guide: Program, batch: tuple[Any, ...]) -> bool:
+    """True if the log-densities of a pair without random draws are a sum over rows.
+
+    Points and enumerated sites are no random draws. Sites inside the plates over rows then depend
+    on one row of data and on its latents alone, those outside on no row. A scale that depends on
+    the number of rows is no dependence.
+    """
+    batch = tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
+    try:
+        plates = row_plates(model, guide, batch=batch).names
+        with (
+            preserve_rng(),
+            torch.no_grad(),
+            follow_draws(lambda s: plate_dim(s, plates)) as labels,
+        ):
+            for part in (part for part in batch if isinstance(part, Tensor) and part.dim()):
+                labels.label(part, row_labels(len(part), -part.dim()))
+            for sites in run_plainly(model, guide, batch, {}):
+                if labels.is_unknown:
+                    return False
+                for site in filter(is_scored, sites.values()):
+                    is_draw = not (site["is_observed"] or is_point(site["fn"]))
+                    if is_draw and plate_dim(site, plates) is None:
+                        return False
+                    if _depends_on_others(labels.labels(tempered_log_prob(site)), site, plates):
+                        return False
+    except (*_UNFOLLOWED, ValueError, IndexError, KeyError):  # at another number of rows
+        return False
+    return not labels.is_unknown
+
+
+def _depends_on_others(labels: Tensor | None, site: Any, plates: Collection[str]) -> bool:
+    """True if a density depends on rows of `plates` that are not its own."""
+    dim = plate_dim(site, plates)
+    if labels is None or dim is None:
+        return labels is not None
+    rows = next(f.size for f in plate_frames(site) if f.name in plates)
+    return bool(((labels != 0) & (labels != row_labels(rows, dim).to(labels.device))).any())
 
 
 def _quoted(names: Collection[str]) -> str:

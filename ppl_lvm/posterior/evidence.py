@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -39,6 +40,7 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch, Floats
 from ppl_lvm.particles import PairStructure, analyze_for_particles, log_weights
+from ppl_lvm.particles.dependence import FollowDependence
 from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.conditional_density import (
@@ -351,17 +353,18 @@ def _of_data_set(
 
 
 def reason_for_training_rows(pair: ModelGuidePair, rows: Batch) -> str:
-    """Why the global latents given other rows are not those given the training rows; else empty.
-
-    A guide that reads data has another density of the same values where rows 1, 2, … are row 0.
-    """
+    """Why the global latents given other rows are not those given the training rows; else empty."""
     with torch.no_grad(), preserve_rng(), pair.scope(), poutine.block():
         if sites := global_state_sites(pair.model, pair.guide, rows):
             return f"they determine the posterior of the enumerated sites {sorted(sites)}"
         theta = next(iter(draw_globals(pair.guide, rows, 1)))
-        changed = tuple(t[:1].expand_as(t) if isinstance(t, Tensor) else t for t in rows)
-        before, after = (global_log_prob(pair.guide, theta, b) for b in (rows, changed))
-    return "" if torch.equal(before, after) else "the guide reads them"
+        copies = tuple(t.clone() if isinstance(t, Tensor) else t for t in rows)
+        with pyro.validation_enabled(False), FollowDependence() as dependence:
+            for part in (part for part in copies if isinstance(part, Tensor)):
+                dependence.label(part)
+            log_q = global_log_prob(pair.guide, theta, copies)
+            reads = dependence.is_unknown or dependence.labels(log_q) is not None
+    return "the guide reads them" if reads else ""
 
 
 def standard_error(per_row: Tensor, weights: Tensor | None = None) -> float:

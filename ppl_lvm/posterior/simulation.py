@@ -8,6 +8,7 @@ conditions on (inputs, lengths) stay, and so do masked values (a missing label o
 from collections.abc import Iterator
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
@@ -20,6 +21,7 @@ from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import ReplayValues, Sites, trace_program
 from ppl_lvm.posterior.enumerated_sites import EnumeratedSites
+from ppl_lvm.programs.dependencies import FollowNames
 from ppl_lvm.programs.improper import require_proper
 from ppl_lvm.programs.row_plates import is_row_site
 
@@ -63,13 +65,23 @@ def sequence_lengths(model: Program, *batch: Any) -> dict[str, int]:
 
 def _observed_arguments(model: Program, batch: Batch) -> dict[str, tuple[int, Tensor | None]]:
     """Observed site -> position of its tensor, and the mask of its observed values."""
-    with torch.no_grad(), preserve_rng():
-        sites = trace_program(model, batch, {}, particles=None, nesting=0)
+    copies = tuple(part.clone() if isinstance(part, Tensor) else part for part in batch)
+    with torch.no_grad(), preserve_rng(), pyro.validation_enabled(False), FollowNames() as names:
+        for i, part in enumerate(copies):
+            if isinstance(part, Tensor):
+                names.set(part, frozenset({str(i)}))
+        sites = trace_program(model, copies, {}, particles=None, nesting=0)
+        read = {name: names.of(site["value"]) for name, site in sites.items()}
     arguments = {}
     for name, site in sites.items():
         if not site["is_observed"] or type(site["fn"]).__name__ == "Unit":
             continue
-        matches = [i for i, t in enumerate(batch) if isinstance(t, Tensor) and _equal(t, site)]
+        # Of two arguments with equal values the site observes the one that it is computed from.
+        matches = [
+            i
+            for i, part in enumerate(copies)
+            if isinstance(part, Tensor) and str(i) in read[name] and _equal(part, site)
+        ]
         if not matches:
             raise CannotSayError(
                 f"The observed value of site '{name}' is none of the model's arguments, so data "

@@ -10,12 +10,15 @@ Each of several processes has its part of the B rows, and one all-reduce adds th
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ppl_lvm.compiler.row_tiling import RowBlocks
 from ppl_lvm.core import distributed
+from ppl_lvm.particles.plate_dependence import sums_over_rows
 from ppl_lvm.training.preparation import PreparedPrograms
 
 
@@ -44,10 +47,15 @@ class GradientStep:
         return self._leaves
 
     @property
-    def is_additive(self) -> bool:
-        """True if the gradient of a batch is the sum of its blocks' gradients."""
-        return (
-            self.programs.scales_rows and self._clip_norm is None and distributed.world_size() == 1
+    def blocks(self) -> RowBlocks | None:
+        """The loss on blocks of rows; None where the gradients of blocks do not add up."""
+        programs = self.programs
+        if not programs.scales_rows or self._clip_norm is not None or distributed.world_size() > 1:
+            return None
+        # The scale N/B of a block estimates the sum over all N rows, like that of a batch.
+        return RowBlocks(
+            run=lambda rows, *block: self.loss_and_gradient(*block),
+            sums_over_rows=partial(sums_over_rows, programs.model, programs.guide),
         )
 
     def set_batch_size(self, rows: int) -> None:
@@ -100,13 +108,6 @@ class GradientStep:
         for leaf in self._leaves:
             leaf.grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         return list(self._leaves)
-
-    def of_block(self, rows: int, *block: Tensor) -> tuple[Any, Tensor]:
-        """`loss_and_gradient` of a block of a batch of so many rows.
-
-        The scale N/B of a block estimates the sum over all N rows, like that of a batch.
-        """
-        return self.loss_and_gradient(*block)
 
     def leave_raw_gradient(self, batch: tuple[Tensor, ...]) -> None:
         """Leave the objective's own gradient in `.grad`, to locate a value that is not finite."""

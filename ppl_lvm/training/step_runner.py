@@ -52,7 +52,7 @@ class StepRunner:
             finite=True,
             capture_first=True,
             plan=self.policy,
-            block=self.gradient.of_block if self.gradient.is_additive else None,
+            blocks=self.gradient.blocks,
         )
 
     @property

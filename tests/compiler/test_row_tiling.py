@@ -1,19 +1,22 @@
 """Tiled steps against steps on all rows at once."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
 import pytest
 import torch
 from pyro import distributions as dist
+from pyro.distributions import Bernoulli
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from ppl_lvm.compiler import CompiledSVI, row_tiling
+from ppl_lvm.compiler import CompiledSVI, row_tiling, svi
 from ppl_lvm.compiler.row_tiling import TiledStep, TileSizes
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.models import GaussianMixture
+from ppl_lvm.particles.plate_dependence import sums_over_rows
 
 ROWS, COLUMNS = 44, 3
 
@@ -83,8 +86,9 @@ def test_program_that_is_no_sum_over_rows_is_not_tiled() -> None:
 
 
 @pytest.mark.slow
-def test_tiled_steps_are_wrong_without_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiled_steps_are_wrong_without_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_tiling, "_adds_up", lambda *rest: True)
+    monkeypatch.setattr(svi, "sums_over_rows", lambda *rest: True)
     losses, kinds = run(mixture(centered=True), "compiled")
     assert kinds == [TiledStep]
     assert losses != pytest.approx(run(mixture(centered=True), "eager")[0], rel=1e-3)
@@ -143,3 +147,76 @@ def test_tiled_fit_is_the_eager_fit(clip: float | None, calls: int) -> None:
 )
 def test_blocks_fit_the_cache(rows: int, largest: int, size: int | None) -> None:
     assert TileSizes().rows_per_block(rows, largest) == size
+
+
+EQUAL = torch.ones(12, COLUMNS, dtype=torch.float64)  # of these rows any block has the same mean
+
+
+def centered(x: Tensor, weight: float) -> Tensor:
+    return x - weight * x.mean(0)
+
+
+def rarely_mixed(x: Tensor) -> Tensor:
+    return torch.where(x > 5, x.mean(0), x)
+
+
+def decided_by_rows(x: Tensor) -> Tensor:
+    return x if bool((x < 5).all()) else x.mean(0).expand_as(x)
+
+
+@pytest.mark.parametrize(
+    ("transform", "is_sum"),
+    [
+        (lambda x: 2 * x, True),
+        (lambda x: x / x.norm(dim=1, keepdim=True), True),
+        (lambda x: x / len(x), True),  # a number of rows is no dependence; see `_adds_up`
+        (partial(centered, weight=0.0), False),  # a coefficient that starts at zero
+        (partial(centered, weight=1.0), False),
+        (rarely_mixed, False),
+        (decided_by_rows, False),
+        (lambda x: x.flip(0), False),
+        (lambda x: x[:1].expand_as(x), False),
+    ],
+)
+def test_sum_over_rows_is_decided_whatever_the_values(
+    transform: Callable[[Tensor], Tensor], is_sum: bool
+) -> None:
+    def model(x: Tensor) -> None:
+        mixture()(transform(x))
+
+    assert sums_over_rows(model, nothing, (EQUAL,)) == is_sum
+    assert sums_over_rows(model, nothing, (data(),)) == is_sum
+
+
+def outside(x: Tensor, value: Callable[[Tensor], Tensor]) -> None:
+    mixture()(x)
+    pyro.factor("penalty", value(x))
+
+
+@pytest.mark.parametrize(
+    ("value", "is_sum"),
+    [
+        (lambda x: pyro.param("means").square().sum(), True),
+        (lambda x: 0 * x.sum(), False),
+        (lambda x: (x > 5).sum(), False),
+        (lambda x: pyro.sample("k", Bernoulli(0.5), infer={"enumerate": "parallel"}), False),
+    ],
+)
+def test_terms_outside_the_plate_depend_on_no_row(
+    value: Callable[[Tensor], Tensor], is_sum: bool
+) -> None:
+    assert sums_over_rows(partial(outside, value=value), nothing, (EQUAL,)) == is_sum
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda x: pyro.param("w", torch.zeros(())) * centered(x, 1.0).square().sum(),
+        lambda x: -(pyro.param("w", torch.zeros(())) ** 2) * len(x),
+    ],
+)
+def test_penalty_whose_weight_is_zero_is_not_tiled(penalty: Callable[[Tensor], Tensor]) -> None:
+    kinds = run(partial(outside, value=penalty), "compiled")[1]
+    assert kinds
+    assert TiledStep not in kinds

@@ -1,6 +1,7 @@
 """Monte Carlo EM against maximum likelihood by quadrature."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,39 @@ def test_fit_mcem_rejects_unsupported_models_and_options(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fit_mcem(model, torch.randn(20, 3), **options)
+
+
+class Draws(PyroModule):
+    """z_n ~ N(0, 1), x_n ~ N(weight · f(z)_n, 1), where f may mix the draws of the E-step."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f, self.weight = f, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            pyro.sample("x", Normal(self.weight * self.f(z), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("f", "broadcasts"),
+    [
+        (torch.tanh, True),
+        (lambda z: z.mean(-1, keepdim=True).expand_as(z), True),  # rows of one draw
+        (lambda z: z - z.mean(0), False),  # a weight of zero hides them at the first step
+        (lambda z: torch.where(z > 6, z.sum(), z), False),
+        (lambda z: z[0].expand(z.shape), False),
+        (lambda z: z * len(z), False),  # a shape is no dependence
+        (lambda z: z * z.dim(), False),
+        (lambda z: z if bool((z < 6).all()) else z.mean(0), False),
+    ],
+)
+def test_draws_are_broadcast_where_they_stay_separate(
+    f: Callable[[Tensor], Tensor], broadcasts: bool
+) -> None:
+    likelihood = CompleteLikelihood(Draws(f), (torch.ones(5),))
+    draws = {"z": torch.randn(4, 5, generator=torch.Generator().manual_seed(0))}
+    looped = likelihood._looped_log_joint(draws) / 4
+    torch.testing.assert_close(likelihood._q(draws), looped)
+    assert likelihood.broadcasts == broadcasts

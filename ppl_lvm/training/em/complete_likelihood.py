@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from ppl_lvm.particles.dependence import SEVERAL, FollowDependence, row_labels
 from ppl_lvm.programs.traces import latent_sites, plate_nesting
 from ppl_lvm.training.em.nuts_sampler import Draws
 
@@ -82,17 +83,45 @@ class CompleteLikelihood:
 
     def _q(self, draws: Draws) -> Tensor:
         S = len(next(iter(draws.values())))
-        if self.broadcasts is None:
-            with torch.no_grad():
-                total = self._looped_log_joint(draws)
-                try:
-                    broadcast_total = self._broadcast_log_joint(draws)
-                    self.broadcasts = bool(torch.allclose(broadcast_total, total, rtol=1e-4))
-                except (RuntimeError, ValueError, IndexError):
-                    self.broadcasts = False
+        if self.broadcasts is None and S > 1:
+            self.broadcasts = self._can_broadcast(draws)
         if self.broadcasts:
             return self._broadcast_log_joint(draws) / S
         return self._looped_log_joint(draws) / S
+
+    @torch.no_grad()
+    def _can_broadcast(self, draws: Draws) -> bool:
+        """True if each term of the broadcast model depends on one draw, and they give Q.
+
+        The values are compared too, since a model may read the shape of its draws; a parameter that
+        is zero, which hides a term, has another value then.
+        """
+        theta = self.theta()
+        generator = torch.Generator().manual_seed(0)
+        noise = 0.1 * torch.rand(theta.shape, generator=generator).to(theta)
+        try:
+            if not self._draws_stay_separate(draws):
+                return False
+            self.set(torch.where(theta == 0, noise, theta))
+            total, broadcast = self._looped_log_joint(draws), self._broadcast_log_joint(draws)
+            return bool(torch.allclose(broadcast, total, rtol=1e-4))
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+            return False
+        finally:
+            self.set(theta)
+
+    def _draws_stay_separate(self, draws: Draws) -> bool:
+        S = len(next(iter(draws.values())))
+        aligned = {name: value.clone() for name, value in self._aligned(draws).items()}
+        plate = pyro.plate("draws", S, dim=self._dim)
+        with pyro.validation_enabled(False), FollowDependence() as dependence, plate:
+            for value in aligned.values():
+                dependence.label(value, row_labels(S, -value.dim()))
+            for node in self._trace(aligned).nodes.values():
+                labels = dependence.labels(node["log_prob"]) if "log_prob" in node else None
+                if labels is not None and bool((labels == SEVERAL).any()):
+                    return False
+        return not dependence.is_unknown
 
     def _looped_log_joint(self, draws: Draws) -> Tensor:
         S = len(next(iter(draws.values())))
@@ -120,7 +149,12 @@ class CompleteLikelihood:
         return aligned
 
     def _log_joint(self, values: Draws) -> Tensor:
-        with poutine.block():
-            model = poutine.condition(self.model, values)
-            total: Tensor = poutine.trace(model).get_trace(*self.batch).log_prob_sum()
+        total: Tensor = self._trace(values).log_prob_sum()
         return total
+
+    def _trace(self, values: Draws) -> poutine.Trace:
+        """The trace of the model at these values, with its log-densities."""
+        with poutine.block():
+            trace = poutine.trace(poutine.condition(self.model, values)).get_trace(*self.batch)
+            trace.compute_log_prob()
+        return trace
