@@ -16,12 +16,15 @@ are zero, and use no space on a file system with sparse files.
 
 In a run with checkpoints there is a second file next to them. A checkpoint holds the rows that have
 changed since the one before; after it is written, they are written to that file too. If the process
-is killed at any moment, checkpoint and file together restore the table of the checkpoint.
+is killed at any moment, checkpoint and file together restore the table of the checkpoint, whose
+SHA-256 is in the checkpoint.
 """
 
 import copy
+import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,7 +35,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
-from ppl_lvm.core.storage import strip_prefix
+from ppl_lvm.core.storage import damaged, strip_prefix
+
+BLOCK = 2**16  # bytes of a table that are hashed together
 
 BatchRows = tuple[Tensor, int]
 
@@ -71,6 +76,7 @@ class RowTable:
         self._array: Any = None
         self._changed: Any = None  # since the last checkpoint
         self._in_file = False  # whether the file of the checkpoints is this table's
+        self._digests: dict[int, bytes] = {}  # of the blocks that are not zero
 
     def resize(self, size: int) -> None:
         """Set N; all rows are zero."""
@@ -78,6 +84,7 @@ class RowTable:
         self._array = _mapped(self._dtype, (size, self.width))
         self._changed = _mapped(np.dtype(bool), (size,))
         self._in_file = False
+        self._digests = {}
 
     def read(self, rows: Tensor) -> Tensor:
         """Copies of rows (B,): (B, width)."""
@@ -92,13 +99,14 @@ class RowTable:
         self._changed[index] = True
 
     def changes(self) -> dict[str, Tensor]:
-        """For a checkpoint: the rows that have changed since the last one, and N."""
+        """For a checkpoint: the rows that have changed since the last one, N, and the checksum."""
         rows = np.flatnonzero(self._changed) if self.size else np.zeros(0, dtype=np.int64)
         values = self._array[rows] if self.size else np.zeros((0, self.width), self._dtype)
         return {
             "size": torch.tensor(self.size or 0),
             "rows": torch.from_numpy(rows),
             "values": torch.from_numpy(values),
+            "checksum": self._checksum(np.unique(rows // self._block).tolist()),
         }
 
     def commit(self, path: Path, changes: dict[str, Tensor]) -> None:
@@ -112,14 +120,47 @@ class RowTable:
         self._changed[changes["rows"].numpy()] = False
 
     def restore(self, path: Path, changes: dict[str, Tensor]) -> None:
-        """Restore the table of the checkpoint with these `changes`."""
+        """Restore the table of the checkpoint with these `changes`.
+
+        Raises:
+            DamagedFileError: the file at `path` is not that of the checkpoint.
+        """
         size = int(changes["size"])
         if size == 0:
             return
         self.resize(size)
+        length = path.stat().st_size if path.is_file() else 0
+        if length:
+            table = self._array.view(np.uint8).reshape(-1)
+            shared = min(length, len(table))
+            table[:shared] = np.memmap(path, np.uint8, "r")[:shared]
+        self._array[changes["rows"].numpy()] = changes["values"].numpy()
+        checksum = self._checksum(range(-(-size // self._block)))
+        if not torch.equal(checksum, changes.get("checksum", checksum)):  # ppl_lvm 0.1 has none
+            reason = "its rows do not have the checksum in the checkpoint"
+            raise damaged(path, reason if length else "it is missing, or empty")
         self._apply(path, changes)
-        np.copyto(self._array, np.memmap(path, self._dtype, "r", shape=(size, self.width)))
         self._in_file = True
+
+    @property
+    def _block(self) -> int:
+        """Number of rows that are hashed together."""
+        return max(1, BLOCK // (self.width * self._dtype.itemsize))
+
+    def _checksum(self, changed: Iterable[int]) -> Tensor:
+        """SHA-256 (32,) of the table, of which these blocks may have changed since the last one.
+
+        Blocks are hashed separately, so that the cost is that of the changed rows.
+        """
+        for block in changed:
+            content = self._array[block * self._block : (block + 1) * self._block].view(np.uint8)
+            self._digests.pop(block, None)
+            if content.any():
+                self._digests[block] = hashlib.sha256(content).digest()
+        whole = hashlib.sha256(f"{self.size} {self.width} {self._dtype}".encode())
+        for block, digest in sorted(self._digests.items()):
+            whole.update(block.to_bytes(8, "little") + digest)
+        return torch.tensor(list(whole.digest()), dtype=torch.uint8)
 
     def _apply(self, path: Path, changes: dict[str, Tensor]) -> None:
         assert self.size is not None
@@ -137,6 +178,7 @@ class RowTable:
             new.resize(self.size)
             np.copyto(new._array, self._array)
             np.copyto(new._changed, self._changed)
+            new._digests = dict(self._digests)
         return new
 
 

@@ -5,16 +5,25 @@ the optimizer and the schedule, random states, history, the best parameters so f
 why steps are not captured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.messages import reason_of
+from ppl_lvm.core.errors import DamagedFileError
+from ppl_lvm.core.messages import printable, reason_of
 from ppl_lvm.core.rng import random_state, set_random_state
-from ppl_lvm.core.storage import load_checkpoint, pack, save_checkpoint, strip_prefix, unpack
+from ppl_lvm.core.storage import (
+    damaged,
+    load_checkpoint,
+    pack,
+    save_checkpoint,
+    strip_prefix,
+    unpack,
+)
 from ppl_lvm.training.identity import Identity, require_same
 
 if TYPE_CHECKING:
@@ -73,11 +82,12 @@ def load_together(
     """Set restarts to a state that `save_together` wrote; their step, and random state of each."""
     tensors, data = read(path, trainings[0].identity)
     states = []
-    for r, (training, part) in enumerate(zip(trainings, data["restarts"], strict=True)):
-        restart = strip_prefix(f"{r}/", tensors)
-        _set_state(training, restart, part)
-        states.append(restart)
-    return data["step"], states
+    with loading(path):
+        for r, (training, part) in enumerate(zip(trainings, data["restarts"], strict=True)):
+            restart = strip_prefix(f"{r}/", tensors)
+            _set_state(training, restart, part)
+            states.append(restart)
+        return int(data["step"]), states
 
 
 def read(path: Path, identity: Identity | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -90,6 +100,22 @@ def read(path: Path, identity: Identity | None) -> tuple[dict[str, Tensor], dict
     if identity is not None and data.get("identity") is not None:
         require_same(f"{path} is of another run", identity, data["identity"], OTHER_RUN)
     return tensors, data
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[None]:
+    """The scope in which a training takes the content of a checkpoint.
+
+    Raises:
+        DamagedFileError: the content is not that of such a training.
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        reason = printable(reason_of(error)).removesuffix(".")
+        raise damaged(path, f"its content does not fit this run ({reason})") from error
 
 
 def _state(training: "Training") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -122,9 +148,10 @@ def load(training: "Training", path: Path) -> None:
         ValueError: the file is damaged, or belongs to another run.
     """
     tensors, data = read(path, training.identity)
-    _set_state(training, tensors, data)
-    training.row_tables.restore(path, strip_prefix("tables/", tensors))
-    set_random_state(tensors)
+    with loading(path):
+        _set_state(training, tensors, data)
+        training.row_tables.restore(path, strip_prefix("tables/", tensors))
+        set_random_state(tensors)
 
 
 def _set_state(training: "Training", tensors: dict[str, Tensor], data: dict[str, Any]) -> None:

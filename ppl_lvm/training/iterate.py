@@ -53,7 +53,8 @@ def iterate_with_checkpoints(
     if path is not None and path.exists():
         tensors, data = checkpoint.read(path, identity)
         data.pop("identity", None)
-        algorithm.load(tensors, data)
+        with checkpoint.loading(path):
+            algorithm.load(tensors, data)
 
     def after_iteration() -> None:
         nonlocal saved, problem, done

@@ -3,9 +3,11 @@
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.core.errors import DamagedFileError
 from ppl_lvm.programs.row_state import ProvideBatchRows, RowTable, RowTables, batch_rows
 
 
@@ -85,13 +87,12 @@ def test_row_file_written_before_its_checkpoint_is_wrong(tmp_path: Path) -> None
     """The wrong twin: safety depends on the order of the two files."""
     path, table = tmp_path / "checkpoint.rows", _table(11)
     _step(table, 1)
-    first, before = table.changes(), _all(table)
+    first = table.changes()
     table.commit(path, first)
     _step(table, 2)
     table.commit(path, table.changes())  # killed here, the second checkpoint not written
-    again = RowTable(2)
-    again.restore(path, first)
-    assert not torch.equal(_all(again), before)
+    with pytest.raises(DamagedFileError, match="checksum"):
+        RowTable(2).restore(path, first)
 
 
 def test_restored_row_table_continues(tmp_path: Path) -> None:
@@ -109,6 +110,34 @@ def test_restored_row_table_continues(tmp_path: Path) -> None:
     third = RowTable(2)
     third.restore(path, changes)
     assert torch.equal(_all(third), _all(table))
+
+
+@pytest.mark.parametrize("rows", [11, 30_000])  # within a block of the checksum, and several
+def test_damaged_row_file_is_refused_by_name_and_stays(tmp_path: Path, rows: int) -> None:
+    path, table = tmp_path / "checkpoint.rows", _table(rows)
+    for numbers in ([0, 5, rows - 2], [1, rows - 1]):
+        table.write(torch.tensor(numbers), torch.randn(len(numbers), 2))
+        changes = table.changes()
+        table.commit(path, changes)
+    content = path.read_bytes()
+    damages = [b"", content[:40], content[: len(content) // 2], content[8:]]
+    for position in (0, 7, 23, 47, len(content) // 2, len(content) - 9):  # of the older rows
+        damages.append(
+            content[:position] + bytes([content[position] ^ 128]) + content[position + 1 :]
+        )
+    for damage in damages:
+        path.write_bytes(damage)
+        with pytest.raises(DamagedFileError, match=r"checkpoint\.rows is damaged: "):
+            RowTable(2).restore(path, changes)
+        assert path.read_bytes() == damage
+    path.unlink()
+    with pytest.raises(DamagedFileError, match="it is missing"):
+        RowTable(2).restore(path, changes)
+    assert not path.exists()
+    path.write_bytes(content)
+    again = RowTable(2)
+    again.restore(path, changes)
+    assert torch.equal(_all(again), _all(table))
 
 
 class _Keeps(nn.Module):

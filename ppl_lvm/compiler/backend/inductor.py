@@ -2,6 +2,9 @@
 
 import copyreg
 import logging
+import os
+import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -12,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
+
+from ppl_lvm.compiler.backend import compiler_process
 
 # Minimum of numbers per thread: with fewer, waking a thread takes longer than it helps (Inductor's
 # default of 512 made steps of small programs slower on two cores than on one).
@@ -35,6 +40,8 @@ def start_isa_probe() -> Thread:
         # (setuptools, below `cpp_extension`, changes the import system).
         from torch._inductor import codecache, cpp_builder, cpu_vec_isa  # noqa: F401
 
+        _end_compilers_with_this_process()
+
     def search() -> None:
         with suppress(Exception):
             cpu_vec_isa.pick_vec_isa()
@@ -42,6 +49,21 @@ def start_isa_probe() -> Thread:
     thread = Thread(target=search, daemon=True)
     thread.start()
     return thread
+
+
+def _end_compilers_with_this_process() -> None:
+    """Let Inductor start its compilers by `compiler_process`. A killed process leaves them else."""
+    from torch._inductor import cpp_builder
+
+    run = getattr(cpp_builder, "_run_compile_cmd", None)
+    if run is None or sys.platform != "linux" or not sys.executable:
+        return
+    launcher = shlex.join([sys.executable, "-I", "-S", compiler_process.__file__])
+
+    def run_to_the_end(cmd_line: str, cwd: str) -> None:
+        run(f"{launcher} {os.getpid()} {cmd_line}", cwd)
+
+    cpp_builder._run_compile_cmd = run_to_the_end
 
 
 def compile_graph(

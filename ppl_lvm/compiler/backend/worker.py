@@ -5,7 +5,6 @@ Inductor's cache on disk, where this process finds it within a second or so. It 
 priority, ends with this process, and its input goes through a pipe: no file is left behind.
 """
 
-import ctypes
 import logging
 import os
 import pickle
@@ -18,9 +17,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor, fx
 
+from ppl_lvm.compiler.backend.compiler_process import end_with
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
-
-PR_SET_PDEATHSIG = 1  # of prctl, in linux/prctl.h
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
@@ -113,18 +111,9 @@ def _unpack(data: bytes) -> fx.GraphModule:
     return graph
 
 
-def _end_with(parent: int) -> None:
-    """End with the process that started this one, however that ends, and end the compilers too."""
-    signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != parent:  # it has ended already
-        sys.exit()
-
-
 def _serve() -> None:
     """Compile the graph on standard input; the last line of the output names a failure."""
-    _end_with(int(sys.argv[1]))
+    end_with(int(sys.argv[1]))
     os.nice(10)
     start_isa_probe()
     packed, layouts, same_random, threads = pickle.load(sys.stdin.buffer)
