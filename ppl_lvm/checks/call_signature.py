@@ -8,15 +8,10 @@ from torch import nn
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRuns
-from ppl_lvm.programs.pair import messenger_problem
 
 
 def check_calls(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
     """A program that does not accept the batch: model and guide have the same arguments."""
-    if (problem := messenger_problem(runs.programs[1])) is not None:
-        why = "Its log-probability of the data would be subtracted from the bound."
-        yield Issue("guide-messenger", "error", None, problem[0], why, problem[1], None, None)
-        return
     for program, trial, role in runs.by_role():
         signature = _signature(program)
         if signature is None:

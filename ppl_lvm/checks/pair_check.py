@@ -40,6 +40,8 @@ from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.validate import Count
 from ppl_lvm.programs.batch_versions import copies
 from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.messenger_guide import plain_guide
+from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.row_plates import known_row_plates, row_plates
 from ppl_lvm.programs.sources import GuideFactory
 
@@ -103,6 +105,8 @@ def check(
             return issues
         with preserve_rng(), pyro.get_param_store().scope():
             guide = GuideFactory(None).make(model, batch)
+    if plain_guide(guide) is not guide:  # its first run makes its parameters
+        model, guide = copy_programs(model, guide)
     with torch.enable_grad():
         stale, names = check_store(model, guide, *batch)
         with without(names), known_row_plates(row_plates(model, guide, batch=batch)):

@@ -40,6 +40,7 @@ from ppl_lvm.estimators.parts.smoothness import smoothness_problem
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.bound_estimate import rejection_message
 from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.programs.messenger_guide import plain_guide
 
 
 class Estimator(ELBO, nn.Module):
@@ -307,7 +308,7 @@ class Estimator(ELBO, nn.Module):
     ) -> Tensor:
         """-bound, summed over the data and scaled to N rows: a scalar with the gradient of -S."""
         sign = 1.0 if self.is_upper_bound else -1.0
-        particles = self.draw(model, guide, args, kwargs)
+        particles = self.draw(model, plain_guide(guide), args, kwargs)
         self._reject_bound_estimate(particles.estimate)  # the mode may differ from the analyzed one
         self._warn_of_energy_approximation(particles)
         value = total(self.bound(particles), particles)

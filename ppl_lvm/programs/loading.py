@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -177,6 +178,8 @@ def _public_names(module: ModuleType) -> list[str]:
 
 def address_of(program: Any) -> str | None:
     """Address of a class, a function, or an instance's class; None without an address."""
+    if _is_bound(program):
+        return None
     target = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
     name = target.__qualname__
     if "." in name or "<" in name:  # nested in a class or function: no address reaches it
@@ -190,9 +193,18 @@ def address_of(program: Any) -> str | None:
     return f"{target.__module__}:{name}"
 
 
+def _is_bound(program: Any) -> bool:
+    return inspect.ismethod(program) or isinstance(program, partial)
+
+
 def address_problem(program: Any, address: str | None) -> str | None:
     """Reason why an address does not lead to a program, with the remedy; None if it does."""
     target = program if inspect.isclass(program) or inspect.isfunction(program) else type(program)
+    if _is_bound(program):
+        return (
+            "it is a method of an object, a partial or a handled function, which no address names. "
+            "Define a function or a module that calls it"
+        )
     if address is None:
         return (
             "it is defined in a function, as a lambda, at a prompt or in a notebook, where no "

@@ -17,7 +17,6 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
-from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -26,6 +25,7 @@ from torch.nn.parameter import UninitializedParameter
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.improper import improper_draws
+from ppl_lvm.programs.messenger_guide import plain_guide
 from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.row_plates import RowPlates, joint_sites, known_row_plates, row_plates
 
@@ -34,10 +34,8 @@ Batch = tuple[Any, ...]
 
 
 def copy_programs(*programs: Any) -> tuple[Any, ...]:
-    """Copy programs together, so that shared parts stay shared."""
-    for program in programs:
-        if (problem := messenger_problem(program)) is not None:
-            raise ValueError(f"{problem[0]} {problem[1]}")
+    """Copy programs together, so that shared parts stay shared; guides as `plain_guide`."""
+    programs = tuple(map(plain_guide, programs))
     # A copy of an autoguide drops its model and its master, in the original too.
     guides = [
         (i, name, part, part._model, part.master)
@@ -52,19 +50,6 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
         part._model, part.master = model, master
         copies[i].get_submodule(name)._model = copy.deepcopy(model, memo)
     return copies
-
-
-def messenger_problem(guide: Any) -> tuple[str, str] | None:
-    """Fault and remedy of a guide that runs the model inside itself; None for others."""
-    if not isinstance(guide, GuideMessenger):
-        return None
-    return (
-        f"{type(guide).__name__}: a GuideMessenger runs the model inside the guide and makes both "
-        "traces itself, and only Pyro's Trace_ELBO reads them so; its guide alone observes the "
-        "data.",
-        "Use pyro.infer.autoguide.AutoNormal(model), which is the same family as "
-        "AutoNormalMessenger, or guide=None; write a conditional guide as a function.",
-    )
 
 
 class KeepLayout(Messenger):

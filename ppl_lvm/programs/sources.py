@@ -18,6 +18,7 @@ from ppl_lvm.core.call_syntax import build, settings_of, unknown_settings
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.loading import address_of, address_problem, load_program, source_digest
+from ppl_lvm.programs.messenger_guide import as_written
 from ppl_lvm.programs.trust import Trust, remember_fitted
 
 DEFAULT_GUIDE = "ppl_lvm.guides:auto_guide"
@@ -139,6 +140,7 @@ class GuideFactory:
             DEFAULT_GUIDE if program is None else program if isinstance(program, str) else None
         )
         self._program = load_program(address) if address is not None else program
+        described = as_written(self._program)
         if not callable(self._program):
             raise ValueError(
                 f"Guide {program!r}: it is not callable. Pass a callable of the batch."
@@ -149,15 +151,15 @@ class GuideFactory:
                 "Guide: settings need a builder. Pass the guide as a class or address."
             )
         if address is None:
-            address = address_of(self._program)
+            address = address_of(described)
         known: dict[str, Any] | None = self._settings
         if isinstance(self._program, nn.Module):
-            known = settings_of(self._program)
+            known = settings_of(described)
         # Another instance must be passed again when the run is loaded.
         rebuildable = self.is_builder or inspect.isfunction(self._program)
         rebuildable = rebuildable or (isinstance(self._program, nn.Module) and known is not None)
         self.recipe = ProgramSpec(
-            name=getattr(self._program, "__name__", type(self._program).__name__),
+            name=getattr(described, "__name__", type(described).__name__),
             address=address if rebuildable else None,
             settings=known,
             builder=self.is_builder,
@@ -172,7 +174,7 @@ class GuideFactory:
 
     def reload_problem(self) -> str | None:
         """Reason why a stored run could not build the guide again, with the remedy, or None."""
-        program, name = self._program, self.recipe.name
+        program, name = as_written(self._program), self.recipe.name
         address = self.recipe.address or address_of(program)
         problem = address_problem(program, address)
         if problem is None and not self.is_builder and not inspect.isfunction(program):

@@ -1,22 +1,26 @@
 """Kinds of programs that `fit` takes, and side effects."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
 import pytest
 import torch
-from pyro.distributions import Categorical, Normal
-from pyro.infer import config_enumerate
+from pyro import poutine
+from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from pyro.infer import SVI, config_enumerate
 from pyro.infer.autoguide import (
     AutoHierarchicalNormalMessenger,
     AutoNormal,
     AutoNormalMessenger,
+    AutoRegressiveMessenger,
 )
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm import check, fit, load_data
+from ppl_lvm import check, fit, load_data, load_run
+from ppl_lvm.estimators import ELBO, LeaveOneOut
 from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
@@ -228,14 +232,64 @@ def test_obs_mask_of_a_continuous_latent_has_the_exact_evidence(batch_size: Any)
         fit(_some_positions, AmortizedNormal, load_data(batch, missing="keep"))
 
 
-@pytest.mark.parametrize("messenger", [AutoNormalMessenger, AutoHierarchicalNormalMessenger])
-def test_guide_messengers_are_refused_by_name(messenger: Any) -> None:
+def _mean(x: Tensor) -> None:
+    w = pyro.sample("w", Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        pyro.sample("x", Normal(w, 1.0), obs=x)
+
+
+class _Affine(AutoNormalMessenger):
+    """Another posterior of w, with parameters of Pyro's store."""
+
+    def get_posterior(self, name: str, prior: Any) -> Any:
+        scale = pyro.param("scale", torch.tensor(0.5), constraint=constraints.positive)
+        return Normal(pyro.param("loc", torch.zeros(())) + prior.loc, scale)
+
+
+MESSENGERS = [
+    _Affine,
+    pytest.param(AutoNormalMessenger, marks=pytest.mark.slow),
+    pytest.param(AutoHierarchicalNormalMessenger, marks=pytest.mark.slow),
+    pytest.param(AutoRegressiveMessenger, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("messenger", MESSENGERS)
+def test_guide_messengers_train_and_are_loaded(messenger: Any, tmp_path: Path) -> None:
+    """q(w) = N(Σx / (N + 1), 1 / (N + 1)) is in each family; the bound is then log p(x)."""
+    x = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    exact = float(MultivariateNormal(torch.zeros(4), torch.eye(4) + 1.0).log_prob(x)) / 4
+    options: dict[str, Any] = {"optimizer": "Adam(lr=0.05)", "progress": False, "engine": "eager"}
+    run = fit(_mean, messenger, x, num_steps=150, directory=tmp_path / "run", **options)
+    assert not check(_mean, messenger(_mean), x)
+    assert run.record["guide"]["name"] == messenger.__name__
+    assert exact - 0.05 < run.results["bound"] < exact + 5 * run.results["bound_monte_carlo_error"]
+    assert run.summary(400)["mean"]["w"] == pytest.approx(1.3, abs=0.2)
+    loaded = load_run(tmp_path / "run")
+    assert loaded.log_evidence(x, 200).value == run.log_evidence(x, 200).value
+    assert run.to_arviz(x, num_samples=5).posterior["w"].shape == (1, 5)
+
+
+@pytest.mark.parametrize("loss", [ELBO(), LeaveOneOut(num_particles=2)])
+def test_guide_messengers_train_by_plain_svi(loss: Any) -> None:
+    x = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    pyro.set_rng_seed(0)
+    guide = AutoNormalMessenger(_mean)
+    svi = SVI(_mean, guide, pyro.optim.Adam({"lr": 0.05}), loss)
+    for _ in range(150):
+        svi.step(x)
+    assert float(guide.median(x)["w"].detach()) == pytest.approx(1.3, abs=0.2)
+
+
+def test_guide_messenger_leaves_out_enumerated_sites() -> None:
     def model(x: Tensor) -> None:
         w = pyro.sample("w", Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
-            pyro.sample("x", Normal(w, 1.0), obs=x)
+            c = pyro.sample("c", Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.sample("x", Normal(w * (1 - 2 * c), 1.0), obs=x)
 
-    issues = check(model, messenger(model), torch.ones(3))
-    assert [issue.code for issue in issues] == ["guide-messenger"]
-    with pytest.raises(ValueError, match=rf"{messenger.__name__}: .*AutoNormal\(model\)"):
-        fit(model, messenger(model), torch.ones(3))
+    x = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    guide = AutoNormalMessenger(poutine.block(model, hide=["c"]))
+    run = fit(model, guide, x, num_steps=5, progress=False, engine="eager")
+    assert run.encode(x)["c"].shape == (4, 2)
