@@ -1,7 +1,7 @@
 """Bayesian Gaussian mixture with a sparse Dirichlet prior.
 
     π       ~ Dirichlet(α, …, α)           global, α = 1/K: sparse
-    μ_k     ~ N(m, diag s²)                global    (K, P)
+    μ_k     ~ N(m, diag s²)                global    (K, P), unconstrained (μ_k - m) / s
     σ_k     ~ LogNormal(log(s / 2), 1)     global    (K, P)
     R_k R_kᵀ ~ LKJ(1)                      global    (K, P, P), a correlation matrix
     z_n     ~ Categorical(π)               latent    (N,), enumerated
@@ -41,6 +41,7 @@ from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.mixtures.moments import moments, start_clusters
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import NormalInUnits
 
 COVARIANCES = ("full", "diag")
 
@@ -86,7 +87,7 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         K, P = self.components, len(self.center)
         pi = pyro.sample("weights", Dirichlet(x.new_full((K,), self.concentration)))
         # Components are an event dimension, so that a plate of particles fits to their left.
-        mu = pyro.sample("means", Normal(self.center, self.spread).expand([K, P]).to_event(2))
+        mu = pyro.sample("means", NormalInUnits(self.center, self.spread).expand([K, P]).to_event(2))
         prior = LogNormal((self.spread / 2).log(), 1.0)
         sigma = pyro.sample("scales", prior.expand([K, P]).to_event(2))
         R = None
@@ -120,7 +121,8 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         cluster, training seldom reaches fewer.
         """
         self.infer_sizes(x)
-        _, means, _ = moments(x, start_clusters(x, self.components))
+        standard = (x - self.center) / self.spread
+        _, means, _ = moments(x, start_clusters(standard, self.components))
         K, P = means.shape
         start = {
             "weights": torch.full((K,), 1 / K).to(means),

@@ -26,6 +26,7 @@ from ppl_lvm.models.parts.examples import example_bits
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
+from ppl_lvm.nn.units import column_units, is_binary
 
 
 class ConditionalVAE(LazilySized, PyroModule):
@@ -49,7 +50,7 @@ class ConditionalVAE(LazilySized, PyroModule):
     size_names = ("inputs",)
     inputs: int | None  # Q
     center: Tensor  # of the columns of x (Q,)
-    unit: Tensor  # standard deviation over all columns of x ()
+    unit: Tensor  # standard deviations of the columns of x; one for all if they are bits (Q,)
 
     def __init__(
         self,
@@ -110,10 +111,9 @@ class ConditionalVAE(LazilySized, PyroModule):
         self.infer_sizes(x, y)
         check_complete(x, type(self).__name__)
         self.decoder.initialize(y, self)
-        columns = x.detach().double()
-        self.center.copy_(columns.mean(0))
-        spread = columns.var(0, correction=0).mean().sqrt()
-        self.unit.copy_(spread if spread > 0 else torch.ones_like(spread))
+        center, unit = column_units(x, common=is_binary(x))
+        self.center.copy_(center)
+        self.unit.copy_(unit)
 
     def _in_units(self, x: Tensor) -> Tensor:
         return (x.to(self.center) - self.center) / self.unit
@@ -131,7 +131,7 @@ class ConditionalVAE(LazilySized, PyroModule):
         self.decoder.inputs = self.latent + inputs
         self.prior = MLP(inputs, 2 * self.latent, self.hidden)
         self.register_buffer("center", torch.zeros(inputs))
-        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("unit", torch.ones(inputs))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
         return (len(state["center"]),)

@@ -52,6 +52,7 @@ from ppl_lvm.models.parts.row_checks import column_moments
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
 from ppl_lvm.nn.noise_schedule import Noising, StratifiedTimes, alpha_sigma, step_back
+from ppl_lvm.nn.units import column_units
 
 LIKELIHOODS = ("gaussian", "categorical")
 FREQUENCIES = 4
@@ -197,17 +198,17 @@ class Diffusion(LazilySized, PyroModule):
         return ForwardProcess(self, *batch)
 
     def initialize(self, x: Tensor) -> None:
-        """Set P, the columns' means and their common standard deviation from rows `x` (N, P).
+        """Set P, the columns' means and standard deviations (one of categories) from rows `x` (N, P).
 
         Raises:
             ValueError: for values that are not categories, or constant data.
         """
         self.infer_sizes(x)
         self._check_support(x)
-        means, variance = column_moments(x.double())
-        with torch.no_grad():
-            self.process.means.copy_(means)
-            self.process.unit.copy_(variance.mean().sqrt())
+        column_moments(x.double())
+        means, unit = column_units(x, common=self.categories is not None)
+        self.process.means.copy_(means)
+        self.process.unit.copy_(unit)
 
     def _step(
         self, z: Tensor, gamma_s: Tensor, gamma_t: Tensor, eta: float = 1.0
@@ -225,7 +226,7 @@ class Diffusion(LazilySized, PyroModule):
             scale = process.unit * (0.5 * gamma).exp()
             return Normal(process.means + process.unit * u, scale).to_event(1)
         values = torch.arange(self.categories).to(u)
-        levels = (values - process.means.unsqueeze(-1)) / process.unit  # (P, C)
+        levels = (values - process.means.unsqueeze(-1)) / process.unit.unsqueeze(-1)  # (P, C)
         logits = -0.5 * (u.unsqueeze(-1) - levels).square() * (-gamma).exp()
         return Categorical(logits=logits).to_event(1)
 

@@ -35,10 +35,11 @@ class FactorAnalysis(LinearGaussianModel):
     Args:
         latent: D.
         observed: P. If None, inferred from the first batch or a loaded state.
-        floor: smallest noise variance, in squared units of the data.
+        floor: smallest noise variance, as a share of the variance of its column in the data.
     """
 
     example_batch = staticmethod(example_rows)
+    one_noise = False
 
     def noises(self, variance: Tensor) -> Tensor:
         """One per column: (P,)."""
@@ -78,9 +79,9 @@ class FactorAnalysis(LinearGaussianModel):
             return columns_without_noise_of_incomplete(x, state)
         return columns_without_noise(x.mT.cov(correction=0), state["noise"], self.latent)
 
-    def _without_noise(self, p: int, noise: float) -> str:
+    def _without_noise(self, p: int, noise: float, floor: float) -> str:
         return (
             f"column {p} has no noise left: its variance is {noise:.1e} beside a floor of "
-            f"{self.floor:.0e}, since one factor explains that column alone. Use fewer factors, "
+            f"{floor:.0e}, since one factor explains that column alone. Use fewer factors, "
             "leave out a column that depends linearly on others, or raise floor."
         )

@@ -102,7 +102,7 @@ class GaussianMixtureVAE(PyroModule):
                 clusters, or rows that vary in fewer directions than there are codes.
         """
         self.decoder.initialize(x, self)
-        z = principal_codes(x, self.latent)
+        z = principal_codes(self.decoder.standardize(x), self.latent)
         weights, means, scatter = moments(z, start_clusters(z, self.components))
         scales = scatter.diagonal(dim1=-2, dim2=-1).sqrt().clamp(min=2 * LEAST_SCALE)
         dtype = self.means.dtype

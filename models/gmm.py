@@ -9,7 +9,7 @@ itself, and the guide is empty.
 The likelihood of a mixture is unbounded: a component on too few distinct rows can shrink its
 variance, and its density there grows without end. So every covariance has a floor,
 
-    Σ_k = L_k L_kᵀ + floor · I,
+    Σ_k = L_k L_kᵀ + floor · diag(s²),    s the columns' standard deviations in the data,
 
 and `degenerate` reports a component that has sunk to it.
 
@@ -39,6 +39,7 @@ from ppl_lvm.models.parts.mixtures.moments import moments, restart_clusters, shr
 from ppl_lvm.models.parts.mixtures.whitened_normal import WhitenedNormal
 from ppl_lvm.models.parts.row_checks import mean_imputed
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import ColumnUnits
 
 COVARIANCES = ("full", "tied", "diag", "spherical")
 # Entries of the matrices, one per row and component, of rows with missing values in one block.
@@ -53,11 +54,12 @@ class GaussianMixture(LazilySized, PyroModule):
         observed: P. If None, inferred from the first batch or a loaded state.
         covariance: "full" (one matrix per component), "tied" (one matrix for all), "diag" (one
             variance per column and component) or "spherical" (one variance per component).
-        floor: smallest variance in any direction, in squared units of the data.
+        floor: smallest variance in any direction, as a share of s² (of its mean if spherical).
     """
 
     example_batch = staticmethod(example_rows)
 
+    units: ColumnUnits  # s, with one value for all columns if spherical
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)
     scale_tril: Tensor  # L (K, P, P), or (P, P) if tied
@@ -105,14 +107,15 @@ class GaussianMixture(LazilySized, PyroModule):
         self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         imputed = mean_imputed(x)
-        r = restart_clusters(imputed, self.components, restart)
+        self.units.set_from(x)
+        r = restart_clusters(self.units.standardize(imputed), self.components, restart)
         self._set(*shrunken_moments(imputed, r))
 
     def degenerate(self, x: Tensor) -> str | None:
         """Reason to reject these parameters although their likelihood is high, or None.
 
         A component has collapsed if its rows, weighted by responsibility, vary in some direction by
-        less than ten floors or by no more than the rounding of their values: duplicated rows, no
+        less than ten floors (in units of s) or by no more than the rounding of their values: duplicated rows, no
         more distinct rows than columns, or a column that is constant within the component. Its
         likelihood then depends on the floor and not on the data. Where all rows are as flat, the
         fault is a column's, which is named.
@@ -122,15 +125,14 @@ class GaussianMixture(LazilySized, PyroModule):
         state = self.em_state()
         sums, _ = self.e_step(state, x)
         # The M-step without a floor, missing values marginalized.
-        free = em.maximize(state, sums, self.covariance, -torch.inf)
-        weights, means, S = free["weights"], free["means"], self._dense(free)
+        free, s = em.maximize(state, sums, self.covariance, None), self.units.scale.double()
+        weights, means, S = free["weights"], free["means"] / s, self._dense(free) / (s[:, None] * s)
         flat = degeneracy.flattest(S, spherical=self.covariance == "spherical")
         spread = degeneracy.directional_variance(flat, S).clamp(min=0)
         overall = degeneracy.total_covariance(weights, means, S)
         everywhere = degeneracy.directional_variance(flat, overall)
-        least = degeneracy.directional_variance(flat, degeneracy.rounding(x)).clamp(
-            min=10 * self.floor
-        )
+        rounding = degeneracy.rounding(x) / (s[:, None] * s)
+        least = degeneracy.directional_variance(flat, rounding).clamp(min=10 * self.floor)
         # An empty component has not collapsed.
         sunk = (sums["rows"] > 0.5) & (spread <= least)
         for k in torch.where(sunk, spread, torch.inf).argsort()[: int(sunk.sum())].tolist():
@@ -181,12 +183,12 @@ class GaussianMixture(LazilySized, PyroModule):
         Its weights sum to one in doubles, and its smallest variance is that of `m_step`, so that
         the first step cannot lower the likelihood.
         """
-        weights = self.weights.detach().double()
+        weights, least = self.weights.detach().double(), self.least.double()
         if self.covariance in ("full", "tied"):
             variance = self._above_floor(self.scale_tril.detach())
-            variance = em.raise_eigenvalues(variance, 2 * self.floor)
+            variance = em.raise_eigenvalues(variance, 2 * least)
         else:
-            variance = (self.scale.detach().double() ** 2).clamp(min=self.floor) + self.floor
+            variance = torch.maximum(self.scale.detach().double() ** 2, least) + least
         means = self.means.detach().double()
         return {"weights": weights / weights.sum(), "means": means, "variance": variance}
 
@@ -200,7 +202,7 @@ class GaussianMixture(LazilySized, PyroModule):
 
     def m_step(self, state: dict[str, Tensor], statistics: dict[str, Tensor]) -> dict[str, Tensor]:
         """θ' in closed form; the smallest variance is twice the floor, as in `initialize`."""
-        return em.maximize(state, statistics, self.covariance, 2 * self.floor)
+        return em.maximize(state, statistics, self.covariance, 2 * self.least.double())
 
     def e_steps(self, state: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """`e_step` of several restarts (first dimension of θ), in two shared matrix products."""
@@ -258,21 +260,26 @@ class GaussianMixture(LazilySized, PyroModule):
         return Normal(self.means[z], self._scale()[z]).to_event(1)
 
     def _chol(self) -> Tensor:
-        """The Cholesky factor of Σ = L Lᵀ + floor · I, computed in doubles.
+        """The Cholesky factor of Σ = L Lᵀ + floor · diag(s²), computed in doubles.
 
         In single precision a floor of 1e-6 is lost beside columns of 1,000, and Σ has no factor
         where one column is the sum of others.
         """
         return cholesky(self._above_floor(self.scale_tril)).to(self.scale_tril)
 
+    @property
+    def least(self) -> Tensor:
+        """The smallest variances: floor · s², (P,), or () if spherical."""
+        return self.floor * self.units.variance
+
     def _above_floor(self, L: Tensor) -> Tensor:
-        """L Lᵀ + floor · I, in doubles."""
+        """L Lᵀ + floor · diag(s²), in doubles."""
         L = L.double()
-        return L @ L.mT + self.floor * torch.eye(L.shape[-1], dtype=L.dtype, device=L.device)
+        return L @ L.mT + self.least.double().diag()
 
     def _scale(self) -> Tensor:
         """Standard deviations (K, P) of the diagonal forms."""
-        scale = (self.scale**2 + self.floor).sqrt()
+        scale = (self.scale**2 + self.least).sqrt()
         return scale if self.covariance == "diag" else scale[:, None].expand_as(self.means)
 
     def _set(self, weights: Tensor, means: Tensor, scatter: Tensor) -> None:
@@ -281,18 +288,20 @@ class GaussianMixture(LazilySized, PyroModule):
         self.weights = weights.to(dtype)
         self.means = means.to(dtype)
         if self.covariance == "full":
-            self.scale_tril = cholesky_above(scatter, self.floor).to(dtype)
+            self.scale_tril = cholesky_above(scatter, self.least).to(dtype)
         elif self.covariance == "tied":
             pooled = torch.einsum("k,kpq->pq", weights, scatter)
-            self.scale_tril = cholesky_above(pooled, self.floor).to(dtype)
+            self.scale_tril = cholesky_above(pooled, self.least).to(dtype)
         else:
             variance = scatter.diagonal(dim1=-2, dim2=-1)
             if self.covariance == "spherical":
                 variance = variance.mean(-1)
-            self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(dtype)
+            least = self.least.double()
+            self.scale = torch.maximum(variance - least, least).sqrt().to(dtype)
 
     def resize(self, observed: int, **like: Any) -> None:
         K, P = self.components, observed
+        self.units = ColumnUnits(P, common=self.covariance == "spherical", **like)
         if K > 1:
             self.weights = PyroParam(torch.full((K,), 1 / K, **like), constraints.simplex)
         else:  # constant 1: nothing to learn
@@ -300,15 +309,15 @@ class GaussianMixture(LazilySized, PyroModule):
         # Equal means would receive equal gradients and stay equal. The random state is preserved,
         # so that `initialize` draws the same numbers in either order.
         with preserve_rng():
-            self.means = PyroParam(torch.randn(K, P, **like), constraints.real)
+            self.means = self.units.location(torch.randn(K, P, **like))
         eye = torch.eye(P, **like)
         if self.covariance == "full":
-            self.scale_tril = PyroParam(eye.repeat(K, 1, 1), constraints.lower_cholesky)
+            self.scale_tril = self.units.rows(eye.repeat(K, 1, 1), constraints.lower_cholesky)
         elif self.covariance == "tied":
-            self.scale_tril = PyroParam(eye, constraints.lower_cholesky)
+            self.scale_tril = self.units.rows(eye, constraints.lower_cholesky)
         else:
             shape = (K, P) if self.covariance == "diag" else (K,)
-            self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)
+            self.scale = self.units.spread(torch.ones(shape, **like))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
         return (state["means_unconstrained"].shape[1],)

@@ -47,6 +47,7 @@ from ppl_lvm.models.parts.state_space.sequences import (
     segment_features,
 )
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import ColumnUnits
 
 EMISSIONS = ("gaussian", "categorical")
 
@@ -61,11 +62,12 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         observed: P. If None, inferred from the first batch or a loaded state.
         emission: one of `EMISSIONS`.
         categories: C, for `emission="categorical"` only.
-        floor: smallest variance of a Gaussian emission, in squared units of the data.
+        floor: smallest variance of a Gaussian emission, as a share of the variance of its column.
     """
 
     example_batch = staticmethod(example_sequences)
 
+    units: ColumnUnits  # of a Gaussian emission
     start: Tensor  # π (S,)
     transition: Tensor  # A (S, S), from row to column
     means: Tensor  # μ (S, P)
@@ -162,39 +164,48 @@ class HiddenMarkovModel(LazilySized, PyroModule):
                 f"{S} states need at least as many distinct values, and {len(rows)} steps show "
                 f"{distinct}. Use states={distinct} or fewer, or more data."
             )
-        overall = rows.double().var(0, correction=0)
+        self.units.set_from(x)
+        rows = self.units.standardize(rows.double())
+        overall = rows.var(0, correction=0)
         if S > 1 and restart % 4 == 2:
             # Half a standard deviation between means, and spreads apart by up to e^±1.5.
-            means = rows.double().mean(0) + 0.5 * overall.sqrt() * torch.randn(S, 1).to(overall)
+            means = rows.mean(0) + 0.5 * overall.sqrt() * torch.randn(S, 1).to(overall)
             factor = (3 * torch.rand(S, 1) - 1.5).exp().to(overall)
             self._set_emission(means, factor.square() * overall)
             self._draw_chain(restart)
             return
         r = self._restart_clusters(restart, x, rows).double()  # (N T, S)
         weight = r.sum(0).unsqueeze(-1)
-        means = r.mT @ rows.double() / weight.clamp(min=1e-300)
-        spread = r.mT @ rows.double().square() / weight.clamp(min=1e-300) - means.square()
+        means = r.mT @ rows / weight.clamp(min=1e-300)
+        spread = r.mT @ rows.square() / weight.clamp(min=1e-300) - means.square()
         # A cluster of one row borrows its variance.
         self._set_emission(means, (spread * weight + overall) / (weight + 1))
         self._draw_chain(restart)
 
     def _restart_clusters(self, restart: int, x: Tensor, rows: Tensor) -> Tensor:
-        """One-hot states (M, S) of the observed steps `rows` (M, P) of sequences `x`."""
+        """One-hot states (M, S) of the observed steps of sequences `x`, `rows` (M, P) if standardized."""
         S, kind = self.states, restart % 4
         if kind == 3:
             return restart_clusters(rows, S, 1)
         if kind == 1:
             length = int(torch.randint(4, 33, ()))
-            means = rows.mean(0)
-            features = segment_features(torch.where(x.isnan(), means, x), length)
+            standard = self.units.standardize(x.double())
+            features = segment_features(torch.where(x.isnan(), rows.mean(0), standard), length)
             features = features[~x.flatten(0, 1).isnan().all(1)]
             if len(features.unique(dim=0)) >= S:
                 return start_clusters(features, S)
         return start_clusters(rows, S)
 
+    @property
+    def least(self) -> Tensor:
+        """The smallest variances of a Gaussian emission: floor times the squared units, (P,)."""
+        return self.floor * self.units.variance
+
     def _set_emission(self, means: Tensor, variance: Tensor) -> None:
-        self.means = means.to(self.start)
-        self.scale = (variance - self.floor).clamp(min=self.floor).sqrt().to(self.start)
+        """Set the emission from moments (S, P) of standardized columns."""
+        self.means = self.units.restore(means).to(self.start)
+        scale = (variance - self.floor).clamp(min=self.floor).sqrt()
+        self.scale = (self.units.scale * scale).to(self.start)
 
     def _draw_chain(self, restart: int) -> None:
         """Draw π and A, with persistence in (½, 1), for every restart but the first."""
@@ -218,13 +229,14 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         if self.emission == "categorical":
             return None
         used = self.marginals(x).sum((0, 1)) > 0.5
-        variance = torch.where(used, (self.scale**2).amin(-1), torch.inf) + self.floor
+        shares = (self.scale**2 / self.units.variance).amin(-1)
+        variance = torch.where(used, shares, torch.inf) + self.floor
         s = int(variance.argmin())
         if variance[s] > 10 * self.floor:
             return None
         return (
-            f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} beside a "
-            f"floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
+            f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} of that of "
+            f"the column, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
         )
 
     def em_state(self) -> State:
@@ -247,7 +259,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             self.table = state["table"].to(dtype).clamp(min=tiny)
             return
         self.means = state["means"].to(dtype)
-        self.scale = (state["variance"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+        self.scale = (state["variance"] - self.least).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """Expected moves and emissions summed over sequences `x`, and log p(x)."""
@@ -258,7 +270,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
 
     def m_step(self, state: State, statistics: State) -> State:
         """θ' in closed form; the smallest variance is twice the floor, as in `initialize`."""
-        return baum_welch.maximize(state, statistics, 2 * self.floor)
+        gaussian = self.emission == "gaussian"
+        return baum_welch.maximize(state, statistics, 2 * self.least.double() if gaussian else None)
 
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
@@ -270,7 +283,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         chain = {"start": self.start, "transition": self.transition}
         if self.emission == "categorical":
             return {**chain, "table": self.table}
-        return {**chain, "means": self.means, "variance": self.scale**2 + self.floor}
+        return {**chain, "means": self.means, "variance": self.scale**2 + self.least}
 
     def _chain(self, seen: Tensor) -> Any:
         """All T steps as one distribution; `seen` (N, T, P) marks the values that are present."""
@@ -285,7 +298,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         shape = (*seen.shape[:2], self.states, seen.shape[-1])
         if self.emission == "categorical":
             return Categorical(self.table).expand(shape).mask(seen).to_event(1)
-        scale = (self.scale**2 + self.floor).sqrt()
+        scale = (self.scale**2 + self.least).sqrt()
         return Normal(self.means, scale).expand(shape).mask(seen).to_event(1)
 
     def _log_emission(self, x: Tensor) -> Tensor:
@@ -323,8 +336,9 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             # preserved, so that `initialize` draws the same numbers in either order.
             with preserve_rng():
                 means = torch.randn(S, observed, **like)
-            self.means = PyroParam(means, constraints.real)
-            self.scale = PyroParam(torch.ones(S, observed, **like), constraints.positive)
+            self.units = ColumnUnits(observed, **like)
+            self.means = self.units.location(means)
+            self.scale = self.units.spread(torch.ones(S, observed, **like))
         else:
             with preserve_rng():
                 table = torch.rand(S, observed, self.categories or 1, **like) + 1

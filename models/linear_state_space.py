@@ -39,6 +39,7 @@ from ppl_lvm.models.parts.state_space.sequences import (
     seen_steps,
 )
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import ColumnUnits
 
 # Expectation-maximization cannot change a state without process noise.
 _LEAST_DRIFT = 1e-8
@@ -52,11 +53,12 @@ class LinearStateSpace(LazilySized, PyroModule):
     Args:
         latent: D.
         observed: P. If None, inferred from the first batch or a loaded state.
-        floor: smallest variance of the observation's noise, in squared units of the data.
+        floor: smallest variance of the observation's noise, as a share of that of its column.
     """
 
     example_batch = staticmethod(example_sequences)
 
+    units: ColumnUnits
     A: Tensor  # (D, D)
     C: Tensor  # (P, D)
     mu: Tensor  # μ (P,)
@@ -80,7 +82,12 @@ class LinearStateSpace(LazilySized, PyroModule):
     @property
     def noise(self) -> Tensor:
         """r (P,)."""
-        return self.scale**2 + self.floor
+        return self.scale**2 + self.least
+
+    @property
+    def least(self) -> Tensor:
+        """The smallest noises: floor times the squared units, (P,)."""
+        return self.floor * self.units.variance
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) by Kalman's filter, in nats: (N,)."""
@@ -102,7 +109,8 @@ class LinearStateSpace(LazilySized, PyroModule):
         """
         x = self._sequences(x)
         check_several_steps(x, "LinearStateSpace")
-        rows = mean_imputed(seen_steps(x)).double()
+        self.units.set_from(x)
+        rows = self.units.standardize(mean_imputed(seen_steps(x)).double())
         mu = rows.mean(0)
         values, vectors = torch.linalg.eigh(torch.atleast_2d((rows - mu).mT.cov(correction=0)))
         if not values[-1] > 0:
@@ -115,13 +123,13 @@ class LinearStateSpace(LazilySized, PyroModule):
         keeps = 0.5 + 0.45 * torch.rand(self.latent).to(**like)
         C = 0.1 * values.mean().sqrt() * torch.randn(len(mu), self.latent).to(values)
         C[:, :D] = vectors[:, -D:] * values[-D:].clamp(min=0).sqrt()
+        unit = self.units.scale.double()
+        self.mu, self.C = self.units.restore(mu).to(**like), (unit[:, None] * C).to(**like)
         with torch.no_grad():
-            self.mu.copy_(mu)
-            self.C.copy_(C)
             self.A.copy_(keeps.diag())
         self.drift = (1 - keeps.square()).sqrt()
         share = 0.5 * (rows - mu).square().mean(0).clamp(min=2 * self.floor)
-        self.scale = (share - self.floor).clamp(min=self.floor).sqrt().to(**like)
+        self.scale = (unit * (share - self.floor).clamp(min=self.floor).sqrt()).to(**like)
 
     def em_state(self) -> State:
         """θ of expectation-maximization (`ppl_lvm.fitting.em`), as `kalman` describes it."""
@@ -131,11 +139,11 @@ class LinearStateSpace(LazilySized, PyroModule):
         """Set the parameters to θ."""
         dtype = self.mu.dtype
         with torch.no_grad():
-            for name in ("A", "C", "mu"):
-                getattr(self, name).copy_(state[name])
+            self.A.copy_(state["A"])
+        self.C, self.mu = state["C"].to(dtype), state["mu"].to(dtype)
         self.drift = state["drift"].sqrt().to(dtype)
         tiny = torch.finfo(dtype).tiny  # a scale of 0 has no logarithm
-        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+        self.scale = (state["noise"] - self.least).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """Moments of neighboring states summed over sequences `x`, and log p(x)."""
@@ -144,7 +152,7 @@ class LinearStateSpace(LazilySized, PyroModule):
 
     def m_step(self, state: State, statistics: State) -> State:
         """θ' in closed form."""
-        return kalman.maximize(state, statistics, self.floor, _LEAST_DRIFT)
+        return kalman.maximize(state, statistics, self.least.double(), _LEAST_DRIFT)
 
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
@@ -185,15 +193,16 @@ class LinearStateSpace(LazilySized, PyroModule):
 
     def resize(self, observed: int, **like: Any) -> None:
         D = self.latent
+        self.units = ColumnUnits(observed, **like)
         self.A = nn.Parameter(0.9 * torch.eye(D, **like))
         with preserve_rng():  # so that `initialize` draws the same numbers in either order
-            self.C = nn.Parameter(torch.randn(observed, D, **like))
-        self.mu = nn.Parameter(torch.zeros(observed, **like))
+            self.C = self.units.rows(torch.randn(observed, D, **like))
+        self.mu = self.units.location(torch.zeros(observed, **like))
         self.drift = PyroParam(torch.full((D,), 0.5, **like), constraints.positive)
-        self.scale = PyroParam(torch.ones(observed, **like), constraints.positive)
+        self.scale = self.units.spread(torch.ones(observed, **like))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
-        return (len(state["mu"]),)
+        return (len(state["units.center"]),)
 
 
 _PADDING = 0.5 * math.log(2 * math.pi)  # of one missing value: -log N(0; 0, 1)

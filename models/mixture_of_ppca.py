@@ -36,6 +36,7 @@ from ppl_lvm.models.parts.mixtures.missing import MarginalNormal, impute
 from ppl_lvm.models.parts.mixtures.moments import restart_clusters, shrunken_moments
 from ppl_lvm.models.parts.row_checks import flat_column, mean_imputed, rounding_variance
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import ColumnUnits
 
 State = dict[str, Tensor]
 
@@ -47,15 +48,16 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         components: K.
         latent: D.
         observed: P. If None, inferred from the first batch or a loaded state.
-        floor: smallest noise variance, in squared units of the data.
+        floor: smallest noise variance, as a share of the mean variance of the data's columns.
     """
 
     example_batch = staticmethod(example_rows)
 
+    units: ColumnUnits  # one scale for all columns, as each noise is
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)
     W: Tensor  # (K, P, D)
-    scale: Tensor  # s (K,), σ² = s² + floor
+    scale: Tensor  # s (K,), σ² = s² + least
     has_missing: Tensor  # (): True if `initialize` saw missing values
 
     def __init__(
@@ -84,7 +86,12 @@ class MixtureOfPPCA(LazilySized, PyroModule):
     @property
     def noise(self) -> Tensor:
         """σ² (K,)."""
-        return self.scale**2 + self.floor
+        return self.scale**2 + self.least
+
+    @property
+    def least(self) -> Tensor:
+        """The smallest noise: floor times the squared unit, ()."""
+        return self.floor * self.units.variance
 
     @property
     def covariance_matrix(self) -> Tensor:
@@ -131,9 +138,10 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         self.infer_sizes(x)
         self.has_missing.fill_(bool(x.isnan().any()))
         imputed = mean_imputed(x)
-        r = restart_clusters(imputed, self.components, restart)
+        self.units.set_from(x)
+        r = restart_clusters(self.units.standardize(imputed), self.components, restart)
         weights, means, scatter = shrunken_moments(imputed, r)
-        W, noise = _leading(scatter, self.latent, self.floor)
+        W, noise = _leading(scatter, self.latent, self.least.double())
         self.set_em_state({"weights": weights, "means": means, "W": W, "noise": noise})
 
     def degenerate(self, x: Tensor) -> str | None:
@@ -144,17 +152,17 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         rows = self.responsibilities(x).sum(0)
         occupied = rows > 0.5  # an empty component has not collapsed
         k = int(torch.where(occupied, self.noise, torch.inf).argmin())
-        x, noise = x.detach().double(), self.noise[k].item()
-        least = rounding_variance(x).mean().clamp(min=10 * self.floor)
+        x, noise, floor = x.detach().double(), self.noise[k].item(), self.least.item()
+        least = rounding_variance(x).mean().clamp(min=10 * floor)
         if noise > least:
             return None
         every = (x - x.nanmean(0)).square().nanmean(0).mean()
         if every <= 10 * least:
-            return flat_column(None, every.item()) if noise <= 1.01 * self.floor else None
+            return flat_column(None, every.item()) if noise <= 1.01 * floor else None
         return (
             f"component {k} has collapsed: the {rows[k].item():.0f} rows it explains lie in a "
             f"subspace of {self.latent} dimensions, its noise variance is {noise:.1e} beside a "
-            f"floor of {self.floor:.0e}. Restart, use fewer components or a smaller latent, or "
+            f"floor of {floor:.0e}. Restart, use fewer components or a smaller latent, or "
             "raise floor."
         )
 
@@ -164,7 +172,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         Weights sum to one, and rounding leaves no noise below the floor.
         """
         state = {name: t.detach().double() for name, t in self._theta().items()}
-        weights, noise = state["weights"], state["noise"].clamp(min=self.floor)
+        weights, noise = state["weights"], state["noise"].clamp(min=self.least.double())
         return {**state, "weights": weights / weights.sum(), "noise": noise}
 
     def set_em_state(self, state: State) -> None:
@@ -174,7 +182,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
         self.means = state["means"].to(dtype)
         self.W = state["W"].to(dtype)
         tiny = torch.finfo(dtype).tiny  # a scale of 0 has no logarithm
-        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(dtype)
+        self.scale = (state["noise"] - self.least).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """The sums of a mixture with full covariances: see `em.expect`."""
@@ -186,8 +194,8 @@ class MixtureOfPPCA(LazilySized, PyroModule):
 
     def m_step(self, state: State, statistics: State) -> State:
         """θ' in closed form; the smallest noise variance is the floor."""
-        new = em.maximize(_dense(state), statistics, "full", 0.0)
-        W, noise = _leading(new["variance"], self.latent, self.floor)
+        new = em.maximize(_dense(state), statistics, "full", None)
+        W, noise = _leading(new["variance"], self.latent, self.least.double())
         return {"weights": new["weights"], "means": new["means"], "W": W, "noise": noise}
 
     def transport_statistics(
@@ -228,9 +236,10 @@ class MixtureOfPPCA(LazilySized, PyroModule):
             self.register_buffer("weights", torch.ones(1, **like))
         with preserve_rng():  # so that `initialize` draws the same numbers in either order
             means, W = torch.randn(K, P, **like), torch.randn(K, P, D, **like)
-        self.means = PyroParam(means, constraints.real)
-        self.W = PyroParam(W, constraints.real)
-        self.scale = PyroParam(torch.ones(K, **like), constraints.positive)
+        self.units = ColumnUnits(P, common=True, **like)
+        self.means = self.units.location(means)
+        self.W = self.units.rows(W)
+        self.scale = self.units.spread(torch.ones(K, **like))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
         return (state["means_unconstrained"].shape[1],)
@@ -248,7 +257,7 @@ def _dense(state: State) -> State:
     return {"weights": weights, "means": means, "variance": _covariance(state)}
 
 
-def _leading(S: Tensor, latent: int, floor: float) -> tuple[Tensor, Tensor]:
+def _leading(S: Tensor, latent: int, floor: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum-likelihood W (…, P, D) and σ² (…) of covariances S (…, P, P)."""
     values, vectors = torch.linalg.eigh(S)  # ascending
     rest = values.shape[-1] - latent

@@ -29,19 +29,20 @@ class PPCA(LinearGaussianModel):
     Args:
         latent: D.
         observed: P. If None, inferred from the first batch or a loaded state.
-        floor: smallest noise variance, in squared units of the data.
+        floor: smallest noise variance, as a share of the mean variance of the data's columns.
     """
 
     example_batch = staticmethod(example_rows)
+    one_noise = True
 
     def noises(self, variance: Tensor) -> Tensor:
         """One for all columns: ()."""
         return variance.mean()
 
-    def _without_noise(self, p: int, noise: float) -> str:
+    def _without_noise(self, p: int, noise: float, floor: float) -> str:
         return (
             f"no noise is left: the rows lie in a subspace of {self.latent} dimensions, the "
-            f"variance outside it is {noise:.1e} and the floor {self.floor:.0e}. Use a smaller "
+            f"variance outside it is {noise:.1e} and the floor {floor:.0e}. Use a smaller "
             "latent, leave out a column that depends linearly on others, or raise floor."
         )
 
@@ -73,6 +74,6 @@ class PPCA(LinearGaussianModel):
         _, singular, V = torch.linalg.svd(centered, full_matrices=False)
         values = singular.square() / (N - correction)  # 0 beyond N
         D = self.latent
-        noise = (values[D:].sum() / (P - D)).clamp(min=self.floor)
+        noise = (values[D:].sum() / (P - D)).clamp(min=self.least.double())
         W = V[:D].mT * (values[:D] - noise).clamp(min=0).sqrt()
         self.set_em_state({"W": W, "mu": x.mean(0), "noise": noise})

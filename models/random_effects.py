@@ -33,6 +33,7 @@ from ppl_lvm.core.validate import Positive
 from ppl_lvm.models.parts.examples import example_rows
 from ppl_lvm.models.parts.row_checks import check_complete
 from ppl_lvm.nn.lazy import check_rows
+from ppl_lvm.nn.units import NormalInUnits
 
 # Enough for the integral over τ to twelve digits.
 _NODES = 200
@@ -43,8 +44,8 @@ class RandomEffects(PyroModule):
 
     Args:
         centered: True for the latent θ, False for η.
-        mean_scale: m.
-        spread_scale: t.
+        mean_scale: m, in the units of y.
+        spread_scale: t, in the units of y.
     """
 
     @staticmethod
@@ -70,7 +71,7 @@ class RandomEffects(PyroModule):
         """Rows `x` (N, 2): y_n and s_n."""
         _check_columns(x)
         one = torch.ones_like(x[0, 0])
-        mu = pyro.sample("mu", Normal(0 * one, self.mean_scale))
+        mu = pyro.sample("mu", NormalInUnits(0 * one, self.mean_scale * one))
         tau = pyro.sample("tau", HalfCauchy(self.spread_scale * one))
         with pyro.plate("data", len(x), dim=-1):
             if self.centered:

@@ -108,7 +108,7 @@ class SemiSupervisedVAE(PyroModule):
             ValueError: for values outside their supports, or a class without a labeled row.
         """
         self.decoder.initialize(x, self)
-        z = principal_codes(x, self.latent)
+        z = principal_codes(self.decoder.standardize(x), self.latent)
         if y is None or (y < 0).all():
             labeled, member = z, start_clusters(z, self.classes)
         else:

@@ -19,8 +19,13 @@ def cholesky(S: Tensor) -> Tensor:
     return torch.linalg.cholesky(S * (1 + 2 * P * torch.finfo(S.dtype).eps * eye))
 
 
-def cholesky_above(scatter: Tensor, floor: float) -> Tensor:
-    """L (..., P, P) with L Lᵀ + floor · I = `scatter`, its eigenvalues raised to two floors."""
-    values, vectors = torch.linalg.eigh(scatter)
-    values = (values - floor).clamp(min=floor)
-    return cholesky(vectors @ (values[..., None] * vectors.mT))
+def cholesky_above(scatter: Tensor, floor: Tensor | float) -> Tensor:
+    """L (..., P, P) with L Lᵀ + diag(floor) = `scatter`, in doubles.
+
+    `floor` is () or (P,). In columns divided by its root, eigenvalues below two are raised to it.
+    """
+    s = torch.as_tensor(floor, dtype=torch.float64, device=scatter.device).sqrt()
+    s = s.expand(scatter.shape[-1])
+    values, vectors = torch.linalg.eigh(scatter / (s[:, None] * s))
+    values = (values - 1).clamp(min=1)
+    return s[:, None] * cholesky(vectors @ (values[..., None] * vectors.mT))

@@ -41,7 +41,7 @@ class Noising(nn.Module):
     """
 
     means: Tensor  # m (P,)
-    unit: Tensor  # s ()
+    unit: Tensor  # s (P,)
 
     def __init__(self, steps: Count, pieces: Count = 10) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class Noising(nn.Module):
         self.increments = nn.Parameter(torch.zeros(pieces))
 
     def resize(self, observed: int) -> None:
-        """Set P, with means 0 and unit 1."""
+        """Set P, with means 0 and units 1."""
         self.register_buffer("means", torch.zeros(observed))
-        self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("unit", torch.ones(observed))
 
     def gamma(self, t: Tensor) -> Tensor:
         """γ at times `t` in [0, 1], any shape."""

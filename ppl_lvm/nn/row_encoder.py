@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.validate import Count
 from ppl_lvm.nn.mlp import MLP
+from ppl_lvm.nn.units import column_units, is_binary
 
 FAR = 10.0  # standard deviations
 
@@ -23,10 +24,9 @@ def soft_clip(x: Tensor) -> Tensor:
 class Standardize(nn.Module):
     """All columns of a batch concatenated and standardized: (B, P).
 
-    Columns in [0, 1] throughout (bits, gray levels) stay as they are. If any value lies outside,
-    each column is centered and divided by its standard deviation in the rows of the constructor, or
-    by the largest one where it is constant. Missing values (NaN) are left out there, and stay
-    missing.
+    Zeros and ones stay as they are. If there is any other value, each column is centered and divided
+    by its standard deviation in the rows of the constructor, or by the largest one where it is
+    constant. Missing values (NaN) are left out there, and stay missing.
 
     Args:
         batch: tensors with rows first, as the model takes them.
@@ -39,18 +39,16 @@ class Standardize(nn.Module):
         super().__init__()
         x = side_by_side(*batch)
         shift, scale = torch.zeros_like(x[0]), torch.ones_like(x[0])
-        known = ~x.isnan()
-        values = x.where(known, 0.0)
-        if values.min() < 0 or values.max() > 1:
-            count = known.sum(0).clamp(min=1)
-            shift = values.sum(0) / count
-            spread = (((x - shift).where(known, 0.0)) ** 2).sum(0).div(count).sqrt()
+        if not is_binary(x):
             # A constant column may vary in other rows; rounding must not set its unit.
-            constant = spread <= 1e-6 * values.abs().amax(0)
-            if not constant.all():
-                scale = spread.where(~constant, spread.max())
+            shift, scale = (t.to(x) for t in column_units(x, constant="largest"))
         self.register_buffer("shift", shift)
         self.register_buffer("scale", scale)
+
+    @property
+    def center(self) -> Tensor:
+        """The shift, as `InUnits` reads it."""
+        return self.shift
 
     def forward(self, *batch: Tensor) -> Tensor:
         """Rows of the batch: (B, P), NaN where a value is missing.

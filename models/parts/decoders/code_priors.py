@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from pyro.distributions import Categorical, MixtureSameFamily, Normal, constraints
-from pyro.nn import PyroModule
-from torch import Tensor, nn
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
 
 from ppl_lvm.authoring import build, parse_call
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.models.normalizing_flow import NormalizingFlow
 from ppl_lvm.nn import RowEncoder
+from ppl_lvm.nn.units import InUnits
 
 
 class NormalPrior(PyroModule):
@@ -75,16 +76,16 @@ class VampPrior(PyroModule):
         """Start the pseudo-inputs at rows of the data, drawn under torch's seed."""
         if self.encoder is None:
             self._build_encoder(x)
-        with torch.no_grad():
-            self.pseudo.copy_(x[torch.randint(len(x), (self.components,))])
+        self.pseudo = x[torch.randint(len(x), (self.components,))].to(self.pseudo)
 
     def _build_encoder(self, x: Tensor) -> None:
         self.encoder = RowEncoder(x, outputs=2 * self.latent, hidden=self.hidden)
         like = next(self.encoder.parameters())
-        self.pseudo = nn.Parameter(x[torch.randint(len(x), (self.components,))].to(like))
+        pseudo = x[torch.randint(len(x), (self.components,))].to(like)
+        self.pseudo = PyroParam(pseudo, InUnits(self.encoder.units, constraints.real, "location"))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-        pseudo = state.get(prefix + "pseudo")
+        pseudo = state.get(prefix + "pseudo_unconstrained")
         if self.encoder is None and pseudo is not None:
             self._build_encoder(pseudo)
         super()._load_from_state_dict(state, prefix, *rest)

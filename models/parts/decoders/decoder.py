@@ -9,9 +9,12 @@ with p one of
     gaussian-shared   x_np ~ N(f_p(h_n), σ²),   σ²  = s² + floor     one variance for all
     categorical       x_np ~ Categorical(softmax(f_p(h_n)))          x in {0, …, C - 1}
 
+f is in units of the data: with one variance per column, each column's standard deviation; with one
+for all columns, the root mean square of these.
+
 The Gaussian likelihoods are unbounded: on a constant column (a corner pixel) the variance can run
 to zero and the loss to minus infinity. So variances have a floor, by default a millionth of the
-data's mean square distance from its column means, and `initialize` warns of such columns.
+squared unit, and `initialize` warns of such columns.
 """
 
 import math
@@ -26,8 +29,10 @@ from torch import Tensor, nn
 from ppl_lvm.core.messages import unknown
 from ppl_lvm.nn import MLP
 from ppl_lvm.nn.lazy import LazilySized, check_width
+from ppl_lvm.nn.units import column_units
 
-_APART = 50.0  # largest standard deviation of a column, in medians: beyond, units are different
+# Largest standard deviation of a column, in medians, for one variance: beyond, units are different.
+_APART = 50.0
 
 LIKELIHOODS = ("bernoulli", "gaussian", "gaussian-shared", "categorical")
 
@@ -41,16 +46,15 @@ class Decoder(LazilySized, PyroModule):
         hidden: widths of the hidden layers; `()` makes f linear.
         likelihood: one of `LIKELIHOODS`.
         categories: C, for `likelihood="categorical"` only.
-        floor: smallest variance of a Gaussian likelihood, as a fraction of the variance that
-            `initialize` computes from the data (mean over columns; 1 before that).
+        floor: smallest variance of a Gaussian likelihood, as a fraction of the squared unit.
 
     Raises:
         ValueError: for arguments that do not fit together.
     """
 
     means: Tensor  # of the columns (P,): what a Gaussian's network adds to
-    unit: Tensor  # standard deviation over all columns: a Gaussian's unit
-    scale: Tensor  # s in those units: (P,) or ()
+    unit: Tensor  # a Gaussian's unit, of each column (P,) or of all ()
+    scale: Tensor  # s in that unit: (P,) or ()
 
     def __init__(
         self,
@@ -115,7 +119,7 @@ class Decoder(LazilySized, PyroModule):
         """Set P and the columns' means and standard deviation from rows `x` (N, P).
 
         Warns of constant columns where a Gaussian likelihood would learn their variance, and of
-        columns in units so different that the largest hides the others.
+        columns in units so different that one variance for all hides the others.
 
         Raises:
             ValueError: for values outside the likelihood's support, or constant data.
@@ -138,16 +142,22 @@ class Decoder(LazilySized, PyroModule):
                 "evidence about the model. Leave them out, or use likelihood='gaussian-shared'.",
                 stacklevel=3,
             )
-        scales = variance.sqrt()
-        if (ratio := scales.max() / scales[variance > 0].median()) > _APART:
+        scales, shared = variance.sqrt(), self.likelihood == "gaussian-shared"
+        if shared and (ratio := scales.max() / scales[variance > 0].median()) > _APART:
             warnings.warn(
                 f"Column {int(scales.argmax())} has a standard deviation of {scales.max():.3g}, "
-                f"{ratio:.0f} times the columns' median: the networks hardly see the others. "
-                "Standardize the columns: (x - x.mean(0)) / x.std(0).",
+                f"{ratio:.0f} times the columns' median: with one variance for all columns the "
+                "networks hardly see the others. Use likelihood='gaussian', or standardize the "
+                "columns: (x - x.mean(0)) / x.std(0).",
                 stacklevel=3,
             )
-        self.means.copy_(x.detach().double().mean(0))
-        self.unit.copy_(variance.mean().sqrt())
+        means, units = column_units(x, common=shared)
+        self.means.copy_(means)
+        self.unit.copy_(units[0] if shared else units)
+
+    def standardize(self, x: Tensor) -> Tensor:
+        """Rows `x` in the units of a Gaussian likelihood; other data as they are."""
+        return (x - self.means) / self.unit if self.likelihood.startswith("gaussian") else x
 
     def resize(self, observed: int, **like: Any) -> None:
         assert self.inputs is not None
@@ -156,7 +166,7 @@ class Decoder(LazilySized, PyroModule):
             shape = (observed,) if self.likelihood == "gaussian" else ()
             self.scale = PyroParam(torch.ones(shape, **like), constraints.positive)
             self.register_buffer("means", torch.zeros(observed, **like))
-            self.register_buffer("unit", torch.ones((), **like))
+            self.register_buffer("unit", torch.ones(shape, **like))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
         bias = state[f"net.layers.{2 * len(self.hidden)}.bias"]

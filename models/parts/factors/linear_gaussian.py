@@ -22,13 +22,13 @@ References:
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
-from pyro.distributions import MultivariateNormal, Normal, constraints
-from pyro.nn import PyroModule, PyroParam
-from torch import Tensor, nn
+from pyro.distributions import MultivariateNormal, Normal
+from pyro.nn import PyroModule
+from torch import Tensor
 
 from ppl_lvm.authoring import preserve_rng
 from ppl_lvm.core.validate import Count, Positive
@@ -39,6 +39,7 @@ from ppl_lvm.models.parts.row_checks import (
     rounding_variance,
 )
 from ppl_lvm.nn.lazy import LazilySized
+from ppl_lvm.nn.units import ColumnUnits
 
 State = dict[str, Tensor]
 
@@ -49,12 +50,15 @@ class LinearGaussianModel(LazilySized, PyroModule):
     Args:
         latent: D.
         observed: P. If None, inferred from the first batch or a loaded state.
-        floor: smallest noise variance, in squared units of the data.
+        floor: smallest noise variance, as a share of the variance of its column in the data, or of
+            their mean where all columns share one noise.
     """
 
+    one_noise: ClassVar[bool]  # whether all columns share one noise, and so one unit
+    units: ColumnUnits
     W: Tensor  # (P, D)
     mu: Tensor  # μ (P,)
-    scale: Tensor  # s, as many as there are noises: ψ = s² + floor
+    scale: Tensor  # s, as many as there are noises: ψ = s² + least
 
     def __init__(
         self, latent: Count = 2, observed: Count | None = None, floor: Positive = 1e-6
@@ -88,7 +92,12 @@ class LinearGaussianModel(LazilySized, PyroModule):
     @property
     def noise(self) -> Tensor:
         """ψ: one variance for all columns () or one per column (P,)."""
-        return self.scale**2 + self.floor
+        return self.scale**2 + self.least
+
+    @property
+    def least(self) -> Tensor:
+        """The smallest noise: floor times the squared units."""
+        return self.floor * self.units.variance
 
     def log_evidence(self, x: Tensor) -> Tensor:
         """log p(x_n) of rows `x` (N, P), exactly, in nats: (N,)."""
@@ -116,23 +125,23 @@ class LinearGaussianModel(LazilySized, PyroModule):
         A noise has run out where its variance is below ten floors, or no more than the rounding of
         values of that size.
         """
-        noise = self.noise.detach().double()
+        noise, floor = self.noise.detach().double(), self.least.double()
         x = x.detach().double()
         variance = self.noises((x - x.nanmean(0)).square().nanmean(0))
         rounding = self.noises(rounding_variance(x))
-        least = rounding.clamp(min=10 * self.floor)
+        least = torch.maximum(rounding, 10 * floor)
         # Columns that vary as little themselves are no fault, unless the floor is reached.
-        judged = (variance > 10 * least) | (rounding > 10 * self.floor)
-        sunk = noise <= torch.where(judged, least, 1.01 * self.floor)
+        judged = (variance > 10 * least) | (rounding > 10 * floor)
+        sunk = noise <= torch.where(judged, least, 1.01 * floor)
         if not sunk.any():
             return None
-        p = int(torch.where(sunk, noise, torch.inf).argmin())
+        p = int(torch.where(sunk, noise / floor, torch.inf).argmin())
         every = variance.reshape(-1)[p].item()
         if every <= 10 * least.reshape(-1)[p]:
             return flat_column(p if noise.dim() else None, every)
-        return self._without_noise(p, noise.min().item())
+        return self._without_noise(p, noise.reshape(-1)[p].item(), floor.reshape(-1)[p].item())
 
-    def _without_noise(self, p: int, noise: float) -> str:
+    def _without_noise(self, p: int, noise: float, floor: float) -> str:
         """Text of `degenerate` where noise `p` has run out, to variance `noise`."""
         raise NotImplementedError
 
@@ -144,6 +153,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
         """
         self.infer_sizes(x)
         means, variance = column_moments(x)
+        self.units.set_from(x)
         noise = 0.5 * self.noises(variance)
         W = torch.randn(self.W.shape, dtype=self.W.dtype).to(x).double()
         W = W * (noise.expand(len(W)) / self.latent).sqrt()[:, None]
@@ -152,15 +162,14 @@ class LinearGaussianModel(LazilySized, PyroModule):
     def em_state(self) -> State:
         """θ of expectation-maximization (`ppl_lvm.fitting.em`)."""
         state = {name: t.detach().double() for name, t in self._theta().items()}
-        return {**state, "noise": state["noise"].clamp(min=self.floor)}
+        return {**state, "noise": state["noise"].clamp(min=self.least.double())}
 
     def set_em_state(self, state: State) -> None:
         """Set the parameters to θ."""
-        with torch.no_grad():
-            self.W.copy_(state["W"])
-            self.mu.copy_(state["mu"])
-        tiny = torch.finfo(self.W.dtype).tiny  # a scale of 0 has no logarithm
-        self.scale = (state["noise"] - self.floor).clamp(min=tiny).sqrt().to(self.W.dtype)
+        dtype = self.units.scale.dtype
+        self.W, self.mu = state["W"].to(dtype), state["mu"].to(dtype)
+        tiny = torch.finfo(dtype).tiny  # a scale of 0 has no logarithm
+        self.scale = (state["noise"] - self.least).clamp(min=tiny).sqrt().to(dtype)
 
     def e_step(self, state: State, x: Tensor) -> tuple[State, Tensor]:
         """Moments of (z, 1) summed over rows `x` (N, P), and log p(x)."""
@@ -168,7 +177,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
 
     def m_step(self, state: State, statistics: State) -> State:
         """θ' in closed form."""
-        return maximize(state, statistics, self.floor)
+        return maximize(state, statistics, self.least.double())
 
     def transport_statistics(
         self, state: State, new: State, made_of: State, statistics: State
@@ -184,13 +193,14 @@ class LinearGaussianModel(LazilySized, PyroModule):
         return {name: t.double() for name, t in self._theta().items()}
 
     def resize(self, observed: int, **like: Any) -> None:
+        self.units = ColumnUnits(observed, common=self.one_noise, **like)
         with preserve_rng():  # so that `initialize` draws the same numbers in either order
-            self.W = nn.Parameter(torch.randn(observed, self.latent, **like))
-        self.mu = nn.Parameter(torch.zeros(observed, **like))
-        self.scale = PyroParam(self.noises(torch.ones(observed, **like)), constraints.positive)
+            self.W = self.units.rows(torch.randn(observed, self.latent, **like))
+        self.mu = self.units.location(torch.zeros(observed, **like))
+        self.scale = self.units.spread(self.noises(torch.ones(observed, **like)))
 
     def state_sizes(self, state: dict[str, Tensor]) -> tuple[int, ...]:
-        return (len(state["mu"]),)
+        return (len(state["units.center"]),)
 
 
 def posterior(state: State, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +243,7 @@ def expect(state: State, x: Tensor) -> tuple[State, Tensor]:
     return {**statistics, "Z": second.sum(0)}, _log_evidence(state, x, mean, L).sum()
 
 
-def maximize(state: State, statistics: State, least: float) -> State:
+def maximize(state: State, statistics: State, least: Tensor) -> State:
     """θ' from the sums of `expect`, the noise not below `least`; noises in the shape of θ."""
     W, shift, left = latent_regression.solve(statistics)
     rows, mu = statistics["rows"], state["mu"] + shift

@@ -10,7 +10,7 @@ and the M-step, with m̄ = m / R, is
     π_k = R_k / N,    μ_k' = μ_k + L_k m̄_k,    Σ_k' = L_k (S_k / R_k - m̄_k m̄_kᵀ) L_kᵀ,
 
 the last one pooled over components (tied), its diagonal (diag), or the mean of that (spherical),
-its eigenvalues raised to the floor: the maximum under that constraint. Moments of u lose no digits,
+its eigenvalues, in units of the floor, raised to 1: the maximum under that constraint. Moments of u lose no digits,
 wherever the data lie, since u is of order one where r is not small. Both steps are matrix products;
 with u of shape (K, P, rows), rows last, they run at the processor's speed.
 
@@ -88,8 +88,10 @@ def _expect_complete(state: State, x: Tensor, covariance: str) -> tuple[State, T
     return total, log_likelihood
 
 
-def maximize(state: State, statistics: State, covariance: str, least: float) -> State:
-    """θ' from the sums of `expect`; no variance in any direction is below `least`.
+def maximize(state: State, statistics: State, covariance: str, least: Tensor | None) -> State:
+    """θ' from the sums of `expect`; no variance is below `least`, () or (P,); None: no floor.
+
+    In columns divided by the root of `least`, no variance in any direction is below 1.
 
     A component without rows keeps its mean and its variance, at weight 0.
     """
@@ -118,7 +120,7 @@ def maximize(state: State, statistics: State, covariance: str, least: float) -> 
         if covariance == "spherical":
             new = new.mean(-1)
         occupied = (rows > 0).reshape(-1, *[1] * (new.dim() - 1))
-        new = torch.where(occupied, new.clamp(min=least), variance)
+        new = torch.where(occupied, new if least is None else new.clamp(min=least), variance)
     return {"weights": rows / rows.sum(), "means": means + moved, "variance": new}
 
 
@@ -176,10 +178,16 @@ def _scales(variance: Tensor, means: Tensor) -> Tensor:
     return scale if scale.dim() == means.dim() else scale[:, None].expand_as(means)
 
 
-def raise_eigenvalues(S: Tensor, least: float) -> Tensor:
-    """Symmetric S (..., P, P) with its eigenvalues below `least` raised to it."""
+def raise_eigenvalues(S: Tensor, least: Tensor | None) -> Tensor:
+    """Symmetric S (..., P, P), its eigenvalues in units of `least`^½ raised to 1 or more.
+
+    `least` is () or (P,); None leaves S as it is.
+    """
     S = 0.5 * (S + S.mT)
-    values, vectors = torch.linalg.eigh(S)
+    if least is None:
+        return S
+    s = least.sqrt().expand(S.shape[-1])
+    values, vectors = torch.linalg.eigh(S / (s[:, None] * s))
     # Adding the raise alone keeps larger eigenvalues to the last digit.
-    increase = (least - values).clamp(min=0)
+    increase, vectors = (1 - values).clamp(min=0), s[:, None] * vectors
     return S + vectors @ (increase[..., None] * vectors.mT)

@@ -125,8 +125,8 @@ def _emitted(state: State, x: Tensor, gamma: Tensor) -> State:
     }
 
 
-def maximize(state: State, statistics: State, least: float) -> State:
-    """θ' from the sums of `expect`; no variance is below `least`.
+def maximize(state: State, statistics: State, least: Tensor | None) -> State:
+    """θ' from the sums of `expect`; no variance is below `least` (P,), None for categories.
 
     The parameters of a state that was never visited, or never left, stay as they are.
     """

@@ -155,7 +155,7 @@ def _sums(state: State, x: Tensor, known: Smoothed) -> State:
     }
 
 
-def maximize(state: State, statistics: State, least: float, least_drift: float) -> State:
+def maximize(state: State, statistics: State, least: Tensor, least_drift: float) -> State:
     """θ' from the sums of `expect`; no variance of R is below `least`, none of Q `least_drift`."""
     A, drift, M = _moves(statistics)
     C, shift, left = latent_regression.solve(statistics)
