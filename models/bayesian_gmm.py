@@ -87,7 +87,8 @@ class BayesianGaussianMixture(LazilySized, PyroModule):
         K, P = self.components, len(self.center)
         pi = pyro.sample("weights", Dirichlet(x.new_full((K,), self.concentration)))
         # Components are an event dimension, so that a plate of particles fits to their left.
-        mu = pyro.sample("means", NormalInUnits(self.center, self.spread).expand([K, P]).to_event(2))
+        centers = NormalInUnits(self.center, self.spread).expand([K, P])
+        mu = pyro.sample("means", centers.to_event(2))
         prior = LogNormal((self.spread / 2).log(), 1.0)
         sigma = pyro.sample("scales", prior.expand([K, P]).to_event(2))
         R = None

@@ -198,7 +198,9 @@ class Diffusion(LazilySized, PyroModule):
         return ForwardProcess(self, *batch)
 
     def initialize(self, x: Tensor) -> None:
-        """Set P, the columns' means and standard deviations (one of categories) from rows `x` (N, P).
+        """Set P, the columns' means and standard deviations from rows `x` (N, P).
+
+        Categories have one standard deviation for all columns.
 
         Raises:
             ValueError: for values that are not categories, or constant data.

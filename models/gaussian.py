@@ -40,8 +40,8 @@ class Gaussian(PyroModule):
             raise ValueError(f"Gaussian needs observed >= 1, scale > 0; got {observed}, {scale}.")
         self.observed, self.center, self.scale = observed, center, scale
         self.units = ColumnUnits(observed)
-        mean, root = torch.full((observed,), float(center or 0.0)), (scale or 1.0) * torch.eye(observed)
-        self.mean = self.units.location(mean)
+        self.mean = self.units.location(torch.full((observed,), float(center or 0.0)))
+        root = (scale or 1.0) * torch.eye(observed)
         self.root = self.units.rows(root, constraints.lower_cholesky)
 
     def density(self) -> MultivariateNormal:

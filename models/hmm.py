@@ -183,7 +183,7 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         self._draw_chain(restart)
 
     def _restart_clusters(self, restart: int, x: Tensor, rows: Tensor) -> Tensor:
-        """One-hot states (M, S) of the observed steps of sequences `x`, `rows` (M, P) if standardized."""
+        """One-hot states (M, S) of observed steps of `x`, standardized as `rows` (M, P)."""
         S, kind = self.states, restart % 4
         if kind == 3:
             return restart_clusters(rows, S, 1)
@@ -236,7 +236,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             return None
         return (
             f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} of that of "
-            f"the column, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
+            f"the column, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise "
+            "floor."
         )
 
     def em_state(self) -> State:

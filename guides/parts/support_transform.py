@@ -18,6 +18,7 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from ppl_lvm.authoring import Plate, Signature, Site
 from ppl_lvm.core.distributions import unwrap_support
+from ppl_lvm.nn.units import RealInUnits
 
 
 class TransformedNormal:
@@ -39,6 +40,7 @@ class TransformedNormal:
                 "Use AmortizedCategorical or AmortizedJoint."
             )
         support = _row_support(site.support, len(site.event_shape), site.name)
+        self._support = support
         try:
             self._transform = biject_to(support)
         except NotImplementedError:
@@ -46,11 +48,15 @@ class TransformedNormal:
                 f"Site {site.name!r}: no bijection onto its support {support} is known. "
                 "Write its guide by hand."
             ) from None
-        self._real = isinstance(unwrap_support(support), type(constraints.real))
+        self._real = type(unwrap_support(support)) is type(constraints.real)  # not in units
         self.shape = torch.Size(self._transform.inverse_shape(site.event_shape))
 
     def __call__(self, loc: Tensor, scale: Tensor) -> Any:
         """Distribution with `loc` and `scale` (..., *shape)."""
+        line = unwrap_support(self._support)
+        if isinstance(line, RealInUnits):  # a normal again
+            loc, scale = line.center + line.unit * loc, line.unit * scale
+            return Normal(loc, scale).to_event(len(self.shape))
         return self.apply(Normal(loc, scale).to_event(len(self.shape)))
 
     def apply(self, base: Any) -> Any:

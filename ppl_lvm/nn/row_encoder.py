@@ -24,9 +24,9 @@ def soft_clip(x: Tensor) -> Tensor:
 class Standardize(nn.Module):
     """All columns of a batch concatenated and standardized: (B, P).
 
-    Zeros and ones stay as they are. If there is any other value, each column is centered and divided
-    by its standard deviation in the rows of the constructor, or by the largest one where it is
-    constant. Missing values (NaN) are left out there, and stay missing.
+    Zeros and ones stay as they are. If there is any other value, each column is centered and
+    divided by its standard deviation in the rows of the constructor, or by the largest one where it
+    is constant. Missing values (NaN) are left out there, and stay missing.
 
     Args:
         batch: tensors with rows first, as the model takes them.

@@ -131,8 +131,12 @@ class InUnits(constraints.Constraint):
         units = self.units
         if self.form == "location":
             return AffineTransform(units.center, units.scale)
-        scale = units.scale[0] if units.common and self.form == "spread" else units.scale
-        return AffineTransform(0.0, scale[:, None] if self.form == "rows" else scale, self.event_dim)
+        scale = units.scale
+        if self.form == "rows":
+            scale = scale[:, None]
+        elif units.common:
+            scale = scale[0]
+        return AffineTransform(0.0, scale, self.event_dim)
 
     def check(self, value: Tensor) -> Tensor:
         """True for values of `base` in these units."""

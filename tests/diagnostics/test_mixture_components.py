@@ -86,7 +86,7 @@ def test_overlapping_clusters_are_bad() -> None:
     x = clusters(separation=0.3)
     pair = fitted(x, 3)
     with pair.scope(), torch.no_grad():
-        pair.model.means.copy_(pair.model.means.mean(0).expand(3, 2))
+        pair.model.means = pair.model.means.mean(0).expand(3, 2).clone()
     assert mixture_components(pair, x).findings()[1].verdict == "bad"
 
 
@@ -94,7 +94,7 @@ def test_unused_component_is_a_warning() -> None:
     x = clusters()
     pair = fitted(x, 3)
     with pair.scope(), torch.no_grad():
-        pair.model.means[0] += 1000.0
+        pair.model.means = pair.model.means + 1000.0 * torch.tensor([[1.0], [0.0], [0.0]])
     result = mixture_components(pair, x)
     assert result.used == 2
     assert result.findings()[0].verdict == "warning"

@@ -27,9 +27,9 @@ def _linear() -> tuple[ConditionalVAE, Tensor, Tensor]:
 def _log_evidence(model: ConditionalVAE, x: Tensor, y: Tensor, prior: Tensor) -> Tensor:
     """log p(y_n | x_n) for (m, log s) = `prior` (N, 2 D), from the normal that it is: (N,)."""
     decoder, linear = model.decoder, model.decoder.net.layers[0]
-    W, V = (decoder.unit * linear.weight).split([2, 2], dim=1)  # type: ignore[operator]
+    W, V = (decoder.unit[:, None] * linear.weight).split([2, 2], dim=1)  # type: ignore[operator]
     loc, log_scale = prior.chunk(2, -1)
-    seen = (x - x.mean(0)) / x.var(0, correction=0).mean().sqrt()
+    seen = (x - x.mean(0)) / x.std(0, correction=0)
     mean = decoder.means + loc @ W.T + seen @ V.T + decoder.unit * linear.bias  # type: ignore[operator]
     noise = torch.diag(decoder.unit**2 * (decoder.scale**2 + decoder.floor))
     covariance = W @ torch.diag_embed((2 * log_scale).exp()) @ W.T + noise
@@ -40,7 +40,7 @@ def test_conditional_vae_importance_weights_average_to_the_exact_conditional() -
     model, x, y = _linear()
     w = log_weights(model, AmortizedNormal(model, x, y), x, y, num_particles=50_000).exp()
     error = w.std(0) / math.sqrt(len(w))
-    seen = (x - x.mean(0)) / x.var(0, correction=0).mean().sqrt()
+    seen = (x - x.mean(0)) / x.std(0, correction=0)
     exact = _log_evidence(model, x, y, model.prior(seen))
     assert ((w.mean(0) - exact.exp()).abs() < 5 * error).all()
     standard = _log_evidence(model, x, y, torch.zeros(6, 4).double())  # a prior that ignores x

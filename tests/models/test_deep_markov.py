@@ -37,8 +37,7 @@ def _linear(D: int = 1, P: int = 2) -> tuple[DeepMarkovModel, LinearStateSpace]:
         drift = torch.nn.functional.softplus(torch.tensor(0.3)) + 1e-4
         layer: Any = deep.decoder.net.layers[0]
         linear.A.copy_(step.linear.weight)
-        linear.C.copy_(layer.weight)
-        linear.mu.copy_(layer.bias)
+        linear.C, linear.mu = layer.weight.detach().clone(), layer.bias.detach().clone()
         deep.start.zero_()
     linear.drift = drift.expand(D).clone()
     # Theirs starts a step earlier: z_1 ~ N(0, A² + q²).

@@ -44,7 +44,7 @@ def _log_evidence(model: HierarchicalVAE, x: Tensor) -> Tensor:
         cov = linear.weight @ cov @ linear.weight.T + torch.diag(scale**2)
     decoder = model.decoder
     linear = decoder.net.layers[0]
-    W = decoder.unit * linear.weight
+    W = decoder.unit.unsqueeze(-1) * linear.weight
     noise = decoder.unit**2 * (decoder.scale**2 + decoder.floor)
     mean = decoder.means + W @ mean + decoder.unit * linear.bias
     return MultivariateNormal(mean, W @ cov @ W.T + torch.diag(noise)).log_prob(x).detach()

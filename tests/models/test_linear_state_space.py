@@ -23,7 +23,7 @@ def _model() -> LinearStateSpace:
     model = LinearStateSpace(D, P)
     with torch.no_grad():
         model.A.copy_(0.5 * torch.randn(D, D))
-        model.mu.copy_(torch.randn(P))
+        model.mu = torch.randn(P)
     model.drift = torch.rand(D) + 0.2
     model.scale = torch.rand(P) + 0.2
     return model

@@ -46,7 +46,8 @@ def _log_likelihood(model: VAE, x: Tensor, z: Tensor) -> Tensor:
     if model.likelihood == "categorical":
         logits = out.reshape(len(x), -1, 3).mT
         return -F.cross_entropy(logits, x.long(), reduction="none").sum(-1)
-    unit = ((x - x.mean(0)) ** 2).mean().sqrt()
+    shared = model.likelihood == "gaussian-shared"
+    unit = ((x - x.mean(0)) ** 2).mean(None if shared else 0).sqrt()
     scale = unit * torch.sqrt(model.decoder.scale**2 + model.floor)
     return _log_normal(x, x.mean(0) + unit * out, scale).sum(-1)
 
@@ -77,11 +78,12 @@ def test_vae_decode_returns_the_mean_of_x() -> None:
     torch.testing.assert_close(levels.decode(z).sum(-1), torch.ones(4, 5))
 
 
-def test_vae_warns_of_columns_in_other_units() -> None:
+def test_vae_with_one_variance_warns_of_columns_in_other_units() -> None:
     x = torch.tensor(load_wine().data).float()  # column 12, proline, has 315; the median is 0.81
     with pytest.warns(UserWarning, match=r"Column 12 has .* 314, 388 times .* Standardize"):
-        VAE(2, likelihood="gaussian").initialize(x)
-    VAE(2, likelihood="gaussian").initialize((x - x.mean(0)) / x.std(0))  # a warning is an error
+        VAE(2, likelihood="gaussian-shared").initialize(x)
+    VAE(2, likelihood="gaussian").initialize(x)  # a warning is an error
+    VAE(2, likelihood="gaussian-shared").initialize((x - x.mean(0)) / x.std(0))
 
 
 def test_vae_warns_of_constant_columns_and_floors_their_variance() -> None:
@@ -94,8 +96,9 @@ def test_vae_warns_of_constant_columns_and_floors_their_variance() -> None:
     with torch.no_grad():  # as far down as any training could bring it
         model.decoder.scale = torch.full_like(model.decoder.scale, 1e-20)
     density = model.decoder(torch.zeros(1, 2)).base_dist
-    least = model.floor**0.5 * x.var(0, correction=0).mean().sqrt()
-    torch.testing.assert_close(density.scale.min(), least)
+    variance = x.var(0, correction=0)
+    variance[constant] = variance.mean()  # of the others, in place of 0
+    torch.testing.assert_close(density.scale[0], (model.floor * variance).sqrt())
     assert torch.isfinite(model.decoder(torch.randn(200, 2)).log_prob(x)).all()
 
 

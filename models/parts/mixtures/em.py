@@ -10,9 +10,10 @@ and the M-step, with m̄ = m / R, is
     π_k = R_k / N,    μ_k' = μ_k + L_k m̄_k,    Σ_k' = L_k (S_k / R_k - m̄_k m̄_kᵀ) L_kᵀ,
 
 the last one pooled over components (tied), its diagonal (diag), or the mean of that (spherical),
-its eigenvalues, in units of the floor, raised to 1: the maximum under that constraint. Moments of u lose no digits,
-wherever the data lie, since u is of order one where r is not small. Both steps are matrix products;
-with u of shape (K, P, rows), rows last, they run at the processor's speed.
+its eigenvalues, in columns divided by the root of the floor, raised to 1: the maximum under that
+constraint. Moments of u lose no digits, wherever the data lie, since u is of order one where r is
+not small. Both steps are matrix products; with u of shape (K, P, rows), rows last, they run at the
+processor's speed.
 
 θ is {"weights": π (K,), "means": μ (K, P), "variance": Σ}, in doubles, with Σ of shape (K, P, P)
 if full, (P, P) if tied, and variances (K, P) if diag, (K,) if spherical. Nothing here branches on
