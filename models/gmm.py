@@ -117,8 +117,8 @@ class GaussianMixture(LazilySized, PyroModule):
         A component has collapsed if its rows, weighted by responsibility, vary in some direction by
         less than ten floors (in columns divided by s) or by no more than the rounding of their
         values: duplicated rows, no more distinct rows than columns, or a column that is constant
-        within the component. Its likelihood then depends on the floor and not on the data. Where all rows are as flat, the
-        fault is a column's, which is named.
+        within the component. Its likelihood then depends on the floor and not on the data. Where
+        all rows are as flat, the fault is a column's, which is named.
         """
         self.infer_sizes(x)
         x = x.detach().double()

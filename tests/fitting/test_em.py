@@ -135,19 +135,17 @@ def test_restarts_iterated_together_equal_separate_fits(iris: Tensor) -> None:
     assert together.results["log_evidence"] == pytest.approx(best, abs=1e-6)
 
 
-@pytest.mark.parametrize("covariance", ["tied", pytest.param("diag", marks=pytest.mark.slow)])
-def test_restarts_begin_differently_and_reach_the_optimum_that_k_means_misses(
-    covariance: str,
-) -> None:
+def test_restarts_begin_differently_and_reach_the_optimum_that_k_means_misses() -> None:
     draw = torch.Generator().manual_seed(0)
     z = (torch.arange(300) % 2).double()
     x = torch.randn(300, 2, generator=draw) * torch.tensor([5.0, 0.3])
     x[:, 1] += 2 * z  # two parallel, elongated clusters
-    known = GaussianMixture(2, covariance=covariance)
+    x[:, 1] += x[:, 0]  # in standardized columns too
+    known = GaussianMixture(2, covariance="tied")
     known.infer_sizes(x)
     known.maximize(x, torch.stack([1 - z, z], 1))
     optimum = known.log_likelihood(x).mean().item()
-    run = fit_em(GaussianMixture(2, covariance=covariance), x, restarts=5)
+    run = fit_em(GaussianMixture(2, covariance="tied"), x, restarts=5)
     assert run.results["bound"] == pytest.approx(optimum, abs=1e-2)
     for restart in (0, 4):  # the wrong twin: k-means alone
         assert run.restarts[restart]["bound"] < optimum - 0.3
@@ -301,7 +299,8 @@ def test_variance_floor_holds_and_the_likelihood_does_not_fall() -> None:
     x = torch.cat([torch.randn(40, 2), torch.tensor([[3.0, 3.0]]).repeat(5, 1)])
     run = fit_em(GaussianMixture(3, floor=1e-4), x, restarts=3, max_iterations=200)
     model: Any = run.model
-    least = torch.linalg.eigvalsh(model.covariance_matrix)[:, 0].min().item()
+    s = x.std(0, correction=0)  # the floor is a share of the columns' variances
+    least = torch.linalg.eigvalsh(model.covariance_matrix / (s[:, None] * s))[:, 0].min().item()
     assert least == pytest.approx(2e-4, rel=1e-6)
     assert run.results["degenerate"] is None or all(e["degenerate"] for e in run.restarts)
 

@@ -80,7 +80,7 @@ def test_vae_decode_returns_the_mean_of_x() -> None:
 
 def test_vae_with_one_variance_warns_of_columns_in_other_units() -> None:
     x = torch.tensor(load_wine().data).float()  # column 12, proline, has 315; the median is 0.81
-    with pytest.warns(UserWarning, match=r"Column 12 has .* 314, 388 times .* Standardize"):
+    with pytest.warns(UserWarning, match=r"Column 12 has .* 314, 388 times .* standardize"):
         VAE(2, likelihood="gaussian-shared").initialize(x)
     VAE(2, likelihood="gaussian").initialize(x)  # a warning is an error
     VAE(2, likelihood="gaussian-shared").initialize((x - x.mean(0)) / x.std(0))
