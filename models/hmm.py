@@ -235,9 +235,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
         if variance[s] > 10 * self.floor:
             return None
         return (
-            f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} of that "
-            f"of the column, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise "
-            "floor."
+            f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} of its "
+            f"column's, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
         )
 
     def em_state(self) -> State:
