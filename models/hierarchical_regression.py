@@ -6,9 +6,11 @@
     β_gj  = m_j + τ_j η_gj,  η_gj ~ N(0, 1)    global    (G, 1 + P)
     y_n   ~ N(β_{g_n} · (1, x_n), σ²)          observed  (N,)
 
-with y and the columns of x standardized by `initialize`, so that the priors are weak. A group with
-few rows borrows strength from the others. With `centered=True` the latents are the
-β_g ~ N(m, diag τ²) themselves: better where every group has many rows, worse where some have few.
+with β and σ for standardized y and x, so that the priors are weak in any units: `initialize` takes
+their means and standard deviations from the data. The site "y" and its predictions are in the
+data's units, and `coefficients` converts β. A group with few rows borrows strength from the others.
+With `centered=True` the latents are the β_g ~ N(m, diag τ²) themselves: better where every group
+has many rows, worse where some have few.
 
 Reference:
     Gelman, Hill (2006). Data analysis using regression and multilevel/hierarchical models.
@@ -76,11 +78,12 @@ class HierarchicalRegression(LazilySized, PyroModule):
         else:
             eta = pyro.sample("offsets", Normal(0 * one, 1.0).expand([G, J]).to_event(2))
             beta = m[..., None, :] + tau[..., None, :] * eta  # (…, G, J)
-        group, z = x[:, 0].long(), (x[:, 1:] - self.center) / self.unit
+        group, z = x[:, 0].long(), (x[:, 1:-1] - self.center[:-1]) / self.unit[:-1]
         with pyro.plate("data", len(x), dim=-1):
             coefficients = Vindex(beta)[..., group, :]  # (…, N, J)
-            line = coefficients[..., 0] + (coefficients[..., 1:] * z[:, :-1]).sum(-1)
-            pyro.sample("y", Normal(line, sigma), obs=z[:, -1])
+            line = coefficients[..., 0] + (coefficients[..., 1:] * z).sum(-1)
+            line = self.center[-1] + self.unit[-1] * line
+            pyro.sample("y", Normal(line, self.unit[-1] * sigma), obs=x[:, -1])
 
     def initialize(self, x: Tensor) -> None:
         """Set G, P and the columns' units from the rows `x`.

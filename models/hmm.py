@@ -236,7 +236,8 @@ class HiddenMarkovModel(LazilySized, PyroModule):
             return None
         return (
             f"state {s} has collapsed: its smallest variance is {variance[s].item():.1e} of its "
-            f"column's, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise floor."
+            f"column's, beside a floor of {self.floor:.0e}. Restart, use fewer states, or raise "
+            "floor."
         )
 
     def em_state(self) -> State:

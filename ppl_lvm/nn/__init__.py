@@ -10,6 +10,7 @@ Each is an ordinary `torch.nn.Module` of rows, so `AmortizedNormal(model, x, enc
     MixedColumns      categorical and numeric columns, for the network that follows
     Standardize       standardized columns, for the network that follows
 
+`ColumnUnits` and `NormalInUnits` are for parameters and latents in the units of columns.
 `LazilySized` is the base of modules whose sizes come from the first batch.
 """
 
@@ -20,13 +21,16 @@ from ppl_lvm.nn.mixed_columns import MixedColumns
 from ppl_lvm.nn.mlp import MLP
 from ppl_lvm.nn.row_encoder import RowEncoder, Standardize
 from ppl_lvm.nn.set_encoder import PartialEncoder, SetEncoder
+from ppl_lvm.nn.units import ColumnUnits, NormalInUnits
 
 __all__ = [
     "MLP",
+    "ColumnUnits",
     "ConvDecoder",
     "ConvEncoder",
     "LazilySized",
     "MixedColumns",
+    "NormalInUnits",
     "PartialEncoder",
     "RowEncoder",
     "SetEncoder",

@@ -34,7 +34,8 @@ def _marginal(model: HierarchicalRegression, x: Tensor, tau: Tensor, sigma: floa
     common = design @ (2.5**2 * design.mT)
     local = (design * tau.square()) @ design.mT * (x[:, :1] == x[:, 0])
     covariance = common + local + sigma**2 * torch.eye(len(x))
-    return MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(z[:, -1]).item()
+    log_p = MultivariateNormal(torch.zeros(len(x)), covariance).log_prob(z[:, -1])
+    return (log_p - len(x) * model.unit[-1].log()).item()  # of y in the data's units
 
 
 @pytest.mark.parametrize("centered", [False, True])
@@ -153,6 +154,7 @@ def test_hierarchical_regression_joint_density_equals_scipy(rows: Tensor, center
             scipy.stats.norm(m, tau).logpdf(beta) if centered else scipy.stats.norm.logpdf(eta)
         ).sum()
         + scipy.stats.norm(local[:, 0] + local[:, 1] * z[:, 0], sigma).logpdf(z[:, 1]).sum()
+        - len(rows) * model.unit[-1].log().item()
     )
     latents = {"mean": m, "spread": tau, "noise": sigma}
     latents |= {"effects": beta} if centered else {"offsets": eta}
