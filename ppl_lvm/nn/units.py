@@ -113,15 +113,16 @@ def column_units(
 class InUnits(constraints.Constraint):
     """Values of `base` in the units of columns; `form` as the methods of `ColumnUnits`.
 
-    It reads the units wherever it is used, so that they may change, move or be loaded.
+    It reads `units.center` and `units.scale` wherever it is used, so that they may change, move or
+    be loaded.
     """
 
-    def __init__(self, units: ColumnUnits, base: Any, form: str) -> None:
+    def __init__(self, units: Any, base: Any, form: str) -> None:
         self.units, self.base, self.form = units, base, form
         super().__init__()
 
     @property
-    def event_dim(self) -> int:  # type: ignore[override]
+    def event_dim(self) -> int:
         result: int = self.base.event_dim
         return result
 

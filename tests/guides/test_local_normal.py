@@ -119,7 +119,7 @@ def test_local_normal_takes_its_steps_once_at_every_theta() -> None:
         first = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
         second = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
         with torch.no_grad():
-            model.W.add_(0.1)
+            model.W = model.W + 0.1
         third = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].mean
     assert torch.equal(first, second)
     assert not torch.equal(second, third)

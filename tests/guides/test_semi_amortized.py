@@ -22,7 +22,7 @@ def _orthogonal(rows: int) -> tuple[PPCA, Tensor, Normal]:
     """PPCA with orthogonal W: its posterior is diagonal."""
     model, x = PPCA(2, 4).double(), torch.randn(rows, 4).double()
     with torch.no_grad():
-        model.W.copy_(torch.linalg.qr(model.W).Q * torch.tensor([1.0, 2.0]).double())
+        model.W = torch.linalg.qr(model.W).Q * torch.tensor([1.0, 2.0]).double()
     mean, L = linear_gaussian.posterior(model._theta(), x)
     variance = torch.linalg.inv(L @ L.mT).diagonal(dim1=-2, dim2=-1)
     return model, x, Normal(mean.detach(), variance.sqrt().detach())
