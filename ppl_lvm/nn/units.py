@@ -1,4 +1,4 @@
-"""Units of columns: parameters and latents in the units of the data.
+"""Parameters and latents in the units of the data.
 
     x = m + s ⊙ u,    θ = m + s ⊙ v for locations,    θ = s ⊙ v for scales and loadings
 

@@ -1,4 +1,7 @@
-"""Units: a fit of a ⊙ x + b takes the steps of a fit of x, its bound differs by -Σ log |a|."""
+"""Fits in other units take the same steps.
+
+A bound of a ⊙ x + b differs from that of x by -Σ log |a|.
+"""
 
 import copy
 import importlib
