@@ -198,9 +198,9 @@ def posterior_draws(
         if sampled is None or not (sampled.k is not None and sampled.k <= RELIABLE_K_HAT):
             k = None if sampled is None else sampled.k
             sampled = replace(draw_posterior(pair, batch, structure, count, "q"), k=k)
-    return {
-        n: torch.stack([draw[n] for draw in sampled.latents]) for n in sampled.latents[0]
-    }, sampled.k
+        # Inside the scope: a point is a parameter, which may have another value outside.
+        names = sampled.latents[0]
+        return {n: torch.stack([draw[n] for draw in sampled.latents]) for n in names}, sampled.k
 
 
 def _known(pair: ModelGuidePair, batch: Batch, known: Latents) -> PosteriorDraws:

@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
 from ppl_lvm.particles.plate_dependence import follow_draws
@@ -75,10 +76,26 @@ def _draw_globals(
     pair: ModelGuidePair, batch: Batch, training_rows: Batch | None
 ) -> dict[str, Tensor]:
     """One draw of the global latents, with the summed-out ones."""
-    values = draw_guide(pair, batch)[1]
+    values = _draw_guide_of_any_rows(pair, batch, training_rows)[1]
     return values | draw_summed_globals(
         pair, batch if training_rows is None else training_rows, values
     )
+
+
+def _draw_guide_of_any_rows(
+    pair: ModelGuidePair, batch: Batch, training_rows: Batch | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`draw_guide`; with the training rows where the guide has parameters for each of these."""
+    try:
+        return draw_guide(pair, batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        try:
+            return draw_guide(pair, batch if training_rows is None else training_rows)
+        except (RuntimeError, ValueError, IndexError):
+            raise ValueError(
+                f"The guide does not run on these {num_rows(batch)} rows: {reason_of(error)} If it "
+                "has parameters for each training row, pass as many rows as it was fitted to."
+            ) from error
 
 
 def draw_summed_globals(
@@ -103,7 +120,7 @@ def run_model(pair: ModelGuidePair, fixed: dict[str, Tensor], batch: Batch) -> p
 
 def _values(trace: poutine.Trace, plates: Collection[str]) -> dict[str, Tensor]:
     return {
-        name: _rows_first(site["value"], site, plates)
+        name: _rows_first(site["value"].detach(), site, plates)
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not site_is_subsample(site)
     }

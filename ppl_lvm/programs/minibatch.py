@@ -88,15 +88,16 @@ def _run_scaled(
 
 
 class WeightRows(Messenger):
-    """Mark the sites of the plates over rows with the weights (B,) of these.
+    """Mark the sites of the plates over rows with the weights (B,) of these, or scale them.
 
     Estimators multiply the bound of row b by w_b, outside of any log-mean-exp; a joint log-weight
-    has w_b inside. Programs and Pyro's objectives do not see the mark.
+    has w_b inside. Programs and Pyro's objectives do not see the mark: for these the log-density
+    of a row is multiplied (`scales`).
     """
 
-    def __init__(self, weights: Tensor, plates: Collection[str]) -> None:
+    def __init__(self, weights: Tensor, plates: Collection[str], scales: bool = False) -> None:
         super().__init__()
-        self.weights, self.plates = weights, plates
+        self.weights, self.plates, self.scales = weights, plates, scales
 
     def _pyro_sample(self, msg: Any) -> None:
         frame = next((f for f in msg["cond_indep_stack"] if f.name in self.plates), None)
@@ -109,16 +110,21 @@ class WeightRows(Messenger):
                 f"Write pyro.plate({frame.name!r}, len(x), dim=-1) and leave subsampling to fit."
             )
         shaped = self.weights.reshape(-1, *[1] * (-frame.dim - 1))
-        msg["infer"] = {**msg["infer"], WEIGHTS: shaped}
+        if self.scales:
+            msg["scale"] = msg["scale"] * shaped
+        else:
+            msg["infer"] = {**msg["infer"], WEIGHTS: shaped}
 
 
 class WeightedProgram:
     """A program of (*batch, weights): it runs on the batch, with the weights of its rows."""
 
-    def __init__(self, program: Callable[..., Any], plates: Collection[str]) -> None:
-        self.program, self.plates = program, plates
+    def __init__(
+        self, program: Callable[..., Any], plates: Collection[str], scales: bool = False
+    ) -> None:
+        self.program, self.plates, self.scales = program, plates, scales
 
     def __call__(self, *args: Any) -> Any:
         *batch, weights = args
-        with WeightRows(weights, self.plates):
+        with WeightRows(weights, self.plates, self.scales):
             return self.program(*batch)

@@ -93,8 +93,10 @@ class ModelGuidePair:
         self._row_plates: RowPlates | None = None
         self.joint_sites: frozenset[str] = frozenset()
         # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
-        # they have this pair's values inside the scope, and the user's outside.
-        self._closure_parameters: list[tuple[nn.Parameter, Tensor]] = []
+        # they have this pair's memory inside the scope, and the user's outside. Copies in place
+        # would change what a caller still holds, such as a point, which is the parameter itself.
+        self._closure_parameters: list[nn.Parameter] = []
+        self._other_memory: list[Tensor] = []  # of the user inside the scope, of the pair outside
         self._inside = False
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
 
@@ -115,23 +117,17 @@ class ModelGuidePair:
             pyro.get_param_store().scope(self._store),
             known_row_plates(self._row_plates),
         ):
-            users = [leaf.detach().clone() for leaf, _ in self._closure_parameters]
-            self._put([value for _, value in self._closure_parameters])
+            self._swap()
             try:
                 yield
             finally:
-                # Those that `materialize_parameters` has added.
-                users += [value for _, value in self._closure_parameters[len(users) :]]
-                self._closure_parameters = [
-                    (leaf, leaf.detach().clone()) for leaf, _ in self._closure_parameters
-                ]
-                self._put(users)
+                self._swap()
                 self._inside = False
 
-    def _put(self, values: list[Tensor]) -> None:
-        with torch.no_grad():
-            for (leaf, _), value in zip(self._closure_parameters, values, strict=True):
-                leaf.copy_(value)
+    def _swap(self) -> None:
+        """Exchange the memory of closure parameters for the other."""
+        for i, leaf in enumerate(self._closure_parameters):
+            leaf.data, self._other_memory[i] = self._other_memory[i], leaf.data
 
     def materialize_parameters(self, *batch: Any) -> poutine.Trace:
         """Run both programs once to create lazy parameters, and collect the leaves.
@@ -149,7 +145,9 @@ class ModelGuidePair:
             for name, value in list(store._params.items()):
                 if isinstance(value, nn.Parameter):
                     if id(value) not in owned:
-                        self._closure_parameters.append((value, value.detach().clone()))
+                        self._closure_parameters.append(value)
+                        self._other_memory.append(value.data)
+                        value.data = value.data.clone()
                 else:
                     # Its first value may be a tensor of the user, which training must not change.
                     leaf = value.detach().clone().requires_grad_(value.requires_grad)

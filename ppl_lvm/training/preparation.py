@@ -9,7 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, TraceEnum_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from ppl_lvm.checks import Issues, check, check_model
@@ -34,6 +34,9 @@ from ppl_lvm.programs.sources import GuideFactory, move_to_batch_device
 from ppl_lvm.programs.traces import latent_sites, plate_nesting, row_plate_size
 from ppl_lvm.training.kl_weight import KLWeight, refuse_summed_parents
 from ppl_lvm.training.support_check import SupportCheck
+
+# Objectives of Pyro whose loss is a sum of scaled log-densities, which weights of rows multiply.
+_SUMS_OVER_ROWS = (Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, TraceEnum_ELBO)
 
 
 def prepare_pair(
@@ -61,7 +64,7 @@ def prepare_pair(
     if train.weights is not None:
         if objective is None and isinstance(pair.objective, TraceEnum_ELBO):
             pair.objective = objectives.objective("ELBO")
-        _require_weights(pair, model_trace)
+        _require_weights(pair, model_trace, guide_trace)
     move_to_batch_device(pair.objective, example)
     if isinstance(pair.objective, TraceEnum_ELBO) and math.isinf(pair.objective.max_plate_nesting):
         # Pyro sets this at the first step; set here, no step changes the objective.
@@ -125,14 +128,22 @@ def _require_loss(
         raise ValueError(f"{name}: {reason} Use {instead}.") from error
 
 
-def _require_weights(pair: ModelGuidePair, model_trace: poutine.Trace) -> None:
+def _require_weights(
+    pair: ModelGuidePair, model_trace: poutine.Trace, guide_trace: poutine.Trace
+) -> None:
     """Refuse weights of rows that the objective or the model would ignore."""
-    name = type(pair.objective).__name__
-    if not isinstance(pair.objective, Estimator):
+    objective, name = pair.objective, type(pair.objective).__name__
+    if not isinstance(objective, Estimator) and type(objective) not in _SUMS_OVER_ROWS:
         raise ValueError(
             f"weights: {name} treats all rows alike. Use ELBO, LeaveOneOut(num_particles=4), or "
             "another estimator of ppl_lvm."
         )
+    if isinstance(objective, TraceEnum_ELBO):
+        for site in latent_sites(model_trace).keys() - latent_sites(guide_trace).keys():
+            raise ValueError(
+                f"weights: {name} sums {site!r} out with one weight for all rows. Use ELBO, whose "
+                "sums have a weight each."
+            )
     if row_plate_size(model_trace, pair.row_plates) is None:
         raise ValueError(
             "weights: the model has no plate over the rows. Put the sites per row into pyro.plate("
@@ -209,8 +220,9 @@ class PreparedPrograms:
             scale = ScaleDataPlate(self.num_rows, pair.row_plates)
             self.model, self.guide = scale(self.model), scale(self.guide)
         if row_weights is not None:
-            self.model = WeightedProgram(self.model, pair.row_plates)
-            self.guide = WeightedProgram(self.guide, pair.row_plates)
+            scales = not isinstance(pair.objective, Estimator)
+            self.model = WeightedProgram(self.model, pair.row_plates, scales)
+            self.guide = WeightedProgram(self.guide, pair.row_plates, scales)
             example = (*example, row_weights)
         # Before a checkpoint is loaded: a resumed run must not repeat it.
         pair.initialize_objective(self.model, self.guide, *example)

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
 from pyro.infer import SVI, config_enumerate
 from pyro.infer.autoguide import (
+    AutoDelta,
     AutoHierarchicalNormalMessenger,
     AutoNormal,
     AutoNormalMessenger,
@@ -293,3 +294,35 @@ def test_guide_messenger_leaves_out_enumerated_sites() -> None:
     guide = AutoNormalMessenger(poutine.block(model, hide=["c"]))
     run = fit(model, guide, x, num_steps=5, progress=False, engine="eager")
     assert run.encode(x)["c"].shape == (4, 2)
+
+
+def test_points_of_a_guide_that_a_function_closes_over() -> None:
+    """Draws hold the fitted point, not the user's parameter, which training leaves alone."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Normal(w, 1.0))
+            pyro.sample("x", Normal(z, 1.0), obs=x)
+
+    points = AutoDelta(poutine.block(model, expose=["w"]))
+
+    def guide(x: Tensor) -> None:  # with a parameter for each training row
+        points(x)
+        loc = pyro.param("loc", torch.zeros(len(x)))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Normal(loc, 0.7))
+
+    x = torch.full((20,), 5.0)
+    points(x)
+    before = points.w.detach().clone()
+    run = fit(model, guide, x, num_steps=20, progress=False, engine="eager")
+    fitted = run.parameters()["AutoDelta.w"]
+    assert not torch.equal(fitted, before)
+    assert torch.equal(points.w, before)
+    for n in (20, 3):
+        drawn = run.sample(n)
+        assert drawn["x"].shape == (n,)
+        torch.testing.assert_close(drawn["w"].flatten()[0], fitted)
+    assert torch.equal(run.posterior(2)["w"], fitted.expand(2))
+    assert torch.equal(points.w, before)

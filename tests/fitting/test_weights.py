@@ -1,6 +1,7 @@
 """Weights of rows equal repeated rows."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, Categorical, MultivariateNormal, Normal
+from pyro.distributions import Bernoulli, Categorical, Delta, MultivariateNormal, Normal
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.statistics import Sums
+from ppl_lvm.training.preparation import PreparedPrograms, prepare_pair
 from small_programs import Mean, MeanGuide
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -67,6 +69,72 @@ def test_weighted_steps_equal_steps_on_repeated_rows(engine: Any) -> None:
         torch.testing.assert_close(value, plain.parameters()[name], rtol=1e-4, atol=1e-5)
     for name in ("log_evidence", "log_evidence_standard_error"):
         assert weighted.results[name] == pytest.approx(plain.results[name], rel=1e-4)
+
+
+def coins(x: Tensor) -> None:
+    """z ~ N(0, 1); b_n ~ Bernoulli(σ(a)), x_n ~ N(z + 2 b_n, 1)."""
+    z = pyro.sample("z", Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), dim=-1):
+        b = pyro.sample("b", Bernoulli(logits=pyro.param("a", torch.zeros(()))))
+        pyro.sample("x", Normal(z + 2 * b, 1.0), obs=x)
+
+
+def coins_guide(x: Tensor, how: str | None = None) -> None:
+    """A point for z, and Bernoulli draws or their enumeration."""
+    pyro.sample("z", Delta(pyro.param("m", torch.ones(()))))
+    slope = pyro.param("slope", torch.tensor(0.3))
+    with pyro.plate("data", len(x), dim=-1):
+        infer = {"enumerate": how} if how else {}
+        pyro.sample("b", Bernoulli(logits=slope * (x - 1)), infer=infer)
+
+
+def gradient(guide: Any, objective: Any, x: Tensor, weights: Tensor | None) -> Tensor:
+    """Of the loss in a, m and slope."""
+    data = load_data(x) if weights is None else load_data(x).with_weights(weights)
+    pair, _ = prepare_pair(coins, guide, objective, (x,), data)
+    programs = PreparedPrograms(pair, (x,), len(x), row_weights=weights)
+    batch = (x,) if weights is None else (x, weights)
+    with pair.scope():
+        pair.objective.loss_and_grads(programs.model, programs.guide, *batch)
+    leaves = pair.unconstrained_parameters
+    return torch.stack([leaves[name].grad for name in sorted(leaves)])
+
+
+ENUMERATED = partial(coins_guide, how="parallel")
+
+
+def test_pyros_objectives_weight_rows_that_the_guide_enumerates() -> None:
+    x = rows()[:, 0]
+    repeats = x.repeat_interleave(WEIGHTS.long())
+    weighted = gradient(ENUMERATED, "TraceEnum_ELBO", x, WEIGHTS)
+    torch.testing.assert_close(weighted, gradient(ENUMERATED, "TraceEnum_ELBO", repeats, None))
+
+
+@pytest.mark.parametrize(
+    "objective", ["Trace_ELBO", pytest.param("TraceGraph_ELBO", marks=pytest.mark.slow)]
+)
+def test_score_terms_of_pyros_objectives_weight_rows(objective: str) -> None:
+    """Copies of the rows are draws: their gradients have the mean of the enumerated one."""
+    x = rows()[:, 0]
+    expected = gradient(ENUMERATED, "TraceEnum_ELBO", x, WEIGHTS)
+    pyro.set_rng_seed(0)
+    copies = 100
+    many, weights = x.repeat(copies), WEIGHTS.repeat(copies)
+    draws = torch.stack([gradient(coins_guide, objective, many, weights) for _ in range(8)])
+    # The prior of the point z counts once for all copies: its gradient is that of N(0, 1) at 1.
+    once = torch.tensor([0.0, 1.0, 0.0])
+    mean, error = (draws.mean(0) - once) / copies + once, draws.std(0) / 8**0.5 / copies
+    assert bool(((mean - expected).abs() <= 6 * error + 1e-4).all())
+
+
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO"])
+def test_pyros_objectives_weight_rows_beside_a_global_draw(objective: str) -> None:
+    x = rows()[:, 0]
+    options: dict[str, Any] = {"num_steps": 5, "progress": False, "objective": objective}
+    weighted = fit(Mean(), MeanGuide(), x, weights=WEIGHTS, **options)
+    plain = fit(Mean(), MeanGuide(), x.repeat_interleave(WEIGHTS.long()), **options)
+    assert weighted.history["bound"] == pytest.approx(plain.history["bound"], rel=1e-5)
+    assert weighted.results["bound"] == pytest.approx(plain.results["bound"], rel=1e-5)
 
 
 def test_gradient_of_a_batch_estimates_that_of_all_weighted_rows() -> None:
@@ -270,8 +338,10 @@ def test_wrong_weights_are_named(weights: Any, message: str) -> None:
 
 
 def test_weights_that_would_be_ignored_are_refused() -> None:
-    with pytest.raises(ValueError, match="weights: TraceEnum_ELBO treats all rows alike"):
+    with pytest.raises(ValueError, match="weights: TraceEnum_ELBO sums 'k' out with one weight"):
         fit(Mixture(), nothing, rows(), weights=WEIGHTS, objective="TraceEnum_ELBO", num_steps=1)
+    with pytest.raises(ValueError, match="weights: RenyiELBO treats all rows alike"):
+        fit(Mean(), MeanGuide(), rows()[:, 0], weights=WEIGHTS, objective="RenyiELBO", num_steps=1)
     with pytest.raises(ValueError, match=r"fit_mcem repeats rows .* 0\.5 is no whole number"):
         fit_mcem(FactorModel(latent=1, observed=2), rows(), weights=WEIGHTS / 2)
     with pytest.raises(ValueError, match="fit_adversarial repeats rows"):
