@@ -74,7 +74,8 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
     if results["log_evidence"] is not None:
         rows.append(("log evidence", evidence_text(results, results["log_evidence_of"])))
     if results.get("converged") is False:
-        remedy = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
+        em = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
+        remedy = results.get("remedy", em).replace("num_steps", "--num-steps")
         rows.append(("converged", f"NO, after {results['steps']} iterations. {remedy}"))
     return rows + _restart_rows(run.restarts)
 

@@ -1,7 +1,7 @@
 """Declaration of a diagnostic, and its context."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -25,6 +25,8 @@ class Restarts:
         chosen: index of the restart that is the fit.
         initial_bounds: bounds at the initial values; empty where they were not recorded.
         errors: Monte-Carlo errors of `bounds`.
+        arrival: what the chosen restart predicted at its end ("converged", "predicted_gain",
+            "remedy", "steps"); empty where it predicted nothing.
     """
 
     bounds: tuple[float, ...] = ()
@@ -32,6 +34,7 @@ class Restarts:
     chosen: int = 0
     initial_bounds: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
+    arrival: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Context:

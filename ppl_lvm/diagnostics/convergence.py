@@ -13,6 +13,9 @@ if the gain is both significant (|t| > 3.5) and large. The same stretch gives
 
 over halves and chains of any iterates: bounds here, parameters in parameter_drift.py.
 
+A training that predicts at its end what more steps would gain (`ppl_lvm.training.arrival`) is
+judged by that: the end of a branch with a falling rate shows no trend.
+
 A bound without noise that never falls, as in expectation-maximization, has no such scatter. Its
 remaining gain is extrapolated from its last three values (`ppl_lvm.training.extrapolation`).
 
@@ -49,6 +52,12 @@ GAIN = Threshold(
     good=SMALL,
     bad=LARGE,
     text=f"good ≤ {SMALL} or not significant (|t| ≤ {SIGNIFICANT}), bad > {LARGE}",
+)
+PREDICTED_GAIN = Threshold(
+    good=SMALL,
+    bad=LARGE,
+    source="Welandawe et al. 2022, arXiv:2203.15945; levels: " + PROJECT_DEFAULT,
+    text=f"good: below the accuracy of the fit; bad > {LARGE}",
 )
 REMAINING_GAIN = Threshold(
     good=SMALL, bad=LARGE, source=f"Böhning et al. 1994; levels: {PROJECT_DEFAULT}"
@@ -314,8 +323,53 @@ def r_hat(chains: ArrayLike) -> Floats:
     return np.asarray(np.sqrt(np.where(constant, 1.0, ratio)))
 
 
-def _run(context: Context) -> Convergence | MonotoneConvergence:
+@dataclass(frozen=True)
+class PredictedConvergence:
+    """What a training predicted at its end, in nats per row.
+
+    Attributes:
+        converged: None where noise hides the gain.
+        gain: of more steps.
+        steps: taken so far.
+        remedy: what to do if it has not converged.
+        restarts, errors: see `Convergence`.
+    """
+
+    converged: bool | None
+    gain: float
+    steps: int
+    remedy: str
+    restarts: tuple[float, ...] = ()
+    errors: tuple[float, ...] = ()
+
+    def findings(self) -> list[Finding]:
+        verdict = {True: "good", None: "unknown"}.get(self.converged) or (
+            "bad" if self.gain > LARGE else "warning"
+        )
+        row = PREDICTED_GAIN.finding(
+            QUESTION,
+            "predicted gain of more steps, nats per row",
+            self.gain,
+            verdict=verdict,
+            why=f"After {self.steps:,} steps.",
+            remedy=self.remedy or "Raise num_steps.",
+        )
+        spread = [spread_finding(self.restarts, errors=self.errors)] * (len(self.restarts) > 1)
+        return [row, *spread]
+
+
+def _run(context: Context) -> Convergence | MonotoneConvergence | PredictedConvergence:
     restarts = context.restarts
+    if restarts.arrival:
+        a = restarts.arrival
+        return PredictedConvergence(
+            a["converged"],
+            a["predicted_gain"],
+            a["steps"],
+            a["remedy"],
+            restarts.bounds,
+            restarts.errors,
+        )
     with contextlib.suppress(CannotSayError):  # a bound that falls is noisy
         return monotone_convergence(context.history, restarts.bounds, restarts.initial_bounds)
     means = [t.bounds for t in restarts.trajectories if len(t.bounds)]

@@ -162,4 +162,5 @@ def eligible_restarts(
             float(entries[i]["initial_bound"]) for i in eligible if "initial_bound" in entries[i]
         ),
         tuple(float(entries[i].get("bound_monte_carlo_error") or 0.0) for i in eligible),
+        next((e for e in entries if e.get("chosen") and e.get("predicted_gain") is not None), {}),
     )

@@ -33,7 +33,8 @@ from ppl_lvm.programs.sources import ModelFactory
 from ppl_lvm.runs.adversarial import Adversaries, load_adversaries
 from ppl_lvm.runs.run import TEMPLATE_ROWS
 from ppl_lvm.training.adversarial import Game
-from ppl_lvm.training.options import AdversarialOptions, takes_options
+from ppl_lvm.training.option_signatures import takes_options
+from ppl_lvm.training.options import AdversarialOptions
 
 OBJECTIVES = ("minimax", "non_saturating", "maximum_likelihood")
 TEST_ROWS, MIN_TEST_ROWS = 2000, 20  # of the two-sample test: largest and smallest number

@@ -43,7 +43,8 @@ from ppl_lvm.training.em.batch import EM
 from ppl_lvm.training.em.online import OnlineEM
 from ppl_lvm.training.em.protocol import EMModel
 from ppl_lvm.training.em.statistics import READ_ROWS, State
-from ppl_lvm.training.options import EMOptions, takes_options
+from ppl_lvm.training.option_signatures import takes_options
+from ppl_lvm.training.options import EMOptions
 from ppl_lvm.training.preparation import make_guide, require_running_model, warn_or_raise
 from ppl_lvm.training.trajectory import CLUSTERED_ROWS, Trajectory, clusterings
 

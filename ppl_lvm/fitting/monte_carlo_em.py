@@ -27,7 +27,8 @@ from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
 from ppl_lvm.training.em.monte_carlo import MonteCarloEM
 from ppl_lvm.training.em.nuts_sampler import Draws
 from ppl_lvm.training.em.posterior_guide import estimate_bound, fit_guide, prepare_guide
-from ppl_lvm.training.options import MonteCarloEMOptions, takes_options
+from ppl_lvm.training.option_signatures import takes_options
+from ppl_lvm.training.options import MonteCarloEMOptions
 from ppl_lvm.training.preparation import require_running_model
 from ppl_lvm.training.trajectory import Trajectory, last_bounds
 

@@ -7,6 +7,7 @@ A step passes through `fit`, `training.restarts`, `training.loop`, `training.gra
 objective, and the programs.
 """
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,12 @@ from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
-from ppl_lvm.training.options import FitOptions, takes_options
+from ppl_lvm.training.arrival import describe_arrival
+from ppl_lvm.training.option_signatures import takes_options
+from ppl_lvm.training.options import FitOptions
 from ppl_lvm.training.restarts import RestartResults, RestartRunner
+
+logger = logging.getLogger("ppl_lvm")
 
 EVIDENCE_PARTICLES = 1000
 EVIDENCE_NUMBERS = 100_000_000  # drawn at most: a chain of wide latents gets fewer particles
@@ -91,13 +96,19 @@ def fit(
     if finished is not None:
         return finished
     restarts = runner.run(first, session.path, session.attempt, session.identity)
-    return session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
+    run = session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
+    if not run.results["converged"]:
+        _say(options.progress, logger.warning)(describe_arrival(run.results))
+    else:
+        _say(options.progress)(describe_arrival(run.results))
+    return run
 
 
-def _say(shown: bool) -> Callable[[str], None]:
+def _say(
+    shown: bool, otherwise: Callable[[str], None] = lambda line: None
+) -> Callable[[str], None]:
     """Prints a line on standard error, if a fit shows its progress."""
-    progress = Progress(1, shown=shown)
-    return progress.say if shown else lambda line: None
+    return Progress(1).say if shown else otherwise
 
 
 def _warn_of_objective(objective: str | ELBO | None) -> None:

@@ -69,6 +69,8 @@ class RestartRecord(TypedDict):
     engine: NotRequired[str]
     initial_bound: NotRequired[float | None]
     converged: NotRequired[bool | None]
+    predicted_gain: NotRequired[float | None]
+    remedy: NotRequired[str]
     chosen: NotRequired[bool]
 
 

@@ -130,6 +130,9 @@ def _state(training: "Training") -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors[f"history/{name}"] = torch.tensor(values, dtype=torch.float64)
     tensors |= {f"best/{name}": tensor for name, tensor in training.best_state.items()}
     tensors |= {f"iterates/{name}": t for name, t in training.iterates.tensors().items()}
+    adaptive = training.adaptive
+    if adaptive is not None:
+        tensors |= {f"adaptive/{name}": t for name, t in adaptive.tensors().items()}
     return {**training.pair.state(), **tensors, **random_state()}, {
         "step": training.step_number,
         "seconds": training.seconds,
@@ -138,6 +141,7 @@ def _state(training: "Training") -> tuple[dict[str, Tensor], dict[str, Any]]:
         "best_bound": training.best_bound,
         "stalled_evaluations": training.stalled_evaluations,
         "capture_error": runner.capture_error,
+        "adaptive": None if adaptive is None else adaptive.state(),
     }
 
 
@@ -164,6 +168,8 @@ def _set_state(training: "Training", tensors: dict[str, Tensor], data: dict[str,
     training.best_state = strip_prefix("best/", tensors)
     training.step_number, training.seconds = data["step"], data["seconds"]
     training.iterates.load(strip_prefix("iterates/", tensors), training.step_number)
+    if training.adaptive is not None:
+        training.adaptive.load(strip_prefix("adaptive/", tensors), data["adaptive"])
     training.best_bound = data["best_bound"]
     training.stalled_evaluations = data["stalled_evaluations"]
     if data["capture_error"] is not None:

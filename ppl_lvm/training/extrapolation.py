@@ -1,9 +1,26 @@
-"""Aitken extrapolation: remaining increase of a geometrically converging sequence.
+"""Extrapolation of bounds to their limits.
 
-With gains g_t = L_t - L_{t-1} and rate a = g_t / g_{t-1}, the remaining gains add up to
+Expectation-maximization converges geometrically: with gains g_t = L_t - L_{t-1} and rate
+a = g_t / g_{t-1}, the remaining gains add up to (Aitken)
 
     g_t (a + a² + …) = g_t a / (1 - a).
+
+Gradient steps converge as a power of the number of steps or faster. With γ = dL / d log t, which
+then falls like t^{-a}, the gain that remains after step t is
+
+    ∫_t^∞ γ(s) ds / s = γ(t) / a.
 """
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SLOWEST, DEFAULT_POWER = 0.25, 1.0
+WINDOW = 1.5  # ratio of the steps at the ends of a window
+PARTS = 10  # of a window at most, for the error of its mean
 
 
 def aitken_remaining_gain(bounds: list[float]) -> float:
@@ -19,3 +36,39 @@ def aitken_remaining_gain(bounds: list[float]) -> float:
         return float("inf")
     rate = gain / previous_gain
     return max(gain, gain * rate / (1 - rate))
+
+
+def power_law_remaining_gain(gains: Sequence[float], log_steps: Sequence[float]) -> float:
+    """Estimated remaining gain of gradient steps, nats per row.
+
+    Args:
+        gains: of consecutive windows of steps, the last two of which are used.
+        log_steps: their lengths in log t.
+    """
+    slopes = [g / d for g, d in zip(gains[-2:], log_steps[-2:], strict=True)]
+    slope = max(slopes[-1], sum(slopes) / len(slopes), 0.0)
+    power = DEFAULT_POWER
+    if len(slopes) == 2 and min(slopes) > 0:
+        between = sum(log_steps[-2:]) / 2
+        power = max(SLOWEST, math.log(slopes[0] / slopes[1]) / between)
+    return slope / power * math.exp(-power * log_steps[-1] / 2)
+
+
+def remaining_gain(bounds: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """Estimated remaining gain of the noisy bounds of all steps, and its standard error.
+
+    The means of three windows that end at the last step T, T / 1.5 and T / 1.5² are extrapolated;
+    the errors of their gains come from the means of at most ten parts of each window.
+    """
+    values = np.asarray(bounds, np.float64)
+    ends = [round(len(values) / WINDOW**k) for k in range(4)][::-1]
+    count = max(2, min(PARTS, len(values) // 8))
+    parts = [
+        [part.mean() for part in np.array_split(values[a:b], count)]
+        for a, b in itertools.pairwise(ends)
+    ]
+    means = [float(np.mean(part)) for part in parts]
+    errors = [float(np.std(part, ddof=1)) / math.sqrt(count) for part in parts]
+    d = math.log(WINDOW)
+    gain = power_law_remaining_gain([means[1] - means[0], means[2] - means[1]], [d, d])
+    return gain, math.hypot(errors[1], errors[2]) / d

@@ -11,10 +11,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor
@@ -25,18 +23,20 @@ from ppl_lvm.core import distributed, interrupts
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import NonFiniteError, is_numerical
 from ppl_lvm.core.messages import reason_of
-from ppl_lvm.core.rng import generator_states, preserve_rng, restore_generators
+from ppl_lvm.core.rng import generator_states, restore_generators
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.data.stores import MemoryStore
 from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.row_state import RowTables
-from ppl_lvm.training import checkpoint
+from ppl_lvm.training import adaptive_schedule, checkpoint
+from ppl_lvm.training.adaptive_schedule import AdaptiveSchedule
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
+from ppl_lvm.training.evaluation import evaluate
 from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.non_finite import AT_FAULT, locate_non_finite, unlocated
-from ppl_lvm.training.options import TrainingOptions
+from ppl_lvm.training.options import FIXED_STEPS, TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
 from ppl_lvm.training.step_runner import StepRunner
 from ppl_lvm.training.trajectory import ParameterRecorder
@@ -102,7 +102,9 @@ class Training:
                 total_weight=train.total_weight,
             )
             self.step_runner = StepRunner(self.programs, options, lambda line: self.say(line))
-        self.iterates = ParameterRecorder(pair.unconstrained_parameters, options.num_steps)
+        steps = min(options.num_steps, FIXED_STEPS)
+        self.iterates = ParameterRecorder(pair.unconstrained_parameters, steps)
+        self.adaptive = AdaptiveSchedule.of(self)
         if self.row_tables:
             self._restrict_to_eager_steps()
         self.sampler = EpochSampler(len(train), options.batch_size, options.seed)
@@ -199,7 +201,7 @@ class Training:
 
     def read(self, index: Tensor) -> tuple[Tensor, ...]:
         """Training rows as a step takes them, with their weights if they have some."""
-        return self._read(self.train, index)
+        return self.rows_of(self.train, index)
 
     def _run_steps(self, count: int) -> float | None:
         """Take `count` steps in one call; None if that is impossible and nothing was done."""
@@ -253,15 +255,15 @@ class Training:
     def _batch(self, rows: Tensor | None) -> tuple[tuple[Tensor, ...], int]:
         """This process's part of a batch, and the number of rows of the whole batch."""
         if rows is not None:
-            return self._read(self.train, distributed.local_rows(rows)), len(rows)
+            return self.rows_of(self.train, distributed.local_rows(rows)), len(rows)
         if self._all_rows is None:
             local = distributed.local_rows(torch.arange(len(self.train)))
-            self._all_rows = self._read(self.train, local)
+            self._all_rows = self.rows_of(self.train, local)
             self._versions = versions(self._all_rows)
         refuse_changes(self._all_rows, self._versions, f"Step {self.step_number}")
         return self._all_rows, len(self.train)
 
-    def _read(self, data: Data, index: Tensor) -> tuple[Tensor, ...]:
+    def rows_of(self, data: Data, index: Tensor) -> tuple[Tensor, ...]:
         """Rows as the prepared programs take them: with their weights, if they have some."""
         if data.weights is None:
             return data.batch(index)
@@ -280,46 +282,11 @@ class Training:
             extra = () if weights is None else (self._weights(weights),)
             return (*self.train.tensors, *extra), torch.stack(rows)
         index = torch.stack(rows)
-        return self._read(self.train, index.reshape(-1)), torch.arange(index.numel()).view(
+        return self.rows_of(self.train, index.reshape(-1)), torch.arange(index.numel()).view(
             index.shape
         )
 
     # Evaluation
-
-    def evaluate(self, data: Data, *, repeats: int = 1) -> tuple[float, float]:
-        """The bound on `data`, nats per row, and its Monte-Carlo error (NaN for one repeat).
-
-        With the full KL weight, in evaluation mode, and with the seed of the options: two
-        evaluations of the same parameters are equal. The terms of global latents are divided by
-        the number of training rows, as in training.
-        """
-        self.programs.set_kl_weight(self.options.kl_weight)
-        modules = [module for _, module in self.pair.modules()]
-        modes = [module.training for module in modules]
-        try:
-            with torch.no_grad(), preserve_rng(), self.pair.scope():
-                torch.manual_seed(self.options.seed)
-                self.pair.eval_mode()
-                values = [self._evaluate_once(data) for _ in range(repeats)]
-        finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.train(mode)
-        error = np.std(values, ddof=1) / math.sqrt(repeats) if repeats > 1 else math.nan
-        return float(np.mean(values)), float(error)
-
-    def _evaluate_once(self, data: Data) -> float:
-        programs, total = self.programs, 0.0
-        if self.train.weights is not None:
-            # The programs divide by the weights of the training rows, whose number scales a batch.
-            weights = torch.ones(len(data)) if data.weights is None else data.weights
-            ratio = len(data) / float(weights.sum())
-            per_row = programs.total_weight / programs.num_rows
-            data = replace(data, weights=weights * (ratio * per_row))
-        for rows in torch.arange(len(data)).split(self.options.batch_size):
-            batch = self._read(data, rows)
-            loss = self.pair.objective.loss(programs.model, programs.guide, *batch)
-            total += self.sign * float(loss * programs.per_row(len(rows))) * len(rows) / len(data)
-        return total
 
     def validate(self) -> bool:
         """Evaluate on the held-out rows; True if training goes on."""
@@ -347,7 +314,7 @@ class Training:
     def _validation_bound(self, held_out: Data) -> float:
         """The bound on held-out rows; NaN where it fails and no later step depends on it."""
         try:
-            return self.evaluate(held_out)[0]
+            return evaluate(self, held_out)[0]
         except Exception as error:
             scheduled = isinstance(self.step_runner.schedule, ReduceLROnPlateau)
             if scheduled or self.options.patience is not None:
@@ -357,14 +324,16 @@ class Training:
 
     @property
     def continues(self) -> bool:
-        """True unless validation has stopped improving."""
+        """True unless no more is to be gained, or validation has stopped improving."""
+        if self.adaptive is not None and self.adaptive.finished:
+            return False
         patience = self.options.patience
         return patience is None or self.stalled_evaluations <= patience
 
     # The loop
 
     def run(self, progress: Progress) -> None:
-        """Take steps to the end, or until validation has stopped improving."""
+        """Take steps to the end, or until no more is to be gained."""
         self.say = progress.say
         saved = time.monotonic()
         continues = self.continues
@@ -375,6 +344,9 @@ class Training:
                 at_end = self.step_number == self.options.num_steps
                 if at_end or self.step_number % self.options.validate_every == 0:
                     continues = self.validate()
+                if self.adaptive is not None and self.step_number in self.adaptive.events:
+                    adaptive_schedule.advance([self.adaptive])
+                    continues = self.continues
                 progress.advance(self.step_number, bound, self.history["validation_bound"][-1:])
                 due = time.monotonic() - saved >= self.options.checkpoint_seconds
                 if due or at_end or not continues or interrupted:
@@ -385,9 +357,11 @@ class Training:
         self.finish()
 
     def finish(self) -> None:
-        """Restore the best parameters of a run with early stopping."""
+        """Set the parameters to the best ones that are known."""
         if self.best_state:
             self.pair.load_state(self.best_state)
+        if self.adaptive is not None:
+            self.adaptive.finish()
 
     def save(self) -> None:
         """Write a checkpoint if there is a path for it; of several processes the first does."""
@@ -396,5 +370,7 @@ class Training:
 
     def _advance(self) -> float:
         count = self._calls(self.step_number)
+        if self.adaptive is not None:
+            count = min(count, self.adaptive.next_event - self.step_number)
         bound = self._run_steps(count) if count > 1 else None
         return self._step() if bound is None else bound

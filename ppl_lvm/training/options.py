@@ -1,36 +1,22 @@
 """Options of the four fits, with their help texts.
 
-Each option is declared once, as a field of a dataclass. `takes_options` makes the signature and
-the docstring of a function such as `fit` from these fields, and `ppl_lvm.cli.fit_command` makes the
-options of `ppl-lvm fit`. This module does not import torch, so that the command line starts fast.
+Each option is declared once, as a field of a dataclass. `training.option_signatures` makes the
+signature and the docstring of a function such as `fit` from these fields, and
+`ppl_lvm.cli.fit_command` makes the options of `ppl-lvm fit`. This module does not import torch, so
+that the command line starts fast.
 """
 
 # ruff: noqa: RUF009  (`option` returns a field of the dataclass)
 
-import functools
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import Field, dataclass, field
 from pathlib import Path
-from textwrap import fill
-from typing import (
-    Annotated,
-    Any,
-    Concatenate,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    get_type_hints,
-    overload,
-)
+from typing import Annotated, Any
 
 from annotated_types import Gt, Le
 
-from ppl_lvm.core.arguments import bind, hints_of
 from ppl_lvm.core.levels import Level, Method
-from ppl_lvm.core.messages import warnings_once
-from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.validate import (
     CallSyntax,
     Count,
@@ -43,15 +29,11 @@ from ppl_lvm.core.validate import (
     Seed,
     Share,
     Whole,
-    check_arguments,
 )
 
-P = ParamSpec("P")
-O_co = TypeVar("O_co", covariant=True)
-R = TypeVar("R")
-
 Validation = Whole | Share | DataSource | None
-DEFAULT_STEPS = 2000
+DEFAULT_STEPS, FIXED_STEPS = 10_000, 2000  # with and without an accuracy
+DEFAULT_ACCURACY = 0.002  # nats per row
 BRACKETS = "brackets"  # on the command line: --objective 'em(decay=0.6)'
 PYTHON_ONLY = "python"
 
@@ -166,6 +148,7 @@ class TrainingOptions(GradientOptions):
     num_steps: int
     batch_size: int
     validate_every: int = 100
+    accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +167,20 @@ class FitOptions(GradientOptions, SessionOptions):
         "A pyro.infer.ELBO or its name in call syntax, 'IWAE(num_particles=5)' (default: the ELBO; "
         "discrete sites that the guide leaves out are summed out).",
     )
-    num_steps: Count | None = option(None, "Updates in all (default: 2,000).")
-    num_epochs: Count | None = option(None, "Passes over the data, in place of num_steps.")
+    accuracy: Positive | None = option(
+        DEFAULT_ACCURACY,
+        "Lower the learning rate, and stop, when the gain that more steps are predicted to bring "
+        "is smaller, nats per row. None takes all steps at one rate. A schedule and patience "
+        "decide instead of it.",
+    )
+    num_steps: Count | None = option(
+        None,
+        f"Largest number of updates (default: {DEFAULT_STEPS:,}; {FIXED_STEPS:,} without "
+        "accuracy).",
+    )
+    num_epochs: Count | None = option(
+        None, "Largest number of passes over the data, in place of num_steps."
+    )
     batch_size: Count | None = option(
         None, "Rows of a step (default: all, or those of the DataLoader)."
     )
@@ -217,7 +212,10 @@ class FitOptions(GradientOptions, SessionOptions):
         if self.num_steps is not None and self.num_epochs is not None:
             raise ValueError("Give num_steps or num_epochs, not both.")
         per_epoch = math.ceil(num_rows / size)
-        steps = DEFAULT_STEPS if self.num_steps is None else self.num_steps
+        adapts = self.schedule is None and self.patience is None
+        accuracy = self.accuracy if adapts else None
+        default = FIXED_STEPS if accuracy is None else DEFAULT_STEPS
+        steps = default if self.num_steps is None else self.num_steps
         if self.num_epochs is not None:
             steps = self.num_epochs * per_epoch
         if self.kl_annealing > steps:
@@ -231,6 +229,7 @@ class FitOptions(GradientOptions, SessionOptions):
             num_steps=steps,
             batch_size=size,
             validate_every=self.validate_every or max(100, per_epoch),
+            accuracy=accuracy,
         )
 
 
@@ -334,67 +333,3 @@ def declared(options: type[CommonOptions]) -> list[Field[Any]]:
     fields = {f.name: f for f in options.__dataclass_fields__.values()}
     order = [name for base in options.__mro__ for name in vars(base).get("__annotations__", ())]
     return [fields[name] for name in dict.fromkeys(order)]
-
-
-class _Decorator(Protocol[O_co, P]):
-    """Turns f(programs and data, options) into f(programs and data, name=value, …)."""
-
-    @overload
-    def __call__(
-        self, function: Callable[[Any, Any, O_co], R], /
-    ) -> Callable[Concatenate[Any, Any, P], R]: ...
-
-    @overload
-    def __call__(
-        self, function: Callable[[Any, Any, Any, O_co], R], /
-    ) -> Callable[Concatenate[Any, Any, Any, P], R]: ...
-
-
-def takes_options(options: Callable[P, O_co]) -> _Decorator[O_co, P]:
-    """Decorator: the last argument, options, is given by keywords, one for each field.
-
-    The function receives signature and docstring from the fields, and the attribute `options`.
-    """
-
-    make_options: Callable[..., Any] = options
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        kind = inspect.Parameter.KEYWORD_ONLY
-        *arguments, _ = inspect.signature(function).parameters.values()
-        keywords = [
-            inspect.Parameter(f.name, kind, default=f.default, annotation=f.type)
-            for f in declared(options)  # type: ignore[arg-type]
-        ]
-        signature = inspect.signature(function).replace(parameters=[*arguments, *keywords])
-
-        @functools.cache
-        def hints() -> dict[str, Any]:
-            declarations = get_type_hints(options, include_extras=True)
-            return hints_of(function) | declarations
-
-        @trims_traceback
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            values = bind(signature, args, kwargs, function.__name__).arguments
-            values = check_arguments(values, hints(), function.__name__)
-            first = [values.pop(argument.name) for argument in arguments]
-            from ppl_lvm.core.public_calls import public_call  # imports torch
-
-            exclusive = public_call(checks_arguments=False)(function)
-            with warnings_once():
-                return exclusive(*first, make_options(**values))
-
-        described: Any = call
-        described.__signature__, described.options = signature, options
-        described.__doc__ = f"{inspect.getdoc(function)}\n\nOptions:\n{_described(options)}\n"
-        return described
-
-    return decorate
-
-
-def _described(options: Any) -> str:
-    """Names and help texts of the fields, as in a docstring."""
-    lines: Iterator[str] = (f"{f.name}: {f.metadata['help']}" for f in declared(options))
-    return "\n".join(
-        fill(line, 96, initial_indent="    ", subsequent_indent="        ") for line in lines
-    )

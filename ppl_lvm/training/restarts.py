@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import ELBO
@@ -27,7 +28,9 @@ from ppl_lvm.posterior import predict
 from ppl_lvm.programs.row_plates import joint_sites, row_plates
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.training import checkpoint
+from ppl_lvm.training.arrival import arrival
 from ppl_lvm.training.attempts import Attempts
+from ppl_lvm.training.evaluation import evaluate
 from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.loop import Training
 from ppl_lvm.training.options import TrainingOptions
@@ -308,16 +311,19 @@ class RestartRunner:
             "seconds": training.seconds,
             "engine": training.step_runner.level,
             "degenerate": degenerate,
+            **arrival(training).record(),
         }
 
     def _bound(
         self, training: Training, name: str, data: Data
     ) -> tuple[float, float] | tuple[None, None]:
         """A bound and its Monte-Carlo error; None where it cannot be computed."""
-        evaluated = self.attempt(name, lambda: training.evaluate(data, repeats=EVALUATIONS))
-        if evaluated is not None and evaluated[1] > SMALL_ERROR:
-            evaluated = training.evaluate(data, repeats=MORE_EVALUATIONS)
-        return evaluated or (None, None)
+        bounds = self.attempt(name, lambda: evaluate(training, data, repeats=EVALUATIONS))
+        if bounds is None:
+            return None, None
+        if _error(bounds) > SMALL_ERROR:
+            bounds = evaluate(training, data, repeats=MORE_EVALUATIONS)
+        return float(np.mean(bounds)), _error(bounds)
 
     def _score(self, training: Training, entry: Entry) -> float:
         """The bound that restarts are compared by, larger is better; -inf where it is missing."""
@@ -334,3 +340,7 @@ class RestartRunner:
             last_bounds(training.history["bound"]),
             assigned or {},
         )
+
+
+def _error(bounds: list[float]) -> float:
+    return float(np.std(bounds, ddof=1) / math.sqrt(len(bounds)))

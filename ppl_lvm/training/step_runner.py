@@ -36,7 +36,7 @@ class StepRunner:
         self.sign = 1.0 if getattr(pair.objective, "is_upper_bound", False) else -1.0
         self.gradient = GradientStep(programs, options.clip_norm)
         self.optimizer = torch_specs.optimizer(options.optimizer, self.gradient.leaves)
-        self.schedule = torch_specs.schedule(options.schedule, self.optimizer)
+        self.schedule: Any = torch_specs.schedule(options.schedule, self.optimizer)
         searches = isinstance(self.optimizer, LBFGS)
         self.line_search = LineSearchStep(self.gradient, self.optimizer) if searches else None
         single = distributed.world_size() == 1  # several would wait for the compiler of one

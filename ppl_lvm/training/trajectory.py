@@ -1,10 +1,11 @@
 """Trajectories of parameters and responsibilities, for the diagnostics.
 
-A record has at most 200 moments of a run and 1,000 entries of the unconstrained parameters, so
+A record has 200 to 400 moments of a long run and 1,000 entries of the unconstrained parameters, so
 that it costs little. R̂ over iterates and over restarts is computed from it, and the agreement of
 the restarts' clusterings from the responsibilities of a mixture.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -43,12 +44,13 @@ class ParameterRecorder:
 
     Args:
         leaves: name -> parameter, changed in place by the optimizer.
-        num_steps: planned number of steps; a run that stops early has fewer records.
+        num_steps: foreseen number of steps. A shorter run has fewer records; of a longer one
+            every second record is dropped when there are 400.
     """
 
     def __init__(self, leaves: Mapping[str, Tensor], num_steps: int) -> None:
         self._leaves = leaves
-        self._every = max(1, num_steps // MOMENTS)
+        self._first_every = self._every = max(1, num_steps // MOMENTS)
         self._next = self._every
         total = sum(leaf.numel() for leaf in leaves.values())
         self._index = {
@@ -63,13 +65,21 @@ class ParameterRecorder:
         """Record the parameters after `step` steps, if a record is due."""
         if step < self._next:
             return
-        self._next = (step // self._every + 1) * self._every  # the same after a resume
         self._records.append(
             {
                 name: leaf.detach().reshape(-1)[self._index[name].to(leaf.device)].cpu()
                 for name, leaf in self._leaves.items()
             }
         )
+        if len(self._records) == 2 * MOMENTS:
+            self._records = self._records[1::2]
+        self._plan(step)
+
+    def _plan(self, step: int) -> None:
+        """Set the step of the next record, the same after a resume."""
+        doublings = math.floor(math.log2(step / self._first_every / MOMENTS))
+        self._every = self._first_every * 2 ** max(0, doublings)
+        self._next = (step // self._every + 1) * self._every
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameter's name -> (T, c); empty before the first record."""
@@ -81,7 +91,7 @@ class ParameterRecorder:
         """Continue from the value of `tensors()` after `step` steps."""
         count = len(next(iter(tensors.values()))) if tensors else 0
         self._records = [{n: t[i] for n, t in tensors.items()} for i in range(count)]
-        self._next = (step // self._every + 1) * self._every
+        self._plan(step)
 
 
 def num_final_steps(steps: int) -> int:

@@ -21,7 +21,7 @@ from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedS
 from ppl_lvm.core import distributed, interrupts, torch_specs
 from ppl_lvm.core.console import Progress
 from ppl_lvm.core.errors import CannotCaptureError, is_numerical
-from ppl_lvm.training import checkpoint
+from ppl_lvm.training import adaptive_schedule, checkpoint
 from ppl_lvm.training.loop import Training
 
 MOST_ROWS = 1024  # of a batch: with more, arithmetic dominates and separate steps are faster
@@ -86,6 +86,10 @@ class VectorizedRestarts:
             for r, training in enumerate(self.trainings):
                 if active[r] and evaluates:
                     active[r] = training.validate()
+            schedules = [t.adaptive for t in self.trainings if t.adaptive is not None]
+            if schedules and step in schedules[0].events:
+                adaptive_schedule.advance(schedules)
+                active = [training.continues for training in self.trainings]
             if due or at_end or interrupted or not any(active):
                 self.save()
                 saved = time.monotonic()

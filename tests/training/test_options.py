@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 import ppl_lvm
-from ppl_lvm.training.options import FitOptions, declared, takes_options
+from ppl_lvm.training.option_signatures import takes_options
+from ppl_lvm.training.options import FitOptions, declared
 
 FRONT_ENDS = [name for name in ppl_lvm.__all__ if name.split("_")[0] == "fit"]
 
