@@ -64,8 +64,8 @@ class ConstantThenDecay:
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._groups = optimizer.param_groups
-        self._rates = [float(group["lr"]) for group in self._groups]
+        self._optimizer = optimizer  # its list of groups is another one after a resume
+        self._rates = [float(group["lr"]) for group in optimizer.param_groups]
         self.rate = self._rates[0]
         self._constant, self._decay, self._done = 0, 1, 0
 
@@ -81,7 +81,7 @@ class ConstantThenDecay:
 
     def _set(self) -> None:
         factor = 1 - min(max(self._done - self._constant, 0) / self._decay, 1.0)
-        for group, rate in zip(self._groups, self._rates, strict=True):
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,9 +181,7 @@ class AdaptiveSchedule:
         state = self.training.pair.state()
         lr, steps = self.rates.rate, self._extension
         moved = {
-            name.removeprefix("state/").split("/", 1)[1]: float(
-                (t - self._before[name]).abs().max()
-            )
+            _shown(name): float((t - self._before[name]).abs().max())
             for name, t in state.items()
             if name in self._before and t.is_floating_point() and t.numel()
         }
@@ -297,6 +295,11 @@ PLAIN = (
     *("finished", "predicted_gain", "moving", "branch_begin", "branch_end"),
     *("_trunk_steps", "_extension", "_repeats", "_gains", "_log_steps", "error"),
 )
+
+
+def _shown(name: str) -> str:
+    """Name of a tensor of a pair's state as users know it."""
+    return name.removeprefix("state/").split("/", 1)[1].removesuffix("_unconstrained")
 
 
 def _decay(trunk_steps: int) -> int:

@@ -5,10 +5,9 @@ a = g_t / g_{t-1}, the remaining gains add up to (Aitken)
 
     g_t (a + a² + …) = g_t a / (1 - a).
 
-Gradient steps converge as a power of the number of steps or faster. With γ = dL / d log t, which
-then falls like t^{-a}, the gain that remains after step t is
+Gradient steps converge as a power of the number of steps or faster,
 
-    ∫_t^∞ γ(s) ds / s = γ(t) / a.
+    L_t = L - C t^{-a}.
 """
 
 import itertools
@@ -17,8 +16,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
-SLOWEST, DEFAULT_POWER = 0.25, 1.0
+SLOWEST, DEFAULT_POWER, FASTEST = 0.25, 1.0, 50.0  # the last per window
 WINDOW = 1.5  # ratio of the steps at the ends of a window
 PARTS = 10  # of a window at most, for the error of its mean
 
@@ -41,17 +41,30 @@ def aitken_remaining_gain(bounds: list[float]) -> float:
 def power_law_remaining_gain(gains: Sequence[float], log_steps: Sequence[float]) -> float:
     """Estimated remaining gain of gradient steps, nats per row.
 
+    The last two gains determine C and a of L_t = L - C t^{-a}; a is 1 where there is one only, or
+    where one is negative, and at least 1/4.
+
     Args:
-        gains: of consecutive windows of steps, the last two of which are used.
+        gains: of consecutive windows of steps.
         log_steps: their lengths in log t.
     """
-    slopes = [g / d for g, d in zip(gains[-2:], log_steps[-2:], strict=True)]
-    slope = max(slopes[-1], sum(slopes) / len(slopes), 0.0)
-    power = DEFAULT_POWER
-    if len(slopes) == 2 and min(slopes) > 0:
-        between = sum(log_steps[-2:]) / 2
-        power = max(SLOWEST, math.log(slopes[0] / slopes[1]) / between)
-    return slope / power * math.exp(-power * log_steps[-1] / 2)
+    return _power_law(gains, log_steps)[0]
+
+
+def _power_law(gains: Sequence[float], log_steps: Sequence[float]) -> tuple[float, float]:
+    """The remaining gain, and the power a."""
+    if len(gains) == 1 or min(gains[-2:]) <= 0:
+        slopes = [g / d for g, d in zip(gains[-2:], log_steps[-2:], strict=True)]
+        slope = max(slopes[-1], sum(slopes) / len(slopes), 0.0)
+        gain, d, power = slope * log_steps[-1], log_steps[-1], DEFAULT_POWER
+    else:
+        (before, gain), (d1, d) = gains[-2:], log_steps[-2:]
+
+        def excess(a: float) -> float:
+            return math.log(-math.expm1(-a * d) / math.expm1(a * d1)) - math.log(gain / before)
+
+        power = SLOWEST if excess(SLOWEST) <= 0 else brentq(excess, SLOWEST, FASTEST / max(d, d1))
+    return gain / math.expm1(power * d), power
 
 
 def remaining_gain(bounds: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
@@ -70,5 +83,6 @@ def remaining_gain(bounds: Sequence[float] | NDArray[np.float64]) -> tuple[float
     means = [float(np.mean(part)) for part in parts]
     errors = [float(np.std(part, ddof=1)) / math.sqrt(count) for part in parts]
     d = math.log(WINDOW)
-    gain = power_law_remaining_gain([means[1] - means[0], means[2] - means[1]], [d, d])
-    return gain, math.hypot(errors[1], errors[2]) / d
+    gain, power = _power_law([means[1] - means[0], means[2] - means[1]], [d, d])
+    scale = math.exp(-power * d / 2) / math.expm1(power * d)  # from the middle of the window on
+    return gain * math.exp(-power * d / 2), math.hypot(errors[1], errors[2]) * scale

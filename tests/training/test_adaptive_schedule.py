@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from pyro.distributions import Normal
-from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm import fit, load_run
@@ -23,11 +23,13 @@ PRIOR_SD, SD = 10.0, 0.5
 X = torch.randn(200, generator=torch.Generator().manual_seed(3)) * SD + 2
 
 
-def mean_model(x: Tensor) -> None:
+class MeanModel(PyroModule):
     """mu ~ N(0, 10²), x_n ~ N(mu, .5²)."""
-    mu = pyro.sample("mu", Normal(0.0, PRIOR_SD))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", Normal(mu, SD), obs=x)
+
+    def forward(self, x: Tensor) -> None:
+        mu = pyro.sample("mu", Normal(0.0, PRIOR_SD))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Normal(mu, SD), obs=x)
 
 
 def log_evidence(x: Tensor) -> float:
@@ -39,7 +41,7 @@ def log_evidence(x: Tensor) -> float:
 
 
 def fit_mean(**options: Any) -> Any:
-    return fit(mean_model, AutoNormal(mean_model), X, progress=False, **options)
+    return fit(MeanModel, None, X, **{"method": "svi", "progress": False, **options})
 
 
 @pytest.mark.parametrize("batch_size", [None, 20])
@@ -53,7 +55,7 @@ def test_fit_stops_at_the_exact_bound_without_options(batch_size: int | None) ->
 
 
 def test_falling_rates_gain_the_share_of_the_bound_that_noise_costs() -> None:
-    options: dict[str, Any] = {"batch_size": 5, "optimizer": "Adam(lr=0.1)", "num_steps": 1500}
+    options: dict[str, Any] = {"batch_size": 5, "optimizer": "Adam(lr=1.0)", "num_steps": 1500}
     adaptive, constant = fit_mean(**options), fit_mean(**options, accuracy=None)
     exact = log_evidence(X)
     assert exact - adaptive.results["bound"] < 0.01
@@ -61,18 +63,18 @@ def test_falling_rates_gain_the_share_of_the_bound_that_noise_costs() -> None:
 
 
 def test_limit_that_stops_an_improving_fit_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    far = fit(mean_model, AutoNormal(mean_model), X + 100, progress=False, num_steps=600)
+    far = fit(MeanModel, None, X + 100, method="svi", progress=False, num_steps=600)
     assert far.results["converged"] is False
     assert far.results["predicted_gain"] > 1
     line = caplog.messages[-1]
     assert line.startswith("Not converged after 600 steps. More steps would add about")
-    assert "AutoNormal.locs.mu moves as fast as the learning rate allows" in line
+    assert "mu_loc moves as fast as the learning rate allows" in line
     assert line == describe_arrival(far.results)
     assert "not converged" in repr(far)
 
 
 def test_last_line_names_the_gain_of_a_converged_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    fit(mean_model, AutoNormal(mean_model), X)
+    fit_mean(progress=True)
     assert capsys.readouterr().err.splitlines()[-1].startswith("Converged after ")
 
 
@@ -138,7 +140,7 @@ def test_power_laws_are_extrapolated_to_their_limit(power: float) -> None:
     bounds = -(steps**-power)
     gains, logs = np.diff(bounds), np.diff(np.log(steps))
     predicted = power_law_remaining_gain(list(gains), list(logs))
-    assert predicted == pytest.approx(-bounds[-1], rel=0.35)
+    assert predicted == pytest.approx(-bounds[-1], rel=1e-6)
 
 
 def test_remaining_gain_of_a_noisy_history() -> None:
