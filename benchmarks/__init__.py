@@ -1,4 +1,4 @@
 """Benchmarks: one question per module, each with `run()`.
 
-One module more than twelve: the harness that all of them share.
+More than 12 modules, because each holds one benchmark.
 """

@@ -77,7 +77,8 @@ class ConstantThenDecay:
     def step(self) -> None:
         """Count a step."""
         self._done += 1
-        self._set()
+        if self._done > self._constant:
+            self._set()
 
     def _set(self) -> None:
         factor = 1 - min(max(self._done - self._constant, 0) / self._decay, 1.0)

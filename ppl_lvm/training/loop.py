@@ -36,7 +36,7 @@ from ppl_lvm.training.batching import CallSchedule, EpochSampler
 from ppl_lvm.training.evaluation import evaluate
 from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.non_finite import AT_FAULT, locate_non_finite, unlocated
-from ppl_lvm.training.options import FIXED_STEPS, TrainingOptions
+from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
 from ppl_lvm.training.step_runner import StepRunner
 from ppl_lvm.training.trajectory import ParameterRecorder
@@ -102,8 +102,7 @@ class Training:
                 total_weight=train.total_weight,
             )
             self.step_runner = StepRunner(self.programs, options, lambda line: self.say(line))
-        steps = min(options.num_steps, FIXED_STEPS)
-        self.iterates = ParameterRecorder(pair.unconstrained_parameters, steps)
+        self.iterates = ParameterRecorder(pair.unconstrained_parameters, options.foreseen_steps)
         self.adaptive = AdaptiveSchedule.of(self)
         if self.row_tables:
             self._restrict_to_eager_steps()

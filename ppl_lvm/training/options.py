@@ -150,6 +150,11 @@ class TrainingOptions(GradientOptions):
     validate_every: int = 100
     accuracy: float | None = None
 
+    @property
+    def foreseen_steps(self) -> int:
+        """Steps to plan for: a run with an accuracy may end long before its limit."""
+        return self.num_steps if self.accuracy is None else min(self.num_steps, FIXED_STEPS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(GradientOptions, SessionOptions):

@@ -41,7 +41,7 @@ class StepRunner:
         self.line_search = LineSearchStep(self.gradient, self.optimizer) if searches else None
         single = distributed.world_size() == 1  # several would wait for the compiler of one
         self.policy = AheadOfTimePolicy(
-            options.num_steps if single else 0, programs.num_rows, options.batch_size
+            options.foreseen_steps if single else 0, programs.num_rows, options.batch_size
         )
         self.training_step = make_training_step(
             self.gradient.loss_and_gradient,
