@@ -32,7 +32,7 @@ from ppl_lvm.fitting.svi import fit
 
 CLOSE = 0.05  # nats per row
 SMOKE = ("GaussianMixture iris",)
-COSINE = {"num_steps": 8000, "schedule": "CosineAnnealingLR(T_max=8000)"}
+COSINE: dict[str, Any] = {"num_steps": 8000, "schedule": "CosineAnnealingLR(T_max=8000)"}
 
 Case = tuple[Callable[[], Any], str, bool]  # a model, data, and whether it has networks
 
@@ -53,12 +53,12 @@ CASES: dict[str, Case] = {
 }
 
 
-def measure(name: str, seed: int, limit: int | None = None) -> list[Row]:
+def measure(name: str, seed: int, limit: int | None = None) -> list[dict[str, Any]]:
     """One row per kind of fit."""
     make, data, network = CASES[name]
     options: dict[str, Any] = {"seed": seed, "progress": False, "method": "svi"}
     options |= {"validation": 0.2} if network else {}
-    few = {} if limit is None else {"num_steps": limit}
+    few: dict[str, Any] = {} if limit is None else {"num_steps": limit}
     fits: dict[str, Callable[[], Any]] = {
         "default": lambda: fit(make(), None, data, **options, **few),
         "fixed": lambda: fit(make(), None, data, **options, **few, accuracy=None),
@@ -66,7 +66,7 @@ def measure(name: str, seed: int, limit: int | None = None) -> list[Row]:
     }
     if hasattr(make(), "e_step"):
         fits["em"] = lambda: fit_em(make(), data, seed=seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, run_fit in fits.items():
         begun = time.perf_counter()
         try:

@@ -37,7 +37,7 @@ from numpy.typing import ArrayLike
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Floats
 from ppl_lvm.diagnostics.base import Context, Diagnostic
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold, Verdict
 from ppl_lvm.training.extrapolation import aitken_remaining_gain
 from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 
@@ -343,9 +343,9 @@ class PredictedConvergence:
     errors: tuple[float, ...] = ()
 
     def findings(self) -> list[Finding]:
-        verdict = {True: "good", None: "unknown"}.get(self.converged) or (
-            "bad" if self.gain > LARGE else "warning"
-        )
+        verdict: Verdict = "bad" if self.gain > LARGE else "warning"
+        if self.converged is not False:
+            verdict = "good" if self.converged else "unknown"
         row = PREDICTED_GAIN.finding(
             QUESTION,
             "predicted gain of more steps, nats per row",
