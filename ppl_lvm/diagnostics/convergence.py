@@ -325,7 +325,7 @@ def r_hat(chains: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class PredictedConvergence:
-    """What a training predicted at its end, in nats per row.
+    """Prediction of a training at its end, in nats per row.
 
     Attributes:
         converged: None where noise hides the gain.

@@ -1,4 +1,4 @@
-"""Learning rates and the end of training, by what is still to be gained.
+"""Learning rates and end of training by predicted gain.
 
 Gradient steps at a constant learning rate approach the optimum, and then wander around it: of the
 bound a share proportional to the rate is lost. Where they wander, a smaller rate gains that share;

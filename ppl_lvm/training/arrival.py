@@ -1,4 +1,4 @@
-"""Whether a training has converged, what more steps would gain, and what to do."""
+"""Convergence of a training: predicted gain and remedy."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SMALL_GAIN = 0.01  # nats per row, where no accuracy is asked for
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a training arrived at.
+    """Convergence of a training.
 
     Attributes:
         converged: the predicted gain is below the accuracy; None where noise hides it.
@@ -35,7 +35,7 @@ class Arrival:
 
 
 def arrival(training: "Training") -> Arrival:
-    """What a training arrived at: by the ends of its cycles, else by the trend of its bounds."""
+    """Convergence by the ends of the branches, else by the trend of the bounds."""
     schedule = training.adaptive
     if schedule is not None and math.isfinite(schedule.predicted_gain):
         gain = schedule.predicted_gain

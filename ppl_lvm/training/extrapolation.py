@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 SLOWEST, DEFAULT_POWER, FASTEST = 0.25, 1.0, 50.0  # the last per window
 WINDOW = 1.5  # ratio of the steps at the ends of a window
@@ -58,6 +57,8 @@ def _power_law(gains: Sequence[float], log_steps: Sequence[float]) -> tuple[floa
         slope = max(slopes[-1], sum(slopes) / len(slopes), 0.0)
         gain, d, power = slope * log_steps[-1], log_steps[-1], DEFAULT_POWER
     else:
+        from scipy.optimize import brentq  # costs import time that few calls need
+
         (before, gain), (d1, d) = gains[-2:], log_steps[-2:]
 
         def excess(a: float) -> float:

@@ -24,10 +24,12 @@ MOST_CHARACTERS = 60  # of a value in a message
 def require_same(what: str, now: Identity, before: Identity, remedy: str) -> None:
     """Raise `ValueError` with the first difference between two identities.
 
-    An entry that the older identity lacks was not recorded then, and is not compared.
+    An entry, or an option, that the older identity lacks was not recorded then, and is not compared.
     """
     for key in [key for key in now if key in before]:
         new, old = now[key], before[key]
+        if key == "options" and isinstance(old, Mapping):
+            new = {name: value for name, value in new.items() if name in old}
         if new == old:
             continue
         names = f": {_change(old, new)}"

@@ -45,7 +45,7 @@ CASES = [
     (by_svi, EVIDENCE, "log evidence"),
     (by_svi, "ppl_lvm.fitting.svi.num_latent_values", "log evidence"),
     (by_svi, "ppl_lvm.training.restarts.clusterings", "clusterings"),
-    (by_svi, "ppl_lvm.training.loop.Training._evaluate_once", "held-out bound"),
+    (by_svi, "ppl_lvm.training.evaluation._evaluate_once", "held-out bound"),
     (by_svi, DEGENERATE, "degenerate"),
     (by_svi, "ppl_lvm.report.run_figures.draw", "figures"),
     (by_em, EVIDENCE, "log evidence"),

@@ -1,4 +1,4 @@
-"""Learning rates, the end of training, and what a fit says about them."""
+"""Adaptive learning rates and the end of training."""
 
 import logging
 import math
