@@ -196,9 +196,15 @@ def _rebuild_pair(
             f"rows of the run: {reason_of(error)} Pass the programs that were fitted: "
             "load_run(directory, model=..., guide=...)."
         ) from error
+    if is_old_layout(record):  # its columns had no units, which are 0 and 1 here
+        units = {n: t for n, t in pair.state().items() if n.endswith(UNITS)}
+        tensors = {**units, **tensors}
     pair.load_state(tensors)
     require_finite(trust.directory, pair.unconstrained_parameters)
     return pair
+
+
+UNITS = ("units.center", "units.scale")  # buffers of `ppl_lvm.nn.ColumnUnits`
 
 
 def open_run_directory(

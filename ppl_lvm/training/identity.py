@@ -24,7 +24,7 @@ MOST_CHARACTERS = 60  # of a value in a message
 def require_same(what: str, now: Identity, before: Identity, remedy: str) -> None:
     """Raise `ValueError` with the first difference between two identities.
 
-    An entry, or an option, that the older identity lacks was not recorded then, and is not compared.
+    An entry or option that the older identity lacks was not recorded then, and is not compared.
     """
     for key in [key for key in now if key in before]:
         new, old = now[key], before[key]

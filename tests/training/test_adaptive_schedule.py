@@ -93,7 +93,12 @@ def test_schedule_and_patience_decide_instead_of_the_accuracy() -> None:
     assert fit_mean(num_steps=700, accuracy=None).results["steps"] == 700
 
 
-@pytest.mark.parametrize("stop", [150, 250, 450, 700])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "stop", [150, pytest.param(250, marks=SLOW), 450, pytest.param(700, marks=SLOW)]
+)
 def test_resumed_fit_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"batch_size": 20, "num_steps": 900, "accuracy": 1e-5}
     whole = fit_mean(**options)
@@ -122,6 +127,7 @@ def test_resumed_fit_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> N
     assert load_run(tmp_path).results["converged"] == whole.results["converged"]
 
 
+@pytest.mark.slow
 def test_restarts_trained_together_stop_together() -> None:
     run = fit_mean(restarts=3)
     steps = {restart["steps"] for restart in run.restarts}
@@ -129,6 +135,7 @@ def test_restarts_trained_together_stop_together() -> None:
     assert all(restart["converged"] for restart in run.restarts)
 
 
+@pytest.mark.slow
 def test_held_out_rows_decide_where_there_are_some() -> None:
     run = fit_mean(validation=50)
     assert run.results["converged"]
