@@ -13,11 +13,13 @@ one of `ppl_lvm` or the caller trusts it; see `ppl_lvm.programs.trust`.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from pyro.poutine import Trace
 from torch import Tensor
 
 from ppl_lvm.core.messages import reason_of
@@ -26,6 +28,7 @@ from ppl_lvm.core.storage import file_digest, save_checkpoint, write_json, write
 from ppl_lvm.core.validate import Objective, ProgramSource
 from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.estimators.objectives import rebuild
+from ppl_lvm.nn.units import RealInUnits
 from ppl_lvm.programs.loading import source_digest
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.precision import default_dtype
@@ -188,7 +191,7 @@ def _rebuild_pair(
     pair = ModelGuidePair(model, guide, elbo)
     pair.dtype = dtype_of(record)
     try:
-        pair.materialize_parameters(*template)
+        trace = pair.materialize_parameters(*template)
         pair.initialize_objective(pair.model, pair.guide, *template)
     except Exception as error:
         raise ValueError(
@@ -196,15 +199,29 @@ def _rebuild_pair(
             f"rows of the run: {reason_of(error)} Pass the programs that were fitted: "
             "load_run(directory, model=..., guide=...)."
         ) from error
-    if is_old_layout(record):  # its columns had no units, which are 0 and 1 here
-        units = {n: t for n, t in pair.state().items() if n.endswith(UNITS)}
-        tensors = {**units, **tensors}
+    if is_old_layout(record):
+        tensors = _with_units(trace, pair.state(), tensors)
     pair.load_state(tensors)
     require_finite(trust.directory, pair.unconstrained_parameters)
     return pair
 
 
-UNITS = ("units.center", "units.scale")  # buffers of `ppl_lvm.nn.ColumnUnits`
+def _with_units(
+    trace: Trace, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a run of ppl_lvm 0.1, whose columns had no units: they are 0 and 1.
+
+    Raises:
+        ValueError: the guide's parameters of a latent were in the data's units.
+    """
+    for name, site in trace.nodes.items():
+        support = getattr(site.get("fn"), "support", None)
+        support = getattr(support, "base_constraint", support)
+        if isinstance(support, RealInUnits) and any("/guide/" in n for n in tensors):
+            raise ValueError(f"its guide has {name} in other units.")
+    units = {n: torch.zeros_like(t) for n, t in state.items() if n.endswith("units.center")}
+    units |= {n: torch.ones_like(t) for n, t in state.items() if n.endswith("units.scale")}
+    return {**units, **tensors}
 
 
 def open_run_directory(
