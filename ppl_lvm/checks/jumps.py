@@ -2,10 +2,12 @@
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.estimators.parts.jumps import Jump, find_jump
+from ppl_lvm.particles.log_prob_tables import run_pair
 from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.programs.dry_run import dry_run
 
@@ -17,7 +19,8 @@ def check_jumps(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
         warnings.simplefilter("ignore")
         try:
             structure = analyze_pair(model, guide, runs.batch, {}, any_plate=True)
-            jump = find_jump(model, guide, runs.batch, {}, structure)
+            run = partial(run_pair, model, guide, runs.batch, {}, structure)
+            jump = find_jump(run, structure)
         except Exception:  # every estimator stops with this error, and names it
             return
     if jump is not None:

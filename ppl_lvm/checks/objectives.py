@@ -6,6 +6,7 @@ meet them. Pyro's objectives do not; their silent errors are listed here.
 
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ppl_lvm import estimators
@@ -14,6 +15,7 @@ from ppl_lvm.checks.issues import ObjectiveSupport
 from ppl_lvm.checks.trial_runs import TrialRuns
 from ppl_lvm.core.distributions import is_point
 from ppl_lvm.estimators import objectives
+from ppl_lvm.particles.log_prob_tables import run_pair
 from ppl_lvm.particles.structure import PairStructure, analyze_pair
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
@@ -40,7 +42,8 @@ def _estimators(runs: TrialRuns, plan: PairStructure | str) -> Iterator[Objectiv
         estimator = getattr(estimators, name)()
         try:
             estimator.validate(plan)
-            estimator.validate_programs(*runs.programs, runs.batch, {}, plan)
+            run = partial(run_pair, *runs.programs, runs.batch, {}, plan)
+            estimator.validate_programs(run, plan)
         except ValueError as error:
             yield ObjectiveSupport(name, False, str(error))
             continue

@@ -24,6 +24,7 @@ from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.row_tiling import RowBlocks
 from ppl_lvm.compiler.training_step import TrainingStep
 from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.autograd import leaves
 from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.validate import Count
@@ -54,13 +55,7 @@ def _unconstrained(value: Tensor) -> list[Tensor]:
     """
     if hasattr(value, "unconstrained"):
         return [value.unconstrained()]
-    if value.grad_fn is None:
-        return [value] if value.requires_grad else []
-    nodes, leaves = [value.grad_fn], []
-    for node in nodes:
-        nodes += [following for following, _ in node.next_functions if following is not None]
-        leaves += [node.variable] if hasattr(node, "variable") else []
-    return leaves
+    return leaves(value)
 
 
 class _Turns:

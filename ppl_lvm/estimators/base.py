@@ -24,6 +24,8 @@ import warnings
 import weakref
 from abc import abstractmethod
 from collections.abc import Hashable
+from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -34,11 +36,13 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.validate import Count
+from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.estimators.parts.jumps import find_jump
 from ppl_lvm.estimators.parts.moving_supports import moving_support
 from ppl_lvm.estimators.parts.smoothness import smoothness_problem
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.bound_estimate import rejection_message
+from ppl_lvm.particles.log_prob_tables import PairRun, run_pair
 from ppl_lvm.particles.structure import PairStructure, Program
 from ppl_lvm.programs.messenger_guide import plain_guide
 
@@ -61,6 +65,7 @@ class Estimator(ELBO, nn.Module):
         sampling: "particles" of the unmodified guide, or the name of another sampling scheme.
         fixed_draws: densities of all sites are differentiated at fixed draws, so that no support
             may depend on parameters.
+        detaches_draws: no gradient passes through draws; points (Delta sites) keep theirs.
         requires_batch_rows: the arguments of the model must be the rows of the batch, with one
             log-weight per row.
         expects_enumerated: the guide's sites that it marks for enumeration are enumerated; other
@@ -92,6 +97,7 @@ class Estimator(ELBO, nn.Module):
     is_upper_bound: ClassVar[bool] = False
     sampling: ClassVar[str] = "particles"
     fixed_draws: ClassVar[bool] = False
+    detaches_draws: ClassVar[bool] = False
     requires_batch_rows: ClassVar[bool] = False
     expects_enumerated: ClassVar[bool] = False
     non_finite_hint: ClassVar[str] = ""
@@ -150,13 +156,18 @@ class Estimator(ELBO, nn.Module):
     ) -> Particles:
         """K particles of this pair."""
         structure = self.analyze(model, guide, args, kwargs)
-        return draw_particles(
-            model, guide, args, kwargs, structure, self.num_particles, drawing=self.draw_handler()
+        drawing = self.draw_handler(structure)
+        if self.sampling in ("relaxed", "straight-through"):
+            structure = replace(structure, score_sites=())
+        particles = draw_particles(
+            model, guide, args, kwargs, structure, self.num_particles, drawing=drawing
         )
+        particles.drawing = drawing
+        return particles
 
-    def draw_handler(self) -> Messenger | None:
+    def draw_handler(self, structure: PairStructure) -> Messenger | None:
         """A new handler that changes the guide's draws in this step, or None."""
-        return None
+        return DetachDraws() if self.detaches_draws else None
 
     def analyze(
         self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -178,8 +189,11 @@ class Estimator(ELBO, nn.Module):
             if self.expects_enumerated:
                 structure = structure.with_exact_expectation()
             self.validate(structure)
-            self.validate_programs(model, guide, args, kwargs, structure)
-            self._warn_of_jumps(model, guide, args, kwargs, structure)
+            run = partial(run_pair, model, guide, args, kwargs, structure)
+            self.validate_programs(run, structure)
+            if not self.detaches_draws and (jump := find_jump(run, structure)) is not None:
+                # Shown once for all callers.
+                warnings.warn(jump.message(type(self).__name__), stacklevel=1)
             while len(self._structures) >= 8:
                 del self._structures[next(iter(self._structures))]
             self._structures[key] = structure
@@ -225,18 +239,11 @@ class Estimator(ELBO, nn.Module):
                 f"one: {structure.joint_reason}. Use LeaveOneOut or DecayingAverageBaseline."
             )
 
-    def validate_programs(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        structure: PairStructure,
-    ) -> None:
+    def validate_programs(self, run: PairRun, structure: PairStructure) -> None:
         """Reject programs whose derivatives, at fixed or relaxed draws, are wrong."""
         name = type(self).__name__
         sites = structure.latents if self.fixed_draws else structure.score_sites
-        site = moving_support(guide, args, kwargs, sites)
+        site = moving_support(run, sites)
         if site is not None:
             raise ValueError(
                 f"{name} differentiates densities at fixed draws, but the support of the guide's "
@@ -245,22 +252,13 @@ class Estimator(ELBO, nn.Module):
                 + ("a fixed support." if site in structure.score_sites else "ELBO or IWAE.")
             )
         if self.relaxes_programs:
-            problem = smoothness_problem(model, guide, args, kwargs, structure)
+            problem = smoothness_problem(run, structure)
             if problem is not None:
                 raise ValueError(
                     f"{name} evaluates the programs at relaxed draws of "
                     f"'{structure.score_sites[0]}', between the values 0 and 1, but {problem}. "
                     "Write it as arithmetic, z * a + (1 - z) * b, or use LeaveOneOut."
                 )
-
-    def _warn_of_jumps(
-        self, model: Program, guide: Program, args: Any, kwargs: Any, structure: PairStructure
-    ) -> None:
-        if self.draw_handler() is None:  # otherwise no gradient passes through draws
-            jump = find_jump(model, guide, args, kwargs, structure)
-            if jump is not None:
-                message = jump.message(type(self).__name__)
-                warnings.warn(message, stacklevel=1)  # shown once for all callers
 
     def _validate_guide_terms(self, structure: PairStructure) -> None:
         """Reject enumerated sites and factors of the guide that this estimator has wrong."""

@@ -27,8 +27,8 @@ from torch import Tensor
 from ppl_lvm.core.distributions import elementary
 from ppl_lvm.core.validate import Count
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.particles import Particles
+from ppl_lvm.particles.structure import PairStructure
 from ppl_lvm.particles.tracing import PARTICLE_PLATE, plate_dim, table
 
 
@@ -109,21 +109,14 @@ class DisARM(Estimator):
                 f"DisARM draws pairs, got num_particles={num_particles}. Use an even number."
             )
 
-    def draw(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Particles:
-        structure = self.analyze(model, guide, args, kwargs)
-        pairs = Antithetic(structure, self.num_particles // 2)
-        particles = draw_particles(
-            model, guide, args, kwargs, structure, self.num_particles, drawing=pairs
-        )
-        particles.extras = {"direction": torch.cat(pairs.directions)}
-        return particles
+    def draw_handler(self, structure: PairStructure) -> Messenger:
+        return Antithetic(structure, self.num_particles // 2)
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
+        pairs: Antithetic = particles.drawing
         f, f2 = particles.log_w.detach().chunk(2)  # (K/2, B) each
-        guide = 0.5 * (f - f2) * particles.extras["direction"]  # (K/2, B)
+        guide = 0.5 * (f - f2) * torch.cat(pairs.directions)  # (K/2, B)
         return particles.log_p.mean(0) + guide.mean(0)  # (B,)

@@ -19,7 +19,6 @@ References:
     Maddison, Mnih, Teh (2017). The Concrete distribution. https://arxiv.org/abs/1611.00712
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,8 +29,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import elementary, with_innermost
 from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.structure import Program
+from ppl_lvm.particles import PairStructure, Particles
 
 
 class ConcreteDraws(Messenger):
@@ -85,15 +83,8 @@ class GumbelSoftmax(Estimator):
     def is_bound(self) -> bool:
         return False
 
-    def draw(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Particles:
-        structure = self.analyze(model, guide, args, kwargs)
-        relaxed = replace(structure, score_sites=())
-        drawing = ConcreteDraws(structure.score_sites, self.temperature)
-        return draw_particles(
-            model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
-        )
+    def draw_handler(self, structure: PairStructure) -> Messenger:
+        return ConcreteDraws(structure.score_sites, self.temperature)
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)

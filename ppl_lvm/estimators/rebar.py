@@ -15,17 +15,16 @@ Reference:
 """
 
 import math
-from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.control_variate import logit_gradient, relaxed_log_weight, surrogate
 from ppl_lvm.estimators.parts.relaxed_bernoulli import RelaxedBernoulli
-from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.structure import Program
+from ppl_lvm.particles import PairStructure, Particles
 
 
 class REBAR(Estimator):
@@ -59,22 +58,14 @@ class REBAR(Estimator):
         self.eta = nn.Parameter(torch.tensor(1.0))
         self.log_tau = nn.Parameter(torch.tensor(math.log(temperature)))
 
-    def draw(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Particles:
-        structure = self.analyze(model, guide, args, kwargs)
-        relaxed = RelaxedBernoulli(structure)
-        particles = draw_particles(
-            model, guide, args, kwargs, structure, self.num_particles, drawing=relaxed
-        )
-        particles.extras = {"relaxed": relaxed}
-        return particles
+    def draw_handler(self, structure: PairStructure) -> Messenger:
+        return RelaxedBernoulli(structure)
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)
 
     def surrogate(self, particles: Particles) -> Tensor:
-        relaxed: RelaxedBernoulli = particles.extras["relaxed"]
+        relaxed: RelaxedBernoulli = particles.drawing
 
         def control(z: Tensor) -> Tensor:
             f = relaxed_log_weight(particles, relaxed.name, z, self.log_tau.exp())

@@ -16,11 +16,9 @@ References:
     https://arxiv.org/abs/1805.10469
 """
 
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
 from ppl_lvm.particles import Particles
 
@@ -31,12 +29,10 @@ class ReweightedWakeSleep(Estimator):
     target = "IWAE; KL(p || q) for the guide"
     unbiased = False
     fixed_draws = True
+    detaches_draws = True
     min_particles = 2
     fallback = "ScoreFunction"
     paper = "Bornschein, Bengio (2015). https://arxiv.org/abs/1406.2751"
-
-    def draw_handler(self) -> Messenger:
-        return DetachDraws()
 
     def bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_w)  # (B,)

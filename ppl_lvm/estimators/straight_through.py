@@ -18,7 +18,6 @@ References:
     https://arxiv.org/abs/1611.01144
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +28,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import elementary, with_innermost
 from ppl_lvm.core.validate import Count, Positive
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.particles import Particles, draw_particles
-from ppl_lvm.particles.structure import Program
+from ppl_lvm.particles import PairStructure, Particles
 
 
 class _LinearOneHot(OneHotCategorical):
@@ -106,15 +104,8 @@ class StraightThrough(Estimator):
             )
         self.temperature = temperature
 
-    def draw(
-        self, model: Program, guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Particles:
-        structure = self.analyze(model, guide, args, kwargs)
-        relaxed = replace(structure, score_sites=())
-        drawing = StraightThroughDraws(structure.score_sites, self.temperature)
-        return draw_particles(
-            model, guide, args, kwargs, relaxed, self.num_particles, drawing=drawing
-        )
+    def draw_handler(self, structure: PairStructure) -> Messenger:
+        return StraightThroughDraws(structure.score_sites, self.temperature)
 
     def bound(self, particles: Particles) -> Tensor:
         return particles.log_w.mean(0)  # (B,)

@@ -27,12 +27,10 @@ Reference:
 """
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_lvm.core.validate import Count, Share
 from ppl_lvm.estimators.base import Estimator
-from ppl_lvm.estimators.parts.detached_draws import DetachDraws
 from ppl_lvm.particles import Particles
 
 
@@ -49,6 +47,7 @@ class ThermodynamicELBO(Estimator):
     target = "TVO"
     unbiased = False
     fixed_draws = True
+    detaches_draws = True
     min_particles = 2
     fallback = "ScoreFunction"
     paper = "Masrani, Le, Wood (2019). https://arxiv.org/abs/1907.00031"
@@ -69,9 +68,6 @@ class ThermodynamicELBO(Estimator):
         T = num_partitions
         middle = [beta_1 ** (1 - t / (T - 1)) for t in range(T - 1)] if T > 1 else []
         self.betas = [0.0, *middle, 1.0]
-
-    def draw_handler(self) -> Messenger:
-        return DetachDraws()
 
     def bound(self, particles: Particles) -> Tensor:
         w = particles.log_w  # (K, B)

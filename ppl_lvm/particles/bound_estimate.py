@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.autograd import leaves
+
 MARK = "estimate"
 
 
@@ -47,23 +49,9 @@ def refuse_other_draws(site: str, log_p: Mapping[str, Tensor], log_q: Mapping[st
     """
     for name, log_density in log_q.items():
         same = name in log_p and torch.equal(log_density, log_p[name])
-        if not same or _parameters(log_density) != _parameters(log_p[name]):
+        if not same or set(map(id, leaves(log_density))) != set(map(id, leaves(log_p[name]))):
             raise ValueError(
                 f"The model's site {site!r} estimates a bound from draws of a fixed distribution, "
                 f"but the guide draws {name!r} from another distribution than the model. Use the "
                 "model's default guide (pass guide=None)."
             )
-
-
-def _parameters(value: Tensor) -> set[int]:
-    """Identities of the parameters that a tensor is computed from."""
-    pending, seen, parameters = [value.grad_fn], set(), set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (parameter := getattr(node, "variable", None)) is not None:
-            parameters.add(id(parameter))
-        pending += [following for following, _ in node.next_functions]
-    return parameters

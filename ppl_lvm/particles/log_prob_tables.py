@@ -1,6 +1,6 @@
 """Log-densities of one run as (K, B) tables."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,9 @@ from ppl_lvm.particles.tracing import (
     trace_program,
 )
 from ppl_lvm.programs.minibatch import WEIGHTS
+
+# Run of a pair, `run_pair` with its first arguments: (particles, values=, drawing=) -> sites.
+PairRun = Callable[..., tuple[Sites, Sites]]
 
 
 @dataclass

@@ -77,7 +77,8 @@ class Particles:
         estimate: the site that scores an estimate of a bound, so that only the mean of log_w has
             a meaning; None if log_w is a log-weight.
         tempered: poutine.scale, a mask or a point makes log_q differ from the density of the draws.
-        extras: tensors that an estimator's sampling scheme adds to the draws.
+        drawing: the handler that has changed the draws, or None.
+        extras: tensors that an estimator adds to the draws.
         rescore: scores the same particles again at detached values, of which some, (K, ...), may
             be replaced. Gradients reach parameters and the replacements, and pass through no
             draw. Points (Delta sites) remain functions of parameters and draws.
@@ -95,6 +96,7 @@ class Particles:
     energy_reason: str | None = None
     estimate: str | None = None
     tempered: bool = False
+    drawing: Any = None
     extras: Mapping[str, Any] = field(default_factory=dict)
     rescore: Callable[[Mapping[str, Tensor]], "Particles"] | None = None
     compute_score_terms: Callable[[], tuple[ScoreTerm, ...]] | None = None

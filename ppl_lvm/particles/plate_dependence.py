@@ -44,23 +44,17 @@ def run_plainly(
     return guide_sites, model_sites
 
 
-def repeated_run(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    first: tuple[Sites, Sites],
-) -> Run:
-    """A function that runs the pair with the subsamples of the first run."""
+def repeated_run(run: Run, first: tuple[Sites, Sites]) -> Run:
+    """A function that runs the pair with the subsamples of its first run."""
     subsamples = {
         n: s["value"] for sites in first for n, s in sites.items() if site_is_subsample(s)
     }
 
-    def run() -> tuple[Sites, Sites]:
+    def again() -> tuple[Sites, Sites]:
         with ReplayValues(subsamples):
-            return run_plainly(model, guide, args, kwargs)
+            return run()
 
-    return run
+    return again
 
 
 def dependence_outside(

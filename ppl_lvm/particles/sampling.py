@@ -188,13 +188,12 @@ def draw_particles(
     )
     if not structure.latents:
         sizes = [None]  # without draws all particles are equal
+    run = partial(run_pair, model, guide, args, kwargs, structure)
     subsamples: dict[str, Any] = {}
     passes: list[Particles] = []
     runs: list[dict[str, Any]] = []
     for size in sizes:
-        guide_sites, model_sites = run_pair(
-            model, guide, args, kwargs, structure, size, values=subsamples or None, drawing=drawing
-        )
+        guide_sites, model_sites = run(size, values=subsamples or None, drawing=drawing)
         passes.append(_one_pass(guide_sites, model_sites, structure, vectorized=size is not None))
         sites = {**model_sites, **guide_sites}
         subsamples = {n: s["value"] for n, s in sites.items() if site_is_subsample(s)}
@@ -208,7 +207,7 @@ def draw_particles(
         rescored = []
         for k, (size, values) in enumerate(zip(sizes, runs, strict=True)):
             new = {n: v[k] if size is None else v for n, v in replacements.items()}
-            sites = run_pair(model, guide, args, kwargs, structure, size, values={**values, **new})
+            sites = run(size, values={**values, **new})
             rescored.append(_one_pass(*sites, structure, vectorized=size is not None))
         return rescored[0] if len(rescored) == 1 else _stack(rescored)
 
@@ -273,7 +272,8 @@ def analyze_for_particles(
         return replace(structure, vectorized=vectorize_particles)
     if num_particles == 1:
         return structure
-    problem = why_not_vectorized(model, guide, args, kwargs, structure, _TESTED)
+    run = partial(run_pair, model, guide, args, kwargs, structure)
+    problem = why_not_vectorized(run, structure, _TESTED)
     if problem is None:
         return replace(structure, vectorized=True)
     warn_once(

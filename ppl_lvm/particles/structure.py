@@ -15,6 +15,7 @@ One run of guide and model, which preserves the random state, determines:
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -126,7 +127,8 @@ def analyze_pair(
     static structure: the same sites in the same plates at every call.
     """
     with without_side_effects():
-        guide_sites, model_sites = run_plainly(model, guide, args, kwargs)
+        plainly = partial(run_plainly, model, guide, args, kwargs)
+        guide_sites, model_sites = plainly()
         guide_latents = _scored(guide_sites)
         factors = tuple(name for name, site in guide_latents.items() if is_factor(site))
         for name in factors:
@@ -143,7 +145,7 @@ def analyze_pair(
         estimate = estimated_site(model_sites)
         if estimate is not None:
             with torch.enable_grad():
-                scored = [_scored(sites) for sites in run_plainly(model, guide, args, kwargs)]
+                scored = [_scored(sites) for sites in plainly()]
                 log_q, log_p = (
                     {n: log_prob(s) for n, s in each.items() if n in guide_latents}
                     for each in scored
@@ -157,7 +159,7 @@ def analyze_pair(
             for name, site in guide_latents.items()
             if not getattr(site["fn"], "has_rsample", False)
         )
-        run = repeated_run(model, guide, args, kwargs, (guide_sites, model_sites))
+        run = repeated_run(plainly, (guide_sites, model_sites))
         rows = row_plates(model, guide, batch=args, kwargs=kwargs)
         plate, joint_reason, candidates, mixed = _independent_plate(
             run,

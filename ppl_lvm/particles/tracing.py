@@ -22,6 +22,8 @@ from ppl_lvm.core.distributions import innermost, is_point, unwrap, unwrap_suppo
 from ppl_lvm.programs.minibatch import WEIGHTS
 
 PARTICLE_PLATE = "num_particles_vectorized"  # Pyro's name
+# Errors of a program at values or shapes that it does not expect.
+PROGRAM_ERRORS = (AssertionError, LookupError, RuntimeError, TypeError, ValueError)
 SCALES = "_scales"  # entry of a site's `infer`: the scales of the contexts around it
 
 Site = dict[str, Any]

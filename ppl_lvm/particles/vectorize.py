@@ -17,35 +17,24 @@ from torch import Tensor
 
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.particles.dependence import row_labels
-from ppl_lvm.particles.log_prob_tables import Tables, run_pair, tabulate
+from ppl_lvm.particles.log_prob_tables import PairRun, Tables, tabulate
 from ppl_lvm.particles.plate_dependence import follow_draws
-from ppl_lvm.particles.structure import (
-    PairStructure,
-    Program,
-    without_side_effects,
-)
-from ppl_lvm.particles.tracing import plate_dim
+from ppl_lvm.particles.structure import PairStructure, without_side_effects
+from ppl_lvm.particles.tracing import PROGRAM_ERRORS, plate_dim
 
 
-def why_not_vectorized(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    structure: PairStructure,
-    num_particles: int,
-) -> str | None:
+def why_not_vectorized(run: PairRun, structure: PairStructure, num_particles: int) -> str | None:
     """The fault under the particle plate; None if vectorized and single runs agree.
 
     The first and the last particle are compared: the last one reveals a program that uses the
     first particle for all, or mixes particles.
     """
     with without_side_effects():
-        single_guide, _ = run_pair(model, guide, args, kwargs, structure, None)
+        single_guide, _ = run(None)
         latents = {name: s for name, s in single_guide.items() if not s["is_observed"]}
         shapes = {name: site["value"].shape for name, site in latents.items()}
         try:
-            sites = run_pair(model, guide, args, kwargs, structure, num_particles)
+            sites = run(num_particles)
             vectorized = tabulate(*sites, structure, vectorized=True)
             for k in (0, num_particles - 1):
                 values = {
@@ -54,16 +43,12 @@ def why_not_vectorized(
                     for name, site in sites_.items()
                     if name in shapes or site_is_subsample(site)
                 }
-                single = tabulate(
-                    *run_pair(model, guide, args, kwargs, structure, None, values=values),
-                    structure,
-                    vectorized=False,
-                )
+                single = tabulate(*run(None, values=values), structure, vectorized=False)
                 problem = _disagreement(vectorized, single, k)
                 if problem is not None:
                     return problem
-            return _mixture(model, guide, args, kwargs, structure, num_particles)
-        except (AssertionError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            return _mixture(run, structure, num_particles)
+        except PROGRAM_ERRORS as error:
             return f"under a particle plate the program fails: {reason_of(error)}"
 
 
@@ -95,14 +80,7 @@ def _disagreement(vectorized: Tables, single: Tables, k: int) -> str | None:
     return None
 
 
-def _mixture(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    structure: PairStructure,
-    num_particles: int,
-) -> str | None:
+def _mixture(run: PairRun, structure: PairStructure, num_particles: int) -> str | None:
     """A density that depends on draws of another particle, or of another row of one plate."""
 
     def particle(site: Any) -> int:
@@ -115,7 +93,7 @@ def _mixture(
         (particle, row) if structure.data_plate is not None else (particle,)
     ):
         with follow_draws(dim) as dependence:
-            sites = run_pair(model, guide, args, kwargs, structure, num_particles)
+            sites = run(num_particles)
             tables = tabulate(*sites, structure, vectorized=True)
             if dependence.is_unknown:
                 return "the program makes a Python number or a decision of a draw"

@@ -162,7 +162,7 @@ def test_variance_gradient_reaches_control_variate_only(float64: None) -> None:
     pair, x = Bits(2), torch.tensor([0.1, 0.9])
     estimator = REBAR().double()
     particles = estimator.draw(pair.model, pair.guide, (x,), {})
-    relaxed = particles.extras["relaxed"]
+    relaxed = particles.drawing
     g = torch.ones(1, 2, 2, requires_grad=True)
     S = control_variate.surrogate(particles, relaxed, g, relaxed.draws()["phi"], [])
     assert torch.autograd.grad(S.sum(), g, allow_unused=True)[0] is None

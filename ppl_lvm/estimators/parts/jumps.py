@@ -21,19 +21,18 @@ import torch
 from pyro import validation_enabled
 from torch import Tensor
 
+from ppl_lvm.core.autograd import leaves
 from ppl_lvm.core.distributions import is_point
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.estimators.parts.moving_supports import variables
 from ppl_lvm.estimators.parts.smoothness import Cut, CutDerivatives
-from ppl_lvm.particles.log_prob_tables import run_pair
-from ppl_lvm.particles.structure import PairStructure, Program
-from ppl_lvm.particles.tracing import is_scored, tempered_log_prob
+from ppl_lvm.particles.log_prob_tables import PairRun
+from ppl_lvm.particles.structure import PairStructure
+from ppl_lvm.particles.tracing import PROGRAM_ERRORS, is_scored, tempered_log_prob
 from ppl_lvm.programs.dependencies import FollowNames
 
 _LINES = 4  # straight lines between two draws
 _PLACES = (-3.0, -1.0, 0.0, 1.0, 2.0, 4.0)  # on a line through draws at 0 and 1
 _BISECTIONS = 22
-_ERRORS = (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -59,21 +58,13 @@ class Jump:
         )
 
 
-def find_jump(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    structure: PairStructure,
-) -> Jump | None:
+def find_jump(run: PairRun, structure: PairStructure) -> Jump | None:
     """The first jump of a log-density in reparameterized draws, or None."""
-    programs = _Programs(model, guide, args, kwargs, structure)
+    programs = _Programs(run, structure)
     with preserve_rng(), validation_enabled(False):
         try:
             first = programs.draw()
-            if not first:
-                return None
-            candidates = programs.candidates(first)
+            candidates = programs.candidates(first) if first else {}
             if not candidates:
                 return None
             draws = [first, *(programs.draw() for _ in range(_LINES))]
@@ -81,21 +72,14 @@ def find_jump(
                 for a, b in pairwise(draws):
                     for jump in programs.jumps(a, b, candidates):
                         return jump
-        except _ERRORS:  # outside the draws' region, or of an operation that is not followed
+        except PROGRAM_ERRORS:  # outside the draws' region, or of an operation that is not followed
             pass
     return None
 
 
 class _Programs:
-    def __init__(
-        self,
-        model: Program,
-        guide: Program,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        structure: PairStructure,
-    ) -> None:
-        self._pair = model, guide, args, kwargs, structure
+    def __init__(self, run: PairRun, structure: PairStructure) -> None:
+        self._run = run
         self._fixed: dict[str, Any] = {}
         self._supports: dict[str, Any] = {}
         self._omitted = {*structure.score_sites, *structure.constant}
@@ -103,73 +87,70 @@ class _Programs:
     def draw(self) -> dict[str, Tensor]:
         """Values of the guide's draws that have a gradient; the others are those of the first."""
         with torch.enable_grad():
-            sites, _ = run_pair(*self._pair, None)
+            sites, _ = self._run(None)
+        random = {n: s for n, s in sites.items() if not (is_scored(s) and is_point(s["fn"]))}
         free = {
-            name
-            for name, site in sites.items()
+            name: site["value"].detach()
+            for name, site in random.items()
             if is_scored(site)
             and name not in self._omitted
-            and not is_point(site["fn"])
             and isinstance(site["value"], Tensor)
             and site["value"].requires_grad
         }
         if not self._fixed:
             self._supports = {name: sites[name]["fn"].support for name in free}
-            self._fixed = {
-                n: s["value"] for n, s in sites.items() if n not in free and not _is_point_site(s)
-            }
-        return {name: sites[name]["value"].detach() for name in free}
+            self._fixed = {n: s["value"] for n, s in random.items() if n not in free}
+        return free
 
-    def run(self, values: Mapping[str, Tensor]) -> tuple[list[Cut], list[Tensor]]:
+    def run(
+        self, values: Mapping[str, Tensor], names: FollowNames | None = None, **how: Any
+    ) -> tuple[list[Cut], list[Tensor]]:
         """Operations that cut derivatives in the values, and all log-densities."""
-        leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
-        mode = CutDerivatives(leaves)
+        draws = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
+        if names is not None:
+            for name, draw in draws.items():
+                names.set(draw, frozenset({name}))
         torch.manual_seed(0)  # dropout
-        with torch.enable_grad(), mode:
-            sites = run_pair(*self._pair, None, values={**self._fixed, **leaves})
-            return mode.operations, _densities(sites)
+        with torch.enable_grad(), CutDerivatives(draws, **how) as mode:
+            sites = self._run(None, values={**self._fixed, **draws})
+            scored = [site for each in sites for site in each.values() if is_scored(site)]
+            return mode.operations, [tempered_log_prob(site) for site in scored]
 
     def candidates(self, values: Mapping[str, Tensor]) -> dict[tuple[str, str, int], str]:
         """Operation -> site, of those on which a log-density depends."""
         if not any(cut.output is not None for cut in self.run(values)[0]):
             return {}
-        leaves = {n: v.detach().clone().requires_grad_() for n, v in values.items()}
-        with torch.enable_grad(), FollowNames() as names:
-            read: dict[tuple[str, str, int], str] = {}
+        read: dict[tuple[str, str, int], str] = {}
+        with FollowNames() as names:
 
             def label(cut: Cut, inputs: list[Tensor], result: Any) -> None:
                 if cut.output is None:
                     return
-                site = next(iter(sorted(names.of(inputs) & leaves.keys())), next(iter(leaves)))
+                site = next(iter(sorted(names.of(inputs) & values.keys())), next(iter(values)))
                 read.setdefault(cut.place, site)
                 if isinstance(result, Tensor):
                     names.set(result, names.of(result) | {str(cut.place)})
                 else:
                     names.is_unknown = True
 
-            for name, leaf in leaves.items():
-                names.set(leaf, frozenset({name}))
-            torch.manual_seed(0)
-            with CutDerivatives(leaves, label):
-                sites = run_pair(*self._pair, None, values={**self._fixed, **leaves})
-            reached = names.of(_densities(sites))
+            reached = names.of(self.run(values, names, observe=label)[1])
         return {p: s for p, s in read.items() if names.is_unknown or str(p) in reached}
 
     @contextmanager
     def parameters_not_zero(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """A scope in which entries of parameters that are zero are random."""
         _, densities = self.run(values)
-        leaves = list({id(v): v for d in densities for v in variables(d.grad_fn)}.values())
-        before = [leaf.detach().clone() for leaf in leaves]
+        parameters = list({id(v): v for d in densities for v in leaves(d)}.values())
+        before = [value.detach().clone() for value in parameters]
         try:
             with torch.no_grad():
-                for leaf in leaves:
-                    leaf.copy_(torch.where(leaf == 0, 0.3 * torch.randn_like(leaf), leaf))
+                for value in parameters:
+                    value.copy_(torch.where(value == 0, 0.3 * torch.randn_like(value), value))
             yield
         finally:
             with torch.no_grad():
-                for leaf, value in zip(leaves, before, strict=True):
-                    leaf.copy_(value)
+                for value, old in zip(parameters, before, strict=True):
+                    value.copy_(old)
 
     def jumps(
         self,
@@ -208,10 +189,6 @@ class _Programs:
         return any(_jump(*parts) for parts in zip(outer, near, far, beyond, strict=True))
 
 
-def _is_point_site(site: Any) -> bool:
-    return is_scored(site) and is_point(site["fn"])
-
-
 def _differ(a: list[Cut], b: list[Cut], k: int) -> bool:
     """True if the k-th cut of two runs is of the same operation with another result."""
     if len(b) <= k or a[k].place != b[k].place:
@@ -230,7 +207,3 @@ def _jump(outer: Tensor, near: Tensor, far: Tensor, beyond: Tensor) -> bool:
     smooth = (near - outer).abs() + (beyond - far).abs()
     rounding = (1e-9 if near.dtype is torch.float64 else 1e-4) * (1 + near.abs())
     return bool((near.isfinite() & far.isfinite() & (change > rounding + 20 * smooth)).any())
-
-
-def _densities(sites: Any) -> list[Tensor]:
-    return [tempered_log_prob(site) for each in sites for site in each.values() if is_scored(site)]

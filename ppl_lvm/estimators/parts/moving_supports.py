@@ -11,23 +11,21 @@ import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
+from ppl_lvm.core.autograd import leaves
 from ppl_lvm.core.distributions import is_point, unwrap, unwrap_support
-from ppl_lvm.particles.structure import Program, without_side_effects
-from ppl_lvm.particles.tracing import ReplayValues, trace_program
+from ppl_lvm.particles.log_prob_tables import PairRun
+from ppl_lvm.particles.structure import without_side_effects
 
 
-def moving_support(
-    guide: Program, args: tuple[Any, ...], kwargs: dict[str, Any], names: Iterable[str]
-) -> str | None:
+def moving_support(run: PairRun, names: Iterable[str]) -> str | None:
     """The first of these sites whose support depends on parameters at fixed earlier draws."""
     with without_side_effects():
-        sites = trace_program(guide, args, kwargs, particles=None, nesting=0)
+        sites, _ = run(None)
         bounded = [n for n in names if n in sites and any(True for _ in _bounds(sites[n]["fn"]))]
         if not bounded:
             return None
-        replay = ReplayValues({n: s["value"] for n, s in sites.items()}, recompute_points=True)
         with torch.enable_grad():
-            sites = trace_program(guide, args, kwargs, particles=None, nesting=0, replay=replay)
+            sites, _ = run(None, values={n: s["value"] for n, s in sites.items()})
             return next(
                 (n for n in bounded if any(map(_moves, _bounds(sites[n]["fn"])))),
                 None,
@@ -61,20 +59,6 @@ def _bounds(fn: Any) -> Iterator[Tensor]:
 def _moves(bound: Tensor) -> bool:
     if not bound.requires_grad:
         return False
-    leaves = [bound] if bound.grad_fn is None else list(variables(bound.grad_fn))
     total = bound[bound.isfinite()].sum()
-    grads = torch.autograd.grad(total, leaves, retain_graph=True, allow_unused=True)
+    grads = torch.autograd.grad(total, leaves(bound), retain_graph=True, allow_unused=True)
     return any(g is not None and bool((g != 0).any()) for g in grads)
-
-
-def variables(start: Any) -> Iterator[Tensor]:
-    """Leaves of a graph of derivatives."""
-    stack, seen = [start], set()
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if (variable := getattr(node, "variable", None)) is not None:
-            yield variable
-        stack += [below for below, _ in node.next_functions]

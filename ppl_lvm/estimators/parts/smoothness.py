@@ -8,7 +8,6 @@ run of the programs at relaxed draws.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +16,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ppl_lvm.core.frames import in_package, line_of, module_name
+from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.particles.log_prob_tables import run_pair
-from ppl_lvm.particles.structure import PairStructure, Program
+from ppl_lvm.particles.log_prob_tables import PairRun
+from ppl_lvm.particles.structure import PairStructure
+from ppl_lvm.particles.tracing import PROGRAM_ERRORS
 
 # They do not read values: only shapes, types, or the finiteness of their argument.
 _VALUE_FREE = {
@@ -188,36 +189,21 @@ def _place() -> tuple[str, int] | None:
     return None
 
 
-@contextmanager
-def cut_derivatives(leaves: Mapping[str, Tensor]) -> Iterator[list[Cut]]:
-    """A scope that lists operations which cut the derivative in `leaves`."""
-    mode = CutDerivatives(leaves)
-    with torch.enable_grad(), mode:
-        yield mode.operations
-
-
-def smoothness_problem(
-    model: Program,
-    guide: Program,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    structure: PairStructure,
-) -> str | None:
+def smoothness_problem(run: PairRun, structure: PairStructure) -> str | None:
     """Describe an operation that is not smooth in relaxed draws of the score sites, or None."""
     with preserve_rng():
         with torch.no_grad():
-            sites, _ = run_pair(model, guide, args, kwargs, structure, None)
+            sites, _ = run(None)
         values = {n: s["value"].detach() for n, s in sites.items()}
         leaves = {n: _relaxed(values[n], structure.latents[n]) for n in structure.score_sites}
         try:
-            with cut_derivatives(leaves) as operations:
-                run_pair(model, guide, args, kwargs, structure, None, values={**values, **leaves})
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            return f"a program fails there: {reason.rstrip('.')}"
-    if not operations:
+            with torch.enable_grad(), CutDerivatives(leaves) as mode:
+                run(None, values={**values, **leaves})
+        except PROGRAM_ERRORS as error:
+            return f"a program fails there: {reason_of(error).rstrip('.')}"
+    if not mode.operations:
         return None
-    operation, file, line = operations[0].place
+    operation, file, line = mode.operations[0].place
     return f"{file}:{line} ({operation}) is not a smooth function of them"
 
 

@@ -1,0 +1,19 @@
+"""Graphs of derivatives."""
+
+from torch import Tensor
+
+
+def leaves(value: Tensor) -> list[Tensor]:
+    """Leaves that a tensor is computed from, such as parameters; itself if it is one."""
+    if value.grad_fn is None:
+        return [value] if value.requires_grad else []
+    stack, seen, result = [value.grad_fn], set(), []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (variable := getattr(node, "variable", None)) is not None:
+            result.append(variable)
+        stack += [below for below, _ in node.next_functions]
+    return result
