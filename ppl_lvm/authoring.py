@@ -7,6 +7,7 @@ the random state, or to hold parameters per row imports it from here; networks a
     Site, Plate                  one of its sites, one of its plates
     DATA_PLATE                   name of the plate over rows in the bundled programs
     without_missing              rows whose missing values (NaN) are masked
+    without_rsample              draws without a pathwise gradient
     RowTable, batch_rows         parameters kept per row, and the rows of the present batch
     dry_run, is_dry_run          run a program without side effects; whether one is running
     preserve_rng                 leave torch's generators as they are
@@ -14,6 +15,7 @@ the random state, or to hold parameters per row imports it from here; networks a
 """
 
 from ppl_lvm.core.call_syntax import build, parse_call
+from ppl_lvm.core.distributions import without_rsample
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.programs.dry_run import dry_run, is_dry_run
 from ppl_lvm.programs.minibatch import DATA_PLATE
@@ -35,4 +37,5 @@ __all__ = [
     "preserve_rng",
     "signature",
     "without_missing",
+    "without_rsample",
 ]

@@ -6,6 +6,7 @@ inside Pyro; `named_distribution_errors` adds it.
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -84,6 +85,22 @@ def _with_base(fn: Any, base: Any) -> Any:
     wrapper = copy.copy(fn)
     wrapper.base_dist = base
     return wrapper
+
+
+def without_rsample(fn: Any) -> Any:
+    """The distribution with draws that are not reparameterized.
+
+    `fn.has_rsample_(False)` of Pyro fails on `.to_event(1)` and transformed distributions, and
+    `.expand`, which every plate calls, forgets it.
+    """
+    copied = copy.copy(fn)
+    copied.__class__ = _class_without_rsample(type(fn))
+    return copied
+
+
+@functools.cache
+def _class_without_rsample(cls: type) -> type:
+    return type(cls)(cls.__name__, (cls,), {"has_rsample": False, "__module__": cls.__module__})
 
 
 def unwrap(fn: Any) -> Any:

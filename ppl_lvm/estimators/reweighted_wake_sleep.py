@@ -7,8 +7,10 @@ weights v_k = exp w_k / Σ_j exp w_j,
 
 The model ascends IWAE, without bias. The guide descends KL(p(z | x) || q(z | x)) by self-normalized
 importance sampling: biased at finite K, consistent as K grows, without score function or
-reparameterized draws. Weights are normalized per row. The sleep phase, which trains the guide on
-data simulated from the model, needs a program that runs without data and is omitted.
+reparameterized draws. Weights are normalized per row. A scale or mask on the guide tempers log q in
+weights and gradient. Points (Delta sites) are parameters of both terms. The sleep phase, which
+trains the guide on data simulated from the model, needs a program that runs without data and is
+omitted.
 
 References:
     Bornschein, Bengio (2015). Reweighted wake-sleep. https://arxiv.org/abs/1406.2751
@@ -20,7 +22,9 @@ from torch import Tensor
 
 from ppl_lvm.estimators.base import Estimator
 from ppl_lvm.estimators.parts.log_mean_exp import log_mean_exp
-from ppl_lvm.particles import Particles
+from ppl_lvm.estimators.parts.moving_supports import moving_point
+from ppl_lvm.particles import PairStructure, Particles
+from ppl_lvm.particles.log_prob_tables import PairRun
 
 
 class ReweightedWakeSleep(Estimator):
@@ -33,6 +37,18 @@ class ReweightedWakeSleep(Estimator):
     min_particles = 2
     fallback = "ScoreFunction"
     paper = "Bornschein, Bengio (2015). https://arxiv.org/abs/1406.2751"
+
+    def validate_programs(self, run: PairRun, structure: PairStructure) -> None:
+        """Also reject points whose density depends on parameters."""
+        super().validate_programs(run, structure)
+        moving = moving_point(run, structure)
+        if moving is not None:
+            raise ValueError(
+                f"ReweightedWakeSleep differentiates log q at fixed draws, but the density of the "
+                f"guide's point '{moving[0]}' depends on parameters at a fixed draw of "
+                f"'{moving[1]}', which such a derivative misses. Use ThermodynamicELBO or ELBO, or "
+                "TransformedDistribution in place of both sites."
+            )
 
     def bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_w)  # (B,)

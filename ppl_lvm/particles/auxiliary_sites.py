@@ -61,6 +61,15 @@ def auxiliary_problem(
         for name in extra:
             if not any(_depends(innermost(s["fn"]).v, leaves[name]) for s in points.values()):
                 return _without_counterpart(name)
+            if is_discrete(sites[name]["fn"]) and (point := _continuous(points, latents)):
+                return (
+                    name,
+                    f"The guide's auxiliary site '{name}' is discrete and its point '{point}' "
+                    "is a value of a continuous latent, so that log p - log q is the ratio of a "
+                    "density and a probability.",
+                    f"Sample '{point}' from a continuous distribution given '{name}', or "
+                    f"'{name}' in the model too.",
+                )
         size = sum(leaf.numel() for leaf in leaves.values())
         if size != (image := sum(_num_values(n, s, latents) for n, s in points.items())):
             return (
@@ -82,6 +91,10 @@ def _without_counterpart(name: str) -> tuple[str, str, str]:
         f"density out: pyro.sample('{name}', dist.….mask(False), "
         "infer={'is_auxiliary': True}).",
     )
+
+
+def _continuous(points: Sites, latents: Sites) -> str | None:
+    return next((n for n in points if is_discrete(latents[n]["fn"]) is False), None)
 
 
 def _leaf(value: Tensor) -> Tensor:

@@ -32,13 +32,14 @@ class Program:
     is_twin: bool
     theta: Tensor
     phi: Tensor
+    bit: Callable[..., Any] = Bernoulli
 
     def __call__(self, x: Tensor) -> None:
         self.body(self, x)
 
     def draw(self, name: str, prior: Any, posterior: Any, events: int = 0, **kwargs: Any) -> Tensor:
         loc = torch.as_tensor(posterior if self.is_guide else prior)
-        fn: Any = Normal(loc, 0.5) if self.is_twin else Bernoulli(logits=loc)
+        fn: Any = Normal(loc, 0.5) if self.is_twin else self.bit(logits=loc)
         keep = kwargs.pop("mask", None)
         fn = fn if keep is None else fn.mask(keep)
         return pyro.sample(name, fn.to_event(events), **kwargs)
@@ -65,6 +66,7 @@ class Structured:
         sites: guide sites that are bits, with the shape of one draw; in a twin they are normals.
         values: guide sites with another number of values than two.
         normals: guide sites that are normals in any case.
+        points: guide sites that are points with a density of parameters.
         summed: sites of the model alone with their number of values, inside the plate.
         row_dim: the dimension of the rows at all sites; None if the log-weight is joint.
         ratio: N/B, the factor of each row's bound.
@@ -76,6 +78,7 @@ class Structured:
     sites: dict[str, tuple[int, ...]]
     values: dict[str, int] = field(default_factory=dict)
     normals: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    points: list[str] = field(default_factory=list)
     summed: dict[str, int] = field(default_factory=dict)
     row_dim: int | None = -1
     ratio: float = 1.0
@@ -87,13 +90,13 @@ class Structured:
         """The structure with normals in place of bits."""
         return replace(self, normals={**self.sites, **self.normals}, sites={}, is_twin=True)
 
-    def programs(self) -> tuple[Program, Program, list[Tensor]]:
+    def programs(self, bit: Any = Bernoulli) -> tuple[Program, Program, list[Tensor]]:
         """Model, guide and parameters."""
         generator = torch.Generator().manual_seed(3)
         theta, phi = (
             (0.5 * torch.randn(5, generator=generator).double()).requires_grad_() for _ in range(2)
         )
-        model, guide = (Program(self.body, g, self.is_twin, theta, phi) for g in (False, True))
+        model, guide = (Program(self.body, g, self.is_twin, theta, phi, bit) for g in (False, True))
         return model, guide, [theta, phi]
 
     def cases(self, num_particles: int) -> Iterator[Case]:
@@ -113,17 +116,17 @@ class Structured:
             yield {**{name: part.reshape(shape) for (name, shape), part in values}, **noise}
 
     def log_terms(
-        self, model: Program, guide: Program, x: Tensor, case: Case
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """log p, log q per row as Pyro has them, and log-probability of the discrete draws.
+        self, model: Program, guide: Program, x: Tensor, case: Case, draws: Any = None
+    ) -> "Terms":
+        """Log-densities per row as Pyro has them, and log-probability of the discrete draws.
 
-        `case` has the draws of one particle.
+        `case` has the draws of one particle; `draws` is a handler that sets others.
         """
-        with poutine.trace() as recorder, _Values(case, self.normals):
+        with poutine.trace() as recorder, draws or Values(case, self.normals):
             guide(x)
         trace = recorder.trace
         drawn = {n: s["value"] for n, s in trace.nodes.items() if s["type"] == "sample"}
-        density = sum(
+        log_mass = sum(
             (_unmasked(trace.nodes[n]["fn"]).log_prob(drawn[n]).sum() for n in self.sites),
             torch.zeros(()).double(),
         )
@@ -131,18 +134,22 @@ class Structured:
         for values in product(*(range(size) for size in self.summed.values())):
             fixed = zip(self.summed, values, strict=True)
             constant = {name: torch.full((len(x),), value) for name, value in fixed}
-            with poutine.trace() as recorder, _Values({**drawn, **constant}):
+            with poutine.trace() as recorder, Values({**drawn, **constant}):
                 model(x)
             parts.append(self._per_row(recorder.trace, len(x)))
-        return torch.stack(parts).logsumexp(0), self._per_row(trace, len(x)), density
+        log_q, density = (self._per_row(trace, len(x), tempered) for tempered in (True, False))
+        return Terms(torch.stack(parts).logsumexp(0), log_q, density, log_mass)
 
-    def _per_row(self, trace: Any, rows: int) -> Tensor:
+    def _per_row(self, trace: Any, rows: int, tempered: bool = True) -> Tensor:
         trace.compute_log_prob()
         total = torch.zeros(1 if self.row_dim is None else rows).double()
         for site in trace.nodes.values():
             if site["type"] != "sample" or type(site["fn"]).__name__ == "_Subsample":
                 continue
             value = site["log_prob"] / self.ratio
+            if not tempered:
+                is_point = isinstance(site["fn"], Delta)
+                value = 0 * value if is_point else _unmasked(site["fn"]).log_prob(site["value"])
             if self.row_dim is None:
                 total = total + value.sum()
             else:
@@ -152,12 +159,22 @@ class Structured:
         return total
 
 
-class _Values(Messenger):
-    """Replace draws by values; those of `normals` are loc + scale · value."""
+@dataclass(frozen=True)
+class Terms:
+    """log p, log q and the density of the guide's draws per row, (B,), and log P(bits)."""
 
-    def __init__(self, values: Case, normals: Any = ()) -> None:
+    log_p: Tensor
+    log_q: Tensor
+    density: Tensor
+    log_mass: Tensor
+
+
+class Values(Messenger):
+    """Replace draws by values, constant if `fixed`; those of `normals` are loc + scale · value."""
+
+    def __init__(self, values: Case, normals: Any = (), fixed: bool = False) -> None:
         super().__init__()
-        self.values, self.normals = values, normals
+        self.values, self.normals, self.fixed = values, normals, fixed
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["name"] not in self.values:
@@ -167,6 +184,7 @@ class _Values(Messenger):
             fn = _unmasked(msg["fn"])
             fn = fn if isinstance(fn, Normal) else fn.base_dist
             value = fn.loc + fn.scale * value
+        value = value.detach() if self.fixed else value
         msg["value"], msg["done"] = value, True
 
 
@@ -492,7 +510,7 @@ def _observation_mask(d: Program, x: Tensor) -> None:
             pyro.sample("x", fn, obs=(x > 0).double(), obs_mask=x < 0)
 
 
-@_structure(z=(2,))
+@_structure(z=(2,), points=["s"])
 def _point_with_a_density(d: Program, x: Tensor) -> None:
     theta, phi = d.theta, d.phi
     with _rows(x):
@@ -500,3 +518,17 @@ def _point_with_a_density(d: Program, x: Tensor) -> None:
         s = pyro.sample("s", point if d.is_guide else Normal(0.0, 1.0))
         z = d.draw("z", theta[0] * s, phi[1] * s + phi[2])
         d.observe("x", Normal(theta[1] * z + s, 1.0), x)
+
+
+@_structure(normals={"a": (2,)}, points=["s"])
+def _point_of_an_auxiliary_draw(d: Program, x: Tensor) -> None:
+    theta, phi = d.theta, d.phi
+    with _rows(x):
+        if d.is_guide:
+            a = pyro.sample("a", Normal(phi[0] * x, 0.5), infer={"is_auxiliary": True})
+            s = pyro.sample(
+                "s", Delta(phi[1] + phi[2].exp() * a, log_density=-phi[2].expand(len(x)))
+            )
+        else:
+            s = pyro.sample("s", Normal(theta[0], 1.0))
+        d.observe("x", Normal(theta[1] * s, 1.0), x)

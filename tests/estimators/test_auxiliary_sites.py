@@ -114,3 +114,48 @@ def test_automatic_guides_with_auxiliary_sites_are_accepted(name: str) -> None:
     guide = getattr(autoguide, name)(model)
     guide(X)
     assert math.isfinite(estimators.ELBO().loss(model, guide, X))
+
+
+def _location_scale(x: Tensor) -> None:
+    loc, scale = pyro.param("loc", torch.zeros(())), pyro.param("scale", torch.ones(()))
+    with pyro.plate("data", len(x), dim=-1):
+        a = pyro.sample("a", Normal(torch.zeros(len(x)), 1.0), infer=AUXILIARY)
+        pyro.sample("z", Delta((loc + scale * a).exp(), log_density=-scale.log() - loc - scale * a))
+
+
+def test_wake_phase_refuses_a_point_whose_density_has_parameters() -> None:
+    """At a fixed point the density of f(a; φ) has another derivative than at a fixed a."""
+    structured = autoguide.AutoStructured(_positive, conditionals="normal")
+    for guide in (_location_scale, structured):
+        with pytest.raises(ValueError, match="point 'z' depends on parameters at a fixed draw"):
+            estimators.ReweightedWakeSleep().loss(_positive, guide, X)
+    estimators.ThermodynamicELBO().loss(_positive, _location_scale, X)
+    for accepted in (autoguide.AutoNormal, autoguide.AutoDelta):
+        estimators.ReweightedWakeSleep().loss(_positive, accepted(_positive), X)
+
+
+def test_wake_phase_accepts_a_point_that_reads_a_latent_of_the_model() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(0.0, 1.0))
+            s = pyro.sample("s", Normal(z, 1.0))
+            pyro.sample("x", Normal(s, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        slope = pyro.param("slope", torch.ones(()))
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("s", Delta(slope * z))
+
+    estimators.ReweightedWakeSleep().loss(model, guide, X)
+
+
+def test_discrete_auxiliary_site_of_a_continuous_point_is_rejected() -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", Bernoulli(torch.full((len(x),), 0.5)), infer=AUXILIARY)
+            pyro.sample("z", Delta(1.0 + a))
+
+    reasons = rejections(_positive, guide)
+    assert set(reasons) == set(estimators.__all__)
+    assert all("'a' is discrete and its point 'z'" in reason for reason in reasons.values())

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyro import poutine
-from pyro.distributions import LogNormal, Normal, Uniform
+from pyro.distributions import LogNormal, MultivariateNormal, Normal, Uniform
 from pyro.distributions.transforms import spline
 from torch import Tensor, nn
 
 import ppl_lvm.estimators as estimators
+from ppl_lvm.authoring import without_rsample
 from ppl_lvm.checks import check
 
 X = torch.full((4,), 0.8)
@@ -166,3 +167,45 @@ def test_score_function_gradient_has_no_fault_at_a_jump() -> None:
             pyro.sample("z", Normal(loc.expand(len(x)), 1.0).has_rsample_(False))
 
     assert _warning((model, guide), "LeaveOneOut") == ""
+
+
+def _shifted(loc: Tensor) -> dict[str, Any]:
+    """Distributions of location `loc`, of which the logarithm or the value itself is N(loc, 1)."""
+    return {
+        "scalar": Normal(loc, 1.0),
+        "event": Normal(loc.expand(1), 1.0).to_event(1),
+        "transformed": LogNormal(loc, 1.0),
+        "masked": Normal(loc, 1.0).mask(torch.tensor(True)),
+        "transformed event": LogNormal(loc.expand(1), 1.0).to_event(1),
+        "multivariate": MultivariateNormal(loc.expand(1), torch.eye(1)),
+    }
+
+
+@pytest.mark.parametrize("kind", _shifted(torch.zeros(())))
+def test_remedy_of_a_jump_has_the_right_gradient_for_every_kind_of_distribution(kind: str) -> None:
+    """d/dm E 2·1[z > c] = 2 N(m; 0, 1) for z ~ N(m, 1) and c = 0, or exp z and c = 1."""
+    threshold = 1.0 if "transformed" in kind else 0.0
+    prior = _shifted(torch.zeros(()))[kind]
+    m = torch.tensor(0.4, requires_grad=True)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            with poutine.mask(mask=False):
+                z = pyro.sample("z", prior)
+            z = z.squeeze(-1) if prior.event_dim else z
+            pyro.factor("jump", 2.0 * (z > threshold))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1), poutine.mask(mask=False):
+            pyro.sample("z", without_rsample(_shifted(m)[kind]))
+
+    assert _warning((model, guide), "LeaveOneOut") == ""
+    pyro.set_rng_seed(0)
+    loss = estimators.LeaveOneOut(2)
+    x, draws = torch.zeros(500), []
+    for _ in range(40):
+        (g,) = torch.autograd.grad(loss.differentiable_loss(model, guide, x), m)
+        draws.append(-g / len(x))
+    sample = torch.stack(draws)
+    expected = 2 * Normal(0.0, 1.0).log_prob(m).exp()
+    assert (sample.mean() - expected).abs() < 5 * sample.std() / 40**0.5

@@ -46,7 +46,8 @@ class Jump:
 
     REMEDY: ClassVar[str] = (
         "Write a smooth function, such as torch.sigmoid(z / 0.1), or draw the site without a "
-        "pathwise gradient, Normal(loc, scale).has_rsample_(False), and use LeaveOneOut."
+        "pathwise gradient, ppl_lvm.authoring.without_rsample(dist.Normal(loc, scale)), and use "
+        "LeaveOneOut."
     )
 
     def message(self, name: str) -> str:
