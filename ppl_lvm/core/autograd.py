@@ -1,5 +1,7 @@
 """Graphs of derivatives."""
 
+from typing import Any
+
 from torch import Tensor
 
 
@@ -7,7 +9,9 @@ def leaves(value: Tensor) -> list[Tensor]:
     """Leaves that a tensor is computed from, such as parameters; itself if it is one."""
     if value.grad_fn is None:
         return [value] if value.requires_grad else []
-    stack, seen, result = [value.grad_fn], set(), []
+    stack: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    result: list[Tensor] = []
     while stack:
         node = stack.pop()
         if node is None or node in seen:

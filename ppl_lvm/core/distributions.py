@@ -94,12 +94,13 @@ def without_rsample(fn: Any) -> Any:
     `.expand`, which every plate calls, forgets it.
     """
     copied = copy.copy(fn)
-    copied.__class__ = _class_without_rsample(type(fn))
+    cls: Any = type(fn)
+    copied.__class__ = _class_without_rsample(cls)
     return copied
 
 
 @functools.cache
-def _class_without_rsample(cls: type) -> type:
+def _class_without_rsample(cls: Any) -> Any:
     return type(cls)(cls.__name__, (cls,), {"has_rsample": False, "__module__": cls.__module__})
 
 
