@@ -107,9 +107,14 @@ def bundled(model: str, guide: str) -> Subject:
     with pair.scope():
         peer = _peer(pair.objective, summed, pair.model, batch)
     return Subject(
-        f"{model}, {guide}",
-        *(pair.model, pair.guide, batch),
-        *(pair.unconstrained_parameters, pair.objective, peer, pair.scope),
+        name=f"{model}, {guide}",
+        model=pair.model,
+        guide=pair.guide,
+        batch=batch,
+        leaves=pair.unconstrained_parameters,
+        default=pair.objective,
+        peer=peer,
+        scope=pair.scope,
     )
 
 

@@ -25,6 +25,7 @@ from ppl_lvm.compiler.capture.arguments import Arguments, flatten
 from ppl_lvm.compiler.capture.recorder import record
 from ppl_lvm.compiler.capture.state_snapshot import (
     PythonStateSnapshot,
+    forward_hooks,
     modules,
     plain_attributes,
     refuse_foreign_randomness,
@@ -122,13 +123,22 @@ class CapturedGradient:
         """The flattened arguments, and their recording if it exists."""
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
             raise CannotCaptureError("a parameter has a gradient hook, which a recording lacks")
+        for module in self._modules:
+            if module._backward_hooks or module._backward_pre_hooks:
+                name = type(module).__name__
+                raise CannotCaptureError(f"{name} has a backward hook, which a recording lacks")
         arguments = flatten(args, kwargs)
         entry = self._entries.get(self.key(arguments))
         return arguments, entry.recording if entry is not None else None
 
     def key(self, arguments: Arguments) -> Hashable:
-        """The key of their capture: of the arguments and of the modules' modes."""
-        return arguments.key, tuple([m.training for m in self._modules])
+        """The key of their capture: of the arguments, and of the modules' modes and hooks.
+
+        A parametrization that is registered later changes the class of its module.
+        """
+        modes = [(m.training, type(m), len(m._modules)) for m in self._modules]
+        hooks = [id(hook) for hook in forward_hooks(self._modules)]
+        return arguments.key, tuple(modes), tuple(hooks)
 
     def dry_run_capture(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], before: PythonStateSnapshot

@@ -29,7 +29,7 @@ from ppl_lvm.compiler.capture.tape import TapeRecorder
 from ppl_lvm.compiler.graph.ir import Tape
 from ppl_lvm.compiler.source_lines import error_line, user_line
 from ppl_lvm.core.errors import CannotCaptureError
-from ppl_lvm.core.frames import is_users
+from ppl_lvm.core.frames import in_package, is_users, module_name
 
 RUNS_INSIDE_PROGRAMS = True  # its frames lie inside the user's, see `source_lines.user_line`
 
@@ -85,6 +85,8 @@ _register_hook = Tensor.register_hook
 
 def _refuse_hook(tensor: Tensor, hook: Any) -> Any:
     frame = sys._getframe(1)
+    while in_package(module_name(frame), "torch") and frame.f_back is not None:
+        frame = frame.f_back  # torch.autograd.graph.register_multi_grad_hook
     if is_users(frame):
         raise CannotCaptureError(
             "the program registers a gradient hook, whose side effects a recording lacks",

@@ -59,17 +59,35 @@ def refuse_foreign_randomness(before: RngState) -> None:
 
 
 def modules(objects: Iterable[object]) -> list[nn.Module]:
-    """All modules in these objects, each once."""
-    nested = [m for item in objects if isinstance(item, nn.Module) for m in item.modules()]
+    """All modules in these objects, and in closures of functions and globals they name, once."""
+    parts: list[Any] = []
+    for item in _unwrapped(objects):
+        parts += [item, getattr(item, "__self__", None)]
+        parts += [value for _, value in _captured_names(item)] if inspect.isfunction(item) else []
+    nested = [m for part in parts if isinstance(part, nn.Module) for m in part.modules()]
     return list(dict.fromkeys(nested))
+
+
+def forward_hooks(modules: Iterable[nn.Module]) -> list[Any]:
+    """The forward hooks of these modules."""
+    hooked = [m for m in modules if m._forward_hooks or m._forward_pre_hooks]
+    return [
+        h
+        for m in hooked
+        for hooks in (m._forward_pre_hooks, m._forward_hooks)
+        for h in hooks.values()
+    ]
 
 
 def plain_attributes(objects: Sequence[object]) -> dict[str, Any]:
     """The plain numbers and strings that objects keep: attributes, closures, globals they name.
 
+    Forward hooks of modules count as objects.
+
     A list or dictionary counts with its length and, where it is short, with its entries.
     """
-    owners = {id(item): item for item in [*_unwrapped(objects), *modules(objects)]}
+    programs = [*objects, *forward_hooks(modules(objects))]
+    owners = {id(item): item for item in [*_unwrapped(programs), *modules(objects)]}
     state: dict[str, Any] = {}
     for owner in owners.values():
         state.update(_plain(type(owner).__name__, getattr(owner, "__dict__", {})))

@@ -14,6 +14,8 @@ from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO
 from pyro.nn import PyroModule
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import register_parametrization
 
 from ppl_lvm.compiler import CannotCaptureError, CapturedGradient, CompiledSVI
 
@@ -450,3 +452,53 @@ def test_gradient_hook_registered_after_the_capture_runs() -> None:
     for _ in range(3):
         svi.step(data())
     assert len(calls) == 3
+
+
+class _Absolute(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.abs()
+
+
+CALLS: list[int] = []
+CHANGES: dict[str, Any] = {
+    "halved": lambda m: m.register_forward_hook(lambda module, args, out: out * 0.5),
+    "counted": lambda m: m.register_forward_hook(lambda module, args, out: CALLS.append(1)),
+    "input": lambda m: m.register_forward_pre_hook(lambda module, args: (args[0] * 0.5,)),
+    "backward": lambda m: m.register_full_backward_hook(
+        lambda module, grads, outs: CALLS.append(1)
+    ),
+    "before backward": lambda m: m.register_full_backward_pre_hook(
+        lambda module, grads: tuple(g * 0.5 for g in grads)
+    ),
+    "parametrized": lambda m: register_parametrization(m, "weight", _Absolute()),
+    "spectral norm": spectral_norm,
+}
+
+
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("change", CHANGES)
+def test_hook_or_parametrization_of_a_module_acts_as_in_pyro(change: str, at: int) -> None:
+    """Registered before the first step, or after the capture."""
+    results = []
+    for make in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        CALLS.clear()
+        decoder = nn.Linear(3, 3)
+        optimizer = pyro.optim.Adam({"lr": 0.02})
+        svi = make(_decoded_by(decoder), guide, optimizer, Trace_ELBO())
+        for step in range(10):
+            if step == at:
+                CHANGES[change](decoder)
+            svi.step(data())
+        results.append((torch.cat([p.flatten() for p in decoder.parameters()]), len(CALLS)))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    assert results[0][1] == results[1][1]
+
+
+def _decoded_by(decoder: nn.Module) -> Any:
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", decoder)
+        likelihood(x, decoder(prior()))
+
+    return model
