@@ -1,4 +1,4 @@
-"""Supports and points of the guide that move with its parameters.
+"""Supports and points of the guide that parameters move.
 
 E_q ∇log q(z; φ) = 0 needs a support that does not depend on φ: for Uniform(0, φ) it is -1/φ. Score
 functions, and estimators that differentiate densities at fixed draws, are biased there.
