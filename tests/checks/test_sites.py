@@ -1,6 +1,7 @@
 """Faults of sites: missing, misnamed, observed, of wrong shapes."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pyro
@@ -292,3 +293,32 @@ def test_slow_normalization_is_noted_where_each_row_has_its_own(rows: bool) -> N
             pyro.sample("z", dist.Normal(loc, torch.ones(2)).to_event(1))
 
     assert ("slow-density" in check(model, guide, x).codes) is rows
+
+
+@pytest.mark.parametrize(
+    ("handler", "both", "noted"),
+    [
+        (poutine.scale(scale=0.5), False, True),
+        (poutine.scale(scale=0.5), True, True),
+        (poutine.scale(scale=torch.ones(())), True, False),
+        (poutine.mask(mask=torch.tensor(True)), False, True),
+        (poutine.mask(mask=torch.tensor(True)), True, False),
+    ],
+)
+def test_tempered_densities_of_the_guide_are_noted(handler: Any, both: bool, noted: bool) -> None:
+    """E log p - s log q is no bound on log p(x) for s ≠ 1."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 50, subsample=torch.arange(len(x)), dim=-1):
+            with handler if both else nullcontext():
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", 50, subsample=torch.arange(len(x)), dim=-1), handler:
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    issues = check(model, guide, torch.randn(5, 3))
+    assert issues.ok
+    assert [i.site for i in issues if i.code == "tempered-guide"] == ["z"] * noted
