@@ -475,7 +475,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize("at", [pytest.param(0, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize("change", CHANGES)
 def test_hook_or_parametrization_of_a_module_acts_as_in_pyro(change: str, at: int) -> None:
     """Registered before the first step, or after the capture."""
