@@ -59,7 +59,7 @@ class GaussianMixture(LazilySized, PyroModule):
 
     example_batch = staticmethod(example_rows)
 
-    units: ColumnUnits  # s, with one value for all columns if spherical
+    units: ColumnUnits  # s
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)
     scale_tril: Tensor  # L (K, P, P), or (P, P) if tied
@@ -125,7 +125,8 @@ class GaussianMixture(LazilySized, PyroModule):
         state = self.em_state()
         sums, _ = self.e_step(state, x)
         # The M-step without a floor, missing values marginalized.
-        free, s = em.maximize(state, sums, self.covariance, None), self.units.scale.double()
+        free = em.maximize(state, sums, self.covariance, None)
+        s = self.units.variance.double().sqrt().expand(x.shape[1])
         weights, means, S = free["weights"], free["means"] / s, self._dense(free) / (s[:, None] * s)
         flat = degeneracy.flattest(S, spherical=self.covariance == "spherical")
         spread = degeneracy.directional_variance(flat, S).clamp(min=0)

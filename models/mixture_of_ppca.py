@@ -53,7 +53,7 @@ class MixtureOfPPCA(LazilySized, PyroModule):
 
     example_batch = staticmethod(example_rows)
 
-    units: ColumnUnits  # one scale for all columns, as each noise is
+    units: ColumnUnits
     weights: Tensor  # π (K,)
     means: Tensor  # μ (K, P)
     W: Tensor  # (K, P, D)

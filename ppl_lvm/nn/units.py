@@ -33,8 +33,8 @@ class ColumnUnits(nn.Module):
 
     Args:
         columns: P.
-        common: True for one s for all columns, of models that treat columns alike (one noise
-            variance for all): these have no unit per column.
+        common: True for models with one noise variance for all columns: `spread`, `variance` and
+            `standardize` then have one unit, the root mean square of s. Locations and rows keep s.
         like: dtype and device.
     """
 
@@ -50,22 +50,23 @@ class ColumnUnits(nn.Module):
     @torch.no_grad()
     def set_from(self, x: Tensor) -> None:
         """Take m and s from rows `x` (..., P), NaN where a value is missing."""
-        center, scale = column_units(x, common=self.common)
+        center, scale = column_units(x)
         self.center.copy_(center)
         self.scale.copy_(scale)
 
     @property
     def variance(self) -> Tensor:
-        """s² (P,); () if common."""
-        return (self.scale[0] if self.common else self.scale) ** 2
+        """s² (P,), or its mean () if common."""
+        square = self.scale.square()
+        return square.mean() if self.common else square
 
     def standardize(self, x: Tensor) -> Tensor:
         """u of `x` (..., P), in its precision."""
-        return (x - self.center.to(x)) / self.scale.to(x)
+        return (x - self.center.to(x)) / self.variance.sqrt().to(x)
 
     def restore(self, u: Tensor) -> Tensor:
         """x of `u` (..., P), in its precision."""
-        return self.center.to(u) + self.scale.to(u) * u
+        return self.center.to(u) + self.variance.sqrt().to(u) * u
 
     def location(self, value: Tensor) -> Any:
         """A parameter m + s ⊙ v (..., P), initially `value`."""
@@ -132,11 +133,7 @@ class InUnits(constraints.Constraint):
         units = self.units
         if self.form == "location":
             return AffineTransform(units.center, units.scale)
-        scale = units.scale
-        if self.form == "rows":
-            scale = scale[:, None]
-        elif units.common:
-            scale = scale[0]
+        scale = units.scale[:, None] if self.form == "rows" else units.variance.sqrt()
         return AffineTransform(0.0, scale, self.event_dim)
 
     def check(self, value: Tensor) -> Tensor:
