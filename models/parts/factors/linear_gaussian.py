@@ -54,7 +54,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
             their mean where all columns share one noise.
     """
 
-    one_noise: ClassVar[bool]  # whether all columns share one noise, and so one unit
+    one_noise: ClassVar[bool]  # whether all columns share one noise
     units: ColumnUnits
     W: Tensor  # (P, D)
     mu: Tensor  # μ (P,)
