@@ -4,11 +4,13 @@ import json
 import os
 import random
 import signal
+import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
-from interrupted_runs import KINDS, STATUSES, work
+from interrupted_runs import KINDS, STATUSES, Ending, num_processes, work
 
 import forked
 from ppl_lvm.core.storage import load_checkpoint
@@ -18,14 +20,25 @@ pytestmark = pytest.mark.xdist_group("forked")
 KILLS = int(os.environ.get("ATTACK_KILLS", "16"))  # of each kind
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_KILLS = 4  # of one run
+UNHARMED = Ending()
 
 
-def _run(kind: str, folder: Path, name: str, *how: object) -> int | None:
-    output = folder / f"{name}.txt"
-    (process,) = forked.start_processes(1, work, kind, folder / name, *how, output)
-    process.join(300)
-    assert not process.is_alive(), f"{kind} hangs: {output.read_text()[-2000:]}"
-    return process.exitcode
+def _run(
+    kind: str, folder: Path, name: str, seconds: float = 0.0, ending: Ending = UNHARMED
+) -> set[int | None]:
+    """Exit statuses of the processes of a fit, before torchrun's agent ends those that are left."""
+    output, count = folder / f"{name}.txt", num_processes(kind)
+    processes = forked.start_processes(count, work, kind, folder / name, seconds, ending, output)
+    limit, statuses = time.monotonic() + 900, set[int | None]()
+    while any(process.is_alive() for process in processes):
+        assert time.monotonic() < limit, f"{kind} hangs: {output.read_text()[-2000:]}"
+        wait([process.sentinel for process in processes if process.is_alive()], 1.0)
+        if any(process.exitcode for process in processes):
+            statuses = {process.exitcode for process in processes if process.exitcode}
+            for process in processes:
+                process.join(2.0)
+                process.terminate()
+    return statuses or {process.exitcode for process in processes}
 
 
 def assert_equal_runs(a: Path, b: Path) -> None:
@@ -52,26 +65,24 @@ COMPARED = ("bound", "held_out", "log_evidence", "steps", "seed", "jensen_shanno
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_killed_at_random_moments_equals_one_that_was_not(kind: str, tmp_path: Path) -> None:
     draw = random.Random(kind)
-    assert _run(kind, tmp_path, "whole", 0.0, signal.SIGKILL, ("never", 0)) == 0
+    assert _run(kind, tmp_path, "whole") == {0}
     duration = float((tmp_path / "whole.seconds").read_text())
     kills = runs = 0
     while kills < KILLS:
         runs += 1
         name = f"killed{runs}"
+        output = tmp_path / f"{name}.txt"
         for _ in range(MOST_KILLS):
-            number = draw.choice(SIGNALS)
+            rank = draw.choice((None, *range(num_processes(kind))))
             moment = ("seconds", draw.uniform(0.02, 0.7) * duration)
-            if draw.random() < 0.5:
+            if draw.random() < 0.5 and not rank:  # the first process writes
                 moment = ("writes", draw.randint(1, 120))
-            seconds = draw.choice((0.0, 0.02))
-            status = _run(kind, tmp_path, name, seconds, number, moment)
-            text = (tmp_path / f"{name}.txt").read_text()
-            if status == 0:
+            ending = Ending(draw.choice(SIGNALS), moment, rank)
+            statuses = _run(kind, tmp_path, name, draw.choice((0.0, 0.02)), ending)
+            if statuses == {0}:
                 break
-            assert status in STATUSES[number], text[-2000:]
+            assert statuses & STATUSES[ending.number], (statuses, output.read_text()[-2000:])
             kills += 1
-        assert _run(kind, tmp_path, name, 0.0, signal.SIGKILL, ("never", 0)) == 0, (
-            tmp_path / f"{name}.txt"
-        ).read_text()[-2000:]
+        assert _run(kind, tmp_path, name) == {0}, output.read_text()[-2000:]
         assert_equal_runs(tmp_path / "whole", tmp_path / name)
     print(f"{kind}: {kills} kills in {runs} runs, all equal")

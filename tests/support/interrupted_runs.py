@@ -8,6 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 import ppl_lvm
 from ppl_lvm.compiler import policy
+from ppl_lvm.core import distributed
 from ppl_lvm.models import VAE, FactorModel, GaussianMixture
 from ppl_lvm.models.implicit import Implicit
 
@@ -85,7 +87,14 @@ KINDS: dict[str, Fit] = {
     "online em": _em(decay=0.6, max_iterations=20),
     "monte carlo em": _monte_carlo_em,
     "adversarial": _adversarial,
+    "two processes": _svi(engine="eager"),
+    "two processes, captured": _svi(engine="captured", validate_every=10),
 }
+
+
+def num_processes(kind: str) -> int:
+    """Number of processes that fit a kind together."""
+    return 2 if kind.startswith("two processes") else 1
 
 
 def run_kind(kind: str, directory: Path, **options: Any) -> Any:
@@ -95,29 +104,40 @@ def run_kind(kind: str, directory: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fit = KINDS[kind]
-        resume = (directory / "run.json").exists()
+        resume = distributed.broadcast_from_first((directory / "run.json").exists())
         return fit(directory=directory, resume=resume, **options)
 
 
-def work(
-    kind: str, directory: Path, seconds: float, number: int, ending: tuple[str, float], output: Path
-) -> None:
-    """Work of a process that `number` ends after some seconds, or at a point of writing.
+@dataclass(frozen=True)
+class Ending:
+    """How processes end before their work is done.
 
-    Args:
-        seconds: between two checkpoints.
-        ending: ("seconds", s), ("writes", k) or ("never", 0).
+    Attributes:
+        number: of the signal.
+        moment: ("seconds", s), ("writes", k) or ("never", 0).
+        rank: of the process that receives it; None for all.
     """
+
+    number: int = signal.SIGKILL
+    moment: tuple[str, float] = ("never", 0)
+    rank: int | None = None
+
+
+def work(kind: str, directory: Path, seconds: float, ending: Ending, output: Path) -> None:
+    """Work of a process that ends so, with these seconds between two checkpoints."""
     sys.stdout = sys.stderr = output.open("a", buffering=1)
-    how, when = ending
+    how, when = ending.moment
+    if ending.rank not in (None, int(os.environ["RANK"])):
+        how = "never"
     if how == "seconds":
-        timer = threading.Timer(when, os.kill, (os.getpid(), number))
+        timer = threading.Timer(when, os.kill, (os.getpid(), ending.number))
         timer.daemon = True
         timer.start()
     elif how == "writes":
-        _end_at_write(int(when), number)
+        _end_at_write(int(when), ending.number)
     begun = time.monotonic()
-    run_kind(kind, directory, checkpoint_seconds=seconds)
+    with distributed.process_group():
+        run_kind(kind, directory, checkpoint_seconds=seconds)
     with contextlib.suppress(OSError), output.with_suffix(".seconds").open("w") as file:
         file.write(str(time.monotonic() - begun))
 
