@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAP_ABOVE = 64 * 2**20  # bytes
 ROUNDING_ROWS = 1000  # of a mapped file, which is not read as a unit
+MOST_BYTES = 2**30  # of arrays from a compressed file, or
+MOST_RATIO = 100  # times its size, if that is more
 
 
 def read(
@@ -151,7 +153,11 @@ def read_npz(
             raise ValueError(f"{path} holds no arrays. Check the program that wrote it.")
         chosen, label = pick_columns(names, len(names), columns, labels, str(path))
         arrays = {}
-        for name in (names[k] for k in (*chosen, *([] if label is None else [label]))):
+        picked = [names[k] for k in (*chosen, *([] if label is None else [label]))]
+        members = set(archive.zip.namelist())
+        sizes = (archive.zip.getinfo(n if n in members else f"{n}.npy").file_size for n in picked)
+        _refuse_bomb(path, sum(sizes))
+        for name in picked:
             try:
                 arrays[name] = archive[name]
             except Exception as error:
@@ -182,12 +188,48 @@ def read_parquet(
     import pandas as pd
 
     try:
-        frame = pd.read_parquet(path)
+        size = _parquet_bytes(path)
+        frame = None if size > _most_bytes(path) else pd.read_parquet(path)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as Parquet ({error}). Write or copy it again."
         ) from error
+    _refuse_bomb(path, size)
     return read_frame(frame, str(path), columns, labels, missing)
+
+
+def _parquet_bytes(path: Path) -> int:
+    """Bytes of a Parquet file's columns in memory, where equal values are not stored once."""
+    from pyarrow import compute, parquet, types
+
+    schema = parquet.read_schema(path)
+    is_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    texts = [field.name for field in schema if any(test(field.type) for test in is_text)]
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        groups = [file.metadata.row_group(k) for k in range(file.num_row_groups)]
+        parts = [group.column(k) for group in groups for k in range(group.num_columns)]
+        size = sum(max(8 * part.num_values, part.total_uncompressed_size) for part in parts)
+        if size > _most_bytes(path) or not texts:
+            return size
+        for column in file.read(columns=texts).columns:
+            for chunk in column.chunks:
+                longest = compute.max(compute.binary_length(chunk.dictionary)).as_py() or 0
+                size += longest * len(chunk)
+    return size
+
+
+def _most_bytes(path: Path) -> int:
+    return max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
+
+
+def _refuse_bomb(path: Path, size: int) -> None:
+    """Raise where the arrays of a small file would fill the memory."""
+    if size > _most_bytes(path):
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, and its arrays would take {size:,}. "
+            f"Above {MOST_BYTES:,} bytes a file may grow {MOST_RATIO}-fold: write the arrays that "
+            "you need to .npy files, which are memory-mapped."
+        )
 
 
 def read_frame(

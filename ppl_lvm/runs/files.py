@@ -180,11 +180,13 @@ def run_file(directory: Path, name: str) -> Path:
 
 
 def refuse_links(directory: Path) -> None:
-    """Raise for links out of the directory where a run would be written."""
+    """Raise for links out of the directory, pipes and devices where a run is continued."""
     for folder in FOLDERS:
         _refuse_link(directory, directory / folder)
         for path in (directory / folder).glob("*.*"):
             _refuse_link(directory, path)
+            if not path.is_file():
+                raise ValueError(f"{path} is no regular file. {REMEDY}")
 
 
 def _refuse_link(directory: Path, path: Path) -> None:

@@ -87,7 +87,7 @@ def load_together(
             restart = strip_prefix(f"{r}/", tensors)
             _set_state(training, restart, part)
             states.append(restart)
-        return int(data["step"]), states
+        return _count(data["step"]), states
 
 
 def read(path: Path, identity: Identity | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -97,9 +97,15 @@ def read(path: Path, identity: Identity | None) -> tuple[dict[str, Tensor], dict
         ValueError: the file is damaged, or belongs to another run; names the difference.
     """
     tensors, data = load_checkpoint(path)
-    if identity is not None and data.get("identity") is not None:
-        require_same(f"{path} is of another run", identity, data["identity"], OTHER_RUN)
+    if identity is not None and isinstance(stored := data.get("identity"), dict):
+        require_same(f"{path} is of another run", identity, stored, OTHER_RUN)
     return tensors, data
+
+
+def _count(steps: Any) -> int:
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"step {steps!r}")
+    return steps
 
 
 @contextmanager
@@ -113,7 +119,14 @@ def loading(path: Path) -> Iterator[None]:
         yield
     except DamagedFileError:
         raise
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        RuntimeError,
+        ArithmeticError,
+    ) as error:
         reason = printable(reason_of(error)).removesuffix(".")
         raise damaged(path, f"its content does not fit this run ({reason})") from error
 
@@ -166,7 +179,7 @@ def _set_state(training: "Training", tensors: dict[str, Tensor], data: dict[str,
         runner.schedule.load_state_dict(unpack(data["schedule"], tensors))
     training.history = {n: tensors[f"history/{n}"].tolist() for n in training.history}
     training.best_state = strip_prefix("best/", tensors)
-    training.step_number, training.seconds = data["step"], data["seconds"]
+    training.step_number, training.seconds = _count(data["step"]), float(data["seconds"])
     training.iterates.load(strip_prefix("iterates/", tensors), training.step_number)
     if training.adaptive is not None:
         training.adaptive.load(strip_prefix("adaptive/", tensors), data["adaptive"])

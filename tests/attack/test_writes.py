@@ -242,5 +242,46 @@ def test_a_checkpoint_of_another_run_is_refused_by_name(tmp_path: Path, finished
         _fit(tmp_path, seed=7, resume=True)
 
 
+def _without(name: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        tensors, data = load_checkpoint(path)
+        parts = {key: t for key, t in tensors.items() if key != name}
+        save_checkpoint(path, parts, {key: v for key, v in data.items() if key != name})
+
+    return change
+
+
+def _made(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_without("random/torch"), r"does not fit this run .*random/torch"),
+        (_without("step"), r"does not fit this run .*step"),
+        (_without("state/model/weights_unconstrained"), r"does not fit this run"),
+        (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)), "is cut short"),
+        (_made(os.mkfifo), "no regular file"),
+        (_made(os.mkdir), "no regular file"),
+        (_made(lambda path: path.symlink_to("/dev/zero")), "link out of the run directory"),
+    ],
+)
+def test_a_hostile_checkpoint_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Path], Any], named: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Training, "finish", lambda *_: (_ for _ in ()).throw(KilledError()))
+        with pytest.raises(KilledError):
+            _fit(tmp_path, num_steps=1)
+    change(tmp_path / "checkpoint.safetensors")
+    with pytest.raises(ValueError, match=rf"checkpoint\.safetensors.*{named}"):
+        _fit(tmp_path, num_steps=1, resume=True)
+
+
 def test_a_kind_of_run_is_fitted_by_the_harness(tmp_path: Path) -> None:
     assert run_kind("em", tmp_path / "em").results["steps"] > 1

@@ -1,5 +1,6 @@
 """Messages about damaged files: file, line, column, remedy."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -202,3 +203,51 @@ def test_missing_label_error_names_its_line_or_row(tmp_path: Path, written: Any)
     frame = pd.DataFrame({"a": [1, 2], "k": ["u", None]})
     with pytest.raises(ValueError, match=r"label of row 2 \(index 1\) is missing"):
         load_data(frame, labels="k")
+
+
+def _zip_bomb(path: Path) -> None:
+    """4 GB by its directory; the content is short."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY" + bytes(1000))
+    content = path.read_bytes()
+    at = content.index(b"PK\x01\x02") + 24  # uncompressed size, in the central directory
+    path.write_bytes(content[:at] + (2**32 - 2).to_bytes(4, "little") + content[at + 4 :])
+
+
+def _true_zip_bomb(path: Path) -> None:
+    np.savez_compressed(path, x=np.zeros((2**22, 1)))
+
+
+def _repeated_number(path: Path) -> None:
+    pd.DataFrame({"a": np.zeros(4_000_000)}).to_parquet(path)
+
+
+def _repeated_text(path: Path) -> None:
+    texts = pd.Categorical.from_codes(np.zeros(1000, int), ["x" * 100_000])
+    pd.DataFrame({"a": np.zeros(1000), "b": texts.astype(object)}).to_parquet(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("declared.npz", _zip_bomb),
+        ("zeros.npz", _true_zip_bomb),
+        ("number.parquet", _repeated_number),
+        ("text.parquet", _repeated_text),
+    ],
+)
+def test_small_file_of_a_large_array_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], None]
+) -> None:
+    make(tmp_path / name)
+    monkeypatch.setattr(readers, "MOST_BYTES", 2**24)
+    assert (tmp_path / name).stat().st_size < 2**17
+    with pytest.raises(ValueError, match=f"{name} has .* bytes, and its arrays would take"):
+        load_data(tmp_path / name)
+
+
+def test_compressed_file_of_an_ordinary_array_is_read(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((10_000, 2)))
+    pd.DataFrame({"a": np.zeros(10_000), "b": ["x"] * 10_000}).to_parquet(tmp_path / "x.parquet")
+    assert len(load_data(tmp_path / "x.npz")) == 10_000
+    assert len(load_data(tmp_path / "x.parquet", labels="b")) == 10_000

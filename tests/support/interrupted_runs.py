@@ -110,7 +110,7 @@ def run_kind(kind: str, directory: Path, **options: Any) -> Any:
 
 @dataclass(frozen=True)
 class Ending:
-    """How processes end before their work is done.
+    """The signal that ends processes before their work is done.
 
     Attributes:
         number: of the signal.
