@@ -189,7 +189,7 @@ def read_parquet(
 
     try:
         size = _parquet_bytes(path)
-        frame = None if size > _most_bytes(path) else pd.read_parquet(path)
+        frame = pd.read_parquet(path) if size <= _most_bytes(path) else pd.DataFrame()
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as Parquet ({error}). Write or copy it again."

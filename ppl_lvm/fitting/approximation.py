@@ -249,13 +249,15 @@ def _as_run(prepared: _Prepared, guide: Any, result: "Approximation") -> Run:
         "degenerate": None,
         "converged": result.good,
     }
-    reliable = result.k_hat <= 0.7
+    reliable = not result.k_hat > 0.7  # NaN where all weights are equal
     evidence = {
         "log_evidence": result.log_evidence / N,
         "log_evidence_monte_carlo_error": draws_error(log_w.numpy()[None]) / N
         if reliable
         else None,
         "log_evidence_k_hat": result.k_hat,
+        "log_evidence_ess": float(log_w.softmax(0).square().sum().reciprocal()),
+        "log_evidence_draws": len(log_w),
         "log_evidence_kind": "joint",
     }
     record["objective"] = "ELBO"

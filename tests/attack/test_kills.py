@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from interrupted_runs import KINDS, STATUSES, Ending, num_processes, work
 
 import forked
+from interrupted_runs import KINDS, STATUSES, Ending, num_processes, work
 from ppl_lvm.core.storage import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("forked")

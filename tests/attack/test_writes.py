@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted_runs import run_kind
 
+from interrupted_runs import run_kind
 from ppl_lvm import fit
 from ppl_lvm.core.errors import DamagedFileError, WriteError
 from ppl_lvm.core.lock import directory_lock
