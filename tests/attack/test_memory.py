@@ -1,7 +1,10 @@
-"""Growth of memory and descriptors over many fits."""
+"""Many fits: growth of memory and descriptors, and threads."""
 
+import asyncio
 import gc
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ def growth(rounds: int, **options: Any) -> tuple[float, int]:
 @pytest.mark.parametrize("level", ["eager", "captured"])
 def test_two_hundred_fits_keep_memory_and_descriptors(level: str, tmp_path: Path) -> None:
     memory, descriptors = growth(200, engine=level, num_steps=3)
+    print(f"200 fits, {level}: {memory:.1f} MB, {descriptors} descriptors")
     assert memory < 20
     assert descriptors <= 0
 
@@ -57,5 +61,45 @@ def test_twenty_thousand_steps_keep_memory_and_descriptors(level: str) -> None:
     before = usage()
     fit(model, None, X, progress=False, engine=level, num_steps=20_000)
     memory, descriptors = (new - old for new, old in zip(usage(), before, strict=True))
+    print(f"20,000 steps, {level}: {memory:.1f} MB, {descriptors} descriptors")
     assert memory < 10
     assert descriptors <= 0
+
+
+def numbers(seed: int) -> str:
+    """All numbers of a fit, at another level for each seed."""
+    level = ("eager", "captured", "auto")[seed % 3]
+    run = fit(model, None, X, progress=False, seed=seed, engine=level, num_steps=5)
+    parameters = {name: value.tolist() for name, value in run.parameters().items()}
+    draws = run.sample(3, seed=seed)["x"].tolist()
+    return str([run.history["bound"], parameters, draws, run.encode(X)["z"].tolist()])
+
+
+def in_threads(count: int) -> list[str]:
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(numbers, range(FITS)))
+
+
+async def in_asyncio() -> list[str]:
+    return await asyncio.gather(*(asyncio.to_thread(numbers, seed) for seed in range(FITS)))
+
+
+FITS = 40
+FORMS: dict[str, Callable[[], list[str]]] = {
+    "two threads": lambda: in_threads(2),
+    "eight threads": lambda: in_threads(8),
+    "asyncio": lambda: asyncio.run(in_asyncio()),
+}
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[str]:
+    return [numbers(seed) for seed in range(FITS)]
+
+
+@pytest.mark.attack
+@pytest.mark.parametrize("form", FORMS)
+def test_forty_fits_in_threads_are_those_alone(alone: list[str], form: str) -> None:
+    equal = [a == b for a, b in zip(alone, FORMS[form](), strict=True)]
+    print(f"{form}: {sum(equal)} of {FITS} fits are those alone")
+    assert all(equal)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end `ppl-lvm fit` with a checkpoint and the command that continues it."""
+"""Interrupted commands: status, checkpoint, and the command that continues."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""An attack on a run directory: a change of its files."""
+"""Changes of a run directory by an attacker."""
 
 import json
 from collections.abc import Callable
