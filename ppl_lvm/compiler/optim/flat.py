@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from ppl_lvm.compiler.optim.update_rules import Rule, rule_of
 
-# Options that a schedule may change; a step reads them anew.
-_SCHEDULED = ("lr", "betas", "momentum")
+# Options that a schedule may change; a step reads them anew. A compiled step contains whether
+# momentum and weight_decay are zero.
+_SCHEDULED = ("lr", "betas", "momentum", "weight_decay")
 
 # A parameter, its optimizer, its group there.
 ParameterSlot = tuple[Tensor, Optimizer, dict[str, Any]]
@@ -78,6 +79,7 @@ class FlatGroup(ParameterGroup):
         self._scheduled = itemgetter(*[name for name in names if name in _SCHEDULED])
         self._fixed = itemgetter(*[name for name in names if name not in _SCHEDULED])
         self._fixed_values = self._fixed(self.options)  # a compiled step contains them
+        self._zeros = self._is_zero(self.options)
         self.count = count
         self._states = [slots[i][1].state[slots[i][0]] for i in places]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])  # (n,)
@@ -126,12 +128,21 @@ class FlatGroup(ParameterGroup):
 
     def _has_same_options(self) -> bool:
         options, values = self.options, self._fixed_values
-        if self._fixed(options) != values or not self.rule.applies(options):
+        if self._fixed(options) != values or self._is_zero(options) != self._zeros:
             return False
         rates = self._scheduled(options)
         return all(self._scheduled(o) == rates and self._fixed(o) == values for o in self._others)
 
+    @staticmethod
+    def _is_zero(options: dict[str, Any]) -> list[bool]:
+        return [not options.get(name) for name in ("momentum", "weight_decay")]
+
     def scalars(self) -> list[float]:
+        if self._is_zero(self.options) != self._zeros:  # within a call of several steps
+            raise ValueError(
+                "optimizer: a schedule changes momentum or weight_decay from or to 0 within a call "
+                "of several steps. Use steps_per_call=1, or a small number in place of 0."
+            )
         self._last_rate = self.options["lr"]
         self._set_count(self.count + 1)
         scalars = self.rule.step_scalars(self.options, self.count)

@@ -71,6 +71,27 @@ def test_schedule_of_rate_and_momentum_keeps_the_layout() -> None:
         assert plan(flat, optimizer, parameters) is groups
 
 
+def test_scheduled_weight_decay_keeps_the_layout_and_is_read_at_each_step() -> None:
+    optimizer, parameters = two_groups(partial(SGD, lr=1.0, weight_decay=0.5))
+    flat = FlatOptimizer()
+    groups = plan(flat, optimizer, parameters)
+    optimizer.param_groups[1]["weight_decay"] = 0.25
+    assert plan(flat, optimizer, parameters) is groups
+    assert [group.scalars()[0] for group in groups] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "momentum"])
+def test_option_that_becomes_zero_within_a_call_is_refused(option: str) -> None:
+    """A compiled step contains the branch; the next call is laid out again."""
+    optimizer, parameters = two_groups(partial(SGD, lr=1.0, **{option: 0.5}))
+    flat = FlatOptimizer()
+    groups = plan(flat, optimizer, parameters)
+    optimizer.param_groups[0][option] = 0.0
+    with pytest.raises(ValueError, match="steps_per_call=1"):
+        groups[0].scalars()
+    assert plan(flat, optimizer, parameters) is not groups
+
+
 def test_loaded_optimizer_state_is_laid_out_again() -> None:
     """`load_state_dict` makes new groups, which a schedule then changes; SGD has no moments."""
     optimizer, parameters = two_groups(partial(SGD, lr=1.0))
