@@ -11,6 +11,7 @@ z[z.argsort()] and splines are continuous. Two steps decide:
    are zero have other values during this test.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ from ppl_lvm.programs.dependencies import FollowNames
 
 _LINES = 4  # straight lines between two draws
 _PLACES = (-3.0, -1.0, 0.0, 1.0, 2.0, 4.0)  # on a line through draws at 0 and 1
-_BISECTIONS = 22
+_BISECTIONS = 18
+_BOUNDARIES = 2  # tested for each operation: a spline has thousands, each of many runs
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def find_jump(run: PairRun, structure: PairStructure) -> Jump | None:
             draws = [first, *(programs.draw() for _ in range(_LINES))]
             with programs.parameters_not_zero(first):
                 for a, b in pairwise(draws):
+                    if all(programs.tested[place] >= _BOUNDARIES for place in candidates):
+                        break
                     for jump in programs.jumps(a, b, candidates):
                         return jump
         except PROGRAM_ERRORS:  # outside the draws' region, or of an operation that is not followed
@@ -83,6 +87,7 @@ class _Programs:
         self._run = run
         self._fixed: dict[str, Any] = {}
         self._supports: dict[str, Any] = {}
+        self.tested: Counter[tuple[str, str, int]] = Counter()
         self._omitted = {*structure.score_sites, *structure.constant}
 
     def draw(self) -> dict[str, Tensor]:
@@ -174,6 +179,8 @@ class _Programs:
             if site is None or cut.output is None:
                 continue
             for a, b, left, right in zip(places, places[1:], runs, runs[1:], strict=False):
+                if self.tested[cut.place] >= _BOUNDARIES:
+                    break
                 if _differ(left, right, k) and self._jumps_between(at, a, b, left, k):
                     yield Jump(site, *cut.place)
                     break
@@ -186,8 +193,12 @@ class _Programs:
             else:
                 a = middle
         h = b - a
-        outer, near, far, beyond = (self.run(at(t))[1] for t in (a - h, a, b, b + h))
-        return any(_jump(*parts) for parts in zip(outer, near, far, beyond, strict=True))
+        runs = [self.run(at(t)) for t in (a - h, a, b, b + h)]
+        near, far = runs[1][0], runs[2][0]
+        same_operations = [cut.place for cut in near] == [cut.place for cut in far]
+        places = {c.place for j, c in enumerate(near) if same_operations and _differ(near, far, j)}
+        self.tested.update({*places, left[k].place})
+        return any(_jump(*parts) for parts in zip(*(each[1] for each in runs), strict=True))
 
 
 def _differ(a: list[Cut], b: list[Cut], k: int) -> bool:
