@@ -37,7 +37,7 @@ COSINE: dict[str, Any] = {"num_steps": 8000, "schedule": "CosineAnnealingLR(T_ma
 Case = tuple[Callable[[], Any], str, bool]  # a model, data, and whether it has networks
 
 CASES: dict[str, Case] = {
-    "Gaussian wine": (models.Gaussian, "wine", False),
+    "Gaussian wine": (lambda: models.Gaussian(observed=13), "wine", False),
     "PPCA wine": (lambda: models.PPCA(2), "wine", False),
     "PPCA breast_cancer": (lambda: models.PPCA(2), "breast_cancer", False),
     "FactorAnalysis wine": (lambda: models.FactorAnalysis(2), "wine", False),
