@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SLOWEST, DEFAULT_POWER, FASTEST = 0.25, 1.0, 50.0  # the last per window
+SLOWEST, FASTEST = 0.25, 1.0  # powers of t
 WINDOW = 1.5  # ratio of the steps at the ends of a window
 PARTS = 10  # of a window at most, for the error of its mean
 
@@ -40,8 +40,9 @@ def aitken_remaining_gain(bounds: list[float]) -> float:
 def power_law_remaining_gain(gains: Sequence[float], log_steps: Sequence[float]) -> float:
     """Estimated remaining gain of gradient steps, nats per row.
 
-    The last two gains determine C and a of L_t = L - C t^{-a}; a is 1 where there is one only, or
-    where one is negative, and at least 1/4.
+    The last two gains determine C and a of L_t = L - C t^{-a}, with 1/4 ≤ a ≤ 1: a fast decrease
+    of the gains may be the end of some parameters' way while others have hardly begun. a is 1 where
+    there is one gain only, or a negative one.
 
     Args:
         gains: of consecutive windows of steps.
@@ -55,7 +56,7 @@ def _power_law(gains: Sequence[float], log_steps: Sequence[float]) -> tuple[floa
     if len(gains) == 1 or min(gains[-2:]) <= 0:
         slopes = [g / d for g, d in zip(gains[-2:], log_steps[-2:], strict=True)]
         slope = max(slopes[-1], sum(slopes) / len(slopes), 0.0)
-        gain, d, power = slope * log_steps[-1], log_steps[-1], DEFAULT_POWER
+        gain, d, power = slope * log_steps[-1], log_steps[-1], FASTEST
     else:
         from scipy.optimize import brentq  # costs import time that few calls need
 
@@ -64,7 +65,9 @@ def _power_law(gains: Sequence[float], log_steps: Sequence[float]) -> tuple[floa
         def excess(a: float) -> float:
             return math.log(-math.expm1(-a * d) / math.expm1(a * d1)) - math.log(gain / before)
 
-        power = SLOWEST if excess(SLOWEST) <= 0 else brentq(excess, SLOWEST, FASTEST / max(d, d1))
+        power = SLOWEST if excess(SLOWEST) <= 0 else FASTEST
+        if excess(SLOWEST) > 0 > excess(FASTEST):
+            power = brentq(excess, SLOWEST, FASTEST)
     return gain / math.expm1(power * d), power
 
 
