@@ -1,5 +1,6 @@
 from . import authoring, divergences, estimators, guides, models, nn, report, testing
 from .checks.pair_check import check
+from .compiler.acceleration import accelerate
 from .compiler.svi import CompiledSVI
 from .core.errors import CannotCaptureError, CannotSayError, NonFiniteError
 from .data.load import Data, load_data
@@ -26,6 +27,7 @@ __all__ = [
     "NotMonotoneError",
     "Run",
     "Signature",
+    "accelerate",
     "authoring",
     "check",
     "compare",

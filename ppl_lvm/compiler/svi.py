@@ -1,12 +1,13 @@
 """`pyro.infer.SVI` with captured and compiled steps."""
 
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -27,7 +28,7 @@ from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.autograd import leaves
 from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
-from ppl_lvm.core.validate import Count
+from ppl_lvm.core.validate import Count, Whole
 from ppl_lvm.particles.plate_dependence import sums_over_rows
 from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.minibatch import ScaleDataPlate
@@ -87,8 +88,35 @@ class _Turns:
 _TURNS = _Turns()
 
 
-class CompiledSVI:
-    """Stochastic variational inference with the interface of `pyro.infer.SVI`.
+class _FunctionLoss(ELBO):
+    """A loss given as a function, as SVI takes it: its gradient is that of its value."""
+
+    def __init__(self, loss: Callable[..., Any], loss_and_grads: Callable[..., Any] | None) -> None:
+        super().__init__()
+        self._loss, self._loss_and_grads = loss, loss_and_grads
+
+    def _get_trace(self, *args: Any) -> Any:
+        raise NotImplementedError  # the function runs the programs
+
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._loss(model, guide, *args, **kwargs)
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._loss_and_grads is not None:
+            return self._loss_and_grads(model, guide, *args, **kwargs)
+        loss = self._loss(model, guide, *args, **kwargs)
+        if not getattr(loss, "requires_grad", False):
+            raise ValueError(
+                f"loss: {getattr(self._loss, '__qualname__', self._loss)} returns a "
+                f"{type(loss).__name__} without a gradient, so that nothing would be trained. Pass "
+                "the ELBO itself, or its differentiable_loss."
+            )
+        loss.backward(retain_graph=True)
+        return loss
+
+
+class CompiledSVI(SVI):
+    """`pyro.infer.SVI` whose steps are captured and compiled.
 
     Between steps the parameter store may be filled, parameters frozen and plain attributes of
     model, guide and loss set: the step is then captured again. A number changed elsewhere (in a
@@ -99,9 +127,11 @@ class CompiledSVI:
 
     Args:
         model, guide: as for SVI.
-        optimizer: a `pyro.optim` optimizer, or a function of a list of parameters that returns a
-            torch one, such as `functools.partial(torch.optim.Adam, lr=0.01)`.
-        loss: a `pyro.infer.ELBO`, Pyro's or ours.
+        optim: a `pyro.optim` optimizer, or a function of a list of parameters that returns a torch
+            one, such as `functools.partial(torch.optim.Adam, lr=0.01)`.
+        loss: a `pyro.infer.ELBO`, Pyro's or ours, or as for SVI a function
+            `loss(model, guide, *args)`.
+        loss_and_grads, num_samples, num_steps: as for SVI.
         engine: "eager" is Pyro's step. "captured" takes steps from a recording, and raises
             `CannotCaptureError` for a program that cannot be recorded. "compiled" compiles the
             recording and the update. "auto" captures where possible and otherwise continues
@@ -123,24 +153,32 @@ class CompiledSVI:
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        optimizer: PyroOptim | Callable[[list[Tensor]], Optimizer],
-        loss: ELBO,
-        engine: Level = "auto",
+        optim: PyroOptim | Callable[[list[Tensor]], Optimizer],
+        loss: ELBO | Callable[..., Any],
+        loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: Whole = 0,
+        num_steps: Whole = 0,
         *,
+        engine: Level = "auto",
         announce: Callable[[str], None] | None = None,
         max_captures: Count = 8,
         same_random: bool = True,
         passes: Sequence[Pass] = PIPELINE,
     ) -> None:
-        if isinstance(optimizer, Optimizer) or not (
-            isinstance(optimizer, PyroOptim) or callable(optimizer)
-        ):
+        if isinstance(optim, Optimizer) or not (isinstance(optim, PyroOptim) or callable(optim)):
             raise ValueError(
-                f"optimizer: {type(optimizer).__name__} is not supported. Pass a pyro.optim "
+                f"optim: {type(optim).__name__} is not supported. Pass a pyro.optim "
                 "optimizer, such as pyro.optim.Adam({'lr': 0.01}), or a function of the list of "
                 "parameters, such as functools.partial(torch.optim.Adam, lr=0.01)."
             )
-        self.model, self.guide, self.loss, self.engine = model, guide, loss, engine
+        for name, number in (("num_steps", num_steps), ("num_samples", num_samples)):
+            if number:
+                warnings.warn(f"{name}: deprecated, as in SVI.", FutureWarning, stacklevel=2)
+        super(SVI, self).__init__()  # SVI's constructor refuses torch optimizers
+        self.model, self.guide, self.optim, self.engine = model, guide, optim, engine
+        self.num_samples, self.num_steps = num_samples, num_steps
+        self.objective = loss if isinstance(loss, ELBO) else _FunctionLoss(loss, loss_and_grads)
+        self.loss, self.loss_and_grads = self.objective.loss, self.objective.loss_and_grads
         self.has_stepped = False
         self._parameters: list[Tensor] = []  # of the last eager step
         self._trained: dict[int, Tensor] = {}  # parameters that have had a gradient
@@ -151,15 +189,15 @@ class CompiledSVI:
             self._loss_and_grads,
             lambda: [p for p in self._parameters if p.requires_grad],
             strict=engine in ("captured", "compiled"),
-            watched=(model, guide, loss),
+            watched=(model, guide, self.objective),
             announce=say,
             max_captures=max_captures,
             passes=passes,
         )
         adapter: OptimizerAdapter = (
-            PyroOptimizerAdapter(optimizer)
-            if isinstance(optimizer, PyroOptim)
-            else TorchOptimizerAdapter(optimizer)
+            PyroOptimizerAdapter(optim)
+            if isinstance(optim, PyroOptim)
+            else TorchOptimizerAdapter(optim)
         )
         self.training_step = TrainingStep(
             gradient,
@@ -261,16 +299,16 @@ class CompiledSVI:
     def _loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss under `torch.no_grad`."""
         try:
-            return self.loss.loss(self.model, self.guide, *args, **kwargs)
+            return self.loss(self.model, self.guide, *args, **kwargs)
         except NotImplementedError:  # TraceTailAdaptive_ELBO has the one with gradients alone
-            return self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            return self.loss_and_grads(self.model, self.guide, *args, **kwargs)
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return self._loss(*args, **kwargs)
         before = versions(args)
         with _Parameters() as collected:
-            loss = self.loss.loss_and_grads(self.model, self.guide, *args, **kwargs)
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         refuse_changes(args, before, "CompiledSVI.step")
         self._parameters = list(collected.tensors.values())
         trained = {id(p): p for p in self._parameters if p.grad is not None}
@@ -279,7 +317,7 @@ class CompiledSVI:
         self._zero_unused_gradients()
         if self.engine != "eager":
             self._state_watch = StateWatch(
-                collected.names.items(), (self.model, self.guide, self.loss)
+                collected.names.items(), (self.model, self.guide, self.objective)
             )
         return loss
 
@@ -289,13 +327,13 @@ class CompiledSVI:
             plates = row_plates(self.model, self.guide, batch=block).names
             scale = ScaleDataPlate(rows, plates)
             self._scaled[rows] = scale(self.model), scale(self.guide)
-        loss = self.loss.loss_and_grads(*self._scaled[rows], *block)
+        loss = self.loss_and_grads(*self._scaled[rows], *block)
         self._zero_unused_gradients()
         return loss
 
     def _sums_over_rows(self, batch: tuple[Tensor, ...]) -> bool:
         """True for an objective of Pyro or of this package on a sum over rows."""
-        known = type(self.loss).__module__.partition(".")[0] in ("pyro", "ppl_lvm")
+        known = type(self.objective).__module__.partition(".")[0] in ("pyro", "ppl_lvm")
         return known and sums_over_rows(self.model, self.guide, batch)
 
     def _zero_unused_gradients(self) -> None:

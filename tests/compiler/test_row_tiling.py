@@ -62,7 +62,7 @@ def run(
     pyro.set_rng_seed(0)
     optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 3.0, "lrd": 0.99})
     loss: Any = TraceEnum_ELBO() if guide is nothing else Trace_ELBO()
-    svi = CompiledSVI(model, guide, optimizer, loss, engine)
+    svi = CompiledSVI(model, guide, optimizer, loss, engine=engine)
     losses = [svi.step(data()) for _ in range(steps)]
     return losses, [type(step) for step in svi.training_step.compiled_steps]
 

@@ -117,7 +117,8 @@ def test_compiled_svi_detects_replacements_between_steps() -> None:
 
 def test_parameter_frozen_between_steps_stays() -> None:
     pyro.clear_param_store()
-    svi = CompiledSVI(Model(), guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO(), "captured")
+    adam = pyro.optim.Adam({"lr": 0.05})
+    svi = CompiledSVI(Model(), guide, adam, Trace_ELBO(), engine="captured")
     for _ in range(8):
         svi.step(x)
     frozen = pyro.param("loc").unconstrained().requires_grad_(False)
@@ -138,7 +139,7 @@ def test_forget_captures_an_undetected_change() -> None:
             pyro.sample("x", dist.Normal(z, hidden["by"]["name"]).to_event(1), obs=x)
 
     pyro.clear_param_store()
-    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO(), "captured")
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.0}), Trace_ELBO(), engine="captured")
     for _ in range(5):
         svi.step(x)
     hidden["by"]["name"] = 5.0
@@ -188,7 +189,9 @@ def test_torch_optimizer_admits_parameters_that_appear_later() -> None:
 
     def run(engine: Any) -> tuple[list[float], Any]:
         adam = partial(torch.optim.Adam, lr=0.05)
-        return alternate(lambda model: CompiledSVI(model, no_guide, adam, Trace_ELBO(), engine))
+        return alternate(
+            lambda model: CompiledSVI(model, no_guide, adam, Trace_ELBO(), engine=engine)
+        )
 
     expected, _ = run("eager")
     assert run("captured")[0] == pytest.approx(expected, rel=1e-5)
