@@ -15,6 +15,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.overrides import TorchFunctionMode
 
+# Functions that return parts of a tensor, with the place of their dimension.
+_SPLITS = {"unbind": 1, "split": 2, "chunk": 2, "tensor_split": 2}
+_SELECTIONS = {"select": ("index",), "narrow": ("start", "length")}
 # Functions and attributes that read no value.
 _QUERIES = ("__len__", "dim", "size", "numel", "shape", "ndim", "dtype", "device", "requires_grad")
 
@@ -44,7 +47,8 @@ class RecordParameters(Messenger):
     def __init__(self, uses: dict[str, ParameterUse]) -> None:
         super().__init__()
         self._uses = uses
-        self._values: dict[int, tuple[str, Tensor]] = {}  # the tensor keeps its id taken
+        # Of parameters and their parts: name, first row and the tensor, which keeps its id taken.
+        self._values: dict[int, tuple[str, int, Tensor]] = {}
         self._reads = _RecordReads(self)
 
     def __enter__(self) -> Any:
@@ -64,17 +68,36 @@ class RecordParameters(Messenger):
         constrained = msg["kwargs"].get("constraint", constraints.real) is not constraints.real
         use = ParameterUse(value.shape, plates, msg["kwargs"].get("event_dim"), constrained)
         self._uses.setdefault(name, use)
-        self._values[id(value)] = name, value
+        self._values[id(value)] = name, 0, value
 
     def read(self, value: Any, index: Any) -> None:
         """Record that `value` was read at `index`; None reads all of it."""
         if id(value) not in self._values:
             return
-        name, parameter = self._values[id(value)]
+        name, start, part = self._values[id(value)]
         use = self._uses[name]
-        known = index is not None and parameter.dim() > 0
-        rows = _constant_rows(len(parameter), index) if known else None
-        use.read = None if rows is None or use.read is None else use.read | rows
+        is_row = part.dim() < len(use.shape)  # of unbind
+        size = 1 if is_row else len(part) if part.dim() else 0
+        rows = _constant_rows(size, part.dim(), None if is_row else index)
+        if rows is None and part.shape != use.shape:
+            rows = set(range(size))
+        if rows is None or use.read is None:
+            use.read = None
+        else:
+            use.read |= {start + row for row in rows}
+
+    def split(self, value: Any, parts: Any) -> None:
+        """Record parts of `value` along its first dimension: what is read of each counts."""
+        name, start, _ = self._values[id(value)]
+        dims = len(self._uses[name].shape)
+        for part in parts:
+            self._values[id(part)] = name, start, part
+            start += 1 if part.dim() < dims else len(part)
+
+    def is_whole(self, value: Any) -> bool:
+        """True of a parameter with a first dimension."""
+        known = self._values.get(id(value))
+        return known is not None and 0 < known[2].dim() == len(self._uses[known[0]].shape)
 
 
 class _RecordReads(TorchFunctionMode):
@@ -88,6 +111,16 @@ class _RecordReads(TorchFunctionMode):
             name = getattr(func.__self__, "__name__", "")
         if name == "__getitem__":
             self._record.read(args[0], args[1])
+        elif name in _SELECTIONS and _along_first(args, kwargs, 1):
+            start, *length = _arguments(args, kwargs, _SELECTIONS[name])
+            self._record.read(args[0], slice(start, start + length[0]) if length else start)
+        elif name in _SPLITS and args and self._record.is_whole(args[0]):
+            parts = func(*args, **(kwargs or {}))
+            if _along_first(args, kwargs, _SPLITS[name]):
+                self._record.split(args[0], parts)
+            else:
+                self._record.read(args[0], None)
+            return parts
         elif name not in _QUERIES:
             for value in [*args, *(kwargs or {}).values()]:
                 for part in value if isinstance(value, list | tuple) else (value,):
@@ -95,8 +128,25 @@ class _RecordReads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _constant_rows(size: int, index: Any) -> set[int] | None:
-    first = index[0] if isinstance(index, tuple) and index else index
+def _along_first(args: Any, kwargs: Any, place: int) -> bool:
+    """True if the dimension, the argument at this place or `dim`, is a tensor's first."""
+    dim = (kwargs or {}).get("dim", args[place] if len(args) > place else 0)
+    return bool(args) and isinstance(args[0], Tensor) and dim in (0, -args[0].dim())
+
+
+def _arguments(args: Any, kwargs: Any, names: tuple[str, ...]) -> list[Any]:
+    """Arguments of these names, after a tensor and its dimension."""
+    return [(kwargs or {}).get(n, args[i] if len(args) > i else 0) for i, n in enumerate(names, 2)]
+
+
+def _constant_rows(size: int, dims: int, index: Any) -> set[int] | None:
+    """Rows that a constant index reads; None if it may be all."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if parts and parts[0] is Ellipsis and len(parts) == dims + 1:
+        parts = parts[1:]
+    first = parts[0] if parts and dims else None
+    if isinstance(first, list) and all(type(row) is int for row in first):
+        return {range(size)[row] for row in first}
     if isinstance(first, bool) or not isinstance(first, int | slice):
         return None
     rows = range(size)[first]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Size, Tensor
 
 from ppl_lvm.checks.issues import Issue
 from ppl_lvm.checks.parameter_uses import one_for_each_row
@@ -180,6 +180,19 @@ def _per_row(runs: TrialRuns) -> Iterator[Issue]:
         yield from _scaled_by_hand(trial, shrunk, B)
 
 
+def _counted_in_rows(trial: TrialRun, name: str, shape: Size, fewer: Size, severity: str) -> Issue:
+    return trial.issue(
+        "size-of-the-rows",
+        severity,
+        name,
+        f"{name!r} has the shape {tuple(shape)}, and without the last row {tuple(fewer)}: its size "
+        "is computed from the values of the batch.",
+        "Another batch has another size, which the guide and a stored run do not fit.",
+        "Give the model the number of groups as an argument of its constructor, and codes from 0: "
+        "codes = codes.unique(return_inverse=True)[1].",
+    )
+
+
 def _outside(trial: TrialRun, shrunk: Signature, B: int, N: int | None) -> Iterator[Issue]:
     assert trial.signature is not None
     plate = trial.signature.row_plate
@@ -190,6 +203,10 @@ def _outside(trial: TrialRun, shrunk: Signature, B: int, N: int | None) -> Itera
         if site.name not in shrunk or site.local or shrunk[site.name].shape == site.shape:
             continue
         if len(shrunk[site.name].shape) != len(site.shape):
+            continue
+        sizes = zip(site.shape, shrunk[site.name].shape, strict=True)
+        if not any(size == B and other == B - 1 for size, other in sizes):
+            yield _counted_in_rows(trial, site.name, site.shape, shrunk[site.name].shape, severity)
             continue
         yield trial.issue(
             "outside-data-plate",

@@ -84,7 +84,24 @@ def test_check_advises_an_event_where_the_parameter_has_the_values_of_one_row(x:
     assert ".to_event(1)" in issue.remedy
 
 
-@pytest.mark.parametrize("use", [lambda p, x: p[0], lambda p, x: p[:1], lambda p, x: p[-1, :]])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda p, x: p[0],
+        lambda p, x: p[:1],
+        lambda p, x: p[-1, :],
+        lambda p, x: p[[2]],
+        lambda p, x: p[..., 0, :],
+        lambda p, x: p.select(0, 1),
+        lambda p, x: torch.select(p, -2, index=1),
+        lambda p, x: p.narrow(0, 1, 1),
+        lambda p, x: p.unbind()[3],
+        lambda p, x: next(iter(p)),
+        lambda p, x: p.split(1)[4],
+        lambda p, x: p.split(2)[2],
+        lambda p, x: p.chunk(5, dim=0)[0][0],
+    ],
+)
 @pytest.mark.parametrize("positive", [False, True])
 def test_check_names_a_parameter_of_which_one_row_alone_is_read(
     x: Tensor, use: Program, positive: bool
@@ -104,6 +121,18 @@ def test_check_names_a_parameter_of_which_one_row_alone_is_read(
         lambda p, x: p[0 * x[:, 0].long()],  # a table, of which these rows need one entry
         lambda p, x: p.sum(0),
         lambda p, x: x @ p[:3],
+        lambda p, x: p.unbind()[0] + p.unbind()[1],
+        lambda p, x: sum(p),
+        lambda p, x: torch.stack(p.unbind()).mean(0),
+        lambda p, x: p.split(2)[0].sum(0),
+        lambda p, x: p.select(1, 0).sum().expand(3),
+        lambda p, x: p.select(0, 0) + p.select(0, 1),
+        lambda p, x: p.T.unbind()[0][:3],
+        lambda p, x: torch.select(input=p, dim=0, index=0),
+        lambda p, x: torch.unbind(input=p)[0],
+        lambda p, x: p.unbind(1)[0][:3],
+        lambda p, x: p[..., 0].sum().expand(3),
+        lambda p, x: p[[0, 1]].sum(0),
         lambda p, x: torch.stack([p[0], p[0 + len(p.shape)]]).sum(0),
     ],
 )

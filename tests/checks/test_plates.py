@@ -10,6 +10,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_lvm.checks import check
+
 Program = Callable[..., Any]
 Fault = tuple[str, str | None, dict[str, str], str]
 
@@ -274,3 +276,19 @@ def test_check_reports_plate_fault_of_a_model_with_its_remedy(
     model: Program, verify_fault: Any
 ) -> None:
     verify_fault(model, _w_guide, model, *MODELS[model])
+
+
+def test_check_names_a_size_that_the_values_of_the_rows_give() -> None:
+    """Codes 308 to 327 are 328 groups, of which the rows of a batch need another number."""
+
+    def model(y: Tensor, group: Tensor) -> None:
+        with pyro.plate("groups", int(group.max()) + 1):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a[..., group], 1.0), obs=y)
+
+    issues = check(model, None, torch.zeros(20), torch.arange(308, 328))
+    (issue,) = (each for each in issues if each.code == "size-of-the-rows")
+    assert (issue.site, issue.severity) == ("a", "warning")
+    assert "the shape (328,), and without the last row (327,)" in issue.message
+    assert "unique(return_inverse=True)" in issue.remedy
