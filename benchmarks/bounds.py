@@ -26,6 +26,7 @@ from ppl_lvm.benchmarks.gradient_suite.programs import KNOWN, KnownProgram, hand
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import pathwise
 from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.core.validate import Seed
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.testing.expectations import double_precision
 
@@ -103,7 +104,7 @@ def measure(known: KnownProgram, particles: Sequence[int], repeats: int, seed: i
     return rows
 
 
-def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int = 0) -> Result:
+def run(*, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0) -> Result:
     """Gaps to the evidence on all three programs."""
     torch.manual_seed(seed)
     particles = (1, 2, 10) if smoke else (1, 2, 5, 10, 50, 200, 1000)

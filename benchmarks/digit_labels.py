@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import auto_guide, label_free
@@ -113,7 +114,7 @@ def some_labels(truth: Tensor, seed: int) -> Tensor:
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, seeds: int = 5
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0, seeds: Count = 5
 ) -> Result:
     """Accuracies of all methods on `seeds` splits, with mean and standard error."""
     data = load_data("digits")

@@ -21,6 +21,7 @@ from torch import Tensor
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.handwritten import vae
 from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
@@ -62,7 +63,7 @@ def train_handwritten(
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, seeds: int = 1
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0, seeds: Count = 1
 ) -> Result:
     """Both programs on the same rows with `seeds` seeds; `seed` determines the split."""
     data = load_data("digits(binarize=8)")

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio, spread
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.data import load_data
 from ppl_lvm.models.gmm import GaussianMixture
 from ppl_lvm.training.em.statistics import Sums
@@ -111,7 +112,7 @@ def compare(N: int, P: int, K: int, rounds: int, seed: int) -> dict[str, Any]:
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, rounds: int = 7
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0, rounds: Count = 7
 ) -> harness.Result:
     """Seconds per iteration, and ratios, for three problem sizes."""
     torch.manual_seed(seed)

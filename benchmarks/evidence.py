@@ -28,6 +28,7 @@ from torch.special import xlog1py, xlogy
 
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Row
+from ppl_lvm.core.validate import Seed
 
 LOG_PRIOR = torch.tensor([0.67, 0.33], dtype=torch.float64).log()
 MEANS = torch.tensor([[1.10, 0.86], [4.04, 3.83]], dtype=torch.float64)
@@ -80,7 +81,7 @@ def importance(x: Tensor, proposal: Tensor, num_particles: int, repeats: int) ->
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0
 ) -> harness.Result:
     """Spread of both estimates against K, and the three curves."""
     torch.manual_seed(seed)

@@ -29,6 +29,7 @@ from torch.distributions import constraints
 
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.fitting.svi import fit
 
@@ -150,7 +151,7 @@ CASES: dict[str, Callable[[int, int, int], Diagnosis]] = {
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, seeds: int = 100
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0, seeds: Count = 100
 ) -> Result:
     """Alarms over `seeds` seeds of each correct fit."""
     count, steps, temperatures = (1, 150, 5) if smoke else (seeds, 1500, 100)

@@ -47,6 +47,7 @@ from ppl_lvm.benchmarks.gradient_suite.subjects import (
 )
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.testing.expectations import double_precision
 
 TOO_COARSE = 1.0  # a standard error of the bias, relative to the target
@@ -57,14 +58,14 @@ def run(
     *,
     smoke: bool = False,
     directory: str | Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     model: Any = None,
     guide: Any = None,
     data: Any = None,
     settings: str | None = None,
-    particles: int = 2,
-    rows: int = 20,
-    repeats: int = 1000,
+    particles: Count = 2,
+    rows: Count = 20,
+    repeats: Count = 1000,
 ) -> Result:
     """Measure on `model`, `guide`, `data` (addresses or objects), by default on the three programs.
 

@@ -26,7 +26,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ppl_lvm.core.arguments import hints_of
+from ppl_lvm.core.errors import ArgumentError
 from ppl_lvm.core.storage import jsonable, write_json
+from ppl_lvm.core.validate import check_arguments
 
 Row = Mapping[str, Any]
 Result = dict[str, Any]
@@ -153,4 +156,8 @@ def command(run: Callable[..., Result], argv: Sequence[str] | None = None) -> Re
         else:
             kind = type(parameter.default) if parameter.default is not None else str
             parser.add_argument(option, type=kind, default=parameter.default)
-    return run(**vars(parser.parse_args(argv)))
+    arguments = vars(parser.parse_args(argv))
+    try:
+        return run(**check_arguments(arguments, hints_of(run), parser.prog))
+    except ArgumentError as error:
+        parser.error(str(error))

@@ -27,6 +27,7 @@ from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.posterior_suite.base import Posterior
 from ppl_lvm.benchmarks.posterior_suite.programs import posterior
+from ppl_lvm.core.validate import Seed
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.testing.expectations import double_precision
 
@@ -129,7 +130,7 @@ def run(
     *,
     smoke: bool = False,
     directory: str | Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     methods: str = "",
     only: str = "",
 ) -> Result:

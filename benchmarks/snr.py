@@ -37,6 +37,7 @@ from ppl_lvm.benchmarks.gradient_suite.programs import (
 from ppl_lvm.benchmarks.gradient_suite.samples import local_parameters
 from ppl_lvm.benchmarks.handwritten import linear_gaussian, pathwise
 from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.core.validate import Seed
 from ppl_lvm.programs.pair import ModelGuidePair
 
 THEORY = {"IWAE": (-0.5, 0.5), "DReG": (0.5, 0.5)}
@@ -124,7 +125,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return ((log_x * log_y).sum() / log_x.square().sum()).item()
 
 
-def run(*, smoke: bool = False, directory: str | Path | None = None, seed: int = 0) -> Result:
+def run(*, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0) -> Result:
     """Signal-to-noise ratios over K and over M, with fitted slopes."""
     torch.manual_seed(seed)
     particles = (4, 16, 64) if smoke else (4, 8, 16, 32, 64, 128, 256)

@@ -40,6 +40,7 @@ from ppl_lvm.benchmarks.speed_suite.variants import (
     parameters,
     variants,
 )
+from ppl_lvm.core.validate import Count, Seed
 
 _SECONDS = 90.0  # limit for the rounds of one program
 _SMOKE = (PYRO, EAGER, CAPTURED, HAND)
@@ -51,8 +52,8 @@ def run(
     *,
     smoke: bool = False,
     directory: str | None = None,
-    seed: int = 0,
-    rounds: int = 30,
+    seed: Seed = 0,
+    rounds: Count = 30,
     program: str = "",
     starts: bool = False,
 ) -> Result:

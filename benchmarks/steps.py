@@ -34,6 +34,7 @@ from ppl_lvm.benchmarks.gradient_suite.subjects import known_subject
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio
 from ppl_lvm.compiler import CannotCaptureError, Level, make_training_step
+from ppl_lvm.core.validate import Count, Seed
 
 TARGET = 1.3  # ratio of our best level to the hand-written step
 Step = Callable[[], object]
@@ -43,12 +44,12 @@ def run(
     *,
     smoke: bool = False,
     directory: str | Path | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     program: str | None = None,
     levels: str = "eager captured compiled",
-    rows: int = 100,
-    particles: int = 4,
-    rounds: int = 100,
+    rows: Count = 100,
+    particles: Count = 4,
+    rounds: Count = 100,
 ) -> Result:
     """Milliseconds per step, and ratios.
 

@@ -33,6 +33,7 @@ from ppl_lvm import estimators
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.compiler import Level
+from ppl_lvm.core.validate import Count, Positive, Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fitting.svi import fit
 from ppl_lvm.guides import AmortizedNormal
@@ -207,11 +208,11 @@ def run(
     *,
     smoke: bool = False,
     directory: str | Path | None = None,
-    seed: int = 0,
-    particles: int = 4,
-    steps: int = 1500,
-    seconds: float = 5.0,
-    seeds: int = 3,
+    seed: Seed = 0,
+    particles: Count = 4,
+    steps: Count = 1500,
+    seconds: Positive = 5.0,
+    seeds: Count = 3,
     engine: str = "captured",
     task: str | None = None,
 ) -> Result:

@@ -14,6 +14,7 @@ the random state, or to hold parameters per row imports it from here; networks a
     parse_call, build            "name(key=literal)" as an argument of a model
 """
 
+from ppl_lvm.core.arguments import check_constructors
 from ppl_lvm.core.call_syntax import build, parse_call
 from ppl_lvm.core.distributions import without_rsample
 from ppl_lvm.core.rng import preserve_rng
@@ -22,6 +23,8 @@ from ppl_lvm.programs.minibatch import DATA_PLATE
 from ppl_lvm.programs.missing import without_missing
 from ppl_lvm.programs.row_state import RowTable, batch_rows
 from ppl_lvm.programs.signatures import Plate, Signature, Site, signature
+
+check_constructors(["RowTable"], globals())
 
 __all__ = [
     "DATA_PLATE",

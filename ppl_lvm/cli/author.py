@@ -17,12 +17,15 @@ from ppl_lvm.cli.options import (
     Settings,
     load,
 )
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import parse_settings
+from ppl_lvm.core.validate import Count
 
 app = typer.Typer()
 
 
 @app.command()
+@checked
 def new(
     name: Annotated[str, typer.Argument(help="Name of the files in lower case: topic_model.")],
     like: Annotated[
@@ -39,6 +42,7 @@ def new(
 
 
 @app.command()
+@checked
 def check(
     model: Model,
     data: DataOption,
@@ -50,9 +54,9 @@ def check(
     missing: Missing = "error",
     header: Header = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows of a step, if you train on mini-batches.")
+        Count | None, typer.Option(help="Rows of a step, if you train on mini-batches.")
     ] = None,
-    rows: Annotated[int, typer.Option(help="Rows of the data to run the pair on.")] = 100,
+    rows: Annotated[Count, typer.Option(help="Rows of the data to run the pair on.")] = 100,
 ) -> None:
     """Check a model and a guide: faults with remedies, and the objectives that suit.
 
@@ -75,6 +79,7 @@ def check(
 
 
 @app.command()
+@checked
 def show(
     model: Model,
     data: DataOption,
@@ -83,7 +88,7 @@ def show(
     labels: Labels = None,
     missing: Missing = "error",
     header: Header = None,
-    rows: Annotated[int, typer.Option(help="Rows of the data to call the model with.")] = 100,
+    rows: Annotated[Count, typer.Option(help="Rows of the data to call the model with.")] = 100,
     graph: Annotated[
         Path | None,
         typer.Option(help="Also draw its graph to a .png, .svg or .pdf by Graphviz, or as .dot."),

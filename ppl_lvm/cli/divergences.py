@@ -17,11 +17,14 @@ from ppl_lvm.cli.options import (
     unused_directory,
 )
 from ppl_lvm.cli.results import print_list
+from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.validate import Count
 
 app = typer.Typer()
 
 
 @app.command()
+@checked
 def divergences(
     density: Annotated[
         str | None,
@@ -49,8 +52,8 @@ def divergences(
         list[str] | None,
         typer.Option(help="A divergence such as 'Renyi(alpha=0.2)'; repeatable (default: all)."),
     ] = None,
-    num_steps: Annotated[int, typer.Option(help="Updates of each fit.")] = 800,
-    num_draws: Annotated[int, typer.Option(help="Draws of target and family per update.")] = 256,
+    num_steps: Annotated[Count, typer.Option(help="Updates of each fit.")] = 800,
+    num_draws: Annotated[Count, typer.Option(help="Draws of target and family per update.")] = 256,
     optimizer: Annotated[
         str | None, typer.Option(help="A torch optimizer: 'Adam(lr=0.001)'.")
     ] = None,

@@ -7,11 +7,14 @@ import typer
 
 from ppl_lvm.cli.options import AsJson, DataOption, RunDirectories, RunDirectory, Seed, Trust
 from ppl_lvm.cli.results import print_list
+from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.validate import Count, Whole
 
 app = typer.Typer()
 
 
 @app.command()
+@checked
 def diagnose(
     directory: RunDirectory,
     data: Annotated[
@@ -26,10 +29,10 @@ def diagnose(
         ),
     ] = None,
     refits: Annotated[
-        int, typer.Option(help="Fits to simulated data, for a guide that does not read the data.")
+        Whole, typer.Option(help="Fits to simulated data, for a guide that does not read the data.")
     ] = 0,
     temperatures: Annotated[
-        int, typer.Option(help="Temperatures of the annealing that brackets log p(x).")
+        Count, typer.Option(help="Temperatures of the annealing that brackets log p(x).")
     ] = 100,
     seed: Seed = 0,
     trust: Trust = False,
@@ -55,13 +58,14 @@ def diagnose(
 
 
 @app.command()
+@checked
 def compare(
     directories: RunDirectories,
     data: Annotated[
         str | None,
         typer.Option(help="Rows that no run has used (default: those that all held out)."),
     ] = None,
-    num_particles: Annotated[int, typer.Option(help="Draws for each row's log p(x).")] = 1000,
+    num_particles: Annotated[Count, typer.Option(help="Draws for each row's log p(x).")] = 1000,
     seed: Seed = 0,
     picture: Annotated[
         Path | None, typer.Option(help="Draw the differences into this file.")
@@ -90,6 +94,7 @@ def compare(
 
 
 @app.command()
+@checked
 def report(
     directories: RunDirectories,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -107,12 +112,13 @@ def report(
 
 
 @app.command()
+@checked
 def impute(
     directory: RunDirectory,
     data: DataOption,
     output: Annotated[Path, typer.Option(help="The .csv or .npy file to write.")],
     num_samples: Annotated[
-        int | None, typer.Option(help="Draws in a .npy file (default: conditional means).")
+        Count | None, typer.Option(help="Draws in a .npy file (default: conditional means).")
     ] = None,
     seed: Seed = 0,
     trust: Trust = False,

@@ -35,6 +35,7 @@ from ppl_lvm.cli.options import (
     unused_directory,
 )
 from ppl_lvm.cli.results import print_results
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import parse_call, parse_settings
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.training.options import BRACKETS, PYTHON_ONLY, FitOptions, declared
@@ -187,6 +188,7 @@ def _run_directory(directory: Path | None, resume: bool, model: str, data: str) 
 
 
 @app.command()
+@checked
 def demo(
     directory: Annotated[
         Path | None, typer.Option(help="Directory of the runs (default: runs/demo-1, -2, …).")

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ppl_lvm.core import validate
+
 Model = Annotated[
     str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
 ]
@@ -45,7 +47,7 @@ OneSequence = Annotated[
     bool,
     typer.Option("--one-sequence", help="The rows of the data are the steps of one sequence."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random number.")]
+Seed = Annotated[validate.Seed, typer.Option(help="Seed of every random number.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON in the last line.")]
 Trust = Annotated[
     bool,

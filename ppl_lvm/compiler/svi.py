@@ -239,16 +239,24 @@ class CompiledSVI(SVI):
             self._detect_replacements()
             return _to_python(self.training_step(*args, **kwargs))
 
+    @checked
     def steps(self, *data: Tensor, rows: Tensor) -> list[Any]:
         """Take S steps on the rows of the data that `rows` (S, B) lists; return the S losses.
 
         Once steps are compiled they are one call, before that a loop. In both cases the result is
         that of `step(*[d[r] for d in data])` for each r in `rows`.
         """
-        if rows.dim() != 2 or rows.is_floating_point():
+        whole = not rows.is_floating_point() and not rows.is_complex() and rows.dtype != torch.bool
+        if rows.dim() != 2 or not whole:
             raise ValueError(
                 f"rows: must be integers (S, B), B rows for each of S steps, got {rows.dtype} of "
                 f"shape {tuple(rows.shape)}. Index the data's first dimension."
+            )
+        last = int(rows.max()) if rows.numel() else -1
+        if short := [k for k, tensor in enumerate(data) if not tensor.dim() or len(tensor) <= last]:
+            raise ValueError(
+                f"rows: {last} is no row of data[{short[0]}], of shape "
+                f"{tuple(data[short[0]].shape)}. Pass numbers from 0 to the number of rows - 1."
             )
         with exclusive("CompiledSVI.steps"):
             _TURNS.take(self)

@@ -2,17 +2,18 @@
 
 import ast
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pyro.nn import PyroModule
 from torch import nn
 
-from ppl_lvm.core.arguments import hints_of
+from ppl_lvm.core.arguments import checked, hints_of
 from ppl_lvm.core.messages import did_you_mean, reason_of
 from ppl_lvm.core.validate import check_arguments
 
 
+@checked
 def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     """Split "Name(key=literal, …)" into the name and its arguments; "Name" alone has none.
 
@@ -58,7 +59,10 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
     return settings
 
 
-def build(factory: Any, *arguments: Any, settings: Mapping[str, Any], what: str) -> Any:
+@checked
+def build(
+    factory: Callable[..., Any], *arguments: Any, settings: Mapping[str, Any], what: str
+) -> Any:
     """Call `factory(*arguments, **settings)` after checking the settings.
 
     Raises:

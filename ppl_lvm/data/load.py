@@ -27,6 +27,7 @@ from torch.utils.data import (
 )
 
 from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.errors import ArgumentError
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.validate import Count, Seed, Whole
 from ppl_lvm.data import datasets, readers
@@ -94,6 +95,7 @@ class Data:
         """The same rows with weights (N,)."""
         return replace(self, weights=row_weights(weights, len(self)), source=None)
 
+    @checked
     def with_exposure(self, exposure: Any) -> "Data":
         """The same rows with exposures (N,), which the model receives as its last argument."""
         tensors = [*self.tensors, row_exposure(exposure, len(self))]
@@ -114,7 +116,11 @@ class Data:
         Raises:
             ValueError: for an unusable value in rows that had not been read before.
         """
-        return self.store.take(index if self.rows is None else self.rows[index])
+        try:
+            return self.store.take(index if self.rows is None else self.rows[index])
+        except (AttributeError, TypeError, IndexError, NotImplementedError, OverflowError):
+            self._check_index(index)
+            raise
 
     def fingerprint(self) -> str:
         """SHA-256 that changes with the rows, so that a run resumes with its own data only.
@@ -152,8 +158,30 @@ class Data:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
+    def _check_index(self, index: Any) -> None:
+        """Refuse numbers (B,) that are none of rows.
+
+        Raises:
+            ArgumentError: they are no whole numbers of one dimension, or out of range.
+        """
+        N = len(self)
+        whole = isinstance(index, Tensor) and not (index.is_floating_point() or index.is_complex())
+        if not whole or index.dim() != 1 or index.is_sparse or index.is_meta:
+            problem = "is no tensor (B,) of whole numbers"
+        elif index.dtype == torch.bool:
+            if len(index) == N:
+                return
+            problem = f"has {len(index)} truth values for {N} rows"
+        elif len(index) and not (int(index.min()) >= -N and int(index.max()) < N):
+            problem = f"has numbers from {int(index.min())} to {int(index.max())}, of {N} rows"
+        else:
+            return
+        raise ArgumentError(f"index: it {problem}. Pass numbers of rows, torch.tensor([0, 1]).")
+
+    @checked
     def subset(self, index: Tensor) -> "Data":
         """The rows `index` (n,), in that order, without reading them."""
+        self._check_index(index)
         return replace(
             self,
             rows=index if self.rows is None else self.rows[index],

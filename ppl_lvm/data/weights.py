@@ -60,10 +60,13 @@ def _per_row(values: Any, num_rows: int, name: str, word: str) -> Tensor:
     try:
         numbers = values.detach().cpu() if isinstance(values, Tensor) else np.asarray(values)
         if "complex" in str(numbers.dtype):
-            raise ValueError("complex numbers")
+            raise TypeError
         result = torch.as_tensor(numbers, dtype=torch.float64).clone()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}. Give one number per row.") from error
+    except (TypeError, ValueError, NotImplementedError):  # text, dates, ragged lists; no values
+        raise ValueError(
+            f"{name}: a {type(values).__name__} without one number per row. Give an array "
+            f"({num_rows},) of numbers."
+        ) from None
     if result.shape not in ((num_rows,), (num_rows, 1)):
         raise ValueError(
             f"{name}: shape {tuple(result.shape)} for {num_rows} rows. Give one {word} per row."

@@ -274,7 +274,7 @@ def decode(
     with torch.no_grad(), pair.scope(), poutine.block():
         with preserve_rng():
             plain = poutine.trace(pair.model).get_trace(*batch)
-        _check_codes(codes, plain)
+        _check_codes(codes, plain, pair.row_plates)
         sites, plates = plain.nodes, pair.row_plates
         codes = {name: _as_site(code, sites[name], plates) for name, code in codes.items()}
         values = {**center_of_globals(pair, batch, training_rows), **codes}
@@ -288,7 +288,7 @@ def decode(
         return {name: _rows_first(mean, sites[name], plates) for name, mean in means.items()}
 
 
-def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace) -> None:
+def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace, plates: Collection[str]) -> None:
     sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - sites:
         raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
@@ -298,6 +298,12 @@ def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace) -> None:
             raise ValueError(
                 f"Code {name!r}: it has shape {tuple(code.shape)}, but the site has one state at "
                 f"each of {tuple(fn.shape())}. Pass states, as in codes.argmax(-1)."
+            )
+        shape = tuple(_rows_first(sites[name]["value"], plates=plates, site=sites[name]).shape)
+        if (fn.event_shape and tuple(code.shape) != shape) or not code.isfinite().all():
+            raise ValueError(
+                f"Code {name!r}: it has shape {tuple(code.shape)}, and the site has finite values "
+                f"of shape {shape}. Pass codes as run.encode(x)[{name!r}] has them."
             )
 
 

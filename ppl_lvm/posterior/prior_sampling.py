@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.validate import Count, DataSource, Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.programs.dry_run import dry_run
 from ppl_lvm.programs.improper import require_proper
@@ -22,11 +23,11 @@ from ppl_lvm.programs.pair import copy_programs
 @named_distribution_errors()
 def sample_prior(
     model: Callable[..., Any],
-    data: Any = None,
-    n: int | None = None,
+    data: DataSource | None = None,
+    n: Count | None = None,
     *,
-    num_samples: int | None = None,
-    seed: int = 0,
+    num_samples: Count | None = None,
+    seed: Seed = 0,
 ) -> dict[str, Tensor]:
     """Draw latents and observations from a model at its present parameters, before any fit.
 
@@ -45,9 +46,6 @@ def sample_prior(
     Raises:
         ValueError: data are needed, the sizes are not positive, or a prior is improper.
     """
-    for name, value in (("n", n), ("num_samples", num_samples)):
-        if value is not None and value < 1:
-            raise ValueError(f"sample_prior: {name}={value}. Give 1 or more.")
     if isinstance(model, type):
         raise ValueError(f"sample_prior: {model.__name__} is a class. Pass an instance.")
     batch = _batch(model, data, n)

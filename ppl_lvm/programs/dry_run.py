@@ -9,8 +9,10 @@ import torch
 from pyro.contrib.easyguide import EasyGuide
 from torch import Tensor, nn
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.validate import Seed
 from ppl_lvm.programs.improper import improper_draws
 
 _depth = 0
@@ -21,8 +23,9 @@ def is_dry_run() -> bool:
     return _depth > 0
 
 
+@checked
 @contextmanager
-def dry_run(*programs: Callable[..., Any], seed: int | None = None) -> Iterator[None]:
+def dry_run(*programs: Callable[..., Any], seed: Seed | None = None) -> Iterator[None]:
     """A scope in which `programs` run without side effects.
 
     On exit the random states of torch (CPU and CUDA), NumPy and Python, Pyro's parameter store, and

@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Distribution, biject_to
+
+from ppl_lvm.core.errors import ArgumentError
 
 
 def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
@@ -30,6 +32,11 @@ def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     Raises:
         ValueError: for a distribution of events, whose entries cannot be masked one by one.
     """
+    if not isinstance(x, Tensor) or not isinstance(fn, Distribution):
+        name, value, kind = (
+            ("x", x, "tensor") if isinstance(fn, Distribution) else ("fn", fn, "distribution")
+        )
+        raise ArgumentError(f"without_missing: {name} is a {type(value).__name__}. Pass a {kind}.")
     if fn.event_dim:
         raise ValueError(
             f"{type(fn).__name__}: its events of shape {tuple(fn.event_shape)} cannot be masked "

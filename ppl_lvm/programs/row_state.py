@@ -36,6 +36,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 
 from ppl_lvm.core.storage import damaged, strip_prefix
+from ppl_lvm.core.validate import Count
 
 BLOCK = 2**16  # bytes of a table that are hashed together
 
@@ -69,7 +70,7 @@ class RowTable:
         rows_accessed: number of rows read or written so far, the cost of the steps.
     """
 
-    def __init__(self, width: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, width: Count, dtype: torch.dtype = torch.float32) -> None:
         self.width, self._dtype = width, torch.empty(0, dtype=dtype).numpy().dtype
         self.size: int | None = None
         self.rows_accessed = 0

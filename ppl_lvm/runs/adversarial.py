@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import save_checkpoint, write_json
-from ppl_lvm.core.validate import ProgramSource
+from ppl_lvm.core.validate import Count, ProgramSource, Seed
 from ppl_lvm.diagnostics.two_sample import TwoSample, discriminate
 from ppl_lvm.divergences.density_ratio import Discriminator
 from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
@@ -66,7 +66,7 @@ class Adversaries:
         return results
 
     @public_call(runs_programs=False)
-    def two_sample(self, x: Tensor, *, seed: int = 0) -> TwoSample:
+    def two_sample(self, x: Tensor, *, seed: Seed = 0) -> TwoSample:
         """Two-sample test of rows against as many draws, by a new discriminator of this kind."""
         samples = self.sample(len(x), seed=seed)
         discriminator = copy.deepcopy(self.discriminator)
@@ -78,7 +78,7 @@ class Adversaries:
         return discriminate(x, samples, discriminator=discriminator, seed=seed)
 
     @public_call(runs_programs=False)
-    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+    def sample(self, n: Count, *, seed: Seed = 0) -> Tensor:
         """n rows (n, P) of the generator."""
         torch.manual_seed(seed)
         with torch.no_grad():

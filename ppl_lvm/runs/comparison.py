@@ -44,7 +44,7 @@ from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import jsonable
 from ppl_lvm.core.types import Floats, Say
-from ppl_lvm.core.validate import Seed
+from ppl_lvm.core.validate import DataSource, Seed
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.diagnostics.finding import format_with_error
 from ppl_lvm.runs.comparability import (
@@ -178,7 +178,7 @@ class Comparison:
 @public_call
 def compare(
     runs: Sequence[Run],
-    x: Any = None,
+    x: DataSource | None = None,
     *,
     names: Sequence[str] | None = None,
     num_particles: Annotated[int, Ge(FEWEST_PARTICLES)] = 1000,

@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.public_calls import public_call
+from ppl_lvm.core.validate import DataSource, Whole
 from ppl_lvm.data import Data, load_data
+from ppl_lvm.data.validation import Missing
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.posterior.evidence import reason_for_training_rows
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -24,6 +27,7 @@ class RunRows:
     training_data: Data | None
     held_out_data: Data | None
 
+    @checked
     def is_training_data(self, batch: tuple[Tensor, ...]) -> bool:
         """True if the rows are as many as the training rows, and begin with the example rows."""
         if len(batch[0]) != self.record["data"]["train_rows"]:
@@ -100,7 +104,7 @@ class RunRows:
         return repeat_rows(train, "data"), held_out and repeat_rows(held_out, "data")
 
     @public_call(runs_programs=False)
-    def rows(self, x: Any, *, missing: str | None = None) -> Data:
+    def rows(self, x: DataSource, *, missing: Missing | None = None) -> Data:
         """Data read as the training data were: a tensor, an array, a tuple of them, a name, a file.
 
         Missing values are accepted where the training data had some (or by `missing`), and a file
@@ -113,7 +117,7 @@ class RunRows:
             return load_data(x, **options)
 
     @public_call(runs_programs=False)
-    def batch(self, x: Any) -> tuple[Tensor, ...]:
+    def batch(self, x: DataSource) -> tuple[Tensor, ...]:
         """Data as the model takes it, see `rows`, in its precision."""
         data = self.rows(x)
         batch, dtype = data.batch(torch.arange(len(data))), self.pair.dtype
@@ -136,7 +140,8 @@ class RunRows:
                     options["one_sequence"] = True
         return options
 
-    def example_batch(self, n: int) -> tuple[Tensor, ...]:
+    @checked
+    def example_batch(self, n: Whole) -> tuple[Tensor, ...]:
         """n example rows, repeated where there are fewer."""
         index = torch.arange(n) % len(self.example_rows[0])
         return tuple(t[index] for t in self.example_rows)

@@ -11,7 +11,7 @@ from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Draws, Say
-from ppl_lvm.core.validate import Count, Seed, Whole
+from ppl_lvm.core.validate import Count, DataSource, Seed, Whole
 from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.diagnostics import diagnosis
@@ -106,7 +106,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def sample(self, n: Count, x: Any = None, *, seed: Seed = 0) -> dict[str, Tensor]:
+    def sample(self, n: Count, x: DataSource | None = None, *, seed: Seed = 0) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
         The draws of a seed are always the same; another seed gives others.
@@ -121,7 +121,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def encode(self, x: Any) -> dict[str, Tensor]:
+    def encode(self, x: DataSource) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states).
 
         Raises:
@@ -137,11 +137,19 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def decode(self, z: Tensor | Mapping[str, Tensor], x: Any = None) -> dict[str, Tensor]:
+    def decode(
+        self, z: Tensor | Mapping[str, Tensor], x: DataSource | None = None
+    ) -> dict[str, Tensor]:
         """Observed site -> mean of p(x | z) at codes z: one tensor, or site -> tensor."""
         codes = dict(z) if isinstance(z, Mapping) else {self._only_code(): z}
         if x is None and not codes:
             raise ValueError("Codes: none are given. Pass a dictionary, site -> codes, or rows x.")
+        for name, code in codes.items():
+            if not code.dim() or not len(code) or code.is_sparse or code.is_meta:
+                raise ValueError(
+                    f"decode: the codes z of {name!r} are no rows ({code.layout}, "
+                    f"{tuple(code.shape)}). Pass codes as run.encode(x)[{name!r}] has them."
+                )
         rows = 0 if x is not None else len(next(iter(codes.values())))
         batch = self.example_batch(rows) if x is None else self.batch(x)
         return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
@@ -149,7 +157,7 @@ class Run(RunRows):
     @public_call
     @named_distribution_errors()
     def impute(
-        self, x: Any, *, num_samples: Count | None = None, seed: Seed = 0
+        self, x: DataSource, *, num_samples: Count | None = None, seed: Seed = 0
     ) -> dict[str, Tensor]:
         """Observed site -> rows with missing values (NaN) replaced, given the row's other values.
 
@@ -166,7 +174,7 @@ class Run(RunRows):
         return impute(self.pair, *batch, num_samples=num_samples, seed=seed)
 
     @public_call
-    def edit(self, x: Any, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
+    def edit(self, x: DataSource, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
         Attributes come from `ppl_lvm.posterior.latent_arithmetic.attribute_vector`.
@@ -177,7 +185,9 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def log_evidence(self, x: Any, num_particles: Count = 1000, *, seed: Seed = 0) -> Evidence:
+    def log_evidence(
+        self, x: DataSource, num_particles: Count = 1000, *, seed: Seed = 0
+    ) -> Evidence:
         """Importance-weighted log p(x), nats per row, with its errors.
 
         Without global latents rows are independent, and the value is that of any rows. With global
@@ -204,7 +214,7 @@ class Run(RunRows):
     @public_call
     @named_distribution_errors()
     def to_arviz(
-        self, x: Any, *, num_samples: Count = 1000, draws: Draws = "q", seed: Seed = 0
+        self, x: DataSource, *, num_samples: Count = 1000, draws: Draws = "q", seed: Seed = 0
     ) -> Any:
         """ArviZ data: posterior, predictive, log-likelihood, prior, observed data; one chain.
 
@@ -244,7 +254,7 @@ class Run(RunRows):
 
     @public_call
     @named_distribution_errors()
-    def predict(self, x: Any, *, num_samples: Count = 1000, seed: Seed = 0) -> Prediction:
+    def predict(self, x: DataSource, *, num_samples: Count = 1000, seed: Seed = 0) -> Prediction:
         """Posterior predictive draws of new rows, their means and intervals.
 
         Args:
@@ -256,9 +266,9 @@ class Run(RunRows):
     @public_call
     def diagnose(
         self,
-        x: Any = None,
+        x: DataSource | None = None,
         *,
-        held_out: Any = None,
+        held_out: DataSource | None = None,
         quantities: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
         refits: Whole = 0,
         temperatures: Count = 100,

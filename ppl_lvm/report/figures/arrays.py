@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.storage import write_atomic
 from ppl_lvm.core.types import Array
 from ppl_lvm.report.figures.style import (
@@ -294,8 +295,19 @@ def latent_plane(
     return figure
 
 
+@checked
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure atomically; the format follows the suffix."""
+    """Write a figure atomically; the format follows the suffix.
+
+    Raises:
+        ValueError: matplotlib writes no such format.
+    """
+    formats = figure.canvas.get_supported_filetypes()
+    if Path(path).suffix[1:].lower() not in formats:
+        raise ValueError(
+            f"save: path={str(path)!r} ends in no format of a figure. Use one of "
+            f"{', '.join(sorted(formats))}."
+        )
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format=Path(path).suffix[1:])
     write_atomic(Path(path), buffer.getvalue())

@@ -6,11 +6,13 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, legend_below, plot
 from ppl_lvm.report.run_figure import Picture
 from ppl_lvm.runs.comparison import SIGNIFICANCE_Z, Comparison
 
 
+@checked
 def comparison_figure(comparison: Comparison) -> Figure:
     """One row per run, best first: difference to the best with 1 and 2.5 standard errors."""
     best = comparison.order[0]

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Array
 from ppl_lvm.divergences.mass_coverage import CoverageResult, CoverageResults
@@ -15,6 +16,7 @@ from ppl_lvm.report.figures.style import COLORS, GRAY, TEXT, WIDTH, limit_to, ti
 COLUMNS, POINTS = 2, 600
 
 
+@checked
 def coverage_figure(results: CoverageResults) -> Figure:
     """One panel per divergence, one color per start."""
     names = list(dict.fromkeys(row.divergence for row in results.rows))

@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.types import Array
+from ppl_lvm.core.validate import Count
 
 # Okabe and Ito (2008), without black and with yellow last, which is faint on white.
 # https://jfly.uni-koeln.de/color/
@@ -40,10 +42,25 @@ def title_above(figure: Figure, title: str) -> None:
     )
 
 
+@checked
 def picture_grid(
-    title: str, pictures: Array, rows: int, columns: int, names: Sequence[str]
+    title: str, pictures: Array, rows: Count, columns: Count, names: Sequence[str]
 ) -> Figure:
-    """Pictures (N, H, W) row by row on one gray scale, with a name before each row."""
+    """Pictures (N, H, W) row by row on one gray scale, with a name before each row.
+
+    Raises:
+        ValueError: the pictures are no array (N, H, W), or fewer than the rows and columns need.
+    """
+    if pictures.ndim != 3 or pictures.dtype.kind not in "fiub" or not pictures.size:
+        raise ValueError(
+            f"picture_grid: pictures of {pictures.dtype} and shape {pictures.shape}. Pass numbers "
+            "of shape (N, H, W)."
+        )
+    if len(names) != rows or len(pictures) > rows * columns:
+        raise ValueError(
+            f"picture_grid: {len(pictures)} pictures and {len(names)} names for rows={rows} and "
+            f"columns={columns}. Pass at most rows · columns pictures, and a name for each row."
+        )
     ratio = pictures.shape[1] / pictures.shape[2]
     figure = Figure(
         figsize=(WIDTH, max(1.6, 0.6 + rows * ratio * WIDTH / (columns + 1))), layout="constrained"

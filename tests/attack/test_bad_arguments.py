@@ -1,0 +1,60 @@
+"""Wrong values of every argument of every public callable have sentences."""
+
+import contextlib
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bad_inputs import WRONG, WRONG_ROWS, Outcomes, outcome, report
+from public_subjects import Subject, subjects
+
+ROWS = ("x", "data", "source", "held_out", "z", "attribute", "target", "batch", "weights")
+ROWS += ("exposure", "args", "values", "rows", "index")
+
+
+def cases(subject: Subject) -> Iterator[tuple[str, str]]:
+    """Each argument with each wrong value, and with its name misspelled."""
+    for parameter in subject.parameters:
+        for wrong in [*WRONG, *(WRONG_ROWS if parameter in ROWS else ())]:
+            yield parameter, wrong
+        yield f"{parameter}q", "zero"
+
+
+def judge(subject: Subject, parameter: str, wrong: str) -> str:
+    """What is wrong with the outcome of a call with one wrong argument."""
+    value = {**WRONG, **WRONG_ROWS}[wrong]()
+    names = [parameter, repr(value)]
+    if parameter in ROWS:  # data are named by their type, and their rows by the program
+        names += ["the tensor", "the array", "the tuple", "the list", "columns", "rows of"]
+    problem = outcome(lambda: subject.call(**{parameter: value}), names)
+    return f"{subject.name}({parameter}={wrong}): {problem}" if problem else ""
+
+
+def wrong_arguments(folder: Path, rng: random.Random, count: int | None) -> Outcomes:
+    """Outcomes of calls with one wrong argument; of `count` of them, or of all."""
+    entries = [(s, p, w) for s in subjects(folder) for p, w in cases(s)]
+    rng.shuffle(entries)
+    with contextlib.chdir(folder):
+        for subject, parameter, wrong in entries[:count]:
+            kind = re.sub(r"\.[a-z_]+$", "", subject.name)
+            yield kind, judge(subject, parameter, wrong)
+
+
+@pytest.mark.attack
+def test_wrong_arguments_have_sentences(tmp_path: Path) -> None:
+    report(wrong_arguments(tmp_path, random.Random(0), None))
+
+
+@pytest.mark.attack
+def test_right_arguments_of_public_callables_are_accepted(tmp_path: Path) -> None:
+    with contextlib.chdir(tmp_path):
+        report(
+            (s.name, outcome(s.call, ("",)) and f"{s.name}: {outcome(s.call, ('',))}")
+            for s in subjects(tmp_path)
+        )
+
+
+def test_some_wrong_arguments_have_sentences(tmp_path: Path) -> None:
+    report(wrong_arguments(tmp_path, random.Random(4), 60))
