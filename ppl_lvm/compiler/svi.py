@@ -26,6 +26,7 @@ from ppl_lvm.compiler.row_tiling import RowBlocks
 from ppl_lvm.compiler.training_step import TrainingStep
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.autograd import leaves
+from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
 from ppl_lvm.core.validate import Count, Whole
@@ -234,7 +235,7 @@ class CompiledSVI(SVI):
         Under `torch.no_grad` or `torch.inference_mode` this is the loss alone: neither parameters
         nor the optimizer's state change. (Momentum of earlier gradients moves those of Pyro's SVI.)
         """
-        with exclusive("CompiledSVI.step"):
+        with exclusive("CompiledSVI.step"), named_distribution_errors():
             _TURNS.take(self)
             self._detect_replacements()
             return _to_python(self.training_step(*args, **kwargs))
@@ -253,12 +254,17 @@ class CompiledSVI(SVI):
                 f"shape {tuple(rows.shape)}. Index the data's first dimension."
             )
         last = int(rows.max()) if rows.numel() else -1
-        if short := [k for k, tensor in enumerate(data) if not tensor.dim() or len(tensor) <= last]:
+        if odd := [k for k, d in enumerate(data) if d.is_sparse or d.is_meta or d.is_complex()]:
+            raise ValueError(
+                f"data[{odd[0]}]: a tensor of {data[odd[0]].dtype}, {data[odd[0]].layout}, on "
+                f"{data[odd[0]].device}. Pass dense tensors of real numbers."
+            )
+        if short := [k for k, d in enumerate(data) if not d.dim() or len(d) <= last]:
             raise ValueError(
                 f"rows: {last} is no row of data[{short[0]}], of shape "
                 f"{tuple(data[short[0]].shape)}. Pass numbers from 0 to the number of rows - 1."
             )
-        with exclusive("CompiledSVI.steps"):
+        with exclusive("CompiledSVI.steps"), named_distribution_errors():
             _TURNS.take(self)
             self._detect_replacements()
             losses: list[Any] = []

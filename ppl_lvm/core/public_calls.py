@@ -15,6 +15,7 @@ Plain Pyro programs that another thread runs at the same time do not know the lo
 import functools
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -91,6 +92,8 @@ def public_call(
                 except ValueError as error:
                     if (sentence := invalid_values(error)) is not None:
                         raise ValueError(sentence) from None
+                    if len(error.args) == 1:  # without Pyro's table of the sites so far
+                        error.args = (re.split(r"\n *Trace Shapes:", str(error))[0],)
                     raise
 
     return call

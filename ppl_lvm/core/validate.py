@@ -14,7 +14,7 @@ import numbers
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +191,7 @@ def _is_data(value: Any) -> bool:
     return isinstance(value, Path) or any(hasattr(value, name) for name in _DATA_METHODS)
 
 
-_NO_DATA = (bytes, AbstractSet, Mapping, numbers.Number, numbers.Complex)
+_NO_DATA = (bytes, AbstractSet, Iterator, Mapping, numbers.Number, numbers.Complex)
 _DATA_METHODS = ("__len__", "__iter__", "__getitem__")
 
 

@@ -29,7 +29,8 @@ from torch.utils.data import (
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.errors import ArgumentError
 from ppl_lvm.core.public_calls import public_call
-from ppl_lvm.core.validate import Count, Seed, Whole
+from ppl_lvm.core.tracebacks import trims_traceback
+from ppl_lvm.core.validate import Count, Seed, Share, Whole
 from ppl_lvm.data import datasets, readers
 from ppl_lvm.data.objects import from_object
 from ppl_lvm.data.stores import ReaderResult, Store, memory_store
@@ -110,6 +111,7 @@ class Data:
         """
         return self.store.all_rows() if self.rows is None else self.store.take(self.rows)
 
+    @trims_traceback
     def batch(self, index: Tensor) -> tuple[Tensor, ...]:
         """The rows `index` (B,) as tensors (B, ...), the arguments of `model(*batch)`.
 
@@ -120,7 +122,7 @@ class Data:
             return self.store.take(index if self.rows is None else self.rows[index])
         except (AttributeError, TypeError, IndexError, NotImplementedError, OverflowError):
             self._check_index(index)
-            raise
+            raise  # of a Dataset
 
     def fingerprint(self) -> str:
         """SHA-256 that changes with the rows, so that a run resumes with its own data only.
@@ -144,7 +146,7 @@ class Data:
 
     @checked
     def split(
-        self, held_out: Any, seed: Seed, *, option: str = "held_out"
+        self, held_out: Whole | Share, seed: Seed, *, option: str = "held_out"
     ) -> tuple["Data", "Data"]:
         """Random split into (training rows, held-out rows), determined by the seed.
 

@@ -331,16 +331,6 @@ def check_names(names: Sequence[str], source: str) -> None:
 
 def held_out_rows(held_out: int | float, total: int, option: str) -> int:
     """Number of held-out rows, of `total`, that a number or a fraction means."""
-    if isinstance(held_out, bool) or not isinstance(held_out, (int, float, np.integer)):
-        raise ValueError(
-            f"{option}: a {type(held_out).__name__} is no number of rows. Pass a whole number of "
-            "rows, or a fraction between 0 and 1."
-        )
-    if isinstance(held_out, float) and not 0 < held_out < 1:
-        raise ValueError(
-            f"{option}={held_out} is no fraction of the rows. Pass one between 0 and 1, or a whole "
-            "number of rows."
-        )
     size = round(held_out * total) if isinstance(held_out, float) else int(held_out)
     if not 0 < size < total:
         raise ValueError(

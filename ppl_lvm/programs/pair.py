@@ -45,11 +45,29 @@ def copy_programs(*programs: Any) -> tuple[Any, ...]:
         if isinstance(part, AutoGuide)
     ]
     memo: dict[int, Any] = {}
-    copies = copy.deepcopy(programs, memo)
+    try:
+        copies = copy.deepcopy(programs, memo)
+    except RuntimeError as error:
+        raise _computed_attribute(programs) or error from None
     for i, name, part, model, master in guides:
         part._model, part.master = model, master
         copies[i].get_submodule(name)._model = copy.deepcopy(model, memo)
     return copies
+
+
+def _computed_attribute(programs: tuple[Any, ...]) -> ValueError | None:
+    """The fault of a module that keeps a tensor with a graph, which cannot be copied."""
+    for program in programs:
+        for path, part in program.named_modules() if isinstance(program, nn.Module) else ():
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    full = f"{path}.{name}".lstrip(".")
+                    return ValueError(
+                        f"{type(program).__name__}: its attribute {full!r} was computed from a "
+                        "parameter, so that no step would change it. Keep the parameter, "
+                        f"self.{name} = nn.Parameter(...), and compute from it in forward."
+                    )
+    return None
 
 
 class KeepLayout(Messenger):

@@ -1,12 +1,17 @@
 """Rows of a run, read as the training rows were."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ppl_lvm.core.arguments import checked
+from ppl_lvm.core.distributions import named_distribution_errors
+from ppl_lvm.core.frames import TOOLKIT, in_package, module_name, traceback_frames
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.validate import DataSource, Whole
 from ppl_lvm.data import Data, load_data
@@ -16,6 +21,42 @@ from ppl_lvm.posterior.evidence import reason_for_training_rows
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.runs.record import has_weights
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def names_faults(method: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of a method of rows: an error inside the programs names the site, or the rows.
+
+    Raises:
+        ValueError: in place of an error of torch or Pyro, where the rows `x` are of another shape
+            or type than those of the fit.
+    """
+    names = inspect.signature(method)
+
+    @named_distribution_errors()
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:
+            *_, (frame, _) = traceback_frames(error)
+            x = names.bind(*args, **kwargs).arguments.get("x")
+            sentence = isinstance(error, ValueError) and in_package(module_name(frame), TOOLKIT)
+            if x is None or sentence:
+                raise
+            run: Any = args[0]
+            for part, known in zip(run.batch(x), run.example_rows, strict=False):
+                if part.shape[1:] != known.shape[1:] or part.dtype != known.dtype:
+                    raise ValueError(
+                        f"{method.__name__}: x has rows of shape {tuple(part.shape[1:])} of "
+                        f"{part.dtype}, and the fit had {tuple(known.shape[1:])} of {known.dtype}. "
+                        "Pass rows like those of the fit."
+                    ) from error
+            raise
+
+    return call
 
 
 class RunRows:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Draws, Say
@@ -21,7 +20,7 @@ from ppl_lvm.posterior.predictions import Prediction
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs import posteriors
 from ppl_lvm.runs.record import has_weights
-from ppl_lvm.runs.rows import RunRows
+from ppl_lvm.runs.rows import RunRows, names_faults
 from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ class Run(RunRows):
         return self.pair.parameters()
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def sample(self, n: Count, x: DataSource | None = None, *, seed: Seed = 0) -> dict[str, Tensor]:
         """Draw n rows from the model: site -> (n, …), latent and observed sites.
 
@@ -120,7 +119,7 @@ class Run(RunRows):
         return predict.sample(self.pair, *batch, training_rows=self.example_rows)
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def encode(self, x: DataSource) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states).
 
@@ -136,7 +135,7 @@ class Run(RunRows):
         return predict.encode(self.pair, *batch)
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def decode(
         self, z: Tensor | Mapping[str, Tensor], x: DataSource | None = None
     ) -> dict[str, Tensor]:
@@ -155,7 +154,7 @@ class Run(RunRows):
         return predict.decode(self.pair, codes, *batch, training_rows=self.example_rows)
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def impute(
         self, x: DataSource, *, num_samples: Count | None = None, seed: Seed = 0
     ) -> dict[str, Tensor]:
@@ -174,6 +173,7 @@ class Run(RunRows):
         return impute(self.pair, *batch, num_samples=num_samples, seed=seed)
 
     @public_call
+    @names_faults
     def edit(self, x: DataSource, attribute: Tensor, strength: float = 1.0) -> dict[str, Tensor]:
         """Observed site -> its mean at the codes of `x` plus `strength` · `attribute`.
 
@@ -184,7 +184,7 @@ class Run(RunRows):
         return edit(self, x, attribute, strength)
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def log_evidence(
         self, x: DataSource, num_particles: Count = 1000, *, seed: Seed = 0
     ) -> Evidence:
@@ -212,7 +212,7 @@ class Run(RunRows):
         )
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def to_arviz(
         self, x: DataSource, *, num_samples: Count = 1000, draws: Draws = "q", seed: Seed = 0
     ) -> Any:
@@ -253,7 +253,7 @@ class Run(RunRows):
         return posteriors.summary(self, n)
 
     @public_call
-    @named_distribution_errors()
+    @names_faults
     def predict(self, x: DataSource, *, num_samples: Count = 1000, seed: Seed = 0) -> Prediction:
         """Posterior predictive draws of new rows, their means and intervals.
 
@@ -264,6 +264,7 @@ class Run(RunRows):
         return posteriors.predict(self, x, num_samples, seed)
 
     @public_call
+    @names_faults
     def diagnose(
         self,
         x: DataSource | None = None,

@@ -56,6 +56,7 @@ def judge(mutant: Mutant, path: Path) -> str:
             *programs,
             mutant.batch if len(mutant.batch) > 1 else mutant.batch[0],
             num_steps=STEPS,
+            engine="eager",
             progress=False,
             seed=1,
         )
