@@ -53,7 +53,9 @@ def read_csv(
     Commas, semicolons, tabs or spaces separate the fields, the same in the whole file. Numbers have
     decimal points, or all have decimal commas where commas do not separate. The first line is
     the header unless all its fields are numbers; `header` overrides this. It must be given for a
-    first line 0, 1, 2, … and for one of years in order above rows of other numbers. Only ASCII
+    first line 0, 1, 2, …, for one of years in order above rows of other numbers, and for one of
+    numbers and texts where the second line has texts in the same columns, or the numbers are not
+    in steps as in name,2019,2020. Only ASCII
     digits without underscores are numbers. Empty fields, NA, N/A,
     NaN, null, None and ? are missing values. Lines that begin with # and have another number of
     fields than the first record are comments. Lines count from 1 with the header. Empty lines at
@@ -81,7 +83,10 @@ def _read(
     first = dialect.first
     names = dialect.names if header is None else None
     skip = dialect.first_line - 1
-    if names is None and _is_header(path, dialect, header):
+    named = [name for name in (labels, *(columns or ())) if isinstance(name, str)]
+    if names is None and (
+        (header is None and set(named) & set(dialect.first)) or _is_header(path, dialect, header)
+    ):
         names, skip = first, dialect.first_line
     if names is not None:
         # A column without a name is allowed unless it is used.
@@ -148,21 +153,32 @@ def _is_header(path: Path, dialect: Dialect, header: bool | None) -> bool:
     first = dialect.first
     cells = first[1:] if first[0] == "" else first
     columns = cells == [str(k) for k in range(len(cells))]
-    if columns or (_are_years(first) and not _are_years(_second_record(path, dialect))):
+    second = _second_record(path, dialect)
+    texts = [not (dialect.is_number(c) or c.lower() in MISSING_VALUES) for c in first]
+    kinds = [not (dialect.is_number(c) or c.lower() in MISSING_VALUES) for c in second]
+    numbers = [cell for cell in first if dialect.is_number(cell)]
+    mixed = any(texts) and numbers and (texts == kinds or not _are_in_steps(numbers))
+    if columns or mixed or (_are_years(first) and not _are_years(second)):
         raise ValueError(
             f"{path}, line {dialect.first_line}: {','.join(first)} may be "
-            f"{'column numbers' if columns else 'names of columns, by year,'} or data. Pass "
+            f"{'column numbers' if columns else 'names of columns'} or data. Pass "
             "header=True or header=False, or put names into the first line."
         )
-    return not all(dialect.is_number(cell) or cell.lower() in MISSING_VALUES for cell in first)
+    return any(texts)
+
+
+def _are_in_steps(fields: list[str]) -> bool:
+    """True for two or more whole numbers at equal distances, as columns may be named."""
+    if len(fields) < 2 or not all(field.isdecimal() for field in fields):
+        return False
+    steps = {int(b) - int(a) for a, b in pairwise(fields)}
+    return len(steps) == 1 and steps != {0}
 
 
 def _are_years(fields: list[str]) -> bool:
     """True for two or more years in order, at equal distances."""
-    if len(fields) < 2 or not all(re.fullmatch(r"(1[89]|20|21)[0-9]{2}", text) for text in fields):
-        return False
-    steps = {int(b) - int(a) for a, b in pairwise(fields)}
-    return len(steps) == 1 and steps != {0}
+    years = all(re.fullmatch(r"(1[89]|20|21)[0-9]{2}", text) for text in fields)
+    return years and _are_in_steps(fields)
 
 
 def _second_record(path: Path, dialect: Dialect) -> list[str]:

@@ -122,7 +122,7 @@ def damaged_texts(folder: Path) -> Outcomes:
 
 def _changed(x: torch.Tensor, table: list[list[str]], field: str) -> str:
     """ "" if the loaded rows are the numbers of the table."""
-    plain = field.strip(" \ufeff\"'")
+    plain = field.strip().strip("\ufeff\"'")
     numeric = plain.isascii() and "_" not in plain and _is_float(plain)
     comma = _is_float(plain.replace(",", ".")) and "," in plain  # a table with decimal commas
     if not numeric and not comma:
