@@ -22,6 +22,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor
 
+from ppl_lvm.core.errors import ArgumentError, DamagedFileError
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import file_digest, save_checkpoint, write_json, write_sealed_json
@@ -36,6 +37,7 @@ from ppl_lvm.programs.sources import ProgramSpec, instantiate_from_record
 from ppl_lvm.programs.trust import Trust, UntrustedError
 from ppl_lvm.runs.files import (
     FILES,
+    REMEDY,
     as_stored,
     optional_tensors,
     read_history,
@@ -134,6 +136,10 @@ def load_run(
         raise
     except (ValueError, ImportError, TypeError) as error:
         if not files_may_differ(record):
+            if isinstance(error, ArgumentError) and programs == (None, None, None):
+                raise DamagedFileError(
+                    f"{directory}/run.json is damaged: {error} {REMEDY}"
+                ) from error
             raise
         writer = record["versions"]["ppl_lvm"]
         raise ValueError(
