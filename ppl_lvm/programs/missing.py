@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
 from ppl_lvm.core.errors import ArgumentError
+from ppl_lvm.core.tracebacks import trims_traceback
 
 
+@trims_traceback
 def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     """The likelihood masked where `x` is NaN, and `x` with missing entries replaced.
 

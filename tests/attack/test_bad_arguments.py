@@ -33,9 +33,11 @@ def judge(subject: Subject, parameter: str, wrong: str) -> str:
     return f"{subject.name}({parameter}={wrong}): {problem}" if problem else ""
 
 
-def wrong_arguments(folder: Path, rng: random.Random, count: int | None) -> Outcomes:
+def wrong_arguments(
+    folder: Path, rng: random.Random, count: int | None, *packages: str
+) -> Outcomes:
     """Outcomes of calls with one wrong argument; of `count` of them, or of all."""
-    entries = [(s, p, w) for s in subjects(folder) for p, w in cases(s)]
+    entries = [(s, p, w) for s in subjects(folder, *packages) for p, w in cases(s)]
     rng.shuffle(entries)
     with contextlib.chdir(folder):
         for subject, parameter, wrong in entries[:count]:
@@ -49,13 +51,11 @@ def test_wrong_arguments_have_sentences(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
-def test_right_arguments_of_public_callables_are_accepted(tmp_path: Path) -> None:
+def test_right_arguments_are_accepted(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
-        report(
-            (s.name, outcome(s.call, ("",)) and f"{s.name}: {outcome(s.call, ('',))}")
-            for s in subjects(tmp_path)
-        )
+        report((s.name, outcome(s.call, [""]) and s.name) for s in subjects(tmp_path))
 
 
 def test_some_wrong_arguments_have_sentences(tmp_path: Path) -> None:
-    report(wrong_arguments(tmp_path, random.Random(4), 60))
+    packages = ("models", "nn", "estimators", "divergences.M", "authoring")
+    report(wrong_arguments(tmp_path, random.Random(4), 150, *packages))

@@ -30,7 +30,7 @@ BITS = (torch.arange(48).reshape(8, 6) % 5 > 2).float()
 
 # Their arguments are fields that the package fills in.
 RECORDS = ("Run", "Data", "Signature", "Site", "Plate", "Fitted", "CoverageResult")
-RECORDS += ("CoverageResults", "AutoGuide")
+RECORDS += ("CoverageResults", "AutoGuide", "LazilySized")
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,27 @@ SERVED: dict[Latents, Callable[[], tuple[Any, Any]]] = {
 QUICK = {"num_steps": 1, "progress": False}
 
 
-def subjects(folder: Path) -> Iterator[Subject]:
-    """All public callables.
+def subjects(folder: Path, *packages: str) -> Iterator[Subject]:
+    """All public callables, or those of sub-packages.
 
     Args:
         folder: where runs are saved.
+        packages: names of sub-packages; without any, runs are fitted too.
 
     Raises:
         LookupError: an argument has no right value; it needs one in `values` or `special`.
     """
-    runs = _runs(folder)
-    special = _special(runs, folder)
+    runs = {} if packages else _runs(folder)
+    special = _special(folder)
     for name, function, owner in _callables():
+        if packages and not name.startswith(packages):
+            continue
         if owner is not None:
             function = getattr(_instance(owner, name, runs), function.__name__)
         parameters = {
             p.name: p
             for p in inspect.signature(function).parameters.values()
-            if p.kind is not p.VAR_KEYWORD
+            if p.kind is not p.VAR_KEYWORD and (name, p.name) != ("authoring.build", "arguments")
         }
         right = dict(special.get(name, {}))
         for p in parameters.values():
@@ -252,7 +255,7 @@ def _value(parameter: str, name: str, function: Any, runs: Mapping[str, Any]) ->
     return values[parameter]()
 
 
-def _special(runs: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+def _special(folder: Path) -> dict[str, dict[str, Any]]:
     """Arguments of callables that need other values, or that would take long."""
     mcem = {"max_iterations": 1, "num_draws": 1, "warmup": 1, "guide_steps": 1, "progress": False}
     svi = {"model": _mean, "guide": _guide, "loss": pyro.infer.Trace_ELBO()}
