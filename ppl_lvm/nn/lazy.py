@@ -134,6 +134,10 @@ def check_width(
     x: Tensor, observed: int | None, name: str, argument: str | None = "observed"
 ) -> None:
     """Reject a tensor that is not rows (N, P), of any dtype; arguments as `check_rows`."""
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"{name} takes rows (N, P) as a tensor, got a {type(x).__name__}. Pass a tensor."
+        )
     if x.dim() == 2 and observed in (None, x.shape[1]):
         return
     if x.dim() == 2:

@@ -1,4 +1,4 @@
-"""Wrong values of every argument of every public callable have sentences."""
+"""Sentences for wrong arguments of every public callable."""
 
 import contextlib
 import random
@@ -24,7 +24,7 @@ def cases(subject: Subject) -> Iterator[tuple[str, str]]:
 
 
 def judge(subject: Subject, parameter: str, wrong: str) -> str:
-    """What is wrong with the outcome of a call with one wrong argument."""
+    """Fault of the outcome of a call with one wrong argument."""
     value = {**WRONG, **WRONG_ROWS}[wrong]()
     names = [parameter, repr(value)]
     if parameter in ROWS:  # data are named by their type, and their rows by the program

@@ -1,4 +1,6 @@
-"""Damaged files of every format: the numbers of NumPy or pandas, or a sentence.
+"""Damaged files of every format.
+
+They load as by NumPy or pandas, or are refused in a sentence.
 
 Bytes are damaged at random and fields one by one. Fields that are no numbers in ASCII are never
 loaded as numbers. A damaged file of a run directory is named.
@@ -72,7 +74,7 @@ def _reference(path: Path) -> Any:
 
 
 def _judge(path: Path) -> str:
-    """What is wrong with loading a file."""
+    """Fault of loading a file."""
     loaded: list[Any] = []
     problem = outcome(lambda: loaded.append(load_data(str(path))), (path.stem,))
     if loaded and not problem and path.suffix in (".npy", ".npz", ".parquet"):

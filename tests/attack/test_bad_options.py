@@ -1,4 +1,6 @@
-"""Options of every command: in range, or one sentence and exit status 2.
+"""Options of every command beyond their ranges.
+
+The answer is a sentence and exit status 2.
 
 Commands and options are read from the parsers.
 """
@@ -42,7 +44,7 @@ TEXTS = (
 
 
 def judge(words: Sequence[str], option: str, folder: Path) -> str:
-    """What is wrong with the answer to a command line."""
+    """Fault of the answer to a command line."""
     try:
         done = run_command(*words, folder=folder)
     except Exception as error:

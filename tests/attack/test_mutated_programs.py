@@ -1,4 +1,4 @@
-"""Programs with one fault: a finding with its line, or the numbers of Pyro."""
+"""Programs with one fault: findings, or the numbers of Pyro."""
 
 import importlib.util
 import math
@@ -35,7 +35,7 @@ def load(mutant: Mutant, path: Path) -> Any:
 
 
 def judge(mutant: Mutant, path: Path) -> str:
-    """What is wrong with the answers of `check` and `fit` to a program with one fault."""
+    """Fault of the answers of `check` and `fit` to a mutant."""
     torch.manual_seed(0)
     try:
         module = load(mutant, path)
@@ -95,7 +95,7 @@ def _fault(error: Exception, mutant: Mutant, path: Path) -> str:
 
 
 def _difference(run: Any, codes: list[str]) -> str:
-    """How the bound of a fit differs from Pyro's of the same pair."""
+    """Difference of the bound of a fit from Pyro's of the same pair."""
     batch = run.batch(run.training_data)
     model, guide = run.model, run.guide
     enumerates = any(s.enumerate for s in lvm.signature(model, *batch).sites)

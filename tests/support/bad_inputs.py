@@ -1,4 +1,4 @@
-"""Judgment of bad inputs: the right result, or a sentence with remedy.
+"""Bad inputs: the right result, or a sentence.
 
 A case is right if it returns, or raises an error whose message names the argument or the file in
 the words of the package and whose traceback has no frame of the package.

@@ -1,4 +1,4 @@
-"""Small programs, and every single fault that a slip of the keyboard makes of them.
+"""Small programs and their mutants.
 
 A mutant is the source of a module with `model` and `guide`, one node of whose syntax tree has been
 dropped, renamed, doubled or replaced; or the batch has another shape or type.

@@ -1,4 +1,4 @@
-"""Every public callable of the package, with arguments that are right.
+"""Public callables with right arguments.
 
 Callables are read from the `__all__` of the package and its public sub-packages, and the public
 methods from the classes there, so that a new one is tested without an entry here. An argument
@@ -154,8 +154,8 @@ def _callables() -> Iterator[tuple[str, Callable[..., Any], type | None]]:
 
 def _methods(owner: type) -> Iterator[tuple[str, Callable[..., Any]]]:
     for name, function in inspect.getmembers(owner, inspect.isfunction):
-        own = function.__module__.startswith("ppl_lvm")
-        if own and not name.startswith("_") and name not in ("step", "evaluate_loss"):
+        ours = function.__module__.startswith("ppl_lvm")
+        if ours and not name.startswith("_") and name not in ("step", "evaluate_loss"):
             yield name, function
 
 
