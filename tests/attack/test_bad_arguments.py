@@ -28,7 +28,16 @@ def judge(subject: Subject, parameter: str, wrong: str) -> str:
     value = {**WRONG, **WRONG_ROWS}[wrong]()
     names = [parameter, repr(value)]
     if parameter in ROWS:  # data are named by their type, and their rows by the program
-        names += ["the tensor", "the array", "the tuple", "the list", "columns", "rows of", "Site"]
+        names += [
+            "the tensor",
+            "the array",
+            "the tuple",
+            "the list",
+            "columns",
+            "rows of",
+            "takes rows",
+            "Site",
+        ]
     problem = outcome(lambda: subject.call(**{parameter: value}), names)
     return f"{subject.name}({parameter}={wrong}): {problem}" if problem else ""
 
