@@ -35,6 +35,7 @@ from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.gradient_suite import samples
 from ppl_lvm.benchmarks.harness import Result, Row
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved
+from ppl_lvm.core.validate import Count, Seed
 from ppl_lvm.data import load_data
 from ppl_lvm.estimators import objectives
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
@@ -217,7 +218,7 @@ def compare(subject: Subject, *, repeats: int = 60, rounds: int = 10, seed: int 
 
 
 def run(
-    *, smoke: bool = False, directory: str | Path | None = None, seed: int = 0, repeats: int = 60
+    *, smoke: bool = False, directory: str | Path | None = None, seed: Seed = 0, repeats: Count = 60
 ) -> Result:
     """Compare on all pairs, with `repeats` gradients each."""
     repeats, rounds = (4, 1) if smoke else (repeats, 5)

@@ -158,6 +158,8 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     The caller's random state and parameters are restored. `pyro.deterministic` sites are excluded.
     A model that branches has the sites of the branch that ran. Guides have signatures too.
     """
+    if any(isinstance(part, Tensor) and part.dim() and not len(part) for part in batch):
+        raise ValueError("signature: the batch has no rows. Pass some typical rows.")
     reads = _dependencies(model, *batch)
     plates = row_plates(model, batch=batch)
     with dry_run(model, seed=0):
