@@ -23,7 +23,9 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ppl_lvm.core.errors import ArgumentError
 from ppl_lvm.core.frames import in_package, is_users, module_name, traceback_frames
+from ppl_lvm.core.tracebacks import trims_traceback
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 _STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
@@ -87,12 +89,15 @@ def _with_base(fn: Any, base: Any) -> Any:
     return wrapper
 
 
+@trims_traceback
 def without_rsample(fn: Any) -> Any:
     """The distribution with draws that are not reparameterized.
 
     `fn.has_rsample_(False)` of Pyro fails on `.to_event(1)` and transformed distributions, and
     `.expand`, which every plate calls, forgets it.
     """
+    if not isinstance(fn, torch.distributions.Distribution):
+        raise ArgumentError(f"without_rsample: fn is a {type(fn).__name__}. Pass a distribution.")
     copied = copy.copy(fn)
     cls: Any = type(fn)
     copied.__class__ = _class_without_rsample(cls)
