@@ -34,11 +34,11 @@ def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     Raises:
         ValueError: for a distribution of events, whose entries cannot be masked one by one.
     """
-    if not isinstance(x, Tensor) or not isinstance(fn, Distribution):
-        name, value, kind = (
-            ("x", x, "tensor") if isinstance(fn, Distribution) else ("fn", fn, "distribution")
-        )
-        raise ArgumentError(f"without_missing: {name} is a {type(value).__name__}. Pass a {kind}.")
+    for name, value, kind in (("fn", fn, Distribution), ("x", x, Tensor)):
+        if not isinstance(value, kind):
+            raise ArgumentError(
+                f"without_missing: {name} is a {type(value).__name__}. Pass a {kind.__name__}."
+            )
     if fn.event_dim:
         raise ValueError(
             f"{type(fn).__name__}: its events of shape {tuple(fn.event_shape)} cannot be masked "
