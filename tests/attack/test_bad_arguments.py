@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bad_inputs import WRONG, WRONG_ROWS, Outcomes, outcome, report
+from bad_inputs import WRONG, WRONG_ROWS, Outcomes, outcome, problems
 from public_subjects import Subject, subjects
 
 ROWS = ("x", "data", "source", "held_out", "z", "attribute", "target", "batch", "weights")
@@ -56,15 +56,17 @@ def wrong_arguments(
 
 @pytest.mark.attack
 def test_wrong_arguments_have_sentences(tmp_path: Path) -> None:
-    report(wrong_arguments(tmp_path, random.Random(0), None))
+    assert problems(wrong_arguments(tmp_path, random.Random(0), None)) == ""
 
 
 @pytest.mark.attack
 def test_right_arguments_are_accepted(tmp_path: Path) -> None:
     with contextlib.chdir(tmp_path):
-        report((s.name, outcome(s.call, [""]) and s.name) for s in subjects(tmp_path))
+        assert (
+            problems((s.name, outcome(s.call, [""]) and s.name) for s in subjects(tmp_path)) == ""
+        )
 
 
 def test_some_wrong_arguments_have_sentences(tmp_path: Path) -> None:
     packages = ("models", "nn", "estimators", "divergences.M", "authoring")
-    report(wrong_arguments(tmp_path, random.Random(4), 150, *packages))
+    assert problems(wrong_arguments(tmp_path, random.Random(4), 150, *packages)) == ""

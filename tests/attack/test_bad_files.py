@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from bad_inputs import Outcomes, outcome, report
+from bad_inputs import Outcomes, outcome, problems
 from public_subjects import X
 
 from ppl_lvm import fit, load_data, load_run
@@ -335,22 +335,22 @@ def _replaced(content: Any, keys: tuple[Any, ...], value: Any) -> Any:
 
 @pytest.mark.attack
 def test_damaged_bytes_of_data_files_have_sentences(tmp_path: Path) -> None:
-    report(damaged_bytes(random.Random(1), 3000, tmp_path))
+    assert problems(damaged_bytes(random.Random(1), 3000, tmp_path)) == ""
 
 
 @pytest.mark.attack
 def test_damaged_fields_of_data_files_have_sentences(tmp_path: Path) -> None:
-    report(damaged_texts(tmp_path))
-    report(damaged_headers(tmp_path))
-    report(odd_columns(tmp_path))
-    report(texts_as_numbers(random.Random(2), 1600, tmp_path))
+    assert problems(damaged_texts(tmp_path)) == ""
+    assert problems(damaged_headers(tmp_path)) == ""
+    assert problems(odd_columns(tmp_path)) == ""
+    assert problems(texts_as_numbers(random.Random(2), 1600, tmp_path)) == ""
 
 
 @pytest.mark.attack
 def test_damaged_run_directories_have_sentences(tmp_path: Path) -> None:
-    report(damaged_runs(random.Random(7), 300, tmp_path))
+    assert problems(damaged_runs(random.Random(7), 300, tmp_path)) == ""
 
 
 def test_some_damaged_files_have_sentences(tmp_path: Path) -> None:
-    report(damaged_bytes(random.Random(5), 60, tmp_path))
-    report(texts_as_numbers(random.Random(6), 60, tmp_path))
+    assert problems(damaged_bytes(random.Random(5), 60, tmp_path)) == ""
+    assert problems(texts_as_numbers(random.Random(6), 60, tmp_path)) == ""

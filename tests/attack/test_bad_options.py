@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer.main
-from bad_inputs import INTERNAL, Outcomes, report
+from bad_inputs import INTERNAL, Outcomes, problems
 from public_subjects import X
 
 from command_line import run_command
@@ -126,12 +126,12 @@ def bad_benchmark_options(folder: Path) -> Outcomes:
 
 @pytest.mark.attack
 def test_bad_options_of_every_command_have_sentences(tmp_path: Path) -> None:
-    report(bad_options(tmp_path, random.Random(0), None))
+    assert problems(bad_options(tmp_path, random.Random(0), None)) == ""
 
 
 @pytest.mark.attack
 def test_bad_options_of_every_benchmark_have_sentences(tmp_path: Path) -> None:
-    report(bad_benchmark_options(tmp_path))
+    assert problems(bad_benchmark_options(tmp_path)) == ""
 
 
 def test_negative_numbers_of_commands_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_sample_prior_draws_enumerated_sites_and_models_without_arguments() -> N
 def test_sample_prior_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match=r"takes x, y. Pass data of the rows' shape"):
         sample_prior(regression)
-    with pytest.raises(ValueError, match=r"n=0. Give 1 or more"):
+    with pytest.raises(ValueError, match=r"n=0 is too small"):
         sample_prior(regression, (torch.zeros(2), torch.zeros(2)), 0)
     with pytest.raises(ValueError, match=r"PPCA is a class. Pass an instance"):
         sample_prior(models.PPCA, torch.zeros(2, 3))

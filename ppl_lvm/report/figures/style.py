@@ -49,17 +49,16 @@ def picture_grid(
     """Pictures (N, H, W) row by row on one gray scale, with a name before each row.
 
     Raises:
-        ValueError: the pictures are no array (N, H, W), or fewer than the rows and columns need.
+        ValueError: the pictures are no array (N, H, W), or the names are not one for each row.
     """
     if pictures.ndim != 3 or pictures.dtype.kind not in "fiub" or not pictures.size:
         raise ValueError(
             f"picture_grid: pictures of {pictures.dtype} and shape {pictures.shape}. Pass numbers "
             "of shape (N, H, W)."
         )
-    if len(names) != rows or len(pictures) > rows * columns:
+    if len(names) != rows:
         raise ValueError(
-            f"picture_grid: {len(pictures)} pictures and {len(names)} names for rows={rows} and "
-            f"columns={columns}. Pass at most rows · columns pictures, and a name for each row."
+            f"picture_grid: {len(names)} names for rows={rows}. Pass a name for each row."
         )
     ratio = pictures.shape[1] / pictures.shape[2]
     figure = Figure(
