@@ -142,5 +142,6 @@ def test_mutated_programs_have_findings_or_the_numbers_of_pyro(tmp_path: Path) -
     assert problems(outcomes(mutants(), tmp_path)) == ""
 
 
+@pytest.mark.slow
 def test_some_mutated_programs_have_findings_or_the_numbers_of_pyro(tmp_path: Path) -> None:
     assert problems(outcomes(sample(6, 0), tmp_path)) == ""
