@@ -156,7 +156,7 @@ class LinearGaussianModel(LazilySized, PyroModule):
         self.units.set_from(x)
         noise = 0.5 * self.noises(variance)
         W = torch.randn(self.W.shape, dtype=self.W.dtype).to(x).double()
-        W = W * (noise.expand(len(W)) / self.latent).sqrt()[:, None]
+        W = W * (0.5 * variance / self.latent).sqrt()[:, None]
         self.set_em_state({"W": W, "mu": means, "noise": noise})
 
     def em_state(self) -> State:
