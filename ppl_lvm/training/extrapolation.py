@@ -41,7 +41,7 @@ def power_law_remaining_gain(gains: Sequence[float], log_steps: Sequence[float])
     """Estimated remaining gain of gradient steps, nats per row.
 
     The last two gains determine C and a of L_t = L - C t^{-a}, with 1/4 ≤ a ≤ 1: a fast decrease
-    of the gains may be the end of some parameters' way while others have hardly begun. a is 1 where
+    of the gains may mean that some parameters are done while others have hardly begun. a is 1 where
     there is one gain only, or a negative one.
 
     Args:
