@@ -14,24 +14,25 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.approximation.batch_and_match import batch_and_match
-from ppl_lvm.approximation.chain_statistics import effective_size, r_hat
+from ppl_lvm.approximation.convergence import Convergence, assess
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
 from ppl_lvm.approximation.laplace import laplace
 from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
-from ppl_lvm.approximation.paths import AscentPath, follow_path
-from ppl_lvm.approximation.result import Approximation, joined
+from ppl_lvm.approximation.paths import AscentPath, follow_paths
+from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation, joined, thinned
 from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity, starting_points
 
 STARTS, MORE_STARTS = 4, 12
 SAME_MODE = 0.5  # nats between two ends of one mode, and posterior sd between their places
 RIVAL = 10.0  # log evidence below the best at which a mode is left out
 VISIBLE_SHARE = 0.01  # of the evidence, that a second mode must not have in a good fit
-CHAINS = 32
-WARMUP, DRAWS, ROUNDS, FEW_ROUNDS = 30, 60, 6, 2
-GOOD_R_HAT, GOOD_ESS = 1.01, 2000
+CHAINS = 64
+WARMUP, DRAWS, ROUNDS, FEW_ROUNDS = 20, 64, 6, 2
+GROWTH = 1.7  # of the number of draws from round to round
+MIXING = 0.25  # effective share of the draws below which chains get another normal
 
 
 def find_posterior(target: LogDensity, generator: torch.Generator) -> Approximation:
@@ -68,11 +69,10 @@ def find_in_coordinates(
 
 def find_modes(target: LogDensity, generator: torch.Generator) -> list[Weighted]:
     """Normals at the modes, the largest evidence first."""
-    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    paths = follow_paths(target, starting_points(target, STARTS, generator))
     normals = distinct_normals(target, paths, generator)
     if len(normals) > 1:
-        starts = starting_points(target, MORE_STARTS, generator)
-        paths += [follow_path(target, start) for start in starts]
+        paths += follow_paths(target, starting_points(target, MORE_STARTS, generator))
         normals = distinct_normals(target, paths, generator)
     modes = [
         weigh(target, batch_and_match(target, normal, generator), generator)
@@ -121,10 +121,7 @@ def _at_mode(
 ) -> tuple[Normal, float]:
     """The better of Laplace's and Pathfinder's normals by their ELBOs, and its log evidence."""
     rough = pathfinder(target, path, generator)
-    if rough is None:
-        scale = torch.ones(target.dim, dtype=target.dtype)
-    else:
-        scale = rough[0].scale_tril.square().sum(1).sqrt()
+    scale = torch.ones(target.dim, dtype=target.dtype) if rough is None else rough[0].sd
     try:
         normal, evidence = laplace(target, path.mode, scale)
     except LinAlgError:  # the path ends at the edge of the space: there is no mode
@@ -143,25 +140,28 @@ def _at_mode(
 def _run_chains(
     target: LogDensity, mode: Weighted, generator: torch.Generator, rounds: int
 ) -> Approximation:
-    """Chains from a mode until they are good, and the normal of their moments."""
+    """Chains from a mode until they are good, and the normal of their moments.
+
+    A round continues the chains of the last, or, where these did not mix, starts from them with
+    the normal of their moments.
+    """
     points, normal, draws = mode.resampled(CHAINS, generator), mode.normal, DRAWS
+    kept: list[Tensor] = []
     for _ in range(rounds):
-        sampler = HamiltonianChains(target, normal, points, generator)
-        chains = sampler.run(draws, warmup=WARMUP).draws.transpose(0, 1)  # (C, T, D)
-        points = sampler.points
-        r, ess = float(r_hat(chains).max()), float(effective_size(chains).min())
+        if not kept:
+            sampler = HamiltonianChains(target, normal, points, generator)
+        kept.append(sampler.run(draws, warmup=0 if kept else WARMUP).draws)
+        chains = torch.cat(kept).transpose(0, 1)  # (C, T, D)
+        evidence = _assess(target, chains)
         try:
             normal = Normal.of_draws(joined(chains))
         except LinAlgError:  # chains that have not moved
             normal = mode.normal
-        if r <= GOOD_R_HAT and ess >= GOOD_ESS:
+        if evidence.enough:
             break
-        draws = int(draws * 1.7)
-    reasons = []
-    if not r <= GOOD_R_HAT:
-        reasons.append(f"R̂ of the chains is {r:.2f}")
-    if not ess >= GOOD_ESS / 2:
-        reasons.append(f"the chains have {ess:.0f} effective draws")
+        if not evidence.ess.min() > MIXING * min(KEPT_DRAWS, CHAINS * chains.shape[1]):
+            points, kept = sampler.points, []
+        draws = int(draws * GROWTH)
     weighted = weigh(target, normal, generator)
     best = min((weighted, mode), key=lambda each: each.k_hat)
     return Approximation(
@@ -172,7 +172,12 @@ def _run_chains(
         best.log_evidence,
         weighted.k_hat,
         target.evaluations,
-        r,
-        ess,
-        reasons=reasons,
+        float(evidence.r_hat.max()),
+        float(evidence.ess.min()),
+        reasons=evidence.reasons,
     )
+
+
+def _assess(target: LogDensity, chains: Tensor) -> Convergence:
+    kept = thinned(chains)
+    return assess(target.constrain(joined(kept)), kept)

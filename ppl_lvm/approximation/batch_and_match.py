@@ -21,8 +21,8 @@ from torch import Tensor
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity
 
-BATCH = 16
-ITERATIONS = 60
+BATCH = 64
+ITERATIONS = 15
 
 
 def batch_and_match(

@@ -63,7 +63,7 @@ def dadvi(
     D, dtype = target.dim, target.dtype
     half = torch.randn((num_draws + 1) // 2, D, generator=generator, dtype=dtype)
     noise = torch.cat([half, -half])[:num_draws]
-    unit, center = start.scale_tril.square().sum(1).sqrt(), start.loc
+    unit, center = start.sd, start.loc
 
     def terms(x: Tensor) -> tuple[Tensor, Tensor]:
         """The M terms of f, and their gradients (M, 2D), in v = (μ − center)/unit and ω."""

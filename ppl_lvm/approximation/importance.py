@@ -10,10 +10,9 @@ from torch import Tensor
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.unconstrained import LogDensity
-from ppl_lvm.posterior.psis import k_hat, psis
+from ppl_lvm.posterior.psis import RELIABLE_K_HAT, k_hat, psis
 
 WEIGHT_DRAWS = 1024
-RELIABLE_K_HAT = 0.7
 PROBE_CHAINS, PROBE_WARMUP, PROBE_DRAWS = 32, 20, 20
 SHIFT, RATIO = 0.3, 1.33  # in posterior sd: visible in a plot; posteriordb's second line
 
@@ -41,11 +40,6 @@ class Weighted:
         """log 1/S Σ_s w_s."""
         return float(self.log_weights.logsumexp(0)) - math.log(len(self.log_weights))
 
-    @property
-    def elbo(self) -> float:
-        """Mean of the log-weights."""
-        return float(self.log_weights.mean())
-
     def resampled(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws (count, D) by the smoothed weights, or of q where no weight is positive."""
         if not self.smoothed.sum() > 0:
@@ -72,11 +66,10 @@ def probe(target: LogDensity, weighted: Weighted, generator: torch.Generator) ->
     points = weighted.resampled(PROBE_CHAINS, generator)
     chains = HamiltonianChains(target, normal, points, generator)
     moved = chains.run(PROBE_DRAWS, warmup=PROBE_WARMUP).draws.flatten(0, 1)
-    sd = normal.scale_tril.square().sum(1).sqrt()
     before = weighted.resampled(WEIGHT_DRAWS, generator)
     if weighted.k_hat > RELIABLE_K_HAT:
         before = normal.sample(WEIGHT_DRAWS, generator)
-    shift = ((moved.mean(0) - before.mean(0)) / torch.minimum(sd, moved.std(0))).abs().max()
+    shift = ((moved.mean(0) - before.mean(0)) / torch.minimum(normal.sd, moved.std(0))).abs().max()
     ratio = (moved.std(0) / before.std(0)).log().abs().max().exp()
     reasons = []
     if not shift <= SHIFT:

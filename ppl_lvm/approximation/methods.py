@@ -7,13 +7,14 @@ import torch
 from ppl_lvm.approximation.automatic import STARTS, distinct_normals, find_posterior
 from ppl_lvm.approximation.batch_and_match import batch_and_match
 from ppl_lvm.approximation.dadvi import dadvi
-from ppl_lvm.approximation.importance import RELIABLE_K_HAT, probe, weigh
+from ppl_lvm.approximation.importance import probe, weigh
 from ppl_lvm.approximation.laplace import laplace
 from ppl_lvm.approximation.normal import Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
-from ppl_lvm.approximation.paths import AscentPath, follow_path
+from ppl_lvm.approximation.paths import AscentPath, follow_paths
 from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation
 from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
+from ppl_lvm.posterior.psis import RELIABLE_K_HAT
 
 
 def approximate(target: LogDensity, method: str, generator: torch.Generator) -> Approximation:
@@ -43,23 +44,19 @@ def _laplace(target: LogDensity, generator: torch.Generator) -> Normal:
     """Laplace at the highest mode of several paths."""
     best = _best_path(target, generator)
     rough = pathfinder(target, best, generator)
-    scale = (
-        torch.ones(target.dim, dtype=target.dtype)
-        if rough is None
-        else rough[0].scale_tril.square().sum(1).sqrt()
-    )
+    scale = torch.ones(target.dim, dtype=target.dtype) if rough is None else rough[0].sd
     return laplace(target, best.mode, scale)[0]
 
 
 def _best_path(target: LogDensity, generator: torch.Generator) -> AscentPath:
-    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    paths = follow_paths(target, starting_points(target, STARTS, generator))
     return max(paths, key=lambda path: float(path.values[-1]))
 
 
 def _pathfinder(target: LogDensity, generator: torch.Generator) -> Normal:
     """Pathfinder's normal of largest ELBO over several paths."""
     starts = starting_points(target, STARTS, generator)
-    results = [pathfinder(target, follow_path(target, start), generator) for start in starts]
+    results = [pathfinder(target, path, generator) for path in follow_paths(target, starts)]
     normals = [result for result in results if result is not None]
     if not normals:
         raise ValueError(
@@ -70,7 +67,7 @@ def _pathfinder(target: LogDensity, generator: torch.Generator) -> Normal:
 
 
 def _start(target: LogDensity, generator: torch.Generator) -> Normal:
-    paths = [follow_path(target, start) for start in starting_points(target, STARTS, generator)]
+    paths = follow_paths(target, starting_points(target, STARTS, generator))
     return distinct_normals(target, paths, generator)[0][0]
 
 

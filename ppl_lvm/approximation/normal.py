@@ -40,6 +40,11 @@ class Normal:
         return len(self.loc)
 
     @property
+    def sd(self) -> Tensor:
+        """Standard deviations (D,)."""
+        return self.scale_tril.square().sum(1).sqrt()
+
+    @property
     def covariance(self) -> Tensor:
         """L Lᵀ."""
         return self.scale_tril @ self.scale_tril.T

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_lvm.approximation.normal import Normal
 
-KEPT_DRAWS = 4000  # of a method's draws, stored with a run
+KEPT_DRAWS = 4096  # of a method's draws, stored with a run
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Approximation:
         normal: the normal approximation.
         chains: draws (C, T, D): of Hamiltonian chains, or C = 1 of the importance-weighted normal.
         log_weights: log p(x, u) − log q(u) of draws of the normal (S,).
-        log_evidence: log p(x) by the smoothed weights, nats.
+        log_evidence: log p(x) by importance weights, nats.
         k_hat: of the weights.
         evaluations: gradients computed.
         r_hat, ess: largest R̂ and smallest effective size of the chains; NaN without chains.
@@ -49,10 +49,8 @@ class Approximation:
         return not self.reasons
 
     def thinned(self) -> Tensor:
-        """At most 4,000 of the draws (S, D), evenly spaced, chain after chain."""
-        C, T, D = self.chains.shape
-        step = max(1, math.ceil(C * T / KEPT_DRAWS))
-        return self.chains[:, step - 1 :: step].reshape(-1, D)
+        """At most 4,096 of the draws (S, D), evenly spaced, chain after chain."""
+        return joined(thinned(self.chains))
 
     @property
     def sentence(self) -> str:
@@ -85,3 +83,10 @@ class Approximation:
 def joined(chains: Tensor) -> Tensor:
     """Draws (C · T, D) of chains (C, T, D)."""
     return torch.flatten(chains, 0, 1)
+
+
+def thinned(chains: Tensor) -> Tensor:
+    """Chains (C, T', D) of at most 4,096 evenly spaced draws."""
+    C, T, _ = chains.shape
+    step = max(1, math.ceil(C * T / KEPT_DRAWS))
+    return chains[:, step - 1 :: step]

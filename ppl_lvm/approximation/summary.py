@@ -35,11 +35,12 @@ def summarize(draws: Mapping[str, Tensor], num_chains: int = 1) -> "DataFrame":
         sd = flat.std(axis=0, ddof=1)
         quantiles = np.quantile(flat, QUANTILES, axis=0)
         rows.append(np.stack([flat.mean(axis=0), sd, *quantiles, sd / np.sqrt(ess), ess, r], 1))
-        names += [site + _index(i, value.shape[1:]) for i in range(flat.shape[1])]
+        names += value_names(site, value.shape[1:])
     columns = ["mean", "sd", *(f"{q:.0%}" for q in QUANTILES), "mcse_mean", "ess_bulk", "r_hat"]
     return DataFrame(np.concatenate(rows), index=names, columns=columns)
 
 
-def _index(i: int, shape: tuple[int, ...]) -> str:
-    """The index of a value in brackets, as ArviZ writes it; nothing for a scalar."""
-    return f"[{', '.join(str(k) for k in np.unravel_index(i, shape))}]" if shape else ""
+def value_names(site: str, shape: tuple[int, ...]) -> list[str]:
+    """Names of a site's values, with indices in brackets as ArviZ writes them."""
+    places = np.ndindex(*shape)
+    return [f"{site}[{', '.join(map(str, place))}]" if shape else site for place in places]

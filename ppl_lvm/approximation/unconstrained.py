@@ -6,15 +6,14 @@ values in one vector,
     ℓ(u) = log p(x, T(u)) + log |det T'(u)|,    p(u | x) ∝ exp ℓ(u).
 
 Marked discrete sites are summed out of p. Nothing is drawn from a prior, so that an improper prior
-is a density like any other. The program's operations and their gradient are recorded once, and many
-vectors are evaluated by one call (`torch.func.vmap`). A program that cannot be recorded or batched
-runs anew for every vector.
+is a density like any other. The program is recorded once, and many vectors are evaluated by one
+call. A program that cannot be recorded or batched runs anew for every vector.
 """
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +23,8 @@ from pyro.distributions.util import validation_enabled
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from ppl_lvm.approximation.recording import Recording
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.log_prob_tables import tabulate
 from ppl_lvm.particles.structure import PairStructure
@@ -33,9 +32,10 @@ from ppl_lvm.particles.tracing import Sites, is_scored, plate_frames, trace_prog
 
 LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
-CHUNK = 32  # vectors of one recorded call
-ELSEWHERE = 0.05  # distance of the vectors at which a recording is tested
-LONG = 10_000  # operations, of which a second recording costs more than it saves
+CHUNK = 64  # vectors of one recorded call
+FEW = 4  # vectors of a call while paths are followed
+STARTS = (0.0, 1.0, -1.0)  # coordinates of a program's first run
+ELSEWHERE = 0.05  # distance of the vectors at which a record is tested
 
 
 @dataclass
@@ -51,11 +51,13 @@ class _Coordinates:
 
 
 class _Unconstrained(Messenger):
-    """Values of the continuous latents from a vector; zeros where their shape is not yet known."""
+    """Values of the continuous latents from a vector; `start` where their shape is not known."""
 
-    def __init__(self, vector: Tensor | None, coordinates: dict[str, _Coordinates]) -> None:
+    def __init__(
+        self, vector: Tensor | None, coordinates: dict[str, _Coordinates], start: float = 0.0
+    ) -> None:
         super().__init__()
-        self._vector, self._coordinates = vector, coordinates
+        self._vector, self._coordinates, self._start = vector, coordinates, start
         self.log_det: Any = 0.0
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -71,7 +73,7 @@ class _Unconstrained(Messenger):
             shape = torch.Size(transform.inverse_shape(fn.shape()))
             start = max((c.stop for c in self._coordinates.values()), default=0)
             self._coordinates[name] = _Coordinates(shape, start)
-            u = torch.zeros(shape)
+            u = torch.full(shape, self._start)
         else:
             part = self._coordinates[name]
             u = self._vector[part.start : part.stop].reshape(part.shape)
@@ -110,7 +112,7 @@ class LogDensity:
 
     def __post_init__(self) -> None:
         self._coordinates: dict[str, _Coordinates] = {}
-        sites = self._run(None)[0]
+        sites = self._first_run()
         latents = {n: sites[n]["value"] for n in self._coordinates}
         self.sites = {name: value.shape for name, value in latents.items()}
         self.dtype = torch.get_default_dtype()
@@ -126,15 +128,25 @@ class LogDensity:
         self._structure = PairStructure(
             -min(dims, default=0), None, frozenset(), None, enumerated, frozenset(), {}, ()
         )
-        self._calls: dict[int, Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+        self._recording: Recording | None = None
+        self._reported: list[str] = []
+        self._recordable = True
 
     @property
     def parts(self) -> dict[str, slice]:
         """Site -> its coordinates in the vector."""
         return {name: slice(c.start, c.stop) for name, c in self._coordinates.items()}
 
-    def _run(self, vector: Tensor | None) -> tuple[Sites, Any]:
-        values = _Unconstrained(vector, self._coordinates)
+    def _first_run(self) -> Sites:
+        """The sites of a run, which also finds the shapes of the latents."""
+        for start in STARTS[:-1]:
+            with suppress(LinAlgError):  # a factorization that exists elsewhere only
+                return self._run(None, start)[0]
+            self._coordinates.clear()
+        return self._run(None, STARTS[-1])[0]
+
+    def _run(self, vector: Tensor | None, start: float = 0.0) -> tuple[Sites, Any]:
+        values = _Unconstrained(vector, self._coordinates, start)
         structure = getattr(self, "_structure", None)
         with _without_validation():
             sites = trace_program(
@@ -150,7 +162,9 @@ class LogDensity:
 
     def log_density(self, u: Tensor) -> Tensor:
         """ℓ of one vector (D,), by a run of the program; differentiable."""
-        sites, log_det = self._run(u)
+        return self._total(*self._run(u))
+
+    def _total(self, sites: Sites, log_det: Any) -> Tensor:
         with _without_validation():
             tables = tabulate({}, sites, self._structure, vectorized=False)
         parts = [*tables.log_p.values(), *([] if tables.marginal is None else [tables.marginal])]
@@ -160,86 +174,66 @@ class LogDensity:
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """ℓ (B,) and ∇ℓ (B, D) of vectors (B, D)."""
         self.evaluations += len(u)
-        size = 1 if len(u) == 1 else CHUNK
-        if size not in self._calls:
-            self._calls[size] = self._record(u[torch.arange(size) % len(u)])
-        call = self._calls[size]
-        values, gradients = [], []
-        for chunk in u.split(size):
-            padded = (
-                chunk
-                if len(chunk) == size
-                else torch.cat([chunk, chunk[-1:].expand(size - len(chunk), -1)])
-            )
-            value, gradient = self._evaluate(call, padded)
-            values.append(value[: len(chunk)])
-            gradients.append(gradient[: len(chunk)])
-        return torch.cat(values), torch.cat(gradients)
+        if self._recordable and self._recording is None:
+            self._record(u)
+        parts = [self._evaluate(chunk) for chunk in u.split(CHUNK)]
+        return torch.cat([v for v, _ in parts]), torch.cat([g for _, g in parts])
 
-    def _evaluate(
-        self, call: Callable[[Tensor], tuple[Tensor, Tensor]], u: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        try:
-            return call(u)
-        except LinAlgError:  # one vector without a factorization stops a batch
-            parts = [self._evaluate_alone(vector) for vector in u]
-            values, gradients = zip(*parts, strict=True)
-            return torch.stack(values), torch.stack(gradients)
-
-    def _evaluate_alone(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """ℓ and ∇ℓ of one vector (D,): −∞ and zeros where a factorization does not exist."""
-        try:
-            values, gradients = self._one_by_one(vector.unsqueeze(0))
-        except LinAlgError:
-            return vector.new_tensor(-math.inf), torch.zeros_like(vector)
-        return values[0], gradients[0]
+    def _evaluate(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self._recording is None:
+            return self._one_by_one(u)
+        if self._recording.long:  # a call of any size
+            return self._recording.density(u)
+        missing = (FEW if len(u) <= FEW else CHUNK) - len(u)
+        padded = torch.cat([u, u[-1:].expand(missing, -1)]) if missing else u
+        value, gradient = self._recording.density(padded)
+        return value[: len(u)], gradient[: len(u)]
 
     def check(self) -> None:
         """Run the program at zero, so that its errors come before any work."""
-        self.log_density(torch.zeros(self.dim, dtype=self.dtype))
+        with suppress(LinAlgError):
+            self.log_density(torch.zeros(self.dim, dtype=self.dtype))
 
-    def _record(self, example: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """A function of as many vectors as the example has."""
-
-        def single(vector: Tensor) -> tuple[Tensor, Tensor]:
-            leaf = vector.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.log_density(leaf)
-                (gradient,) = torch.autograd.grad(value, leaf)
-            return value.detach(), gradient
-
+    def _record(self, u: Tensor) -> None:
+        """Record the program, and compare the record with runs at other vectors."""
+        other = u[torch.arange(FEW) % len(u)] + ELSEWHERE  # a branch by values would differ
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
-                recorded = make_fx(single)(example[0])
-                graph: Any = torch.func.vmap(recorded)
-                if len(example) > 1 and len(recorded.graph.nodes) < LONG:
-                    graph = make_fx(graph)(example)  # without the rules of vmap at each call
-                other = example + ELSEWHERE  # a branch taken by values would differ
-                values, gradients = zip(*map(self._evaluate_alone, other), strict=True)
-                if _agree(graph(other), (torch.stack(values), torch.stack(gradients))):
-                    return _without_grad(graph)
+            recording = Recording(self._outputs, u[0])
+            self._recordable = _agree(recording.density(other), self._one_by_one(other))
+            self._recording = recording if self._recordable else None
         except Exception:  # operations that cannot be recorded or batched
-            pass
-        return self._one_by_one
+            self._recordable = False
+
+    def _outputs(self, leaf: Tensor) -> list[Tensor]:
+        """ℓ and the reported values at one vector (D,), by a run of the program."""
+        sites, log_det = self._run(leaf)
+        self._reported = [n for n, s in sites.items() if _is_reported(n, s, self.sites)]
+        return [self._total(sites, log_det), *(sites[n]["value"] for n in self._reported)]
 
     def _one_by_one(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        values, gradients = [], []
-        for vector in u:
-            leaf = vector.detach().requires_grad_()
+        """ℓ and ∇ℓ by runs: −∞ and zeros where a factorization does not exist."""
+        values, gradients = zip(*map(self._value_and_gradient, u), strict=True)
+        return torch.stack(values), torch.stack(gradients)
+
+    def _value_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = vector.detach().requires_grad_()
+        try:
             with torch.enable_grad():
                 value = self.log_density(leaf)
                 (gradient,) = torch.autograd.grad(value, leaf)
-            values.append(value.detach())
-            gradients.append(gradient)
-        return torch.stack(values), torch.stack(gradients)
+        except LinAlgError:
+            return vector.new_tensor(-math.inf), torch.zeros_like(vector)
+        return value.detach(), gradient
 
     def trace(self, u: Tensor) -> Sites:
         """The sites of a run at a vector (D,)."""
         return self._run(u)[0]
 
+    @torch.no_grad()
     def constrain(self, u: Tensor) -> Tensors:
         """Sites' values (B, *shape) at vectors (B, D), `pyro.deterministic` sites included."""
+        if self._recording is not None:
+            return dict(zip(self._reported, self._recording.values(u), strict=True))
         sites = self.trace(u[0].detach())
         return self.values(u, [n for n, s in sites.items() if _is_reported(n, s, self.sites)])
 
@@ -265,16 +259,7 @@ def _is_reported(name: str, site: Any, latents: dict[str, torch.Size]) -> bool:
     return name in latents or bool(site["infer"].get("_deterministic"))
 
 
-def _without_grad(graph: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def call(u: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            value, gradient = graph(u)
-        return value, gradient
-
-    return call
-
-
-def _agree(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> bool:
+def _agree(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return all(
         torch.allclose(a, e, rtol=1e-6, atol=1e-8, equal_nan=True)
         for a, e in zip(actual, expected, strict=True)

@@ -21,7 +21,7 @@ from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, no_evidence, recorded
-from ppl_lvm.posterior.psis import draws_error
+from ppl_lvm.posterior.psis import RELIABLE_K_HAT, draws_error
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.signatures import Signature, signature
@@ -249,7 +249,7 @@ def _as_run(prepared: _Prepared, guide: Any, result: "Approximation") -> Run:
         "degenerate": None,
         "converged": result.good,
     }
-    reliable = not result.k_hat > 0.7  # NaN where all weights are equal
+    reliable = not result.k_hat > RELIABLE_K_HAT  # NaN where all weights are equal
     evidence = {
         "log_evidence": result.log_evidence / N,
         "log_evidence_monte_carlo_error": draws_error(log_w.numpy()[None]) / N

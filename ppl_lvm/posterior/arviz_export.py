@@ -18,7 +18,7 @@ have one weight, and local latents given them are resampled among fresh draws.
 import math
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,12 +51,11 @@ from ppl_lvm.posterior.predictive_draws import (
     leading_draws,
     rows_at_once,
 )
-from ppl_lvm.posterior.psis import psis
+from ppl_lvm.posterior.psis import RELIABLE_K_HAT, psis
 from ppl_lvm.posterior.simulation import observed_arguments
 from ppl_lvm.programs.pair import ModelGuidePair
 
 Latents = dict[str, Tensor]
-RELIABLE_K_HAT = 0.7
 
 
 def to_arviz(
@@ -184,10 +183,8 @@ def draw_posterior(
     return PosteriorDraws(latents, log_likelihood[chosen], stats, False, float(k))
 
 
-def posterior_draws(
-    pair: ModelGuidePair, batch: Batch, count: int, seed: int
-) -> tuple[Latents, float | None]:
-    """Draws (S, …) of the guide's latents, resampled by importance weights where k̂ ≤ 0.7, and k̂."""
+def posterior_draws(pair: ModelGuidePair, batch: Batch, count: int, seed: int) -> Latents:
+    """Draws (S, …) of the guide's latents, resampled by importance weights where k̂ ≤ 0.7."""
     with torch.no_grad(), preserve_rng(), pair.scope():
         torch.manual_seed(seed)
         structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
@@ -196,11 +193,10 @@ def posterior_draws(
         except ValueError:  # local latents that cannot be weighted
             sampled = None
         if sampled is None or not (sampled.k is not None and sampled.k <= RELIABLE_K_HAT):
-            k = None if sampled is None else sampled.k
-            sampled = replace(draw_posterior(pair, batch, structure, count, "q"), k=k)
+            sampled = draw_posterior(pair, batch, structure, count, "q")
         # Inside the scope: a point is a parameter, which may have another value outside.
         names = sampled.latents[0]
-        return {n: torch.stack([draw[n] for draw in sampled.latents]) for n in names}, sampled.k
+        return {n: torch.stack([draw[n] for draw in sampled.latents]) for n in names}
 
 
 def _known(pair: ModelGuidePair, batch: Batch, known: Latents) -> PosteriorDraws:

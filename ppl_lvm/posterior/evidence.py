@@ -51,12 +51,12 @@ from ppl_lvm.posterior.conditional_density import (
     predictive_densities,
 )
 from ppl_lvm.posterior.global_states import draw_globals, global_latents, global_state_sites
+from ppl_lvm.posterior.psis import RELIABLE_K_HAT
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.traces import latent_sites
 
 CHUNK = 100_000  # log-weights computed at once: bounds memory, K·B of them
 LATENT_VALUES = 20_000_000  # scalars that the guide draws at once, for latents may be wide
-RELIABLE_K_HAT = 0.7
 MOST_ROWS = 0.5  # share of rows with a higher k̂ above which a value has no error at all
 
 Kind = Literal["marginal", "joint", "predictive", "pointwise"]

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
+RELIABLE_K_HAT = 0.7  # at most, with enough draws: Vehtari et al. 2024
 MIN_DRAWS = 25  # below, the tail has fewer than five ratios
 MIN_TAIL = 5
 ROUNDING, RELATIVE_ROUNDING = 1e-3, 1e-6  # closer log-weights are equal up to rounding: no tail
@@ -72,7 +73,7 @@ def _logsumexp(x: Floats) -> Floats:
 
 def good_k(num_draws: int) -> float:
     """The k̂ up to which S draws are enough: min(1 − 1/log₁₀ S, 0.7)."""
-    return min(1 - 1 / np.log10(num_draws), 0.7) if num_draws > 1 else -np.inf
+    return min(1 - 1 / np.log10(num_draws), RELIABLE_K_HAT) if num_draws > 1 else -np.inf
 
 
 def k_hat(log_w: ArrayLike, exact: bool = False) -> Floats:

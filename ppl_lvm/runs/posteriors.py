@@ -27,7 +27,7 @@ def draws(run: Run, count: int, seed: int) -> dict[str, Tensor]:
     from ppl_lvm.posterior.arviz_export import posterior_draws
 
     batch = run.training_rows()
-    values, _ = posterior_draws(run.pair, batch, count, seed)
+    values = posterior_draws(run.pair, batch, count, seed)
     with run.pair.scope():
         names = global_latents(run.guide, batch)
     if not names:

@@ -19,7 +19,6 @@ from ppl_lvm.posterior import psis
 from ppl_lvm.posterior.conditional_density import predictive_densities
 from ppl_lvm.posterior.evidence import (
     MOST_ROWS,
-    RELIABLE_K_HAT,
     num_latent_values,
     shares_latents,
     standard_error,
@@ -153,7 +152,7 @@ def _densities(
         noise = psis.draws_error(log_w.T, w)
     k = psis.k_hat(log_w.T, nothing_drawn)
     l = log_w.logsumexp(0) - math.log(len(log_w))
-    return l.numpy(), noise, kind, float((k > RELIABLE_K_HAT).mean())
+    return l.numpy(), noise, kind, float((k > psis.RELIABLE_K_HAT).mean())
 
 
 def _leave_one_out(run: Run, pair: ModelGuidePair, seed: int) -> tuple[psis.Loo | None, str]:

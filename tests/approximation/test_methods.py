@@ -2,8 +2,6 @@
 
 from typing import get_args
 
-import arviz as az
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,7 +11,7 @@ from known_posteriors import flat_regression, linear_normal
 from ppl_lvm.approximation import automatic
 from ppl_lvm.approximation.automatic import find_posterior
 from ppl_lvm.approximation.batch_and_match import updated
-from ppl_lvm.approximation.chain_statistics import effective_size, r_hat
+from ppl_lvm.approximation.chain_statistics import effective_size
 from ppl_lvm.approximation.dadvi import dadvi
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import probe, weigh
@@ -98,14 +96,6 @@ def test_hamiltonian_chains_have_the_moments_of_the_target(target):
     flat, sd = draws.flatten(0, 1), KNOWN.covariance.diagonal().sqrt()
     assert ((flat.mean(0) - KNOWN.mean).abs() < 5 * sd / ess.sqrt()).all()
     assert ((flat.std(0) / sd - 1).abs() < 5 / (2 * ess).sqrt()).all()
-
-
-def test_chain_statistics_equal_arviz():
-    noise = np.random.default_rng(0).normal(size=(4, 200, 3)).cumsum(axis=1) * 0.05
-    chains = noise + np.random.default_rng(1).normal(size=(4, 200, 3))
-    data = az.convert_to_dataset({"x": chains})
-    np.testing.assert_allclose(r_hat(chains), az.rhat(data)["x"].values, rtol=1e-10)
-    np.testing.assert_allclose(effective_size(chains), az.ess(data)["x"].values, rtol=0.05)
 
 
 def test_options_list_the_methods():

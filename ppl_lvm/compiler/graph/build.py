@@ -32,19 +32,26 @@ _IDENTITY_IF_SAME_SHAPE = {
 }
 
 
-def build(tape: Tape, rebound: dict[int, int], holders: dict[int, Tensor]) -> Recording:
+def build(
+    tape: Tape,
+    rebound: dict[int, int],
+    holders: dict[int, Tensor],
+    *,
+    constant_sources: bool = False,
+) -> Recording:
     """Build the graph of a tape.
 
     Args:
         tape: of one step.
         rebound: state, from `tape_diff.state_pairs`: index of source -> index of result.
         holders: for each such source the tensor that the program holds now.
+        constant_sources: sources that the step does not change never change.
 
     Raises:
         CannotCaptureError: a result in Python, or a shape, depends on the data.
     """
     changed = changed_sources(tape) | set(rebound)
-    refuse_data_dependence(tape, changed)
+    refuse_data_dependence(tape, changed, constant_sources=constant_sources)
     graph = fx.Graph()
     nodes: dict[int, fx.Node] = {
         index: graph.placeholder(f"given_{index}") for index in range(len(tape.input_dtypes))
@@ -204,7 +211,9 @@ def _written(tape: Tape, starts: Iterable[int]) -> set[int]:
     return changed
 
 
-def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
+def refuse_data_dependence(
+    tape: Tape, changed: set[int], *, constant_sources: bool = False
+) -> None:
     """Raise if Python reads a value, or a shape depends on a value, that varies between steps.
 
     `varies` holds the indices of tensors that do, `unsure` those of floating-point tensors that the
@@ -212,6 +221,8 @@ def refuse_data_dependence(tape: Tape, changed: set[int]) -> None:
     """
     varies = set(range(len(tape.input_dtypes))) | changed
     unsure = {s.index for s in tape.sources if s.tensor.is_floating_point()} - changed
+    if constant_sources:
+        unsure = set()
     types = dict(enumerate(tape.input_dtypes)) | {s.index: s.tensor.dtype for s in tape.sources}
     for call in tape.calls:
         used = {leaf.index for leaf in call.leaves if isinstance(leaf, Ref)}
