@@ -7,6 +7,8 @@
     batch_and_match   full covariance by score matching, in closed form
     dadvi             mean field with fixed draws, and linear-response covariances
     hamiltonian       parallel chains started from an approximation
+    recording         recorded operations of the log density
+    convergence       evidence of each parameter, from statistics of the chains
     importance        weights of a normal's draws
     automatic         all of these, and chains that test and correct the normal
     methods           the choice by name, and the verdict

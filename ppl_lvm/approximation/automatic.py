@@ -146,12 +146,12 @@ def _run_chains(
     the normal of their moments.
     """
     points, normal, draws = mode.resampled(CHAINS, generator), mode.normal, DRAWS
-    kept: list[Tensor] = []
+    blocks: list[Tensor] = []
     for _ in range(rounds):
-        if not kept:
+        if not blocks:
             sampler = HamiltonianChains(target, normal, points, generator)
-        kept.append(sampler.run(draws, warmup=0 if kept else WARMUP).draws)
-        chains = torch.cat(kept).transpose(0, 1)  # (C, T, D)
+        blocks.append(sampler.run(draws, warmup=0 if blocks else WARMUP).draws)
+        chains = torch.cat(blocks).transpose(0, 1)  # (C, T, D)
         evidence = _assess(target, chains)
         try:
             normal = Normal.of_draws(joined(chains))
@@ -160,7 +160,7 @@ def _run_chains(
         if evidence.enough:
             break
         if not evidence.ess.min() > MIXING * min(KEPT_DRAWS, CHAINS * chains.shape[1]):
-            points, kept = sampler.points, []
+            points, blocks = sampler.points, []
         draws = int(draws * GROWTH)
     weighted = weigh(target, normal, generator)
     best = min((weighted, mode), key=lambda each: each.k_hat)
@@ -179,5 +179,5 @@ def _run_chains(
 
 
 def _assess(target: LogDensity, chains: Tensor) -> Convergence:
-    kept = thinned(chains)
-    return assess(target.constrain(joined(kept)), kept)
+    sparse = thinned(chains)
+    return assess(target.constrain(joined(sparse)), sparse)

@@ -1,4 +1,4 @@
-"""Statistics of chains: R̂, effective sample sizes, error of the standard deviation, tails.
+"""Statistics of chains: R̂, effective sample sizes, tails.
 
 R̂ and the bulk effective size are of ranks mapped to normal scores, so that they exist for heavy
 tails too. R̂ compares the early and the late halves of all chains; many short chains are joined in

@@ -64,7 +64,7 @@ class Convergence:
         """Reasons why the draws must not be reported, each with the worst parameter."""
         if not self.moved:
             return ["the chains did not move"]
-        found = [
+        reasons = [
             self._worst(self.r_hat, self.r_hat <= GOOD_R_HAT, "R̂ of {} is {:.2f}"),
             self._worst(-self.ess, self.ess >= LEAST_ESS, "{} has {:.0f} effective draws"),
             self._worst(
@@ -83,7 +83,7 @@ class Convergence:
                 "{} has a heavy tail (k̂ {:.2f}), so that its sd is not known",
             ),
         ]
-        return [reason for reason in found if reason]
+        return [reason for reason in reasons if reason]
 
     def _worst(self, values: Floats, good: Floats, text: str) -> str:
         if good.all():

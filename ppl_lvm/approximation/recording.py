@@ -24,7 +24,7 @@ from ppl_lvm.compiler.graph.ir import Ref, Tape
 LONG = 1000  # operations, of which a record for many vectors costs more than it saves
 
 
-class Recording:
+class RecordedDensity:
     """ℓ, ∇ℓ and values of sites, as recorded at one vector.
 
     Args:

@@ -24,7 +24,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ppl_lvm.approximation.recording import Recording
+from ppl_lvm.approximation.recording import RecordedDensity
 from ppl_lvm.core.types import Batch, Program, Tensors
 from ppl_lvm.particles.log_prob_tables import tabulate
 from ppl_lvm.particles.structure import PairStructure
@@ -128,7 +128,7 @@ class LogDensity:
         self._structure = PairStructure(
             -min(dims, default=0), None, frozenset(), None, enumerated, frozenset(), {}, ()
         )
-        self._recording: Recording | None = None
+        self._recording: RecordedDensity | None = None
         self._reported: list[str] = []
         self._recordable = True
 
@@ -198,7 +198,7 @@ class LogDensity:
         """Record the program, and compare the record with runs at other vectors."""
         other = u[torch.arange(FEW) % len(u)] + ELSEWHERE  # a branch by values would differ
         try:
-            recording = Recording(self._outputs, u[0])
+            recording = RecordedDensity(self._outputs, u[0])
             self._recordable = _agree(recording.density(other), self._one_by_one(other))
             self._recording = recording if self._recordable else None
         except Exception:  # operations that cannot be recorded or batched

@@ -69,9 +69,9 @@ def test_independent_draws_are_good():
 def test_entries_that_never_vary_are_no_parameters():
     x = chains_of(independent())
     triangle = torch.diag_embed(x.flatten(0, 1)[:, :2])
-    found = assess({"L": triangle}, x)
-    assert found.names == ["L[0, 0]", "L[1, 1]"]
-    assert found.enough
+    result = assess({"L": triangle}, x)
+    assert result.names == ["L[0, 0]", "L[1, 1]"]
+    assert result.enough
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_reason_names_the_parameter(change, reason):
         draws[0, 0, 1] = 30.0
     else:
         draws[0] = draws[0, 0]
-    found = evidence(draws)
-    assert any(re.search(reason, text) for text in found.reasons), found.reasons
-    assert not found.enough
+    result = evidence(draws)
+    assert any(re.search(reason, text) for text in result.reasons), result.reasons
+    assert not result.enough
 
 
 def heavy(x, degrees):

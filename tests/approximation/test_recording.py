@@ -1,4 +1,4 @@
-"""Recorded densities: equal to runs of the program, vector by vector."""
+"""Recorded densities equal runs of the program."""
 
 import math
 
