@@ -85,7 +85,7 @@ class Convergence:
         ]
         return [reason for reason in reasons if reason]
 
-    def _worst(self, values: Floats, good: Floats, text: str) -> str:
+    def _worst(self, values: Floats, good: NDArray[np.bool_], text: str) -> str:
         if good.all():
             return ""
         k = int(np.argmax(np.where(good, -np.inf, np.nan_to_num(values, nan=np.inf))))

@@ -41,7 +41,7 @@ class RecordedDensity:
         def step() -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 outputs = function(leaf)
-                outputs[0].backward()  # type: ignore[no-untyped-call]
+                outputs[0].backward()
             return tuple(output.detach() for output in outputs)
 
         outputs, tape = record(step, [leaf], [])
