@@ -180,4 +180,4 @@ def _run_chains(
 
 def _assess(target: LogDensity, chains: Tensor) -> Convergence:
     sparse = thinned(chains)
-    return assess(target.constrain(joined(sparse)), sparse)
+    return assess(target.constrain(joined(sparse)), sparse, target.sites)

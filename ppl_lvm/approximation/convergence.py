@@ -1,7 +1,7 @@
 """Evidence of convergence for each parameter.
 
-Of every value of the latents and of the `pyro.deterministic` sites, in the user's coordinates and
-on the draws that a run keeps:
+Of every value of the latents and of the `pyro.deterministic` sites (of those with at most 1,000
+values), in the user's coordinates and on the draws that a run keeps:
 
     R̂                     chains agree, in the bulk and in spread
     bulk and tail ESS     draws that the mean and the quantiles rest on
@@ -9,10 +9,11 @@ on the draws that a run keeps:
     k̂ of its tail         1/2 and more: the sd does not exist, or the draws do not know it
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ppl_lvm.approximation.chain_statistics import (
@@ -30,7 +31,7 @@ GOOD_ESS, LEAST_ESS = 2000, 1000
 GOOD_TAIL_ESS, LEAST_TAIL_ESS = 1000, 400  # 400: Vehtari et al. 2021
 GOOD_SD_ERROR = 0.05
 HEAVY_TAIL = 0.5  # k̂ above which the variance is infinite
-MAX_VALUES = 1000  # of deterministic sites; more are not looked at
+MAX_VALUES = 1000  # of a site
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,21 @@ class Convergence:
         return f"{reason}, and {others} others" if others else reason
 
 
-def assess(draws: Mapping[str, Tensor], chains: Tensor) -> Convergence:
-    """The evidence of draws, site -> (C · T, …), at the chains (C, T, D) of their coordinates."""
+def assess(
+    draws: Mapping[str, Tensor], chains: Tensor, latents: Collection[str] = ()
+) -> Convergence:
+    """The evidence of draws.
+
+    Args:
+        draws: site -> (C · T, …).
+        chains: their unconstrained coordinates (C, T, D).
+        latents: the sites that count whatever their size.
+    """
     C, T, _ = chains.shape
     columns, names = [], []
     for site, value in draws.items():
+        if site not in latents and value[0].numel() > MAX_VALUES:
+            continue
         columns.append(value.detach().double().reshape(C * T, -1).numpy())
         names += value_names(site, value.shape[1:])
     x = np.concatenate(columns, 1)
