@@ -8,7 +8,9 @@ ordinary differential equation. Errors of means are in reference standard deviat
 *visibly wrong* where a mean is off by more than 0.3 or a ratio outside 0.75 to 1.33.
 
 Methods: those of `fit` (`method="auto"`, `"laplace"`, …), and as Pyro's users fit them
-`AutoNormal` and `AutoMultivariateNormal` with Adam(0.01) for 2,000 steps.
+`AutoNormal` and `AutoMultivariateNormal` with Adam(0.01) for 2,000 steps. With the extra `bench`
+the regressions and eight schools also by NumPyro's NUTS, 1,000 + 1,000, whose gradients are those
+after the warm-up. Seconds include all recording and compilation.
 """
 
 import json
@@ -25,6 +27,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from ppl_lvm.approximation.methods import NORMALS
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
+from ppl_lvm.benchmarks.posterior_suite import numpyro_nuts
 from ppl_lvm.benchmarks.posterior_suite.base import Posterior
 from ppl_lvm.benchmarks.posterior_suite.programs import posterior
 from ppl_lvm.core.validate import Seed
@@ -33,6 +36,7 @@ from ppl_lvm.testing.expectations import double_precision
 
 SUITE = Path(__file__).parent / "posterior_suite"
 PYRO = {"AutoNormal": AutoNormal, "AutoMultivariateNormal": AutoMultivariateNormal}
+NUTS = "NUTS of NumPyro"
 SMOKE = ("kidiq-kidscore_momhs", "eight_schools-eight_schools_noncentered")
 CLOSE, RATIO = 0.1, (0.9, 1.1)
 WRONG, WRONG_RATIO = 0.3, (0.75, 1.33)
@@ -57,9 +61,18 @@ def measure(name: str, method: str, seed: int) -> Row:
     known = load(name)
     begun = time.perf_counter()
     try:
-        run = _fit(known, method, seed)
-        seconds = time.perf_counter() - begun
-        draws = known.read(run.posterior(min(DRAWS, _available(run))))
+        cpu = time.process_time()
+        if method == NUTS:
+            values, gradients = numpyro_nuts.nuts(name, known.batch, seed)
+            verdict = None
+        else:
+            run = _fit(known, method, seed)
+            gradients = run.results.get("gradients", run.results["steps"])
+            verdict = run.results.get("verdict")
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        if method != NUTS:
+            values = run.posterior(min(DRAWS, _available(run)))
+        draws = known.read(values)
     except Exception as error:  # a method that fails is a result
         return {"posterior": name, "method": method, "error": f"{type(error).__name__}: {error}"}
     means, ratios = [], []
@@ -73,9 +86,10 @@ def measure(name: str, method: str, seed: int) -> Row:
         "worst mean, sd": max(means),
         "least sd ratio": min(ratios),
         "largest sd ratio": max(ratios),
-        "gradients": run.results.get("gradients", run.results["steps"]),
+        "gradients": gradients,
         "seconds": seconds,
-        "verdict": run.results.get("verdict"),
+        "CPU seconds": cpu,
+        "verdict": verdict,
         "outcome": outcome(max(means), min(ratios), max(ratios)),
     }
 
@@ -110,7 +124,10 @@ def counts(rows: Sequence[Row]) -> list[Row]:
         done = [row for row in of if "outcome" in row]
         outcomes = [row["outcome"] for row in done]
         good = [row["outcome"] for row in done if row["verdict"] == "good"]
-        seconds = torch.tensor([row["seconds"] for row in done] or [float("nan")])
+        seconds, cpu = (
+            torch.tensor([row[key] for row in done] or [float("nan")])
+            for key in ("seconds", "CPU seconds")
+        )
         table.append(
             {
                 "method": method,
@@ -121,6 +138,7 @@ def counts(rows: Sequence[Row]) -> list[Row]:
                 "called good, but visibly wrong": good.count("visibly wrong"),
                 "close, but not called good": outcomes.count("close") - good.count("close"),
                 "median seconds": float(seconds.median()),
+                "median CPU seconds": float(cpu.median()),
             }
         )
     return table
@@ -140,13 +158,15 @@ def run(
         methods: names with commas between; all by default.
         only: the part of posteriors whose name contains this text.
     """
-    chosen = methods.split(",") if methods else ["auto", *NORMALS, *PYRO]
+    chosen = methods.split(",") if methods else ["auto", *NORMALS, *PYRO, NUTS]
     if smoke:
         chosen = chosen[:1]
     names = [n for n in references() if only in n and (n in SMOKE or not smoke)]
     rows: list[Row] = []
     for name in names:
         for method in chosen:
+            if method == NUTS and not numpyro_nuts.serves(name):
+                continue
             rows.append(measure(name, method, seed))
             print(", ".join(f"{key} {harness_text(value)}" for key, value in rows[-1].items()))
     table = counts(rows)

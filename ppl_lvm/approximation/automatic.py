@@ -30,7 +30,7 @@ SAME_MODE = 0.5  # nats between two ends of one mode, and posterior sd between t
 RIVAL = 10.0  # log evidence below the best at which a mode is left out
 VISIBLE_SHARE = 0.01  # of the evidence, that a second mode must not have in a good fit
 CHAINS = 64
-WARMUP, DRAWS, ROUNDS, FEW_ROUNDS = 20, 64, 6, 2
+WARMUP, DRAWS, ROUNDS, FEW_ROUNDS = 20, 64, 5, 2
 GROWTH = 1.7  # of the number of draws from round to round
 MIXING = 0.25  # effective share of the draws below which chains get another normal
 

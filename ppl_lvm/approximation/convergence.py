@@ -53,12 +53,10 @@ class Convergence:
 
     @property
     def enough(self) -> bool:
-        """True if more draws are not needed."""
-        return (
-            not self.reasons
-            and bool((self.ess >= GOOD_ESS).all())
-            and bool((self.tail_ess >= GOOD_TAIL_ESS).all())
-        )
+        """True if more draws are not needed, or, in a tail without a variance, do not help."""
+        known = (self.sd_error <= GOOD_SD_ERROR) | (self.k_hat > HEAVY_TAIL)
+        enough = (self.r_hat <= GOOD_R_HAT) & (self.ess >= GOOD_ESS) & known
+        return self.moved and bool((enough & (self.tail_ess >= GOOD_TAIL_ESS)).all())
 
     @property
     def reasons(self) -> list[str]:

@@ -5,7 +5,6 @@ distribution over one vector, and `ppl_lvm.approximation` finds it. The result i
 is a `GlobalMultivariateNormal` and whose draws are those of the method.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, no_evidence, recorded
 from ppl_lvm.posterior.psis import RELIABLE_K_HAT, draws_error
+from ppl_lvm.posterior.suitability import unsuitable
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.programs.signatures import Signature, signature
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ppl_lvm.approximation.unconstrained import LogDensity
 
 GUIDE = "ppl_lvm.guides:GlobalMultivariateNormal"
-MAX_DIM = 500  # unconstrained values, of which a full covariance is kept
 DECIDE_ROWS = 100  # that the model is run on to see its sites
 EVIDENCE_PARTICLES = 1000
 TEMPLATE_NUMBERS = 1_000_000  # stored with a run at most
@@ -126,32 +125,6 @@ def _signature(model: Any, rows: Batch) -> Signature:
     except Exception:
         require_running_model(model, *rows)
         raise
-
-
-def unsuitable(signed: Signature, num_rows: int, shown_rows: int) -> str | None:
-    """Reason why a model has no posterior over one short vector, or None.
-
-    Args:
-        signed: its signature on `shown_rows` of `num_rows` rows.
-    """
-    for parameter in signed.parameters:
-        return f"the model has the parameter {parameter.name!r}, and a posterior of latents only"
-    sampled = [site for site in signed.latents if site.enumerate is None or not site.discrete]
-    if len(sampled) < len(signed.latents):
-        return "the model has enumerated sites"
-    for site in sampled:
-        if site.discrete:
-            return f"{site.name!r} is discrete"
-    if not any(not site.local for site in sampled):
-        return "the model has no latent outside the plate over rows"
-    if signed.row_plate is not None and signed.row_plate.full_size != signed.row_plate.size:
-        return "the model reads a subsample of its rows"
-    dim = sum(
-        math.prod(site.shape) * (num_rows / shown_rows if site.local else 1) for site in sampled
-    )
-    if dim > MAX_DIM:
-        return f"the latents have {dim:.0f} values, more than {MAX_DIM}"
-    return None
 
 
 @dataclass(frozen=True)
