@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.approximation.batch_and_match import batch_and_match
-from ppl_lvm.approximation.convergence import Convergence, assess
+from ppl_lvm.approximation.convergence import ChainEvidence, assess
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
 from ppl_lvm.approximation.laplace import laplace
@@ -178,6 +178,6 @@ def _run_chains(
     )
 
 
-def _assess(target: LogDensity, chains: Tensor) -> Convergence:
+def _assess(target: LogDensity, chains: Tensor) -> ChainEvidence:
     sparse = thinned(chains)
     return assess(target.constrain(joined(sparse)), sparse, target.sites)

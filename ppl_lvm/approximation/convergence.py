@@ -35,7 +35,7 @@ MAX_VALUES = 1000  # of a site
 
 
 @dataclass(frozen=True)
-class Convergence:
+class ChainEvidence:
     """Statistics (K,) of the parameters' chains.
 
     Attributes:
@@ -95,7 +95,7 @@ class Convergence:
 
 def assess(
     draws: Mapping[str, Tensor], chains: Tensor, latents: Collection[str] = ()
-) -> Convergence:
+) -> ChainEvidence:
     """The evidence of draws.
 
     Args:
@@ -113,7 +113,7 @@ def assess(
     x = np.concatenate(columns, 1)
     varies = ~(x == x[0]).all(0)  # entries of a structure, as the zeros of a triangle, do not
     x = x[:, varies].reshape(C, T, -1)
-    return Convergence(
+    return ChainEvidence(
         [name for name, v in zip(names, varies, strict=True) if v],
         r_hat(x),
         effective_size(x),
