@@ -1,12 +1,16 @@
 """Posterior draws of a run, and predictions."""
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior.global_states import global_latents
 from ppl_lvm.posterior.predictions import Prediction, complete_batch, predict_rows
+from ppl_lvm.posterior.suitability import unsuitable
+from ppl_lvm.programs.signatures import signature
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,6 +49,46 @@ def summary(run: Run, count: int) -> "DataFrame":
     if "num_chains" in run.results:
         return summarize(run.draws, run.results["num_chains"])
     return summarize(draws(run, count, 0))
+
+
+def verify(run: Run, nuts: bool, count: int, warmup: int, seed: int) -> "DataFrame":
+    """See `Run.verify`."""
+    from ppl_lvm.approximation import approximate
+    from ppl_lvm.approximation.unconstrained import LogDensity
+    from ppl_lvm.approximation.verification import compare, nuts_draws
+    from ppl_lvm.programs.precision import default_dtype
+
+    batch = run.training_rows()
+    with preserve_rng(), run.pair.scope():
+        problem = unsuitable(signature(run.model, *batch), len(batch[0]), len(batch[0]))
+        if run.training_weights() is not None:
+            problem = "the run weighted its rows"
+        if problem is not None:
+            raise ValueError(
+                f"verify: {problem}, which the chains do not sample. run.diagnose() tests the fit "
+                "by its weights."
+            )
+        values = draws(run, min(4000, _available(run)), seed)
+    double = torch.float64
+    with preserve_rng(), run.pair.scope(), default_dtype(double):
+        torch.manual_seed(seed)
+        model = copy.deepcopy(run.model)
+        if isinstance(model, nn.Module):
+            model.to(double)
+        rows = tuple(t.to(double) if t.is_floating_point() else t for t in batch)
+        target, generator = LogDensity(model, rows), torch.Generator().manual_seed(seed)
+        if nuts:
+            reference = nuts_draws(target, count, warmup, generator)
+        else:
+            result = approximate(target, "auto", generator)
+            reference = target.constrain(result.thinned())
+    table = compare(values, 1, reference)
+    print(table.to_string(float_format=lambda x: f"{x:.3g}"))
+    return table
+
+
+def _available(run: Run) -> int:
+    return len(next(iter(run.draws.values()))) if run.draws else 4000
 
 
 def predict(run: Run, x: Any, count: int, seed: int) -> Prediction:

@@ -254,6 +254,27 @@ class Run(RunRows):
 
     @public_call
     @names_faults
+    def verify(
+        self, nuts: bool = True, *, draws: Count = 1000, warmup: Count = 1000, seed: Seed = 0
+    ) -> "DataFrame":
+        """Compare the posterior with Pyro's NUTS on the same model; print and return the table.
+
+        One row per value: means and standard deviations of both, the difference of the means in
+        standard deviations, the ratio of the standard deviations, the Monte Carlo errors of these,
+        and "agrees", "differs" or "unknown"; see `ppl_lvm.approximation.verification`.
+
+        Args:
+            nuts: False compares with the chains of `fit`'s default method, from other starts.
+            draws, warmup: of NUTS, one chain from a random start.
+
+        Raises:
+            ValueError: the model has parameters, discrete latents, or none outside the plate over
+                rows.
+        """
+        return posteriors.verify(self, nuts, draws, warmup, seed)
+
+    @public_call
+    @names_faults
     def predict(self, x: DataSource, *, num_samples: Count = 1000, seed: Seed = 0) -> Prediction:
         """Posterior predictive draws of new rows, their means and intervals.
 
