@@ -1,4 +1,4 @@
-"""Comparisons with NUTS agree with the exact posterior and find wrong ones."""
+"""Comparisons with NUTS find wrong posteriors."""
 
 import pyro
 import pyro.distributions as dist
