@@ -20,6 +20,7 @@ from torch import Tensor
 from ppl_lvm.approximation.chain_statistics import effective_size, relative_sd_error
 from ppl_lvm.approximation.summary import value_names
 from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
+from ppl_lvm.core.types import Tensors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,9 +30,7 @@ ERRORS = 4  # that a difference must exceed
 VISIBLE = 0.3
 
 
-def nuts_draws(
-    target: LogDensity, draws: int, warmup: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+def nuts_draws(target: LogDensity, draws: int, warmup: int, generator: torch.Generator) -> Tensors:
     """Draws (S, …) of the reported sites by Pyro's NUTS from a random start: one chain."""
     from pyro.infer import MCMC, NUTS
 
@@ -58,7 +57,7 @@ class _Differentiable(torch.autograd.Function):
         return value[0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None
 

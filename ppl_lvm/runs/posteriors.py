@@ -80,8 +80,7 @@ def verify(run: Run, nuts: bool, count: int, warmup: int, seed: int) -> "DataFra
         if nuts:
             reference = nuts_draws(target, count, warmup, generator)
         else:
-            result = approximate(target, "auto", generator)
-            reference = target.constrain(result.thinned())
+            reference = target.constrain(approximate(target, "auto", generator).thinned())
     table = compare(values, 1, reference)
     print(table.to_string(float_format=lambda x: f"{x:.3g}"))
     return table
