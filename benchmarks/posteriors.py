@@ -136,7 +136,9 @@ def counts(rows: Sequence[Row]) -> list[Row]:
                 "close": outcomes.count("close"),
                 "not visibly wrong": len(done) - outcomes.count("visibly wrong"),
                 "called good, but visibly wrong": good.count("visibly wrong"),
-                "close, but not called good": outcomes.count("close") - good.count("close"),
+                "close, but not called good": sum(
+                    row["outcome"] == "close" and row["verdict"] == "not good" for row in done
+                ),
                 "median seconds": float(seconds.median()),
                 "median CPU seconds": float(cpu.median()),
             }
