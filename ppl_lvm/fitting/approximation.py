@@ -7,7 +7,7 @@ is a `GlobalMultivariateNormal` and whose draws are those of the method.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from ppl_lvm.core import distributed
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
-from ppl_lvm.data import Data, load_data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, no_evidence, recorded
 from ppl_lvm.posterior.psis import RELIABLE_K_HAT, draws_error
 from ppl_lvm.posterior.suitability import unsuitable
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
-from ppl_lvm.programs.precision import default_dtype
+from ppl_lvm.programs.precision import default_dtype, in_double
 from ppl_lvm.programs.signatures import Signature, signature
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import Run
@@ -143,7 +142,7 @@ def fit_posterior(
 ) -> Run:
     """A run whose guide is the posterior found by `method`."""
     with preserve_rng(), default_dtype(torch.float64):
-        prepared = _prepare(model, in_double(data), options)
+        prepared = _prepare(model, data, options)
         session, instance, rows = prepared.session, prepared.instance, prepared.rows
         guides = GuideFactory(GUIDE)
         guide: Any = guides.make(instance, rows)
@@ -153,7 +152,6 @@ def fit_posterior(
             guides,
             recorded(options),
             algorithm="normal approximation",
-            dtype=str(prepared.target.dtype).removeprefix("torch."),
         )
         if finished is not None:
             return finished
@@ -167,17 +165,6 @@ def fit_posterior(
         return session.close(run, dict)
 
 
-def in_double(data: Any) -> Any:
-    """The data in the default precision: read again, or converted."""
-    if not isinstance(data, Data):
-        return data
-    if data.source is not None and data.rows is None:
-        return load_data(**data.source)
-    dtype = torch.get_default_dtype()
-    tensors = tuple(t.to(dtype) if t.is_floating_point() else t for t in data.tensors)
-    return replace(load_data(tensors), name=data.name)
-
-
 def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
     """Rows and model in double precision."""
     # Imported where a model is served: recording takes modules that other fits do not need.
@@ -187,8 +174,7 @@ def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
     factory = ModelFactory(copy_programs(model)[0], options.settings)
     rows = first_rows(session.train, len(session.train))
     instance = factory.make(rows)
-    if isinstance(instance, nn.Module):
-        instance.to(torch.get_default_dtype())
+    in_double(instance)
     try:
         target = LogDensity(instance, rows)
         target.check()

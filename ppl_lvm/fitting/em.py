@@ -30,12 +30,14 @@ from ppl_lvm.estimators.objectives import objective as make_objective
 from ppl_lvm.fitting.session import (
     Session,
     degenerate_reason,
+    in_precision_of_data,
     no_evidence,
     recorded,
     releases_directory,
 )
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
+from ppl_lvm.programs.precision import in_double
 from ppl_lvm.programs.sources import DEFAULT_GUIDE, GuideFactory, ModelFactory
 from ppl_lvm.programs.traces import latent_sites
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
@@ -55,6 +57,7 @@ EVIDENCE_PARTICLES = 10
 
 @takes_options(EMOptions)
 @releases_directory
+@in_precision_of_data
 def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
     """Fit a copy of a model by expectation-maximization.
 
@@ -81,7 +84,7 @@ def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
     iterations = options.max_iterations or (BATCH_ITERATIONS if batch_em else ONLINE_PASSES)
     batch_size = options.batch_size or session.data.batch_size
     batch_size = batch_size or (READ_ROWS if batch_em else ONLINE_ROWS)
-    factory = ModelFactory(copy_programs(model)[0], options.settings)
+    factory = ModelFactory(in_double(*copy_programs(model))[0], options.settings)
     instance, state = _initial_state(factory, session, options.restarts)
     exact = options.guide is None and hasattr(instance, "posterior")
     guides = GuideFactory(ExactPosterior if exact else options.guide)

@@ -15,12 +15,14 @@ from ppl_lvm.data.selection import first_rows, initialization_rows
 from ppl_lvm.fitting.session import (
     Session,
     degenerate_reason,
+    in_precision_of_data,
     no_evidence,
     recorded,
     releases_directory,
 )
 from ppl_lvm.programs.exact_posterior import ExactPosterior
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
+from ppl_lvm.programs.precision import in_double
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.em.complete_likelihood import CompleteLikelihood
@@ -37,6 +39,7 @@ EVIDENCE_PARTICLES = 1000
 
 @takes_options(MonteCarloEMOptions)
 @releases_directory
+@in_precision_of_data
 def fit_mcem(model: ProgramSource, data: DataSource, options: MonteCarloEMOptions) -> Run:
     """Fit a copy of a model by Monte Carlo EM, then a guide to it.
 
@@ -59,7 +62,7 @@ def fit_mcem(model: ProgramSource, data: DataSource, options: MonteCarloEMOption
     session = Session(data, options)
     session.repeat_weighted_rows("fit_mcem")
     train = session.train
-    model, guide = copy_programs(model, options.guide)
+    model, guide = in_double(*copy_programs(model, options.guide))
     factory = ModelFactory(model, options.settings)
     instance = _initial_model(factory, session)
     if guide is None and hasattr(instance, "posterior"):

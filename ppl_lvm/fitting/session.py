@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from ppl_lvm.data.selection import first_rows, initialization_rows, sample_rows,
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.posterior.evidence import log_evidence, shares_latents
 from ppl_lvm.programs.pair import ModelGuidePair
+from ppl_lvm.programs.precision import default_dtype, precision_of
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.directory import load_run, open_run_directory, write_record
 from ppl_lvm.runs.record import environment_record, evidence_record, identity
@@ -52,6 +54,28 @@ def releases_directory(function: F) -> F:
                 return function(*args, **kwargs)
             finally:
                 _resources.reset(token)
+
+    wrapped: Any = call
+    return wrapped
+
+
+def in_precision_of_data(function: F) -> F:
+    """Decorator of a fit of (programs, data, options), which runs in the precision of the data."""
+
+    @wraps(function)
+    def call(*arguments: Any) -> Any:
+        dtype = precision_of(arguments[-2])
+        with default_dtype(dtype):
+            try:
+                return function(*arguments)
+            except RuntimeError as error:
+                if dtype is None or "dtype" not in str(error):
+                    raise
+                raise ValueError(
+                    "The data are in double precision, and the programs do not run in it: "
+                    f"{reason_of(error)} Give their tensors the dtype of the arguments, as in "
+                    "torch.eye(3).to(x), or pass x.float()."
+                ) from error
 
     wrapped: Any = call
     return wrapped
@@ -98,6 +122,7 @@ class Session:
     def _load(data: Any, weights: Any, exposure: Any) -> Data:
         if not isinstance(data, Data):
             return load_data(data, weights=weights, exposure=exposure)
+        data = in_default_precision(data)
         for name, values in (("weights", weights), ("exposure", exposure)):
             if isinstance(values, str):
                 raise ValueError(
@@ -165,6 +190,7 @@ class Session:
         self.record = {
             "model": model.recipe.record(),
             "guide": None if guide is None else guide.recipe.record(),
+            **({"dtype": "float64"} if torch.get_default_dtype() is torch.float64 else {}),
             "objective": None,
             **entries,
             "request": self._request(model, guide, definitions or {}, **entries),
@@ -319,6 +345,17 @@ class Session:
             listed = [f"{key}: not computed: {why}" for key, why in self.attempt.reasons.items()]
             warnings.warn("\n".join(listed), stacklevel=4)
         return run
+
+
+def in_default_precision(data: Data) -> Data:
+    """The data in the default precision: read again, or converted."""
+    dtype = torch.get_default_dtype()
+    if all(t.dtype is dtype for t in data.tensors if t.is_floating_point()):
+        return data
+    if data.source is not None and data.rows is None:
+        return load_data(**data.source)
+    tensors = tuple(t.to(dtype) if t.is_floating_point() else t for t in data.tensors)
+    return replace(load_data(tensors), name=data.name)
 
 
 def recorded(options: SessionOptions, **settled: Any) -> dict[str, Any]:

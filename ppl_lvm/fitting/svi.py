@@ -21,9 +21,16 @@ from ppl_lvm.core.validate import DataSource, ProgramSource
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.approximation import choose_method, fit_posterior
-from ppl_lvm.fitting.session import Session, as_plain, no_evidence, releases_directory
+from ppl_lvm.fitting.session import (
+    Session,
+    as_plain,
+    in_precision_of_data,
+    no_evidence,
+    releases_directory,
+)
 from ppl_lvm.posterior.evidence import num_latent_values
 from ppl_lvm.programs.pair import copy_programs
+from ppl_lvm.programs.precision import in_double
 from ppl_lvm.programs.sources import GuideFactory, ModelFactory
 from ppl_lvm.runs.run import TEMPLATE_ROWS, Run
 from ppl_lvm.training.arrival import describe_arrival
@@ -40,6 +47,7 @@ EVIDENCE_ROWS = 1000
 
 @takes_options(FitOptions)
 @releases_directory
+@in_precision_of_data
 @named_distribution_errors()
 def fit(
     model: ProgramSource, guide: ProgramSource | None, data: DataSource, options: FitOptions
@@ -58,6 +66,7 @@ def fit(
         guide: a program with the model's signature, a builder of such, an address, or None for
             the default guide.
         data: see `load_data`: a name, a file, arrays, tensors, a torch Dataset or DataLoader.
+            Programs and run are in double precision if a tensor of the data is.
 
     Raises:
         ValueError: the data, the pair or the options do not fit together; the message names the
@@ -73,7 +82,7 @@ def fit(
         raise ValueError("patience needs a validation bound: pass validation=0.1.")
     if options.directory is not None:
         _warn_of_objective(options.objective)
-    model, guide = copy_programs(model, guide)
+    model, guide = in_double(*copy_programs(model, guide))
     runner = RestartRunner(
         ModelFactory(model, options.settings),
         GuideFactory(guide, options.guide_settings),

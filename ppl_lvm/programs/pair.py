@@ -107,7 +107,8 @@ class ModelGuidePair:
     def __init__(self, model: Program, guide: Program, objective: ELBO) -> None:
         self.model, self.guide, self.objective = copy_programs(model, guide, objective)
         self.unconstrained_parameters: dict[str, Tensor] = {}
-        self.dtype: torch.dtype | None = None
+        double = torch.get_default_dtype() is torch.float64
+        self.dtype: torch.dtype | None = torch.float64 if double else None
         self._row_plates: RowPlates | None = None
         self.joint_sites: frozenset[str] = frozenset()
         # Parameters of modules that a function closes over (pyro.module) are tensors of the user:
