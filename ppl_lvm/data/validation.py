@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.types import Array
@@ -146,7 +146,7 @@ def from_tensor(
     where = location.name(part=part)
     if tensor.layout != torch.strided:
         raise ValueError(f"{where} is a sparse tensor. Give tensor.to_dense().")
-    if tensor.is_meta:
+    if tensor.is_meta and type(tensor) in (Tensor, nn.Parameter):
         raise ValueError(
             f"{where} is on the device 'meta', without values. Give a tensor of the CPU."
         )

@@ -171,6 +171,8 @@ def test_a_signal_during_a_step_leaves_a_checkpoint_that_resumes_bit_for_bit(
 ) -> None:
     more = {"engine": "captured", "restarts": 2} if kind == "together" else {}
     whole = _fit(tmp_path / "whole", **more)
+    # Shells let processes in the background ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     begin = loop.Training.begin_step
 

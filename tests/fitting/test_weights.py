@@ -329,7 +329,7 @@ def test_column_of_a_file_weights_rows_and_is_reloaded(tmp_path: Path) -> None:
         ([-1.0] + [1.0] * 7, "row 0 has the weight -1"),
         ([1.0] * 7 + [float("nan")], "row 7 has the weight nan"),
         ([0.0] * 8, "all weights are 0"),
-        (["a"] * 8, "Give one number per row"),
+        (["a"] * 8, r"Give an array \(8,\)"),
     ],
 )
 def test_wrong_weights_are_named(weights: Any, message: str) -> None:

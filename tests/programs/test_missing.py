@@ -134,7 +134,8 @@ def test_fit_to_a_file_with_missing_values_approaches_the_exact_evidence(
     model: Any = run.model
     assert isinstance(model, FactorAnalysis)
     exact = model.log_evidence(x).mean().item()
-    assert run.results["bound"] < exact < run.results["bound"] + 0.25
+    bound, error = run.results["bound"], run.results["bound_monte_carlo_error"]
+    assert bound - 5 * error < exact < bound + 0.25
     assert abs(run.results["log_evidence"] - exact) < 0.02
     assert np.isfinite(run.history["bound"]).all()
 
