@@ -226,12 +226,9 @@ class AdaptiveSchedule:
     def measure(self) -> None:
         """Evaluate the end of a branch, and extrapolate."""
         last, point = self._last, self._evaluated(self.training.pair.state())
-        while (
-            last.values
-            and _gain(last, point)[1] > self.accuracy / 4
-            and self._repeats < MOST_REPEATS
-        ):
-            self._repeats *= 2
+        noise = _gain(last, point)[1] / (self.accuracy / 4) if last.values else 0.0
+        if noise > 1 and self._repeats < MOST_REPEATS:
+            self._repeats = min(MOST_REPEATS, math.ceil(self._repeats * noise**2))
             point, last = self._evaluated(point.state), self._evaluated(last.state)
             self._best = self._evaluated(self._best.state)
         if last.values:

@@ -11,6 +11,8 @@ from ppl_lvm.data import Data
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
 
+ROWS_AT_ONCE = 1000  # at least: small batches would cost a run of the programs each
+
 
 def evaluate(training: "Training", data: Data, *, repeats: int = 1) -> list[float]:
     """Estimates of the bound on `data`, nats per row.
@@ -40,7 +42,10 @@ def _evaluate_once(training: "Training", data: Data) -> float:
         ratio = len(data) / float(weights.sum())
         per_row = programs.total_weight / programs.num_rows
         data = replace(data, weights=weights * (ratio * per_row))
-    for rows in torch.arange(len(data)).split(training.options.batch_size):
+    size = training.options.batch_size
+    if pair.stated_rows is None:  # the programs take batches of any size
+        size = max(size, ROWS_AT_ONCE)
+    for rows in torch.arange(len(data)).split(size):
         batch = training.rows_of(data, rows)
         loss = pair.objective.loss(programs.model, programs.guide, *batch)
         share = len(rows) / len(data)

@@ -128,6 +128,7 @@ def test_a_failed_write_names_path_and_remedy_and_leaves_the_file(
     assert calls[0] == len(POINTS)
 
 
+@pytest.mark.slow
 def test_training_goes_on_in_memory_where_no_checkpoint_can_be_written(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,7 @@ def test_check_accepts_norms_and_batches_that_train(norm: Any, batch: int, num_r
     assert "last-batch" not in check(*pair(norm, norm), X[:batch], num_rows=num_rows).codes
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Particles run one by one")
 def test_fit_rejects_the_last_batch_before_training() -> None:
     options: dict[str, Any] = {"num_steps": 6, "progress": False, "engine": "eager"}

@@ -57,6 +57,7 @@ def test_check_passes_an_autoguide_of_a_subsampled_model(
     assert SVI(model, built, optimizer, Trace_ELBO()).step(X) < float("inf")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*not computed")
 @pytest.mark.parametrize("model", [_by_index, _by_function])
 def test_samples_and_exports_of_a_subsampled_model_name_the_plate(

@@ -36,6 +36,7 @@ def call(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_diagnose_prints_a_json_list_in_the_last_line(runs: list[str]) -> None:
     rows = json.loads(call("diagnose", runs[1], "--json", *FEW).splitlines()[-1])
     assert all(row.keys() >= KEYS for row in rows)
@@ -43,6 +44,7 @@ def test_diagnose_prints_a_json_list_in_the_last_line(runs: list[str]) -> None:
     assert "agreement of restarts' clusterings (adjusted Rand index), mean" in names
 
 
+@pytest.mark.slow
 def test_diagnose_prints_80_columns_to_a_pipe_and_takes_user_quantities(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ def test_results_table_names_the_weight_of_a_tempered_bound(
         assert ("KL term" in words) is (weight != 1)
 
 
+@pytest.mark.slow
 def test_results_table_separates_rows_that_join_the_training_rows_from_rows_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

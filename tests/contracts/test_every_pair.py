@@ -185,6 +185,7 @@ def test_every_model_has_a_guide_and_makes_tensors_on_the_device_of_its_data(mod
     assert device_mismatch(pair, batch) is None
 
 
+@pytest.mark.slow
 def test_device_mismatch_reports_parameters_on_another_device() -> None:
     guide, batch, _ = next(suitable_guides("VAE"))
     pair = prepare_pair(*programs("VAE", guide, batch), None, batch, load_data(batch))[0]

@@ -93,6 +93,7 @@ def test_every_exported_guide_declares_what_it_serves() -> None:
     assert set(CASES) == set(Latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind", "case"),
     [

@@ -23,6 +23,7 @@ def checked(name: str, batch: Any = None, **settings: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models.__all__)
 def test_model_meets_the_contract(name: str) -> None:
     checked(name)

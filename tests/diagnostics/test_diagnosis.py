@@ -107,6 +107,7 @@ def test_diagnosis_of_global_latents_has_joint_rows() -> None:
     assert not [f for f in diagnosis.findings if f.verdict == "bad"]
 
 
+@pytest.mark.slow
 def test_failing_diagnostic_leaves_the_other_rows(linear: Any) -> None:
     pair = ModelGuidePair(linear, Encoder(linear), Trace_ELBO())
     x = linear.simulate(30)

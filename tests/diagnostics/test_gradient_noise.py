@@ -118,6 +118,7 @@ def test_sound_pair_is_good() -> None:
     assert [f.verdict for f in quality(converged=True).findings()] == ["good"] * 3
 
 
+@pytest.mark.slow
 def test_dead_parameter_is_named() -> None:
     result = quality(dead=True)
     assert result.dead == ["model/unused"]

@@ -74,6 +74,7 @@ def best_diagonal_gap(linear: Any, x: Tensor) -> float:
     )
 
 
+@pytest.mark.slow
 def test_gaps_meet_their_closed_forms(linear: Any) -> None:
     x = linear.simulate(60)
     width, shift = 0.4, 0.8
@@ -94,6 +95,7 @@ def test_gaps_meet_their_closed_forms(linear: Any) -> None:
     assert abs(result.amortization[0] - exact) < 0.02 + 5 * result.monte_carlo_error
 
 
+@pytest.mark.slow
 def test_best_encoder_has_no_amortization_gap(linear: Any) -> None:
     x = linear.simulate(60)
     result = inference_gaps(linear, diagonal(linear), x, log_evidence=linear.exact(x))
@@ -101,12 +103,14 @@ def test_best_encoder_has_no_amortization_gap(linear: Any) -> None:
     assert abs(result.amortization[0]) < 0.02
 
 
+@pytest.mark.slow
 def test_bad_encoder_has_a_bad_amortization_gap(linear: Any) -> None:
     x = linear.simulate(60)
     result = inference_gaps(linear, diagonal(linear, 0.3, 2.0), x, log_evidence=linear.exact(x))
     assert result.findings()[0].verdict == "bad"
 
 
+@pytest.mark.slow
 def test_full_covariance_has_no_approximation_gap(linear: Any, exact_guide: Any) -> None:
     x = linear.simulate(30)
     result = inference_gaps(linear, exact_guide(linear, 0.5, 0.5), x, log_evidence=linear.exact(x))

@@ -41,6 +41,7 @@ def table(rate: float) -> tuple[Any, str]:
     return diagnosis, str(diagnosis)
 
 
+@pytest.mark.slow
 def test_diagnosis_names_the_invalid_site_its_value_and_a_remedy() -> None:
     diagnosis, text = table(500.0)
     assert "ValueError" not in text
@@ -55,6 +56,7 @@ def test_diagnosis_names_the_invalid_site_its_value_and_a_remedy() -> None:
     assert {"How tight is the bound?", "Is the latent space used?"} <= answered
 
 
+@pytest.mark.slow
 def test_valid_guide_has_no_invalid_site() -> None:
     _, text = table(0.1)
     assert "invalid" not in text

@@ -254,6 +254,7 @@ class NoPath(Normal):
     has_rsample = False
 
 
+@pytest.mark.slow
 def test_score_function_handles_gaussian_without_rsample() -> None:
     lg = LinearGaussian(rows=1)
 

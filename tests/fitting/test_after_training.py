@@ -116,6 +116,7 @@ def test_run_is_kept_where_it_cannot_be_saved(tmp_path: Path) -> None:
     assert run.results["bound"] < 0
 
 
+@pytest.mark.slow
 def test_run_that_ended_before_its_evidence_loads_and_is_completed_by_resume(
     tmp_path: Path,
 ) -> None:

@@ -164,6 +164,7 @@ class Regression(PyroModule):
             pyro.sample("y", dist.Normal(x / self.unit @ b, 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_module_with_buffers_and_samples_is_fitted_in_double_precision():
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1))
     y = (x / torch.tensor([1.0, 10.0])) @ torch.tensor([1.0, -1.0])

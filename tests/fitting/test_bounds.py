@@ -97,6 +97,7 @@ def test_global_latent_with_mini_batches_reaches_the_exact_posterior() -> None:
     assert float(run.parameters()["loc"]) == pytest.approx(float(x.sum()) / 401, abs=0.1)
 
 
+@pytest.mark.slow
 def test_renyi_bound_of_a_mini_batch_is_scaled_outside_the_logarithm() -> None:
     """Pyro scales inside the logarithm, which is not a bound; ours stays below log p(x)."""
     x = factor_data(20)

@@ -119,6 +119,7 @@ def test_em_reads_a_memory_mapped_file_in_batches(iris: Tensor, tmp_path: Path) 
     assert sum(sizes) == 50 + 2 * 150
 
 
+@pytest.mark.slow
 def test_restarts_iterated_together_equal_separate_fits(iris: Tensor) -> None:
     together = fit_em(GaussianMixture, iris, settings={"components": 3}, restarts=4, seed=2)
     assert [e["seed"] for e in together.restarts] == [2, 3, 4, 5]

@@ -133,6 +133,7 @@ def test_observed_distribution_is_fitted_and_exported(name: str) -> None:
     assert run.to_arviz(x, num_samples=5).log_likelihood["x"].shape[-1] == N
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["local", "global"])
 @pytest.mark.parametrize("name", LATENT)
 def test_latent_distribution_has_a_default_guide(name: str, role: str) -> None:

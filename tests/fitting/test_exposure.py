@@ -22,6 +22,7 @@ HOURS = torch.tensor([0.5, 1.0, 3.0, 10.0], dtype=torch.float64)
 X = torch.tensor([[0.0, 2.0], [1.0, 3.0], [4.0, torch.nan], [9.0, 25.0]], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["poisson", "negative-binomial"])
 def test_exposure_multiplies_the_rate_in_the_integral(likelihood: str) -> None:
     model = FactorModel(1, 2, likelihood=likelihood).double()

@@ -21,6 +21,7 @@ from ppl_lvm.training.options import TrainingOptions
 from small_programs import Factor, FactorGuide, FixedDraw, Mean, MeanGuide, factor_data
 
 
+@pytest.mark.slow
 def test_early_stopping_restores_the_best_parameters() -> None:
     x = factor_data(60)
     run = fit(

@@ -27,6 +27,7 @@ from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
 
+@pytest.mark.slow
 def test_runs_are_equal_for_equal_seeds_only() -> None:
     x = factor_data()
     runs = [

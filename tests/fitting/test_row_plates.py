@@ -69,6 +69,7 @@ def test_fit_has_the_same_numbers_for_every_name_and_dim_of_the_row_plate(
         assert torch.allclose(others, codes, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fit_takes_the_number_of_rows_that_a_plate_states() -> None:
     expected, codes = numbers(pair("data"), batch_size=5)
     values, others = numbers(pair("cells", stated=15), batch_size=5)

@@ -62,6 +62,7 @@ def _mixed_levels(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, scale), obs=x)
 
 
+@pytest.mark.slow
 def test_auto_guide_has_a_part_for_global_and_one_for_local_latents() -> None:
     x = 4 + torch.randn(200)
     guide = auto_guide(_mixed_levels, x)
@@ -124,6 +125,7 @@ def test_auto_guide_samples_discrete_sites_with_too_many_values_to_enumerate() -
     assert "LeaveOneOut" in run.record["objective"]
 
 
+@pytest.mark.slow
 def test_auto_guide_takes_another_guide_for_the_local_sites() -> None:
     x = torch.randn(6)
     for local in ("AmortizedFlow", "AmortizedJointNormal", "AmortizedJoint"):

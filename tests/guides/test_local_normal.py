@@ -125,6 +125,7 @@ def test_local_normal_takes_its_steps_once_at_every_theta() -> None:
     assert not torch.equal(second, third)
 
 
+@pytest.mark.slow
 def test_local_normal_fits_new_rows_at_the_current_parameters() -> None:
     x, new = torch.randn(30, 5), torch.randn(9, 5)
     run = fit(PPCA(2, 5), LocalNormal, x, batch_size=10, num_steps=30, validation=new)

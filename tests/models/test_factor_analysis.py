@@ -95,6 +95,7 @@ def _one_factor(seed: int, N: int, P: int) -> Tensor:
     return 0.8 * torch.randn(N, 1, generator=draw) + torch.randn(N, P, generator=draw)
 
 
+@pytest.mark.slow
 def test_factor_analysis_names_a_heywood_case_that_em_has_not_reached() -> None:
     x = _one_factor(2, 40, 5)
     run = fit_em(FactorAnalysis(2), x)

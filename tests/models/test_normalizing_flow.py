@@ -64,6 +64,7 @@ def integral(flow: NormalizingFlow, log_density: Any) -> float:
     return float(log_density(torch.cartesian_prod(*axes)).exp().sum() * area)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scalar", ["spline", "affine"])
 def test_flow_density_integrates_to_one(scalar: str) -> None:
     flow = shaken(scalar, observed=2)

@@ -120,6 +120,7 @@ def test_ppca_run_encodes_and_loads(iris: Tensor, tmp_path: Any) -> None:
     assert loaded.sample(5)["x"].shape == (5, 4)
 
 
+@pytest.mark.slow
 def test_ppca_degenerate_names_rows_in_a_subspace() -> None:
     """Single precision loses the smaller of two factors, and the guide fails."""
     torch.set_default_dtype(torch.float32)

@@ -32,6 +32,7 @@ def _same(a: Adversaries, b: Adversaries) -> None:
         assert all(torch.equal(t, theirs[name]) for name, t in one.state_dict().items())
 
 
+@pytest.mark.slow
 def test_load_adversaries_restores_a_saved_run(tmp_path: Path) -> None:
     adversaries = fit_adversarial(Implicit, _rows(), validation=20, directory=tmp_path, **OPTIONS)
     loaded = load_adversaries(tmp_path)

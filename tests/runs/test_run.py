@@ -79,6 +79,7 @@ def test_run_data_loads_and_splits_named_data_as_for_the_fit(tmp_path: Path) -> 
         other.data()
 
 
+@pytest.mark.slow
 def test_run_reads_other_data_as_its_training_data(tmp_path: Path) -> None:
     x = torch.randn(20, 5)
     x[::4, 2] = torch.nan

@@ -117,6 +117,7 @@ def test_run_killed_twice_equals_an_uninterrupted_run(command: list[str], tmp_pa
     assert json.loads(repeated.stdout.splitlines()[-1])["bound"] == results["bound"]
 
 
+@pytest.mark.slow
 def test_resume_rejects_a_run_with_another_seed(command: list[str], tmp_path: Path) -> None:
     directory = ["--directory", str(tmp_path / "r")]
     command[command.index("--num-steps") + 1] = "3"

@@ -58,6 +58,7 @@ def semi_supervised_view() -> RunView:
     return RunView(run, data, data.tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("semi-supervised view")  # one worker trains it once
 def test_confusion_hides_labels_from_the_model() -> None:
     """With a visible label, a mislabeled row follows its label; with a hidden one it does not."""
@@ -72,6 +73,7 @@ def test_confusion_hides_labels_from_the_model() -> None:
     assert np.trace(confusion_matrix(view.batch[1].numpy()[known], visible[known])) > 45
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("semi-supervised view")
 def test_class_means_match_the_rows_of_the_class() -> None:
     view = semi_supervised_view()

@@ -43,6 +43,7 @@ def test_traversals_stay_in_the_support_of_the_code() -> None:
     assert values.min() < -1
 
 
+@pytest.mark.slow
 def test_chain_figure_goes_from_noise_to_rows() -> None:
     view = fitted_view(Diffusion(steps=3, hidden=(4,)), "moons")
     assert view.chain == ["z_3", "z_2", "z_1", "z_0"]
