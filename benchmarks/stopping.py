@@ -61,7 +61,7 @@ def measure(name: str, seed: int, limit: int | None = None) -> list[dict[str, An
     few: dict[str, Any] = {} if limit is None else {"num_steps": limit}
     fits: dict[str, Callable[[], Any]] = {
         "default": lambda: fit(make(), None, data, **options, **few),
-        "fixed": lambda: fit(make(), None, data, **options, **few, accuracy=None),
+        "fixed": lambda: fit(make(), None, data, **options, **few, accuracy=0),
         "cosine": lambda: fit(make(), None, data, **options, **{**COSINE, **few}),
     }
     if hasattr(make(), "e_step"):

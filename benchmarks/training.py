@@ -135,7 +135,7 @@ def train(
         objective=objective,
         optimizer=f"Adam(lr={task.learning_rate})",
         num_steps=steps,
-        accuracy=None,
+        accuracy=0,
         batch_size=100,
         validation=few,
         validate_every=steps,

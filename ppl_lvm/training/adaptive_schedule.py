@@ -126,7 +126,7 @@ class AdaptiveSchedule:
         """
         options, runner = training.options, training.step_runner
         few = options.num_steps < 2 * (FIRST_BRANCH + FEWEST_DECAY) + options.kl_annealing
-        if options.accuracy is None or few or runner.line_search or training.row_tables:
+        if not options.accuracy or few or runner.line_search or training.row_tables:
             return None
         schedule = cls(training, options.accuracy)
         runner.schedule = schedule.rates

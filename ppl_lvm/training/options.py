@@ -148,12 +148,12 @@ class TrainingOptions(GradientOptions):
     num_steps: int
     batch_size: int
     validate_every: int = 100
-    accuracy: float | None = None
+    accuracy: float = 0.0
 
     @property
     def foreseen_steps(self) -> int:
         """Steps to plan for: a run with an accuracy may end long before its limit."""
-        return self.num_steps if self.accuracy is None else min(self.num_steps, FIXED_STEPS)
+        return min(self.num_steps, FIXED_STEPS) if self.accuracy else self.num_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +172,10 @@ class FitOptions(GradientOptions, SessionOptions):
         "A pyro.infer.ELBO or its name in call syntax, 'IWAE(num_particles=5)' (default: the ELBO; "
         "discrete sites that the guide leaves out are summed out).",
     )
-    accuracy: Positive | None = option(
+    accuracy: NonNegative = option(
         DEFAULT_ACCURACY,
         "Lower the learning rate, and stop, when the gain that more steps are predicted to bring "
-        "is smaller, nats per row. None takes all steps at one rate. A schedule and patience "
+        "is smaller, nats per row. 0 takes all steps at one rate. A schedule and patience "
         "decide instead of it.",
     )
     num_steps: Count | None = option(
@@ -218,8 +218,8 @@ class FitOptions(GradientOptions, SessionOptions):
             raise ValueError("Give num_steps or num_epochs, not both.")
         per_epoch = math.ceil(num_rows / size)
         adapts = self.schedule is None and self.patience is None
-        accuracy = self.accuracy if adapts else None
-        default = FIXED_STEPS if accuracy is None else DEFAULT_STEPS
+        accuracy = self.accuracy if adapts else 0.0
+        default = DEFAULT_STEPS if accuracy else FIXED_STEPS
         steps = default if self.num_steps is None else self.num_steps
         if self.num_epochs is not None:
             steps = self.num_epochs * per_epoch

@@ -58,7 +58,7 @@ def test_fit_stops_at_the_exact_bound(batch_size: int | None) -> None:
 
 def test_falling_rates_gain_the_share_of_the_bound_that_noise_costs() -> None:
     options: dict[str, Any] = {"batch_size": 5, "optimizer": "Adam(lr=1.0)", "num_steps": 1500}
-    adaptive, constant = fit_mean(**options), fit_mean(**options, accuracy=None)
+    adaptive, constant = fit_mean(**options), fit_mean(**options, accuracy=0)
     exact = log_evidence(X)
     assert exact - adaptive.results["bound"] < 0.01
     assert exact - constant.results["bound"] > 5 * (exact - adaptive.results["bound"])
@@ -94,7 +94,7 @@ def test_fixed_rates_predict_from_the_trend(caplog: pytest.LogCaptureFixture) ->
 def test_schedule_and_patience_decide_instead_of_the_accuracy() -> None:
     run = fit_mean(num_steps=700, schedule="CosineAnnealingLR(T_max=700)")
     assert run.results["steps"] == 700
-    assert fit_mean(num_steps=700, accuracy=None).results["steps"] == 700
+    assert fit_mean(num_steps=700, accuracy=0).results["steps"] == 700
 
 
 SLOW = pytest.mark.slow

@@ -50,4 +50,4 @@ def test_settled_options_count_epochs_in_steps() -> None:
     assert (options.num_steps, options.batch_size, options.validate_every) == (9, 40, 100)
     assert FitOptions().settle(100, 25).batch_size == 25  # of a DataLoader
     assert FitOptions().settle(100, None).num_steps == 10_000
-    assert FitOptions(accuracy=None).settle(100, None).num_steps == 2000
+    assert FitOptions(accuracy=0).settle(100, None).num_steps == 2000
