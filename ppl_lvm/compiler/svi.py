@@ -1,5 +1,6 @@
 """`pyro.infer.SVI` with captured and compiled steps."""
 
+import copy
 import threading
 import warnings
 import weakref
@@ -7,7 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, SVI
+from pyro.infer import (
+    ELBO,
+    SVI,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 from pyro.optim import PyroOptim
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -87,6 +99,23 @@ class _Turns:
 
 
 _TURNS = _Turns()
+
+
+_JIT: dict[type[ELBO], type[ELBO]] = {
+    JitTrace_ELBO: Trace_ELBO,
+    JitTraceEnum_ELBO: TraceEnum_ELBO,
+    JitTraceGraph_ELBO: TraceGraph_ELBO,
+    JitTraceMeanField_ELBO: TraceMeanField_ELBO,
+}
+
+
+def _without_jit(loss: ELBO) -> ELBO:
+    """The ELBO below one of Pyro's that torch.jit traces: a capture takes its place."""
+    if type(loss) not in _JIT:
+        return loss
+    plain = copy.copy(loss)
+    plain.__class__ = _JIT[type(loss)]
+    return plain
 
 
 class _FunctionLoss(ELBO):
@@ -178,7 +207,9 @@ class CompiledSVI(SVI):
         super(SVI, self).__init__()  # SVI's constructor refuses torch optimizers
         self.model, self.guide, self.optim, self.engine = model, guide, optim, engine
         self.num_samples, self.num_steps = num_samples, num_steps
-        self.objective = loss if isinstance(loss, ELBO) else _FunctionLoss(loss, loss_and_grads)
+        self.objective: ELBO = (
+            _without_jit(loss) if isinstance(loss, ELBO) else _FunctionLoss(loss, loss_and_grads)
+        )
         self.loss, self.loss_and_grads = self.objective.loss, self.objective.loss_and_grads
         self.has_stepped = False
         self._parameters: list[Tensor] = []  # of the last eager step

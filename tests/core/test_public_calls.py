@@ -110,6 +110,7 @@ CASES: dict[str, Callable[[Runs], Any]] = {
     "Run.posterior": lambda runs: runs.shared.posterior(10),
     "Run.predict": lambda runs: runs.shared.predict(X, num_samples=10),
     "Run.summary": lambda runs: runs.shared.summary(),
+    "Run.verify": lambda runs: runs.shared.verify(draws=10, warmup=10),
     "Run.training_weights": lambda runs: runs.saved.training_weights(),
     "Run.parameters": lambda runs: runs.saved.parameters(),
     "Run.rows": lambda runs: runs.saved.rows(X),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.compiler.capture.arguments import Arguments, flatten
+from ppl_lvm.compiler.capture.arguments import Arguments, VaryingNumbers, flatten
 from ppl_lvm.compiler.capture.recorder import record
 from ppl_lvm.compiler.capture.state_snapshot import (
     PythonStateSnapshot,
@@ -94,6 +94,7 @@ class CapturedGradient:
         self._entries: dict[Hashable, _Entry] = {}
         self._modules = modules(watched)
         self._announced_limit = False
+        self._numbers = VaryingNumbers()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The loss: tensors once captured, before that as the program returns it.
@@ -110,11 +111,7 @@ class CapturedGradient:
                 return self.replay(recording, arguments)
             return self._learn(arguments, args, kwargs)
         except CannotCaptureError as refusal:
-            if self._strict:
-                raise
-            self.capture_error = refusal
-            self._entries.clear()
-            self._announce(f"Running eagerly, not captured. {refusal}")
+            self._refuse(refusal)
             return self.eager(args, kwargs)
 
     def lookup(
@@ -127,7 +124,7 @@ class CapturedGradient:
             if module._backward_hooks or module._backward_pre_hooks:
                 name = type(module).__name__
                 raise CannotCaptureError(f"{name} has a backward hook, which a recording lacks")
-        arguments = flatten(args, kwargs)
+        arguments = flatten(args, kwargs, self._numbers)
         entry = self._entries.get(self.key(arguments))
         return arguments, entry.recording if entry is not None else None
 
@@ -215,6 +212,11 @@ class CapturedGradient:
             listed = self._list_parameters
             self.parameters = list(listed() if callable(listed) else listed)
             return loss
+        if self._numbers.note(arguments):
+            double = any(p.dtype is torch.float64 for p in self.parameters)
+            self._numbers.dtype = torch.float64 if double else torch.float32
+            self._entries.clear()
+            return self.eager(args, kwargs)
         key = self.key(arguments)
         if key not in self._entries and len(self._entries) >= self._max_captures:
             self._announce_limit()
@@ -297,12 +299,18 @@ class CapturedGradient:
 
     def _give_up(self, refusal: CannotCaptureError, loss: Any) -> Any:
         """Keep the step, whose gradients are in place, and take eager steps from now on."""
+        self._refuse(refusal)
+        return loss
+
+    def _refuse(self, refusal: CannotCaptureError) -> None:
+        """Take eager steps from now on; record again if a number was passed as a tensor."""
+        self._entries.clear()
+        if self._numbers.refuse():
+            return
         if self._strict:
             raise refusal
         self.capture_error = refusal
-        self._entries.clear()
         self._announce(f"Running eagerly, not captured. {refusal}")
-        return loss
 
     # The recording
 

@@ -4,7 +4,8 @@ A recorded step differs from Pyro's in four points, which change nothing but rou
 
 - `Tensor.item()` returns the detached tensor, so that a loss stays in the list of operations. In
   the user's code it returns a copy, and a number where a tensor would calculate otherwise.
-- Pyro's warnings about NaN, which read every value, are off, and so is validation.
+- Pyro's warnings about NaN, which read every value, are off, and so is validation, also that of
+  distributions made before by `expand`, which have a switch each.
 - `Dice.compute_expectation` reads whether a probability is zero and then omits its cost. Here it
   multiplies by zero instead, so that no shape depends on the data.
 - Chains of enumerated variables are eliminated from both ends (`markov_chains`).
@@ -21,6 +22,8 @@ import pyro.util
 import torch
 from pyro.infer.util import Dice
 from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -55,6 +58,8 @@ class _KeepTensors(TorchFunctionMode):
             # doubles would draw other random numbers: both must stay numbers.
             if args[0].dtype == torch.get_default_dtype():
                 return args[0].detach().clone()
+        if func is one_hot:
+            return _one_hot(*args, **kwargs)
         if func in _TO_PYTHON and args[0] is not None:
             self._recorder.read(args[0], func, user_line(sys._getframe(1)))
         elif sys._getframe(1).f_code is _DICE:
@@ -69,11 +74,23 @@ def _never(value: Any) -> bool:
     return False
 
 
+def _accept(distribution: Distribution, value: Any) -> None:
+    """In place of torch's validation of values."""
+
+
+def _one_hot(index: Tensor, num_classes: int = -1) -> Tensor:
+    """`torch.nn.functional.one_hot`, whose check of the range is here that of an embedding."""
+    if num_classes < 0:
+        return one_hot(index, num_classes)
+    return torch.embedding(torch.eye(num_classes, dtype=torch.int64, device=index.device), index)
+
+
 @contextmanager
 def _pyro_checks_off() -> Iterator[None]:
     with (
         pyro.validation_enabled(False),
         patch.object(Tensor, "register_hook", _refuse_hook),
+        patch.object(Distribution, "_validate_sample", _accept),
         patch.object(pyro.util, "torch_isnan", _never),
         patch.object(pyro.util, "torch_isinf", _never),
     ):
