@@ -179,7 +179,8 @@ def pareto_quantile(quantile: Floats, k: Floats, sigma: Floats) -> Floats:
     """σ ((1 − p)^(−k) − 1) / k at p = `quantile` (n,), for each k, σ (N,): (N, n)."""
     log_tail = np.log1p(-quantile)  # (n,)
     k = np.where(np.abs(k) < np.finfo(np.float64).eps, np.finfo(np.float64).eps, k)[:, None]
-    return sigma[:, None] * np.expm1(-k * log_tail) / k
+    with np.errstate(over="ignore"):  # a tail with k in the hundreds: its quantiles are infinite
+        return sigma[:, None] * np.expm1(-k * log_tail) / k
 
 
 @dataclass(frozen=True)
