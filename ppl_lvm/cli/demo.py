@@ -72,6 +72,7 @@ def digits(directory: Path, seed: int) -> dict[str, Run]:
             objective=objective,
             optimizer="Adam(lr=0.001)",
             num_epochs=150,
+            accuracy=0,
             batch_size=128,
             validation=297,
             seed=seed,
