@@ -63,8 +63,8 @@ def _hidden(gain: float, error: float) -> Arrival:
 
 def _remedy(gain: float, accuracy: float, moving: str = "") -> str:
     slow = (
-        f" {moving} moves as fast as the learning rate allows: raise lr, or divide columns that are "
-        "in large units."
+        f" {moving} moves as fast as the learning rate allows: raise lr, or divide columns "
+        "that are in large units."
         if moving
         else ""
     )
