@@ -1,6 +1,7 @@
 from . import authoring, divergences, estimators, guides, models, nn, report, testing
 from .checks.pair_check import check
 from .compiler.acceleration import accelerate
+from .compiler.captured_elbo import CapturedELBO
 from .compiler.svi import CompiledSVI
 from .core.errors import CannotCaptureError, CannotSayError, NonFiniteError
 from .data.load import Data, load_data
@@ -20,6 +21,7 @@ from .training.em.batch import NotMonotoneError
 __all__ = [
     "CannotCaptureError",
     "CannotSayError",
+    "CapturedELBO",
     "CompiledSVI",
     "Data",
     "NonFiniteError",
