@@ -185,18 +185,34 @@ def draw_posterior(
 
 def posterior_draws(pair: ModelGuidePair, batch: Batch, count: int, seed: int) -> Latents:
     """Draws (S, …) of the guide's latents, resampled by importance weights where k̂ ≤ 0.7."""
-    with torch.no_grad(), preserve_rng(), pair.scope():
+
+    def of_guide(number: int) -> list[Latents]:
         torch.manual_seed(seed)
-        structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
-        try:
-            sampled = draw_posterior(pair, batch, structure, count, "resampled")
-        except ValueError:  # local latents that cannot be weighted
-            sampled = None
-        if sampled is None or not (sampled.k is not None and sampled.k <= RELIABLE_K_HAT):
-            sampled = draw_posterior(pair, batch, structure, count, "q")
+        with poutine.block():
+            return [predict.draw_guide(pair, batch)[0] for _ in range(number)]
+
+    with torch.no_grad(), preserve_rng(), pair.scope():
+        one, other = of_guide(2)
+        latents = None
+        if any(not torch.equal(one[n], other[n]) for n in one):  # else it is a point
+            latents = _resampled_draws(pair, batch, count, seed)
+        latents = latents or of_guide(count)
         # Inside the scope: a point is a parameter, which may have another value outside.
-        names = sampled.latents[0]
-        return {n: torch.stack([draw[n] for draw in sampled.latents]) for n in names}
+        return {n: torch.stack([draw[n] for draw in latents]) for n in latents[0]}
+
+
+def _resampled_draws(
+    pair: ModelGuidePair, batch: Batch, count: int, seed: int
+) -> list[Latents] | None:
+    """Draws by importance weights; None where they are not reliable."""
+    torch.manual_seed(seed)
+    structure = analyze_for_particles(pair.model, pair.guide, batch, {}, 2)
+    try:
+        sampled = draw_posterior(pair, batch, structure, count, "resampled")
+    except ValueError:  # local latents that cannot be weighted
+        return None
+    reliable = sampled.k is not None and sampled.k <= RELIABLE_K_HAT
+    return sampled.latents if reliable else None
 
 
 def _known(pair: ModelGuidePair, batch: Batch, known: Latents) -> PosteriorDraws:
