@@ -77,8 +77,8 @@ def _differing(trial: TrialRun, other: TrialRun) -> str | None:
             return name
         if not _same(node["value"], others[name]["value"]):
             return name
-        densities = [density(n, node["value"]) for n in (node, others[name])]
-        if not _same(*densities, rounding=DENSITY_ROUNDING):
+        one, another = (density(n, node["value"]) for n in (node, others[name]))
+        if not _same(one, another, rounding=DENSITY_ROUNDING):
             return name
     return None
 

@@ -13,7 +13,6 @@ from ppl_lvm.core.types import Draws, Say
 from ppl_lvm.core.validate import Count, DataSource, Seed, Whole
 from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
-from ppl_lvm.diagnostics import diagnosis
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.posterior.predictions import Prediction
@@ -25,6 +24,8 @@ from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from ppl_lvm.diagnostics.diagnosis import Diagnosis
 
 TEMPLATE_ROWS = 256  # of the training data, stored with a run
 
@@ -296,7 +297,7 @@ class Run(RunRows):
         temperatures: Count = 100,
         seed: Seed = 0,
         say: Say | None = None,
-    ) -> diagnosis.Diagnosis:
+    ) -> "Diagnosis":
         """Diagnose the fit: a table of values, verdicts and remedies.
 
         Args:
@@ -321,6 +322,8 @@ class Run(RunRows):
         x, held_out = (
             repeat_rows(d, "diagnose") if isinstance(d, Data) else d for d in (x, held_out)
         )
+        from ppl_lvm.diagnostics import diagnosis  # 26 modules that a fit does not need
+
         return diagnosis.diagnose(
             self.pair,
             self.history,
