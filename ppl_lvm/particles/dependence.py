@@ -60,7 +60,15 @@ def row_labels(num_rows: int, axis: int) -> Tensor:
 
 
 class FollowDependence(FollowLabels[Tensor]):
-    """Follow labeled elements through the operations of a run."""
+    """Follow labeled elements through the operations of a run.
+
+    Attributes:
+        after_unknown: sites run after a labeled element became a Python number.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after_unknown: set[str] = set()
 
     def label(self, tensor: Tensor, labels: Tensor | None = None) -> None:
         """Label a tensor's elements: positive numbers that broadcast to its shape, default 1.

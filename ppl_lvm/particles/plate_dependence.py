@@ -123,6 +123,8 @@ class LabelDraws(Messenger):
             self._pending.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if self.dependence.is_unknown:
+            self.dependence.after_unknown.add(msg["name"])
         if msg["name"] not in self._pending:
             return
         self._pending.discard(msg["name"])
@@ -152,10 +154,12 @@ def _dependent_site(run: Run, candidates: list[str], only: Collection[str] | Non
         with follow_draws(only=only) as dependence:
             for sites in run():
                 for name in [n for n in candidates if n in sites]:
+                    unknown = dependence.is_unknown
                     parts = (tempered_log_prob(sites[name]), sites[name]["value"])
-                    if dependence.is_unknown or any(
-                        dependence.labels(p) is not None for p in parts
-                    ):
+                    unknown = dependence.is_unknown and not unknown  # by this density
+                    if unknown or name in dependence.after_unknown:
+                        return name
+                    if any(dependence.labels(p) is not None for p in parts):
                         return name
     except _UNFOLLOWED:
         return candidates[0]

@@ -6,11 +6,12 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pyro.distributions import Bernoulli, LogNormal, Normal
+from pyro.distributions import Bernoulli, Categorical, Dirichlet, LogNormal, Normal
 from pyro.infer.autoguide import AutoDelta
 from torch import Tensor
 
 from ppl_lvm.particles import analyze_for_particles, log_weights
+from ppl_lvm.particles.structure import analyze_pair
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 
 X = torch.linspace(-1.0, 2.0, 6).reshape(3, 2)
@@ -188,3 +189,17 @@ def test_latent_inside_plate_in_model_only_is_rejected(model: Any) -> None:
     assert_rejected(
         "'z' is inside plate 'data' in the model but not in the guide", model, one_for_all
     )
+
+
+def test_branch_on_a_draw_leaves_earlier_sites_independent() -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", Dirichlet(torch.ones(2)))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Categorical(w), infer={"enumerate": "parallel"})
+            if bool((z >= 0).all()):  # reads the draws, after w
+                pyro.sample("x", Normal(2.0 * z, 1.0), obs=x)
+
+    x = torch.tensor([0.0, 2.0, 2.1])
+    guide = AutoDelta(pyro.poutine.block(model, hide=["z"]))
+    structure = analyze_pair(model, guide, (x,), {})
+    assert structure.enumerated
