@@ -215,7 +215,7 @@ class AdaptiveSchedule:
         training.pair.load_state(state)
         try:
             values = distributed.broadcast_from_first(
-                evaluate(training, self._rows, repeats=self._repeats)
+                evaluate(training, self._rows, repeats=self._repeats, at_once=ROWS)
                 if distributed.rank() == 0
                 else None
             )

@@ -11,15 +11,19 @@ from ppl_lvm.data import Data
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
 
-ROWS_AT_ONCE = 1000  # at least: small batches would cost a run of the programs each
 
-
-def evaluate(training: "Training", data: Data, *, repeats: int = 1) -> list[float]:
+def evaluate(
+    training: "Training", data: Data, *, repeats: int = 1, at_once: int = 0
+) -> list[float]:
     """Estimates of the bound on `data`, nats per row.
 
     With the full KL weight, in evaluation mode, and with the seed of the options: two evaluations
     of the same parameters are equal. The terms of global latents are divided by the number of
     training rows, as in training.
+
+    Args:
+        at_once: rows of a run of the programs, if they take batches of any size; at least those of
+            a training batch.
     """
     training.programs.set_kl_weight(training.options.kl_weight)
     modules = [module for _, module in training.pair.modules()]
@@ -28,13 +32,13 @@ def evaluate(training: "Training", data: Data, *, repeats: int = 1) -> list[floa
         with torch.no_grad(), preserve_rng(), training.pair.scope():
             torch.manual_seed(training.options.seed)
             training.pair.eval_mode()
-            return [_evaluate_once(training, data) for _ in range(repeats)]
+            return [_evaluate_once(training, data, at_once) for _ in range(repeats)]
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
 
 
-def _evaluate_once(training: "Training", data: Data) -> float:
+def _evaluate_once(training: "Training", data: Data, at_once: int) -> float:
     programs, pair, total = training.programs, training.pair, 0.0
     if training.train.weights is not None:
         # The programs divide by the weights of the training rows, whose number scales a batch.
@@ -43,8 +47,8 @@ def _evaluate_once(training: "Training", data: Data) -> float:
         per_row = programs.total_weight / programs.num_rows
         data = replace(data, weights=weights * (ratio * per_row))
     size = training.options.batch_size
-    if pair.stated_rows is None:  # the programs take batches of any size
-        size = max(size, ROWS_AT_ONCE)
+    if pair.stated_rows is None:
+        size = max(size, at_once)
     for rows in torch.arange(len(data)).split(size):
         batch = training.rows_of(data, rows)
         loss = pair.objective.loss(programs.model, programs.guide, *batch)
