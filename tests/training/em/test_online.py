@@ -28,13 +28,13 @@ def test_online_em_reaches_nearly_the_optimum_in_four_passes(covariance: str) ->
     x = _clusters(2000)
     settings = {"components": 2, "covariance": covariance}
     exact = fit_em(GaussianMixture, x, settings=settings, tolerance=1e-9)
-    early = fit_em(GaussianMixture, x, settings=settings, max_iterations=5)
+    early = fit_em(GaussianMixture, x, settings=settings, max_iterations=3)
     online = fit_em(
         GaussianMixture, x, settings=settings, decay=0.6, max_iterations=4, batch_size=100
     )
     short = exact.results["bound"] - online.results["bound"]
-    assert -1e-9 < short < 2e-3
-    assert short < exact.results["bound"] - early.results["bound"]  # 5 E-steps over all rows
+    assert -1e-9 < short < 2e-4
+    assert short < exact.results["bound"] - early.results["bound"]  # 3 E-steps over all rows
     model: Any = online.model
     likelihood = model.log_likelihood(x).mean().item()
     assert online.results["bound"] == pytest.approx(likelihood, abs=1e-9)
