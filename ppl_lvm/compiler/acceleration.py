@@ -1,7 +1,6 @@
 """Packages that build their `SVI` take captured steps."""
 
 import sys
-from types import TracebackType
 from typing import Self
 
 from pyro.infer import SVI
@@ -37,12 +36,7 @@ class accelerate:  # noqa: N801  (called like a function, as torch.no_grad is)
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.restore()
 
     @staticmethod

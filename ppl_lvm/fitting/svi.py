@@ -106,18 +106,16 @@ def fit(
         return finished
     restarts = runner.run(first, session.path, session.attempt, session.identity)
     run = session.close(_as_run(restarts, session), lambda: _evidence(restarts, session))
-    if not run.results["converged"]:
-        _say(options.progress, logger.warning)(describe_arrival(run.results))
-    else:
-        _say(options.progress)(describe_arrival(run.results))
+    if options.progress:
+        Progress(1).say(describe_arrival(run.results))
+    elif not run.results["converged"]:
+        logger.warning(describe_arrival(run.results))
     return run
 
 
-def _say(
-    shown: bool, otherwise: Callable[[str], None] = lambda line: None
-) -> Callable[[str], None]:
+def _say(shown: bool) -> Callable[[str], None]:
     """Prints a line on standard error, if a fit shows its progress."""
-    return Progress(1).say if shown else otherwise
+    return Progress(1).say if shown else lambda line: None
 
 
 def _warn_of_objective(objective: str | ELBO | None) -> None:

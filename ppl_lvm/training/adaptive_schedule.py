@@ -139,7 +139,6 @@ class AdaptiveSchedule:
         self._repeats = REPEATS
         self._best, self._last = Point(), Point()
         self._trunk: dict[str, Tensor] = {}  # pair and optimizer where the branch left
-        self._before: State = {}  # the pair where the branch before left
         self._gains: list[float] = []
         self._log_steps: list[float] = []
         self.error = math.inf  # of the last gain
@@ -182,13 +181,12 @@ class AdaptiveSchedule:
         state = self.training.pair.state()
         lr, steps = self.rates.rate, self._extension
         moved = {
-            _shown(name): float((t - self._before[name]).abs().max())
+            _shown(name): float((t - self._trunk[name]).abs().max())
             for name, t in state.items()
-            if name in self._before and t.is_floating_point() and t.numel()
+            if name in self._trunk and t.is_floating_point() and t.numel()
         }
         fastest = max(moved, key=lambda name: moved[name], default="")
         self.moving = fastest if fastest and moved[fastest] > FULL_SPEED * lr * steps else ""
-        self._before = state
         self._trunk = state | {n: t.clone() for n, t in self._optimizer_tensors().items()}
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
@@ -268,8 +266,7 @@ class AdaptiveSchedule:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors that the remaining steps depend on, by name."""
-        parts = {"best": self._best.state, "last": self._last.state}
-        parts |= {"trunk": self._trunk, "before": self._before}
+        parts = {"best": self._best.state, "last": self._last.state, "trunk": self._trunk}
         return {f"{part}/{n}": t for part, tensors in parts.items() for n, t in tensors.items()}
 
     def state(self) -> dict[str, Any]:
@@ -284,11 +281,11 @@ class AdaptiveSchedule:
             setattr(self, name, state[name])
         self._best = Point(parts["best"], state["values"]["best"])
         self._last = Point(parts["last"], state["values"]["last"])
-        self._trunk, self._before = parts["trunk"], parts["before"]
+        self._trunk = parts["trunk"]
 
 
 # What a checkpoint holds of a schedule.
-PARTS = ("best", "last", "trunk", "before")
+PARTS = ("best", "last", "trunk")
 PLAIN = (
     *("finished", "predicted_gain", "moving", "branch_begin", "branch_end"),
     *("_trunk_steps", "_extension", "_repeats", "_gains", "_log_steps", "error"),
