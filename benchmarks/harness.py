@@ -81,6 +81,29 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
+def dot_figure(
+    rows: Sequence[Row], name: str, kind: str, value: str, *, least: float, label: str
+) -> tuple[Figure, Axes]:
+    """Values of rows that have one, on a logarithmic scale: a line for each name, a color a kind.
+
+    Args:
+        name, kind, value: keys of the rows.
+        least: smaller values are drawn there.
+        label: of the axis.
+    """
+    done = [row for row in rows if value in row]
+    names = list(dict.fromkeys(row[name] for row in done))
+    figure, (axes,) = new_figure(8, 1 + 0.25 * max(1, len(names)))
+    for shown in dict.fromkeys(row[kind] for row in done):
+        of = [row for row in done if row[kind] == shown]
+        values = [max(row[value], least) for row in of]
+        axes.plot(values, [names.index(row[name]) for row in of], "o", label=shown, ms=4)
+    axes.set(xscale="log", xlabel=label)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.invert_yaxis()
+    return figure, axes
+
+
 def environment(seed: int) -> dict[str, Any]:
     """Versions, threads, seed, commit and device names."""
     packages = ("ppl_lvm", "torch", "pyro-ppl", "numpy")

@@ -191,18 +191,11 @@ def harness_text(value: Any) -> str:
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Worst error of a mean by posterior and method."""
-    done = [row for row in rows if "outcome" in row]
-    names = list(dict.fromkeys(row["posterior"] for row in done))
-    figure, (axes,) = harness.new_figure(8, 1 + 0.25 * max(1, len(names)))
-    for method in dict.fromkeys(row["method"] for row in done):
-        of = [row for row in done if row["method"] == method]
-        errors = [max(row["worst mean, sd"], 1e-3) for row in of]
-        axes.plot(errors, [names.index(row["posterior"]) for row in of], "o", label=method, ms=4)
+    keys = ("posterior", "method", "worst mean, sd")
+    label = "largest error of a mean, posterior sd"
+    figure, axes = harness.dot_figure(rows, *keys, least=1e-3, label=label)
     axes.axvline(CLOSE, color="gray", linestyle=":", label="0.1 and 0.3 sd")
     axes.axvline(WRONG, color="gray", linestyle=":")
-    axes.set(xscale="log", xlabel="largest error of a mean, posterior sd")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.invert_yaxis()
     axes.legend(fontsize=7)
     return figure
 

@@ -129,17 +129,9 @@ def run(
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Gap by pair and kind of fit."""
-    done = [row for row in rows if "gap" in row]
-    names = list(dict.fromkeys(row["pair"] for row in done))
-    figure, (axes,) = harness.new_figure(8, 1 + 0.25 * max(1, len(names)))
-    for kind in dict.fromkeys(row["fit"] for row in done):
-        of = [row for row in done if row["fit"] == kind]
-        gaps = [max(row["gap"], 1e-4) for row in of]
-        axes.plot(gaps, [names.index(row["pair"]) for row in of], "o", label=kind, ms=4)
+    label = "gap to the best bound, nats per row"
+    figure, axes = harness.dot_figure(rows, "pair", "fit", "gap", least=1e-4, label=label)
     axes.axvline(CLOSE, color="gray", linestyle=":", label="0.05 nats")
-    axes.set(xscale="log", xlabel="gap to the best bound, nats per row")
-    axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.invert_yaxis()
     axes.legend(fontsize=7)
     return figure
 
