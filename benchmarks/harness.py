@@ -10,11 +10,14 @@ is an option of the same name, except the positional argument `model`.
 
 import argparse
 import inspect
+import logging
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +68,20 @@ def publish(
     figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     print(f"written: {folder / name}.json and .png")
     return result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide the warnings and notes of fits inside."""
+    log = logging.getLogger("ppl_lvm")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def question(documentation: str) -> str:

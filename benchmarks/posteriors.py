@@ -15,7 +15,6 @@ after the warm-up. Seconds include all recording and compilation.
 
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,8 +102,7 @@ def outcome(mean: float, least: float, largest: float) -> str:
 
 
 def _fit(known: Posterior, method: Any, seed: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with harness.quiet():
         if method not in PYRO:
             return fit(known.model, None, known.batch, method=method, seed=seed, progress=False)
         with double_precision():

@@ -14,10 +14,8 @@ default fit is *false* where it says that it has converged and its gap is above 
 Monte-Carlo errors.
 """
 
-import logging
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,12 +106,10 @@ def run(
     Args:
         only: the part of pairs whose name contains this text.
     """
-    logging.getLogger("ppl_lvm").setLevel(logging.ERROR)
     names = [name for name in CASES if only in name and (name in SMOKE or not smoke)]
     rows: list[Row] = []
     for name in names:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with harness.quiet():
             rows += measure(name, seed, 600 if smoke else None)
         harness.show(name, [row for row in rows if row["pair"] == name])
     return harness.publish(

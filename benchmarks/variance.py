@@ -13,7 +13,6 @@ many particles (TraceEnum_ELBO where sites are summed out):
 """
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -188,8 +187,7 @@ def variance(subject: Subject, objective: ELBO, repeats: int, seed: int) -> tupl
 def compare(subject: Subject, *, repeats: int = 60, rounds: int = 10, seed: int = 0) -> Row:
     """Variance and time of both objectives."""
     both = {"default": subject.default, "Pyro": subject.peer}
-    with warnings.catch_warnings(), subject.scope():
-        warnings.simplefilter("ignore")
+    with harness.quiet(), subject.scope():
         (ours, error), (theirs, their_error) = (
             variance(subject, objective, repeats, seed) for objective in both.values()
         )

@@ -1,6 +1,7 @@
 """State before every test; compiler passes are strict."""
 
 import gc
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import matplotlib
 import pyro
 import pytest
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
 from ppl_lvm.compiler.passes import strict_passes
@@ -38,6 +40,25 @@ def _fresh_pyro() -> Iterator[None]:
     with pyro.validation_enabled(True), strict_passes():
         yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _same_process() -> Iterator[None]:
+    """A test that silences a logger, say, changes the results of later ones; it fails itself."""
+    before = _process()
+    yield
+    assert _process() == before
+
+
+def _process() -> dict[str, object]:
+    loggers = (logging.root, logging.getLogger("ppl_lvm"), logging.getLogger("ppl_lvm.compiler"))
+    return {
+        "loggers": [(log.name, log.propagate, log.disabled, log.level) for log in loggers],
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "folder": Path.cwd(),
+        "handlers": _PYRO_STACK[:],
+    }
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""EM at the edge: components that collapse, floors, rounding, non-finite values."""
+"""EM with components that collapse, floors and non-finite values."""
 
 from typing import Any
 
