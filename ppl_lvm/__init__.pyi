@@ -1,4 +1,4 @@
-from . import authoring, divergences, estimators, guides, models, nn, report, testing
+from . import authoring, divergences, estimators, guides, models, nn, report, sklearn, testing
 from .checks.pair_check import check
 from .compiler.acceleration import accelerate
 from .compiler.captured_elbo import CapturedELBO
@@ -49,6 +49,7 @@ __all__ = [
     "report",
     "sample_prior",
     "signature",
+    "sklearn",
     "testing",
 ]
 __version__: str

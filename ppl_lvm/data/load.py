@@ -3,8 +3,10 @@
     load_data("iris")                        a named set
     load_data("digits(binarize=8)")          with arguments
     load_data("flowers.csv", labels="kind")  a file: .csv .tsv .txt .npy .npz .parquet
-    load_data(array)                         NumPy, SciPy's sparse, torch, a tuple of them, pandas,
-                                             a torch Dataset, a DataLoader
+    load_data("folder")                      the .parquet files in it, as one table
+    load_data(array)                         NumPy, SciPy's sparse, torch, xarray; frames of pandas
+                                             and polars, Arrow tables, AnnData; a tuple of them; a
+                                             torch Dataset, a DataLoader
 
 The model sees tensors with rows first. Numbers become torch's default floating-point type; torch
 tensors of integers stay integers (see `ppl_lvm.data.validation`). Labels never reach the model.
@@ -61,6 +63,7 @@ class Data:
         rows: indices into the store, None for all rows.
         source: arguments of `load_data` if they were a name or a path, else None.
         weights: of rows (N,), or None.
+        categories: categorical column -> its labels, of which the rows have the positions; or None.
     """
 
     store: Store
@@ -73,6 +76,7 @@ class Data:
     rows: Tensor | None = None
     source: dict[str, Any] | None = None
     weights: Tensor | None = None
+    categories: dict[str, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.store) if self.rows is None else len(self.rows)
@@ -300,7 +304,8 @@ def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) ->
     shape = result.image_shape
     if image_shape is not None:
         shape = _checked_shape(image_shape, result.store, name)
-    return Data(result.store, name, result.columns, labels, label_names, shape)
+    data = Data(result.store, name, result.columns, labels, label_names, shape)
+    return replace(data, categories=result.categories)
 
 
 def _one_sequence(data: Data, missing: str) -> Data:

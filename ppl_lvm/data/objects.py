@@ -18,6 +18,7 @@ from torch.utils.data import (
 
 from ppl_lvm.core.types import Array
 from ppl_lvm.data import readers
+from ppl_lvm.data.frames import as_frame, read_frame
 from ppl_lvm.data.stores import ItemStore, ReaderResult, item_store, memory_store, part_names
 from ppl_lvm.data.validation import (
     Columns,
@@ -36,14 +37,11 @@ def from_object(
     Raises:
         ValueError: for an object that has no rows.
     """
-    pd = sys.modules.get("pandas")  # a source from pandas implies that it is imported
-    if pd is not None and isinstance(source, pd.Series):
-        source = source.to_frame("values" if source.name is None else source.name)
-    if pd is not None and isinstance(source, pd.DataFrame):
-        return readers.read_frame(source, "the DataFrame", columns, labels, missing)
-    sparse = sys.modules.get("scipy.sparse")
-    if sparse is not None and sparse.issparse(source):
-        source = source.toarray()
+    frame = as_frame(source, columns, labels)
+    if frame is not None:
+        name = "DataFrame" if type(source).__name__ == "Series" else type(source).__name__
+        return read_frame(frame, f"the {name}", columns, labels, missing)
+    source = _dense(source)
     if isinstance(source, np.ndarray):
         return _from_array(source, columns, labels, missing)
     if isinstance(source, Tensor) and (columns is not None or labels is not None):
@@ -68,8 +66,19 @@ def from_object(
         raise ValueError(f"source: {list_fault(source)}.")
     raise ValueError(
         f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
-        "them, a DataFrame, a torch Dataset or DataLoader, the name of a set, or a file's path."
+        "them, a data frame, a torch Dataset or DataLoader, the name of a set, or a file's path."
     )
+
+
+def _dense(source: Any) -> Any:
+    """An array of SciPy's sparse kinds or of xarray as a NumPy array; other objects as they are."""
+    sparse = sys.modules.get("scipy.sparse")
+    if sparse is not None and sparse.issparse(source):
+        return source.toarray()
+    xarray = sys.modules.get("xarray")
+    if xarray is not None and isinstance(source, xarray.DataArray):
+        return source.to_numpy()
+    return source
 
 
 def _from_array(
@@ -84,6 +93,10 @@ def _from_array(
 
 
 def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> ReaderResult:
+    source = tuple(
+        _tuple_part(part, f"element {n} of the tuple", n == label, missing)
+        for n, part in enumerate(source)
+    )
     for position, part in enumerate(source):
         if not isinstance(part, (np.ndarray, Tensor)):
             raise ValueError(
@@ -97,6 +110,17 @@ def _from_tuple(source: tuple[Any, ...], label: int | None, missing: str) -> Rea
     name = "the tuple" if len(parts) > 1 else "the array"
     location = SourceLocation(name, parts=part_names(len(parts)))
     return ReaderResult(memory_store(parts, location, missing), None, classes)
+
+
+def _tuple_part(part: Any, name: str, is_label: bool, missing: str) -> Any:
+    """An array or a tensor of an element of a tuple; the columns of a frame that are numbers."""
+    frame = as_frame(part, None, None)
+    if frame is None:
+        return _dense(part)
+    if is_label and frame.shape[1] == 1:
+        return frame.iloc[:, 0].to_numpy()
+    (rows,) = read_frame(frame, name, missing=missing).store.all_rows()
+    return rows[:, 0] if type(part).__name__ == "Series" else rows
 
 
 def _from_items(dataset: Any, collate: Any, label: int | None, missing: str) -> ReaderResult:

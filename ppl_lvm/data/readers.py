@@ -19,9 +19,10 @@ import torch
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.types import Array
 from ppl_lvm.data.csv_reader import read_csv
+from ppl_lvm.data.frames import join_frames, read_frame
 from ppl_lvm.data.rounding import warn_of_rounding
 from ppl_lvm.data.stores import MappedStore, ReaderResult, memory_store
-from ppl_lvm.data.validation import Columns, SourceLocation, check_names, check_shape, pick_columns
+from ppl_lvm.data.validation import Columns, SourceLocation, check_shape, pick_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,10 @@ def read(
         ValueError: for an unknown extension and for every fault of the contents.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        if header is not None:
+            raise ValueError(f"{path}: header={header} applies to text files only. Omit it.")
+        return read_parquet_folder(path, columns, labels, missing)
     if suffix not in READERS:
         formats = ", ".join(f"{ext} ({each.description})" for ext, each in READERS.items())
         raise ValueError(
@@ -58,8 +63,6 @@ def read(
         raise FileNotFoundError(f"There is no file {path}.{_neighbor(path)}") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be opened ({error}). Name another file.") from None
-    if stat.S_ISDIR(state.st_mode):
-        raise ValueError(f"{path} is a folder. Name a file in it.")
     if not stat.S_ISREG(state.st_mode):
         raise ValueError(f"{path} is a pipe or a device. Write its content to a file first.")
     if state.st_size == 0:
@@ -185,6 +188,10 @@ def read_parquet(
     path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
 ) -> ReaderResult:
     """Read a table; an index written by pandas is not a column."""
+    return read_frame(_parquet_frame(path), str(path), columns, labels, missing)
+
+
+def _parquet_frame(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
@@ -195,7 +202,27 @@ def read_parquet(
             f"{path} cannot be read as Parquet ({error}). Write or copy it again."
         ) from error
     _refuse_bomb(path, size)
-    return read_frame(frame, str(path), columns, labels, missing)
+    return frame
+
+
+def read_parquet_folder(
+    path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
+) -> ReaderResult:
+    """Read the Parquet files of a folder as one table, in the order of their names.
+
+    Sub-folders are not read.
+    """
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".parquet")
+    if not files:
+        raise ValueError(f"{path} is a folder without .parquet files. Name a file in it.")
+    frames = [_parquet_frame(file) for file in files]
+    for file, frame in zip(files, frames, strict=True):
+        if list(frame.columns) != list(frames[0].columns):
+            raise ValueError(
+                f"{file} has the columns {list(frame.columns)}, and {files[0].name} has "
+                f"{list(frames[0].columns)}. Put files with equal columns into one folder."
+            )
+    return read_frame(join_frames(frames), str(path), columns, labels, missing)
 
 
 def _parquet_bytes(path: Path) -> int:
@@ -230,43 +257,6 @@ def _refuse_bomb(path: Path, size: int) -> None:
             f"Above {MOST_BYTES:,} bytes a file may grow {MOST_RATIO}-fold: write the arrays that "
             "you need to .npy files, which are memory-mapped."
         )
-
-
-def read_frame(
-    frame: "pd.DataFrame",
-    source: str,
-    columns: Columns = None,
-    labels: str | int | None = None,
-    missing: str = "error",
-) -> ReaderResult:
-    """Rows of a pandas DataFrame; columns are chosen by name."""
-    names = [str(name) for name in frame.columns]
-    if len(frame) == 0:
-        raise ValueError(f"{source} has no rows. Check the program that made it.")
-    check_names(names, source)
-    chosen, label = pick_columns(names, len(names), columns, labels, source)
-    picked = tuple(names[k] for k in chosen)
-    location = SourceLocation(source, picked)
-    for k in chosen:
-        _check_column(frame.iloc[:, k], f"{source}, column {names[k]!r}")
-    table = frame.iloc[:, chosen].to_numpy(dtype=np.float64, na_value=np.nan)
-    store = memory_store([table], location, missing)
-    if label is None:
-        return ReaderResult(store, list(picked))
-    return ReaderResult(store, list(picked), frame.iloc[:, label].to_numpy())
-
-
-def _check_column(column: "pd.Series[float]", where: str) -> None:
-    """Reject a column that is not numeric; the message shows its first text."""
-    if column.dtype.kind in "biuf":  # pandas' own nullable types have a kind too
-        return
-    texts = ((k, value) for k, value in enumerate(column) if isinstance(value, str))
-    k, value = next(texts, (None, None))
-    at = "" if k is None else f", row {k + 1} (index {k}): {value!r}"
-    raise ValueError(
-        f"{where}{at} is not a number; the column's type is {column.dtype}. Convert it, omit it "
-        "with columns=, or name it in labels= if it is the class."
-    )
 
 
 def _numpy_fault(where: str, error: Exception) -> str:

@@ -179,6 +179,7 @@ class ReaderResult:
     columns: list[str] | None = None
     labels: Array | None = None
     image_shape: tuple[int, int] | None = None
+    categories: dict[str, list[str]] | None = None
 
 
 def memory_store(

@@ -13,6 +13,7 @@ Reference:
     Dempster, Laird, Rubin (1977). Maximum likelihood from incomplete data via the EM algorithm.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -76,6 +77,24 @@ def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
         ValueError: the model does not have the two steps, or an option is out of range.
         NotMonotoneError: the log-likelihood fell by more than rounding.
     """
+    return run_em(model, data, options)
+
+
+def run_em(
+    model: ProgramSource,
+    data: DataSource,
+    options: EMOptions,
+    *,
+    examine: bool = True,
+    set_start: Callable[[Any], None] = lambda model: None,
+) -> Run:
+    """`fit_em` inside another public call.
+
+    Args:
+        examine: False leaves out the checks of the pair, the log evidence and the trajectories, for
+            a model of this package, where they would take longer than the fit.
+        set_start: changes the initial values of a model that is initialized.
+    """
     session = Session(data, options)
     train = session.train
     if len(train) < distributed.world_size():
@@ -85,13 +104,14 @@ def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
     batch_size = options.batch_size or session.data.batch_size
     batch_size = batch_size or (READ_ROWS if batch_em else ONLINE_ROWS)
     factory = ModelFactory(in_double(*copy_programs(model))[0], options.settings)
-    instance, state = _initial_state(factory, session, options.restarts)
+    instance, state = _initial_state(factory, session, options.restarts, set_start)
     exact = options.guide is None and hasattr(instance, "posterior")
     guides = GuideFactory(ExactPosterior if exact else options.guide)
     template = first_rows(train, TEMPLATE_ROWS)
-    require_running_model(instance, *template)
-    guide = make_guide(guides, instance, template)
-    warn_or_raise(instance, guide, *template, by_gradient=False)
+    if examine:
+        require_running_model(instance, *template)
+        guide = make_guide(guides, instance, template)
+        warn_or_raise(instance, guide, *template, by_gradient=False)
     finished = session.open(
         factory,
         guides,
@@ -114,10 +134,15 @@ def fit_em(model: ProgramSource, data: DataSource, options: EMOptions) -> Run:
         if isinstance(em, OnlineEM):
             em.finish(session.held_out)
     run = _as_run(instance, guides, session, em)
+    if not examine:
+        return session.close(run, dict, rows=train)
+    run.trajectories = _trajectories(run, session, em)
     return session.close(run, lambda: _evidence(run, session), rows=train)
 
 
-def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tuple[Any, State]:
+def _initial_state(
+    factory: ModelFactory, session: Session, restarts: int, set_start: Callable[[Any], None]
+) -> tuple[Any, State]:
     """A model whose steps are run, and θ of every restart, stacked."""
     model: Any = None
     states: list[State] = []
@@ -130,6 +155,7 @@ def _initial_state(factory: ModelFactory, session: Session, restarts: int) -> tu
                 "methods em_state, set_em_state, e_step and m_step "
                 "(see ppl_lvm.training.em.protocol.EMModel). Fit it by a gradient objective: fit."
             )
+        set_start(model)
         states.append({name: t.detach().clone() for name, t in model.em_state().items()})
     return model, {name: torch.stack([s[name] for s in states]) for name in states[0]}
 
@@ -164,9 +190,7 @@ def _as_run(model: Any, guides: GuideFactory, session: Session, em: EM | OnlineE
         "validation_bound": held_out,
         "learning_rate": [],
     }
-    run = Run(pair, template, history, record)
-    run.trajectories = _trajectories(run, session, em, chosen)
-    return run
+    return Run(pair, template, history, record)
 
 
 def _evidence(run: Run, session: Session) -> dict[str, Any]:
@@ -201,10 +225,9 @@ def _entry(model: Any, session: Session, em: EM | OnlineEM, r: int) -> dict[str,
     }
 
 
-def _trajectories(
-    run: Run, session: Session, em: EM | OnlineEM, chosen: int
-) -> tuple[Trajectory, ...]:
+def _trajectories(run: Run, session: Session, em: EM | OnlineEM) -> tuple[Trajectory, ...]:
     """Cluster assignments of some rows by every restart."""
+    chosen = next(r for r, entry in enumerate(run.restarts) if entry["chosen"])
     model: Any = run.model
     rows = first_rows(session.train, CLUSTERED_ROWS)
     R, trajectories = len(em.bounds), {}

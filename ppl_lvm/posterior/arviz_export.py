@@ -17,6 +17,7 @@ have one weight, and local latents given them are resampled among fresh draws.
 
 import math
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ def to_arviz(
     seed: int = 0,
     known: Latents | None = None,
     num_chains: int = 1,
+    columns: Sequence[str] | None = None,
 ) -> Any:
     """ArviZ data of `num_samples` draws S: one chain, draws first.
 
@@ -88,6 +90,7 @@ def to_arviz(
 
         known: draws of all global latents, site -> (S, …), in place of the guide's.
         num_chains: C of these draws, chain after chain.
+        columns: names of the columns of the rows, the coordinates of observed sites of that width.
 
     Raises:
         ValueError: `draws` is none of these, or the programs do not run under a particle plate, so
@@ -111,6 +114,10 @@ def to_arviz(
     attributes = {"draws": draws if known is None else "posterior"}
     rows = next((n for names in dims.values() for n in names if n in pair.row_plates), "data")
     per_row = {name: [rows] for name in sampled.stats} if sampled.local else {}
+    coords: dict[str, list[Any]] = {n: list(range(len(batch[0]))) for n in pair.row_plates}
+    for name, value in observed.items():
+        if columns is not None and value.dim() == 2 and value.shape[1] == len(columns):
+            coords[dims[name][-1]] = list(columns)
     terms = next(iter(observed)) if len(observed) == 1 else "log_likelihood"
     return to_inference_data(
         {n: posterior[n].numpy() for n in latent},
@@ -122,7 +129,7 @@ def to_arviz(
         sample_stats=sampled.stats,
         dims=dims | per_row,
         log_likelihood_dims={terms: [rows]},
-        coords={name: list(range(len(batch[0]))) for name in pair.row_plates},
+        coords=coords,
         num_chains=num_chains,
         attrs=attributes | ({} if sampled.k is None else {"pareto_k": sampled.k}),
     )

@@ -47,6 +47,8 @@ class DataRecord(TypedDict):
     train_rows: int
     held_out_rows: int
     total_weight: NotRequired[float]
+    columns: NotRequired[list[str]]
+    categories: NotRequired[dict[str, list[str]]]
 
 
 class Versions(TypedDict):

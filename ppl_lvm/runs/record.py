@@ -36,6 +36,8 @@ def environment_record(
             "fingerprint": data.fingerprint(),
             **({} if data.weights is None else {"total_weight": data.total_weight}),
             "tensors": data.num_tensors,
+            **({} if data.columns is None else {"columns": data.columns}),
+            **({} if data.categories is None else {"categories": data.categories}),
             "train_rows": train_rows,
             "held_out_rows": held_out_rows,
         },
@@ -51,6 +53,8 @@ def identity(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     keys = ("model", "guide", "options", "data", "num_restarts", "request")
     parts = {key: record[key] for key in keys if key in record}
+    named = ("columns", "categories")  # the fingerprint is of the values
+    parts["data"] = {key: value for key, value in record["data"].items() if key not in named}
     for role in ("model", "guide"):
         program = record[role]
         if program is not None and is_bundled(program["address"]):

@@ -226,10 +226,11 @@ class Run(RunRows):
 
         batch = self.batch(x)
         predict.require_posterior(self.pair, *batch, what="to_arviz")
+        options: dict[str, Any] = {"seed": seed, "columns": self.record["data"].get("columns")}
         if draws == "q" and "num_chains" in self.results:
             known, C = posteriors.thinned(self, num_samples)
-            return to_arviz(self.pair, *batch, known=known, num_chains=C, seed=seed)
-        return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, seed=seed)
+            return to_arviz(self.pair, *batch, known=known, num_chains=C, **options)
+        return to_arviz(self.pair, *batch, num_samples=num_samples, draws=draws, **options)
 
     @public_call
     def posterior(self, n: Count = 1000, *, seed: Seed = 0) -> dict[str, Tensor]:

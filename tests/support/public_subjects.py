@@ -19,6 +19,7 @@ import pyro
 import torch
 from matplotlib.figure import Figure
 from pyro.distributions import Bernoulli, Dirichlet, Normal
+from sklearn.base import BaseEstimator
 from torch import Tensor
 
 import ppl_lvm as lvm
@@ -146,8 +147,8 @@ def _callables() -> Iterator[tuple[str, Callable[..., Any], type | None]]:
         if not inspect.isclass(thing):
             yield name, thing, None
         elif not issubclass(thing, BaseException) and not getattr(thing, "_is_protocol", False):
-            if issubclass(thing, torch.distributions.Distribution):
-                continue  # torch checks its arguments
+            if issubclass(thing, torch.distributions.Distribution | BaseEstimator):
+                continue  # torch checks its arguments; scikit-learn's are checked by `fit`
             if not inspect.isabstract(thing) and thing.__name__ not in RECORDS:
                 yield name, thing, None
             if name in ("Run", "Data", "CompiledSVI"):
