@@ -7,6 +7,7 @@ play no part: 0·z depends on z.
 import sys
 from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -82,7 +83,7 @@ class _WatchConversions(TorchFunctionMode):
     ) -> Any:
         labels = self._labels
         result = func(*args, **(kwargs or {}))
-        if func in _TO_PYTHON and labels.is_labeled(args):
+        if func in _TO_PYTHON and labels.is_labeled(args) and not in_distribution():
             labels.is_unknown = True
         if func not in _INDEXED:
             return result
@@ -96,6 +97,22 @@ class _WatchConversions(TorchFunctionMode):
             else:
                 result = mixed
         return result
+
+
+def in_distribution() -> bool:
+    """True inside the code of a distribution of torch or Pyro, which keeps rows independent.
+
+    Its loops, branches and masks choose how a row is computed and not what it depends on.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name.startswith(("torch.distributions.", "pyro.distributions.")):
+            return True
+        if not name.startswith(("torch.", "pyro.ops.", "ppl_lvm.", "functools", "contextlib")):
+            return False
+        frame = frame.f_back
+    return False
 
 
 def is_strided(value: Any) -> bool:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ppl_lvm.core.tensor_labels import FollowLabels, is_strided
+from ppl_lvm.core.tensor_labels import FollowLabels, in_distribution, is_strided
 
 LABELS = 31  # operations are repeated twice for each of their five digits
 SEVERAL = -1  # label of an element that depends on elements of different labels
@@ -35,8 +35,9 @@ _INDEX = {  # position of the argument that holds indices
     ),
     **dict.fromkeys(("index_select", "gather", "scatter", "scatter_", "scatter_add"), 2),
 }
-_POINTWISE = {"_to_copy", "masked_fill_", "floor_divide"}  # without the tag
+_POINTWISE = {"_to_copy", "masked_fill_", "floor_divide", "mvlgamma"}  # without the tag
 _ORDERS = {"sort", "topk", "kthvalue", "median", "nanmedian", "mode"}
+_EXTREMES = {"max", "min", "amax", "amin", "any", "all"}
 _OVERWRITES = {"copy_", "fill_", "zero_"}
 _MATRIX = ("linalg_", "_linalg_", "cholesky", "triangular_solve", "lu_")  # over the last two dims
 _SOLVES = {  # place of B, and of A, in solutions of A X = B
@@ -82,11 +83,25 @@ class FollowDependence(FollowLabels[Tensor]):
 
     def labels(self, tensor: Any) -> Tensor | None:
         """The labels of a tensor's elements, in its shape; None if all are 0."""
-        flat = self._recall(tensor)
+        flat = self._flat(tensor)
         if flat is None:
             return None
         labels = _as_view(flat, tensor)
         return labels if bool(labels.any()) else None
+
+    def _flat(self, tensor: Any) -> Tensor | None:
+        """Labels of the memory of a tensor, in elements of its size: of complex numbers, two."""
+        flat = self._recall(tensor)
+        if flat is None:
+            return None
+        count = tensor.untyped_storage().nbytes() // tensor.element_size()
+        if count != len(flat):
+            shape = (count, -1) if count < len(flat) else (len(flat), 1)
+            flat = _combined(flat.reshape(shape), (-1,)).repeat_interleave(
+                max(1, count // len(flat))
+            )
+            self._store(tensor, flat)
+        return flat
 
     def is_labeled(self, values: Any) -> bool:
         return any(self.labels(leaf) is not None for leaf in pytree.tree_leaves(values))
@@ -121,7 +136,7 @@ class FollowDependence(FollowLabels[Tensor]):
         if not is_strided(tensor):
             self.is_unknown |= bool(labels.any())
             return
-        flat = self._recall(tensor)
+        flat = self._flat(tensor)
         if flat is None:
             if not bool(labels.any()):
                 return
@@ -186,7 +201,11 @@ class _Operation:
             return self._of_matrices(result)
         repeated = self.repeated[place] if place < len(self.repeated) else None
         if any(m is not None for m in self.index_labels):
+            if not self.repeated:
+                raise TypeError(f"no rule for {self.func}")
             return _combine(self._of_index(), none if repeated is None else repeated)
+        if self.name in _EXTREMES and not result.dim() and in_distribution():
+            return none  # of all rows: it shifts an exponent, or bounds a loop
         return self._along_dim(result) if repeated is None else repeated
 
     def _of_random(self, none: Tensor) -> Tensor:
@@ -236,16 +255,39 @@ class _Operation:
             return _combined(self.index_labels[0], [self.args[1]], keepdim=True)
         if self.name == "index_select":
             index: list[Any] = [None] * (self.args[1] % self.args[0].dim()) + [self.index_labels[0]]
-        elif self.name == "index":
-            index = list(self.index_labels)
         else:
-            raise TypeError(f"no rule for {self.func}")
-        indices = list(self.args[1]) if self.name == "index" else [*index[:-1], self.args[2]]
+            index = list(self.index_labels)
+        indices = [*index[:-1], self.args[2]] if self.name == "index_select" else self.args[1]
         if any(isinstance(each, Tensor) and each.dtype is torch.bool for each in indices):
-            raise TypeError("a mask selects another number of elements")
+            return self._of_mask()
+        if self.name != "index":
+            raise TypeError(f"no rule for {self.func}")
         return reduce(
             _combine, [self._looked_up(indices, d, m) for d, m in enumerate(index) if m is not None]
         )
+
+    def _of_mask(self) -> Tensor:
+        """Labels of the elements that a labeled mask selects, or may change.
+
+        The place of a selected element, or of a written one, depends on the complete mask; in
+        distributions it is put back to where it came from.
+        """
+        written = self.name != "index"
+        if not (in_distribution() or (written and self.args[2].numel() == 1)):
+            raise TypeError("a mask selects another number of elements")
+        labels = torch.zeros(self.args[0].shape, dtype=torch.int32, device=self.args[0].device)
+        dim = 0
+        for index, m in zip(self.args[1], self.index_labels, strict=True):
+            rank = index.dim() if index is not None and index.dtype is torch.bool else 1
+            if m is not None:
+                if index.dtype is not torch.bool:
+                    raise TypeError("masks beside indices")
+                rest = labels.dim() - dim - rank
+                labels = _combine(labels, m.reshape(*m.shape, *[1] * rest))
+            dim += rank
+        if written:
+            return labels
+        return labels[tuple(slice(None) if i is None else i for i in self.args[1])]
 
     def _looked_up(self, indices: list[Any], dim: int, labels: Tensor) -> Tensor:
         """Labels of the index of dimension `dim`, looked up in a table that contains them."""
@@ -282,7 +324,7 @@ class _Operation:
         if not isinstance(leaf, Tensor):
             return leaf
         labeled = labels is not None and not any(leaf is index for index in self.index)
-        number = leaf.to(torch.float32) if labeled and not leaf.is_floating_point() else leaf
+        number = leaf.to(torch.float32) if labeled and not _has_nan(leaf) else leaf
         return number.nan_to_num(0.0, 0.0, 0.0) if number.is_floating_point() else number
 
     def _with_nan(self, digit: int, value: int) -> list[Tensor | None]:
@@ -298,9 +340,11 @@ class _Operation:
             copies.append(copy)
         args, kwargs = pytree.tree_unflatten(copies, self.spec)
         results = pytree.tree_leaves(self.func(*args, **kwargs))
-        return [
-            r.isnan() if isinstance(r, Tensor) and r.is_floating_point() else None for r in results
-        ]
+        return [r.isnan() if isinstance(r, Tensor) and _has_nan(r) else None for r in results]
+
+
+def _has_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _from_digits(digits: list[list[Any]]) -> Tensor:

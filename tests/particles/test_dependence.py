@@ -38,6 +38,12 @@ def into_a_column(x: Tensor) -> Tensor:
     return result[:, 0]
 
 
+def written_by_a_mask(x: Tensor) -> Tensor:
+    result = torch.zeros(B)
+    result[x > 0] = 1.0
+    return result
+
+
 def overwritten(x: Tensor) -> Tensor:
     x.zero_()
     return x
@@ -85,6 +91,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Tensor, list[int]]] = {
     "noise of the shape": (lambda x: torch.randn_like(x), z, [0] * 4),
     "zeros of the shape": (lambda x: torch.zeros_like(x) + x.new_ones(B), z, [0] * 4),
     "noise with a location": (lambda x: torch.normal(x, torch.ones(B)), z, ROW),
+    "write by a mask": (written_by_a_mask, z, ROW),
     "mask selection": (lambda x: x[x > 0].sum().expand(B), z, ALL),
 }
 
