@@ -29,7 +29,6 @@ from ppl_lvm.guides.parts.encoder_guide import EncoderGuide, supported_sites
 from ppl_lvm.guides.parts.global_part import without_sites
 from ppl_lvm.guides.parts.interior_dirichlet import LEAST, interior_dirichlet
 from ppl_lvm.guides.parts.site_guide import Latents, serving, signature_of
-from ppl_lvm.guides.parts.support_transform import open_plates
 from ppl_lvm.guides.parts.variational_families import Factor, arrange, other_batch_dims
 
 
@@ -68,13 +67,13 @@ class AmortizedDirichlet(EncoderGuide):
         self.shared = None
         if global_names and not isinstance(model, Signature):
             self.shared = GlobalNormal(model, *batch)
+            self.sites = [*self.shared.sites, *self.sites]
 
-    def forward(self, *batch: Tensor) -> None:
-        others = [] if self.shared is None else self.shared.sites
-        plates = open_plates([*self.sites, *others], self._signature, batch)
+    def draw(self, plates: dict[str, Any], *batch: Tensor) -> None:
+        """Sample every site inside `plates`, which several guides may share."""
         if self.shared is not None:
             self.shared.draw(plates, *batch)
-        self.draw(plates, *batch)
+        super().draw(plates, *batch)
 
 
 class DirichletFactor(Factor):

@@ -18,15 +18,11 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from pyro import poutine
 from pyro.distributions import constraints
 from pyro.nn import PyroModuleList
-from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
 from ppl_lvm import guides
-from ppl_lvm.authoring import Signature, Site, dry_run, signature
+from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.validate import Count
@@ -44,22 +40,10 @@ class AutoGuide(SiteGuide):
 
     Attributes:
         reason: one sentence that describes the guides of the sites.
-
-    Args:
-        masked: the model, if it masks some of these sites (obs_mask does). They then have the
-            model's masks: without them the bound would have the entropy of values that the model
-            does not score, which has no limit.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[Any],
-        model_signature: Signature,
-        reason: str,
-        masked: Callable[..., Any] | None = None,
-    ) -> None:
+    def __init__(self, parts: Sequence[Any], model_signature: Signature, reason: str) -> None:
         super().__init__()
-        self._masked = (masked,)  # a tuple: no part of this module
         self._signature = model_signature
         self.sites = [site for part in parts for site in part.sites]
         self.parts = PyroModuleList(parts)
@@ -67,36 +51,11 @@ class AutoGuide(SiteGuide):
 
     def draw(self, plates: dict[str, Any], *batch: Any) -> None:
         """Sample every site inside `plates`, which several guides may share."""
-        model = self._masked[0]
-        with _Masks({} if model is None else latent_masks(model, *batch)):
-            for part in self.parts:
-                part.draw(plates, *batch)
+        for part in self.parts:
+            part.draw(plates, *batch)
 
     def __str__(self) -> str:
         return self.reason
-
-
-class _Masks(Messenger):
-    """Masks sites by name."""
-
-    def __init__(self, masks: dict[str, Tensor]) -> None:
-        super().__init__()
-        self._masks = masks
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if (mask := self._masks.get(msg["name"])) is not None:
-            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
-
-
-def latent_masks(model: Callable[..., Any], *batch: Any) -> dict[str, Tensor]:
-    """Latent site -> its mask (poutine.mask, obs_mask), in one run of the model."""
-    with torch.no_grad(), poutine.block():
-        nodes = poutine.trace(model).get_trace(*batch).nodes
-    return {
-        name: site["mask"]
-        for name, site in nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and isinstance(site["mask"], Tensor)
-    }
 
 
 def local_guides() -> dict[str, Any]:
@@ -149,10 +108,7 @@ def auto_guide(
         rest = without_sites(model_signature, {site.name for site in global_sites})
         options = {"hidden": hidden} if "hidden" in inspect.signature(guide).parameters else {}
         parts.append(guide(rest, *batch, **options))
-    with dry_run(model):
-        masked = latent_masks(model, *batch).keys() & {site.name for site in sampled}
-    reason = _reason(model_signature, parts)
-    return AutoGuide(parts, model_signature, reason, model if masked else None)
+    return AutoGuide(parts, model_signature, _reason(model_signature, parts))
 
 
 def _has_discrete_factor(site: Site) -> bool:

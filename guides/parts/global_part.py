@@ -8,6 +8,7 @@ that its estimate is a bound for every λ_n.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -20,7 +21,7 @@ from ppl_lvm.guides.parts.support_transform import enumerated
 def without_sites(model_signature: Signature, names: set[str]) -> Signature:
     """The signature without some of its sites."""
     sites = tuple(site for site in model_signature.sites if site.name not in names)
-    return Signature(sites, model_signature.plates, model_signature.parameters)
+    return replace(model_signature, sites=sites)
 
 
 def split_globals(

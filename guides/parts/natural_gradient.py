@@ -82,6 +82,11 @@ class LocalBound:
         guide: str,
         centers: Callable[[], dict[str, Tensor]] = dict,
     ) -> None:
+        if model_signature.masking_program is not None:
+            raise ValueError(
+                f"{guide}: the model masks latents, whose scale has no optimum in a row by itself. "
+                "Use ppl_lvm.guides:auto_guide."
+            )
         # In a tuple: the parameters of the model are not parameters of the guide.
         self._model, self._signature, self._factors = (model,), model_signature, factors
         self._centers = centers

@@ -2,10 +2,15 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from enum import StrEnum
 from typing import Any, ClassVar, TypeVar
 
+import torch
+from pyro import poutine
 from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from ppl_lvm.authoring import Signature, Site, signature
 from ppl_lvm.guides.parts.support_transform import open_plates
@@ -45,6 +50,10 @@ def serving(*kinds: Latents, description: str) -> Callable[[Builder], Builder]:
 class SiteGuide(PyroModule):
     """A guide that samples `sites` inside their plates.
 
+    Latents that the model masks (poutine.mask, obs_mask) have the same masks in the guide: without
+    them the bound would have the entropy of values that the model does not score, which has no
+    limit.
+
     Attributes:
         sites: the latents that it samples, in order.
         accepts_signature: whether a `Signature` can stand for the model, so that the guide can
@@ -55,11 +64,37 @@ class SiteGuide(PyroModule):
     sites: list[Site]
 
     def forward(self, *batch: Any) -> None:
-        self.draw(open_plates(self.sites, self._signature, batch), *batch)
+        plates = open_plates(self.sites, self._signature, batch)
+        model = self._signature.masking_program
+        with nullcontext() if model is None else _Masks(latent_masks(model, *batch)):
+            self.draw(plates, *batch)
 
     @abstractmethod
     def draw(self, plates: dict[str, Any], *batch: Any) -> None:
         """Sample every site inside `plates`, which several guides may share."""
+
+
+class _Masks(Messenger):
+    """Masks sites by name."""
+
+    def __init__(self, masks: dict[str, Tensor]) -> None:
+        super().__init__()
+        self._masks = masks
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (mask := self._masks.get(msg["name"])) is not None:
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+
+
+def latent_masks(model: Callable[..., Any], *batch: Any) -> dict[str, Tensor]:
+    """Latent site -> its mask, in one run of the model."""
+    with torch.no_grad(), poutine.block():
+        nodes = poutine.trace(model).get_trace(*batch).nodes
+    return {
+        name: site["mask"]
+        for name, site in nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and isinstance(site["mask"], Tensor)
+    }
 
 
 def module_names(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:

@@ -64,8 +64,7 @@ _ISSUES = {  # code: severity, message, why, remedy
         "The bound would have the entropy of values that the model does not score, which has no "
         "limit.",
         "Mask them in the guide too: with poutine.mask(mask=mask): pyro.sample({name!r}, ...). The "
-        "automatic guide (None) does, also with another guide of the package: auto_guide(model, "
-        "*batch, local='AmortizedFlow').",
+        "automatic guide (None) and the amortized guides of ppl_lvm.guides do.",
     ),
     "slow-density": (
         "note",
@@ -149,8 +148,10 @@ def check_sites(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
 def _tempered(runs: TrialRuns) -> Iterator[Issue]:
     """Latents that one of the programs masks or scales and the other does not."""
     p_nodes, q_nodes = runs.model.nodes(), runs.guide.nodes()
+    # Pyro's automatic guides draw auxiliary sites, whose functions are points.
+    transforms = any(q["infer"].get("is_auxiliary") for q in q_nodes.values())
     for name, q in q_nodes.items():
-        if name not in p_nodes or is_point(q["fn"]):
+        if name not in p_nodes or (is_point(q["fn"]) and not transforms):
             continue
         p_masked, q_masked = (
             s["mask"] is not None or next(own_masks(s["fn"]), None) is not None

@@ -19,7 +19,7 @@ The sites of a Pyro program are read from a trace of one run. Guides are built f
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -100,11 +100,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """Sites, plates and parameters of a program, in the order of its code."""
+    """Sites, plates and parameters of a program, in the order of its code.
+
+    `masking_program` is the program if it masks latents by tensors, as `obs_mask` does, else None.
+    """
 
     sites: tuple[Site, ...]
     plates: tuple[Plate, ...]
     parameters: tuple[Parameter, ...]
+    masking_program: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
     def __getitem__(self, name: str) -> Site:
         for site in self.sites:
@@ -164,7 +168,9 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     plates = row_plates(model, batch=batch)
     with dry_run(model, seed=0):
         trace = pyro.poutine.trace(model).get_trace(*batch)
-        return read_signature(trace, plates, reads)
+        result = read_signature(trace, plates, reads)
+        masks = any(isinstance(trace.nodes[site.name]["mask"], Tensor) for site in result.latents)
+        return replace(result, masking_program=model) if masks else result
 
 
 def read_signature(

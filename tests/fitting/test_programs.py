@@ -20,9 +20,8 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm import check, fit, load_data, load_run
+from ppl_lvm import check, fit, guides, load_data, load_run
 from ppl_lvm.estimators import ELBO, LeaveOneOut
-from ppl_lvm.guides import AmortizedNormal
 from ppl_lvm.models.gm_vae import GaussianMixtureVAE
 from small_programs import Factor, FactorGuide, Mean, factor_data
 
@@ -231,7 +230,24 @@ def test_obs_mask_of_a_continuous_latent_has_the_exact_evidence(batch_size: Any)
     assert evidence.value == pytest.approx(exact, abs=5 * evidence.monte_carlo_error)
     # A guide that scores the masked values has no bound.
     with pytest.raises(ValueError, match=r"unmasked-in-guide: The model masks some.*z_unobserved"):
-        fit(_some_positions, AmortizedNormal, load_data(batch, missing="keep"))
+        fit(_some_positions, AutoNormal(_some_positions), load_data(batch, missing="keep"))
+
+
+AMORTIZED = ("AmortizedNormal", "AmortizedFlow", "AmortizedJoint", "AmortizedJointNormal")
+
+
+@pytest.mark.parametrize("name", [*AMORTIZED, "LocalNormal", "SemiAmortized"])
+def test_guides_of_the_package_mask_what_the_model_masks(name: str) -> None:
+    x = torch.tensor([0.5, math.nan, -1.0, math.nan, 0.1, 2.0])
+    batch = (x, torch.linspace(-1.0, 1.0, 6))
+    if name in ("LocalNormal", "SemiAmortized"):
+        with pytest.raises(ValueError, match=f"{name}: the model masks latents"):
+            getattr(guides, name)(_some_positions, *batch)
+        return
+    guide = getattr(guides, name)(_some_positions, *batch)
+    assert [i.code for i in check(_some_positions, guide, *batch).errors] == []
+    site = poutine.trace(guide).get_trace(*batch).nodes["z_unobserved"]
+    assert site["mask"].tolist() == x.isnan().tolist()
 
 
 def _mean(x: Tensor) -> None:
