@@ -138,6 +138,12 @@ def _remedy(reason: str, role: str, site: str | None) -> tuple[str, str]:
         )
     if "dtype" in reason or "scalar type" in reason:
         return f"{role}-fails", "Convert both to one type where they meet: x.float(), or k.float()."
+    if "positive-definite" in reason:
+        return (
+            f"{role}-fails",
+            "A covariance matrix must be positive definite: pass scale_tril= with a positive "
+            "diagonal, or add 1e-4 * torch.eye(k) to it.",
+        )
     if "size" in reason or "shape" in reason:
         return (
             f"{role}-fails",

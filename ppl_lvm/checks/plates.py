@@ -148,12 +148,18 @@ def _sequential(trial: TrialRun) -> Iterator[Issue]:
             )
 
 
+def has_rows_of(signature: Signature, batch: tuple[Any, ...]) -> bool:
+    """True if the plate over rows has as many as the batch, or if there is none."""
+    plate = signature.row_plate
+    return plate is None or num_rows(batch) in (None, plate.size, plate.full_size)
+
+
 def _data_size(trial: TrialRun, batch: tuple[Any, ...]) -> Iterator[Issue]:
-    B = num_rows(batch)
     assert trial.signature is not None
     plate = trial.signature.row_plate
-    if B is None or plate is None or B in (plate.size, plate.full_size):
+    if plate is None or has_rows_of(trial.signature, batch):
         return
+    B = num_rows(batch)
     site = next((s.name for s in trial.signature.sites if plate.name in s.plates), None)
     yield trial.issue(
         "plate-size",

@@ -9,6 +9,7 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from ppl_lvm.checks.issues import Issue
+from ppl_lvm.checks.plates import has_rows_of
 from ppl_lvm.checks.sites import in_plates
 from ppl_lvm.checks.trial_runs import TrialRun, TrialRuns
 from ppl_lvm.core.distributions import added_event_dims, unwrap
@@ -35,7 +36,8 @@ def check_shapes(runs: TrialRuns, known: list[Issue]) -> Iterator[Issue]:
             yield _event_dim(runs, site, prior)
         # By name, since the order does not matter.
         elif _dims(site, guide) != _dims(prior, followed if subsampled else model):
-            yield _plates(runs, site, prior, guide, model)
+            if has_rows_of(model, runs.batch):  # else the fault is the model's: "plate-size"
+                yield _plates(runs, site, prior, guide, model)
         elif site.shape != prior.shape:
             yield runs.guide.issue(
                 "shape",

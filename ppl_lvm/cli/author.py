@@ -65,12 +65,13 @@ def check(
     from ppl_lvm import check as check_pair
     from ppl_lvm.data.selection import first_rows
     from ppl_lvm.programs.sources import GuideFactory, ModelFactory
+    from ppl_lvm.training.preparation import make_guide
 
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, batch_size or rows)
     model_program = ModelFactory(model, parse_settings(settings or [])).make(batch)
     guides = GuideFactory(guide, parse_settings(guide_settings or []))
-    guide_program = guides.make(model_program, batch)
+    guide_program = make_guide(guides, model_program, batch)
     num_rows = None if batch_size is None else len(loaded)
     issues = check_pair(model_program, guide_program, *batch, num_rows=num_rows)
     print(issues)

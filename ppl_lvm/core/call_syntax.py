@@ -35,7 +35,10 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
     else:
         name, keywords = node, []
     if not isinstance(name, ast.Name):
-        raise ValueError(usage)
+        plain = (
+            f" Write {name.attr}, without its module." if isinstance(name, ast.Attribute) else ""
+        )
+        raise ValueError(usage + plain)
     try:
         return name.id, {str(k.arg): ast.literal_eval(k.value) for k in keywords}
     except (ValueError, TypeError, MemoryError, RecursionError):
@@ -79,6 +82,12 @@ def build(
         if name not in accepted and not open_ended:
             hint = did_you_mean(name, accepted)
             raise ValueError(f"{what} takes no {name!r}; it takes {', '.join(accepted)}.{hint}")
+    missing = [name for name in accepted if parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in missing if name not in settings]:
+        raise ValueError(
+            f"{what} needs a value of {', '.join(missing)}. Pass it in the settings, or pass an "
+            "object in place of the class."
+        )
     settings = check_arguments(settings, hints_of(factory), what)
     try:
         return factory(*arguments, **settings)

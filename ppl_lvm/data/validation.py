@@ -351,8 +351,8 @@ def iterable_fault(what: str) -> str:
 
 def list_fault(source: list[object]) -> str:
     """The remedy for a list: sequences of unequal length are padded, others become an array."""
-    shapes = [np.shape(item) for item in source if isinstance(item, (np.ndarray, Tensor))]
-    if len(shapes) == len(source) and len({s[:1] for s in shapes}) > 1:
+    lengths = [len(i) for i in source if isinstance(i, (list, tuple)) or np.shape(i)]
+    if len(lengths) == len(source) and len(set(lengths)) > 1:
         return (
             "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "
             "missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, "

@@ -291,7 +291,11 @@ def decode(
 def _check_codes(codes: dict[str, Tensor], trace: poutine.Trace, plates: Collection[str]) -> None:
     sites = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
     if unknown := codes.keys() - sites:
-        raise ValueError(f"The model has no site {', '.join(map(repr, sorted(unknown)))}.")
+        latents = ", ".join(latent_sites(trace))
+        raise ValueError(
+            f"Codes: the model has no site {', '.join(map(repr, sorted(unknown)))}. Its latents "
+            f"are {latents}."
+        )
     for name, code in codes.items():
         fn = sites[name]["fn"]
         if fn.has_enumerate_support and code.dim() > len(fn.shape()):

@@ -126,7 +126,7 @@ class ModelFactory:
         if mix_starts and restart and hasattr(model, "initialize_restart"):
             model.initialize_restart(restart, *batch)
         elif hasattr(model, "initialize"):
-            _require_arguments(model.initialize, batch, f"{self.recipe.name}: its initialize")
+            _require_arguments(model.initialize, batch, f"{self.recipe.name}.initialize")
             model.initialize(*batch)
         return move_to_batch_device(model, batch) if built else model  # new parameters too
 
@@ -198,7 +198,8 @@ def _require_arguments(function: Callable[..., Any], batch: Batch, subject: str)
         inspect.signature(function).bind(*batch)
     except TypeError as error:
         raise ValueError(
-            f"{subject} cannot be called with the tensors of the data ({len(batch)}): {error}. "
+            f"{subject}({', '.join(inspect.signature(function).parameters)}) cannot be called "
+            f"with the tensors of the data ({len(batch)}): {error}. "
             "Pass data with one array for each argument of the model."
         ) from None
 

@@ -32,7 +32,9 @@ def read_record(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     if not (directory / "run.json").is_file():
-        raise FileNotFoundError(f"{directory} is not a run directory: it has no run.json.")
+        raise FileNotFoundError(
+            f"{directory} is not a run directory: it has no run.json. Pass the directory= of a fit."
+        )
     path = run_file(directory, "run.json")
     try:
         record = as_stored(_parse(path))
