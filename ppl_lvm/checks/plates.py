@@ -149,7 +149,7 @@ def _sequential(trial: TrialRun) -> Iterator[Issue]:
 
 
 def has_rows_of(signature: Signature, batch: tuple[Any, ...]) -> bool:
-    """True if the plate over rows has as many as the batch, or if there is none."""
+    """True without a plate over rows, or with as many rows in it as in the batch."""
     plate = signature.row_plate
     return plate is None or num_rows(batch) in (None, plate.size, plate.full_size)
 

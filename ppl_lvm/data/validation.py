@@ -351,7 +351,8 @@ def iterable_fault(what: str) -> str:
 
 def list_fault(source: list[object]) -> str:
     """The remedy for a list: sequences of unequal length are padded, others become an array."""
-    lengths = [len(i) for i in source if isinstance(i, (list, tuple)) or np.shape(i)]
+    items: list[Any] = [i for i in source if isinstance(i, (list, tuple, np.ndarray, Tensor))]
+    lengths = [len(i) for i in items if isinstance(i, (list, tuple)) or i.ndim]
     if len(lengths) == len(source) and len(set(lengths)) > 1:
         return (
             "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "

@@ -82,7 +82,9 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(kind: str, tmp_p
             statuses = _run(kind, tmp_path, name, draw.choice((0.0, 0.02)), ending)
             if statuses == {0}:
                 break
-            assert statuses & STATUSES[ending.number], (statuses, output.read_text()[-2000:])
+            expected = STATUSES[ending.number] | ({1} if num_processes(kind) > 1 else set())
+            # 1: of a process that has lost the one that received the signal, and ends first.
+            assert statuses & expected, (statuses, output.read_text()[-2000:])
             kills += 1
         assert _run(kind, tmp_path, name) == {0}, output.read_text()[-2000:]
         assert_equal_runs(tmp_path / "whole", tmp_path / name)

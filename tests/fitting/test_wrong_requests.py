@@ -1,4 +1,4 @@
-"""Wrong requests of a user: the message names the thing and the remedy."""
+"""Messages of wrong requests: the thing and the remedy."""
 
 from collections.abc import Callable
 from pathlib import Path

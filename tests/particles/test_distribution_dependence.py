@@ -1,4 +1,4 @@
-"""Dependence of log-densities: a row depends on its own value and parameters, in every family."""
+"""Dependence of every density: on its own row alone."""
 
 import inspect
 from collections.abc import Callable
@@ -235,7 +235,7 @@ def test_a_density_depends_on_its_own_row(name: str) -> None:
             value = fn.sample()
         except NotImplementedError:
             value = ones(fn.shape())
-        own = row_labels(B, -1)
-        assert labels_of_density(build, t, value, (own, none)) == own.tolist()
-        own_value = row_labels(B, -1 - fn.event_dim)
-        assert labels_of_density(build, t, value, (none, own_value)) == own.tolist()
+        rows = row_labels(B, -1)
+        assert labels_of_density(build, t, value, (rows, none)) == rows.tolist()
+        value_rows = row_labels(B, -1 - fn.event_dim)
+        assert labels_of_density(build, t, value, (none, value_rows)) == rows.tolist()
