@@ -39,7 +39,7 @@ NaN, and the time of compiling. Optimizers are updated on flat vectors where
 in blocks.
 """
 
-from ppl_lvm.compiler.backend.multi_step import PerStepTensor
+from ppl_lvm.compiler.backend.executable_step import PerStepTensor
 from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.policy import AheadOfTimePolicy, CompilePolicy

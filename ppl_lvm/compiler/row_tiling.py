@@ -202,7 +202,7 @@ class GradientSum(ParameterGroup):
     def scalars(self) -> list[float]:
         return [self.weight]
 
-    def undo_count(self, steps: int = 1) -> None:
+    def undo_count(self, steps: int = 1, rate: Any = None) -> None:
         """Do nothing: blocks are not counted."""
 
 

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from ppl_lvm.compiler.backend.allocator import keep_freed_memory
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
 from ppl_lvm.compiler.backend.inductor import start_isa_probe
-from ppl_lvm.compiler.backend.multi_step import PerStepTensor, StepSnapshot, take_steps
+from ppl_lvm.compiler.backend.multi_step import StepSnapshot, take_steps
 from ppl_lvm.compiler.backend.numerics import all_finite
 from ppl_lvm.compiler.backend.threads import single_thread_if
 from ppl_lvm.compiler.backend.worker import CompileWorker
@@ -195,7 +195,7 @@ class TrainingStep:
             arguments, recording = gradient.lookup(args, kwargs)
         except CannotCaptureError:
             return  # the step itself reports it
-        key = gradient.key(arguments)
+        key = arguments.kind
         if key in self._tried:
             return
         self._tried.add(key)
@@ -266,7 +266,7 @@ class TrainingStep:
                 f"support {supported_optimizers()} with the usual options"
             )
             return None
-        step = self._compiled.get(self.gradient.key(arguments))
+        step = self._compiled.get(arguments.kind)
         if step is not None and step.recording is recording and step.groups is groups:
             return step
         return self._make_step(arguments, recording, groups)
@@ -291,7 +291,7 @@ class TrainingStep:
         except Exception as error:
             self._stop(_summary(error), error)
             return None
-        self._compiled[gradient.key(arguments)] = step
+        self._compiled[arguments.kind] = step
         return step
 
     def _finish(self, step: ExecutableStep, arguments: Arguments) -> bool:

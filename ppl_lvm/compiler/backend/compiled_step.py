@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.cuda_graph import as_cuda_graph
 from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
+from ppl_lvm.compiler.backend.native_loop import NativeLoop, make_native_loop
 from ppl_lvm.compiler.backend.numerics import equal_to_rounding
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.optim.flat import ParameterGroup
@@ -30,6 +31,8 @@ from ppl_lvm.core.rng import RngState
 # Points of the trial: distance from the present parameters, relative to their size. Near an
 # optimum the gradient is rounding error, the more so the more rows it sums over.
 _TRIAL_DISTANCES = (0.0, 0.01, 0.1)
+
+_COPIED = 2**18  # bytes of a batch up to which copying it takes less than a call through Python
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
@@ -80,6 +83,7 @@ class CompiledStep(ExecutableStep):
         self._spec = pytree.tree_structure(example)
         self._example = list(batch)
         self._compiled: Callable[..., Any] | None = None
+        self.native_loop: NativeLoop | None = None
 
     def take(
         self, batch: list[Tensor], after_scalars: Callable[[], None] | None = None
@@ -93,8 +97,46 @@ class CompiledStep(ExecutableStep):
                 table[:] = group.scalars()
         if after_scalars is not None:
             after_scalars()
+        loop = self.native_loop
+        if loop is not None and loop.batch_bytes <= _COPIED and loop.serves(batch, None):
+            return [loss[0] for loss in loop.take(batch, None, 1, ())]
         losses: list[Tensor] = self._compiled(*self.inputs(batch))
         return losses
+
+    def take_several(
+        self,
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        schedules: Sequence[PerStepTensor] = (),
+        after_scalars: Callable[[], None] | None = None,
+    ) -> list[Tensor] | None:
+        loop = self.native_loop
+        if loop is None or not loop.serves(data, rows):
+            return None
+        before, taken = self.count, 0
+        rates = [group.options.get("lr") for group in self.groups]
+        tables: list[list[list[float]]] = [[] for _ in self.groups]
+        try:
+            for _ in range(count):
+                for group, table in zip(self.groups, tables, strict=True):
+                    table.append(group.scalars())
+                if after_scalars is not None:
+                    after_scalars()
+            changing = [(s.tensor, s.values) for s in schedules]
+            for scalars, table in zip(self.scalars, tables, strict=True):
+                changing.append((scalars, torch.tensor(table, dtype=scalars.dtype)))
+            try:
+                return loop.take(data, rows, count, changing)
+            finally:
+                taken = loop.done
+        except BaseException:  # also an interrupt
+            counted = self.count - before
+            for group, rate in zip(self.groups, rates, strict=True):
+                group.undo_count(counted, rate)
+                for _ in range(taken):
+                    group.scalars()
+            raise
 
     @property
     def ready(self) -> bool:
@@ -129,6 +171,7 @@ class CompiledStep(ExecutableStep):
         self._check(compiled, flat, same_random)
         first = len(self._state) + len(self.scalars)
         places = range(first, first + len(batch))
+        self.native_loop = make_native_loop(compiled, flat, places, self.mutated)
         self._compiled = as_cuda_graph(compiled, flat, places, self.mutated)
 
     def trace(self, function: Callable[..., Any], *flat: Tensor) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,14 @@ from torch import Tensor, fx
 
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.optim.flat import ParameterGroup
+
+
+@dataclass
+class PerStepTensor:
+    """A tensor that the program reads, and its `values` (steps, …) at the steps of a call."""
+
+    tensor: Tensor
+    values: Tensor
 
 
 class ExecutableStep(ABC):
@@ -61,6 +70,20 @@ class ExecutableStep(ABC):
         Args:
             after_scalars: called once the optimizer's scalars of this step have been read.
         """
+
+    def take_several(
+        self,
+        data: list[Tensor],
+        rows: Tensor | None,
+        count: int,
+        schedules: Sequence[PerStepTensor] = (),
+        after_scalars: Callable[[], None] | None = None,
+    ) -> list[Tensor] | None:
+        """Take steps without Python between them; the losses, flat, each (count, …).
+
+        See `multi_step.take_steps`. None, and no step, where each has to be taken by `take`.
+        """
+        return None
 
     @property
     @abstractmethod

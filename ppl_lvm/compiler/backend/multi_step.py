@@ -1,27 +1,19 @@
 """Take several compiled steps per call, gathering mini-batches by index.
 
-A compiled step calls its kernels from C++, so that this loop costs a few microseconds a step, less
-than Inductor's `scan`, which copies the state in every iteration. One compiled function serves any
-number of steps, and a run in such calls takes the steps that it would take one by one, bit for bit.
+The loop over the steps is in C++ (`native_loop`) where the step is one compiled function on a CPU,
+otherwise here. One compiled function serves any number of steps, and a run in such calls takes the
+steps that it would take one by one, bit for bit. (Inductor's `scan` would copy the state in every
+iteration.)
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
 from ppl_lvm.core.rng import RngState
-
-
-@dataclass
-class PerStepTensor:
-    """A tensor that the program reads, and its `values` (steps, …) at the steps of a call."""
-
-    tensor: Tensor
-    values: Tensor
 
 
 def take_steps(
@@ -41,6 +33,10 @@ def take_steps(
     Returns:
         The losses as the program returns them, each tensor (count, …).
     """
+    with torch.no_grad():
+        stacked = step.take_several(data, rows, count, schedules, after_each)
+    if stacked is not None:
+        return step.recording.losses(stacked)
     places = {} if rows is None else {d.device: rows.to(d.device).unbind() for d in data}
     losses = []
     with torch.no_grad():

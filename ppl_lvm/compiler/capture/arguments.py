@@ -25,12 +25,18 @@ SEVERAL = 3  # values of a number that keeps changing
 
 @dataclass
 class Arguments:
-    """Flattened arguments. `key` identifies the capture that serves them."""
+    """Flattened arguments.
+
+    Attributes:
+        key: of their structure, shapes and values.
+        kind: identifies the capture that serves them; of `CapturedGradient.lookup`.
+    """
 
     tensors: list[Tensor]
     key: Hashable
     _leaves: list[Any]
     _spec: Any
+    kind: Hashable = None
 
     @property
     def positional(self) -> bool:
@@ -99,15 +105,17 @@ def flatten(
         CannotCaptureError: an argument is neither a tensor nor a plain value.
     """
     if not kwargs and all(type(a) is Tensor for a in args):  # the common case, fast
+        structure: Hashable
         leaves, spec = list(args), _positional(len(args))
-        tensors = leaves
+        tensors, structure = leaves, len(args)
     else:
         leaves, spec = pytree.tree_flatten((args, kwargs))
         leaves = leaves if numbers is None else numbers.replace(leaves, spec)
         tensors = [v for v in leaves if isinstance(v, Tensor)]
+        structure = spec
     rest = tuple(_value(v) for v in leaves if not isinstance(v, Tensor))
     shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-    return Arguments(tensors, (spec, shapes, rest), leaves, spec)
+    return Arguments(tensors, (structure, shapes, rest), leaves, spec)
 
 
 @functools.cache

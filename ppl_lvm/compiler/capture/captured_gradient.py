@@ -125,10 +125,11 @@ class CapturedGradient:
                 name = type(module).__name__
                 raise CannotCaptureError(f"{name} has a backward hook, which a recording lacks")
         arguments = flatten(args, kwargs, self._numbers)
-        entry = self._entries.get(self.key(arguments))
+        arguments.kind = self._kind(arguments)
+        entry = self._entries.get(arguments.kind)
         return arguments, entry.recording if entry is not None else None
 
-    def key(self, arguments: Arguments) -> Hashable:
+    def _kind(self, arguments: Arguments) -> Hashable:
         """The key of their capture: of the arguments, and of the modules' modes and hooks.
 
         A parametrization that is registered later changes the class of its module.
@@ -217,7 +218,7 @@ class CapturedGradient:
             self._numbers.dtype = torch.float64 if double else torch.float32
             self._entries.clear()
             return self.eager(args, kwargs)
-        key = self.key(arguments)
+        key = arguments.kind
         if key not in self._entries and len(self._entries) >= self._max_captures:
             self._announce_limit()
             return self.eager(args, kwargs)

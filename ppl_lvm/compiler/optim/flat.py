@@ -59,8 +59,12 @@ class ParameterGroup(ABC):
         """Count one step; its scalars `h`."""
 
     @abstractmethod
-    def undo_count(self, steps: int = 1) -> None:
-        """Take back the count of the last steps."""
+    def undo_count(self, steps: int = 1, rate: Any = None) -> None:
+        """Take back the count of the last steps.
+
+        Args:
+            rate: the learning rate before them, which the last one alone remembers.
+        """
 
 
 class FlatGroup(ParameterGroup):
@@ -150,11 +154,10 @@ class FlatGroup(ParameterGroup):
             self._set_rate(self.options["lr"])
         return scalars
 
-    def undo_count(self, steps: int = 1) -> None:
-        """Take back the count of the last steps; after several, the caller restores the rates."""
+    def undo_count(self, steps: int = 1, rate: Any = None) -> None:
         self._set_count(self.count - steps)
-        if steps == 1:
-            self._set_rate(self._last_rate)
+        if rate is not None or steps == 1:
+            self._set_rate(self._last_rate if rate is None else rate)
 
     def _set_count(self, count: int) -> None:
         self.count = count
