@@ -17,8 +17,8 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="A named data set such as iris or 'digits(binarize=8)', or a .csv, .tsv, .txt, .npy, "
-        ".npz or .parquet file.",
+        help="A named data set such as iris or 'digits(binarize=8)', a .csv, .tsv, .txt, .npy, "
+        ".npz, .parquet, .arrow or .feather file, or a folder or pattern, 'rows/*.parquet'.",
     ),
 ]
 Settings = Annotated[

@@ -53,10 +53,18 @@ def local_rows(rows: Tensor) -> Tensor:
     return part if len(part) else rows[:1]
 
 
+def local_range(rows: int) -> tuple[int, int]:
+    """First and last + 1 of this process's part of consecutive rows, as by `local_rows`."""
+    quotient, rest = divmod(rows, world_size())
+    start = rank() * quotient + min(rank(), rest)
+    stop = start + quotient + (rank() < rest)
+    return (start, stop) if stop > start else (0, 1)
+
+
 def local_weight(rows: int) -> float:
     """Share of this process in a batch of so many rows."""
-    shares = [len(part) for part in torch.arange(rows).tensor_split(world_size())]
-    return shares[rank()] / rows
+    quotient, rest = divmod(rows, world_size())
+    return (quotient + (rank() < rest)) / rows
 
 
 def seed_step(seed: int, step: int) -> None:

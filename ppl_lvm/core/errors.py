@@ -45,6 +45,10 @@ class DamagedFileError(ValueError):
     """A file of a run directory has changed since it was written, or is cut short."""
 
 
+class DataFileError(ValueError):
+    """A file of rows cannot be read, or has changed since it was opened."""
+
+
 class WriteError(OSError):
     """A file cannot be written: no room, a limit, no permission, or no directory."""
 

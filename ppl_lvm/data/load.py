@@ -2,8 +2,9 @@
 
     load_data("iris")                        a named set
     load_data("digits(binarize=8)")          with arguments
-    load_data("flowers.csv", labels="kind")  a file: .csv .tsv .txt .npy .npz .parquet
-    load_data("folder")                      the .parquet files in it, as one table
+    load_data("flowers.csv", labels="kind")  a file: .csv .tsv .txt .npy .npz .parquet .arrow
+                                             .feather
+    load_data("rows/*.parquet")              files of one format as one table; "rows": a folder
     load_data(array)                         NumPy, SciPy's sparse, torch, xarray; frames of pandas
                                              and polars, Arrow tables, AnnData; a tuple of them; a
                                              torch Dataset, a DataLoader
@@ -11,6 +12,7 @@
 The model sees tensors with rows first. Numbers become torch's default floating-point type; torch
 tensors of integers stay integers (see `ppl_lvm.data.validation`). Labels never reach the model.
 Nothing is dropped or filled; unusable values are errors that name file, row, column and remedy.
+Files of more than 64 MB in memory stay on disk, and are read in blocks (`ppl_lvm.data.blocks`).
 """
 
 import hashlib
@@ -24,9 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-)
+from torch.utils.data import DataLoader
 
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.errors import ArgumentError
@@ -34,6 +34,11 @@ from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.validate import Count, Seed, Share, Whole
 from ppl_lvm.data import datasets, readers
+from ppl_lvm.data.blocks.opening import is_pattern
+from ppl_lvm.data.blocks.order import ShuffleBlocks, in_order, is_few, row_blocks
+from ppl_lvm.data.blocks.selection import RowSelection
+from ppl_lvm.data.blocks.selection import split as split_rows
+from ppl_lvm.data.blocks.store import AppendedStore, Blocked, BlockStore
 from ppl_lvm.data.objects import from_object
 from ppl_lvm.data.stores import ReaderResult, Store, memory_store
 from ppl_lvm.data.validation import (
@@ -54,13 +59,13 @@ class Data:
     Attributes:
         store: storage of the rows.
         name: name in reports.
-        columns: names of the columns of a table (N, P), else None.
+        columns: names of the columns of a table, else None.
         labels: codes 0..C-1 (N,) with names in `label_names`, or numbers (N,) without names.
             They are for figures and scores; the model never sees them.
         label_names: names of the classes.
         image_shape: height and width where a row is a flattened picture.
         batch_size: batch size of the DataLoader that was loaded, else None.
-        rows: indices into the store, None for all rows.
+        rows: indices into the store, None for all rows; bits where they are on disk.
         source: arguments of `load_data` if they were a name or a path, else None.
         weights: of rows (N,), or None.
         categories: categorical column -> its labels, of which the rows have the positions; or None.
@@ -73,7 +78,7 @@ class Data:
     label_names: list[str] | None = None
     image_shape: tuple[int, int] | None = None
     batch_size: int | None = None
-    rows: Tensor | None = None
+    rows: Tensor | RowSelection | None = None
     source: dict[str, Any] | None = None
     weights: Tensor | None = None
     categories: dict[str, list[str]] | None = None
@@ -103,7 +108,12 @@ class Data:
     @checked
     def with_exposure(self, exposure: Any) -> "Data":
         """The same rows with exposures (N,), which the model receives as its last argument."""
-        tensors = [*self.tensors, row_exposure(exposure, len(self))]
+        exposures = row_exposure(exposure, len(self))
+        if isinstance(self.store, BlockStore):
+            whole = torch.ones(len(self.store), dtype=exposures.dtype)
+            whole[slice(None) if self.rows is None else self._numbers(self.rows)] = exposures
+            return replace(self, store=AppendedStore(self.store, whole), source=None)
+        tensors = [*self.tensors, exposures]
         store = memory_store(tensors, SourceLocation(self.name), "keep")
         return replace(self, store=store, rows=None, source=None)
 
@@ -111,9 +121,27 @@ class Data:
     def tensors(self) -> tuple[Tensor, ...]:
         """All rows (N, ...).
 
-        This reads every row of a memory-mapped file or Dataset into memory: use `batch`.
+        This reads every row of files or of a Dataset into memory: use `batch`.
         """
-        return self.store.all_rows() if self.rows is None else self.store.take(self.rows)
+        if self.rows is None:
+            return self.store.all_rows()
+        return self.store.take(self._numbers(self.rows))
+
+    @staticmethod
+    def _numbers(rows: Tensor | RowSelection) -> Tensor:
+        return rows if isinstance(rows, Tensor) else rows[torch.arange(len(rows))]
+
+    @property
+    def _is_resident(self) -> bool:
+        """True for few rows of files, which are read once."""
+        return isinstance(self.store, Blocked) and is_few(self.store, self.rows, readers.MAP_ABOVE)
+
+    @cached_property
+    def blocks(self) -> ShuffleBlocks | None:
+        """Blocks of consecutive rows in files; None for rows in memory or in no order."""
+        if self._is_resident or not isinstance(self.store, Blocked):
+            return None
+        return row_blocks(self.store, self.rows)
 
     @trims_traceback
     def batch(self, index: Tensor) -> tuple[Tensor, ...]:
@@ -123,16 +151,15 @@ class Data:
             ValueError: for an unusable value in rows that had not been read before.
         """
         try:
+            if self._is_resident:
+                return tuple(tensor[index] for tensor in self.tensors)
             return self.store.take(index if self.rows is None else self.rows[index])
         except (AttributeError, TypeError, IndexError, NotImplementedError, OverflowError):
             self._check_index(index)
             raise  # of a Dataset
 
     def fingerprint(self) -> str:
-        """SHA-256 that changes with the rows, so that a run resumes with its own data only.
-
-        Large files and Datasets are sampled, see their stores.
-        """
+        """SHA-256 that changes with the rows or their files; see the stores."""
         digest = self.store.fingerprint()
         for part in (p for p in (self.weights, self.rows) if p is not None):
             digest = hashlib.sha256(digest.encode() + part.numpy().tobytes()).hexdigest()
@@ -145,7 +172,7 @@ class Data:
         `row` counts from 0 in these data, `column` from 0 over the flattened row. `part` is the
         index of the tensor where there are several.
         """
-        source_row = row if self.rows is None else int(self.rows[row])
+        source_row = row if self.rows is None else int(self.rows[torch.tensor([row])])
         return self.store.location.name(source_row, column, part)
 
     @checked
@@ -161,15 +188,14 @@ class Data:
             ValueError: one side would be empty.
         """
         size = held_out_rows(held_out, len(self), option)
+        if self.blocks is not None and self.rows is None:
+            train, other = split_rows(self.blocks.sizes, size, seed)
+            return self._part(train), self._part(other)
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         return self.subset(order[size:].sort().values), self.subset(order[:size].sort().values)
 
     def _check_index(self, index: Any) -> None:
-        """Refuse numbers (B,) that are none of rows.
-
-        Raises:
-            ArgumentError: they are no whole numbers of one dimension, or out of range.
-        """
+        """Raise `ArgumentError` unless these are whole numbers (B,) of rows."""
         N = len(self)
         whole = isinstance(index, Tensor) and not (index.is_floating_point() or index.is_complex())
         if not whole or index.dim() != 1 or index.is_sparse or index.is_meta:
@@ -188,6 +214,11 @@ class Data:
     def subset(self, index: Tensor) -> "Data":
         """The rows `index` (n,), in that order, without reading them."""
         self._check_index(index)
+        return self._part(index)
+
+    def _part(self, rows: Tensor | RowSelection) -> "Data":
+        per_row = self.labels is not None or self.weights is not None or self.rows is not None
+        index: Any = self._numbers(rows) if per_row else rows
         return replace(
             self,
             rows=index if self.rows is None else self.rows[index],
@@ -209,21 +240,26 @@ def load_data(
     one_sequence: bool = False,
     weights: Any = None,
     exposure: Any = None,
+    shuffle_buffer: Count = readers.BUFFER,
 ) -> Data:
     """Load data by name, from a file, or from objects in memory.
 
     Args:
-        source: see the module. A name, or a call of one, is a named set; other text is a path.
-        columns: columns (of an .npz file: arrays) for the model, by name or index; default: all.
-        labels: the column, array, or position in a tuple with labels for figures and scores.
+        source: see the module. A name, or a call of one, is a named set; other text is a path. The
+            sampler and workers of a DataLoader are not used.
+        columns: columns (.npz: arrays) for the model, by name or index; default: all.
+        labels: column, array, or position in a tuple with labels for figures and scores.
         missing: "error", or "keep" to pass missing values to the model as NaN.
         header: whether the first line of a .csv file has names; None infers it from the line.
         image_shape: (H, W) of flattened pictures, so that figures draw them as pictures. The
-            picture is a row of the first tensor, or the rows of two tensors side by side.
+            picture is a row of the first tensor, or of two side by side.
         one_sequence: the rows are the T steps of one sequence, so the model sees (1, T, P).
         weights: a table's column or an array (N,); 2 counts as two equal rows. Not for the model.
         exposure: a table's column or an array (N,), positive: model(x, exposure) multiplies the
             rate of counts by it.
+
+        shuffle_buffer: rows of files on disk that are shuffled together, after the blocks (row
+            groups) have been; at least one block. Up to four buffers are in memory.
 
     The dataset, collate_fn and batch size of a DataLoader are used, not its sampler and workers.
 
@@ -234,12 +270,14 @@ def load_data(
     if exposure is not None:
         options: dict[str, Any] = {"labels": labels, "missing": missing, "header": header}
         options |= {"image_shape": image_shape, "one_sequence": one_sequence}
+        options |= {"shuffle_buffer": shuffle_buffer}
         return _exposed(source, exposure, columns, weights, options)
     if weights is not None and one_sequence:
         raise ValueError("weights: one sequence is one row. Omit weights=.")
     if weights is not None:
         options = {"labels": labels, "missing": missing, "header": header}
-        return _weighted(source, weights, columns, {**options, "image_shape": image_shape})
+        options |= {"image_shape": image_shape, "shuffle_buffer": shuffle_buffer}
+        return _weighted(source, weights, columns, options)
     if one_sequence:
         options = {"columns": columns, "missing": missing, "header": header}
         return _one_sequence(load_data(source, labels=labels, **options), missing)
@@ -258,9 +296,13 @@ def load_data(
         )
     if isinstance(source, (str, Path)):
         path = Path(source).expanduser()
-        data = _data(readers.read(path, columns, labels, missing, header), path.name, image_shape)
+        result = readers.read(path, columns, labels, missing, header, shuffle_buffer)
+        name = path.resolve().parent.name if is_pattern(path) else path.name
+        data = _data(result, name, image_shape)
         options = {"columns": columns, "labels": labels, "missing": missing}
         options |= {"header": header, "image_shape": image_shape}
+        if shuffle_buffer != readers.BUFFER:
+            options["shuffle_buffer"] = shuffle_buffer
         return replace(data, source={"source": str(path.resolve()), **options})
     batch_size = source.batch_size if isinstance(source, DataLoader) else None
     result = from_object(source, columns, labels, missing)
@@ -275,7 +317,12 @@ def _weighted(source: Any, weights: Any, columns: Columns, options: dict[str, An
     selected, column = other_columns(whole.columns, weights, columns, whole.name)
     data = load_data(source, columns=selected, **options)
     recorded = None if data.source is None else {**data.source, "weights": weights}
-    return replace(data.with_weights(whole.tensors[0][:, column]), source=recorded)
+    return replace(data.with_weights(_column(whole, column)), source=recorded)
+
+
+def _column(data: Data, column: int) -> Tensor:
+    """One column (N,) of a table."""
+    return torch.cat([t[:, column].clone() for t, *_ in map(data.batch, in_order(data, 2**16))])
 
 
 def _exposed(
@@ -291,7 +338,7 @@ def _exposed(
         selected = [name for name in selected if not (isinstance(weights, str) and name == weights)]
     data = load_data(source, columns=selected, weights=weights, **options)
     recorded = None if data.source is None else {**data.source, "exposure": exposure}
-    return replace(data.with_exposure(whole.tensors[0][:, column]), source=recorded)
+    return replace(data.with_exposure(_column(whole, column)), source=recorded)
 
 
 def _data(result: ReaderResult, name: str, image_shape: Sequence[int] | None) -> Data:

@@ -1,36 +1,35 @@
-"""Readers of .csv, .tsv, .txt, .npy, .npz and .parquet files.
+"""Readers of data files by their extension.
 
     read(path, columns=..., labels=..., missing=..., header=...) -> ReaderResult
 
-`READERS` lists the formats. Nothing is guessed, filled or skipped, and every fault is an error
-that names file, row and column. `.npy` files above `MAP_ABOVE` bytes are memory-mapped. Nothing
-is unpickled.
+Formats: .csv, .tsv, .txt, .npy, .npz, .parquet, .arrow, .feather. `READERS` lists them. Nothing is
+guessed, filled or skipped, and every fault is an error that names file, row and column. Rows of
+more than `MAP_ABOVE` bytes stay on disk, see `ppl_lvm.data.blocks`. Nothing is unpickled.
 """
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ppl_lvm.core.messages import did_you_mean
 from ppl_lvm.core.types import Array
+from ppl_lvm.data.blocks.files import MOST_BYTES, numpy_fault, open_npy
+from ppl_lvm.data.blocks.opening import is_pattern, matching_files, read_files
 from ppl_lvm.data.csv_reader import read_csv
 from ppl_lvm.data.frames import join_frames, read_frame
-from ppl_lvm.data.rounding import warn_of_rounding
-from ppl_lvm.data.stores import MappedStore, ReaderResult, memory_store
+from ppl_lvm.data.stores import ReaderResult, memory_store
 from ppl_lvm.data.validation import Columns, SourceLocation, check_shape, pick_columns
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAP_ABOVE = 64 * 2**20  # bytes
-ROUNDING_ROWS = 1000  # of a mapped file, which is not read as a unit
-MOST_BYTES = 2**30  # of arrays from a compressed file, or
-MOST_RATIO = 100  # times its size, if that is more
+MAP_ABOVE = 64 * 2**20  # bytes in memory
+BUFFER = 2**18  # rows of larger files that are shuffled together
+MOST_RATIO = 100  # arrays of a compressed file take so many times its size, or MOST_BYTES
 
 
 def read(
@@ -39,18 +38,33 @@ def read(
     labels: str | int | None = None,
     missing: str = "error",
     header: bool | None = None,
+    buffer: int = BUFFER,
 ) -> ReaderResult:
-    """Read a file by its extension.
+    """Read a file by its extension, or the files of a folder or pattern.
+
+    Args:
+        buffer: rows that are shuffled together where they are not in memory.
 
     Raises:
         FileNotFoundError: the file does not exist.
         ValueError: for an unknown extension and for every fault of the contents.
     """
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        if header is not None:
+
+    def in_blocks(files: list[Path]) -> ReaderResult:
+        sizes = {"buffer": buffer, "most_in_memory": MAP_ABOVE}
+        return read_files(files, str(path), columns, labels, missing, header, **sizes)
+
+    if path.is_dir() or is_pattern(path):
+        files = matching_files(path)
+        has_header = (
+            files[0].suffix.lower() in READERS and READERS[files[0].suffix.lower()].has_header
+        )
+        if header is not None and not has_header:
             raise ValueError(f"{path}: header={header} applies to text files only. Omit it.")
-        return read_parquet_folder(path, columns, labels, missing)
+        if _has_categories(files[0]):
+            return _read_frames(files, str(path), columns, labels, missing)
+        return in_blocks(files)
+    suffix = path.suffix.lower()
     if suffix not in READERS:
         formats = ", ".join(f"{ext} ({each.description})" for ext, each in READERS.items())
         raise ValueError(
@@ -68,6 +82,8 @@ def read(
     if state.st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes). Check the program that wrote it.")
     reader = READERS[suffix]
+    if header is None and reader.is_large(path):
+        return in_blocks([path])
     if header is None:
         return reader.read(path, columns, labels, missing)
     if not reader.has_header:
@@ -89,41 +105,15 @@ def _neighbor(path: Path) -> str:
 def read_npy(
     path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
 ) -> ReaderResult:
-    """Read one array (N, ...); above `MAP_ABOVE` bytes it is memory-mapped."""
-    large = path.stat().st_size > MAP_ABOVE
-    try:
-        array = np.load(path, mmap_mode="r" if large else None, allow_pickle=False)
-    except Exception as error:  # a damaged header raises errors of the tokenizer and others
-        raise ValueError(_numpy_fault(str(path), error)) from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} is an .npz archive by content. Rename it to .npz.")
-    if _header_bytes(path) + array.nbytes != path.stat().st_size:
-        raise ValueError(
-            f"{path} has more bytes than its header's shape {array.shape} needs. Write or copy it "
-            "again."
-        )
+    """Read one array (N, ...)."""
+    array, _ = open_npy(path)
     location = SourceLocation(str(path))
     check_shape(array, location)
     classes = None
-    chosen = None
     if columns is not None or labels is not None:
         chosen, classes, location = pick_from_array(array, location, columns, labels)
-    if large:
-        some = np.array(array[:ROUNDING_ROWS] if chosen is None else array[:ROUNDING_ROWS, chosen])
-        with np.errstate(over="ignore"):  # a number too large is an error when it is read
-            converted = some.astype(str(torch.get_default_dtype()).removeprefix("torch."))
-        warn_of_rounding(some, torch.from_numpy(converted), location)
-        return ReaderResult(MappedStore(path, array, location, chosen, missing), None, classes)
-    values = array if chosen is None else array[:, chosen]
-    return ReaderResult(memory_store([values], location, missing), None, classes)
-
-
-def _header_bytes(path: Path) -> int:
-    """Bytes of an .npy file before its values."""
-    with path.open("rb") as file:
-        prefix = file.read(12)
-    width = 2 if prefix[6] == 1 else 4  # of the header's length, by the version of the format
-    return 8 + width + int.from_bytes(prefix[8 : 8 + width], "little")
+        array = array[:, chosen]
+    return ReaderResult(memory_store([np.array(array)], location, missing), None, classes)
 
 
 def pick_from_array(
@@ -148,7 +138,7 @@ def read_npz(
         try:
             archive = np.load(file, allow_pickle=False)
         except Exception as error:
-            raise ValueError(_numpy_fault(str(path), error)) from error
+            raise ValueError(numpy_fault(str(path), error)) from error
         if isinstance(archive, np.ndarray):
             raise ValueError(f"{path} is an .npy file by content. Rename it to .npy.")
         names = list(archive.files)
@@ -164,7 +154,7 @@ def read_npz(
             try:
                 arrays[name] = archive[name]
             except Exception as error:
-                raise ValueError(_numpy_fault(f"{path}, {name}", error)) from error
+                raise ValueError(numpy_fault(f"{path}, {name}", error)) from error
             if not isinstance(arrays[name], np.ndarray):
                 raise ValueError(
                     f"{path}, {name} is no array. Name the arrays in columns=, or write the "
@@ -205,16 +195,20 @@ def _parquet_frame(path: Path) -> "pd.DataFrame":
     return frame
 
 
-def read_parquet_folder(
-    path: Path, columns: Columns = None, labels: str | int | None = None, missing: str = "error"
-) -> ReaderResult:
-    """Read the Parquet files of a folder as one table, in the order of their names.
+def _has_categories(path: Path) -> bool:
+    """True for a Parquet file with a categorical column, which is read into memory."""
+    from pyarrow import parquet, types
 
-    Sub-folders are not read.
-    """
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".parquet")
-    if not files:
-        raise ValueError(f"{path} is a folder without .parquet files. Name a file in it.")
+    try:
+        return any(types.is_dictionary(field.type) for field in parquet.read_schema(path))
+    except Exception:  # which the reader of the format names
+        return False
+
+
+def _read_frames(
+    files: Sequence[Path], source: str, columns: Columns, labels: str | int | None, missing: str
+) -> ReaderResult:
+    """Read Parquet files into memory, with the union of their categories."""
     frames = [_parquet_frame(file) for file in files]
     for file, frame in zip(files, frames, strict=True):
         if list(frame.columns) != list(frames[0].columns):
@@ -222,7 +216,7 @@ def read_parquet_folder(
                 f"{file} has the columns {list(frame.columns)}, and {files[0].name} has "
                 f"{list(frames[0].columns)}. Put files with equal columns into one folder."
             )
-    return read_frame(join_frames(frames), str(path), columns, labels, missing)
+    return read_frame(join_frames(frames), source, columns, labels, missing)
 
 
 def _parquet_bytes(path: Path) -> int:
@@ -245,6 +239,21 @@ def _parquet_bytes(path: Path) -> int:
     return size
 
 
+def _is_large_npy(path: Path) -> bool:
+    return path.stat().st_size > MAP_ABOVE
+
+
+def _is_large_parquet(path: Path) -> bool:
+    """True for a table that is too large for memory, and no larger than its file explains."""
+    from pyarrow import parquet
+
+    try:
+        metadata = parquet.read_metadata(path)
+    except Exception:  # which the reader names
+        return False
+    return MAP_ABOVE < 8 * metadata.num_rows * metadata.num_columns <= _most_bytes(path)
+
+
 def _most_bytes(path: Path) -> int:
     return max(MOST_BYTES, MOST_RATIO * path.stat().st_size)
 
@@ -259,23 +268,14 @@ def _refuse_bomb(path: Path, size: int) -> None:
         )
 
 
-def _numpy_fault(where: str, error: Exception) -> str:
-    if "Object arrays" in str(error):
-        return (
-            f"{where} holds Python objects. Only unpickling could load them, which may run code. "
-            "Save it again as numbers: np.save(path, array.astype(float))."
-        )
-    fault = "the content is not an array" if "pickle" in str(error) else error
-    return f"{where} is not a complete NumPy file ({fault}). Write or copy it again."
-
-
 @dataclass(frozen=True)
 class Reader:
-    """A file format: its function, its description, and whether `header` applies."""
+    """A file format: its function and description, if `header` applies, if it is read in blocks."""
 
     read: Callable[..., ReaderResult]
     description: str
     has_header: bool = False
+    is_large: Callable[[Path], bool] = lambda path: False
 
 
 # Extension -> reader. Error messages are made from this table; a test compares the help texts.
@@ -283,7 +283,9 @@ READERS: dict[str, Reader] = {
     ".csv": Reader(read_csv, "text, fields separated by commas or semicolons", has_header=True),
     ".tsv": Reader(read_csv, "text, fields separated by tabs", has_header=True),
     ".txt": Reader(read_csv, "text, fields separated by spaces, say", has_header=True),
-    ".npy": Reader(read_npy, "one NumPy array"),
+    ".npy": Reader(read_npy, "one NumPy array", is_large=_is_large_npy),
     ".npz": Reader(read_npz, "several NumPy arrays with the same rows"),
-    ".parquet": Reader(read_parquet, "a table"),
+    ".parquet": Reader(read_parquet, "a table", is_large=_is_large_parquet),
+    ".arrow": Reader(read_files, "a table in Arrow's IPC format", is_large=lambda path: True),
+    ".feather": Reader(read_files, "the same", is_large=lambda path: True),
 }

@@ -1,15 +1,12 @@
-"""Row storage: memory, mapped files, torch Datasets.
+"""Row storage: memory, torch Datasets.
 
 A store returns rows by index, as tensors for the model. Rows in memory are checked once, when the
-store is built. Other rows are checked at each reading, since such a store avoids reading all rows
-first.
+store is built. Other rows are checked at each reading. `ppl_lvm.data.blocks` stores rows in files.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,45 +60,6 @@ class MemoryStore:
 
     def fingerprint(self) -> str:
         return _digest(self.tensors)
-
-
-@dataclass(frozen=True)
-class MappedStore:
-    """One memory-mapped array (N, ...); a batch copies only the rows that it needs.
-
-    `columns` are the chosen columns, None for all. The file is never written to.
-    """
-
-    path: Path
-    array: Array
-    location: SourceLocation
-    columns: Sequence[int] | None = None
-    missing: str = "error"
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def take(self, index: Tensor) -> tuple[Tensor, ...]:
-        rows = index.cpu().numpy()
-        read = np.array(self.array[rows])
-        if self.columns is not None:
-            read = read[:, list(self.columns)]
-        return (from_array(read, self.location, rows=rows, missing=self.missing),)
-
-    def all_rows(self) -> tuple[Tensor, ...]:
-        return self.take(torch.arange(len(self)))
-
-    def fingerprint(self) -> str:
-        """Digest of the file's size, modification time, and evenly spaced rows.
-
-        A digest of a file larger than memory would cost more than an epoch. Any program that
-        writes to the file changes the time.
-        """
-        state = os.stat(self.path)
-        spread = np.linspace(0, len(self) - 1, min(len(self), 64)).astype(np.int64)
-        header = f"{self.array.shape} {self.array.dtype} {state.st_size} {state.st_mtime_ns}"
-        rows = np.frombuffer(np.array(self.array[spread]).tobytes(), np.uint8).copy()
-        return _digest((torch.from_numpy(rows),), header)
 
 
 @dataclass(frozen=True)

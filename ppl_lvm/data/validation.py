@@ -108,7 +108,7 @@ def from_array(
     array: Array,
     location: SourceLocation,
     part: int = 0,
-    rows: Array | None = None,
+    rows: Array | range | None = None,
     missing: str = "error",
 ) -> Tensor:
     """Convert numbers (N, ...) to a tensor (N, ...) of torch's default type.
@@ -167,7 +167,7 @@ def _check_finite(
     original: Array,
     location: SourceLocation,
     part: int,
-    rows: Array | None,
+    rows: Array | range | None,
     missing: str,
 ) -> None:
     """Reject missing and infinite values in `numbers`, converted from `original`."""
@@ -193,7 +193,7 @@ def _check_finite(
         )
 
 
-def _first(bad: Array, location: SourceLocation, part: int, rows: Array | None) -> str:
+def _first(bad: Array, location: SourceLocation, part: int, rows: Array | range | None) -> str:
     """Name of the first true entry of `bad` (N, ...)."""
     flat = np.asarray(bad).reshape(len(bad), -1)  # (N, P)
     row, column = divmod(int(flat.argmax()), flat.shape[1])

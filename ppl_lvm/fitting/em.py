@@ -25,6 +25,7 @@ from ppl_lvm.data.selection import (
     MAX_INITIALIZATION_ROWS,
     first_rows,
     initialization_rows,
+    sample_index,
     sample_rows,
 )
 from ppl_lvm.estimators.objectives import objective as make_objective
@@ -127,7 +128,7 @@ def run_em(
             em = EM(instance, train, state, batch_size, options.tolerance, session.held_out)
         else:
             order = torch.Generator().manual_seed(session.seed)
-            rows = torch.randperm(len(train), generator=order)[:READ_ROWS].sort().values
+            rows = sample_index(train, READ_ROWS, order)
             sizes: dict[str, Any] = {"batch_size": batch_size, "decay": options.decay}
             em = OnlineEM(instance, train, state, rows, **sizes, seed=session.seed)
         session.iterate(em, iterations)

@@ -350,7 +350,8 @@ class Session:
 def in_default_precision(data: Data) -> Data:
     """The data in the default precision: read again, or converted."""
     dtype = torch.get_default_dtype()
-    if all(t.dtype is dtype for t in data.tensors if t.is_floating_point()):
+    some = data.batch(torch.tensor([0]))
+    if all(t.dtype is dtype for t in some if t.is_floating_point()):
         return data
     if data.source is not None and data.rows is None:
         return load_data(**data.source)

@@ -43,6 +43,7 @@ logger = logging.getLogger("ppl_lvm")
 EVIDENCE_PARTICLES = 1000
 EVIDENCE_NUMBERS = 100_000_000  # drawn at most: a chain of wide latents gets fewer particles
 EVIDENCE_ROWS = 1000
+ON_DISK_ROWS = 1024  # of a step, where the rows are in files
 
 
 @takes_options(FitOptions)
@@ -77,7 +78,8 @@ def fit(
     method = choose_method(model, guide, options, session)
     if method != "svi":
         return fit_posterior(model, data, options, method, say=_say(options.progress))
-    training_options = options.settle(len(session.train), session.data.batch_size)
+    on_disk = ON_DISK_ROWS if session.train.blocks is not None else None
+    training_options = options.settle(len(session.train), session.data.batch_size or on_disk)
     if options.patience is not None and session.held_out is None:
         raise ValueError("patience needs a validation bound: pass validation=0.1.")
     if options.directory is not None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_lvm.data import Data
+
 
 @contextmanager
 def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
@@ -28,8 +30,10 @@ def precision_of(data: Any) -> torch.dtype | None:
     """Double precision if a tensor of the data has it, else None for the default."""
     if isinstance(data, Tensor):
         return torch.float64 if data.dtype is torch.float64 else None
+    if isinstance(data, Data):
+        return precision_of(data.batch(torch.tensor([0])))
     parts = getattr(data, "dataset", data)  # of a DataLoader
-    parts = getattr(parts, "tensors", parts)  # of a TensorDataset, and of Data
+    parts = getattr(parts, "tensors", parts)  # of a TensorDataset
     if isinstance(parts, dict):
         parts = tuple(parts.values())
     if isinstance(parts, tuple | list) and any(precision_of(part) is not None for part in parts):

@@ -33,6 +33,7 @@ class SourceRecord(TypedDict):
     image_shape: NotRequired[list[int] | None]
     one_sequence: NotRequired[bool]
     exposure: NotRequired[str]
+    shuffle_buffer: NotRequired[int]
     weights: NotRequired[str]
 
 

@@ -177,6 +177,8 @@ class RunRows:
             if suffix and Path(source.get("source", "")).suffix == suffix:
                 options["columns"] = source["columns"]
                 options["exposure"] = source.get("exposure")
+                if "shuffle_buffer" in source:
+                    options["shuffle_buffer"] = source["shuffle_buffer"]
                 if source.get("one_sequence"):
                     options["one_sequence"] = True
         return options

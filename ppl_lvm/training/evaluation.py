@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ppl_lvm.core.rng import preserve_rng
-from ppl_lvm.data import Data
+from ppl_lvm.data import Data, in_order
 
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
@@ -49,7 +49,7 @@ def _evaluate_once(training: "Training", data: Data, at_once: int) -> float:
     size = training.options.batch_size
     if pair.stated_rows is None:
         size = max(size, at_once)
-    for rows in torch.arange(len(data)).split(size):
+    for rows in in_order(data, size):
         batch = training.rows_of(data, rows)
         loss = pair.objective.loss(programs.model, programs.guide, *batch)
         share = len(rows) / len(data)

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from ppl_lvm.compiler import CannotCaptureError, Recording
 from ppl_lvm.core import distributed, interrupts
 from ppl_lvm.core.console import Progress
-from ppl_lvm.core.errors import NonFiniteError, is_numerical
+from ppl_lvm.core.errors import DataFileError, NonFiniteError, is_numerical
 from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import generator_states, restore_generators
 from ppl_lvm.data import Data
@@ -106,7 +106,7 @@ class Training:
         self.adaptive = AdaptiveSchedule.of(self)
         if self.row_tables:
             self._restrict_to_eager_steps()
-        self.sampler = EpochSampler(len(train), options.batch_size, options.seed)
+        self.sampler = EpochSampler(len(train), options.batch_size, options.seed, train.blocks)
         # Several processes set their seed and their share of the batch before every step.
         most = options.steps_per_call if distributed.world_size() == 1 else 1
         self._calls = CallSchedule(self.sampler, most, options.validate_every, options.num_steps)
@@ -339,7 +339,7 @@ class Training:
         savable = self.path is not None or distributed.world_size() > 1
         with self._scope(), interrupts.deferred(savable) as interrupted:
             while continues and self.step_number < self.options.num_steps:
-                bound = self._advance()
+                bound = self._advance_or_save()
                 at_end = self.step_number == self.options.num_steps
                 if at_end or self.step_number % self.options.validate_every == 0:
                     continues = self.validate()
@@ -366,6 +366,17 @@ class Training:
         """Write a checkpoint if there is a path for it; of several processes the first does."""
         if self.path is not None and distributed.rank() == 0:
             checkpoint.save(self, self.path)
+
+    def _advance_or_save(self) -> float:
+        """Steps of one call; where the rows cannot be read, the steps before are saved."""
+        try:
+            return self._advance()
+        except DataFileError as error:
+            if self.path is None:
+                raise
+            self.save()
+            place = f"The fit is saved at step {self.step_number}, in {self.path}; resume=True"
+            raise DataFileError(f"{error} {place} continues it.") from error
 
     def _advance(self) -> float:
         count = self._calls(self.step_number)

@@ -187,7 +187,7 @@ class FitOptions(GradientOptions, SessionOptions):
         None, "Largest number of passes over the data, in place of num_steps."
     )
     batch_size: Count | None = option(
-        None, "Rows of a step (default: all, or those of the DataLoader)."
+        None, "Rows of a step (default: all, or those of the DataLoader; 1,024 of rows on disk)."
     )
     validate_every: Count | None = option(
         None, "Steps between two evaluations (default: an epoch, at least 100)."

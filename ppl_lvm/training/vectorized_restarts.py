@@ -235,6 +235,8 @@ def reject_unsupported(trainings: Sequence[Training]) -> None:
         reason = "their steps are eager"
     elif distributed.world_size() > 1:
         reason = "several processes share their batches"
+    elif first.train.blocks is not None:
+        reason = "each reads the files in another order"
     elif any(isinstance(t.step_runner.schedule, ReduceLROnPlateau) for t in trainings):
         reason = "each has another learning rate"
     elif options.engine == "auto" and options.batch_size > MOST_ROWS:

@@ -68,7 +68,7 @@ class OnlineEM:
             )
         self.data, self.state, self.decay = data, state, decay
         self.sums = Sums(model, data)
-        self.order = EpochSampler(len(data), min(batch_size, len(data)), seed)
+        self.order = EpochSampler(len(data), min(batch_size, len(data)), seed, data.blocks)
         R = len(next(iter(state.values())))
         self.bounds: list[list[float]] = [[] for _ in range(R)]
         self.held_out_bounds: list[list[float]] = [[] for _ in range(R)]

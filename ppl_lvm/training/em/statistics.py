@@ -3,7 +3,7 @@
 Parameters and sums of R restarts are dictionaries of tensors with leading dimension R.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ppl_lvm.core import distributed
-from ppl_lvm.data import Data
+from ppl_lvm.data import Data, in_order
 
 READ_ROWS = 65_536
 VMAP_ROWS = 1024
@@ -34,9 +34,9 @@ class Sums:
         """T̄ and log-likelihood (R,) of `state`, summed over `rows` (default: all)."""
         total: Statistics = {}
         log_likelihood: Any = 0.0
-        rows = torch.arange(len(self.data)) if rows is None else rows
+        count = len(self.data) if rows is None else len(rows)
         like = next(iter(state.values()))
-        for batch, weights in self._batches(distributed.local_rows(rows), like):
+        for batch, weights in self._batches(rows, like):
             if weights is None:
                 statistics, part = self._of(state, *batch)
             else:
@@ -46,7 +46,7 @@ class Sums:
         if distributed.world_size() > 1:
             # A process without rows has read one, which counts 0. The products are new tensors:
             # sums that do not depend on θ share their memory among the restarts.
-            share = float(distributed.local_weight(len(rows)) > 0)
+            share = float(distributed.local_weight(count) > 0)
             total, log_likelihood = {k: t * share for k, t in total.items()}, log_likelihood * share
             for t in (*total.values(), log_likelihood):
                 dist.all_reduce(t)
@@ -100,11 +100,16 @@ class Sums:
         return total, torch.stack([part for _, part in parts]).sum(0)
 
     def _batches(
-        self, rows: Tensor, like: Tensor
+        self, rows: Tensor | None, like: Tensor
     ) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """Tensors and weights of the rows."""
+        """Tensors and weights of this process's part of the rows."""
         weights = self.data.weights
-        for indices in rows.split(self.batch_size):
+        parts: Iterable[Tensor]
+        if rows is None:
+            parts = in_order(self.data, self.batch_size, *distributed.local_range(len(self.data)))
+        else:
+            parts = distributed.local_rows(rows).split(self.batch_size)
+        for indices in parts:
             batch = tuple(
                 t.to(like) if t.is_floating_point() else t.to(like.device)
                 for t in self.data.batch(indices)
