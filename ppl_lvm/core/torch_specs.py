@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_lvm.core.call_syntax import build, is_literal, parse_call
+from ppl_lvm.core.dynamo import without_dynamo
 from ppl_lvm.core.messages import reason_of, unknown
 
 _COMPOSED_SCHEDULES = ("LRScheduler", "SequentialLR", "ChainedScheduler")
@@ -41,12 +42,14 @@ def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
             raise TypeError(
                 f"optimizer: {spec!r} is no optimizer. Pass a text, as 'Adam(lr=0.01)'."
             )
-        return _result(spec, parameters, Optimizer, "optimizer")
+        with without_dynamo(Optimizer.add_param_group):
+            return _result(spec, parameters, Optimizer, "optimizer")
     name, arguments = parse_call(spec)
     available = _optimizers()
     if name not in available:
         raise ValueError(unknown("optimizer", name, available))
-    return build(available[name], parameters, settings=arguments, what=name)
+    with without_dynamo(Optimizer.add_param_group):
+        return build(available[name], parameters, settings=arguments, what=name)
 
 
 def _result(spec: Any, argument: Any, kinds: Any, name: str) -> Any:

@@ -7,8 +7,10 @@
 The arguments of a call are literals; nothing is evaluated.
 """
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -35,17 +37,17 @@ class NamedSet:
 
 def iris() -> NamedSet:
     """150 flowers (150, 4) in centimeters, labeled by species. Fisher (1936)."""
-    return _from_sklearn("load_iris")
+    return _from_sklearn("iris")
 
 
 def wine() -> NamedSet:
     """178 chemical analyses (178, 13), labeled by cultivar."""
-    return _from_sklearn("load_wine")
+    return _from_sklearn("wine")
 
 
 def breast_cancer() -> NamedSet:
     """569 cell nuclei (569, 30), labeled malignant or benign."""
-    return _from_sklearn("load_breast_cancer")
+    return _from_sklearn("breast_cancer")
 
 
 def digits(binarize: Annotated[float, Gt(0), Le(16)] | None = None) -> NamedSet:
@@ -53,7 +55,7 @@ def digits(binarize: Annotated[float, Gt(0), Le(16)] | None = None) -> NamedSet:
 
     With `binarize` a pixel is 1 where its ink is at least that much, else 0.
     """
-    gray = _from_sklearn("load_digits")
+    gray = _from_sklearn("digits")
     values = gray.values
     if binarize is not None:
         values = (values >= binarize).astype(np.float64)
@@ -190,11 +192,54 @@ def call(text: str) -> NamedSet:
     return build(NAMED[name], settings=settings, what=name)
 
 
-def _from_sklearn(loader: str) -> NamedSet:
-    """A scikit-learn set with its classes by name."""
-    import sklearn.datasets
+def _from_sklearn(name: str) -> NamedSet:
+    """A scikit-learn set with its classes by name.
 
-    bunch = getattr(sklearn.datasets, loader)()
-    names = np.array([str(name) for name in bunch.target_names])
-    columns = tuple(str(name) for name in bunch.feature_names)
-    return NamedSet(np.asarray(bunch.data, np.float64), columns, names[bunch.target])
+    To import scikit-learn takes longer than to train a small mixture, so its file is read here.
+    """
+    file, columns = _FILES[name]
+    spec = importlib.util.find_spec("sklearn")
+    path = Path((spec and spec.origin) or "").parent / "datasets" / "data" / file
+    if not path.exists():  # another version of scikit-learn
+        import sklearn.datasets
+
+        bunch = getattr(sklearn.datasets, f"load_{name}")()
+        names = np.array([str(name) for name in bunch.target_names])
+        return NamedSet(np.asarray(bunch.data, np.float64), columns, names[bunch.target])
+    heading = not file.endswith(".gz")
+    table = np.loadtxt(path, delimiter=",", skiprows=int(heading))  # the class stands last
+    if heading:
+        with path.open() as lines:
+            names = np.array(next(lines).strip().split(",")[2:])
+    else:
+        names = np.arange(10).astype(str)
+    return NamedSet(table[:, :-1].copy(), columns, names[table[:, -1].astype(int)])
+
+
+_CELL = (
+    *("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity"),
+    *("concave points", "symmetry", "fractal dimension"),
+)
+_FILES = {  # scikit-learn's file and the names of the columns
+    "iris": (
+        "iris.csv",
+        ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"),
+    ),
+    "wine": (
+        "wine_data.csv",
+        (
+            *("alcohol", "malic_acid", "ash", "alcalinity_of_ash", "magnesium", "total_phenols"),
+            *("flavanoids", "nonflavanoid_phenols", "proanthocyanins", "color_intensity", "hue"),
+            *("od280/od315_of_diluted_wines", "proline"),
+        ),
+    ),
+    "breast_cancer": (
+        "breast_cancer.csv",
+        (
+            *(f"mean {name}" for name in _CELL),
+            *(f"{name} error" for name in _CELL),
+            *(f"worst {name}" for name in _CELL),
+        ),
+    ),
+    "digits": ("digits.csv.gz", tuple(f"pixel_{i}_{j}" for i in range(8) for j in range(8))),
+}

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from ppl_lvm.core.dynamo import without_dynamo
 from ppl_lvm.core.errors import DamagedFileError
 from ppl_lvm.core.messages import printable, reason_of
 from ppl_lvm.core.rng import random_state, set_random_state
@@ -134,7 +136,8 @@ def loading(path: Path) -> Iterator[None]:
 def _state(training: "Training") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and data on which the remaining steps depend, without tables of rows."""
     runner = training.step_runner
-    optimizer, tensors = pack("optimizer", runner.optimizer.state_dict())
+    with without_dynamo(Optimizer.state_dict):
+        optimizer, tensors = pack("optimizer", runner.optimizer.state_dict())
     schedule: Any = None
     if runner.schedule is not None:
         schedule, schedule_tensors = pack("schedule", runner.schedule.state_dict())
@@ -174,7 +177,8 @@ def load(training: "Training", path: Path) -> None:
 def _set_state(training: "Training", tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
     runner = training.step_runner
     training.pair.load_state(tensors)
-    runner.optimizer.load_state_dict(unpack(data["optimizer"], tensors))
+    with without_dynamo(Optimizer.load_state_dict):
+        runner.optimizer.load_state_dict(unpack(data["optimizer"], tensors))
     if runner.schedule is not None:
         runner.schedule.load_state_dict(unpack(data["schedule"], tensors))
     training.history = {n: tensors[f"history/{n}"].tolist() for n in training.history}

@@ -20,6 +20,7 @@ from ppl_lvm.compiler.optim.flat import FlatOptimizer
 from ppl_lvm.compiler.vectorize_restarts import VectorizedRecording, VectorizedStep
 from ppl_lvm.core import distributed, interrupts, torch_specs
 from ppl_lvm.core.console import Progress
+from ppl_lvm.core.dynamo import without_dynamo
 from ppl_lvm.core.errors import CannotCaptureError, is_numerical
 from ppl_lvm.training import adaptive_schedule, checkpoint
 from ppl_lvm.training.loop import Training
@@ -109,7 +110,8 @@ class VectorizedRestarts:
         """Give each restart its own optimizer state, to be trained separately from here on."""
         for training in self.trainings:
             optimizer = training.step_runner.optimizer
-            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            with without_dynamo(Optimizer.state_dict, Optimizer.load_state_dict):
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
     def _step(self, active: Sequence[bool]) -> None:
         start = time.perf_counter()

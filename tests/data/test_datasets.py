@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 
-from ppl_lvm.data import load_data
+from ppl_lvm.data import datasets, load_data
 
 
 def test_iris_has_fishers_values_and_species_labels() -> None:
@@ -18,6 +19,19 @@ def test_iris_has_fishers_values_and_species_labels() -> None:
     assert data.label_names == ["setosa", "versicolor", "virginica"]
     assert data.labels is not None
     assert data.labels.bincount().tolist() == [50, 50, 50]
+
+
+@pytest.mark.parametrize("name", ["iris", "wine", "breast_cancer", "digits"])
+def test_sets_equal_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bunch = getattr(sklearn.datasets, f"load_{name}")()
+    for installed in (True, False):  # the second time its files are elsewhere
+        if not installed:
+            monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        ours = datasets.call(name)
+        assert np.array_equal(ours.values, bunch.data)
+        assert ours.columns == tuple(map(str, bunch.feature_names))
+        assert ours.labels is not None
+        assert ours.labels.tolist() == [str(bunch.target_names[k]) for k in bunch.target]
 
 
 def test_digits_binarize_at_the_threshold() -> None:

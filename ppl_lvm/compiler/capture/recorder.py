@@ -31,6 +31,7 @@ from ppl_lvm.compiler.capture.markov_chains import fast_markov_elimination
 from ppl_lvm.compiler.capture.tape import TapeRecorder
 from ppl_lvm.compiler.graph.ir import Tape
 from ppl_lvm.compiler.source_lines import error_line, user_line
+from ppl_lvm.core.dynamo import without_dynamo
 from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.frames import in_package, is_users, module_name
 
@@ -129,7 +130,13 @@ def record(
         parameter.grad = None
     recorder = TapeRecorder([*parameters, *batch])
     try:
-        with _pyro_checks_off(), fast_markov_elimination(), _KeepTensors(recorder), recorder:
+        with (
+            without_dynamo(TapeRecorder.__torch_dispatch__),
+            _pyro_checks_off(),
+            fast_markov_elimination(),
+            _KeepTensors(recorder),
+            recorder,
+        ):
             loss = step()
     except CannotCaptureError:
         recorder.undo()
