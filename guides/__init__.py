@@ -17,6 +17,7 @@ from ppl_lvm.guides.amortized_multivariate import AmortizedMultivariateNormal
 from ppl_lvm.guides.auto import AutoGuide, auto_guide
 from ppl_lvm.guides.bottom_up import BottomUp
 from ppl_lvm.guides.diffusion import ForwardProcess
+from ppl_lvm.guides.global_low_rank_normal import GlobalLowRankNormal
 from ppl_lvm.guides.global_multivariate_normal import GlobalMultivariateNormal
 from ppl_lvm.guides.global_normal import GlobalNormal
 from ppl_lvm.guides.label_free import label_free
@@ -39,6 +40,7 @@ __all__ = [
     "AutoGuide",
     "BottomUp",
     "ForwardProcess",
+    "GlobalLowRankNormal",
     "GlobalMultivariateNormal",
     "GlobalNormal",
     "Ladder",

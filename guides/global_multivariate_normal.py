@@ -34,7 +34,7 @@ class GlobalMultivariateNormal(AutoMultivariateNormal):
     """
 
     def __init__(self, model: Callable[..., Any], *batch: Any, scale: Positive = 0.1) -> None:
-        super().__init__(model, init_loc_fn=_origin, init_scale=scale)
+        super().__init__(model, init_loc_fn=origin, init_scale=scale)
         with dry_run(model), torch.no_grad():  # the trace that it keeps can be copied
             self(*batch)
 
@@ -55,7 +55,7 @@ class GlobalMultivariateNormal(AutoMultivariateNormal):
         return {f"_{self._pyro_name}_latent": torch.cat(parts, -1)}
 
 
-def _origin(site: Any) -> Tensor:
+def origin(site: Any) -> Tensor:
     """The value whose unconstrained coordinates are 0."""
     transform = biject_to(site["fn"].support)
     value: Tensor = transform(torch.zeros(transform.inverse_shape(site["fn"].shape())))

@@ -3,6 +3,7 @@
     unconstrained     the log density in unconstrained coordinates, with gradients
     paths             L-BFGS from random starts
     laplace           N(mode, inverse negative Hessian)
+    normal, factored_normal, moments   normals with all covariances, or a few directions
     pathfinder        the best normal along each path
     batch_and_match   full covariance by score matching, in closed form
     dadvi             mean field with fixed draws, and linear-response covariances

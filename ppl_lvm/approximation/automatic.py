@@ -19,7 +19,9 @@ from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
 from ppl_lvm.approximation.laplace import laplace
 from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.factored_normal import FactoredNormal
+from ppl_lvm.approximation.moments import normal_of_draws
+from ppl_lvm.approximation.normal import MAX_DENSE, DenseNormal, Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
 from ppl_lvm.approximation.paths import AscentPath, follow_paths
 from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation, joined, thinned
@@ -106,9 +108,7 @@ def _overlap(a: Normal, b: Normal) -> bool:
 
 def _distance(normal: Normal, point: Tensor) -> float:
     """Root mean square of the coordinates of a point in which the normal is a standard one."""
-    offset = (point - normal.loc).unsqueeze(1)
-    z = torch.linalg.solve_triangular(normal.scale_tril, offset, upper=False)
-    return float(z.square().mean().sqrt())
+    return float(normal.standardized(point.unsqueeze(0)).square().mean().sqrt())
 
 
 def _same(normal: Normal, value: float, other: float, mode: Tensor) -> bool:
@@ -119,8 +119,14 @@ def _same(normal: Normal, value: float, other: float, mode: Tensor) -> bool:
 def _at_mode(
     target: LogDensity, path: AscentPath, generator: torch.Generator
 ) -> tuple[Normal, float]:
-    """The better of Laplace's and Pathfinder's normals by their ELBOs, and its log evidence."""
+    """The better of Laplace's and Pathfinder's normals by their ELBOs, and its log evidence.
+
+    Of many values Pathfinder's.
+    """
     rough = pathfinder(target, path, generator)
+    if target.dim > MAX_DENSE:
+        unit = torch.ones(target.dim, dtype=target.dtype)
+        return rough or (FactoredNormal.diagonal(path.mode, unit), float(path.values[-1]))
     scale = torch.ones(target.dim, dtype=target.dtype) if rough is None else rough[0].sd
     try:
         normal, evidence = laplace(target, path.mode, scale)
@@ -128,7 +134,7 @@ def _at_mode(
         if rough is not None:
             return rough
         unit = torch.eye(target.dim, dtype=target.dtype)
-        return Normal(path.points[0], unit), float(path.values[0])
+        return DenseNormal(path.points[0], unit), float(path.values[0])
     if rough is not None:
         u = normal.sample(32, generator)
         elbo = float((target(u)[0] - normal.log_prob(u)).mean())
@@ -150,11 +156,15 @@ def _run_chains(
     for _ in range(rounds):
         if not blocks:
             sampler = HamiltonianChains(target, normal, points, generator)
-        blocks.append(sampler.run(draws, warmup=0 if blocks else WARMUP).draws)
+        warmup = 0 if blocks else WARMUP
+        if target.dim > MAX_DENSE:  # memory: the draws of this round alone, as many as of the first
+            blocks = [sampler.run(draws, warmup=warmup, every=draws // DRAWS).draws[-DRAWS:]]
+        else:
+            blocks.append(sampler.run(draws, warmup=warmup).draws)
         chains = torch.cat(blocks).transpose(0, 1)  # (C, T, D)
         evidence = _assess(target, chains)
         try:
-            normal = Normal.of_draws(joined(chains))
+            normal = normal_of_draws(target, joined(chains), normal)
         except LinAlgError:  # chains that have not moved
             normal = mode.normal
         if evidence.enough:

@@ -10,19 +10,25 @@ covariances C, Γ (1/B) of both, and λ = B D / (t + 1). It minimizes the score-
     μ ← (μ + λ (Σ ḡ + z̄)) / (1 + λ)
 
 There is no step size. A normal target is reached in one iteration in the limit λ → ∞, with B > D.
+Of many values the covariance is a diagonal and a few directions (`factored_normal`).
 
 Reference: Cai, Modi, Pillaud-Vivien, Margossian, Gower, Blei, Saul (2024). Batch and match:
 black-box variational inference with a score-based divergence. https://arxiv.org/abs/2402.14758
 """
 
+import math
+
 import torch
 from torch import Tensor
 
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.factored_normal import SWEEPS, FactoredNormal, matched
+from ppl_lvm.approximation.normal import DenseNormal, Normal
 from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity
 
 BATCH = 64
 ITERATIONS = 15
+FACTORED_BATCH, FACTORED_ITERATIONS = 256, 20
+RESCALED = 10  # iterations that change the scales
 
 
 def batch_and_match(
@@ -33,7 +39,10 @@ def batch_and_match(
     iterations: int = ITERATIONS,
     batch: int = BATCH,
 ) -> Normal:
-    """The normal after so many iterations from `start`."""
+    """The normal after so many iterations from `start`; of a factored one, see `_factored`."""
+    if isinstance(start, FactoredNormal):
+        return _factored(target, start, generator)
+    assert isinstance(start, DenseNormal)
     q = start
     for t in range(iterations):
         z = q.sample(batch, generator)
@@ -46,7 +55,28 @@ def batch_and_match(
     return q
 
 
-def updated(q: Normal, z: Tensor, scores: Tensor, weight: float) -> Normal | None:
+def _factored(
+    target: LogDensity, start: FactoredNormal, generator: torch.Generator
+) -> FactoredNormal:
+    """The normal of largest ELBO of so many iterations in the limit λ → ∞: λ is above D there."""
+    q, best, best_elbo = start, start, -math.inf
+    for t in range(FACTORED_ITERATIONS + 1):
+        z = q.sample(FACTORED_BATCH, generator)
+        values, scores = target(z)
+        finite = scores.isfinite().all(1) & values.isfinite()
+        elbo = float((values - q.log_prob(z)).mean()) if finite.all() else -math.inf
+        if elbo > best_elbo:
+            best, best_elbo = q, elbo
+        if 2 * finite.sum() < len(z) or t == FACTORED_ITERATIONS:
+            break
+        new = matched(q, z[finite], scores[finite], sweeps=SWEEPS if t < RESCALED else 0)
+        if new is None:
+            break
+        q = new
+    return best
+
+
+def updated(q: DenseNormal, z: Tensor, scores: Tensor, weight: float) -> DenseNormal | None:
     """One iteration with λ = `weight`; None where its covariance is not positive definite.
 
     It is computed in coordinates in which q is a standard normal: units differ by many orders.
@@ -66,7 +96,7 @@ def updated(q: Normal, z: Tensor, scores: Tensor, weight: float) -> Normal | Non
         half = R @ vectors * (2 / (1 + (1 + 4 * eigenvalues.clamp(min=0)).sqrt())).sqrt()
         covariance = half @ half.T
         loc = ratio * (covariance @ g_mean + z_mean)
-        new = Normal.of_covariance(q.loc + L @ loc, L @ covariance @ L.T)
+        new = DenseNormal.of_covariance(q.loc + L @ loc, L @ covariance @ L.T)
     except LinAlgError:
         return None
     return new if new.loc.isfinite().all() and new.scale_tril.isfinite().all() else None

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.normal import DenseNormal, Normal
 from ppl_lvm.approximation.unconstrained import LogDensity
 
 NUM_DRAWS = 30  # M
@@ -42,7 +42,7 @@ class MeanField:
         gradient: largest entry of ∇f.
     """
 
-    normal: Normal
+    normal: DenseNormal
     loc: Tensor
     scale: Tensor
     error: Tensor
@@ -98,7 +98,7 @@ def dadvi(
     covariance = unit.unsqueeze(1) * inverse[:D, :D] * unit
     loc = center + unit * v
     return MeanField(
-        Normal.of_covariance(loc, covariance),
+        DenseNormal.of_covariance(loc, covariance),
         loc,
         unit * omega.exp(),
         unit * sandwich.diagonal()[:D].clamp(min=0).sqrt(),

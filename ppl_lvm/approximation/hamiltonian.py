@@ -1,6 +1,6 @@
 """Parallel Hamiltonian chains, preconditioned by a normal approximation.
 
-In the coordinates v = L⁻¹(u − μ) of q = N(μ, L Lᵀ) the target is near a standard normal, where a
+In the coordinates v = A⁻¹(u − μ) of q = N(μ, A Aᵀ) the target is near a standard normal, where a
 trajectory of a quarter of a period, π/2, gives an independent draw. All chains move together: one
 call of the target for each leapfrog step. Trajectories last a uniform time in (0.75, 1.25) · π/2
 for all chains; the step size is adapted during the warm-up to the mean acceptance of the chains.
@@ -50,8 +50,11 @@ class HamiltonianChains:
         self._values, self._gradients = target(points)
         self.step_size = min(1.0, 1.2 / q.dim**0.25)
 
-    def run(self, draws: int, *, warmup: int = 0) -> Chains:
-        """Continue all chains: `warmup` steps that adapt the step size, then `draws` others."""
+    def run(self, draws: int, *, warmup: int = 0, every: int = 1) -> Chains:
+        """Continue all chains: `warmup` steps that adapt the step size, then `draws` others.
+
+        Of these `every`-th is kept.
+        """
         log_step, average, drift = math.log(self.step_size), 0.0, 0.0
         center = math.log(self.step_size)
         for t in range(1, warmup + 1):
@@ -65,24 +68,25 @@ class HamiltonianChains:
         if warmup:
             self.step_size = min(1.5, math.exp(average))
         rows, accepted = [], 0.0
-        for _ in range(draws):
+        for t in range(draws):
             accepted += self._move() / draws
-            rows.append(self.points)
+            if (t + 1) % every == 0:
+                rows.append(self.points)
         return Chains(torch.stack(rows), accepted, self.step_size)
 
     def _move(self) -> float:
         """One trajectory of every chain; returns the mean probability of acceptance."""
-        L, generator = self._q.scale_tril, self._generator
+        q, generator = self._q, self._generator
         time = math.pi / 2 * (0.75 + 0.5 * torch.rand((), generator=generator).item())
         steps = max(1, min(MAX_LEAPFROG, round(time / self.step_size)))
         momentum = torch.randn(self.points.shape, generator=generator, dtype=self.points.dtype)
         points, values, gradients = self.points, self._values, self._gradients
         energy = values - 0.5 * momentum.square().sum(1)
         for _ in range(steps):
-            momentum = momentum + 0.5 * self.step_size * gradients @ L
-            points = points + self.step_size * momentum @ L.T
+            momentum = momentum + 0.5 * self.step_size * q.pulled_back(gradients)
+            points = points + self.step_size * q.stretched(momentum)
             values, gradients = self._target(points)
-            momentum = momentum + 0.5 * self.step_size * gradients @ L
+            momentum = momentum + 0.5 * self.step_size * q.pulled_back(gradients)
         change = values - 0.5 * momentum.square().sum(1) - energy
         finite = change.isfinite() & gradients.isfinite().all(1)
         probability = torch.where(finite, change.clamp(max=0).exp(), 0.0)

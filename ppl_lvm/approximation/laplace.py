@@ -13,7 +13,7 @@ densities. https://doi.org/10.1080/01621459.1986.10478240
 import torch
 from torch import Tensor
 
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.normal import DenseNormal
 from ppl_lvm.approximation.unconstrained import LogDensity
 
 STEP = 1e-3
@@ -30,7 +30,7 @@ def negative_hessian(target: LogDensity, point: Tensor, scale: Tensor) -> Tensor
     return (hessian + hessian.T) / 2
 
 
-def laplace(target: LogDensity, point: Tensor, scale: Tensor) -> tuple[Normal, Tensor]:
+def laplace(target: LogDensity, point: Tensor, scale: Tensor) -> tuple[DenseNormal, Tensor]:
     """The approximation at the mode near `point`, and its log evidence.
 
     Args:
@@ -49,7 +49,7 @@ def laplace(target: LogDensity, point: Tensor, scale: Tensor) -> tuple[Normal, T
         point, value, gradient = candidate, new_value, new_gradient
         if improvement < 1e-9:
             break
-    normal = Normal.of_covariance(point, _inverse(negative_hessian(target, point, scale), scale))
+    normal = DenseNormal.of_covariance(point, _inverse(negative_hessian(target, point, scale), scale))
     return normal, value[0] + normal.log_normalizer
 
 

@@ -14,7 +14,7 @@ from pyro.infer.reparam import LocScaleReparam
 from torch import Tensor
 
 from ppl_lvm.approximation.chain_statistics import effective_size, r_hat
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.moments import normal_of_draws
 from ppl_lvm.approximation.result import Approximation, joined
 from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity
 from ppl_lvm.core.distributions import innermost
@@ -54,7 +54,7 @@ def in_centered_coordinates(
     moved = Approximation(**{**vars(result), "chains": chains})
     moved.r_hat, moved.ess = float(r_hat(chains).max()), float(effective_size(chains).min())
     try:
-        moved.normal = Normal.of_draws(joined(chains))
+        moved.normal = normal_of_draws(density, joined(chains))
     except LinAlgError:
         moved.reasons.append("the draws have no covariance matrix")
     return moved

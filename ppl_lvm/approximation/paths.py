@@ -99,19 +99,26 @@ def _evaluated(target: LogDensity, points: dict[int, np.ndarray]) -> list[Evalua
 def _maximized(evaluate: Callable[[np.ndarray], Evaluation], start: np.ndarray) -> AscentPath:
     from scipy.optimize import minimize
 
-    seen: dict[bytes, Evaluation] = {}
-    iterates = [start.copy()]
+    seen: dict[bytes, Evaluation] = {}  # since the last iterate
+    rows: list[tuple[np.ndarray, float, np.ndarray]] = []
 
     def negative(x: np.ndarray) -> Evaluation:
         seen[x.tobytes()] = result = evaluate(x.copy())
+        if not rows and x.tobytes() == start.tobytes():
+            keep(x)
         return result
+
+    def keep(x: np.ndarray) -> None:
+        if x.tobytes() in seen and seen[x.tobytes()][0] < FAR:
+            rows.append((x.copy(), *seen[x.tobytes()]))
+        seen.clear()
 
     result = minimize(
         negative,
         start,
         jac=True,
         method="L-BFGS-B",
-        callback=lambda x: iterates.append(x.copy()),
+        callback=keep,
         options={
             "maxcor": HISTORY,
             "maxiter": MAX_ITERATIONS,
@@ -121,8 +128,6 @@ def _maximized(evaluate: Callable[[np.ndarray], Evaluation], start: np.ndarray) 
             "maxls": 50,
         },
     )
-    rows = [(x, *seen[x.tobytes()]) for x in iterates if x.tobytes() in seen]
-    rows = [row for row in rows if row[1] < FAR]
     points, values, gradients = (np.stack(part) for part in zip(*rows, strict=True))
     return AscentPath(
         torch.from_numpy(points),

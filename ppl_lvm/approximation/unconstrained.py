@@ -33,6 +33,7 @@ from ppl_lvm.particles.tracing import Sites, is_scored, plate_frames, trace_prog
 LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 CHUNK = 64  # vectors of one recorded call
+MANY = 512  # vectors of a call for values of sites
 FEW = 4  # vectors of a call while paths are followed
 STARTS = (0.0, 1.0, -1.0)  # coordinates of a program's first run
 ELSEWHERE = 0.05  # distance of the vectors at which a record is tested
@@ -233,7 +234,8 @@ class LogDensity:
     def constrain(self, u: Tensor) -> Tensors:
         """Sites' values (B, *shape) at vectors (B, D), `pyro.deterministic` sites included."""
         if self._recording is not None:
-            return dict(zip(self._reported, self._recording.values(u), strict=True))
+            parts = zip(*map(self._recording.values, u.split(MANY)), strict=True)
+            return dict(zip(self._reported, map(torch.cat, parts), strict=True))
         sites = self.trace(u[0].detach())
         return self.values(u, [n for n, s in sites.items() if _is_reported(n, s, self.sites)])
 
@@ -248,8 +250,8 @@ class LogDensity:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                batched: Tensors = torch.func.vmap(values)(u)
-                return batched
+                parts = [torch.func.vmap(values)(chunk) for chunk in u.split(MANY)]
+                return {name: torch.cat([part[name] for part in parts]) for name in names}
         except Exception:  # operations that cannot be batched
             rows = [values(vector) for vector in u]
             return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -2,7 +2,7 @@
 
 `fit` calls this where the model has no parameters and no latent needs a network: the posterior is a
 distribution over one vector, and `ppl_lvm.approximation` finds it. The result is a run whose guide
-is a `GlobalMultivariateNormal` and whose draws are those of the method.
+is a `GlobalMultivariateNormal`, of many values a `GlobalLowRankNormal`, and whose draws are those of the method.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ppl_lvm.approximation.unconstrained import LogDensity
 
 GUIDE = "ppl_lvm.guides:GlobalMultivariateNormal"
+FACTORED_GUIDE = "ppl_lvm.guides:GlobalLowRankNormal"
 DECIDE_ROWS = 100  # that the model is run on to see its sites
 EVIDENCE_PARTICLES = 1000
 TEMPLATE_NUMBERS = 1_000_000  # stored with a run at most
@@ -136,6 +137,13 @@ class _Prepared:
     rows: Batch
     target: "LogDensity"
 
+    @property
+    def dense(self) -> bool:
+        """True if all covariances are kept."""
+        from ppl_lvm.approximation.normal import MAX_DENSE
+
+        return self.target.dim <= MAX_DENSE
+
 
 def fit_posterior(
     model: Any, data: Any, options: FitOptions, method: str, say: Callable[[str], None]
@@ -144,7 +152,7 @@ def fit_posterior(
     with preserve_rng(), default_dtype(torch.float64):
         prepared = _prepare(model, data, options)
         session, instance, rows = prepared.session, prepared.instance, prepared.rows
-        guides = GuideFactory(GUIDE)
+        guides = GuideFactory(GUIDE if prepared.dense else FACTORED_GUIDE)
         guide: Any = guides.make(instance, rows)
         warn_or_raise(instance, guide, *rows, num_rows=len(session.train))
         finished = session.open(
@@ -160,7 +168,7 @@ def fit_posterior(
         generator = torch.Generator().manual_seed(options.seed)
         result = approximate(prepared.target, method, generator)
         say(result.sentence)
-        guide.set_normal(result.normal.loc, result.normal.scale_tril)
+        guide.set_normal(**vars(result.normal))
         run = _as_run(prepared, guide, result)
         return session.close(run, dict)
 

@@ -4,7 +4,7 @@ import math
 
 from ppl_lvm.programs.signatures import Signature
 
-MAX_DIM = 500  # unconstrained values, of which a full covariance is kept
+MAX_DIM = 10_000  # unconstrained values, of which thousands of draws are kept
 
 
 def unsuitable(signed: Signature, num_rows: int, shown_rows: int) -> str | None:
@@ -29,5 +29,5 @@ def unsuitable(signed: Signature, num_rows: int, shown_rows: int) -> str | None:
         math.prod(site.shape) * (num_rows / shown_rows if site.local else 1) for site in sampled
     )
     if dim > MAX_DIM:
-        return f"the latents have {dim:.0f} values, more than {MAX_DIM}"
+        return f"the latents have {dim:,.0f} values, more than {MAX_DIM:,}"
     return None
