@@ -28,7 +28,8 @@ from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity
 BATCH = 64
 ITERATIONS = 15
 FACTORED_BATCH, FACTORED_ITERATIONS = 256, 20
-RESCALED = 10  # iterations that change the scales
+RESCALED = 5  # iterations that change the scales
+SETTLED = 0.01  # nats between ELBOs of consecutive iterations
 
 
 def batch_and_match(
@@ -58,22 +59,36 @@ def batch_and_match(
 def _factored(
     target: LogDensity, start: FactoredNormal, generator: torch.Generator
 ) -> FactoredNormal:
-    """The normal of largest ELBO of so many iterations in the limit λ → ∞: λ is above D there."""
-    q, best, best_elbo = start, start, -math.inf
+    """The normal of largest ELBO of all iterations, in the limit λ → ∞: λ is above D there.
+
+    They go from the start, and from its center with the coordinates' own units: where the data
+    determine a few of many standardized values, the start's scales are far from those of the rest.
+    """
+    unit = FactoredNormal.diagonal(start.loc, torch.ones_like(start.loc))
+    ends = [_iterated(target, q, generator) for q in (start, unit)]
+    return max(ends, key=lambda end: end[1])[0]
+
+
+def _iterated(
+    target: LogDensity, q: FactoredNormal, generator: torch.Generator
+) -> tuple[FactoredNormal, float]:
+    """The best iterate, and its ELBO in nats."""
+    best, best_elbo = q, -math.inf
     for t in range(FACTORED_ITERATIONS + 1):
         z = q.sample(FACTORED_BATCH, generator)
         values, scores = target(z)
         finite = scores.isfinite().all(1) & values.isfinite()
         elbo = float((values - q.log_prob(z)).mean()) if finite.all() else -math.inf
+        settled = t > RESCALED and abs(elbo - best_elbo) < SETTLED
         if elbo > best_elbo:
             best, best_elbo = q, elbo
-        if 2 * finite.sum() < len(z) or t == FACTORED_ITERATIONS:
+        if 2 * finite.sum() < len(z) or t == FACTORED_ITERATIONS or settled:
             break
         new = matched(q, z[finite], scores[finite], sweeps=SWEEPS if t < RESCALED else 0)
         if new is None:
             break
         q = new
-    return best
+    return best, best_elbo
 
 
 def updated(q: DenseNormal, z: Tensor, scores: Tensor, weight: float) -> DenseNormal | None:

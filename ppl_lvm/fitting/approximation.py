@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ppl_lvm.core import distributed
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Batch
+from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
 from ppl_lvm.estimators import objectives
 from ppl_lvm.fitting.session import Session, no_evidence, recorded
 from ppl_lvm.posterior.psis import RELIABLE_K_HAT, draws_error
-from ppl_lvm.posterior.suitability import unsuitable
+from ppl_lvm.posterior.suitability import unsuitable, weighted_rows
 from ppl_lvm.programs.pair import ModelGuidePair, copy_programs
 from ppl_lvm.programs.precision import default_dtype, in_double
 from ppl_lvm.programs.signatures import Signature, signature
@@ -72,8 +73,6 @@ def choose_method(model: Any, guide: Any, options: FitOptions, session: Session)
                 f"{changed[0]}: it is an option of gradient steps, which "
                 f"method={options.method!r} has none of. Leave it out, or use method='svi'."
             )
-        if session.data.weights is not None:
-            raise ValueError(f"weights: method={options.method!r} has none. Use method='svi'.")
         problem = _problem(model, options, session)
         if problem is not None:
             raise ValueError(f"method={options.method!r}: {problem}. Use method='svi'.")
@@ -81,7 +80,6 @@ def choose_method(model: Any, guide: Any, options: FitOptions, session: Session)
     if (
         guide is not None
         or changed
-        or session.data.weights is not None
         or session.data.batch_size is not None
         or _problem(model, options, session) is not None
     ):
@@ -106,7 +104,33 @@ def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
         trained = _trained_parameter(instance)
         if trained is not None:
             return trained
-        return unsuitable(_signature(instance, rows), len(session.train), len(rows[0]))
+        signed = _signature(instance, rows)
+        return _weights_problem(signed, session.train.weights) or unsuitable(
+            signed, num_rows(signed, session.train), len(rows[0])
+        )
+
+
+def repeats_rows(signed: Signature, data: Data) -> bool:
+    """True if rows with weights must be repeated: each has latents of its own."""
+    local = any(site.local and site.enumerate is None for site in signed.latents)
+    return data.weights is not None and local
+
+
+def num_rows(signed: Signature, data: Data) -> int:
+    """Rows, after they are repeated where they must be."""
+    return round(data.total_weight) if repeats_rows(signed, data) else len(data)
+
+
+def _weights_problem(signed: Signature, weights: Tensor | None) -> str | None:
+    """Reason why rows cannot have these weights, or None."""
+    if weights is None:
+        return None
+    if signed.row_plate is None:
+        return "the model has no plate over rows, which weights need"
+    local = [site.name for site in signed.latents if site.local and site.enumerate is None]
+    if local and not torch.equal(weights, weights.round()):
+        return f"rows have the latent {local[0]!r}, and weights that are no whole numbers"
+    return None
 
 
 def _trained_parameter(model: Any) -> str | None:
@@ -170,7 +194,7 @@ def fit_posterior(
         say(result.sentence)
         guide.set_normal(**vars(result.normal))
         run = _as_run(prepared, guide, result)
-        return session.close(run, dict)
+        return session.close(run, lambda: _held_out_evidence(session, run))
 
 
 def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
@@ -182,9 +206,15 @@ def _prepare(model: Any, data: Any, options: FitOptions) -> _Prepared:
     factory = ModelFactory(copy_programs(model)[0], options.settings)
     rows = first_rows(session.train, len(session.train))
     instance = factory.make(rows)
+    if session.train.weights is not None and repeats_rows(
+        _signature(instance, first_rows(session.train, DECIDE_ROWS)), session.train
+    ):
+        session.repeat_weighted_rows(f"method={options.method!r}")
+        rows = first_rows(session.train, len(session.train))
+        instance = factory.make(rows)
     in_double(instance)
     try:
-        target = LogDensity(instance, rows)
+        target = LogDensity(*weighted_rows(instance, rows, session.train.weights))
         target.check()
     except RuntimeError as error:
         if "dtype" not in str(error) and "Float" not in str(error):
@@ -202,7 +232,7 @@ def _as_run(prepared: _Prepared, guide: Any, result: "Approximation") -> Run:
     pair.dtype = target.dtype
     pair.materialize_parameters(*prepared.rows)
     pair.eval_mode()
-    N = len(session.train)
+    N = session.train.total_weight
     log_w = result.log_weights
     bound = float(log_w.mean()) / N
     entry = {
@@ -247,7 +277,7 @@ def _held_out_evidence(session: Session, run: Run) -> dict[str, Any]:
     if session.held_out is None:
         return {}
     rows = first_rows(session.held_out, len(session.held_out))
-    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES)
+    return session.evidence(run.pair, rows, EVIDENCE_PARTICLES, session.held_out.weights)
 
 
 def _template(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:

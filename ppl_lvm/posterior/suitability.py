@@ -1,7 +1,13 @@
 """Models whose posterior is a distribution over one vector."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+from torch import Tensor
+
+from ppl_lvm.programs.minibatch import WeightedProgram
+from ppl_lvm.programs.row_plates import row_plates
 from ppl_lvm.programs.signatures import Signature
 
 MAX_DIM = 10_000  # unconstrained values, of which thousands of draws are kept
@@ -31,3 +37,12 @@ def unsuitable(signed: Signature, num_rows: int, shown_rows: int) -> str | None:
     if dim > MAX_DIM:
         return f"the latents have {dim:,.0f} values, more than {MAX_DIM:,}"
     return None
+
+
+def weighted_rows(
+    model: Callable[..., Any], rows: tuple[Tensor, ...], weights: Tensor | None
+) -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """A program and its arguments, in which the density of row n counts w_n times."""
+    if weights is None:
+        return model, rows
+    return WeightedProgram(model, row_plates(model, batch=rows).names), (*rows, weights)

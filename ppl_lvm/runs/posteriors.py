@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior.global_states import global_latents
 from ppl_lvm.posterior.predictions import Prediction, complete_batch, predict_rows
-from ppl_lvm.posterior.suitability import unsuitable
+from ppl_lvm.posterior.suitability import unsuitable, weighted_rows
 from ppl_lvm.programs.signatures import signature
 
 if TYPE_CHECKING:
@@ -61,8 +61,6 @@ def verify(run: Run, nuts: bool, count: int, warmup: int, seed: int) -> "DataFra
     batch = run.training_rows()
     with preserve_rng(), run.pair.scope():
         problem = unsuitable(signature(run.model, *batch), len(batch[0]), len(batch[0]))
-        if run.training_weights() is not None:
-            problem = "the run weighted its rows"
         if problem is not None:
             raise ValueError(
                 f"verify: {problem}, which the chains do not sample. run.diagnose() tests the fit "
@@ -76,7 +74,8 @@ def verify(run: Run, nuts: bool, count: int, warmup: int, seed: int) -> "DataFra
         if isinstance(model, nn.Module):
             model.to(double)
         rows = tuple(t.to(double) if t.is_floating_point() else t for t in batch)
-        target, generator = LogDensity(model, rows), torch.Generator().manual_seed(seed)
+        target = LogDensity(*weighted_rows(model, rows, run.training_weights()))
+        generator = torch.Generator().manual_seed(seed)
         if nuts:
             reference = nuts_draws(target, count, warmup, generator)
         else:
