@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ppl_lvm.approximation.batch_and_match import batch_and_match
 from ppl_lvm.approximation.convergence import ChainEvidence, assess
+from ppl_lvm.approximation.factored_normal import FactoredNormal
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
 from ppl_lvm.approximation.laplace import laplace
-from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
-from ppl_lvm.approximation.factored_normal import FactoredNormal
 from ppl_lvm.approximation.moments import normal_of_draws
+from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
 from ppl_lvm.approximation.normal import MAX_DENSE, DenseNormal, Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
 from ppl_lvm.approximation.paths import AscentPath, follow_paths

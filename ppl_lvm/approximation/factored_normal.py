@@ -127,9 +127,7 @@ def matched(
     return q
 
 
-def _product(
-    q: FactoredNormal, basis: Tensor, square: Tensor, rank: int
-) -> tuple[Tensor, Tensor]:
+def _product(q: FactoredNormal, basis: Tensor, square: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Q and e of (I + Q E Qᵀ)(I + B diag(square − 1) Bᵀ)(I + Q E Qᵀ), the leading ones."""
     P, _ = torch.linalg.qr(torch.cat([q.basis, basis], 1))
     old, turn = P.T @ q.basis, P.T @ basis

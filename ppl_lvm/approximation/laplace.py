@@ -49,7 +49,9 @@ def laplace(target: LogDensity, point: Tensor, scale: Tensor) -> tuple[DenseNorm
         point, value, gradient = candidate, new_value, new_gradient
         if improvement < 1e-9:
             break
-    normal = DenseNormal.of_covariance(point, _inverse(negative_hessian(target, point, scale), scale))
+    normal = DenseNormal.of_covariance(
+        point, _inverse(negative_hessian(target, point, scale), scale)
+    )
     return normal, value[0] + normal.log_normalizer
 
 

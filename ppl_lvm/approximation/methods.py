@@ -9,7 +9,7 @@ from ppl_lvm.approximation.batch_and_match import batch_and_match
 from ppl_lvm.approximation.dadvi import dadvi
 from ppl_lvm.approximation.importance import probe, weigh
 from ppl_lvm.approximation.laplace import laplace
-from ppl_lvm.approximation.normal import Normal
+from ppl_lvm.approximation.normal import MAX_DENSE, Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
 from ppl_lvm.approximation.paths import AscentPath, follow_paths
 from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation
@@ -21,6 +21,11 @@ def approximate(target: LogDensity, method: str, generator: torch.Generator) -> 
     """The posterior of `target` by one of `NORMALS`, or "auto"."""
     if method == "auto":
         return find_posterior(target, generator)
+    if target.dim > MAX_DENSE and method in FEW_VALUES:
+        raise ValueError(
+            f"method={method!r}: it keeps all covariances, of at most {MAX_DENSE} values, and the "
+            f"latents have {target.dim:,}. Use method='auto', 'pathfinder' or 'batch_and_match'."
+        )
     weighted = weigh(target, NORMALS[method](target, generator), generator)
     reasons = probe(target, weighted, generator)
     if weighted.k_hat > RELIABLE_K_HAT:
@@ -78,6 +83,8 @@ def _batch_and_match(target: LogDensity, generator: torch.Generator) -> Normal:
 def _dadvi(target: LogDensity, generator: torch.Generator) -> Normal:
     return dadvi(target, _start(target, generator), generator).normal
 
+
+FEW_VALUES = ("laplace", "dadvi")  # methods that keep all covariances
 
 NORMALS: dict[str, Callable[[LogDensity, torch.Generator], Normal]] = {
     "laplace": _laplace,

@@ -2,7 +2,8 @@
 
 `fit` calls this where the model has no parameters and no latent needs a network: the posterior is a
 distribution over one vector, and `ppl_lvm.approximation` finds it. The result is a run whose guide
-is a `GlobalMultivariateNormal`, of many values a `GlobalLowRankNormal`, and whose draws are those of the method.
+is a `GlobalMultivariateNormal`, of many values a `GlobalLowRankNormal`, and whose draws are those
+of the method.
 """
 
 from collections.abc import Callable, Sequence

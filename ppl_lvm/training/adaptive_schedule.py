@@ -10,8 +10,9 @@ it after T = 200, 400, 800, … of its steps. In a branch of D = T / 4 steps the
 and the bound L_k at its end, with equal random numbers, is what training would arrive at now. If
 the gain that remains by extrapolation of L_1, L_2, … (`power_law_remaining_gain`) is below the
 accuracy, training ends there. Else the trunk goes on from where the branch left it. The number of
-steps, those of branches included, is a limit; the last branch ends at it. The best end of a branch
-is the result. Branches cost less than the trunk.
+steps, those of branches included, is a limit; the last branch ends at it. Branches before the last,
+whose steps are lost, take at most a sixth of the limit: under a small limit there is one, and then
+a last that uses all steps. The best end of a branch is the result.
 
 The bound decides, and not R̂ of the iterates: parameters on which it does not depend never settle,
 and the noise at a constant rate hides a drift.
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 FIRST_BRANCH, GROWTH = 200, 2  # steps of the trunk; their ratio at consecutive branches
 DECAY = 4  # steps of the trunk for a step of a branch
+LOST = 1 / 6  # of the limit, in branches that the trunk does not go on from
 FEWEST_DECAY = 100  # steps of a branch
 REPEATS, MOST_REPEATS = 4, 32  # evaluations of a bound
 ROWS = 2000  # evaluated where batches are smaller than the data
@@ -156,7 +158,9 @@ class AdaptiveSchedule:
         step, left = self.branch_end, self.training.options.num_steps - self.branch_end
         extension, decay = trunk_steps - self._trunk_steps, _decay(trunk_steps)
         following = (GROWTH - 1) * trunk_steps + _decay(GROWTH * trunk_steps)
-        if left < extension + decay + following:  # d = (T + e) / 4 and e + d = left
+        lost = step - self._trunk_steps + decay
+        costly = step > 0 and lost > LOST * self.training.options.num_steps
+        if costly or left < extension + decay + following:  # d = (T + e) / 4 and e + d = left
             decay = max((self._trunk_steps + left) // (DECAY + 1), min(FEWEST_DECAY, left))
             extension = left - decay
         self._trunk_steps, self._extension = self._trunk_steps + extension, extension

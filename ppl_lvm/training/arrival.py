@@ -11,7 +11,7 @@ from ppl_lvm.training.extrapolation import remaining_gain
 if TYPE_CHECKING:
     from ppl_lvm.training.loop import Training
 
-FEWEST_STEPS = 20  # for a trend
+FEWEST_STEPS = 200  # at a constant rate, for a trend: the first branch of a schedule is there
 SMALL_GAIN = 0.01  # nats per row, where no accuracy is asked for
 
 
@@ -46,7 +46,8 @@ def arrival(training: "Training") -> Arrival:
         return Arrival(False, gain, _remedy(gain, schedule.accuracy, schedule.moving))
     bounds = -training.sign * np.array(training.history["bound"])
     if len(bounds) < FEWEST_STEPS or not np.isfinite(bounds).all():
-        return Arrival(False, None, "These steps are too few for a trend. Raise num_steps.")
+        few = f"{len(bounds)} steps are too few to predict what more would gain."
+        return Arrival(None, None, f"{few} Raise num_steps.")
     gain, error = remaining_gain(bounds)
     accuracy = training.options.accuracy or SMALL_GAIN
     if gain + 2 * error <= accuracy:

@@ -85,7 +85,6 @@ def test_method_is_named_and_recorded():
     [
         ({"method": "laplce"}, "laplace"),
         ({"method": "laplace", "num_steps": 10}, "num_steps: it is an option of gradient steps"),
-        ({"method": "laplace", "weights": torch.ones(60)}, "weights: method='laplace' has none"),
     ],
 )
 def test_option_that_a_method_lacks_is_refused(options, message):
@@ -186,3 +185,56 @@ def test_model_that_cannot_run_in_double_precision_has_a_remedy():
 
     with pytest.raises(ValueError, match=r"does not run in double precision .*\.to\(x\)"):
         fit(model, None, torch.randn(9, 2), method="laplace", **QUIET)
+
+
+WEIGHTS = torch.arange(12) % 3
+REPEATED = torch.arange(12).repeat_interleave(WEIGHTS)
+
+
+@pytest.mark.parametrize("method", ["laplace", pytest.param("auto", marks=pytest.mark.slow)])
+def test_weights_equal_repeated_rows(method):
+    known = linear_normal()
+    X, y = known.batch
+    weighted = fit(known.model, None, (X, y), weights=WEIGHTS, method=method, **QUIET)
+    repeated = fit(known.model, None, (X[REPEATED], y[REPEATED]), method=method, **QUIET)
+    assert weighted.results["method"] == method
+    for name in ("log_evidence", "bound"):
+        assert weighted.results[name] == pytest.approx(repeated.results[name], abs=1e-3)
+    table, other = weighted.summary(), repeated.summary()
+    assert ((table["mean"] - other["mean"]).abs() < 0.01 * other["sd"]).all()
+    assert ((table["sd"] / other["sd"] - 1).abs() < 0.01).all()
+
+
+def test_weights_of_any_size_weight_the_log_density():
+    known = linear_normal()
+    X, y = known.batch
+    weights = torch.rand(12, generator=torch.Generator().manual_seed(0)).double() * 3
+    run = fit(known.model, None, (X, y), weights=weights, method="laplace", **QUIET)
+    precision = X.T @ (weights[:, None] * X) / 0.25 + torch.eye(3).double() / 4
+    mean = torch.linalg.solve(precision, X.T @ (weights * y)) / 0.25
+    sd = torch.linalg.inv(precision).diagonal().sqrt()
+    assert ((run.guide.loc - mean).abs() < 1e-4 * sd).all()
+
+
+def _latent_rows(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    with pyro.plate("data", len(y)):
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+
+def test_weighted_rows_with_latents_are_repeated():
+    y = KNOWN.batch[1][:9] / 1e4
+    weighted = fit(_latent_rows, None, y, weights=WEIGHTS[:9], method="laplace", **QUIET)
+    repeated = fit(_latent_rows, None, y[REPEATED[:9]], method="laplace", **QUIET)
+    assert weighted.summary().equals(repeated.summary())
+    with pytest.raises(ValueError, match="rows have the latent 'z', and weights that are no whole"):
+        fit(_latent_rows, None, y, weights=WEIGHTS[:9] / 2, method="laplace", **QUIET)
+
+
+@pytest.mark.slow
+def test_validation_reports_the_predictive_density_of_held_out_rows():
+    run = fit(flat_model, None, KNOWN.batch, method="laplace", validation=0.3, **QUIET)
+    assert run.results["log_evidence_of"] == "held-out rows"
+    assert run.results["log_evidence_rows"] == 18
+    assert run.results["log_evidence"] is not None

@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from ppl_lvm import fit, load_run
+from ppl_lvm.training.adaptive_schedule import AdaptiveSchedule
 from ppl_lvm.training.arrival import describe_arrival
 from ppl_lvm.training.extrapolation import power_law_remaining_gain, remaining_gain
 
@@ -84,11 +86,38 @@ def test_last_line_names_the_gain_of_a_converged_fit(capsys: pytest.CaptureFixtu
 
 def test_fixed_rates_predict_from_the_trend(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        run = fit_mean(num_steps=50)
-    assert run.results["steps"] == 50
+        run = fit_mean(num_steps=300)
+    assert run.results["steps"] == 300
     assert run.results["converged"] is False
-    assert caplog.messages[-1].startswith("Not converged after 50 steps")
-    assert fit_mean(num_steps=3).results["predicted_gain"] is None
+    assert caplog.messages[-1].startswith("Not converged after 300 steps")
+    few = fit_mean(num_steps=50).results
+    assert few["converged"] is few["predicted_gain"] is None
+    assert "50 steps are too few to predict what more would gain" in few["remedy"]
+
+
+def planned(limit: int) -> list[tuple[int, int]]:
+    """(begin, end) of all branches under a limit."""
+    schedule = AdaptiveSchedule.__new__(AdaptiveSchedule)
+    options = SimpleNamespace(options=SimpleNamespace(num_steps=limit))
+    rates = SimpleNamespace(plan=lambda constant, decay: None)
+    vars(schedule).update(training=options, rates=rates, branch_end=0)
+    vars(schedule).update(_trunk_steps=0, _extension=0)
+    schedule._plan(200)
+    branches = [(schedule.branch_begin, schedule.branch_end)]
+    while schedule.branch_end < limit:
+        schedule._plan(2 * schedule._trunk_steps)
+        branches.append((schedule.branch_begin, schedule.branch_end))
+    return branches
+
+
+def test_branches_of_a_small_limit_lose_few_steps() -> None:
+    assert planned(1800) == [(200, 300), (500, 600), (1480, 1800)]
+    assert planned(10_000)[:5] == [(200, 300), (500, 600), (1000, 1200), (2000, 2400), (4000, 4800)]
+    for limit in range(600, 12_000, 100):
+        *early, last = planned(limit)
+        assert last[1] == limit
+        lost = sum(end - begin for begin, end in early)
+        assert lost <= limit / 6 or len(early) == 1
 
 
 def test_schedule_and_patience_decide_instead_of_the_accuracy() -> None:
