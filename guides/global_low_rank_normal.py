@@ -1,4 +1,4 @@
-"""Normal guide of many global latents: a scale for each value, and correlations along directions.
+"""Low-rank normal guide of many global latents.
 
     q(z) = T(N(m, A Aᵀ)),    A = S (I + W diag(c) Wᵀ),    T the bijections onto the supports,
 
@@ -72,12 +72,12 @@ class GlobalLowRankNormal(AutoContinuous):
     def set_normal(self, loc: Tensor, scale: Tensor, basis: Tensor, stretch: Tensor) -> None:
         """Set m (D,), S (D,), and orthonormal directions (D, r') with their factors (r',)."""
         rank = len(self.stretch)
-        kept = (stretch - 1).abs().topk(min(rank, len(stretch))).indices
+        leading = (stretch - 1).abs().topk(min(rank, len(stretch))).indices
         with torch.no_grad():
             self.loc.copy_(loc)
-            self.directions[:, : len(kept)] = basis[:, kept].to(self.loc)
+            self.directions[:, : len(leading)] = basis[:, leading].to(self.loc)
             self.stretch.zero_()
-            self.stretch[: len(kept)] = (stretch[kept] - 1).to(self.loc)
+            self.stretch[: len(leading)] = (stretch[leading] - 1).to(self.loc)
         self.scale = scale.to(self.loc)
 
     auxiliary_draws = GlobalMultivariateNormal.auxiliary_draws

@@ -1,4 +1,4 @@
-"""Normals with a scale for each coordinate and a few directions.
+"""Normals with scales and a few directions.
 
     Σ = S (I + Q (diag(e²) − I) Qᵀ) S,    S = diag(scale),    Qᵀ Q = I
 
@@ -158,5 +158,5 @@ def _directions(z: Tensor, g: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def _leading(x: Tensor, rank: int) -> Tensor:
     """Right singular vectors (D, r) of x (S, D), by its Gram matrix (S, S)."""
     values, vectors = torch.linalg.eigh(x @ x.T)
-    kept = values[-rank:].clamp(min=FLAT * float(values[-1]))
-    return (x.T @ vectors[:, -rank:]) / kept.sqrt()
+    leading = values[-rank:].clamp(min=FLAT * float(values[-1]))
+    return (x.T @ vectors[:, -rank:]) / leading.sqrt()

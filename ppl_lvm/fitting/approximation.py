@@ -112,7 +112,7 @@ def _problem(model: Any, options: FitOptions, session: Session) -> str | None:
 
 
 def repeats_rows(signed: Signature, data: Data) -> bool:
-    """True if rows with weights must be repeated: each has latents of its own."""
+    """True if rows with weights must be repeated: each has its latents."""
     local = any(site.local and site.enumerate is None for site in signed.latents)
     return data.weights is not None and local
 

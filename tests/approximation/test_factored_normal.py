@@ -1,4 +1,4 @@
-"""Normals with a scale for each coordinate and a few directions, on targets with exact moments."""
+"""Factored normals on targets with exact moments."""
 
 import pyro
 import pyro.distributions as dist
@@ -50,9 +50,9 @@ def test_inverse_hessian_is_a_diagonal_and_a_product_or_not_positive():
     g = generator()
     diagonal, factors = torch.rand(D, generator=g) + 0.5, torch.randn(D, 4, generator=g)
     middle = torch.diag(torch.tensor([1.0, 0.5, -0.001, 2.0]))
-    found = FactoredNormal.of_inverse_hessian(torch.zeros(D), diagonal, factors, middle)
+    normal = FactoredNormal.of_inverse_hessian(torch.zeros(D), diagonal, factors, middle)
     expected = torch.diag(diagonal) + factors @ middle @ factors.T
-    torch.testing.assert_close(found.dense().covariance, expected)
+    torch.testing.assert_close(normal.dense().covariance, expected)
     assert FactoredNormal.of_inverse_hessian(torch.zeros(D), diagonal, factors, -middle) is None
 
 
@@ -63,8 +63,8 @@ def iterated(precision: Tensor, mean: Tensor, sweeps: int) -> Tensor:
         u = q.sample(64, g)
         q = matched(q, u, (mean - u) @ precision, rank=8, sweeps=sweeps if t < 5 else 0)
     exact = torch.distributions.MultivariateNormal(mean, precision_matrix=precision)
-    found = torch.distributions.MultivariateNormal(q.loc, q.dense().covariance)
-    return torch.distributions.kl_divergence(found, exact)
+    fitted = torch.distributions.MultivariateNormal(q.loc, q.dense().covariance)
+    return torch.distributions.kl_divergence(fitted, exact)
 
 
 @pytest.mark.parametrize("kind", ["stretched", "shrunk"])

@@ -201,8 +201,9 @@ def test_weights_equal_repeated_rows(method):
     for name in ("log_evidence", "bound"):
         assert weighted.results[name] == pytest.approx(repeated.results[name], abs=1e-3)
     table, other = weighted.summary(), repeated.summary()
-    assert ((table["mean"] - other["mean"]).abs() < 0.01 * other["sd"]).all()
-    assert ((table["sd"] / other["sd"] - 1).abs() < 0.01).all()
+    error = 5 * (2 / 1024) ** 0.5  # of 1,024 draws, resampled by weights that differ by rounding
+    assert ((table["mean"] - other["mean"]).abs() < error * other["sd"]).all()
+    assert ((table["sd"] / other["sd"] - 1).abs() < error).all()
 
 
 def test_weights_of_any_size_weight_the_log_density():
