@@ -1,4 +1,15 @@
-from . import authoring, divergences, estimators, guides, models, nn, report, sklearn, testing
+from . import (
+    authoring,
+    divergences,
+    estimators,
+    guides,
+    loggers,
+    models,
+    nn,
+    report,
+    sklearn,
+    testing,
+)
 from .checks.pair_check import check
 from .compiler.acceleration import accelerate
 from .compiler.captured_elbo import CapturedELBO
@@ -44,6 +55,7 @@ __all__ = [
     "load_adversaries",
     "load_data",
     "load_run",
+    "loggers",
     "models",
     "nn",
     "report",

@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppl_lvm.core.html_tables import html_paragraph, html_table
+
 SEVERITIES = ("error", "warning", "note")
+NOTHING = "Nothing found: the guide fits the model."
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,13 @@ class Issue:
         """Message and remedy, without the reason."""
         return f"{self._head()} Remedy: {' '.join(self.remedy.split())}"
 
+    @property
+    def place(self) -> str:
+        """File and line in the user's program; empty if unknown."""
+        return f"{_shortest(self.file)}:{self.line}" if self.file else ""
+
     def _head(self) -> str:
-        where = f" ({_shortest(self.file)}:{self.line})" if self.file else ""
+        where = f" ({self.place})" if self.file else ""
         return f"{self.severity} {self.code}: {self.message}{where}"
 
 
@@ -103,9 +111,21 @@ class Issues(Sequence[Issue]):
     def __iter__(self) -> Iterator[Issue]:
         return iter(self._issues)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head = ("severity", "code", "site", "problem", "why", "remedy", "place")
+        rows = [
+            (i.severity, i.code, i.site or "", i.message, i.why, i.remedy, i.place)
+            for i in self._issues
+        ]
+        text = html_table(head, rows) if rows else html_paragraph(NOTHING)
+        return text + (html_paragraph(_supported(self.estimators)) if self.estimators else "")
+
     def __str__(self) -> str:
         """The issues, and in a second paragraph the objectives that support the pair."""
-        text = "\n".join(map(str, self._issues)) or "Nothing found: the guide fits the model."
+        text = "\n".join(map(str, self._issues)) or NOTHING
         if self.estimators:
             text += "\n\n" + _supported(self.estimators)
         return text

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ppl_lvm.core.messages import nats
-from ppl_lvm.posterior.evidence import evidence_text
+from ppl_lvm.posterior.evidence_text import evidence_text
 
 
 def print_table(result: Any) -> None:

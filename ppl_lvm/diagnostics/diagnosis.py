@@ -22,6 +22,7 @@ from rich.console import Group
 
 from ppl_lvm.core.console import plain_text
 from ppl_lvm.core.errors import CannotSayError
+from ppl_lvm.core.html_tables import html_paragraph, html_table
 from ppl_lvm.core.types import Batch, Say
 from ppl_lvm.diagnostics import DIAGNOSTICS
 from ppl_lvm.diagnostics.base import Context, Quantity, Restarts
@@ -33,7 +34,7 @@ from ppl_lvm.training.trajectory import Trajectory
 MIN_REFITS = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """The rows of the table, and the results that they came from.
 
@@ -66,6 +67,22 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return plain_text(self)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head = ("verdict", "quantity", "value", "threshold", "why", "remedy")
+        counts = ", ".join(f"{n} {v}" for v, n in self.counts().items() if n)
+        parts = [html_paragraph(f"Can this fit be trusted? {counts}")]
+        for question in dict.fromkeys(f.question for f in self.findings):
+            rows = [
+                (f.verdict, f.name, f.formatted, f.threshold, f.why, f.remedy)
+                for f in self.findings
+                if f.question == question
+            ]
+            parts.append(html_table(head, rows, question))
+        return "".join(parts)
 
 
 def diagnose(

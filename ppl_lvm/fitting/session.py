@@ -261,7 +261,9 @@ class Session:
         """Run `count` iterations, from the checkpoint if there is one, and write others."""
         seconds = self.options.checkpoint_seconds
         try:
-            iterate_with_checkpoints(algorithm, count, self.checkpoint, seconds, self.identity)
+            iterate_with_checkpoints(
+                algorithm, count, self.checkpoint, seconds, self.identity, self.options.log
+            )
         except RuntimeError as error:
             if not is_numerical(error):
                 raise

@@ -99,7 +99,7 @@ def fit(
     finished = session.open(
         runner.model,
         runner.guide,
-        {name: as_plain(value) for name, value in vars(training_options).items()},
+        {name: as_plain(v) for name, v in vars(training_options).items() if name != "log"},
         definitions={"objective": options.objective},
         restarts=options.restarts,
         objective=as_plain(options.objective),

@@ -29,6 +29,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_lvm.core.distributions import family, unwrap_support
+from ppl_lvm.core.html_tables import html_table
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.programs.dependencies import dependencies
 from ppl_lvm.programs.dry_run import dry_run
@@ -147,12 +148,19 @@ class Signature:
         raise KeyError(f"No plate {name!r}; there are {[plate.name for plate in self.plates]}.")
 
     def __str__(self) -> str:
-        tables = [_table(_SITE_HEAD, [_site_row(site) for site in self.sites])]
-        if self.plates:
-            tables.append(_table(_PLATE_HEAD, [_plate_row(plate) for plate in self.plates]))
-        if self.parameters:
-            tables.append(_table(_PARAMETER_HEAD, [_parameter_row(p) for p in self.parameters]))
-        return "\n\n".join(tables)
+        return "\n\n".join(_table(head, rows) for head, rows in self._tables())
+
+    def _repr_html_(self) -> str:
+        return "".join(html_table(head, rows) for head, rows in self._tables())
+
+    def _tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+        """Heads and rows of the sites, plates and parameters."""
+        tables = [
+            (_SITE_HEAD, [_site_row(site) for site in self.sites]),
+            (_PLATE_HEAD, [_plate_row(plate) for plate in self.plates]),
+            (_PARAMETER_HEAD, [_parameter_row(p) for p in self.parameters]),
+        ]
+        return [table for n, table in enumerate(tables) if table[1] or n == 0]
 
 
 @public_call(runs_programs=False)

@@ -12,7 +12,8 @@ from ppl_lvm.diagnostics.budget import Budget, evenly_spaced_rows
 from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.diagnosis import diagnose as diagnose_pair
 from ppl_lvm.diagnostics.finding import Finding, format_with_error
-from ppl_lvm.posterior.evidence import evidence_text, shares_latents
+from ppl_lvm.posterior.evidence import shares_latents
+from ppl_lvm.posterior.evidence_text import evidence_text
 from ppl_lvm.report import html
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures

@@ -41,6 +41,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.html_tables import html_paragraph, html_table
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import jsonable
 from ppl_lvm.core.types import Floats, Say
@@ -60,7 +61,7 @@ SIGNIFICANCE_Z = 2.5  # standard errors
 FEWEST_PARTICLES = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Scores of several runs on the same rows.
 
@@ -174,6 +175,13 @@ class Comparison:
     def __str__(self) -> str:
         return plain_text(self)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        head, rows = _cells(self)
+        return html_table(head, rows, "Comparison of runs") + html_paragraph(self.note)
+
 
 @public_call
 def compare(
@@ -237,28 +245,46 @@ def _describe_rows(runs: Sequence[Run], x: Any) -> str:
     return "passed"
 
 
-def _table(comparison: Comparison) -> Group:
-    """Title, one row per run (best first), and the note."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    heads = ["run", "", "log p(x)", "− best", "LOO", "parameters", "seconds"]
+def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table, best run first."""
     has_loo = any(s.loo is not None for s in comparison.scores)
-    for head in heads if has_loo else [h for h in heads if h != "LOO"]:
-        left = head in ("run", "")
-        wrapping: Any = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
-        table.add_column(head, justify="left" if left else "right", **wrapping)
-    best = comparison.order[0]
+    heads = [
+        "run",
+        "",
+        "log p(x)",
+        "− best",
+        *(["LOO"] if has_loo else []),
+        "parameters",
+        "seconds",
+    ]
+    best, rows = comparison.order[0], []
     for i in comparison.order:
         s = comparison.scores[i]
         difference, error = comparison.difference(i, best)
         N = 1 if s.loo is None else len(s.loo.elpd_i)
         loo = "–" if s.loo is None else format_with_error(s.loo.elpd / N, s.loo.se / N)
-        table.add_row(
-            s.name,
-            comparison.verdict(i),
-            format_with_error(s.value, s.standard_error),
-            "" if i == best else format_with_error(difference, error),
-            *([loo] if has_loo else []),
-            f"{s.parameters}",
-            f"{s.seconds:.1f}",
+        rows.append(
+            [
+                s.name,
+                comparison.verdict(i),
+                format_with_error(s.value, s.standard_error),
+                "" if i == best else format_with_error(difference, error),
+                *([loo] if has_loo else []),
+                f"{s.parameters}",
+                f"{s.seconds:.1f}",
+            ]
         )
+    return heads, rows
+
+
+def _table(comparison: Comparison) -> Group:
+    """Title, one row per run (best first), and the note."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    heads, rows = _cells(comparison)
+    for head in heads:
+        left = head in ("run", "")
+        wrapping: Any = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
+        table.add_column(head, justify="left" if left else "right", **wrapping)
+    for row in rows:
+        table.add_row(*row)
     return Group(Text("Comparison of runs", style="bold"), table, Text(comparison.note))

@@ -1,12 +1,14 @@
 """A fitted pair with its history and results."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ppl_lvm.core.html_tables import html_facts
 from ppl_lvm.core.messages import nats
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.types import Draws, Say
@@ -99,6 +101,45 @@ class Run(RunRows):
         error = results.get("bound_monte_carlo_error")
         bound = nats(results["bound"], f" ± {error:.4f}" if error else "")
         return f"<Run of {name}: bound {bound}{verdict}{place}>"
+
+    def _repr_html_(self) -> str:
+        record, results = self.record, self.results
+        data, guide = record["data"], record["guide"]
+        error = results.get("bound_monte_carlo_error")
+        facts = {
+            "model": record["model"]["name"],
+            "guide": None if guide is None else guide["name"],
+            "objective": record["objective"],
+            "data": f"{data['name']}, {data['train_rows']} rows",
+            "bound": nats(results["bound"], f" ± {error:.4f}" if error else "") + " nats per row",
+            "held out": nats(results["held_out"]) if results.get("held_out") is not None else None,
+            "converged": results.get("converged"),
+            "degenerate": results.get("degenerate") or None,
+            "directory": self.directory,
+        }
+        return html_facts(facts, "Run")
+
+    @property
+    def plot(self) -> Any:
+        """Pictures by name, `run.plot.training()`; see `ppl_lvm.report.run_plots`."""
+        # By name, since reports are a layer above.
+        return import_module("ppl_lvm.report.run_plots").RunPlots(self)
+
+    @public_call(runs_programs=False)
+    def history_frame(self) -> "DataFrame":
+        """The history as a table with one row per step.
+
+        Columns: bound, and at evaluations validation_bound and learning_rate.
+        """
+        from pandas import DataFrame, Index
+
+        frame = DataFrame({"bound": self.history["bound"]})
+        frame.index = Index(range(1, len(frame) + 1), name="step")
+        steps = [int(step) for step in self.history.get("validation_step", [])]
+        for name in ("validation_bound", "learning_rate"):
+            if values := self.history.get(name):
+                frame.loc[steps[: len(values)], name] = values
+        return frame
 
     def parameters(self) -> dict[str, Tensor]:
         """Name -> constrained value, detached."""

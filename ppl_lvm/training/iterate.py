@@ -39,6 +39,7 @@ def iterate_with_checkpoints(
     path: Path | None,
     seconds: float,
     identity: Identity | None = None,
+    log: Callable[[dict[str, Any]], Any] | None = None,
 ) -> None:
     """Iterate from the checkpoint at `path`, if there is one, and write further ones.
 
@@ -48,7 +49,9 @@ def iterate_with_checkpoints(
         path: of the checkpoint; None writes none.
         seconds: least time between two checkpoints.
         identity: of the run, compared with that of the checkpoint.
+        log: called with the numbers of every iteration.
     """
+    begun = time.monotonic()
     saved, problem, done = time.monotonic(), "", 0
     if path is not None and path.exists():
         tensors, data = checkpoint.read(path, identity)
@@ -59,6 +62,8 @@ def iterate_with_checkpoints(
     def after_iteration() -> None:
         nonlocal saved, problem, done
         done += 1
+        if log is not None and distributed.rank() == 0:
+            log({**latest(algorithm), "seconds": time.monotonic() - begun})
         if path is None or not (interrupted or time.monotonic() - saved >= seconds):
             return
         try:
@@ -75,3 +80,19 @@ def iterate_with_checkpoints(
 
     with interrupts.deferred(path is not None) as interrupted:
         algorithm.run(iterations, after_iteration)
+
+
+def latest(algorithm: Any) -> dict[str, Any]:
+    """Step and last numbers of an algorithm; of several restarts those of the best."""
+    history: dict[str, list[float]] = getattr(algorithm, "history", {})
+    if history:
+        steps = max(map(len, history.values()))
+        return {"step": steps, **{name: values[-1] for name, values in history.items() if values}}
+    entry: dict[str, Any] = {"step": max(map(len, algorithm.bounds))}
+    for name, bounds in (
+        ("bound", algorithm.bounds),
+        ("validation_bound", algorithm.held_out_bounds),
+    ):
+        if last := [values[-1] for values in bounds if values]:
+            entry[name] = max(last)
+    return entry

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pyro
 import torch
@@ -288,7 +289,27 @@ class Training:
     # Evaluation
 
     def validate(self) -> bool:
-        """Evaluate on the held-out rows; True if training goes on."""
+        """Evaluate on the held-out rows, and log the evaluation; True if training goes on."""
+        continues = self._validate()
+        if self.options.log is not None and distributed.rank() == 0:
+            self.options.log(self._log_entry())
+        return continues
+
+    def _log_entry(self) -> dict[str, Any]:
+        """The numbers of the last evaluation."""
+        last = {name: values[-1] for name, values in self.history.items() if values}
+        entry = {
+            "step": self.step_number,
+            "seconds": self.seconds,
+            "seed": self.options.seed,
+            **last,
+        }
+        entry.pop("validation_step", None)
+        if self.adaptive is not None and math.isfinite(self.adaptive.predicted_gain):
+            entry["predicted_gain"] = self.adaptive.predicted_gain
+        return entry
+
+    def _validate(self) -> bool:
         self.history["validation_step"].append(float(self.step_number))
         learning_rate = self.step_runner.optimizer.param_groups[0]["lr"]
         self.history["learning_rate"].append(float(learning_rate))

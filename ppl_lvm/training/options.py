@@ -69,6 +69,16 @@ class CommonOptions:
         10.0, "Shortest time between two checkpoints, in seconds.", recorded=False, free=True
     )
 
+    log: Callable[[dict[str, Any]], Any] | None = option(
+        None,
+        "A function that receives a dictionary of numbers at every evaluation (EM: iteration): "
+        "step, bound, seconds, and validation_bound, learning_rate and predicted_gain where they "
+        "are known; see `ppl_lvm.loggers`.",
+        flag=PYTHON_ONLY,
+        recorded=False,
+        free=True,
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions(CommonOptions):

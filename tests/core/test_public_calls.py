@@ -104,6 +104,7 @@ CASES: dict[str, Callable[[Runs], Any]] = {
     "Run.edit": lambda runs: runs.saved.edit(X, torch.ones(())),
     "Run.encode": lambda runs: runs.saved.encode(X),
     "Run.example_batch": lambda runs: runs.saved.example_batch(3),
+    "Run.history_frame": lambda runs: runs.saved.history_frame(),
     "Run.impute": lambda runs: runs.saved.impute(X, num_samples=2),
     "Run.is_training_data": lambda runs: runs.saved.is_training_data((X,)),
     "Run.log_evidence": lambda runs: runs.saved.log_evidence(X, 5),

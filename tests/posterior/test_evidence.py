@@ -12,7 +12,8 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.posterior.evidence import Evidence, evidence_text, log_evidence
+from ppl_lvm.posterior.evidence import Evidence, log_evidence
+from ppl_lvm.posterior.evidence_text import evidence_text
 from ppl_lvm.programs.pair import ModelGuidePair
 
 SUMMED = {"enumerate": "parallel"}

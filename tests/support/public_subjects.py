@@ -217,7 +217,7 @@ def _value(parameter: str, name: str, function: Any, runs: Mapping[str, Any]) ->
         "attribute": lambda: torch.zeros(1),
         "divergence": lvm.divergences.ForwardKL,
         "family": lambda: lvm.models.Gaussian(2),
-        "directory": lambda: runs["run"].directory,
+        "directory": lambda: runs["run"].directory if runs else "runs",
         "runs": lambda: [runs["run"], runs["run"]],
         "self": lambda: runs["run"],
         "row": lambda: 0,
