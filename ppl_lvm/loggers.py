@@ -1,4 +1,4 @@
-"""Logs of a fit in TensorBoard, MLflow and Weights & Biases.
+"""Logs of a fit in TensorBoard, MLflow and wandb.
 
     fit(model, None, data, log=loggers.tensorboard("runs/board"))
 

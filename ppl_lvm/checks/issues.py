@@ -2,8 +2,9 @@
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ppl_lvm.core.html_tables import html_paragraph, html_table
 
@@ -110,6 +111,14 @@ class Issues(Sequence[Issue]):
 
     def __iter__(self) -> Iterator[Issue]:
         return iter(self._issues)
+
+    def to_json(self) -> dict[str, Any]:
+        """The issues, and the support by every objective, as plain data."""
+        return {
+            "ok": self.ok,
+            "issues": [asdict(issue) for issue in self._issues],
+            "objectives": [asdict(objective) for objective in self.estimators],
+        }
 
     def __repr__(self) -> str:
         return str(self)

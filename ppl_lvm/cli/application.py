@@ -30,9 +30,7 @@ class _Commands(typer.core.TyperGroup):
             sys.exit(interrupts.STATUS[signal.SIGINT])
 
 
-app = typer.Typer(
-    cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
-)
+app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 for commands in (fit_command, evaluate, author, divergences, bench):
     app.add_typer(commands.app)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from ppl_lvm.cli.options import (
+    AsJson,
     Columns,
     DataOption,
     Guide,
@@ -17,6 +18,7 @@ from ppl_lvm.cli.options import (
     Settings,
     load,
 )
+from ppl_lvm.cli.results import print_json, print_list
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import parse_settings
 from ppl_lvm.core.validate import Count
@@ -33,12 +35,16 @@ def new(
         typer.Option(help="Start from a bundled model (gmm, vae, …) or from an address."),
     ] = None,
     directory: Annotated[Path, typer.Option(help="Where to write the files.")] = Path("."),
+    as_json: AsJson = False,
 ) -> None:
     """Write a model, its guide, their test and a README, to start from."""
     from ppl_lvm.scaffold.new import new as write_files
 
-    for path in write_files(name, like, directory):
-        print(path)
+    paths = [str(path) for path in write_files(name, like, directory)]
+    if as_json:
+        print_json({"files": paths})
+    else:
+        print(*paths, sep="\n")
 
 
 @app.command()
@@ -57,6 +63,7 @@ def check(
         Count | None, typer.Option(help="Rows of a step, if you train on mini-batches.")
     ] = None,
     rows: Annotated[Count, typer.Option(help="Rows of the data to run the pair on.")] = 100,
+    as_json: AsJson = False,
 ) -> None:
     """Check a model and a guide: faults with remedies, and the objectives that suit.
 
@@ -74,7 +81,7 @@ def check(
     guide_program = make_guide(guides, model_program, batch)
     num_rows = None if batch_size is None else len(loaded)
     issues = check_pair(model_program, guide_program, *batch, num_rows=num_rows)
-    print(issues)
+    print_list(issues, as_json)
     if not issues.ok:
         raise typer.Exit(1)
 
@@ -94,6 +101,7 @@ def show(
         Path | None,
         typer.Option(help="Also draw its graph to a .png, .svg or .pdf by Graphviz, or as .dot."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Print the declarations of a model: sites, plates, supports, shapes, parameters, graph."""
     from ppl_lvm.data.selection import first_rows
@@ -105,8 +113,11 @@ def show(
     batch = first_rows(loaded, rows)
     program = ModelFactory(model, parse_settings(settings or [])).make(batch)
     declarations = signature(program, *batch)
+    path = None if graph is None else draw(declarations, graph)
+    if as_json:
+        print_json({**declarations.to_json(), "graph": None if path is None else str(path)})
+        return
     print(declarations, as_text(declarations), sep="\n\n")
-    if graph is not None:
-        path = draw(declarations, graph)
+    if path is not None:
         hint = "" if path == graph else f"; with Graphviz: dot -Tpng -O {path}"
         print(f"\ngraph: {path}{hint}")

@@ -11,6 +11,7 @@ from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 
 from ppl_lvm import Run, fit, load_data
+from ppl_lvm.core.storage import jsonable
 
 console = Console(highlight=False)
 
@@ -20,13 +21,16 @@ AMORTIZED = "ppl_lvm.guides.amortized:AmortizedNormal"
 IRIS_OPTIMUM = -1.2012  # nats per flower: three full covariances, the known optimum
 
 
-def main(directory: Path, *, seed: int = 0) -> None:
-    """Run the demo; runs and figures go to `directory`, which must be empty or absent."""
+def main(directory: Path, *, seed: int = 0) -> dict[str, Any]:
+    """Run the demo; runs and figures go to `directory`, which must be empty or absent.
+
+    Returns the results of each run by its directory.
+    """
     if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty; remove it or choose another with --directory.")
-    iris(directory / "iris", seed)
-    digits(directory / "digits", seed)
+    runs = [iris(directory / "iris", seed), *digits(directory / "digits", seed).values()]
     console.print(f"\nRuns and pictures: {directory}")
+    return {str(run.directory): jsonable(run.results) for run in runs}
 
 
 def iris(directory: Path, seed: int) -> Run:

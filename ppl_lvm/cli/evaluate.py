@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ppl_lvm.cli.options import AsJson, DataOption, RunDirectories, RunDirectory, Seed, Trust
-from ppl_lvm.cli.results import print_list
+from ppl_lvm.cli.results import print_json, print_list
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.validate import Count, Whole
 
@@ -102,13 +102,18 @@ def report(
         str | None, typer.Option(help="Training rows of runs whose data had no name or path.")
     ] = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Diagnose runs and write one HTML page with verdicts and figures."""
     from ppl_lvm.core.console import progress
     from ppl_lvm.report.report import report as write_report
 
     with progress("report") as say:
-        print(write_report(directories, output, data=data, trust=trust, say=say))
+        page = write_report(directories, output, data=data, trust=trust, say=say)
+    if as_json:
+        print_json({"page": str(page)})
+    else:
+        print(page)
 
 
 @app.command()
@@ -122,6 +127,7 @@ def impute(
     ] = None,
     seed: Seed = 0,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fill the missing values of rows with their means given the row's other values."""
     import numpy as np
@@ -145,4 +151,7 @@ def impute(
         columns = rows.columns or [f"{name}_{p}" for p in range(values[0].numel())]
         table, header = values.flatten(1).numpy(), ",".join(columns)
         np.savetxt(output, table, "%.9g", ",", header=header, comments="")
-    print(output)
+    if as_json:
+        print_json({"output": str(output), "site": name, "shape": list(values.shape)})
+    else:
+        print(output)

@@ -34,7 +34,7 @@ from ppl_lvm.cli.options import (
     load,
     unused_directory,
 )
-from ppl_lvm.cli.results import print_results
+from ppl_lvm.cli.results import print_json, print_results
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import parse_call, parse_settings
 from ppl_lvm.core.messages import did_you_mean
@@ -194,8 +194,11 @@ def demo(
         Path | None, typer.Option(help="Directory of the runs (default: runs/demo-1, -2, …).")
     ] = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Fit a mixture to Iris and VAEs to the digits, evaluate them and draw figures."""
     from ppl_lvm.cli.demo import main as run_demo
 
-    run_demo(directory or unused_directory("demo"), seed=seed)
+    results = run_demo(directory or unused_directory("demo"), seed=seed)
+    if as_json:
+        print_json(results)

@@ -19,10 +19,15 @@ def print_table(result: Any) -> None:
         print(result)
 
 
+def print_json(result: Any) -> None:
+    """Print plain data as one JSON object in the last line."""
+    print(json.dumps(result))
+
+
 def print_list(result: Any, as_json: bool) -> None:
     """Print a diagnosis, a comparison or the like: one JSON list in the last line, or a table."""
     if as_json:
-        print(json.dumps(result.to_json()))
+        print_json(result.to_json())
     else:
         print_table(result)
 
@@ -32,7 +37,7 @@ def print_results(run: Any, as_json: bool = False) -> None:
     if as_json:
         from ppl_lvm.core.storage import jsonable
 
-        print(json.dumps(jsonable(run.results)))
+        print_json(jsonable(run.results))
         return
     rows = _adversarial_rows(run) if run.record["guide"] is None else _run_rows(run)
     results = run.results

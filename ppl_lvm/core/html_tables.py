@@ -1,6 +1,6 @@
 """HTML of results in notebooks.
 
-Tables without colors of their own, so that they are readable on light and dark pages. Text is
+Tables have no colors, so that they are readable on light and dark pages. Text is
 escaped.
 """
 

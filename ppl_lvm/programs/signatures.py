@@ -150,6 +150,14 @@ class Signature:
     def __str__(self) -> str:
         return "\n\n".join(_table(head, rows) for head, rows in self._tables())
 
+    def to_json(self) -> dict[str, list[dict[str, str]]]:
+        """The rows of the tables, by "sites", "plates" and "parameters", as text."""
+        tables = {
+            head[0]: [dict(zip(head, row, strict=True)) for row in rows]
+            for head, rows in self._tables()
+        }
+        return {f"{name}s": rows for name, rows in tables.items()}
+
     def _repr_html_(self) -> str:
         return "".join(html_table(head, rows) for head, rows in self._tables())
 

@@ -1,10 +1,12 @@
 """Bounds of a training at its parameters."""
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from ppl_lvm.core import distributed
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data, in_order
 
@@ -55,3 +57,16 @@ def _evaluate_once(training: "Training", data: Data, at_once: int) -> float:
         share = len(rows) / len(data)
         total += training.sign * float(loss * programs.per_row(len(rows))) * share
     return total
+
+
+def log_evaluation(training: "Training") -> None:
+    """Pass the numbers of the last evaluation to the option `log`, in the first process."""
+    log = training.options.log
+    if log is None or distributed.rank() != 0:
+        return
+    entry = {"step": training.step_number, "seconds": training.seconds}
+    entry |= {name: values[-1] for name, values in training.history.items() if values}
+    entry.pop("validation_step", None)
+    if training.adaptive is not None and math.isfinite(training.adaptive.predicted_gain):
+        entry["predicted_gain"] = training.adaptive.predicted_gain
+    log({**entry, "seed": training.options.seed})

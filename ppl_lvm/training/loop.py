@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pyro
 import torch
@@ -34,7 +33,7 @@ from ppl_lvm.programs.row_state import RowTables
 from ppl_lvm.training import adaptive_schedule, checkpoint
 from ppl_lvm.training.adaptive_schedule import AdaptiveSchedule
 from ppl_lvm.training.batching import CallSchedule, EpochSampler
-from ppl_lvm.training.evaluation import evaluate
+from ppl_lvm.training.evaluation import evaluate, log_evaluation
 from ppl_lvm.training.identity import Identity
 from ppl_lvm.training.non_finite import AT_FAULT, locate_non_finite, unlocated
 from ppl_lvm.training.options import TrainingOptions
@@ -291,23 +290,8 @@ class Training:
     def validate(self) -> bool:
         """Evaluate on the held-out rows, and log the evaluation; True if training goes on."""
         continues = self._validate()
-        if self.options.log is not None and distributed.rank() == 0:
-            self.options.log(self._log_entry())
+        log_evaluation(self)
         return continues
-
-    def _log_entry(self) -> dict[str, Any]:
-        """The numbers of the last evaluation."""
-        last = {name: values[-1] for name, values in self.history.items() if values}
-        entry = {
-            "step": self.step_number,
-            "seconds": self.seconds,
-            "seed": self.options.seed,
-            **last,
-        }
-        entry.pop("validation_step", None)
-        if self.adaptive is not None and math.isfinite(self.adaptive.predicted_gain):
-            entry["predicted_gain"] = self.adaptive.predicted_gain
-        return entry
 
     def _validate(self) -> bool:
         self.history["validation_step"].append(float(self.step_number))

@@ -33,6 +33,7 @@ COMMAND_PAGES = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 SHELL = ("sh", "bash", "shell", "console", "")
 USAGE_ERROR = typer.BadParameter.__bases__[0]  # click's, wherever typer keeps it
 FEW = {"num_steps": 3, "num_epochs": 1, "max_iterations": 3, "restarts": 2, "kl_annealing": 3}
+FEW["max_iter"] = 5  # of scikit-learn's estimators
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +138,7 @@ def parse(words: list[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_documentation_page_runs(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
