@@ -1,5 +1,7 @@
 """Errors that users may want to catch."""
 
+from typing import Literal
+
 
 class ArgumentError(ValueError, TypeError):
     """An argument of the wrong type, out of its range, or unknown to the function."""
@@ -10,11 +12,18 @@ class CannotSayError(ValueError):
 
     Args:
         remedy: how to make it computable; empty if there is no remedy.
+        verdict: "exact" where there is nothing to estimate, "not applicable" where the fit has
+            nothing that the diagnostic is about, else "unknown".
     """
 
-    def __init__(self, why: str, remedy: str = "") -> None:
+    def __init__(
+        self,
+        why: str,
+        remedy: str = "",
+        verdict: Literal["exact", "not applicable", "unknown"] = "unknown",
+    ) -> None:
         super().__init__(why)
-        self.remedy = remedy
+        self.remedy, self.verdict = remedy, verdict
 
 
 class CannotCaptureError(ValueError):

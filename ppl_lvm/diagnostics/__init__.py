@@ -3,7 +3,8 @@
 The folder is flat. Fourteen of its modules are diagnostics of one kind, with a formula, a result
 and a `Diagnostic` each; sub-folders would only repeat their questions. The others serve them:
 `base`, `finding` and `budget` (declaration), `annealing`, `unconstrained_density`, `refit`,
-`amortization` and `invalid_parameters` (computation), `diagnosis` and `table` (the whole table).
+`amortization`, `quantities`, `exchangeable_labels` and `invalid_parameters` (computation),
+`diagnosis` and `table` (the whole table).
 
 To add a diagnostic, write its module and put its `Diagnostic` into `DIAGNOSTICS`, whose order is
 that of the table. Command, table and contract tests read this tuple.

@@ -27,7 +27,10 @@ def require_amortized(
     """
     values, simulated = simulate(model, *batch)
     if missing := [n for n in structure.latents if n not in values]:
-        raise CannotSayError(f"The guide's site '{missing[0]}' is not in the model: no truth.")
+        raise CannotSayError(
+            f"The guide's site '{missing[0]}' is not in the model: no truth.",
+            verdict="not applicable",
+        )
     with locate_invalid_parameters(model, guide, batch, simulated):
         run_pair(model, guide, simulated, {}, structure, None, values=values)
     with pyro.validation_enabled(False), FollowDependence() as dependence:
@@ -40,5 +43,6 @@ def require_amortized(
     if not reads and not dependence.is_unknown:
         raise CannotSayError(
             "The guide does not read the data: for simulated data it would have to be fitted "
-            "again. Use an amortized guide, or ask for refits (refits=100, --refits 100)."
+            "again.",
+            "Ask for refits (refits=100, --refits 100), or use an amortized guide.",
         )

@@ -1,7 +1,8 @@
 """Declaration of a diagnostic, and its context."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -13,6 +14,9 @@ from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
 
 Quantity = Callable[[Tensor], Tensor]  # test quantity: data sets (R, N, P) -> (R,)
+TOTAL = 2.0  # nats of all rows together: a likelihood ratio of 7
+PER_ROW = 0.1  # nats, where the number of rows is unknown
+Z = 3.0  # Monte-Carlo errors within which two bounds are not told apart
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Restarts:
         chosen: index of the restart that is the fit.
         initial_bounds: bounds at the initial values; empty where they were not recorded.
         errors: Monte-Carlo errors of `bounds`.
+        rows: rows that the bounds are of; None if unknown.
+        resolution: predicted gain of more steps, the largest over the restarts: bounds that are
+            closer are not told apart.
         arrival: what the chosen restart predicted at its end ("converged", "predicted_gain",
             "remedy", "steps"); empty where it predicted nothing.
     """
@@ -34,7 +41,30 @@ class Restarts:
     chosen: int = 0
     initial_bounds: tuple[float, ...] = ()
     errors: tuple[float, ...] = ()
+    rows: int | None = None
+    resolution: float = 0.0
     arrival: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def near(self) -> float:
+        """Distance to the best bound, nats per row, within which a bound equals it."""
+        return self.resolution + (PER_ROW if self.rows is None else TOTAL / self.rows)
+
+    @property
+    def reached_best(self) -> list[bool]:
+        """True where a restart ends at the best bound, within `near` and three of its errors."""
+        best = max(self.bounds, default=0.0)
+        known = [e if math.isfinite(e) else 0.0 for e in self.errors or [0.0] * len(self.bounds)]
+        of_best = known[self.bounds.index(best)] if self.bounds else 0.0
+        return [
+            b >= best - self.near - Z * math.hypot(e, of_best)
+            for b, e in zip(self.bounds, known, strict=True)
+        ]
+
+
+def as_restarts(bounds: Sequence[float] | Restarts) -> Restarts:
+    """Restarts of which only the bounds are known."""
+    return bounds if isinstance(bounds, Restarts) else Restarts(tuple(bounds))
 
 
 class Context:
@@ -49,6 +79,8 @@ class Context:
         annealing_rows: those of `rows` whose log p(x) is annealed.
         held_out: rows that training did not see, or None.
         temperatures: number of temperatures within the budget.
+        options: of the fit, as its record has them; empty if they are unknown.
+        columns: names of the columns of the first tensor; None if they have none.
         results: slug -> result of the diagnostics that ran before.
     """
 
@@ -64,9 +96,14 @@ class Context:
         refits: int = 0,
         temperatures: int = 100,
         seed: int = 0,
+        options: Mapping[str, Any] | None = None,
+        columns: Sequence[str] | None = None,
     ) -> None:
         self.pair, self.history, self.seed = pair, history, seed
+        self.options, self.columns = dict(options or {}), columns
         self.restarts = restarts or Restarts()
+        if self.restarts.rows is None:
+            self.restarts = replace(self.restarts, rows=len(batch[0]))
         self.quantities, self.refits = dict(quantities or {}), refits
         self.budget = Budget.of(pair, batch)
         self.temperatures = self.budget.temperatures(temperatures)
@@ -81,6 +118,18 @@ class Context:
     @property
     def model(self) -> Program:
         return self.pair.model
+
+    @property
+    def tempered(self) -> bool:
+        """True if the KL term had a weight above 1."""
+        return (self.options.get("kl_weight") or 1.0) > 1
+
+    @property
+    def particles_of_bound(self) -> int:
+        """K of a bound of K particles that the fit maximized (IWAE, Rényi, …); 1: the ELBO."""
+        objective = self.pair.objective
+        target = getattr(objective, "target", "Rényi" if hasattr(objective, "alpha") else "ELBO")
+        return 1 if target.endswith("ELBO") else int(getattr(objective, "num_particles", 1))
 
     @property
     def guide(self) -> Program:

@@ -5,9 +5,9 @@ Draw z* ~ p(z), x ~ p(x | z*), and L draws z_l ~ q(z | x). If q is the posterior
     r = #{l : z_l < z*},    ties broken at random (discrete latents),
 
 is uniform on 0…L, for every scalar latent and for log p(x, z), which also depends on the data. A
-χ² test over bins of ranks gives a p-value. The ranks' empirical distribution has a simultaneous
-band under uniformity. The share of ranks in the middle is the coverage of central intervals. Ranks
-average over the prior and do not detect wrong dependence between latents.
+χ² test over bins of ranks gives a p-value. The share of ranks in the middle is the coverage of
+central intervals. Ranks average over the prior and do not detect wrong dependence between latents.
+Components that may be exchanged are matched to q's before they are ranked (`exchangeable_labels`).
 
 A guide that is not amortized has to be fitted again to every simulated data set: `vsbc` takes the
 fitting as a function and tests if the marginal probabilities Q(z < z*) are symmetric about 1/2. It
@@ -17,14 +17,12 @@ References:
     Talts, Betancourt, Simpson, Vehtari, Gelman (2018). https://arxiv.org/abs/1804.06788
     Modrák et al. (2023). Simulation-based calibration checking with test quantities that depend
     on the data. https://arxiv.org/abs/2211.02383
-    Säilynoja, Bürkner, Vehtari (2022). Graphical test for discrete uniformity.
-    https://arxiv.org/abs/2103.10522 (the band; here calibrated by simulation)
     Yao, Vehtari, Simpson, Gelman (2018). https://arxiv.org/abs/1802.02538 (VSBC; its
     Kolmogorov–Smirnov test is not calibrated, so Wilcoxon's signed-rank test is used)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,10 +36,11 @@ from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Batch, Floats, Program
 from ppl_lvm.diagnostics.amortization import require_amortized
 from ppl_lvm.diagnostics.base import Context, Diagnostic
+from ppl_lvm.diagnostics.exchangeable_labels import align, exchangeable_axes
 from ppl_lvm.diagnostics.finding import P_VALUE, PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.diagnostics.invalid_parameters import locate_invalid_parameters
 from ppl_lvm.diagnostics.refit import refit_guide
-from ppl_lvm.particles import analyze_for_particles, draw_particles
+from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import by_row
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.structure import PairStructure
@@ -50,7 +49,6 @@ from ppl_lvm.posterior.simulation import simulate
 QUESTION = "Is it calibrated?"
 LOG_JOINT = "log p(x, z)"
 MAX_BINS = 20
-BAND_SAMPLES = 2000
 Ints = NDArray[np.int64]
 
 SBC_P_VALUE = replace(
@@ -166,25 +164,6 @@ def describe_ranks(ranks: Ints, num_draws: int) -> str:
     return "q is too narrow" if spread > 0 else "q is too wide"
 
 
-def ecdf_band(
-    num_simulations: int, num_draws: int, level: float = 0.95, seed: int = 0
-) -> tuple[Floats, Floats, Floats]:
-    """(rank share, lower, upper) of a simultaneous band for the ranks' empirical distribution.
-
-    Pointwise binomial intervals, at a level such that a share `level` of 2000 simulated uniform
-    samples stays inside everywhere.
-    """
-    from scipy.stats import binom
-
-    n, generator = num_simulations, np.random.default_rng(seed)
-    z = np.arange(1, num_draws + 1) / (num_draws + 1)  # (L,)
-    counts = generator.multinomial(n, np.full(num_draws + 1, 1 / (num_draws + 1)), BAND_SAMPLES)
-    below = counts.cumsum(1)[:, :-1]  # (2000, L)
-    tails = 2 * np.minimum(binom.cdf(below, n, z), binom.sf(below - 1, n, z))
-    gamma = np.quantile(tails.min(1), 1 - level)
-    return z, binom.ppf(gamma / 2, n, z) / n, binom.ppf(1 - gamma / 2, n, z) / n
-
-
 def sbc(
     model: Program,
     guide: Program,
@@ -205,7 +184,9 @@ def sbc(
     with isolated_rng(seed), torch.no_grad():
         structure = analyze_for_particles(model, guide, batch, {}, num_draws)
         if not structure.latents:
-            raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
+            raise CannotSayError(
+                "The guide draws nothing: every latent is summed out exactly.", verdict="exact"
+            )
         require_amortized(model, guide, batch, structure)
         per_batch = 1 if structure.data_plate is None else len(batch[0])
         ranks = [
@@ -222,6 +203,9 @@ def _simulated_ranks(
     values, simulated = simulate(model, *batch)
     with locate_invalid_parameters(model, guide, batch, simulated):
         particles = draw_particles(model, guide, simulated, {}, structure, num_draws)
+    truths = {name: v for name, v in values.items() if name not in structure.enumerated}
+    log_p = _log_joint(model, guide, simulated, structure, truths)
+    values = _aligned(model, guide, simulated, structure, values, particles)
     ranks = {}
     for name, draws in particles.site_draws.items():
         if draws.is_constant:
@@ -233,15 +217,45 @@ def _simulated_ranks(
         r = _rank(z, truth).numpy()  # (N, d)
         for i in range(r.shape[1]):
             ranks[f"{name}[{i}]" if r.shape[1] > 1 else name] = r[:, i]
-    # Sites that are summed out of the draws' density are summed out of the truth's too.
-    truths = {name: v for name, v in values.items() if name not in structure.enumerated}
-    sites = run_pair(model, guide, simulated, {}, structure, None, values=truths)
+    log_p = log_p.expand(1, particles.log_p.shape[1])
+    ranks[LOG_JOINT] = _rank(particles.log_p[..., None], log_p[..., None])[:, 0].numpy()
+    return ranks
+
+
+def _log_joint(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    structure: PairStructure,
+    values: Mapping[str, Tensor],
+) -> Tensor:
+    """log p(x, z) (1, N), or (1, 1) where it is joint; enumerated sites are summed out."""
+    sites = run_pair(model, guide, batch, {}, structure, None, values=values)
     tables = tabulate(*sites, structure, False)
     parts = [v for n, v in tables.log_p.items() if n not in structure.constant]
     parts += [] if tables.marginal is None else [tables.marginal]
-    log_p = torch.stack([p.expand(1, particles.log_p.shape[1]) for p in parts]).sum(0)
-    ranks[LOG_JOINT] = _rank(particles.log_p[..., None], log_p[..., None])[:, 0].numpy()
-    return ranks
+    return sum(torch.broadcast_tensors(*parts), torch.zeros(()))
+
+
+def _aligned(
+    model: Program,
+    guide: Program,
+    batch: Batch,
+    structure: PairStructure,
+    values: dict[str, Tensor],
+    particles: Particles,
+) -> dict[str, Tensor]:
+    """True values with exchangeable components in the order of q's."""
+    if structure.data_plate is not None:
+        return values  # components are parameters, which truth and q share
+    latents = {n: v for n, v in values.items() if n in structure.latents}
+
+    def log_joint(some: Mapping[str, Tensor]) -> float:
+        return float(_log_joint(model, guide, batch, structure, some).sum())
+
+    axes = exchangeable_axes(model, batch, structure, latents, log_joint)
+    draws = {n: d.value for n, d in particles.site_draws.items()}
+    return values | align(latents, draws, axes)
 
 
 def _rank(z: Tensor, truth: Tensor) -> Tensor:
@@ -304,6 +318,7 @@ def vsbc(
             with torch.no_grad():
                 structure = analyze_for_particles(model, guide, simulated, {}, num_draws)
                 particles = draw_particles(model, guide, simulated, {}, structure, num_draws)
+                values = _aligned(model, guide, simulated, structure, values, particles)
             for name, draws in particles.site_draws.items():
                 z = by_row(draws.value, draws.row_axis)[:, :1]
                 truth = values[name].reshape(1, *draws.value.shape[1:])

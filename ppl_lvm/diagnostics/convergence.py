@@ -29,14 +29,14 @@ References:
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Floats
-from ppl_lvm.diagnostics.base import Context, Diagnostic
+from ppl_lvm.diagnostics.base import Context, Diagnostic, Restarts, as_restarts
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold, Verdict
 from ppl_lvm.training.extrapolation import aitken_remaining_gain
 from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
@@ -44,7 +44,6 @@ from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
 QUESTION = "Has it converged?"
 SIGNIFICANT = 3.5  # t, with 18 degrees of freedom: one false positive in 390
 SMALL, LARGE = 0.01, 0.1  # nats per row
-Z = 3.0  # Monte-Carlo errors within which two bounds are not told apart
 ROUNDING = 1e-9  # relative; a bound without noise may fall by this
 MIN_STEPS = 100
 
@@ -63,19 +62,12 @@ REMAINING_GAIN = Threshold(
     good=SMALL, bad=LARGE, source=f"Böhning et al. 1994; levels: {PROJECT_DEFAULT}"
 )
 R_HAT_SOURCE = f"Dhaka et al. 2020, arXiv:2009.00666; levels: {PROJECT_DEFAULT}"
-R_HAT = Threshold(
-    good=1.1,
-    bad=1.5,
-    source=R_HAT_SOURCE,
-    text="good ≤ 1.1 or gain above not significant, bad > 1.5",
-)
-RESTARTS_R_HAT = Threshold(
-    good=1.1, bad=1.5, source=R_HAT_SOURCE, text=f"good ≤ 1.1 or spread ≤ {LARGE}, bad > 1.5"
-)
-SPREAD = Threshold(
-    good=LARGE,
-    bad=LARGE,
-    text=f"good ≤ {LARGE}; bad if only one restart came within {LARGE} of the best",
+R_HAT = Threshold(good=1.1, bad=1.5, source=R_HAT_SOURCE)
+REACHED = Threshold(
+    good=0.8,
+    bad=0.0,
+    larger_is_better=True,
+    text="good: at least 4 of 5; bad: only the best one itself",
 )
 
 
@@ -88,9 +80,8 @@ class Convergence:
         gain: slope times length of the stretch, with `gain_error`.
         r_hat: split R̂ of the stretch's batch means: halves against each other.
         steps: length of the stretch.
-        restarts: final bounds of the eligible restarts (empty if there was one only).
+        restarts: the eligible restarts (at most one if there was no other).
         restarts_r_hat: split R̂ of the restarts' batch means; NaN where they were not recorded.
-        errors: Monte-Carlo errors of `restarts`; empty where they are exact.
     """
 
     bound: float
@@ -99,9 +90,8 @@ class Convergence:
     gain_error: float
     r_hat: float
     steps: int
-    restarts: tuple[float, ...]
+    restarts: Restarts
     restarts_r_hat: float = math.nan
-    errors: tuple[float, ...] = ()
 
     @property
     def significant(self) -> bool:
@@ -116,8 +106,8 @@ class Convergence:
 
     def findings(self) -> list[Finding]:
         rows = [self._gain_finding(), self._r_hat_finding()]
-        if len(self.restarts) > 1:
-            rows.append(spread_finding(self.restarts, errors=self.errors))
+        if len(self.restarts.bounds) > 1:
+            rows.append(spread_finding(self.restarts))
             if math.isfinite(self.restarts_r_hat):
                 rows.append(self._restarts_r_hat_finding())
         return rows
@@ -144,62 +134,76 @@ class Convergence:
 
     def _r_hat_finding(self) -> Finding:
         # R̂ of so few batch means is noisy, so it is graded only if the gain matters.
-        meaningful = self.significant and abs(self.gain) > SMALL
-        return R_HAT.finding(
-            QUESTION,
+        return _graded_r_hat(
             "split R̂ of the bound over the last stretch",
             self.r_hat,
-            verdict=None if meaningful else "good",
+            self.significant and abs(self.gain) > SMALL,
             why="The two halves of the last stretch against their scatter.",
+            otherwise="the gain above is small or not significant, and R̂ of so few means is noise.",
             remedy="Train longer.",
         )
 
     def _restarts_r_hat_finding(self) -> Finding:
         # Without noise in the bound R̂ reports differences that do not matter.
-        meaningful = max(self.restarts) - min(self.restarts) > LARGE
-        return RESTARTS_R_HAT.finding(
-            QUESTION,
-            f"R̂ of the bound over {len(self.restarts)} restarts",
+        return _graded_r_hat(
+            f"R̂ of the bound over {len(self.restarts.bounds)} restarts",
             self.restarts_r_hat,
-            verdict=None if meaningful else "good",
+            spread_finding(self.restarts).verdict != "good",
             why="The restarts' last stretches against their scatter.",
+            otherwise="enough restarts reached the best bound, and R̂ reports differences between "
+            "the others.",
             remedy="The restarts end at different bounds: use more restarts.",
         )
 
 
-def spread_finding(
-    restarts: Sequence[float], initial: Sequence[float] = (), errors: Sequence[float] = ()
+def _graded_r_hat(
+    name: str, value: float, matters: bool, *, why: str, otherwise: str, remedy: str
 ) -> Finding:
-    """The row on the spread of the restarts' final bounds, with their Monte-Carlo `errors`.
+    """The row of an R̂; "not applicable" where it is high, but nothing that matters differs."""
+    if matters or value <= R_HAT.good:
+        return R_HAT.finding(QUESTION, name, value, why=why, remedy=remedy)
+    why = f"Of no meaning at {value:.3g}: {otherwise}"
+    return Finding(question=QUESTION, name=name, verdict="not applicable", why=why)
 
-    Bounds are close within 0.1 nats and three errors of the difference. Restarts that begin equal,
-    at the bounds `initial`, end equal: their agreement says nothing.
+
+def spread_finding(restarts: Restarts) -> Finding:
+    """The row on the number of restarts that reached the best bound.
+
+    Bounds are equal within 2 nats of all rows together, the gain that more steps would bring, and
+    three errors of the difference. Restarts that begin equal, at the bounds `initial_bounds`, end
+    equal: their agreement says nothing.
     """
-    best, worst = max(restarts), min(restarts)
-    known = [e if math.isfinite(e) else 0.0 for e in errors or [0.0] * len(restarts)]
-    error = math.hypot(known[restarts.index(best)], known[restarts.index(worst)])
-    slack = [LARGE + Z * math.hypot(e, known[restarts.index(best)]) for e in known]
-    near = [b >= best - s for b, s in zip(restarts, slack, strict=True)]
-    close = sum(near)
-    if len(initial) > 1 and best - worst <= LARGE and max(initial) - min(initial) <= SMALL:
-        return SPREAD.finding(
+    bounds, initial, count = restarts.bounds, restarts.initial_bounds, len(restarts.bounds)
+    reached = restarts.reached_best
+    close, best = sum(reached), max(bounds)
+    name = f"restarts that reached the best bound, of {count}"
+    if len(initial) > 1 and close == count and max(initial) - min(initial) <= SMALL:
+        return REACHED.finding(
             QUESTION,
-            f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
-            best - worst,
+            name,
+            close,
             verdict="unknown",
             why=f"All restarts begin within {SMALL} nats of {max(initial):.4f}, so their agreement "
             "is no evidence.",
             remedy="Restarts from other initial values: draw more of them in the model's "
             "initialize_restart.",
         )
-    return SPREAD.finding(
+    total = restarts.rows or 1
+    unit = "nats" if restarts.rows else "nats per row"
+    lower = sorted(total * (best - b) for b, r in zip(bounds, reached, strict=True) if not r)
+    text = f"{close} of {count} reached the optimum"
+    if lower:
+        amount = f"{lower[0]:.3g}" + (f" to {lower[-1]:.3g}" if len(lower) > 1 else "")
+        text += f"; {len(lower)} {'is' if len(lower) == 1 else 'are'} {amount} {unit} lower"
+    limit = f"within {total * restarts.near:.2g} {unit}" + (
+        f" of all {total} rows" if restarts.rows else ""
+    )
+    return REACHED.finding(
         QUESTION,
-        f"spread of {len(restarts)} restarts' bounds (best − worst), nats per row",
-        best - worst,
-        error or None,
-        verdict="good" if all(near) else "bad" if close == 1 else "warning",
-        why=f"{close} of {len(restarts)} came within {LARGE} nats of the best; sd "
-        f"{np.std(restarts, ddof=1):.3f}.",
+        name,
+        close,
+        verdict="good" if close >= REACHED.good * count else "bad" if close == 1 else "warning",
+        why=f"{text} ({limit} and 3 errors).",
         remedy="More restarts: the bound has several optima.",
     )
 
@@ -212,15 +216,13 @@ class MonotoneConvergence:
         bound: the last value.
         remaining: increase extrapolated from the last three values.
         steps: number of values.
-        restarts: final bounds of the eligible restarts.
-        initial: their bounds at the initial values, if they are known.
+        restarts: the eligible restarts.
     """
 
     bound: float
     remaining: float
     steps: int
-    restarts: tuple[float, ...]
-    initial: tuple[float, ...] = ()
+    restarts: Restarts
 
     @property
     def converged(self) -> bool:
@@ -235,15 +237,12 @@ class MonotoneConvergence:
             "at which gains shrink.",
             remedy="More iterations (max_iterations), or a smaller tolerance.",
         )
-        if len(self.restarts) < 2:
-            return [row]
-        return [row, spread_finding(self.restarts, self.initial)]
+        return [row] + [spread_finding(self.restarts)] * (len(self.restarts.bounds) > 1)
 
 
 def monotone_convergence(
     history: Mapping[str, Sequence[float]],
-    restarts: Sequence[float] = (),
-    initial: Sequence[float] = (),
+    restarts: Sequence[float] | Restarts = (),
 ) -> MonotoneConvergence:
     """Convergence of a history whose bound never falls.
 
@@ -253,26 +252,25 @@ def monotone_convergence(
     bounds = [float(b) for b in history["bound"]]
     if len(bounds) < 3:
         raise CannotSayError(
-            f"{len(bounds)} iterations are too few for a rate; at least three are needed."
+            f"{len(bounds)} iterations are too few for a rate; at least three are needed.",
+            "Raise max_iterations.",
         )
     if min(np.diff(bounds)) < -ROUNDING * (1 + abs(bounds[-1])):
         raise CannotSayError("The bound falls somewhere: it is noisy, or a step is wrong.")
     return MonotoneConvergence(
-        bounds[-1], aitken_remaining_gain(bounds), len(bounds), tuple(restarts), tuple(initial)
+        bounds[-1], aitken_remaining_gain(bounds), len(bounds), as_restarts(restarts)
     )
 
 
 def convergence(
     history: Mapping[str, Sequence[float]],
-    restarts: Sequence[float] = (),
+    restarts: Sequence[float] | Restarts = (),
     batch_means: Sequence[ArrayLike] = (),
-    errors: Sequence[float] = (),
 ) -> Convergence:
     """Convergence of a history ("bound": one value per step) and of its restarts.
 
     Args:
-        restarts: final bounds of the eligible restarts.
-        errors: their Monte-Carlo errors.
+        restarts: the eligible restarts, or their final bounds.
         batch_means: of each restart, the means of the bound over 20 parts of its last stretch.
 
     Raises:
@@ -281,11 +279,15 @@ def convergence(
     bounds = np.asarray(history["bound"], np.float64)
     if len(bounds) < MIN_STEPS:
         raise CannotSayError(
-            f"The history has {len(bounds)} steps; {MIN_STEPS} are needed to see a trend."
+            f"The history has {len(bounds)} steps; {MIN_STEPS} are needed to see a trend.",
+            "Raise num_steps.",
         )
     means = last_bounds(bounds).numpy()
     if not np.isfinite(means).all():
-        raise CannotSayError("The bound is not finite in the last stretch: training broke down.")
+        raise CannotSayError(
+            "The bound is not finite in the last stretch: training broke down.",
+            "Lower the learning rate, or clip gradients (clip_norm).",
+        )
     slope, slope_error = _least_squares_slope(means)
     return Convergence(
         bound=float(means.mean()),
@@ -294,8 +296,7 @@ def convergence(
         gain_error=slope_error * PARTS,
         r_hat=float(r_hat(means[None])),
         steps=num_final_steps(len(bounds)),
-        restarts=tuple(restarts),
-        errors=tuple(errors),
+        restarts=as_restarts(restarts),
         restarts_r_hat=float(r_hat(np.stack(batch_means))) if len(batch_means) > 1 else math.nan,
     )
 
@@ -332,15 +333,14 @@ class PredictedConvergence:
         gain: of more steps.
         steps: taken so far.
         remedy: what to do if it has not converged.
-        restarts, errors: see `Convergence`.
+        restarts: see `Convergence`.
     """
 
     converged: bool | None
     gain: float
     steps: int
     remedy: str
-    restarts: tuple[float, ...] = ()
-    errors: tuple[float, ...] = ()
+    restarts: Restarts = field(default_factory=Restarts)
 
     def findings(self) -> list[Finding]:
         verdict: Verdict = "bad" if self.gain > LARGE else "warning"
@@ -354,8 +354,7 @@ class PredictedConvergence:
             why=f"After {self.steps:,} steps.",
             remedy=self.remedy or "Raise num_steps.",
         )
-        spread = [spread_finding(self.restarts, errors=self.errors)] * (len(self.restarts) > 1)
-        return [row, *spread]
+        return [row] + [spread_finding(self.restarts)] * (len(self.restarts.bounds) > 1)
 
 
 def _run(context: Context) -> Convergence | MonotoneConvergence | PredictedConvergence:
@@ -367,13 +366,12 @@ def _run(context: Context) -> Convergence | MonotoneConvergence | PredictedConve
             a["predicted_gain"],
             a["steps"],
             a["remedy"],
-            restarts.bounds,
-            restarts.errors,
+            restarts,
         )
     with contextlib.suppress(CannotSayError):  # a bound that falls is noisy
-        return monotone_convergence(context.history, restarts.bounds, restarts.initial_bounds)
+        return monotone_convergence(context.history, restarts)
     means = [t.bounds for t in restarts.trajectories if len(t.bounds)]
-    return convergence(context.history, restarts.bounds, means, restarts.errors)
+    return convergence(context.history, restarts, means)
 
 
 CONVERGENCE = Diagnostic(

@@ -4,9 +4,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Verdict = Literal["good", "warning", "bad", "unknown"]
+Verdict = Literal["good", "warning", "bad", "unknown", "exact", "not applicable"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 PROJECT_DEFAULT = "project default"
+VECTORIZE = "Index dimensions from the right (-1, -2), so that draws can be a plate on the left."
+POINT = "Use a guide with a density, or judge the model by rows held out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +22,11 @@ class Finding:
         error: its standard error; None for an exact value.
         threshold: limits of good and bad, as text.
         source: origin of the limits.
-        verdict: "good", "warning", "bad" or "unknown".
+        verdict: "good", "warning", "bad"; without a graded value "exact" (nothing is estimated),
+            "not applicable", or "unknown" (the remedy makes it known).
         why: one sentence on this value, or the reason why it is missing.
         remedy: empty where no action is needed.
+        slug: key of its diagnostic; empty outside of a diagnosis.
     """
 
     question: str
@@ -34,6 +38,7 @@ class Finding:
     verdict: Verdict = "unknown"
     why: str = ""
     remedy: str = ""
+    slug: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; values that are not finite become None."""
@@ -58,6 +63,7 @@ class Threshold:
         bad: values beyond it are bad.
         source: origin of the limits.
         larger_is_better: by default small values are good.
+        errors: standard errors that a value may lie beyond a limit.
         text: the limits in words; by default made from the two values.
     """
 
@@ -65,11 +71,13 @@ class Threshold:
     bad: float
     source: str = PROJECT_DEFAULT
     larger_is_better: bool = False
+    errors: float = 0.0
     text: str = ""
 
     def __str__(self) -> str:
         within, beyond = ("≥", "<") if self.larger_is_better else ("≤", ">")
-        return self.text or f"good {within} {self.good:g}, bad {beyond} {self.bad:g}"
+        slack = f", both ± {self.errors:g} standard errors" if self.errors else ""
+        return self.text or f"good {within} {self.good:g}, bad {beyond} {self.bad:g}{slack}"
 
     def grade(self, value: float) -> Verdict:
         """The verdict on a value; "unknown" for NaN.
@@ -100,11 +108,13 @@ class Threshold:
 
         Args:
             remedy: left out of a good row.
-            graded: the value to grade, if it is not `value` itself.
+            graded: the value to grade, if it is not `value` within its errors.
             verdict: replaces the grade.
         """
         if verdict is None:
-            verdict = self.grade(value if graded is None else graded)
+            slack = self.errors * (error if error and math.isfinite(error) else 0.0)
+            within = value + slack if self.larger_is_better else value - slack
+            verdict = self.grade(within if graded is None else graded)
         return Finding(
             question=question,
             name=name,
@@ -130,7 +140,7 @@ def format_with_error(value: float | None, error: float | None) -> str:
     """
     if value is None:
         return "–"
-    if error is None or not math.isfinite(error):
+    if error is None or not math.isfinite(error) or not math.isfinite(value):
         return f"{value:.4g}"
     digits = 3 if error == 0 else max(0, min(6, 1 - math.floor(math.log10(error))))
     return f"{value:.{digits}f} ± {error:.{digits}f}"

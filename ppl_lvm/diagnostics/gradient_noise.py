@@ -25,19 +25,20 @@ from torch import Tensor
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.diagnostics.base import Context, Diagnostic
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold, Verdict
 from ppl_lvm.programs.pair import ModelGuidePair
 
 QUESTION = "Is the gradient good?"
 
 DEAD = Threshold(good=0.0, bad=0.0, text="good 0, bad more")
 PEAK = Threshold(good=10.0, bad=100.0, text="good ≤ 10, bad > 100 or not finite")
+SNR_NAME = "signal-to-noise ratio of the gradient, worst parameter"
 SNR = Threshold(
     good=0.05,
     bad=0.05,
     larger_is_better=True,
     source=f"Rainforth et al. 2018, arXiv:1802.04537; level: {PROJECT_DEFAULT}",
-    text="bad < 0.05 while the bound still changes; at a solution 0 is right",
+    text="bad < 0.05 while the bound still changes",
 )
 
 
@@ -114,19 +115,23 @@ class GradientQuality:
     def _snr_finding(self) -> Finding:
         live = {n: g.snr for n, g in self.groups.items() if g.dead < 1 and g.finite}
         if not live:
-            return Finding(question=QUESTION, name="SNR", why="No gradient is finite and nonzero.")
+            return Finding(
+                question=QUESTION, name=SNR_NAME, why="No gradient is finite and nonzero."
+            )
         worst = min(live, key=lambda n: live[n])
         training = {
             False: "Training has not converged.",
             True: "Training has converged, where the signal vanishes.",
             None: "Convergence of training is unknown.",
         }[self.converged]
-        verdict = SNR.grade(live[worst])
-        if self.converged is not False:
-            verdict = "unknown" if self.converged is None else "good"
+        if self.converged or math.isinf(live[worst]):
+            why = training if self.converged else "The gradient has no noise."
+            verdict: Verdict = "not applicable" if self.converged else "exact"
+            return Finding(question=QUESTION, name=SNR_NAME, why=why, verdict=verdict)
+        verdict = "unknown" if self.converged is None else SNR.grade(live[worst])
         return SNR.finding(
             QUESTION,
-            "signal-to-noise ratio of the gradient, worst parameter",
+            SNR_NAME,
             live[worst],
             1 / math.sqrt(2 * self.replicates),
             verdict=verdict,
@@ -154,7 +159,9 @@ def gradient_quality(
         pair.materialize_parameters(*batch)
     parameters = pair.unconstrained_parameters
     if not parameters:
-        raise CannotSayError("Neither the model nor the guide has a parameter.")
+        raise CannotSayError(
+            "Neither the model nor the guide has a parameter.", verdict="not applicable"
+        )
     leaves = list(parameters.values())
     moments = [_Moments(leaf) for leaf in leaves]
     # The parameters of a fitted run are frozen; both flags and gradients are restored.

@@ -26,7 +26,7 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Batch, Program
 from ppl_lvm.diagnostics.base import Diagnostic
-from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
+from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, VECTORIZE, Finding, Threshold
 from ppl_lvm.particles import Particles, analyze_for_particles, draw_particles
 from ppl_lvm.particles.layout import as_particles, by_row, row_axis
 from ppl_lvm.particles.structure import PairStructure
@@ -48,7 +48,7 @@ ACTIVE_SHARE = Threshold(
 )
 RATE = Threshold(good=0.1, bad=0.1, larger_is_better=True, text="bad < 0.1")
 INFORMATION = Threshold(good=0.1, bad=0.1, larger_is_better=True, text="bad < 0.1 (collapse)")
-AGGREGATE_KL = Threshold(good=0.5, bad=2.0)
+AGGREGATE_KL = Threshold(good=0.5, bad=2.0, errors=2)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class LatentUse:
     def _information_findings(self) -> list[Finding]:
         if self.information is None:
             why = "The programs do not run under a particle plate."
-            return [Finding(question=QUESTION, name="I(x; z), nats", why=why)]
+            return [Finding(question=QUESTION, name="I(x; z), nats", why=why, remedy=VECTORIZE)]
         gap = self.rate - self.information
         error = math.hypot(self.rate_error, self.information_error)
         return [
@@ -142,7 +142,6 @@ class LatentUse:
                 "KL(q(z) ‖ p(z)) of the aggregate posterior, nats",
                 gap,
                 error,
-                graded=gap - 2 * error,
                 verdict="unknown" if self.at_ceiling else None,
                 why="I is at its ceiling log N; this is an upper bound. Pass more rows."
                 if self.at_ceiling
@@ -166,7 +165,9 @@ def latent_use(
     with isolated_rng(seed), torch.no_grad():
         structure = analyze_for_particles(model, guide, batch, {}, num_draws)
         if structure.data_plate is None or not set(structure.latents) - structure.constant:
-            raise CannotSayError("The guide has no local latents (nothing to encode).")
+            raise CannotSayError(
+                "The guide has no local latents (nothing to encode).", verdict="not applicable"
+            )
         p = draw_particles(model, guide, batch, {}, structure, num_draws)
         draws = {n: d for n, d in p.site_draws.items() if not d.is_constant}
         N = p.log_w.shape[1]
@@ -174,7 +175,10 @@ def latent_use(
         active, active_error = active_units(torch.cat([v.double() for v in z.values()], -1))
         log_p = [d.log_p for d in draws.values() if d.log_p is not None]
         if len(log_p) < len(draws):
-            raise CannotSayError("Enumerated sites stand between z's prior and the likelihood.")
+            raise CannotSayError(
+                "Enumerated sites stand between z's prior and the likelihood.",
+                verdict="not applicable",
+            )
         log_q = [d.log_q for d in draws.values()]
         rate = sum((q - prior for q, prior in zip(log_q, log_p, strict=True)), torch.zeros(()))
         rate = rate.double().mean(0)  # (N,)

@@ -84,7 +84,10 @@ class LeaveOneOutCheck:
         why = "The leave-one-out weights are unreliable for too many rows."
         return [
             row,
-            *(Finding(question=QUESTION, name=f"LOO-PIT of {name}", why=why) for name in self.pit),
+            *(
+                Finding(question=QUESTION, name=f"LOO-PIT of {n}", why=why, remedy=row.remedy)
+                for n in self.pit
+            ),
         ]
 
 

@@ -38,7 +38,6 @@ from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Batch, Floats
 from ppl_lvm.diagnostics.base import Context, Diagnostic
-from ppl_lvm.diagnostics.convergence import LARGE
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
 from ppl_lvm.particles import analyze_for_particles, log_weights
 from ppl_lvm.posterior import predict
@@ -170,7 +169,8 @@ def mixture_components(
     if len(discrete) != 1:
         raise CannotSayError(
             f"{len(discrete)} discrete local sites are summed out of the model"
-            + (f" ({', '.join(sorted(discrete))}): name one with site=." if discrete else ".")
+            + (f" ({', '.join(sorted(discrete))}): name one with site=." if discrete else "."),
+            verdict="unknown" if discrete else "not applicable",
         )
     r = next(iter(discrete.values())).double().numpy()
     log_likelihood = math.nan
@@ -332,9 +332,10 @@ class ClusteringStability:
         return [
             AGREEMENT.finding(
                 QUESTION,
-                "agreement of restarts' clusterings (adjusted Rand index), mean",
-                float(self.agreement.mean()),
-                why=f"Smallest agreement of two restarts {self.agreement.min():.2f}.",
+                "agreement of restarts' clusterings (adjusted Rand index), smallest of two",
+                float(self.agreement.min()),
+                why=f"Mean over the pairs of {len(self.matched)} restarts "
+                f"{self.agreement.mean():.2f}.",
                 remedy="Clusters depend on the restart: use more restarts, or another K.",
             )
         ]
@@ -347,7 +348,8 @@ def clustering_stability(responsibilities: Sequence[ArrayLike]) -> ClusteringSta
     P = np.stack([np.asarray(r, np.float64) for r in responsibilities])
     if len(P) < 2:
         raise CannotSayError(
-            "Stability needs at least two restarts close to the best bound (restarts=5)."
+            "Stability needs at least two restarts that reach the best bound.",
+            "More restarts: restarts=5, --restarts 5.",
         )
     labels = P.argmax(2)
     agreement = [
@@ -360,17 +362,19 @@ def clustering_stability(responsibilities: Sequence[ArrayLike]) -> ClusteringSta
 
 
 def _run_stability(context: Context) -> ClusteringStability:
-    """Stability over the restarts whose bound is close to the best."""
+    """Stability over the restarts that reached the best bound."""
     restarts = context.restarts
-    best = max(restarts.bounds)
     responsibilities = [
         trajectory.responsibilities
-        for trajectory, bound in zip(restarts.trajectories, restarts.bounds, strict=False)
-        if bound > best - LARGE
+        for trajectory, near in zip(restarts.trajectories, restarts.reached_best, strict=False)
+        if near
     ]
     sites = {name for by_site in responsibilities for name in by_site}
     if len(sites) != 1:
-        raise CannotSayError("No discrete local site, or several, are summed out of the model.")
+        raise CannotSayError(
+            "No discrete local site, or several, are summed out of the model.",
+            verdict="not applicable",
+        )
     (site,) = sites
     return clustering_stability([by_site[site] for by_site in responsibilities])
 

@@ -32,8 +32,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Floats
-from ppl_lvm.diagnostics.base import Context, Diagnostic
-from ppl_lvm.diagnostics.convergence import LARGE, QUESTION, R_HAT_SOURCE, r_hat
+from ppl_lvm.diagnostics.base import Context, Diagnostic, Restarts, as_restarts
+from ppl_lvm.diagnostics.convergence import QUESTION, R_HAT_SOURCE, r_hat
 from ppl_lvm.diagnostics.finding import Finding, Threshold
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.training.trajectory import Trajectory
@@ -122,7 +122,7 @@ class ParameterDrift:
 def parameter_drift(
     pair: ModelGuidePair,
     trajectories: Sequence[Trajectory],
-    bounds: Sequence[float],
+    bounds: Sequence[float] | Restarts,
     chosen: int = 0,
 ) -> ParameterDrift:
     """Drift within the chosen restart, and agreement with restarts of equal bound.
@@ -130,31 +130,33 @@ def parameter_drift(
     Args:
         pair: the fitted pair; its modules tell which parameters belong to layers.
         trajectories: one per restart.
-        bounds: final bounds of the restarts, nats per row.
+        bounds: final bounds of the restarts, nats per row, or the restarts.
         chosen: index of the restart that is the fit.
 
     Raises:
         CannotSayError: fewer than 80 records.
     """
     if not trajectories or not trajectories[chosen].iterates:
-        raise CannotSayError("No iterates were recorded (only gradient-based training does).")
+        raise CannotSayError(
+            "No iterates were recorded (only gradient-based training does).",
+            verdict="not applicable",
+        )
     iterates = {n: t.double().numpy() for n, t in trajectories[chosen].iterates.items()}
     T = len(next(iter(iterates.values())))
     if T < MIN_RECORDS:
-        raise CannotSayError(f"{T} records of the parameters; {MIN_RECORDS} are needed.")
+        raise CannotSayError(
+            f"{T} records of the parameters; {MIN_RECORDS} are needed.", "Raise num_steps."
+        )
     within = {n: _within(x) for n, x in iterates.items()}
-    equal_bound = [
-        t.iterates
-        for t, b in zip(trajectories, bounds, strict=True)
-        if t.iterates and b > bounds[chosen] - LARGE
-    ]
+    reached = as_restarts(bounds).reached_best
+    equal = [t.iterates for t, r in zip(trajectories, reached, strict=True) if t.iterates and r]
     return ParameterDrift(
         {n: w[0] for n, w in within.items()},
         {n: w[1] for n, w in within.items()},
         {n: w[2] for n, w in within.items()},
-        _between(equal_bound) if len(equal_bound) > 1 else {},
+        _between(equal) if len(equal) > 1 else {},
         frozenset(layer_weights(pair) & iterates.keys()),
-        len(equal_bound),
+        len(equal),
     )
 
 
@@ -200,7 +202,12 @@ def _short(name: str) -> str:
 
 def _run(context: Context) -> ParameterDrift:
     restarts = context.restarts
-    return parameter_drift(context.pair, restarts.trajectories, restarts.bounds, restarts.chosen)
+    return parameter_drift(
+        context.pair,
+        restarts.trajectories,
+        restarts,
+        restarts.chosen,
+    )
 
 
 PARAMETER_DRIFT = Diagnostic(

@@ -48,8 +48,14 @@ SHARE_OF_HIGH_K_HAT = Threshold(
     source=f"k̂: {K_HAT_SOURCE}; shares: {PROJECT_DEFAULT}",
     text="good ≤ 0.05, bad > 0.2; k̂ itself: 0.7",
 )
+SHARE_NAME = "share of rows with Pareto k̂ > 0.7"
 RELATIVE_ESS = Threshold(good=0.1, bad=0.01, larger_is_better=True)
 SD_RATIO = Threshold(good=1.25, bad=1.5)
+
+
+def number_or_exact(k: float) -> str:
+    """A k̂ as text; −∞ means that all weights are equal."""
+    return "exact" if k == -math.inf else f"{k:.2f}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,10 @@ class ParetoK:
             "Widen q: a richer guide (full covariance, flow), or importance-weighted training; "
             "do not use its moments uncorrected."
         )
+        if self.k.max() == -math.inf:
+            why = "All importance weights are equal: q is the posterior."
+            name = "joint Pareto k̂" if self.joint else SHARE_NAME
+            return Finding(question=QUESTION, name=name, verdict="exact", why=why)
         if self.joint:
             return JOINT_K_HAT.finding(
                 QUESTION,
@@ -124,11 +134,11 @@ class ParetoK:
         share, N = self.share_bad, len(self.k)
         return SHARE_OF_HIGH_K_HAT.finding(
             QUESTION,
-            "share of rows with Pareto k̂ > 0.7",
+            SHARE_NAME,
             share,
             math.sqrt(share * (1 - share) / N),
-            why=f"Median k̂ {np.median(self.k):.2f}, largest {self.k.max():.2f} over {N} rows, "
-            f"{self.num_draws} draws each.",
+            why=f"Median k̂ {number_or_exact(float(np.median(self.k)))}, largest "
+            f"{self.k.max():.2f} over {N} rows, {self.num_draws:,} draws each.",
             remedy=remedy,
         )
 
@@ -148,12 +158,11 @@ class ParetoK:
         name = "posterior sd against q's sd, factor"
         ess = float(np.median(self.ess))
         if not self.moments or ess < MIN_ESS:
-            why = (
-                f"An ESS of {ess:.0f} is too small for a standard deviation."
-                if self.moments
-                else "No continuous latent."
-            )
-            return Finding(question=QUESTION, name=name, why=why)
+            if not self.moments:
+                why = "No continuous latent."
+                return Finding(question=QUESTION, name=name, verdict="not applicable", why=why)
+            why = f"An ESS of {ess:.0f} is too small for a standard deviation."
+            return Finding(question=QUESTION, name=name, why=why, remedy="A richer guide.")
         ratio = self.sd_ratio()
         return SD_RATIO.finding(
             QUESTION,
@@ -179,7 +188,9 @@ def pareto_k(
     with isolated_rng(seed), torch.no_grad():
         structure = analyze_for_particles(model, guide, batch, {}, num_draws)
         if not structure.latents:
-            raise CannotSayError("The guide draws nothing: every latent is summed out exactly.")
+            raise CannotSayError(
+                "The guide draws nothing: every latent is summed out exactly.", verdict="exact"
+            )
         parts = -(-num_draws * len(batch[0]) // CHUNK)
         weights, values = [], []
         axes: dict[str, int | None] = {}
@@ -196,7 +207,10 @@ def pareto_k(
     k[np.ptp(raw, axis=1) < ROUNDING] = -np.inf
     joint = structure.data_plate is None
     if np.isnan(log_w).any():
-        raise CannotSayError("Some log-weights are not finite: q draws where log p is undefined.")
+        raise CannotSayError(
+            "Some log-weights are not finite: q draws where log p is undefined.",
+            "Give q the support of the prior.",
+        )
     moments = {}
     for name in values[0]:
         z = np.concatenate([v[name] for v in values]).astype(np.float64)

@@ -69,5 +69,5 @@ def guide_leaves(pair: ModelGuidePair, *batch: Any) -> list[torch.Tensor]:
         if name.startswith("guide/") or name in stored[0] - stored[1]
     ]
     if not leaves:
-        raise CannotSayError("The guide has no parameters to refit.")
+        raise CannotSayError("The guide has no parameters to refit.", verdict="not applicable")
     return leaves

@@ -1,7 +1,7 @@
 """Terminal table of a diagnosis.
 
 Two columns, verdict and value, so that 60 characters are enough. Reasons, thresholds and remedies
-are printed only for rows that are not good.
+are printed only for rows that are not good. Rows that do not apply to the fit share one line.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,15 @@ from rich.text import Text
 
 from ppl_lvm.diagnostics.finding import VERDICTS, Finding
 
-STYLES = {"good": "green", "warning": "yellow", "bad": "bold red", "unknown": "dim"}
-MARKS = {"good": "good", "warning": "WARN", "bad": "BAD", "unknown": "?"}
+STYLES = {
+    "good": "green",
+    "warning": "yellow",
+    "bad": "bold red",
+    "unknown": "dim",
+    "exact": "green",
+    "not applicable": "dim",
+}
+MARKS = {"good": "good", "warning": "WARN", "bad": "BAD", "unknown": "?", "exact": "exact"}
 
 
 def table(findings: Sequence[Finding]) -> Group:
@@ -22,17 +29,30 @@ def table(findings: Sequence[Finding]) -> Group:
     summary = Text("Can this fit be trusted? ", style="bold")
     summary.append(", ".join(f"{n} {v}" for v, n in counts.items() if n))
     parts: list[RenderableType] = [summary]
-    for question in dict.fromkeys(f.question for f in findings):
+    shown = [f for f in findings if f.verdict != "not applicable"]
+    for question in dict.fromkeys(f.question for f in shown):
         parts += [Text(""), Text(question, style="bold")]
         rows = Table.grid(padding=(0, 2))
         rows.add_column(no_wrap=True, min_width=4)
         rows.add_column()
-        for finding in findings:
+        for finding in shown:
             if finding.question == question:
                 mark = Text(MARKS[finding.verdict], style=STYLES[finding.verdict])
                 rows.add_row(mark, _row_text(finding))
         parts.append(rows)
+    if line := not_applicable(findings):
+        parts += [Text(""), Text(line, style="dim")]
     return Group(*parts)
+
+
+def not_applicable(findings: Sequence[Finding]) -> str:
+    """One line of all rows that do not apply, by reason; empty if there is none."""
+    by_reason: dict[str, list[str]] = {}
+    for f in findings:
+        if f.verdict == "not applicable":
+            by_reason.setdefault(f.why.rstrip("."), []).append(f.name)
+    parts = [f"{', '.join(names)} ({why})" for why, names in by_reason.items()]
+    return f"Not applicable: {'; '.join(parts)}." if parts else ""
 
 
 def _row_text(finding: Finding) -> Text:

@@ -18,6 +18,7 @@ from ppl_lvm.core.distributions import is_point
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Program
+from ppl_lvm.diagnostics.finding import POINT, VECTORIZE
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.log_prob_tables import run_pair, tabulate
 from ppl_lvm.particles.tracing import Sites, plate_dim, table
@@ -52,9 +53,11 @@ class UnconstrainedDensity:
         self.model, self.guide, self.batch = model, guide, batch
         self.structure = analyze_for_particles(model, guide, batch, {}, 2)
         if not self.structure.latents:
-            raise CannotSayError("The guide draws nothing: the bound is log p(x) itself.")
+            raise CannotSayError(
+                "The guide draws nothing: the bound is log p(x) itself.", verdict="exact"
+            )
         if not self.structure.vectorized:
-            raise CannotSayError("The programs do not run under a particle plate.")
+            raise CannotSayError("The programs do not run under a particle plate.", VECTORIZE)
         with torch.no_grad(), preserve_rng():
             guide_sites, model_sites = run_pair(model, guide, batch, {}, self.structure, 2)
         self.parts: dict[str, _LatentBlock] = {}
@@ -66,12 +69,13 @@ class UnconstrainedDensity:
 
     def _add(self, name: str, site: Any, model_site: Any) -> None:
         if is_point(site["fn"]):
-            raise CannotSayError(f"The guide's site '{name}' is a point and has no density.")
+            raise CannotSayError(f"The guide's site '{name}' is a point and has no density.", POINT)
         support = model_site["fn"].support
         if support.is_discrete or not site["value"].is_floating_point():
             raise CannotSayError(
                 f"The guide draws the discrete site '{name}', and Hamiltonian transitions need "
-                "continuous ones. Leave it out of the guide to sum it out exactly."
+                "continuous ones.",
+                "Leave it out of the guide, and it is summed out exactly.",
             )
         transform = biject_to(support)
         value = site["value"][0]

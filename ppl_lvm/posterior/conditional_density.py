@@ -104,7 +104,8 @@ def pointwise_densities(
     if structure.data_plate is not None or not (structure.latents or structure.enumerated):
         raise CannotSayError(
             "The model has no global latent: its parameters are points that were fitted to every "
-            "row. Evaluate it on held-out rows."
+            "row. Evaluate it on held-out rows.",
+            verdict="not applicable",
         )
     draws = draw_globals(guide, batch, num_draws, structure)
     densities = conditional_densities(model, guide, batch, draws, structure=structure)

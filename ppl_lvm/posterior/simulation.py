@@ -85,7 +85,8 @@ def _observed_arguments(model: Program, batch: Batch) -> dict[str, tuple[int, Te
         if not matches:
             raise CannotSayError(
                 f"The observed value of site '{name}' is none of the model's arguments, so data "
-                "simulated from the model cannot be passed to it. Use obs=x with an argument x."
+                "simulated from the model cannot be passed to it.",
+                "Use obs=x with an argument x.",
             )
         arguments[name] = matches[0], _observed_mask(batch[matches[0]], site)
     return arguments

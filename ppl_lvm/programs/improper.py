@@ -45,7 +45,10 @@ def require_proper(drawn: Mapping[str, Any]) -> None:
     """
     name = improper_site(drawn)
     if name is not None:
-        raise CannotSayError(f"The prior of {name!r} is improper: nothing can be drawn from it.")
+        raise CannotSayError(
+            f"The prior of {name!r} is improper: nothing can be drawn from it.",
+            "Give it a proper prior.",
+        )
 
 
 def improper_site(nodes: Mapping[str, Any]) -> str | None:

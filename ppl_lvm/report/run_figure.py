@@ -6,6 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ppl_lvm.report.figures.style import description
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -31,7 +33,7 @@ class RunFigure:
     Attributes:
         slug: name of the file, and of the heading with spaces.
         caption: one sentence on how to read it.
-        alt_text: description of what it shows.
+        alt_text: description of what it shows, where the function stores no finding.
         draw: the function.
         needs_log_p: True if it also takes log p(x) (N,) of the rows, which a diagnosis has.
     """
@@ -50,7 +52,9 @@ class RunFigure:
         """`figure` for a report; its title becomes a part of the alternative text."""
         title = figure.get_suptitle().replace("\n", " ")
         heading = self.slug.replace("_", " ").capitalize()
-        return Picture(heading, figure, self.caption, f"{title}. {self.alt_text}")
+        finding, caption = description(figure)
+        text = f"{title}. {finding or self.alt_text}"
+        return Picture(heading, figure, caption or self.caption, text)
 
 
 def run_figure(

@@ -17,7 +17,16 @@ from ppl_lvm.core.messages import reason_of
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.data import Data
 from ppl_lvm.data.selection import first_rows
-from ppl_lvm.report.figures import arrays, classes, conditional, density, latents, sequences, topics
+from ppl_lvm.report.figures import (
+    arrays,
+    classes,
+    conditional,
+    density,
+    latents,
+    sequences,
+    topics,
+    training,
+)
 from ppl_lvm.report.run_figure import RunFigure
 from ppl_lvm.report.run_view import RunView
 
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
 
 SHOWN_ROWS = 2000
 # In the order of a report.
-MODULES = (arrays, density, classes, conditional, topics, sequences, latents)
+MODULES = (training, density, classes, conditional, topics, sequences, latents)
 RUN_FIGURES: dict[str, RunFigure] = {
     value.slug: value
     for module in MODULES

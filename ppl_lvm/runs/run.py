@@ -371,7 +371,11 @@ class Run(RunRows):
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            restarts=diagnosis.eligible_restarts(self.restarts, self.trajectories),
+            restarts=diagnosis.eligible_restarts(
+                self.restarts, self.trajectories, self.record["data"]["train_rows"]
+            ),
+            options={**self.record["options"], "num_restarts": self.record.get("num_restarts", 1)},
+            columns=x.columns if isinstance(x, Data) else None,
             quantities=quantities,
             refits=refits,
             temperatures=temperatures,

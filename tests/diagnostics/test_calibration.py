@@ -12,7 +12,7 @@ from pyro.distributions import Bernoulli, Categorical, MixtureSameFamily, Normal
 from torch import Tensor
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.calibration import chi_square_uniformity, ecdf_band, sbc, vsbc
+from ppl_lvm.diagnostics.calibration import chi_square_uniformity, sbc, vsbc
 
 
 def _sbc(width: float) -> Any:
@@ -75,20 +75,6 @@ def test_chi_square_uniformity_has_its_nominal_level() -> None:
     generator = np.random.default_rng(0)
     p = [chi_square_uniformity(generator.integers(0, 100, 300), 99) for _ in range(500)]
     assert abs(np.mean(np.array(p) < 0.05) - 0.05) < 5 * (0.05 * 0.95 / 500) ** 0.5
-
-
-def test_ecdf_band_contains_uniform_ranks_and_excludes_those_of_a_narrow_q() -> None:
-    _, lower, upper = ecdf_band(200, 99)
-    generator = np.random.default_rng(5)
-    contained = []
-    for _ in range(400):
-        ranks = generator.integers(0, 100, 200)
-        ecdf = np.searchsorted(np.sort(ranks), np.arange(1, 100), side="left") / 200
-        contained.append(((ecdf >= lower) & (ecdf <= upper)).all())
-    assert abs(np.mean(contained) - 0.95) < 0.03 + 5 * (0.05 * 0.95 / 400) ** 0.5
-    extreme = np.where(generator.random(200) < 0.3, 0, generator.integers(0, 100, 200))
-    ecdf = np.searchsorted(np.sort(extreme), np.arange(1, 100), side="left") / 200
-    assert not ((ecdf >= lower) & (ecdf <= upper)).all()
 
 
 def test_sbc_breaks_ties_of_discrete_latents_at_random() -> None:

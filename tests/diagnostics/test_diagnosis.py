@@ -101,7 +101,7 @@ def test_diagnosis_of_global_latents_has_joint_rows() -> None:
     x = torch.randn(20)
     diagnosis = diagnose(_mean_pair(x), flat_history(), x, temperatures=20)
     by_name = {f.name: f for f in diagnosis.findings}
-    assert by_name["joint Pareto k̂"].verdict == "good"
+    assert by_name["joint Pareto k̂"].verdict in ("good", "exact")
     assert by_name["leave-one-out: share of rows with unreliable k̂"].verdict == "good"
     assert "does not read the data" in by_name[TITLES["calibration"]].why
     assert not [f for f in diagnosis.findings if f.verdict == "bad"]
@@ -147,7 +147,7 @@ def test_diagnosis_runs_custom_quantities_and_refits() -> None:
     del quantities["wrong"]
     diagnosis = diagnose(pair, flat_history(), x, temperatures=5, quantities=quantities)
     rows = {f.name: f for f in diagnosis.findings}
-    worst = rows["predictive check: p-value of the worst test quantity"]
+    (worst,) = (f for n, f in rows.items() if n.startswith("predictive check"))
     assert worst.verdict == "bad"
     assert "trend" in worst.why
     with pytest.raises(ValueError, match="refits=3"):
@@ -177,8 +177,10 @@ def test_table_fits_a_narrow_terminal_and_explains_rows_that_are_not_good(width:
     assert max(len(line) for line in lines) <= width
     assert lines[0].split("? ")[1].startswith("1 good, 1 warning, 1 bad")
     text = " ".join(" ".join(lines).split())
-    assert text.count("at some length") == text.count("good < 1") == 3  # not in the good row
-    assert len(lines) < 25
+    assert text.count("good < 1") == 4  # not in the good row, and not in the last line
+    assert text.count("at some length") == 5
+    assert "Not applicable: not applicable row (What follows" in text
+    assert len(lines) < 32
     assert "BAD bad row: 0.50 ± 0.10" in text
     assert "WARN warning row" in text
 

@@ -126,7 +126,7 @@ def test_predictive_check_detects_faults_in_incomplete_sequences() -> None:
 def test_standard_quantities_of_incomplete_data_equal_numpys() -> None:
     x = _incomplete_sequences(60).flatten(1)
     quantities = standard_quantities(x.shape[1])
-    values = {name: float(T(x[None])[0]) for name, T in quantities.items()}
+    values = {name: T(x[None])[0].numpy() for name, T in quantities.items()}
     data = x.double().numpy()
     centered = data - np.nanmean(data, 0)
     pairs = np.zeros((10, 10))
@@ -134,14 +134,16 @@ def test_standard_quantities_of_incomplete_data_equal_numpys() -> None:
         product = centered[:, i] * centered[:, j]
         pairs[i, j] = 0.0 if np.isnan(product).all() else np.nanmean(product)
     expected = {
-        "mean": np.nanmean(data),
-        "sd": np.nanstd(data, ddof=1),
+        "mean": np.nanmean(data, 0),
+        "sd": np.nanstd(data, 0, ddof=1),
         "sd of row means": np.nanmean(data, 1).std(ddof=1),
-        "smallest": np.nanmin(data),
-        "largest": np.nanmax(data),
+        "smallest": np.nanmin(data, 0),
+        "largest": np.nanmax(data, 0),
         "largest eigenvalue": np.linalg.eigvalsh(pairs)[-1],
     }
-    assert values == pytest.approx(expected, rel=1e-4)
+    assert values.keys() == expected.keys()
+    for name, value in values.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_lag_1_autocorrelation_equals_numpys_correlation() -> None:
@@ -192,5 +194,4 @@ def test_one_row_is_checked_by_the_quantities_that_it_has() -> None:
             pyro.sample("x", pyro.distributions.Normal(0.0, 1.0), obs=x)
 
     check = predictive_check(model, lambda x: None, torch.ones(1), num_replicates=99)
-    assert set(check.observed) == {"x: mean", "x: smallest", "x: largest", "x: skewness"}
-    assert check.observed["x: skewness"] == 0
+    assert set(check.observed) == {"x: mean", "x: smallest", "x: largest"}  # skewness is constant

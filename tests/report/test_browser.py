@@ -24,9 +24,9 @@ from ppl_lvm.diagnostics.diagnosis import Diagnosis
 from ppl_lvm.diagnostics.finding import Finding, Verdict
 from ppl_lvm.diagnostics.pareto_k import ParetoK
 from ppl_lvm.diagnostics.predictive_checks import PredictiveCheck
-from ppl_lvm.report.figures.arrays import training_curve
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import pictures
+from ppl_lvm.report.figures.training import training_curve
 from ppl_lvm.report.figures.traversals import traversals, worst_explained
 from ppl_lvm.report.html import Entry, SideBySide, html
 from ppl_lvm.report.run_figure import Picture

@@ -6,14 +6,11 @@ self-contained, figures fit the width of a phone, and colors are safe for color 
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from ppl_lvm.core.arguments import checked
@@ -25,69 +22,21 @@ from ppl_lvm.report.figures.style import (
     INK,
     MARKERS,
     circle,
+    column_name,
     component_colors,
+    describe,
     legend_below,
     limit_to,
-    message,
     note,
     picture_grid,
     plot,
+    some_of,
     thin,
     view,
     write_at,
 )
-from ppl_lvm.report.run_figure import run_figure
-
-if TYPE_CHECKING:
-    from ppl_lvm.report.run_view import RunView
 
 MAX_CLASSES = len(COLORS) * len(MARKERS)
-
-
-@run_figure(
-    "training",
-    caption="A flat curve has converged; a gap to the validation curve is overfitting.",
-    alt_text="The bound in nats per row against the step.",
-)
-def training(view: "RunView") -> Figure:
-    """Training curve of a run."""
-    return training_curve(view.run.history)
-
-
-def training_curve(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Bound at every step, its running mean, and the validation bound.
-
-    Args:
-        history: `bound`, one value per step; optionally `step`, `seconds` (since the start),
-            `validation_step` and `validation_bound`. Bounds are nats per row.
-    """
-    bound = np.asarray(history["bound"], np.float64)
-    step = np.asarray(history.get("step", np.arange(1, len(bound) + 1)))
-    figure, axes = plot("Training: the bound on log p(x); higher is better")
-    axes.set_ylabel("nats per row")
-    axes.set_xlabel("step" + _duration(history.get("seconds", ())))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    if len(bound) == 0:
-        return message(axes, "no step was taken")
-    window = max(1, len(bound) // 50)
-    if window > 1:
-        axes.plot(step, bound, color=GRAY, linewidth=0.6, label="each step")
-    mean, middle = _running_mean(bound, window), step[window - 1 :]
-    label = f"mean of {window} steps" if window > 1 else "training"
-    axes.plot(middle, mean, color=COLORS[0], linewidth=1.6, label=label)
-    if len(bound) == 1:
-        axes.plot(step, bound, "o", color=COLORS[0])
-    curves = [bound]
-    held_out = np.asarray(history.get("validation_bound", ()), np.float64)
-    if len(held_out):
-        steps = np.asarray(history["validation_step"])
-        marker = "o" if len(held_out) <= 30 else ""
-        axes.plot(steps, held_out, marker=marker, markersize=3, color=COLORS[4], label="validation")
-        curves.append(held_out)
-    _limit_to_later_steps(axes, curves)
-    if len(axes.get_lines()) > 1:
-        legend_below(figure)
-    return figure
 
 
 def mixture(
@@ -150,7 +99,13 @@ def mixture(
     if empty:
         verb = "component has" if empty == 1 else "components have"
         note(axes, f"{empty} {verb} a weight below 1% (dotted)")
-    return figure
+    return describe(figure, _mixture_finding(np.asarray(responsibilities), weights))
+
+
+def _mixture_finding(responsibilities: Array, weights: Array) -> str:
+    parts = ", ".join(f"{k}: {w:.0%}" for k, w in enumerate(weights))
+    unclear = float((responsibilities.max(1) < 0.7).mean())
+    return f"Weights {parts}; {unclear:.1%} of rows belong to no component with 70%."
 
 
 def samples(
@@ -171,7 +126,7 @@ def samples(
         return picture_grid(
             "Samples from the model", pictures, rows, columns, ["" for _ in range(rows)]
         )
-    figure, axes = plot("Samples from the model")
+    figure, axes = plot("Samples from the model" + " and the data" * (data is not None))
     flat = x.reshape(len(x), -1)
     real = flat if data is None else np.asarray(data, np.float64).reshape(-1, flat.shape[1])
     if flat.shape[1] == 1:
@@ -194,17 +149,30 @@ def samples(
                 )
     if data is not None:
         legend_below(figure)
+        spread = np.where(real.std(0) > 0, real.std(0), 1.0)
+        shift, ratio = np.abs(flat.mean(0) - real.mean(0)) / spread, flat.std(0) / spread
+        far = int(np.abs(np.log(np.maximum(ratio, 1e-9))).argmax())
+        describe(
+            figure,
+            f"Means of columns differ by at most {shift.max():.2f} sd; the sd of samples is "
+            f"{ratio[far]:.2f} times that of data in the column where they differ most.",
+            "Samples should cover the data's cloud, not more and not less.",
+        )
     return figure
 
 
 def reconstructions(
-    x: ArrayLike, reconstruction: ArrayLike, image_shape: tuple[int, int] | None = None
+    x: ArrayLike,
+    reconstruction: ArrayLike,
+    image_shape: tuple[int, int] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Data and their reconstructions.
 
     Args:
         x, reconstruction: rows (N, P) or pictures (N, H, W), with the same order of rows.
         image_shape: (H, W) of rows that are flattened pictures.
+        names: names of the columns.
     """
     x, back = np.asarray(x, np.float64), np.asarray(reconstruction, np.float64)
     above, below = _pictures(x, image_shape), _pictures(back, image_shape)
@@ -212,8 +180,11 @@ def reconstructions(
         count = min(len(above), 10)
         pairs = np.concatenate([above[:count], below[:count]])
         title = "Reconstructions: data above, means of the model below"
-        return picture_grid(title, pairs, 2, count, ["data", "model"])
-    figure, axes = plot("Reconstructions: exact on the line")
+        title += some_of(count, len(above), "rows")
+        error = float(((above - below) ** 2).mean() / max(above.var(0).mean(), 1e-12))
+        grid = picture_grid(title, pairs, 2, count, ["data", "model"])
+        return describe(grid, f"The squared error is {error:.0%} of the variance over rows.")
+    figure, axes = plot("Each value against the mean of the model at its row's code")
     flat, decoded = x.reshape(len(x), -1), back.reshape(len(back), -1)
     spread = flat.std(axis=0)
     scale = np.where(spread > 0, spread, 1.0)
@@ -222,17 +193,27 @@ def reconstructions(
     many = flat.shape[1] > len(COLORS)
     for p in range(flat.shape[1]):
         color = COLORS[0] if many else COLORS[p]
-        label = None if many else f"column {p}"
+        label = None if many else column_name(p, names)
         axes.scatter(across[:, p], up[:, p], s=8, color=color, linewidths=0, alpha=0.7, label=label)
     axes.set_xlabel("data (standard deviations of the column)")
-    axes.set_ylabel("reconstruction (same units)")
+    axes.set_ylabel("mean of the model (same units)")
     if not many:
         legend_below(figure)
-    return figure
+    left = 1 - ((across - up) ** 2).mean(0) / np.maximum(across.var(0), 1e-12)
+    low, high = int(left.argmin()), int(left.argmax())
+    return describe(
+        figure,
+        f"The codes explain {left[low]:.0%} ({column_name(low, names)}) to {left[high]:.0%} "
+        f"({column_name(high, names)}) of the variance of a column.",
+        "On the line a value is reproduced; a flat cloud is a column that the codes ignore.",
+    )
 
 
 def latent_plane(
-    codes: ArrayLike, labels: ArrayLike | None = None, label_names: Sequence[str] | None = None
+    codes: ArrayLike,
+    labels: ArrayLike | None = None,
+    label_names: Sequence[str] | None = None,
+    site: str = "z",
 ) -> Figure:
     """Posterior means in the plane of the two latents with the largest variance.
 
@@ -240,6 +221,7 @@ def latent_plane(
         codes: posterior means (N, D).
         labels: classes (-1: no label) or real values, (N,).
         label_names: names of the classes 0, 1, ....
+        site: name of the latent.
     """
     codes = np.asarray(codes, np.float64).reshape(len(np.asarray(codes)), -1)
     variance = codes.var(axis=0)
@@ -251,15 +233,17 @@ def latent_plane(
     )
     title = f"Latent plane: each point is a row{rest}"
     figure, axes = plot(title, height=4.0)
-    axes.set_xlabel(f"latent {first[0] + 1} (variance {variance[first[0]]:.3g})")
+    axes.set_xlabel(f"{site}[{first[0]}] (variance {variance[first[0]]:.3g})")
     if len(first) == 2:
-        axes.set_ylabel(f"latent {first[1] + 1} (variance {variance[first[1]]:.3g})")
+        axes.set_ylabel(f"{site}[{first[1]}] (variance {variance[first[1]]:.3g})")
         points = codes[:, first]
     else:
         axes.set_yticks([])
         axes.set_ylabel("(random height)")
         points = np.stack([codes[:, 0], np.random.default_rng(0).uniform(size=len(codes))], axis=1)
     rows = thin(len(points))
+    axis_names = " and ".join(f"{site}[{d}]" for d in first)
+    describe(figure, f"{len(points):,} rows over {axis_names}; sd {_sds(points[:, : len(first)])}.")
     if labels is None:
         axes.scatter(
             points[rows, 0], points[rows, 1], s=9, color=COLORS[0], alpha=0.7, linewidths=0
@@ -291,8 +275,27 @@ def latent_plane(
             linewidths=0,
             label=textwrap.shorten(name, 24, placeholder="…"),
         )
+        if len(classes) > len(COLORS):  # colors repeat
+            write_at(axes, np.median(points[of_class], 0), textwrap.shorten(name, 12))
     legend_below(figure)
-    return figure
+    share = nearest_label_agreement(points[rows], values[rows])
+    return describe(
+        figure,
+        f"The nearest row in the plane of {axis_names} has the same label for {share:.0%} of the "
+        "rows.",
+    )
+
+
+def nearest_label_agreement(points: Array, labels: Array) -> float:
+    """Share of rows whose nearest other row has their label, over at most 500 labeled rows."""
+    known = np.flatnonzero(labels != -1)[:500]
+    distance = ((points[known, None] - points[None, known]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    return float((labels[known][distance.argmin(1)] == labels[known]).mean())
+
+
+def _sds(points: Array) -> str:
+    return " and ".join(f"{s:.2f}" for s in points.std(0))
 
 
 @checked
@@ -334,29 +337,9 @@ def _mixture_on_a_line(
         axes.plot(grid, density[k], color=color, linewidth=1.6)
         write_at(axes, (grid[density[k].argmax()], density[k].max()), f"{k}: {weights[k]:.0%}")
     axes.plot(grid, density.sum(axis=0), color=INK, linewidth=1, linestyle="--")
-    axes.set_xlabel("column 0" if names is None else names[0])
+    axes.set_xlabel(column_name(0, names))
     axes.set_ylabel("density")
-    return figure
-
-
-def _limit_to_later_steps(axes: Axes, curves: Sequence[Array]) -> None:
-    """Cut off the first steps of a fit, which would flatten the others, with a note."""
-    every = np.concatenate([curve[np.isfinite(curve)] for curve in curves])
-    later = np.concatenate([c[len(c) // 10 :][np.isfinite(c[len(c) // 10 :])] for c in curves])
-    if len(later) == 0:
-        return
-    low, high = np.quantile(later, 0.02), every.max()
-    low -= 0.1 * (high - low)
-    # At least a tenth of the total increase: else a converged run shows only noise.
-    low = min(low, high - 0.1 * (every.max() - every.min()))
-    if high - low < 0.3 * (every.max() - every.min()):
-        axes.set_ylim(low, high + 0.05 * (high - low))
-        note(axes, f"starts below the picture, at {every.min():.4g}")
-
-
-def _running_mean(values: Array, window: int) -> Array:
-    return np.convolve(values, np.full(window, 1 / window), mode="valid")
-
-
-def _duration(seconds: Sequence[float]) -> str:
-    return f" ({seconds[-1]:.3g} s in all)" if len(seconds) else ""
+    parts = ", ".join(
+        f"{k}: {w:.0%} at {m:.3g}" for k, (w, m) in enumerate(zip(weights, means, strict=True))
+    )
+    return describe(figure, f"Components {parts}.")

@@ -12,7 +12,14 @@ from torch import Tensor
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.report.figures import arrays
-from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, title_above
+from ppl_lvm.report.figures.style import (
+    TEXT,
+    WIDTH,
+    column_name,
+    describe,
+    picture_grid,
+    title_above,
+)
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
@@ -137,7 +144,10 @@ def confusion(
     axes.set_yticks(range(L), names or [str(l) for l in range(L)], fontsize=TEXT - 1)
     axes.set_xlabel("inferred class")
     axes.set_ylabel("label")
-    return figure
+    purity = counts.max(0).sum() / max(counts.sum(), 1)
+    return describe(
+        figure, f"{purity:.1%} of {counts.sum()} rows have the most frequent label of their class."
+    )
 
 
 def table(
@@ -170,7 +180,12 @@ def table(
         axes.set_xlabel("column")
     bar = figure.colorbar(image, ax=axes, fraction=0.05)
     bar.set_label("mean, sd of the data", fontsize=TEXT - 2)
-    return figure
+    k, p = np.unravel_index(np.abs(shown).argmax(), shown.shape)
+    return describe(
+        figure,
+        f"The farthest mean is {shown[k, p]:+.1f} sd, {column_name(int(p), columns)} of "
+        f"{classes[k]}.",
+    )
 
 
 def _components(view: RunView, observed: str, row: Tensor) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from ppl_lvm.report.figures.style import (
     GRAY,
     TEXT,
     WIDTH,
+    describe,
     note,
     picture_grid,
     plot,
@@ -140,7 +141,9 @@ def predicted_against_observed(y: ArrayLike, draws: ArrayLike, name: str = "y") 
             y.ravel()[rows], mean.ravel()[rows], s=8, color=COLORS[0], linewidths=0, alpha=0.7
         )
     coverage = ((low <= y) & (y <= high)).mean()
-    note(axes, f"the central {INTERVAL:.0%} intervals contain {coverage:.0%} of the data")
+    text = f"the central {INTERVAL:.0%} intervals contain {coverage:.0%} of the data"
+    note(axes, text)
+    describe(figure, text.capitalize() + ".")
     axes.set_xlabel("data")
     axes.set_ylabel("mean of the model")
     return figure
@@ -166,7 +169,8 @@ def reliability(y: ArrayLike, probability: ArrayLike) -> Figure:
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel("predicted probability")
     axes.set_ylabel("share of ones (± 2 standard errors)")
-    return figure
+    off = np.abs(share - probability_of_bin) > 2 * error
+    return describe(figure, f"{off.sum()} of {len(bins)} bins are off the line by 2 errors.")
 
 
 def intervals(draws: dict[str, Array], left_out: list[str]) -> Figure:
@@ -195,7 +199,9 @@ def intervals(draws: dict[str, Array], left_out: list[str]) -> Figure:
         axes.tick_params(labelsize=TEXT - 2)
     if left_out:
         grid[-1].set_xlabel(f"not shown (too large): {', '.join(left_out)}", fontsize=TEXT - 2)
-    return figure
+    ends = [np.quantile(v.reshape(len(v), -1), [0.05, 0.95], 0) for v in draws.values()]
+    signs = sum(int(((low > 0) | (high < 0)).sum()) for low, high in ends)
+    return describe(figure, f"{signs} of {sum(sizes)} values have a 90% interval without 0.")
 
 
 def _entry(name: str, index: tuple[int, ...]) -> str:

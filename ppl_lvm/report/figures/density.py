@@ -8,7 +8,7 @@ from torch import Tensor
 from ppl_lvm.core.types import Array
 from ppl_lvm.posterior.evidence import log_evidence
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.report.figures.style import note, plot, thin
+from ppl_lvm.report.figures.style import column_name, describe, note, plot, thin
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
@@ -45,11 +45,12 @@ def picture(view: RunView) -> Figure | None:
     data, names = np.asarray(view.x, np.float64), view.data.columns
     across, up, density = on_grid(view.pair, x)
     figure, axes = plot("The model's density, and the data", height=4.2)
-    axes.set_xlabel(names[0] if names else "column 0")
-    axes.set_ylabel(names[1] if names else "column 1")
+    axes.set_xlabel(column_name(0, names or None))
+    axes.set_ylabel(column_name(1, names or None))
     axes.pcolormesh(across, up, density.T, cmap="Blues", shading="auto", rasterized=True)
     rows = thin(len(data))
     axes.scatter(data[rows, 0], data[rows, 1], s=4, color="black", alpha=0.4, linewidths=0)
     mass = density.sum() * (across[1] - across[0]) * (up[1] - up[0])
-    note(axes, f"the frame contains {mass:.0%} of the probability")
-    return figure
+    text = f"the frame contains {mass:.0%} of the probability"
+    note(axes, text)
+    return describe(figure, text.capitalize() + ".")

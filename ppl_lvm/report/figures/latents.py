@@ -12,7 +12,17 @@ from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.latent_arithmetic import traverse
 from ppl_lvm.report.figures import arrays as pictures
 from ppl_lvm.report.figures import traversals as codes
-from ppl_lvm.report.figures.style import TEXT, WIDTH, picture_grid, thin, title_above, view
+from ppl_lvm.report.figures.style import (
+    TEXT,
+    WIDTH,
+    describe,
+    description,
+    picture_grid,
+    some_of,
+    thin,
+    title_above,
+    view,
+)
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
@@ -77,7 +87,11 @@ def reconstructions(view: RunView) -> Figure | None:
     if back is None or view.chain:
         return None
     n = SHOWN_RECONSTRUCTIONS
-    return pictures.reconstructions(view.x[:n], back[:n], image_shape=view.image_shape)
+    if view.image_shape is None:
+        n = len(back)
+    return pictures.reconstructions(
+        view.x[:n], back[:n], image_shape=view.image_shape, names=view.data.columns
+    )
 
 
 @run_figure(
@@ -106,21 +120,29 @@ def traversals(view: RunView) -> Figure | None:
         [f"{site}[{d}]" for d in order.tolist()],
         image_shape=shape,
         names=view.data.columns,
+        left_out=some_of(D, z.shape[1], "latents"),
     )
 
 
 @run_figure(
     "latent_plane",
-    caption="Groups are structure that the model inferred without labels; the prior expects a "
-    "round cloud around 0.",
+    caption="Groups are structure inferred without labels. Codes far from 0 are rare under a "
+    "standard normal prior.",
     alt_text="Posterior means of the data in the plane of the two latents that vary most.",
 )
 def latent_plane(view: RunView) -> Figure | None:
     """Codes in the plane of largest variance, colored by label."""
     if reconstruct(view) is None or view.chain:
         return None
-    z = next(iter(view.continuous.values()))
-    return pictures.latent_plane(z.cpu().numpy(), view.labels, view.data.label_names)
+    site, z = next(iter(view.continuous.items()))
+    figure = pictures.latent_plane(z.cpu().numpy(), view.labels, view.data.label_names, site)
+    fn = view.trace.nodes[site]["fn"] if site in view.trace.nodes else None
+    finding, _ = description(figure)
+    if fn is not None and unwrap_support(fn.support) is constraints.simplex:
+        return describe(figure, finding, "Proportions of two parts; the rest is in the others.")
+    if fn is None or unwrap_support(fn.support) is not constraints.real:
+        return describe(figure, finding, "Groups are structure inferred without labels.")
+    return figure
 
 
 @run_figure(
@@ -180,7 +202,8 @@ def _developing(stages: list[Array], names: list[str], shape: tuple[int, int]) -
         scaled.append(np.clip((stage - low) / max(high - low, 1e-12), 0, 1))
     shown = np.stack(scaled, 1).reshape(-1, *shape)  # (n · stages, H, W)
     title = f"From noise to data: {', '.join(names)} from left to right"
-    return picture_grid(title, shown, len(stages[0]), len(stages), [""] * len(stages[0]))
+    grid = picture_grid(title, shown, len(stages[0]), len(stages), [""] * len(stages[0]))
+    return describe(grid, f"{len(stages[0])} samples at {len(stages)} stages, scaled by stage.")
 
 
 def _gathering(stages: list[Array], names: list[str], x: Array) -> Figure:

@@ -22,6 +22,36 @@ WIDTH, TEXT = 4.8, 10  # inches, points: readable when the picture is 360 pixels
 MAX_POINTS = 5000  # more would only overplot
 
 
+def describe(figure: Figure, finding: str, caption: str = "") -> Figure:
+    """Store what a figure shows, one sentence, and a caption in place of that of its kind."""
+    figure.set_label(f"{finding}\n{caption}")
+    return figure
+
+
+def description(figure: Figure) -> tuple[str, str]:
+    """Finding and caption of a figure; empty where none are stored."""
+    finding, _, caption = str(figure.get_label() or "").partition("\n")
+    return finding, caption
+
+
+def least_range(axes: Axes, least: float) -> None:
+    """Widen the vertical range to `least`, so that rounding is not drawn as a trend."""
+    low, high = axes.get_ylim()
+    if high - low < least:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - least / 2, middle + least / 2)
+
+
+def some_of(shown: int, total: int, what: str) -> str:
+    """A note on what is left out, " (3 of 4 latents)"; empty where all are shown."""
+    return f" ({shown} of {total} {what})" if shown < total else ""
+
+
+def column_name(p: int, names: Sequence[str] | None) -> str:
+    """The name of column p, or its index where columns have no names."""
+    return f"column {p}" if names is None else str(names[p])
+
+
 def plot(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
     """One plot below a wrapped title."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -29,6 +59,7 @@ def plot(title: str, height: float = 3.6) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=TEXT - 1)
+    axes.ticklabel_format(useOffset=False)  # "1e-8 − 19.76" is no axis
     return figure, axes
 
 
@@ -178,20 +209,22 @@ def view(
     """Center (P,), two directions (P, 2) and axis labels of a projection."""
     P = x.shape[1]
     if columns is None and P > 2:
-        center = x.mean(axis=0)
-        _, length, axes = np.linalg.svd(x - center, full_matrices=False)
+        center, sd = x.mean(axis=0), x.std(axis=0)
+        sd = np.where(sd > 0, sd, 1.0)  # columns have different units
+        _, length, axes = np.linalg.svd((x - center) / sd, full_matrices=False)
         share = length**2 / max(float((length**2).sum()), np.finfo(np.float64).tiny)
         W = axes[:2].T
         W = W * np.where(W[np.abs(W).argmax(axis=0), [0, 1]] < 0, -1, 1)  # fixes the sign
+        W = W / sd[:, None]
         words = ("first", "second")
         return (
             center,
             W,
             [
-                f"{w} principal axis ({s:.1%} of variance)"
+                f"{w} axis of standardized columns ({s:.1%} of variance)"
                 for w, s in zip(words, share, strict=False)
             ],
         )
     pair = (0, 1) if columns is None else columns
-    labels = [f"column {p}" if names is None else names[p] for p in pair]
+    labels = [column_name(p, names) for p in pair]
     return np.zeros(P), np.eye(P)[:, list(pair)], labels

@@ -12,7 +12,7 @@ from ppl_lvm.core.distributions import unwrap_support
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.posterior.topics import coherence, top_words
-from ppl_lvm.report.figures.style import COLORS, TEXT, WIDTH, picture_grid, title_above
+from ppl_lvm.report.figures.style import COLORS, TEXT, WIDTH, describe, picture_grid, title_above
 from ppl_lvm.report.run_figure import run_figure
 from ppl_lvm.report.run_view import RunView
 
@@ -55,7 +55,7 @@ def draw(
     labels = [str(v) for v in range(V)] if words is None else list(words)
     figure = Figure(figsize=(WIDTH, 0.6 + 1.25 * -(-K // 2)), layout="constrained")
     title_above(figure, "Topics: most likely words and their probability")
-    grid = figure.subplots(-(-K // 2), 2, squeeze=False).ravel()
+    grid = figure.subplots(-(-K // 2), 2, squeeze=False, sharex=True).ravel()
     best = top_words(table, min(MAX_WORDS, V))
     coherences = None if counts is None else coherence(table, counts, best.shape[1])
     for k, axes in enumerate(grid):
@@ -70,7 +70,9 @@ def draw(
         axes.invert_yaxis()
         suffix = "" if coherences is None else f", coherence {coherences[k].item():.2f}"
         axes.set_title(f"topic {k}{suffix}", fontsize=TEXT - 2, loc="left")
-    return figure
+        axes.tick_params(labelbottom=True)  # the scale is shared
+    parts = (f"{k}: {', '.join(labels[v] for v in best[k].tolist()[:3])}" for k in range(K))
+    return describe(figure, f"Topics {'; '.join(parts)}.")
 
 
 def _table(view: RunView) -> Tensor | None:

@@ -12,8 +12,11 @@ from ppl_lvm.report.figures.style import (
     GRAY,
     TEXT,
     WIDTH,
+    column_name,
+    describe,
     legend_below,
     picture_grid,
+    some_of,
     title_above,
 )
 
@@ -27,6 +30,7 @@ def traversals(
     *,
     image_shape: tuple[int, int] | None = None,
     names: Sequence[str] | None = None,
+    left_out: str = "",
 ) -> Figure:
     """Means of the model as one latent moves and the others stay at their mean.
 
@@ -36,22 +40,32 @@ def traversals(
         latents: names of the latents.
         image_shape: (H, W) of rows that are flattened pictures.
         names: names of the P columns.
+        left_out: a note on the latents that are not drawn.
     """
     decoded, values = np.asarray(decoded, np.float64), np.asarray(values, np.float64)
     D, T, _ = decoded.shape
     if image_shape is not None:
         pictures = decoded.reshape(D * T, *image_shape)
         title = "Latent traversals: from left to right one latent moves, the others stay"
-        return picture_grid(title, pictures, D, T, list(latents))
+        grid = picture_grid(title + left_out, pictures, D, T, list(latents))
+        change = np.ptp(decoded, axis=1).mean(1)
+        order = np.argsort(-change)
+        return describe(
+            grid,
+            f"{latents[order[0]]} changes a pixel most, by {change[order[0]]:.2f} on average, "
+            f"{latents[order[-1]]} least, by {change[order[-1]]:.2f}.",
+        )
     moved = np.ptp(decoded, axis=1)  # (D, P)
     scale = moved.max(axis=0)
     shown = np.argsort(-scale, kind="stable")[:MAX_COLUMNS]
     figure = Figure(figsize=(WIDTH, 0.7 + 1.5 * D), layout="constrained")
-    title_above(figure, "Latent traversals: columns of x as one latent moves, others at their mean")
+    left_out += some_of(len(shown), moved.shape[1], "columns, those that move most")
+    title = "Latent traversals: columns of x as one latent moves, others at their mean"
+    title_above(figure, title + left_out)
     grid = figure.subplots(D, 1, squeeze=False)[:, 0]
     for d, axes in enumerate(grid):
         for color, p in zip(COLORS, shown, strict=False):
-            label = f"column {p}" if names is None else names[p]
+            label = column_name(p, names)
             centered = decoded[d, :, p] - decoded[:, :, p].mean()
             axes.plot(values[d], centered / max(scale[p], 1e-12), color=color, label=label)
         axes.axhline(0, color=GRAY, linewidth=0.8, zorder=0)
@@ -60,7 +74,8 @@ def traversals(
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=TEXT - 2)
     legend_below(figure)
-    return figure
+    parts = [f"{latents[d]} moves {column_name(int(moved[d].argmax()), names)}" for d in range(D)]
+    return describe(figure, "; ".join(parts) + " most.")
 
 
 def worst_explained(
@@ -87,7 +102,8 @@ def worst_explained(
     if image_shape is not None:
         pairs = np.concatenate([x[worst], back[worst]]).reshape(-1, *image_shape)
         title = f"Worst explained, worst at the left: {summary}"
-        return picture_grid(title, pairs, 2, len(worst), ["data", "model"])
+        grid = picture_grid(title, pairs, 2, len(worst), ["data", "model"])
+        return describe(grid, f"Rows {', '.join(map(str, worst))}.")
     return _residuals(x, back, worst, names, f"Worst explained, worst on top: {summary}")
 
 
@@ -111,4 +127,9 @@ def _residuals(
         axes.set_xlabel("column")
     bar = figure.colorbar(image, ax=axes, fraction=0.05)
     bar.set_label("data − model, sd of all", fontsize=TEXT - 2)
-    return figure
+    n, p = np.unravel_index(np.abs(shown).argmax(), shown.shape)
+    return describe(
+        figure,
+        f"The largest residual is {shown[n, p]:+.1f} sd, {column_name(int(p), names)} of row "
+        f"{worst[n]}.",
+    )

@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from ppl_lvm.report.figures import arrays as pictures
 from ppl_lvm.report.figures.style import COLORS, WIDTH, thin
+from ppl_lvm.report.figures.training import training_curve
 
 DRAW = np.random.default_rng(0)
 
@@ -60,7 +61,7 @@ def _history(steps: int) -> dict[str, list[float]]:
 
 def test_training_curve_shows_bounds_at_their_steps(tmp_path: Path) -> None:
     history = _history(400)
-    figure = pictures.training_curve(history)
+    figure = training_curve(history)
     _check(figure, tmp_path)
     raw, mean, held_out = _axes(figure).get_lines()
     assert np.array_equal(raw.get_ydata(), history["bound"])
@@ -72,7 +73,7 @@ def test_training_curve_shows_bounds_at_their_steps(tmp_path: Path) -> None:
 
 
 def test_training_curve_is_not_flattened_by_its_first_steps(tmp_path: Path) -> None:
-    figure = pictures.training_curve(_history(2000))
+    figure = training_curve(_history(2000))
     low, high = _axes(figure).get_ylim()
     assert -25 < low < -18 < high < -16
     assert "starts below the picture, at -5" in _texts(figure)
@@ -82,7 +83,7 @@ def test_training_curve_is_not_flattened_by_its_first_steps(tmp_path: Path) -> N
     "bound", [[], [-3.0], [-3.0, -2.0], [-1e9, float("nan"), -2.0], [-1.0] * 99]
 )
 def test_training_curve_accepts_any_length(tmp_path: Path, bound: list[float]) -> None:
-    figure = pictures.training_curve({"bound": bound})
+    figure = training_curve({"bound": bound})
     _check(figure, tmp_path)
     assert _axes(figure).get_xlabel() == "step"
 
@@ -266,5 +267,5 @@ def test_figures_do_not_register_with_pyplot(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 
     before = plt.get_fignums()  # of other tests
-    pictures.save(pictures.training_curve({"bound": [-1.0, -0.5]}), tmp_path / "p.png")
+    pictures.save(training_curve({"bound": [-1.0, -0.5]}), tmp_path / "p.png")
     assert plt.get_fignums() == before
