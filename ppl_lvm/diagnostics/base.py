@@ -15,6 +15,7 @@ from ppl_lvm.training.trajectory import Trajectory
 
 Quantity = Callable[[Tensor], Tensor]  # test quantity: data sets (R, N, P) -> (R,)
 TOTAL = 2.0  # nats of all rows together: a likelihood ratio of 7
+USES = ("density", "codes", "uncertainty", "samples", "groups")
 PER_ROW = 0.1  # nats, where the number of rows is unknown
 Z = 3.0  # Monte-Carlo errors within which two bounds are not told apart
 
@@ -155,6 +156,7 @@ class Diagnostic:
         question: heading that its rows stand under.
         title: name of its row where it has no result.
         run: computes the result; raises `CannotSayError` where the pair has none.
+        spoils: what a fit that fails it should not be used for, of `USES`.
         applies: False leaves the diagnostic out of the table.
     """
 
@@ -162,4 +164,5 @@ class Diagnostic:
     question: str
     title: str
     run: Callable[[Context], Result]
+    spoils: tuple[str, ...] = ()
     applies: Callable[[Context], bool] = _always

@@ -346,5 +346,9 @@ TIGHTNESS = Diagnostic(
     slug="tightness", question=QUESTION, title="gap between ELBO and log p(x)", run=_run_tightness
 )
 SANDWICH = Diagnostic(
-    slug="sandwich", question=QUESTION, title="sandwich on simulated data", run=_run_sandwich
+    slug="sandwich",
+    question=QUESTION,
+    title="sandwich on simulated data",
+    run=_run_sandwich,
+    spoils=("density",),
 )

@@ -344,6 +344,7 @@ SBC = Diagnostic(
     question=QUESTION,
     title="simulation-based calibration",
     run=lambda c: sbc(c.model, c.guide, *c.rows, seed=c.seed),
+    spoils=("uncertainty",),
 )
 VSBC = Diagnostic(
     slug="vsbc",
@@ -351,4 +352,5 @@ VSBC = Diagnostic(
     title="calibration by refitting",
     run=_run_vsbc,
     applies=lambda c: c.refits > 0,
+    spoils=("uncertainty",),
 )

@@ -36,7 +36,7 @@ from numpy.typing import ArrayLike
 
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.types import Floats
-from ppl_lvm.diagnostics.base import Context, Diagnostic, Restarts, as_restarts
+from ppl_lvm.diagnostics.base import USES, Context, Diagnostic, Restarts, as_restarts
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold, Verdict
 from ppl_lvm.training.extrapolation import aitken_remaining_gain
 from ppl_lvm.training.trajectory import PARTS, last_bounds, num_final_steps
@@ -237,7 +237,7 @@ class MonotoneConvergence:
             "at which gains shrink.",
             remedy="More iterations (max_iterations), or a smaller tolerance.",
         )
-        return [row] + [spread_finding(self.restarts)] * (len(self.restarts.bounds) > 1)
+        return [row, *([spread_finding(self.restarts)] if len(self.restarts.bounds) > 1 else [])]
 
 
 def monotone_convergence(
@@ -354,7 +354,7 @@ class PredictedConvergence:
             why=f"After {self.steps:,} steps.",
             remedy=self.remedy or "Raise num_steps.",
         )
-        return [row] + [spread_finding(self.restarts)] * (len(self.restarts.bounds) > 1)
+        return [row, *([spread_finding(self.restarts)] if len(self.restarts.bounds) > 1 else [])]
 
 
 def _run(context: Context) -> Convergence | MonotoneConvergence | PredictedConvergence:
@@ -375,5 +375,9 @@ def _run(context: Context) -> Convergence | MonotoneConvergence | PredictedConve
 
 
 CONVERGENCE = Diagnostic(
-    slug="convergence", question=QUESTION, title="convergence of the bound", run=_run
+    slug="convergence",
+    question=QUESTION,
+    title="convergence of the bound",
+    run=_run,
+    spoils=USES,
 )

@@ -363,8 +363,16 @@ def _run_generalization(context: Context) -> GeneralizationGap:
 
 
 INFERENCE_GAPS = Diagnostic(
-    slug="gaps", question=QUESTION, title="approximation and amortization gap", run=_run_gaps
+    slug="gaps",
+    question=QUESTION,
+    title="approximation and amortization gap",
+    run=_run_gaps,
+    spoils=("codes", "uncertainty"),
 )
 GENERALIZATION_GAP = Diagnostic(
-    slug="generalization", question=QUESTION, title="generalization gap", run=_run_generalization
+    slug="generalization",
+    question=QUESTION,
+    title="generalization gap",
+    run=_run_generalization,
+    spoils=("density", "samples"),
 )

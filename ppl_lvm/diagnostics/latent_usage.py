@@ -296,4 +296,5 @@ LATENT_USAGE = Diagnostic(
     question=QUESTION,
     title="use of the latent space",
     run=lambda c: latent_use(c.model, c.guide, *c.rows, seed=c.seed),
+    spoils=("codes",),
 )

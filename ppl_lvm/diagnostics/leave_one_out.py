@@ -166,4 +166,5 @@ LEAVE_ONE_OUT = Diagnostic(
     question=QUESTION,
     title="leave-one-out",
     run=lambda c: loo(c.model, c.guide, *c.train, seed=c.seed),
+    spoils=("samples",),
 )

@@ -389,6 +389,7 @@ MIXTURE_COMPONENTS = Diagnostic(
     question=QUESTION,
     title="components",
     run=lambda c: mixture_components(c.pair, *c.rows),
+    spoils=("groups",),
 )
 CLUSTERING_STABILITY = Diagnostic(
     slug="stability",
@@ -396,4 +397,5 @@ CLUSTERING_STABILITY = Diagnostic(
     title="stability of the clustering over restarts",
     run=_run_stability,
     applies=_has_clusterings,
+    spoils=("groups",),
 )

@@ -242,4 +242,5 @@ PARETO_K = Diagnostic(
     question=QUESTION,
     title="Pareto k̂",
     run=lambda c: pareto_k(c.model, c.guide, *c.rows, seed=c.seed),
+    spoils=("uncertainty",),
 )

@@ -354,6 +354,7 @@ POSTERIOR_PREDICTIVE = Diagnostic(
     question=QUESTION,
     title="predictive checks",
     run=lambda c: _run_check(c, prior=False),
+    spoils=("samples",),
 )
 PRIOR_PREDICTIVE = Diagnostic(
     slug="prior",

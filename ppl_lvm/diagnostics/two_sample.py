@@ -183,4 +183,5 @@ TWO_SAMPLE = Diagnostic(
     question=QUESTION,
     title="classifier two-sample test",
     run=lambda c: two_sample(c.model, c.guide, *c.rows, seed=c.seed),
+    spoils=("samples",),
 )

@@ -1,6 +1,7 @@
-"""Write a report of run directories: verdicts, then pictures."""
+"""Write a report of run directories: the answer, then what it rests on."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,21 @@ from ppl_lvm.diagnostics.diagnosis import diagnose as diagnose_pair
 from ppl_lvm.diagnostics.finding import Finding, format_with_error
 from ppl_lvm.posterior.evidence import shares_latents
 from ppl_lvm.posterior.evidence_text import evidence_text
-from ppl_lvm.report import html
+from ppl_lvm.report import html, summary
+from ppl_lvm.report.answer import answer
 from ppl_lvm.report.figures.comparison import picture
 from ppl_lvm.report.figures.diagnosis import pictures as diagnosis_pictures
+from ppl_lvm.report.remedies import fit_command, remedies
 from ppl_lvm.report.run_figures import RUN_FIGURES, worst_rows
 from ppl_lvm.report.run_figures import figures as fit_figures
+from ppl_lvm.report.run_view import RunView
 from ppl_lvm.runs.comparability import NotComparableError, short_names
-from ppl_lvm.runs.comparison import compare
+from ppl_lvm.runs.comparison import Comparison, compare
 from ppl_lvm.runs.directory import load_run
 from ppl_lvm.runs.record import has_weights
 from ppl_lvm.runs.run import Run
+
+HIGH_K_HAT_DIFFERENCE = 0.02  # share of rows
 
 
 @public_call
@@ -48,8 +54,10 @@ def report(
     """
     loaded = [run if isinstance(run, Run) else load_run(run, trust=trust) for run in runs]
     names = short_names(loaded)
+    if len(loaded) > 1:
+        names = summary.names_by_settings(loaded, names)
     entries = [_entry(run, name, data, say) for run, name in zip(loaded, names, strict=True)]
-    html.write(entries, path, _beside(loaded, names) if len(loaded) > 1 else None)
+    html.write(entries, path, _beside(loaded, names, entries) if len(loaded) > 1 else None)
     return Path(path)
 
 
@@ -95,13 +103,28 @@ def _entry(run: Run, name: str, data: Any, say: Say | None) -> html.Entry:
         figure = worst_rows(run, data, few, tightness.best)
         if figure is not None:
             figures["worst_explained"] = figure
-    pictures = [RUN_FIGURES[slug].picture(figure) for slug, figure in figures.items()]
-    pictures += diagnosis_pictures(diagnosis.details)
-    title = f"{run.record['model']['name']} on {run.record['data']['name']}"
-    return html.Entry(title, facts(run, note), diagnosis, pictures, name)
+    pictures = {slug: RUN_FIGURES[slug].picture(figure) for slug, figure in figures.items()}
+    view = RunView(run, data, run.batch(data))
+    result = answer(
+        diagnosis.findings, summary.kinds(view, list(figures)), run.results.get("degenerate")
+    )
+    converged = [f.verdict for f in diagnosis.findings if f.slug == "convergence"]
+    return html.Entry(
+        f"{run.record['model']['name']} on {run.record['data']['name']}",
+        facts(run, note, train.columns),
+        diagnosis,
+        [*pictures.values(), *diagnosis_pictures(diagnosis.details)],
+        name,
+        result,
+        summary.numbers(run, view, run.batch(train)[0], diagnosis.details),
+        remedies(run, diagnosis.findings),
+        summary.lead(pictures, "bad" in converged[:1]),
+    )
 
 
-def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
+def _beside(
+    runs: Sequence[Run], names: Sequence[str], entries: Sequence[html.Entry]
+) -> html.SideBySide:
     """Comparison on the rows that all runs held out, else on all rows with a note."""
     preface = ""
     try:
@@ -127,19 +150,58 @@ def _beside(runs: Sequence[Run], names: Sequence[str]) -> html.SideBySide:
         }
         for row in comparison.to_json()
     ]
-    return html.SideBySide(rows, picture(comparison), f"{preface}{comparison.note}")
+    note = f"{preface}{comparison.note}"
+    if any(s.share_bad for s in comparison.scores):
+        note += (
+            " The shares of rows with a high k̂ are of these rows and draws; those in the sections "
+            "below are of the diagnosis, which takes more draws of its own rows."
+        )
+    return html.SideBySide(
+        rows, picture(comparison), note, comparison_sentence(comparison, entries)
+    )
+
+
+def comparison_sentence(comparison: Comparison, entries: Sequence[html.Entry]) -> str:
+    """Which run is better by how much, and what speaks for another."""
+    first, second = comparison.order[:2]
+    names = [score.name for score in comparison.scores]
+    difference, error = comparison.difference(first, second)
+    amount = format_with_error(difference, error)
+    if comparison.verdict(second) == "worse":
+        text = f"{names[first]} is better than {names[second]} by {amount} nats per row"
+    elif comparison.verdict(second) == "as good":
+        text = f"{names[first]} and {names[second]} are as good ({amount} nats per row)"
+    else:
+        text = f"{names[first]} is ahead of {names[second]} by {amount} nats per row, unproven"
+    shares = [entry.diagnosis.details.get("khat") for entry in entries]
+    a, b = (None if s is None or s.joint else s.share_bad for s in (shares[first], shares[second]))
+    if a is not None and b is not None and abs(a - b) > HIGH_K_HAT_DIFFERENCE:
+        link = "but its guide is the poorer" if a > b else "and its guide is the better"
+        text += f", {link} posterior (k̂ > 0.7 for {a:.0%} of the rows against {b:.0%})"
+    return text + "."
 
 
 def _with_error(bound: float | None, error: float | None) -> str:
     return nats(bound, f" ± {error:.4f} nats per row" if error else " nats per row")
 
 
-def facts(run: Run, note: str = "") -> dict[str, str]:
-    """Settings and results of a run, as text, with a note on its data."""
+def saved_on(directory: Path) -> str:
+    """The day and time at which a run was written."""
+    written = (directory / "run.json").stat().st_mtime
+    return datetime.fromtimestamp(written).astimezone().strftime("%Y-%m-%d %H:%M %Z")
+
+
+def facts(run: Run, note: str = "", columns: Sequence[str] | None = None) -> dict[str, str]:
+    """Settings and results of a run, as text, with a note on its data and their columns."""
     record, results = run.record, run.results
+    columns = (record["data"]["source"] or {}).get("columns") or columns
     settings = record["model"]["settings"] or {}
     words = ", ".join(f"{k}={v!r}" for k, v in settings.items())
+    place = run.directory
     entries = {
+        "date": "not saved" if place is None else saved_on(place),
+        "duration": f"{results['seconds']:.1f} s",
+        "command": fit_command(run),
         "model": f"{record['model']['address'] or record['model']['name']}({words})",
         "guide": record["guide"]["address"] or record["guide"]["name"],
         "objective": ", judged by ".join(
@@ -151,6 +213,7 @@ def facts(run: Run, note: str = "") -> dict[str, str]:
         "log evidence": "not computed"
         if results["log_evidence"] is None
         else evidence_text(results, results["log_evidence_of"]),
+        "columns": ", ".join(columns) if columns else "not named",
         "steps": str(results["steps"]),
         "seed": str(results["seed"]),
         "versions": ", ".join(f"{k} {v}" for k, v in record["versions"].items()),

@@ -1,9 +1,13 @@
 """Declaration of run figures: slug, caption, alternative text."""
 
+import base64
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ppl_lvm.report.figures.style import description
@@ -24,6 +28,14 @@ class Picture:
     figure: Figure
     caption: str
     alt_text: str
+
+    @cached_property
+    def source(self) -> str:
+        """The figure as the source of an image: base64-encoded SVG."""
+        buffer = io.BytesIO()
+        with rc_context({"svg.hashsalt": "ppl_lvm"}):  # deterministic bytes
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ const results = {};
 addEventListener("load", () => {
   for (const frame of document.querySelectorAll("iframe")) {
     const page = frame.contentDocument, view = frame.contentWindow;
+    const heights = {closed: page.documentElement.scrollHeight};
+    const answer = page.querySelector(".answer");
+    if (answer) heights.answer = answer.getBoundingClientRect().bottom;
+    for (const part of page.querySelectorAll("details")) part.open = true;
     const images = [...page.images];
     results[frame.id] = {
       images: images.length,
@@ -51,6 +55,8 @@ addEventListener("load", () => {
       seen: images.filter(i => i.getBoundingClientRect().width >= 200).length,
       texts: images.filter(i => i.alt.length > 10).length,
       width: view.innerWidth,
+      heights,
+      unscoped: [...page.querySelectorAll("th")].filter(th => !th.scope).length,
       needed: page.documentElement.scrollWidth,
       requests: view.performance.getEntriesByType("resource").map(e => e.name.slice(0, 60)),
       heading: view.getComputedStyle(page.querySelector("thead") || page.body).position,
@@ -171,6 +177,9 @@ def test_page_draws_all_pictures_without_requests_or_overflow(page: str, tmp_pat
         assert frame["drawn"] == frame["seen"] == frame["texts"] == frame["images"]
         assert frame["needed"] <= width, f"{name}: {frame['needed']} pixels needed of {width}"
         assert all(url.startswith("data:") for url in frame["requests"])
+        assert not frame["unscoped"]
+    # Two runs are 12 screens of a phone before anything is opened.
+    assert results["phone"]["heights"]["closed"] <= 12 * 800
     # The table's head is hidden on a phone, where rows become blocks, and only there.
     assert results["phone"]["heading"] == "absolute"
     assert results["desktop"]["heading"] == "static"

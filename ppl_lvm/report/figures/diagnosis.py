@@ -149,8 +149,8 @@ def _joint_khat(result: ParetoK) -> Picture:
         figure,
         "Above the line q is too narrow, below it too wide. With k̂ above 0.7 the corrections "
         "are noise.",
-        f"Joint k̂ {number_or_exact(float(result.k[0]))}, {float(result.ess[0]):.0f} effective draws "
-        f"of {result.num_draws}.",
+        f"Joint k̂ {number_or_exact(float(result.k[0]))}, {float(result.ess[0]):.0f} effective "
+        f"draws of {result.num_draws}.",
     )
 
 

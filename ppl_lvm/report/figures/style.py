@@ -13,11 +13,11 @@ from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.types import Array
 from ppl_lvm.core.validate import Count
 
-# Okabe and Ito (2008), without black and with yellow last, which is faint on white.
-# https://jfly.uni-koeln.de/color/
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
+# Contrast of at least 3 on white and on the dark page; farthest apart in CIELAB, also as seen with
+# protanopia, deuteranopia and tritanopia (Machado et al. 2009). The fifth is for what fails.
+COLORS = ("#2395F8", "#A8802D", "#46713A", "#7A56A9", "#D01875", "#8492AA", "#DD7571")
 MARKERS = ("o", "^", "s", "X")
-GRAY, INK = "#BBBBBB", "#222222"
+GRAY, INK = "#8C8C8C", "#222222"
 WIDTH, TEXT = 4.8, 10  # inches, points: readable when the picture is 360 pixels wide
 MAX_POINTS = 5000  # more would only overplot
 

@@ -20,10 +20,11 @@ DRAW = np.random.default_rng(0)
 def test_data_and_samples_are_left_and_right() -> None:
     x, samples = DRAW.normal(size=(2, 4, 7, 2))
     figure = data_and_samples(x, samples, back=x + 1)
-    left, right = figure.axes[2], figure.axes[3]  # the second column
-    assert np.array_equal([line.get_ydata() for line in left.lines[:4]], x[:, :, 1])
-    assert np.array_equal(left.lines[5].get_ydata(), x[1, :, 1] + 1)
-    assert np.array_equal(right.lines[3].get_ydata(), samples[3, :, 1])
+    assert len(figure.axes) == 8  # a row of two plots for each sequence
+    left, right = figure.axes[2], figure.axes[3]  # the second sequence
+    assert np.array_equal([line.get_ydata() for line in left.lines[:2]], x[1].T)
+    assert np.array_equal(left.lines[3].get_ydata(), x[1, :, 1] + 1)
+    assert np.array_equal(right.lines[1].get_ydata(), samples[1, :, 1])
 
 
 def test_state_probabilities_are_stacked() -> None:
