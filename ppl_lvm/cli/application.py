@@ -1,5 +1,6 @@
 """All commands, and one-line messages for errors of the user."""
 
+import io
 import os
 import signal
 import sys
@@ -12,7 +13,7 @@ import typer.core
 from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
 from ppl_lvm.core import interrupts
 from ppl_lvm.core.frames import traceback_frames
-from ppl_lvm.core.messages import printable, reason_of
+from ppl_lvm.core.messages import for_caller, options_in_messages, printable, reason_of
 from ppl_lvm.core.public_calls import exclusive, isolated
 from ppl_lvm.core.tracebacks import is_users_program
 
@@ -41,7 +42,21 @@ def _root() -> None:
 
 
 def _print_warning(message: Warning | str, *_: Any) -> None:
-    print(f"ppl-lvm: {printable(str(message))}", file=sys.stderr)
+    print(f"ppl-lvm: {printable(for_caller(str(message)))}", file=sys.stderr)
+
+
+def option_names() -> dict[str, str]:
+    """Argument of Python -> option, of all commands."""
+    command: Any = typer.main.get_command(app)
+    parameters = [p for c in command.commands.values() for p in c.params]
+    return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}
+
+
+def _use_ascii_where_needed() -> None:
+    """Print ASCII in place of characters that the encoding of a stream lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="ppl_lvm.ascii")
 
 
 def main() -> None:
@@ -49,7 +64,8 @@ def main() -> None:
 
     With the environment variable PPL_LVM_TRACEBACK a fault of this package is raised.
     """
-    with exclusive("ppl-lvm"), isolated():
+    _use_ascii_where_needed()
+    with exclusive("ppl-lvm"), isolated(), options_in_messages(option_names()):
         _main()
 
 
@@ -62,7 +78,7 @@ def _main() -> None:
         unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
         if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):
             raise
-        print(f"ppl-lvm: {printable(_message(error, unexpected))}", file=sys.stderr)
+        print(f"ppl-lvm: {printable(for_caller(_message(error, unexpected)))}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -5,7 +5,16 @@ from typing import Annotated
 
 import typer
 
-from ppl_lvm.cli.options import AsJson, DataOption, RunDirectories, RunDirectory, Seed, Trust
+from ppl_lvm.cli.options import (
+    DATA,
+    OUTPUT,
+    AsJson,
+    DataOption,
+    RunDirectories,
+    RunDirectory,
+    Seed,
+    Trust,
+)
 from ppl_lvm.cli.results import print_json, print_list
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.validate import Count, Whole
@@ -18,9 +27,14 @@ app = typer.Typer()
 def diagnose(
     directory: RunDirectory,
     data: Annotated[
-        str | None, typer.Option(help="The training data (default: those named by the run).")
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA, help="The training data (default: those named by the run)."
+        ),
     ] = None,
-    held_out: Annotated[str | None, typer.Option(help="Data that the run did not use.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(rich_help_panel=DATA, help="Data that the run did not use.")
+    ] = None,
     quantity: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,12 +77,16 @@ def compare(
     directories: RunDirectories,
     data: Annotated[
         str | None,
-        typer.Option(help="Rows that no run has used (default: those that all held out)."),
+        typer.Option(
+            rich_help_panel=DATA,
+            help="Rows that no run has used (default: those that all held out).",
+        ),
     ] = None,
     num_particles: Annotated[Count, typer.Option(help="Draws for each row's log p(x).")] = 1000,
     seed: Seed = 0,
     picture: Annotated[
-        Path | None, typer.Option(help="Draw the differences into this file.")
+        Path | None,
+        typer.Option(rich_help_panel=OUTPUT, help="Draw the differences into this file."),
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -97,9 +115,14 @@ def compare(
 @checked
 def report(
     directories: RunDirectories,
-    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    output: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="The page to write.")] = Path(
+        "report.html"
+    ),
     data: Annotated[
-        str | None, typer.Option(help="Training rows of runs whose data had no name or path.")
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA, help="Training rows of runs whose data had no name or path."
+        ),
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
@@ -121,7 +144,9 @@ def report(
 def impute(
     directory: RunDirectory,
     data: DataOption,
-    output: Annotated[Path, typer.Option(help="The .csv or .npy file to write.")],
+    output: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="The .csv or .npy file to write.")
+    ],
     num_samples: Annotated[
         Count | None, typer.Option(help="Draws in a .npy file (default: conditional means).")
     ] = None,

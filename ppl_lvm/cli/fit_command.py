@@ -18,6 +18,9 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from ppl_lvm.cli.options import (
+    DATA,
+    OUTPUT,
+    TRAINING,
     AsJson,
     Columns,
     DataOption,
@@ -42,6 +45,10 @@ from ppl_lvm.training.options import BRACKETS, PYTHON_ONLY, FitOptions, declared
 
 app = typer.Typer()
 
+_PANELS = {
+    **dict.fromkeys(("validation", "weights", "exposure"), DATA),
+    **dict.fromkeys(("directory", "resume"), OUTPUT),
+}
 _HINTS = get_type_hints(FitOptions)  # without ranges, which the function checks
 
 
@@ -60,7 +67,8 @@ def fit(
         str | None,
         typer.Option(
             help="Such as 'IWAE(num_particles=5)'; or em, 'em(decay=0.6)', mcem, adversarial "
-            "(default: the ELBO)."
+            "(default: the ELBO).",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -92,7 +100,11 @@ def _option(field: "Field[Any]") -> inspect.Parameter:
         kind = str
     if field.default is None and NoneType not in get_args(kind):
         kind = kind | None
-    info = typer.Option("--" + field.name.replace("_", "-"), help=field.metadata["help"])
+    info = typer.Option(
+        "--" + field.name.replace("_", "-"),
+        help=field.metadata["help"],
+        rich_help_panel=_PANELS.get(field.name, TRAINING),
+    )
     return inspect.Parameter(
         field.name,
         inspect.Parameter.KEYWORD_ONLY,

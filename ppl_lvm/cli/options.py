@@ -7,52 +7,83 @@ import typer
 
 from ppl_lvm.core import validate
 
+DATA, MODEL, TRAINING, OUTPUT = "Data", "Model", "Training", "Output"  # groups of the help
+
 Model = Annotated[
     str, typer.Argument(help="Address of the model: models/vae.py:VAE or package.module:Name.")
 ]
 Guide = Annotated[
-    str | None, typer.Option(help="Address of the guide (default: chosen for the model).")
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL, help="Address of the guide (default: chosen for the model)."
+    ),
 ]
 DataOption = Annotated[
     str,
     typer.Option(
         "--data",
+        rich_help_panel=DATA,
         help="A named data set such as iris or 'digits(binarize=8)', a .csv, .tsv, .txt, .npy, "
         ".npz, .parquet, .arrow or .feather file, or a folder or pattern, 'rows/*.parquet'.",
     ),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="An argument of the model, components=3; repeatable."),
+    typer.Option(
+        "--set", rich_help_panel=MODEL, help="An argument of the model, components=3; repeatable."
+    ),
 ]
 GuideSettings = Annotated[
-    list[str] | None, typer.Option("--set-guide", help="An argument of the guide; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set-guide", rich_help_panel=MODEL, help="An argument of the guide; repeatable."
+    ),
 ]
-Columns = Annotated[str | None, typer.Option(help="Columns of the file to use: a,b,c.")]
+Columns = Annotated[
+    str | None, typer.Option(rich_help_panel=DATA, help="Columns of the file to use: a,b,c.")
+]
 Labels = Annotated[
-    str | None, typer.Option(help="Column of class labels; the model does not see it.")
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Column of class labels; the model does not see it."),
 ]
 Missing = Annotated[
-    str, typer.Option(help="error, or keep: pass missing values to the model as NaN.")
+    str,
+    typer.Option(
+        rich_help_panel=DATA, help="error, or keep: pass missing values to the model as NaN."
+    ),
 ]
 Header = Annotated[
     bool | None,
-    typer.Option(help="The first line of a .csv file holds names (default: detected)."),
+    typer.Option(
+        rich_help_panel=DATA, help="The first line of a .csv file holds names (default: detected)."
+    ),
 ]
 ImageShape = Annotated[
     tuple[int, int] | None,
-    typer.Option(help="Height and width, if rows are flattened images: 8 8."),
+    typer.Option(rich_help_panel=DATA, help="Height and width, if rows are flattened images: 8 8."),
 ]
 OneSequence = Annotated[
     bool,
-    typer.Option("--one-sequence", help="The rows of the data are the steps of one sequence."),
+    typer.Option(
+        "--one-sequence",
+        rich_help_panel=DATA,
+        help="The rows of the data are the steps of one sequence.",
+    ),
 ]
-Seed = Annotated[validate.Seed, typer.Option(help="Seed of every random number.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON in the last line.")]
+Seed = Annotated[
+    validate.Seed, typer.Option(rich_help_panel=TRAINING, help="Seed of every random number.")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=OUTPUT, help="Print the result as JSON in the last line."
+    ),
+]
 Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
+        rich_help_panel=OUTPUT,
         help="Run the programs that a run names outside of ppl_lvm, if their files are outside of "
         "its directory and as they were at the fit.",
     ),

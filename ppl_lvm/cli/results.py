@@ -4,19 +4,21 @@ import json
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from ppl_lvm.core.messages import nats
+from ppl_lvm.core.console import UNWRAPPED, Records, plain_text
+from ppl_lvm.core.messages import for_caller, nats
 from ppl_lvm.posterior.evidence_text import evidence_text
 
 
 def print_table(result: Any) -> None:
-    """Print a table at the width and in the colors of a terminal, elsewhere as plain lines."""
+    """Print a table at the width and in the colors of a terminal, elsewhere unwrapped lines."""
     console = Console(highlight=False, markup=False)
     if console.is_terminal:
-        console.print(result)
+        with console.capture() as captured:
+            console.print(result)
+        print(for_caller(captured.get()), end="")
     else:
-        print(result)
+        print(for_caller(plain_text(result, UNWRAPPED)))
 
 
 def print_json(result: Any) -> None:
@@ -44,12 +46,9 @@ def print_results(run: Any, as_json: bool = False) -> None:
     for name, reason in results.get("not_computed", {}).items():
         rows.append((name, f"not computed: {reason}"))
     rows.append(("steps", f"{results['steps']} in {results['seconds']:.1f} s"))
-    if run.directory is not None:
-        rows.append(("directory", str(run.directory)))
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    Console(soft_wrap=False, highlight=False, markup=False).print(table)
+    print_table(Records(("", ""), rows))
+    if run.directory is not None:  # on one line however long, to be copied
+        print(f"directory: {run.directory}")
 
 
 def _run_rows(run: Any) -> list[tuple[str, str]]:
@@ -79,8 +78,8 @@ def _run_rows(run: Any) -> list[tuple[str, str]]:
     if results["log_evidence"] is not None:
         rows.append(("log evidence", evidence_text(results, results["log_evidence_of"])))
     if results.get("converged") is False:
-        em = "Raise --num-steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
-        remedy = results.get("remedy", em).replace("num_steps", "--num-steps")
+        em = "Raise num_steps, or the tolerance: --objective 'em(tolerance=1e-4)'."
+        remedy = results.get("remedy", em)
         rows.append(("converged", f"NO, after {results['steps']} iterations. {remedy}"))
     return rows + _restart_rows(run.restarts)
 

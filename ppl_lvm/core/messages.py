@@ -1,14 +1,18 @@
 """Error messages: suggestions for misspelled words, lists of choices."""
 
+import codecs
 import difflib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from ppl_lvm.core.errors import WriteError
 
+# Argument of Python -> option of the command that runs.
+_options: ContextVar[Mapping[str, str]] = ContextVar("_options", default=MappingProxyType({}))
 _shown: ContextVar[set[str] | None] = ContextVar("_shown", default=None)
 
 
@@ -30,6 +34,66 @@ def warn_once(text: str) -> None:
     if shown is not None:
         shown.add(text)
     warnings.warn(text, stacklevel=1)
+
+
+# Characters of tables and messages that an encoding may lack, in ASCII.
+ASCII = (
+    dict.fromkeys("−–—‐─━", "-")
+    | dict.fromkeys("│┃", "|")
+    | dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼", "+")
+    | {"≤": "<=", "≥": ">=", "…": "...", "±": "+-", "→": "->", "∞": "inf", "×": "x", "·": "*"}
+    | {"χ": "chi", "²": "2", "\u0302": "^", "‖": "||", "∈": "in", "’": "'", "Σ": "sum"}
+)
+
+
+def ascii_fallback(error: UnicodeError) -> tuple[str, int]:
+    """Handler of `codecs` for streams: ASCII in place of characters that the encoding lacks."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(ASCII.get(c, "?") for c in text), error.end
+
+
+codecs.register_error("ppl_lvm.ascii", ascii_fallback)
+
+
+@contextmanager
+def options_in_messages(options: Mapping[str, str]) -> Iterator[None]:
+    """A scope of the command line: messages name options in place of arguments."""
+    token = _options.set(options)
+    try:
+        yield
+    finally:
+        _options.reset(token)
+
+
+def for_caller(text: str) -> str:
+    """A message with the options of the command that runs; unchanged in Python.
+
+    "num_steps" becomes "--num-steps", "refits=100" "--refits 100", and the object "patience:" of a
+    message "--patience:". Arguments in call syntax, IWAE(num_particles=5), stay.
+    """
+    options = _options.get()
+    if not options:
+        return text
+
+    def option(match: re.Match[str]) -> str:
+        name, value = match["name"], match["value"]
+        before = text[: match.start()]
+        is_called = re.search(r"\w\([^()]*$", before) is not None
+        is_object = match.start() == 0 and text[match.end() :].startswith(":")
+        in_brackets = before.endswith("(") and text[match.end() :].startswith(")")
+        if is_called or not ("_" in name or value or is_object or in_brackets):
+            return match.group()
+        shown = options[name]
+        if value in (None, "", "=True"):
+            return shown
+        return f"{shown} {value[1:]}"
+
+    names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+    value = r"(?P<value>=(?:'[^']*'|\"[^\"]*\"|[\w.+\-]*\w)?)?"
+    pattern = rf"(?<![\w.\-'\"/\[=])(?P<name>{names}){value}(?![\w(\[]|\.\w|-\w)"
+    return re.sub(pattern, option, text)
 
 
 # All but tab and newline, marks that turn the direction of what follows, and halves of pairs.

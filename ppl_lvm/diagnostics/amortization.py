@@ -44,5 +44,5 @@ def require_amortized(
         raise CannotSayError(
             "The guide does not read the data: for simulated data it would have to be fitted "
             "again.",
-            "Ask for refits (refits=100, --refits 100), or use an amortized guide.",
+            "Ask for refits (refits=100), or use an amortized guide.",
         )

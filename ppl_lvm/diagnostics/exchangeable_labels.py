@@ -47,7 +47,7 @@ def exchangeable_axes(
         for frame in sites[name]["cond_indep_stack"]
         if name in sites and frame.vectorized and frame.name not in (structure.data_plate or ())
     }
-    found: Axes = {}
+    axes_of_all: Axes = {}
     for frame in sorted(plates, key=lambda f: str(f.name)):
         axes: Axes = {}
         for name in values:
@@ -63,8 +63,8 @@ def exchangeable_axes(
         shifted = {n: v.roll(1, axes[n]) if n in axes else v for n, v in values.items()}
         before, after = log_joint(values), log_joint(shifted)
         if frame.size > 1 and abs(before - after) <= RELATIVE * (1 + abs(before)):
-            found |= axes
-    return found
+            axes_of_all |= axes
+    return axes_of_all
 
 
 def align(values: Mapping[str, Tensor], draws: Mapping[str, Tensor], axes: Axes) -> dict[str, Any]:

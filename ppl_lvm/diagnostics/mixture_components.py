@@ -334,8 +334,7 @@ class ClusteringStability:
                 QUESTION,
                 "agreement of restarts' clusterings (adjusted Rand index), smallest of two",
                 float(self.agreement.min()),
-                why=f"Mean over the pairs of {len(self.matched)} restarts "
-                f"{self.agreement.mean():.2f}.",
+                why=f"Mean over {len(self.agreement)} pairs {self.agreement.mean():.2f}.",
                 remedy="Clusters depend on the restart: use more restarts, or another K.",
             )
         ]
@@ -349,7 +348,7 @@ def clustering_stability(responsibilities: Sequence[ArrayLike]) -> ClusteringSta
     if len(P) < 2:
         raise CannotSayError(
             "Stability needs at least two restarts that reach the best bound.",
-            "More restarts: restarts=5, --restarts 5.",
+            "More restarts (restarts=5).",
         )
     labels = P.argmax(2)
     agreement = [

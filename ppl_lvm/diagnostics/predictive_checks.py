@@ -91,10 +91,10 @@ class PredictiveCheck:
             verdict = "warning"  # data may overrule a prior that does not fit
         low, high = np.quantile(self.replicated[worst], [0.05, 0.95])
         single = corrected / count
-        row = P_VALUE.finding(
+        text = f"two-sided, Bonferroni over {count} quantities: {P_VALUE}"
+        row = replace(P_VALUE, text=text).finding(
             QUESTION,
-            f"{'prior ' * self.prior}predictive check: p-value of the worst of {count} test "
-            "quantities, corrected for their number",
+            f"{'prior ' * self.prior}predictive check: p-value of the worst test quantity",
             corrected,
             count * math.sqrt(single * (1 - single) / R) if corrected < 1 else None,
             verdict=verdict,
@@ -190,7 +190,7 @@ class _Replication:
             n: dict(quantities) | _defined(standard_quantities(x.shape[2], steps[n]), x)
             for n, x in self.data.items()
         }
-        self.own = frozenset(quantities)
+        self.custom = frozenset(quantities)
         self.replicated: dict[str, list[Tensor]] = {
             f"{n}: {q}": [] for n in self.quantities for q in self.quantities[n]
         }
@@ -212,7 +212,7 @@ class _Replication:
     def _evaluate(self, name: str, quantity: str, x: Tensor) -> Tensor:
         """A quantity of data sets (R, N, P) of a site: (R,) or (R, columns)."""
         T = self.quantities[name][quantity]
-        if quantity in self.own:
+        if quantity in self.custom:
             return _evaluate(T, x, quantity)
         value = T(x)
         if value.dim() == 2:

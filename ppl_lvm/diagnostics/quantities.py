@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ppl_lvm.diagnostics.base import Quantity
 
-MAX_COLUMNS = 512  # with test quantities of their own
+MAX_COLUMNS = 512  # that have test quantities
 MAX_EIGEN = 64  # columns up to which the largest eigenvalue is a test quantity
 
 
@@ -51,7 +51,7 @@ def _of_columns(T: Quantity, steps: int) -> Quantity:
 
 
 def column_index(columns: int) -> Tensor:
-    """The columns that have test quantities of their own."""
+    """The columns that have test quantities."""
     return torch.linspace(0, columns - 1, min(columns, MAX_COLUMNS)).round().long()
 
 

@@ -46,7 +46,7 @@ def table(findings: Sequence[Finding]) -> Group:
 
 
 def not_applicable(findings: Sequence[Finding]) -> str:
-    """One line of all rows that do not apply, by reason; empty if there is none."""
+    """One line of all rows that do not apply, by reason; else empty."""
     by_reason: dict[str, list[str]] = {}
     for f in findings:
         if f.verdict == "not applicable":

@@ -20,7 +20,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from ppl_lvm.core.arguments import checked
-from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.console import Records, plain_text
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.core.types import Say
 from ppl_lvm.core.validate import CallSyntax, Count, Seed
@@ -97,20 +97,17 @@ class CoverageResults:
 
     def __rich__(self) -> "Group":
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
         several = len({row.start for row in self.rows}) > 1
-        table = Table(box=None, padding=(0, 2, 0, 0))
-        for head in ("divergence", *(["start"] if several else []), "value", "recall", "precision"):
-            left = head in ("divergence", "start")
-            table.add_column(head, justify="left" if left else "right", no_wrap=not left)
-        failed = []
+        heads = ["divergence", *(["start"] if several else []), "value", "recall", "precision"]
+        rows, failed = [], []
         for row in self.rows:
             cells = [_rounded(row.value, 4), _rounded(row.recall, 2), _rounded(row.precision, 2)]
-            table.add_row(row.divergence, *([row.start] if several else []), *cells)
+            rows.append([row.divergence, *([row.start] if several else []), *cells])
             if row.failed is not None:
                 failed.append(Text(f"{row.divergence} {row.start}: {row.failed}".strip()))
+        table = Records(heads, rows, right=heads[-3:])
         return Group(table, *failed, Text(self.note))
 
     def __str__(self) -> str:

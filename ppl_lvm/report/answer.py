@@ -1,4 +1,4 @@
-"""Answer of a report: can the fit be trusted, for what, and what to do next.
+"""Answer of a report: trust, uses, and the questions behind.
 
 Each diagnostic says what a fit that fails it should not be used for (`Diagnostic.spoils`). A use is
 "no" where one of its rows is bad, "with care" where one is a warning, and "unknown" where nothing
@@ -43,7 +43,7 @@ SENTENCES = {
     ),
     "How tight is the bound?": (
         "The bound is close to log p(x).",
-        "The bound is some way below log p(x).",
+        "The bound is somewhat below log p(x).",
         "The bound is far below log p(x).",
         "The distance of the bound to log p(x) is not known.",
     ),
@@ -172,7 +172,7 @@ def questions(findings: Sequence[Finding]) -> list[Question]:
 
 
 def sentence(question: str, rows: Collection[Finding]) -> str:
-    """What a question's rows say, in plain words."""
+    """The plain sentence for the rows of a question."""
     texts = SENTENCES.get(question)
     return question if texts is None else texts[GRADES.index(grade(rows))]
 

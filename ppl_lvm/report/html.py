@@ -1,4 +1,4 @@
-"""HTML report in one file: the answer, then the questions and pictures behind it.
+"""HTML report in one file, the answer first.
 
     page = html([Entry("VAE on digits", {"bound": "-18.5"}, diagnosis, pictures)])
     page = html([first, second], beside=SideBySide(...))    # side by side first

@@ -33,7 +33,7 @@ Changes = Mapping[str, Any]  # field of `FitOptions`, "guide", or "set NAME" -> 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do, why, and the command."""
+    """A reason to act, and the command."""
 
     why: str
     command: str
@@ -46,13 +46,13 @@ def remedies(run: Run, findings: Sequence[Finding]) -> list[Remedy]:
     )
     if any(f.slug == "convergence" and f.verdict == "bad" for f in ranked):
         ranked = [f for f in ranked if f.slug in ("convergence", "gradient")]
-    found: dict[str, Remedy] = {}
+    by_command: dict[str, Remedy] = {}
     for finding in ranked:
         rule = RULES.get(finding.slug)
         for command in () if rule is None else rule(run, finding):
-            found.setdefault(command, Remedy(finding.remedy, command))
+            by_command.setdefault(command, Remedy(finding.remedy, command))
             break
-    return list(found.values())[:MOST]
+    return list(by_command.values())[:MOST]
 
 
 def fit_command(run: Run, changes: Changes | None = None) -> str:
@@ -77,8 +77,8 @@ def fit_command(run: Run, changes: Changes | None = None) -> str:
     if new_guide is not None:
         flags += [("--guide", str(new_guide))]
         if "guide" not in changes:
-            given = (guide.get("settings") or {}).items()
-            flags += [("--set-guide", f"{name}={value}") for name, value in given]
+            guide_settings = (guide.get("settings") or {}).items()
+            flags += [("--set-guide", f"{name}={value}") for name, value in guide_settings]
     for name in ("labels", "missing"):
         if source.get(name) not in (None, "error"):
             flags.append((f"--{name}", str(source[name])))
@@ -105,7 +105,8 @@ def _short(address: str | None) -> str | None:
 
 def _options(run: Run) -> dict[str, Any]:
     """Options of the fit that are not the default, by field."""
-    record, results = run.record, {}
+    record = run.record
+    results: dict[str, Any] = {}
     defaults = {f.name: f.default for f in fields(FitOptions)}
     objective = record.get("request", {}).get("objective")
     if record.get("algorithm") == EM:

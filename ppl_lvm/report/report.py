@@ -1,4 +1,4 @@
-"""Write a report of run directories: the answer, then what it rests on."""
+"""Write a report of run directories."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -84,7 +84,7 @@ def _diagnosis(
         return run.diagnose(train, held_out=held_out, say=say)
     weighted, fewer = has_weights(run.record), len(train) < run.record["data"]["train_rows"]
     if shares_latents(run.pair, *run.batch(train)) and (weighted or fewer):
-        why = "Rows share latents, and the training rows are not kept. Pass them as data (--data)."
+        why = "Rows share latents, and the training rows are not kept. Pass them (data=)."
         return Diagnosis((Finding(question="Can this fit be trusted?", name="all", why=why),))
     return diagnose_pair(run.pair, run.history, *run.batch(train), say=say)
 
@@ -154,7 +154,7 @@ def _beside(
     if any(s.share_bad for s in comparison.scores):
         note += (
             " The shares of rows with a high k̂ are of these rows and draws; those in the sections "
-            "below are of the diagnosis, which takes more draws of its own rows."
+            "below are of the diagnosis, which takes more draws, of other rows."
         )
     return html.SideBySide(
         rows, picture(comparison), note, comparison_sentence(comparison, entries)
@@ -162,7 +162,7 @@ def _beside(
 
 
 def comparison_sentence(comparison: Comparison, entries: Sequence[html.Entry]) -> str:
-    """Which run is better by how much, and what speaks for another."""
+    """One sentence: the better run, and the point in favor of another."""
     first, second = comparison.order[:2]
     names = [score.name for score in comparison.scores]
     difference, error = comparison.difference(first, second)

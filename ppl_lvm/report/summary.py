@@ -1,4 +1,4 @@
-"""First screen of a report: three numbers, the picture that suits the model, names of runs."""
+"""First screen of a report: numbers, picture, names."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -62,8 +62,7 @@ def numbers(run: Run, view: RunView, train: Tensor, details: Mapping[str, Any]) 
         difference = value - baseline
         word = "better" if difference > 0 else "worse"
         result.append((f"{abs(difference):.3g} nats per row", f"{word} than independent columns"))
-    own = _own_number(details, run)
-    return [*result, own][:3]
+    return [*result, _own_number(details, run)][:3]
 
 
 def _own_number(details: Mapping[str, Any], run: Run) -> Number:

@@ -37,10 +37,9 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from ppl_lvm.core.console import plain_text
+from ppl_lvm.core.console import Records, plain_text
 from ppl_lvm.core.html_tables import html_paragraph, html_table
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.storage import jsonable
@@ -279,12 +278,6 @@ def _cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _table(comparison: Comparison) -> Group:
     """Title, one row per run (best first), and the note."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
     heads, rows = _cells(comparison)
-    for head in heads:
-        left = head in ("run", "")
-        wrapping: Any = {"overflow": "fold"} if head == "run" else {"no_wrap": True}
-        table.add_column(head, justify="left" if left else "right", **wrapping)
-    for row in rows:
-        table.add_row(*row)
+    table = Records(heads, rows, right=heads[2:])
     return Group(Text("Comparison of runs", style="bold"), table, Text(comparison.note))

@@ -252,7 +252,7 @@ def open_run_directory(
     refuse_links(path)
     if not resume:
         raise ValueError(
-            f"{path} holds a run already. Continue it with resume=True (--resume), or choose "
+            f"{path} holds a run already. Continue it with resume=True, or choose "
             "another directory."
         )
     remedy = "Resume with the options it was started with, or choose another directory."

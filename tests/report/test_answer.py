@@ -1,4 +1,4 @@
-"""The answer of a report by the rows of a diagnosis."""
+"""Answer of a report by rows of a diagnosis."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ QUESTIONS = {d.slug: d.question for d in DIAGNOSTICS}
 
 def rows(**verdicts: Verdict) -> list[Finding]:
     """A row for each diagnostic: good, or of the given verdict."""
-    given: dict[str, Any] = {d.slug: "good" for d in DIAGNOSTICS} | verdicts
+    by_slug: dict[str, Any] = {d.slug: "good" for d in DIAGNOSTICS} | verdicts
     return [
         Finding(question=QUESTIONS[s], name=f"name of {s}", value=1.0, verdict=v, slug=s)
-        for s, v in given.items()
+        for s, v in by_slug.items()
     ]
 
 

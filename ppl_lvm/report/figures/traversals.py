@@ -47,11 +47,11 @@ def traversals(
     if image_shape is not None:
         pictures = decoded.reshape(D * T, *image_shape)
         title = "Latent traversals: from left to right one latent moves, the others stay"
-        grid = picture_grid(title + left_out, pictures, D, T, list(latents))
+        mosaic = picture_grid(title + left_out, pictures, D, T, list(latents))
         change = np.ptp(decoded, axis=1).mean(1)
         order = np.argsort(-change)
         return describe(
-            grid,
+            mosaic,
             f"{latents[order[0]]} changes a pixel most, by {change[order[0]]:.2f} on average, "
             f"{latents[order[-1]]} least, by {change[order[-1]]:.2f}.",
         )

@@ -1,4 +1,4 @@
-"""Colors: contrast on both backgrounds, and distances as people with color blindness see them."""
+"""Colors, also as seen with color blindness; axes."""
 
 import itertools
 import re
