@@ -1,4 +1,4 @@
-"""Commands that use runs: `diagnose`, `compare`, `report` and `impute`."""
+"""Commands that use runs: diagnose, compare, report, explore, impute."""
 
 from pathlib import Path
 from typing import Annotated
@@ -137,6 +137,25 @@ def report(
         print_json({"page": str(page)})
     else:
         print(page)
+
+
+@app.command()
+@checked
+def explore(
+    directory: RunDirectory,
+    output: Annotated[Path, typer.Option(rich_help_panel=OUTPUT, help="The page to write.")] = Path(
+        "explore.html"
+    ),
+    data: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=DATA, help="Rows to show (default: those of the fit)."),
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Write a page to explore a fit: its latents, rows and parameters, without a network."""
+    from ppl_lvm.report.explore import explore as write_page
+
+    print(write_page(directory, output, data=data, trust=trust))
 
 
 @app.command()

@@ -197,14 +197,9 @@ def _reason(error: Exception) -> str:
 
 
 def eligible_restarts(
-    entries: Sequence[Mapping[str, Any]],
-    trajectories: Sequence[Trajectory] = (),
-    rows: int | None = None,
+    entries: Sequence[Mapping[str, Any]], trajectories: Sequence[Trajectory] = ()
 ) -> Restarts:
-    """The restarts of a run (`run.restarts`) that are neither degenerate nor broken.
-
-    `rows` is the number of training rows.
-    """
+    """The restarts of a run (`run.restarts`) that are neither degenerate nor broken."""
     eligible = [
         i
         for i, entry in enumerate(entries)
@@ -219,7 +214,6 @@ def eligible_restarts(
             float(entries[i]["initial_bound"]) for i in eligible if "initial_bound" in entries[i]
         ),
         tuple(float(entries[i].get("bound_monte_carlo_error") or 0.0) for i in eligible),
-        rows=rows,
         resolution=max(
             (min(max(entries[i].get("predicted_gain") or 0.0, 0.0), PER_ROW) for i in eligible),
             default=0.0,

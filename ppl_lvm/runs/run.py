@@ -371,10 +371,8 @@ class Run(RunRows):
             self.history,
             *self.batch(x),
             held_out=None if held_out is None else self.batch(held_out),
-            restarts=diagnosis.eligible_restarts(
-                self.restarts, self.trajectories, self.record["data"]["train_rows"]
-            ),
-            options={**self.record["options"], "num_restarts": self.record.get("num_restarts", 1)},
+            restarts=diagnosis.eligible_restarts(self.restarts, self.trajectories),
+            options=self.record["options"],
             columns=x.columns if isinstance(x, Data) else None,
             quantities=quantities,
             refits=refits,

@@ -1,4 +1,4 @@
-"""Terminal: narrow tables, encodings, options in messages, log lines beside a bar."""
+"""Terminal: narrow tables, encodings, options in messages, logs."""
 
 import io
 import logging
@@ -75,7 +75,7 @@ class Terminal(io.StringIO):
 
 
 def bar(width: int, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a progress line of a terminal shows last."""
+    """Output of a progress line on a terminal."""
     out = Terminal()
     progress = Progress(10)
     progress._console = Console(file=out, width=width, force_terminal=True, color_system=None)

@@ -6,10 +6,7 @@ as wide as a phone and one as wide as a desktop; a script around the frames meas
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
 from html import escape, unescape
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from headless import browser, chromium
 
 from ppl_lvm.diagnostics.bound_tightness import Estimate, Sandwich, Tightness
 from ppl_lvm.diagnostics.calibration import Calibration
@@ -33,12 +31,6 @@ from ppl_lvm.report.run_figure import Picture
 from ppl_lvm.runs.comparison import Comparison, Score
 
 WIDTHS = {"phone": 360, "desktop": 1280}
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--no-first-run", "--enable-logging=stderr", "--virtual-time-budget=10000"),
-]
 READER = """
 const results = {};
 addEventListener("load", () => {
@@ -67,26 +59,10 @@ addEventListener("load", () => {
 """
 
 
-def browser() -> str | None:
-    names = (os.environ.get("PPL_LVM_CHROMIUM", ""), *NAMES)
-    return next((path for name in names if name and (path := shutil.which(name))), None)
-
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(browser() is None, reason="no Chromium on the PATH; see PPL_LVM_CHROMIUM"),
 ]
-
-
-def chromium(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    path = browser()
-    assert path is not None
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    done = subprocess.run(
-        [path, *FLAGS, profile, *words], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done
 
 
 def measure(page: str, tmp_path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -29,7 +29,7 @@ def topics(view: RunView) -> Figure | None:
 
     The table is `model.topic_words()`, or the posterior mean of a global latent.
     """
-    table = _table(view)
+    table = table_of(view)
     if table is None or not 2 <= len(table) <= MAX_TOPICS:
         return None
     return draw(table, view.image_shape, view.data.columns, view.batch[0])
@@ -75,7 +75,8 @@ def draw(
     return describe(figure, f"Topics {'; '.join(parts)}.")
 
 
-def _table(view: RunView) -> Tensor | None:
+def table_of(view: RunView) -> Tensor | None:
+    """Probabilities (topics, columns) of the words of each topic; None for other models."""
     x = view.batch[0]
     if x.dim() != 2:
         return None
