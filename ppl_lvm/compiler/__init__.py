@@ -42,9 +42,10 @@ in blocks.
 from ppl_lvm.compiler.backend.executable_step import PerStepTensor
 from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
 from ppl_lvm.compiler.graph.ir import Recording
+from ppl_lvm.compiler.loss_step import make_training_step
 from ppl_lvm.compiler.policy import AheadOfTimePolicy, CompilePolicy
 from ppl_lvm.compiler.svi import CompiledSVI
-from ppl_lvm.compiler.training_step import TrainingStep, make_training_step
+from ppl_lvm.compiler.training_step import TrainingStep
 from ppl_lvm.core.errors import CannotCaptureError
 from ppl_lvm.core.levels import LEVELS, Level
 

@@ -2,19 +2,25 @@
 
 Training plans that call `elbo.differentiable_loss(model, guide, ...)` or `elbo(model, guide)(...)`
 and leave the update to a torch optimizer (those of Lightning do) take `CapturedELBO(elbo)` in place
-of `elbo`. The value of a step is then that of a recording, and its backward pass hands out the
-gradients that came with it.
+of `elbo`: `LowLevelPyroTrainingPlan(module, loss_fn=CapturedELBO(Trace_ELBO()))` in scvi-tools.
+The value of a step is then that of a recording, and its backward pass hands out the gradients that
+came with it.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor, nn
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
 from torch.optim import SGD
 
+from ppl_lvm.compiler.capture.gradient_hooks import without_hooks
+from ppl_lvm.compiler.capture.state_snapshot import modules
 from ppl_lvm.compiler.svi import CompiledSVI
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.levels import Level
@@ -52,11 +58,11 @@ class CapturedELBO(ELBO):
             vectorize_particles=False,
         )
         self.elbo, self._engine, self._announce = elbo, engine, announce
-        self._pairs: dict[tuple[int, int], _PairGradient] = {}
+        self._pairs: dict[Hashable, _PairGradient] = {}
 
     def pair(self, model: Any, guide: Any) -> "_PairGradient":
         """The captures of a pair of programs: `level`, `num_captures`, `capture_error`."""
-        key = id(model), id(guide)  # which the pair keeps alive
+        key = _identity(model), _identity(guide)
         if key not in self._pairs:
             options: dict[str, Any] = {"engine": self._engine, "announce": self._announce}
             self._pairs[key] = _PairGradient(model, guide, _no_updates, self.elbo, **options)
@@ -83,6 +89,32 @@ class CapturedELBO(ELBO):
         return loss.item()
 
 
+def _identity(program: Any) -> Hashable:
+    """Equal for two methods of one object, and for two equal handlers around one program."""
+    if isinstance(program, functools.partial):  # such as poutine.scale(program, 0.1)
+        keywords = tuple((name, _identity(v)) for name, v in program.keywords.items())
+        parts = tuple(map(_identity, (program.func, *program.args)))
+        return type(program), parts, keywords
+    if isinstance(program, Messenger):
+        return type(program), tuple((name, _identity(v)) for name, v in vars(program).items())
+    if isinstance(program, Hashable) and not isinstance(program, Tensor):
+        return program
+    return _Same(program)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object compared by identity, which it keeps alive."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+
 def _no_updates(leaves: list[Tensor]) -> SGD:
     return SGD(leaves, lr=0.0)  # never stepped
 
@@ -99,11 +131,12 @@ class _PairGradient(CompiledSVI):
             leaf.grad = None
         self._detect_replacements()
         try:
-            loss = self.training_step.gradient(*args, **kwargs)
-            leaves = [leaf for leaf in self._parameters if leaf.grad is not None]
+            with without_hooks([leaf for leaf, _ in before]):  # the caller's backward runs them
+                loss = self.training_step.gradient(*args, **kwargs)
+            leaves = [leaf for leaf in self._known.values() if leaf.grad is not None]
             gradients = [leaf.grad.detach().clone() for leaf in leaves if leaf.grad is not None]
         finally:
-            for leaf in self._parameters:
+            for leaf in self._known.values():
                 leaf.grad = None
             for leaf, gradient in before:
                 leaf.grad = gradient
@@ -111,15 +144,14 @@ class _PairGradient(CompiledSVI):
 
     def _leaves(self) -> list[Tensor]:
         """Parameters of the modules and in Pyro's store."""
-        modules = [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
-        leaves = [p for module in modules for p in module.parameters()]
+        nested = modules((self.model, self.guide))
+        leaves = [p for module in nested for p in module.parameters(recurse=False)]
         leaves += [value.unconstrained() for _, value in pyro.get_param_store().items()]
         return list({id(leaf): leaf for leaf in leaves}.values())
 
     def _loss_and_grads(self, *args: Any, **kwargs: Any) -> Any:
         loss = super()._loss_and_grads(*args, **kwargs)
-        known = {id(leaf) for leaf in self._parameters}
-        self._parameters += [leaf for leaf in self._leaves() if id(leaf) not in known]
+        self._known |= {id(leaf): leaf for leaf in self._leaves()}
         return loss
 
 

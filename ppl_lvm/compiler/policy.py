@@ -43,7 +43,14 @@ COSTS = CostModel()
 
 
 class CompilePolicy(Protocol):
-    """The decision when a recording is compiled."""
+    """The decision when a recording is compiled.
+
+    Attributes:
+        reads_clock: whether it depends on measured times, so that a step may also be replaced as
+            soon as it has been compiled in the background.
+    """
+
+    reads_clock: bool
 
     def compiles_ahead(self, recording: Recording, arguments: Arguments) -> bool:
         """True if another process should start to compile it now."""
@@ -57,6 +64,8 @@ class CompilePolicy(Protocol):
 
 class BreakEvenPolicy:
     """Compile once captured steps have cost as much as compiling: at most twice the optimum."""
+
+    reads_clock = True
 
     def __init__(self, costs: CostModel | None = None) -> None:
         self._costs = costs or COSTS
@@ -90,6 +99,8 @@ class AheadOfTimePolicy:
             step of another kind, once an epoch.
         costs: estimates, `COSTS` by default.
     """
+
+    reads_clock = False
 
     def __init__(
         self, num_steps: int, num_rows: int, batch_size: int, costs: CostModel | None = None

@@ -12,7 +12,7 @@ def _is_compiler(frame: FrameType) -> bool:
 
 
 def user_line(frame: FrameType | None) -> str | None:
-    """The innermost `file:line` outside libraries and the compiler; None in a backward pass.
+    """The innermost `file:line` outside libraries and the compiler; None if no frame is.
 
     The search ends at the first frame of the compiler: its caller is not the cause. It passes over
     frames of modules that observe operations (`RUNS_INSIDE_PROGRAMS`), which lie inside the user's.

@@ -1,6 +1,5 @@
 """`pyro.infer.SVI` with captured and compiled steps."""
 
-import copy
 import threading
 import warnings
 import weakref
@@ -8,26 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import (
-    ELBO,
-    SVI,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceGraph_ELBO,
-    JitTraceMeanField_ELBO,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceGraph_ELBO,
-    TraceMeanField_ELBO,
-)
+from pyro.infer import ELBO, SVI
 from pyro.optim import PyroOptim
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
-from ppl_lvm.compiler.capture.state_watch import StateWatch
+from ppl_lvm.compiler.capture.state_watch import CollectedParameters, StateWatch
+from ppl_lvm.compiler.losses import FunctionLoss, without_jit
 from ppl_lvm.compiler.optim.adapters import (
     OptimizerAdapter,
     PyroOptimizerAdapter,
@@ -37,7 +25,6 @@ from ppl_lvm.compiler.passes import PIPELINE, Pass
 from ppl_lvm.compiler.row_tiling import RowBlocks
 from ppl_lvm.compiler.training_step import TrainingStep
 from ppl_lvm.core.arguments import checked
-from ppl_lvm.core.autograd import leaves
 from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.levels import Level
 from ppl_lvm.core.public_calls import exclusive
@@ -46,30 +33,6 @@ from ppl_lvm.particles.plate_dependence import sums_over_rows
 from ppl_lvm.programs.batch_versions import refuse_changes, versions
 from ppl_lvm.programs.minibatch import ScaleDataPlate
 from ppl_lvm.programs.row_plates import row_plates
-
-
-class _Parameters(Messenger):
-    """Collect unconstrained parameters by identity: two modules may use one name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: dict[int, Tensor] = {}
-        self.names: dict[str, Tensor] = {}
-
-    def _pyro_post_param(self, msg: Any) -> None:
-        for tensor in _unconstrained(msg["value"]):
-            self.tensors[id(tensor)] = tensor
-            self.names[msg["name"]] = tensor
-
-
-def _unconstrained(value: Tensor) -> list[Tensor]:
-    """The leaf that an optimizer changes; none for a constant.
-
-    Pyro marks values with it, except some of parameters local to modules (`module_local_params`).
-    """
-    if hasattr(value, "unconstrained"):
-        return [value.unconstrained()]
-    return leaves(value)
 
 
 class _Turns:
@@ -101,56 +64,18 @@ class _Turns:
 _TURNS = _Turns()
 
 
-_JIT: dict[type[ELBO], type[ELBO]] = {
-    JitTrace_ELBO: Trace_ELBO,
-    JitTraceEnum_ELBO: TraceEnum_ELBO,
-    JitTraceGraph_ELBO: TraceGraph_ELBO,
-    JitTraceMeanField_ELBO: TraceMeanField_ELBO,
-}
-
-
-def _without_jit(loss: ELBO) -> ELBO:
-    """The ELBO below one of Pyro's that torch.jit traces: a capture takes its place."""
-    if type(loss) not in _JIT:
-        return loss
-    plain = copy.copy(loss)
-    plain.__class__ = _JIT[type(loss)]
-    return plain
-
-
-class _FunctionLoss(ELBO):
-    """A loss given as a function, as SVI takes it: its gradient is that of its value."""
-
-    def __init__(self, loss: Callable[..., Any], loss_and_grads: Callable[..., Any] | None) -> None:
-        super().__init__()
-        self._loss, self._loss_and_grads = loss, loss_and_grads
-
-    def _get_trace(self, *args: Any) -> Any:
-        raise NotImplementedError  # the function runs the programs
-
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._loss(model, guide, *args, **kwargs)
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Any:
-        if self._loss_and_grads is not None:
-            return self._loss_and_grads(model, guide, *args, **kwargs)
-        loss = self._loss(model, guide, *args, **kwargs)
-        if not getattr(loss, "requires_grad", False):
-            raise ValueError(
-                f"loss: {getattr(self._loss, '__qualname__', self._loss)} returns a "
-                f"{type(loss).__name__} without a gradient, so that nothing would be trained. Pass "
-                "the ELBO itself, or its differentiable_loss."
-            )
-        loss.backward(retain_graph=True)
-        return loss
-
-
 class CompiledSVI(SVI):
     """`pyro.infer.SVI` whose steps are captured and compiled.
 
-    Between steps the parameter store may be filled, parameters frozen and plain attributes of
-    model, guide and loss set: the step is then captured again. A number changed elsewhere (in a
-    list, a closure, a global name) is not detected: call `forget()` after it.
+    Between steps the parameter store may be filled and plain attributes of model, guide and loss
+    set: the step is then captured again. A number changed elsewhere (in a list, a closure, a
+    global name) is not detected: call `forget()` after it. Parameters may be frozen and freed
+    (`requires_grad_`): each selection is captured once. A frozen parameter stays, at every level;
+    SVI, where it has been trained before, moves it by its optimizer's momentum.
+
+    Gradient hooks of parameters run after each captured step, on the gradient that SVI would pass
+    to them. With several backward passes a step (`num_particles`), and with hooks of other tensors
+    or of modules, steps are eager.
 
     Pyro's validation sees the steps that run the program, not the captured ones. A NaN in a later
     batch then is no error but gives a loss of NaN, and the parameters are lost: check the losses.
@@ -208,18 +133,19 @@ class CompiledSVI(SVI):
         self.model, self.guide, self.optim, self.engine = model, guide, optim, engine
         self.num_samples, self.num_steps = num_samples, num_steps
         self.objective: ELBO = (
-            _without_jit(loss) if isinstance(loss, ELBO) else _FunctionLoss(loss, loss_and_grads)
+            without_jit(loss) if isinstance(loss, ELBO) else FunctionLoss(loss, loss_and_grads)
         )
         self.loss, self.loss_and_grads = self.objective.loss, self.objective.loss_and_grads
         self.has_stepped = False
         self._parameters: list[Tensor] = []  # of the last eager step
+        self._known: dict[int, Tensor] = {}  # parameters of all eager steps
         self._trained: dict[int, Tensor] = {}  # parameters that have had a gradient
-        self._new_trained = False  # whether one had its first gradient since the last capture
+        self._new_trained: set[int] = set()  # which had their first since the last capture
         self._state_watch: StateWatch | None = None
         say = announce or logger.warning
         gradient = CapturedGradient(
             self._loss_and_grads,
-            lambda: [p for p in self._parameters if p.requires_grad],
+            lambda: [p for p in self._known.values() if p.requires_grad],
             strict=engine in ("captured", "compiled"),
             watched=(model, guide, self.objective),
             announce=say,
@@ -236,7 +162,7 @@ class CompiledSVI(SVI):
             adapter,
             engine,
             say,
-            lambda: self._parameters,
+            lambda: list(self._known.values()),
             same_random=same_random,
             blocks=RowBlocks(self._loss_and_grads_of_block, self._sums_over_rows),
         )
@@ -322,19 +248,25 @@ class CompiledSVI(SVI):
         self.training_step.gradient.forget()
 
     def _detect_replacements(self) -> None:
-        """Capture again where parameters or plain numbers have been replaced."""
+        """Capture again where parameters or plain numbers have been replaced.
+
+        Where parameters have been frozen or freed, continue with the captures of that selection.
+        """
         if not torch.is_grad_enabled():
             return  # no step is taken; the next one detects them
         watch, gradient = self._state_watch, self.training_step.gradient
         if watch is None or gradient.capture_error is not None:
             return
-        replaced = watch.changed()
-        if replaced:
+        if watch.changed():
             self._state_watch = None
-            self._trained.clear()
-        if replaced or (self._new_trained and gradient.num_captures):
+            for table in (self._trained, self._known, self._new_trained):
+                table.clear()
             gradient.forget()
-        self._new_trained = False
+        elif watch.toggled():
+            gradient.sets.select(watch.frozen)
+        if self._new_trained:
+            gradient.sets.drop_those_that_train(self._new_trained)
+            self._new_trained.clear()
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """The loss on a batch, without a step."""
@@ -352,19 +284,26 @@ class CompiledSVI(SVI):
         if not torch.is_grad_enabled():
             return self._loss(*args, **kwargs)
         before = versions(args)
-        with _Parameters() as collected:
+        with CollectedParameters() as collected:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         refuse_changes(args, before, "CompiledSVI.step")
         self._parameters = list(collected.tensors.values())
+        self._known |= collected.tensors
         trained = {id(p): p for p in self._parameters if p.grad is not None}
-        self._new_trained |= not trained.keys() <= self._trained.keys()
+        self._new_trained |= trained.keys() - self._trained.keys()
         self._trained |= trained
         self._zero_unused_gradients()
-        if self.engine != "eager":
-            self._state_watch = StateWatch(
-                collected.names.items(), (self.model, self.guide, self.objective)
-            )
+        if self.engine != "eager" and self.training_step.gradient.capture_error is None:
+            self._watch(collected.names)
         return loss
+
+    def _watch(self, names: dict[str, Tensor]) -> None:
+        """Note parameters and plain numbers, whose replacement the next step detects."""
+        watch = StateWatch(
+            names.items(), (self.model, self.guide, self.objective), self._known.values()
+        )
+        self.training_step.gradient.sets.select(watch.frozen)
+        self._state_watch = watch
 
     def _loss_and_grads_of_block(self, rows: int, *block: Any) -> Any:
         """`_loss_and_grads` of a block that stands for `rows`."""

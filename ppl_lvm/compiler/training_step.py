@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ppl_lvm.compiler.backend.allocator import keep_freed_memory
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
@@ -21,13 +20,15 @@ from ppl_lvm.compiler.backend.numerics import all_finite
 from ppl_lvm.compiler.backend.threads import single_thread_if
 from ppl_lvm.compiler.backend.worker import CompileWorker
 from ppl_lvm.compiler.capture.arguments import Arguments
-from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient, logger
+from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
+from ppl_lvm.compiler.capture.gradient_hooks import has_hooks
 from ppl_lvm.compiler.capture.state_snapshot import PythonStateSnapshot
+from ppl_lvm.compiler.compile_times import announced, timed
 from ppl_lvm.compiler.graph.ir import Recording
-from ppl_lvm.compiler.optim.adapters import OptimizerAdapter, TorchOptimizerAdapter, functional_clip
+from ppl_lvm.compiler.optim.adapters import OptimizerAdapter, functional_clip
 from ppl_lvm.compiler.optim.flat import FlatGroup, FlatOptimizer
 from ppl_lvm.compiler.optim.update_rules import supported_optimizers
-from ppl_lvm.compiler.passes import PIPELINE, Pass, PassError
+from ppl_lvm.compiler.passes import PassError
 from ppl_lvm.compiler.policy import COSTS, BreakEvenPolicy, CompilePolicy
 from ppl_lvm.compiler.row_tiling import RowBlocks, tile_rows
 from ppl_lvm.core.errors import CannotCaptureError, NonFiniteError, is_numerical
@@ -191,6 +192,8 @@ class TrainingStep:
         gradient = self.gradient
         if not self._captures_first or gradient.capture_error or not torch.is_grad_enabled():
             return
+        if any(map(has_hooks, self._parameters())):
+            return  # a trial would run the hooks
         try:
             arguments, recording = gradient.lookup(args, kwargs)
         except CannotCaptureError:
@@ -223,13 +226,16 @@ class TrainingStep:
         groups = self._groups(recording)
         step = None if groups is None else self._make_step(arguments, recording, groups)
         if step is not None:
-            self._announce(
-                f"Compiling the step in the background, about {COSTS.compiling(recording):.0f} s; "
-                "captured steps go on."
-            )
-            with single_thread_if(self.gradient.small):
-                inputs = step.inputs(arguments.tensors)
-                self._worker.start(step.graph, inputs, self._same_random)
+            self._compile_in_background(step, arguments)
+
+    def _compile_in_background(self, step: ExecutableStep, arguments: Arguments) -> None:
+        expected = COSTS.compiling(step.recording)
+        self._announce(
+            f"Compiling the step in the background, {announced(expected)}; captured steps go on."
+        )
+        with single_thread_if(self.gradient.small):
+            inputs = step.inputs(arguments.tensors)
+            self._worker.start(step.graph, inputs, self._same_random, step, expected)
 
     def _compiled_step(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -258,6 +264,9 @@ class TrainingStep:
         """The compiled step for these arguments; it may still have to be compiled."""
         slots = self.optimizer.parameter_slots(recording.trained(self.gradient.parameters))
         if slots is None:
+            return None
+        if recording.hooked:
+            self._stop("gradient hooks of parameters run after each captured step")
             return None
         groups = self._flat.plan(slots)
         if groups is None:
@@ -298,18 +307,26 @@ class TrainingStep:
         """Compile the step if it is not compiled yet; whether it is ready."""
         if step.ready:
             return True
-        if self._worker.running:
-            failure = self._worker.wait(self._announce)
+        background = self._plan.reads_clock and self.level == "auto"
+        known, expected = self._worker.knows(step), COSTS.compiling(step.recording)
+        if known:
+            if background and self._worker.pending(step):
+                return False
+            failure = self._worker.wait(self._announce, step)
             if failure is not None:
                 self._stop(failure)
                 return False
-        else:
-            self._announce(
-                f"Compiling the step, about {COSTS.compiling(step.recording):.0f} s once; steps go "
-                "on after it."
-            )
         try:
-            step.compile(arguments.tensors, self._same_random)
+            if background and not known and any(s.ready for s in self._compiled.values()):
+                self._compile_in_background(step, arguments)
+                if self._worker.knows(step):
+                    return False
+            if not known:
+                self._announce(
+                    f"Compiling the step, {announced(expected)}, once; steps go on after it."
+                )
+            with timed(expected):
+                step.compile(arguments.tensors, self._same_random)
         except PassError:
             raise
         except Exception as error:
@@ -337,61 +354,6 @@ class TrainingStep:
             self._flat.step(slots)
         for p in parameters:
             p.grad = None
-
-
-def make_training_step(
-    loss_and_grads: Callable[..., Any],
-    optimizer: Optimizer,
-    engine: Level = "auto",
-    *,
-    watched: Sequence[object] = (),
-    announce: Callable[[str], None] | None = None,
-    max_captures: int = 8,
-    same_random: bool = True,
-    finite: bool = False,
-    capture_first: bool = False,
-    plan: CompilePolicy | None = None,
-    blocks: RowBlocks | None = None,
-    passes: Sequence[Pass] = PIPELINE,
-) -> TrainingStep:
-    """A function of a batch that takes a whole step and returns the result of `loss_and_grads`.
-
-    After a step `.grad` is None.
-
-    Args:
-        loss_and_grads: see `ppl_lvm.compiler`.
-        optimizer: its parameters are trained.
-        engine: "eager" calls `loss_and_grads` at every step; "auto" captures and compiles where
-            possible; "captured" and "compiled" raise `CannotCaptureError` where it is not.
-        watched: model, guide and objective; a step must not change their plain attributes.
-        announce: receives one-line messages; the logger `ppl_lvm.compiler` by default.
-        max_captures: kinds of arguments that are captured.
-        same_random, finite, capture_first, plan, blocks: see `TrainingStep`.
-        passes: graph passes.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    say = announce or logger.warning
-    gradient = CapturedGradient(
-        loss_and_grads,
-        parameters,
-        strict=engine in ("captured", "compiled"),
-        watched=watched,
-        announce=say,
-        max_captures=max_captures,
-        passes=passes,
-    )
-    return TrainingStep(
-        gradient,
-        TorchOptimizerAdapter(optimizer),
-        engine,
-        say,
-        lambda: parameters,
-        same_random=same_random,
-        finite=finite,
-        capture_first=capture_first,
-        plan=plan,
-        blocks=blocks,
-    )
 
 
 def _summary(error: Exception) -> str:

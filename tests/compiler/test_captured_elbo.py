@@ -108,3 +108,44 @@ def test_program_that_branches_runs_eagerly_after_one_message() -> None:
     assert len(lines) == 1
     with pytest.raises(CannotCaptureError):
         train(CapturedELBO(Trace_ELBO(), engine="captured"), branches=True)
+
+
+class Plan:
+    """A training plan that makes its programs anew for each step, as scvi-tools' does."""
+
+    def __init__(self, elbo: Any, scale: float) -> None:
+        self.parts, self.elbo, self.scale = (Model(), Guide()), elbo, scale
+
+    def model(self, x: Tensor, weight: float = 1.0) -> None:
+        with pyro.poutine.scale(scale=weight):  # type: ignore[arg-type]
+            self.parts[0](x)
+
+    def guide(self, x: Tensor, weight: float = 1.0) -> None:
+        self.parts[1](x)
+
+    def training_step(self, x: Tensor, weight: float) -> Tensor:
+        scaled = [pyro.poutine.scale(part, self.scale) for part in (self.model, self.guide)]
+        loss: Tensor = self.elbo.differentiable_loss(*scaled, x, weight=weight)
+        return loss
+
+
+def test_plan_that_wraps_its_programs_anew_takes_captured_steps() -> None:
+    def run(elbo: Any) -> list[float]:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        plan = Plan(elbo, 1 / len(X))
+        leaves = [p for part in plan.parts for p in part.parameters()]
+        optimizer = torch.optim.Adam(leaves, lr=0.02)
+        values = []
+        for step in range(14):
+            optimizer.zero_grad()
+            loss = plan.training_step(X, 0.1 * (step + 1))
+            loss.backward()
+            optimizer.step()
+            values.append(float(loss.detach()))
+        return values
+
+    elbo = CapturedELBO(Trace_ELBO())
+    assert run(elbo) == pytest.approx(run(Trace_ELBO()), rel=1e-5)
+    (pair,) = elbo._pairs.values()
+    assert pair.num_captures == 1

@@ -14,14 +14,16 @@ Arguments of another shape are recorded in two more steps, up to `max_captures` 
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.capture.arguments import Arguments, VaryingNumbers, flatten
+from ppl_lvm.compiler.capture.capture_sets import CapturedKind, CaptureSets
+from ppl_lvm.compiler.capture.gradient_hooks import has_hooks, run_hooks
+from ppl_lvm.compiler.capture.prediction import check_prediction
 from ppl_lvm.compiler.capture.recorder import record
 from ppl_lvm.compiler.capture.state_snapshot import (
     PythonStateSnapshot,
@@ -41,21 +43,11 @@ from ppl_lvm.compiler.graph.build import (
 from ppl_lvm.compiler.graph.ir import Recording, Tape
 from ppl_lvm.compiler.passes import PIPELINE, Pass, run_passes, skip
 from ppl_lvm.core.errors import CannotCaptureError
-from ppl_lvm.core.rng import RngState, generator_states
+from ppl_lvm.core.rng import RngState
 
 logger = logging.getLogger("ppl_lvm.compiler")
 
-_TOLERANCE = 1e-5  # relative, of the same operations on the same numbers
 _ATTEMPTS = 3  # recorded steps that may disagree (caches filling up) before capture is given up
-
-
-@dataclass
-class _Entry:
-    """State of the capture for arguments of one key."""
-
-    tape: Tape | None = None
-    attempts: int = 0
-    recording: Recording | None = None
 
 
 class CapturedGradient:
@@ -84,14 +76,13 @@ class CapturedGradient:
         passes: Sequence[Pass] = PIPELINE,
     ) -> None:
         self.capture_error: CannotCaptureError | None = None
-        self.parameters: list[Tensor] = []
+        self.sets = CaptureSets(max_captures)
         self._loss_and_grads = loss_and_grads
         self._list_parameters = parameters
         self._strict = strict
         self.watched, self.passes = watched, passes
         self._announce = announce or logger.warning
         self._max_captures = max_captures
-        self._entries: dict[Hashable, _Entry] = {}
         self._modules = modules(watched)
         self._announced_limit = False
         self._numbers = VaryingNumbers()
@@ -118,25 +109,34 @@ class CapturedGradient:
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Arguments, Recording | None]:
         """The flattened arguments, and their recording if it exists."""
-        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters):
-            raise CannotCaptureError("a parameter has a gradient hook, which a recording lacks")
         for module in self._modules:
             if module._backward_hooks or module._backward_pre_hooks:
                 name = type(module).__name__
                 raise CannotCaptureError(f"{name} has a backward hook, which a recording lacks")
         arguments = flatten(args, kwargs, self._numbers)
         arguments.kind = self._kind(arguments)
-        entry = self._entries.get(arguments.kind)
+        entry = self.sets.current.entries.get(arguments.kind)
         return arguments, entry.recording if entry is not None else None
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The leaf tensors that are trained now; none before the first step."""
+        return self.sets.current.parameters
+
+    @property
+    def hooked(self) -> list[int]:
+        """The places of parameters that have gradient hooks."""
+        return [place for place, p in enumerate(self.parameters) if has_hooks(p)]
+
     def _kind(self, arguments: Arguments) -> Hashable:
-        """The key of their capture: of the arguments, and of the modules' modes and hooks.
+        """The key of their capture: of arguments, modules' modes, hooks, trainable parameters.
 
         A parametrization that is registered later changes the class of its module.
         """
         modes = [(m.training, type(m), len(m._modules)) for m in self._modules]
         hooks = [id(hook) for hook in forward_hooks(self._modules)]
-        return arguments.key, tuple(modes), tuple(hooks)
+        hooks += self.hooked
+        return arguments.key, tuple(modes), tuple(hooks), self.sets.current.number
 
     def dry_run_capture(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], before: PythonStateSnapshot
@@ -168,7 +168,7 @@ class CapturedGradient:
     @property
     def num_captures(self) -> int:
         """Number of kinds of arguments that have been captured."""
-        return sum(e.recording is not None for e in self._entries.values())
+        return len(self.recordings)
 
     @property
     def small(self) -> bool:
@@ -179,12 +179,11 @@ class CapturedGradient:
     @property
     def recordings(self) -> list[Recording]:
         """The recordings of all kinds of arguments."""
-        return [e.recording for e in self._entries.values() if e.recording is not None]
+        return self.sets.recordings()
 
     def forget(self) -> None:
         """Drop every recording (a parameter or a module has been replaced)."""
-        self._entries.clear()
-        self.parameters.clear()
+        self.sets.clear()
         self.capture_error, self._announced_limit = None, False
 
     # Steps that run the program
@@ -198,9 +197,9 @@ class CapturedGradient:
 
     def _drop_rebinding(self) -> None:
         """Drop recordings that hold state which the program is about to bind anew."""
-        for key, entry in self._entries.items():
+        for captures, key, entry in self.sets.entries():
             if entry.recording is not None and entry.recording.rebinds:
-                self._entries[key] = _Entry(attempts=entry.attempts + 1)
+                captures.entries[key] = CapturedKind(attempts=entry.attempts + 1)
                 if entry.attempts + 1 >= _ATTEMPTS:
                     raise CannotCaptureError(
                         "the program binds its state anew each step and its arguments change "
@@ -208,33 +207,42 @@ class CapturedGradient:
                     )
 
     def _learn(self, arguments: Arguments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.sets.current.open:
+            self._announce_limit("selections of trainable parameters")
+            return self.eager(args, kwargs)
         if not self.parameters:
             loss = self.eager(args, kwargs)
-            listed = self._list_parameters
-            self.parameters = list(listed() if callable(listed) else listed)
+            self.sets.current.parameters = self._listed()
             return loss
         if self._numbers.note(arguments):
             double = any(p.dtype is torch.float64 for p in self.parameters)
             self._numbers.dtype = torch.float64 if double else torch.float32
-            self._entries.clear()
+            self._drop_entries()
             return self.eager(args, kwargs)
-        key = arguments.kind
-        if key not in self._entries and len(self._entries) >= self._max_captures:
-            self._announce_limit()
+        key, entries = arguments.kind, self.sets.current.entries
+        if key not in entries and len(entries) >= self._max_captures:
+            self._announce_limit("kinds of arguments")
             return self.eager(args, kwargs)
-        entry = self._entries.setdefault(key, _Entry())
-        return self._record_step(entry, arguments)
+        return self._record_step(entries.setdefault(key, CapturedKind()), arguments)
 
-    def _announce_limit(self) -> None:
+    def _listed(self) -> list[Tensor]:
+        listed = self._list_parameters
+        return list(listed() if callable(listed) else listed)
+
+    def _drop_entries(self) -> None:
+        for captures, key, _ in self.sets.entries():
+            del captures.entries[key]
+
+    def _announce_limit(self, kinds: str) -> None:
         if not self._announced_limit:
             self._announced_limit = True
             self._announce(
-                f"{self._max_captures} kinds of arguments have come, {self.num_captures} of them "
+                f"{self._max_captures} {kinds} have come, {self.num_captures} of them "
                 "twice or more and captured; others run eagerly. Pass changing numbers as tensors "
                 "and keep to few batch sizes."
             )
 
-    def _record_step(self, entry: _Entry, arguments: Arguments) -> Any:
+    def _record_step(self, entry: CapturedKind, arguments: Arguments) -> Any:
         """Take an eager step and record it."""
         if any(t.requires_grad for t in arguments.tensors):
             raise CannotCaptureError("an argument requires a gradient")
@@ -252,13 +260,14 @@ class CapturedGradient:
             before.restore()
             raise
         refusal = aliased_write(snapshots, tape) or self._judge(entry, tape, before, plain, batch)
+        run_hooks([self.parameters[place] for place in tape.hooked])
         if refusal is not None:
             return self._give_up(refusal, loss)
         return loss
 
     def _judge(
         self,
-        entry: _Entry,
+        entry: CapturedKind,
         tape: Tape,
         before: RngState,
         plain: dict[str, Any],
@@ -268,6 +277,8 @@ class CapturedGradient:
         try:
             refuse_foreign_randomness(before)
             refuse_data_dependence(tape, changed_sources(tape))
+            if self._extend_parameters():
+                return None
             self._refuse_new_parameters(tape)
         except CannotCaptureError as refusal:
             return refusal
@@ -283,6 +294,18 @@ class CapturedGradient:
                 return refusal
         entry.tape = tape
         return None
+
+    def _extend_parameters(self) -> bool:
+        """Record anew, with parameters that these arguments were the first to use."""
+        current, listed = self.sets.current, self._listed()
+        known = {id(p) for p in current.parameters}
+        if current.extensions >= self._max_captures or known >= {
+            id(p) for p in listed if p.grad is not None
+        }:
+            return False
+        current.entries.clear()
+        current.parameters, current.extensions = listed, current.extensions + 1
+        return True
 
     def _refuse_new_parameters(self, tape: Tape) -> None:
         for source in tape.sources:
@@ -305,7 +328,7 @@ class CapturedGradient:
 
     def _refuse(self, refusal: CannotCaptureError) -> None:
         """Take eager steps from now on; record again if a number was passed as a tensor."""
-        self._entries.clear()
+        self._drop_entries()
         if self._numbers.refuse():
             return
         if self._strict:
@@ -316,7 +339,7 @@ class CapturedGradient:
     # The recording
 
     def _build(
-        self, entry: _Entry, earlier: Tape, later: Tape, before: RngState, batch: list[Tensor]
+        self, entry: CapturedKind, earlier: Tape, later: Tape, before: RngState, batch: list[Tensor]
     ) -> None:
         """Make the recording of two tapes and check it."""
         pairs = state_pairs(earlier, later)
@@ -324,11 +347,11 @@ class CapturedGradient:
         inputs = [*self.parameters, *batch, *trial.sources]
         optimized = run_passes(self.passes, "capture", trial, inputs)
         try:
-            self._check(optimized, later, pairs, before, batch)
+            check_prediction(optimized, later, pairs, before, self.parameters, batch)
         except CannotCaptureError as error:
             if optimized is trial:
                 raise
-            self._check(trial, later, pairs, before, batch)
+            check_prediction(trial, later, pairs, before, self.parameters, batch)
             skip("the graph after the passes", error)
             optimized = trial
         changed = changed_sources(later)
@@ -346,37 +369,6 @@ class CapturedGradient:
         if self.num_captures > 1:
             logger.info("captured a step for another kind of arguments (%d)", self.num_captures)
 
-    def _check(
-        self,
-        trial: Recording,
-        tape: Tape,
-        pairs: dict[int, int],
-        before: RngState,
-        batch: list[Tensor],
-    ) -> None:
-        """Raise unless the earlier step's graph, from the later step's seed, predicts that step."""
-        after = RngState.capture()
-        before.restore()
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        losses = [v for v in pytree.tree_leaves(tape.losses) if isinstance(v, Tensor)]
-        try:
-            with torch.no_grad():
-                outputs = trial.module(*self.parameters, *batch, *trial.sources, *trial.constants)
-        finally:
-            generators = generator_states()
-            after.restore()
-        if not all(map(torch.equal, generators, after.torch)):
-            raise CannotCaptureError(
-                "the captured step draws other random numbers than the program, which may set a "
-                "seed or a random state itself"
-            )
-        for output, expected in zip(outputs, [*losses, *gradients], strict=True):
-            _check_equal(output, expected, "the loss or a gradient")
-        for source, state in zip(tape.sources, trial.sources, strict=True):
-            rebound = source.index in pairs
-            current = tape.live_results[pairs[source.index]] if rebound else source.tensor
-            _check_equal(state, current, "a tensor that the program keeps")
-
     def replay(self, recording: Recording, arguments: Arguments) -> Any:
         """The loss from a recording, with gradients in `.grad`."""
         with torch.no_grad():
@@ -386,15 +378,5 @@ class CapturedGradient:
         gradients = iter(out[recording.num_losses :])
         for parameter, active in zip(self.parameters, recording.active, strict=True):
             parameter.grad = next(gradients) if active else None
+        run_hooks([self.parameters[place] for place in recording.hooked])
         return recording.losses(out)
-
-
-def _check_equal(captured: Tensor, eager: Tensor, name: str) -> None:
-    tolerance = {"rtol": 0.0, "atol": 0.0}
-    if eager.is_floating_point() and eager.numel():
-        scale = eager.detach().abs().max()
-        if scale.isfinite():
-            tolerance = {"rtol": _TOLERANCE, "atol": _TOLERANCE * float(scale)}
-    if not torch.allclose(captured.detach(), eager.detach(), equal_nan=True, **tolerance):
-        worst = float((captured.double() - eager.double()).abs().max())
-        raise CannotCaptureError(f"{name} captured differs from the eager one by {worst:.3g}")

@@ -14,6 +14,7 @@ A recorded step differs from Pyro's in four points, which change nothing but rou
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -27,9 +28,10 @@ from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from ppl_lvm.compiler.capture.gradient_hooks import has_hooks, without_hooks
 from ppl_lvm.compiler.capture.markov_chains import fast_markov_elimination
 from ppl_lvm.compiler.capture.tape import TapeRecorder
-from ppl_lvm.compiler.graph.ir import Tape
+from ppl_lvm.compiler.graph.ir import Ref, Tape
 from ppl_lvm.compiler.source_lines import error_line, user_line
 from ppl_lvm.core.dynamo import without_dynamo
 from ppl_lvm.core.errors import CannotCaptureError
@@ -129,11 +131,15 @@ def record(
     for parameter in parameters:
         parameter.grad = None
     recorder = TapeRecorder([*parameters, *batch])
+    hooked = [place for place, p in enumerate(parameters) if p.requires_grad and has_hooks(p)]
+    notes: list[tuple[int, Any]] = []  # a hooked parameter, the index of its gradient
     try:
         with (
             without_dynamo(TapeRecorder.__torch_dispatch__),
             _pyro_checks_off(),
             fast_markov_elimination(),
+            without_hooks(parameters),
+            _noting_gradients({place: parameters[place] for place in hooked}, recorder, notes),
             _KeepTensors(recorder),
             recorder,
         ):
@@ -147,12 +153,50 @@ def record(
         raise CannotCaptureError(reason, error_line(error)) from error
     tape = recorder.tape
     tape.gradients = [_gradient_index(recorder, p) for p in parameters]
+    tape.hooked = [place for place, _ in notes]
+    for place, index in notes:
+        if tape.hooked.count(place) > 1 or not _is_same(tape, tape.gradients[place], index):
+            recorder.undo()
+            raise CannotCaptureError(
+                "a parameter has a gradient hook, and its gradient comes from several backward "
+                "passes or is changed after them"
+            )
     tape.losses = loss
     tape.results = pytree.tree_map(
         lambda value: recorder.ref(value) if isinstance(value, Tensor) else value, loss
     )
     recorder.finish()
     return loss, tape
+
+
+@contextmanager
+def _noting_gradients(
+    parameters: dict[int, Tensor], recorder: TapeRecorder, notes: list[tuple[int, Any]]
+) -> Iterator[None]:
+    """Note each time that a gradient reaches one of these parameters."""
+
+    def note(place: int, gradient: Tensor) -> None:
+        notes.append((place, recorder.ref(gradient)))
+
+    handles = [p.register_hook(partial(note, place)) for place, p in parameters.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_COPIES = ("detach", "clone", "alias")
+
+
+def _is_same(tape: Tape, final: int | None, gradient: Ref | None) -> bool:
+    """True if the gradient that a step leaves is this one, or a copy of it."""
+    origins = {result: call for call in tape.calls for result in call.results}
+    while gradient is not None and final is not None and final != gradient.index:
+        call = origins.get(final)
+        copies = call is not None and getattr(call.op, "_opname", "") in _COPIES
+        final = call.leaves[0].index if call is not None and copies else None
+    return gradient is not None and final is not None
 
 
 def _gradient_index(recorder: TapeRecorder, parameter: Tensor) -> int | None:

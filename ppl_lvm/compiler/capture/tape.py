@@ -41,6 +41,7 @@ class TapeRecorder(TorchDispatchMode):
         self._indices: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._results: list[tuple[int, weakref.ref[Tensor]]] = []
         self._next = len(inputs)
+        self._lines: dict[int, str | None] = {}  # of operations that have a gradient
         for index, tensor in enumerate(inputs):
             self._indices[tensor] = index
 
@@ -48,7 +49,7 @@ class TapeRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        where = user_line(sys._getframe(1))
+        where = self._line(user_line(sys._getframe(1)))
         if func in _FRESH and args[0] not in self._indices:
             return self._record_constant(args[0], where)
         flat, spec = pytree.tree_flatten((args, kwargs))
@@ -59,6 +60,18 @@ class TapeRecorder(TorchDispatchMode):
             self._record_result(value, call)
         self.tape.calls.append(call)
         return out
+
+    def _line(self, where: str | None) -> str | None:
+        """The user's line; in a backward pass that of the operation whose gradient is taken.
+
+        Autograd numbers its nodes in the order of the operations.
+        """
+        node = torch._C._current_autograd_node()
+        if node is None:
+            self._lines.setdefault(torch.autograd._get_sequence_nr() - 1, where)
+        elif where is None:
+            where = self._lines.get(node._sequence_nr())
+        return where
 
     def _record_result(self, value: Any, call: Call) -> None:
         if isinstance(value, Tensor):

@@ -26,8 +26,11 @@ def state_pairs(earlier: Tape, later: Tape) -> dict[int, int]:
     """
     if len(earlier.calls) != len(later.calls):
         _first_difference(earlier, later)
+        shorter, longer = sorted((earlier.calls, later.calls), key=len)
+        lines = [call.where for call in longer[len(shorter) :] if call.where]
         raise CannotCaptureError(
-            f"one step makes {len(earlier.calls)} tensor operations, the next {len(later.calls)}"
+            f"one step makes {len(earlier.calls)} tensor operations, the next {len(later.calls)}",
+            lines[0] if lines else None,
         )
     for a, b in zip(earlier.calls, later.calls, strict=True):
         _check_call(a, b)
@@ -83,7 +86,9 @@ def _rebound(earlier: Tape, later: Tape) -> dict[int, int]:
     results = {id(tensor): index for index, tensor in earlier.live_results.items()}
     pairs: dict[int, int] = {}
     if len(earlier.sources) != len(later.sources):
-        raise CannotCaptureError("a step reads other tensors than the one before")
+        lines = [source.where for source in later.sources if source.where]
+        line = lines[-1] if lines else None
+        raise CannotCaptureError("a step reads other tensors than the one before", line)
     for a, b in zip(earlier.sources, later.sources, strict=True):
         if a.tensor is b.tensor:
             continue

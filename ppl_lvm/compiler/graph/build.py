@@ -88,6 +88,7 @@ def build(
         rebinds=bool(rebound),
         draws=any(torch.Tag.nondeterministic_seeded in _tags(call.op) for call in tape.calls),
         tables=_tables(tape),
+        hooked=tape.hooked,
     )
 
 

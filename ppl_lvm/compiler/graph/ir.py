@@ -71,6 +71,7 @@ class Tape:
     results: Any = None  # the same structure with tensors replaced by Ref
     gradients: list[int | None] = field(default_factory=list)  # of each parameter
     live_results: dict[int, Tensor] = field(default_factory=dict)  # still referenced afterwards
+    hooked: list[int] = field(default_factory=list)  # places of parameters, in backward's order
 
 
 @dataclass
@@ -92,6 +93,7 @@ class Recording:
     draws: bool  # random numbers
     tables: tuple[int, int]  # bytes of the largest result, and of all results
     reads: int = 0  # bytes of the largest input
+    hooked: list[int] = field(default_factory=list)  # places of parameters whose hooks run
 
     @property
     def small(self) -> bool:

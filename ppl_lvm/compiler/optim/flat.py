@@ -8,6 +8,7 @@ parameter whose storage was replaced, is detected and flattened again.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -70,14 +71,11 @@ class ParameterGroup(ABC):
 class FlatGroup(ParameterGroup):
     """Parameters that share optimizer, options and step count."""
 
-    def __init__(
-        self, slots: Sequence[ParameterSlot], places: list[int], rule: Rule, count: int
-    ) -> None:
-        self.parameters = [slots[i][0] for i in places]
-        self.places = places
+    def __init__(self, slots: Sequence[ParameterSlot], rule: Rule, count: int) -> None:
+        self.parameters = [p for p, _, _ in slots]
         self.rule = rule
-        self.options = slots[places[0]][2]
-        self.groups = [slots[i][2] for i in places]
+        self.options = slots[0][2]
+        self.groups = [group for _, _, group in slots]
         self._others = list({id(g): g for g in self.groups}.values())[1:]
         names = [name for name in self.options if name != "params"]
         self._scheduled = itemgetter(*[name for name in names if name in _SCHEDULED])
@@ -85,10 +83,10 @@ class FlatGroup(ParameterGroup):
         self._fixed_values = self._fixed(self.options)  # a compiled step contains them
         self._zeros = self._is_zero(self.options)
         self.count = count
-        self._states = [slots[i][1].state[slots[i][0]] for i in places]
+        self._states = [optimizer.state[p] for p, optimizer, _ in slots]
         self.vector = torch.cat([p.detach().reshape(-1) for p in self.parameters])  # (n,)
         self.moments = [self._moment(name) for name in rule.moments]  # each (n,)
-        self._steps = torch.full((len(places),), float(count))
+        self._steps = torch.full((len(slots),), float(count))
         self._step_table = self._steps.numpy()  # the same memory, faster to write
         self._lay_out()
 
@@ -118,12 +116,11 @@ class FlatGroup(ParameterGroup):
         ]
 
     def intact(self, slots: Sequence[ParameterSlot]) -> bool:
-        """True if parameters, state and options are still those of this group."""
+        """True if parameters, state and options are still those of this group, in its order."""
         name = self.rule.moments[0] if self.rule.moments else None
         if not self._has_same_options():
             return False
-        for at, place in enumerate(self.places):
-            p, optimizer, group = slots[place]
+        for at, (p, optimizer, group) in enumerate(slots):
             if p.data_ptr() != self._addresses[at] or group is not self.groups[at]:
                 return False
             if name is not None and optimizer.state[p].get(name) is not self._first_moments[at]:
@@ -172,29 +169,65 @@ class FlatGroup(ParameterGroup):
             group["lr"] = rate
 
 
+@dataclass
+class _Plan:
+    """The groups of some parameters, and the places of each group's among them."""
+
+    groups: list[FlatGroup]
+    places: list[list[int]]
+
+    def intact(self, slots: Sequence[ParameterSlot]) -> bool:
+        return all(
+            group.intact([slots[i] for i in places])
+            for group, places in zip(self.groups, self.places, strict=True)
+        )
+
+
+_MAX_PLANS = 32
+
+
 class FlatOptimizer:
     """Takes steps of torch and Pyro optimizers on flat vectors.
 
     `plan` returns None where an optimizer has no rule: call its `step` then.
+
+    Sets of parameters that alternate share vectors: where one ends inside a vector, the vector is
+    split, once.
     """
 
     def __init__(self) -> None:
-        self._groups: list[FlatGroup] = []
-        self._key: tuple[int, ...] = ()
+        self._plans: dict[tuple[int, ...], _Plan] = {}
 
     @property
     def laid_out(self) -> bool:
         """True if any parameters have been moved into flat vectors."""
-        return bool(self._groups)
+        return bool(self._plans)
 
     def plan(self, slots: Sequence[ParameterSlot]) -> list[FlatGroup] | None:
         """The groups of these parameters, laid out again if something was replaced."""
         key = tuple([id(p) for p, _, _ in slots])
-        if key == self._key and all(group.intact(slots) for group in self._groups):
-            return self._groups
+        plan = self._plans.get(key)
+        if plan is None or not plan.intact(slots):
+            plan = self._plan_anew(key, slots)
+        return None if plan is None else plan.groups
+
+    def _plan_anew(self, key: tuple[int, ...], slots: Sequence[ParameterSlot]) -> _Plan | None:
+        place_of = {number: place for place, number in enumerate(key)}
+        present, dropped = _Plan([], []), set()
+        for known in {id(g): g for plan in self._plans.values() for g in plan.groups}.values():
+            places = [place_of[id(p)] for p in known.parameters if id(p) in place_of]
+            whole = len(places) == len(known.parameters)
+            if whole and known.intact([slots[i] for i in places]):
+                present.groups.append(known)
+                present.places.append(places)
+            elif places:
+                dropped.add(id(known))
+        old = {place for places in present.places for place in places}
         kinds: dict[Any, list[int]] = {}
         rules: dict[Any, Rule] = {}
         for place, (p, optimizer, group) in enumerate(slots):
+            if place in old:
+                continue
             rule = rule_of(optimizer, group)
             if rule is None:
                 return None
@@ -205,9 +238,17 @@ class FlatOptimizer:
             kind = (type(optimizer), several, options, count, p.dtype, p.device)
             kinds.setdefault(kind, []).append(place)
             rules[kind] = rule
-        self._groups = [FlatGroup(slots, places, rules[k], k[3]) for k, places in kinds.items()]
-        self._key = key
-        return self._groups
+        for kind, places in kinds.items():
+            of_kind = [slots[i] for i in places]
+            present.groups.append(FlatGroup(of_kind, rules[kind], kind[3]))
+            present.places.append(places)
+        plans = [
+            (k, plan)
+            for k, plan in self._plans.items()
+            if k != key and not any(id(group) in dropped for group in plan.groups)
+        ]
+        self._plans = dict([*plans[1 - _MAX_PLANS :], (key, present)])
+        return present
 
     @torch.no_grad()
     def step(self, slots: Sequence[ParameterSlot]) -> bool:

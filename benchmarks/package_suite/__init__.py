@@ -1,0 +1,1 @@
+"""Programs of packages that are built on Pyro."""
