@@ -1,4 +1,4 @@
-"""Commands that use runs: diagnose, compare, report, explore, impute."""
+"""Commands that use runs: diagnose, compare, report, explore, encode, impute."""
 
 from pathlib import Path
 from typing import Annotated
@@ -156,6 +156,27 @@ def explore(
     from ppl_lvm.report.explore import explore as write_page
 
     print(write_page(directory, output, data=data, trust=trust))
+
+
+@app.command()
+@checked
+def encode(
+    directory: RunDirectory,
+    data: DataOption,
+    output: Annotated[
+        Path, typer.Option(rich_help_panel=OUTPUT, help="The .parquet file to write.")
+    ],
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the posterior means of the latents of rows, as they are computed."""
+    from ppl_lvm import load_run
+
+    load_run(directory, trust=trust).encode(data, output=output)
+    if as_json:
+        print_json({"output": str(output)})
+    else:
+        print(output)
 
 
 @app.command()

@@ -13,9 +13,10 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ppl_lvm.core.errors import DamagedFileError, WriteError
+from ppl_lvm.core.types import Array
 
 CHECKSUM = "sha256:"
 UNSEALED = CHECKSUM + "0" * 64  # in the place of a checksum while it is computed
@@ -47,7 +49,27 @@ def write_atomic(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        with _replacement(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def write_parquet(path: Path, parts: Iterable[Mapping[str, Array]]) -> None:
+    """Write columns of rows as they come, a row group for each part, like `write_atomic`."""
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetWriter
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacement(path) as file:
+            writer = None
+            for part in parts:
+                table = pa.table(dict(part))
+                writer = writer or ParquetWriter(file, table.schema)
+                writer.write_table(table, row_group_size=max(1, len(table)))
+            if writer is not None:
+                writer.close()
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -59,11 +81,13 @@ def write_error(path: Path, error: OSError) -> WriteError:
     return WriteError(error.errno, f"{path} cannot be written: {reason}.{stands}")
 
 
-def _replace(path: Path, content: bytes) -> None:
+@contextmanager
+def _replacement(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` where the scope ends without an error."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # a temporary file is its owner's alone

@@ -53,11 +53,13 @@ from ppl_lvm.runs.comparability import (
     distinct_names,
     require_same_likelihood,
 )
+from ppl_lvm.runs.rows import few_rows
 from ppl_lvm.runs.run import Run
 from ppl_lvm.runs.scores import UNRELIABLE, Score, mean_error, score
 
 SIGNIFICANCE_Z = 2.5  # standard errors
 FEWEST_PARTICLES = 10
+KIND_ROWS = 1000  # of rows on disk, by which likelihoods are told apart
 
 
 @dataclass(frozen=True, repr=False)
@@ -210,10 +212,9 @@ def compare(
     """
     names = distinct_names(runs, names)
     held_out = common_rows(runs, names) if x is None else x
-    shared = runs[0].batch(held_out) if isinstance(held_out, Data) else None
-    weights = held_out.weights if isinstance(held_out, Data) else None
-    batches = [run.batch(held_out) if shared is None else shared for run in runs]
-    if len(batches[0][0]) < 2:
+    rows = [run.rows(held_out) for run in runs]
+    batches = [few_rows(run.pair, data, KIND_ROWS) for run, data in zip(runs, rows, strict=True)]
+    if len(rows[0]) < 2:
         raise ValueError(
             "compare needs at least two rows: the error of a difference is its variation over "
             "rows. Hold out more, or pass rows as x."
@@ -227,11 +228,10 @@ def compare(
     for i, (name, run) in enumerate(zip(names, runs, strict=True)):
         if say is not None:
             say(name, i, len(runs))
-        settings = (num_particles, int(seeds[i]), seed, weights)
-        scores.append(score(name, run, batches[i], *settings))
+        scores.append(score(name, run, rows[i], num_particles, int(seeds[i]), seed))
     if say is not None:
         say("", len(runs), len(runs))
-    return Comparison(tuple(scores), f"{len(batches[0][0])} rows, {_describe_rows(runs, x)}")
+    return Comparison(tuple(scores), f"{len(rows[0])} rows, {_describe_rows(runs, x)}")
 
 
 def _describe_rows(runs: Sequence[Run], x: Any) -> str:

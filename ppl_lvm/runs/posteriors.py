@@ -7,10 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.data import Data
+from ppl_lvm.posterior.evidence import Evidence, log_evidence
 from ppl_lvm.posterior.global_states import global_latents
+from ppl_lvm.posterior.joined_evidence import join
+from ppl_lvm.posterior.predict import require_posterior
 from ppl_lvm.posterior.predictions import Prediction, complete_batch, predict_rows
 from ppl_lvm.posterior.suitability import unsuitable, weighted_rows
 from ppl_lvm.programs.signatures import signature
+from ppl_lvm.runs.rows import batches
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -40,6 +45,28 @@ def draws(run: Run, count: int, seed: int) -> dict[str, Tensor]:
             "the latents of rows."
         )
     return {name: value for name, value in values.items() if name in names}
+
+
+def evidence(run: Run, data: Data, num_particles: int, seed: int) -> Evidence:
+    """See `Run.log_evidence`."""
+    parts: list[Evidence] = []
+    of_rows: list[Tensor | None] = []
+    generator = torch.Generator().manual_seed(seed)
+    for batch, weights in batches(run.pair, data):
+        require_posterior(run.pair, *batch, what="log_evidence")
+        training = None if run.is_training_data(batch) else run.training_rows
+        part = log_evidence(
+            run.pair,
+            *batch,
+            num_particles=num_particles,
+            seed=int(torch.randint(2**31, (), generator=generator)) if parts else seed,
+            training=training,
+            weights=weights,
+            training_weights=None if training is None else run.training_weights(),
+        )
+        parts.append(part)
+        of_rows.append(weights)
+    return join(parts, of_rows)
 
 
 def summary(run: Run, count: int) -> "DataFrame":

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,13 +14,17 @@ from ppl_lvm.core.distributions import named_distribution_errors
 from ppl_lvm.core.frames import TOOLKIT, in_package, module_name, traceback_frames
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.validate import DataSource, Whole
-from ppl_lvm.data import Data, load_data
+from ppl_lvm.data import Data, in_order, load_data
+from ppl_lvm.data.selection import first_rows, sample_rows
 from ppl_lvm.data.validation import Missing
 from ppl_lvm.data.weights import repeat_rows
-from ppl_lvm.posterior.evidence import reason_for_training_rows
+from ppl_lvm.posterior.evidence import reason_for_training_rows, shares_latents
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.programs.precision import default_dtype
 from ppl_lvm.runs.record import has_weights
+
+BATCH_ROWS = 16_384  # of rows on disk
+FIRST_ROWS = 256  # of them, from which the structure of a pair is known
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -57,6 +61,37 @@ def names_faults(method: Callable[P, R]) -> Callable[P, R]:
             raise
 
     return call
+
+
+def _in_precision(pair: ModelGuidePair, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if pair.dtype is None:
+        return batch
+    return tuple(t.to(pair.dtype) if t.is_floating_point() else t for t in batch)
+
+
+def _are_one_batch(pair: ModelGuidePair, data: Data) -> bool:
+    """True for rows in memory, and for rows that share latents."""
+    if data.blocks is None:
+        return True
+    return shares_latents(pair, *_in_precision(pair, first_rows(data, FIRST_ROWS)))
+
+
+def few_rows(pair: ModelGuidePair, data: Data, count: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """All rows in memory as one batch; of independent rows on disk a sample of `count`."""
+    if not _are_one_batch(pair, data):
+        data = sample_rows(data, count, seed)
+    return _in_precision(pair, data.batch(torch.arange(len(data))))
+
+
+def batches(pair: ModelGuidePair, data: Data) -> Iterator[tuple[tuple[Tensor, ...], Tensor | None]]:
+    """Batches as the model takes them, with their weights.
+
+    Rows in memory, and rows that share latents, are one batch.
+    """
+    size = len(data) if _are_one_batch(pair, data) else BATCH_ROWS
+    for index in in_order(data, size):
+        weights = None if data.weights is None else data.weights[index]
+        yield _in_precision(pair, data.batch(index)), weights
 
 
 class RunRows:
@@ -161,10 +196,7 @@ class RunRows:
     def batch(self, x: DataSource) -> tuple[Tensor, ...]:
         """Data as the model takes it, see `rows`, in its precision."""
         data = self.rows(x)
-        batch, dtype = data.batch(torch.arange(len(data))), self.pair.dtype
-        if dtype is None:
-            return batch
-        return tuple(t.to(dtype) if t.is_floating_point() else t for t in batch)
+        return _in_precision(self.pair, data.batch(torch.arange(len(data))))
 
     def _load_options(self, x: Any) -> dict[str, Any]:
         """Arguments of `load_data` that read `x` as the training data were read."""

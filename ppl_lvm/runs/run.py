@@ -16,12 +16,12 @@ from ppl_lvm.core.validate import Count, DataSource, Seed, Whole
 from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.posterior import predict
-from ppl_lvm.posterior.evidence import Evidence, log_evidence
+from ppl_lvm.posterior.evidence import Evidence
 from ppl_lvm.posterior.predictions import Prediction
 from ppl_lvm.programs.pair import ModelGuidePair
-from ppl_lvm.runs import posteriors
+from ppl_lvm.runs import encoding, posteriors
 from ppl_lvm.runs.record import has_weights
-from ppl_lvm.runs.rows import RunRows, names_faults
+from ppl_lvm.runs.rows import RunRows, few_rows, names_faults
 from ppl_lvm.training.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -162,19 +162,18 @@ class Run(RunRows):
 
     @public_call
     @names_faults
-    def encode(self, x: DataSource) -> dict[str, Tensor]:
+    def encode(self, x: DataSource, *, output: str | Path | None = None) -> dict[str, Tensor]:
         """Local latent site -> mean of q(z | x) (N, D), or marginal probabilities (N, states).
+
+        Args:
+            output: a .parquet file for the codes, written as they are computed. It has columns z,
+                or z_0, z_1, … of a site z. The result is then empty.
 
         Raises:
             ValueError: a latent holds all rows together.
+            WriteError: the file cannot be written.
         """
-        batch = self.batch(x)
-        for name in predict.joint_latents(self.pair, *batch):
-            raise ValueError(
-                f"encode: {name!r} holds all training rows together, so that a row has no code of "
-                f"it. Its posterior is run.to_arviz(rows).posterior[{name!r}]."
-            )
-        return predict.encode(self.pair, *batch)
+        return encoding.encode(self, self.rows(x), output)
 
     @public_call
     @names_faults
@@ -240,18 +239,7 @@ class Run(RunRows):
         Raises:
             ValueError: the predictive density needs the training rows, which cannot be loaded.
         """
-        batch = self.batch(x)
-        predict.require_posterior(self.pair, *batch, what="log_evidence")
-        training = None if self.is_training_data(batch) else self.training_rows
-        return log_evidence(
-            self.pair,
-            *batch,
-            num_particles=num_particles,
-            seed=seed,
-            training=training,
-            weights=x.weights if isinstance(x, Data) else None,
-            training_weights=None if training is None else self.training_weights(),
-        )
+        return posteriors.evidence(self, self.rows(x), num_particles, seed)
 
     @public_call
     @names_faults
@@ -365,12 +353,15 @@ class Run(RunRows):
             repeat_rows(d, "diagnose") if isinstance(d, Data) else d for d in (x, held_out)
         )
         from ppl_lvm.diagnostics import diagnosis  # 26 modules that a fit does not need
+        from ppl_lvm.diagnostics.budget import MAX_ROWS
 
         return diagnosis.diagnose(
             self.pair,
             self.history,
-            *self.batch(x),
-            held_out=None if held_out is None else self.batch(held_out),
+            *few_rows(self.pair, self.rows(x), MAX_ROWS, seed),
+            held_out=None
+            if held_out is None
+            else few_rows(self.pair, self.rows(held_out), MAX_ROWS, seed),
             restarts=diagnosis.eligible_restarts(self.restarts, self.trajectories),
             options=self.record["options"],
             columns=x.columns if isinstance(x, Data) else None,

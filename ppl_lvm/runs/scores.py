@@ -11,6 +11,7 @@ from torch import Tensor
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Floats
+from ppl_lvm.data import Data
 from ppl_lvm.data.weights import repeat_rows
 from ppl_lvm.diagnostics.bound_tightness import exact_log_likelihood
 from ppl_lvm.diagnostics.leave_one_out import loo
@@ -25,6 +26,7 @@ from ppl_lvm.posterior.evidence import (
 )
 from ppl_lvm.programs.pair import ModelGuidePair
 from ppl_lvm.runs.comparability import NotComparableError
+from ppl_lvm.runs.rows import batches
 from ppl_lvm.runs.run import Run
 
 CHUNK = 200_000  # log weights computed at once
@@ -83,13 +85,12 @@ class Score:
 def score(
     name: str,
     run: Run,
-    batch: tuple[Tensor, ...],
+    data: Data,
     K: int,
     seed: int,
     loo_seed: int,
-    weights: Tensor | None = None,
 ) -> Score:
-    """The score of one run on the rows of `batch`, with K particles and weights of rows (N,).
+    """The score of one run on rows, with K particles.
 
     Raises:
         NotComparableError: log p(x) has no terms by row.
@@ -97,7 +98,7 @@ def score(
     pair = run.pair
     with isolated_rng(seed), torch.no_grad(), pair.scope():
         try:
-            l, noise, kind, share_bad = _densities(run, pair, batch, K, weights)
+            l, noise, kind, share_bad = _all_densities(run, pair, data, K)
         except CannotSayError as error:
             raise NotComparableError(f"{name}: {error}") from error
         loo_result, no_loo = None, ""
@@ -106,7 +107,7 @@ def score(
     return Score(
         name=name,
         per_row=l,
-        weights=None if weights is None else weights.double().cpu().numpy(),
+        weights=None if data.weights is None else data.weights.double().cpu().numpy(),
         monte_carlo_error=noise,
         kind=kind,
         share_bad=share_bad,
@@ -116,6 +117,21 @@ def score(
         seconds=_seconds(run),
         steps=int(run.results["steps"]),
     )
+
+
+def _all_densities(
+    run: Run, pair: ModelGuidePair, data: Data, K: int
+) -> tuple[Floats, float, str, float]:
+    """`_densities` of the batches of the rows, joined."""
+    parts, totals = [], []
+    for batch, weights in batches(pair, data):
+        parts.append(_densities(run, pair, batch, K, weights))
+        totals.append(float(len(batch[0])) if weights is None else float(weights.sum()))
+    densities, noises, kinds, shares = zip(*parts, strict=True)
+    share = np.array(totals) / sum(totals)
+    sizes = [len(part) for part in densities]
+    noise = math.hypot(*(share * noises))
+    return np.concatenate(densities), noise, kinds[0], float(np.average(shares, weights=sizes))
 
 
 def _densities(

@@ -60,6 +60,15 @@ def test_imputation_prints_json(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_codes_are_written_by_the_command(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(20, 3)))
+    lvm.fit_em(PPCA(1), tmp_path / "x.npy", max_iterations=2, directory=tmp_path / "run")
+    arguments = ("encode", "run", "--data", "x.npy", "--output", "codes.parquet")
+    assert _json(*arguments, folder=tmp_path) == {"output": "codes.parquet"}
+    assert lvm.load_data(tmp_path / "codes.parquet").tensors[0].shape == (20, 1)
+
+
 def test_shells_complete_commands(tmp_path: Path) -> None:
     done = command_line.run_command("--help", folder=tmp_path)
     assert "--install-completion" in done.stdout
