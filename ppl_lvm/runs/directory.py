@@ -207,7 +207,10 @@ def _rebuild_pair(
         ) from error
     if is_old_layout(record):
         tensors = _with_units(trace, pair.state(), tensors)
-    pair.load_state(tensors)
+    try:
+        pair.load_state(tensors)
+    except ValueError as error:
+        raise ValueError(f"{trust.directory}: {error}") from None
     require_finite(trust.directory, pair.unconstrained_parameters)
     return pair
 

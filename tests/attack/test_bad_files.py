@@ -254,7 +254,7 @@ def odd_columns(folder: Path) -> Outcomes:
         yield "frame", f"frame with {name}: {problem}" if problem else ""
 
 
-VALUES: list[Any] = [None, True, -1, 10**9, 0.5, "x", "", [], {}, [[]], {"a": 1}, math.nan, "../x"]
+VALUES: list[Any] = [None, True, -1, 4321, 0.5, "x", "", [], {}, [[]], {"a": 1}, math.nan, "../x"]
 
 
 def damaged_runs(rng: random.Random, count: int, folder: Path) -> Outcomes:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 import random
 import re
 import traceback
@@ -20,6 +21,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 import ppl_lvm as lvm
 
 STEPS, PARTICLES = 10, 100
+SEED = int(os.environ.get("ATTACK_SEED", "0"))  # of the order of the mutants
 
 
 def load(mutant: Mutant, path: Path) -> Any:
@@ -130,7 +132,7 @@ def outcomes(chosen: Iterable[Mutant], folder: Path) -> Outcomes:
         yield mutant.name.partition(":")[0], f"{mutant.name}: {problem}" if problem else ""
 
 
-def sample(count: int, seed: int) -> list[Mutant]:
+def sample(count: int | None, seed: int) -> list[Mutant]:
     """Some of the mutants, by a seed."""
     every = list(mutants())
     random.Random(seed).shuffle(every)
@@ -139,7 +141,7 @@ def sample(count: int, seed: int) -> list[Mutant]:
 
 @pytest.mark.attack
 def test_mutated_programs_have_findings_or_the_numbers_of_pyro(tmp_path: Path) -> None:
-    assert problems(outcomes(mutants(), tmp_path)) == ""
+    assert problems(outcomes(sample(None, SEED), tmp_path)) == ""
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ the words of the package and whose traceback has no frame of the package.
 """
 
 import io
+import itertools
 import json
 import math
+import os
 import re
+import time
 import traceback
 import warnings
 from collections import Counter
@@ -125,11 +128,15 @@ def fault_of(text: str, names: Sequence[str]) -> str:
     return ""
 
 
+SECONDS = float(os.environ.get("ATTACK_SECONDS", "inf"))  # of CPU, of one series of cases
+
+
 def problems(outcomes: Outcomes, shown: int = 60) -> str:
     """The first problems of each kind, "" if all is right; prints the counts."""
     counts, wrong = Counter[str](), Counter[str]()
     first: list[str] = []
-    for kind, problem in outcomes:
+    limit = time.process_time() + SECONDS
+    for kind, problem in itertools.takewhile(lambda _: time.process_time() < limit, outcomes):
         counts[kind] += 1
         wrong[kind] += bool(problem)
         if problem and wrong[kind] <= shown:

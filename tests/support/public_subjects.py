@@ -248,6 +248,7 @@ def _value(parameter: str, name: str, function: Any, runs: Mapping[str, Any]) ->
         "pictures": lambda: np.zeros((2, 3, 3)),
         "names": lambda: ["a"],
         "figure": Figure,
+        "elbo": pyro.infer.Trace_ELBO,
         "estimator": lvm.estimators.ELBO,
         "path": lambda: "figure.png",
         "make": lambda: functools.partial(PPCA, 1, 2),

@@ -70,7 +70,8 @@ _NUMBERS = {
     "equal",
     "allclose",
 }
-_IN_DISTRIBUTIONS = ("torch.distributions", "pyro")  # checks of arguments and supports
+# Checks of arguments and supports; bijections, which are continuous.
+_IN_DISTRIBUTIONS = ("torch.distributions", "pyro", "ppl_lvm.nn.bijections")
 
 
 @dataclass(frozen=True)
