@@ -183,13 +183,15 @@ def read_parquet(
 
 def _parquet_frame(path: Path) -> "pd.DataFrame":
     import pandas as pd
+    from pyarrow import ArrowException
 
     try:
         size = _parquet_bytes(path)
         frame = pd.read_parquet(path) if size <= _most_bytes(path) else pd.DataFrame()
     except Exception as error:
+        reason = str(error) if isinstance(error, ArrowException | OSError) else "wrong metadata"
         raise ValueError(
-            f"{path} cannot be read as Parquet ({error}). Write or copy it again."
+            f"{path} cannot be read as Parquet ({reason}). Write or copy it again."
         ) from error
     _refuse_bomb(path, size)
     return frame

@@ -339,6 +339,7 @@ def test_damaged_bytes_of_data_files_have_sentences(tmp_path: Path) -> None:
 
 
 @pytest.mark.attack
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_damaged_fields_of_data_files_have_sentences(tmp_path: Path) -> None:
     assert problems(damaged_texts(tmp_path)) == ""
     assert problems(damaged_headers(tmp_path)) == ""
