@@ -77,7 +77,7 @@ def check(
     loaded = load(data, columns, labels, missing, header)
     batch = first_rows(loaded, batch_size or rows)
     model_program = ModelFactory(model, parse_settings(settings or [])).make(batch)
-    guides = GuideFactory(guide, parse_settings(guide_settings or []))
+    guides = GuideFactory(guide, parse_settings(guide_settings or [], "--set-guide"))
     guide_program = make_guide(guides, model_program, batch)
     num_rows = None if batch_size is None else len(loaded)
     issues = check_pair(model_program, guide_program, *batch, num_rows=num_rows)

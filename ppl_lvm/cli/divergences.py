@@ -149,7 +149,7 @@ def _families(
         arguments = {"observed": x.shape[1]} | arguments
     families = {}
     for start in starts or [""]:
-        initial = parse_settings([start] if start else [])
+        initial = parse_settings([start] if start else [], "--start")
         q = build(factory, settings=arguments | initial, what=address)
         if not hasattr(q, "density"):
             raise ValueError(f"{address} has no density() that returns a distribution of rows.")

@@ -147,7 +147,7 @@ def _front_end(objective: str | None) -> tuple[Callable[..., Any], dict[str, Any
             raise ValueError(f"Unknown objective {name!r}.{did_you_mean(name, functions)}")
         return ppl_lvm.fit, {"guide": None, "objective": objective}
     function: Any = getattr(ppl_lvm, functions[name])
-    _, arguments = parse_call(objective or "")
+    _, arguments = parse_call(objective or "", "objective")
     fields = declared(function.options)
     taken = sorted(f.name for f in fields if f.metadata["flag"] == BRACKETS)
     for argument in sorted(arguments.keys() - set(taken)):
@@ -185,7 +185,7 @@ def _dashed(name: str) -> str:
 def _value(name: str, value: Any) -> Any:
     """An option as the function takes it."""
     if name in ("settings", "guide_settings"):
-        return parse_settings(value)
+        return parse_settings(value, "--set-guide" if name == "guide_settings" else "--set")
     if name == "validation" and math.isfinite(value) and value == int(value):
         return int(value)  # a number of rows
     return value

@@ -14,13 +14,16 @@ from ppl_lvm.core.validate import check_arguments
 
 
 @checked
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+def parse_call(text: str, what: str = "") -> tuple[str, dict[str, Any]]:
     """Split "Name(key=literal, …)" into the name and its arguments; "Name" alone has none.
+
+    Errors begin with `what`, the name of the option.
 
     >>> parse_call("IWAE(num_particles=5)")
     ('IWAE', {'num_particles': 5})
     """
     usage = f"{text[:200]!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
+    usage = f"{what}: {usage}" if what else usage
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (
@@ -45,7 +48,7 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(usage) from None
 
 
-def parse_settings(items: Iterable[str]) -> dict[str, Any]:
+def parse_settings(items: Iterable[str], option: str = "--set") -> dict[str, Any]:
     """Settings from the command line: "components=3" -> {"components": 3}.
 
     A value that is not a Python literal is text: likelihood=bernoulli.
@@ -54,7 +57,9 @@ def parse_settings(items: Iterable[str]) -> dict[str, Any]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name.isidentifier():
-            raise ValueError(f"{item!r} is not a setting. Write name=value: components=3.")
+            raise ValueError(
+                f"{option}: {item!r} is not a setting. Write name=value: components=3."
+            )
         try:
             settings[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

@@ -44,7 +44,7 @@ def optimizer(spec: Any, parameters: list[Tensor]) -> Optimizer:
             )
         with without_dynamo(Optimizer.add_param_group):
             return _result(spec, parameters, Optimizer, "optimizer")
-    name, arguments = parse_call(spec)
+    name, arguments = parse_call(spec, "optimizer")
     available = _optimizers()
     if name not in available:
         raise ValueError(unknown("optimizer", name, available))
@@ -114,7 +114,7 @@ def schedule(spec: Any, optimizer: Optimizer) -> LRScheduler | ReduceLROnPlateau
         return None
     if not isinstance(spec, str):
         return _result(spec, optimizer, (LRScheduler, ReduceLROnPlateau), "schedule")
-    name, arguments = parse_call(spec)
+    name, arguments = parse_call(spec, "schedule")
     module = torch.optim.lr_scheduler
     available = [n for n in module.__all__ if n not in _COMPOSED_SCHEDULES]
     if name not in available:

@@ -36,7 +36,7 @@ def objective(spec: str | ELBO) -> ELBO:
     """Build an objective from call syntax, "IWAE(num_particles=5)"; return an object unchanged."""
     if isinstance(spec, ELBO):
         return spec
-    name, arguments = parse_call(spec)
+    name, arguments = parse_call(spec, "objective")
     if name in estimators.__all__:
         factory = getattr(estimators, name)
     elif name in PYRO_OBJECTIVES:

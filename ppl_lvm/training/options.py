@@ -133,7 +133,7 @@ class GradientOptions(CommonOptions):
         type=str,
     )
     clip_norm: Positive | None = option(None, "Largest norm of the gradient, nats per row.")
-    kl_weight: NonNegative = option(1.0, "Weight β of the KL term.")
+    kl_weight: Annotated[NonNegative, Le(1e30)] = option(1.0, "Weight β of the KL term.")
     kl_annealing: Whole = option(0, "Steps over which the weight grows linearly from 0 to β.")
     patience: Count | None = option(
         None,

@@ -60,7 +60,10 @@ def judge(words: Sequence[str], option: str, folder: Path) -> str:
     if len(lines) > 3 and not lines[0].lower().startswith("usage"):
         return f"long: {shown}"
     name = option.lstrip("-")
-    named = any(n in done.stderr for n in (option, name, name.replace("-", "_"), *words[1:2]))
+    names = [option, name, name.replace("-", "_"), *words[1:2]]
+    if option == "--data":
+        names.append(f"{words[-1]}: ")  # a file is named by its path
+    named = any(n in done.stderr for n in names)
     return "" if named else f"unnamed: {shown}"
 
 
