@@ -10,7 +10,8 @@ ordinary differential equation. Errors of means are in reference standard deviat
 Methods: those of `fit` (`method="auto"`, `"laplace"`, …), and as Pyro's users fit them
 `AutoNormal` and `AutoMultivariateNormal` with Adam(0.01) for 2,000 steps. With the extra `bench`
 the regressions and eight schools also by NumPyro's NUTS, 1,000 + 1,000, whose gradients are those
-after the warm-up. Seconds include all recording and compilation.
+after the warm-up, by its AutoMultivariateNormal, and by BlackJAX's Pathfinder of four paths.
+Seconds include all recording and compilation.
 """
 
 import json
@@ -26,7 +27,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from ppl_lvm.approximation.methods import NORMALS
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result, Row
-from ppl_lvm.benchmarks.posterior_suite import numpyro_nuts
+from ppl_lvm.benchmarks.posterior_suite import jax_methods
 from ppl_lvm.benchmarks.posterior_suite.base import Posterior
 from ppl_lvm.benchmarks.posterior_suite.programs import posterior
 from ppl_lvm.core.validate import Seed
@@ -35,7 +36,6 @@ from ppl_lvm.testing.expectations import double_precision
 
 SUITE = Path(__file__).parent / "posterior_suite"
 PYRO = {"AutoNormal": AutoNormal, "AutoMultivariateNormal": AutoMultivariateNormal}
-NUTS = "NUTS of NumPyro"
 SMOKE = ("kidiq-kidscore_momhs", "eight_schools-eight_schools_noncentered")
 CLOSE, RATIO = 0.1, (0.9, 1.1)
 WRONG, WRONG_RATIO = 0.3, (0.75, 1.33)
@@ -61,15 +61,15 @@ def measure(name: str, method: str, seed: int) -> Row:
     begun = time.perf_counter()
     try:
         cpu = time.process_time()
-        if method == NUTS:
-            values, gradients = numpyro_nuts.nuts(name, known.batch, seed)
+        if method in jax_methods.METHODS:
+            values, gradients = jax_methods.METHODS[method](name, known.batch, seed)
             verdict = None
         else:
             run = _fit(known, method, seed)
             gradients = run.results.get("gradients", run.results["steps"])
             verdict = run.results.get("verdict")
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-        if method != NUTS:
+        if method not in jax_methods.METHODS:
             values = run.posterior(min(DRAWS, _available(run)))
         draws = known.read(values)
     except Exception as error:  # a method that fails is a result
@@ -158,14 +158,14 @@ def run(
         methods: names with commas between; all by default.
         only: the part of posteriors whose name contains this text.
     """
-    chosen = methods.split(",") if methods else ["auto", *NORMALS, *PYRO, NUTS]
+    chosen = methods.split(",") if methods else ["auto", *NORMALS, *PYRO, *jax_methods.METHODS]
     if smoke:
         chosen = chosen[:1]
     names = [n for n in references() if only in n and (n in SMOKE or not smoke)]
     rows: list[Row] = []
     for name in names:
         for method in chosen:
-            if method == NUTS and not numpyro_nuts.serves(name):
+            if method in jax_methods.METHODS and not jax_methods.serves(name, method):
                 continue
             rows.append(measure(name, method, seed))
             print(", ".join(f"{key} {harness_text(value)}" for key, value in rows[-1].items()))

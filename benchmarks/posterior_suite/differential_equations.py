@@ -27,21 +27,20 @@ def lotka_volterra(data: Json, model: str) -> Posterior:
     def slope(z: Tensor, growth: Tensor, interaction: Tensor) -> Tensor:
         return z * (growth + interaction * z.flip(-1))
 
-    def program(y_init: Tensor, y: Tensor) -> None:
+    def program(y: Tensor) -> None:  # the first row is at time 0
         alpha, beta, gamma, delta = (
             _truncated(f"theta{i}", loc, scale)
             for i, (loc, scale) in enumerate([(1, 0.5), (0.05, 0.05), (1, 0.5), (0.05, 0.05)], 1)
         )
         sigma = pyro.sample("sigma", dist.LogNormal(-1.0, 1.0).expand([2]).to_event(1))
         prior = dist.LogNormal(torch.tensor(10.0).log(), 1.0).expand([2]).to_event(1)
-        z = z_init = pyro.sample("z_init", prior)
+        z = pyro.sample("z_init", prior)
         growth, interaction = torch.stack([alpha, -gamma]), torch.stack([-beta, delta])
-        states = []
+        states = [z]
         for start, end in pairwise(times):
             for _ in range(STEPS):
                 z = runge_kutta(lambda s: slope(s, growth, interaction), z, (end - start) / STEPS)
             states.append(z)
-        pyro.sample("y_init", dist.LogNormal(z_init.log(), sigma).to_event(1), obs=y_init)
         logs = torch.stack(states).clamp(min=1e-12).log()
         with pyro.plate("years", len(y)):
             pyro.sample("y", dist.LogNormal(logs, sigma).to_event(1), obs=y)
@@ -50,7 +49,7 @@ def lotka_volterra(data: Json, model: str) -> Posterior:
         theta = {f"theta[{i}]": draws[f"theta{i}"] for i in (1, 2, 3, 4)}
         return theta | same_names({n: draws[n] for n in ("sigma", "z_init")})
 
-    return Posterior(program, (tensor(data["y_init"]), tensor(data["y"])), read)
+    return Posterior(program, (tensor([data["y_init"], *data["y"]]),), read)
 
 
 def _truncated(name: str, loc: float, scale: float) -> Tensor:

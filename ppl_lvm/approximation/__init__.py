@@ -10,6 +10,7 @@
     hamiltonian       parallel chains started from an approximation
     recording         recorded operations of the log density
     convergence       evidence of each parameter, from statistics of the chains
+    improper          posteriors without a normalization
     importance        weights of a normal's draws
     automatic         all of these, and chains that test and correct the normal
     methods           the choice by name, and the verdict

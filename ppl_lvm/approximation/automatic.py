@@ -18,6 +18,7 @@ from ppl_lvm.approximation.convergence import ChainEvidence, assess
 from ppl_lvm.approximation.factored_normal import FactoredNormal
 from ppl_lvm.approximation.hamiltonian import HamiltonianChains
 from ppl_lvm.approximation.importance import Weighted, weigh
+from ppl_lvm.approximation.improper import improper
 from ppl_lvm.approximation.laplace import laplace
 from ppl_lvm.approximation.moments import normal_of_draws
 from ppl_lvm.approximation.noncentered import centered_sites, in_centered_coordinates, noncentered
@@ -61,9 +62,12 @@ def find_in_coordinates(
     evidence = torch.tensor([mode.log_evidence for mode in modes])
     shares = (evidence - evidence.logsumexp(0)).exp()
     visible = int((shares > VISIBLE_SHARE).sum())
-    result = _run_chains(target, modes[0], generator, rounds)
+    problem = improper(target, modes[0].normal)
+    result = _run_chains(target, modes[0], generator, 1 if problem else rounds)
     result.num_modes = max(1, visible)
-    if visible > 1:
+    if problem:
+        result.reasons = [problem]
+    elif visible > 1:
         listed = ", ".join(f"{float(s):.2f}" for s in shares[:visible])
         result.reasons.insert(0, f"{visible} modes have the shares {listed} of the evidence")
     return result

@@ -14,6 +14,8 @@ References:
     https://arxiv.org/abs/1507.02646 (k̂ of draws: fewer than 1/k̂ moments exist)
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,18 @@ Floats = NDArray[np.float64]
 
 GROUPS = 4  # that chains are joined to for R̂
 TAILS = (0.05, 0.95)
+COLUMNS = 500  # values whose statistics are computed at once
+
+
+def _by_columns(statistic: Callable[[Any], Floats]) -> Callable[[Any], Floats]:
+    """The statistic of draws (C, T, D), of 500 values at once: bounds its memory."""
+
+    @wraps(statistic)
+    def of_blocks(chains: Any) -> Floats:
+        blocks = range(0, max(1, chains.shape[-1]), COLUMNS)
+        return np.concatenate([statistic(chains[..., k : k + COLUMNS]) for k in blocks])
+
+    return of_blocks
 
 
 def normal_scores(chains: Floats) -> Floats:
@@ -38,6 +52,7 @@ def normal_scores(chains: Floats) -> Floats:
     return np.asarray(ndtri((ranks - 0.375) / (len(flat) + 0.25))).reshape(shape)
 
 
+@_by_columns
 def r_hat(chains: Any) -> Floats:
     """Rank-normalized split R̂ (D,) of draws (C, T, D): the larger of bulk and folded."""
     x = np.asarray(chains, np.float64)
@@ -58,11 +73,13 @@ def _split_r_hat(x: Floats) -> Floats:
         return np.asarray(np.sqrt(((half - 1) * within + between) / (half * within)))
 
 
+@_by_columns
 def effective_size(chains: Any) -> Floats:
     """Bulk effective sample size (D,) of draws (C, T, D)."""
     return _effective_size(normal_scores(_halves(chains)))
 
 
+@_by_columns
 def tail_effective_size(chains: Any) -> Floats:
     """Tail effective sample size (D,): the smaller of those of the 5 % and the 95 % quantile."""
     x = _halves(chains)
@@ -70,6 +87,7 @@ def tail_effective_size(chains: Any) -> Floats:
     return np.fmin(*sizes)
 
 
+@_by_columns
 def relative_sd_error(chains: Any) -> Floats:
     """Monte Carlo error of the standard deviation (D,), as a share of it, by the delta method.
 
@@ -82,6 +100,7 @@ def relative_sd_error(chains: Any) -> Floats:
         return np.asarray(relative / (2 * np.sqrt(_effective_size(square))))
 
 
+@_by_columns
 def tail_k_hat(chains: Any) -> Floats:
     """Shape k̂ (D,) of the heavier tail of draws (C, T, D): moments below the 1/k̂-th exist."""
     flat = np.asarray(chains, np.float64).reshape(-1, np.shape(chains)[-1]).T  # (D, S)

@@ -8,12 +8,13 @@ from ppl_lvm.approximation.automatic import STARTS, distinct_normals, find_poste
 from ppl_lvm.approximation.batch_and_match import batch_and_match
 from ppl_lvm.approximation.dadvi import dadvi
 from ppl_lvm.approximation.importance import probe, weigh
+from ppl_lvm.approximation.improper import improper
 from ppl_lvm.approximation.laplace import laplace
 from ppl_lvm.approximation.normal import MAX_DENSE, Normal
 from ppl_lvm.approximation.pathfinder import pathfinder
 from ppl_lvm.approximation.paths import AscentPath, follow_paths
 from ppl_lvm.approximation.result import KEPT_DRAWS, Approximation
-from ppl_lvm.approximation.unconstrained import LogDensity, starting_points
+from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity, starting_points
 from ppl_lvm.posterior.psis import RELIABLE_K_HAT
 
 
@@ -26,10 +27,19 @@ def approximate(target: LogDensity, method: str, generator: torch.Generator) -> 
             f"method={method!r}: it keeps all covariances, of at most {MAX_DENSE} values, and the "
             f"latents have {target.dim:,}. Use method='auto', 'pathfinder' or 'batch_and_match'."
         )
-    weighted = weigh(target, NORMALS[method](target, generator), generator)
-    reasons = probe(target, weighted, generator)
+    return judged(target, NORMALS[method](target, generator), method, generator)
+
+
+def judged(
+    target: LogDensity, normal: Normal, method: str, generator: torch.Generator
+) -> Approximation:
+    """Weighted draws of a normal, and the verdict on them."""
+    weighted = weigh(target, normal, generator)
+    problem = improper(target, weighted.normal)
+    reasons = [problem] if problem else probe(target, weighted, generator)
     if weighted.k_hat > RELIABLE_K_HAT:
-        reasons.append(f"k̂ of the importance weights is {weighted.k_hat:.2f}")
+        if not problem:
+            reasons.append(f"k̂ of the importance weights is {weighted.k_hat:.2f}")
         draws = weighted.normal.sample(KEPT_DRAWS, generator)
     else:
         draws = weighted.resampled(len(weighted.draws), generator)
@@ -81,7 +91,13 @@ def _batch_and_match(target: LogDensity, generator: torch.Generator) -> Normal:
 
 
 def _dadvi(target: LogDensity, generator: torch.Generator) -> Normal:
-    return dadvi(target, _start(target, generator), generator).normal
+    try:
+        return dadvi(target, _start(target, generator), generator).normal
+    except LinAlgError:
+        raise ValueError(
+            "method='dadvi': the objective has no strict maximum, as where the posterior is "
+            "improper or a latent is not identified. Use method='auto', which names it."
+        ) from None
 
 
 FEW_VALUES = ("laplace", "dadvi")  # methods that keep all covariances

@@ -221,6 +221,8 @@ class LogDensity:
         try:
             with torch.enable_grad():
                 value = self.log_density(leaf)
+                if not value.requires_grad:  # a flat density
+                    return value, torch.zeros_like(vector)
                 (gradient,) = torch.autograd.grad(value, leaf)
         except LinAlgError:
             return vector.new_tensor(-math.inf), torch.zeros_like(vector)

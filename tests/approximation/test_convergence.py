@@ -120,3 +120,12 @@ def test_parameter_without_a_variance_is_not_called_good(degrees, monkeypatch):
         torch.set_default_dtype(torch.float32)
     assert result.good == (degrees > 2), result.reasons
     assert result.good or " z " in f" {result.reasons[-1]} "
+
+
+def test_statistics_of_many_values_are_those_of_each() -> None:
+    chains = np.random.default_rng(0).normal(size=(4, 20, 1100))
+    for statistic in (r_hat, effective_size, tail_k_hat):
+        together = statistic(chains)
+        assert together.shape == (1100,)
+        for k in (0, 499, 500, 1099):
+            np.testing.assert_allclose(together[k], statistic(chains[..., k : k + 1])[0])
