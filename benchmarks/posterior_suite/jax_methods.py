@@ -1,4 +1,4 @@
-"""Some of the programs in NumPyro, by its NUTS and guides, and by BlackJAX.
+"""Programs in NumPyro, by NUTS, guides and BlackJAX.
 
 In double precision, as the other methods. NumPyro and BlackJAX are the extra `bench`:
 `pip install "ppl_lvm[bench]"`.

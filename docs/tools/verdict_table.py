@@ -1,7 +1,7 @@
 """Verdicts on normals of known quality: `python docs/tools/verdict_table.py verdicts.json`.
 
-For each of 25 posteriors of posteriordb the normal with the moments of its chains, and seven that
-are wrong in a known way. Draws and verdict are those of a method that ends at this normal: weights
+For each of 25 posteriors of posteriordb the normal with the moments of its chains, and seven of
+known errors. Draws and verdict are those of a method that ends at this normal: weights
 correct the draws where they are reliable. The truth is that of the draws, against the reference.
 The table replaces that of docs/posteriors.md.
 """
@@ -45,7 +45,7 @@ def _mean_field(q: DenseNormal) -> DenseNormal:
 
 
 def _started(q: DenseNormal) -> DenseNormal:
-    """A fit of few steps: a third of the way left to go, and scales that are as far too small."""
+    """A fit of few steps: means 2 sd off, and scales a third of the right ones."""
     return DenseNormal(q.loc + 2 * q.sd, 0.3 * q.sd.diag())
 
 

@@ -41,10 +41,9 @@ def _falls(target: LogDensity, loc: Tensor, direction: Tensor) -> bool:
     steps = 2.0 ** torch.arange(STEPS, dtype=loc.dtype)
     values, _ = target(torch.cat([loc.unsqueeze(0), loc + steps.unsqueeze(1) * direction]))
     start, values = values[0], values[1:]
-    finite = values.isfinite()
-    fallen = finite & (values < start - FALL)
-    last = int(finite.long().cumprod(0).sum())  # steps before the first that is not finite
-    return bool(fallen[:last].any()) or last == 0 or float(steps[last - 1]) < NEAR
+    number = ~(values.isnan() | values.isposinf())
+    last = int(number.long().cumprod(0).sum())  # steps before the numbers end
+    return bool((values[:last] < start - FALL).any()) or last == 0 or float(steps[last - 1]) < NEAR
 
 
 def _sites(target: LogDensity, v: Tensor) -> str:
