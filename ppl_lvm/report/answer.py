@@ -90,6 +90,7 @@ SENTENCES = {
         "The gradient was not measured.",
     ),
 }
+SHORT = 25  # characters of a reason that says little
 GRADES = ("good", "warning", "bad", "unknown")
 
 
@@ -200,15 +201,15 @@ def answer(
     uses = [_use(use, by_slug) for use in USES if use in kinds]
     training = grade([f for f in by_slug.get("convergence", ()) if "restarts" not in f.name])
     measured = sum(f.verdict in ("good", "warning", "bad", "exact") for f in findings)
-    worst = next((q for q in asked if q.verdict in ("bad", "warning")), None)
-    why = "" if worst is None else f"{worst.sentence} {_with_stop(worst.statistic)}"
+    faults = [q for q in asked if q.verdict in ("bad", "warning")]
+    worst = faults[0] if faults else None
+    why = _reason(faults)
     if degenerate:
         uses = [Use(use.name, "bad", "The fit is degenerate") for use in uses]
         return Answer("bad", f"The fit is degenerate. {_with_stop(degenerate)}", uses, asked)
     if training == "bad":
-        rows = [f for f in by_slug["convergence"] if f.verdict == "bad"]
-        text = f"Training has not finished. {_with_stop(statistic(rows[0]))}"
-        return Answer("bad", text, uses, asked)
+        faults.sort(key=lambda q: q.name != by_slug["convergence"][0].question)
+        return Answer("bad", _reason(faults), uses, asked)
     if measured < 3 or training == "unknown":
         unknown = next((q for q in asked if q.verdict == "unknown"), None)
         text = "Too little was measured." if unknown is None else unknown.sentence
@@ -236,6 +237,20 @@ def _use(use: str, by_slug: dict[str, list[Finding]]) -> Use:
         return Use(USE_NAMES[use], verdict, "not tested")
     question = deciding[0].question
     return Use(USE_NAMES[use], verdict, sentence(question, deciding).rstrip("."))
+
+
+def _reason(faults: Sequence[Question]) -> str:
+    """The plain sentence of the first question with what was seen; those of two more bad ones."""
+    if not faults:
+        return ""
+    first = faults[0]
+    row = next(f for f in first.rows if f.verdict == first.verdict)
+    detail = row.why or statistic(row)
+    if row.slug == "convergence" and row.remedy and len(detail) < SHORT:
+        detail = row.remedy.partition(". ")[0]  # the predicted gain
+    text = f"{first.sentence} {_with_stop(detail)}"
+    others = [q.sentence for q in faults[1:] if q.verdict == "bad"][:2]
+    return f"{text} Also: {' '.join(others)}" if others else text
 
 
 def _with_stop(text: str) -> str:

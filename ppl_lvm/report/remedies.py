@@ -45,7 +45,7 @@ def remedies(run: Run, findings: Sequence[Finding]) -> list[Remedy]:
         (f for f in findings if f.verdict in ORDER and f.remedy), key=lambda f: ORDER[f.verdict]
     )
     if any(f.slug == "convergence" and f.verdict == "bad" for f in ranked):
-        ranked = [f for f in ranked if f.slug in ("convergence", "gradient")]
+        ranked = [f for f in ranked if f.slug in ("convergence", "gradient", "latents")]
     by_command: dict[str, Remedy] = {}
     for finding in ranked:
         rule = RULES.get(finding.slug)
@@ -180,12 +180,18 @@ def _other_model(run: Run, finding: Finding) -> Iterator[str]:
         if isinstance(settings.get(name), int):
             yield fit_command(run, {f"set {name}": settings[name] + 1})
             return
+    yield from _new(run)
+
+
+def _new(run: Run) -> Iterator[str]:
     address = run.record["model"].get("address")
     if address is not None:
         yield shlex.join(["ppl-lvm", "new", "mine", "--like", str(_short(address))])
 
 
 def _latents(run: Run, finding: Finding) -> Iterator[str]:
+    if "prior" in finding.remedy:
+        return _new(run)
     options = run.record["options"]
     if (options.get("kl_weight") or 1) > 1:
         return _fit(run, kl_weight=1)

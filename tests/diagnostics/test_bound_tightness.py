@@ -189,3 +189,30 @@ def test_sandwich_rejects_guides_that_do_not_read_the_data() -> None:
 
     with pytest.raises(CannotSayError, match="does not read the data"):
         sandwich(model, guide, torch.zeros(10))
+
+
+def test_bound_of_several_particles_is_judged_by_its_own_gap(linear: Any, exact_guide: Any) -> None:
+    """A guide that is too wide has a loose ELBO; IWAE, which was trained, is tight."""
+    from pyro.infer import Trace_ELBO
+
+    from ppl_lvm.diagnostics.base import Context
+    from ppl_lvm.diagnostics.bound_tightness import TIGHTNESS
+    from ppl_lvm.diagnostics.diagnosis import _not_followed
+    from ppl_lvm.estimators import IWAE
+    from ppl_lvm.programs.pair import ModelGuidePair
+
+    guide, x = exact_guide(linear, width=2.5), linear.simulate(40)
+    rows = {}
+    for name, objective in (("ELBO", Trace_ELBO()), ("IWAE", IWAE(num_particles=50))):
+        context = Context(
+            ModelGuidePair(linear, guide, objective), {"bound": []}, (x,), temperatures=5
+        )
+        rows[name] = TIGHTNESS.run(context).findings()[0]
+        followed = _not_followed(
+            rows[name].remedy or "Or, or train with IWAE or Rényi bounds", context
+        )
+        assert ("train with IWAE" in followed) == (name == "ELBO")
+    assert "− ELBO" in rows["ELBO"].name
+    assert "− IWAE-50" in rows["IWAE"].name
+    assert rows["ELBO"].verdict != "good"
+    assert rows["IWAE"].verdict == "good"

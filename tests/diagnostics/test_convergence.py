@@ -1,5 +1,6 @@
 """Convergence of synthetic bounds."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,13 @@ import pytest
 from diagnostic_cases import DiagnosticCases
 
 from ppl_lvm.core.errors import CannotSayError
-from ppl_lvm.diagnostics.convergence import convergence, monotone_convergence, r_hat
+from ppl_lvm.diagnostics.base import Restarts
+from ppl_lvm.diagnostics.convergence import (
+    convergence,
+    monotone_convergence,
+    r_hat,
+    spread_finding,
+)
 
 
 def _noisy_bound(rise: float, bounds: list[float]) -> Any:
@@ -91,6 +98,47 @@ def test_spread_of_restarts_is_graded() -> None:
     assert convergence(flat, [-1.0, -1.01, -1.02]).findings()[2].verdict == "good"
     assert convergence(flat, [-1.0, -1.05, -3.0]).findings()[2].verdict == "warning"
     assert convergence(flat, [-1.0, -2.5, -3.0]).findings()[2].verdict == "bad"
+
+
+@pytest.mark.parametrize(
+    ("low", "rows", "errors", "verdict", "text"),
+    [
+        ([0.092], 150, (), "good", "9 of 10 reached the optimum; 1 is 13.8 nats lower"),
+        ([0.092] * 3, 150, (), "warning", "7 of 10 reached the optimum; 3 are 13.8 to 13.8 nats"),
+        ([0.02] * 9, 10_000, (), "bad", "1 of 10 reached the optimum; 9 are 200 to 200 nats"),
+        ([0.01], 150, (), "good", "10 of 10 reached the optimum"),
+        ([0.02] * 9, 10_000, (0.01,) * 10, "good", "10 of 10 reached the optimum"),
+    ],
+)
+def test_restarts_are_judged_by_nats_of_all_rows_and_errors(
+    low: list[float], rows: int, errors: tuple[float, ...], verdict: str, text: str
+) -> None:
+    bounds = (*[-2.0] * (10 - len(low)), *(-2.0 - d for d in low))
+    row = spread_finding(Restarts(bounds, errors=errors, rows=rows))
+    assert row.verdict == verdict
+    assert row.why.startswith(text)
+    assert row.value == sum(Restarts(bounds, errors=errors, rows=rows).reached_best)
+
+
+def test_r_hat_that_is_high_without_consequence_is_not_good() -> None:
+    rows = convergence(
+        {"bound": noise(500, 1)},
+        [-10.0, -10.0],
+        [noise(20, 2, sd=1e-3), noise(20, 3, sd=1e-3) - np.float64(0.05)],
+    )
+    *_, row = rows.findings()
+    assert row.verdict == "not applicable"
+    assert row.value is None
+
+
+def test_good_values_are_within_their_limit() -> None:
+    for seed in range(50):
+        result = convergence({"bound": noise(300, seed, 0.5)})
+        for row in result.findings():
+            limit = re.match(r"good ≤ ([\d.]+), ", row.threshold)
+            if row.verdict == "good" and limit is not None:
+                assert row.value is not None
+                assert row.value <= float(limit[1])
 
 
 @pytest.mark.parametrize(("distance", "verdict"), [(0.0, "good"), (1.0, "bad")])

@@ -195,3 +195,41 @@ def test_one_row_is_checked_by_the_quantities_that_it_has() -> None:
 
     check = predictive_check(model, lambda x: None, torch.ones(1), num_replicates=99)
     assert set(check.observed) == {"x: mean", "x: smallest", "x: largest"}  # skewness is constant
+
+
+def test_quantities_do_not_depend_on_the_units_of_a_column(linear: Any, exact_guide: Any) -> None:
+    """A misfit of one column is found beside a column of a thousand times its scale."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            scale = torch.tensor([1.0, 1000.0])
+            pyro.sample("x", pyro.distributions.Normal(0.0, scale).to_event(1), obs=x)
+
+    x = torch.randn(200, 2) * torch.tensor([1.4, 1000.0])
+    check = predictive_check(model, lambda x: None, x, columns=["length", "mass"])
+    assert check.findings()[0].verdict == "bad"
+    assert check.label("x: sd") == "x: sd of length"
+    assert "of length" in check.findings()[0].why
+    good = predictive_check(model, lambda x: None, x / torch.tensor([1.4, 1.0]))
+    assert good.findings()[0].verdict == "good"
+    assert good.label("x: sd").startswith("x: sd of column ")
+
+
+def test_constant_quantities_are_left_out_and_a_wrong_constant_is_not() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("x", pyro.distributions.Bernoulli(torch.full((3,), 0.5)).to_event(1), obs=x)
+
+    x = (torch.rand(100, 3) < 0.5).float()
+    assert not {"x: smallest", "x: largest"} & set(
+        predictive_check(model, lambda x: None, x).observed
+    )
+    assert "x: largest" in predictive_check(model, lambda x: None, torch.zeros(100, 3)).observed
+
+
+def test_value_of_the_row_is_the_one_that_is_graded(linear: Any, exact_guide: Any) -> None:
+    for seed in range(3):
+        check = predictive_check(linear, exact_guide(linear), linear.simulate(50, seed=seed))
+        row = check.findings()[0]
+        assert row.value == min(check.corrected.values())
+        assert (row.verdict == "good") == (row.value >= 0.005)
