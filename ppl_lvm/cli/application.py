@@ -22,11 +22,15 @@ MESSAGES = (ValueError, OSError, ImportError, ArithmeticError)
 
 
 class _Commands(typer.core.TyperGroup):
-    """Commands that Ctrl-C ends with its own status, in place of click's 1."""
+    """Commands that Ctrl-C ends with its own status, in place of click's 1.
+
+    Their messages name options in place of arguments of Python.
+    """
 
     def invoke(self, context: Any) -> Any:
         try:
-            return super().invoke(context)
+            with options_in_messages(option_names(self)):
+                return super().invoke(context)
         except KeyboardInterrupt:
             sys.exit(interrupts.STATUS[signal.SIGINT])
 
@@ -45,10 +49,9 @@ def _print_warning(message: Warning | str, *_: Any) -> None:
     print(f"ppl-lvm: {printable(for_caller(str(message)))}", file=sys.stderr)
 
 
-def option_names() -> dict[str, str]:
+def option_names(group: Any) -> dict[str, str]:
     """Argument of Python -> option, of all commands."""
-    command: Any = typer.main.get_command(app)
-    parameters = [p for c in command.commands.values() for p in c.params]
+    parameters = [p for c in group.commands.values() for p in c.params]
     return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}
 
 
@@ -65,7 +68,7 @@ def main() -> None:
     With the environment variable PPL_LVM_TRACEBACK a fault of this package is raised.
     """
     _use_ascii_where_needed()
-    with exclusive("ppl-lvm"), isolated(), options_in_messages(option_names()):
+    with exclusive("ppl-lvm"), isolated():
         _main()
 
 
@@ -78,7 +81,9 @@ def _main() -> None:
         unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
         if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):
             raise
-        print(f"ppl-lvm: {printable(for_caller(_message(error, unexpected)))}", file=sys.stderr)
+        with options_in_messages(option_names(typer.main.get_command(app))):
+            text = for_caller(_message(error, unexpected))
+        print(f"ppl-lvm: {printable(text)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -151,11 +151,16 @@ def explore(
         typer.Option(rich_help_panel=DATA, help="Rows to show (default: those of the fit)."),
     ] = None,
     trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a page to explore a fit: its latents, rows and parameters, without a network."""
     from ppl_lvm.report.explore import explore as write_page
 
-    print(write_page(directory, output, data=data, trust=trust))
+    page = write_page(directory, output, data=data, trust=trust)
+    if as_json:
+        print_json({"page": str(page)})
+    else:
+        print(page)
 
 
 @app.command()
