@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test test-all exhaustive attack check clean
+.PHONY: demo test test-all exhaustive attack check docs clean
 
 demo: $(STAMP)
 	$(BIN)/ppl-lvm demo
@@ -37,6 +37,11 @@ check: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p ppl_lvm
 	cd build/typecheck && PYTHONPATH=. ../../$(BIN)/lint-imports ../../pyproject.toml --no-cache
+
+# The documentation site in build/site; needs no network once the extra is installed.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/site
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ppl_lvm needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)")'
