@@ -1,11 +1,11 @@
-"""Table of estimators in the README: `python docs/tools/estimator_table.py`."""
+"""Table of estimators in their page: `python docs/tools/estimator_table.py`."""
 
 import re
 from pathlib import Path
 
 from ppl_lvm import estimators
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[1] / "estimators.md"
 BEGIN, END = "<!-- estimators: begin -->", "<!-- estimators: end -->"
 
 
@@ -46,12 +46,12 @@ def _paper(text: str) -> str:
     return f"[{label}]({link.group().rstrip('.,;)')})" if link else label
 
 
-def updated(readme: str) -> str:
-    """The README's text with the table as the classes now say it."""
-    before, _, rest = readme.partition(BEGIN)
+def updated(page: str) -> str:
+    """The page's text with the table as the classes now say it."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text()))
+    PAGE.write_text(updated(PAGE.read_text()))

@@ -50,7 +50,7 @@ from ppl_lvm.programs.messenger_guide import plain_guide
 class Estimator(ELBO, nn.Module):
     """A bound on log p(x) with a gradient estimator.
 
-    The base enforces the following conditions; tests and the README's table read them.
+    The base enforces the following conditions; tests and the table of docs/estimators.md read them.
 
     Attributes:
         target: name of the bound whose gradient is estimated.
