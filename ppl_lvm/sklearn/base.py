@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor
 
 from ppl_lvm.core.public_calls import public_call
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.types import Array
 from ppl_lvm.data import Data, load_data
 from ppl_lvm.fitting.em import run_em
@@ -45,6 +46,7 @@ class LatentVariableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     run_: Run
     random_state: Any
 
+    @trims_traceback
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit the model to rows X (N, P).
 
@@ -65,20 +67,24 @@ class LatentVariableEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self._fit_rows(self._tensor(rows), sample_weight)
         return self
 
+    @trims_traceback
     def transform(self, X: Any) -> Array:
         """Codes of rows X: posterior means, or probabilities of the classes, (N, D)."""
         return self._answer(self._codes, X)
 
+    @trims_traceback
     def inverse_transform(self, X: Any) -> Array:
         """Means of rows given codes X (N, D): (N, P)."""
         check_is_fitted(self)
         codes = np.asarray(X, dtype=self._dtype)
         return np.asarray(self._decoded(torch.from_numpy(codes)).detach())
 
+    @trims_traceback
     def score_samples(self, X: Any) -> Array:
         """log p(x_n) of rows X, in nats: (N,)."""
         return self._answer(self._log_prob, X)
 
+    @trims_traceback
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Mean log p(x_n) of rows X, nats per row; `y` is ignored."""
         return float(np.average(self.score_samples(X), weights=sample_weight))
@@ -257,11 +263,13 @@ class Classes:
 
     transform: Any
 
+    @trims_traceback
     def predict_proba(self, X: Any) -> Array:
         """p(class | row) of rows X: (N, K)."""
         probabilities: Array = np.asarray(self._answer(self._codes, X))  # type: ignore[attr-defined]
         return probabilities
 
+    @trims_traceback
     def predict(self, X: Any) -> Array:
         """The most probable class of rows X: (N,)."""
         classes: Array = self.predict_proba(X).argmax(1)

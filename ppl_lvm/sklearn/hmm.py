@@ -8,6 +8,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ppl_lvm import models
+from ppl_lvm.core.tracebacks import trims_traceback
 from ppl_lvm.core.types import Array
 from ppl_lvm.models.parts.state_space import baum_welch
 from ppl_lvm.sklearn.base import Classes, EMEstimator
@@ -58,6 +59,7 @@ class GaussianHMM(Classes, EMEstimator):
         self.covars_init = covars_init
         self.random_state = random_state
 
+    @trims_traceback
     def fit(self, X: Any, y: Any = None, lengths: Any = None) -> Any:
         """Fit the model to the steps X (T, P) of sequences of these lengths (default: one)."""
         rows = self._validated(X, reset=True)
@@ -68,6 +70,7 @@ class GaussianHMM(Classes, EMEstimator):
         """Fit to the steps X, and return their states (T,)."""
         return self.fit(X, y, lengths).predict(X, lengths)
 
+    @trims_traceback
     def predict_proba(self, X: Any, lengths: Any = None) -> Array:
         """p(state | sequence) of the steps X: (T, S)."""
         return self._steps(X, lengths, lambda x: self._fitted.marginals(x))
@@ -76,10 +79,12 @@ class GaussianHMM(Classes, EMEstimator):
         """`predict_proba`."""
         return self.predict_proba(X, lengths)
 
+    @trims_traceback
     def predict(self, X: Any, lengths: Any = None) -> Array:
         """States (T,) of the most probable paths (Viterbi) of the steps X."""
         return self._steps(X, lengths, lambda x: self._fitted.viterbi(x)[0])
 
+    @trims_traceback
     def score_samples(self, X: Any, lengths: Any = None) -> Array:
         """log p(x_t | x_1 … x_{t-1}) of the steps X, in nats: (T,)."""
 

@@ -44,7 +44,9 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for cell in json.loads(path.read_text())["cells"]:
         if cell["cell_type"] == "code":
             value = _value("".join(cell["source"]), vars(module), path.name)
-            shown += [] if value is None else [getattr(value, "_repr_html_", value.__repr__)()]
+            if value is not None:
+                html = getattr(value, "_repr_html_", lambda: None)()
+                shown.append(html or repr(value))  # of a figure, HTML is None
     plt.close("all")
     assert len(shown) >= 3
     assert all(shown)

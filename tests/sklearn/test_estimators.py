@@ -226,8 +226,9 @@ def test_any_pair_is_an_estimator_of_its_codes_and_classes() -> None:
     ],
 )
 def test_unusable_parameters_are_refused_by_name(estimator: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         estimator.fit(IRIS)
+    assert all("ppl_lvm/sklearn" not in str(entry.path) for entry in caught.traceback)
 
 
 def test_normal_density_is_that_of_one_component() -> None:
