@@ -99,7 +99,7 @@ class Parameter:
     constraint: Any
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Signature:
     """Sites, plates and parameters of a program, in the order of its code.
 
@@ -149,6 +149,9 @@ class Signature:
 
     def __str__(self) -> str:
         return "\n\n".join(_table(head, rows) for head, rows in self._tables())
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def to_json(self) -> dict[str, list[dict[str, str]]]:
         """The rows of the tables, by "sites", "plates" and "parameters", as text."""

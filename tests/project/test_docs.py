@@ -220,3 +220,8 @@ def test_a_wrong_command_is_caught(wrong: str) -> None:
     assert lines == [wrong.split()[1:]]
     with pytest.raises(USAGE_ERROR):
         parse(lines[0])
+
+
+def test_site_lists_every_page() -> None:
+    listed = (ROOT / "docs" / "index.md").read_text().split("\n")
+    assert [page.stem for page in PAGES if page.stem not in (*listed, "index")] == []

@@ -1,4 +1,4 @@
-"""Programs and pictures of the README, and the table of estimators."""
+"""Programs and pictures of the README; the table of estimators."""
 
 import importlib.util
 import re
