@@ -10,7 +10,8 @@ machine (`roofline.py`).
 
 `--program "vae 128"` selects programs (separated by commas). `--starts` adds, each in a new
 process, the cold and the warm start, peak memory, and the number of steps after which compiling
-has paid off. NumPyro's columns need the extra `bench`.
+has paid off. `--fits` adds the time of `fit` over that of bare steps (`fit_overhead.py`). NumPyro's
+columns need the extra `bench`.
 """
 
 import gc
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 
 from ppl_lvm.benchmarks import harness
 from ppl_lvm.benchmarks.harness import Result
-from ppl_lvm.benchmarks.speed_suite import cold_start, numpyro_peers, roofline
+from ppl_lvm.benchmarks.speed_suite import cold_start, fit_overhead, numpyro_peers, roofline
 from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS, Program
 from ppl_lvm.benchmarks.speed_suite.timing import interleaved, ratio, spread
 from ppl_lvm.benchmarks.speed_suite.variants import (
@@ -56,6 +57,7 @@ def run(
     rounds: Count = 30,
     program: str = "",
     starts: bool = False,
+    fits: bool = False,
 ) -> Result:
     """Time the programs named in `program` (separated by commas), all by default."""
     names = [name.strip() for name in program.split(",") if name.strip()] or list(PROGRAMS)
@@ -67,14 +69,19 @@ def run(
     machine = roofline.measure(smoke)
     rows: list[dict[str, Any]] = []
     against: list[dict[str, Any]] = []
+    over: list[dict[str, Any]] = []
     for name in names:
         measured, compared = _measure(name, rounds, seed, smoke, machine)
         if starts and not smoke:
             _add_starts(name, measured)
         rows, against = rows + measured, against + compared
+        if fits and not smoke:
+            over += fit_overhead.ratios(name, PROGRAMS[name](), max(1, rounds // 6), seed)
         gc.collect()
     if against:
         harness.show("Speed-up over the same kind of call elsewhere", against)
+    if over:
+        harness.show("Time of fit over that of bare steps", over)
     numpyro = "" if numpyro_peers.installed() else numpyro_peers.WITHOUT
     if numpyro:
         print(numpyro)
@@ -87,6 +94,7 @@ def run(
         directory=directory,
         smoke=smoke,
         against=against,
+        fits=over,
         numpyro=numpyro or "installed",
         machine={
             "matrix GFLOP/s": machine.operations / 1e9,

@@ -39,7 +39,7 @@ NaN, and the time of compiling. Optimizers are updated on flat vectors where
 in blocks.
 """
 
-from ppl_lvm.compiler.backend.executable_step import PerStepTensor
+from ppl_lvm.compiler.backend.executable_step import Pauses, PerStepTensor
 from ppl_lvm.compiler.capture.captured_gradient import CapturedGradient
 from ppl_lvm.compiler.graph.ir import Recording
 from ppl_lvm.compiler.loss_step import make_training_step
@@ -57,6 +57,7 @@ __all__ = [
     "CompilePolicy",
     "CompiledSVI",
     "Level",
+    "Pauses",
     "PerStepTensor",
     "Recording",
     "TrainingStep",

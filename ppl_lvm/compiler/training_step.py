@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_lvm.compiler.backend.allocator import keep_freed_memory
 from ppl_lvm.compiler.backend.compiled_step import CompiledStep
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, Pauses, PerStepTensor
 from ppl_lvm.compiler.backend.inductor import start_isa_probe
 from ppl_lvm.compiler.backend.multi_step import StepSnapshot, take_steps
 from ppl_lvm.compiler.backend.numerics import all_finite
@@ -137,6 +137,7 @@ class TrainingStep:
         *,
         schedules: Sequence[PerStepTensor] = (),
         after_each: Callable[[], None] | None = None,
+        pauses: Pauses | None = None,
     ) -> Any:
         """Take `count` steps in one call: on `data[...][rows[s]]` for each s, or on all of `data`.
 
@@ -145,6 +146,7 @@ class TrainingStep:
             rows: (count, B) or None.
             schedules: tensors that the program reads, with their value at each step.
             after_each: a schedule's step, called once a step's optimizer scalars have been read.
+            pauses: between steps; undone steps have had theirs.
 
         Returns:
             The losses, each (count,); None if these steps are not compiled now.
@@ -162,7 +164,7 @@ class TrainingStep:
             step = compiled[0]
             before = StepSnapshot(step, schedules) if self._finite else None
             try:
-                losses = take_steps(step, data, rows, count, schedules, after_each)
+                losses = take_steps(step, data, rows, count, schedules, after_each, pauses)
                 failed = self._finite and not all_finite(losses)
             except RuntimeError as error:
                 if before is None or not is_numerical(error):

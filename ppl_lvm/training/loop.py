@@ -108,7 +108,8 @@ class Training:
             self._restrict_to_eager_steps()
         self.sampler = EpochSampler(len(train), options.batch_size, options.seed, train.blocks)
         # Several processes set their seed and their share of the batch before every step.
-        most = options.steps_per_call if distributed.world_size() == 1 else 1
+        most = options.steps_per_call or options.validate_every
+        most = most if distributed.world_size() == 1 else 1
         self._calls = CallSchedule(self.sampler, most, options.validate_every, options.num_steps)
         self._all_rows: tuple[Tensor, ...] | None = None
         self._versions: list[int] = []
@@ -208,8 +209,12 @@ class Training:
         steps = range(self.step_number, self.step_number + count)
         self.step_runner.policy.step = self.step_number
         data, index = self._gather([r for r in map(self.sampler.rows, steps) if r is not None])
-        bounds = self.step_runner.run_steps(data, index, [self._kl_weight(step) for step in steps])
+        weights = [self._kl_weight(step) for step in steps]
+        records = self.iterates.state()
+        pauses = self.iterates.pauses(self.step_number, count)
+        bounds = self.step_runner.run_steps(data, index, weights, pauses)
         if bounds is None:
+            self.iterates.restore(records)
             return None
         self._count_steps(bounds, time.perf_counter() - start)
         return bounds[-1]
@@ -217,6 +222,7 @@ class Training:
     def _count_steps(self, bounds: list[float], seconds: float) -> None:
         self.history["bound"] += bounds
         self.step_number += len(bounds)
+        self.step_runner.step_seconds = seconds / len(bounds)
         self.iterates.record(self.step_number)
         self.seconds += seconds
 
@@ -385,6 +391,9 @@ class Training:
 
     def _advance(self) -> float:
         count = self._calls(self.step_number)
+        if self.options.steps_per_call is None:
+            in_memory = isinstance(self.train.store, MemoryStore)  # else a call reads its rows
+            count = min(count, self.step_runner.affordable_steps if in_memory else 1)
         if self.adaptive is not None:
             count = min(count, self.adaptive.next_event - self.step_number)
         bound = self._run_steps(count) if count > 1 else None

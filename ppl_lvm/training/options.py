@@ -146,8 +146,11 @@ class GradientOptions(CommonOptions):
         "compiled, or auto (the fastest that pays). All levels are equal up to rounding.",
         free=True,
     )
-    steps_per_call: Count = option(
-        1, "Steps that a compiled call takes at most; progress is shown between calls.", free=True
+    steps_per_call: Count | None = option(
+        None,
+        "Steps that a compiled call takes at most; progress is shown between calls (default: those "
+        "of a fifth of a second).",
+        free=True,
     )
 
 

@@ -1,5 +1,6 @@
 """Training steps at each level: eager, captured or compiled."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,13 +8,15 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from ppl_lvm.compiler import AheadOfTimePolicy, PerStepTensor, make_training_step
+from ppl_lvm.compiler import AheadOfTimePolicy, Pauses, PerStepTensor, make_training_step
 from ppl_lvm.core import distributed, torch_specs
 from ppl_lvm.core.errors import NonFiniteError
 from ppl_lvm.training.gradient_step import GradientStep
 from ppl_lvm.training.line_search_step import LineSearchStep
 from ppl_lvm.training.options import TrainingOptions
 from ppl_lvm.training.preparation import PreparedPrograms
+
+CALL_SECONDS = 0.2  # of a call, unless `steps_per_call` is given
 
 
 class StepRunner:
@@ -25,6 +28,7 @@ class StepRunner:
             (ReduceLROnPlateau: after every evaluation).
         policy: decides when steps are compiled.
         training_step: gradient and update at the level of the compiler.
+        step_seconds: duration of a step in the last call.
         sign: -1 where the objective's loss is minus the bound, 1 for an upper bound.
     """
 
@@ -32,7 +36,7 @@ class StepRunner:
         self, programs: PreparedPrograms, options: TrainingOptions, say: Callable[[str], None]
     ) -> None:
         pair = programs.pair
-        self.programs = programs
+        self.programs, self.step_seconds = programs, math.inf
         self.sign = 1.0 if getattr(pair.objective, "is_upper_bound", False) else -1.0
         self.gradient = GradientStep(programs, options.clip_norm)
         self.optimizer = torch_specs.optimizer(options.optimizer, self.gradient.leaves)
@@ -59,6 +63,16 @@ class StepRunner:
     def level(self) -> str:
         """The level at which steps are taken: "eager", "captured" or "compiled"."""
         return self.training_step.active_level
+
+    @property
+    def affordable_steps(self) -> int:
+        """Steps that a call may take, so that progress and interrupts need not wait long.
+
+        It follows the clock, on which the result does not depend: steps in one call are those taken
+        one by one, bit for bit.
+        """
+        compiled = any(step.ready for step in self.training_step.compiled_steps)
+        return max(1, int(CALL_SECONDS / self.step_seconds)) if compiled else 1
 
     @property
     def runs_programs(self) -> bool:
@@ -98,7 +112,11 @@ class StepRunner:
         return self.sign * float(loss) * self._per_row(batch)
 
     def run_steps(
-        self, data: tuple[Tensor, ...], rows: Tensor | None, kl_weights: Sequence[float]
+        self,
+        data: tuple[Tensor, ...],
+        rows: Tensor | None,
+        kl_weights: Sequence[float],
+        pauses: Pauses | None = None,
     ) -> list[float] | None:
         """Take one step for each KL weight in one call; returns the bounds in nats per row.
 
@@ -106,6 +124,7 @@ class StepRunner:
             data: tensors, rows first.
             rows: row numbers (steps, B), or None: every step sees all rows.
             kl_weights: β at each step.
+            pauses: of the call.
 
         Returns:
             None where these steps cannot be taken in one call or one of them is not finite. Then
@@ -120,7 +139,8 @@ class StepRunner:
                 rows,
                 len(kl_weights),
                 schedules=schedules,
-                after_each=self.advance_schedule,
+                after_each=None if self.schedule is None else self.advance_schedule,
+                pauses=pauses,
             )
         except NonFiniteError:
             self._set_rates(rates)

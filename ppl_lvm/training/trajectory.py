@@ -8,12 +8,14 @@ the restarts' clusterings from the responsibilities of a mixture.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ppl_lvm.compiler import Pauses
 from ppl_lvm.core.rng import preserve_rng
 from ppl_lvm.posterior import predict
 from ppl_lvm.programs.pair import ModelGuidePair
@@ -74,6 +76,19 @@ class ParameterRecorder:
         if len(self._records) == 2 * MOMENTS:
             self._records = self._records[1::2]
         self._plan(step)
+
+    def pauses(self, step: int, count: int) -> Pauses:
+        """Pauses of a call of `count` steps after `step`, in which records are due."""
+        due = range(self._next - step, count + 1, self._every)
+        return Pauses(due, lambda taken: self.record(step + taken))
+
+    def state(self) -> tuple[Any, ...]:
+        """The records so far, for `restore` after steps that are undone."""
+        return list(self._records), self._every, self._next
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Return to a `state`."""
+        self._records, self._every, self._next = state
 
     def _plan(self, step: int) -> None:
         """Set the step of the next record, the same after a resume."""

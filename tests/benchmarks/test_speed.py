@@ -1,5 +1,6 @@
 """Benchmark of step times: equal losses, counted operations and bytes."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ppl_lvm.benchmarks import speed
 from ppl_lvm.benchmarks.handwritten import gm_vae
-from ppl_lvm.benchmarks.speed_suite import numpyro_peers
+from ppl_lvm.benchmarks.speed_suite import fit_overhead, numpyro_peers
 from ppl_lvm.benchmarks.speed_suite import roofline as floor
 from ppl_lvm.benchmarks.speed_suite import variants as step_variants
 from ppl_lvm.benchmarks.speed_suite.programs import PROGRAMS
@@ -107,3 +108,14 @@ def test_numpyro_chain_has_our_loss() -> None:
     assert len(losses) == 3
     assert losses[0] == pytest.approx(expected, rel=1e-4)
     assert losses[2] < losses[0]
+
+
+@pytest.mark.slow
+def test_fit_is_timed_over_bare_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_overhead, "LEVELS", ("captured",))
+    monkeypatch.setattr(fit_overhead, "_STEPS", 40)
+    (row,) = fit_overhead.ratios("mixture 150", PROGRAMS["mixture 150"](), 1, 0)
+    assert row["steps"] == 40
+    assert row["bare (ms)"] > 0
+    assert math.isfinite(row["fit over bare"])
+    assert row["fit, once (s)"] > 0

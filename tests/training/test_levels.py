@@ -13,7 +13,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ppl_lvm.compiler import policy
+from ppl_lvm.compiler import TrainingStep, policy
 from ppl_lvm.core.console import Progress
 from ppl_lvm.data import load_data
 from ppl_lvm.fitting.svi import fit
@@ -127,6 +127,40 @@ def test_resumed_training_with_several_steps_per_call_is_equal_bit_for_bit(tmp_p
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     one, other = complete.iterates.tensors(), resumed.iterates.tensors()
     assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("native", [True, False])
+def test_runs_do_not_depend_on_the_steps_per_call(
+    native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not native:
+        monkeypatch.setattr(
+            "ppl_lvm.compiler.backend.compiled_step.make_native_loop", lambda *_: None
+        )
+    monkeypatch.setattr("ppl_lvm.training.step_runner.CALL_SECONDS", 1e6)
+    lengths: list[int] = []
+    run_steps = TrainingStep.run_steps
+
+    def count(step: Any, data: Any, rows: Any, count: int, **options: Any) -> Any:
+        lengths.append(count)
+        return run_steps(step, data, rows, count, **options)
+
+    monkeypatch.setattr(TrainingStep, "run_steps", count)
+    for batch_size in (32, 35):
+        options: dict[str, Any] = {"engine": "compiled", "batch_size": batch_size}
+        single = training(steps_per_call=1, **options)
+        expected = final_state(single)
+        assert not lengths
+        several = training(**options)
+        state = final_state(several)
+        assert max(lengths) == (2 if batch_size == 32 else 12)
+        lengths.clear()
+        assert several.history == single.history
+        assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+        one, other = single.iterates.tensors(), several.iterates.tensors()
+        assert len(one["model/w"]) == STEPS
+        assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize(("first", "second"), [("captured", "eager"), ("eager", "captured")])

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from ppl_lvm.compiler.backend.cuda_graph import as_cuda_graph
 from ppl_lvm.compiler.backend.decompositions import DECOMPOSITIONS
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, Pauses, PerStepTensor
 from ppl_lvm.compiler.backend.inductor import compile_graph, start_isa_probe
 from ppl_lvm.compiler.backend.native_loop import NativeLoop, make_native_loop
 from ppl_lvm.compiler.backend.numerics import equal_to_rounding
@@ -31,8 +31,6 @@ from ppl_lvm.core.rng import RngState
 # Points of the trial: distance from the present parameters, relative to their size. Near an
 # optimum the gradient is rounding error, the more so the more rows it sums over.
 _TRIAL_DISTANCES = (0.0, 0.01, 0.1)
-
-_COPIED = 2**18  # bytes of a batch up to which copying it takes less than a call through Python
 
 Clip = Callable[[Tensor, Tensor], Tensor]  # (a parameter, its gradient) -> the gradient to use
 
@@ -97,9 +95,6 @@ class CompiledStep(ExecutableStep):
                 table[:] = group.scalars()
         if after_scalars is not None:
             after_scalars()
-        loop = self.native_loop
-        if loop is not None and loop.batch_bytes <= _COPIED and loop.serves(batch, None):
-            return [loss[0] for loss in loop.take(batch, None, 1, ())]
         losses: list[Tensor] = self._compiled(*self.inputs(batch))
         return losses
 
@@ -110,6 +105,7 @@ class CompiledStep(ExecutableStep):
         count: int,
         schedules: Sequence[PerStepTensor] = (),
         after_scalars: Callable[[], None] | None = None,
+        pauses: Pauses | None = None,
     ) -> list[Tensor] | None:
         loop = self.native_loop
         if loop is None or not loop.serves(data, rows):
@@ -126,10 +122,20 @@ class CompiledStep(ExecutableStep):
             changing = [(s.tensor, s.values) for s in schedules]
             for scalars, table in zip(self.scalars, tables, strict=True):
                 changing.append((scalars, torch.tensor(table, dtype=scalars.dtype)))
-            try:
-                return loop.take(data, rows, count, changing)
-            finally:
-                taken = loop.done
+            ends = [] if pauses is None else [at for at in pauses.after if 0 < at < count]
+            parts = []
+            for end in [*ends, count]:
+                part = slice(taken, end)
+                now = [(tensor, values[part]) for tensor, values in changing]
+                begin = taken
+                try:
+                    of_part = None if rows is None else rows[part]
+                    parts.append(loop.take(data, of_part, end - begin, now))
+                finally:
+                    taken = begin + loop.done
+                if pauses is not None and end in pauses.after:
+                    pauses.function(end)
+            return [torch.cat(values) for values in zip(*parts, strict=True)]
         except BaseException:  # also an interrupt
             counted = self.count - before
             for group, rate in zip(self.groups, rates, strict=True):

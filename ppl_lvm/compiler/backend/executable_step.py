@@ -20,6 +20,14 @@ class PerStepTensor:
     values: Tensor
 
 
+@dataclass
+class Pauses:
+    """Calls of a function between steps of a call, with the number of steps taken by then."""
+
+    after: Sequence[int]
+    function: Callable[[int], None]
+
+
 class ExecutableStep(ABC):
     """A whole step, gradient and update, for one kind of arguments; call it after `compile`.
 
@@ -78,6 +86,7 @@ class ExecutableStep(ABC):
         count: int,
         schedules: Sequence[PerStepTensor] = (),
         after_scalars: Callable[[], None] | None = None,
+        pauses: Pauses | None = None,
     ) -> list[Tensor] | None:
         """Take steps without Python between them; the losses, flat, each (count, …).
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_lvm.compiler.backend.executable_step import ExecutableStep, PerStepTensor
+from ppl_lvm.compiler.backend.executable_step import ExecutableStep, Pauses, PerStepTensor
 from ppl_lvm.core.rng import RngState
 
 
@@ -23,18 +23,20 @@ def take_steps(
     count: int,
     schedules: Sequence[PerStepTensor] = (),
     after_each: Callable[[], None] | None = None,
+    pauses: Pauses | None = None,
 ) -> Any:
     """Take `count` steps on batches of `data` by `rows` (count, B), or on all of it.
 
     Args:
         schedules: tensors that the program reads, with their value at each step.
         after_each: called once the optimizer's scalars of a step have been read.
+        pauses: between steps.
 
     Returns:
         The losses as the program returns them, each tensor (count, …).
     """
     with torch.no_grad():
-        stacked = step.take_several(data, rows, count, schedules, after_each)
+        stacked = step.take_several(data, rows, count, schedules, after_each, pauses)
     if stacked is not None:
         return step.recording.losses(stacked)
     places = {} if rows is None else {d.device: rows.to(d.device).unbind() for d in data}
@@ -45,6 +47,8 @@ def take_steps(
                 schedule.tensor.copy_(schedule.values[place])
             batch = [d.index_select(0, places[d.device][place]) for d in data] if places else data
             losses.append(step.take(batch, after_each))
+            if pauses is not None and place + 1 in pauses.after:
+                pauses.function(place + 1)
         stacked = [torch.stack(values) for values in zip(*losses, strict=True)]
     return step.recording.losses(stacked)
 

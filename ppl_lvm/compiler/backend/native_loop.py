@@ -172,7 +172,6 @@ class NativeLoop:
         for place in places:
             tensors[place] = torch.empty_like(inputs[place])
         self._tensors, self._batch = tensors, [tensors[place] for place in places]
-        self.batch_bytes = sum(tensor.nbytes for tensor in self._batch)
         self._results = [(result.shape, result.dtype) for result in entry.results]
         library, python = entry.library, ctypes.pythonapi
         functions = (
