@@ -233,7 +233,7 @@ def test_fit_reads_a_column_as_one_sequence(
     assert refused.exit_code != 0
     result = CliRunner().invoke(app, [*words, "--one-sequence"])
     assert result.exit_code == 0, result.output
-    assert "NO, after 4 iterations. Raise --num-steps" in " ".join(result.output.split())
+    assert "NO, after 4 iterations. Raise num_steps" in " ".join(result.output.split())
     run = ppl_lvm.load_run("runs/series")
     data, _ = run.data()
     assert [t.shape for t in data.batch(torch.arange(1))] == [(1, 60, 1)]

@@ -168,7 +168,7 @@ def generator_of_columns(count: int) -> nn.Module:
     [
         (
             lambda: fit_em("ppl_lvm.models:GaussianMixture", (X, Y)),
-            "initialize cannot be called .* \\(2\\)",
+            r"initialize\(x\) cannot be called .* \(2\)",
         ),
         (lambda: fit_mcem(Regression(), X, max_iterations=1), "call-signature"),
         (lambda: fit_mcem(Factors(), X, guide=Encoder(site="a"), max_iterations=1), "'a'"),

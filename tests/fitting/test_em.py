@@ -17,6 +17,7 @@ from largest_tensor import LargestTensor
 from ppl_lvm import NotMonotoneError, fit_em
 from ppl_lvm.core.storage import save_checkpoint
 from ppl_lvm.data import load_data
+from ppl_lvm.diagnostics.base import Restarts
 from ppl_lvm.diagnostics.convergence import monotone_convergence
 from ppl_lvm.diagnostics.diagnosis import eligible_restarts
 from ppl_lvm.models import PPCA
@@ -176,10 +177,11 @@ def test_diagnose_does_not_call_the_agreement_of_equal_restarts_good(iris: Tenso
             super().initialize_restart(0, x)
 
     run = fit_em(Equal(2), iris, restarts=3, max_iterations=60)
-    entries = eligible_restarts(run.restarts)
-    result = monotone_convergence(run.history, entries.bounds, entries.initial_bounds)
+    result = monotone_convergence(run.history, eligible_restarts(run.restarts))
     assert result.findings()[1].verdict == "unknown"
-    agreement = monotone_convergence(run.history, (-1.0, -1.0), (-3.0, -2.0))
+    agreement = monotone_convergence(
+        run.history, Restarts((-1.0, -1.0), initial_bounds=(-3.0, -2.0))
+    )
     assert agreement.findings()[1].verdict == "good"
 
 
