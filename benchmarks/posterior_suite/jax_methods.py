@@ -64,7 +64,10 @@ def multivariate_normal(name: str, batch: tuple[Tensor, ...], seed: int) -> Answ
 
 
 def pathfinder(name: str, batch: tuple[Tensor, ...], seed: int) -> Answer:
-    """BlackJAX's Pathfinder of four paths with its defaults, resampled by weights."""
+    """BlackJAX's Pathfinder of four paths with its defaults, resampled by weights.
+
+    In place of gradients it counts the iterations of the paths.
+    """
     import jax
     from blackjax.vi.multipathfinder import as_top_level_api
     from numpyro.infer.util import initialize_model
