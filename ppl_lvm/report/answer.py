@@ -90,6 +90,7 @@ SENTENCES = {
         "The gradient was not measured.",
     ),
 }
+EXACT = "Nothing is estimated."
 SHORT = 25  # characters of a reason that says little
 GRADES = ("good", "warning", "bad", "unknown")
 
@@ -168,8 +169,12 @@ def questions(findings: Sequence[Finding]) -> list[Question]:
         rows = [f for f in shown if f.question == name]
         verdict = grade(rows)
         deciding = next((f for f in rows if f.verdict in (verdict, "exact")), rows[0])
-        result.append(Question(name, verdict, sentence(name, rows), statistic(deciding), rows))
-    return sorted(result, key=lambda q: ("bad", "warning", "unknown", "good").index(q.verdict))
+        text = sentence(name, rows)
+        if verdict == "good" and all(f.verdict == "exact" for f in rows):
+            verdict, text = "exact", EXACT
+        result.append(Question(name, verdict, text, statistic(deciding), rows))
+    order = ("bad", "warning", "unknown", "good", "exact")
+    return sorted(result, key=lambda q: order.index(q.verdict))
 
 
 def sentence(question: str, rows: Collection[Finding]) -> str:

@@ -236,7 +236,7 @@ let order = [];
 function matches() {
   const tests = state.q.trim().split(/\s*&\s*/).filter(Boolean).map(term => {
     const parts = term.match(/^(.+?)\s*(<=|>=|=|<|>)\s*(.+)$/);
-    const field = parts && (fields.get(parts[1]) || [...fields.values()].find(f => f.name.toLowerCase() === parts[1].toLowerCase()));
+    const field = parts && (fields.get(parts[1]) || [...fields.values()].find(f => f.name.toLowerCase().startsWith(parts[1].toLowerCase())));
     if (field) {
       const value = parts[3], v = +value;
       if (field.kind === "class" && parts[2] === "=") return i => String(field.names[field.get(i)]).toLowerCase() === value.toLowerCase();

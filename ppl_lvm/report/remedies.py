@@ -27,7 +27,8 @@ RICHER = {
     "AutoDiagonalNormal": "pyro.infer.autoguide:AutoMultivariateNormal",
 }
 NUMBERS = ("latent", "latents", "components", "topics", "states", "factors")  # settings
-ORDER = {"bad": 0, "warning": 1, "unknown": 2}
+ORDER = {"bad": 0, "warning": 1}
+KNOWABLE = ("convergence", "generalization", "calibration")  # unknown rows that a command settles
 Changes = Mapping[str, Any]  # field of `FitOptions`, "guide", or "set NAME" -> value
 
 
@@ -41,9 +42,9 @@ class Remedy:
 
 def remedies(run: Run, findings: Sequence[Finding]) -> list[Remedy]:
     """At most three, those of bad rows first; of an unfinished training only what finishes it."""
-    ranked = sorted(
-        (f for f in findings if f.verdict in ORDER and f.remedy), key=lambda f: ORDER[f.verdict]
-    )
+    settled = [f for f in findings if f.verdict == "unknown" and f.slug in KNOWABLE]
+    ranked = sorted((f for f in findings if f.verdict in ORDER), key=lambda f: ORDER[f.verdict])
+    ranked = [f for f in [*ranked, *settled] if f.remedy]
     if any(f.slug == "convergence" and f.verdict == "bad" for f in ranked):
         ranked = [f for f in ranked if f.slug in ("convergence", "gradient", "latents")]
     by_command: dict[str, Remedy] = {}

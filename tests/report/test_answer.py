@@ -70,4 +70,7 @@ def test_untested_fit_is_not_trusted() -> None:
     assert answer([]).verdict == "unknown"
     untested = rows(calibration="unknown", khat="unknown", vsbc="unknown")
     assert uses(untested)["uncertainty"] == "unknown"
-    assert answer(rows(khat="exact", calibration="exact")).verdict == "good"
+    exact = answer(rows(khat="exact", calibration="exact", vsbc="exact"))
+    assert exact.verdict == "good"
+    verdicts = {q.name: q.verdict for q in exact.questions}
+    assert verdicts[QUESTIONS["khat"]] == verdicts[QUESTIONS["calibration"]] == "exact"

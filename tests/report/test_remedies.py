@@ -91,5 +91,6 @@ def test_remedies_are_ranked_and_at_most_three_and_training_comes_first() -> Non
     assert "latent=3" in commands[0]
     unfinished = [r.command for r in remedies(run(), [*rows, row("convergence")])]
     assert not any("latent=3" in c for c in unfinished)
+    assert not remedies(run(), [row("drift", "unknown"), row("mixtures", "unknown")])
     tempered = run(options={"kl_weight": 8.0, "num_steps": 500})
     assert "--kl-weight 1" in remedies(tempered, [row("latents")])[0].command

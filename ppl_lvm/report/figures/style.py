@@ -220,10 +220,7 @@ def view(
         return (
             center,
             W,
-            [
-                f"{w} axis of standardized columns ({s:.1%} of variance)"
-                for w, s in zip(words, share, strict=False)
-            ],
+            [f"{w} axis, columns in sd ({s:.1%})" for w, s in zip(words, share, strict=False)],
         )
     pair = (0, 1) if columns is None else columns
     labels = [column_name(p, names) for p in pair]
