@@ -18,6 +18,7 @@ from .core.errors import CannotCaptureError, CannotSayError, NonFiniteError
 from .data.load import Data, load_data
 from .fitting.adversarial import fit_adversarial
 from .fitting.em import fit_em
+from .fitting.grid_search import sweep
 from .fitting.monte_carlo_em import fit_mcem
 from .fitting.svi import fit
 from .posterior.prior_sampling import sample_prior
@@ -62,6 +63,7 @@ __all__ = [
     "sample_prior",
     "signature",
     "sklearn",
+    "sweep",
     "testing",
 ]
 __version__: str

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 import typer.core
 
-from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command
+from ppl_lvm.cli import author, bench, divergences, evaluate, fit_command, sweep_command
 from ppl_lvm.core import interrupts
 from ppl_lvm.core.frames import traceback_frames
 from ppl_lvm.core.messages import for_caller, options_in_messages, printable, reason_of
@@ -36,7 +36,7 @@ class _Commands(typer.core.TyperGroup):
 
 
 app = typer.Typer(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False)
-for commands in (fit_command, evaluate, author, divergences, bench):
+for commands in (fit_command, sweep_command, evaluate, author, divergences, bench):
     app.add_typer(commands.app)
 
 

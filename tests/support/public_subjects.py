@@ -269,6 +269,13 @@ def _special(folder: Path) -> dict[str, dict[str, Any]]:
         "fit_em": {"max_iterations": 1},
         "fit_mcem": mcem,
         "fit_adversarial": {"model": _Generator(), "generator": _Generator(), **QUICK},
+        "sweep": {
+            "grid": {"seed": [0]},
+            "directory": folder / "sweep",
+            "options": {"num_steps": 1},
+            "jobs": 1,
+            "progress": False,
+        },
         "load_adversaries": {"directory": folder / "gan"},
         "CompiledSVI.steps": {"rows": torch.tensor([[0, 1]]), "data": X},
         "testing.check_model": {"batch": X},
