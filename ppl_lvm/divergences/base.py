@@ -51,6 +51,8 @@ def as_target(source: Any) -> Target:
         return source
     if isinstance(source, np.ndarray) and source.dtype.kind in "fiub":
         source = torch.from_numpy(source).to(torch.get_default_dtype())
+    if isinstance(source, Tensor) and source.layout is not torch.strided:
+        raise ValueError("target: data are a sparse tensor. Pass x.to_dense().")
     if isinstance(source, Tensor) and source.dim() == 2 and len(source):
         if (bad := ~source.isfinite()).any():
             row, column = bad.nonzero()[0].tolist()

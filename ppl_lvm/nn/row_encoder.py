@@ -108,5 +108,7 @@ class RowEncoder(nn.Module):
 
 def side_by_side(*batch: Tensor) -> Tensor:
     """All tensors of a batch as rows (B, P)."""
+    if not all(x.dim() and len(x) for x in batch):
+        raise ValueError("batch: a tensor has no rows. Pass some typical rows.")
     dtype = next((x.dtype for x in batch if x.is_floating_point()), torch.get_default_dtype())
     return torch.cat([x.reshape(len(x), -1).to(dtype) for x in batch], dim=-1)

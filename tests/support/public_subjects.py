@@ -188,7 +188,8 @@ def _instance(owner: type, name: str, runs: Mapping[str, Any]) -> Any:
         return runs["run"]
     if owner is lvm.Data:
         return lvm.load_data(X)
-    return lvm.CompiledSVI(_mean, _guide, pyro.optim.Adam({}), pyro.infer.Trace_ELBO(), "eager")
+    adam = pyro.optim.Adam({})
+    return lvm.CompiledSVI(_mean, _guide, adam, pyro.infer.Trace_ELBO(), engine="eager")
 
 
 def _guide(x: Tensor) -> None:
@@ -284,7 +285,7 @@ def _special(folder: Path) -> dict[str, dict[str, Any]]:
             "batch": (X,),
             "guide": lvm.guides.AmortizedNormal,
         },
-        "CompiledSVI": {**svi, "optimizer": pyro.optim.Adam({}), "engine": "eager"},
+        "CompiledSVI": {**svi, "optim": pyro.optim.Adam({}), "engine": "eager"},
         "divergences.fit_divergence": {"num_steps": 2},
         "divergences.fit_all": {**coverage, "divergences": [lvm.divergences.ForwardKL()]},
         "divergences.divergence_by_name": {"text": "MMD"},
