@@ -14,6 +14,7 @@ from pyro.distributions import Normal
 from pyro.infer import SVI, JitTrace_ELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
@@ -99,6 +100,34 @@ def nothing(*args: Any) -> None:
     """A guide without sites."""
 
 
+class Shift(Messenger):
+    """A handler of a package that changes values of a site."""
+
+    def __init__(self, name: str, by: float) -> None:
+        super().__init__()
+        self.name, self.by = name, by
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] == self.name:
+            msg["value"] = msg["value"] + self.by
+
+
+def treated(x: Tensor, y: Tensor) -> None:
+    """y_n ~ N(w t_n, 1), t_n ~ N(x_n, 1)."""
+    w = pyro.sample("w", Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        t = pyro.sample("t", Normal(x[:, 0], 1.0))
+        pyro.sample("y", Normal(w * t, 1.0), obs=y)
+
+
+def handled(handler: Callable[[Any], Any]) -> Callable[[], Any]:
+    def programs() -> Any:
+        model = handler(treated)
+        return model, AutoNormal(model)
+
+    return programs
+
+
 def losses(make: Callable[..., Any], programs: Any, batches: Any, elbo: Any) -> tuple[Any, Any]:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
@@ -133,6 +162,8 @@ IDIOMS: dict[str, Any] = {
         lambda: (functools.partial(configured, Settings()), nothing),
         [(Y,)] * 8,
     ),
+    "an intervention": (handled(lambda m: pyro.poutine.do(m, {"t": torch.ones(20)})), [(X, Y)] * 8),
+    "a handler of a package": (handled(Shift("t", 0.5)), [(X, Y)] * 8),
     "a smaller last batch": (annealed(), [(X[:15], Y[:15]), (X[15:], Y[15:])] * 5),
 }
 
