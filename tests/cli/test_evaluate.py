@@ -41,7 +41,7 @@ def test_diagnose_prints_a_json_list_in_the_last_line(runs: list[str]) -> None:
     rows = json.loads(call("diagnose", runs[1], "--json", *FEW).splitlines()[-1])
     assert all(row.keys() >= KEYS for row in rows)
     names = [row["name"] for row in rows]
-    assert "agreement of restarts' clusterings (adjusted Rand index), smallest of two" in names
+    assert any("clustering" in name for name in names)  # of restarts that reached the best bound
 
 
 @pytest.mark.slow

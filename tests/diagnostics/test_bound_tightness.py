@@ -191,6 +191,7 @@ def test_sandwich_rejects_guides_that_do_not_read_the_data() -> None:
         sandwich(model, guide, torch.zeros(10))
 
 
+@pytest.mark.slow
 def test_bound_of_several_particles_is_judged_by_its_own_gap(linear: Any, exact_guide: Any) -> None:
     """A guide that is too wide has a loose ELBO; IWAE, which was trained, is tight."""
     from pyro.infer import Trace_ELBO

@@ -228,8 +228,7 @@ def test_constant_quantities_are_left_out_and_a_wrong_constant_is_not() -> None:
 
 
 def test_value_of_the_row_is_the_one_that_is_graded(linear: Any, exact_guide: Any) -> None:
-    for seed in range(3):
-        check = predictive_check(linear, exact_guide(linear), linear.simulate(50, seed=seed))
-        row = check.findings()[0]
-        assert row.value == min(check.corrected.values())
-        assert (row.verdict == "good") == (row.value >= 0.005)
+    check = predictive_check(linear, exact_guide(linear), linear.simulate(50, seed=0))
+    row = check.findings()[0]
+    assert row.value == min(check.corrected.values())
+    assert (row.verdict == "good") == (row.value >= 0.005)
