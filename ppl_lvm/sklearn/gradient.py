@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro import poutine
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -167,7 +168,8 @@ class BayesianGaussianMixture(Classes, GradientEstimator):
     def _fit_rows(self, x: Tensor, weights: Tensor | None) -> None:
         super()._fit_rows(x, weights)
         run = self.run_
-        center = predict.center_of_globals(run.pair, run.example_rows)
+        with torch.no_grad(), run.pair.scope(), poutine.block():
+            center = predict.center_of_globals(run.pair, run.example_rows)
         self.weights_ = np.asarray(center["weights"].detach())
         self.means_ = np.asarray(center["means"].detach())
 

@@ -7,6 +7,7 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
+import pyro
 import pytest
 import torch
 from scipy.stats import norm
@@ -236,3 +237,15 @@ def test_normal_density_is_that_of_one_component() -> None:
     fitted = GaussianMixture(1).fit(x)
     exact = norm(x.mean(), x.std()).logpdf(x[:, 0])
     np.testing.assert_allclose(fitted.score_samples(x), exact, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_fits_of_other_widths_follow_each_other() -> None:
+    """A fit leaves no parameters in Pyro's store."""
+    for columns in (3, 2):
+        rows = IRIS[::10, :columns]
+        fitted = BayesianGaussianMixture(2, max_iter=5, n_particles=5, random_state=0).fit(rows)
+        assert fitted.means_.shape == (2, columns)
+        assert fitted.predict_proba(rows).shape == (15, 2)
+    assert not list(pyro.get_param_store().keys())
