@@ -22,11 +22,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [["package", "program", "level", *numbers.values()]]
     lines.append(["---"] * len(lines[0]))
     for row in rows:
-        cells = ["" if row[key] is None else f"{row[key]:.2g}" for key in numbers]
+        cells = [_cell(row[key]) for key in numbers]
         reason = row["reason"].partition(": ")[0].rpartition("/")[2]
         level = f"eager: `{reason}`" if row["level"] == "eager" else row["level"]
         lines.append([row["package"], row["program"], level, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 if __name__ == "__main__":
