@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from ppl_lvm.approximation.normal import DenseNormal, Normal
-from ppl_lvm.approximation.unconstrained import LogDensity
+from ppl_lvm.approximation.unconstrained import LinAlgError, LogDensity
 
 NUM_DRAWS = 30  # M
 STEP = 1e-4  # of differences of gradients, in units of the parameters
 MAX_ITERATIONS = 500
+FLAT = 1e-10  # share of the largest curvature that differences of gradients cannot tell from 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,11 @@ def dadvi(
     *,
     num_draws: int = NUM_DRAWS,
 ) -> MeanField:
-    """Maximize f from the mean-field normal of `start`, in coordinates of its scale."""
+    """Maximize f from the mean-field normal of `start`, in coordinates of its scale.
+
+    Raises:
+        LinAlgError: f has no strict maximum there.
+    """
     from scipy.optimize import minimize
 
     D, dtype = target.dim, target.dtype
@@ -92,7 +97,11 @@ def dadvi(
     values, gradients = terms(x)
     columns = [hessian_product(result.x, row) for row in np.eye(2 * D)]
     H = torch.from_numpy(np.stack(columns, 1))
-    inverse = torch.linalg.inv((H + H.T) / 2)
+    H = (H + H.T) / 2
+    eigenvalues = torch.linalg.eigvalsh(H)
+    if not eigenvalues[0] > FLAT * eigenvalues[-1]:
+        raise LinAlgError("The Hessian of the objective is not positive definite.")
+    inverse = torch.linalg.inv(H)
     sandwich = inverse @ torch.cov(gradients.T) @ inverse / num_draws
     v, omega = x.split(D)
     covariance = unit.unsqueeze(1) * inverse[:D, :D] * unit

@@ -88,10 +88,13 @@ def for_caller(text: str) -> str:
         shown = options[name]
         if value in (None, "", "=True"):
             return shown
-        return f"{shown} {value[1:]}"
+        shown_value = value[1:]
+        if shown_value.startswith("("):  # 8 8 for (8, 8)
+            shown_value = re.sub(r"[(),]", "", shown_value)
+        return f"{shown} {shown_value}"
 
     names = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
-    value = r"(?P<value>=(?:'[^']*'|\"[^\"]*\"|[\w.+\-]*\w)?)?"
+    value = r"(?P<value>=(?:\([\d.]+(?:, [\d.]+)*\)|'[^']*'|\"[^\"]*\"|[\w.+\-]*\w)?)?"
     pattern = rf"(?<![\w.\-'\"/\[=])(?P<name>{names}){value}(?![\w(\[]|\.\w|-\w)"
     return re.sub(pattern, option, text)
 

@@ -133,7 +133,7 @@ def test_fit_draws_rows_of_a_file_as_images_of_the_given_shape(tmp_path: Path) -
     assert (tmp_path / "r/pictures/filled_in.png").exists()
     wrong = run_command(*words, "--image-shape", "4", "4", folder=tmp_path)
     assert wrong.returncode != 0
-    assert "image_shape=(4, 4) does not fit rows of 6 and 6 values" in wrong.stderr
+    assert "--image-shape 4 4 does not fit rows of 6 and 6 values" in wrong.stderr
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_fit_reads_a_column_as_one_sequence(
     assert refused.exit_code != 0
     result = CliRunner().invoke(app, [*words, "--one-sequence"])
     assert result.exit_code == 0, result.output
-    assert "NO, after 4 iterations. Raise num_steps" in " ".join(result.output.split())
+    assert "NO, after 4 iterations. Raise --num-steps" in " ".join(result.output.split())
     run = ppl_lvm.load_run("runs/series")
     data, _ = run.data()
     assert [t.shape for t in data.batch(torch.arange(1))] == [(1, 60, 1)]
