@@ -2,4 +2,5 @@
 
 from ppl_lvm.cli import main
 
-main()
+if __name__ == "__main__":  # the processes of a sweep import this module
+    main()
