@@ -333,11 +333,9 @@ def sir(data: Tensor) -> None:
     rate = pyro.sample("rate", dist.LogNormal(0.0, 0.5))
     s: Any = torch.tensor(3)
     i: Any = torch.tensor(1)
-    states = []  # Pyro tells distributions by `id`, which another one may have later
-    for t in pyro.markov(range(len(data))):
+    for t in range(len(data)):  # no pyro.markov: s and i depend on all new cases before
         chance = 1 - (-rate * i / 4).exp()
-        states.append(dist.Categorical(_binomial(s, chance, 4)))
-        new = pyro.sample(f"new_{t}", states[-1], infer=PARALLEL)
+        new = pyro.sample(f"new_{t}", dist.Categorical(_binomial(s, chance, 4)), infer=PARALLEL)
         s, i = s - new, i + new
         reported = dist.Binomial(4, (0.9 * i / 5).clamp(max=0.9))
         pyro.sample(f"obs_{t}", reported, obs=data[t])
@@ -433,7 +431,8 @@ def _semi_supervised(kind: Any, x: Tensor, labeled: bool) -> Program:
     program = kind(x.shape[1], 3, 2, 5)
     guide = config_enumerate(program.guide, "parallel", expand=True)
     y = one_hot(torch.arange(len(x)) % 3, 3).float() if labeled else None
-    return program.model, guide, TraceEnum_ELBO(max_plate_nesting=1), (x, y)
+    loss = Trace_ELBO() if labeled else TraceEnum_ELBO(max_plate_nesting=1)
+    return program.model, guide, loss, (x, y)
 
 
 def _air() -> Program:
