@@ -40,7 +40,7 @@ class ForwardProcess(PyroModule):
         process = getattr(model, "process", None)
         if process is None:
             raise ValueError(
-                f"ForwardProcess: it serves a Diffusion, but {type(model).__name__} has no "
+                f"ForwardProcess: the model must be a Diffusion, but {type(model).__name__} has no "
                 "forward process. Use AmortizedNormal, or ppl_lvm.guides:auto_guide."
             )
         self.process = process

@@ -2,9 +2,11 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -55,6 +57,38 @@ def option_names(group: Any) -> dict[str, str]:
     return {p.name: p.opts[0] for p in parameters if p.opts[0].startswith("--")}
 
 
+def naming_option(text: str, group: Any, words: Sequence[str]) -> str:
+    """A message that quotes the value of an option begins with the option, unless it names it.
+
+    "'1' is not an address. …" of `check MODEL --guide 1` becomes "--guide: '1' is not an address.
+    …". A value that an argument of the command line has too may be meant as that.
+    """
+    command = group.commands.get(words[0]) if words else None
+    if command is None:
+        return text
+    context = command.make_context(words[0], [*words[1:]], resilient_parsing=True)
+    flags = []
+    for p in command.params:
+        given = getattr(context.get_parameter_source(p.name), "name", "") == "COMMANDLINE"
+        quotes = _quotes(context.params.get(p.name)) if given else []
+        pattern = "|".join(map(re.escape, quotes))
+        if not quotes or not re.search(rf"(?<!\b[Ss]ite )(?<!\bparameter )(?:{pattern})", text):
+            continue
+        if p.opts[0] in text or any(f"{p.name} {quote}" in text for quote in quotes):
+            return text
+        flags.append(p.opts[0])
+    if not flags or not all(flag.startswith("--") for flag in flags):
+        return text
+    return f"{' or '.join(flags)}: {text}"
+
+
+def _quotes(value: Any) -> list[str]:
+    """How messages quote a value of an option: whole, or one of its names between commas."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = [str(v) for v in values if isinstance(v, str | os.PathLike)]
+    return [repr(part.strip()[:200]) for text in texts for part in {text, *text.split(",")}]
+
+
 def _use_ascii_where_needed() -> None:
     """Print ASCII in place of characters that the encoding of a stream lacks."""
     for stream in (sys.stdout, sys.stderr):
@@ -81,8 +115,10 @@ def _main() -> None:
         unexpected = not isinstance(error, MESSAGES) and not _users_lines(error)
         if unexpected and os.environ.get("PPL_LVM_TRACEBACK"):
             raise
-        with options_in_messages(option_names(typer.main.get_command(app))):
+        commands = typer.main.get_command(app)
+        with options_in_messages(option_names(commands)):
             text = for_caller(_message(error, unexpected))
+        text = naming_option(text, commands, sys.argv[1:])
         print(f"ppl-lvm: {printable(text)}", file=sys.stderr)
         sys.exit(2)
 

@@ -112,7 +112,7 @@ def bind(
     except TypeError as error:
         names = [n for n in signature.parameters if n != "self"]
         for name in kwargs:
-            if name not in names:
+            if name not in signature.parameters:
                 hint = did_you_mean(name, names) or f" It takes {', '.join(names) or 'none'}."
                 raise ArgumentError(f"{owner}: unknown argument {name!r}.{hint}") from None
         raise ArgumentError(f"{owner}: {error}. It takes {', '.join(names) or 'none'}.") from None

@@ -56,7 +56,7 @@ CallSyntax = Annotated[
     Any,
     Accepts(
         "a text such as 'Adam(lr=0.01)' or a callable",
-        lambda v: callable(v) or _is_text(v) or hasattr(v, "state_dict"),
+        lambda v: _is_program(v) or _is_text(v) or hasattr(v, "state_dict"),
     ),
 ]
 
@@ -188,6 +188,8 @@ def _is_program(value: Any) -> bool:
 def _is_data(value: Any) -> bool:
     if value is None or inspect.isclass(value) or isinstance(value, _NO_DATA):
         return False
+    if isinstance(value, str):
+        return _is_text(value)
     return isinstance(value, Path) or any(hasattr(value, name) for name in _DATA_METHODS)
 
 
@@ -232,6 +234,11 @@ def _fit(value: Any, hint: Any) -> Any:
         return value  # Any, type variables, protocols
     if not isinstance(value, kind):
         raise _MismatchError(_is_a(value))
+    if kind.__name__ == type(value).__name__ == "Tensor":
+        if value.is_meta:
+            raise _MismatchError("is on the device 'meta', without values", depth=1)
+        if str(value.layout) != "torch.strided":
+            raise _MismatchError("is sparse and has no to_dense()", depth=1)
     return value
 
 
@@ -286,6 +293,8 @@ def _fit_int(value: Any, _: Any) -> int:
     number = _plain_number(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise _MismatchError(_is_a(value))
+    if abs(number) >= 2**63:  # torch has integers of 64 bits
+        raise _MismatchError(f"is too {'small' if number < 0 else 'large'}", depth=1)
     return number
 
 

@@ -283,6 +283,8 @@ def load_data(
         return _one_sequence(load_data(source, labels=labels, **options), missing)
     if isinstance(source, Data):
         raise ValueError("source: these data are already loaded. Use them directly.")
+    if isinstance(source, str) and not source.strip():
+        raise ValueError(f"{source!r} names no data. Give the name of a set or a file's path.")
     if header is not None and not isinstance(source, (str, Path)):
         raise ValueError(f"header={header} applies to .csv files only. Omit it.")
     if isinstance(source, str) and _is_call(source):

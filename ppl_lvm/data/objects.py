@@ -63,7 +63,7 @@ def from_object(
     if isinstance(source, Dataset):
         return _from_items(source, None, position, missing)
     if isinstance(source, list):
-        raise ValueError(f"source: {list_fault(source)}.")
+        raise ValueError(f"{list_fault(source)}.")
     raise ValueError(
         f"source: cannot load a {type(source).__name__}. Give an array, a tensor, a tuple of "
         "them, a data frame, a torch Dataset or DataLoader, the name of a set, or a file's path."

@@ -75,4 +75,9 @@ def split_validation(data: Data, validation: Any, seed: int) -> tuple[Data, Data
         return data, None
     if isinstance(validation, int | float):
         return data.split(validation, seed, option="validation")
-    return data, validation if isinstance(validation, Data) else load_data(validation)
+    if isinstance(validation, Data):
+        return data, validation
+    try:
+        return data, load_data(validation)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from None

@@ -355,8 +355,8 @@ def list_fault(source: list[object]) -> str:
     lengths = [len(i) for i in items if isinstance(i, (list, tuple)) or i.ndim]
     if len(lengths) == len(source) and len(set(lengths)) > 1:
         return (
-            "sequences of unequal length are no array. Pad them with NaN to (N, T, P); load with "
-            "missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, "
-            "padding_value=float('nan'))"
+            "the list holds sequences of unequal length, which are no array. Pad them with NaN to "
+            "(N, T, P); load with missing='keep': torch.nn.utils.rnn.pad_sequence(tensors, "
+            "batch_first=True, padding_value=float('nan'))"
         )
-    return "cannot load a list. Pass np.array(rows), or several arrays as a tuple (x, y)"
+    return "the list cannot be loaded. Pass np.array(rows), or several arrays as a tuple (x, y)"

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppl_lvm.core.call_syntax import settings_of
+from ppl_lvm.core.tracebacks import trims_traceback
 
 
 class DensityFamily(Protocol):
@@ -41,37 +42,41 @@ class Target:
     normalized: bool = True
 
 
-def as_target(source: Any) -> Target:
+@trims_traceback
+def as_target(target: Any) -> Target:
     """Target of data (N, P), of a distribution with event shape (P,), or a `Target` itself.
 
     Raises:
-        ValueError: for any other source, and for rows with missing or infinite values.
+        ValueError: for anything else, and for rows with missing or infinite values.
     """
-    if isinstance(source, Target):
-        return source
-    if isinstance(source, np.ndarray) and source.dtype.kind in "fiub":
-        source = torch.from_numpy(source).to(torch.get_default_dtype())
-    if isinstance(source, Tensor) and source.layout is not torch.strided:
+    if isinstance(target, Target):
+        return target
+    if isinstance(target, np.ndarray) and target.dtype.kind in "fiub":
+        target = torch.from_numpy(target).to(torch.get_default_dtype())
+    if isinstance(target, Tensor) and target.layout is not torch.strided:
         raise ValueError("target: data are a sparse tensor. Pass x.to_dense().")
-    if isinstance(source, Tensor) and source.dim() == 2 and len(source):
-        if (bad := ~source.isfinite()).any():
+    if isinstance(target, Tensor) and target.is_meta:
+        raise ValueError("target: data on the device 'meta' have no values. Pass them on the CPU.")
+    if isinstance(target, Tensor) and target.dim() == 2 and len(target):
+        if (bad := ~target.isfinite()).any():
             row, column = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"target: row {row}, column {column} is {source[row, column].item()} "
+                f"target: row {row}, column {column} is {target[row, column].item()} "
                 f"({int(bad.sum())} such values in all). Remove those rows."
             )
-        rows = source
+        rows = target
         return Target(draw=lambda n: rows[torch.randint(len(rows), (n,), device=rows.device)])
-    if isinstance(source, Tensor):
+    if isinstance(target, Tensor):
         raise ValueError(
-            f"target: data must be rows (N, P), got {tuple(source.shape)}."
-            + (" Use x.unsqueeze(1) for one column." if source.dim() == 1 else "")
+            f"target: data must be rows (N, P), got {tuple(target.shape)}."
+            + (" Use x.unsqueeze(1) for one column." if target.dim() == 1 else "")
         )
-    if isinstance(source, Distribution) and len(source.event_shape) == 1 and not source.batch_shape:
-        return Target(source.log_prob, lambda n: source.sample((n,)))
+    if isinstance(target, Distribution) and len(target.event_shape) == 1 and not target.batch_shape:
+        return Target(target.log_prob, lambda n: target.sample((n,)))
     raise ValueError(
         "target: must be rows (N, P), a distribution with event shape (P,) and no batch shape, or "
-        f"a Target; got {source!r:.100}. Wrap a scalar distribution: fn.expand((1,)).to_event(1)."
+        f"a Target; got {target!r:.100}. Wrap a scalar distribution: "
+        "Normal(torch.zeros(1), 1.0).to_event(1)."
     )
 
 

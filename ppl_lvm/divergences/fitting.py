@@ -158,7 +158,9 @@ def _parameters(family: Any) -> list[Tensor]:
         [w for w in family.parameters() if w.requires_grad] if isinstance(family, nn.Module) else []
     )
     if not parameters:
-        raise ValueError(f"{name} has no parameter to fit. Give a torch module with parameters.")
+        raise ValueError(
+            f"family: {name} has no parameter to fit. Give a torch module with parameters."
+        )
     if not hasattr(family, "density"):
-        raise ValueError(f"{name} has no density(). Return a distribution of rows from it.")
+        raise ValueError(f"family: {name} has no density(). Return a distribution of rows from it.")
     return parameters

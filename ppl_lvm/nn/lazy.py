@@ -127,7 +127,9 @@ def check_rows(x: Tensor, observed: int | None, name: str, argument: str = "obse
     """
     check_width(x, observed, name, argument)
     if not x.is_floating_point():
-        raise ValueError(f"{name} takes floating-point numbers, got {x.dtype}. Pass x.float().")
+        raise ValueError(
+            f"{name} takes rows of floating-point numbers, got {x.dtype}. Pass x.float()."
+        )
 
 
 def check_width(
@@ -138,9 +140,11 @@ def check_width(
         raise ValueError(
             f"{name} takes rows (N, P) as a tensor, got a {type(x).__name__}. Pass a tensor."
         )
-    if x.dim() == 2 and observed in (None, x.shape[1]):
+    if x.dim() == 2 and x.shape[1] and observed in (None, x.shape[1]):
         return
-    if x.dim() == 2:
+    if x.dim() == 2 and not x.shape[1]:
+        remedy = "Keep at least one column"
+    elif x.dim() == 2:
         remedy = "Choose columns"
         if argument is not None:
             remedy += f", or build it with {argument}={x.shape[1]}"

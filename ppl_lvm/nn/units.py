@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, transform_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
+from ppl_lvm.core.validate import Whole
+
 
 class ColumnUnits(nn.Module):
     """m and s of P columns, 0 and 1 before `set_from`.
@@ -41,7 +43,7 @@ class ColumnUnits(nn.Module):
     center: Tensor  # m (P,)
     scale: Tensor  # s (P,)
 
-    def __init__(self, columns: int, *, common: bool = False, **like: Any) -> None:
+    def __init__(self, columns: Whole, *, common: bool = False, **like: Any) -> None:
         super().__init__()
         self.common = common
         self.register_buffer("center", torch.zeros(columns, **like))

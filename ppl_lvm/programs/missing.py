@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, biject_to
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.errors import ArgumentError
-from ppl_lvm.core.tracebacks import trims_traceback
 
 
-@trims_traceback
+@checked
 def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     """The likelihood masked where `x` is NaN, and `x` with missing entries replaced.
 
@@ -34,11 +34,8 @@ def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     Raises:
         ValueError: for a distribution of events, whose entries cannot be masked one by one.
     """
-    for name, value, kind in (("fn", fn, Distribution), ("x", x, Tensor)):
-        if not isinstance(value, kind):
-            raise ArgumentError(
-                f"without_missing: {name} is a {type(value).__name__}. Pass a {kind.__name__}."
-            )
+    if not isinstance(fn, Distribution):
+        raise ArgumentError(f"without_missing: fn is a {type(fn).__name__}. Pass a Distribution.")
     if fn.event_dim:
         raise ValueError(
             f"{type(fn).__name__}: its events of shape {tuple(fn.event_shape)} cannot be masked "

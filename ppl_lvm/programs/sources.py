@@ -55,9 +55,7 @@ class ModelFactory:
         self._settings = dict(settings or {})
         self._program = load_program(program) if isinstance(program, str) else program
         if not callable(self._program):
-            raise ValueError(
-                f"Model {program!r}: it is not callable. Pass a callable of the batch."
-            )
+            raise ValueError(f"Model {program!r}: it is no program. Pass a function of the batch.")
         self.is_class = inspect.isclass(self._program)
         if self._settings and not self.is_class:
             raise ValueError(
@@ -142,9 +140,7 @@ class GuideFactory:
         self._program = load_program(address) if address is not None else program
         described = as_written(self._program)
         if not callable(self._program):
-            raise ValueError(
-                f"Guide {program!r}: it is not callable. Pass a callable of the batch."
-            )
+            raise ValueError(f"Guide {program!r}: it is no program. Pass a function of the batch.")
         self.is_builder = is_builder(self._program)
         if self._settings and not self.is_builder:
             raise ValueError(
@@ -306,7 +302,7 @@ def instantiate_from_record(
             )
         program = trust.load(recipe.address, recipe.digest, what)
     if not callable(program):
-        raise ValueError(f"{what}={program!r} is not callable. Pass the {what} that was fitted.")
+        raise ValueError(f"{what}={program!r} is no program. Pass the {what} that was fitted.")
     settings = recipe.settings or {}
     if inspect.isfunction(program) and not (what == "guide" and is_builder(program)):
         _require_arguments(program, template, f"{what} {recipe.name}:")

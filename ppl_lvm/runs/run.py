@@ -318,7 +318,7 @@ class Run(RunRows):
     @public_call
     @names_faults
     def diagnose(
-        self,
+        self: "Run",  # checked in `diagnose(run)`
         x: DataSource | None = None,
         *,
         held_out: DataSource | None = None,

@@ -19,6 +19,7 @@ from ppl_lvm.checks import check
 from ppl_lvm.core.distributions import is_point
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import preserve_rng
+from ppl_lvm.core.validate import ProgramSource
 from ppl_lvm.programs.pair import copy_programs
 from ppl_lvm.programs.row_state import ProvideBatchRows
 from ppl_lvm.programs.sources import GuideFactory
@@ -34,8 +35,8 @@ Unsupported = tuple[Any, tuple[Any, ...], str]  # model, batch, site that the me
 
 @public_call
 def check_guide(
-    guide: Any,
-    model: Any,
+    guide: ProgramSource,
+    model: ProgramSource,
     batch: tuple[Tensor, ...],
     *,
     unsupported: Sequence[Unsupported] = (),

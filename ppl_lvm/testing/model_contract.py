@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_lvm.checks import check
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.core.rng import isolated_rng
+from ppl_lvm.core.validate import ProgramSource
 from ppl_lvm.testing.model_case import (
     TOLERANCE,
     Case,
@@ -38,7 +39,7 @@ STEP, GRADIENT_TOLERANCE = 1e-6, 1e-4
 def check_model(
     make: Callable[[], Any],
     batch: Tensor | Sequence[Tensor],
-    guide: Any = None,
+    guide: ProgramSource | None = None,
     exact_log_evidence: Callable[..., Tensor] | None = None,
     exact_posterior: Callable[..., Any] | None = None,
 ) -> None:
@@ -69,6 +70,8 @@ def check_model(
         AssertionError: with the model's name and the requirement that it fails.
     """
     batch = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+    if not all(x.dim() and len(x) for x in batch):
+        raise ValueError("check_model: batch: a tensor has no rows. Pass some typical rows.")
     torch.set_default_dtype(torch.float64)
     double = tuple(x.double() if x.is_floating_point() else x for x in batch)
     case = Case(make, double, guide, exact_log_evidence, exact_posterior)

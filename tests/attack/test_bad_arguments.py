@@ -27,6 +27,8 @@ def judge(subject: Subject, parameter: str, wrong: str) -> str:
     """Fault of the outcome of a call with one wrong argument."""
     value = {**WRONG, **WRONG_ROWS}[wrong]()
     names = [parameter, repr(value)]
+    if parameter in ROWS and isinstance(value, str) and value:
+        names.append(value)  # a path
     if parameter in ROWS:  # data are named by their type, and their rows by the program
         names += [
             "the tensor",
@@ -36,6 +38,8 @@ def judge(subject: Subject, parameter: str, wrong: str) -> str:
             "columns",
             "rows of",
             "takes rows",
+            "takes sequences",
+            "the batch",
             "Site",
         ]
     problem = outcome(lambda: subject.call(**{parameter: value}), names)
@@ -65,6 +69,33 @@ def test_right_arguments_are_accepted(tmp_path: Path) -> None:
         assert (
             problems((s.name, outcome(s.call, [""]) and s.name) for s in subjects(tmp_path)) == ""
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter", "wrong"),
+    [
+        ("divergences.as_target", "target", "lengths"),
+        ("divergences.as_target", "target", "meta"),
+        ("divergences.fit_divergence", "family", "dictionary"),
+        ("divergences.fit_divergence", "num_draws", "huge"),
+        ("divergences.fit_divergence", "optimizer", "class"),
+        ("authoring.without_missing", "xq", "zero"),
+        ("authoring.signature", "batch", "meta"),
+        ("guides.label_free", "batch", "scalar"),
+        ("guides.SemiAmortized", "batch", "integers"),
+        ("guides.AmortizedNormal", "batch", "sparse"),
+        ("guides.AmortizedRecurrent", "batch", "wide"),
+        ("guides.ForwardProcess", "model", "zero"),
+        ("nn.ColumnUnits", "columns", "tensor"),
+        ("testing.check_guide", "guide", "bytes"),
+        ("testing.check_model", "batch", "no rows"),
+    ],
+)
+def test_argument_of_another_kind_has_a_sentence(
+    name: str, parameter: str, wrong: str, tmp_path: Path
+) -> None:
+    subject = next(s for s in subjects(tmp_path, name) if s.name == name)
+    assert judge(subject, parameter, wrong) == ""
 
 
 def test_some_wrong_arguments_have_sentences(tmp_path: Path) -> None:

@@ -170,7 +170,9 @@ def test_kl_weight_tempers_the_learned_posterior(beta: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_vae_rejects_integer_bits_and_takes_integer_categories(dtype: torch.dtype) -> None:
     x = torch.bernoulli(torch.full((9, 5), 0.5)).to(dtype)
-    with pytest.raises(ValueError, match=r"VAE with likelihood='bernoulli' takes floating-point"):
+    with pytest.raises(
+        ValueError, match=r"VAE with likelihood='bernoulli' takes rows of floating-point"
+    ):
         VAE(2).initialize(x)
     levels = x.long()  # of which there is a likelihood of whole numbers
     VAE(2, likelihood="categorical", categories=2).initialize(levels)

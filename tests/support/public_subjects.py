@@ -50,7 +50,7 @@ class Subject:
     right: Mapping[str, Any]
     parameters: tuple[str, ...] = field(default=())
 
-    def call(self, **wrong: Any) -> Any:
+    def call(self, /, **wrong: Any) -> Any:
         """Call it with its right arguments and these."""
         arguments = {**self.right, **wrong}
         positional: list[Any] = []
@@ -61,7 +61,9 @@ class Subject:
                 if parameter.name == several:
                     break
                 positional.append(arguments.pop(parameter.name, parameter.default))
-            positional.append(arguments.pop(several))
+            value = arguments.pop(several)
+            spread = isinstance(value, tuple) and value is self.right.get(several)
+            positional += value if spread else [value]
         return self.function(*positional, **arguments)
 
 
@@ -269,7 +271,7 @@ def _special(folder: Path) -> dict[str, dict[str, Any]]:
         "fit": QUICK,
         "fit_em": {"max_iterations": 1},
         "fit_mcem": mcem,
-        "fit_adversarial": {"model": _Generator(), "generator": _Generator(), **QUICK},
+        "fit_adversarial": {"generator": _Generator(), **QUICK},
         "sweep": {
             "grid": {"seed": [0]},
             "directory": folder / "sweep",

@@ -110,8 +110,8 @@ class Decoder(LazilySized, PyroModule):
         check_width(x, self.observed, name)
         if not x.is_floating_point() and self.likelihood != "categorical":
             raise ValueError(
-                f"{name} with likelihood={self.likelihood!r} takes floating-point numbers, got "
-                f"{x.dtype}. Pass x.float()."
+                f"{name} with likelihood={self.likelihood!r} takes rows of floating-point numbers, "
+                f"got {x.dtype}. Pass x.float()."
             )
         return (x.shape[1],)
 

@@ -25,7 +25,8 @@ def check_sequences(x: Tensor, observed: int | None, name: str) -> int:
     check_sequence_shape(x if x.dim() != 2 else x.unsqueeze(-1), observed, name)
     if not x.is_floating_point():
         raise ValueError(
-            f"{name} takes floating-point numbers (NaN is missing), got {x.dtype}. Pass x.float()."
+            f"{name} takes sequences of floating-point numbers (NaN is missing), got {x.dtype}. "
+            "Pass x.float()."
         )
     return as_sequences(x).shape[2]
 
