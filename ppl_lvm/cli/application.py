@@ -69,8 +69,8 @@ def naming_option(text: str, group: Any, words: Sequence[str]) -> str:
     context = command.make_context(words[0], [*words[1:]], resilient_parsing=True)
     flags = []
     for p in command.params:
-        given = getattr(context.get_parameter_source(p.name), "name", "") == "COMMANDLINE"
-        quotes = _quotes(context.params.get(p.name)) if given else []
+        origin = getattr(context.get_parameter_source(p.name), "name", "")
+        quotes = _quotes(context.params.get(p.name)) if origin == "COMMANDLINE" else []
         pattern = "|".join(map(re.escape, quotes))
         if not quotes or not re.search(rf"(?<!\b[Ss]ite )(?<!\bparameter )(?:{pattern})", text):
             continue
@@ -83,7 +83,7 @@ def naming_option(text: str, group: Any, words: Sequence[str]) -> str:
 
 
 def _quotes(value: Any) -> list[str]:
-    """How messages quote a value of an option: whole, or one of its names between commas."""
+    """A value of an option in quotes, as messages show it: whole, and its parts between commas."""
     values = value if isinstance(value, list | tuple) else [value]
     texts = [str(v) for v in values if isinstance(v, str | os.PathLike)]
     return [repr(part.strip()[:200]) for text in texts for part in {text, *text.split(",")}]

@@ -33,8 +33,6 @@ NonNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Lt(1)]
 UnitInterval = Annotated[float, Ge(0), Le(1)]
 Seconds = Annotated[float, Ge(0), Le(math.inf)]
-
-
 Number = float  # finite
 
 
@@ -59,8 +57,6 @@ CallSyntax = Annotated[
         lambda v: _is_program(v) or _is_text(v) or hasattr(v, "state_dict"),
     ),
 ]
-
-
 Objective = Annotated[
     Any,
     Accepts(
@@ -68,8 +64,6 @@ Objective = Annotated[
         lambda v: _is_text(v) or hasattr(v, "num_particles"),
     ),
 ]
-
-
 DataSource = Annotated[
     Any,
     Accepts(
@@ -188,9 +182,9 @@ def _is_program(value: Any) -> bool:
 def _is_data(value: Any) -> bool:
     if value is None or inspect.isclass(value) or isinstance(value, _NO_DATA):
         return False
-    if isinstance(value, str):
-        return _is_text(value)
-    return isinstance(value, Path) or any(hasattr(value, name) for name in _DATA_METHODS)
+    if isinstance(value, str | Path):
+        return isinstance(value, Path) or _is_text(value)
+    return any(hasattr(value, name) for name in _DATA_METHODS)
 
 
 _NO_DATA = (bytes, AbstractSet, Iterator, Mapping, numbers.Number, numbers.Complex)
@@ -234,11 +228,10 @@ def _fit(value: Any, hint: Any) -> Any:
         return value  # Any, type variables, protocols
     if not isinstance(value, kind):
         raise _MismatchError(_is_a(value))
-    if kind.__name__ == type(value).__name__ == "Tensor":
-        if value.is_meta:
-            raise _MismatchError("is on the device 'meta', without values", depth=1)
-        if str(value.layout) != "torch.strided":
-            raise _MismatchError("is sparse and has no to_dense()", depth=1)
+    if getattr(value, "is_meta", False):
+        raise _MismatchError("is on the device 'meta', without values", depth=1)
+    if str(getattr(value, "layout", "torch.strided")) != "torch.strided":
+        raise _MismatchError("is not dense", depth=1)
     return value
 
 
@@ -293,9 +286,7 @@ def _fit_int(value: Any, _: Any) -> int:
     number = _plain_number(value)
     if isinstance(number, bool) or not isinstance(number, int):
         raise _MismatchError(_is_a(value))
-    if abs(number) >= 2**63:  # torch has integers of 64 bits
-        raise _MismatchError(f"is too {'small' if number < 0 else 'large'}", depth=1)
-    return number
+    return _fit_range(number, (Ge(-(2**63)), Lt(2**63)))  # torch's integers
 
 
 def _fit_float(value: Any, _: Any) -> float:

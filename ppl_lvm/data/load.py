@@ -257,7 +257,6 @@ def load_data(
         weights: a table's column or an array (N,); 2 counts as two equal rows. Not for the model.
         exposure: a table's column or an array (N,), positive: model(x, exposure) multiplies the
             rate of counts by it.
-
         shuffle_buffer: rows of files on disk that are shuffled together, after the blocks (row
             groups) have been; at least one block. Up to four buffers are in memory.
 

@@ -1,5 +1,6 @@
 """Run a program without side effects."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,3 +67,27 @@ def _dry_run(programs: tuple[Callable[..., Any], ...], seed: int | None) -> Iter
             part._parameters.update(before_run)
             if isinstance(part, EasyGuide):
                 part.plates.clear()  # which a failed run leaves, of its number of rows
+
+
+def check_batch(model: Callable[..., Any], batch: tuple[Any, ...]) -> None:
+    """Refuse a batch without rows or values, or of more or fewer tensors than the model takes.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    if any(isinstance(part, Tensor) and part.dim() and not len(part) for part in batch):
+        raise ValueError("signature: the batch has no rows. Pass some typical rows.")
+    if any(type(part) is Tensor and part.is_meta for part in batch):
+        raise ValueError("signature: the batch is on the device 'meta', without values. Use a CPU.")
+    try:
+        taken = inspect.signature(getattr(model, "forward", model))
+    except (TypeError, ValueError):  # a callable without a signature
+        return
+    try:
+        taken.bind(*batch)
+    except TypeError:
+        count = f"{len(batch)} tensor{'s' * (len(batch) != 1)}"
+        raise ValueError(
+            f"signature: the model takes {taken}, and the batch has {count}. Pass one tensor for "
+            "each argument."
+        ) from None

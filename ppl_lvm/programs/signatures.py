@@ -18,7 +18,6 @@ The sites of a Pyro program are read from a trace of one run. Guides are built f
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,7 +32,7 @@ from ppl_lvm.core.distributions import family, unwrap_support
 from ppl_lvm.core.html_tables import html_table
 from ppl_lvm.core.public_calls import public_call
 from ppl_lvm.programs.dependencies import dependencies
-from ppl_lvm.programs.dry_run import dry_run
+from ppl_lvm.programs.dry_run import check_batch, dry_run
 from ppl_lvm.programs.minibatch import frame_size
 from ppl_lvm.programs.row_plates import RowPlates, is_row_site, row_plates
 
@@ -182,11 +181,7 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
     The caller's random state and parameters are restored. `pyro.deterministic` sites are excluded.
     A model that branches has the sites of the branch that ran. Guides have signatures too.
     """
-    if any(isinstance(part, Tensor) and part.dim() and not len(part) for part in batch):
-        raise ValueError("signature: the batch has no rows. Pass some typical rows.")
-    if any(type(part) is Tensor and part.is_meta for part in batch):
-        raise ValueError("signature: the batch is on the device 'meta', without values. Use a CPU.")
-    _check_count(model, batch)
+    check_batch(model, batch)
     reads = _dependencies(model, *batch)
     plates = row_plates(model, batch=batch)
     with dry_run(model, seed=0):
@@ -194,22 +189,6 @@ def signature(model: Callable[..., Any], *batch: Any) -> Signature:
         result = read_signature(trace, plates, reads)
         masks = any(isinstance(trace.nodes[site.name]["mask"], Tensor) for site in result.latents)
         return replace(result, masking_program=model) if masks else result
-
-
-def _check_count(model: Callable[..., Any], batch: tuple[Any, ...]) -> None:
-    """Refuse a batch of more or fewer tensors than the model takes."""
-    try:
-        taken = inspect.signature(getattr(model, "forward", model))
-    except (TypeError, ValueError):  # a callable without a signature
-        return
-    try:
-        taken.bind(*batch)
-    except TypeError:
-        count = f"{len(batch)} tensor{'s' * (len(batch) != 1)}"
-        raise ValueError(
-            f"signature: the model takes {taken}, and the batch has {count}. Pass one tensor for "
-            "each argument."
-        ) from None
 
 
 def read_signature(

@@ -68,8 +68,16 @@ def judge(words: Sequence[str], option: str, folder: Path) -> str:
 
 
 MODEL, DATA = "ppl_lvm.models:PPCA", ["--data", "x.npy"]
+SWEEP = f"""
+model = "{MODEL}"
+data = "x.npy"
+options = {{ settings = {{ latent = 1 }}, num_steps = 1 }}
+[grid]
+seed = [0]
+"""
 RIGHT = {
     "fit": ["fit", MODEL, *DATA, "--set", "latent=1", "--num-steps", "1"],
+    "sweep": ["sweep", "sweep.toml"],
     "demo": ["demo"],
     "check": ["check", MODEL, *DATA, "--set", "latent=1"],
     "show": ["show", MODEL, *DATA, "--set", "latent=1"],
@@ -77,6 +85,8 @@ RIGHT = {
     "diagnose": ["diagnose", "run", "--temperatures", "2"],
     "compare": ["compare", "run", "run", "--num-particles", "100"],
     "report": ["report", "run"],
+    "explore": ["explore", "run"],
+    "encode": ["encode", "run", *DATA, "--output", "codes.parquet"],
     "impute": ["impute", "run", *DATA, "--output", "out.npy"],
     "divergences": ["divergences", "bimodal", "--num-steps", "1"],
 }
@@ -96,6 +106,7 @@ def bad_options(folder: Path, rng: random.Random, count: int | None) -> Outcomes
     commands: Any = typer.main.get_command(application.app)
     assert set(commands.commands) == {*RIGHT, "bench"}
     np.save(folder / "x.npy", X.numpy())
+    (folder / "sweep.toml").write_text(SWEEP)
     data = str(folder / "x.npy")
     fit(PPCA(1), None, data, num_steps=1, validation=4, directory=folder / "run", progress=False)
     entries = [
