@@ -36,7 +36,7 @@ def without_missing(fn: Any, x: Tensor) -> tuple[Any, Tensor]:
     """
     if not isinstance(fn, Distribution):
         raise ArgumentError(f"without_missing: fn is a {type(fn).__name__}. Pass a Distribution.")
-    if fn.event_dim:
+    if fn.event_shape:
         raise ValueError(
             f"{type(fn).__name__}: its events of shape {tuple(fn.event_shape)} cannot be masked "
             "entry by entry. Pass it before .to_event(...); for dependent entries, take the "
