@@ -228,7 +228,7 @@ def _fit(value: Any, hint: Any) -> Any:
         return value  # Any, type variables, protocols
     if not isinstance(value, kind):
         raise _MismatchError(_is_a(value))
-    if getattr(value, "is_meta", False):
+    if getattr(value, "is_meta", False) and type(value).__module__.startswith("torch"):
         raise _MismatchError("is on the device 'meta', without values", depth=1)
     if str(getattr(value, "layout", "torch.strided")) != "torch.strided":
         raise _MismatchError("is not dense", depth=1)
