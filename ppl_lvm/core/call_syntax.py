@@ -22,7 +22,8 @@ def parse_call(text: str, what: str = "") -> tuple[str, dict[str, Any]]:
     >>> parse_call("IWAE(num_particles=5)")
     ('IWAE', {'num_particles': 5})
     """
-    usage = f"{text[:200]!r} is not a name with literal keyword arguments, such as 'Adam(lr=0.01)'."
+    usage = f"{text[:200]!r} is not a name with literal keyword arguments. "
+    usage += "Write one as in 'Adam(lr=0.01)'."
     usage = f"{what}: {usage}" if what else usage
     try:
         node = ast.parse(text.strip(), mode="eval").body

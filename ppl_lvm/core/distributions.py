@@ -23,9 +23,9 @@ from pyro.distributions import (
 )
 from torch import Tensor
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.errors import ArgumentError
 from ppl_lvm.core.frames import in_package, is_users, module_name, traceback_frames
-from ppl_lvm.core.tracebacks import trims_traceback
 
 WRAPPERS = (torch.distributions.Independent, MaskedDistribution, ExpandedDistribution)
 _STRAIGHT_THROUGH = (RelaxedBernoulliStraightThrough, RelaxedOneHotCategoricalStraightThrough)
@@ -89,7 +89,7 @@ def _with_base(fn: Any, base: Any) -> Any:
     return wrapper
 
 
-@trims_traceback
+@checked
 def without_rsample(fn: Any) -> Any:
     """The distribution with draws that are not reparameterized.
 

@@ -126,9 +126,9 @@ def _rows(data: Data) -> Tensor:
     x, *more = first_rows(data, len(data))
     if more or x.dim() != 2 or not x.is_floating_point() or not len(x):
         raise ValueError(
-            "fit_adversarial takes rows (N, P) of floating-point numbers, got "
-            f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
-            + (f" and {len(more)} further tensors. Pass one." if more else ". Pass x.float().")
+            "fit_adversarial takes rows (N, P) of floating-point numbers, got shape "
+            f"{tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')} and {len(more)} further "
+            "tensors. Pass one tensor, as in x.reshape(len(x), -1).float()."
         )
     if (gaps := ~x.isfinite()).any():
         row, column = gaps.nonzero()[0].tolist()

@@ -124,7 +124,7 @@ class ModelFactory:
         if mix_starts and restart and hasattr(model, "initialize_restart"):
             model.initialize_restart(restart, *batch)
         elif hasattr(model, "initialize"):
-            _require_arguments(model.initialize, batch, f"{self.recipe.name}.initialize")
+            require_arguments(model.initialize, batch, f"{self.recipe.name}.initialize")
             model.initialize(*batch)
         return move_to_batch_device(model, batch) if built else model  # new parameters too
 
@@ -188,7 +188,7 @@ class GuideFactory:
         return self._program
 
 
-def _require_arguments(function: Callable[..., Any], batch: Batch, subject: str) -> None:
+def require_arguments(function: Callable[..., Any], batch: Batch, subject: str) -> None:
     """Raise unless a function can be called with the tensors of the data."""
     try:
         inspect.signature(function).bind(*batch)
@@ -305,7 +305,7 @@ def instantiate_from_record(
         raise ValueError(f"{what}={program!r} is no program. Pass the {what} that was fitted.")
     settings = recipe.settings or {}
     if inspect.isfunction(program) and not (what == "guide" and is_builder(program)):
-        _require_arguments(program, template, f"{what} {recipe.name}:")
+        require_arguments(program, template, f"{what} {recipe.name}:")
     if what == "guide":
         if is_builder(program):
             return _build_guide(program, model, template, settings, recipe.name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ppl_lvm.particles.tracing import plate_dim
 from ppl_lvm.programs.row_plates import row_plates
-from ppl_lvm.programs.sources import GuideFactory
+from ppl_lvm.programs.sources import GuideFactory, require_arguments
 from ppl_lvm.programs.traces import latent_sites, plate_nesting
 
 Batch = tuple[Tensor, ...]
@@ -46,6 +46,7 @@ class Case:
         batch = batch or self.batch
         model = self.make()
         if hasattr(model, "initialize"):
+            require_arguments(model.initialize, batch, f"{type(model).__name__}.initialize")
             model.initialize(*batch)
         self.trace(model, *batch)
         return model

@@ -185,7 +185,7 @@ def test_implicit_model_loads_a_state_of_known_sizes() -> None:
 
 def test_fit_adversarial_rejects_unsuitable_data_networks_and_options() -> None:
     x = torch.randn(30, 2)
-    with pytest.raises(ValueError, match=r"rows \(N, P\) of numbers, got \(30,\)"):
+    with pytest.raises(ValueError, match=r"of floating-point numbers, got shape \(30,\)"):
         fit_adversarial(Implicit(), x[:, 0])
     with pytest.raises(ValueError, match="discriminator_steps=0 is too small"):
         fit_adversarial(Implicit(), x, discriminator_steps=0)
