@@ -32,7 +32,7 @@ def model(x):
 
 # Fits that would take hours.
 FITS = {
-    "svi": "ppl_lvm.models:PPCA --engine eager",
+    "svi": "ppl_lvm.models:PPCA --engine eager --accuracy 0",
     "em": "ppl_lvm.models:GaussianMixture --objective em(decay=0.6)",
     "mcem": "ppl_lvm.models:PPCA --objective 'mcem(num_draws=2, warmup=2)'",
     "adversarial": "ppl_lvm.models.implicit:Implicit --objective adversarial --batch-size 8",
