@@ -23,7 +23,7 @@ References:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,9 @@ from torch import Tensor
 from ppl_lvm.core.errors import CannotSayError
 from ppl_lvm.core.rng import isolated_rng
 from ppl_lvm.core.types import Batch, Floats, Program
-from ppl_lvm.diagnostics.base import Diagnostic
+from ppl_lvm.diagnostics.base import Context, Diagnostic
 from ppl_lvm.diagnostics.finding import PROJECT_DEFAULT, Finding, Threshold
+from ppl_lvm.diagnostics.pareto_k import JOINT_K_HAT
 from ppl_lvm.diagnostics.predictive_checks import QUESTION, pit_findings
 from ppl_lvm.particles import analyze_for_particles
 from ppl_lvm.particles.tracing import ReplayValues, trace_program
@@ -59,10 +60,13 @@ class LeaveOneOutCheck:
         loo: result of `ppl_lvm.posterior.psis.loo`, corrected for draws from q.
         pit: site -> u (N, P), P(x_rep,np < x_np | the other rows); empty where data cannot be
             simulated.
+        joint_k: k̂ of the joint weight. Above 0.7 the rows' weights fail by q, which says nothing of
+            the data.
     """
 
     loo: psis.Loo
     pit: dict[str, Floats]
+    joint_k: float = -math.inf
 
     def findings(self) -> list[Finding]:
         k, N = self.loo.k, len(self.loo.k)
@@ -81,6 +85,9 @@ class LeaveOneOutCheck:
         )
         if share <= threshold.bad:
             return [row, *pit_findings(self.pit, "LOO-PIT")]
+        if self.joint_k > JOINT_K_HAT.bad:
+            why = f"{row.why} The guide's joint k̂ of {self.joint_k:.2f} explains it, not the data."
+            row = replace(row, verdict="unknown", why=why, remedy="A richer guide.")
         why = "The leave-one-out weights are unreliable for too many rows."
         return [
             row,
@@ -161,10 +168,16 @@ def _column_index(x: Tensor) -> Tensor:
     return torch.linspace(0, width - 1, columns).long()
 
 
+def _run_loo(context: Context) -> LeaveOneOutCheck:
+    result = loo(context.model, context.guide, *context.train, seed=context.seed)
+    khat = context.results.get("khat")
+    return replace(result, joint_k=float(khat.k[0])) if khat is not None and khat.joint else result
+
+
 LEAVE_ONE_OUT = Diagnostic(
     slug="loo",
     question=QUESTION,
     title="leave-one-out",
-    run=lambda c: loo(c.model, c.guide, *c.train, seed=c.seed),
+    run=_run_loo,
     spoils=("samples",),
 )

@@ -226,7 +226,10 @@ def answer(
     if worst is None:
         text = "Nothing that was tested speaks against it, but some uses were not tested."
         return Answer("good", text, uses, asked)
-    return Answer("warning", why, uses, asked)
+    refused = [use for use in uses if use.verdict == "bad"]
+    faults.sort(key=lambda q: q.sentence.rstrip(".") not in {use.reason for use in refused})
+    limit = f"Not for {' or '.join(use.name for use in refused)}. " if refused else ""
+    return Answer("warning", limit + _reason(faults), uses, asked)
 
 
 def _use(use: str, by_slug: dict[str, list[Finding]]) -> Use:
@@ -251,6 +254,8 @@ def _reason(faults: Sequence[Question]) -> str:
     first = faults[0]
     row = next(f for f in first.rows if f.verdict == first.verdict)
     detail = row.why or statistic(row)
+    if row.slug == "khat":  # its number says how far
+        detail = "; ".join(statistic(f) for f in first.rows if f.verdict == first.verdict)
     if row.slug == "convergence" and row.remedy and len(detail) < SHORT:
         detail = row.remedy.partition(". ")[0]  # the predicted gain
     text = f"{first.sentence} {_with_stop(detail)}"

@@ -1,5 +1,6 @@
 """Leave-one-out elpd and PIT against exact values."""
 
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -82,6 +83,16 @@ def test_influential_row_makes_leave_one_out_unreliable() -> None:
     x = torch.randn(3, 4) * 3
     rows = loo(model, guide, x).findings()
     assert [f.verdict for f in rows] == ["bad", "unknown"]
+
+
+def test_rows_that_fail_by_the_guide_say_nothing_of_the_data() -> None:
+    result = _loo(scale=0.3, shift=3.0)
+    assert result.findings()[0].verdict == "bad"
+    by_guide = dataclasses.replace(result, joint_k=0.9).findings()
+    assert {f.verdict for f in by_guide} == {"unknown"}
+    assert "joint k̂ of 0.90" in by_guide[0].why
+    sound = dataclasses.replace(_loo(), joint_k=0.9).findings()
+    assert sound[0].verdict == "good"
 
 
 def test_leave_one_out_rejects_models_without_global_latents(linear: Any, exact_guide: Any) -> None:

@@ -55,6 +55,16 @@ def test_fault_spoils_its_uses_only(slug: str, spoiled: set[str]) -> None:
     assert {use for use, verdict in uses(care).items() if verdict == "warning"} == spoiled
 
 
+def test_sentence_names_the_refused_use_and_its_reason_first() -> None:
+    """A narrow guide: the gap of the bound spoils no use, and comes after what does."""
+    narrow = answer(rows(tightness="bad", khat="bad"))
+    assert narrow.sentence.startswith("Not for uncertainty of the latents. The guide is far from")
+    assert "name of khat: 1." in narrow.sentence.lower()
+    assert "Also: The bound is far below log p(x)." in narrow.sentence
+    doubtful = answer(rows(tightness="bad", khat="warning"))
+    assert doubtful.sentence.startswith("The bound is far below log p(x).")
+
+
 def test_unfinished_training_comes_before_everything() -> None:
     result = answer(rows(convergence="bad", khat="bad"))
     assert result.verdict == "bad"
