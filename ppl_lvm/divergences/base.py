@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.call_syntax import settings_of
-from ppl_lvm.core.tracebacks import trims_traceback
 
 
 class DensityFamily(Protocol):
@@ -42,7 +42,7 @@ class Target:
     normalized: bool = True
 
 
-@trims_traceback
+@checked
 def as_target(target: Any) -> Target:
     """Target of data (N, P), of a distribution with event shape (P,), or a `Target` itself.
 
@@ -64,7 +64,7 @@ def as_target(target: Any) -> Target:
                 f"target: row {row}, column {column} is {target[row, column].item()} "
                 f"({int(bad.sum())} such values in all). Remove those rows."
             )
-        rows = target
+        rows = target if target.is_floating_point() else target.to(torch.get_default_dtype())
         return Target(draw=lambda n: rows[torch.randint(len(rows), (n,), device=rows.device)])
     if isinstance(target, Tensor):
         raise ValueError(

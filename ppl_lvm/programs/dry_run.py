@@ -77,6 +77,8 @@ def check_batch(model: Callable[..., Any], batch: tuple[Any, ...]) -> None:
     """
     if any(isinstance(part, Tensor) and part.dim() and not len(part) for part in batch):
         raise ValueError("signature: the batch has no rows. Pass some typical rows.")
+    if any(isinstance(part, Tensor) and part.layout is not torch.strided for part in batch):
+        raise ValueError("signature: the batch is a sparse tensor. Pass x.to_dense().")
     if any(type(part) is Tensor and part.is_meta for part in batch):
         raise ValueError("signature: the batch is on the device 'meta', without values. Use a CPU.")
     try:
