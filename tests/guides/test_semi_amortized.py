@@ -98,6 +98,7 @@ def test_plain_svi_trains_model_and_encoder_of_semi_amortized() -> None:
     assert set(pyro.get_param_store().keys()) >= {"W", "mu", "encoder$$$net.layers.0.weight"}
 
 
+@pytest.mark.slow
 def test_semi_amortized_leaves_enumerated_sites_to_the_model() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -111,6 +112,7 @@ def test_semi_amortized_leaves_enumerated_sites_to_the_model() -> None:
     assert TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide, x) > 0
 
 
+@pytest.mark.slow
 def test_semi_amortized_adds_a_guide_for_global_latents() -> None:
     """λ is fitted at the center of q(w), as if w were known."""
 

@@ -58,6 +58,7 @@ def test_fit_stops_at_the_exact_bound(batch_size: int | None) -> None:
     assert abs(run.results["predicted_gain"]) <= 0.01
 
 
+@pytest.mark.slow
 def test_falling_rates_gain_the_share_of_the_bound_that_noise_costs() -> None:
     options: dict[str, Any] = {"batch_size": 5, "optimizer": "Adam(lr=1.0)", "num_steps": 1500}
     adaptive, constant = fit_mean(**options), fit_mean(**options, accuracy=0)
@@ -120,6 +121,7 @@ def test_branches_of_a_small_limit_lose_few_steps() -> None:
         assert lost <= limit / 6 or len(early) == 1
 
 
+@pytest.mark.slow
 def test_schedule_and_patience_decide_instead_of_the_accuracy() -> None:
     run = fit_mean(num_steps=700, schedule="CosineAnnealingLR(T_max=700)")
     assert run.results["steps"] == 700
@@ -130,7 +132,7 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "stop", [150, pytest.param(250, marks=SLOW), 450, pytest.param(700, marks=SLOW)]
+    "stop", [150, *(pytest.param(stop, marks=SLOW) for stop in (250, 450, 700))]
 )
 def test_resumed_fit_equals_an_uninterrupted_one(stop: int, tmp_path: Path) -> None:
     options: dict[str, Any] = {"batch_size": 20, "num_steps": 900, "accuracy": 1e-5}
