@@ -15,7 +15,7 @@ from ppl_lvm.cli.options import (
     Seed,
     Trust,
 )
-from ppl_lvm.cli.results import print_json, print_list
+from ppl_lvm.cli.results import print_file, print_list
 from ppl_lvm.core.arguments import checked
 from ppl_lvm.core.validate import Count, Whole
 
@@ -133,10 +133,7 @@ def report(
 
     with progress("report") as say:
         page = write_report(directories, output, data=data, trust=trust, say=say)
-    if as_json:
-        print_json({"page": str(page)})
-    else:
-        print(page)
+    print_file("page", page, as_json)
 
 
 @app.command()
@@ -157,10 +154,7 @@ def explore(
     from ppl_lvm.report.explore import explore as write_page
 
     page = write_page(directory, output, data=data, trust=trust)
-    if as_json:
-        print_json({"page": str(page)})
-    else:
-        print(page)
+    print_file("page", page, as_json)
 
 
 @app.command()
@@ -178,10 +172,7 @@ def encode(
     from ppl_lvm import load_run
 
     load_run(directory, trust=trust).encode(data, output=output)
-    if as_json:
-        print_json({"output": str(output)})
-    else:
-        print(output)
+    print_file("output", output, as_json)
 
 
 @app.command()
@@ -221,7 +212,4 @@ def impute(
         columns = rows.columns or [f"{name}_{p}" for p in range(values[0].numel())]
         table, header = values.flatten(1).numpy(), ",".join(columns)
         np.savetxt(output, table, "%.9g", ",", header=header, comments="")
-    if as_json:
-        print_json({"output": str(output), "site": name, "shape": list(values.shape)})
-    else:
-        print(output)
+    print_file("output", output, as_json, site=name, shape=list(values.shape))

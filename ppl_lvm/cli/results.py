@@ -26,6 +26,14 @@ def print_json(result: Any) -> None:
     print(json.dumps(result))
 
 
+def print_file(kind: str, path: Any, as_json: bool, **more: Any) -> None:
+    """Print the path of a file that was written, as one JSON object with `more` or by itself."""
+    if as_json:
+        print_json({kind: str(path), **more})
+    else:
+        print(path)
+
+
 def print_list(result: Any, as_json: bool) -> None:
     """Print a diagnosis, a comparison or the like: one JSON list in the last line, or a table."""
     if as_json:

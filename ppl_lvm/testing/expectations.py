@@ -8,8 +8,8 @@ subsample of a plate. An expectation is then a finite sum over cases:
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
 from math import prod
 from typing import Any
@@ -26,19 +26,13 @@ from ppl_lvm.core.distributions import innermost, unmasked
 from ppl_lvm.estimators.base import Estimator, total
 from ppl_lvm.particles import Particles
 from ppl_lvm.particles.structure import Program
+from ppl_lvm.programs.precision import default_dtype
 
 Case = dict[str, Tensor]  # by site: (K, ...) values, (K, ...) noise, or (B,) rows
 
 
-@contextmanager
-def double_precision() -> Iterator[None]:
-    """Make float64 the default dtype inside."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(dtype)
+# Makes float64 the default dtype inside.
+double_precision = partial(default_dtype, torch.float64)
 
 
 class ForceDraws(Messenger):
